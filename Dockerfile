@@ -1,0 +1,89 @@
+# syntax=docker/dockerfile:1.7
+# The GPU worker, for linux/amd64:  docker build --platform linux/amd64 --tag <registry>/<name>:<version> .
+#
+# The base is plain Debian with Python, not an NVIDIA CUDA image: PyTorch's wheels bring every CUDA library they use, and
+# the driver comes from the host, so a CUDA base would hold the same gigabytes twice. Nothing is compiled at run time.
+
+# The CUDA release of the torch wheel that requirements.txt pins; allowedCudaVersions in .runpod/*.json says the same.
+ARG CUDA_VERSION=13.0
+
+# ---- builder: one virtual environment, with byte code ----
+FROM python:3.11.15-slim-bookworm AS builder
+ARG CUDA_VERSION
+
+# Without UV_COMPILE_BYTECODE each fresh container would compile some 3,200 modules again, about 8 s of a cold start.
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_LINK_MODE=copy \
+    UV_PYTHON_DOWNLOADS=never \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+RUN pip install uv==0.13.9 && uv venv /opt/venv
+
+WORKDIR /build
+COPY requirements.txt requirements-gpu.txt ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --python /opt/venv/bin/python -r requirements-gpu.txt
+
+# A torch of another CUDA release would fail on the very hosts that .runpod/hub.json allows: better here than there.
+RUN /opt/venv/bin/python -c "import sys, torch; built = torch.version.cuda; \
+    sys.exit(None if built == '${CUDA_VERSION}' else f'torch is built for CUDA {built}, not ${CUDA_VERSION}')"
+
+# ---- runtime ----
+FROM python:3.11.15-slim-bookworm AS runtime
+ARG CUDA_VERSION
+
+LABEL org.opencontainers.image.title="Universal Image Model Worker" \
+      org.opencontainers.image.description="A RunPod Serverless worker that runs any image diffusion model behind one small JSON request." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      universal-image-model-worker.cuda="${CUDA_VERSION}"
+
+# NVIDIA_*: which parts of the host's driver the container runtime mounts. NVIDIA_REQUIRE_CUDA stays unset: on a host
+# with too old a driver the worker starts, says so in one sentence and reports itself unhealthy, instead of crash-looping.
+# RUNPOD_LOG_LEVEL: the SDK's default is DEBUG, which writes results into the logs.
+# RUNPOD_SKIP_GPU_CHECK: the SDK's GPU check imports torch and multiplies matrices before the first job is taken; the
+# worker's own fitness check asks the driver (cuInit) without torch, so the loop is up early.
+# hadolint ignore=DL3064
+ENV PATH="/opt/venv/bin:${PATH}" \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    RUNPOD_LOG_LEVEL=INFO \
+    RUNPOD_SKIP_GPU_CHECK=true \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    TOKENIZERS_PARALLELISM=false
+
+# RunPod mounts network volumes as root's and offers no way to change that, so root is the default: any other user could
+# not write the model cache. Elsewhere build with --build-arg RUN_AS=worker (uid 10001) and mount a volume it may write.
+RUN useradd --uid 10001 --create-home worker
+
+COPY --from=builder /opt/venv /opt/venv
+
+WORKDIR /app
+COPY LICENSE handler.py models.yaml test_input.json ./
+COPY models/ models/
+COPY worker/ worker/
+RUN python -m compileall -q handler.py worker \
+    && install -d -o worker -g worker outputs
+
+# Optional: bake one model into the image, so that a cold start downloads nothing.
+#   docker build --build-arg MODEL_ID=org/repo [--build-arg MODEL_REVISION=commit] [--secret id=HF_TOKEN,env=HF_TOKEN] .
+# A baked model lies off /runpod-volume, which a mounted volume would hide; the worker looks there before it asks the Hub.
+# All other models go to the volume (worker/settings.py): /runpod-volume/huggingface/hub when one is mounted.
+# The worker reads MODEL_REVISION itself. The token is mounted for this one step and never stored in a layer.
+ARG MODEL_ID=""
+ARG MODEL_REVISION=""
+ENV MODEL_ID=${MODEL_ID} \
+    MODEL_REVISION=${MODEL_REVISION}
+RUN --mount=type=secret,id=HF_TOKEN,required=false \
+    if [ -n "${MODEL_ID}" ]; then \
+        if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi; \
+        HF_HUB_CACHE=/opt/huggingface/hub python -m worker cache pull "${MODEL_ID}" \
+        && chown -R worker:worker /opt/huggingface; \
+    fi
+
+ARG RUN_AS=root
+USER ${RUN_AS}
+
+# Exec form: Python is process 1 and gets SIGTERM itself, so the job in flight is finished before the worker goes.
+CMD ["python", "-u", "handler.py"]

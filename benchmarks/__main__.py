@@ -1,0 +1,45 @@
+"""`python -m benchmarks [name …]`: measure, print a table, and write benchmarks/results/<date>.json with --save."""
+
+import argparse
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measures import MEASURES, Figure
+
+
+def main() -> int:
+    """Run the chosen measures, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"from {', '.join(MEASURES)}")
+    parser.add_argument("--save", action="store_true", help="write the figures as JSON")
+    given = parser.parse_args()
+    unknown = set(given.names) - MEASURES.keys()
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+    figures: list[Figure] = []
+    console = Console()
+    for name in given.names or MEASURES:
+        with console.status(name):
+            figures += MEASURES[name]()
+    table = Table("measure", "figure", "unit", "median of")
+    for figure in figures:
+        table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, str(figure.runs))
+    console.print(table)
+    if given.save:
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{datetime.now(UTC):%Y-%m-%d}.json"
+        machine = {"python": platform.python_version(), "processor": platform.machine()}
+        path.write_text(json.dumps({"machine": machine, "figures": [vars(figure) for figure in figures]}, indent=1))
+        console.print(f"saved {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The measures. CPU only, one torch thread; wall seconds unless a figure says otherwise."""
+
+import asyncio
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from worker.core.image import Raster
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Figure:
+    """One number: the median of `runs`."""
+
+    name: str
+    value: float
+    unit: str
+    runs: int
+
+
+def _median(call: Callable[[], object], runs: int) -> float:
+    seconds = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def imports() -> list[Figure]:
+    """How long the gateway side and the engine take to import, each in a process of its own."""
+    figures = []
+    for module in ("worker.app", "worker.engine.engine"):
+        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+
+        def run(code: str = code) -> float:
+            done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+            return float(done.stdout)
+
+        figures.append(Figure(f"import {module}", statistics.median(run() for _ in range(5)), "s", 5))
+    return figures
+
+
+def detection() -> list[Figure]:
+    """Reading and detecting an SDXL checkpoint's header."""
+    from tests.catalog.corpus import sparse_file, stored
+    from worker.catalog.detector import detect_header
+    from worker.catalog.headers import read_header
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = sparse_file(Path(folder) / "sdxl.safetensors", stored("sdxl"))
+        return [Figure("inspect an SDXL file", _median(lambda: detect_header(read_header(path)), 20) * 1e3, "ms", 20)]
+
+
+def encoding() -> list[Figure]:
+    """A 1024x1024 picture to PNG, against Pillow's default."""
+    from worker.media.images import encode
+
+    x, y = np.meshgrid(np.linspace(0, 20, 1024), np.linspace(0, 20, 1024))
+    waves = np.stack([np.sin(x) * np.cos(y), np.cos(x + y), np.sin(x * y / 5)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 3, waves.shape)
+    pixels = np.clip((waves + 1) * 127 + noise, 0, 255).astype(np.uint8)
+    raster = Raster("RGB", 1024, 1024, pixels.tobytes())
+
+    def default() -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        return out.getvalue()
+
+    ours, theirs = _median(lambda: encode(raster, "png", 90), 7), _median(default, 7)
+    size = len(encode(raster, "png", 90)) / len(default())
+    return [
+        Figure("PNG of 1024x1024", ours * 1e3, "ms", 7),
+        Figure("PNG speed against Pillow's default", theirs / ours, "x", 7),
+        Figure("PNG size against Pillow's default", size, "x", 1),
+    ]
+
+
+def overhead() -> list[Figure]:
+    """What a whole job (decode, accept, run, encode) takes beyond the pipeline's own call, the two in turn."""
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from worker.app import build_worker
+    from worker.settings import Settings
+
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(PROJECT / "models/demo", dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+
+    async def measure(folder: Path) -> list[tuple[float, float, float]]:
+        worker = build_worker(Settings(volume_dir=folder, device="cpu"))
+        rows = []
+        for index in range(23):
+            started = time.perf_counter()
+            payload = {"prompt": "a red apple", "seed": index}
+            answer = await worker.actions.perform(payload, f"bench-{index}", lambda progress: None)
+            job = time.perf_counter() - started
+            generator = torch.Generator("cpu").manual_seed(index)
+            alone = _median(lambda g=generator: pipe("a red apple", num_inference_steps=16, generator=g), 1)
+            rows.append((job, answer["timings"]["inference_s"], alone))
+        return rows[3:]  # the first ones load and warm up
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(measure(Path(folder)))
+    outside = statistics.median(job - inference for job, inference, _ in rows)
+    return [
+        Figure("a demo picture, pipeline alone", statistics.median(row[2] for row in rows) * 1e3, "ms", len(rows)),
+        Figure("added around the engine, with PNG", outside * 1e3, "ms", len(rows)),
+    ]
+
+
+def queue() -> list[Figure]:
+    """The share of time that the engine is busy while RunPod's queue has jobs, at concurrency 1 and 2."""
+    from tests.fakes.runpod_platform import RunPodPlatform
+    from tests.fakes.worker_process import WorkerProcess
+
+    figures = []
+    for concurrency in ("1", "2"):
+        with tempfile.TemporaryDirectory() as folder, RunPodPlatform() as platform:
+            env = platform.worker_env() | {"VOLUME_DIR": folder, "DEVICE": "cpu", "WORKER_CONCURRENCY": concurrency}
+            job = {"prompt": "a red apple", "num_inference_steps": 60, "progress": False}
+            with WorkerProcess(PROJECT / "handler.py", env=env):
+                platform.wait(platform.submit(job), 120)
+                started = time.monotonic()
+                ids = [platform.submit(job) for _ in range(10)]
+                records = [platform.wait(job_id, 120) for job_id in ids]
+                elapsed = time.monotonic() - started
+            busy = sum(record.output["timings"]["inference_s"] for record in records)
+            figures.append(Figure(f"engine busy at concurrency {concurrency}", busy / elapsed, "of 1", 10))
+    return figures
+
+
+MEASURES: dict[str, Callable[[], list[Figure]]] = {
+    "imports": imports,
+    "detection": detection,
+    "encoding": encoding,
+    "overhead": overhead,
+    "queue": queue,
+}

@@ -1,0 +1,118 @@
+"""The documents say what the code does: commands run, examples are accepted, tables equal the code."""
+
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import PROJECT
+from worker.app import build_worker
+from worker.core import errors
+from worker.settings import Settings
+from worker.transport.wire import ACTIONS, ALIASES
+
+README = (PROJECT / "README.md").read_text()
+API = (PROJECT / "docs/api.md").read_text()
+TOUR = (PROJECT / "docs/tour.md").read_text()
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def rows(text, heading):
+    table = text.split(heading, 1)[1]
+    found = []
+    for line in table.splitlines():
+        if line.startswith("|"):
+            found.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found:
+            break
+    return found[2:]
+
+
+COMMANDS = [
+    line.split("#")[0].strip() for block in blocks(README, "bash") for line in block.splitlines() if line.strip()
+]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python")])
+def test_a_command_of_the_readme_runs_and_saves_pictures(command, tmp_path):
+    words = shlex.split(command)
+    assert words[0] == "python"
+    script = [str(PROJECT / word) if word.endswith(".py") else word for word in words[1:]]
+    done = subprocess.run(
+        [sys.executable, *script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "outputs").glob("*.png"))
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make ([\w-]+)", "\n".join(COMMANDS), re.M))
+def test_a_make_target_of_the_readme_exists(target):
+    assert re.search(rf"^{target}\b.*:", (PROJECT / "Makefile").read_text(), re.M)
+
+
+def example_inputs():
+    for text in blocks(README, "json"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            continue
+        if "input" in value:
+            yield value["input"]
+
+
+async def test_the_readmes_requests_are_accepted_and_its_error_is_the_real_one(tmp_path):
+    worker = build_worker(Settings(volume_dir=tmp_path))
+    inputs = list(example_inputs())
+    assert len(inputs) == 2
+    from worker.transport.wire import decode_envelope, decode_generation
+
+    accept = worker.actions.generation.accept
+    job = await accept(decode_generation(decode_envelope(inputs[0]).fields), "x")
+    assert job.seeds == (42, 43)
+    with pytest.raises(errors.ParameterOutOfRange) as failure:
+        await accept(decode_generation(decode_envelope(inputs[1]).fields), "x")
+    assert json.dumps(failure.value.message)[1:-1] in README
+
+
+def test_the_action_table_is_the_codes():
+    assert [row[0].strip("`") for row in rows(API, "## Actions")] == list(ACTIONS)
+
+
+def test_the_alias_table_is_the_codes():
+    said = {
+        alias: row[1].strip("`") for row in rows(API, "### Other names") for alias in re.findall(r"`(\w+)`", row[0])
+    }
+    assert said == dict(ALIASES)
+
+
+def test_the_error_table_is_the_codes():
+    classes = [
+        value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, errors.WorkerError)
+    ]
+    real = {value.code: "yes" if value.retryable else "no" for value in classes}
+    assert {row[0].strip("`"): row[1] for row in rows(API, "## Errors")} == real
+    drawn = re.findall(r"^[│ ├└]*(\w+) {2,}", inspect.getdoc(errors) or "", re.M)
+    assert set(drawn) == {value.__name__ for value in classes} - {"WorkerError"}
+
+
+def test_every_file_that_the_tour_names_exists():
+    named = set(re.findall(r"`?((?:worker|tests|docs)/[\w/]+\.(?:py|md|yaml))`?", TOUR + README))
+    short = set(re.findall(r"\b((?:transport|service|catalog|store|engine|media)/\w+\.py)", TOUR))
+    assert named and short
+    missing = [name for name in named if not (PROJECT / name).exists()]
+    missing += [name for name in short if not (PROJECT / "worker" / name).exists()]
+    assert not missing
+
+
+def test_every_room_of_the_tour_is_a_room():
+    said = {name for row in rows(TOUR, "## The rooms") for name in re.findall(r"`(\w+)`", row[0])}
+    real = {path.name for path in (PROJECT / "worker").iterdir() if (path / "__init__.py").exists()} | {"app", "cli"}
+    assert said == real

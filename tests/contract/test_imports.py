@@ -1,0 +1,50 @@
+"""What importing costs, and who may read the environment."""
+
+import json
+import re
+import subprocess
+import sys
+
+from tests.conftest import PROJECT
+
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "runpod", "fastapi", "boto3", "huggingface_hub")
+
+
+def imported(code):
+    script = f"import json, sys, time; t = time.perf_counter(); {code}; s = time.perf_counter() - t; " + (
+        "print(json.dumps({'modules': sorted(sys.modules), 'seconds': s}))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return json.loads(out.stdout)
+
+
+def test_the_composition_root_imports_fast_and_without_torch():
+    runs = [imported("import worker.app") for _ in range(3)]
+    assert not set(HEAVY) & set(runs[0]["modules"])
+    assert min(run["seconds"] for run in runs) < 1.5
+
+
+def test_handler_imports_nothing_at_top_level():
+    modules = imported("import handler")["modules"]
+    assert not [name for name in modules if name.startswith(("worker", *HEAVY))]
+
+
+def test_the_engine_is_where_torch_is():
+    assert "torch" in imported("import worker.engine.engine")["modules"]
+
+
+def test_only_settings_reads_the_environment():
+    readers = [
+        path.relative_to(PROJECT).as_posix()
+        for path in [*PROJECT.glob("worker/**/*.py"), PROJECT / "handler.py"]
+        if re.search(r"\bos\.environ|\bgetenv\b", path.read_text())
+    ]
+    assert readers == ["worker/settings.py"]
+
+
+def test_no_file_is_longer_than_four_hundred_lines():
+    files = [
+        path for folder in ("worker", "tests", "tools", "benchmarks") for path in PROJECT.glob(f"{folder}/**/*.py")
+    ]
+    long = {path.name: lines for path in files if (lines := len(path.read_text().splitlines())) > 400}
+    assert not long

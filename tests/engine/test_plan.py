@@ -1,0 +1,70 @@
+"""How a model is put on a device: numbers in, a plan or a refusal out; no torch."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.core.device import DeviceInfo
+from worker.core.errors import OutOfMemory
+from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.engine.plan import GIB, make_plan
+
+# SDXL in half precision: UNet 4.8 GiB, text encoders 0.2 and 1.3, VAE 0.2.
+SDXL = {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
+
+
+def plan(device, gib, *, dtype=None, parameters=None, minimum=None, total=None, prediction=None, root=Path("m")):
+    spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"), dtype=dtype, min_vram_gb=minimum)
+    files = ModelFiles(root, 0, parameters=SDXL if parameters is None else parameters)
+    found = Detection(Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline", prediction_type=prediction)
+    info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
+    return make_plan(spec, files, found, info, megapixels=1.0)
+
+
+@pytest.mark.parametrize(
+    ("gib", "offload"), [(80, "none"), (24, "none"), (10, "none"), (8, "model"), (3, "sequential")]
+)
+def test_offloading_follows_the_free_memory(gib, offload):
+    assert plan("cuda", gib, dtype="float16").offload == offload
+
+
+def test_what_cannot_fit_is_refused_with_numbers():
+    with pytest.raises(OutOfMemory, match=r"needs 2\.8 GiB .* has 2\.0 GiB"):
+        plan("cuda", 2, dtype="float16")
+
+
+def test_a_cpu_does_not_offload_and_needs_float32():
+    assert plan("cpu", 20).dtype == "float32"
+    assert plan("cpu", 20).offload == "none"
+    assert plan("cpu", 20).weight_bytes == 4 * sum(SDXL.values())
+    with pytest.raises(OutOfMemory):
+        plan("cpu", 12)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "got"),
+    [
+        ("cuda", "float16", "float16"),
+        ("cuda", None, "bfloat16"),
+        ("cuda", "float32", "float32"),
+        ("mps", "bfloat16", "float16"),
+        ("cpu", "bfloat16", "float32"),
+    ],
+)
+def test_the_dtype_is_the_models_where_the_device_can(device, wanted, got):
+    assert plan(device, 80, dtype=wanted).dtype == got
+
+
+def test_a_gpu_below_the_models_minimum_is_refused():
+    with pytest.raises(OutOfMemory, match="min_vram_gb"):
+        plan("cuda", 20, total=24, minimum=40)
+    assert plan("cuda", 40, total=40, minimum=40).offload == "none"
+
+
+def test_a_single_files_own_words_go_to_the_scheduler(tmp_path):
+    file = tmp_path / "m.safetensors"
+    file.write_bytes(b"")
+    assert plan("cuda", 80, root=file, prediction="v_prediction").scheduler_options == {
+        "prediction_type": "v_prediction"
+    }
+    assert plan("cuda", 80, prediction="v_prediction").scheduler_options == {}

@@ -1,0 +1,216 @@
+"""An engine that draws flat pictures at once, and does as it is told: wait, hang, fail. No torch."""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.app import Worker, build_worker
+from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.image import Raster
+from worker.core.job import Batch, Job
+from worker.core.model import ModelFiles, ModelSpec
+from worker.core.result import Artifact, Emit, EngineReport, Progress
+from worker.settings import Settings
+from worker.transport.wire import decode_envelope, decode_generation
+
+Pixels = Callable[[Job, int], Raster]
+
+
+def flat(job: Job, seed: int) -> Raster:
+    """Return one colour, a function of the seed, at the job's size."""
+    width, height = int(str(job.params.get("width") or 64)), int(str(job.params.get("height") or 64))
+    return Raster("RGB", width, height, bytes([seed % 251, seed // 251 % 251, 128]) * (width * height))
+
+
+class FakeEngine:
+    """Counts what it runs. `steps` are taken with the job's stop signal looked at in each, as the real engine does.
+
+    Clear `gate` and a run waits inside its step until it is set again or the job has to stop; clear `alive` and it
+    hangs there, whatever the job wants, until `alive` is set.
+    """
+
+    def __init__(self, pixels: Pixels = flat, steps: int = 3) -> None:
+        self.pixels = pixels
+        self.steps = steps
+        self.gate = threading.Event()
+        self.alive = threading.Event()
+        self.gate.set()
+        self.alive.set()
+        self.load_seconds = 0.0
+        """How long a run loads before its steps; that is not interrupted."""
+        self.failures: list[BaseException] = []
+        """Raised by the next runs, one each."""
+        self.ran: list[Job] = []
+        self.inside = threading.Event()
+        """Set while a run is in its steps."""
+        self.overlaps = 0
+        self.resident: list[str] = []
+        self._busy = threading.Lock()
+
+    @property
+    def resident_models(self) -> list[str]:
+        """Ids of the models on the device."""
+        return self.resident
+
+    def device_info(self) -> DeviceInfo:
+        """Return a GPU that does not exist."""
+        return DeviceInfo("cuda", "Fake GPU", 24 * 2**30, 20 * 2**30)
+
+    def run(self, batch: Batch, emit: Emit) -> EngineReport:
+        """Draw every picture of the batch."""
+        if not self._busy.acquire(blocking=False):
+            self.overlaps += 1
+            raise AssertionError("two runs at once")
+        job = batch.jobs[0]
+        self.ran.append(job)
+        self.inside.set()
+        try:
+            emit(Progress("load", 0, 1, job.spec.id))
+            time.sleep(self.load_seconds)
+            emit(Progress("load", 1, 1, job.spec.id))
+            for step in range(self.steps):
+                while not (self.gate.wait(0.005) and self.alive.is_set()):
+                    if self.alive.wait(0.005):
+                        job.stop.check()
+                job.stop.check()
+                emit(Progress("inference", step + 1, self.steps))
+            if self.failures:
+                raise self.failures.pop(0)
+            self.resident = [job.spec.id]
+            artifacts = tuple(
+                Artifact(job.id, self.pixels(job, seed), seed) for job in batch.jobs for seed in job.seeds
+            )
+            return EngineReport(artifacts, load_s=0.25, inference_s=0.5)
+        finally:
+            self.inside.clear()
+            self._busy.release()
+
+    def preload(self, spec: ModelSpec, files: ModelFiles, pipeline: str, emit: Emit) -> LoadPlan:
+        """Say that the model is there now."""
+        self.resident = [spec.id]
+        return LoadPlan(Path(), pipeline, "float32", "cuda", "none", 2 * 2**30, 2**30)
+
+    def unload(self, model: str) -> int:
+        """Say that it is gone."""
+        found = self.resident.count(model)
+        self.resident = [name for name in self.resident if name != model]
+        return found
+
+
+class Builder:
+    """What `build_worker` takes to make an engine; counts how often it was asked to."""
+
+    def __init__(self, engine: FakeEngine | None = None) -> None:
+        self.engine = engine or FakeEngine()
+        self.built = 0
+        self.seconds = 0.0
+        """How long building takes."""
+        self.failures: list[BaseException] = []
+        """Raised by the next builds, one each."""
+
+    def __call__(self) -> FakeEngine:
+        """Hand out the engine."""
+        self.built += 1
+        time.sleep(self.seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        return self.engine
+
+
+_ids = itertools.count()
+
+
+def fresh_id() -> str:
+    """Return a job id that was never used: the same job delivered twice would be answered from memory."""
+    return f"job-{next(_ids)}"
+
+
+def shelf(root: Path) -> Path:
+    """Write a models.yaml whose models can be accepted without a weight or a network; return its path."""
+    folder = root / "models/sd1"
+    for name, content in {
+        "model_index.json": {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        },
+        "unet/config.json": {"_class_name": "UNet2DConditionModel", "sample_size": 8, "cross_attention_dim": 768},
+        "vae/config.json": {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8, 8, 8]},
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler"},
+    }.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    lightning = {"lora": "org/fast#8steps.safetensors", "steps": 8, "defaults": {"guidance_scale": 1.0}}
+    models = {
+        "tiny": {
+            "source": "file:models/sd1",
+            "aliases": ["small"],
+            "tasks": ["text-to-image", "image-to-image"],
+            "defaults": {"num_inference_steps": 5},
+            "limits": {"max_side": 256},
+        },
+        "any": {"source": "file:models/sd1"},
+        "org/sdxl": {
+            "architecture": "sdxl",
+            "tasks": ["text-to-image"],
+            "defaults": {"guidance_scale": 6.5, "negative_prompt": "blurry"},
+            "limits": {"max_images": 2},
+        },
+        "fast": {"source": "org/fast-sdxl", "architecture": "sdxl", "tasks": ["text-to-image"], "lightning": lightning},
+        "editor": {"source": "org/editor", "architecture": "qwen-image-edit", "tasks": ["image-editing"]},
+        "video": {"source": "org/video", "architecture": "cogvideox", "tasks": ["text-to-video"]},
+    }
+    path = root / "models.yaml"
+    path.write_text(json.dumps({"models": models}))
+    return path
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A worker over the shelf with a fake engine."""
+
+    worker: Worker
+    builder: Builder
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The engine, whether or not the worker has asked for it yet."""
+        return self.builder.engine
+
+    async def ask(self, _id: str | None = None, _emit: Emit = lambda progress: None, **payload: Any) -> dict[str, Any]:
+        """Return the answer to one input, under a new id unless one is given."""
+        return await self.worker.actions.perform(payload, _id or fresh_id(), _emit)
+
+    async def draw(self, _id: str | None = None, **payload: Any) -> dict[str, Any]:
+        """Return the answer to a generation with some prompt."""
+        return await self.ask(_id, **{"prompt": "an apple", **payload})
+
+    async def accept(self, **fields: Any) -> Job:
+        """Return what the service makes of a request, without running it."""
+        request = decode_generation(decode_envelope({"prompt": "an apple", **fields}).fields)
+        return await self.worker.actions.generation.accept(request, fresh_id())
+
+
+def make_desk(root: Path, engine: FakeEngine | None = None, **changes: Any) -> Desk:
+    """Return a desk with its own shelf in `root`. It is offline: what would ask the Hub fails at once."""
+    settings = Settings(
+        **{
+            "models_yaml": shelf(root),
+            "default_model": "tiny",
+            "volume_dir": root / "volume",
+            "outputs_dir": root / "outputs",
+            "device": "cpu",
+            "warm_up": False,
+            "OFFLINE": True,
+            **changes,
+        }
+    )
+    builder = Builder(engine)
+    return Desk(build_worker(settings, build_engine=builder), builder)

@@ -1,0 +1,349 @@
+"""A Hugging Face Hub in miniature: serves local folders as model repositories to the real ``huggingface_hub`` client.
+
+The client reads ``HF_ENDPOINT`` when it is imported, so a process started later takes :meth:`FakeHub.env`, and a call
+in this process takes ``endpoint=hub.endpoint``.
+"""
+
+import asyncio
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from yarl import URL
+
+from tests.fakes import FakeServer, Handler
+
+LFS_ABOVE = 10_000
+"""Files over so many bytes, and all safetensors, are stored with Git LFS."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of one commit."""
+
+    path: str
+    source: Path
+    size: int
+    blob: str
+    """Git's id of the file (of its pointer, with LFS)."""
+    sha256: str | None
+    """Set for LFS files only."""
+    pointer_size: int
+
+    @property
+    def etag(self) -> str:
+        """What the Hub calls this content, unquoted."""
+        return self.sha256 or self.blob
+
+    def sibling(self, blobs: bool) -> dict[str, Any]:
+        """Return the entry of this file in a model's info."""
+        entry: dict[str, Any] = {"rfilename": self.path}
+        if blobs:
+            entry |= {"size": self.size, "blobId": self.blob}
+            if self.sha256:
+                entry["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+        return entry
+
+    def leaf(self) -> dict[str, Any]:
+        """Return the entry of this file in a tree."""
+        entry: dict[str, Any] = {"type": "file", "oid": self.blob, "size": self.size, "path": self.path}
+        if self.sha256:
+            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
+        return entry
+
+
+@dataclass
+class HubRepo:
+    """A repository: its commits by id, and its branches."""
+
+    id: str
+    gated: bool
+    private: bool
+    info: dict[str, Any]
+    commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+
+class FakeHub(FakeServer):
+    """The Hub.
+
+    ``down`` answers 503 to everything and ``hang`` answers nothing until it is set back; both may be set at any time.
+    ``cdn`` answers LFS files with a redirect to another host name, as the real Hub does.
+    """
+
+    def __init__(self, *, token: str = "hf_member", stranger: str = "hf_stranger", cdn: bool = False) -> None:
+        super().__init__()
+        self.token = token
+        """May read private and gated repositories."""
+        self.stranger = stranger
+        """A valid token that was not let into any gated repository."""
+        self.cdn = cdn
+        self.down = False
+        self.hang = False
+        self.repos: dict[str, HubRepo] = {}
+        self._truncated: dict[str, int] = {}
+        self._corrupted: set[str] = set()
+
+    # --- for tests ---------------------------------------------------------------------------------------------
+
+    @property
+    def endpoint(self) -> str:
+        """What to pass as ``endpoint=``."""
+        return self.origin
+
+    def env(self) -> dict[str, str]:
+        """Return the variables that point a new process here, with an empty cache that goes with this server."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(Path(self.folder) / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+
+    def add_repo(
+        self,
+        repo_id: str,
+        folder: str | Path,
+        *,
+        gated: bool = False,
+        private: bool = False,
+        branch: str = "main",
+        **info: Any,
+    ) -> str:
+        """Serve a folder as the newest commit of a branch and return the commit's id.
+
+        Files are read when asked for, but listed and hashed now. Earlier commits stay. ``info`` goes into the model's
+        info as it is (``pipeline_tag=``, ``cardData=`` …).
+        """
+        files = {file.path: file for file in (_hub_file(Path(folder), path) for path in _files(Path(folder)))}
+        content = json.dumps([repo_id, sorted((path, file.blob) for path, file in files.items())])
+        commit = hashlib.sha1(content.encode()).hexdigest()
+
+        def add() -> None:
+            repo = self.repos.setdefault(repo_id, HubRepo(repo_id, gated, private, info))
+            repo.gated, repo.private, repo.info = gated, private, repo.info | info
+            repo.commits[commit] = files
+            repo.branches[branch] = commit
+
+        self.call(add)
+        return commit
+
+    def truncate(self, path: str, length: int) -> None:
+        """End every download of a file after so many bytes, though all were promised."""
+        self.call(lambda: self._truncated.update({path: length}))
+
+    def corrupt(self, path: str) -> None:
+        """Flip one bit in the middle of a file on its way; size and ETag stay true to the original."""
+        self.call(lambda: self._corrupted.add(path))
+
+    def heal(self) -> None:
+        """Take back every fault."""
+        self.down = self.hang = False
+        self.call(lambda: (self._truncated.clear(), self._corrupted.clear()))
+
+    def count(self, part: str = "", method: str | None = None) -> int:
+        """Return how many requests had this in their path (and this method)."""
+        return sum(part in seen.path and method in (None, seen.method) for seen in list(self.requests))
+
+    # --- routes ------------------------------------------------------------------------------------------------
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Register the API and the files."""
+        model = "/api/models/{org}/{name}"
+        router.add_get("/api/whoami-v2", self._faulty(self._whoami))
+        router.add_get("/api/models", self._faulty(self._search))
+        router.add_get(model, self._faulty(self._info))
+        router.add_get(model + "/revision/{revision}", self._faulty(self._info))
+        router.add_get(model + "/tree/{revision}", self._faulty(self._tree))
+        router.add_get(model + "/tree/{revision}/{path:.+}", self._faulty(self._tree))
+        router.add_post(model + "/paths-info/{revision}", self._faulty(self._paths))
+        router.add_get("/{org}/{name}/resolve/{revision}/{path:.+}", self._faulty(self._resolve))
+        router.add_get("/cdn/{org}/{name}/{revision}/{path:.+}", self._faulty(self._download))
+
+    def _faulty(self, handler: Handler) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            while self.hang and not self._stop.is_set():
+                await asyncio.sleep(0.05)
+            if self.down:
+                return web.Response(status=503, text="Service Unavailable")
+            if self._bearer(request) not in (None, self.token, self.stranger):
+                return _refusal(401, "", "Invalid credentials in Authorization header")
+            return await handler(request)
+
+        return answer
+
+    async def _whoami(self, request: web.Request) -> web.StreamResponse:
+        if self._bearer(request) is None:
+            return _refusal(401, "", "Invalid username or password.")
+        return web.json_response({"type": "user", "name": "member", "orgs": [], "auth": {"accessToken": {}}})
+
+    async def _search(self, request: web.Request) -> web.StreamResponse:
+        wanted = request.query.get("search", "").lower()
+        open_repos = [repo for repo in self.repos.values() if not repo.private and wanted in repo.id.lower()]
+        found = [_describe(repo, repo.branches["main"], blobs=False) for repo in open_repos]
+        return web.json_response(found[: int(request.query.get("limit", "1000"))])
+
+    async def _info(self, request: web.Request) -> web.StreamResponse:
+        repo, commit = self._commit(request)
+        return web.json_response(_describe(repo, commit, blobs=request.query.get("blobs", "").lower() == "true"))
+
+    async def _tree(self, request: web.Request) -> web.StreamResponse:
+        repo, commit = self._commit(request)
+        files, below = repo.commits[commit], request.match_info.get("path", "").strip("/")
+        prefix = f"{below}/" if below else ""
+        leaves = [file for path, file in sorted(files.items()) if path.startswith(prefix)]
+        if below and not leaves:
+            raise _error(404, "EntryNotFound", f"{below} does not exist on this revision")
+        recursive = request.query.get("recursive", "").lower() in {"true", "1"}
+        direct = [file.leaf() for file in leaves if recursive or "/" not in file.path.removeprefix(prefix)]
+        return web.json_response([_folder(name) for name in _folders(leaves, prefix, recursive)] + direct)
+
+    async def _paths(self, request: web.Request) -> web.StreamResponse:
+        repo, commit = self._commit(request)
+        if request.content_type == "application/json":
+            wanted = (await request.json())["paths"]
+        else:
+            wanted = (await request.post()).getall("paths", [])
+        files = repo.commits[commit]
+        return web.json_response([files[path].leaf() for path in wanted if path in files])
+
+    async def _resolve(self, request: web.Request) -> web.StreamResponse:
+        repo, commit = self._commit(request)
+        if repo.gated and (who := self._bearer(request)) != self.token:
+            raise _error(401 if who is None else 403, "GatedRepo", f"Access to model {repo.id} is restricted.")
+        path = request.match_info["path"]
+        file = repo.commits[commit].get(path)
+        headers = {"X-Repo-Commit": commit}
+        if file is None:
+            raise _error(404, "EntryNotFound", "Entry not found", headers)
+        if self.cdn and file.sha256:
+            headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
+            elsewhere = f"http://localhost:{self.port}/cdn/{repo.id}/{commit}/{path}"
+            return web.Response(status=302, headers=headers | {"Location": str(URL(elsewhere))})
+        return await self._send(request, file, headers)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        # no check of rights: the real CDN is guarded by a signed address, never by the token
+        repo = self.repos["{org}/{name}".format_map(request.match_info)]
+        return await self._send(request, repo.commits[request.match_info["revision"]][request.match_info["path"]], {})
+
+    async def _send(self, request: web.Request, file: HubFile, headers: dict[str, str]) -> web.StreamResponse:
+        headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
+        if file.sha256:
+            headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
+        body = file.source.read_bytes()
+        if file.path in self._corrupted:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        status, first = 200, 0
+        if "Range" in request.headers:
+            span = _span(request, file.size)
+            if span is None:
+                return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
+            status, first = 206, span.start
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
+            body = body[span.start : span.stop]
+        kept = self._truncated.get(file.path)
+        if kept is None or request.method == "HEAD":
+            return web.Response(status=status, headers=headers, body=body, content_type="application/octet-stream")
+        response = web.StreamResponse(status=status, headers=headers | {"Content-Length": str(len(body))})
+        await response.prepare(request)
+        await response.write(body[: max(kept - first, 0)])
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
+    # --- looking up --------------------------------------------------------------------------------------------
+
+    def _bearer(self, request: web.Request) -> str | None:
+        return request.headers.get("Authorization", "").removeprefix("Bearer ") or None
+
+    def _commit(self, request: web.Request) -> tuple[HubRepo, str]:
+        repo = self.repos.get("{org}/{name}".format_map(request.match_info))
+        if repo is None or (repo.private and self._bearer(request) != self.token):
+            # a private repository must look like none at all
+            raise _error(404, "RepoNotFound", "Repository not found")
+        revision = request.match_info.get("revision", "main")
+        commit = repo.branches.get(revision) or next(
+            (known for known in repo.commits if len(revision) >= 7 and known.startswith(revision)), None
+        )
+        if commit is None:
+            raise _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return repo, commit
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts)
+
+
+def _hub_file(folder: Path, path: Path) -> HubFile:
+    content = path.read_bytes()
+    name, sha256 = path.relative_to(folder).as_posix(), hashlib.sha256(content).hexdigest()
+    lfs = len(content) > LFS_ABOVE or path.suffix == ".safetensors"
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
+    stored = pointer if lfs else content
+    blob = hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
+    return HubFile(name, path, len(content), blob, sha256 if lfs else None, len(pointer))
+
+
+def _describe(repo: HubRepo, commit: str, *, blobs: bool) -> dict[str, Any]:
+    files = repo.commits[commit]
+    described: dict[str, Any] = {
+        "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": repo.id.split("/")[0],
+        "sha": commit,
+        "lastModified": "2025-01-01T00:00:00.000Z",
+        "createdAt": "2025-01-01T00:00:00.000Z",
+        "private": repo.private,
+        "gated": "manual" if repo.gated else False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+        "siblings": [file.sibling(blobs) for _, file in sorted(files.items())],
+    }
+    if "model_index.json" in files:
+        name = json.loads(files["model_index.json"].source.read_text()).get("_class_name")
+        described |= {"library_name": "diffusers", "tags": ["diffusers", f"diffusers:{name}"]}
+        described["config"] = {"diffusers": {"_class_name": name}}
+    return described | repo.info
+
+
+def _folders(leaves: list[HubFile], prefix: str, recursive: bool) -> list[str]:
+    names: set[str] = set()
+    for file in leaves:
+        steps = file.path.removeprefix(prefix).split("/")[:-1]
+        depths = range(1, len(steps) + 1) if recursive else range(1, min(1, len(steps)) + 1)
+        names |= {prefix + "/".join(steps[:depth]) for depth in depths}
+    return sorted(names)
+
+
+def _folder(name: str) -> dict[str, Any]:
+    return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
+
+
+def _span(request: web.Request, size: int) -> range | None:
+    """Return the bytes asked for, or None when there are none such."""
+    try:
+        asked = request.http_range
+    except ValueError:
+        return None
+    start, stop, _ = asked.indices(size)
+    return range(start, stop) if start < stop else None
+
+
+def _refusal(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    told = (headers or {}) | {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+    return web.json_response({"error": message}, status=status, headers=told)
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> web.HTTPException:
+    kinds = {401: web.HTTPUnauthorized, 403: web.HTTPForbidden, 404: web.HTTPNotFound}
+    told = (headers or {}) | {"X-Error-Message": message, "X-Error-Code": code}
+    return kinds[status](text=json.dumps({"error": message}), headers=told, content_type="application/json")

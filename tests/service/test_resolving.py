@@ -1,0 +1,118 @@
+"""Which models a caller may name, and what a name means."""
+
+import json
+
+import pytest
+
+from tests.catalog.corpus import sparse_file, stored
+from tests.fakes.engine import make_desk
+from worker.core.errors import AccessDenied, InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
+
+
+def resolved(desk, name):
+    return desk.worker.resolver.resolve(name)
+
+
+@pytest.mark.parametrize("name", ["tiny", "TINY", "small", " Small ", None])
+def test_ids_and_aliases_in_any_case_and_the_default(desk, name):
+    assert resolved(desk, name).id == "tiny"
+
+
+async def test_an_unregistered_model_is_refused_naming_the_switch(desk):
+    with pytest.raises(ModelNotFound, match="ALLOW_UNREGISTERED_MODELS=true") as failure:
+        await desk.draw(model="other/model")
+    assert failure.value.field == "model"
+    assert "'other/model' is not in models.yaml" in failure.value.message
+    assert desk.builder.built == 0
+
+
+@pytest.mark.parametrize(("name", "near"), [("sdlx", "org/sdxl"), ("tinny", "tiny"), ("org/sdxl2", "org/sdxl")])
+def test_a_close_miss_is_answered_with_the_nearest_ids(desk, name, near):
+    with pytest.raises(ModelNotFound, match=f"did you mean.*{near}"):
+        resolved(desk, name)
+
+
+def test_what_is_near_nothing_is_answered_with_the_way_to_the_list(desk):
+    with pytest.raises(ModelNotFound, match='"action": "models"'):
+        resolved(desk, "zzzzzzzzzzzz")
+
+
+def test_an_allowed_reference_is_read(tmp_path):
+    desk = make_desk(tmp_path, allow_unregistered_models=True)
+    spec = resolved(desk, "Other/Model@main#a/b.safetensors")
+    assert (spec.source.locator, spec.source.revision, spec.source.filename) == (
+        "Other/Model",
+        "main",
+        "a/b.safetensors",
+    )
+    assert resolved(desk, "https://huggingface.co/other/model").source.locator == "other/model"
+
+
+@pytest.mark.parametrize(
+    "name", ["org/../x", "a b", "no-slash", "org/x@../y", "org/x#../../y", "\x01", "file:", "x" * 300]
+)
+def test_what_is_no_reference_is_refused(tmp_path, name):
+    with pytest.raises(InvalidRequest) as failure:
+        resolved(make_desk(tmp_path, allow_unregistered_models=True), name)
+    assert failure.value.field == "model"
+
+
+@pytest.mark.parametrize("name", ["civitai:123", "urn:air:sdxl:lora:civitai:1@2", "https://example.com/a.safetensors"])
+def test_a_source_of_a_later_version_is_refused_with_the_way_round(desk, name):
+    with pytest.raises(UnsupportedModel, match="file:/path"):
+        resolved(desk, name)
+
+
+def test_only_the_allowed_organisations(tmp_path):
+    desk = make_desk(tmp_path, allow_unregistered_models=True, allowed_orgs=("Good",))
+    assert resolved(desk, "good/model").id == "good/model"
+    with pytest.raises(ModelNotFound, match="takes models of Good"):
+        resolved(desk, "other/model")
+    assert resolved(desk, "org/sdxl").id == "org/sdxl"  # the registry needs no leave
+
+
+def test_a_denied_organisation_is_refused_whatever_else_is_allowed(tmp_path):
+    desk = make_desk(tmp_path, allow_unregistered_models=True, allowed_orgs=("bad",), denied_orgs=("Bad",))
+    with pytest.raises(ModelNotFound, match="not allowed on this worker"):
+        resolved(desk, "BAD/model")
+
+
+async def test_a_lora_is_under_the_same_rules(desk, tmp_path):
+    with pytest.raises(ModelNotFound, match="ALLOW_UNREGISTERED_MODELS") as failure:
+        await desk.draw(loras=["org/style"])
+    assert failure.value.field == "loras"
+    assert desk.builder.built == 0
+    denying = make_desk(tmp_path / "b", allow_unregistered_models=True, denied_orgs=("bad",))
+    with pytest.raises(ModelNotFound, match="loras: bad/style is not allowed"):
+        await denying.draw(loras=["bad/style"])
+
+
+async def test_the_operators_own_lora_needs_no_leave(desk):
+    with pytest.raises(WorkerError) as failure:
+        await desk.draw(model="fast")  # its Lightning LoRA: allowed, but the worker is offline
+    assert failure.value.code == "source_unavailable"
+
+
+@pytest.mark.parametrize("model", ["/etc", "file:/etc/passwd", "file:../../../etc", "/proc/self/environ"])
+async def test_a_path_outside_the_operators_folders_is_refused(desk, model):
+    with pytest.raises(AccessDenied) as failure:
+        await desk.draw(model=model)
+    assert "etc" not in failure.value.message
+    assert desk.builder.built == 0
+
+
+async def test_a_file_that_is_no_model_is_refused_for_what_it_is(desk, tmp_path):
+    lora = sparse_file(tmp_path / "models/lora.safetensors", stored("lora-sd1-kohya"))
+    with pytest.raises(UnsupportedModel, match="is a lora") as failure:
+        await desk.draw(model=f"file:{lora}")
+    assert failure.value.details["evidence"]
+    assert desk.builder.built == 0
+
+
+async def test_a_declaration_that_the_files_contradict_is_refused(desk, tmp_path):
+    registry = json.loads((tmp_path / "models.yaml").read_text())
+    registry["models"]["wrong"] = {"source": "file:models/sd1", "architecture": "sdxl"}
+    path = tmp_path / "other.yaml"
+    path.write_text(json.dumps(registry))
+    with pytest.raises(UnsupportedModel, match=r"declared as sdxl .* but its files say sd1"):
+        await make_desk(tmp_path / "x", models_yaml=path).draw(model="wrong")

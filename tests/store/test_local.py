@@ -1,0 +1,135 @@
+"""Local folders: below the operator's roots everything, outside them nothing, whatever the path looks like."""
+
+import pytest
+
+from tests.store.conftest import WEIGHTS, weights, write_pipeline
+from worker.catalog.headers import read_header
+from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat
+from worker.core.job import StopSignal
+from worker.core.model import ModelSource
+from worker.store.huggingface import HuggingFaceHub
+from worker.store.local import LocalFolders
+from worker.store.refs import parse_reference
+from worker.store.store import Store
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_pipeline(tmp_path / "root" / "model")
+    weights(tmp_path / "root" / "one.safetensors")
+    write_pipeline(tmp_path / "outside" / "model")
+    weights(tmp_path / "outside" / "one.safetensors")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def store(root, tmp_path):
+    """The store as a worker has it, whose Hub cannot be reached."""
+    hub = HuggingFaceHub(tmp_path / "cache", read_header=read_header, endpoint="http://127.0.0.1:9", offline=True)
+    return Store(hub, LocalFolders([root, tmp_path / "not-mounted"], read_header))
+
+
+def both(store, text, variant=None):
+    source = text if isinstance(text, ModelSource) else parse_reference(text)
+    return store.peek(source, variant), store.ensure(source, variant, pytest.fail, StopSignal(5))
+
+
+def test_a_folder_is_used_in_place(store, root):
+    outline, files = both(store, f"file:{root}/model")
+    assert files.root == root / "model"
+    assert not files.is_single_file
+    assert outline.configs["unet/config.json"]["sample_size"] == 64
+    assert outline.weight_bytes == sum((root / "model" / part / WEIGHTS).stat().st_size for part in ("unet", "vae"))
+    assert files.total_bytes > outline.weight_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["{root}/one.safetensors", "file:{root}#one.safetensors", "file:///{root}/one.safetensors"]
+)
+def test_a_file_is_used_in_place(store, root, text):
+    outline, files = both(store, text.format(root=root))
+    assert files.root == root / "one.safetensors"
+    assert files.is_single_file
+    assert outline.header.tensors == {"weight": ("F32", (64,))}
+
+
+def test_only_the_weights_that_are_loaded_are_counted_and_their_variant_is_named(store, root):
+    plain = both(store, f"file:{root}/model")[1]
+    for part in ("unet", "vae"):
+        weights(root / "model" / part / "diffusion_pytorch_model.fp16.safetensors", 10)
+    outline, files = both(store, f"file:{root}/model", "fp16")
+    assert (files.variant, outline.weight_bytes < plain.total_bytes / 10) == ("fp16", True)
+    assert both(store, f"file:{root}/model")[1].total_bytes == plain.total_bytes
+    for part in ("unet", "vae"):
+        (root / "model" / part / WEIGHTS).unlink()
+    assert both(store, f"file:{root}/model")[1].variant == "fp16", "or it could not be loaded"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file:{outside}/model",
+        "{outside}/one.safetensors",
+        "file:{root}/../outside/model",
+        "file:{root}-other/model",
+        "/etc/passwd",
+        "file:/",
+        "file:.",
+        "file:~/model",
+        "file:/proc/self/environ",
+        "file:{outside}/nothing-here",
+        "file:{root}/link",
+        "file:{root}/link/one.safetensors",
+        "file:{root}#link/one.safetensors",
+        "file:{root}/one-link.safetensors",
+    ],
+)
+def test_outside_the_roots_nothing_is_read_whether_it_exists_or_not(store, root, tmp_path, text):
+    outside = tmp_path / "outside"
+    (root / "link").symlink_to(outside)
+    (root / "one-link.safetensors").symlink_to(outside / "one.safetensors")
+    source = parse_reference(text.format(root=root, outside=outside))
+    for ask in (lambda: store.peek(source), lambda: store.ensure(source, None, pytest.fail, StopSignal(5))):
+        with pytest.raises(AccessDenied, match="ALLOWED_MODEL_DIRS") as caught:
+            ask()
+        assert str(tmp_path) not in caught.value.message
+
+
+def test_a_file_name_cannot_climb_out_of_its_folder(store, root):
+    with pytest.raises(AccessDenied):
+        both(store, ModelSource(scheme="file", locator=str(root), filename="../outside/one.safetensors"))
+
+
+def test_a_link_within_the_roots_is_followed(store, root):
+    (root / "alias").symlink_to(root / "model")
+    assert both(store, f"file:{root}/alias")[1].root == root / "model"
+
+
+@pytest.mark.parametrize("name", ["nothing", "n" * 300, "model/unet/nothing.safetensors", "loop"])
+def test_what_does_not_exist_is_named_without_its_path(store, root, name):
+    (root / "loop").symlink_to(root / "loop")
+    with pytest.raises(ModelNotFound) as caught:
+        both(store, f"file:{root}/{name}")
+    assert str(root) not in caught.value.message
+    assert caught.value.field == "model"
+
+
+def test_a_folder_of_pickles_is_refused(store, root):
+    (root / "model" / "unet" / WEIGHTS).rename(root / "model" / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UnsafeFormat, match="unet"):
+        store.peek(parse_reference(f"file:{root}/model"))
+    with pytest.raises(UnsafeFormat, match="unet"):
+        store.ensure(parse_reference(f"file:{root}/model"), None, pytest.fail, StopSignal(5))
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "[1]", "[" * 100_000, "\ud800"])
+def test_json_that_is_none_is_a_damaged_model(store, root, text):
+    (root / "model" / "unet" / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(CorruptFile, match=r"config\.json"):
+        store.peek(parse_reference(f"file:{root}/model"))
+
+
+def test_other_json_beside_the_model_does_no_harm(store, root):
+    (root / "model" / "prompts.json").write_text("[1, 2]")
+    (root / "model" / "config.json").mkdir()
+    assert "prompts.json" not in store.peek(parse_reference(f"file:{root}/model")).configs

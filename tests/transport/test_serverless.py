@@ -1,0 +1,267 @@
+"""The RunPod door without the SDK: what its handler returns, whatever happens behind it."""
+
+import asyncio
+import base64
+import json
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from tests.fakes.engine import FakeEngine, fresh_id, make_desk
+from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
+from worker.core.result import Progress
+from worker.transport import serverless
+from worker.transport.serverless import ServerlessDoor, save_picture, saving
+
+
+def door_of(desk, **options):
+    return ServerlessDoor(desk.worker.actions, concurrency=2, **options)
+
+
+def acting(perform):
+    """A door in front of actions that do as `perform` does."""
+    return ServerlessDoor(SimpleNamespace(perform=perform), concurrency=2)
+
+
+def job(**payload):
+    return {"id": fresh_id(), "input": {"prompt": "x", **payload}}
+
+
+def posted(answer):
+    """What the SDK makes of an answer; raises where it would lose it."""
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
+
+
+async def test_a_job_is_answered_with_the_result_itself(desk):
+    answer = await door_of(desk).handle(job(seed=3))
+    assert answer["seed"] == 3
+    assert "error" not in answer
+    assert "output" not in answer
+    posted(answer)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{}, {"id": None}, {"id": 5, "input": None}, {"id": "\ud800", "input": {"prompt": "x", "widht": 5}}, {"input": 5}],
+)
+async def test_a_broken_job_gets_an_error_that_can_be_posted(desk, broken):
+    answer = await door_of(desk).handle(broken)
+    assert isinstance(answer["error"], str)
+    assert answer["error"]
+    assert isinstance(answer["request_id"], str)
+    posted(answer)
+
+
+@pytest.mark.parametrize(
+    "failure", [ValueError("secret \ud800"), KeyError("secret"), RecursionError(), MemoryError("secret"), OSError(28)]
+)
+async def test_an_unforeseen_exception_becomes_an_error_without_its_text(failure):
+    async def perform(payload, job_id, emit):
+        raise failure
+
+    answer = await acting(perform).handle({"id": "j", "input": {}})
+    assert (answer["code"], answer["retryable"], answer["request_id"]) == ("internal_error", False, "j")
+    assert "secret" not in posted(answer).decode()
+
+
+def circular():
+    found = {}
+    found["again"] = found
+    return found
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"x": float("nan")},
+        {"x": float("inf")},
+        {"x": b"bytes"},
+        {"x": "\ud800"},
+        {"\ud800": 1},
+        {"x": {1, 2}},
+        {"x": object()},
+        circular(),
+    ],
+)
+async def test_an_answer_that_json_cannot_hold_is_replaced_by_an_error(answer):
+    async def perform(payload, job_id, emit):
+        return answer
+
+    got = await acting(perform).handle({"id": "j", "input": {}})
+    assert got["code"] == "internal_error"
+    posted(got)
+
+
+async def test_an_empty_answer_is_not_empty():
+    async def perform(payload, job_id, emit):
+        return {}
+
+    assert await acting(perform).handle({"id": "j", "input": {}})
+
+
+async def test_an_error_without_words_still_fails_the_job():
+    async def perform(payload, job_id, emit):
+        raise InvalidRequest("")
+
+    assert (await acting(perform).handle({"id": "j", "input": {}}))["error"]
+
+
+async def test_a_lost_device_asks_for_a_new_worker_and_takes_no_more_jobs(desk):
+    door = door_of(desk)
+    assert door.concurrency(2) == 2
+    desk.engine.failures = [DeviceLost("The device is gone.")]
+    answer = await door.handle(job())
+    assert answer["code"] == "device_lost"
+    assert answer["refresh_worker"] is True
+    assert door.concurrency(2) == 0
+    again = await door.handle(job())
+    assert (again["code"], again["refresh_worker"]) == ("device_lost", True)
+    assert len(desk.engine.ran) == 1
+    assert (await desk.ask(action="status"))["status"] == "lost"
+
+
+async def test_any_other_failure_keeps_the_worker(desk):
+    door = door_of(desk)
+    desk.engine.failures = [OutOfMemory("Too large."), WorkerError("Failed."), ValueError("unforeseen")]
+    for code in ("gpu_oom", "internal_error", "internal_error"):
+        answer = await door.handle(job())
+        assert answer["code"] == code
+        assert "refresh_worker" not in answer
+    assert "error" not in await door.handle(job())
+    assert door.concurrency(2) == 2
+
+
+async def test_concurrency_is_constant_and_starts_the_warm_up_once(desk):
+    calls = []
+    door = door_of(desk, on_loop_start=lambda: calls.append(1))
+    assert {door.concurrency(current) for current in range(5)} == {2}
+    await asyncio.sleep(0.2)
+    assert calls == [1]
+
+
+class Telling:
+    """A progress sender that remembers when it was called."""
+
+    def __init__(self):
+        self.sent = []
+
+    def __call__(self, job, update):
+        self.sent.append((time.monotonic(), update))
+
+
+async def reporting(monkeypatch, every, seconds, total=1000):
+    """What a door tells of a job that reports a step each 10 ms from another thread."""
+    monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", every)
+    told = Telling()
+    late = []
+
+    async def perform(payload, job_id, emit):
+        def work():
+            end, step = time.monotonic() + seconds, 0
+            while time.monotonic() < end:
+                step += 1
+                emit(Progress("inference", min(step, total), total, "m"))
+                time.sleep(0.01)
+
+        late.append(emit)
+        await asyncio.to_thread(work)
+        return {"ok": True}
+
+    door = ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told)
+    await door.handle({"id": "j", "input": {}})
+    return told.sent, time.monotonic(), late[0]
+
+
+async def test_progress_is_throttled_and_quiet_before_the_answer(monkeypatch):
+    sent, answered, emit = await reporting(monkeypatch, 0.15, 0.7)
+    times = [at for at, _ in sent]
+    assert 3 <= len(times) <= 5
+    assert all(later - earlier >= 0.13 for earlier, later in pairwise(times))
+    assert answered - times[-1] >= 0.2
+    assert sent[0][1] == {"phase": "inference", "step": sent[0][1]["step"], "total": 1000, "message": "m"}
+    emit(Progress("inference", 1, 1000))
+    assert len(sent) == len(times)
+
+
+async def test_updates_are_a_second_apart(monkeypatch):
+    assert serverless.PROGRESS_EVERY_S >= 1
+    assert serverless.QUIET_BEFORE_END_S >= 0.2
+
+
+async def test_a_short_job_tells_nothing_and_waits_for_nothing(monkeypatch):
+    started = time.monotonic()
+    sent, answered, _ = await reporting(monkeypatch, 1.0, 0.05)
+    assert sent == []
+    assert answered - started < 0.2
+
+
+async def test_the_last_step_is_never_told(monkeypatch):
+    sent, _, _ = await reporting(monkeypatch, 0.0, 0.1, total=3)
+    assert [update["step"] for _, update in sent] == [1, 2]
+
+
+async def test_progress_that_cannot_be_sent_fails_no_job(desk, monkeypatch):
+    monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0)
+
+    def fail(job, update):
+        raise RuntimeError("can't start new thread")
+
+    assert "error" not in await door_of(desk, send_progress=fail).handle(job())
+
+
+async def test_progress_false_tells_nothing(desk, monkeypatch):
+    monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0)
+    told = Telling()
+    door = door_of(desk, send_progress=told)
+    await door.handle(job())
+    assert told.sent
+    told.sent.clear()
+    await door.handle(job(progress=False))
+    assert told.sent == []
+
+
+async def test_a_cancelled_job_answers_nothing(tmp_path):
+    desk = make_desk(tmp_path, FakeEngine())
+    desk.engine.gate.clear()
+    task = asyncio.create_task(door_of(desk).handle(job()))
+    await asyncio.to_thread(desk.engine.inside.wait, 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not desk.engine.inside.is_set()
+
+
+async def test_saving_writes_the_pictures_and_names_them(desk, tmp_path):
+    said = []
+    handler = saving(door_of(desk).handle, tmp_path / "out", said.append)
+    answer = await handler(job(prompt="A red, red Apple!", seed=3, num_images=2, output={"format": "jpeg"}))
+    names = [str(tmp_path / "out" / f"a-red-red-apple-{seed}.jpg") for seed in (3, 4)]
+    assert answer["images"] == names
+    assert answer["image"] == names[0]
+    assert said == [f"saved {name}" for name in names]
+    assert (tmp_path / "out/a-red-red-apple-3.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+async def test_saving_never_overwrites(desk, tmp_path):
+    handler = saving(door_of(desk).handle, tmp_path, lambda line: None)
+    answers = [await handler(job(seed=3)) for _ in range(3)]
+    assert len({answer["image"] for answer in answers}) == 3
+    assert len([*tmp_path.glob("x-3*.png")]) == 3
+
+
+async def test_saving_says_what_failed_and_writes_nothing(desk, tmp_path):
+    said = []
+    answer = await saving(door_of(desk).handle, tmp_path / "out", said.append)(job(widht=3))
+    assert said == [f"failed: {answer['error']}"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "", "日本", "x" * 500, "a/b\\c", None, "\0"])
+def test_a_prompt_never_chooses_the_folder(tmp_path, prompt):
+    answer = {"prompt": prompt, "seeds": [1], "format": "png"}
+    path = save_picture(base64.b64decode("AAAA"), tmp_path, answer, 0)
+    assert path.parent == tmp_path
+    assert path.is_file()
+    assert len(path.name) < 80

@@ -1,0 +1,75 @@
+"""THE TABLE of model families: one row per architecture, first match wins.
+
+The rows stand in `worker.catalog.families`, by kind of denoiser; this module joins them and finds one. A row is a
+literal; nothing registers itself. Each stored header of the tests matches exactly one row.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from worker.catalog.families.flux import FLUXES
+from worker.catalog.families.row import MEGAPIXEL, Architecture
+from worker.catalog.families.transformer import TRANSFORMERS
+from worker.catalog.families.unet import UNETS
+from worker.catalog.families.video import VIDEOS
+from worker.core.errors import ModelNotFound
+
+__all__ = ["ARCHITECTURES", "MEGAPIXEL", "Architecture", "architecture", "by_class", "fits", "siblings"]
+
+ARCHITECTURES: tuple[Architecture, ...] = (*UNETS, *FLUXES, *TRANSFORMERS, *VIDEOS)
+
+
+def _by_id(rows: tuple[Architecture, ...]) -> Mapping[str, Architecture]:
+    """Index the rows by id. A duplicate is a mistake in the table: it fails when the worker starts."""
+    index: dict[str, Architecture] = {}
+    for row in rows:
+        if row.id in index:
+            raise ValueError(f"the architecture id {row.id} stands in the table twice")
+        index[row.id] = row
+    return MappingProxyType(index)
+
+
+def _by_class(rows: tuple[Architecture, ...]) -> Mapping[str, Architecture]:
+    """Index the rows by the pipeline classes they claim. Siblings claim none: they share another row's."""
+    index: dict[str, Architecture] = {}
+    for row in rows:
+        for name in () if row.sibling else dict.fromkeys((*row.pipelines.values(), *row.classes)):
+            if name in index:
+                raise ValueError(f"the class {name} is claimed by {index[name].id} and {row.id}")
+            index[name] = row
+    return MappingProxyType(index)
+
+
+_IDS = _by_id(ARCHITECTURES)
+_CLASSES = _by_class(ARCHITECTURES)
+
+
+def architecture(id: str) -> Architecture:
+    """Return the row with this id. Raises ModelNotFound naming the nearest ids."""
+    row = _IDS.get(id)
+    if row is None:
+        near = get_close_matches(id, _IDS, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}" if near else ""
+        raise ModelNotFound(f"There is no architecture named {id[:60]!r}{hint}.", field="architecture")
+    return row
+
+
+def by_class(class_name: str) -> Architecture | None:
+    """Return the row that a repository with this `_class_name` belongs to, or None. Siblings are not told apart."""
+    return _CLASSES.get(class_name)
+
+
+def siblings(row: Architecture) -> tuple[Architecture, ...]:
+    """Return the rows that share this row's pipeline classes and are told apart by a config value."""
+    return tuple(other for other in ARCHITECTURES if other.sibling == row.id)
+
+
+def fits(adapter: str | None, model: str | None) -> bool:
+    """Say whether an adapter made for one architecture may be put on another. An unknown base may always be tried."""
+    if adapter is None or model is None:
+        return True
+    rows = [_IDS.get(name) for name in (adapter, model)]
+    bases = {row.adapter_base if row else name for row, name in zip(rows, (adapter, model), strict=True)}
+    # FLUX.1 and Chroma LoRAs name the same modules: their keys cannot tell them apart
+    return len(bases) == 1 or bases == {"flux1", "chroma"}

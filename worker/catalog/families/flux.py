@@ -1,0 +1,179 @@
+"""Rows of the FLUX families and of those that share their blocks."""
+
+from worker.catalog.conditions import (
+    Condition,
+    all_of,
+    any_of,
+    config_is,
+    dimension,
+    has_all,
+    has_any,
+    none_of,
+    shape_is,
+)
+from worker.catalog.families.row import MEGAPIXEL, Architecture, alone, whole
+from worker.core.model import Task
+
+_FLUX2 = has_any("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
+_CHROMA = has_any("distilled_guidance_layer.in_proj.weight")
+_FLUX_BLOCKS = all_of(
+    any_of(
+        has_all("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
+        has_all("single_transformer_blocks.0.proj_mlp.weight", "time_text_embed.text_embedder.linear_1.weight"),
+    ),
+    none_of(_FLUX2, _CHROMA, has_any("controlnet_x_embedder.weight")),
+)
+_FLUX_GUIDANCE = has_any("guidance_in.in_layer.weight", "time_text_embed.guidance_embedder.linear_1.weight")
+
+
+def _flux(channels: int) -> Condition:
+    """FLUX.1 with `channels` packed latent channels in: 64 draws, 384 fills, 128 follows a control picture."""
+    entry = any_of(shape_is("img_in.weight", 3072, channels), shape_is("x_embedder.weight", 3072, channels))
+    return all_of(_FLUX_BLOCKS, entry)
+
+
+_FLUX_DEV = all_of(_flux(64), _FLUX_GUIDANCE)
+_FLUX_SCHNELL = all_of(_flux(64), none_of(_FLUX_GUIDANCE))
+
+_FLUX_PIPELINES = {
+    Task.TEXT_TO_IMAGE: "FluxPipeline",
+    Task.IMAGE_TO_IMAGE: "FluxImg2ImgPipeline",
+    Task.INPAINTING: "FluxInpaintPipeline",
+}
+_TRUE_CFG = {"negative_prompt": "takes effect when true_cfg_scale is above 1"}
+
+FLUXES: tuple[Architecture, ...] = (
+    Architecture(
+        id="flux1",
+        title="FLUX.1 [dev]",
+        pipelines=_FLUX_PIPELINES,
+        classes=("FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 28, "guidance_scale": 3.5},
+        checkpoint=whole(_FLUX_DEV),
+        denoiser=alone(_FLUX_DEV),
+        base_repo="black-forest-labs/FLUX.1-dev",
+        activation_gb_per_mp=4.0,
+        notes=_TRUE_CFG | {"variants": "Krea and Kontext have the same keys and shapes"},
+    ),
+    Architecture(
+        id="flux1-schnell",
+        title="FLUX.1 [schnell]",
+        pipelines=_FLUX_PIPELINES,
+        sibling="flux1",
+        repository=config_is("transformer/config.json", "guidance_embeds", False),
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 4, "guidance_scale": 0.0},
+        checkpoint=whole(_FLUX_SCHNELL),
+        denoiser=alone(_FLUX_SCHNELL),
+        base_repo="black-forest-labs/FLUX.1-schnell",
+        activation_gb_per_mp=4.0,
+        notes=_TRUE_CFG,
+        family="flux1",
+    ),
+    Architecture(
+        id="flux1-fill",
+        title="FLUX.1 Fill",
+        pipelines={Task.INPAINTING: "FluxFillPipeline"},
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 30.0},
+        negative_prompt=False,
+        checkpoint=whole(_flux(384)),
+        denoiser=alone(_flux(384)),
+        base_repo="black-forest-labs/FLUX.1-Fill-dev",
+        activation_gb_per_mp=4.0,
+        family="flux1",
+    ),
+    Architecture(
+        id="flux1-control",
+        title="FLUX.1 Depth and Canny",
+        pipelines={Task.CONTROLNET: "FluxControlPipeline"},
+        classes=("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 30, "guidance_scale": 10.0},
+        negative_prompt=False,
+        checkpoint=whole(_flux(128)),
+        denoiser=alone(_flux(128)),
+        base_repo="black-forest-labs/FLUX.1-Depth-dev",
+        activation_gb_per_mp=4.0,
+        family="flux1",
+    ),
+    Architecture(
+        id="flux1-kontext",
+        title="FLUX.1 Kontext",
+        pipelines={Task.IMAGE_EDITING: "FluxKontextPipeline", Task.INPAINTING: "FluxKontextInpaintPipeline"},
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 28, "guidance_scale": 2.5},
+        base_repo="black-forest-labs/FLUX.1-Kontext-dev",
+        activation_gb_per_mp=5.0,
+        notes=_TRUE_CFG,
+        family="flux1",
+    ),
+    Architecture(
+        id="flux2",
+        title="FLUX.2 [dev]",
+        pipelines={Task.TEXT_TO_IMAGE: "Flux2Pipeline", Task.IMAGE_EDITING: "Flux2Pipeline"},
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
+        negative_prompt=False,
+        denoiser=alone(
+            all_of(_FLUX2, any_of(dimension("txt_in.weight", 1, 15360), dimension("context_embedder.weight", 1, 15360)))
+        ),
+        base_repo="black-forest-labs/FLUX.2-dev",
+        activation_gb_per_mp=5.0,
+    ),
+    Architecture(
+        id="flux2-klein",
+        title="FLUX.2 [klein]",
+        pipelines={
+            Task.TEXT_TO_IMAGE: "Flux2KleinPipeline",
+            Task.IMAGE_EDITING: "Flux2KleinPipeline",
+            Task.INPAINTING: "Flux2KleinInpaintPipeline",
+        },
+        classes=("Flux2KleinKVPipeline",),
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 4, "guidance_scale": 1.0},
+        negative_prompt=False,
+        denoiser=alone(
+            all_of(
+                _FLUX2,
+                any_of(
+                    dimension("txt_in.weight", 1, 7680, 12288), dimension("context_embedder.weight", 1, 7680, 12288)
+                ),
+            )
+        ),
+        base_repo="black-forest-labs/FLUX.2-klein-4B",
+        activation_gb_per_mp=4.0,
+        notes={"variants": "the base models have the same keys and want 50 steps at guidance 4"},
+    ),
+    Architecture(
+        id="chroma",
+        title="Chroma",
+        pipelines={
+            Task.TEXT_TO_IMAGE: "ChromaPipeline",
+            Task.IMAGE_TO_IMAGE: "ChromaImg2ImgPipeline",
+            Task.INPAINTING: "ChromaInpaintPipeline",
+        },
+        native_size=1024,
+        size_multiple=16,
+        max_pixels=4 * MEGAPIXEL,
+        defaults={"num_inference_steps": 35, "guidance_scale": 5.0},
+        denoiser=alone(_CHROMA),
+        base_repo="lodestones/Chroma1-HD",
+        activation_gb_per_mp=4.0,
+    ),
+)

@@ -1,0 +1,394 @@
+"""models.yaml in, Registry out. Whatever is wrong with the file stops the start, with its line and the fix."""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, JsonValue, ValidationError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from worker.catalog import architectures
+from worker.catalog.schema import LIMIT_KEYS, check_defaults
+from worker.core.errors import WorkerError
+from worker.core.model import DType, Lightning, LoraSpec, ModelSource, ModelSpec, Parsed, Task, Tier
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 12
+_OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAINERS|SCALEDOWN|TIMEOUT)")
+_SETTINGS = {"MAX_CONTAINERS": "max_containers", "SCALEDOWN": "scaledown_s", "TIMEOUT": "timeout_s"}
+# diffusers reads this one itself.
+_FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@#+/-]{0,255}$"
+# Plain texts become numbers as in JSON, without YAML's surprises: `no` stays a word, 12:30 and 010 no numbers.
+_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+([eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2})")
+_WORDS: Mapping[str, JsonValue] = {"": None, "~": None, "null": None, "true": True, "false": False}
+
+_KeyPath = tuple[str | int, ...]
+_T = TypeVar("_T", bound=BaseModel)
+# What a model is by the same name here and in ModelSpec.
+_SHARED = (
+    *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "min_vram_gb", "defaults", "limits"),
+)
+
+
+class RegistryError(ValueError):
+    """A models.yaml that cannot be used. The message starts with `models.yaml:LINE: `."""
+
+    def __init__(self, file: str, line: int, sentence: str) -> None:
+        super().__init__(f"{file}:{line}: {sentence}")
+        self.file = file
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The models this worker knows by name, and the GPU tiers they are assigned to."""
+
+    models: Mapping[str, ModelSpec]
+    tiers: Mapping[str, Tier]
+
+    def find(self, id_or_alias: str) -> ModelSpec | None:
+        """The model with this id or alias, in any letter case; None when there is none."""
+        wanted = id_or_alias.strip().casefold()
+        for spec in self.models.values():
+            if wanted in (name.casefold() for name in (spec.id, *spec.aliases)):
+                return spec
+        return None
+
+    def nearest(self, text: str) -> list[str]:
+        """Names of up to three models that look like `text`, best first."""
+        owners = {
+            name.casefold(): (spec.id, name) for spec in self.models.values() for name in (spec.id, *spec.aliases)
+        }
+        # People remember a model by the part after the organisation.
+        owners = {**{name.rpartition("/")[2]: owner for name, owner in owners.items()}, **owners}
+        wanted = text.strip().casefold()[:200]
+        found = [name for name in owners if wanted and wanted in name]
+        found += difflib.get_close_matches(wanted, owners, n=9, cutoff=0.55)
+        return list(dict(reversed([owners[name] for name in reversed(found)])).values())[:3]
+
+    def with_model(self, spec: ModelSpec) -> "Registry":
+        """This registry with `spec` added, or in place of the model with the same id."""
+        taken = {name.casefold(): other.id for other in self.models.values() for name in (other.id, *other.aliases)}
+        for name in (spec.id, *spec.aliases):
+            owner = taken.get(name.casefold(), spec.id)
+            if owner != spec.id:
+                raise ValueError(f"{name} already names the model {owner}; choose another id or alias.")
+        return replace(self, models=MappingProxyType({**self.models, spec.id: spec}))
+
+
+class _Defaults(Parsed):
+    dtype: DType | None = None
+    tier: str | None = None
+
+
+class _Entry(Parsed):
+    """One model as models.yaml writes it."""
+
+    source: str | None = Field(default=None, min_length=1, max_length=1_024)
+    revision: str | None = Field(default=None, min_length=1, max_length=128)
+    aliases: tuple[Annotated[str, Field(pattern=_NAME)], ...] = ()
+    description: str | None = Field(default=None, max_length=1_000)
+    tasks: tuple[Task, ...] = ()
+    architecture: str | None = None
+    pipeline: str | None = Field(default=None, pattern=r"^[A-Z][A-Za-z0-9]+Pipeline$")
+    config: str | None = Field(default=None, min_length=1)
+    subjects: str | None = Field(default=None, min_length=1)
+    tier: str | None = None
+    dtype: DType | None = None
+    variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,32}$")
+    min_vram_gb: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
+    defaults: dict[str, JsonValue] = Field(default_factory=dict)
+    limits: dict[str, float] = Field(default_factory=dict)
+    loras: tuple[LoraSpec, ...] = ()
+    lightning: Lightning | None = None
+
+
+class _File(Parsed):
+    defaults: _Defaults = Field(default_factory=_Defaults)
+    tiers: dict[str, Tier] = Field(default_factory=dict)
+    models: dict[str, JsonValue] = Field(min_length=1)
+
+
+def load_registry(
+    path: Path,
+    *,
+    parse_source: Callable[[str], ModelSource],
+    overrides: Mapping[str, str] = MappingProxyType({}),
+) -> Registry:
+    """Read and check a models.yaml. Raises RegistryError, with the line, on anything that is not right.
+
+    `parse_source` turns a model reference into its source and raises WorkerError or ValueError on a bad one.
+    `overrides` are DIFFUSERS_<TIER>_MAX_CONTAINERS, _SCALEDOWN and _TIMEOUT (seconds); other keys are ignored.
+    """
+    return _Reading(path, parse_source).registry(overrides)
+
+
+class _Reading:
+    """One reading of one file: the plain data, and the line of every key and value in it."""
+
+    def __init__(self, path: Path, parse_source: Callable[[str], ModelSource]) -> None:
+        self.path = path
+        self.parse_source = parse_source
+        self.lines: dict[_KeyPath, int] = {}
+
+    def fail(self, at: _KeyPath | int, sentence: str) -> RegistryError:
+        """The error for a place in the file: a line, or the nearest known line above a key path."""
+        return RegistryError(self.path.name, at if isinstance(at, int) else self.line(at), sentence)
+
+    def line(self, at: _KeyPath) -> int:
+        """The line of the longest part of a key path that the file has."""
+        while at and at not in self.lines:
+            at = at[:-1]
+        return self.lines.get(at, 1)
+
+    def registry(self, overrides: Mapping[str, str]) -> Registry:
+        data = self.data()
+        file = self.parsed(_File, data, ())
+        tiers = self.overridden(file.tiers, overrides)
+        if file.defaults.tier is not None and file.defaults.tier not in tiers:
+            raise self.unknown_tier(("defaults", "tier"), file.defaults.tier, tiers)
+        models: dict[str, ModelSpec] = {}
+        owners: dict[str, tuple[str, int]] = {}
+        for model, entry in file.models.items():
+            at: _KeyPath = ("models", model)
+            spec = self.spec(model, self.parsed(_Entry, {} if entry is None else entry, at), file.defaults, tiers)
+            for place, name in [(at, model), *(((*at, "aliases", i), name) for i, name in enumerate(spec.aliases))]:
+                if name.casefold() in owners:
+                    owner, line = owners[name.casefold()]
+                    raise self.fail(place, f"{name} already names {owner} (line {line}); choose another id or alias.")
+                owners[name.casefold()] = (model, self.line(place))
+            models[model] = spec
+        return Registry(MappingProxyType(models), MappingProxyType(tiers))
+
+    def spec(self, model: str, entry: _Entry, defaults: _Defaults, tiers: Mapping[str, Tier]) -> ModelSpec:
+        """One entry as the rest of the house sees it, checked against the tables."""
+        at: _KeyPath = ("models", model)
+        if not re.match(_NAME, model):
+            raise self.fail(at, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
+        source = self.source((*at, "source"), entry.source or model)
+        if entry.revision is not None:
+            if source.revision not in (None, entry.revision):
+                raise self.fail(
+                    (*at, "revision"), f"revision and source of {model} name different revisions; keep one."
+                )
+            source = source.model_copy(update={"revision": entry.revision})
+        tier = entry.tier or defaults.tier
+        if tier is not None and tier not in tiers:
+            raise self.unknown_tier((*at, "tier"), tier, tiers)
+        if tier is not None and entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
+            text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
+            raise self.fail((*at, "min_vram_gb"), f"{text}; choose a larger tier.")
+        self.check_family(at, model, entry)
+        for name, value in entry.limits.items():
+            if name not in LIMIT_KEYS:
+                raise self.fail((*at, "limits", name), f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
+            if value < 1 or value != int(value):
+                raise self.fail(
+                    (*at, "limits", name), f"limits.{name} must be a whole number from 1 up; {value:g} was written."
+                )
+        spec = ModelSpec(
+            **{name: getattr(entry, name) for name in _SHARED},
+            id=model,
+            source=source,
+            config=str(self.beside(entry.config)) if entry.config else None,
+            subjects=self.names_in((*at, "subjects"), entry.subjects) if entry.subjects else (),
+            tier=tier,
+            dtype=entry.dtype or defaults.dtype,
+            loras=tuple(
+                lora.model_copy(update={"model": self.adapter((*at, "loras", index), lora.model)})
+                for index, lora in enumerate(entry.loras)
+            ),
+            lightning=entry.lightning
+            and entry.lightning.model_copy(update={"lora": self.adapter((*at, "lightning"), entry.lightning.lora)}),
+        )
+        try:
+            check_defaults(spec)
+        except WorkerError as error:
+            where = ("defaults",) if error.field in spec.defaults else ("lightning", "defaults")
+            raise self.fail((*at, *where, error.field or ""), error.message) from error
+        return spec
+
+    def check_family(self, at: _KeyPath, model: str, entry: _Entry) -> None:
+        """The declared architecture and tasks must be in the table."""
+        if len(set(entry.tasks)) < len(entry.tasks):
+            raise self.fail((*at, "tasks"), f"tasks of {model} names a task twice; remove one.")
+        if entry.architecture is None:
+            return
+        rows = {row.id: row for row in architectures.ARCHITECTURES}
+        row = rows.get(entry.architecture)
+        if row is None:
+            near = difflib.get_close_matches(entry.architecture, rows, n=1, cutoff=0.3) or sorted(rows)
+            text = f"architecture {entry.architecture!r} is not known; did you mean {near[0]}?"
+            raise self.fail((*at, "architecture"), text)
+        for index, task in enumerate(entry.tasks):
+            if task not in row.pipelines and entry.pipeline is None:
+                text = f"{row.title} has no {task}; its tasks are {', '.join(row.pipelines)}, or declare a pipeline."
+                raise self.fail((*at, "tasks", index), text)
+
+    def source(self, at: _KeyPath, text: str) -> ModelSource:
+        """A reference as a source; a relative file is meant from the folder of this registry."""
+        try:
+            source = self.parse_source(text)
+        except (WorkerError, ValueError) as error:
+            message = error.message if isinstance(error, WorkerError) else str(error).splitlines()[0]
+            raise self.fail(at, f"{text[:128]} is not a model reference: {message}") from error
+        if source.scheme == "file":
+            return source.model_copy(update={"locator": str(self.beside(source.locator))})
+        return source
+
+    def adapter(self, at: _KeyPath, text: str) -> str:
+        """An adapter's reference, checked, and absolute when it is a file."""
+        source = self.source(at, text)
+        return source.reference if source.scheme == "file" else text
+
+    def names_in(self, at: _KeyPath, path: str) -> tuple[str, ...]:
+        """The lines of a text file beside this one."""
+        try:
+            text = self.beside(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise self.fail(at, f"{path} cannot be read as UTF-8 text; check the path.") from None
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    def beside(self, path: str) -> Path:
+        """`path` itself when absolute, else below the folder of this registry."""
+        return (self.path.resolve().parent / path).resolve()
+
+    def overridden(self, tiers: Mapping[str, Tier], overrides: Mapping[str, str]) -> dict[str, Tier]:
+        """The tiers with the operator's overrides on top."""
+        by_name = {re.sub(r"[^A-Z0-9]", "_", name.upper()): name for name in tiers}
+        changed = dict(tiers)
+        for variable, value in sorted(overrides.items()):
+            match = _OVERRIDE.fullmatch(variable)
+            if match is None or variable in _FOREIGN:
+                continue
+            name = by_name.get(match["tier"])
+            if name is None:
+                known = ", ".join(by_name) or "none"
+                raise self.fail(("tiers",), f"{variable} names no tier of this file; the tiers are {known}.")
+            setting = _SETTINGS[match["setting"]]
+            if not re.fullmatch(r"[0-9]{1,9}", value.strip()):
+                raise self.fail(("tiers", name), f"{variable} must be a whole number; {value[:32]!r} was set.")
+            data = changed[name].model_dump() | {setting: int(value)}
+            try:
+                changed[name] = Tier.model_validate(data)
+            except ValidationError as error:
+                raise self.fail(("tiers", name), f"{variable} {_reason(error)}; {value.strip()} was set.") from error
+        return changed
+
+    def unknown_tier(self, at: _KeyPath, tier: str, tiers: Mapping[str, Tier]) -> RegistryError:
+        """The error for a tier that the file does not define."""
+        return self.fail(at, f"tier {tier} is not defined; the tiers are {', '.join(tiers) or 'none'}.")
+
+    def data(self) -> dict[str, JsonValue]:
+        """The file as plain data, refusing what YAML allows and a registry never needs."""
+        try:
+            raw = self.path.read_bytes()
+        except OSError as error:
+            raise self.fail(1, f"cannot be read ({error.strerror or 'unknown reason'}); check the path.") from error
+        if len(raw) > MAX_BYTES:
+            raise self.fail(1, f"is {len(raw):,} bytes; the limit is {MAX_BYTES:,}: split it or remove models.")
+        try:
+            text = raw.decode("utf-8")
+            self.refuse_hostile(text)
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise self.fail(line, "is not UTF-8 text; save the file as UTF-8.") from error
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            problem = f"is not valid YAML ({error.problem or 'unreadable'}); fix the text here."
+            raise self.fail(mark.line + 1 if mark else 1, problem) from error
+        except yaml.YAMLError as error:
+            raise self.fail(1, "is not valid YAML (a character that YAML does not allow); remove it.") from error
+        if not isinstance(root, MappingNode):
+            raise self.fail(1, "must be a mapping with the keys defaults, tiers and models.")
+        value = self.value(root, ())
+        return value if isinstance(value, dict) else {}
+
+    def refuse_hostile(self, text: str) -> None:
+        """Walk the events before anything is built: the composer itself recurses, and follows aliases."""
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                raise self.fail(line, "anchors (&) and aliases (*) are not allowed; write the value out.")
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            if getattr(event, "tag", None) is not None:
+                raise self.fail(line, "tags (!) are not allowed; write plain text, numbers, lists and mappings.")
+            if depth > MAX_DEPTH:
+                raise self.fail(line, f"is nested deeper than {MAX_DEPTH} levels; flatten it.")
+
+    def value(self, node: Node, at: _KeyPath) -> JsonValue:
+        """A YAML node as plain data, its line noted under `at`."""
+        self.lines.setdefault(at, node.start_mark.line + 1)
+        if isinstance(node, SequenceNode):
+            return [self.value(item, (*at, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, MappingNode):
+            return self.mapping(node, at)
+        text = str(node.value)
+        if not isinstance(node, ScalarNode) or node.style is not None:
+            return text
+        if _INT.fullmatch(text):
+            return int(text)
+        return float(text) if _FLOAT.fullmatch(text) else _WORDS.get(text, text)
+
+    def mapping(self, node: MappingNode, at: _KeyPath) -> dict[str, JsonValue]:
+        """A YAML mapping with text keys, each once."""
+        found: dict[str, JsonValue] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, ScalarNode) or not key.value:
+                raise self.fail(line, "a key must be plain text; quote it if it is.")
+            name = str(key.value)
+            if name in found:
+                first = self.lines[(*at, name)]
+                raise self.fail(line, f"{name} is already defined at line {first}; remove one of the two.")
+            self.lines[(*at, name)] = line
+            found[name] = self.value(value, (*at, name))
+        return found
+
+    def parsed(self, kind: type[_T], data: JsonValue, at: _KeyPath) -> _T:
+        """`data` as `kind`; pydantic's first complaint with its line and in our words."""
+        try:
+            return kind.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, nothing else is coerced
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where: _KeyPath = (*at, *first["loc"])
+            name = ".".join(str(part) for part in where) or "the file"
+            if first["type"] == "extra_forbidden":
+                known = [str(field) for field in _fields(kind, first["loc"][:-1])]
+                near = difflib.get_close_matches(str(where[-1]), known, n=1)
+                fix = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}."
+                raise self.fail(where, f"unknown key {name}; {fix}") from error
+            if first["type"] == "missing":
+                raise self.fail(where, f"{name} is missing; add it.") from error
+            sent = json.dumps(first["input"], default=str)
+            quote = ": put it in quotes" if first["type"] == "string_type" and not sent.startswith(("[", "{")) else ""
+            raise self.fail(where, f"{name} {_reason(error)}; {sent[:64]} was written{quote}.") from error
+
+
+def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that a mapping inside `kind` may have."""
+    nested: dict[str, type[BaseModel]] = {
+        "defaults": _Defaults,
+        "tiers": Tier,
+        "loras": LoraSpec,
+        "lightning": Lightning,
+    }
+    return list((nested[str(loc[0])] if loc else kind).model_fields)
+
+
+def _reason(error: ValidationError) -> str:
+    text = error.errors(include_url=False)[0]["msg"]
+    return re.sub(r"^\w+ should", "must", text)

@@ -1,0 +1,212 @@
+"""A repository's JSON files in, Detection out: diffusers pipelines, components, peft adapters, modular repositories."""
+
+import re
+from collections.abc import Mapping
+
+from worker.catalog.adapters import declared_base
+from worker.catalog.architectures import Architecture, by_class, siblings
+from worker.core.errors import UnsupportedModel
+from worker.core.model import Detection, Kind, Task
+
+Configs = Mapping[str, Mapping[str, object]]
+
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
+_CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
+_OTHER_MEDIA = (
+    (re.compile(r"Audio|Music|DanceDiffusion|AceStep|Spectrogram"), "makes audio"),
+    (re.compile(r"^ShapE"), "makes 3D objects"),
+    (re.compile(r"Protein"), "makes proteins"),
+    (re.compile(r"^(?:LLaDA|DiffusionGemma)"), "makes text"),
+    (re.compile(r"^Onnx|Onnx"), "is an ONNX pipeline"),
+    (re.compile(r"^Flax"), "is a Flax pipeline"),
+)
+# What a class does, from its name; the first that is found wins.
+_TASKS: tuple[tuple[re.Pattern[str], Task], ...] = tuple(
+    (re.compile(pattern), task)
+    for pattern, task in (
+        (r"ImageToVideo|Image2Video|I2V|VideoDiffusion|^PIA|VideoToWorld", Task.IMAGE_TO_VIDEO),
+        (r"VideoToVideo|Video2Video|^LucyEdit|VACE|^WanAnimate", Task.VIDEO_TO_VIDEO),
+        (r"^Cosmos2TextToImage", Task.TEXT_TO_IMAGE),
+        (
+            r"Video|T2V|^AnimateDiff|^Mochi|^Allegro|^Latte|^SkyReels|^Wan|^Helios|^EasyAnimate|^LTX|^Cosmos|^ChronoEdit"
+            r"|^AnyFlow|^SanaWM|^ConsisID|TI2VA",
+            Task.TEXT_TO_VIDEO,
+        ),
+        (r"ControlNet|Controlnet|Control|Adapter|GLIGEN", Task.CONTROLNET),
+        (r"Upscale|SuperResolution|SRPipeline", Task.UPSCALING),
+        (r"Edit|Pix2Pix|Kontext|I2IPipeline|Layered|DiffEdit|PaintByExample", Task.IMAGE_EDITING),
+        (r"Inpaint|FillPipeline|RePaint", Task.INPAINTING),
+        (r"Img2Img|ImageVariation|Depth2Img|Refiner|Emb2Emb|CycleDiffusion", Task.IMAGE_TO_IMAGE),
+    )
+)
+# Their configs' sample_size is not the size that the pipeline draws by itself.
+_FIXED_SIZE = frozenset({"auraflow", "kandinsky-2.2", "kandinsky-3", "stable-cascade"})
+_INPAINT_CHANNELS = 9
+_PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+def detect_repository(configs: Configs) -> Detection | None:
+    """Say what a repository is, or None when its JSON files do not tell. Raises UnsupportedModel."""
+    for file, config in configs.items():
+        _refuse_code(file, config)
+    if "model_index.json" in configs:
+        return _pipeline(configs)
+    if "modular_model_index.json" in configs:
+        name = str(configs["modular_model_index.json"].get("_class_name", "unnamed"))[:80]
+        raise UnsupportedModel(
+            f"This is a modular diffusers repository ({name}), which this version cannot load; "
+            "use a repository with a model_index.json."
+        )
+    if "adapter_config.json" in configs:
+        return _peft(configs["adapter_config.json"])
+    if "config.json" in configs:
+        return _component(configs["config.json"])
+    return None
+
+
+def task_of(class_name: str) -> Task:
+    """Infer what a pipeline class does from its name; text-to-image when the name says nothing."""
+    return next((task for pattern, task in _TASKS if pattern.search(class_name)), Task.TEXT_TO_IMAGE)
+
+
+def _refuse_code(file: str, config: Mapping[str, object]) -> None:
+    for key in _CODE_KEYS:
+        if config.get(key):
+            raise UnsupportedModel(
+                f"{file} asks for remote code ({key}), which is never run here; use a model that diffusers has itself."
+            )
+    for key, value in config.items():
+        if key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
+            raise UnsupportedModel(f"{file} asks for a downloaded kernel ({key}), which is never run here; remove it.")
+
+
+def _pipeline(configs: Configs) -> Detection:
+    index = configs["model_index.json"]
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not _NAME.match(name) or not name.endswith("Pipeline"):
+        shown = name if isinstance(name, str) else "/".join(map(str, name)) if isinstance(name, list) else "nothing"
+        raise UnsupportedModel(
+            f"model_index.json names {shown[:80]!r} as its pipeline, which needs remote code and is never run here; "
+            "use a model that diffusers has itself."
+        )
+    for part, entry in index.items():
+        if not part.startswith("_"):
+            _refuse_custom_part(part, entry)
+    for pattern, what in _OTHER_MEDIA:
+        if pattern.search(name):
+            raise UnsupportedModel(f"{name} {what}, which this worker does not do; use an image or video model.")
+    evidence = [f"model_index.json: {name}"]
+    row = by_class(name)
+    if row is not None:
+        row = _sibling(row, configs, evidence)
+    pipeline, tasks = _tasks(row, name, configs, evidence)
+    prediction = _text(configs.get("scheduler/scheduler_config.json", {}).get("prediction_type"))
+    return Detection(
+        Kind.PIPELINE,
+        "diffusers",
+        architecture=row.id if row else None,
+        pipeline=pipeline,
+        tasks=tasks,
+        prediction_type=prediction if prediction in _PREDICTIONS else None,
+        native_size=_native_size(row, configs, index, evidence),
+        evidence=tuple(evidence),
+    )
+
+
+def _refuse_custom_part(part: str, entry: object) -> None:
+    """A part is [library, class]; a library that is a path or a module of the repository is code from there."""
+    if not isinstance(entry, list):
+        return
+    names = [name for name in entry if name is not None]
+    if len(entry) != 2 or not all(isinstance(name, str) and _NAME.match(name) for name in names):
+        shown = "/".join(map(str, entry))[:80]
+        raise UnsupportedModel(
+            f"model_index.json takes its {part[:40]} from {shown!r}, which needs remote code and is never run here."
+        )
+
+
+def _sibling(row: Architecture, configs: Configs, evidence: list[str]) -> Architecture:
+    for other in siblings(row):
+        found = other.repository.match(configs) if other.repository else None
+        if found is not None:
+            evidence.extend(f"{fact}: {other.id}" for fact in found)
+            return other
+    return row
+
+
+def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list[str]) -> tuple[str, tuple[Task, ...]]:
+    """Return the class that runs the repository, and its tasks.
+
+    A family's main class stands for all of its tasks: the others take the same weights. Any other class was saved by
+    someone who meant just that task.
+    """
+    if row is None:
+        return name, (task_of(name),)
+    if name != next(iter(row.pipelines.values())):
+        named = tuple(task for task, pipeline in row.pipelines.items() if pipeline == name)
+        return name, named or (task_of(name),)
+    inpaint = row.pipelines.get(Task.INPAINTING)
+    if inpaint and configs.get("unet/config.json", {}).get("in_channels") == _INPAINT_CHANNELS:
+        evidence.append(f"unet/config.json: {_INPAINT_CHANNELS} input channels")
+        return inpaint, (Task.INPAINTING,)
+    return name, tuple(row.pipelines)
+
+
+def _native_size(
+    row: Architecture | None, configs: Configs, index: Mapping[str, object], evidence: list[str]
+) -> int | None:
+    """Return the longer side in pixels: the denoiser's sample_size times what the VAE shrinks by."""
+    known = row.native_size if row else None
+    if row is not None and row.id in _FIXED_SIZE:
+        return known
+    part = next((part for part in ("unet", "transformer") if f"{part}/config.json" in configs), None)
+    sample = configs[f"{part}/config.json"].get("sample_size") if part else None
+    sizes = sample if isinstance(sample, list) else [sample]
+    if not sizes or not all(type(size) is int and 0 < size <= 16_384 for size in sizes):
+        return known
+    factor = _shrink(configs.get("vae/config.json")) if "vae" in index else 1
+    if factor is None:
+        return known
+    evidence.append(f"{part}/config.json: sample_size {sample} x {factor}")
+    return int(max(sizes) * factor)
+
+
+def _shrink(vae: Mapping[str, object] | None) -> int | None:
+    if vae is None:
+        return None
+    for key in ("spatial_compression_ratio", "scale_factor_spatial"):
+        value = vae.get(key)
+        if type(value) is int and 0 < value <= 256:
+            return value
+    for key, less in (("block_out_channels", 1), ("encoder_block_out_channels", 1), ("temperal_downsample", 0)):
+        value = vae.get(key)
+        if isinstance(value, list) and 0 < len(value) <= 9:
+            return int(2 ** (len(value) - less))
+    return None
+
+
+def _peft(config: Mapping[str, object]) -> Detection:
+    algorithm = str(config.get("peft_type", "LORA")).lower()[:20]
+    if algorithm == "lora" and config.get("use_dora") is True:
+        algorithm = "dora"
+    repository = _text(config.get("base_model_name_or_path")) or ""
+    base = declared_base(repository.lower().split("/", 1)[-1]) or declared_base(repository)
+    evidence = [f"adapter_config.json: {algorithm}"]
+    if repository:
+        evidence.append(f"adapter_config.json: made for {repository[:80]}")
+    return Detection(Kind.LORA, f"{algorithm}/peft", architecture=base, evidence=tuple(evidence))
+
+
+def _component(config: Mapping[str, object]) -> Detection | None:
+    name = _text(config.get("_class_name"))
+    if name is not None:
+        return Detection(Kind.COMPONENT, "diffusers", evidence=(f"config.json: {name[:80]}",))
+    model = _text(config.get("model_type"))
+    if model is None:
+        return None
+    evidence = (f"config.json: model_type {model[:80]}, a transformers model",)
+    return Detection(Kind.COMPONENT, "transformers", evidence=evidence)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

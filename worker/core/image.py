@@ -1,0 +1,14 @@
+"""A picture as plain bytes, so that rooms without PIL or numpy can hand it on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Raster:
+    """Pixels in row order, 8 bits a channel: `len(data) == width * height * len(mode)`."""
+
+    mode: Literal["L", "RGB", "RGBA"]
+    width: int
+    height: int
+    data: bytes

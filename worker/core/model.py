@@ -1,0 +1,181 @@
+"""What a model is: where it comes from, what the registry says of it, what its files say of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class Parsed(BaseModel):
+    """Base of everything read from outside: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Task(StrEnum):
+    """What is asked of a model, in the Hub's words."""
+
+    TEXT_TO_IMAGE = "text-to-image"
+    IMAGE_TO_IMAGE = "image-to-image"
+    INPAINTING = "inpainting"
+    IMAGE_EDITING = "image-editing"
+    CONTROLNET = "controlnet"
+    UPSCALING = "upscaling"
+    TEXT_TO_VIDEO = "text-to-video"
+    IMAGE_TO_VIDEO = "image-to-video"
+    VIDEO_TO_VIDEO = "video-to-video"
+
+
+class Kind(StrEnum):
+    """What a file or a folder is."""
+
+    PIPELINE = "pipeline"  # a diffusers repository, model_index.json
+    CHECKPOINT = "checkpoint"  # a single file that holds a whole model
+    DENOISER = "denoiser"  # the transformer or UNet alone
+    COMPONENT = "component"  # one part of a diffusers repository, config.json
+    LORA = "lora"
+    VAE = "vae"
+    TEXT_ENCODER = "text-encoder"
+    TEXTUAL_INVERSION = "textual-inversion"
+    CONTROLNET = "controlnet"
+    UNKNOWN = "unknown"
+
+
+class ModelSource(Parsed):
+    """Where bytes come from. `locator` is `org/repo` for `hf` and a path for `file`."""
+
+    scheme: Literal["hf", "file"]
+    locator: str
+    revision: str | None = None
+    filename: str | None = None
+
+    @property
+    def reference(self) -> str:
+        """The canonical text of this source, as a caller could send it."""
+        text = f"file:{self.locator}" if self.scheme == "file" else self.locator
+        if self.revision:
+            text += f"@{self.revision}"
+        return f"{text}#{self.filename}" if self.filename else text
+
+
+class LoraSpec(Parsed):
+    """A LoRA that belongs to a model or is asked for by a job. `weight` multiplies its effect; 0 is none."""
+
+    model: str
+    weight: float = Field(default=1.0, ge=-10.0, le=10.0, allow_inf_nan=False)
+    weight_name: str | None = None
+    name: str | None = None
+
+
+class Lightning(Parsed):
+    """A distillation LoRA that a model uses unless a request says `lightning: false`."""
+
+    lora: str
+    steps: int = Field(ge=1, le=100)
+    weight: float = 1.0
+    defaults: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Tier(Parsed):
+    """A class of GPU that models are assigned to."""
+
+    vram_gb: int = Field(gt=0)
+    max_containers: int = Field(default=1, ge=1)
+    scaledown_s: int = Field(default=300, ge=2, le=3600)
+    timeout_s: int = Field(default=1800, gt=0)
+
+
+class ModelSpec(Parsed):
+    """One model as the registry, or a caller's reference, describes it. What is not said is detected."""
+
+    id: str
+    source: ModelSource
+    aliases: tuple[str, ...] = ()
+    description: str | None = None
+    tasks: tuple[Task, ...] = ()
+    architecture: str | None = None
+    pipeline: str | None = None
+    config: str | None = None
+    tier: str | None = None
+    dtype: DType | None = None
+    variant: str | None = None
+    min_vram_gb: float | None = None
+    defaults: dict[str, JsonValue] = Field(default_factory=dict)
+    limits: dict[str, float] = Field(default_factory=dict)
+    loras: tuple[LoraSpec, ...] = ()
+    lightning: Lightning | None = None
+    subjects: tuple[str, ...] = ()  # all that a small model can draw, by name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorIndex:
+    """A weight file's header: every tensor's dtype and shape, and the file's own metadata. No weights."""
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+    metadata: Mapping[str, str]
+    container: Literal["safetensors"]
+    file_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors together, as stored."""
+        return sum(_DTYPE_BYTES.get(dtype, 2) * math.prod(shape) for dtype, shape in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers all tensors hold together."""
+        return sum(math.prod(shape) for _, shape in self.tensors.values())
+
+
+_DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What the files say a model is, with the reasons. `Kind.UNKNOWN` is an answer, never a guess."""
+
+    kind: Kind
+    format: str  # "diffusers", "safetensors", …
+    architecture: str | None = None
+    pipeline: str | None = None
+    tasks: tuple[Task, ...] = ()
+    prediction_type: str | None = None
+    zero_snr: bool = False  # trained down to zero signal: the scheduler has to start there too
+    native_size: int | None = None  # pixels of one side
+    evidence: tuple[str, ...] = ()
+    activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
+    near: tuple[str, ...] = ()  # what an unknown file resembles most
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model's bytes on disk. `root` is a diffusers folder, or the file itself for a single file."""
+
+    root: Path
+    total_bytes: int
+    revision: str | None = None
+    variant: str | None = None  # which of a repository's weight variants was fetched, "fp16" say
+    bytes_downloaded: int = 0
+    parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the model is one file rather than a diffusers folder."""
+        return self.root.is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What can be known of a source before its weights are fetched: JSON files by name, or one header."""
+
+    configs: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "unet/config.json" -> its content
+    header: TensorIndex | None = None
+    weight_bytes: int | None = None
+    revision: str | None = None

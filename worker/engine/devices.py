@@ -1,0 +1,102 @@
+"""Devices: which one to use, how much memory it has, and what its errors mean."""
+
+import gc
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from worker.core.device import DeviceInfo
+from worker.core.errors import DeviceLost, EngineFailure, OutOfMemory
+
+# CUDA errors after which every further call in this process fails.
+_STICKY = (
+    "illegal memory access",
+    "device-side assert",
+    "unspecified launch failure",
+    "misaligned address",
+    "uncorrectable ecc",
+    "cudnn_status_internal_error",
+    "cublas_status_not_initialized",
+    "device is lost",
+    "gpu has fallen off the bus",
+    "no cuda-capable device",
+)
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
+    """The device to run on. Raises DeviceLost when the wanted one cannot be used."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        wanted = next(name for name in ("cuda", "mps", "cpu") if available[name])
+    if not available[wanted]:
+        raise DeviceLost(f"DEVICE is {wanted} and torch {torch.__version__} cannot use it here; check the driver.")
+    return torch.device(wanted)
+
+
+def probe(device: torch.device) -> DeviceInfo:
+    """Name and memory of `device`, as of now."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch keeps cached is free for the next load.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return DeviceInfo("cuda", torch.cuda.get_device_name(device), total, free + cached)
+    total, free = _ram()
+    return DeviceInfo("mps" if device.type == "mps" else "cpu", device.type.upper(), total, free)
+
+
+def _ram() -> tuple[int, int]:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 16 * 2**30, 8 * 2**30  # not Linux: assume a laptop
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    return values["MemTotal"], values["MemAvailable"]
+
+
+def release_memory() -> None:
+    """Give cached memory back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak device memory since the last reset, in GiB; 0 where it is not measured."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out; not all of torch raises its own class for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+    )
+
+
+def device_failure(error: BaseException) -> EngineFailure:
+    """Our name for what the device or the pipeline raised. The text of `error` stays out of the message."""
+    text = str(error).lower()
+    if any(mark in text for mark in _STICKY):
+        return DeviceLost("The GPU reported an error that only a new process can clear; this worker is being replaced.")
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            "The device ran out of memory, also with smaller working buffers; "
+            "ask for a smaller width and height, fewer num_images, or use a device with more memory."
+        )
+    return EngineFailure(
+        f"The pipeline failed with {type(error).__name__}; the job's parameters may not suit this model.",
+        details={"exception": type(error).__name__},
+    )

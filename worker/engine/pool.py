@@ -1,0 +1,87 @@
+"""Pipelines that stay on the device, least recently used first out."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.core.device import LoadPlan
+from worker.engine.devices import release_memory
+from worker.engine.loader import view
+
+
+@dataclass(slots=True)
+class Resident:
+    """A loaded pipeline, its own scheduler, and the other classes made of its components."""
+
+    model: str
+    plan: LoadPlan
+    pipe: Any
+    scheduler: type
+    scheduler_config: dict[str, Any]
+    users: int = 0
+    _views: dict[str, Any] = field(default_factory=dict)
+
+    def as_class(self, class_name: str) -> Any:
+        """This pipeline's components as `class_name`."""
+        if class_name not in self._views:
+            self._views[class_name] = view(self.pipe, class_name)
+        return self._views[class_name]
+
+
+class PipelinePool:
+    """At most `capacity` residents. Used from the engine's thread only."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._residents: OrderedDict[str, Resident] = OrderedDict()
+
+    @property
+    def models(self) -> list[str]:
+        """Ids of the resident models, most recently used last."""
+        return [resident.model for resident in self._residents.values()]
+
+    def get(self, key: str) -> Resident | None:
+        """The resident of `key`, if any."""
+        return self._residents.get(key)
+
+    @contextmanager
+    def lease(self, key: str, load: Callable[[], Resident]) -> Iterator[Resident]:
+        """The resident of `key`, loaded if need be. It is not evicted while it is leased."""
+        resident = self._residents.get(key)
+        if resident is None:
+            self._make_room(self._capacity - 1)
+            resident = load()
+            self._residents[key] = resident
+        self._residents.move_to_end(key)
+        resident.users += 1
+        try:
+            yield resident
+        finally:
+            resident.users -= 1
+
+    def evict(self, key: str) -> bool:
+        """Drop a resident that nobody uses and give its memory back; False when there is none."""
+        resident = self._residents.get(key)
+        if resident is None or resident.users:
+            return False
+        del self._residents[key]
+        release_memory()
+        return True
+
+    def evict_model(self, model: str) -> int:
+        """Drop every resident of a model id; returns how many there were."""
+        keys = [key for key, resident in self._residents.items() if resident.model == model]
+        return sum(self.evict(key) for key in keys)
+
+    def evict_others(self, key: str) -> None:
+        """Drop everything but `key`."""
+        for other in [name for name in self._residents if name != key]:
+            self.evict(other)
+
+    def _make_room(self, keep: int) -> None:
+        for key in list(self._residents):
+            if len(self._residents) <= keep:
+                break
+            self.evict(key)

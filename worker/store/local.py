@@ -1,0 +1,103 @@
+"""Models in folders of this machine: only below the operator's roots."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound
+from worker.core.job import StopSignal
+from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
+from worker.core.result import Emit
+from worker.store.selection import MAX_OUTLINE_BYTES, MODEL_INDEX, OUTLINE_NAMES, Selection, pipeline_files
+
+ReadHeader = Callable[[Path], TensorIndex]
+
+
+class LocalFolders:
+    """Diffusers folders and single files below `roots`; nothing outside them can be named."""
+
+    def __init__(self, roots: Iterable[Path], read_header: ReadHeader) -> None:
+        self._roots = tuple(root.resolve() for root in roots)
+        self._read_header = read_header
+
+    def peek(self, source: ModelSource, variant: str | None) -> Outline:
+        """JSON files of a folder, or the header of a file."""
+        path = self._resolve(source)
+        if path.is_file():
+            header = self._read_header(path)
+            return Outline(header=header, weight_bytes=header.weight_bytes)
+        return read_outline(path, variant)
+
+    def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
+        """The folder or file itself: nothing is copied."""
+        path = self._resolve(source)
+        chosen = None if path.is_file() else _selection(path, variant)
+        if chosen is None:
+            return ModelFiles(root=path, total_bytes=_size(path), variant=variant)
+        total = sum((path / name).stat().st_size for name in chosen.names)
+        return ModelFiles(root=path, total_bytes=total, variant=chosen.variant)
+
+    def _resolve(self, source: ModelSource) -> Path:
+        path = Path(source.locator)
+        try:
+            resolved = (path / source.filename if source.filename else path).resolve()
+            exists = resolved.exists()
+        except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a NUL
+            raise _absent(source) from None
+        if not any(resolved.is_relative_to(root) for root in self._roots):
+            raise AccessDenied(
+                "The path is not below a folder that this worker may read; "
+                "put the model on the volume, or let the operator add its folder to ALLOWED_MODEL_DIRS.",
+                field="model",
+            )
+        if not exists:
+            raise _absent(source)
+        return resolved
+
+
+def read_outline(folder: Path, variant: str | None) -> Outline:
+    """What a diffusers folder says of itself in JSON. Raises CorruptFile for JSON that is none."""
+    configs: dict[str, dict[str, object]] = {}
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
+        name = path.relative_to(folder).as_posix()
+        if OUTLINE_NAMES.fullmatch(name) and path.is_file() and path.stat().st_size <= MAX_OUTLINE_BYTES:
+            configs[name] = read_json(path)
+    chosen = _selection(folder, variant)
+    names = chosen.names if chosen else _names(folder)
+    weights = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
+    return Outline(configs=configs, weight_bytes=weights)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from disk. Raises CorruptFile."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise CorruptFile(
+            f"{path.name} of the model is not valid JSON; fetch the model again.", field="model"
+        ) from None
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path.name} of the model holds no JSON object; fetch the model again.", field="model")
+    return value
+
+
+def _selection(folder: Path, variant: str | None) -> Selection | None:
+    """What a pipeline in `folder` is made of; None if it is none. Raises UnsafeFormat for pickles."""
+    index = folder / MODEL_INDEX
+    return pipeline_files(read_json(index), _names(folder), variant) if index.is_file() else None
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum((path / name).stat().st_size for name in _names(path))
+
+
+def _absent(source: ModelSource) -> ModelNotFound:
+    return ModelNotFound(
+        f"file:…/{Path(source.locator).name[:80]} does not exist on this worker; check the path.", field="model"
+    )

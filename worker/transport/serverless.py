@@ -1,0 +1,155 @@
+"""The RunPod door: job dict in, a dict that always survives the SDK out. Traps: docs/tour.md, "The RunPod door"."""
+
+import asyncio
+import base64
+import itertools
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from worker.core.errors import DeviceLost, WorkerError
+from worker.core.result import Progress
+from worker.transport.actions import Actions, unexpected
+from worker.transport.wire import encode_error, encode_progress
+
+_LOG = logging.getLogger(__name__)
+PROGRESS_EVERY_S = 1.0
+# A progress post that arrives after the result would leave the job IN_PROGRESS for ever.
+QUIET_BEFORE_END_S = 0.25
+
+Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any], dict[str, JsonValue]], None]
+
+
+class ServerlessDoor:
+    """The handler that RunPod's SDK calls for every job."""
+
+    def __init__(
+        self,
+        actions: Actions,
+        *,
+        concurrency: int,
+        send_progress: Send | None = None,
+        on_loop_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._actions = actions
+        self._concurrency = concurrency
+        self._send_progress = send_progress
+        self._on_loop_start = on_loop_start
+        self._started = False
+        self._lost = False
+
+    def concurrency(self, current: int) -> int:
+        """RunPod's concurrency_modifier: constant, since every change waits until no job is in flight; 0 once lost.
+
+        The SDK calls it first when its loop is up, so this is also where the background warm-up starts.
+        """
+        if not self._started:
+            self._started = True
+            asyncio.get_running_loop().call_later(0.1, self._on_loop_start)
+        return 0 if self._lost else self._concurrency
+
+    async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Answer one job. Nothing but CancelledError is ever raised, and what is returned is plain JSON."""
+        job_id = str(job.get("id") or "local")
+        progress = _Throttle(job, self._send_progress)
+        try:
+            answer = await self._actions.perform(job.get("input"), job_id, progress)
+        except WorkerError as error:
+            answer = self._failed(error, job_id)
+        except Exception as error:
+            answer = self._failed(unexpected(error, job.get("input")), job_id)
+        await progress.settle()
+        return _survivable(answer, job_id)
+
+    def _failed(self, error: WorkerError, job_id: str) -> dict[str, JsonValue]:
+        _LOG.info("job %s: %s", job_id, error.code)
+        answer = encode_error(error, job_id)
+        if isinstance(error, DeviceLost):
+            self._lost = True
+            answer["refresh_worker"] = True
+        return answer
+
+
+class _Throttle:
+    """Progress at most once a second, in order, and none in the last moments before the result."""
+
+    def __init__(self, job: dict[str, Any], send: Send | None) -> None:
+        self._job, self._send = job, send
+        self._last = time.monotonic()
+        self._sent = False
+        self._lock = threading.Lock()
+
+    def __call__(self, progress: Progress) -> None:
+        finished = progress.total > 0 and progress.step >= progress.total
+        with self._lock:
+            now = time.monotonic()
+            if self._send is None or finished or now - self._last < PROGRESS_EVERY_S:
+                return
+            self._last, self._sent = now, True
+            try:
+                self._send(self._job, encode_progress(progress))
+            except Exception as error:  # telling of a job must never fail it
+                _LOG.warning("progress was not sent: %s", type(error).__name__)
+
+    async def settle(self) -> None:
+        """Wait until the last update has surely arrived."""
+        with self._lock:
+            self._send = None  # the engine's thread may still hold this object
+        quiet = QUIET_BEFORE_END_S - (time.monotonic() - self._last)
+        if self._sent and quiet > 0:
+            await asyncio.sleep(quiet)
+
+
+def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
+    """`answer`, if it can be posted as JSON; else an error that can."""
+    try:
+        # As the SDK writes it: there half a surrogate pair is an error, and the answer would never be posted.
+        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        return dict(encode_error(unexpected(error), job_id))
+    return dict(answer) or {"ok": True}
+
+
+def saving(handler: Handler, folder: Path, say: Callable[[str], None]) -> Handler:
+    """`handler` for a run in a terminal: pictures go into `folder`, and the answer names the files in their place."""
+
+    async def handle(job: dict[str, Any]) -> dict[str, Any]:
+        answer = await handler(job)
+        pictures = answer.get("images")
+        if "error" in answer:
+            say(f"failed: {answer['error']}")
+        if not isinstance(pictures, list) or answer.get("image_url"):
+            return answer
+        paths = [
+            str(save_picture(base64.b64decode(text), folder, answer, index)) for index, text in enumerate(pictures)
+        ]
+        for path in paths:
+            say(f"saved {path}")
+        return answer | {"image": paths[0], "images": paths}
+
+    return handle
+
+
+def save_picture(data: bytes, folder: Path, answer: Mapping[str, Any], index: int) -> Path:
+    """Write one picture under a name that says what it is, and never over another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = re.sub(r"[^a-z0-9]+", "-", str(answer.get("prompt") or "picture").lower()).strip("-")[:48] or "picture"
+    stem = f"{words}-{answer['seeds'][index]}"
+    extension = "jpg" if answer["format"] == "jpeg" else answer["format"]
+    for count in itertools.count():
+        path = folder / f"{stem}{f'-{count}' if count else ''}.{extension}"
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")

@@ -1,0 +1,306 @@
+"""The JSON that every door shares (CONTRACT §1, §4, §5): aliases in, canonical names on; results and errors out."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pydantic import JsonValue, ValidationError
+
+from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
+from worker.core.model import LoraSpec
+from worker.core.request import GenerationRequest, OutputOptions
+from worker.core.result import JobResult, Progress
+
+Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "preload", "unload"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+# What callers may write -> the canonical name. Nowhere else.
+ALIASES: Mapping[str, str] = {
+    "model_id": "model",
+    "image_url": "image",
+    "image_base64": "image",
+    "init_image": "image",
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "num_images_per_prompt": "num_images",
+    "n": "num_images",
+    "num_outputs": "num_images",
+    "sampler": "scheduler",
+    "lora": "loras",
+}
+_COMMON = frozenset(GenerationRequest.model_fields) - {"params"}
+_LATER = {"embeddings", "controlnets", "ip_adapters", "vae", "hypernetworks", "mask_image", "mask", "control_image"}
+_LATER |= {"control_images", "images", "video", "fallback", "previews", "s3Config"}
+_MAX_DEPTH = 16
+_MAX_KEYS = 200
+_MAX_PARTS = 10_000
+_MAX_WHOLE = 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A job's input: what to do, and with what."""
+
+    action: Action
+    fields: Mapping[str, JsonValue]
+
+
+def decode_envelope(payload: object) -> Envelope:
+    """Take the action out of a job's `input`. Raises InvalidRequest for what is no JSON object."""
+    if not isinstance(payload, dict):
+        raise InvalidRequest(f"input must be a JSON object; {_kind(payload)} was sent.", field="input")
+    _check_json(payload)
+    fields = dict(payload)
+    action = fields.pop("action", None)
+    if action is None:
+        action = "generate"
+    if not isinstance(action, str):
+        raise InvalidRequest(f"action must be a text; {_kind(action)} was sent.", field="action")
+    if action not in ACTIONS:
+        near = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(ACTIONS)}."
+        raise InvalidRequest(f"action {_shown(action)} is not known; {fix}", field="action")
+    return Envelope(action, _canonical(fields))
+
+
+def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
+    """Canonical fields to a request. What only a model's schema knows is left for it in `params`."""
+    common = {name: value for name, value in fields.items() if name in _COMMON and value is not None}
+    params = {name: value for name, value in fields.items() if name not in _COMMON and value is not None}
+    for name in params:
+        if name in _LATER:
+            raise UnknownParameter(f"{name} is not served by this version of the worker; leave it out.", field=name)
+    if (loras := common.get("loras")) is not None:
+        common["loras"] = _loras(loras)
+    try:
+        return GenerationRequest.model_validate({**common, "params": params})
+    except ValidationError as error:
+        raise _field_error(error) from None
+
+
+def decode_model(fields: Mapping[str, JsonValue]) -> str | None:
+    """The model of an action that takes nothing else. Raises UnknownParameter for any other field."""
+    for name in fields:
+        if name != "model":
+            text = f"{_utf8(name)[:80]} is not a field of this action; it takes model."
+            raise UnknownParameter(text, field=name[:80])
+    return decode_generation(fields).model
+
+
+def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
+    """Nothing, for an action that takes no field. Raises UnknownParameter for any."""
+    for name in fields:
+        text = f"{_utf8(name)[:80]} is not a field of this action; it takes none, leave it out."
+        raise UnknownParameter(text, field=name[:80])
+
+
+def encode_result(result: JobResult, images: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
+    """CONTRACT §4. `images` are base64, or URLs when they were uploaded."""
+    first = result.artifacts[0]
+    timings = result.timings
+    return {
+        "image": images[0],
+        "images": [*images],
+        "seed": first.seed,
+        "seeds": [item.seed for item in result.artifacts],
+        "model": result.model,
+        "revision": result.revision,
+        "task": result.task.value,
+        "prompt": result.prompt,
+        "width": first.raster.width,
+        "height": first.raster.height,
+        "num_inference_steps": result.parameters.get("num_inference_steps"),
+        "parameters": dict(result.parameters),
+        "format": format_,
+        "loras": [
+            {
+                "model": lora.model,
+                "weight": lora.weight,
+                "matched": lora.matched,
+                "total": lora.total,
+                "sha256": lora.sha256,
+            }
+            for lora in result.loras
+        ],
+        "timings": {
+            "queue_s": round(timings.queue_s, 4),
+            "download_s": round(timings.download_s, 4),
+            "load_s": round(timings.load_s, 4),
+            "inference_s": round(timings.inference_s, 4),
+            "encode_s": round(encode_s, 4),
+            "batch_size": timings.batch_size,
+        },
+        "usage": {
+            "gpu_seconds": round(result.usage.gpu_seconds, 4),
+            "images": result.usage.images,
+            "pixel_steps": result.usage.pixel_steps,
+            "peak_memory_gb": round(result.usage.peak_memory_gb, 3),
+            "bytes_downloaded": result.usage.bytes_downloaded,
+            "cost_usd": None,
+        },
+        "reproduce": {
+            "model": result.reproduce.model,
+            "loras": [*result.reproduce.loras],
+            "versions": dict(result.reproduce.versions),
+            "input": dict(result.reproduce.input),
+        },
+        "warnings": [*result.warnings],
+    }
+
+
+def encode_error(error: WorkerError, request_id: str) -> dict[str, JsonValue]:
+    """CONTRACT §5. Strings are made valid UTF-8: half a surrogate pair would lose the whole answer."""
+    answer: dict[str, JsonValue] = {
+        "error": _utf8(error.message) or "The job failed.",
+        "code": error.code,
+        "retryable": error.retryable,
+        "request_id": _utf8(request_id),
+    }
+    if error.field:
+        answer["field"] = _utf8(error.field)
+    if error.hint:
+        answer["hint"] = _utf8(error.hint)
+    if error.details:
+        answer["details"] = _plain(error.details)
+    return answer
+
+
+def encode_progress(progress: Progress) -> dict[str, JsonValue]:
+    """What a progress update says."""
+    return {"phase": progress.phase, "step": progress.step, "total": progress.total, "message": progress.message}
+
+
+def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    said: dict[str, str] = {}
+    for name, value in fields.items():
+        canonical = ALIASES.get(name, name)
+        if canonical in found:
+            raise InvalidRequest(f"{said[canonical]} and {name} mean the same; send one of them.", field=name)
+        found[canonical], said[canonical] = value, name
+    return found
+
+
+def _loras(value: JsonValue) -> list[JsonValue]:
+    """One or several, each a reference or an object."""
+    items = value if isinstance(value, list) else [value]
+    return [{"model": item} if isinstance(item, str) else item for item in items]
+
+
+# pydantic's error types in words that stand after "must be".
+_MUST: Mapping[str, str] = {
+    "string_type": "a text",
+    "string_unicode": "valid UTF-8 text, without half of a surrogate pair",
+    "string_too_long": "at most {max_length} characters long",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "model_type": "an object",
+    "dict_type": "an object",
+    "tuple_type": "a list",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "at most {le}",
+    "enum": "one of {expected}",
+    "literal_error": "one of {expected}",
+}
+
+
+def _field_error(error: ValidationError) -> WorkerError:
+    """pydantic's first complaint in our words; an unknown key before the required one that it was meant to be."""
+    found = error.errors(include_url=False)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    loc = first["loc"][1:] if first["loc"][:1] == ("params",) else first["loc"]
+    field = _utf8(str(loc[0]))[:80] if loc else "input"
+    name = _utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
+    if first["type"] == "extra_forbidden":
+        known = [*(LoraSpec if field == "loras" else OutputOptions).model_fields]
+        near = difflib.get_close_matches(str(loc[-1])[:80], known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+        return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
+    if first["type"] == "missing":
+        return ParameterOutOfRange(f"{name} is missing; add it.", field=field)
+    limits = {key: _plainly(value) for key, value in first.get("ctx", {}).items()}
+    must = _MUST.get(first["type"], "valid ({reason})").format_map(limits | {"reason": first["msg"]})
+    sent = first.get("input")
+    words = str(limits.get("expected", "")).replace(" or ", ", ").split(", ")
+    near = difflib.get_close_matches(sent[:40].lower(), words, n=1) if isinstance(sent, str) else []
+    size = f"{len(sent)} characters were" if first["type"] == "string_too_long" else f"{_shown(sent)} was"
+    hint = f"Did you mean {near[0]}?" if near else None
+    return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
+
+
+def _plainly(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value.replace("'", "") if isinstance(value, str) else value
+
+
+def _check_json(value: JsonValue) -> None:
+    """Refuse what JSON should not hold: NaN and infinity, nesting, keys, numbers and lists beyond any use."""
+    todo: list[tuple[str, JsonValue, int]] = [("input", value, 0)]
+    parts = 0
+    while todo:
+        name, item, depth = todo.pop()
+        parts += 1
+        if depth > _MAX_DEPTH:
+            raise InvalidRequest(f"{name} is nested more than {_MAX_DEPTH} deep; flatten it.", field=name)
+        if parts + len(todo) > _MAX_PARTS:
+            raise InvalidRequest(f"{name} has too many parts; at most {_MAX_PARTS:,} are taken.", field=name)
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ParameterOutOfRange(f"{name} must be a finite number; NaN or infinity was sent.", field=name)
+        if isinstance(item, int) and abs(item) >= _MAX_WHOLE:
+            raise ParameterOutOfRange(f"{name} must be a number of at most 64 bits; a larger one was sent.", field=name)
+        if isinstance(item, dict):
+            if len(item) > _MAX_KEYS or not all(isinstance(key, str) for key in item):
+                raise InvalidRequest(f"{name} may hold at most {_MAX_KEYS} named fields.", field=name)
+            if not all(key.strip() for key in item):
+                raise InvalidRequest(f"{name} holds a field without a name; name it or leave it out.", field=name)
+            todo += [(_utf8(key)[:80] if depth == 0 else name, part, depth + 1) for key, part in item.items()]
+        elif isinstance(item, list):
+            todo += [(name, part, depth + 1) for part in item[:_MAX_PARTS]]
+        elif not isinstance(item, str | int | float | None):
+            raise InvalidRequest(f"{name} holds something that JSON does not have; send plain JSON.", field=name)
+
+
+def _plain(value: object) -> JsonValue:
+    if isinstance(value, str):
+        return _utf8(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_utf8(str(key)): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(part) for part in value]
+    return _utf8(str(value))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _kind(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), "nothing" if value is None else "something else")
+
+
+def _shown(value: object) -> str:
+    """What was sent, as JSON, and no more of it than a sentence can carry."""
+    if isinstance(value, str):
+        value = _utf8(value[:60])
+    text = json.dumps(value, ensure_ascii=False, default=str) if not isinstance(value, dict | list) else _kind(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
