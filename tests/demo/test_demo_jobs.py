@@ -1,0 +1,90 @@
+"""The demo model as a caller of the worker sees it: nothing configured, pixels looked at."""
+
+import numpy as np
+import pytest
+from PIL import ImageColor
+
+from tests.engine.test_generation import draw
+from tests.pictures import encoded, pixels
+from worker.app import build_worker
+from worker.settings import PROJECT_DIR, Settings
+
+COMPANIONS = PROJECT_DIR / "models/demo/companions"
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return build_worker(Settings(volume_dir=tmp_path, device="cpu"))
+
+
+def saturation(picture):
+    return float(np.ptp(picture.astype(int), axis=-1).mean())
+
+
+async def test_with_nothing_configured_a_red_apple_is_red_on_white(demo):
+    answer = await draw(demo)
+    assert answer["model"] == "demo"
+    picture = pixels(answer).astype(int)
+    assert picture.shape == (64, 64, 3)
+    assert picture[:3, :3].min() > 220
+    red, green, blue = picture[28:48, 22:42].reshape(-1, 3).mean(axis=0)
+    assert red > 170
+    assert red > 1.8 * green
+    assert red > 1.8 * blue
+
+
+@pytest.mark.parametrize("colour", ["blue", "yellow", "pink"])
+async def test_a_background_is_the_colour_that_was_asked_for(demo, colour):
+    picture = pixels(await draw(demo, prompt=f"a panda on a {colour} background")).astype(int)
+    corners = np.concatenate([picture[:4, :4], picture[:4, -4:]]).reshape(-1, 3).mean(axis=0)
+    wanted = np.array(ImageColor.getrgb({"blue": "#1f5fd0", "yellow": "#fdd835", "pink": "#f8a0c0"}[colour]))
+    assert np.abs(corners - wanted).max() < 70
+
+
+@pytest.mark.parametrize("name", ["grey-style-lora", "grey-style-lora-kohya"])
+async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
+    before = pixels(await draw(demo))
+    answer = await draw(demo, loras=[f"file:{COMPANIONS / name}.safetensors"])
+    assert saturation(pixels(answer)) < 0.4 * saturation(before)
+    assert answer["loras"][0]["matched"] == answer["loras"][0]["total"]
+    assert np.array_equal(pixels(await draw(demo)), before)
+
+
+async def test_strength_moves_a_picture_gradually(demo):
+    apple = pixels(await draw(demo))
+    distances = []
+    for strength in (0.2, 0.5, 0.8):
+        lemon = pixels(await draw(demo, prompt="a lemon", image=encoded(apple), strength=strength))
+        distances.append(np.abs(lemon.astype(int) - apple).mean())
+    assert 2 < distances[0] < distances[1] < distances[2]
+
+
+async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(demo, tmp_path):
+    from tools.demo_model.assembly import write_single_file
+
+    write_single_file(PROJECT_DIR / "models/demo", tmp_path / "demo.safetensors")
+    registry = tmp_path / "models.yaml"
+    registry.write_text(
+        "models:\n  one-file:\n    source: file:demo.safetensors\n    architecture: sd1\n"
+        f"    config: {PROJECT_DIR}/models/demo\n    tasks: [text-to-image]\n"
+        "    defaults: {num_inference_steps: 16, guidance_scale: 2.5, width: 64, height: 64}\n"
+        "    limits: {max_side: 256}\n"
+    )
+    settings = Settings(models_yaml=registry, default_model="one-file", volume_dir=tmp_path, device="cpu")
+    assert np.array_equal(pixels(await draw(build_worker(settings))), pixels(await draw(demo)))
+
+
+def test_the_list_of_subjects_is_what_the_model_was_taught():
+    from tools.demo_model.things import THINGS
+
+    listed = (PROJECT_DIR / "models/demo/subjects.txt").read_text().splitlines()
+    assert listed == [name for thing in THINGS for name in thing.names]
+    assert len(THINGS) >= 300
+
+
+def test_the_model_is_small_and_its_card_says_what_it_knows():
+    folder = PROJECT_DIR / "models/demo"
+    pipeline = [path for path in folder.rglob("*") if path.is_file() and "companions" not in path.parts]
+    assert sum(path.stat().st_size for path in pipeline) <= 12_000_000
+    card = (folder / "README.md").read_text()
+    assert all(name in card for name in (folder / "subjects.txt").read_text().splitlines())

@@ -1,0 +1,1 @@
+"""Developer tools; nothing here is needed to run the worker."""
