@@ -1,5 +1,6 @@
 """One job leaves no trace in the next: not its adapters, its scheduler, its failure or its cancel."""
 
+import asyncio
 import random
 
 import numpy as np
@@ -55,8 +56,18 @@ async def test_whatever_came_before_a_plain_job_draws_the_same(worker, zoo):
     async def other_size():
         await draw(worker, width=96, height=32, num_images=2)
 
+    async def cancelled():
+        task = asyncio.create_task(draw(worker, loras=[lora], num_inference_steps=150, width=128, height=128))
+        while worker.engine.running is None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert worker.engine.running is None  # the thread has let go when the cancellation comes through
+
     expected = pixels(await draw(worker))
-    before = [styled, sampled, from_picture, refused_adapter, failed_midway, other_size]
+    before = [cancelled, styled, sampled, from_picture, refused_adapter, failed_midway, other_size]
     order = random.Random(0)
     for _ in range(30):
         await order.choice(before)()
