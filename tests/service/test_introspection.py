@@ -147,3 +147,12 @@ async def test_an_unknown_model_is_refused_by_every_action(desk, action):
         await desk.ask(action=action, model="other/model")
     assert failure.value.field == "model"
     assert desk.builder.built == 0
+
+
+async def test_a_schema_offers_only_the_tasks_that_would_be_accepted(tmp_path):
+    from worker.app import build_worker
+    from worker.settings import Settings
+
+    worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
+    schema = await worker.actions.introspection.schema("sdxl")  # models.yaml also names inpainting
+    assert schema["properties"]["task"]["enum"] == ["text-to-image", "image-to-image"]

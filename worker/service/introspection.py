@@ -63,8 +63,10 @@ class Introspection:
         """The JSON Schema (2020-12) of a request for `model`."""
         spec = self._resolver.resolve(model)
         detection = await asyncio.to_thread(self._resolver.detect, spec)
+        served = tuple(task for task in tasks_of(spec, detection) if task in SERVED_TASKS)
         return model_schema(
-            spec,
+            # Only what a request would be accepted for; a model without any such task is described as it is.
+            spec.model_copy(update={"tasks": served}) if served else spec,
             detection,
             max_images=self._limits.max_images,
             max_loras=self._limits.max_loras,
