@@ -106,7 +106,7 @@ def build_store(settings: Settings) -> Store:
         offline=settings.offline,
     )
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
-    return Store(hub, LocalFolders(roots, read_header))
+    return Store({"hf": hub, "file": LocalFolders(roots, read_header)})
 
 
 def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:

@@ -26,7 +26,7 @@ def root(tmp_path):
 def store(root, tmp_path):
     """The store as a worker has it, whose Hub cannot be reached."""
     hub = HuggingFaceHub(tmp_path / "cache", read_header=read_header, endpoint="http://127.0.0.1:9", offline=True)
-    return Store(hub, LocalFolders([root, tmp_path / "not-mounted"], read_header))
+    return Store({"hf": hub, "file": LocalFolders([root, tmp_path / "not-mounted"], read_header)})
 
 
 def both(store, text, variant=None):

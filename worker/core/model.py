@@ -44,24 +44,43 @@ class Kind(StrEnum):
     TEXT_ENCODER = "text-encoder"
     TEXTUAL_INVERSION = "textual-inversion"
     CONTROLNET = "controlnet"
+    T2I_ADAPTER = "t2i-adapter"
+    IP_ADAPTER = "ip-adapter"
+    MOTION_MODULE = "motion-module"
+    HYPERNETWORK = "hypernetwork"
+    UPSCALER = "upscaler"
+    IMAGE_ENCODER = "image-encoder"
     UNKNOWN = "unknown"
 
 
 class ModelSource(Parsed):
-    """Where bytes come from. `locator` is `org/repo` for `hf` and a path for `file`."""
+    """Where bytes come from.
 
-    scheme: Literal["hf", "file"]
+    `locator` is `org/repo` for `hf`, a model's number for `civitai` (empty when only the version is known), the URL for
+    `url` and a path for `file`. `revision` is a commit, branch or tag, or CivitAI's version number; `filename` a file
+    below the locator, for CivitAI its name or number; `subfolder` a folder below it that is the model.
+    """
+
+    scheme: Literal["hf", "civitai", "url", "file"]
     locator: str
     revision: str | None = None
     filename: str | None = None
+    subfolder: str | None = None
+    sha256: str | None = None  # what the file must hash to, when a caller pins it
+    choice: str | None = None  # how CivitAI's file is chosen, "format=SafeTensor&fp=fp16" say
 
     @property
     def reference(self) -> str:
         """The canonical text of this source, as a caller could send it."""
-        text = f"file:{self.locator}" if self.scheme == "file" else self.locator
+        text = self.locator if self.scheme in {"hf", "url"} else f"{self.scheme}:{self.locator}"
         if self.revision:
             text += f"@{self.revision}"
-        return f"{text}#{self.filename}" if self.filename else text
+        below = self.filename or self.subfolder
+        if below:
+            text += f"#{below}"
+        pins = [self.choice, f"sha256={self.sha256}" if self.sha256 else None]
+        query = "&".join(filter(None, pins))
+        return f"{text}?{query}" if query else text
 
 
 class LoraSpec(Parsed):
@@ -105,6 +124,11 @@ class ModelSpec(Parsed):
     tier: str | None = None
     dtype: DType | None = None
     variant: str | None = None
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None  # where neither header nor metadata tells
+    base: str | None = None  # the repository that gives a partial file its other parts
+    vae: str | None = None  # a reference; replaces the model's own
+    components: dict[str, str] = Field(default_factory=dict)  # component name -> reference
+    fallback: str | None = None  # the registered model that runs when this one cannot be had
     min_vram_gb: float | None = None
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
     limits: dict[str, float] = Field(default_factory=dict)
@@ -119,7 +143,7 @@ class TensorIndex:
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
     metadata: Mapping[str, str]
-    container: Literal["safetensors"]
+    container: Literal["safetensors", "gguf", "torch"]
     file_bytes: int
 
     @property
@@ -137,6 +161,22 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I1
 _DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
 
 
+Confidence = Literal["high", "medium", "low"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a model's page or metadata says of it: it decides only where the header is silent, and is never proof."""
+
+    base: str | None = None  # CivitAI's baseModel, or the Hub's base_model
+    kind: str | None = None  # CivitAI's type: LORA, Checkpoint …
+    pipeline: str | None = None  # the Hub's `diffusers:XPipeline` tag
+    prediction_type: str | None = None
+    tags: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()
+    name: str | None = None  # title or file name: the least trusted of all
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """What the files say a model is, with the reasons. `Kind.UNKNOWN` is an answer, never a guess."""
@@ -152,6 +192,10 @@ class Detection:
     evidence: tuple[str, ...] = ()
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
     near: tuple[str, ...] = ()  # what an unknown file resembles most
+    confidence: Confidence = "high"
+    quantization: str | None = None  # "fp8", "fp8-scaled", "nf4", "svdquant", "gguf", or a repository's own method
+    variant: str | None = None  # what the same shapes can be trained to: "turbo", "lightning", "kontext", "pony" …
+    parts: tuple[str, ...] = ()  # what a single file holds: "denoiser", "vae", "text_encoder", "text_encoder_2" …
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +208,9 @@ class ModelFiles:
     variant: str | None = None  # which of a repository's weight variants was fetched, "fp16" say
     bytes_downloaded: int = 0
     parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
+    sha256: str | None = None  # of a single file, where it is known
+    base: Path | None = None  # a diffusers folder that gives the parts that `root` lacks
+    parts: Mapping[str, Path] = field(default_factory=dict)  # components that come from elsewhere, by name
 
     @property
     def is_single_file(self) -> bool:
@@ -179,3 +226,4 @@ class Outline:
     header: TensorIndex | None = None
     weight_bytes: int | None = None
     revision: str | None = None
+    declared: Declaration | None = None

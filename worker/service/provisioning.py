@@ -1,16 +1,17 @@
-"""Files for a job: the model's and its LoRAs', fetched where needed, and checked to belong together."""
+"""Files for a job: the model's, fetched where needed, and its adapters' beside them."""
 
 import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from worker.catalog.architectures import ARCHITECTURES, architecture, fits
-from worker.core.errors import IncompatibleAdapter, UnsupportedModel
-from worker.core.job import AdapterFiles, Batch, Job, StopSignal
-from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSpec
+from worker.catalog.architectures import architecture
+from worker.core.errors import UnsupportedModel
+from worker.core.job import Batch, Job, StopSignal
+from worker.core.model import Detection, Kind, ModelFiles, ModelSpec
 from worker.core.result import Emit
+from worker.service.adapters import AdapterProvisioner
 from worker.service.resolving import ModelResolver
-from worker.service.weights import count_parameters, examine_lora
+from worker.service.weights import count_parameters
 from worker.store.store import Store
 
 CONFIGS = Path(__file__).resolve().parent.parent / "catalog" / "configs"
@@ -22,7 +23,7 @@ class Provisioner:
 
     def __init__(self, store: Store, resolver: ModelResolver) -> None:
         self._store = store
-        self._resolver = resolver
+        self._adapters = AdapterProvisioner(store, resolver)
 
     async def provide(self, job: Job, emit: Emit) -> Batch:
         """The job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
@@ -31,7 +32,7 @@ class Provisioner:
     def _provide(self, job: Job, emit: Emit) -> Batch:
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
-        adapters = tuple(self._adapter(spec, job, emit) for spec in job.loras)
+        adapters = tuple(self._adapters.provide(spec, job, emit) for spec in job.loras)
         spec, files = self.model_files(job.spec, job.detection, emit, job.stop)
         return Batch((replace(job, spec=spec),), files, adapters)
 
@@ -43,34 +44,6 @@ class Provisioner:
             spec = spec.model_copy(update={"config": str(CONFIGS / _bundled_config(spec, detection))})
         files = self._store.ensure(spec.source, spec.variant, emit, stop)
         return spec, replace(files, parameters=count_parameters(files.root))
-
-    def _adapter(self, lora: LoraSpec, job: Job, emit: Emit) -> AdapterFiles:
-        source = self._resolver.adapter_source(lora.model, lora.weight_name)
-        files = self._store.ensure(source, None, emit, job.stop)
-        root = files.root if files.is_single_file else _only_weights(files.root, lora)
-        examined = examine_lora(root)
-        found = examined.detection
-        wanted = job.detection.architecture
-        if found.kind is not Kind.LORA:
-            raise IncompatibleAdapter(
-                f"loras: {lora.model} is a {found.kind}, not a LoRA; name a LoRA file.",
-                field="loras",
-                details={"evidence": list(found.evidence)},
-            )
-        if not fits(found.architecture, wanted):
-            raise IncompatibleAdapter(
-                f"loras: {lora.model} was made for {_title(found.architecture)} and {job.spec.id} is "
-                f"{_title(wanted)}; use a LoRA of that family.",
-                field="loras",
-                details={"lora": found.architecture, "model": wanted, "evidence": list(found.evidence)},
-            )
-        if not examined.modules:
-            raise UnsupportedModel(
-                f"loras: {lora.model} is of the kind {found.format}, which this version cannot apply; "
-                "use a plain LoRA (lora_A/lora_B or lora_down/lora_up).",
-                field="loras",
-            )
-        return AdapterFiles(lora, replace(files, root=root), examined.modules, examined.sha256)
 
 
 def _bundled_config(spec: ModelSpec, detection: Detection) -> str:
@@ -85,16 +58,3 @@ def _bundled_config(spec: ModelSpec, detection: Detection) -> str:
         f"repository that it was made from{example}, or set config in models.yaml.",
         field="model",
     )
-
-
-def _only_weights(folder: Path, lora: LoraSpec) -> Path:
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) != 1:
-        raise UnsupportedModel(
-            f"loras: {lora.model} holds {len(found)} weight files; name one with weight_name.", field="loras"
-        )
-    return found[0]
-
-
-def _title(name: str | None) -> str:
-    return next((row.title for row in ARCHITECTURES if row.id == name), name or "unknown")
