@@ -60,7 +60,8 @@ RUN useradd --uid 10001 --create-home worker
 COPY --from=builder /opt/venv /opt/venv
 
 WORKDIR /app
-COPY LICENSE handler.py models.yaml test_input.json ./
+# models.lock, if there is one, pins every model to a revision and its files to digests (docs/deploy.md).
+COPY LICENSE handler.py models.yaml models.lock* test_input.json ./
 COPY models/ models/
 COPY worker/ worker/
 RUN python -m compileall -q handler.py worker \
@@ -69,7 +70,7 @@ RUN python -m compileall -q handler.py worker \
 # Optional: bake one model into the image, so that a cold start downloads nothing.
 #   docker build --build-arg MODEL_ID=org/repo [--build-arg MODEL_REVISION=commit] [--secret id=HF_TOKEN,env=HF_TOKEN] .
 # A baked model lies off /runpod-volume, which a mounted volume would hide; the worker looks there before it asks the Hub.
-# All other models go to the volume (worker/settings.py): /runpod-volume/huggingface/hub when one is mounted.
+# All other models go to the volume (worker/settings.py): /runpod-volume/models when one is mounted.
 # The worker reads MODEL_REVISION itself. The token is mounted for this one step and never stored in a layer.
 ARG MODEL_ID=""
 ARG MODEL_REVISION=""
@@ -78,8 +79,8 @@ ENV MODEL_ID=${MODEL_ID} \
 RUN --mount=type=secret,id=HF_TOKEN,required=false \
     if [ -n "${MODEL_ID}" ]; then \
         if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi; \
-        HF_HUB_CACHE=/opt/huggingface/hub python -m worker cache pull "${MODEL_ID}" \
-        && chown -R worker:worker /opt/huggingface; \
+        VOLUME_DIR=/opt python -m worker cache pull "${MODEL_ID}" \
+        && chown -R worker:worker /opt/models; \
     fi
 
 ARG RUN_AS=root

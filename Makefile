@@ -14,9 +14,9 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
-test test-all check bench: export OMP_NUM_THREADS = 1
+test test-all test-zoo check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run test test-all check bench clean
+.PHONY: help run test test-all test-zoo check bench signatures clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -31,6 +31,9 @@ test: $(READY)  ## Run the tests, less the slow ones; ARGS='tests/core -x' for s
 test-all: $(READY)  ## Run every test, which takes minutes more
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-zoo: $(READY)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
+	@$(BIN)/python -m pytest tests/zoo -m zoo $(ARGS)
+
 check: $(READY)  ## What CI runs: format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -40,6 +43,9 @@ check: $(READY)  ## What CI runs: format, lint, types, import rules, tests
 
 bench: $(READY)  ## Measure; ARGS=… goes to the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+signatures: $(READY)  ## Learn the model classes of the installed diffusers, after a new one was pinned
+	@$(BIN)/python -m tools.component_signatures
 
 clean:  ## Remove .venv and what the tools left; pictures and downloaded models stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -55,8 +55,8 @@ def imports() -> list[Figure]:
 def detection() -> list[Figure]:
     """Reading and detecting an SDXL checkpoint's header."""
     from tests.catalog.corpus import sparse_file, stored
+    from worker.catalog.containers.headers import read_header
     from worker.catalog.detector import detect_header
-    from worker.catalog.headers import read_header
 
     with tempfile.TemporaryDirectory() as folder:
         path = sparse_file(Path(folder) / "sdxl.safetensors", stored("sdxl"))

@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 
-from tests import builders
+from tests import builders, single_files
 from worker.app import Worker, build_worker
 from worker.settings import Settings
 
@@ -44,7 +44,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     builders.tiny_pix2pix(models / "pix2pix")
     builders.tiny_sd3(models / "sd3")
     builders.tiny_flux(models / "flux")
-    builders.single_file(sd1, models / "sd1.safetensors")
+    single_files.single_file(sd1, models / "sd1.safetensors")
     builders.lora_for(sd1, models / "lora.safetensors", dialect="diffusers", seed=5)
     builders.lora_for(sd1, models / "kohya.safetensors", dialect="kohya", seed=6)
     (root / "models.yaml").write_text(

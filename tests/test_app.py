@@ -1,10 +1,16 @@
 """What the environment makes of the registry, and what is checked before a worker takes jobs."""
 
-import pytest
+from importlib import metadata
 
-from worker.app import build_registry, check_device, check_volume
+import pytest
+from pydantic import SecretStr
+
+from tests.store.conftest import write_pipeline
+from worker.app import build_registry, build_store, build_worker, check_device, check_volume, library_warnings
 from worker.catalog.registry import RegistryError
+from worker.core.job import StopSignal
 from worker.settings import SettingsError, read_settings
+from worker.store.refs import parse_reference
 
 
 def test_a_model_id_of_the_registry_becomes_the_default(settings):
@@ -38,7 +44,7 @@ def test_loras_of_the_environment_belong_to_the_default_model(settings):
     [
         ({"default_model": "nosuch"}, "DEFAULT_MODEL 'nosuch'"),
         ({"model_id": "not a reference"}, "MODEL_ID"),
-        ({"model_id": "civitai:123"}, "MODEL_ID"),
+        ({"model_id": "urn:air:sdxl:lora:leonardo:1@2"}, "MODEL_ID"),
     ],
 )
 def test_what_cannot_be_served_is_named(settings, changes, said):
@@ -74,12 +80,32 @@ def test_every_loosened_default_is_said_at_start(settings):
         assert name in said
 
 
+def test_a_token_for_an_endpoint_without_tls_is_said_at_start(settings):
+    plain = settings.model_copy(update={"civitai_endpoint": "http://mirror.lan", "civitai_token": SecretStr("canary")})
+    assert [warning for warning in plain.warnings() if "CIVITAI_TOKEN" in warning and "canary" not in warning]
+
+
+def test_an_endpoint_that_is_no_url_stops_the_start(settings):
+    with pytest.raises(SettingsError, match="CIVITAI_ENDPOINT"):
+        build_worker(settings.model_copy(update={"civitai_endpoint": "civitai.com"}))
+
+
 def test_a_volume_that_cannot_be_written_is_unfit(settings, tmp_path):
     check_volume(settings)()
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(RuntimeError, match="VOLUME_DIR"):
         check_volume(settings.model_copy(update={"volume_dir": blocked}))()
+
+
+def test_models_that_an_earlier_version_fetched_are_still_found(settings, tmp_path):
+    snapshot = tmp_path / "volume" / "huggingface" / "hub" / "models--org--model" / "snapshots" / ("0" * 40)
+    write_pipeline(snapshot)
+    store = build_store(settings.model_copy(update={"volume_dir": tmp_path / "volume", "offline": True}))
+    files = store.ensure(parse_reference("org/model"), None, pytest.fail, StopSignal(5))
+    assert files.root == snapshot
+    assert store.peek(parse_reference("org/model")).configs["model_index.json"]
+    assert not (tmp_path / "volume" / "models").exists()
 
 
 def test_a_cuda_device_that_should_be_there_is_asked(settings, monkeypatch):
@@ -117,3 +143,26 @@ def test_a_missing_list_of_subjects_stops_the_start_with_its_line(settings, tmp_
     path.write_text("models:\n  tiny:\n    source: org/tiny\n    subjects: nowhere.txt\n")
     with pytest.raises(RegistryError, match=r"models\.yaml:4: nowhere\.txt cannot be read"):
         build_registry(settings.model_copy(update={"models_yaml": path}))
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "warned"),
+    [
+        ("2.13.0+cpu", "0.28.0", True),
+        ("2.13.0", "0.28.0+cpu", True),
+        ("2.13.0+cpu", "0.28.0+cpu", False),
+        ("2.13.0", "0.28.0", False),
+        ("2.13.0+cpu", None, False),
+    ],
+)
+def test_a_torchvision_of_another_build_is_said_at_start(monkeypatch, torch, torchvision, warned):
+    def version(name):
+        found = {"torch": torch, "torchvision": torchvision}[name]
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("worker.app.metadata.version", version)
+    warnings = library_warnings()
+    assert len(warnings) == warned
+    assert all("uninstall torchvision" in text for text in warnings)

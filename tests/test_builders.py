@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from tests import builders
+from tests import builders, single_files
 
 BUILDERS = {
     "StableDiffusionPipeline": builders.tiny_sd1,
@@ -89,7 +89,7 @@ def test_loras_of_two_seeds_differ_and_a_kohya_transformer_is_refused(folders, t
 
 def test_a_single_file_gives_the_same_picture(folders, tmp_path):
     folder = folders["StableDiffusionPipeline"]
-    path = builders.single_file(folder, tmp_path / "one.safetensors")
+    path = single_files.single_file(folder, tmp_path / "one.safetensors")
     single = StableDiffusionPipeline.from_single_file(
         str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32
     )

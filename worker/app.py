@@ -7,45 +7,61 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from worker import __version__
-from worker.catalog.headers import read_header
+from worker.catalog.containers.headers import header_end, parse_header, read_header
+from worker.catalog.declared import HOSTED_ONLY
 from worker.catalog.registry import Registry, RegistryError, load_registry
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec
 from worker.core.ports import Backend
 from worker.core.result import Progress
+from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.media.fetch import GuardedFetcher
+from worker.media.guard import RefusedUrl
 from worker.service.execution import EngineThread, LocalBackend, ResidentEngine
 from worker.service.generation import GenerationService, Limits
 from worker.service.introspection import Introspection
 from worker.service.jobs import JobLedger
-from worker.service.provisioning import Provisioner
+from worker.service.provisioning import Provisioner, refuse_pickles
 from worker.service.resolving import ModelResolver, Policy
 from worker.settings import (
     RUNPOD_VOLUME,
     Settings,
     SettingsError,
+    forbid_unsafe_loading,
     prepare_sdk_environment,
     read_settings,
     tier_overrides,
 )
 from worker.store.bucket import Bucket, BucketConfig
+from worker.store.cache import VolumeCache
+from worker.store.civitai import CivitAI
+from worker.store.civitai_api import CivitaiApi, civitai_hosts
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import LocalFolders
+from worker.store.lockfile import Lockfile, LockfileError
 from worker.store.refs import parse_reference
-from worker.store.store import Store
+from worker.store.remote_header import HeaderParser
+from worker.store.store import Source, Store
+from worker.store.url import UrlFiles
+from worker.store.web import Web
 from worker.transport.actions import Actions
 from worker.transport.delivery import Delivery
 from worker.transport.serverless import ServerlessDoor, saving
 from worker.transport.wire import ALIASES
 
 _LOG = logging.getLogger("worker")
-# Read before the volume's cache and never written: the model that RunPod put on the host, and the one in the image.
-_CACHED_MODELS = (RUNPOD_VOLUME / "huggingface-cache" / "hub", Path("/opt/huggingface/hub"))
+# Read first and never written: the model that RunPod put on the host, in the Hub's layout, and the one in the image.
+_CACHED_MODELS = (RUNPOD_VOLUME / "huggingface-cache" / "hub",)
+_BAKED_MODELS = Path("/opt/models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,7 @@ class Worker:
     registry: Registry
     resolver: ModelResolver
     store: Store
+    provisioner: Provisioner
     actions: Actions
     engine: EngineThread
 
@@ -93,24 +110,80 @@ def build_registry(settings: Settings) -> Registry:
     return registry
 
 
+def build_cache(settings: Settings) -> VolumeCache:
+    """The models on the volume."""
+    lookup = [folder for folder in (_BAKED_MODELS,) if folder != settings.models_dir]
+    max_bytes = int(settings.cache_max_gb * 1e9) if settings.cache_max_gb else None
+    return VolumeCache(settings.models_dir, lookup=lookup, max_bytes=max_bytes)
+
+
 def build_store(settings: Settings) -> Store:
-    """Where models come from."""
-    lookup = [folder for folder in _CACHED_MODELS if folder != settings.hub_cache]
-    token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    """Where models come from. Raises SettingsError for a lockfile that cannot be used."""
+    cache, web = build_cache(settings), _web(settings)
+    parser = HeaderParser(header_end, parse_header)
+    pickles = settings.allow_pickles
+    read = partial(read_header, allow_pickles=pickles)
     hub = HuggingFaceHub(
-        settings.hub_cache,
-        lookup=lookup,
-        read_header=read_header,
+        cache,
+        web,
+        lookup=_CACHED_MODELS,
+        shared=settings.hub_caches,
+        read_header=read,
+        parser=parser,
         endpoint=settings.hf_endpoint,
-        token=token,
+        token=_secret(settings.hf_token),
         offline=settings.offline,
+        allow_pickles=pickles,
     )
+    api = CivitaiApi(web, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
+    civitai = CivitAI(
+        cache,
+        web,
+        api,
+        read_header=read,
+        parser=parser,
+        hosted_only=HOSTED_ONLY,
+        offline=settings.offline,
+        allow_pickles=pickles,
+    )
+    # What callers link to is asked for without any token, and without the endpoints' leave to be private.
+    strangers = Web(allow_private=settings.allow_private_urls)
+    files = UrlFiles(cache, strangers, read_header=read_header, parser=parser, offline=settings.offline)
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
-    return Store({"hf": hub, "file": LocalFolders(roots, read_header)})
+    folders = LocalFolders(roots, read, allow_pickles=pickles)
+    schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
+    return Store(schemes, _lockfile(settings))
+
+
+def _web(settings: Settings) -> Web:
+    """The client of the operator's own endpoints, which knows each one's token."""
+    endpoints = civitai_hosts(settings.civitai_endpoint, _secret(settings.civitai_token))
+    try:
+        return Web(
+            {settings.hf_endpoint: _secret(settings.hf_token), **endpoints}, allow_private=settings.allow_private_urls
+        )
+    except RefusedUrl as error:
+        raise SettingsError(f"HF_ENDPOINT or CIVITAI_ENDPOINT cannot be used: {error}.") from None
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
+
+
+def _lockfile(settings: Settings) -> Lockfile:
+    path = settings.lock_file
+    # One that was asked for by name must be there; the one beside the registry may be.
+    if path is None or (settings.models_lock is None and not path.is_file()):
+        return Lockfile()
+    try:
+        return Lockfile.read(path)
+    except LockfileError as error:
+        raise SettingsError(f"MODELS_LOCK: {error}") from None
 
 
 def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:
     """A worker with its own device. Nothing heavy happens here: the engine is built in its thread, on first use."""
+    forbid_unsafe_loading()
     registry = build_registry(settings)
     store = build_store(settings)
     policy = Policy(
@@ -118,9 +191,11 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         allow_unregistered=settings.allow_unregistered_models,
         allowed_orgs=settings.allowed_orgs,
         denied_orgs=settings.denied_orgs,
+        allowed_hosts=settings.allowed_hosts,
+        denied_hosts=settings.denied_hosts,
     )
     resolver = ModelResolver(registry, policy, parse_reference, store.peek)
-    provisioner = Provisioner(store, resolver)
+    provisioner = Provisioner(store, resolver, _without_pickles(settings))
     engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
     limits = Limits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     backend: Backend = LocalBackend(provisioner, engine)
@@ -134,7 +209,8 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     )
     introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__)
     delivery = Delivery(int(settings.max_response_mb * 1e6), _bucket(settings))
-    return Worker(settings, registry, resolver, store, Actions(generation, introspection, delivery), engine)
+    actions = Actions(generation, introspection, delivery)
+    return Worker(settings, registry, resolver, store, provisioner, actions, engine)
 
 
 def run_serverless() -> None:
@@ -157,7 +233,7 @@ def run_serverless() -> None:
         # On the platform an unhealthy ping says more than a process that dies.
         _refuse_to_start(str(error))
         return
-    for warning in settings.warnings():
+    for warning in (*settings.warnings(), *library_warnings()):
         _LOG.warning("%s", warning)
     door = ServerlessDoor(
         worker.actions,
@@ -172,17 +248,36 @@ def run_serverless() -> None:
     runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
 
 
+def library_warnings() -> list[str]:
+    """What is wrong with the installed libraries, one sentence each; from their metadata, importing none."""
+    builds = {}
+    for name in ("torch", "torchvision"):
+        try:
+            builds[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return []
+    on_cpu = [name for name, version in builds.items() if version.endswith("+cpu")]
+    if len(on_cpu) != 1:
+        return []
+    listed = " and ".join(f"{name} {version}" for name, version in builds.items())
+    return [
+        f"{listed} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
+        "install both from one index, or uninstall torchvision."
+    ]
+
+
 def check_volume(settings: Settings) -> Callable[[], None]:
     """A fitness check: the place for models can be written."""
 
     def volume_writable() -> None:
         try:
-            settings.hub_cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=settings.hub_cache) as file:
+            settings.models_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=settings.models_dir) as file:
                 file.write(b"1")
         except OSError as error:
             raise RuntimeError(
-                f"{settings.hub_cache} cannot be written ({error.strerror}); attach a network volume or set VOLUME_DIR."
+                f"{settings.models_dir} cannot be written ({error.strerror}); "
+                "attach a network volume or set VOLUME_DIR."
             ) from None
 
     return volume_writable
@@ -209,7 +304,11 @@ def check_device(settings: Settings) -> Callable[[], None]:
 def _diffusers_engine(settings: Settings) -> ResidentEngine:
     from worker.engine.engine import DiffusersEngine
 
-    return DiffusersEngine(settings.device, settings.max_resident_models)
+    return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras)
+
+
+def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
+    return PickleConverter(settings.volume / "converted").convert if settings.allow_pickles else refuse_pickles
 
 
 def _plan(spec: ModelSpec, files: ModelFiles, detection: Detection, device: DeviceInfo, megapixels: float) -> LoadPlan:

@@ -1,4 +1,4 @@
-"""The worker in a terminal: run, inspect, plan, models, schema, cache."""
+"""The worker in a terminal: run, inspect, plan, models, schema, lock, cache."""
 
 import asyncio
 import base64
@@ -18,15 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from worker.app import Worker, build_worker
+from worker.app import Worker, build_cache, build_worker
 from worker.catalog.registry import RegistryError
-from worker.core.errors import WorkerError
+from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.job import StopSignal
-from worker.core.model import ModelSpec
+from worker.core.model import ModelSource, ModelSpec
 from worker.core.result import Emit, Progress
 from worker.settings import Settings, SettingsError, read_settings
-from worker.store.cache import list_cache, remove_from_cache
-from worker.store.refs import parse_reference
+from worker.store.cache import VolumeCache
+from worker.store.entries import ASIDE, Entry
+from worker.store.janitor import GARBAGE_AGE_S
+from worker.store.lockfile import Lockfile, lock_key
+from worker.store.snapshot import list_repositories
 from worker.transport.serverless import save_picture
 
 app = typer.Typer(
@@ -38,6 +41,7 @@ app.add_typer(cache_app, name="cache")
 Model = Annotated[str | None, typer.Argument(help="A model id of models.yaml, an alias, or a reference.")]
 _OUT = Console()
 _ERR = Console(stderr=True)
+_LONG_S = 86_400.0  # what a download at the terminal may take
 _PHASES = {"download": "downloading", "load": "loading", "inference": "drawing", "encode": "encoding"}
 
 
@@ -64,8 +68,8 @@ def run(
     folder = output or worker.settings.outputs_dir
     for warning in answer.get("warnings") or []:
         _ERR.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
-    for index, text in enumerate(answer["images"]):
-        uploaded = "image_url" in answer
+    for index, text in enumerate(answer.get("videos") or answer["images"]):
+        uploaded = "image_url" in answer or "video_url" in answer
         print(text if uploaded else save_picture(base64.b64decode(text), folder, answer, index))  # noqa: T201
 
 
@@ -99,14 +103,40 @@ def models() -> None:
     _OUT.print(table)
 
 
+@app.command()
+def lock(
+    output: Annotated[
+        Path | None, typer.Option(help="The lockfile; models.lock beside models.yaml by default.")
+    ] = None,
+) -> None:
+    """Write down the revision and the digests of every model of models.yaml, so that a deploy can be repeated."""
+    with _worker(unregistered=True, locked=False) as worker, _bars() as show:
+        stop = StopSignal(_LONG_S)
+        wanted = [item for spec in worker.registry.models.values() for item in _sources(worker, spec)]
+        found = {
+            lock_key(source, variant): worker.store.lock(source, variant, show, stop)
+            for source, variant in wanted
+            if source.scheme != "file"  # the operator's own files: nobody else changes them
+        }
+        path = output or _settings().lock_file or worker.settings.models_yaml.with_name("models.lock")
+        Lockfile(found).write(path)
+    _OUT.print(f"{path}: {len(found)} locked", highlight=False, soft_wrap=True)
+
+
 @cache_app.command("ls")
 def cache_ls() -> None:
-    """List what is on the volume."""
+    """List what is on the volume, and the models that other programs keep where the worker finds them."""
     settings = _settings()
-    table = Table("repository", "revisions", "GB", "last used", title=str(settings.hub_cache))
-    for repo in list_cache(settings.hub_cache):
-        used = f"{datetime.fromtimestamp(repo.last_used):%Y-%m-%d %H:%M}"
-        table.add_row(repo.name, ", ".join(item[:8] for item in repo.revisions), f"{repo.total_bytes / 1e9:.2f}", used)
+    cache = build_cache(settings)
+    table = Table("model", "files", "GB", "last used", "", title=f"{cache.root} ({cache.used_bytes() / 1e9:.2f} GB)")
+    for entry in cache.entries():
+        if entry.details.get(ASIDE):
+            continue
+        mark = "pinned" if entry.pinned else ""
+        table.add_row(entry.name, *_columns(len(entry.files), entry.total_bytes, entry.last_used), mark)
+    for folder in settings.hub_caches:
+        for repo in list_repositories(folder):
+            table.add_row(repo.name, *_columns(repo.files, repo.total_bytes, repo.last_used), f"in {folder}")
     _OUT.print(table)
 
 
@@ -120,24 +150,88 @@ def cache_pull(
         spec = worker.resolver.resolve(model)
         if revision is not None:
             spec = spec.model_copy(update={"source": spec.source.model_copy(update={"revision": revision})})
-        files = worker.store.ensure(spec.source, spec.variant, show, StopSignal(86_400))
-        for reference in _companions(spec):
-            worker.store.ensure(parse_reference(reference), None, show, StopSignal(86_400))
+        files, *_ = [worker.store.ensure(*item, show, StopSignal(_LONG_S)) for item in _sources(worker, spec)]
     _OUT.print(f"{spec.id}: {files.total_bytes / 1e9:.2f} GB at revision {files.revision or 'local'}")
 
 
 @cache_app.command("rm")
-def cache_rm(repository: Annotated[str, typer.Argument(help="org/repo, as `cache ls` shows it.")]) -> None:
-    """Remove a repository from the volume."""
-    freed = remove_from_cache(_settings().hub_cache, repository)
-    if not freed:
-        _fail(f"{repository} is not in the cache; see `python -m worker cache ls`.")
+def cache_rm(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+    """Remove a model from the volume, whether it is in use or not."""
+    cache, found = _entries(model)
+    freed = sum(cache.remove(entry) for entry in found)
     _OUT.print(f"{freed / 1e9:.2f} GB freed")
 
 
-def _companions(spec: ModelSpec) -> list[str]:
-    own = [f"{lora.model}#{lora.weight_name}" if lora.weight_name else lora.model for lora in spec.loras]
-    return own + ([spec.lightning.lora] if spec.lightning else [])
+@cache_app.command("pin")
+def cache_pin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+    """Never evict a model to make room."""
+    cache, found = _entries(model)
+    for entry in found:
+        cache.pin(entry, pinned=True)
+        _OUT.print(f"{entry.name} is pinned", highlight=False, soft_wrap=True)
+
+
+@cache_app.command("unpin")
+def cache_unpin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+    """Let a model be evicted again."""
+    cache, found = _entries(model)
+    for entry in found:
+        cache.pin(entry, pinned=False)
+        _OUT.print(f"{entry.name} is not pinned", highlight=False, soft_wrap=True)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    model: Annotated[str | None, typer.Argument(help="A name that `cache ls` shows, or org/repo; else all.")] = None,
+) -> None:
+    """Hash every file again. What is damaged is removed, and fetched anew when it is next needed."""
+    cache, found = _entries(model) if model else (build_cache(_settings()), None)
+    table = Table("model", "files", "GB", "damaged")
+    damaged = 0
+    for entry in cache.entries() if found is None else found:
+        wrong = cache.damaged(entry)
+        damaged += len(wrong)
+        size = f"{entry.total_bytes / 1e9:.2f}"
+        table.add_row(entry.name, str(len(entry.files)), size, escape("\n".join(wrong)) if wrong else "none")
+    _OUT.print(table)
+    if damaged:
+        _fail(f"{damaged} damaged files were removed; the next job that needs them fetches them again.")
+
+
+@cache_app.command("prune")
+def cache_prune(
+    older_than_hours: Annotated[
+        float, typer.Option(min=0, help="How long nobody may have touched it; downloads that go on are younger.")
+    ] = GARBAGE_AGE_S / 3600,
+) -> None:
+    """Remove what broken downloads left behind, and files that belong to no model."""
+    swept = build_cache(_settings()).prune(older_than_hours * 3600)
+    _OUT.print(f"{swept.files} files, {swept.total_bytes / 1e9:.2f} GB freed")
+
+
+def _columns(files: int, total_bytes: int, last_used: float) -> tuple[str, str, str]:
+    return str(files), f"{total_bytes / 1e9:.2f}", f"{datetime.fromtimestamp(last_used):%Y-%m-%d %H:%M}"
+
+
+def _entries(model: str) -> tuple[VolumeCache, list[Entry]]:
+    """The entries that are meant, and the cache they are in."""
+    cache = build_cache(_settings())
+    found = cache.matching(model)
+    if not found:
+        _fail(f"{model} is not in the cache; see `python -m worker cache ls`.")
+    return cache, found
+
+
+def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
+    """Everything that a model of the registry consists of, itself first: sources, each with its variant."""
+    loras = [(lora.model, lora.weight_name) for lora in spec.loras]
+    loras += [(spec.lightning.lora, None)] if spec.lightning else []
+    adapters = [(worker.resolver.adapter_source(name, filename), None) for name, filename in loras]
+    try:
+        own = worker.provisioner.sources(spec, worker.resolver.detect(spec))
+    except (UnsupportedModel, ModelNotFound):  # a LoRA, or what only another machine can run, or has
+        own = [(spec.source, spec.variant)]
+    return [*own, *adapters]
 
 
 def _answer(payload: dict[str, Any]) -> None:
@@ -161,11 +255,13 @@ def _parameter(text: str) -> tuple[str, Any]:
 
 
 @contextmanager
-def _worker(*, unregistered: bool = False) -> Iterator[Worker]:
+def _worker(*, unregistered: bool = False, locked: bool = True) -> Iterator[Worker]:
     """A worker for one command; whoever sits at the terminal may name any model of the Hub."""
     settings = _settings().without_response_limit()
     if unregistered:
         settings = settings.model_copy(update={"allow_unregistered_models": True})
+    if not locked:
+        settings = settings.model_copy(update={"models_lock": Path("off")})
     logging.disable(logging.WARNING)
     try:
         yield build_worker(settings)

@@ -29,20 +29,29 @@ class Settings(BaseSettings):
     allow_unregistered_models: bool = False
     allowed_orgs: Annotated[tuple[str, ...], NoDecode] = ()
     denied_orgs: Annotated[tuple[str, ...], NoDecode] = ()
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    denied_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    allow_pickles: bool = False
     preload_models: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Where bytes live
     volume_dir: Path | None = None
     hf_hub_cache: Path | None = None
+    hf_home: Path | None = None
+    cache_max_gb: float | None = Field(default=None, gt=0)
+    models_lock: Path | None = None
     allowed_model_dirs: Annotated[tuple[Path, ...], NoDecode] = ()
     outputs_dir: Path = Path("outputs")
     hf_token: SecretStr | None = None
     hf_endpoint: str = "https://huggingface.co"
+    civitai_token: SecretStr | None = None
+    civitai_endpoint: str = "https://civitai.com"
     offline: bool = Field(default=False, validation_alias=AliasChoices("OFFLINE", "HF_HUB_OFFLINE"))
 
     # The engine
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_resident_models: int = Field(default=1, ge=1, le=64)
+    resident_loras: int = Field(default=4, ge=0, le=64)
     warm_up: bool = True
 
     # Limits of a job
@@ -53,7 +62,7 @@ class Settings(BaseSettings):
     max_response_mb: float = Field(default=9.5, gt=0.01, le=100)
     result_cache_seconds: float = Field(default=600.0, ge=0, le=86_400)
 
-    # Input pictures
+    # What callers link to: pictures and model files
     allow_private_urls: bool = False
 
     # Set by RunPod on its machines: where jobs come from
@@ -66,7 +75,11 @@ class Settings(BaseSettings):
     bucket_secret_access_key: SecretStr | None = None
     bucket_url_expires_s: int = Field(default=604_800, ge=60, le=604_800)
 
-    @field_validator("loras", "allowed_orgs", "denied_orgs", "preload_models", "allowed_model_dirs", mode="before")
+    @field_validator(
+        *("loras", "allowed_orgs", "denied_orgs", "allowed_hosts", "denied_hosts", "preload_models"),
+        "allowed_model_dirs",
+        mode="before",
+    )
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -89,9 +102,27 @@ class Settings(BaseSettings):
         return Path.home() / ".cache" / "universal-image-model-worker"
 
     @property
-    def hub_cache(self) -> Path:
-        """Where downloads from the Hub go, in the Hub's own cache layout."""
-        return self.hf_hub_cache or self.volume / "huggingface" / "hub"
+    def models_dir(self) -> Path:
+        """Where models are kept, in the layout of worker/store/cache.py."""
+        return self.volume / "models"
+
+    @property
+    def hub_caches(self) -> tuple[Path, ...]:
+        """Caches in the Hub's own layout that other programs may have filled, this worker's first version too."""
+        found = [
+            self.hf_hub_cache,
+            self.hf_home / "hub" if self.hf_home else None,
+            self.volume / "huggingface" / "hub",
+            Path.home() / ".cache" / "huggingface" / "hub",
+        ]
+        return tuple(dict.fromkeys(folder for folder in found if folder is not None))
+
+    @property
+    def lock_file(self) -> Path | None:
+        """The lockfile: models.lock beside the registry, another one that MODELS_LOCK names, or none with `off`."""
+        if self.models_lock == Path("off"):
+            return None
+        return self.models_lock or self.models_yaml.with_name("models.lock")
 
     def without_response_limit(self) -> "Settings":
         """These settings where pictures go to files, and no platform limits an answer."""
@@ -101,10 +132,20 @@ class Settings(BaseSettings):
         """One sentence for each switch that loosens a safe default; printed at start."""
         found = []
         if self.allow_unregistered_models:
-            orgs = ", ".join(self.allowed_orgs) or "any organisation"
-            found.append(f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({orgs}).")
+            places = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
+            found.append(f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({places}).")
+        if self.allow_pickles:
+            found.append(
+                "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
+            )
         if self.allow_private_urls:
-            found.append("ALLOW_PRIVATE_URLS is on: input pictures may be fetched from private addresses.")
+            found.append("ALLOW_PRIVATE_URLS is on: pictures and model files may be fetched from private addresses.")
+        for name, endpoint, token in (
+            ("HF", self.hf_endpoint, self.hf_token),
+            ("CIVITAI", self.civitai_endpoint, self.civitai_token),
+        ):
+            if token is not None and not endpoint.startswith("https://"):
+                found.append(f"{name}_ENDPOINT does not speak https: {name}_TOKEN goes over the network unencrypted.")
         if len(self.preload_models) >= self.max_resident_models and self.preload_models:
             found.append(
                 f"PRELOAD_MODELS and the default model are more than MAX_RESIDENT_MODELS ({self.max_resident_models}): "
@@ -132,6 +173,11 @@ def read_settings() -> Settings:
 def tier_overrides() -> dict[str, str]:
     """The DIFFUSERS_<TIER>_… variables, which the registry reads by name."""
     return {name: value for name, value in os.environ.items() if name.startswith("DIFFUSERS_")}
+
+
+def forbid_unsafe_loading() -> None:
+    """Take away the variable with which torch would read any pickle, whatever its caller asked for."""
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 
 
 def prepare_sdk_environment() -> None:

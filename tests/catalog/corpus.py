@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from worker.core.model import TensorIndex
+from worker.core.model import TensorIndex, tensor_bytes
 
 HEADERS = Path(__file__).parents[1] / "headers"
 NAMES = tuple(sorted(path.name.removesuffix(".json.gz") for path in HEADERS.glob("*.json.gz")))
-_BYTES = {"F32": 4, "I64": 8, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+_BYTES = {"F32": 4, "I64": 8, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
 
 
 @cache
@@ -19,7 +19,9 @@ def stored(name: str) -> TensorIndex:
     """Return one stored header."""
     content = json.loads(gzip.decompress((HEADERS / f"{name}.json.gz").read_bytes()))
     tensors = {key: (dtype, tuple(shape)) for key, (dtype, shape) in content["tensors"].items()}
-    return TensorIndex(tensors=tensors, metadata=content["metadata"], container="safetensors", file_bytes=0)
+    return TensorIndex(
+        tensors=tensors, metadata=content["metadata"], container=content.get("container", "safetensors"), file_bytes=0
+    )
 
 
 def index(tensors: Mapping[str, tuple[int, ...]], dtype: str = "F16", **metadata: str) -> TensorIndex:
@@ -49,3 +51,36 @@ def sparse_file(path: Path, source: TensorIndex) -> Path:
         file.write(head)
         file.truncate(size)
     return path
+
+
+_GGUF_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "BF16": 30}
+
+
+def gguf_of(source: TensorIndex, pairs: Mapping[str, object] | None = None) -> tuple[bytes, int]:
+    """Return the bytes that a GGUF file with these tensors starts with, and the size of the whole file."""
+    told: dict[str, object] = dict(source.metadata) | dict(pairs or {})
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(source.tensors), len(told))
+    for key, value in told.items():
+        out += _gguf_text(key) + _gguf_value(value)
+    at = 0
+    for name, (dtype, shape) in source.tensors.items():
+        out += _gguf_text(name) + struct.pack("<I", len(shape))
+        out += b"".join(struct.pack("<Q", size) for size in reversed(shape))
+        out += struct.pack("<IQ", _GGUF_TYPES[dtype], at)
+        at += -(-tensor_bytes(dtype, shape) // 32) * 32
+    return out, -(-len(out) // 32) * 32 + at
+
+
+def _gguf_text(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _gguf_value(value: object) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + _gguf_text(value)
+    if isinstance(value, int):
+        return struct.pack("<Ii", 5, value)
+    assert isinstance(value, list)
+    inner = _gguf_value(value[0])[:4] if value else struct.pack("<I", 5)
+    items = b"".join(_gguf_value(item)[4:] for item in value)
+    return struct.pack("<I", 9) + inner + struct.pack("<Q", len(value)) + items

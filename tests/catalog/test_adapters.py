@@ -1,29 +1,68 @@
 import pytest
 
 from tests.catalog.corpus import NAMES, index, stored
-from worker.catalog.adapters import declared_base, detect_lora, lora_modules
+from worker.catalog.declared import declared_base
+from worker.catalog.kinds.adapters import detect_lora
 
 LORAS = {
+    "dora-flux1-diffusers": ("dora", "diffusers", 418),
     "dora-sdxl-kohya": ("dora", "kohya", 700),
+    "full-sdxl-kohya": ("full", "kohya", 700),
+    "glora-sd1-kohya": ("glora", "kohya", 160),
+    "ia3-sd1-kohya": ("ia3", "kohya", 160),
+    "loha-flux1-kohya": ("loha", "kohya", 304),
     "loha-sd1-kohya": ("loha", "kohya", 160),
+    "loha-sdxl-kohya": ("loha", "kohya", 700),
+    "lokr-flux1-comfy": ("lokr", "comfy", 304),
     "lokr-sdxl-kohya": ("lokr", "kohya", 700),
+    "lora-anima": ("lora", "comfy", 84),
+    "lora-auraflow": ("lora", "diffusers", 32),
+    "lora-chroma": ("lora", "diffusers", 278),
+    "lora-cogvideox": ("lora", "diffusers", 120),
+    "lora-cogview4": ("lora", "diffusers", 120),
+    "lora-flux1-bare": ("lora", "bare", 418),
     "lora-flux1-comfy": ("lora", "comfy", 304),
+    "lora-flux1-control": ("lora+control", "bare", 305),
     "lora-flux1-diffusers": ("lora", "diffusers", 418),
     "lora-flux1-kohya": ("lora", "kohya", 304),
+    "lora-flux1-kohya-t5": ("lora", "kohya", 472),
+    "lora-flux1-onetrainer": ("lora", "kohya", 586),
+    "lora-flux1-peft": ("lora", "peft", 418),
     "lora-flux1-xlabs": ("lora", "xlabs", 76),
+    "lora-flux2": ("lora", "diffusers", 160),
+    "lora-flux2-klein": ("lora", "diffusers", 80),
+    "lora-hunyuan-video": ("lora", "diffusers", 280),
+    "lora-krea2": ("lora", "diffusers", 140),
+    "lora-krea2-comfy": ("lora", "comfy", 84),
+    "lora-ltx": ("lora", "comfy", 224),
+    "lora-lumina2": ("lora", "diffusers", 104),
+    "lora-mochi": ("lora", "diffusers", 383),
     "lora-qwen-image-bare": ("lora", "bare", 840),
+    "lora-qwen-image-comfy": ("lora", "comfy", 840),
     "lora-qwen-image-diffusers": ("lora", "diffusers", 840),
+    "lora-qwen-image-kohya": ("lora", "kohya", 840),
+    "lora-qwen-image-undecidable": ("lora", "diffusers", 48),
+    "lora-sana": ("lora", "diffusers", 160),
     "lora-sd1-attn-procs": ("lora", "diffusers", 128),
     "lora-sd1-kohya": ("lora", "kohya", 232),
+    "lora-sd1-norm": ("lora+diff", "kohya", 160),
     "lora-sd1-text-encoder-only": ("lora", "kohya", 72),
     "lora-sd2-kohya": ("lora", "kohya", 160),
     "lora-sd3-diffusers": ("lora", "diffusers", 143),
+    "lora-sd3-kohya": ("lora", "kohya", 24),
+    "lora-sdxl-bundle": ("lora+embedding", "kohya", 892),
     "lora-sdxl-diffusers": ("lora", "diffusers", 560),
     "lora-sdxl-kohya": ("lora", "kohya", 964),
     "lora-sdxl-peft": ("lora", "peft", 700),
+    "lora-sdxl-peft-default": ("lora", "diffusers", 700),
     "lora-wan-comfy": ("lora", "comfy", 160),
+    "lora-wan-diffusers": ("lora", "diffusers", 400),
+    "lora-wan-kohya": ("lora", "kohya", 160),
     "lora-wan-with-diff": ("lora+diff", "comfy", 160),
     "lora-z-image-comfy": ("lora", "comfy", 210),
+    "lora-z-image-diffusers": ("lora", "diffusers", 210),
+    "lora-z-image-kohya": ("lora", "kohya", 210),
+    "oft-sd1-kohya": ("oft", "kohya", 160),
 }
 
 
@@ -37,40 +76,6 @@ def test_algorithm_dialect_and_modules(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LORAS])
 def test_nothing_else_is_a_lora(name):
     assert detect_lora(stored(name)) is None
-
-
-def test_modules_by_component():
-    modules = lora_modules(stored("lora-sdxl-kohya"))
-    assert {component: len(names) for component, names in modules.items()} == {
-        "unet": 700,
-        "text_encoder": 72,
-        "text_encoder_2": 192,
-    }
-    assert "input_blocks_4_1_transformer_blocks_0_attn2_to_k" in modules["unet"]
-    assert "text_model_encoder_layers_0_mlp_fc1" in modules["text_encoder"]
-
-
-@pytest.mark.parametrize(
-    ("name", "component", "module"),
-    [
-        ("lora-sdxl-diffusers", "unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"),
-        ("lora-sdxl-peft", "unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"),
-        ("lora-flux1-diffusers", "transformer", "single_transformer_blocks.0.attn.to_k"),
-        ("lora-flux1-kohya", "transformer", "double_blocks_0_img_attn_qkv"),
-        ("lora-flux1-comfy", "transformer", "double_blocks.0.img_attn.qkv"),
-        ("lora-qwen-image-bare", "transformer", "transformer_blocks.0.img_mlp.net.0.proj"),
-        ("lora-sd1-text-encoder-only", "text_encoder", "text_model_encoder_layers_0_mlp_fc1"),
-    ],
-)
-def test_module_names_lose_only_the_prefix(name, component, module):
-    modules = lora_modules(stored(name))
-    assert set(modules) == {component}
-    assert module in modules[component]
-
-
-@pytest.mark.parametrize("name", [name for name, (algorithm, *_) in LORAS.items() if algorithm != "lora"])
-def test_other_algorithms_have_no_plain_modules(name):
-    assert lora_modules(stored(name)) == {}
 
 
 def test_a_control_lora_is_named():

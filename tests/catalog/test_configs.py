@@ -45,8 +45,11 @@ def diffusers_model(torch, path):
         return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
-def test_every_config_of_the_table_is_bundled():
-    assert {row.config for row in architectures.ARCHITECTURES if row.config} == set(FOLDERS)
+def test_every_config_of_the_table_is_bundled_and_no_other():
+    named = {row.config for row in architectures.ARCHITECTURES if row.config}
+    assert named == {path.parent.name for path in CONFIGS.glob("*/model_index.json")}
+    notice = (CONFIGS / "NOTICE.md").read_text(encoding="utf-8")
+    assert [name for name in named if f"`{name}`" not in notice] == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

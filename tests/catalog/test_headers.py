@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.catalog.corpus import header_of, index, sparse_file, stored
-from worker.catalog import headers
-from worker.catalog.headers import header_end, parse_header, read_header
+from worker.catalog.containers import headers
+from worker.catalog.containers.headers import header_end, parse_header, read_header
 from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
 
 
@@ -38,7 +38,7 @@ MALFORMED = {
     "html after blanks": (b"\r\n  <html lang='en'>" + b" " * 600, CorruptFile, "HTML page"),
     "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", CorruptFile, "git-LFS pointer"),
     "json error": (b'{"error":"Unauthorized","message":"log in"}', CorruptFile, "JSON text"),
-    "gguf": (b"GGUF\3\0\0\0" + b"\0" * 64, UnsupportedModel, "GGUF"),
+    "empty gguf": (b"GGUF\3\0\0\0" + b"\0" * 64, UnsupportedModel, "no tensors"),
     "torch zip": (b"PK\3\4\0\0\0\x08\0\0" + b"\0" * 20 + b"archive/data.pkl", UnsafeFormat, "convert it"),
     "legacy pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", UnsafeFormat, "convert it to safetensors"),
     "protocol 4 pickle": (b"\x80\x04\x95\x10\0\0\0\0\0\0\0}\x94.", UnsafeFormat, "Python pickle"),
@@ -46,6 +46,19 @@ MALFORMED = {
     "gzip": (b"\x1f\x8b\x08\0" + b"\0" * 64, UnsupportedModel, "gzip archive"),
     "tar": (b"a.txt" + b"\0" * 252 + b"ustar\0" + b"\0" * 249, UnsupportedModel, "tar archive"),
     "picture": (b"\x89PNG\r\n\x1a\n" + b"\0" * 64, UnsupportedModel, "PNG picture"),
+    "webp": (b"RIFF\0\0\0\0WEBPVP8 " + b"\0" * 64, UnsupportedModel, "WebP picture"),
+    "video": (b"\0\0\0\x20ftypisom" + b"\0" * 64, UnsupportedModel, "is a video"),
+    "dduf": (b"PK\3\4\x14\0\0\0\0\0" + b"\0" * 20 + b"model_index.json{}", UnsupportedModel, "DDUF archive"),
+    "numpy": (b"PK\3\4\x14\0\0\0\0\0" + b"\0" * 20 + b"w.npy", UnsupportedModel, "NumPy archive"),
+    "core ml": (b"PK\3\4\x14\0\0\0\0\0" + b"\0" * 20 + b"unet.mlmodelc/x", UnsupportedModel, "Core ML"),
+    "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + b"\0" * 64, UnsupportedModel, "ONNX model"),
+    "tensorrt": (b"ftrt" + b"\0" * 64, UnsupportedModel, "TensorRT engine"),
+    "keras": (b"\x89HDF\r\n\x1a\n" + b"\0" * 64, UnsupportedModel, "Keras"),
+    "pdf": (b"%PDF-1.7" + b"\xff" * 64, UnsupportedModel, "PDF"),
+    "workflow": (b'{"last_node_id": 9, "nodes": []}', UnsupportedModel, "ComfyUI workflow"),
+    "brace in a text": (b'{"a": 1,{' + b" " * 64, CorruptFile, "JSON text"),
+    "shard index": (b'{"metadata": {}, "weight_map": {"a": "b"}}', UnsupportedModel, "index of a sharded model"),
+    "yaml": (b"model:\n  base_learning_rate: 1.0e-04\n" * 9, UnsupportedModel, "is a text"),
     "noise": (b"\x17\x2a" * 64, UnsupportedModel, "not a safetensors file"),
     "absurd length": (build(b"{}", length=2**63), CorruptFile, "claims a header"),
     "long header": (build(b"{}", length=headers.MAX_HEADER_BYTES + 1), UnsupportedModel, "the limit is"),
@@ -93,7 +106,7 @@ def test_a_malformed_file_is_refused_by_name(case, tmp_path):
 
 def test_each_malformed_case_has_its_own_answer(tmp_path):
     messages = {}
-    for case in ("empty", "html", "lfs pointer", "gguf", "torch zip", "plain zip", "noise", "weights cut", "not json"):
+    for case in ("empty", "html", "lfs pointer", "dduf", "torch zip", "plain zip", "noise", "weights cut", "not json"):
         path = tmp_path / "x.safetensors"
         path.write_bytes(MALFORMED[case][0])
         with pytest.raises((CorruptFile, UnsafeFormat, UnsupportedModel)) as caught:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalog.calls.checking import check_parameters
+from worker.catalog.calls.tasks import declared, tasks_of
 from worker.catalog.registry import MAX_BYTES, Registry, RegistryError, load_registry
-from worker.catalog.schema import check_parameters, declared, tasks_of
 from worker.core.errors import InvalidRequest
 from worker.core.model import ModelSource, ModelSpec, Task
 
@@ -34,6 +35,13 @@ def load(tmp_path: Path, text: str, **overrides: str) -> Registry:
 TIERS = "tiers:\n  A10G: {vram_gb: 24}\n"
 
 BROKEN = {
+    "unknown fallback": ("models:\n  org/a:\n    fallback: org/b\n  org/c: {}\n", 3, "no model of this file"),
+    "its own fallback": ("models:\n  org/a:\n    fallback: org/a\n", 3, "cannot be its own fallback"),
+    "bad base": ("models:\n  org/a:\n    base: not a reference\n", 3, "is not a model reference"),
+    "bad vae": ("models:\n  org/a:\n    vae: nothing\n", 3, "is not a model reference"),
+    "bad component": ("models:\n  org/a:\n    components:\n      unet: x\n", 4, "is not a model reference"),
+    "bad component name": ("models:\n  org/a:\n    components: {../x: org/b}\n", 3, "components"),
+    "bad prediction": ("models:\n  org/a:\n    prediction_type: sample\n", 3, "prediction_type"),
     "duplicate id": ("models:\n  org/a: {}\n  org/b: {}\n  org/a: {}\n", 4, "org/a is already defined at line 2"),
     "duplicate key": ("models:\n  org/a:\n    dtype: float16\n    dtype: float32\n", 4, "dtype is already defined"),
     "unknown key": ("models:\n  org/a:\n    teir: L40S\n", 3, "unknown key models.org/a.teir; did you mean tier?"),
@@ -251,6 +259,18 @@ def test_the_shipped_registry_has_what_it_promises() -> None:
     slow = check_parameters({}, edit, declared(edit), Task.IMAGE_EDITING, max_images=8)
     assert (fast["num_inference_steps"], fast["true_cfg_scale"]) == (8, 1.0)
     assert (slow["num_inference_steps"], slow["true_cfg_scale"]) == (50, 4.0)
+
+
+def test_how_a_model_is_put_together(tmp_path: Path) -> None:
+    registry = load(
+        tmp_path,
+        "models:\n  org/a: {base: org/b, vae: 'file:vae.safetensors', prediction_type: v_prediction, fallback: org/c,\n"
+        "    components: {text_encoder: 'org/d@v1'}}\n  org/c: {}\n",
+    )
+    spec = registry.models["org/a"]
+    assert (spec.base, spec.prediction_type, spec.fallback) == ("org/b", "v_prediction", "org/c")
+    assert spec.vae == f"file:{(tmp_path / 'vae.safetensors').resolve()}"
+    assert spec.components == {"text_encoder": "org/d@v1"}
 
 
 def test_find_and_nearest(tmp_path: Path) -> None:

@@ -10,20 +10,11 @@ from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.schema import (
-    check_defaults,
-    check_parameters,
-    declared,
-    defaults,
-    image_limit,
-    model_schema,
-    parameters,
-    pipeline_for,
-    size_bounds,
-    takes_negative_prompt,
-    tasks_of,
-    unsupported,
-)
+from worker.catalog.calls import signatures
+from worker.catalog.calls.checking import check_defaults, check_parameters, unsupported
+from worker.catalog.calls.schema import defaults, model_schema, parameters, takes_negative_prompt
+from worker.catalog.calls.sizes import image_limit, size_bounds
+from worker.catalog.calls.tasks import declared, pipeline_for, tasks_of
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.model import Detection, Kind, Lightning, ModelSource, ModelSpec, Task
 from worker.core.request import GenerationRequest
@@ -191,7 +182,7 @@ UNKNOWN = [
     ({"trust_remote_code": True}, T2I, "it takes width, height"),
     ({"\ud800\x00": 1}, T2I, "is not a parameter"),
     ({"": 1}, T2I, "an empty name is not a parameter"),
-    ({"_mask" * 20_000: 1}, T2I, "is set by the worker"),
+    ({"_mask" * 20_000: 1}, T2I, "is not a parameter"),
 ]
 
 
@@ -338,7 +329,8 @@ def test_what_is_required_depends_on_the_tasks() -> None:
 
 def test_every_common_field_is_there_with_its_bounds() -> None:
     properties = model_schema(model(), None, max_images=1, max_loras=1)["properties"]
-    assert set(GenerationRequest.model_fields) - {"params"} <= properties.keys()
+    elsewhere = {"images", "control_image", "control_images", "video"}  # of models that take them
+    assert set(GenerationRequest.model_fields) - {"params"} - elsewhere <= properties.keys()
     assert properties["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
     assert properties["prompt"]["description"]
 
@@ -354,7 +346,8 @@ def test_which_class_serves_a_task() -> None:
 
 
 def test_without_diffusers_the_table_still_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.catalog.schema.call_parameters", lambda name: None)
+    monkeypatch.setattr(signatures, "_index", dict)
+    signatures.call_parameters.cache_clear()
     assert check({"clip_skip": 1, "width": 256})["width"] == 256
     assert check({"true_cfg_scale": 2.5}, model("qwen-image"))["true_cfg_scale"] == 2.5
     with pytest.raises(ParameterOutOfRange, match="guidance_scale must be a number between 0 and 30"):
@@ -364,6 +357,8 @@ def test_without_diffusers_the_table_still_checks(monkeypatch: pytest.MonkeyPatc
     check_defaults(model(defaults={"some_new_parameter": 3}))  # nothing here can know it
     schema = model_schema(model(), None, max_images=1, max_loras=1)
     Draft202012Validator(schema).validate(schema["examples"][0])
+    assert {"image", "mask_image"} <= schema["properties"].keys()
+    signatures.call_parameters.cache_clear()
 
 
 def test_a_model_of_no_family_is_checked_by_its_class() -> None:
@@ -371,7 +366,7 @@ def test_a_model_of_no_family_is_checked_by_its_class() -> None:
     assert check({"num_inference_steps": 5}, spec, Task.UPSCALING)["num_inference_steps"] == 5
     with pytest.raises(UnknownParameter):
         check({"clip_skip": 1}, spec, Task.UPSCALING)
-    with pytest.raises(UnknownParameter, match="it needs an input image"):  # whatever the class says
+    with pytest.raises(UnknownParameter, match="only of image-to-image"):  # whatever the task says
         check({"strength": 0.5}, model(None, pipeline="StableDiffusionImg2ImgPipeline"))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.catalog import signatures
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.signatures import DENIED, Schema, bounded, call_parameters, json_schema, known_pipelines
+from worker.catalog.calls import signatures
+from worker.catalog.calls.signatures import DENIED, Schema, bounded, call_parameters, json_schema, known_pipelines
 
 ROOT = Path(__file__).parents[2]
 CLASSES = sorted({name for row in ARCHITECTURES for name in row.pipelines.values()})
@@ -215,12 +215,12 @@ def test_every_number_and_list_of_every_pipeline_is_bounded() -> None:
 def test_neither_torch_nor_diffusers_is_imported() -> None:
     code = (
         "import sys, pathlib\n"
-        "from worker.catalog import registry, schema, signatures\n"
+        "from worker.catalog import registry\nfrom worker.catalog.calls import schema, tasks\n"
         "from worker.core.model import ModelSource, Task\n"
         "parse = lambda text: ModelSource(scheme='hf', locator=text)\n"
         "found = registry.load_registry(pathlib.Path('models.yaml'), parse_source=parse)\n"
         "for spec in found.models.values():\n"
-        "    schema.model_schema(spec, schema.declared(spec), max_images=8, max_loras=8)\n"
+        "    schema.model_schema(spec, tasks.declared(spec), max_images=8, max_loras=8)\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & sys.modules.keys()))\n"
     )
     done = subprocess.run(

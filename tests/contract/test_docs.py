@@ -116,3 +116,9 @@ def test_every_room_of_the_tour_is_a_room():
     said = {name for row in rows(TOUR, "## The rooms") for name in re.findall(r"`(\w+)`", row[0])}
     real = {path.name for path in (PROJECT / "worker").iterdir() if (path / "__init__.py").exists()} | {"app", "cli"}
     assert said == real
+
+
+def test_the_page_of_models_is_what_the_tables_say() -> None:
+    from tools.models_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.models_page"

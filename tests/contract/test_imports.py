@@ -7,7 +7,8 @@ import sys
 
 from tests.conftest import PROJECT
 
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "runpod", "fastapi", "boto3", "huggingface_hub")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "av", "numpy")
+HEAVY += ("runpod", "fastapi", "boto3", "huggingface_hub")
 
 
 def imported(code):

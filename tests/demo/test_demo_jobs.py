@@ -59,6 +59,17 @@ async def test_strength_moves_a_picture_gradually(demo):
     assert 2 < distances[0] < distances[1] < distances[2]
 
 
+async def test_an_inpainted_half_leaves_the_other_half_as_it_was(demo):
+    apple = pixels(await draw(demo))
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[:, 32:] = 255
+    answer = await draw(demo, prompt="a lemon", image=encoded(apple), mask_image=encoded(mask), strength=1.0)
+    difference = np.abs(pixels(answer).astype(int) - apple)
+    assert answer["task"] == "inpainting"
+    assert difference[:, :32].max() <= 1
+    assert difference[:, 34:].mean() > 10
+
+
 async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(demo, tmp_path):
     from tools.demo_model.assembly import write_single_file
 

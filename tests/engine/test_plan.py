@@ -1,5 +1,6 @@
 """How a model is put on a device: numbers in, a plan or a refusal out; no torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,27 @@ import pytest
 from worker.core.device import DeviceInfo
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
-from worker.engine.plan import GIB, make_plan
+from worker.engine.plan import GIB, make_plan, resident_key
 
 # SDXL in half precision: UNet 4.8 GiB, text encoders 0.2 and 1.3, VAE 0.2.
 SDXL = {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
 
 
-def plan(device, gib, *, dtype=None, parameters=None, minimum=None, total=None, prediction=None, root=Path("m")):
+def plan(
+    device,
+    gib,
+    *,
+    dtype=None,
+    parameters=None,
+    minimum=None,
+    total=None,
+    prediction=None,
+    root=Path("m"),
+    packed=None,
+    total_bytes=0,
+):
     spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"), dtype=dtype, min_vram_gb=minimum)
-    files = ModelFiles(root, 0, parameters=SDXL if parameters is None else parameters)
+    files = ModelFiles(root, total_bytes, parameters=SDXL if parameters is None else parameters, packed=packed or {})
     found = Detection(Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline", prediction_type=prediction)
     info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
     return make_plan(spec, files, found, info, megapixels=1.0)
@@ -68,3 +81,56 @@ def test_a_single_files_own_words_go_to_the_scheduler(tmp_path):
         "prediction_type": "v_prediction"
     }
     assert plan("cuda", 80, prediction="v_prediction").scheduler_options == {}
+
+
+def test_a_playground_or_cosxl_file_gets_the_scheduler_that_it_was_trained_for(tmp_path):
+    file = tmp_path / "m.safetensors"
+    file.write_bytes(b"")
+    made = plan("cuda", 80, root=file, prediction="edm")
+    assert (made.scheduler, made.scheduler_options["sigma_max"]) == ("EDMDPMSolverMultistepScheduler", 80.0)
+    made = plan("cuda", 80, root=file, prediction="edm_v_prediction")
+    assert (made.scheduler, made.scheduler_options["prediction_type"]) == ("EDMEulerScheduler", "v_prediction")
+    assert plan("cuda", 80, root=file, prediction="epsilon").scheduler is None
+
+
+def test_the_format_is_the_files(tmp_path):
+    for name, container in (("m.gguf", "gguf"), ("m.safetensors", "safetensors")):
+        (tmp_path / name).write_bytes(b"")
+        assert plan("cuda", 80, root=tmp_path / name).format == container
+    assert plan("cuda", 80).format == "diffusers"
+
+
+def test_what_stays_quantized_needs_what_it_is_stored_in():
+    packed = plan("cuda", 80, dtype="bfloat16", parameters={"vae": 100}, packed={"model": 7_000})
+    assert packed.weight_bytes == 2 * 100 + 7_000
+
+
+def test_unseen_weights_double_where_the_device_computes_in_full_precision():
+    stored = 4 * 10**9
+    assert plan("cuda", 80, parameters={}, total_bytes=stored).weight_bytes == stored
+    assert plan("cpu", 80, parameters={}, total_bytes=stored).weight_bytes == 2 * stored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": Path("b")},
+        {"parts": {"vae": Path("v")}},
+        {"root": Path("n")},
+        {"variant": "fp16"},
+    ],
+)
+def test_whatever_changes_the_weights_changes_what_is_resident(change):
+    spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"))
+    files = ModelFiles(Path("m"), 0)
+    assert resident_key(spec, files) != resident_key(spec, replace(files, **change))
+    assert resident_key(spec, files) == resident_key(spec.model_copy(update={"id": "n"}), files)
+    for other in ({"dtype": "float16"}, {"prediction_type": "epsilon"}, {"config": "c"}, {"pipeline": "XPipeline"}):
+        assert resident_key(spec, files) != resident_key(spec.model_copy(update=other), files)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_small_model_of_a_large_family_needs_little(device):
+    small = {name: count // 1_000 for name, count in SDXL.items()}
+    assert plan(device, 2, parameters=small).estimated_bytes < 1 * GIB
+    assert plan(device, 80).estimated_bytes > sum(SDXL.values()) * 2 + 2 * GIB  # the family's own figure at full size

@@ -82,13 +82,18 @@ class FakeEngine:
             if self.failures:
                 raise self.failures.pop(0)
             self.resident = [job.spec.id]
-            artifacts = tuple(
-                Artifact(job.id, self.pixels(job, seed), seed) for job in batch.jobs for seed in job.seeds
-            )
+            artifacts = tuple(self._artifact(job, seed) for job in batch.jobs for seed in job.seeds)
             return EngineReport(artifacts, load_s=0.25, inference_s=0.5)
         finally:
             self.inside.clear()
             self._busy.release()
+
+    def _artifact(self, job: Job, seed: int) -> Artifact:
+        if job.fps is None:
+            return Artifact(job.id, self.pixels(job, seed), seed)
+        count = int(str(job.params.get("num_frames") or 4))
+        frames = tuple(self.pixels(job, seed + index) for index in range(count))
+        return Artifact(job.id, frames[0], seed, frames, job.fps)
 
     def preload(self, spec: ModelSpec, files: ModelFiles, pipeline: str, emit: Emit) -> LoadPlan:
         """Say that the model is there now."""
@@ -165,7 +170,17 @@ def shelf(root: Path) -> Path:
         },
         "fast": {"source": "org/fast-sdxl", "architecture": "sdxl", "tasks": ["text-to-image"], "lightning": lightning},
         "editor": {"source": "org/editor", "architecture": "qwen-image-edit", "tasks": ["image-editing"]},
-        "video": {"source": "org/video", "architecture": "cogvideox", "tasks": ["text-to-video"]},
+        "video": {
+            "source": "org/video",
+            "architecture": "cogvideox",
+            "defaults": {"num_frames": 9},
+            "limits": {"max_side": 256},
+        },
+        "prior": {
+            "source": "org/prior",
+            "architecture": "kandinsky-2.2",
+            "pipeline": "KandinskyV22PriorPipeline",
+        },
     }
     path = root / "models.yaml"
     path.write_text(json.dumps({"models": models}))

@@ -71,7 +71,9 @@ class FakeHub(FakeServer):
     """The Hub.
 
     ``down`` answers 503 to everything and ``hang`` answers nothing until it is set back; both may be set at any time.
-    ``cdn`` answers LFS files with a redirect to another host name, as the real Hub does.
+    ``cdn`` answers LFS files with a redirect to another host name, as the real Hub does. ``pace`` sends files at so
+    many bytes a second, ``cut`` ends every answer after so many bytes, ``ranges`` off ignores Range, ``etags`` off
+    sends no ETag.
     """
 
     def __init__(self, *, token: str = "hf_member", stranger: str = "hf_stranger", cdn: bool = False) -> None:
@@ -83,6 +85,14 @@ class FakeHub(FakeServer):
         self.cdn = cdn
         self.down = False
         self.hang = False
+        self.pace: float | None = None
+        self.cut: int | None = None
+        self.ranges = True
+        self.etags = True
+        self.script: list[web.Response] = []
+        """Answers to the next questions for files, instead of the files."""
+        self.sent: dict[str, int] = {}
+        """Bytes of each file that went out, by its path."""
         self.repos: dict[str, HubRepo] = {}
         self._truncated: dict[str, int] = {}
         self._corrupted: set[str] = set()
@@ -143,6 +153,7 @@ class FakeHub(FakeServer):
     def heal(self) -> None:
         """Take back every fault."""
         self.down = self.hang = False
+        self.pace = self.cut = None
         self.call(lambda: (self._truncated.clear(), self._corrupted.clear()))
 
     def count(self, part: str = "", method: str | None = None) -> int:
@@ -232,7 +243,9 @@ class FakeHub(FakeServer):
         return await self._send(request, repo.commits[request.match_info["revision"]][request.match_info["path"]], {})
 
     async def _send(self, request: web.Request, file: HubFile, headers: dict[str, str]) -> web.StreamResponse:
-        headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
+        if self.script:
+            return self.script.pop(0)
+        headers |= {"Accept-Ranges": "bytes"} | ({"ETag": f'"{file.etag}"'} if self.etags else {})
         if file.sha256:
             headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
         body = file.source.read_bytes()
@@ -240,22 +253,38 @@ class FakeHub(FakeServer):
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         status, first = 200, 0
-        if "Range" in request.headers:
-            span = _span(request, file.size)
+        condition = request.headers.get("If-Range")
+        if self.ranges and "Range" in request.headers and condition in (None, headers.get("ETag")):
+            span = _span(request, len(body))
             if span is None:
-                return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
+                return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{len(body)}"})
             status, first = 206, span.start
-            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{file.size}"
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(body)}"
             body = body[span.start : span.stop]
-        kept = self._truncated.get(file.path)
-        if kept is None or request.method == "HEAD":
+        if request.method == "HEAD":
             return web.Response(status=status, headers=headers, body=body, content_type="application/octet-stream")
+        kept = max(self._truncated.get(file.path, len(body) + first) - first, 0)
+        if self.cut is not None:
+            kept = min(kept, self.cut)
         response = web.StreamResponse(status=status, headers=headers | {"Content-Length": str(len(body))})
+        response.content_type = "application/octet-stream"
         await response.prepare(request)
-        await response.write(body[: max(kept - first, 0)])
-        if request.transport is not None:
+        await self._stream(response, file.path, body[:kept])
+        if kept < len(body) and request.transport is not None:
             request.transport.close()
         return response
+
+    async def _stream(self, response: web.StreamResponse, path: str, body: bytes) -> None:
+        """Send a body at the present pace, and count what went out."""
+        position = 0
+        while position < len(body):
+            block = body[position : position + (max(int(self.pace / 50), 1) if self.pace else len(body))]
+            await response.write(block)
+            position += len(block)
+            self.sent[path] = self.sent.get(path, 0) + len(block)
+            self.changed()
+            if self.pace:
+                await asyncio.sleep(len(block) / self.pace)
 
     # --- looking up --------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ CORPUS = [
     ({"loras": [{"model": "org/x", "weight": math.nan}]}, "loras"),
     ({"loras": "\0"}, "model"),
     ({"loras": [[["org/x"]]]}, "loras"),
-    ({"loras": [{"model": "/etc/passwd"}]}, "model"),
+    ({"loras": [{"model": "/etc/passwd"}]}, "loras"),
     ({"output": {"format": "exe"}}, "output"),
     ({"output": {"delivery": "s3"}}, "output"),
     ({"sigmas": nested(5000)}, "sigmas"),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.media.servers import RawServer, body, redirect, trickle
 from worker.core.errors import InvalidImage
-from worker.media import fetch as module
+from worker.media import guard as module
 from worker.media.fetch import GuardedFetcher
 
 REAL_LOOKUP = socket.getaddrinfo
@@ -216,7 +216,7 @@ class TestTls:
     @pytest.fixture
     def open_gate(self, monkeypatch):
         """Take this machine for a public one, so that the default fetcher can reach a server here."""
-        monkeypatch.setattr(module, "_is_public", lambda address: ipaddress.ip_address(address).is_loopback)
+        monkeypatch.setattr(module, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
 
     def _server(self, certificate, answer=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -51,18 +51,10 @@ async def test_a_picture_for_a_model_that_takes_none_is_refused(desk):
     assert error.field == "image"
 
 
-@pytest.mark.parametrize(
-    ("model", "task", "named"),
-    [
-        ("video", None, "text-to-video"),
-        ("any", "inpainting", "inpainting"),
-        ("video", "text-to-video", "text-to-video"),
-    ],
-)
-async def test_a_task_of_a_later_version_is_refused_by_name(desk, model, task, named):
-    error = await refused(desk, UnsupportedModel, model=model, **({"task": task} if task else {}))
-    assert f"task {named} of {model} is not served by this version" in error.message
-    assert error.field == "task"
+async def test_a_class_that_cannot_be_served_is_refused_with_its_reason(desk):
+    error = await refused(desk, UnsupportedModel, model="prior")
+    assert "prior is a KandinskyV22PriorPipeline, which makes embeddings for another model" in error.message
+    assert error.field == "model"
 
 
 @pytest.mark.parametrize(("model", "task"), [("tiny", "image-to-image"), ("editor", None)])

@@ -13,12 +13,13 @@ from worker.core.errors import ModelNotFound
 
 async def test_models_lists_the_registry(desk):
     listed = {entry["id"]: entry for entry in (await desk.ask(action="models"))["models"]}
-    assert [*listed] == ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
+    assert [*listed] == ["tiny", "any", "org/sdxl", "fast", "editor", "video", "prior"]
     assert listed["tiny"]["aliases"] == ["small"]
     assert listed["org/sdxl"]["source"] == "org/sdxl"
     assert listed["org/sdxl"]["tasks"] == ["text-to-image"]
     assert listed["tiny"]["source"] == "file"  # not where it lies
-    assert not listed["video"]["served"]
+    assert listed["video"]["served"]
+    assert not listed["prior"]["served"]
     assert listed["any"]["served"]
     assert desk.builder.built == 0
 
@@ -49,7 +50,19 @@ async def test_inspect_says_what_a_folder_is_and_how_that_is_known(desk):
     assert any("model_index.json" in line for line in answer["evidence"])
     assert str(desk.worker.settings.models_yaml.parent) not in str(answer)
     assert set(answer) == {
-        *("model", "source", "revision", "kind", "format", "architecture", "pipeline", "tasks", "prediction_type"),
+        *(
+            "model",
+            "source",
+            "revision",
+            "kind",
+            "confidence",
+            "format",
+            "quantization",
+            "parts",
+            "architecture",
+            "variant",
+        ),
+        *("pipeline", "tasks", "prediction_type"),
         *("native_size", "weight_bytes", "evidence", "near"),
     }
     assert desk.builder.built == 0
@@ -125,7 +138,7 @@ async def test_plan_never_promises_what_it_cannot_know(desk):
 async def test_status_tells_what_runs(desk):
     before = await desk.ask(action="status")
     assert (before["status"], before["running"], before["resident_models"]) == ("starting", None, [])
-    assert before["models"] == 6
+    assert before["models"] == 7
     assert "text-to-image" in before["tasks"]
     assert desk.builder.built == 0
     await desk.draw()
@@ -149,10 +162,13 @@ async def test_an_unknown_model_is_refused_by_every_action(desk, action):
     assert desk.builder.built == 0
 
 
-async def test_a_schema_offers_only_the_tasks_that_would_be_accepted(tmp_path):
+async def test_a_schema_offers_the_tasks_that_would_be_accepted_and_their_media(tmp_path):
     from worker.app import build_worker
     from worker.settings import Settings
 
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
-    schema = await worker.actions.introspection.schema("sdxl")  # models.yaml also names inpainting
-    assert schema["properties"]["task"]["enum"] == ["text-to-image", "image-to-image"]
+    schema = await worker.actions.introspection.schema("sdxl")
+    assert schema["properties"]["task"]["enum"] == ["text-to-image", "image-to-image", "inpainting"]
+    assert {"image", "mask_image", "strength", "padding_mask_crop"} <= schema["properties"].keys()
+    assert not {"video", "control_image", "num_frames", "fps"} & schema["properties"].keys()
+    assert schema["$defs"]["OutputOptions"]["properties"]["format"]["anyOf"][0]["enum"] == ["png", "jpeg", "webp"]

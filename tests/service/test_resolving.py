@@ -57,10 +57,54 @@ def test_what_is_no_reference_is_refused(tmp_path, name):
     assert failure.value.field == "model"
 
 
-@pytest.mark.parametrize("name", ["civitai:123", "urn:air:sdxl:lora:civitai:1@2", "https://example.com/a.safetensors"])
-def test_a_source_of_a_later_version_is_refused_with_the_way_round(desk, name):
-    with pytest.raises(UnsupportedModel, match="file:/path"):
+ELSEWHERE = ["civitai:123", "urn:air:sdxl:lora:civitai:1@2", "https://files.example.com/a.safetensors?X-Sig=canary"]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_model_from_anywhere_needs_the_operators_leave(desk, tmp_path, name):
+    with pytest.raises(ModelNotFound, match="ALLOW_UNREGISTERED_MODELS=true") as failure:
         resolved(desk, name)
+    assert "canary" not in failure.value.message
+    assert resolved(make_desk(tmp_path / "open", allow_unregistered_models=True), name).source.scheme != "hf"
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_list_of_organisations_closes_every_other_place(tmp_path, name):
+    desk = make_desk(tmp_path, allow_unregistered_models=True, allowed_orgs=("good",))
+    with pytest.raises(ModelNotFound, match="takes models of good"):
+        resolved(desk, name)
+
+
+def test_only_the_allowed_hosts(tmp_path):
+    desk = make_desk(tmp_path, allow_unregistered_models=True, allowed_hosts=("Example.com",), allowed_orgs=("good",))
+    assert resolved(desk, "https://files.example.com/a.safetensors").source.scheme == "url"
+    assert resolved(desk, "good/model").source.scheme == "hf"
+    for name in ("https://badexample.com/a.gguf", "https://example.com.evil.com/a.gguf", "civitai:123", "other/model"):
+        with pytest.raises(ModelNotFound, match=r"takes models of good, Example\.com"):
+            resolved(desk, name)
+
+
+def test_a_denied_host_is_refused_however_it_is_spelled(tmp_path):
+    desk = make_desk(tmp_path, allow_unregistered_models=True, denied_hosts=("civitai.com", "evil.example"))
+    names = (
+        "civitai:1",
+        "https://civitai.red/models/1",
+        "https://a.EVIL.example/x.gguf",
+        "https://evil.example./x.gguf",
+    )
+    for name in names:
+        with pytest.raises(ModelNotFound, match="not allowed on this worker"):
+            resolved(desk, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["https://civitai.com/models/1?token=canary", "https://u:canary@host.example/x.gguf", "civitai:1?token=canary"],
+)
+def test_a_reference_with_a_token_is_told_so_and_not_repeated(desk, name):
+    with pytest.raises(InvalidRequest, match="carries a token") as failure:
+        resolved(desk, name)
+    assert "canary" not in failure.value.message
 
 
 def test_only_the_allowed_organisations(tmp_path):

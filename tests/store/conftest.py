@@ -12,13 +12,17 @@ from aiohttp import web
 from safetensors.numpy import save_file
 
 from tests.fakes.hub import FakeHub
-from worker.catalog.headers import read_header
+from tests.store.shelf import QUICK, TIMES, Shelf
+from worker.catalog.containers.headers import header_end, parse_header, read_header
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
 from worker.core.result import Progress
 from worker.store import hub_errors
+from worker.store.cache import VolumeCache
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.refs import parse_reference
+from worker.store.remote_header import HeaderParser
+from worker.store.web import Web
 
 COMPONENTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -110,9 +114,15 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 class Client:
     """A HuggingFaceHub, with what a test reads of it."""
 
-    def __init__(self, endpoint: str, cache: Path, **options) -> None:
+    def __init__(self, endpoint: str, cache: Path, *, baked=(), limits=None, **options) -> None:
         self.cache = cache
-        self.store = HuggingFaceHub(cache, read_header=read_header, endpoint=endpoint, **options)
+        self.volume = VolumeCache(cache, lookup=baked, patience=QUICK, **TIMES, **(limits or {}))
+        cdn = endpoint.replace("127.0.0.1", "localhost")
+        web = Web({endpoint: options.get("token"), cdn: None})
+        parser = HeaderParser(header_end, parse_header)
+        self.store = HuggingFaceHub(
+            self.volume, web, read_header=read_header, parser=parser, endpoint=endpoint, **options
+        )
         self.events: list[Progress] = []
 
     def ensure(self, reference: str, variant: str | None = None, stop: StopSignal | None = None) -> ModelFiles:
@@ -135,3 +145,11 @@ def client(hub: SlowHub, tmp_path: Path) -> Client:
 def files_below(root: Path) -> dict[str, bytes]:
     """Every file's content by its name below `root`."""
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    """An empty cache and a Hub without files."""
+    with FakeHub() as server:
+        yield Shelf(server, tmp_path / "served", tmp_path / "models")
+        server.heal()

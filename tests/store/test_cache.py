@@ -1,50 +1,208 @@
-"""The cache as an operator sees it: listed by size, removed whole."""
+"""The cache as its users see it: files by content, healed when they were harmed, and names that cannot escape."""
+
+import json
+import os
+import shutil
+import time
 
 import pytest
 
-from worker.store.cache import list_cache, remove_from_cache
+from tests.store.shelf import NAME
+from worker.core.errors import CorruptFile
+
+SIZE = 50_000
 
 
-def test_no_cache_is_an_empty_list(tmp_path):
-    assert list_cache(tmp_path / "nothing") == []
-    assert remove_from_cache(tmp_path / "nothing", "org/model") == 0
+@pytest.fixture
+def entry(shelf):
+    """Two files, one of them in a folder."""
+    shelf.put("model.bin", SIZE)
+    shelf.put("unet/config.json", 100)
+    return shelf.fetch()
 
 
-@pytest.mark.filterwarnings("error")
-def test_repositories_are_listed_largest_first(client, hub):
-    client.ensure("org/lora#style.safetensors")
-    files = client.ensure("org/model")
-    (client.cache / "datasets--org--data" / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    (client.cache / "datasets--org--data" / "refs").mkdir()
-    model, lora = list_cache(client.cache)
-    assert (model.name, model.revisions) == ("org/model", (hub.commit,))
-    assert (lora.name, lora.revisions) == ("org/lora", (hub.lora_commit,))
-    assert model.total_bytes == files.total_bytes
-    assert 0 < lora.total_bytes < model.total_bytes
-    assert model.last_used > 1_600_000_000
+def refetched(shelf) -> set[str]:
+    """The files that were sent since."""
+    return {seen.path.partition("/big.")[0].split("/", 5)[-1] for seen in shelf.hub.requests}
 
 
-def test_what_was_removed_is_gone_and_can_be_fetched_again(client, hub):
-    files = client.ensure(f"org/model@{hub.commit}")
-    assert remove_from_cache(client.cache, "org/model") >= files.total_bytes
-    assert list_cache(client.cache) == []
-    assert not list(client.cache.rglob("*.safetensors"))
-    assert not list(client.cache.rglob("*.json"))
-    assert client.ensure(f"org/model@{hub.commit}").bytes_downloaded > 0
+class TestLayout:
+    def test_files_lie_under_their_own_names_and_their_content_once(self, shelf, entry):
+        assert (entry.root / "unet" / "config.json").read_bytes() == shelf.content("unet/config.json")
+        assert (entry.root / "model.bin").resolve().parent == shelf.root / "blobs"
+        assert {blob.name for blob in shelf.blobs()} == {file.sha256 for file in shelf.files.values()}
+        again = shelf.fetch("model.bin", entry="another name")
+        assert (again.bytes_downloaded, len(shelf.blobs())) == (0, 2)
+
+    def test_the_manifest_says_all_of_it(self, shelf, entry):
+        manifest = json.loads((entry.root.parent / ".ok").read_text())
+        assert manifest["name"] == NAME
+        assert set(manifest["files"]) == {"model.bin", "unet/config.json"}
+        state = (shelf.root / "blobs" / entry.files["model.bin"].sha256).stat()
+        assert manifest["files"]["model.bin"] == {
+            "size": SIZE,
+            "sha256": shelf.files["model.bin"].sha256,
+            "mtime_ns": state.st_mtime_ns,
+        }
+
+    def test_links_hold_when_the_volume_is_mounted_elsewhere(self, shelf, entry, tmp_path):
+        shelf.root.rename(tmp_path / "elsewhere")
+        shelf.root = tmp_path / "elsewhere"
+        found = shelf.cache().entry(NAME)
+        assert found.files["model.bin"].path.read_bytes() == shelf.content("model.bin")
+
+    @pytest.mark.parametrize(
+        "name", ["../../../outside", "/etc/passwd", ".hidden", "a" * 500, "ä\ud800\0\n", "hf:o/r@main#../x", "..", "."]
+    )
+    def test_no_name_leaves_the_folder_of_entries(self, shelf, name):
+        shelf.put("model.bin", 100)
+        entry = shelf.fetch(entry=name)
+        assert entry.root.parent.parent == shelf.root / "entries"
+        assert entry.root.resolve().is_relative_to(shelf.root.resolve())
+        assert shelf.cache().entry(name).name == name
+        assert {path.name for path in shelf.root.parent.iterdir()} == {"models", "served"}
+
+    def test_two_names_are_two_entries(self, shelf, entry):
+        for other in (NAME.upper(), NAME + "/", NAME.replace(":", "%3A")):
+            assert shelf.cache().entry(other) is None
+
+    @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "a\0b", "", "x" * 300])
+    def test_a_file_name_that_leaves_its_entry_is_refused_before_it_is_fetched(self, shelf, name):
+        shelf.put("model.bin", 100)
+        file = shelf.files["model.bin"]
+        shelf.files = {"x": type(file)(name, file.url, file.size, file.sha256)}
+        with pytest.raises(CorruptFile, match="cannot be the name"):
+            shelf.fetch()
+        assert shelf.hub.requests == []
+        assert not shelf.blobs()
 
 
-def test_what_an_interrupted_download_left_is_removed_with_it(client, hub):
-    files = client.ensure("org/model")
-    left = files.root.parent.parent / "blobs" / "abc.1234.incomplete"
-    left.write_bytes(b"x" * 50_000)
-    assert remove_from_cache(client.cache, "org/model") >= files.total_bytes + 50_000
-    assert not left.exists()
+class TestHealing:
+    def harm(self, shelf, how: str) -> None:
+        blob = shelf.root / "blobs" / shelf.files["model.bin"].sha256
+        content = bytearray(blob.read_bytes())
+        if how == "gone":
+            blob.unlink()
+        elif how == "truncated":
+            os.truncate(blob, 1_000)
+        elif how == "grown":
+            blob.write_bytes(content + b"x")
+        elif how == "rewritten":
+            blob.write_bytes(os.urandom(len(content)))
+        else:
+            content[SIZE // 2] ^= 1
+            blob.write_bytes(content)
+
+    @pytest.mark.parametrize("how", ["gone", "truncated", "grown", "rewritten", "one bit"])
+    def test_a_harmed_file_is_noticed_and_fetched_again_alone(self, shelf, entry, how):
+        self.harm(shelf, how)
+        shelf.hub.requests.clear()
+        assert shelf.cache().entry(NAME) is None
+        healed = shelf.fetch()
+        assert healed.bytes_downloaded == SIZE
+        assert healed.files["model.bin"].path.read_bytes() == shelf.content("model.bin")
+        assert len(shelf.hub.requests) == 1
+
+    def test_a_file_that_was_only_touched_is_hashed_once_and_kept(self, shelf, entry, monkeypatch):
+        blob = shelf.root / "blobs" / shelf.files["model.bin"].sha256
+        os.utime(blob)
+        shelf.hub.requests.clear()
+        assert shelf.cache().entry(NAME) is not None
+        monkeypatch.setattr("worker.store.entries.digest_of", pytest.fail)
+        assert shelf.cache().entry(NAME) is not None
+        assert shelf.hub.requests == []
+
+    def test_a_copied_volume_is_believed_after_one_look(self, shelf, entry, tmp_path):
+        shutil.copytree(shelf.root, tmp_path / "copy", symlinks=True, copy_function=shutil.copyfile)
+        shelf.root = tmp_path / "copy"
+        shelf.hub.requests.clear()
+        assert shelf.cache().entry(NAME).total_bytes == entry.total_bytes
+        assert shelf.hub.requests == []
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": 1, "files": {}, "details": {}}', '{"files": 3}'])
+    def test_a_damaged_manifest_is_no_entry_and_costs_no_transfer(self, shelf, entry, text):
+        (entry.root.parent / ".ok").write_text(text)
+        assert shelf.cache().entry(NAME) is None
+        assert shelf.fetch().bytes_downloaded == 0
+
+    def test_a_link_that_was_removed_is_put_back(self, shelf, entry):
+        entry.files["model.bin"].path.unlink()
+        assert shelf.cache().entry(NAME) is None
+        assert shelf.fetch().bytes_downloaded == 0
+
+    def test_what_a_killed_worker_had_fetched_already_is_hashed_and_used(self, shelf, entry):
+        (entry.root.parent / ".ok").unlink()
+        assert shelf.fetch().bytes_downloaded == 0
+        (entry.root.parent / ".ok").unlink()
+        self.harm(shelf, "rewritten")
+        assert shelf.fetch().bytes_downloaded == SIZE
+
+    def test_an_entry_whose_source_names_another_content_now_is_renewed(self, shelf, entry):
+        shelf.put("model.bin", SIZE, seed=1)
+        renewed = shelf.fetch()
+        assert renewed.files["model.bin"].path.read_bytes() == shelf.content("model.bin")
 
 
-@pytest.mark.parametrize("name", ["org/nothing", "../outside", "..", "org", ""])
-def test_another_name_removes_nothing(client, tmp_path, name):
-    (tmp_path / "outside").mkdir()
-    client.ensure("org/lora#style.safetensors")
-    assert remove_from_cache(client.cache, name) == 0
-    assert len(list_cache(client.cache)) == 1
-    assert (tmp_path / "outside").exists()
+def test_a_link_without_a_digest_is_not_taken_for_what_it_led_to_before(shelf):
+    shelf.put("model.bin", SIZE, digest=False, sized=False)
+    old = shelf.fetch(entry="before").files["model.bin"].path.read_bytes()
+    (shelf.folder / "model.bin").write_bytes(os.urandom(SIZE))
+    new = shelf.fetch(entry="after").files["model.bin"].path.read_bytes()
+    assert new == shelf.content("model.bin") != old
+    assert shelf.cache().entry("before").files["model.bin"].path.read_bytes() == old
+
+
+class TestHousekeeping:
+    def test_verify_names_what_is_damaged_and_removes_it(self, shelf, entry):
+        blob = shelf.root / "blobs" / shelf.files["model.bin"].sha256
+        state = blob.stat()
+        blob.write_bytes(os.urandom(SIZE))
+        os.utime(blob, ns=(state.st_mtime_ns, state.st_mtime_ns))
+        cache = shelf.cache()
+        assert cache.entry(NAME) is not None, "rotten disks do not move the time"
+        assert cache.damaged(cache.matching(NAME)[0]) == ["model.bin"]
+        assert not blob.exists()
+        assert shelf.fetch().bytes_downloaded == SIZE
+        assert cache.damaged(cache.matching(NAME)[0]) == []
+
+    @pytest.mark.parametrize("text", [NAME, "org/big"])
+    def test_a_model_is_removed_by_its_name_or_its_repository(self, shelf, entry, text):
+        shelf.fetch("model.bin", entry="hf:org/other@main")
+        cache = shelf.cache()
+        (found,) = cache.matching(text)
+        assert cache.remove(found) == 100, "the other model needs the large file"
+        assert [left.name for left in cache.entries()] == ["hf:org/other@main"]
+
+    @pytest.mark.parametrize("text", ["org/nothing", "../models", "..", "org", "", "big"])
+    def test_another_name_means_nothing(self, shelf, entry, text):
+        assert shelf.cache().matching(text) == []
+
+    def test_entries_are_listed_the_last_used_first(self, shelf, entry):
+        shelf.fetch("model.bin", entry="b")
+        os.utime(entry.root.parent / ".ok", (time.time() - 500, time.time() - 500))
+        cache = shelf.cache()
+        assert [found.name for found in cache.entries()] == ["b", NAME]
+        cache.entry(NAME)
+        os.utime(shelf.root / "entries" / "b" / ".ok", (time.time() - 100, time.time() - 100))
+        assert [found.name for found in cache.entries()] == [NAME, "b"]
+        assert cache.used_bytes() == SIZE + 100
+
+    def test_details_come_back_as_they_were_given(self, shelf):
+        from tests.store.fetching import refused
+        from worker.core.job import StopSignal
+        from worker.store.web import Web
+
+        shelf.put("model.bin", 100)
+        details = {"base": "SDXL 1.0", "words": ["a", "b"], "n": None}
+        web = Web(allow_private=True)
+        shelf.cache().fetch(
+            NAME,
+            [*shelf.files.values()],
+            web,
+            label="x",
+            emit=print,
+            stop=StopSignal(5),
+            refused=refused,
+            details=details,
+        )
+        assert shelf.cache().entry(NAME).details == details

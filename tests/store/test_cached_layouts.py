@@ -1,6 +1,7 @@
 """Caches that somebody else filled: RunPod's cached models, a cache baked into the image. Read first, never written."""
 
 import json
+import os
 import shutil
 import stat
 
@@ -101,13 +102,11 @@ def test_a_missing_shard_is_noticed_in_the_variant_that_is_wanted(hub, tmp_path)
     index = json.dumps({"weight_map": {f"weight{n}": name for n, name in enumerate(shards)}})
     (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
     hub.add_repo("org/sharded", folder)
-    cached = Client(hub.endpoint, tmp_path / "baked").ensure("org/sharded")
-    assert {path.name for path in (cached.root / "unet").glob("*.safetensors")} == set(shards)
-    Client(hub.endpoint, tmp_path / "baked").ensure("org/sharded", "fp16")
-    hub.requests.clear()
+    baked = tmp_path / "baked" / "models--org--sharded" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, baked)
     worker = Client(hub.endpoint, tmp_path / "cache", lookup=[tmp_path / "baked"])
-    assert worker.ensure("org/sharded").root == cached.root
-    (cached.root / "unet" / shards[1]).unlink()
+    assert worker.ensure("org/sharded").root == baked
+    (baked / "unet" / shards[1]).unlink()
     assert worker.ensure("org/sharded", "fp16").variant == "fp16"
     assert hub.requests == []
     assert worker.ensure("org/sharded").root.is_relative_to(tmp_path / "cache")
@@ -125,3 +124,34 @@ def test_the_only_file_of_a_cached_repository_stands_for_it(hub, tmp_path):
 def test_names_of_repositories_are_told_apart_by_case(worker, hub, tmp_path):
     hub.add_repo("Org/Model", write_pipeline(tmp_path / "upper", 10))
     assert worker.ensure("Org/Model").root.is_relative_to(worker.cache)
+
+
+class TestBaked:
+    """A model in the image, in the layout of the volume cache."""
+
+    @pytest.fixture
+    def image(self, hub, tmp_path):
+        Client(hub.endpoint, tmp_path / "image").ensure("org/model")
+        _protect(tmp_path / "image", writable=False)
+        yield tmp_path / "image"
+        _protect(tmp_path / "image", writable=True)
+
+    @pytest.mark.parametrize("revision", ["", "@main", "@{commit}"])
+    def test_it_needs_no_request_and_is_not_touched(self, hub, tmp_path, image, revision):
+        before, reference = _seen(image), "org/model" + revision.format(commit=hub.commit)
+        hub.requests.clear()
+        worker = Client(hub.endpoint, tmp_path / "cache", baked=[image])
+        assert worker.ensure(reference).root.is_relative_to(image)
+        assert worker.peek(reference).configs
+        assert hub.requests == []
+        assert _seen(image) == before
+        assert not (tmp_path / "cache").exists()
+
+    def test_whole_seconds_are_enough_to_know_it_by(self, hub, tmp_path, image, monkeypatch):
+        """Layers of an image keep no finer times; a cold start must not hash gigabytes because of that."""
+        for path in (image / "blobs").iterdir():
+            seconds = int(path.stat().st_mtime)
+            os.utime(path, (seconds, seconds))
+        hub.requests.clear()
+        monkeypatch.setattr("worker.store.entries.digest_of", pytest.fail)
+        assert Client(hub.endpoint, tmp_path / "cache", baked=[image]).ensure("org/model").root.is_relative_to(image)

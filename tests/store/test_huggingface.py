@@ -15,7 +15,7 @@ from worker.core.errors import (
 )
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
-from worker.store import huggingface
+from worker.store import hub_listing
 
 
 def served(hub, *parts: str) -> int:
@@ -68,9 +68,11 @@ class TestCold:
         assert half.variant == "fp16"
         assert not (half.root / "unet" / WEIGHTS).exists()
         full = client.ensure("org/model")
-        assert (full.root, full.variant) == (half.root, None)
+        assert full.variant is None
         assert (full.root / "unet" / WEIGHTS).exists()
         assert full.total_bytes > half.total_bytes
+        assert served(hub, "vae/diffusion") == 1, "what both have in common"
+        assert client.ensure("org/model", "fp16").root == half.root
 
     def test_a_token_is_sent_when_there_is_one_and_none_of_the_environment_when_not(self, hub, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", hub.stranger)
@@ -117,7 +119,7 @@ class TestWarm:
         weights(folder / "unet" / WEIGHTS, 100, seed=9)
         newer = hub.add_repo("org/model", folder)
         assert client.ensure("org/model").revision == old.revision, "remembered"
-        monkeypatch.setattr(huggingface, "_LISTING_MEMORY_S", 0.0)
+        monkeypatch.setattr(hub_listing, "MEMORY_S", 0.0)
         files = client.ensure("org/model")
         assert files.revision == newer
         assert (files.root / "unet" / WEIGHTS).read_bytes() == (folder / "unet" / WEIGHTS).read_bytes()
@@ -144,7 +146,6 @@ class TestPeek:
             "model_index.json",
             "unet/config.json",
             "vae/config.json",
-            "safety_checker/config.json",
             "scheduler/scheduler_config.json",
         }
         assert outline.configs["model_index.json"]["unet"] == COMPONENTS["unet"]
@@ -181,9 +182,9 @@ class TestPeek:
         outline = client.peek("org/big")
         assert outline.header.tensors == {"weight": ("F32", (500_000,))}
         assert outline.header.file_bytes == (tmp_path / "big" / "big.safetensors").stat().st_size
-        ranges = [seen.headers.get("range") for seen in hub.requests if seen.method == "GET" and "resolve" in seen.path]
-        assert ranges, "the header was read"
-        assert all(span and int(span.split("-")[1]) <= 200_000 for span in ranges)
+        ranges = [seen.headers["range"] for seen in hub.requests if "resolve" in seen.path]
+        assert len(ranges) == 1
+        assert int(ranges[0].split("-")[1]) < 300_000
         assert not list(client.cache.rglob("*.safetensors"))
 
     def test_other_json_in_the_repository_is_neither_fetched_nor_parsed(self, client, hub, folder):
@@ -264,7 +265,7 @@ class TestTogether:
         for thread in threads:
             thread.join()
         assert len({files.root for files in found}) == 1
-        assert sorted(files.bytes_downloaded > 0 for files in found) == [False, False, False, True]
+        assert 0 < sum(files.bytes_downloaded for files in found) <= found[0].total_bytes, "they may share the work"
         assert served(hub, "unet/diffusion") == served(hub, "vae/diffusion") == 1
 
     def test_a_slow_model_does_not_hold_up_another(self, client, hub):

@@ -2,12 +2,11 @@
 
 import pytest
 
-from tests.store.conftest import WEIGHTS, weights, write_pipeline
-from worker.catalog.headers import read_header
+from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
+from worker.catalog.containers.headers import read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
-from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import LocalFolders
 from worker.store.refs import parse_reference
 from worker.store.store import Store
@@ -25,7 +24,7 @@ def root(tmp_path):
 @pytest.fixture
 def store(root, tmp_path):
     """The store as a worker has it, whose Hub cannot be reached."""
-    hub = HuggingFaceHub(tmp_path / "cache", read_header=read_header, endpoint="http://127.0.0.1:9", offline=True)
+    hub = Client("http://127.0.0.1:9", tmp_path / "cache", offline=True).store
     return Store({"hf": hub, "file": LocalFolders([root, tmp_path / "not-mounted"], read_header)})
 
 

@@ -129,7 +129,7 @@ class TestSingleFile:
         ("a\0.safetensors", InvalidRequest),
         ("x.ckpt", UnsafeFormat),
         ("x.bin", UnsafeFormat),
-        ("x.gguf", UnsupportedModel),
+        ("x.onnx", UnsupportedModel),
         ("unet", UnsupportedModel),
     ],
 )

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import urllib.request
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +14,9 @@ from tests.fakes.bucket import FakeBucket
 from tests.fakes.engine import FakeEngine, make_desk
 from worker.core.errors import InvalidRequest, ResultTooLarge
 from worker.core.image import Raster
+from worker.core.job import Batch
+from worker.core.model import ModelFiles
+from worker.service.provisioning import Provisioner
 from worker.transport.delivery import body_bytes
 
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
@@ -180,3 +184,69 @@ async def test_a_large_input_picture_is_not_sent_back(desk):
     assert "leaves out image" in answer["warnings"][0]
     again = await desk.ask(**answer["reproduce"]["input"], image=large)
     assert again["images"] == answer["images"]
+
+
+def noisy_film(tmp_path, limit_mb, **settings):
+    return make_desk(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
+
+
+FILM = {"model": "video", "width": 128, "height": 128, "num_frames": 9}
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    """The shelf's video model is only declared: its files are never looked for."""
+
+    async def provide(self, job, emit):
+        return Batch((job,), ModelFiles(root=Path(), total_bytes=0))
+
+    monkeypatch.setattr(Provisioner, "provide", provide)
+
+
+async def test_a_video_is_an_mp4_in_place_of_an_image(tmp_path, declared):
+    answer = await noisy_film(tmp_path, 9.5).draw(**FILM, num_images=2)
+    assert (answer["format"], answer["num_frames"], answer["fps"]) == ("mp4", 9, 8.0)
+    assert answer["video"] == answer["videos"][0]
+    assert len(answer["videos"]) == 2
+    assert not {"image", "images"} & answer.keys()
+    assert base64.b64decode(answer["video"])[4:8] == b"ftyp"
+    assert answer["usage"]["pixel_steps"] == 128 * 128 * 50 * 9 * 2
+
+
+@pytest.mark.parametrize(("format_", "magic"), [("gif", b"GIF8"), ("webp", b"RIFF"), ("mp4", b"\0\0\0")])
+async def test_a_video_comes_in_the_format_asked_for(tmp_path, declared, format_, magic):
+    answer = await noisy_film(tmp_path, 9.5).draw(**FILM, output={"format": format_}, fps=5)
+    assert (answer["format"], answer["fps"]) == (format_, 5)
+    data = base64.b64decode(answer["video"])
+    assert data.startswith(magic)
+    if format_ != "mp4":
+        assert Image.open(io.BytesIO(data)).n_frames == 9
+
+
+async def test_a_video_over_the_limit_loses_quality_and_it_says_so(tmp_path, declared):
+    whole = len((await noisy_film(tmp_path, 9.5).draw(**FILM, seed=1))["video"])
+    desk = noisy_film(tmp_path, whole * 0.8 / 1e6)
+    answer = await desk.draw(**FILM, seed=1)
+    assert answer["format"] == "mp4"
+    assert body_bytes(answer) <= whole * 0.8
+    assert "As mp4 the videos exceed" in answer["warnings"][0]
+    with pytest.raises(ResultTooLarge, match="ask for fewer num_frames") as failure:
+        await noisy_film(tmp_path, 0.02).draw(**FILM)
+    assert failure.value.field == "num_frames"
+
+
+async def test_a_video_can_be_uploaded(tmp_path, bucket, declared):
+    desk = noisy_film(tmp_path, 9.5, **bucket_settings(bucket))
+    answer = await desk.draw(**FILM, output={"delivery": "s3"})
+    assert answer["video_url"] == answer["video"] == answer["videos"][0]
+    ((_, stored),) = bucket.objects.items()
+    assert stored.content_type == "video/mp4"
+
+
+@pytest.mark.parametrize(("model", "format_"), [("tiny", "mp4"), ("video", "png")])
+async def test_a_format_of_the_other_kind_is_refused_before_drawing(tmp_path, model, format_):
+    desk = make_desk(tmp_path)
+    with pytest.raises(InvalidRequest, match=f"{format_} is not for") as failure:
+        await desk.draw(model=model, output={"format": format_})
+    assert failure.value.field == "output"
+    assert desk.builder.built == 0

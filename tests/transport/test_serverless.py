@@ -265,3 +265,17 @@ def test_a_prompt_never_chooses_the_folder(tmp_path, prompt):
     assert path.parent == tmp_path
     assert path.is_file()
     assert len(path.name) < 80
+
+
+async def test_a_video_is_saved_as_an_mp4(tmp_path):
+    data = b"\0\0\0\x18ftyp"
+
+    async def handler(job):
+        text = base64.b64encode(data).decode()
+        return {"video": text, "videos": [text], "seeds": [3], "format": "mp4", "prompt": "A walk"}
+
+    said = []
+    answer = await saving(handler, tmp_path, said.append)({})
+    assert (tmp_path / "a-walk-3.mp4").read_bytes() == data
+    assert answer["video"] == answer["videos"][0] == str(tmp_path / "a-walk-3.mp4")
+    assert said == [f"saved {tmp_path / 'a-walk-3.mp4'}"]

@@ -28,6 +28,9 @@ async def refusal(desk, payload):
     ("alias", "value", "canonical", "expected"),
     [
         ("model_id", "tiny", "model", "tiny"),
+        ("mask", "abcd", "mask_image", "abcd"),
+        ("video_url", "https://example.com/a.mp4", "video", ("https://example.com/a.mp4",)),
+        ("video_base64", "abcd", "video", ("abcd",)),
         ("image_url", "https://example.com/a.png", "image", "https://example.com/a.png"),
         ("image_base64", "abcd", "image", "abcd"),
         ("init_image", "abcd", "image", "abcd"),
@@ -76,7 +79,7 @@ async def test_an_unknown_key_is_refused_with_the_nearest_name(desk, sent, near)
     assert error.field == next(iter(sent))
 
 
-@pytest.mark.parametrize("name", ["mask_image", "controlnets", "ip_adapters", "vae", "images", "video", "s3Config"])
+@pytest.mark.parametrize("name", ["controlnets", "ip_adapters", "vae", "previews", "s3Config"])
 async def test_a_field_of_a_later_version_is_refused_by_name(desk, name):
     error = await refusal(desk, {"prompt": "x", name: "y"})
     assert (error.code, error.field) == ("unknown_parameter", name)
@@ -117,7 +120,12 @@ async def test_a_field_of_a_later_version_is_refused_by_name(desk, name):
         ({"loras": [{"model": "org/x", "weight": 99}]}, "loras[0].weight must be at most 10; 99 was sent."),
         ({"loras": ["org/x"] * 9}, "loras may hold at most 8 entries; 9 were sent."),
         ({"output": "png"}, 'output must be an object; "png" was sent.'),
-        ({"output": {"format": "gif"}}, 'output.format must be one of png, jpeg or webp; "gif" was sent.'),
+        ({"output": {"format": "bmp"}}, 'output.format must be one of png, jpeg, webp, gif or mp4; "bmp" was sent.'),
+        ({"output": {"format": "gif"}}, "output.format of text-to-image must be one of png, jpeg, webp; gif is not"),
+        ({"mask_image": "abcd"}, "task inpainting (a mask_image was sent) is not one of tiny"),
+        ({"images": [5]}, "images[0] must be a text; 5 was sent."),
+        ({"video": 5}, "video must be a list; 5 was sent."),
+        ({"video": ["a", 5]}, "video[1] must be a text; 5 was sent."),
         ({"output": {"quality": 101}}, "output.quality must be at most 100; 101 was sent."),
         ({"output": {"metadata": 1}}, "output.metadata must be true or false; 1 was sent."),
         ({"width": True}, "width must be a multiple of 8 between 32 and 256; true was sent"),

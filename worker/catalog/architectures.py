@@ -8,16 +8,28 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 
+from pydantic import JsonValue
+
 from worker.catalog.families.flux import FLUXES
+from worker.catalog.families.independent import INDEPENDENT
 from worker.catalog.families.row import MEGAPIXEL, Architecture
 from worker.catalog.families.transformer import TRANSFORMERS
 from worker.catalog.families.unet import UNETS
 from worker.catalog.families.video import VIDEOS
 from worker.core.errors import ModelNotFound
 
-__all__ = ["ARCHITECTURES", "MEGAPIXEL", "Architecture", "architecture", "by_class", "fits", "siblings"]
+__all__ = [
+    "ARCHITECTURES",
+    "MEGAPIXEL",
+    "Architecture",
+    "architecture",
+    "by_class",
+    "fits",
+    "siblings",
+    "variant_defaults",
+]
 
-ARCHITECTURES: tuple[Architecture, ...] = (*UNETS, *FLUXES, *TRANSFORMERS, *VIDEOS)
+ARCHITECTURES: tuple[Architecture, ...] = (*UNETS, *FLUXES, *TRANSFORMERS, *INDEPENDENT, *VIDEOS)
 
 
 def _by_id(rows: tuple[Architecture, ...]) -> Mapping[str, Architecture]:
@@ -73,3 +85,12 @@ def fits(adapter: str | None, model: str | None) -> bool:
     bases = {row.adapter_base if row else name for row, name in zip(rows, (adapter, model), strict=True)}
     # FLUX.1 and Chroma LoRAs name the same modules: their keys cannot tell them apart
     return len(bases) == 1 or bases == {"flux1", "chroma"}
+
+
+def variant_defaults(architecture: str | None, variant: str | None) -> Mapping[str, JsonValue]:
+    """Return the defaults in which a variant differs from its row, by diffusers parameter name; {} where it does not.
+
+    They stand between the row's own defaults and those of models.yaml.
+    """
+    row = _IDS.get(architecture or "")
+    return row.variants.get(variant or "", {}) if row else {}

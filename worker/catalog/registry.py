@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from worker.catalog import architectures
-from worker.catalog.schema import LIMIT_KEYS, check_defaults
+from worker.catalog.calls.checking import check_defaults
+from worker.catalog.calls.sizes import LIMIT_KEYS
+from worker.catalog.entries import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
-from worker.core.model import DType, Lightning, LoraSpec, ModelSource, ModelSpec, Parsed, Task, Tier
+from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, Tier
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 12
@@ -24,7 +26,6 @@ _OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAIN
 _SETTINGS = {"MAX_CONTAINERS": "max_containers", "SCALEDOWN": "scaledown_s", "TIMEOUT": "timeout_s"}
 # diffusers reads this one itself.
 _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@#+/-]{0,255}$"
 # Plain texts become numbers as in JSON, without YAML's surprises: `no` stays a word, 12:30 and 010 no numbers.
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+([eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2})")
@@ -34,7 +35,8 @@ _KeyPath = tuple[str | int, ...]
 _T = TypeVar("_T", bound=BaseModel)
 # What a model is by the same name here and in ModelSpec.
 _SHARED = (
-    *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "min_vram_gb", "defaults", "limits"),
+    *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
+    *("defaults", "limits", "fallback"),
 )
 
 
@@ -84,39 +86,6 @@ class Registry:
         return replace(self, models=MappingProxyType({**self.models, spec.id: spec}))
 
 
-class _Defaults(Parsed):
-    dtype: DType | None = None
-    tier: str | None = None
-
-
-class _Entry(Parsed):
-    """One model as models.yaml writes it."""
-
-    source: str | None = Field(default=None, min_length=1, max_length=1_024)
-    revision: str | None = Field(default=None, min_length=1, max_length=128)
-    aliases: tuple[Annotated[str, Field(pattern=_NAME)], ...] = ()
-    description: str | None = Field(default=None, max_length=1_000)
-    tasks: tuple[Task, ...] = ()
-    architecture: str | None = None
-    pipeline: str | None = Field(default=None, pattern=r"^[A-Z][A-Za-z0-9]+Pipeline$")
-    config: str | None = Field(default=None, min_length=1)
-    subjects: str | None = Field(default=None, min_length=1)
-    tier: str | None = None
-    dtype: DType | None = None
-    variant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,32}$")
-    min_vram_gb: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
-    defaults: dict[str, JsonValue] = Field(default_factory=dict)
-    limits: dict[str, float] = Field(default_factory=dict)
-    loras: tuple[LoraSpec, ...] = ()
-    lightning: Lightning | None = None
-
-
-class _File(Parsed):
-    defaults: _Defaults = Field(default_factory=_Defaults)
-    tiers: dict[str, Tier] = Field(default_factory=dict)
-    models: dict[str, JsonValue] = Field(min_length=1)
-
-
 def load_registry(
     path: Path,
     *,
@@ -151,7 +120,7 @@ class _Reading:
 
     def registry(self, overrides: Mapping[str, str]) -> Registry:
         data = self.data()
-        file = self.parsed(_File, data, ())
+        file = self.parsed(RegistryFile, data, ())
         tiers = self.overridden(file.tiers, overrides)
         if file.defaults.tier is not None and file.defaults.tier not in tiers:
             raise self.unknown_tier(("defaults", "tier"), file.defaults.tier, tiers)
@@ -159,19 +128,21 @@ class _Reading:
         owners: dict[str, tuple[str, int]] = {}
         for model, entry in file.models.items():
             at: _KeyPath = ("models", model)
-            spec = self.spec(model, self.parsed(_Entry, {} if entry is None else entry, at), file.defaults, tiers)
+            spec = self.spec(model, self.parsed(Entry, {} if entry is None else entry, at), file.defaults, tiers)
             for place, name in [(at, model), *(((*at, "aliases", i), name) for i, name in enumerate(spec.aliases))]:
                 if name.casefold() in owners:
                     owner, line = owners[name.casefold()]
                     raise self.fail(place, f"{name} already names {owner} (line {line}); choose another id or alias.")
                 owners[name.casefold()] = (model, self.line(place))
             models[model] = spec
+        for model, spec in models.items():
+            self.check_fallback(model, spec, {name: owner for name, (owner, _) in owners.items()})
         return Registry(MappingProxyType(models), MappingProxyType(tiers))
 
-    def spec(self, model: str, entry: _Entry, defaults: _Defaults, tiers: Mapping[str, Tier]) -> ModelSpec:
+    def spec(self, model: str, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> ModelSpec:
         """One entry as the rest of the house sees it, checked against the tables."""
         at: _KeyPath = ("models", model)
-        if not re.match(_NAME, model):
+        if not re.match(NAME, model):
             raise self.fail(at, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
         source = self.source((*at, "source"), entry.source or model)
         if entry.revision is not None:
@@ -200,6 +171,11 @@ class _Reading:
             source=source,
             config=str(self.beside(entry.config)) if entry.config else None,
             subjects=self.names_in((*at, "subjects"), entry.subjects) if entry.subjects else (),
+            base=entry.base and self.adapter((*at, "base"), entry.base),
+            vae=entry.vae and self.adapter((*at, "vae"), entry.vae),
+            components={
+                name: self.adapter((*at, "components", name), reference) for name, reference in entry.components.items()
+            },
             tier=tier,
             dtype=entry.dtype or defaults.dtype,
             loras=tuple(
@@ -216,7 +192,7 @@ class _Reading:
             raise self.fail((*at, *where, error.field or ""), error.message) from error
         return spec
 
-    def check_family(self, at: _KeyPath, model: str, entry: _Entry) -> None:
+    def check_family(self, at: _KeyPath, model: str, entry: Entry) -> None:
         """The declared architecture and tasks must be in the table."""
         if len(set(entry.tasks)) < len(entry.tasks):
             raise self.fail((*at, "tasks"), f"tasks of {model} names a task twice; remove one.")
@@ -232,6 +208,18 @@ class _Reading:
             if task not in row.pipelines and entry.pipeline is None:
                 text = f"{row.title} has no {task}; its tasks are {', '.join(row.pipelines)}, or declare a pipeline."
                 raise self.fail((*at, "tasks", index), text)
+
+    def check_fallback(self, model: str, spec: ModelSpec, owners: Mapping[str, str]) -> None:
+        """A fallback is another model of this file."""
+        if spec.fallback is None:
+            return
+        at: _KeyPath = ("models", model, "fallback")
+        owner = owners.get(spec.fallback.casefold())
+        if owner is None:
+            near = difflib.get_close_matches(spec.fallback.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)
+            raise self.fail(at, f"fallback {spec.fallback} is no model of this file; did you mean {owners[near[0]]}?")
+        if owner == model:
+            raise self.fail(at, f"{model} cannot be its own fallback; name another model.")
 
     def source(self, at: _KeyPath, text: str) -> ModelSource:
         """A reference as a source; a relative file is meant from the folder of this registry."""
@@ -381,7 +369,7 @@ class _Reading:
 def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that a mapping inside `kind` may have."""
     nested: dict[str, type[BaseModel]] = {
-        "defaults": _Defaults,
+        "defaults": EntryDefaults,
         "tiers": Tier,
         "loras": LoraSpec,
         "lightning": Lightning,

@@ -1,18 +1,21 @@
-"""A repository's JSON files in, Detection out: diffusers pipelines, components, peft adapters, modular repositories."""
+"""A repository's JSON files in, Detection out: diffusers pipelines here, what stands alone in `standalone.py`."""
 
 import re
 from collections.abc import Mapping
+from typing import TypeGuard
 
-from worker.catalog.adapters import declared_base
 from worker.catalog.architectures import Architecture, by_class, siblings
+from worker.catalog.kinds.standalone import component, peft_adapter, quantization_method
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Task
 
 Configs = Mapping[str, Mapping[str, object]]
 
+_KERNEL = re.compile(r"[/:@]")  # org/kernel, kernel:function, kernel@revision: a name from the Hub
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 _CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
-_OTHER_MEDIA = (
+_MAX_DEPTH = 6  # configs of vision language models nest their parts twice
+OTHER_MEDIA = (
     (re.compile(r"Audio|Music|DanceDiffusion|AceStep|Spectrogram"), "makes audio"),
     (re.compile(r"^ShapE"), "makes 3D objects"),
     (re.compile(r"Protein"), "makes proteins"),
@@ -58,9 +61,9 @@ def detect_repository(configs: Configs) -> Detection | None:
             "use a repository with a model_index.json."
         )
     if "adapter_config.json" in configs:
-        return _peft(configs["adapter_config.json"])
+        return peft_adapter(configs["adapter_config.json"])
     if "config.json" in configs:
-        return _component(configs["config.json"])
+        return component(configs["config.json"])
     return None
 
 
@@ -69,21 +72,30 @@ def task_of(class_name: str) -> Task:
     return next((task for pattern, task in _TASKS if pattern.search(class_name)), Task.TEXT_TO_IMAGE)
 
 
-def _refuse_code(file: str, config: Mapping[str, object]) -> None:
+def _refuse_code(file: str, config: Mapping[str, object], depth: int = 0) -> None:
+    """Raise UnsupportedModel where a config, at any depth, asks for code from elsewhere."""
     for key in _CODE_KEYS:
         if config.get(key):
             raise UnsupportedModel(
                 f"{file} asks for remote code ({key}), which is never run here; use a model that diffusers has itself."
             )
     for key, value in config.items():
-        if key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
-            raise UnsupportedModel(f"{file} asks for a downloaded kernel ({key}), which is never run here; remove it.")
+        if not isinstance(key, str):
+            continue
+        # transformers reads several spellings of it, and a dict of one for each part
+        kernels = value.values() if isinstance(value, Mapping) else (value,)
+        if "attn_implementation" in key and any(isinstance(name, str) and _KERNEL.search(name) for name in kernels):
+            raise UnsupportedModel(
+                f"{file} asks for a downloaded kernel ({key[:60]}), which is never run here; remove it."
+            )
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            _refuse_code(file, value, depth + 1)
 
 
 def _pipeline(configs: Configs) -> Detection:
     index = configs["model_index.json"]
     name = index.get("_class_name")
-    if not isinstance(name, str) or not _NAME.match(name) or not name.endswith("Pipeline"):
+    if not isinstance(name, str) or not _NAME.match(name) or "Pipeline" not in name:
         shown = name if isinstance(name, str) else "/".join(map(str, name)) if isinstance(name, list) else "nothing"
         raise UnsupportedModel(
             f"model_index.json names {shown[:80]!r} as its pipeline, which needs remote code and is never run here; "
@@ -92,7 +104,7 @@ def _pipeline(configs: Configs) -> Detection:
     for part, entry in index.items():
         if not part.startswith("_"):
             _refuse_custom_part(part, entry)
-    for pattern, what in _OTHER_MEDIA:
+    for pattern, what in OTHER_MEDIA:
         if pattern.search(name):
             raise UnsupportedModel(f"{name} {what}, which this worker does not do; use an image or video model.")
     evidence = [f"model_index.json: {name}"]
@@ -100,7 +112,9 @@ def _pipeline(configs: Configs) -> Detection:
     if row is not None:
         row = _sibling(row, configs, evidence)
     pipeline, tasks = _tasks(row, name, configs, evidence)
-    prediction = _text(configs.get("scheduler/scheduler_config.json", {}).get("prediction_type"))
+    scheduler = configs.get("scheduler/scheduler_config.json", {})
+    prediction = _text(scheduler.get("prediction_type"))
+    quantization = _quantization(configs, evidence)
     return Detection(
         Kind.PIPELINE,
         "diffusers",
@@ -108,14 +122,35 @@ def _pipeline(configs: Configs) -> Detection:
         pipeline=pipeline,
         tasks=tasks,
         prediction_type=prediction if prediction in _PREDICTIONS else None,
+        zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         native_size=_native_size(row, configs, index, evidence),
         evidence=tuple(evidence),
+        quantization=quantization,
+        parts=tuple(part for part, entry in index.items() if not part.startswith("_") and _is_there(entry)),
+        part_classes=tuple(entry[-1] for entry in index.values() if _is_there(entry) and isinstance(entry[-1], str)),
     )
 
 
+def _is_there(entry: object) -> TypeGuard[list[object]]:
+    return isinstance(entry, list) and any(name is not None for name in entry)
+
+
+def _quantization(configs: Configs, evidence: list[str]) -> str | None:
+    """Return the method in which a part of the repository is quantized: bitsandbytes_4bit, torchao, sdnq …"""
+    for file, config in configs.items():
+        method = quantization_method(config)
+        if method is not None:
+            evidence.append(f"{file}: quantized with {method}")
+            return method
+    return None
+
+
 def _refuse_custom_part(part: str, entry: object) -> None:
-    """A part is [library, class]; a library that is a path or a module of the repository is code from there."""
-    if not isinstance(entry, list):
+    """A part is [library, class]; a library that is a path or a module of the repository is code from there.
+
+    A list without any text is a setting of the pipeline: which layers of the text encoder are read, say.
+    """
+    if not isinstance(entry, list) or not any(isinstance(name, str | list | dict) for name in entry):
         return
     names = [name for name in entry if name is not None]
     if len(entry) != 2 or not all(isinstance(name, str) and _NAME.match(name) for name in names):
@@ -183,29 +218,6 @@ def _shrink(vae: Mapping[str, object] | None) -> int | None:
         if isinstance(value, list) and 0 < len(value) <= 9:
             return int(2 ** (len(value) - less))
     return None
-
-
-def _peft(config: Mapping[str, object]) -> Detection:
-    algorithm = str(config.get("peft_type", "LORA")).lower()[:20]
-    if algorithm == "lora" and config.get("use_dora") is True:
-        algorithm = "dora"
-    repository = _text(config.get("base_model_name_or_path")) or ""
-    base = declared_base(repository.lower().split("/", 1)[-1]) or declared_base(repository)
-    evidence = [f"adapter_config.json: {algorithm}"]
-    if repository:
-        evidence.append(f"adapter_config.json: made for {repository[:80]}")
-    return Detection(Kind.LORA, f"{algorithm}/peft", architecture=base, evidence=tuple(evidence))
-
-
-def _component(config: Mapping[str, object]) -> Detection | None:
-    name = _text(config.get("_class_name"))
-    if name is not None:
-        return Detection(Kind.COMPONENT, "diffusers", evidence=(f"config.json: {name[:80]}",))
-    model = _text(config.get("model_type"))
-    if model is None:
-        return None
-    evidence = (f"config.json: model_type {model[:80]}, a transformers model",)
-    return Detection(Kind.COMPONENT, "transformers", evidence=evidence)
 
 
 def _text(value: object) -> str | None:

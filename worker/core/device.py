@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from worker.core.model import DType
 
 Offload = Literal["none", "model", "sequential"]
+LoadFormat = Literal["diffusers", "safetensors", "gguf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,18 @@ class DeviceInfo:
 class LoadPlan:
     """How a model will be loaded on a device; a pure answer, nothing is touched."""
 
-    root: Path
+    root: Path  # a diffusers folder, or one weight file
     pipeline: str
     dtype: DType
     device: str
     offload: Offload
     estimated_bytes: int  # weights and working memory at the job's size
     weight_bytes: int
+    format: LoadFormat = "diffusers"
     variant: str | None = None
-    config: Path | None = None
+    config: Path | None = None  # the folder that says what a single file's components are
+    base: Path | None = None  # a diffusers folder that gives the components that the file lacks
+    parts: Mapping[str, Path] = field(default_factory=dict)  # components from elsewhere: they replace all others
+    scheduler: str | None = None  # the diffusers class that stands in for the config's own
     scheduler_options: Mapping[str, JsonValue] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()

@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import JsonValue
 
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.image import Raster
+from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec, Task
 from worker.core.request import GenerationRequest, OutputOptions
 
@@ -60,6 +62,23 @@ class SchedulerChoice:
     options: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
+# How a pipeline wants its pictures: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
+# is white (or black) where it is redrawn, rows of in-context examples, or diffusers' object for a condition.
+Form = Literal["picture", "pictures", "controls", "batch", "mask", "unmask", "grid", "condition"]
+# What pipelines call the words that say what to draw, the first choice first.
+PROMPT_PARAMETERS = ("prompt", "editing_prompt", "content_prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Pictures, or a video's frames, for one parameter of the pipeline's call."""
+
+    parameter: str
+    pictures: tuple[Raster, ...]
+    form: Form
+    field: str  # what the caller named it
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One accepted generation. `params` are effective pipeline parameters by their diffusers names."""
@@ -75,23 +94,38 @@ class Job:
     params: Mapping[str, JsonValue]
     scheduler: SchedulerChoice | None
     seeds: tuple[int, ...]
-    image: Raster | None
+    media: tuple[Media, ...]
     loras: tuple[LoraSpec, ...]
     lightning: bool
     output: OutputOptions
     stop: StopSignal
     warnings: tuple[str, ...] = ()
+    fps: float | None = None  # of the videos that come back; None for pictures
     accepted_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def image(self) -> Raster | None:
+        """The first picture sent to start from, if any."""
+        sent = next((item for item in self.media if item.field in ("image", "images")), None)
+        return sent.pictures[0] if sent else None
+
+    @property
+    def mask(self) -> Raster | None:
+        """What is redrawn, white, of `image`; None when everything may be."""
+        sent = next((item for item in self.media if item.field == "mask_image"), None)
+        return sent.pictures[0] if sent else None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFiles:
-    """A LoRA on disk, checked against the model's architecture. `modules` are the layers that it changes."""
+    """A LoRA on disk, checked against the model's architecture, and what its header says."""
 
     spec: LoraSpec
     files: ModelFiles
-    modules: tuple[str, ...]
     sha256: str
+    keys: LoraKeys
+    scaling: Scaling
+    trigger_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -68,6 +68,7 @@ class ModelSource(Parsed):
     subfolder: str | None = None
     sha256: str | None = None  # what the file must hash to, when a caller pins it
     choice: str | None = None  # how CivitAI's file is chosen, "format=SafeTensor&fp=fp16" say
+    only: tuple[str, ...] = ()  # the components of a pipeline's repository that are wanted; all of them when empty
 
     @property
     def reference(self) -> str:
@@ -83,11 +84,21 @@ class ModelSource(Parsed):
         return f"{text}?{query}" if query else text
 
 
+LoraWeight = Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)]
+
+
 class LoraSpec(Parsed):
-    """A LoRA that belongs to a model or is asked for by a job. `weight` multiplies its effect; 0 is none."""
+    """A LoRA that belongs to a model or is asked for by a job. `weight` multiplies its effect; 0 is none.
+
+    `weights` replaces `weight` for a component of the pipeline, or for the modules below one: `text_encoder`,
+    `unet.mid_block`, `transformer.transformer_blocks.3`. The longest name that fits a module counts.
+    """
 
     model: str
-    weight: float = Field(default=1.0, ge=-10.0, le=10.0, allow_inf_nan=False)
+    weight: LoraWeight = 1.0
+    weights: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)], LoraWeight] = Field(
+        default_factory=dict, max_length=64
+    )
     weight_name: str | None = None
     name: str | None = None
 
@@ -149,7 +160,7 @@ class TensorIndex:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors together, as stored."""
-        return sum(_DTYPE_BYTES.get(dtype, 2) * math.prod(shape) for dtype, shape in self.tensors.values())
+        return sum(tensor_bytes(dtype, shape) for dtype, shape in self.tensors.values())
 
     @property
     def parameters(self) -> int:
@@ -157,8 +168,24 @@ class TensorIndex:
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
-_DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1}
+# dtype -> (numbers in a block, bytes of the block); the quantized ones are GGML_QUANT_SIZES of llama.cpp's gguf package
+_BLOCKS: Mapping[str, tuple[int, int]] = {
+    "F64": (1, 8), "I64": (1, 8), "U64": (1, 8), "C64": (1, 8), "F32": (1, 4), "I32": (1, 4), "U32": (1, 4),
+    "F16": (1, 2), "BF16": (1, 2), "I16": (1, 2), "U16": (1, 2), "I8": (1, 1), "U8": (1, 1), "BOOL": (1, 1),
+    "F8_E4M3": (1, 1), "F8_E5M2": (1, 1), "F8_E8M0": (1, 1), "F8_E4M3FNUZ": (1, 1), "F8_E5M2FNUZ": (1, 1),
+    "F6_E2M3": (4, 3), "F6_E3M2": (4, 3), "F4": (2, 1),
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q8_1": (32, 40),
+    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
+    "Q8_K": (256, 292), "IQ1_S": (256, 50), "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74),
+    "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
+    "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17), "NVFP4": (64, 36),
+}  # fmt: skip
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of one tensor as stored; quantized types come in whole blocks along the last axis."""
+    numbers, size = _BLOCKS.get(dtype, (1, 2))
+    return -(-math.prod(shape) // numbers) * size
 
 
 Confidence = Literal["high", "medium", "low"]
@@ -194,8 +221,11 @@ class Detection:
     near: tuple[str, ...] = ()  # what an unknown file resembles most
     confidence: Confidence = "high"
     quantization: str | None = None  # "fp8", "fp8-scaled", "nf4", "svdquant", "gguf", or a repository's own method
-    variant: str | None = None  # what the same shapes can be trained to: "turbo", "lightning", "kontext", "pony" …
+    # what the same shapes can be trained to: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
+    variant: str | None = None
     parts: tuple[str, ...] = ()  # what a single file holds: "denoiser", "vae", "text_encoder", "text_encoder_2" …
+    part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
+    component_class: str | None = None  # of a part: the diffusers or transformers class that reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +238,7 @@ class ModelFiles:
     variant: str | None = None  # which of a repository's weight variants was fetched, "fp16" say
     bytes_downloaded: int = 0
     parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
+    packed: Mapping[str, int] = field(default_factory=dict)  # bytes of components that stay quantized in memory
     sha256: str | None = None  # of a single file, where it is known
     base: Path | None = None  # a diffusers folder that gives the parts that `root` lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components that come from elsewhere, by name

@@ -10,13 +10,23 @@ MAX_PROMPT_CHARS = 8_000
 MAX_SEED = 2**63 - 1
 
 
-class OutputOptions(Parsed):
-    """How the pictures come back. `quality` is for jpeg and webp, 1..100."""
+Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
+PICTURE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp")
+_IMAGE = "Base64, a data: URI or an https URL of a PNG, JPEG or WebP."
 
-    format: Literal["png", "jpeg", "webp"] = "png"
+
+class OutputOptions(Parsed):
+    """How pictures or videos come back. `quality` is for jpeg, webp and mp4, 1..100."""
+
+    format: Format | None = Field(default=None, description="When left out, png for pictures and mp4 for videos.")
     quality: int = Field(default=92, ge=1, le=100)
     metadata: bool = False
     delivery: Literal["base64", "s3"] = "base64"
+
+    def format_of(self, *, video: bool) -> Format:
+        """The format asked for, or the usual one."""
+        return self.format or ("mp4" if video else "png")
 
 
 class GenerationRequest(Parsed):
@@ -26,12 +36,22 @@ class GenerationRequest(Parsed):
     task: Task | None = Field(default=None, strict=False, description="Inferred from the inputs when left out.")
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to draw.")
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to keep out.")
-    image: str | None = Field(default=None, description="Base64, a data: URI or an https URL of a PNG, JPEG or WebP.")
+    image: str | None = Field(default=None, description=_IMAGE)
+    images: tuple[str, ...] = Field(default=(), strict=False, description="Several pictures, each as image.")
+    mask_image: str | None = Field(default=None, description="White where the picture is redrawn, as image.")
+    control_image: str | None = Field(default=None, description="The picture that a ControlNet follows, as image.")
+    control_images: tuple[str, ...] = Field(default=(), strict=False, description="One for each ControlNet.")
+    video: tuple[str, ...] = Field(
+        default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of pictures."
+    )
     loras: tuple[LoraSpec, ...] = Field(default=(), strict=False, description="LoRAs to apply, in order.")
     lightning: bool | None = Field(default=None, description="Whether to use the model's own distillation LoRA.")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random, and reported, when left out.")
     num_images: int = Field(default=1, ge=1, description="Pictures to make; image i uses seed + i.")
     output: OutputOptions = Field(default_factory=OutputOptions)
     timeout_s: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
+    fallback: bool = Field(
+        default=False, description="Whether a similar model may stand in for one that cannot be had."
+    )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     params: dict[str, JsonValue] = Field(default_factory=dict)

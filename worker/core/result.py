@@ -27,22 +27,40 @@ Emit = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class LoraReport:
-    """What a LoRA did: how many of its modules found their place in the model."""
+    """What a LoRA did: how many of its modules found their place in the model, and samples of those that did not."""
 
     model: str
     weight: float
     matched: int
     total: int
     sha256: str | None = None
+    algorithm: str = "lora"  # "loha", "dora" …; several are joined by "+"
+    unmatched: tuple[str, ...] = ()
+    trigger_words: tuple[str, ...] = ()  # what the file says will call up its subject
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One picture, with the seed that made it and the job it belongs to."""
+    """One picture or one video, with the seed that made it and the job it belongs to.
+
+    A video has all of its `frames`, shown `fps` a second; its `raster` is the first of them.
+    """
 
     job_id: str
     raster: Raster
     seed: int
+    frames: tuple[Raster, ...] = ()
+    fps: float = 0.0
+
+    @property
+    def is_video(self) -> bool:
+        """Whether this is a video."""
+        return bool(self.frames)
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes of all pixels."""
+        return sum(len(frame.data) for frame in self.frames or (self.raster,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +88,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one job cost. `pixel_steps` is width x height x steps x images."""
+    """What one job cost. `pixel_steps` is width x height x frames x steps x images."""
 
     gpu_seconds: float
     images: int
@@ -91,7 +109,7 @@ class Reproduction:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """A finished job: pictures as pixels; the door encodes them."""
+    """A finished job: pictures or videos as pixels; the door encodes them."""
 
     artifacts: tuple[Artifact, ...]
     model: str

@@ -13,10 +13,11 @@ from worker.core.job import Batch, Job, SchedulerChoice
 from worker.core.model import Detection, ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, LoraReport, Progress
 from worker.engine import devices
-from worker.engine.adapters import lora
+from worker.engine.adapters.lora import LoraShelf
 from worker.engine.call import call_pipeline
+from worker.engine.compatibility import old_clip_names
 from worker.engine.loader import load_pipeline
-from worker.engine.plan import make_plan
+from worker.engine.plan import make_plan, resident_key
 from worker.engine.pool import PipelinePool, Resident
 from worker.engine.schedulers import build_scheduler
 
@@ -26,9 +27,15 @@ _LOG = logging.getLogger(__name__)
 class DiffusersEngine:
     """Runs batches on one device. Blocking, and used from one thread only."""
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda", "mps"] = "auto", max_resident_models: int = 1) -> None:
+    def __init__(
+        self,
+        device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+        max_resident_models: int = 1,
+        resident_loras: int = 4,
+    ) -> None:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(max_resident_models)
+        self._loras = LoraShelf(resident_loras)
 
     @property
     def resident_models(self) -> list[str]:
@@ -64,7 +71,7 @@ class DiffusersEngine:
             where = "".join(traceback.format_tb(error.__traceback__))
             said = str(error).replace(job.prompt, "[prompt]") if job.prompt else str(error)
             _LOG.error("job %s failed with %s: %s\n%s", job.id, type(error).__name__, said, where)
-            self._pool.evict(_key(job, batch.files))
+            self._pool.evict(resident_key(job.spec, batch.files))
             failure = devices.device_failure(error)
         devices.release_memory()
         raise failure
@@ -72,7 +79,7 @@ class DiffusersEngine:
     def preload(self, spec: ModelSpec, files: ModelFiles, detection: Detection, emit: Emit) -> LoadPlan:
         """Make a model resident. Raises LoadFailed, OutOfMemory …"""
         plan = self._plan(spec, files, detection, megapixels=0.25)
-        with self._pool.lease(_key_of(spec, files), lambda: _load(spec, plan, emit)) as resident:
+        with self._pool.lease(resident_key(spec, files), lambda: _load(spec, plan, emit)) as resident:
             return resident.plan
 
     def unload(self, model: str) -> int:
@@ -82,7 +89,7 @@ class DiffusersEngine:
     @contextmanager
     def _lease(self, job: Job, files: ModelFiles, emit: Emit) -> Iterator[Resident]:
         job.stop.check()
-        key = _key(job, files)
+        key = resident_key(job.spec, files)
 
         def load() -> Resident:
             # Evict first, then look at what is free.
@@ -100,20 +107,21 @@ class DiffusersEngine:
     ) -> tuple[tuple[Artifact, ...], tuple[LoraReport, ...], tuple[str, ...]]:
         job = batch.jobs[0]
         pipe = resident.as_class(job.pipeline)
-        with _clean(pipe, resident), lora.applied(pipe, batch.adapters, job.spec.id) as reports:
+        with _clean(pipe, resident), self._loras.applied(pipe, batch.adapters, job.spec.id) as reports:
             _set_scheduler(pipe, resident, job.scheduler)
             job.stop.check()
             try:
-                return call_pipeline(pipe, batch, emit), reports, ()
+                with old_clip_names(pipe):
+                    return call_pipeline(pipe, batch, emit), reports, ()
             except Exception as error:
                 if not devices.is_out_of_memory(error):
                     raise
                 error.__traceback__ = None
             # One rung down: other models off the device, the VAE in tiles; then once more, from the same seeds.
-            self._pool.evict_others(_key(job, batch.files))
+            self._pool.evict_others(resident_key(job.spec, batch.files))
             devices.release_memory()
             _set_scheduler(pipe, resident, job.scheduler)
-            with _tiled_vae(pipe):
+            with _tiled_vae(pipe), old_clip_names(pipe):
                 artifacts = call_pipeline(pipe, batch, emit)
             note = "Memory was short: the picture was decoded in tiles, which can show in fine gradients."
             return artifacts, reports, (note,)
@@ -157,18 +165,10 @@ def _load(spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
     pipe = load_pipeline(plan)
     emit(Progress("load", 1, 1, spec.id))
     scheduler = getattr(pipe, "scheduler", None)
-    return Resident(spec.id, plan, pipe, type(scheduler), dict(scheduler.config) if scheduler else {})
-
-
-def _key(job: Job, files: ModelFiles) -> str:
-    return _key_of(job.spec, files)
-
-
-def _key_of(spec: ModelSpec, files: ModelFiles) -> str:
-    """What makes two loads the same: the files, and how they are loaded."""
-    return "|".join((str(files.root), spec.dtype or "", files.variant or "", spec.config or ""))
+    return Resident(spec.id, plan, pipe, type(scheduler), dict(scheduler.config) if scheduler is not None else {})
 
 
 def _megapixels(job: Job) -> float:
-    width, height = job.params.get("width") or 1024, job.params.get("height") or 1024
+    usual = job.detection.native_size or 1024
+    width, height = job.params.get("width") or usual, job.params.get("height") or usual
     return float(width) * float(height) * len(job.seeds) / 1e6

@@ -1,32 +1,43 @@
 """Weights on disk to a diffusers pipeline: one loader per format."""
 
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from transformers import CLIPTokenizer
+from safetensors import SafetensorError
 
-from worker.core.device import LoadPlan
-from worker.core.errors import LoadFailed, UnsupportedModel, WorkerError
+from worker.core.device import LoadFormat, LoadPlan
+from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
+from worker.engine.classes import DTYPES, pipeline_class
+from worker.engine.compatibility import reach_moved_parts
+from worker.engine.components import read_index, schedule
 from worker.engine.devices import is_out_of_memory
+from worker.engine.single_file import load_checkpoint, load_part
 
 _LOG = logging.getLogger(__name__)
 # Our own progress says what happens; bars of two libraries in a log say nothing.
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# How many of each tensor's values are looked at for NaN: a whole model's would take as long as loading it.
+_SAMPLE = 64
+_MISSING_PACKAGE = re.compile(r"requires the (\S+) library but it was not found|need to have (\S+) installed")
 
 
 def load_pipeline(plan: LoadPlan) -> Any:
-    """Build the pipeline of `plan` and put it where the plan says. Raises LoadFailed, UnsupportedModel."""
+    """Build the pipeline of `plan` and put it where the plan says.
+
+    Raises UnsupportedModel for what no loader here reads, CorruptFile for damaged weights, LoadFailed for the rest.
+    """
     with _load_errors(plan):
-        pipe = FORMATS["file" if plan.root.is_file() else "diffusers"](plan)
+        pipe = FORMATS[plan.format](plan)
+        _check_finite(pipe)
+        schedule(pipe, plan.scheduler, plan.scheduler_options)
         pipe.set_progress_bar_config(disable=True)
         _place(pipe, plan)
     return pipe
@@ -39,7 +50,7 @@ def view(pipe: Any, class_name: str) -> Any:
         return pipe
     expected, optional = cls._get_signature_keys(cls)
     shared = {name: part for name, part in pipe.components.items() if name in expected or name in optional}
-    missing = sorted(expected - shared.keys())
+    missing = sorted(expected - shared.keys() - set(cls._optional_components))
     if missing:
         raise UnsupportedModel(
             f"{class_name} needs {', '.join(missing)}, which this model does not have; "
@@ -47,85 +58,62 @@ def view(pipe: Any, class_name: str) -> Any:
             field="task",
         )
     settings = {name: value for name, value in pipe.config.items() if name in optional and name not in shared}
-    other = cls(**shared, **settings)
+    absent = dict.fromkeys(expected - shared.keys())
+    other = cls(**shared, **absent, **settings)
     other.set_progress_bar_config(disable=True)
     return other
 
 
-def pipeline_class(name: str) -> type:
-    """The diffusers class called `name`: diffusers' own pipelines and nothing else."""
-    cls = getattr(diffusers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
-        raise UnsupportedModel(
-            f"{name} is no pipeline of diffusers {diffusers.__version__}; "
-            "models that bring their own code are not run.",
-            field="model",
-        )
-    return cls
-
-
-def _load_folder(plan: LoadPlan) -> Any:
+def _load_repository(plan: LoadPlan) -> Any:
     cls = pipeline_class(plan.pipeline)
+    reach_moved_parts(plan.root)
+    dtype = DTYPES[plan.dtype]
+    index = read_index(plan.root)
+    others = {name: load_part(index, name, path, plan.root, dtype) for name, path in plan.parts.items()}
     return cls.from_pretrained(
         plan.root,
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
-        dtype=_DTYPES[plan.dtype],
+        dtype=dtype,
         variant=plan.variant,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
         **_without_safety_checker(cls),
+        **others,
     )
 
 
-def _load_file(plan: LoadPlan) -> Any:
-    cls = pipeline_class(plan.pipeline)
-    if plan.config is None or not hasattr(cls, "from_single_file"):
-        raise UnsupportedModel(
-            f"{plan.pipeline} cannot be loaded from a single file here; use the model's diffusers repository.",
-            field="model",
-        )
-    pipe = cls.from_single_file(
-        str(plan.root),
-        config=str(plan.config),
-        dtype=_DTYPES[plan.dtype],
-        local_files_only=True,
-        **_bundled_tokenizers(plan.config),
-        **_without_safety_checker(cls),
-    )
-    if plan.scheduler_options:
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **plan.scheduler_options)
-    return pipe
-
-
-FORMATS: Mapping[str, Callable[[LoadPlan], Any]] = {"diffusers": _load_folder, "file": _load_file}
-
-
-def _bundled_tokenizers(config: Path) -> dict[str, Any]:
-    """CLIP tokenizers of a bundled config: the vocabulary is kept once, beside the configs that share it."""
-    vocabulary = config.parent / "tokenizers" / "clip"
-    found = {}
-    for name in ("tokenizer", "tokenizer_2"):
-        folder = config / name
-        own = (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()
-        if vocabulary.is_dir() and (folder / "tokenizer_config.json").is_file() and not own:
-            found[name] = CLIPTokenizer.from_pretrained(
-                vocabulary, **_pad_token(folder / "tokenizer_config.json"), local_files_only=True
-            )
-    return found
-
-
-def _pad_token(config: Path) -> dict[str, str]:
-    import json
-
-    token = json.loads(config.read_text()).get("pad_token")
-    return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
+FORMATS: Mapping[LoadFormat, Callable[[LoadPlan], Any]] = {
+    "diffusers": _load_repository,
+    "safetensors": load_checkpoint,
+    "gguf": load_checkpoint,
+}
 
 
 def _without_safety_checker(cls: type) -> dict[str, Any]:
+    taken = cls._get_signature_keys(cls)
     if "safety_checker" in getattr(cls, "_optional_components", []):
-        return {"safety_checker": None, "requires_safety_checker": False}
+        return {"safety_checker": None} | (
+            {"requires_safety_checker": False} if "requires_safety_checker" in taken[1] else {}
+        )
     return {}
+
+
+def _check_finite(pipe: Any) -> None:
+    """Look at a sample of every tensor: NaN weights load without a word and draw NaN pixels. Raises CorruptFile."""
+    for name, part in pipe.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        for key, tensor in part.named_parameters():
+            if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0 or tensor.itemsize < 2:
+                continue
+            flat = tensor.detach().reshape(-1)
+            if not torch.isfinite(flat[:: max(1, flat.numel() // _SAMPLE)]).all():
+                raise CorruptFile(
+                    f"The weights of {name} hold NaN or infinity ({key[:80]}): they are damaged, or were trained to "
+                    "nothing; fetch the model again or use another one.",
+                    field="model",
+                )
 
 
 def _place(pipe: Any, plan: LoadPlan) -> None:
@@ -138,18 +126,46 @@ def _place(pipe: Any, plan: LoadPlan) -> None:
 
 
 @contextmanager
-def _load_errors(plan: LoadPlan) -> Any:
+def _load_errors(plan: LoadPlan) -> Iterator[None]:
     try:
         yield
     except WorkerError:
         raise
+    except SafetensorError:
+        raise CorruptFile(
+            "A weight file of the model is truncated or damaged; fetch the model again.", field="model"
+        ) from None
     except Exception as error:
         if is_out_of_memory(error):
             raise
         _LOG.exception("loading failed")
+        if "torchvision::" in str(error):
+            raise LoadFailed(
+                "torchvision was built for another torch than the one installed here, and most pipelines cannot be "
+                "imported beside it; the operator has to install both from one index, or uninstall torchvision.",
+                field="model",
+            ) from None
+        package = _missing_package(error)
+        if package is not None:
+            raise UnsupportedModel(
+                f"{plan.pipeline} needs the Python package {package}, which is not installed on this worker; "
+                "add it to the image.",
+                field="model",
+                details={"package": package},
+            ) from None
         raise LoadFailed(
             f"The weights could not be made into a {plan.pipeline} ({type(error).__name__}); "
             "the files may be damaged or belong to another kind of model.",
             field="model",
             details={"exception": type(error).__name__},
         ) from None
+
+
+def _missing_package(error: Exception) -> str | None:
+    """The package that an import failed for: Python names it, transformers and diffusers say it in words."""
+    if not isinstance(error, ImportError | ValueError):
+        return None
+    said = _MISSING_PACKAGE.search(str(error))
+    return (error.name if isinstance(error, ImportError) else None) or (
+        said[said.lastindex or 0].lower() if said else None
+    )

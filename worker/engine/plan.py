@@ -1,10 +1,11 @@
 """How a model fits a device: a pure function of numbers, without torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from worker.core.device import DeviceInfo, LoadPlan, Offload
+from worker.core.device import DeviceInfo, LoadFormat, LoadPlan, Offload
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, DType, ModelFiles, ModelSpec
 
@@ -12,6 +13,8 @@ _BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 # CUDA context, allocator fragmentation and library workspaces.
 _OVERHEAD_BYTES = 768 * 2**20
 GIB = 2**30
+# The table's hungriest family, AnimateDiff, takes three to four times the memory of its weights for a megapixel.
+_WEIGHTS_PER_MEGAPIXEL = 6.0
 
 
 def target_dtype(spec: ModelSpec, device: DeviceInfo) -> DType:
@@ -33,7 +36,7 @@ def make_plan(
 ) -> LoadPlan:
     """Decide dtype and offloading. Raises OutOfMemory, with numbers, when nothing can make it fit.
 
-    Without per-component counts (`files.parameters`) the stored bytes stand for the weights.
+    Without per-component counts (`files.parameters`) the stored bytes stand for the weights, taken as half precision.
     """
     if device.type == "cuda" and spec.min_vram_gb is not None and device.total_bytes < spec.min_vram_gb * GIB * 0.95:
         raise OutOfMemory(
@@ -42,15 +45,19 @@ def make_plan(
             field="model",
         )
     dtype = target_dtype(spec, device)
-    components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()}
-    weights = sum(components.values()) or files.total_bytes
+    components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()} | dict(files.packed)
+    # Unseen weights are taken as stored in half precision, which doubles where the device computes in float32.
+    weights = sum(components.values()) or files.total_bytes * _BYTES[dtype] // 2
     largest = max(components.values(), default=weights)
     scale = _BYTES[dtype] / 2
-    working = int(detection.activation_gb_per_mp * scale * megapixels * GIB)
+    # The family's figure is of its full size: a small model of the same class has small activations too.
+    for_one = min(detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
+    working = int(for_one * megapixels)
     overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
     if device.type == "cuda":
         needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
+    scheduler, options = _schedule(spec, files, detection)
     for offload, needed in needs:
         if needed <= device.free_bytes:
             reason = f"{needed / GIB:.1f} GiB needed, {device.free_bytes / GIB:.1f} GiB free on {device.name}"
@@ -62,9 +69,13 @@ def make_plan(
                 offload=offload,
                 estimated_bytes=needed,
                 weight_bytes=weights,
+                format=_format(files),
                 variant=files.variant,
                 config=Path(spec.config) if spec.config else None,
-                scheduler_options=_scheduler_options(files, detection),
+                base=files.base,
+                parts=files.parts,
+                scheduler=scheduler,
+                scheduler_options=options,
                 reasons=(reason,)
                 if offload == "none"
                 else (reason, f"{offload} offloading, since all at once is too large"),
@@ -77,13 +88,50 @@ def make_plan(
     )
 
 
-def _scheduler_options(files: ModelFiles, detection: Detection) -> dict[str, JsonValue]:
-    """What a single file says of its noise schedule; a repository has a scheduler config of its own."""
+def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
+    """What makes two loads the same: the files, where their parts come from, and how they are loaded."""
+    parts = [f"{name}={path}" for name, path in sorted(files.parts.items())]
+    words = (
+        files.root,
+        spec.dtype,
+        files.variant,
+        spec.config,
+        files.base,
+        spec.pipeline,
+        spec.prediction_type,
+        *parts,
+    )
+    return "|".join(str(word or "") for word in words)
+
+
+def _format(files: ModelFiles) -> LoadFormat:
     if not files.is_single_file:
-        return {}
+        return "diffusers"
+    return "gguf" if files.root.suffix == ".gguf" else "safetensors"
+
+
+# What a file that was trained in EDM's terms is sampled with: Playground 2.5, and CosXL, which predicts velocities.
+_EDM: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
+    "edm": ("EDMDPMSolverMultistepScheduler", {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}),
+    "edm_v_prediction": (
+        "EDMEulerScheduler",
+        {"sigma_min": 0.002, "sigma_max": 120.0, "sigma_data": 1.0, "prediction_type": "v_prediction"},
+    ),
+}
+
+
+def _schedule(spec: ModelSpec, files: ModelFiles, detection: Detection) -> tuple[str | None, Mapping[str, JsonValue]]:
+    """The scheduler class, where the config's own is the wrong one, and what is laid over its config.
+
+    A single file says it in marker tensors or metadata; a repository has a config, which only the registry overrules.
+    """
+    if not files.is_single_file:
+        return None, {"prediction_type": spec.prediction_type} if spec.prediction_type else {}
+    if detection.prediction_type in _EDM:
+        return _EDM[detection.prediction_type]
     options: dict[str, JsonValue] = {}
     if detection.prediction_type is not None:
         options["prediction_type"] = detection.prediction_type
     if detection.zero_snr:
         options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return options
+    return None, options

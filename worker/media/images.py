@@ -5,12 +5,12 @@ import binascii
 import io
 import re
 from collections.abc import Callable
-from typing import Literal
 
 from PIL import Image, ImageOps
 
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
+from worker.core.request import Format
 
 MAX_BYTES = 20 * 2**20
 MAX_SIDE = 8_192
@@ -19,28 +19,33 @@ MAX_ASPECT = 20
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA_URI = re.compile(r"data:[\w.+/;=-]{0,100};base64,", re.IGNORECASE)
 
-Format = Literal["png", "jpeg", "webp"]
-
 
 def read_image(text: str, fetch: Callable[[str, int], bytes], field: str = "image") -> Raster:
     """Base64, a data: URI or an https URL as RGB pixels. Raises InvalidImage naming `field`.
 
     `fetch(url, max_bytes)` is the guarded GET; it is the only way out.
     """
+    return decode_image(read_bytes(text, fetch, field, MAX_BYTES), field)
+
+
+def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_bytes: int) -> bytes:
+    """What base64, a data: URI or an https URL stands for. Raises InvalidImage naming `field`."""
     text = text.strip()
     if text[:8].lower().startswith(("http://", "https://")):
-        return decode_image(fetch(text, MAX_BYTES), field)
+        try:
+            return fetch(text, max_bytes)
+        except InvalidImage as error:
+            raise InvalidImage(error.message, field=field) from None
     match = _DATA_URI.match(text)
     encoded = text[match.end() :] if match else text
-    if len(encoded) > MAX_BYTES * 4 // 3 + 8:
-        raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a smaller picture.", field=field)
+    if len(encoded) > max_bytes * 4 // 3 + 8:
+        raise InvalidImage(f"{field} is over {max_bytes >> 20} MB; send a smaller one.", field=field)
     try:
-        data = base64.b64decode("".join(encoded.split()), validate=True)
+        return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
             f"{field} is neither base64, a data: URI nor an https URL; send one of these.", field=field
         ) from None
-    return decode_image(data, field)
 
 
 def decode_image(data: bytes, field: str = "image") -> Raster:
@@ -68,6 +73,11 @@ def fit(raster: Raster, width: int, height: int) -> Raster:
         return raster
     fitted = ImageOps.fit(_to_pil(raster), (width, height), Image.Resampling.LANCZOS)
     return Raster(raster.mode, width, height, fitted.tobytes())
+
+
+def to_mask(raster: Raster) -> Raster:
+    """`raster` as one channel of lightness."""
+    return Raster("L", raster.width, raster.height, _to_pil(raster).convert("L").tobytes())
 
 
 def encode(raster: Raster, format_: Format, quality: int, comment: str | None = None) -> bytes:

@@ -12,12 +12,12 @@ from typing import Protocol, TypeVar
 
 from pydantic import JsonValue
 
+from worker.catalog.calls.inputs import FIELDS
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost
 from worker.core.job import Batch, Job
 from worker.core.model import Detection, ModelFiles, ModelSpec
 from worker.core.ports import Engine
-from worker.core.request import GenerationRequest
 from worker.core.result import Emit, EngineReport, JobResult, Progress, Reproduction, Timings, Usage
 from worker.service.provisioning import Provisioner
 
@@ -29,8 +29,8 @@ STUCK_GRACE_S = 60.0
 LOAD_GRACE_S = 900.0
 # An input picture larger than this is not sent back: it would crowd out the ones that were drawn.
 MAX_ECHO_CHARS = 100_000
-_NO_IMAGE = "reproduce.input leaves out image, which is large; send it along to get the same pictures again."
-_VERSIONED = ("diffusers", "transformers", "torch", "peft", "universal-image-model-worker")
+_NO_MEDIA = "reproduce.input leaves out {}, which is large; send it along to get the same result again."
+_VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worker")
 
 
 class ResidentEngine(Engine, Protocol):
@@ -227,11 +227,13 @@ def _downloaded(batch: Batch) -> int:
 
 
 def _result(job: Job, batch: Batch, report: EngineReport, timings: Timings) -> JobResult:
-    first = report.artifacts[0].raster
+    shown = report.artifacts[0]
+    first = shown.raster
     parameters: dict[str, JsonValue] = {**job.params, "width": first.width, "height": first.height}
     if job.scheduler is not None:
         parameters["scheduler"] = job.scheduler.name
     revision = batch.files.revision
+    left_out = _large_media(job)
     # The denoising steps that really ran: image-to-image skips those that its strength leaves out.
     steps = float(str(job.params.get("num_inference_steps") or 1)) * float(str(job.params.get("strength") or 1))
     return JobResult(
@@ -246,7 +248,11 @@ def _result(job: Job, batch: Batch, report: EngineReport, timings: Timings) -> J
         usage=Usage(
             gpu_seconds=report.inference_s + report.load_s,
             images=len(report.artifacts),
-            pixel_steps=int(first.width * first.height * max(1, int(steps)) * len(report.artifacts)),
+            pixel_steps=first.width
+            * first.height
+            * max(1, int(steps))
+            * len(report.artifacts)
+            * max(1, len(shown.frames)),
             peak_memory_gb=report.peak_memory_gb,
             bytes_downloaded=_downloaded(batch),
         ),
@@ -256,17 +262,18 @@ def _result(job: Job, batch: Batch, report: EngineReport, timings: Timings) -> J
             versions=_versions(),
             input=_input(job),
         ),
-        warnings=job.warnings + report.warnings + ((_NO_IMAGE,) if _is_large_image(job.request) else ()),
+        warnings=job.warnings + report.warnings + ((_NO_MEDIA.format(" and ".join(left_out)),) if left_out else ()),
     )
 
 
 def _input(job: Job) -> dict[str, JsonValue]:
     """What a caller sends to get the same pictures: everything that was chosen for him is written out."""
     request = job.request
-    left_out = {"params", "progress", "timeout_s", "lightning", "loras", "negative_prompt"}
-    if _is_large_image(request):
-        left_out.add("image")
+    large = _large_media(job)
+    left_out = {"params", "progress", "timeout_s", "lightning", "loras", "negative_prompt", *large}
     fixed: dict[str, JsonValue] = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
+    fixed |= {name: request.params[name] for name in named if name not in large}
     fixed |= {"model": job.spec.id, "task": job.task.value, "prompt": job.prompt, "seed": job.seeds[0], **job.params}
     if job.negative_prompt is not None:
         fixed["negative_prompt"] = job.negative_prompt
@@ -279,8 +286,15 @@ def _input(job: Job) -> dict[str, JsonValue]:
     return fixed
 
 
-def _is_large_image(request: GenerationRequest) -> bool:
-    return request.image is not None and len(request.image) > MAX_ECHO_CHARS
+def _large_media(job: Job) -> list[str]:
+    """The fields with pictures or videos that are too large to be sent back."""
+    sent = {name: getattr(job.request, name) for name in FIELDS}
+    sent |= {item.field: job.request.params[item.field] for item in job.media if item.field in job.request.params}
+    sizes = {
+        name: sum(map(len, value)) if isinstance(value, list | tuple) else len(value or "")
+        for name, value in sent.items()
+    }
+    return [name for name, size in sizes.items() if size > MAX_ECHO_CHARS]
 
 
 @cache

@@ -8,16 +8,19 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from worker.catalog.architectures import architecture
+from worker.catalog.calls.refusals import refusal
+from worker.catalog.calls.schema import model_schema
+from worker.catalog.calls.sizes import size_bounds
+from worker.catalog.calls.tasks import pipeline_for, tasks_of
 from worker.catalog.detector import detect
 from worker.catalog.schedulers import scheduler_names
-from worker.catalog.schema import model_schema, size_bounds, tasks_of
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
-from worker.core.model import Detection, ModelFiles, ModelSpec, Outline
+from worker.core.model import Detection, ModelFiles, ModelSpec, Outline, Task
 from worker.core.result import Emit, Progress
 from worker.service.execution import EngineThread
-from worker.service.generation import SERVED_TASKS, Limits
+from worker.service.generation import Limits
 from worker.service.provisioning import Provisioner
 from worker.service.resolving import ModelResolver
 from worker.store.store import Store
@@ -63,7 +66,7 @@ class Introspection:
         """The JSON Schema (2020-12) of a request for `model`."""
         spec = self._resolver.resolve(model)
         detection = await asyncio.to_thread(self._resolver.detect, spec)
-        served = tuple(task for task in tasks_of(spec, detection) if task in SERVED_TASKS)
+        served = tuple(task for task in tasks_of(spec, detection) if _is_served(spec, detection, task))
         return model_schema(
             # Only what a request would be accepted for; a model without any such task is described as it is.
             spec.model_copy(update={"tasks": served}) if served else spec,
@@ -82,8 +85,12 @@ class Introspection:
             "source": _origin(found.spec),
             "revision": found.outline.revision,
             "kind": detection.kind.value,
+            "confidence": detection.confidence,
             "format": detection.format,
+            "quantization": detection.quantization,
+            "parts": list(detection.parts),
             "architecture": detection.architecture,
+            "variant": detection.variant,
             "pipeline": detection.pipeline,
             "tasks": [task.value for task in detection.tasks],
             "prediction_type": detection.prediction_type,
@@ -150,7 +157,7 @@ class Introspection:
             "version": self._version,
             "running": self._engine.running,
             "resident_models": [*self._engine.resident_models],
-            "tasks": [*sorted(task.value for task in SERVED_TASKS)],
+            "tasks": [*sorted(task.value for task in Task)],
             "models": len(self._resolver.registry.models),
         }
 
@@ -179,6 +186,10 @@ class Introspection:
         return {"model": spec.id, "unloaded": dropped > 0}
 
 
+def _is_served(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
+    return refusal(pipeline_for(spec, detection, task) or "") is None
+
+
 def _silent(progress: Progress) -> None:
     """Nothing is fetched, so nothing is told."""
 
@@ -196,7 +207,7 @@ def _summary(spec: ModelSpec) -> dict[str, JsonValue]:
         "description": spec.description,
         "architecture": spec.architecture,
         "tasks": [task.value for task in tasks],
-        "served": any(task in SERVED_TASKS for task in tasks) or not tasks,
+        "served": any(_is_served(spec, None, task) for task in tasks) or not tasks,
         "source": _origin(spec),
         "tier": spec.tier,
         "min_vram_gb": spec.min_vram_gb,

@@ -77,4 +77,4 @@ class JobLedger:
 
 
 def _size(result: JobResult) -> int:
-    return sum(len(item.raster.data) for item in result.artifacts)
+    return sum(item.byte_size for item in result.artifacts)

@@ -1,29 +1,48 @@
-"""Files for a job: the model's, fetched where needed, and its adapters' beside them."""
+"""Files for a job: the model's, fetched where needed, what completes them, and its adapters' beside them."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from worker.catalog.architectures import architecture
-from worker.core.errors import UnsupportedModel
+from worker.core.errors import AccessDenied, SourceError, UnsafeFormat, UnsupportedModel
 from worker.core.job import Batch, Job, StopSignal
-from worker.core.model import Detection, Kind, ModelFiles, ModelSpec
+from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
 from worker.service.adapters import AdapterProvisioner
+from worker.service.completing import SINGLE_FILES, Completion, completion
 from worker.service.resolving import ModelResolver
-from worker.service.weights import count_parameters
+from worker.service.weights import measure
 from worker.store.store import Store
 
-CONFIGS = Path(__file__).resolve().parent.parent / "catalog" / "configs"
-_SINGLE_FILES = {Kind.CHECKPOINT, Kind.DENOISER}
+DENOISERS = frozenset({"unet", "transformer"})
+_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+
+
+def refuse_pickles(root: Path) -> Path:
+    """`root` itself, unless it is a pickle. Raises UnsafeFormat naming the operator's switch."""
+    if root.suffix in _PICKLES:
+        raise UnsafeFormat(
+            f"{root.name[:80]} is a pickle, which can run code when read; use a safetensors file, or let the operator "
+            "set ALLOW_PICKLES=true to have pickles of plain tensors converted.",
+            field="model",
+        )
+    return root
 
 
 class Provisioner:
-    """Makes a Batch of an accepted job. Downloads run in threads and never in the engine's."""
+    """Makes a Batch of an accepted job. Downloads run in threads and never in the engine's.
 
-    def __init__(self, store: Store, resolver: ModelResolver) -> None:
+    `without_pickles` turns a file or folder into one that holds no pickle, or refuses it.
+    """
+
+    def __init__(
+        self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path] = refuse_pickles
+    ) -> None:
         self._store = store
-        self._adapters = AdapterProvisioner(store, resolver)
+        self._resolver = resolver
+        self._without_pickles = without_pickles
+        self._adapters = AdapterProvisioner(store, resolver, without_pickles)
 
     async def provide(self, job: Job, emit: Emit) -> Batch:
         """The job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
@@ -39,22 +58,75 @@ class Provisioner:
     def model_files(
         self, spec: ModelSpec, detection: Detection, emit: Emit, stop: StopSignal
     ) -> tuple[ModelSpec, ModelFiles]:
-        """A model's files with the number of weights per component, and its spec with the config they need."""
-        if detection.kind in _SINGLE_FILES and spec.config is None:
-            spec = spec.model_copy(update={"config": str(CONFIGS / _bundled_config(spec, detection))})
+        """A model's files with the number of weights per component, and its spec with the config they need.
+
+        What is small comes first: a part that cannot be had should not cost the download of the rest.
+        """
+        completing = _completing(spec, detection)
+        parts = {name: self._part(source, emit, stop) for name, source in self._part_sources(spec).items()}
+        base = self._base(spec, completing, emit, stop) if completing and completing.base else None
         files = self._store.ensure(spec.source, spec.variant, emit, stop)
-        return spec, replace(files, parameters=count_parameters(files.root))
+        files = replace(
+            files,
+            root=self._without_pickles(files.root),
+            base=base.root if base else None,
+            parts={name: part.root for name, part in parts.items()},
+            total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
+            bytes_downloaded=sum(other.bytes_downloaded for other in [files, base, *parts.values()] if other),
+        )
+        if completing is not None and completing.config is not None:
+            spec = spec.model_copy(update={"config": str(completing.config)})
+        needed = completing.missing if completing and completing.config else None
+        parameters, packed = measure(files, needed)
+        return spec, replace(files, parameters=parameters, packed=packed)
+
+    def sources(self, spec: ModelSpec, detection: Detection) -> list[tuple[ModelSource, str | None]]:
+        """All that a model is made of, itself first, each with its variant; of other repositories the parts it takes.
+
+        Blocking. Raises UnsupportedModel where nothing completes it.
+        """
+        completing = _completing(spec, detection)
+        others = [*self._part_sources(spec).values()]
+        if completing and completing.base:
+            others.append(self._base_source(completing.base, completing))
+        return [(spec.source, spec.variant), *((source, None) for source in others)]
+
+    def _part_sources(self, spec: ModelSpec) -> dict[str, ModelSource]:
+        """What the registry takes from elsewhere, by component."""
+        named = {**spec.components, **({"vae": spec.vae} if spec.vae else {})}
+        return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in named.items()}
+
+    def _part(self, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
+        files = self._store.ensure(source, None, emit, stop)
+        return replace(files, root=self._without_pickles(files.root))
+
+    def _base(self, spec: ModelSpec, completing: Completion, emit: Emit, stop: StopSignal) -> ModelFiles:
+        reference = completing.base or ""
+        try:
+            files = self._store.ensure(self._base_source(reference, completing), None, emit, stop)
+        except (AccessDenied, SourceError) as error:
+            what = ", ".join(completing.missing) or "other parts"
+            message = f"{spec.id} is a single file without its {what}, which come from {reference}: {error.message}"
+            raise type(error)(message, field="model", hint=error.hint, details=error.details) from None
+        if files.is_single_file:
+            raise UnsupportedModel(f"base: {reference} is a single file; name a diffusers repository.", field="model")
+        return replace(files, root=self._without_pickles(files.root))
+
+    def _base_source(self, reference: str, completing: Completion) -> ModelSource:
+        source = self._resolver.part_source(reference)
+        return _only(source, completing.missing or self._beside_the_denoiser(source))
+
+    def _beside_the_denoiser(self, source: ModelSource) -> tuple[str, ...]:
+        """All components of a repository but the one that a single file brings itself, and the largest."""
+        index = self._store.peek(source).configs.get("model_index.json", {})
+        return tuple(sorted(name for name, entry in index.items() if isinstance(entry, list) and name not in DENOISERS))
 
 
-def _bundled_config(spec: ModelSpec, detection: Detection) -> str:
-    """The config folder that a single file of this family loads with. Raises UnsupportedModel before a download."""
-    row = architecture(detection.architecture) if detection.architecture else None
-    if row is not None and row.config is not None:
-        return row.config
-    family = row.title if row else "an unknown family"
-    example = f" ({row.base_repo}, say)" if row and row.base_repo else ""
-    raise UnsupportedModel(
-        f"{spec.id} is a single file of {family}, and no config of that family is bundled; name the diffusers "
-        f"repository that it was made from{example}, or set config in models.yaml.",
-        field="model",
-    )
+def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:
+    return completion(spec, detection) if detection.kind in SINGLE_FILES else None
+
+
+def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
+    """Of a whole repository these components; a source that names a file or folder is that already."""
+    whole = source.scheme == "hf" and source.filename is None and source.subfolder is None
+    return source.model_copy(update={"only": components}) if whole else source

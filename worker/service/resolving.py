@@ -3,17 +3,18 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
+from worker.catalog.calls.auto_pipelines import auto_pipelines
+from worker.catalog.calls.tasks import architecture_of, declared, pipeline_for, tasks_of
+from worker.catalog.capabilities import BROKEN_PIPELINES, check_loadable
 from worker.catalog.detector import detect
 from worker.catalog.registry import Registry
-from worker.catalog.schema import architecture_of, declared, pipeline_for, tasks_of
-from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline
 
 _MEMORY = 256
-_RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT}
-# Read like plain weights, these give garbage without an error.
-_UNREADABLE = {"safetensors/fp8-scaled", "safetensors/nf4", "safetensors/svdquant"}
+_RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Policy:
     allow_unregistered: bool = False
     allowed_orgs: tuple[str, ...] = ()
     denied_orgs: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    denied_hosts: tuple[str, ...] = ()
 
 
 class ModelResolver:
@@ -53,7 +56,8 @@ class ModelResolver:
         try:
             source = self._parse(name)
         except InvalidRequest as error:
-            if isinstance(error, UnsupportedModel):
+            # What was meant as a reference is told what is wrong with it, and is not repeated: it may hold a token.
+            if isinstance(error, UnsupportedModel) or ":" in name or "?" in name:
                 raise
             raise _unknown(name, near, "") from None
         self.check_allowed(source, "model", near)
@@ -66,22 +70,28 @@ class ModelResolver:
             self.check_allowed(source, "loras", [])
         return source.model_copy(update={"filename": filename}) if filename else source
 
+    def part_source(self, reference: str) -> ModelSource:
+        """Where a part of a model comes from, as the registry or the architecture table names it."""
+        spec = self.registry.find(reference)
+        return spec.source if spec is not None else self._parse(reference)
+
     def check_allowed(self, source: ModelSource, field: str, near: list[str]) -> None:
         """Raise ModelNotFound unless the operator lets callers name this source themselves."""
         if source.scheme == "file":
             return  # the store lets nothing through but the operator's own folders
-        org = source.locator.split("/")[0].lower()
-        if org in {name.lower() for name in self._policy.denied_orgs}:
-            raise ModelNotFound(f"{field}: {source.locator} is not allowed on this worker.", field=field)
+        org, host = _origin(source)
+        what = source.locator if source.scheme == "hf" else host
+        denied_orgs = {name.lower() for name in self._policy.denied_orgs}
+        if org in denied_orgs or _is_listed(host, self._policy.denied_hosts):
+            raise ModelNotFound(f"{field}: {what} is not allowed on this worker.", field=field)
         if not self._policy.allow_unregistered:
-            raise _unknown(
-                source.locator, near, "; the operator can add it there or set ALLOW_UNREGISTERED_MODELS=true", field
-            )
-        allowed = {name.lower() for name in self._policy.allowed_orgs}
-        if allowed and org not in allowed:
+            what = what if source.scheme == "hf" else source.reference.partition("?")[0]
+            raise _unknown(what, near, "; the operator can add it there or set ALLOW_UNREGISTERED_MODELS=true", field)
+        allowed = (*self._policy.allowed_orgs, *self._policy.allowed_hosts)
+        allowed_orgs = {name.lower() for name in self._policy.allowed_orgs}
+        if allowed and org not in allowed_orgs and not _is_listed(host, self._policy.allowed_hosts):
             raise ModelNotFound(
-                f"{field}: {source.locator} is not allowed on this worker, which takes models of "
-                f"{', '.join(self._policy.allowed_orgs)}.",
+                f"{field}: {what} is not allowed on this worker, which takes models of {', '.join(allowed)}.",
                 field=field,
             )
 
@@ -94,13 +104,22 @@ class ModelResolver:
             return known
         # What lies on this machine is looked at; what would be a request is believed when the registry says it.
         whole_repository = spec.source.scheme == "hf" and spec.source.filename is None
-        said = declared(spec) if whole_repository else None
-        detection = _completed(spec, said or _merged(spec, detect(self._peek(spec.source, spec.variant))))
+        # A base completes a single file only, and which parts that lacks is not declared.
+        said = declared(spec) if whole_repository and spec.base is None else None
+        detection = _completed(spec, said or _merged(spec, self._look_at(spec)))
         with self._lock:
             if len(self._detections) >= _MEMORY:
                 self._detections.clear()
             self._detections[key] = detection
         return detection
+
+    def _look_at(self, spec: ModelSpec) -> Detection:
+        """What the files of `spec` say. What is wrong with them is wrong with `model`, which no reader knows."""
+        try:
+            return detect(self._peek(spec.source, spec.variant))
+        except WorkerError as error:
+            error.field = error.field or "model"
+            raise
 
     def _is_registered_adapter(self, reference: str) -> bool:
         """The operator's own LoRAs, named in models.yaml or LORAS, need no further leave."""
@@ -109,6 +128,18 @@ class ModelResolver:
             if reference in [lora.model for lora in spec.loras] + lightning:
                 return True
         return False
+
+
+def _origin(source: ModelSource) -> tuple[str | None, str]:
+    """Whose model it is, where that is known, and the host that it comes from."""
+    if source.scheme == "hf":
+        return source.locator.split("/")[0].lower(), "huggingface.co"
+    return None, "civitai.com" if source.scheme == "civitai" else urlsplit(source.locator).hostname or ""
+
+
+def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:
+    """Whether a list names `host`, or a domain that it belongs to."""
+    return any(host == name.lower() or host.endswith(f".{name.lower()}") for name in hosts)
 
 
 def _merged(spec: ModelSpec, found: Detection) -> Detection:
@@ -131,32 +162,32 @@ def _merged(spec: ModelSpec, found: Detection) -> Detection:
             field="model",
             details={"evidence": list(found.evidence)},
         )
-    if found.format in _UNREADABLE or (found.prediction_type or "").startswith("edm"):
-        kind = found.prediction_type if found.format == "safetensors" else found.format.rpartition("/")[2]
-        raise UnsupportedModel(
-            f"{spec.id} is a file of the kind {kind}, which this version cannot read correctly; use a plain fp16, bf16 "
-            "or fp32 version of it.",
-            field="model",
-            details={"evidence": list(found.evidence)},
-        )
     return replace(
         found,
         kind=Kind.CHECKPOINT if declared_so else found.kind,
         architecture=spec.architecture or found.architecture,
+        prediction_type=spec.prediction_type or found.prediction_type,
     )
 
 
 def _completed(spec: ModelSpec, found: Detection) -> Detection:
     """`found` with what the registry and the family's row add to it."""
     row = architecture_of(spec, found)
-    tasks = tasks_of(spec, found)
-    return replace(
+    # A task whose class is broken is not offered; one that the registry asks for is refused by name.
+    known = tasks_of(spec, found)
+    if row is None:  # a family no row knows serves what diffusers says of it
+        known = tuple(dict.fromkeys((*known, *auto_pipelines(spec.pipeline or found.pipeline))))
+    works = tuple(task for task in known if pipeline_for(spec, found, task) not in BROKEN_PIPELINES)
+    tasks = spec.tasks or works or known
+    completed = replace(
         found,
         tasks=tasks,
         pipeline=spec.pipeline or found.pipeline or (pipeline_for(spec, found, tasks[0]) if tasks else None),
         native_size=found.native_size or (row.native_size if row else None),
         activation_gb_per_mp=row.activation_gb_per_mp if row else found.activation_gb_per_mp,
     )
+    check_loadable(spec.id, completed)
+    return completed
 
 
 def _unknown(name: str, near: list[str], fix: str, field: str = "model") -> ModelNotFound:

@@ -1,40 +1,81 @@
-"""What weight files say in their headers, read once per file: parameter counts of a model, the layers of a LoRA."""
+"""What weight files say in their headers, read once per file: parameter counts of a model, the kind of a LoRA."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from worker.catalog.adapters import lora_modules
+from pydantic import JsonValue
+
+from worker.catalog.containers.headers import read_header
 from worker.catalog.detector import detect_header
-from worker.catalog.headers import read_header
-from worker.core.model import Detection
+from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+from worker.core.lora import LoraKeys, Scaling
+from worker.core.model import Detection, ModelFiles
 
 _HASH_BLOCK = 2**22
+_MAX_CONFIG_BYTES = 1_000_000
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA file's kind, the layers that it changes (none if it is no plain LoRA), and its SHA-256."""
+    """A LoRA file's kind, its SHA-256, and what its header says of its tensors."""
 
     detection: Detection
-    modules: tuple[str, ...]
     sha256: str
+    keys: LoraKeys
+    scaling: Scaling
+    trigger_words: tuple[str, ...]
 
 
 def count_parameters(root: Path) -> dict[str, int]:
     """How many weights each component has, from the headers alone; also a first check that no file is damaged."""
     if root.is_file():
         return {"model": _unchanged(_count, root)}
+    if (root / "config.json").is_file():  # one component alone
+        groups = _by_variant(sorted(root.glob("*.safetensors")))
+        return {"model": max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)}
     counts: dict[str, int] = {}
     for component in sorted(path for path in root.iterdir() if path.is_dir()):
         groups = _by_variant(sorted(component.glob("*.safetensors")))
         # Variants lie side by side; the largest stands for the component.
         counts[component.name] = max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)
     return {name: count for name, count in counts.items() if count}
+
+
+def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
+    """A model's weights per component, and the bytes of those components that stay quantized in memory.
+
+    Of `files.base` only what is `missing` counts; None is all but its denoiser, which the file itself is.
+    """
+    counts = count_parameters(files.root)
+    packed = _packed(files.root)
+    if files.base is not None:
+        for name, count in count_parameters(files.base).items():
+            if name in missing if missing is not None else name not in ("unet", "transformer"):
+                counts[name] = count
+    for name, path in files.parts.items():
+        counts[name] = count_parameters(path).get(name, 0) or sum(count_parameters(path).values())
+    return {name: count for name, count in counts.items() if name not in packed}, packed
+
+
+def _packed(root: Path) -> dict[str, int]:
+    """Components that stay as they are stored: a GGUF file, and what its config says is quantized."""
+    if root.is_file():
+        return {"model": root.stat().st_size} if root.suffix == ".gguf" else {}
+    found = {}
+    for config in root.glob("*/config.json"):
+        if b'"quantization_config"' in config.read_bytes():
+            sizes = [
+                sum(path.stat().st_size for path in group)
+                for group in _by_variant(list(config.parent.glob("*.safetensors")))
+            ]
+            found[config.parent.name] = max(sizes, default=0)
+    return found
 
 
 def examine_lora(path: Path) -> LoraFile:
@@ -53,12 +94,28 @@ def _count(path: str, size: int, mtime_ns: int) -> int:
     return read_header(Path(path)).parameters
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
     file = Path(path)
     header = read_header(file)
-    modules = sorted(f"{part}.{name}" for part, names in lora_modules(header).items() for name in names)
-    return LoraFile(detect_header(header, file.name), tuple(modules), _sha256(file))
+    keys = read_keys({name: shape for name, (_, shape) in header.tensors.items()})
+    return LoraFile(
+        detect_header(header, file.name),
+        _sha256(file),
+        keys,
+        read_scaling(header.metadata, _adapter_config(file)),
+        trigger_words(header.metadata, keys.embeddings),
+    )
+
+
+def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:
+    """peft's own file beside a LoRA, which has the scale that its tensors lack."""
+    config = path.with_name("adapter_config.json")
+    try:
+        value = json.loads(config.read_bytes()) if config.stat().st_size <= _MAX_CONFIG_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _sha256(path: Path) -> str:

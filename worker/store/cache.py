@@ -1,48 +1,326 @@
-"""What the volume holds of the Hub, and how to make room."""
+"""The volume cache: model files by content, shared by every worker that mounts the volume.
 
-import shutil
-from dataclasses import dataclass
+    <root>/blobs/<sha256>            a file's content, named by its digest; never written again once it is here
+    <root>/entries/<name>/.ok        the manifest: names, sizes, digests, times of the blobs. Without it: no entry
+    <root>/entries/<name>/files/…    the source's own file names, as relative links to blobs
+    <root>/entries/<name>/.pin       there is one: never evicted
+    <root>/partial/<key>.part        a download on its way (`.etag` beside it where no digest is known)
+    <root>/leases/<key>              who is fetching that file now
+    <root>/revisions/<name>          what a branch, or another name that moves, stood for when it was last asked for
+    <root>/digests/<key>             the SHA-256 of a file that was asked for by git's digest, or by URL alone
+
+An entry is what belongs together: a repository at a commit, a file of CivitAI, a URL. Its name is the source's text,
+escaped. Files that several entries have in common lie here once.
+
+Nothing here needs a lock: a blob appears by a rename once its digest was checked, an entry by the rename of its
+manifest, and both can be repeated by anybody. A lease (lease.py) only saves the second transfer. A file that was
+changed on disk is noticed by size or time and hashed again; what is wrong is removed and fetched anew.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from worker.store.snapshot import MANIFESTS, repo_folder
+from pydantic import JsonValue
+
+from worker.core.job import StopSignal
+from worker.core.result import Emit
+from worker.store.entries import Entries, Entry, EntryFile, write_atomically
+from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
+from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
+from worker.store.meter import ByteMeter, run_all
+from worker.store.transfer import Download, Patience, Refused, RemoteFile, disk_errors
+from worker.store.web import Web
+
+_POLL_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class CachedRepository:
-    """One repository in the cache. `last_used` is in seconds since the epoch."""
+class VolumeCache:
+    """Model files below `root`; `lookup` roots are other caches of this layout, read first and never written.
 
-    name: str
-    revisions: tuple[str, ...]
-    total_bytes: int
-    last_used: float
+    `max_bytes` is what the models may take together, unless the volume has less. Times in seconds are how often a
+    lease is moved and when it counts as dead.
+    """
 
+    def __init__(
+        self,
+        root: Path,
+        *,
+        lookup: Iterable[Path] = (),
+        max_bytes: int | None = None,
+        reserve_bytes: int = RESERVE_BYTES,
+        workers: int = 4,
+        patience: Patience | None = None,
+        beat_s: float = BEAT_S,
+        stale_s: float = STALE_S,
+    ) -> None:
+        self.root = root
+        self._entries = Entries(root)
+        self._lookup = tuple(Entries(path, read_only=True) for path in lookup)
+        self._janitor = Janitor(root, self._entries, max_bytes=max_bytes, reserve_bytes=reserve_bytes)
+        self._workers = workers
+        self._patience = patience or Patience()
+        self._beat_s, self._stale_s = beat_s, stale_s
 
-def list_cache(cache: Path) -> list[CachedRepository]:
-    """Every repository in `cache`, largest first."""
-    if not cache.is_dir():
-        return []
-    from huggingface_hub import scan_cache_dir
+    # Reading
 
-    found = [
-        CachedRepository(
-            repo.repo_id,
-            tuple(sorted(item.commit_hash for item in repo.revisions)),
-            repo.size_on_disk,
-            repo.last_accessed,
+    def entry(self, name: str, check: Callable[[], None] = lambda: None) -> Entry | None:
+        """The entry called `name`, complete and unharmed, and marked as used; else None.
+
+        `check` may raise; it is called while a file that was touched is hashed again, which can take seconds.
+        """
+        for entries in (*self._lookup, self._entries):
+            found = entries.verified(name, check)
+            if found is not None:
+                entries.touch(name)
+                return found
+        return None
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """What the manifests say of all entries whose name begins with `prefix`, the last used first."""
+        found = [entry for entries in (*self._lookup, self._entries) for entry in entries.all()]
+        return sorted((entry for entry in found if entry.name.startswith(prefix)), key=lambda entry: -entry.last_used)
+
+    def revision(self, name: str, *, baked: bool = False) -> str | None:
+        """What `name` stood for when it was last fetched; with `baked`, only as the `lookup` caches have it."""
+        for entries in self._lookup if baked else (self._entries, *self._lookup):
+            if noted := entries.revision(name):
+                return noted
+        return None
+
+    def note_revision(self, name: str, revision: str) -> None:
+        """Remember what a moving name stands for now, for the day when its source does not answer."""
+        if self._entries.revision(name) != revision:
+            self._entries.note_revision(name, revision)
+
+    # Fetching
+
+    def fetch(
+        self,
+        name: str,
+        files: Sequence[RemoteFile],
+        web: Web,
+        *,
+        label: str,
+        emit: Emit,
+        stop: StopSignal,
+        refused: Refused,
+        details: Mapping[str, JsonValue] | None = None,
+    ) -> Entry:
+        """The entry with all of `files`, transferred where no blob of theirs is on the volume. Blocking.
+
+        `label` is what progress and errors call it. Raises what `refused` makes of an HTTP refusal or of an HTML page
+        in a file's place, CorruptFile, DiskFull, SourceUnavailable, JobTimeout, JobCancelled.
+        """
+        kept = self.entry(name, stop.check)
+        if kept is not None and _covers(kept, files):
+            return kept
+        with disk_errors(label):
+            return self._fetch(name, files, web, label, emit, stop, refused, details or {})
+
+    def _fetch(
+        self,
+        name: str,
+        files: Sequence[RemoteFile],
+        web: Web,
+        label: str,
+        emit: Emit,
+        stop: StopSignal,
+        refused: Refused,
+        details: Mapping[str, JsonValue],
+    ) -> Entry:
+        paths = {file.name: self._entries.path_of(name, file.name) for file in files}
+        self._janitor.sweep_now_and_then()
+        meter = ByteMeter(label, {file.name: file.size for file in files if file.size is not None}, emit, stop)
+        try:
+            while True:
+                meter.check()
+                found = self._on_volume(files, paths, meter)
+                # The largest first: what begins last should not be what takes longest.
+                missing = sorted((file for file in files if file.name not in found), key=lambda file: -(file.size or 0))
+                self._janitor.make_room(
+                    sum(self._left(file) for file in missing), label, keep=[file.sha256 for file in found.values()]
+                )
+
+                def obtaining(file: RemoteFile, found: dict[str, EntryFile] = found) -> Callable[[], None]:
+                    path = paths[file.name]
+                    return lambda: found.update({file.name: self._obtain(file, path, web, label, refused, meter)})
+
+                run_all(map(obtaining, missing), stop, self._workers)
+                entry = self._entries.publish(name, found, details)
+                # What was here already may have been evicted while the rest was fetched: rare, and healed by a turn.
+                if all(file.path.is_file() for file in found.values()):
+                    return replace(entry, bytes_downloaded=meter.received)
+        finally:
+            meter.close()
+
+    def _on_volume(
+        self, files: Sequence[RemoteFile], paths: Mapping[str, Path], meter: ByteMeter
+    ) -> dict[str, EntryFile]:
+        """Those of `files` whose content lies here and is right."""
+        known = {file.sha256: file.mtime_ns for entry in self._entries.all() for file in entry.files.values()}
+        found: dict[str, EntryFile] = {}
+        for file in files:
+            noted = self._note(file.key) if file.git_sha1 else None
+            sha256 = file.sha256 or (noted[0] if noted else None)
+            blob = self.root / "blobs" / (sha256 or "none")
+            if sha256 is None or not blob.is_file():
+                continue
+            size = blob.stat().st_size if file.size is None else file.size
+            # What no manifest vouches for (its download was killed before the last file) is hashed.
+            here = EntryFile(paths[file.name], size, sha256, known.get(sha256, -1))
+            checked = self._entries.recheck(here, meter.check)
+            if checked is not None:
+                found[file.name] = checked
+                meter.finished(file.name)
+        return found
+
+    def _obtain(
+        self, file: RemoteFile, path: Path, web: Web, label: str, refused: Refused, meter: ByteMeter
+    ) -> EntryFile:
+        """`file` as a blob: fetched by us, or by whoever else is at it already."""
+        before = self._note(file.key)
+        lease = Lease(self.root / "leases" / file.key, beat_s=self._beat_s, stale_s=self._stale_s)
+        with lease:
+            while True:
+                meter.check()
+                leads = lease.acquire()
+                # What was not here a moment ago was checked by whoever published it since.
+                published = self._published(file, path, before)
+                if published is not None:
+                    meter.finished(file.name)
+                    return published
+                if leads:
+                    with contextlib.suppress(LeaseLost):
+                        return self._transfer(file, path, web, label, refused, meter, lease)
+                    lease.release()
+                else:
+                    meter.advance(file.name, _size(self._part(file)))
+                    time.sleep(_POLL_S)
+
+    def _transfer(
+        self,
+        file: RemoteFile,
+        path: Path,
+        web: Web,
+        label: str,
+        refused: Refused,
+        meter: ByteMeter,
+        lease: Lease,
+    ) -> EntryFile:
+        part = self._part(file)
+        part.parent.mkdir(parents=True, exist_ok=True)
+
+        def check() -> None:
+            meter.check()
+            lease.check()
+
+        download = Download(
+            file,
+            part,
+            web,
+            label=label,
+            check=check,
+            advance=lambda done, received, size: meter.advance(file.name, done, received, size),
+            refused=refused,
+            patience=self._patience,
         )
-        for repo in scan_cache_dir(cache).repos
-        if repo.repo_type == "model"
-    ]
-    return sorted(found, key=lambda repo: -repo.total_bytes)
+        sha256, size = download.run()
+        lease.check(look=True)
+        blob = self.root / "blobs" / sha256
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        # Whole seconds survive image layers, archives and object stores; finer times would cost a hash on each of them.
+        mtime_ns = int(time.time()) * 10**9
+        try:
+            os.utime(part, ns=(mtime_ns, mtime_ns))
+            part.replace(blob)
+        except FileNotFoundError:
+            raise LeaseLost from None  # another published it from under us
+        _sync_folder(blob.parent)
+        if file.sha256 is None:
+            write_atomically(self.root / "digests" / file.key, f"{sha256} {size}")
+        return EntryFile(path, size, sha256, blob.stat().st_mtime_ns)
+
+    def _published(self, file: RemoteFile, path: Path, before: tuple[str, int] | None) -> EntryFile | None:
+        noted = self._note(file.key)
+        # A URL may stand for other content tomorrow: only what was fetched since we began counts.
+        fresh = noted is not None and (file.git_sha1 is not None or noted != before)
+        sha256 = file.sha256 or (noted[0] if noted and fresh else None)
+        if sha256 is None:
+            return None
+        try:
+            state = (self.root / "blobs" / sha256).stat()
+        except FileNotFoundError:
+            return None
+        return EntryFile(path, state.st_size, sha256, state.st_mtime_ns)
+
+    def _note(self, key: str) -> tuple[str, int] | None:
+        """The SHA-256 noted for a file without one, and when."""
+        path = self.root / "digests" / key
+        try:
+            return path.read_text().split()[0], path.stat().st_mtime_ns
+        except (FileNotFoundError, IndexError):
+            return None
+
+    def _part(self, file: RemoteFile) -> Path:
+        return self.root / "partial" / f"{file.key}.part"
+
+    def _left(self, file: RemoteFile) -> int:
+        return max((file.size or 0) - _size(self._part(file)), 0)
+
+    # Keeping house
+
+    def matching(self, text: str) -> list[Entry]:
+        """The entries that an operator means by `text`: one by its name, or all of a model or repository."""
+        found = list(self._entries.all())
+        exact = [entry for entry in found if entry.name == text]
+        return exact or [entry for entry in found if entry.name.partition(":")[2].split("@")[0].split("#")[0] == text]
+
+    def pin(self, entry: Entry, *, pinned: bool) -> None:
+        """Never evict an entry, or let it be evicted again."""
+        self._entries.pin(entry.name, pinned=pinned)
+
+    def remove(self, entry: Entry) -> int:
+        """Remove an entry with the blobs that no other names; returns the bytes given back."""
+        return self._janitor.remove(entry)
+
+    def prune(self, older_than_s: float = GARBAGE_AGE_S) -> Swept:
+        """Sweep what belongs to no entry and was not touched for `older_than_s`."""
+        return self._janitor.sweep(older_than_s)
+
+    def damaged(self, entry: Entry, check: Callable[[], None] = lambda: None) -> list[str]:
+        """Hash every file of an entry; the names of those that are missing or wrong, which are removed."""
+        return [
+            name
+            for name, file in sorted(entry.files.items())
+            if not file.path.is_file() or self._entries.recheck(file, check, thorough=True) is None
+        ]
+
+    def used_bytes(self) -> int:
+        """Bytes of all blobs and partial files."""
+        return self._janitor.used_bytes()
 
 
-def remove_from_cache(cache: Path, name: str) -> int:
-    """Delete a repository with all its revisions; returns the bytes given back, 0 when there was none."""
-    folder = repo_folder(cache, name)
-    if not folder.is_dir():
+def _covers(entry: Entry, files: Sequence[RemoteFile]) -> bool:
+    """Whether an entry has all of `files`, with the content that is known of them."""
+    return all(file.name in entry.files and file.sha256 in {None, entry.files[file.name].sha256} for file in files)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
         return 0
-    # Counted by hand: what an interrupted download left behind is in nobody's list.
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    shutil.rmtree(cache / MANIFESTS / folder.name, ignore_errors=True)
-    shutil.rmtree(folder)
-    return freed
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

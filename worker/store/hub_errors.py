@@ -1,21 +1,20 @@
 """The Hub client's exceptions as ours, in one place, with retries for what passes by itself."""
 
-import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 from worker.core.errors import (
     AccessDenied,
     CorruptFile,
-    DiskFull,
     InvalidRequest,
     ModelNotFound,
     SourceUnavailable,
     WorkerError,
 )
 from worker.core.model import ModelSource
+from worker.store.transfer import Refused, RemoteFile
 
 ATTEMPTS = 3
 BACKOFF_S = 0.5
@@ -40,8 +39,8 @@ def with_retries(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
             wait = min(float(asked), MAX_WAIT_S) if asked.isdecimal() else wait
         except RecursionError:
             raise
-        except (httpx2.TransportError, hub.XetDownloadError, RuntimeError):
-            # RuntimeError: all downloads share one client, and a thread that cannot connect closes it for the others.
+        except (httpx2.TransportError, RuntimeError):
+            # RuntimeError: all questions share one client, and a thread that cannot connect closes it for the others.
             if attempt == attempts:
                 raise
         time.sleep(wait)
@@ -60,10 +59,7 @@ def hub_errors(source: ModelSource) -> Iterator[None]:
     except (WorkerError, RecursionError):  # the latter is a RuntimeError, and the fault of what was read
         raise
     except hub.GatedRepoError:
-        raise AccessDenied(
-            f"{repo} is gated: accept its licence on its Hugging Face page and set HF_TOKEN to that account's token.",
-            field="model",
-        ) from None
+        raise _gated(repo) from None
     except hub.RevisionNotFoundError:
         raise ModelNotFound(f"{repo} has no revision {source.revision!r}.", field="model") from None
     except hub.DisabledRepoError:
@@ -74,8 +70,6 @@ def hub_errors(source: ModelSource) -> Iterator[None]:
         ) from None
     except hub.HFValidationError:
         raise InvalidRequest(f"{repo[:80]!r} is no repository id; write org/repo.", field="model") from None
-    except (hub.SafetensorsParsingError, hub.NotASafetensorsRepoError):
-        raise CorruptFile(f"{repo}: the file's safetensors header cannot be read.", field="model") from None
     except hub.LocalEntryNotFoundError:  # the client's word for a Hub that does not answer
         raise _unavailable(repo) from None
     except hub.EntryNotFoundError:
@@ -83,16 +77,45 @@ def hub_errors(source: ModelSource) -> Iterator[None]:
     except hub.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in {401, 403}:
-            raise AccessDenied(
-                f"{repo} refuses this worker's token; set HF_TOKEN to one that may read it.", field="model"
-            ) from None
+            raise _token_refused(repo) from None
         raise _unavailable(repo) from None
-    except (httpx2.TransportError, hub.RevisionResolutionError, hub.XetDownloadError, RuntimeError):
+    except (httpx2.TransportError, hub.RevisionResolutionError, RuntimeError):
         raise _unavailable(repo) from None
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFull(f"The volume ran full while {repo} was fetched; use a larger one.", field="model") from None
+    except OSError:
         raise _unavailable(repo) from None
+
+
+def refused_by_hub(source: ModelSource) -> Refused:
+    """What an answer of the Hub that is not the file means for `source`; the Hub names the reason in a header."""
+    repo = source.locator
+
+    def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:
+        reason = headers.get("x-error-code", "")
+        if status == 200:
+            return CorruptFile(
+                f"{file.name} of {repo} is a web page and not the file; check HF_ENDPOINT, or send the job again.",
+                field="model",
+            )
+        if reason == "GatedRepo":
+            return _gated(repo)
+        if status in {401, 403}:
+            return _token_refused(repo)
+        if status in {404, 410}:
+            return ModelNotFound(f"{repo} lacks {file.name} at this revision.", field="model")
+        return _unavailable(repo)
+
+    return refused
+
+
+def _gated(repo: str) -> AccessDenied:
+    return AccessDenied(
+        f"{repo} is gated: accept its licence on its Hugging Face page and set HF_TOKEN to that account's token.",
+        field="model",
+    )
+
+
+def _token_refused(repo: str) -> AccessDenied:
+    return AccessDenied(f"{repo} refuses this worker's token; set HF_TOKEN to one that may read it.", field="model")
 
 
 def _unavailable(repo: str) -> SourceUnavailable:

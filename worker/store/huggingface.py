@@ -1,345 +1,371 @@
-"""Models from the Hugging Face Hub: looked up on disk first, fetched through huggingface_hub, checked byte by byte."""
+"""Models from the Hugging Face Hub: looked up on disk first, fetched into the volume cache, checked byte by byte."""
 
+import hashlib
 import re
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
-from worker.core.errors import CorruptFile, DiskFull, JobTimeout, ModelNotFound, SourceUnavailable
+from pydantic import JsonValue
+
+from worker.core.errors import CorruptFile, JobTimeout, ModelNotFound, SourceUnavailable, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
-from worker.core.result import Emit
+from worker.core.result import Emit, Progress
 from worker.store import snapshot as disk
-from worker.store.hub_errors import ATTEMPTS, hub_errors, with_retries
+from worker.store.cache import VolumeCache
+from worker.store.entries import ASIDE, Entry
+from worker.store.hub_errors import ATTEMPTS, refused_by_hub
+from worker.store.hub_listing import HubListings, Listing, declaration_details, remembered_declaration
 from worker.store.local import ReadHeader, read_json, read_outline
+from worker.store.lockfile import LockedFile, LockedModel
+from worker.store.meter import run_all
+from worker.store.remote_header import HeaderParser, read_remote_header
 from worker.store.selection import (
+    ADAPTER_CONFIG,
+    CONFIG,
     MAX_OUTLINE_BYTES,
     MODEL_INDEX,
+    MODULAR_INDEX,
     OUTLINE_NAMES,
     Selection,
     check_filename,
+    component_files,
+    file_selection,
+    is_pickle,
+    is_weights,
     pipeline_files,
     single_file,
 )
-from worker.store.transfer import ByteMeter, run_all, sha256_of
+from worker.store.transfer import RemoteFile, digest_of
+from worker.store.web import Web
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LISTING_TIMEOUT_S = 10.0
-_LISTING_MEMORY_S = 600.0
-_MAX_LISTINGS = 256
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a Hub that just did not answer
 _PEEK_TIMEOUT_S = 60.0
-_LOCK_POLL_S = 0.1
-_RESERVE_BYTES = 512 * 2**20
 _MAX_OUTLINE_FILES = 100
-_MIN_SAFETENSORS_BYTES = 10  # eight of the header's length, and two braces
+_ASIDE: Mapping[str, JsonValue] = {ASIDE: True}
+_MIN_WEIGHT_BYTES = 10  # eight of the header's length, and two braces
 
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """One commit of a repository as the Hub describes it: sizes in bytes by file name, digests of the large files."""
-
-    commit: str
-    sizes: Mapping[str, int]
-    sha256: Mapping[str, str]
-    asked_at: float
+Configs = Mapping[str, Mapping[str, object]]
 
 
 class HuggingFaceHub:
-    """Repositories of the Hub. `lookup` folders hold caches that are read before `cache`, and never written."""
+    """Repositories of the Hub, fetched into `cache`.
+
+    `lookup` are folders in the Hub's own layout that hold repositories whole and are taken unasked: RunPod's cached
+    models. `shared` are caches of other tools in that layout, of this worker's first version too: what they hold of
+    the commit that the Hub names is used where it lies. Neither is written.
+    """
 
     def __init__(
         self,
-        cache: Path,
+        cache: VolumeCache,
+        web: Web,
         *,
         lookup: Iterable[Path] = (),
+        shared: Iterable[Path] = (),
         read_header: ReadHeader,
+        parser: HeaderParser,
         endpoint: str = "https://huggingface.co",
         token: str | None = None,
         offline: bool = False,
-        workers: int = 4,
+        allow_pickles: bool = False,
     ) -> None:
-        self._cache = cache
-        self._lookup = tuple(lookup)
-        self._read_header = read_header
-        self._endpoint = endpoint
-        self._token = token
-        self._offline = offline
-        self._workers = workers
-        self._listings: dict[tuple[str, str | None], Listing] = {}
+        self._cache, self._web = cache, web
+        self._lookup, self._shared = tuple(lookup), tuple(shared)
+        self._read_header, self._parser = read_header, parser
+        self._offline, self._allow_pickles = offline, allow_pickles
+        self._listings = HubListings(endpoint, token, offline=offline)
         self._outages: dict[tuple[str, str | None], float] = {}  # when the Hub last failed to describe this
-        self._locks: dict[str, threading.Lock] = {}  # one download of a repository at a time; others go on
-        self._guard = threading.Lock()
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
         """JSON files, or one file's header: a few kilobytes, never weights."""
-        check_filename(source)
-        found = self._on_disk(source, variant)
-        if found is None:
-            listing = self._listing_or_kept(source, variant)
-            if isinstance(listing, Listing):
-                return self._peek_listed(source, listing, variant)
-            found = listing
-        return self._outline_of(found)
+        check_filename(source, allow_pickles=self._allow_pickles)
+        stop = StopSignal(_PEEK_TIMEOUT_S)
+        try:
+            found = self._on_disk(source, variant, stop)
+            if found is None:
+                listing = self._listing_or_kept(source, variant, stop)
+                if isinstance(listing, Listing):
+                    return self._peek_listed(source, listing, variant, stop)
+                found = listing
+        except JobTimeout:
+            raise SourceUnavailable(
+                f"The Hub did not deliver {source.locator} in time; send the job again in a minute.", field="model"
+            ) from None
+        return self._outline_of(found, source, variant)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """The model's files on disk, downloaded where they are not. Raises SourceError, AccessDenied, DiskFull …"""
-        check_filename(source)
-        found = self._on_disk(source, variant)
-        if found is not None:
-            return found
-        with self._alone(source.locator, stop):
-            return self._on_disk(source, variant) or self._download(source, variant, emit, stop)
+        check_filename(source, allow_pickles=self._allow_pickles)
+        return self._on_disk(source, variant, stop) or self._download(source, variant, emit, stop)
+
+    def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
+        """What `source` stands for on the Hub now; only files without a digest there, all small, are fetched."""
+        check_filename(source, allow_pickles=self._allow_pickles)
+        listing = self._listings.ask(source)
+        configs = self._configs(source, listing, stop)
+        chosen = self._choose(source, listing, configs, variant)
+        files = {name: replace(listing.files[_below(source, name)], name=name) for name in chosen.names}
+        locked = {name: LockedFile(file.size or 0, file.sha256) for name, file in files.items() if file.sha256}
+        rest = [file for name, file in files.items() if name not in locked]
+        if rest:
+            entry = self._fetch(f"{_name(source, listing.commit, variant)}?small", rest, source, _untold, stop, _ASIDE)
+            locked |= {name: LockedFile(file.size, file.sha256) for name, file in entry.files.items()}
+        return LockedModel(listing.commit, locked)
 
     # On disk
 
-    def _on_disk(self, source: ModelSource, variant: str | None) -> ModelFiles | None:
+    def _on_disk(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
         """The files, where no question to the Hub is needed to know that they are the right ones."""
         for cache in self._lookup:
             for found in disk.find_snapshots(cache, source.locator, source.revision):
-                if files := disk.complete_files(found, source, variant, guess=True):
+                files = disk.complete_files(found, source, variant, guess=True, allow_pickles=self._allow_pickles)
+                if files is not None and _is_pinned_content(source, files, stop):
                     return files
+        baked = self._cache.revision(_name(source, source.revision, variant), baked=True)
+        if baked and (files := self._finished(source, baked, variant, stop)):
+            return files
         key = (source.locator, source.revision)
         if self._offline or time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S:
-            return self._kept(source, variant)
+            return self._kept(source, variant, stop)
         if source.revision and _COMMIT.fullmatch(source.revision):
-            return self._finished(source, source.revision, variant)
-        remembered = self._remembered(key)
-        return self._finished(source, remembered.commit, variant) if remembered else None
+            return self._finished(source, source.revision, variant, stop)
+        remembered = self._listings.remembered(source)
+        return self._finished(source, remembered.commit, variant, stop) if remembered else None
 
-    def _finished(self, source: ModelSource, commit: str, variant: str | None) -> ModelFiles | None:
-        """What was fetched of this commit, if all of it is still there."""
-        folder = disk.repo_folder(self._cache, source.locator) / "snapshots" / commit
-        manifest = disk.read_manifest(self._cache, source.locator, commit, source.filename, variant, folder)
-        if manifest is None:
-            return None
-        root = folder if MODEL_INDEX in manifest.files else folder / next(iter(manifest.files))
-        return ModelFiles(root, manifest.total_bytes, revision=commit, variant=manifest.variant)
+    def _finished(self, source: ModelSource, commit: str, variant: str | None, stop: StopSignal) -> ModelFiles | None:
+        """What was fetched of this commit, if all of it is still there and unharmed."""
+        entry = self._cache.entry(_name(source, commit, variant), stop.check)
+        files = _model_files(entry, source) if entry else None
+        return files if files and _is_pinned_content(source, files, stop) else None
 
-    def _kept(self, source: ModelSource, variant: str | None) -> ModelFiles | None:
-        """The best copy in the cache, perhaps an older one; another tool's is taken when nothing is missing."""
-        for found in disk.find_snapshots(self._cache, source.locator, source.revision):
-            files = self._finished(source, found.commit, variant) or disk.complete_files(found, source, variant)
-            if files is not None:
-                return files
+    def _kept(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
+        """The best copy on this machine, perhaps an older one; another tool's is taken when nothing is missing."""
+        commit = self._cache.revision(_name(source, source.revision, variant)) or source.revision
+        if commit and (files := self._finished(source, commit, variant, stop)):
+            return files
+        for cache in self._shared:
+            for found in disk.find_snapshots(cache, source.locator, source.revision):
+                files = disk.complete_files(found, source, variant, allow_pickles=self._allow_pickles)
+                if files is not None and _is_pinned_content(source, files, stop):
+                    return files
         return None
 
-    def _outline_of(self, files: ModelFiles) -> Outline:
+    def _in_shared(self, source: ModelSource, listing: Listing, chosen: Selection) -> ModelFiles | None:
+        """The chosen files in another tool's cache, if all are there with the sizes that the Hub names."""
+        for cache in self._shared:
+            folder = disk.repo_folder(cache, source.locator) / "snapshots" / listing.commit / (source.subfolder or "")
+            sizes = {name: _size(folder / name) for name in chosen.names}
+            if all(size == listing.files[_below(source, name)].size for name, size in sizes.items()):
+                root = folder / chosen.main if chosen.main else folder
+                return ModelFiles(root, sum(size or 0 for size in sizes.values()), listing.commit, chosen.variant)
+        return None
+
+    def _outline_of(self, files: ModelFiles, source: ModelSource, variant: str | None) -> Outline:
+        entry = self._cache.entry(_name(source, files.revision or "", variant))
+        declared = remembered_declaration(entry.details.get("declared")) if entry else None
         if files.is_single_file:
-            header = self._read_header(files.root)
-            return Outline(header=header, weight_bytes=header.weight_bytes, revision=files.revision)
-        outline = read_outline(files.root, files.variant)
-        return Outline(outline.configs, None, outline.weight_bytes, files.revision)
+            index, beside = self._read_header(files.root), files.root.with_name(ADAPTER_CONFIG)
+            configs = {ADAPTER_CONFIG: read_json(beside)} if beside.is_file() else {}
+            return Outline(configs, index, index.weight_bytes, files.revision, declared)
+        outline = read_outline(files.root, files.variant, allow_pickles=self._allow_pickles)
+        weights = [] if MODEL_INDEX in outline.configs else _weights_in(files.root)
+        header = self._read_header(weights[0]) if len(weights) == 1 else None
+        total = header.weight_bytes if header else outline.weight_bytes
+        return Outline(outline.configs, header, total, files.revision, declared)
 
     # On the Hub
 
-    def _listing_or_kept(self, source: ModelSource, variant: str | None) -> Listing | ModelFiles:
+    def _listing_or_kept(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Listing | ModelFiles:
         """What the Hub says of `source`, or the copy from before when it says nothing."""
-        kept = self._kept(source, variant)
+        kept = self._kept(source, variant, stop)
+        told: list[Listing] = []
         try:
-            return self._listing(source, attempts=1 if kept else ATTEMPTS)
+            run_all([lambda: told.append(self._listings.ask(source, attempts=1 if kept else ATTEMPTS))], stop)
         except SourceUnavailable:
             if kept is None:
                 raise
             self._outages[source.locator, source.revision] = time.monotonic()
             return kept
+        return told[0]
 
-    def _listing(self, source: ModelSource, attempts: int = ATTEMPTS) -> Listing:
-        key = (source.locator, source.revision)
-        if remembered := self._remembered(key):
-            return remembered
-        if self._offline:
-            raise SourceUnavailable(
-                f"{source.locator} is not in the cache and this worker is offline; "
-                "unset OFFLINE, or put the model on the volume.",
-                field="model",
-            )
-        from huggingface_hub import HfApi
+    def _peek_listed(self, source: ModelSource, listing: Listing, variant: str | None, stop: StopSignal) -> Outline:
+        if finished := self._finished(source, listing.commit, variant, stop):
+            return self._outline_of(finished, source, variant)
+        configs = self._configs(source, listing, stop)
+        if MODULAR_INDEX in configs and MODEL_INDEX not in configs:
+            return Outline(configs, None, None, listing.commit, listing.declared)
+        chosen = self._choose(source, listing, configs, variant)
+        weights = [name for name in chosen.names if is_weights(name)]
+        total = sum(listing.files[_below(source, name)].size or 0 for name in weights)
+        # The same that will lie on disk, or a model would be described otherwise once it is there.
+        configs = {
+            PurePosixPath(name).name if chosen.main else name: config
+            for name, config in configs.items()
+            if name in chosen.names
+        }
+        # A pickle has its header at the end, and is read only where all of it can be scanned.
+        if MODEL_INDEX in configs or len(weights) != 1 or is_pickle(weights[0]):
+            return Outline(configs, None, total, listing.commit, listing.declared)
+        header = self._remote_header(source, listing.files[_below(source, weights[0])])
+        return Outline(configs, header, header.weight_bytes, listing.commit, listing.declared)
 
-        with hub_errors(source):
-            info = with_retries(
-                lambda: HfApi(endpoint=self._endpoint, token=self._token or False).model_info(
-                    source.locator, revision=source.revision, timeout=_LISTING_TIMEOUT_S, files_metadata=True
-                ),
-                attempts,
-            )
-        files = info.siblings or []
-        listing = Listing(
-            commit=str(info.sha),
-            sizes={item.rfilename: item.size or 0 for item in files},
-            sha256={item.rfilename: item.lfs.sha256 for item in files if item.lfs},
-            asked_at=time.monotonic(),
-        )
-        with self._guard:
-            if len(self._listings) >= _MAX_LISTINGS:
-                self._listings.clear()
-            self._listings[key] = listing
-        return listing
+    def _remote_header(self, source: ModelSource, file: RemoteFile) -> TensorIndex:
+        return read_remote_header(self._web, file, self._parser, refused_by_hub(source)).index
 
-    def _remembered(self, key: tuple[str, str | None]) -> Listing | None:
-        listing = self._listings.get(key)
-        return listing if listing and time.monotonic() - listing.asked_at < _LISTING_MEMORY_S else None
-
-    def _peek_listed(self, source: ModelSource, listing: Listing, variant: str | None) -> Outline:
-        if finished := self._finished(source, listing.commit, variant):
-            return self._outline_of(finished)
-        if source.filename or MODEL_INDEX not in listing.sizes:
-            return self._peek_file(source, listing)
-        return self._peek_pipeline(source, listing, variant)
-
-    def _peek_file(self, source: ModelSource, listing: Listing) -> Outline:
-        name = source.filename or single_file(listing.sizes, source.locator)
-        _require(name, listing, source)
-        from huggingface_hub import HfApi
-
-        try:
-            with hub_errors(source):
-                parsed = with_retries(
-                    lambda: HfApi(endpoint=self._endpoint, token=self._token or False).parse_safetensors_file_metadata(
-                        source.locator, name, revision=listing.commit
-                    )
-                )
-            tensors = {key: (str(item.dtype), tuple(map(int, item.shape))) for key, item in parsed.tensors.items()}
-            metadata = {key: str(value) for key, value in (parsed.metadata or {}).items()}
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):  # JSON of another shape
-            raise CorruptFile(f"{name} of {source.locator} has no safetensors header.", field="model") from None
-        header = TensorIndex(tensors, metadata, "safetensors", listing.sizes[name])
-        return Outline(header=header, weight_bytes=header.weight_bytes, revision=listing.commit)
-
-    def _peek_pipeline(self, source: ModelSource, listing: Listing, variant: str | None) -> Outline:
+    def _configs(self, source: ModelSource, listing: Listing, stop: StopSignal) -> Configs:
+        """The JSON files that say what the repository is, by their names below the subfolder."""
+        listed = _names(source, listing)
+        if source.filename:
+            listed = [name for name in file_selection(source.filename, listed).names if name != source.filename]
+        else:
+            listed = [name for name in listed if OUTLINE_NAMES.fullmatch(name)]
         names = [
             name
-            for name, size in sorted(listing.sizes.items(), key=lambda item: item[0] != MODEL_INDEX)
-            if OUTLINE_NAMES.fullmatch(name) and size <= MAX_OUTLINE_BYTES
+            for name in sorted(listed, key=lambda name: name != MODEL_INDEX)
+            if (listing.files[_below(source, name)].size or 0) <= MAX_OUTLINE_BYTES
         ][:_MAX_OUTLINE_FILES]
-        paths: dict[str, Path] = {}
+        if not names:
+            return {}
+        files = [replace(listing.files[_below(source, name)], name=name) for name in names]
+        entry = self._fetch(f"{_name(source, listing.commit, None)}?outline", files, source, _untold, stop, _ASIDE)
+        return {name: read_json(entry.files[name].path) for name in names}
 
-        def fetching(name: str) -> Callable[[], None]:
-            return lambda: paths.update({name: self._fetch(source, listing, name, None)})
+    def _choose(self, source: ModelSource, listing: Listing, configs: Configs, variant: str | None) -> Selection:
+        """The files to fetch, by their names below the subfolder."""
+        names = _names(source, listing)
+        if not names:
+            raise ModelNotFound(f"{source.locator} has no folder {source.subfolder!r} at this revision.", field="model")
+        if source.filename:
+            if source.filename not in names:
+                raise ModelNotFound(
+                    f"{source.locator} has no file {source.filename!r} at this revision.", field="model"
+                )
+            return self._sound(source, listing, file_selection(source.filename, names))
+        if index := configs.get(MODEL_INDEX) or configs.get(MODULAR_INDEX):
+            return pipeline_files(index, names, variant, only=source.only, allow_pickles=self._allow_pickles)
+        component = component_files(configs.get(CONFIG, {}), names, variant, allow_pickles=self._allow_pickles)
+        if component is not None:
+            return component
+        name = single_file(names, source.locator, allow_pickles=self._allow_pickles)
+        return self._sound(source, listing, file_selection(name, names))
 
-        try:
-            run_all(map(fetching, names), StopSignal(_PEEK_TIMEOUT_S), self._workers)
-        except JobTimeout:
-            raise SourceUnavailable(
-                f"The Hub did not deliver {source.locator} in time; send the job again in a minute.", field="model"
-            ) from None
-        configs = {name: read_json(paths[name]) for name in names}
-        chosen = pipeline_files(configs.get(MODEL_INDEX, {}), listing.sizes, variant)
-        weights = sum(listing.sizes[name] for name in chosen.names if name.endswith(".safetensors"))
-        return Outline(configs=configs, weight_bytes=weights, revision=listing.commit)
+    def _sound(self, source: ModelSource, listing: Listing, chosen: Selection) -> Selection:
+        """`chosen`, if its one file can be what is asked for. Raises CorruptFile before anything is fetched."""
+        file = listing.files[_below(source, chosen.main or "")]
+        if file.size is not None and file.size < _MIN_WEIGHT_BYTES:
+            raise CorruptFile(f"{file.name} of {source.locator} is empty; name another file.", field="model")
+        if source.sha256 and file.sha256 != source.sha256.lower():
+            raise CorruptFile(
+                f"{file.name} of {source.locator} does not have the sha256 that was asked for; correct the pin, or "
+                "name the revision that it belongs to.",
+                field="model",
+            )
+        return chosen
 
     # Onto the disk
 
-    @contextmanager
-    def _alone(self, repo: str, stop: StopSignal) -> Iterator[None]:
-        with self._guard:
-            lock = self._locks.setdefault(repo, threading.Lock())
-        while not lock.acquire(timeout=_LOCK_POLL_S):
-            stop.check()
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _download(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        prepared: list[tuple[Listing, Selection] | ModelFiles] = []
-        run_all([lambda: prepared.append(self._prepare(source, variant))], stop)
-        if isinstance(prepared[0], ModelFiles):
-            return prepared[0]
-        listing, chosen = prepared[0]
-        sizes = {name: listing.sizes[name] for name in chosen.names}
-        folder = disk.repo_folder(self._cache, source.locator) / "snapshots" / listing.commit
-        self._check_space(source, {name: size for name, size in sizes.items() if not (folder / name).exists()})
-        meter = ByteMeter(source.locator, sizes, emit, stop)
-
-        def fetching(name: str) -> Callable[[], Path]:
-            return lambda: self._fetch(source, listing, name, meter)
-
-        try:
-            run_all(map(fetching, sizes), stop, self._workers)
-        finally:
-            meter.close()
-        manifest = disk.Manifest(sizes, chosen.variant)
-        disk.write_manifest(self._cache, source.locator, listing.commit, source.filename, variant, manifest)
-        disk.write_reference(self._cache, source.locator, source.revision, listing.commit)
-        root = folder if MODEL_INDEX in sizes else folder / chosen.names[0]
-        return ModelFiles(root, manifest.total_bytes, listing.commit, chosen.variant, bytes_downloaded=meter.received)
-
-    def _prepare(self, source: ModelSource, variant: str | None) -> tuple[Listing, Selection] | ModelFiles:
-        listing = self._listing_or_kept(source, variant)
+        listing = self._listing_or_kept(source, variant, stop)
         if isinstance(listing, ModelFiles):
             return listing
-        finished = self._finished(source, listing.commit, variant)
-        return finished or (listing, self._choose(source, listing, variant))
-
-    def _choose(self, source: ModelSource, listing: Listing, variant: str | None) -> Selection:
-        if source.filename:
-            _require(source.filename, listing, source)
-            return Selection((source.filename,), None)
-        if MODEL_INDEX in listing.sizes:
-            index = read_json(self._fetch(source, listing, MODEL_INDEX, None))
-            return pipeline_files(index, listing.sizes, variant)
-        return Selection((single_file(listing.sizes, source.locator),), None)
-
-    def _check_space(self, source: ModelSource, missing: Mapping[str, int]) -> None:
-        self._cache.mkdir(parents=True, exist_ok=True)
-        needed, free = sum(missing.values()), shutil.disk_usage(self._cache).free
-        if needed and needed + _RESERVE_BYTES > free:
-            raise DiskFull(
-                f"{source.locator} needs {needed / 2**30:.1f} GiB and the volume has {free / 2**30:.1f} GiB free; "
-                "use a larger volume or remove models with `python -m worker cache`.",
-                field="model",
-            )
-
-    def _fetch(self, source: ModelSource, listing: Listing, name: str, meter: ByteMeter | None) -> Path:
-        """One file on disk, true to what the Hub says of it. What is not is fetched once more."""
-        from huggingface_hub import hf_hub_download
-
-        pointer = disk.repo_folder(self._cache, source.locator) / "snapshots" / listing.commit / name
-        for _ in range(2):
-            if meter is not None:
-                meter.check()
-            is_new = not pointer.exists()
-            with hub_errors(source):
-                path = Path(
-                    with_retries(
-                        lambda: hf_hub_download(
-                            source.locator,
-                            name,
-                            revision=listing.commit,
-                            cache_dir=self._cache,
-                            token=self._token or False,
-                            endpoint=self._endpoint,
-                            tqdm_class=meter.bar(name) if meter else None,
-                        )
-                    )
+        name = _name(source, listing.commit, variant)
+        finished = self._finished(source, listing.commit, variant, stop)
+        if finished is None:
+            configs = self._configs(source, listing, stop)
+            chosen = self._choose(source, listing, configs, variant)
+            if source.sha256 and chosen.main is None:
+                raise UnsupportedModel(
+                    f"{source.locator} is many files, and sha256= pins one; name a revision instead.", field="model"
                 )
-            if _is_true(path, name, listing, meter, is_new=is_new):
-                if meter is not None:
-                    meter.finished(name)
-                return path
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-        raise CorruptFile(
-            f"{name} of {source.locator} arrived damaged twice and was removed; send the job again.", field="model"
+            if shared := self._in_shared(source, listing, chosen):
+                return shared
+            details: dict[str, JsonValue] = {
+                "revision": listing.commit,
+                "variant": chosen.variant,
+                "main": chosen.main,
+                "declared": declaration_details(listing.declared),
+            }
+            files = [replace(listing.files[_below(source, file)], name=file) for file in chosen.names]
+            entry = self._fetch(name, files, source, emit, stop, details)
+            finished = _model_files(entry, source)
+        self._cache.note_revision(_name(source, source.revision, variant), listing.commit)
+        return finished
+
+    def _fetch(
+        self,
+        name: str,
+        files: list[RemoteFile],
+        source: ModelSource,
+        emit: Emit,
+        stop: StopSignal,
+        details: Mapping[str, JsonValue] | None = None,
+    ) -> Entry:
+        return self._cache.fetch(
+            name,
+            files,
+            self._web,
+            label=source.locator,
+            emit=emit,
+            stop=stop,
+            refused=refused_by_hub(source),
+            details=details,
         )
 
 
-def _is_true(path: Path, name: str, listing: Listing, meter: ByteMeter | None, *, is_new: bool) -> bool:
-    """Whether a file has the size that the Hub names, and its digest too if it was just fetched."""
-    if path.stat().st_size != listing.sizes[name]:
+def _name(source: ModelSource, revision: str | None, variant: str | None) -> str:
+    """The entry of a source at a commit; with the revision that was asked for, the name of that question."""
+    below = "/".join(filter(None, (source.subfolder, source.filename)))
+    chosen = {"variant": None if source.filename else variant, "only": ",".join(source.only)}
+    query = "&".join(f"{key}={value}" for key, value in chosen.items() if value)
+    return f"hf:{source.locator}@{revision or 'main'}{f'#{below}' if below else ''}{f'?{query}' if query else ''}"
+
+
+def _model_files(entry: Entry, source: ModelSource) -> ModelFiles:
+    main, variant = entry.details.get("main"), entry.details.get("variant")
+    single = entry.files.get(main) if isinstance(main, str) else None
+    return ModelFiles(
+        single.path if single else entry.root,
+        entry.total_bytes,
+        revision=str(entry.details.get("revision") or source.revision),
+        variant=variant if isinstance(variant, str) else None,
+        bytes_downloaded=entry.bytes_downloaded,
+        sha256=single.sha256 if single else None,
+    )
+
+
+def _is_pinned_content(source: ModelSource, files: ModelFiles, stop: StopSignal) -> bool:
+    """Whether the files are what the caller's own digest says, where there is one."""
+    if source.sha256 is None:
+        return True
+    if not files.is_single_file:
         return False
-    digest = listing.sha256.get(name)
-    # huggingface_hub checks no digest, and one flipped bit on the way is a picture that nobody can explain.
-    return not (is_new and digest) or sha256_of(path, meter.check if meter else lambda: None) == digest
+    return source.sha256.lower() == (files.sha256 or digest_of(files.root, hashlib.sha256(), stop.check))
 
 
-def _require(name: str, listing: Listing, source: ModelSource) -> None:
-    if name not in listing.sizes:
-        raise ModelNotFound(f"{source.locator} has no file {name!r} at this revision.", field="model")
-    if listing.sizes[name] < _MIN_SAFETENSORS_BYTES:
-        raise CorruptFile(f"{name} of {source.locator} is empty; name another file.", field="model")
+def _names(source: ModelSource, listing: Listing) -> list[str]:
+    """The files of a repository by their names below the source's subfolder."""
+    prefix = f"{source.subfolder}/" if source.subfolder else ""
+    return [name.removeprefix(prefix) for name in listing.files if name.startswith(prefix)]
+
+
+def _below(source: ModelSource, name: str) -> str:
+    return f"{source.subfolder}/{name}" if source.subfolder else name
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if is_weights(path.name)]
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _untold(progress: Progress) -> None:
+    """Nobody waits for the progress of a few kilobytes."""

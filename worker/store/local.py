@@ -8,7 +8,14 @@ from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.store.selection import MAX_OUTLINE_BYTES, MODEL_INDEX, OUTLINE_NAMES, Selection, pipeline_files
+from worker.store.selection import (
+    MAX_OUTLINE_BYTES,
+    MODEL_INDEX,
+    OUTLINE_NAMES,
+    Selection,
+    is_weights,
+    pipeline_files,
+)
 
 ReadHeader = Callable[[Path], TensorIndex]
 
@@ -16,9 +23,10 @@ ReadHeader = Callable[[Path], TensorIndex]
 class LocalFolders:
     """Diffusers folders and single files below `roots`; nothing outside them can be named."""
 
-    def __init__(self, roots: Iterable[Path], read_header: ReadHeader) -> None:
+    def __init__(self, roots: Iterable[Path], read_header: ReadHeader, *, allow_pickles: bool = False) -> None:
         self._roots = tuple(root.resolve() for root in roots)
         self._read_header = read_header
+        self._allow_pickles = allow_pickles
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
         """JSON files of a folder, or the header of a file."""
@@ -26,12 +34,12 @@ class LocalFolders:
         if path.is_file():
             header = self._read_header(path)
             return Outline(header=header, weight_bytes=header.weight_bytes)
-        return read_outline(path, variant)
+        return read_outline(path, variant, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """The folder or file itself: nothing is copied."""
         path = self._resolve(source)
-        chosen = None if path.is_file() else _selection(path, variant)
+        chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles)
         if chosen is None:
             return ModelFiles(root=path, total_bytes=_size(path), variant=variant)
         total = sum((path / name).stat().st_size for name in chosen.names)
@@ -40,7 +48,7 @@ class LocalFolders:
     def _resolve(self, source: ModelSource) -> Path:
         path = Path(source.locator)
         try:
-            resolved = (path / source.filename if source.filename else path).resolve()
+            resolved = (path / (source.filename or source.subfolder or "")).resolve()
             exists = resolved.exists()
         except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a NUL
             raise _absent(source) from None
@@ -55,16 +63,16 @@ class LocalFolders:
         return resolved
 
 
-def read_outline(folder: Path, variant: str | None) -> Outline:
+def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = False) -> Outline:
     """What a diffusers folder says of itself in JSON. Raises CorruptFile for JSON that is none."""
     configs: dict[str, dict[str, object]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         name = path.relative_to(folder).as_posix()
         if OUTLINE_NAMES.fullmatch(name) and path.is_file() and path.stat().st_size <= MAX_OUTLINE_BYTES:
             configs[name] = read_json(path)
-    chosen = _selection(folder, variant)
+    chosen = _selection(folder, variant, allow_pickles)
     names = chosen.names if chosen else _names(folder)
-    weights = sum((folder / name).stat().st_size for name in names if name.endswith(".safetensors"))
+    weights = sum((folder / name).stat().st_size for name in names if is_weights(name))
     return Outline(configs=configs, weight_bytes=weights)
 
 
@@ -81,10 +89,12 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
-def _selection(folder: Path, variant: str | None) -> Selection | None:
+def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Selection | None:
     """What a pipeline in `folder` is made of; None if it is none. Raises UnsafeFormat for pickles."""
     index = folder / MODEL_INDEX
-    return pipeline_files(read_json(index), _names(folder), variant) if index.is_file() else None
+    if not index.is_file():
+        return None
+    return pipeline_files(read_json(index), _names(folder), variant, allow_pickles=allow_pickles)
 
 
 def _names(folder: Path) -> list[str]:

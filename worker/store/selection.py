@@ -1,7 +1,7 @@
-"""Which files of a diffusers repository a pipeline needs: one set of weights per component, and no pickles."""
+"""Which files of a repository are its model: one set of weights per component, and pickles only where allowed."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -9,6 +9,9 @@ from worker.core.errors import InvalidRequest, UnsafeFormat, UnsupportedModel
 from worker.core.model import ModelSource
 
 MODEL_INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # What a pipeline may carry but the worker never loads: it is off by default and weighs more than some models.
 SKIPPED_COMPONENTS = frozenset({"safety_checker"})
 # The JSON files that say what a repository is; others may be of any size and shape.
@@ -18,35 +21,59 @@ OUTLINE_NAMES = re.compile(
 MAX_OUTLINE_BYTES = 4_000_000
 _SIDE_FILES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+_WEIGHTS = frozenset({".safetensors", ".gguf"})
 # diffusion_pytorch_model[-00001-of-00002][.fp16][-00001-of-00002].safetensors
-_WEIGHT = re.compile(r"^(?P<stem>[\w-]+?)(-\d{5}-of-\d{5})?(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.safetensors$")
+_WEIGHT = re.compile(
+    r"^(?P<stem>[\w-]+?)(-\d{5}-of-\d{5})?(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.(safetensors|bin)$"
+)
+# What save_pretrained calls the weights of one component.
+_COMPONENT_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
+_LORA_NAME = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Files to fetch, and the variant that they belong to where no plain weights exist."""
+    """Files to fetch, the variant that they belong to where no plain weights exist, and the file that is the model.
+
+    Without `main` the folder is the model.
+    """
 
     names: tuple[str, ...]
     variant: str | None
+    main: str | None = None
 
 
 def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """The parts of a pipeline that are loaded, each with its class name."""
     for name, value in model_index.items():
-        if name.startswith("_") or name in SKIPPED_COMPONENTS or not isinstance(value, list) or None in value:
+        if name.startswith("_") or name in SKIPPED_COMPONENTS or not isinstance(value, list) or len(value) != 2:
             continue
-        yield name, str(value[-1]) if value else ""
+        if all(isinstance(word, str) for word in value):  # numbers are a setting, null a part that was left out
+            yield name, value[1]
 
 
-def pipeline_files(model_index: Mapping[str, object], names: Iterable[str], variant: str | None) -> Selection:
-    """Choose the files of a diffusers repository. Raises UnsafeFormat when a component has pickles only."""
+def pipeline_files(
+    model_index: Mapping[str, object],
+    names: Iterable[str],
+    variant: str | None,
+    *,
+    only: Collection[str] = (),
+    allow_pickles: bool = False,
+) -> Selection:
+    """Choose the files of a diffusers repository. Raises UnsafeFormat when a component has pickles only.
+
+    With `only`, the other components are described and not fetched: their configs come along, their weights do not.
+    """
     listed = sorted(names)
-    chosen = [name for name in listed if name == MODEL_INDEX]
+    chosen = [name for name in listed if name in {MODEL_INDEX, MODULAR_INDEX}]
     used: str | None = None
     for component, _ in components(model_index):
         # What lies deeper (onnx, openvino, checkpoints) is of no use to a pipeline.
         inside = [name for name in listed if name.startswith(f"{component}/") and name.count("/") == 1]
-        weights = [name for name in inside if PurePosixPath(name).suffix == ".safetensors"]
+        if only and component not in only:
+            chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
+            continue
+        weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])
         picked, picked_variant = _one_variant(weights, variant)
         used = used or picked_variant
         if not picked and any(PurePosixPath(name).suffix in _PICKLES for name in inside):
@@ -56,15 +83,38 @@ def pipeline_files(model_index: Mapping[str, object], names: Iterable[str], vari
                 field="model",
             )
         chosen += picked
-        chosen += [name for name in inside if _is_side_file(name, picked_variant)]
+        chosen += [name for name in inside if _is_side_file(name, picked, picked_variant)]
     return Selection(tuple(dict.fromkeys(chosen)), used)
 
 
-def single_file(names: Iterable[str], what: str) -> str:
-    """The one safetensors file of a repository that is no pipeline. Raises UnsupportedModel naming the choices."""
+def component_files(
+    config: Mapping[str, object], names: Iterable[str], variant: str | None, *, allow_pickles: bool = False
+) -> Selection | None:
+    """Choose the files of a repository that is one component; None if it is none by its config and file names."""
+    if not isinstance(config.get("_class_name") or config.get("model_type"), str):
+        return None
+    listed = sorted(name for name in names if "/" not in name)
+    ours = [name for name in listed if (match := _WEIGHT.match(name)) and match["stem"] in _COMPONENT_STEMS]
+    weights = _with_suffix(ours, ".safetensors") or (_with_suffix(ours, ".bin") if allow_pickles else [])
+    picked, used = _one_variant(weights, variant)
+    if not picked or _LORA_NAME in listed:
+        return None
+    sides = [name for name in listed if _is_side_file(name, picked, used)]
+    return Selection((*picked, *sides), used)
+
+
+def file_selection(name: str, names: Collection[str]) -> Selection:
+    """One weight file, with the config of its adapter where one lies beside it."""
+    beside = str(PurePosixPath(name).with_name(ADAPTER_CONFIG))
+    return Selection((name, beside) if beside in names else (name,), None, name)
+
+
+def single_file(names: Iterable[str], what: str, *, allow_pickles: bool = False) -> str:
+    """The one weight file of a repository that is no pipeline. Raises UnsupportedModel naming the choices."""
     listed = sorted(names)
-    found = [name for name in listed if name.endswith(".safetensors")]
-    preferred = [name for name in found if PurePosixPath(name).name == "pytorch_lora_weights.safetensors"]
+    pickles = [name for name in listed if PurePosixPath(name).suffix in _PICKLES]
+    found = [name for name in listed if PurePosixPath(name).suffix in _WEIGHTS] or (pickles if allow_pickles else [])
+    preferred = [name for name in found if PurePosixPath(name).name == _LORA_NAME]
     if len(preferred) == 1 or len(found) == 1:
         return (preferred or found)[0]
     if found:
@@ -73,7 +123,7 @@ def single_file(names: Iterable[str], what: str) -> str:
             field="model",
             details={"files": found[:20]},
         )
-    if any(PurePosixPath(name).suffix in _PICKLES for name in listed):
+    if pickles:
         raise UnsafeFormat(
             f"{what} holds its weights as a pickle only, which can run code when read; use a repository with "
             "safetensors weights.",
@@ -84,20 +134,38 @@ def single_file(names: Iterable[str], what: str) -> str:
     )
 
 
-def check_filename(source: ModelSource) -> None:
-    """Refuse a file name that leaves its repository, or that is no safetensors file, before anything is looked up."""
+def check_filename(source: ModelSource, *, allow_pickles: bool = False) -> None:
+    """Refuse a name that leaves its repository, or that is no weight file, before anything is looked up."""
+    for part in filter(None, (source.filename, source.subfolder)):
+        path = PurePosixPath(part)
+        if path.is_absolute() or "\\" in part or "\0" in part or ".." in path.parts:
+            raise InvalidRequest(
+                f"{part[:80]!r} is no name within {source.locator}; name one of its files.", field="model"
+            )
     name = source.filename
     if name is None:
         return
     path = PurePosixPath(name)
-    if path.is_absolute() or "\\" in name or "\0" in name or ".." in path.parts:
-        raise InvalidRequest(f"{name[:80]!r} is no file name within {source.locator}; name one of its files.")
     if path.suffix in _PICKLES:
+        if allow_pickles:
+            return
         raise UnsafeFormat(
             f"{name[:80]!r} is a pickle, which can run code when read; name a safetensors file.", field="model"
         )
-    if path.suffix != ".safetensors":
-        raise UnsupportedModel(f"{name[:80]!r} is not a safetensors file; name one that is.", field="model")
+    if path.suffix not in _WEIGHTS:
+        raise UnsupportedModel(
+            f"{name[:80]!r} is neither a safetensors nor a GGUF file; name one that is.", field="model"
+        )
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, by its name."""
+    return PurePosixPath(name).suffix in _WEIGHTS | _PICKLES
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file is a pickle, by its name."""
+    return PurePosixPath(name).suffix in _PICKLES
 
 
 def is_shard(name: str) -> bool:
@@ -116,13 +184,18 @@ def _one_variant(weights: list[str], wanted: str | None) -> tuple[list[str], str
     return [], None
 
 
-def _is_side_file(name: str, variant: str | None) -> bool:
+def _is_side_file(name: str, weights: list[str], variant: str | None) -> bool:
     path = PurePosixPath(name)
     if path.suffix not in _SIDE_FILES:
         return False
     parts = path.name.split(".")
     if "index" not in parts:
         return True
-    # Shard indexes: only the one of the chosen weights, and none of a pickle.
-    rest = [part for part in parts[1:] if part not in {"safetensors", "index", "json"}]
-    return "safetensors" in parts and rest == ([variant] if variant else [])
+    # Shard indexes: only the one of the chosen weights.
+    container = PurePosixPath(weights[0]).suffix[1:] if weights else "safetensors"
+    rest = [part for part in parts[1:] if part not in {container, "index", "json"}]
+    return container in parts and rest == ([variant] if variant else [])
+
+
+def _with_suffix(names: list[str], suffix: str) -> list[str]:
+    return [name for name in names if PurePosixPath(name).suffix == suffix]

@@ -1,21 +1,52 @@
-"""A repository in the Hub's cache layout on disk: found, judged complete, and remembered, without a request."""
+"""A repository in a cache that another tool keeps in the Hub's layout: found and judged complete; never written."""
 
-import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
 from worker.core.model import ModelFiles, ModelSource
 from worker.store.local import read_json
-from worker.store.selection import MODEL_INDEX, Selection, components, is_shard, pipeline_files, single_file
+from worker.store.selection import (
+    CONFIG,
+    MODEL_INDEX,
+    Selection,
+    component_files,
+    components,
+    is_shard,
+    is_weights,
+    pipeline_files,
+    single_file,
+)
 
-MANIFESTS = ".manifests"
 # Components of these classes have no weights of their own.
 _WEIGHTLESS = re.compile(r"Tokenizer|Processor|Scheduler|Extractor|Guider")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRepository:
+    """A repository in such a cache. `last_used` is in seconds since the epoch."""
+
+    name: str
+    cache: Path
+    files: int
+    total_bytes: int
+    last_used: float
+
+
+def list_repositories(cache: Path) -> list[CachedRepository]:
+    """Every model repository in `cache`, largest first."""
+    if not cache.is_dir():
+        return []
+    from huggingface_hub import scan_cache_dir
+
+    found = [
+        CachedRepository(repo.repo_id, cache, repo.nb_files, repo.size_on_disk, repo.last_accessed)
+        for repo in scan_cache_dir(cache).repos
+        if repo.repo_type == "model"
+    ]
+    return sorted(found, key=lambda repo: -repo.total_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +76,28 @@ def find_snapshots(cache: Path, repo: str, revision: str | None) -> Iterator[Sna
             yield Snapshot(path, path.name)
 
 
-def write_reference(cache: Path, repo: str, revision: str | None, commit: str) -> None:
-    """Note which commit `revision` (default: main) was, as the Hub's own client does."""
-    if revision == commit:
-        return
-    path = repo_folder(cache, repo) / "refs" / (revision or "main")
-    _write(path, commit)
-
-
 def complete_files(
-    found: Snapshot, source: ModelSource, variant: str | None, *, guess: bool = False
+    found: Snapshot, source: ModelSource, variant: str | None, *, guess: bool = False, allow_pickles: bool = False
 ) -> ModelFiles | None:
     """What `source` names in a snapshot that another tool put there, when nothing of it is missing.
 
     With `guess`, the only file of a folder that is no pipeline stands for the repository: right where repositories
     are cached whole, wrong where somebody may have fetched one file of many.
     """
+    folder = found.folder / (source.subfolder or "")
     if source.filename:
-        return _file(found, source.filename) if (found.folder / source.filename).is_file() else None
-    names = file_names(found.folder)
-    if MODEL_INDEX in names:
-        chosen = _complete_pipeline(found.folder, names, variant)
-        if chosen is None:
-            return None
-        total = sum((found.folder / name).stat().st_size for name in chosen.names)
-        return ModelFiles(found.folder, total, revision=found.commit, variant=chosen.variant)
-    if not guess:
-        return None
+        return _file(found, folder / source.filename) if (folder / source.filename).is_file() else None
+    names = file_names(folder)
     try:
-        return _file(found, single_file([name for name in names if "/" not in name], source.locator))
-    except (UnsupportedModel, UnsafeFormat):
+        chosen = _complete_selection(folder, names, variant, source.only, allow_pickles)
+        if chosen is not None:
+            total = sum((folder / name).stat().st_size for name in chosen.names)
+            return ModelFiles(folder, total, revision=found.commit, variant=chosen.variant)
+        if not guess or MODEL_INDEX in names:
+            return None
+        top = [name for name in names if "/" not in name]
+        return _file(found, folder / single_file(top, source.locator, allow_pickles=allow_pickles))
+    except (CorruptFile, UnsafeFormat, UnsupportedModel):
         return None
 
 
@@ -83,29 +106,33 @@ def file_names(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _file(found: Snapshot, name: str) -> ModelFiles:
-    path = found.folder / name
+def _file(found: Snapshot, path: Path) -> ModelFiles:
     return ModelFiles(path, path.stat().st_size, revision=found.commit)
 
 
-def _complete_pipeline(folder: Path, names: list[str], variant: str | None) -> Selection | None:
-    try:
+def _complete_selection(
+    folder: Path, names: list[str], variant: str | None, only: tuple[str, ...], allow_pickles: bool
+) -> Selection | None:
+    """A pipeline or a component with all its files; None if one is missing, or if the folder is neither."""
+    if MODEL_INDEX in names:
         index = read_json(folder / MODEL_INDEX)
-        chosen = pipeline_files(index, names, variant)
+        chosen = pipeline_files(index, names, variant, only=only, allow_pickles=allow_pickles)
         parts = [
             (name, cls, [file for file in chosen.names if file.startswith(f"{name}/")])
             for name, cls in components(index)
+            if not only or name in only
         ]
-        whole = all(_is_whole(folder, name, cls, files) for name, cls, files in parts)
-    except (CorruptFile, UnsafeFormat):
-        return None
-    return chosen if whole else None
+        return chosen if all(_is_whole(folder, f"{name}/", cls, files) for name, cls, files in parts) else None
+    if CONFIG in names:
+        component = component_files(read_json(folder / CONFIG), names, variant, allow_pickles=allow_pickles)
+        return component if component and _is_whole(folder, "", "", list(component.names)) else None
+    return None
 
 
 def _is_whole(folder: Path, component: str, cls: str, files: list[str]) -> bool:
     """Whether a component has all that its class loads: files at all, config and weights together, every shard."""
-    weights = {name for name in files if name.endswith(".safetensors")}
-    if not files or (not _WEIGHTLESS.search(cls) and bool(weights) != (f"{component}/config.json" in files)):
+    weights = {name for name in files if is_weights(name)}
+    if not files or (not _WEIGHTLESS.search(cls) and bool(weights) != (f"{component}{CONFIG}" in files)):
         return False
     shards: set[str] = set()
     for name in files:
@@ -113,61 +140,5 @@ def _is_whole(folder: Path, component: str, cls: str, files: list[str]) -> bool:
             weight_map = read_json(folder / name).get("weight_map")
             if not isinstance(weight_map, dict):
                 return False
-            shards |= {f"{component}/{shard}" for shard in weight_map.values()}
+            shards |= {f"{component}{shard}" for shard in weight_map.values()}
     return shards <= weights and all(name in shards for name in weights if is_shard(name))
-
-
-def _manifest_path(cache: Path, repo: str, commit: str, filename: str | None, wanted: str | None) -> Path:
-    # A digest, because names of files may be longer than a file name.
-    what = hashlib.sha256(json.dumps([filename, wanted]).encode()).hexdigest()[:16]
-    return cache / MANIFESTS / repo_folder(cache, repo).name / f"{commit}-{what}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a finished download put on disk: sizes in bytes by file name, and the variant that was chosen."""
-
-    files: Mapping[str, int]
-    variant: str | None
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all files together."""
-        return sum(self.files.values())
-
-
-def write_manifest(
-    cache: Path, repo: str, commit: str, filename: str | None, wanted: str | None, manifest: Manifest
-) -> None:
-    """Publish `manifest` atomically: it exists only once every file of it does."""
-    path = _manifest_path(cache, repo, commit, filename, wanted)
-    _write(path, json.dumps({"files": dict(manifest.files), "variant": manifest.variant}))
-
-
-def read_manifest(
-    cache: Path, repo: str, commit: str, filename: str | None, wanted: str | None, folder: Path
-) -> Manifest | None:
-    """The manifest of a finished download, if all its files are still there with their sizes; else None."""
-    path = _manifest_path(cache, repo, commit, filename, wanted)
-    if not path.is_file():
-        return None
-    try:
-        value = read_json(path)
-    except CorruptFile:
-        return None
-    files = value.get("files")
-    if not isinstance(files, dict):
-        return None
-    for name, size in files.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            return None
-    variant = value.get("variant")
-    return Manifest(files, variant if isinstance(variant, str) else None)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)

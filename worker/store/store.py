@@ -1,11 +1,12 @@
 """The one way to a model's bytes, whatever their source."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit
+from worker.store.lockfile import LockedModel, Lockfile, locked_from_disk
 
 
 class Source(Protocol):
@@ -20,16 +21,35 @@ class Source(Protocol):
         ...
 
 
-class Store:
-    """Peek at a source, or have its files; one row per scheme of ModelSource."""
+@runtime_checkable
+class Lockable(Protocol):
+    """A source that knows the digests of its files before they are fetched."""
 
-    def __init__(self, schemes: Mapping[str, Source]) -> None:
+    def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
+        """The revision and the files that `source` stands for now."""
+        ...
+
+
+class Store:
+    """Peek at a source, or have its files; one row per scheme of ModelSource. `lock` says what references mean."""
+
+    def __init__(self, schemes: Mapping[str, Source], lock: Lockfile | None = None) -> None:
         self._schemes = dict(schemes)
+        self._lock = lock or Lockfile()
 
     def peek(self, source: ModelSource, variant: str | None = None) -> Outline:
         """What the source says of itself, without its weights. Blocking."""
-        return self._schemes[source.scheme].peek(source, variant)
+        return self._schemes[source.scheme].peek(self._lock.pin(source, variant), variant)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The source's files on disk, fetched if need be. Blocking."""
-        return self._schemes[source.scheme].ensure(source, variant, emit, stop)
+        """The source's files on disk, fetched if need be, and true to the lockfile. Blocking."""
+        files = self._schemes[source.scheme].ensure(self._lock.pin(source, variant), variant, emit, stop)
+        self._lock.check(source, variant, files, stop.check)
+        return files
+
+    def lock(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> LockedModel:
+        """What `source` stands for now, for a lockfile; fetched only where its digests cannot be known otherwise."""
+        scheme = self._schemes[source.scheme]
+        if isinstance(scheme, Lockable):
+            return scheme.lock(source, variant, stop)
+        return locked_from_disk(scheme.ensure(source, variant, emit, stop), stop.check)

@@ -1,114 +1,285 @@
-"""Files fetched side by side: bytes counted, and given up at once when the job is stopped or one of them fails."""
+"""One file over HTTP onto the disk: resumed where it broke off, checked against its digest, ended by the deadline."""
 
+import errno
 import hashlib
-import queue
-import threading
-from collections.abc import Callable, Iterable, Mapping
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from worker.core.job import StopSignal
-from worker.core.result import Emit, Progress
+from worker.core.errors import AccessDenied, CorruptFile, DiskFull, SourceUnavailable, WorkerError
+from worker.media.guard import RefusedUrl
+from worker.store.web import Response, Web
 
-_POLL_S = 0.1
-_BLOCK = 2**22
+_BLOCK = 2**20
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_PAGE = (b"<!doctype html", b"<html")
 
 
-def run_all(tasks: Iterable[Callable[[], object]], stop: StopSignal, workers: int = 1) -> None:
-    """Run every task in up to `workers` threads; raises the first failure, or what `stop` raises, without delay.
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file as its source describes it before it is fetched.
 
-    The threads are daemons and are left behind: a read that hangs must hold up neither the job nor the end of the
-    process. They take no new task once this returns.
+    `name` is where it lies in its entry, "unet/config.json" say. What is known of size (bytes) and digests (lower-case
+    hex; `git_sha1` is git's blob id, which the Hub gives of small files) must be true of what arrives.
     """
-    todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-    for task in tasks:
-        todo.put(task)
-    failures: list[BaseException] = []
-    given_up = threading.Event()
 
-    def work() -> None:
-        while not given_up.is_set():
+    name: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What two files of the same content share, as far as is known: a name for leases and partial files."""
+        if self.sha256:
+            return self.sha256
+        return f"git-{self.git_sha1}" if self.git_sha1 else f"url-{hashlib.sha256(self.url.encode()).hexdigest()}"
+
+
+# What a source makes of an answer that is not the file: the file, the status (200 for an HTML page in place of
+# weights), and the headers in lower case.
+Refused = Callable[[RemoteFile, int, Mapping[str, str]], WorkerError]
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a server is borne with. `attempts` are those in a row that bring not one byte; seconds otherwise."""
+
+    attempts: int = 3
+    backoff_s: float = 0.5
+    max_wait_s: float = 10.0
+    silence_s: float = 10.0  # without any byte
+
+
+class _BrokenOff(Exception):
+    """The connection or the server failed; `wait_s` is what the server asked for."""
+
+    def __init__(self, wait_s: float | None = None) -> None:
+        super().__init__()
+        self.wait_s = wait_s
+
+
+class _Damaged(Exception):
+    """What arrived is not what was announced."""
+
+
+class Download:
+    """One file on its way to `part`, a file that another attempt, in any process, may have begun.
+
+    `check` is called for every piece that arrives and raises to end the download, so that a server which sends one
+    byte a second ends with the deadline too; `advance` is told the bytes on disk, those just received, and the size.
+    """
+
+    def __init__(
+        self,
+        file: RemoteFile,
+        part: Path,
+        web: Web,
+        *,
+        label: str,
+        check: Callable[[], None],
+        advance: Callable[[int, int, int | None], None],
+        refused: Refused,
+        patience: Patience,
+    ) -> None:
+        self._file, self._part, self._web = file, part, web
+        self._label = label
+        self._check, self._advance, self._refused = check, advance, refused
+        self._patience = patience
+        self._etag_note = part.with_suffix(".etag")
+        self._hash = hashlib.sha256()
+        self._hashed = 0  # bytes of the part that went through `_hash`
+        self._total = file.size
+
+    def run(self) -> tuple[str, int]:
+        """Fetch what is missing; returns SHA-256 and size. Raises CorruptFile, DiskFull, SourceUnavailable …"""
+        for _ in range(2):
             try:
-                todo.get_nowait()()
-            except queue.Empty:
+                with disk_errors(self._label):
+                    self._receive()
+                    return self._verified()
+            except _Damaged:
+                self.discard()
+            except DiskFull:
+                self.discard()  # a part that filled the volume up is in everybody's way
+                raise
+        raise CorruptFile(
+            f"{self._file.name} of {self._label} arrived damaged twice and was removed; send the job again.",
+            field="model",
+        )
+
+    def discard(self) -> None:
+        """Remove what was received. The next attempt makes a new file: a suspended writer may still have this one."""
+        self._part.unlink(missing_ok=True)
+        self._etag_note.unlink(missing_ok=True)
+        self._hash, self._hashed = hashlib.sha256(), 0
+        self._total = self._file.size
+
+    def _receive(self) -> None:
+        failures, before = 0, self._have()
+        while not self._is_whole():
+            try:
+                self._attempt(self._resumable())
                 return
-            except BaseException as error:
-                failures.append(error)
-                given_up.set()
+            except _BrokenOff as broken:
+                have = self._have()
+                failures = 0 if have > before else failures + 1
+                before = have
+                if failures >= self._patience.attempts:
+                    raise SourceUnavailable(
+                        f"The source did not deliver {self._file.name} of {self._label}; "
+                        "send the job again in a minute.",
+                        field="model",
+                    ) from None
+                self._pause(broken.wait_s if broken.wait_s is not None else self._patience.backoff_s * failures)
 
-    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(min(workers, todo.qsize()))]
-    for thread in threads:
-        thread.start()
+    def _attempt(self, start: int) -> None:
+        etag = self._etag_note.read_text() if start and not self._is_addressed else None
+        try:
+            answer = self._web.open(self._file.url, start=start, etag=etag, timeout_s=self._patience.silence_s)
+        except RefusedUrl as error:
+            raise AccessDenied(f"{self._file.name} of {self._label} is not fetched: {error}.", field="model") from None
+        except OSError:
+            raise _BrokenOff from None
+        with answer:
+            if answer.status == 416 and answer.headers.get("content-range", "") == f"bytes */{start}":
+                self._total = start  # all of it lies here; the digest will tell
+                return
+            self._write(answer, self._accept(answer, start))
+        if self._total is not None and self._have() < self._total:
+            raise _BrokenOff
+
+    def _accept(self, answer: Response, start: int) -> int:
+        """The offset at which the body begins. Raises what a source makes of a refusal."""
+        status, headers = answer.status, answer.headers
+        if status in _BUSY:
+            asked = headers.get("retry-after", "")
+            raise _BrokenOff(min(float(asked), self._patience.max_wait_s) if asked.isdecimal() else None)
+        if status == 416:
+            self.discard()  # there is less of it than lies here already, so it is another file
+            raise _BrokenOff
+        if status not in {200, 206} or headers.get("content-type", "").startswith("text/html"):
+            raise self._refused(self._file, status, headers)
+        offset, total = 0, headers.get("content-length", "")
+        if status == 206:
+            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+            if match is None or match[1] is None or int(match[1]) != start:
+                raise _Damaged
+            offset, total = start, match[2]
+        elif start:
+            self.discard()
+        if total.isdecimal() and "content-encoding" not in headers:
+            if self._total is not None and int(total) != self._total:
+                raise _Damaged
+            self._total = int(total)
+        etag = headers.get("etag", "")
+        if etag and not etag.startswith("W/") and not self._is_addressed:
+            self._etag_note.write_text(etag)
+        return offset
+
+    def _write(self, answer: Response, offset: int) -> None:
+        self._check()  # whoever was suspended until now may have lost the part to another
+        with self._part.open("r+b" if offset else "wb") as out:
+            out.seek(offset)
+            while block := _read(answer):
+                self._check()
+                if offset == 0 and block.lstrip()[:16].lower().startswith(_PAGE):
+                    self.discard()
+                    raise self._refused(self._file, 200, answer.headers)
+                if self._hashed == offset:
+                    self._hash.update(block)
+                    self._hashed += len(block)
+                out.write(block)
+                out.flush()  # what lies in this process's memory is lost when it is killed
+                offset += len(block)
+                if self._total is not None and offset > self._total:
+                    raise _Damaged
+                self._advance(offset, len(block), self._total)
+            os.fsync(out.fileno())
+
+    def _verified(self) -> tuple[str, int]:
+        size = self._have()
+        if self._file.size is not None and size != self._file.size:
+            raise _Damaged
+        # What another attempt wrote is read back; what this one received went through the digest on its way.
+        fresh = self._hashed == size
+        sha256 = self._hash.hexdigest() if fresh else digest_of(self._part, hashlib.sha256(), self._check)
+        if self._file.sha256 and sha256 != self._file.sha256:
+            raise _Damaged
+        if self._file.git_sha1:
+            blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+            if digest_of(self._part, blob, self._check) != self._file.git_sha1:
+                raise _Damaged
+        self._etag_note.unlink(missing_ok=True)
+        return sha256, size
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._check()
+            time.sleep(min(left, 0.1))
+
+    @property
+    def _is_addressed(self) -> bool:
+        """Whether a digest will tell if the parts belong together; else only the server's ETag can."""
+        return bool(self._file.sha256 or self._file.git_sha1)
+
+    def _resumable(self) -> int:
+        have = self._have()
+        if have and not self._is_addressed and not self._etag_note.is_file():
+            self.discard()
+            return 0
+        if self._file.size is not None and have > self._file.size:
+            self.discard()
+            return 0
+        return have
+
+    def _is_whole(self) -> bool:
+        if self._file.size == 0:
+            self._part.touch()
+        return self._file.size is not None and self._part.is_file() and self._have() == self._file.size
+
+    def _have(self) -> int:
+        try:
+            return self._part.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+@contextmanager
+def disk_errors(label: str) -> Iterator[None]:
+    """What the volume refuses while `label` is fetched, as one sentence."""
     try:
-        for thread in threads:
-            while thread.is_alive() and not failures:
-                stop.check()
-                thread.join(_POLL_S)
-    finally:
-        given_up.set()
-    if failures:
-        raise failures[0]
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFull(
+                f"The volume ran full while {label} was fetched; use a larger one, or remove models with "
+                "`python -m worker cache`.",
+                field="model",
+            ) from None
+        raise SourceUnavailable(
+            f"The volume cannot be written, so {label} was not fetched; check its mount.", field="model"
+        ) from None
 
 
-class ByteMeter:
-    """Tells of the bytes of parallel downloads, and stops them when the job is stopped or `close` was called."""
-
-    def __init__(self, label: str, sizes: Mapping[str, int], emit: Emit, stop: StopSignal) -> None:
-        self.received = 0  # over the wire, repeated attempts included
-        self._label, self._emit, self._stop = label, emit, stop
-        self._sizes = dict(sizes)
-        self._total = sum(sizes.values())
-        self._done: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def close(self) -> None:
-        """Let no download go on."""
-        self._closed = True
-
-    def check(self) -> None:
-        """Raise when the download has to end."""
-        self._stop.check()
-        if self._closed:
-            raise InterruptedError("the download was given up")
-
-    def finished(self, name: str) -> None:
-        """`name` is on disk, whether it was fetched or lay there already."""
-        self._advance(name, self._sizes[name], 0)
-
-    def bar(self, name: str) -> type[Any]:
-        """A tqdm class for `name`, which is what huggingface_hub reports bytes through."""
-        from tqdm import tqdm
-
-        meter = self
-
-        class Bar(tqdm):  # type: ignore[type-arg,unused-ignore]
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                kwargs.pop("name", None)
-                super().__init__(*args, **{**kwargs, "disable": True})
-                self.count = int(kwargs.get("initial") or 0)
-
-            def update(self, n: float | None = 1) -> bool | None:
-                self.count += int(n or 0)
-                meter._advance(name, self.count, int(n or 0))
-                meter.check()
-                return None
-
-        return Bar
-
-    def _advance(self, name: str, done: int, received: int) -> None:
-        with self._lock:  # held while telling, so that a listener never sees the count go back
-            self.received += max(received, 0)
-            self._done[name] = min(max(done, self._done.get(name, 0)), self._sizes[name])
-            if not self._closed:
-                self._emit(Progress("download", sum(self._done.values()), self._total, self._label))
+def _read(answer: Response) -> bytes:
+    try:
+        return answer.read(_BLOCK)
+    except OSError:
+        raise _BrokenOff from None
 
 
-def sha256_of(path: Path, check: Callable[[], None]) -> str:
-    """The digest of a file; `check` is called after every few megabytes and may raise."""
-    digest = hashlib.sha256()
+def digest_of(path: Path, digest: "hashlib._Hash", check: Callable[[], None]) -> str:
+    """The hex digest of a file; `check` is called after every few megabytes and may raise."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(4 * _BLOCK):
             digest.update(block)
             check()
     return digest.hexdigest()

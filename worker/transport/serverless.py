@@ -119,27 +119,26 @@ def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
 
 
 def saving(handler: Handler, folder: Path, say: Callable[[str], None]) -> Handler:
-    """`handler` for a run in a terminal: pictures go into `folder`, and the answer names the files in their place."""
+    """`handler` for a run in a terminal: files go into `folder`, and the answer names them in their place."""
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
         answer = await handler(job)
-        pictures = answer.get("images")
+        one, several = ("video", "videos") if "videos" in answer else ("image", "images")
+        files = answer.get(several)
         if "error" in answer:
             say(f"failed: {answer['error']}")
-        if not isinstance(pictures, list) or answer.get("image_url"):
+        if not isinstance(files, list) or answer.get(f"{one}_url"):
             return answer
-        paths = [
-            str(save_picture(base64.b64decode(text), folder, answer, index)) for index, text in enumerate(pictures)
-        ]
+        paths = [str(save_picture(base64.b64decode(text), folder, answer, index)) for index, text in enumerate(files)]
         for path in paths:
             say(f"saved {path}")
-        return answer | {"image": paths[0], "images": paths}
+        return answer | {one: paths[0], several: paths}
 
     return handle
 
 
 def save_picture(data: bytes, folder: Path, answer: Mapping[str, Any], index: int) -> Path:
-    """Write one picture under a name that says what it is, and never over another one."""
+    """Write one picture or video under a name that says what it is, and never over another one."""
     folder.mkdir(parents=True, exist_ok=True)
     words = re.sub(r"[^a-z0-9]+", "-", str(answer.get("prompt") or "picture").lower()).strip("-")[:48] or "picture"
     stem = f"{words}-{answer['seeds'][index]}"

@@ -23,6 +23,9 @@ ALIASES: Mapping[str, str] = {
     "image_url": "image",
     "image_base64": "image",
     "init_image": "image",
+    "mask": "mask_image",
+    "video_url": "video",
+    "video_base64": "video",
     "steps": "num_inference_steps",
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
@@ -33,8 +36,8 @@ ALIASES: Mapping[str, str] = {
     "lora": "loras",
 }
 _COMMON = frozenset(GenerationRequest.model_fields) - {"params"}
-_LATER = {"embeddings", "controlnets", "ip_adapters", "vae", "hypernetworks", "mask_image", "mask", "control_image"}
-_LATER |= {"control_images", "images", "video", "fallback", "previews", "s3Config"}
+_LATER = {"embeddings", "controlnets", "ip_adapters", "vae", "hypernetworks", "previews", "s3Config"}
+_LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 _MAX_DEPTH = 16
 _MAX_KEYS = 200
 _MAX_PARTS = 10_000
@@ -76,6 +79,11 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
             raise UnknownParameter(f"{name} is not served by this version of the worker; leave it out.", field=name)
     if (loras := common.get("loras")) is not None:
         common["loras"] = _loras(loras)
+    if _flat(common.get("image")) and isinstance(common["image"], list):
+        common["images"] = [*_flat(common.pop("image")), *_flat(common.get("images"))]
+    for name in _LISTS:
+        if isinstance(common.get(name), str):
+            common[name] = [common[name]]
     try:
         return GenerationRequest.model_validate({**common, "params": params})
     except ValidationError as error:
@@ -98,13 +106,15 @@ def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
         raise UnknownParameter(text, field=name[:80])
 
 
-def encode_result(result: JobResult, images: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
-    """CONTRACT §4. `images` are base64, or URLs when they were uploaded."""
+def encode_result(result: JobResult, files: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
+    """CONTRACT §4. `files` are base64, or URLs when they were uploaded: pictures, or else videos."""
     first = result.artifacts[0]
     timings = result.timings
+    shown: dict[str, JsonValue] = {"image": files[0], "images": [*files]}
+    if first.is_video:
+        shown = {"video": files[0], "videos": [*files], "num_frames": len(first.frames), "fps": first.fps}
     return {
-        "image": images[0],
-        "images": [*images],
+        **shown,
         "seed": first.seed,
         "seeds": [item.seed for item in result.artifacts],
         "model": result.model,
@@ -123,6 +133,9 @@ def encode_result(result: JobResult, images: list[str], format_: str, encode_s: 
                 "matched": lora.matched,
                 "total": lora.total,
                 "sha256": lora.sha256,
+                "algorithm": lora.algorithm,
+                "unmatched": [*lora.unmatched],
+                "trigger_words": [*lora.trigger_words],
             }
             for lora in result.loras
         ],
@@ -189,6 +202,13 @@ def _loras(value: JsonValue) -> list[JsonValue]:
     """One or several, each a reference or an object."""
     items = value if isinstance(value, list) else [value]
     return [{"model": item} if isinstance(item, str) else item for item in items]
+
+
+def _flat(value: JsonValue) -> list[JsonValue]:
+    """The pictures of a list, or of lists in it, as some pipelines have them; nothing where nothing was sent."""
+    if isinstance(value, list):
+        return [part for item in value for part in _flat(item)]
+    return [] if value is None else [value]
 
 
 # pydantic's error types in words that stand after "must be".

@@ -28,7 +28,8 @@ _FLUX_GUIDANCE = has_any("guidance_in.in_layer.weight", "time_text_embed.guidanc
 
 def _flux(channels: int) -> Condition:
     """FLUX.1 with `channels` packed latent channels in: 64 draws, 384 fills, 128 follows a control picture."""
-    entry = any_of(shape_is("img_in.weight", 3072, channels), shape_is("x_embedder.weight", 3072, channels))
+    packed = shape_is("img_in.weight", 3072 * channels // 2, 1)  # two 4-bit numbers in a byte
+    entry = any_of(shape_is("img_in.weight", 3072, channels), shape_is("x_embedder.weight", 3072, channels), packed)
     return all_of(_FLUX_BLOCKS, entry)
 
 
@@ -54,9 +55,16 @@ FLUXES: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 28, "guidance_scale": 3.5},
         checkpoint=whole(_FLUX_DEV),
         denoiser=alone(_FLUX_DEV),
+        config="flux1",
         base_repo="black-forest-labs/FLUX.1-dev",
         activation_gb_per_mp=4.0,
         notes=_TRUE_CFG | {"variants": "Krea and Kontext have the same keys and shapes"},
+        variants={
+            "krea": {"guidance_scale": 4.5},
+            "turbo": {"num_inference_steps": 8, "guidance_scale": 3.5},
+            "hyper": {"num_inference_steps": 8, "guidance_scale": 3.5},
+            "lightning": {"num_inference_steps": 8, "guidance_scale": 3.5},
+        },
     ),
     Architecture(
         id="flux1-schnell",
@@ -70,6 +78,7 @@ FLUXES: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 4, "guidance_scale": 0.0},
         checkpoint=whole(_FLUX_SCHNELL),
         denoiser=alone(_FLUX_SCHNELL),
+        config="flux1-schnell",
         base_repo="black-forest-labs/FLUX.1-schnell",
         activation_gb_per_mp=4.0,
         notes=_TRUE_CFG,
@@ -86,6 +95,7 @@ FLUXES: tuple[Architecture, ...] = (
         negative_prompt=False,
         checkpoint=whole(_flux(384)),
         denoiser=alone(_flux(384)),
+        config="flux1",
         base_repo="black-forest-labs/FLUX.1-Fill-dev",
         activation_gb_per_mp=4.0,
         family="flux1",
@@ -102,6 +112,7 @@ FLUXES: tuple[Architecture, ...] = (
         negative_prompt=False,
         checkpoint=whole(_flux(128)),
         denoiser=alone(_flux(128)),
+        config="flux1",
         base_repo="black-forest-labs/FLUX.1-Depth-dev",
         activation_gb_per_mp=4.0,
         family="flux1",
@@ -114,10 +125,12 @@ FLUXES: tuple[Architecture, ...] = (
         size_multiple=16,
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 28, "guidance_scale": 2.5},
+        config="flux1",
         base_repo="black-forest-labs/FLUX.1-Kontext-dev",
         activation_gb_per_mp=5.0,
         notes=_TRUE_CFG,
         family="flux1",
+        twin="flux1",
     ),
     Architecture(
         id="flux2",
@@ -156,9 +169,11 @@ FLUXES: tuple[Architecture, ...] = (
                 ),
             )
         ),
+        config="flux2-klein",
         base_repo="black-forest-labs/FLUX.2-klein-4B",
         activation_gb_per_mp=4.0,
         notes={"variants": "the base models have the same keys and want 50 steps at guidance 4"},
+        variants={"base": {"num_inference_steps": 50, "guidance_scale": 4.0}},
     ),
     Architecture(
         id="chroma",
@@ -173,6 +188,7 @@ FLUXES: tuple[Architecture, ...] = (
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 35, "guidance_scale": 5.0},
         denoiser=alone(_CHROMA),
+        config="chroma",
         base_repo="lodestones/Chroma1-HD",
         activation_gb_per_mp=4.0,
     ),

@@ -24,6 +24,7 @@ class Architecture:
 
     A repository belongs to the row whose `pipelines` or `classes` name its `_class_name`. A row with `sibling` shares
     the classes of that row and is told apart by `repository`. `family` names the LoRA base that rows share.
+    A row without a `denoiser` condition is still found in files that diffusers saved, by its pipeline's model class.
     """
 
     id: str
@@ -46,11 +47,23 @@ class Architecture:
     family: str = ""  # the row whose LoRAs fit this one; its own id when empty
     sibling: str | None = None  # the row that owns the classes of this one
     repository: ConfigCondition | None = None  # what tells a sibling's repository apart
+    twin: str | None = None  # the row whose single files look exactly like this one's: only a declaration tells
+    # what the same shapes are trained to -> defaults that differ; an empty mapping names a variant that runs alike
+    variants: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
     @property
     def adapter_base(self) -> str:
         """The architecture id that adapters for this row are made for."""
         return self.family or self.id
+
+
+# Distilled models draw in few steps and without guidance: what their authors publish.
+FEW_STEPS: Mapping[str, Mapping[str, JsonValue]] = {
+    "turbo": {"num_inference_steps": 4, "guidance_scale": 0.0},
+    "lightning": {"num_inference_steps": 8, "guidance_scale": 1.0},
+    "hyper": {"num_inference_steps": 8, "guidance_scale": 1.0},
+    "lcm": {"num_inference_steps": 6, "guidance_scale": 1.5},
+}
 
 
 def whole(part: Condition) -> Condition:

@@ -16,10 +16,11 @@ _SD3_DIFFUSERS = all_of(
     has_all("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight"),
     dimension("context_embedder.weight", 1, 4096),
 )
-_SD3 = all_of(any_of(_SD3_NATIVE, _SD3_DIFFUSERS), has_any("pos_embed", "pos_embed.pos_embed"))
+_CONTROLS = has_any("controlnet_blocks.0.weight")  # a ControlNet has its base's way in
+_SD3 = all_of(any_of(_SD3_NATIVE, _SD3_DIFFUSERS), has_any("pos_embed", "pos_embed.pos_embed"), none_of(_CONTROLS))
 _QWEN = all_of(
     has_all("txt_norm.weight", "img_in.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
-    none_of(has_any("txt_in.text_norm.weight")),
+    none_of(has_any("txt_in.text_norm.weight"), _CONTROLS),
 )
 _EDIT_2511 = has_any("__index_timestep_zero__")
 _Z_IMAGE = all_of(has_all("layers.0.adaLN_modulation.0.weight", "cap_pad_token"), none_of(has_any("cap_norm.weight")))
@@ -32,12 +33,25 @@ _AURA = any_of(
 )
 _SANA = any_of(
     has_all("blocks.0.cross_attn.q_linear.weight", "attention_y_norm.weight"),
-    has_all("caption_norm.weight", "patch_embed.proj.weight", "time_embed.linear.weight"),
+    all_of(has_all("caption_norm.weight", "patch_embed.proj.weight", "time_embed.linear.weight"), none_of(_CONTROLS)),
 )
-_PIXART = all_of(
-    has_all("t_block.1.weight", "y_embedder.y_embedding"),
-    none_of(has_any("attention_y_norm.weight", "mlp_t5.0.weight")),
-)
+_SPRINT = has_any("cfg_embedder.mlp.0.weight", "time_embed.guidance_embedder.linear_1.weight")
+_LAYERED = has_any("time_text_embed.addition_t_embedding.weight")
+_PIXART = any_of(
+    all_of(
+        has_all("t_block.1.weight", "y_embedder.y_embedding"),
+        none_of(has_any("attention_y_norm.weight", "mlp_t5.0.weight")),
+    ),
+    all_of(
+        has_all("adaln_single.linear.weight", "caption_projection.linear_1.weight"),
+        dimension("pos_embed.proj.weight", 0, 1152),
+        dimension("transformer_blocks.0.attn2.to_k.weight", 1, 1152),
+        none_of(has_any("temporal_transformer_blocks.0.attn1.to_k.weight")),
+    ),
+)  # fmt: skip
+# The 1024 models of PixArt-α are told the picture's size and aspect; Σ and the small α models are not.
+_MICRO = has_any("csize_embedder.mlp.0.weight", "adaln_single.emb.resolution_embedder.linear_1.weight")
+_COGVIEW = has_all("time_condition_embed.condition_embedder.linear_1.weight", "patch_embed.text_proj.weight")
 
 
 TRANSFORMERS: tuple[Architecture, ...] = (
@@ -61,9 +75,11 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 28, "guidance_scale": 7.0},
         checkpoint=whole(_SD3),
         denoiser=alone(_SD3),
+        config="sd3",
         base_repo="stabilityai/stable-diffusion-3.5-medium",
         activation_gb_per_mp=3.5,
         notes={"variants": "the Turbo models have the same keys and want 4 steps at guidance 0"},
+        variants={"turbo": {"num_inference_steps": 4, "guidance_scale": 0.0}},
     ),
     Architecture(
         id="qwen-image",
@@ -79,10 +95,12 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "true_cfg_scale": 4.0},
         guidance="true_cfg_scale",
-        denoiser=alone(all_of(_QWEN, none_of(_EDIT_2511))),
+        denoiser=alone(all_of(_QWEN, none_of(_EDIT_2511, _LAYERED))),
+        config="qwen-image",
         base_repo="Qwen/Qwen-Image",
         activation_gb_per_mp=4.0,
         notes={"variants": "Qwen-Image-Edit has the same keys and shapes"},
+        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
     ),
     Architecture(
         id="qwen-image-edit",
@@ -96,6 +114,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="Qwen/Qwen-Image-Edit",
         activation_gb_per_mp=6.0,
         family="qwen-image",
+        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
+        twin="qwen-image",
     ),
     Architecture(
         id="qwen-image-edit-plus",
@@ -110,6 +130,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="Qwen/Qwen-Image-Edit-2509",
         activation_gb_per_mp=6.0,
         family="qwen-image",
+        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
+        twin="qwen-image",
     ),
     Architecture(
         id="qwen-image-layered",
@@ -123,6 +145,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="Qwen/Qwen-Image-Layered",
         activation_gb_per_mp=12.0,
         family="qwen-image",
+        denoiser=alone(all_of(_QWEN, _LAYERED)),
     ),
     Architecture(
         id="qwen-image-2.1",
@@ -151,9 +174,11 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 9, "guidance_scale": 0.0},
         denoiser=alone(_Z_IMAGE),
+        config="z-image",
         base_repo="Tongyi-MAI/Z-Image-Turbo",
         activation_gb_per_mp=3.5,
         notes={"variants": "Z-Image base has the same keys and wants 50 steps at guidance 4"},
+        variants={"turbo": {}, "base": {"num_inference_steps": 50, "guidance_scale": 4.0}},
     ),
     Architecture(
         id="krea2",
@@ -166,6 +191,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("txtfusion.projector.weight")),
         base_repo="krea/Krea-2-Raw",
         activation_gb_per_mp=4.0,
+        variants={"turbo": {"num_inference_steps": 8, "guidance_scale": 0.0}},
     ),
     Architecture(
         id="glm-image",
@@ -203,6 +229,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(_AURA),
         base_repo="fal/AuraFlow-v0.3",
         activation_gb_per_mp=3.0,
+        variants={"pony": {}},
     ),
     Architecture(
         id="sana",
@@ -213,7 +240,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         size_multiple=32,
         max_pixels=16 * MEGAPIXEL,
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
-        denoiser=alone(_SANA),
+        denoiser=alone(all_of(_SANA, none_of(_SPRINT))),
         base_repo="Efficient-Large-Model/Sana_1600M_1024px_diffusers",
         activation_gb_per_mp=1.5,
     ),
@@ -230,6 +257,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
         activation_gb_per_mp=1.5,
         family="sana",
+        denoiser=alone(all_of(_SANA, _SPRINT)),
     ),
     Architecture(
         id="pixart-alpha",
@@ -241,6 +269,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
         base_repo="PixArt-alpha/PixArt-XL-2-1024-MS",
         activation_gb_per_mp=2.0,
+        denoiser=alone(all_of(_PIXART, _MICRO)),
+        variants={"lcm": {"num_inference_steps": 4, "guidance_scale": 0.0}},
     ),
     Architecture(
         id="pixart-sigma",
@@ -251,7 +281,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         size_multiple=16,
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
-        denoiser=alone(_PIXART),
+        denoiser=alone(all_of(_PIXART, none_of(_MICRO))),
         base_repo="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         activation_gb_per_mp=2.0,
     ),
@@ -281,8 +311,11 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(
             any_of(
                 has_all("txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias", "byt5_in.layernorm.weight"),
-                has_all(
-                    "context_embedder.token_refiner.refiner_blocks.0.norm1.weight", "context_embedder_2.norm.weight"
+                all_of(
+                    has_all(
+                        "context_embedder.token_refiner.refiner_blocks.0.norm1.weight", "context_embedder_2.norm.weight"
+                    ),
+                    none_of(has_any("cond_type_embed.weight")),  # HunyuanVideo 1.5
                 ),
             )
         ),
@@ -300,6 +333,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0},
         base_repo="zai-org/CogView4-6B",
         activation_gb_per_mp=3.5,
+        denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 4096))),
     ),
     Architecture(
         id="cogview3",
@@ -311,6 +345,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0},
         base_repo="zai-org/CogView3-Plus-3B",
         activation_gb_per_mp=3.5,
+        denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 2560))),
     ),
     Architecture(
         id="hidream",
@@ -323,56 +358,5 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("double_stream_blocks.0.block.adaLN_modulation.1.bias")),
         base_repo="HiDream-ai/HiDream-I1-Full",
         activation_gb_per_mp=4.0,
-    ),
-    Architecture(
-        id="kandinsky-5",
-        title="Kandinsky 5 image",
-        pipelines={Task.TEXT_TO_IMAGE: "Kandinsky5T2IPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=2 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "guidance_scale": 3.5},
-        activation_gb_per_mp=3.5,
-    ),
-    Architecture(
-        id="omnigen",
-        title="OmniGen",
-        pipelines={Task.TEXT_TO_IMAGE: "OmniGenPipeline", Task.IMAGE_EDITING: "OmniGenPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=2 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "guidance_scale": 2.5},
-        negative_prompt=False,
-        base_repo="Shitao/OmniGen-v1-diffusers",
-    ),
-    Architecture(
-        id="ernie-image",
-        title="ERNIE-Image",
-        pipelines={Task.TEXT_TO_IMAGE: "ErnieImagePipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
-    ),
-    Architecture(
-        id="longcat-image",
-        title="LongCat-Image",
-        pipelines={Task.TEXT_TO_IMAGE: "LongCatImagePipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "guidance_scale": 4.5},
-        base_repo="meituan-longcat/LongCat-Image",
-    ),
-    Architecture(
-        id="longcat-image-edit",
-        title="LongCat-Image-Edit",
-        pipelines={Task.IMAGE_EDITING: "LongCatImageEditPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "guidance_scale": 4.5},
-        base_repo="meituan-longcat/LongCat-Image-Edit",
-        family="longcat-image",
     ),
 )

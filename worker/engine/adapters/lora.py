@@ -1,74 +1,169 @@
-"""LoRAs for the length of one job: applied, verified, and removed so that the weights are bit-equal to before."""
+"""LoRAs of every kind for the length of one job: fitted to the pipeline, verified, added, and taken off again.
 
-import logging
+A LoRA is not loaded into the model: each module that it changes gets a forward hook that adds what the change adds
+(`changes.py`), and the hooks go when the job ends. Chosen over diffusers' `load_lora_weights` and over peft's
+injection, which both replace the modules themselves:
+
+- The model's weights and its module tree are never written, so that removal is exact whatever happened in between, and
+  switching costs the hooks alone (milliseconds).
+- One way serves every algorithm, any mixture of them, and pipelines that have no LoRA loader. peft has a class for
+  LoRA, LoHa and LoKr each, wraps them around one another, scales DoRA so that weight 0 is not "none", and has none for
+  whole differences, norms, IA3, GLoRA and column-normed DoRA; merging those would write into the weights.
+- Offloaded and quantized weights work as they are: nothing needs them but algorithms that are defined by them.
+
+The price is that of peft without fusing: one or two thin products per changed layer and step.
+"""
+
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from worker.core.errors import IncompatibleAdapter, UnsupportedModel
+from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.core.job import AdapterFiles
+from worker.core.model import LoraSpec
 from worker.core.result import LoraReport
+from worker.engine.adapters.attaching import attached
+from worker.engine.adapters.embeddings import embedded
+from worker.engine.adapters.fitting import DENOISERS, Fitted, fit
 from worker.engine.devices import is_out_of_memory
 
-_LOG = logging.getLogger(__name__)
-# Below this share of matched modules a LoRA was made for something else (reference: every silent no-op is 0).
+# Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
+_SAMPLES = 3
 
 
-@contextmanager
-def applied(pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
-    """Put `adapters` on `pipe`, yield what each matched, and take them off whatever happens.
+def _report(adapter: AdapterFiles, fitted: Fitted) -> LoraReport:
+    return LoraReport(
+        model=adapter.spec.model,
+        weight=adapter.spec.weight,
+        matched=fitted.matched,
+        total=fitted.total,
+        sha256=adapter.sha256,
+        algorithm=adapter.keys.algorithm,
+        unmatched=tuple(fitted.lost[:_SAMPLES]),
+        trigger_words=adapter.trigger_words,
+    )
 
-    Raises IncompatibleAdapter when fewer than 95 % of a LoRA's modules find their place: a LoRA that does nothing
-    is an error, never a warning.
+
+class LoraShelf:
+    """The LoRAs of all resident pipelines. Used from the engine's thread only.
+
+    Each pipeline keeps the last `capacity` of its LoRAs, by what their files hold, ready to be hooked in again; they
+    are forgotten with the pipeline. With 0 nothing is kept.
     """
-    if not adapters:
-        yield ()
-        return
-    if not hasattr(pipe, "load_lora_weights"):
-        raise UnsupportedModel(
-            f"loras are not supported by {model}: {type(pipe).__name__} has no LoRA loader; leave loras out.",
-            field="loras",
-        )
-    try:
-        reports = tuple(_load(pipe, adapter, f"job_{index}", model) for index, adapter in enumerate(adapters))
-        pipe.set_adapters([f"job_{index}" for index in range(len(adapters))], [item.spec.weight for item in adapters])
-        yield reports
-    finally:
-        pipe.unload_lora_weights()
 
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        # By denoiser: all views of a pipeline share it, and an evicted pipeline takes its LoRAs along.
+        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Fitted]] = WeakKeyDictionary()
 
-def _load(pipe: Any, adapter: AdapterFiles, name: str, model: str) -> LoraReport:
-    try:
-        pipe.load_lora_weights(load_file(adapter.files.root), adapter_name=name)
-    except Exception as error:
-        if is_out_of_memory(error):
+    @contextmanager
+    def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
+        """Put `adapters` on `pipe`, yield what each matched, and take them off whatever happens.
+
+        Their changes add up, in any order and mixture. Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
+        denoiser modules find their place: a LoRA that does nothing is an error, never a warning.
+        """
+        if not adapters:
+            yield ()
+            return
+        shelf = self._shelf(pipe, model)
+        try:
+            residents = [self._resident(shelf, pipe, adapter, model) for adapter in adapters]
+            changes = [
+                (component, path, change, _weight(adapter.spec, component, path))
+                for adapter, resident in zip(adapters, residents, strict=True)
+                for component, path, change in resident.changes
+            ]
+            with ExitStack() as stack:
+                stack.enter_context(attached(pipe, changes))
+                for adapter, resident in zip(adapters, residents, strict=True):
+                    stack.enter_context(embedded(pipe, resident.embeddings, adapter.spec.model))
+                yield tuple(map(_report, adapters, residents))
+        except Exception as error:
+            if is_out_of_memory(error):
+                shelf.clear()  # whoever tries again has the room
             raise
-        _LOG.warning("LoRA refused by diffusers", exc_info=True)
-        raise IncompatibleAdapter(
-            f"LoRA {adapter.spec.model} does not fit {model}: its layers have other names or sizes "
-            f"({type(error).__name__}); use a LoRA trained for this model's family.",
-            field="loras",
+        finally:
+            while len(shelf) > self._capacity:
+                shelf.popitem(last=False)
+
+    def _shelf(self, pipe: Any, model: str) -> OrderedDict[str, Fitted]:
+        anchor = next((part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)), None)
+        if anchor is None:
+            raise UnsupportedModel(
+                f"{model} takes no loras: {type(pipe).__name__} has no UNet or transformer; leave loras out.",
+                field="loras",
+            )
+        return self._shelves.setdefault(anchor, OrderedDict())
+
+    def _resident(self, shelf: OrderedDict[str, Fitted], pipe: Any, adapter: AdapterFiles, model: str) -> Fitted:
+        _check_weights(adapter.spec, pipe)
+        found = shelf.get(adapter.sha256)
+        if found is None:
+            found = _load(pipe, adapter, model)
+            shelf[adapter.sha256] = found
+        shelf.move_to_end(adapter.sha256)
+        return found
+
+
+def _load(pipe: Any, adapter: AdapterFiles, model: str) -> Fitted:
+    fitted = fit(pipe, adapter.keys, _read(adapter), adapter.scaling)
+    _verify(fitted, adapter, model)
+    return fitted
+
+
+def _read(adapter: AdapterFiles) -> dict[str, Tensor]:
+    try:
+        return load_file(adapter.files.root)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"LoRA {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.", field="loras"
         ) from None
-    matched = min(_injected(pipe, name), len(adapter.modules))
-    if matched < MINIMUM_MATCH * len(adapter.modules):
-        samples = list(adapter.modules[:3])
-        raise IncompatibleAdapter(
-            f"LoRA {adapter.spec.model} finds {matched} of its {len(adapter.modules)} layers in {model}, "
-            f"fewer than {MINIMUM_MATCH:.0%}; use a LoRA trained for this model's family.",
-            field="loras",
-            details={"matched": matched, "total": len(adapter.modules), "samples": samples},
-        )
-    return LoraReport(adapter.spec.model, adapter.spec.weight, matched, len(adapter.modules), adapter.sha256)
 
 
-def _injected(pipe: Any, name: str) -> int:
-    """How many layers of all components carry the adapter `name`."""
-    count = 0
-    for component in pipe.components.values():
-        for module in component.modules() if hasattr(component, "modules") else ():
-            if name in getattr(module, "lora_A", {}) or name in getattr(module, "lora_embedding_A", {}):
-                count += 1
-    return count
+def _verify(fitted: Fitted, adapter: AdapterFiles, model: str) -> None:
+    if fitted.core_total == 0 and fitted.embeddings:
+        return
+    if fitted.core_matched and fitted.core_matched >= MINIMUM_MATCH * fitted.core_total:
+        return
+    samples = fitted.lost[:_SAMPLES]
+    raise IncompatibleAdapter(
+        f"LoRA {adapter.spec.model} finds {fitted.core_matched} of its {fitted.core_total} layers in {model}, fewer "
+        f"than {MINIMUM_MATCH:.0%} (not: {'; '.join(samples)}); use a LoRA trained for this model's family.",
+        field="loras",
+        details={
+            "matched": fitted.core_matched,
+            "total": fitted.core_total,
+            "samples": samples,
+            "algorithm": adapter.keys.algorithm,
+        },
+    )
+
+
+def _weight(spec: LoraSpec, component: str, path: str) -> float:
+    """The job's weight for one module: that of the longest name in `weights` that it lies below."""
+    place = f"{component}.{path}."
+    fitting = [name for name in spec.weights if place.startswith(f"{name}.")]
+    return spec.weights[max(fitting, key=len)] if fitting else spec.weight
+
+
+def _check_weights(spec: LoraSpec, pipe: Any) -> None:
+    components = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    for name in spec.weights:
+        component, _, path = name.partition(".")
+        try:
+            components[component].get_submodule(path)
+        except (KeyError, AttributeError):
+            known = [part for part in components if part in DENOISERS or part.startswith("text_encoder")]
+            raise IncompatibleAdapter(
+                f"loras: weights of {spec.model} names {name}, which this model does not have; "
+                f"its components are {', '.join(known)}, with their modules below them.",
+                field="loras",
+            ) from None

@@ -1,0 +1,143 @@
+"""Keys of LoRA files, sorted by module and role, and the scale that a file gives its changes."""
+
+import json
+
+import pytest
+
+from tests.catalog.corpus import NAMES, stored
+from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+
+Q = "blocks.0.attn.to_q"
+
+
+def read(*keys: str):
+    return read_keys(dict.fromkeys(keys, (4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("key", "component", "name", "role"),
+    [
+        ("lora_unet_blocks_0_attn_to_q.lora_down.weight", "denoiser", "blocks_0_attn_to_q", "down"),
+        ("lora_unet__blocks_0_attn_to_q.lora_up.weight", "denoiser", "blocks_0_attn_to_q", "up"),
+        ("lora_te_text_model_x_0_mlp_fc1.alpha", "text_encoder", "text_model_x_0_mlp_fc1", "alpha"),
+        ("lora_te1_x.lora_mid.weight", "text_encoder", "x", "mid"),
+        ("lora_te2_x.lora_up.weight", "text_encoder_2", "x", "up"),
+        ("lora_te3_x.lora_up.weight", "text_encoder_3", "x", "up"),
+        ("lora_transformer_blocks_0_attn_to_q.hada_w1_a", "denoiser", "blocks_0_attn_to_q", "hada_w1_a"),
+        ("lycoris_blocks_0_attn_to_q.lokr_w2_b", "denoiser", "blocks_0_attn_to_q", "lokr_w2_b"),
+        (f"transformer.{Q}.lora_A.weight", "denoiser", Q, "down"),
+        (f"transformer.{Q}.lora_B.bias", "denoiser", Q, "up_bias"),
+        (f"unet.{Q}.lora.up.weight", "denoiser", Q, "up"),
+        (f"unet.{Q}.lora_linear_layer.down.weight", "denoiser", Q, "down"),
+        ("unet.b.0.attn1.processor.to_q_lora.down.weight", "denoiser", "b.0.attn1.to_q", "down"),
+        ("text_encoder.text_model.x.lora_A.weight", "text_encoder", "text_model.x", "down"),
+        ("text_model.x.lora_A.weight", "text_encoder", "text_model.x", "down"),
+        ("text_encoders.clip_g.transformer.text_model.x.lora_A.weight", "text_encoder_2", "text_model.x", "down"),
+        (f"base_model.model.{Q}.lora_A.default.weight", "denoiser", Q, "down"),
+        (f"base_model.model.{Q}.lora_magnitude_vector.default.weight", "denoiser", Q, "dora_scale"),
+        (f"base_model.model.base_model.model.{Q}.lora_B.weight", "denoiser", Q, "up"),
+        (f"diffusion_model.{Q}.lora_B.weight", "denoiser", Q, "up"),
+        (f"model.diffusion_model.{Q}.diff_b", "denoiser", Q, "diff_b"),
+        (f"{Q}.lora_A", "denoiser", Q, "down"),
+        ("double_blocks.0.processor.qkv_lora2.up.weight", "denoiser", "double_blocks.0.qkv2", "up"),
+        ("single_blocks.0.processor.proj_lora.down.weight", "denoiser", "single_blocks.0.proj", "down"),
+        ("lora_unet_x.w_norm", "denoiser", "x", "diff"),
+    ],
+)  # fmt: skip
+def test_every_spelling_names_component_module_and_role(key, component, name, role):
+    (module,) = read(key).modules
+    assert (module.component, module.name, dict(module.keys)) == (component, name, {role: key})
+
+
+@pytest.mark.parametrize(
+    ("roles", "algorithm"),
+    [
+        (["lora_down.weight", "lora_up.weight", "alpha"], "lora"),
+        (["lora_A.weight", "lora_B.weight", "dora_scale"], "dora"),
+        (["lora_A.weight", "lora_B.weight", "diff_b"], "lora"),
+        (["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "dora_scale"], "loha+dora"),
+        (["lokr_w1", "lokr_w2_a", "lokr_w2_b"], "lokr"),
+        (["lokr_w1_a", "lokr_w1_b", "lokr_t2", "lokr_w2_a", "lokr_w2_b"], "lokr"),
+        (["a1.weight", "a2.weight", "b1.weight", "b2.weight"], "glora"),
+        (["weight", "on_input"], "ia3"),
+        (["oft_blocks", "rescale"], "oft"),
+        (["diff", "diff_b"], "full"),
+        (["lora_up.weight", "alpha"], None),
+        (["hada_w1_a", "hada_w1_b"], None),
+        (["lokr_w1", "lokr_w2_a"], None),
+        (["alpha"], None),
+        (["lora_A.weight", "lora_B.weight", "hada_t1"], None),
+    ],
+)
+def test_the_roles_name_the_algorithm_and_half_of_one_is_none(roles, algorithm):
+    (module,) = read(*(f"lora_unet_x.{role}" for role in roles)).modules
+    assert module.algorithm == algorithm
+
+
+def test_embeddings_and_strangers_are_set_apart():
+    keys = read(
+        "bundle_emb.my.word.clip_l", "bundle_emb.old.string_to_param.*", "a.lora_A.weight", "a.lora_B.weight", "odd"
+    )
+    assert keys.embeddings == {
+        "my.word": {"clip_l": "bundle_emb.my.word.clip_l"},
+        "old": {"*": "bundle_emb.old.string_to_param.*"},
+    }
+    assert (len(keys.modules), keys.unknown, keys.algorithm) == (1, ("odd",), "lora")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "name"),
+    [
+        ("lora_unet_x.oft_blocks", (2, 4, 8, 8), "BOFT"),
+        ("x.oft_R.default.weight", (2, 6), "peft's OFT"),
+        ("x.oft_diag", (8,), "the old OFT layout"),
+        ("x.vera_lambda_b", (8,), "VeRA"),
+        ("x.set_weight", (8,), "a LoRA that replaces whole weights"),
+        ("lora_unet_x.oft_blocks", (2, 8, 8), None),
+    ],
+)
+def test_what_nothing_can_apply_has_a_name(key, shape, name):
+    assert read_keys({key: shape}).refused == name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("lora-", "loha-", "lokr-", "dora-"))])
+def test_every_tensor_of_every_stored_file_has_a_role(name):
+    keys = read_keys({key: shape for key, (_, shape) in stored(name).tensors.items()})
+    assert all(module.algorithm for module in keys.modules)
+    # what gives a control LoRA its second input is no change of a module
+    assert keys.unknown == () or name.endswith("-control")
+
+
+def test_alphas_come_before_metadata_and_patterns_before_the_rest():
+    text = {
+        "unet.lora_alpha": 8,
+        "unet.r": 4,
+        "unet.alpha_pattern": {"mid.attn.to_q": 2, "to_v": 1},
+        "text_encoder.r": 4,
+    }
+    scaling = read_scaling({"lora_adapter_metadata": json.dumps(text)})
+    assert scaling.factor("unet", "down.attn.to_q", 4, None) == 2.0
+    assert scaling.factor("unet", "mid.attn.to_q", 4, None) == 0.5
+    assert scaling.factor("unet", "x.to_v", 4, None) == 0.25
+    assert scaling.factor("unet", "x.auto_v", 4, None) == 2.0
+    assert scaling.factor("unet", "down.attn.to_q", 4, 6.0) == 1.5
+    assert scaling.factor("unet", "down.attn.to_q", 4, 0.0) == 1.0  # trainers write 0 for the rank
+    assert scaling.factor("text_encoder", "x", 4, None) == 1.0
+    assert scaling.factor("unet", "x", 0, 8.0) == 1.0  # nothing to divide by: two whole factors
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"unet.lora_alpha": "eight"}', '{"unet.lora_alpha": true}'])
+def test_metadata_that_makes_no_sense_scales_nothing(text):
+    assert read_scaling({"lora_adapter_metadata": text}).factor("unet", "x", 4, None) == 1.0
+
+
+def test_peft_config_speaks_for_every_component():
+    config = {"lora_alpha": 8, "use_rslora": True}
+    assert read_scaling({}, config).factor("transformer", "x", 4, None) == 4.0
+
+
+def test_trigger_words_are_bounded():
+    metadata = {"modelspec.trigger_phrase": ", ".join(f"{i}" * 300 for i in range(40))}
+    words = trigger_words(metadata, ["tok"])
+    assert len(words) == 16
+    assert max(map(len, words)) == 100

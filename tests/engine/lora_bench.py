@@ -1,0 +1,84 @@
+"""One tiny pipeline per family, and what tests do with it: draw as floats, apply a file, compare with a merge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+from tests import builders
+from tests.loras import Lora, merged
+from worker.core.job import AdapterFiles
+from worker.core.model import LoraSpec, ModelFiles
+from worker.engine.adapters.lora import LoraShelf
+from worker.service.weights import examine_lora
+
+BUILDERS = {"sd1": builders.tiny_sd1, "sdxl": builders.tiny_sdxl, "flux": builders.tiny_flux, "sd3": builders.tiny_sd3}
+
+
+class Bench:
+    """A loaded pipeline of one family."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.folder = folder / family
+        self.pipe: Any = DiffusionPipeline.from_pretrained(BUILDERS[family](self.folder))
+        self.pipe.set_progress_bar_config(disable=True)
+        self.shelf = LoraShelf(2)
+        self._references: dict[str, np.ndarray] = {}
+        self._weights = {key: value.clone() for key, value in self._all()}
+        self.plain = self.draw()
+        self._hooks = self._count_hooks()  # transformers puts some of its own
+
+    def draw(self, prompt: str = "a red apple") -> np.ndarray:
+        """A picture of 32 x 32 as floats, from a fixed seed."""
+        generator = torch.Generator().manual_seed(0)
+        answer = self.pipe(prompt, num_inference_steps=2, width=32, height=32, generator=generator, output_type="np")
+        return np.asarray(answer.images)
+
+    def reference(self, key: str, loras: Sequence[tuple[Lora, float]]) -> np.ndarray:
+        """The picture with W + ΔW in the weights; drawn once for each `key`."""
+        if key not in self._references:
+            with merged(self.pipe, loras):
+                self._references[key] = self.draw()
+        return self._references[key]
+
+    def applied(self, files: Sequence[AdapterFiles], prompt: str = "a red apple"):
+        """The picture with the worker's own way, and what it reports."""
+        with self.shelf.applied(self.pipe, files, "tiny") as reports:
+            return self.draw(prompt), reports
+
+    def assert_untouched(self) -> None:
+        """Every weight is bit-equal to what was loaded, and no module has one hook more."""
+        assert all(torch.equal(value, self._weights[key]) for key, value in self._all())
+        assert self._count_hooks() == self._hooks
+
+    def _count_hooks(self) -> int:
+        modules = [m for part in self._parts().values() for m in part.modules()]
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        return {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+    def _all(self):
+        for name, part in self._parts().items():
+            yield from ((f"{name}.{key}", value) for key, value in part.state_dict().items())
+
+
+def adapter(lora: Lora, path: Path, weight: float = 1.0, **options: object) -> AdapterFiles:
+    """A LoRA on disk as the service hands it to the engine."""
+    file = examine_lora(lora.save(path))
+    return AdapterFiles(
+        LoraSpec(model=path.name, weight=weight, **options),
+        ModelFiles(path, path.stat().st_size),
+        file.sha256,
+        file.keys,
+        file.scaling,
+        file.trigger_words,
+    )
+
+
+def assert_same(picture: np.ndarray, reference: np.ndarray) -> None:
+    """Equal to 1e-4 of the range of colours, and not for want of an effect."""
+    assert np.abs(picture - reference).max() < 1e-4

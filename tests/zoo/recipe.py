@@ -1,0 +1,121 @@
+"""What the zoo knows of one pipeline class: how to build it tiny, and what a caller would ask of it."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a caller sends: a colour gradient, other colours for another seed; RGB, or RGBA and opaque."""
+
+    width: int = 64
+    height: int = 64
+    seed: int = 0
+    mode: str = "RGB"
+
+    def draw(self) -> Image.Image:
+        x, y = np.meshgrid(np.linspace(0, 255, self.width), np.linspace(0, 255, self.height))
+        blue = np.full_like(x, (40 + 90 * self.seed) % 256)
+        return Image.fromarray(np.stack([x, y, blue], axis=-1).astype(np.uint8)).convert(self.mode)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask: white, to be painted anew, in the right half; black on the left."""
+
+    width: int = 64
+    height: int = 64
+
+    def draw(self) -> Image.Image:
+        mask = np.zeros((self.height, self.width), np.uint8)
+        mask[:, self.width // 2 :] = 255
+        return Image.fromarray(mask)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A short film, as a list of its frames."""
+
+    frames: int = 5
+    width: int = 64
+    height: int = 64
+
+    def draw(self) -> list[Image.Image]:
+        return [Picture(self.width, self.height, seed=index).draw() for index in range(self.frames)]
+
+
+Values = Mapping[str, Any]
+"""JSON values by name, with Picture, Mask and Clip where media belong."""
+
+
+MOVED = "published repositories name a folder of diffusers that has moved"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One pipeline class: its tiny repository, and a request that it answers.
+
+    `parts` makes its components by name, with random weights (float32, CPU, well under a second and some 3 MB); the
+    harness seeds torch before it. `request` is what a caller sends to the worker (fields as on the wire; `model` and
+    `seed` are added). `call` is what plain diffusers is called with; left out, the same names as the request. `before`
+    is what plain diffusers must do to the loaded pipeline first; it may return more arguments. `needs` are modules
+    without which diffusers cannot build or run it; `broken` says why the installed libraries cannot run it with
+    everything installed. `moved` names the folder of diffusers that published repositories write for a component whose
+    class diffusers has since moved to another folder.
+    """
+
+    pipeline: str
+    parts: Callable[[], Mapping[str, Any]]
+    request: Values = field(default_factory=dict)
+    call: Values | None = None
+    before: Callable[[Any], Values | None] | None = None
+    needs: tuple[str, ...] = ()
+    broken: str | None = None
+    moved: Mapping[str, str] = field(default_factory=dict)
+
+    def build(self) -> Any:
+        """The pipeline, new."""
+        return getattr(diffusers, self.pipeline)(**self.parts())
+
+    def arguments(self) -> dict[str, Any]:
+        """What plain diffusers is called with, pictures drawn."""
+        return {name: _drawn(value) for name, value in (self.request if self.call is None else self.call).items()}
+
+    def fields(self) -> dict[str, Any]:
+        """What is sent to the worker: JSON, pictures as base64 of a PNG."""
+        return {name: _on_the_wire(value) for name, value in self.request.items()}
+
+
+def _drawn(value: Any) -> Any:
+    if isinstance(value, Picture | Mask | Clip):
+        return value.draw()
+    if isinstance(value, Mapping):
+        return {name: _drawn(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_drawn(item) for item in value]
+    return value
+
+
+def _on_the_wire(value: Any) -> Any:
+    if isinstance(value, Picture | Mask):
+        return _png(value.draw())
+    if isinstance(value, Clip):
+        return [_png(frame) for frame in value.draw()]
+    if isinstance(value, Mapping):
+        return {name: _on_the_wire(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_on_the_wire(item) for item in value]
+    return value
+
+
+def _png(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,73 @@
+"""Run a recipe's repository through the worker, as a caller would."""
+
+import asyncio
+import base64
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from tests.zoo.plain import Outcome, save
+from tests.zoo.recipe import Recipe
+from worker.app import build_worker
+from worker.core.errors import WorkerError
+from worker.settings import Settings
+
+_REGISTRY = '{"models": {"zoo": {"source": "file:zoo"}}}'
+
+
+class ServedZoo:
+    """One worker that may load any repository below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        registry = root / "models.yaml"
+        registry.write_text(_REGISTRY)
+        settings = Settings(
+            models_yaml=registry,
+            default_model="zoo",
+            allow_unregistered_models=True,
+            allowed_model_dirs=(root,),
+            volume_dir=root / "volume",
+            device="cpu",
+            offline=True,
+            warm_up=False,
+            max_response_mb=100,
+        )
+        self.worker = build_worker(settings)
+
+    def run(self, recipe: Recipe, folder: Path) -> Outcome:
+        """Send the recipe's request and say how it went. The repository is made if it is not there yet."""
+        if not (folder / "model_index.json").exists():
+            try:
+                save(recipe, folder)
+            except Exception as error:
+                return Outcome(recipe.pipeline, error=f"{type(error).__name__}: {error}"[:400], stage="build")
+        start = time.perf_counter()
+        try:
+            answer = asyncio.run(self.ask(recipe, folder))
+            medium = answered(answer)
+        except WorkerError as error:
+            text = f"{error.code}: {error.message}" + (f" ({error.field})" if error.field else "")
+            return Outcome(recipe.pipeline, time.perf_counter() - start, error=text[:400], stage="worker")
+        except Exception as error:
+            text = f"unforeseen {type(error).__name__}: {error}".replace("\n", " ")
+            return Outcome(recipe.pipeline, time.perf_counter() - start, error=text[:400], stage="worker")
+        return Outcome(recipe.pipeline, time.perf_counter() - start, shape=medium.shape, flat=bool(np.ptp(medium) == 0))
+
+    async def ask(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
+        """The worker's answer to the recipe's request. Raises WorkerError."""
+        # webp holds a picture as well as a film, and Pillow reads both
+        payload = {**recipe.fields(), "model": f"file:{folder}", "seed": 0, "output": {"format": "webp"}}
+        return await self.worker.actions.perform(payload, f"zoo-{recipe.pipeline}", lambda progress: None)
+
+
+def answered(answer: dict[str, Any]) -> np.ndarray:
+    """The first picture (HxWx3) or film (frames first) of an answer."""
+    encoded = answer.get("video") or answer["image"]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    return np.stack(frames) if len(frames) > 1 else frames[0]

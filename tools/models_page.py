@@ -1,0 +1,158 @@
+"""Write docs/models.md: what the tables of worker/catalog say is recognised, run and refused.
+
+    python -m tools.models_page
+
+Run it after a change to one of the tables; a test compares the page with them.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from worker.catalog import coverage
+from worker.catalog.calls.refusals import REFUSED
+from worker.catalog.calls.signatures import known_pipelines
+from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
+from worker.catalog.declared import CIVITAI_BASES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+
+_HEAD = """# Models: what runs, and why the rest does not
+
+Written by `python -m tools.models_page` from the tables in `worker/catalog`; a test compares the two. How a model is
+named in a request stands in [api.md](api.md), what was really run where in [verified.md](verified.md).
+
+Any repository that a pipeline class of the installed diffusers can load runs, whether its family has a row below or
+not: a row adds defaults, bounds, the classes of further tasks, and single files. `{"action": "inspect", "model": …}`
+says what a file or repository is, how sure that is, and why; nothing but headers and JSON is fetched for it.
+"""
+_FAMILIES = """
+## Families
+
+Forms that are recognised: *diffusers* is a repository, *checkpoint* one file with the whole model, *denoiser* a
+UNet or transformer alone, which its base repository completes, *gguf* the same packed. A twin's files look like its
+sibling's: what its page declares, or `architecture` in models.yaml, tells them apart. Variants change the defaults
+for steps and guidance.
+"""
+_CIVITAI = """
+## What CivitAI calls them
+
+A page's base model decides only what the header cannot show. Strings that are not in this list change nothing.
+"""
+_STORAGES = """
+## How weights are stored
+
+Plain float32, float16 and bfloat16 always; pickles (`.ckpt`, `.pt`, `.bin`) only where the operator sets
+`ALLOW_PICKLES`.
+"""
+_LORAS = """
+## LoRAs
+
+Every algorithm in every spelling below, in any mixture, on every family whose pipeline has a UNet or a transformer.
+Each is checked: fewer than 95 % of its layers placed is an error that names some that were not.
+"""
+_COMPANIONS = """
+## Files that are no model by themselves
+
+Recognised from their headers, so that one in the wrong place is refused by its name. LoRAs, VAEs (`vae` in
+models.yaml) and whole components are used; the others wait for their request fields.
+"""
+_REFUSED = """
+## Refused by name
+
+Always before a download, as `unsupported_model`, with the sentence of the right column.
+"""
+
+
+def page() -> str:
+    """The whole text of docs/models.md."""
+    parts = [
+        _HEAD,
+        _FAMILIES,
+        _table(
+            ("architecture", "family", "tasks", "forms", "variants", "twin of", "ControlNets recognised"), _families()
+        ),
+        _CIVITAI,
+        _table(("base model", "architecture", "variant"), _civitai()),
+        _STORAGES,
+        _table(("stored as", "what happens"), _storages()),
+        _LORAS,
+        _table(("", ""), _loras()),
+        _COMPANIONS,
+        _table(("kind", "what", "for"), _companions()),
+        _REFUSED,
+        _table(("what", "why"), _refusals()),
+    ]
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _families() -> Iterable[Sequence[str]]:
+    for row in coverage.families():
+        nets = "; ".join(row.controlnets).replace("a ControlNet", "ControlNet")
+        tasks = ", ".join(task.value for task in row.tasks)
+        yield (
+            f"`{row.architecture}`",
+            row.title,
+            tasks,
+            ", ".join(row.files),
+            ", ".join(row.variants),
+            row.twin or "",
+            nets,
+        )
+
+
+def _civitai() -> Iterable[Sequence[str]]:
+    for name, base in CIVITAI_BASES.items():
+        if not base.refused:
+            yield name, f"`{base.architecture}`" if base.architecture else "", base.variant or ""
+
+
+def _storages() -> Iterable[Sequence[str]]:
+    for row in STORAGES.values():
+        needs = f"read with the package `{row.distribution}`" if row.distribution else ""
+        told = f"refused: {row.refusal}" if row.refusal else "; ".join(filter(None, (row.how, needs)))
+        yield row.title, told
+
+
+def _loras() -> Iterable[Sequence[str]]:
+    algorithms, dialects = coverage.lora_spellings()
+    bases = [row.architecture for row in coverage.families() if row.loras_recognised and not row.twin]
+    yield "algorithms", ", ".join(algorithms)
+    yield "spellings", ", ".join(dialects)
+    yield "bases told by the keys", ", ".join(dict.fromkeys(bases))
+
+
+def _companions() -> Iterable[Sequence[str]]:
+    rows = sorted(coverage.kinds(), key=lambda row: row.kind.value)
+    for kind, group in groupby(rows, key=lambda row: row.kind.value):
+        for row in group:
+            yield kind, row.what, row.architecture or ""
+
+
+def _refusals() -> Iterable[Sequence[str]]:
+    for row in coverage.refusals():
+        if not row.what.startswith("CivitAI's"):
+            yield row.what.replace("|", ", "), row.why
+    by_reason = sorted((base.refused, name) for name, base in CIVITAI_BASES.items() if base.refused)
+    for reason, names in groupby(by_reason, key=lambda pair: pair[0]):
+        yield "CivitAI's " + ", ".join(name for _, name in names), reason
+    for name, reason in sorted(REFUSED.items()):
+        yield f"`{name}`", reason
+    for name, reason in sorted(BROKEN_PIPELINES.items()):
+        yield f"`{name}`", f"is broken in the installed libraries: {reason}"
+    for part, (_, distribution) in sorted(PART_PACKAGES.items()):
+        yield f"repositories with a `{part}`", f"need the Python package {distribution} (the GPU image has torchvision)"
+    for name, (_, distribution) in sorted(NEEDED_PACKAGES.items()):
+        yield f"`{name}`", f"needs the Python package {distribution}, which is not installed here"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(
+        f"{PAGE.name}: {len(list(coverage.families()))} families, {len(known_pipelines())} classes of diffusers known"
+    )

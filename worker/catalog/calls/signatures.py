@@ -1,0 +1,330 @@
+"""What a pipeline's `__call__` takes, read from the text of the installed diffusers: nothing is imported or run."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import JsonValue
+
+Schema = dict[str, JsonValue]
+
+# `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
+_CLASS = re.compile(r"^class[ \t]+(\w+)[ \t]*[(:]", re.MULTILINE)
+# An edit with these is several calls, and the first ones take the picture.
+_INVERTS = re.compile("LEditsPP|StableDiffusionDiffEdit")
+_SIZE_STEP = re.compile(r"(?:height|width) % (\d+) != 0")
+_SCALARS: Mapping[str, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+_LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
+_TUPLES = frozenset({"tuple", "Tuple"})
+
+# Camera poses, say: numbers in up to three lists in lists.
+_ROW: Schema = {"type": "array", "items": {"type": "number"}}
+_MATRIX: Schema = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "number"}, _ROW, {"type": "array", "items": _ROW}]},
+}
+
+MAX_TEXT_CHARS = 8_000
+MAX_ITEMS = 1_024
+
+# Never taken from a request: objects that JSON cannot carry, what the worker itself sets, what the common fields
+# already say (prompts, pictures, counts, output), and texts that a pipeline would read as a path.
+DENIED = re.compile(
+    r"self|args|kwargs|generator|seed|steps|(.*_)?output_type|return_\w+|debug|fonts|enable_safety_check|.*latents(_.*)?|latent"
+    r"|.*embeds.*|.*callback.*|\w+_kwargs|.*ip_adapter.*|\w+_per_(prompt|image)|(\w+_)?batch_size"
+    r"|(negative_|neg_)?prompt|images?|\w+_images?|image_(2|latents|file|path)|video|\w+_video|videos"
+    r"|masks?|mask_image|(?!use_|input_)\w+_mask(_\d)?|mask_video|audio|audio_(file|codes|latents)|timesteps_\w+|input_tokens"
+)
+
+# Bounds and meaning of names that many pipelines share.
+BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "guidance_scale": (0, 30, "How strongly the prompt is followed."),
+    "true_cfg_scale": (0, 30, "Classifier-free guidance with the negative prompt; 1 turns it off."),
+    "strength": (0, 1, "How much of the input picture is redrawn: near 0 keeps it, 1 ignores it."),
+    "guidance_rescale": (0, 1, "Tones down over-exposure from a high guidance_scale."),
+    "eta": (0, 1, "Noise that DDIM adds back at every step."),
+    "clip_skip": (0, 12, "Text encoder layers to leave out, counted from the last."),
+    "denoising_start": (0, 1, "Fraction of the steps to skip at the start."),
+    "denoising_end": (0, 1, "Fraction of the steps after which to stop."),
+    "control_guidance_start": (0, 1, "Fraction of the steps at which control begins."),
+    "control_guidance_end": (0, 1, "Fraction of the steps at which control ends."),
+    "num_frames": (1, 257, "Frames to draw."),
+    "video_length": (1, 257, "Frames to draw."),
+    "frames": (1, 257, "Frames to draw."),
+    "fps": (1, 60, "Frames a second."),
+    "frame_rate": (1, 60, "Frames a second."),
+    "decode_chunk_size": (1, 64, "Frames decoded at once."),
+    "max_sequence_length": (1, 2_048, "Prompt tokens that are read."),
+    "max_new_tokens": (1, 4_096, "Tokens that the model may write."),
+    "noise_level": (0, 1_000, "Noise added to the input picture before upscaling."),
+    "ensemble_size": (1, 16, "Runs that are averaged."),
+    "padding_mask_crop": (0, 1_024, "Margin in pixels kept around the mask."),
+}
+# Names that no row above lists: by ending, so that a new pipeline's parameter is bounded too.
+_ENDINGS: tuple[tuple[re.Pattern[str], float, float], ...] = (
+    (re.compile(r".*guidance_scale.*|.*cfg_scale|(pag|sag|stg)_scale"), 0, 30),
+    (re.compile(r".*strength"), 0, 1),
+    (re.compile(r".*(original|target)_size|.*crops?_coord.*"), 0, 16_384),
+    (re.compile(r".*(resolution|width|height|_size)"), 0, 4_096),
+    (re.compile(r"timesteps|.*_timesteps"), 0, 1_000),
+    (re.compile(r"sigmas|.*_sigmas"), 0, 1_000),
+)
+_ANY_NUMBER = (-1_000_000, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class CallParameter:
+    """One parameter of a pipeline's `__call__`. `schema` is its JSON type; None when JSON cannot express it."""
+
+    name: str
+    annotation: str
+    default: JsonValue
+    required: bool
+    schema: Schema | None
+
+
+@lru_cache(maxsize=512)
+def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
+    """The `__call__` parameters of a diffusers pipeline in written order; None when there is no such class here."""
+    found = _call_parameters(class_name, frozenset())
+    return None if found is None else MappingProxyType(found)
+
+
+@lru_cache(maxsize=512)
+def size_step(class_name: str | None) -> int | None:
+    """What `check_inputs` wants a side to be a multiple of, where it says so in digits."""
+    for path in _index().get(class_name or "", ()):
+        definition = _definition(path, class_name or "")
+        for part in definition.body if definition else ():
+            if isinstance(part, ast.FunctionDef) and part.name == "check_inputs":
+                steps = [int(found) for found in _SIZE_STEP.findall(ast.unparse(part))]
+                return max(steps, default=None)
+    return None
+
+
+def known_pipelines() -> frozenset[str]:
+    """Names of all classes that the installed diffusers' pipelines define; empty without diffusers."""
+    return frozenset(_index())
+
+
+def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, CallParameter] | None:
+    if class_name in visited:
+        return None
+    for path in _index().get(class_name, ()):
+        definition = _definition(path, class_name)
+        if definition is None:
+            continue
+        methods = {part.name: part for part in definition.body if isinstance(part, ast.FunctionDef)}
+        if "__call__" in methods:
+            found = _read(methods["__call__"].args, _ceilings(definition))
+            for name in ("generate_mask", "invert") if _INVERTS.match(class_name) else ():
+                found = _read(methods[name].args, {}) | found if name in methods else found
+            return found
+        for parent in definition.bases:
+            inherited = _call_parameters(ast.unparse(parent).rpartition(".")[2], visited | {class_name})
+            if inherited is not None:
+                return inherited
+    return None
+
+
+@lru_cache(maxsize=1)
+def _index() -> Mapping[str, tuple[Path, ...]]:
+    """Class name to the files that define it, current code before deprecated code."""
+    root = _pipelines_folder()
+    if root is None:
+        return {}
+    index: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(root.rglob("*.py"), key=lambda found: ("deprecated" in found.parts, str(found))):
+        if path.name == "__init__.py":
+            continue
+        for name in _CLASS.findall(path.read_text(encoding="utf-8", errors="replace")):
+            index[name] = (*index.get(name, ()), path)
+    return index
+
+
+def _pipelines_folder() -> Path | None:
+    try:
+        spec = importlib.util.find_spec("diffusers")
+    except (ImportError, ValueError):
+        return None
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location) / "pipelines"
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+    except SyntaxError:
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return node
+    return None
+
+
+def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
+    """What the pipeline's own `check_inputs` refuses to be exceeded: `if max_sequence_length > 512: raise`."""
+    checks = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "check_inputs"]
+    found: dict[str, int | float] = {}
+    for node in (inner for check in checks for inner in ast.walk(check)):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and isinstance(node.ops[0], ast.Gt):
+            limit = node.comparators[0]
+            if isinstance(limit, ast.Constant) and isinstance(limit.value, int | float):
+                found[node.left.id] = limit.value
+    return found
+
+
+def _read(arguments: ast.arguments, ceilings: Mapping[str, int | float]) -> dict[str, CallParameter]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    found = {given.arg: _parameter(given, default) for given, default in pairs if given.arg != "self"}
+    for name, limit in ceilings.items():
+        if name in found and found[name].schema in ({"type": "integer"}, {"type": "number"}):
+            found[name] = replace(found[name], schema={**(found[name].schema or {}), "maximum": limit})
+    return found
+
+
+def _parameter(given: ast.arg, default: ast.expr | None) -> CallParameter:
+    value, literal = _literal(default)
+    schema = json_schema(given.annotation) if given.annotation else _schema_of(value)
+    # Diffusers writes `sigmas: list[float] = None`: a None default makes the type nullable whatever it says.
+    if schema is not None and literal and value is None and default is not None:
+        schema = _union([schema, {"type": "null"}])
+    annotation = "" if given.annotation is None else ast.unparse(given.annotation)
+    return CallParameter(given.arg, annotation, value, default is None, schema)
+
+
+def _schema_of(value: JsonValue) -> Schema | None:
+    """The type of a default, for the few parameters that are not annotated."""
+    name = {bool: "boolean", int: "integer", float: "number", str: "string"}.get(type(value))
+    return {"type": name} if name else None
+
+
+def _literal(node: ast.expr | None) -> tuple[JsonValue, bool]:
+    """The JSON value of a default, and whether it is one."""
+    if node is None:
+        return None, False
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return None, False
+    return _as_json(value)
+
+
+def _as_json(value: object) -> tuple[JsonValue, bool]:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value, True
+    if isinstance(value, list | tuple):
+        items = [_as_json(item) for item in value]
+        return [item for item, _ in items], all(literal for _, literal in items)
+    return None, False
+
+
+def json_schema(node: ast.expr) -> Schema | None:
+    """The JSON Schema of an annotation; in a union the members that JSON cannot express are dropped."""
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return {"type": "null"}
+        if isinstance(node.value, str):  # a quoted annotation
+            try:
+                return json_schema(ast.parse(node.value, mode="eval").body)
+            except SyntaxError:
+                return None
+        return None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union([json_schema(node.left), json_schema(node.right)])
+    if isinstance(node, ast.Name) and node.id in _SCALARS:
+        return {"type": _SCALARS[node.id]}
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in ("np.ndarray", "numpy.ndarray"):
+        return _MATRIX
+    if isinstance(node, ast.Name) and node.id in _LISTS:  # of what, nobody says; what these lists count is numbers
+        return {"type": "array", "items": {"type": "number"}}
+    if isinstance(node, ast.Subscript):
+        return _subscript(ast.unparse(node.value).rpartition(".")[2], node.slice)
+    return None
+
+
+def _subscript(name: str, inner: ast.expr) -> Schema | None:
+    members = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Optional":
+        return _union([json_schema(inner), {"type": "null"}])
+    if name == "Union":
+        return _union([json_schema(member) for member in members])
+    if name == "Literal":
+        values = [member.value for member in members if isinstance(member, ast.Constant)]
+        texts: list[JsonValue] = [value for value in values if isinstance(value, str)]
+        return {"type": "string", "enum": texts} if texts and len(texts) == len(members) else None
+    if name in _LISTS:
+        items = json_schema(inner)
+        return None if _is_null(items) else {"type": "array", "items": items}
+    if name in _TUPLES:
+        return _tuple(members)
+    return None
+
+
+def _tuple(members: list[ast.expr]) -> Schema | None:
+    open_ended = isinstance(members[-1], ast.Constant) and members[-1].value is Ellipsis
+    schemas = [json_schema(member) for member in (members[:-1] if open_ended else members)]
+    if any(_is_null(schema) for schema in schemas) or any(schema != schemas[0] for schema in schemas):
+        return None
+    array: Schema = {"type": "array", "items": schemas[0]}
+    # `tuple[int]` is how diffusers writes a list of sizes, so one member bounds nothing.
+    return array if open_ended or len(schemas) == 1 else array | {"minItems": len(schemas), "maxItems": len(schemas)}
+
+
+def _is_null(schema: Schema | None) -> bool:
+    return schema is None or schema == {"type": "null"}
+
+
+def _union(members: list[Schema | None]) -> Schema | None:
+    flat: list[JsonValue] = []
+    for member in members:
+        if member is None:
+            continue
+        inner = member.get("anyOf")
+        flat += [part for part in (inner if isinstance(inner, list) else [member]) if part not in flat]
+    real = [part for part in flat if part != {"type": "null"}]
+    if not real:
+        return {"type": "null"} if flat else None
+    if len(flat) == 1 and isinstance(flat[0], dict):
+        return flat[0]
+    null: list[JsonValue] = [{"type": "null"}] if len(real) < len(flat) else []
+    return {"anyOf": [*real, *null]}  # null last, so that an error speaks of the real type first
+
+
+def bounded(name: str, schema: Schema, max_steps: int) -> Schema:
+    """`schema` of the parameter `name` with every number, list and text in it bounded, and what the name means."""
+    if re.fullmatch(r".*_steps?", name):
+        return _bounded(schema, 0, max_steps, max_steps)
+    if name in BOUNDS:
+        low, high, text = BOUNDS[name]
+        return _bounded(schema, low, high, max_steps) | {"description": text}
+    for pattern, low, high in _ENDINGS:
+        if pattern.fullmatch(name):
+            return _bounded(schema, low, high, max_steps if "timesteps" in name or "sigmas" in name else MAX_ITEMS)
+    return _bounded(schema, *_ANY_NUMBER, MAX_ITEMS)
+
+
+def _bounded(schema: Schema, low: float, high: float, items: int) -> Schema:
+    """`schema` with every number between `low` and `high`, and every list and text of bounded length."""
+    members = schema.get("anyOf")
+    if isinstance(members, list):
+        return {"anyOf": [_bounded(member, low, high, items) for member in members if isinstance(member, dict)]}
+    kind, inner = schema.get("type"), schema.get("items")
+    if kind in ("integer", "number"):
+        ceiling = schema.get("maximum", high)
+        return schema | {"minimum": low, "maximum": min(ceiling, high) if isinstance(ceiling, int | float) else high}
+    if kind == "string" and "enum" not in schema:
+        return schema | {"maxLength": MAX_TEXT_CHARS}
+    if kind == "array" and isinstance(inner, dict):
+        return {"maxItems": items, "minItems": 1} | schema | {"items": _bounded(inner, low, high, items)}
+    return dict(schema)

@@ -1,0 +1,132 @@
+"""What the loader reads and what it refuses, as data: checked before a download, and printed in docs/models.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from worker.core.errors import UnsupportedModel
+from worker.core.model import Detection
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One way in which weights are stored. `refusal` says why it is not read; `package` what reading it needs."""
+
+    id: str
+    title: str
+    how: str = ""
+    refusal: str = ""
+    package: str = ""  # by its import name
+    distribution: str = ""  # by its name in an index
+
+
+# First those of single files, then quantized repositories by diffusers' name for their method.
+STORAGES: Mapping[str, Storage] = {
+    row.id: row
+    for row in (
+        Storage("fp8", "fp8", "made plain (bf16, fp16 or fp32) as it is read"),
+        Storage("fp8-scaled", "fp8 with a scale for each layer", "multiplied with its scales and made plain"),
+        Storage("gguf", "GGUF", "stays packed; unpacked layer by layer", package="gguf", distribution="gguf"),
+        Storage(
+            "nf4",
+            "bitsandbytes nf4 in one file",
+            refusal="its 4-bit weights lost their layers' shapes, which bitsandbytes only finds in a repository",
+        ),
+        Storage(
+            "svdquant",
+            "SVDQuant (nunchaku)",
+            refusal="its 4-bit weights need nunchaku's own kernels, which no package index offers",
+        ),
+        Storage("nvfp4", "nvfp4 and mxfp8", refusal="its weights are scaled in blocks, for one kind of GPU only"),
+        Storage("bitsandbytes", "bitsandbytes", package="bitsandbytes", distribution="bitsandbytes"),
+        Storage("torchao", "torchao", package="torchao", distribution="torchao"),
+        Storage("quanto", "quanto", package="optimum", distribution="optimum-quanto"),
+        Storage("modelopt", "NVIDIA ModelOpt", package="modelopt", distribution="nvidia-modelopt"),
+        Storage("auto-round", "AutoRound", package="auto_round", distribution="auto-round"),
+        Storage("sdnq", "SDNQ", package="sdnq", distribution="sdnq"),
+        Storage("nunchaku_lite", "Nunchaku Lite", package="kernels", distribution="kernels"),
+    )
+}
+# Weights that stay quantized in device memory: their stored bytes are what they need there.
+PACKED = frozenset({"gguf", *(row.id for row in STORAGES.values() if row.package)})
+
+# Pipelines of diffusers 0.42.1 that fail with transformers 5 or in themselves, whatever their weights. A test looks
+# whether each reason still holds.
+BROKEN_PIPELINES: Mapping[str, str] = {
+    "ChromaInpaintPipeline": "it reads transformer.config.guidance_embeds, which Chroma's transformer does not have",
+    "EasyAnimateControlPipeline": "it calls its own encode_prompt with text_encoder_index, which that does not take",
+    "VersatileDiffusionDualGuidedPipeline": "its DualTransformer2DModel is given arguments that it does not take",
+    "EasyAnimateInpaintPipeline": "it reads vae.config.cache_mag_vae, which its VAE class does not have",
+    "BlipDiffusionPipeline": "its Q-Former calls invert_attention_mask, which transformers 5 removed",
+    "BlipDiffusionControlNetPipeline": "its Q-Former calls invert_attention_mask, which transformers 5 removed",
+}
+_COSMOS = (
+    "CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "Cosmos2TextToImagePipeline",
+    "Cosmos2VideoToWorldPipeline", "Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline",
+)  # fmt: skip
+# What a pipeline imports beyond the base requirements: import name and distribution. Cosmos' licence asks for its
+# guardrail, so there is no way here to run it without.
+NEEDED_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(_COSMOS, ("cosmos_guardrail", "cosmos_guardrail")) | {
+    "ConsisIDPipeline": ("cv2", "opencv-python-headless"),
+}
+# What the classes of some parts import, by the name in model_index.json: their video processors exist with it only.
+PART_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(
+    ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor", "PixtralProcessor"), ("torchvision", "torchvision")
+)
+
+
+def storage_of(found: Detection) -> str | None:
+    """How `found` stores its weights, by an id of STORAGES; None for plain ones."""
+    if found.quantization is not None:
+        return found.quantization
+    suffix = found.format.partition("/")[2]
+    return suffix if suffix in STORAGES else None
+
+
+def check_loadable(model: str, found: Detection) -> None:
+    """Refuse what no loader here can read, naming the kind, the reason and the way round. Raises UnsupportedModel."""
+    storage = storage_of(found)
+    row = STORAGES.get(storage) if storage else None
+    if storage is not None and row is None:
+        raise UnsupportedModel(
+            f"{model} is quantized as {storage[:40]}, which no loader here reads; use a plain or GGUF version of it.",
+            field="model",
+            details={"evidence": list(found.evidence)},
+        )
+    if row is not None and row.refusal:
+        raise UnsupportedModel(
+            f"{model} is stored as {row.title}, which is not read here: {row.refusal}; "
+            "use a plain fp16, bf16, fp8 or GGUF version of it.",
+            field="model",
+            details={"evidence": list(found.evidence)},
+        )
+    if row is not None and row.package:
+        _need(model, f"{row.title} weights", row.package, row.distribution)
+    for name in found.part_classes:
+        if name in PART_PACKAGES:
+            _need(model, name, *PART_PACKAGES[name])
+    check_pipeline(model, found.pipeline)
+
+
+def check_pipeline(model: str, pipeline: str | None) -> None:
+    """Refuse a pipeline class that cannot run with the installed libraries. Raises UnsupportedModel."""
+    if pipeline is None:
+        return
+    reason = BROKEN_PIPELINES.get(pipeline)
+    if reason is not None:
+        raise UnsupportedModel(
+            f"{pipeline}, which {model} needs, is broken in the installed libraries: {reason}; use another model.",
+            field="model",
+        )
+    if pipeline in NEEDED_PACKAGES:
+        _need(model, pipeline, *NEEDED_PACKAGES[pipeline])
+
+
+def _need(model: str, what: str, package: str, distribution: str) -> None:
+    if find_spec(package) is None:
+        raise UnsupportedModel(
+            f"{what}, which {model} has, needs the Python package {distribution}, which is not installed here; "
+            "let the operator add it to the image.",
+            field="model",
+            details={"package": distribution},
+        )

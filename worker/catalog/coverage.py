@@ -1,0 +1,106 @@
+"""What is recognised, as rows for docs/models.md: read off the tables, so that the page promises what they hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from worker.catalog.architectures import ARCHITECTURES, Architecture
+from worker.catalog.declared import CIVITAI_BASES
+from worker.catalog.kinds.adapters import ALGORITHMS, DIALECTS, lora_bases
+from worker.catalog.kinds.companions import COMPANIONS
+from worker.catalog.kinds.components import component_classes
+from worker.catalog.kinds.controlnets import CONTROLNETS
+from worker.catalog.kinds.encoders import TEXT_ENCODERS, VAES
+from worker.catalog.kinds.refused import REFUSED
+from worker.catalog.repositories import OTHER_MEDIA
+from worker.core.model import Kind, Task
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRow:
+    """One model family: what it does, in which files it comes, what may go on it, and how its variants are told."""
+
+    architecture: str
+    title: str
+    tasks: tuple[Task, ...]
+    files: tuple[str, ...]  # "diffusers", "checkpoint", "denoiser", "gguf"
+    variants: tuple[str, ...]
+    loras_recognised: bool  # whether a LoRA's keys tell this base
+    twin: str | None  # the family whose files look the same; CivitAI's baseModel or the Hub's tags decide
+    controlnets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KindRow:
+    """One kind of file that is no model by itself."""
+
+    kind: Kind
+    what: str
+    architecture: str | None
+    reader: str | None  # the diffusers or transformers class
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRow:
+    """Something that is recognised and not run, and why."""
+
+    what: str
+    why: str
+
+
+def families() -> Iterator[FamilyRow]:
+    """Yield one row for each architecture, in the table's order."""
+    bases = lora_bases()
+    saved = {name for row in component_classes().values() if row.kind is Kind.DENOISER for name in row.pipelines}
+    for row in ARCHITECTURES:
+        nets = tuple(dict.fromkeys(net.what for net in CONTROLNETS if net.architecture == row.adapter_base))
+        yield FamilyRow(
+            row.id,
+            row.title,
+            tuple(row.pipelines),
+            _files(row, saved),
+            tuple(row.variants),
+            row.adapter_base in bases,
+            row.twin,
+            nets,
+        )
+
+
+def _files(row: Architecture, saved: set[str]) -> tuple[str, ...]:
+    """Name the forms in which a family's files are recognised; a twin's look like those of the other row."""
+    files = ["diffusers"]
+    like = next((other for other in ARCHITECTURES if other.id == row.twin), row)
+    if like.checkpoint:
+        files.append("checkpoint")
+    if like.denoiser or saved & set(like.pipelines.values()):
+        files.append("denoiser")
+    if like.denoiser:
+        files.append("gguf")
+    return tuple(files)
+
+
+def kinds() -> Iterator[KindRow]:
+    """Yield the kinds of files that go beside a model, and those that nothing here uses."""
+    for companion in COMPANIONS:
+        yield KindRow(companion.kind, companion.what, companion.architecture, companion.component_class)
+    yield KindRow(Kind.TEXTUAL_INVERSION, "token vectors, for one text encoder or a pair", None, None)
+    yield KindRow(Kind.HYPERNETWORK, "a hypernetwork (in a pickle, where the operator allows those)", "sd1", None)
+    for net in CONTROLNETS:
+        yield KindRow(Kind.CONTROLNET, net.what, net.architecture, net.component_class)
+    for encoder in (*VAES, *TEXT_ENCODERS):
+        yield KindRow(encoder.kind, encoder.variant, encoder.architecture, encoder.component_class)
+
+
+def refusals() -> Iterator[RefusedRow]:
+    """Yield what is recognised by name and refused: by header, by pipeline class, by declared base."""
+    for what, _, why in REFUSED:
+        yield RefusedRow(what, why)
+    for pattern, why in OTHER_MEDIA:
+        yield RefusedRow(f"pipeline classes like {pattern.pattern.replace('^', '')}", why)
+    for name, base in CIVITAI_BASES.items():
+        if base.refused:
+            yield RefusedRow(f"CivitAI's {name}", base.refused)
+
+
+def lora_spellings() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the LoRA algorithms and the dialects that are told apart."""
+    return ALGORITHMS, DIALECTS

@@ -1,0 +1,107 @@
+"""Signatures of diffusers' model classes: a raw component file, without its config, is known by its tensor names.
+
+The table is made from the installed diffusers by `python -m tools.component_signatures`; nothing of diffusers is needed
+to read it. A file resembles a class by the share of names that both have (Jaccard); below `ENOUGH` it is no match, and
+classes with an equal share are a tie, which the answer lists in full.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from worker.core.model import Kind, TensorIndex
+
+FILE = Path(__file__).parent / "component_signatures.json.gz"
+ENOUGH = 0.75
+_FEWEST_NAMES = 8  # fewer shared names than this are met by chance
+_NUMBER = re.compile(r"(?<![A-Za-z_])\d+(?![A-Za-z_])")
+_PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "model.model.",
+    "transformer.",
+    "unet.",
+    "vae.",
+    "controlnet.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentClass:
+    """A model class of diffusers. `pipelines` are those that take it, the plainest name first."""
+
+    name: str
+    kind: Kind
+    names: frozenset[str]
+    pipelines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """The classes that a file resembles most, more than one when their names are the same, and how much (0..1)."""
+
+    classes: tuple[ComponentClass, ...]
+    share: float
+
+
+def normalised(name: str) -> str:
+    """Replace the numbers of blocks and layers, so that models of any depth have one signature."""
+    return _NUMBER.sub("#", name)
+
+
+@cache
+def component_classes() -> Mapping[str, ComponentClass]:
+    """Return every known class by its name; read once."""
+    table = json.loads(gzip.decompress(FILE.read_bytes()))["classes"]
+    return {
+        name: ComponentClass(name, Kind(row["kind"]), frozenset(row["names"]), tuple(row["pipelines"]))
+        for name, row in table.items()
+    }
+
+
+@cache
+def _owners() -> Mapping[str, tuple[str, ...]]:
+    owners: dict[str, list[str]] = {}
+    for row in component_classes().values():
+        for name in row.names:
+            owners.setdefault(name, []).append(row.name)
+    return {name: tuple(classes) for name, classes in owners.items()}
+
+
+def resemble(index: TensorIndex) -> Likeness | None:
+    """Return the classes whose tensor names the file has, or None."""
+    return resemble_names(_without_prefix(index.tensors))
+
+
+def resemble_names(names: Iterable[str]) -> Likeness | None:
+    """Return the classes that have these tensor names, or None."""
+    patterns = {normalised(name) for name in names}
+    shared: dict[str, int] = {}
+    owners = _owners()
+    for pattern in patterns:
+        for name in owners.get(pattern, ()):
+            shared[name] = shared.get(name, 0) + 1
+    classes = component_classes()
+    best: list[ComponentClass] = []
+    share = ENOUGH
+    for name, count in shared.items():
+        row = classes[name]
+        alike = count / (len(patterns) + len(row.names) - count)
+        if count >= min(_FEWEST_NAMES, len(row.names)) and alike >= share:
+            best = [row] if alike > share else [*best, row]
+            share = alike
+    return Likeness(tuple(sorted(best, key=lambda row: row.name)), share) if best else None
+
+
+def _without_prefix(names: Iterable[str]) -> list[str]:
+    """Take off what tools put before a component's names, when it stands before nearly all of them."""
+    listed = list(names)
+    for prefix in _PREFIXES:
+        bare = [name[len(prefix) :] for name in listed if name.startswith(prefix)]
+        if len(bare) > 0.9 * len(listed):
+            return bare
+    return listed

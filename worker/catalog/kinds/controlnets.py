@@ -1,0 +1,125 @@
+"""The table of ControlNets: one row per family. A ControlNet is its base's way down plus a way in for a picture."""
+
+from dataclasses import dataclass
+
+from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, none_of, under
+from worker.core.model import TensorIndex
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNet:
+    """One family of ControlNets. `component_class` reads its file; None where diffusers has no class for the layout."""
+
+    what: str
+    condition: Condition
+    architecture: str | None
+    component_class: str | None
+    variant: str | None = None
+
+
+_PREFIXES = ("", "control_model.", "controlnet.", "lora_controlnet.", "model.diffusion_model.", "diffusion_model.")
+_UNET = any_of(
+    has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight", "lora_controlnet"),
+    has_all("zero_convs.0.0.weight", "time_embed.0.weight"),
+)
+_UNION = has_any("control_add_embedding.linear_1.weight", "task_embedding", "control_type_proj.weight")
+_ATTENTION = (
+    "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight",
+    "down_blocks.{}.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+)
+_DIT = has_any("controlnet_blocks.0.weight")
+
+
+def _context(width: int) -> Condition:
+    """Text of `width` channels enters at the first or the second level."""
+    return any_of(
+        *(dimension(_ATTENTION[0].format(at), 1, width) for at in (1, 2, 4)),
+        *(dimension(_ATTENTION[1].format(at), 1, width) for at in (0, 1)),
+    )
+
+
+def _unet(what: str, base: str, width: int) -> ControlNet:
+    condition = all_of(_UNET, _context(width), none_of(_UNION, has_any("control_to_base_for_conv_in.weight")))
+    return ControlNet(f"a ControlNet for {what}", under(_PREFIXES, condition), base, "ControlNetModel")
+
+
+CONTROLNETS: tuple[ControlNet, ...] = (
+    ControlNet("a ControlNet Union for SDXL", all_of(_UNET, _UNION), "sdxl", "ControlNetUnionModel", "union"),
+    _unet("Stable Diffusion 1.x", "sd1", 768),
+    _unet("Stable Diffusion 2.x", "sd2", 1024),
+    _unet("SDXL", "sdxl", 2048),
+    ControlNet(
+        "a ControlNet for SDXL without attention",
+        all_of(
+            has_any("controlnet_cond_embedding.conv_in.weight"), has_any("add_embedding.linear_1.weight"),
+            none_of(_UNION, _context(2048)),
+        ), "sdxl", "ControlNetModel",
+    ),
+    ControlNet(
+        "a control LoRA for SDXL",
+        all_of(has_any("lora_controlnet"), dimension("input_blocks.4.1.transformer_blocks.0.attn2.to_k.down", 1, 2048)),
+        "sdxl", None,
+    ),
+    ControlNet("a ControlNet-XS", has_any("control_to_base_for_conv_in.weight"), None, "ControlNetXSAdapter", "xs"),
+    ControlNet(
+        "a sparse ControlNet for AnimateDiff",
+        has_all("down_blocks.0.motion_modules.0.proj_in.weight", "controlnet_mid_block.weight"), "sd1",
+        "SparseControlNetModel", "sparse",
+    ),
+    ControlNet(
+        "a ControlNet Union for FLUX.1", all_of(_DIT, has_any("controlnet_mode_embedder.weight")), "flux1",
+        "FluxControlNetModel", "union",
+    ),
+    ControlNet(
+        "a ControlNet for FLUX.1", all_of(_DIT, dimension("controlnet_x_embedder.weight", 0, 3072),
+            dimension("context_embedder.weight", 1, 4096)), "flux1", "FluxControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for FLUX.1 (XLabs)", has_all("input_hint_block.0.weight", "pos_embed_input.weight"), "flux1",
+        None, "xlabs",
+    ),
+    ControlNet(
+        "a ControlNet for Qwen-Image",
+        all_of(_DIT, has_any("controlnet_x_embedder.weight"), dimension("txt_in.weight", 1, 3584)), "qwen-image",
+        "QwenImageControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for Stable Diffusion 3", all_of(_DIT, has_any("pos_embed_input.proj.weight")), "sd3",
+        "SD3ControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for Hunyuan-DiT", all_of(_DIT, has_any("text_embedding_padding")), "hunyuan-dit",
+        "HunyuanDiT2DControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for Sana", all_of(_DIT, has_any("input_block.weight"),
+            has_any("transformer_blocks.0.ff.conv_inverted.weight")), "sana", "SanaControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for Z-Image",
+        has_any("control_all_x_embedder.2-1.weight", "control_layers.0.adaLN_modulation.0.weight"), "z-image",
+        "ZImageControlNetModel",
+    ),
+    ControlNet(
+        "a ControlNet for Cosmos", has_any("control_blocks.0.after_proj.weight"), None, "CosmosControlNetModel"
+    ),
+    ControlNet(
+        "a ControlNet whose base does not show",
+        any_of(
+            has_any("control_model.time_embed.0.weight", "control_model.input_hint_block.0.weight", "lora_controlnet"),
+            has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
+            has_any("controlnet_blocks.0.weight", "controlnet_x_embedder.weight"),
+        ), None, None,
+    ),
+)  # fmt: skip
+
+
+def find_controlnet(index: TensorIndex) -> tuple[ControlNet, tuple[str, ...]] | None:
+    """Return the row that the file matches, with the evidence; None when it is no ControlNet."""
+    for row in CONTROLNETS:
+        found = row.condition.match(index)
+        if found is not None:
+            lora = "lora_controlnet" in index.tensors
+            what = f"{row.what}, a control LoRA" if lora and "LoRA" not in row.what else row.what
+            return row, (f"{found[0]}: {what}", *found[1:3])
+    return None

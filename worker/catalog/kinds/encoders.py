@@ -1,0 +1,156 @@
+"""Autoencoders and text encoders that lie in a file of their own: which one, and which class reads it."""
+
+from dataclasses import dataclass
+
+from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
+from worker.core.model import Kind, TensorIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """One autoencoder or text encoder. `architecture` is set where only one family uses it."""
+
+    kind: Kind
+    variant: str
+    condition: Condition
+    component_class: str | None
+    architecture: str | None = None
+
+
+_VAE = ("", "first_stage_model.", "vae.")
+_KL = under(_VAE, all_of(
+    has_any("decoder.conv_in.weight"), has_any("encoder.conv_in.weight"),
+    has_any("decoder.mid.block_1.norm1.weight", "decoder.mid_block.resnets.0.norm1.weight"),
+))  # fmt: skip
+_TINY = has_all("decoder.1.weight", "decoder.3.conv.0.weight")
+_PLAIN_3D = has_any("encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma")
+
+
+def _latents(channels: int) -> Condition:
+    return under(_VAE, dimension("decoder.conv_in.weight", 1, channels))
+
+
+def _vae(variant: str, condition: Condition, name: str | None, base: str | None = None) -> Encoder:
+    return Encoder(Kind.VAE, variant, condition, name, base)
+
+
+_BATCH_NORM = has_any("bn.running_mean", "vae.bn.running_mean", "first_stage_model.bn.running_mean")
+_CAUSAL = under(_VAE, has_any("decoder.conv_in.conv.weight"))
+
+VAES: tuple[Encoder, ...] = (
+    _vae("flux2-32", all_of(_KL, _BATCH_NORM), "AutoencoderKLFlux2", "flux2"),
+    _vae("kl-4", all_of(_KL, _latents(4)), "AutoencoderKL"),
+    _vae("kl-16", all_of(_KL, _latents(16)), "AutoencoderKL"),
+    _vae("kl-8", all_of(_KL, _latents(8)), "AutoencoderKL"),
+    _vae("kl-32", all_of(_KL, _latents(32)), "AutoencoderKL"),
+    # Wan's own layout; Qwen-Image's autoencoder has the same names and shapes
+    _vae("wan-16", under(_VAE, any_of(
+        all_of(dimension("decoder.conv1.weight", 1, 16), _PLAIN_3D),
+        all_of(dimension("decoder.conv_in.weight", 1, 16), has_any("decoder.mid_block.resnets.0.norm1.gamma")),
+    )), "AutoencoderKLWan"),
+    _vae("wan-48", under(_VAE, dimension("decoder.conv1.weight", 1, 48)), "AutoencoderKLWan", "wan"),
+    # LTX-Video and LTX-2 share the width; their saved names tell them apart (`components.py`)
+    _vae("ltx-128", under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 128)), None),
+    _vae("hunyuan-video-16", all_of(_CAUSAL, under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 16)), under(
+        _VAE, has_any("decoder.mid.block_1.conv1.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight"))
+    ), "AutoencoderKLHunyuanVideo", "hunyuan-video"),
+    _vae("dc-32", under(_VAE, has_any(
+        "decoder.stages.1.op_list.0.main.conv.conv.bias", "decoder.stages.0.0.main.conv.conv.bias",
+        "encoder.project_in.conv.bias",
+    )), "AutoencoderDC", "sana"),
+    _vae("tiny", any_of(
+        _TINY, has_all("taesd_decoder.1.weight"), has_all("decoder.layers.0.weight", "encoder.layers.0.weight"),
+    ), "AutoencoderTiny"),
+    _vae("an autoencoder", under(_VAE, has_any(
+        "decoder.conv_in.weight", "decoder.conv1.weight", "decoder.conv_in.conv.weight",
+        "decoder.middle.0.residual.0.gamma",
+    )), None),
+)  # fmt: skip
+
+_TEXT = (
+    "",
+    "model.",
+    "transformer.",
+    "language_model.model.",
+    "model.language_model.",
+    "text_encoder.",
+    "text_encoders.",
+)
+_CLIP = "text_model.encoder.layers.0.self_attn.q_proj.weight"
+_BARE_CLIP = "encoder.layers.0.self_attn.q_proj.weight"  # as transformers 5 saves it
+_OPEN_CLIP = "transformer.resblocks.0.attn.in_proj_weight"
+_T5 = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_T5_GGUF = "enc.blk.0.attn_q.weight"
+_LLM = "layers.0.self_attn.q_proj.weight"
+_LLM_GGUF = "blk.0.attn_q.weight"
+_EMBED, _EMBED_GGUF = "embed_tokens.weight", "token_embd.weight"
+_Q_NORM = has_any("layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight")
+_VISUAL = has_prefix("visual.", "model.visual.", "vision_tower.", "model.vision_tower.", "vision_model.")
+
+
+_EVERY_BIAS = has_any("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight")  # T5 has one for all
+
+
+def _clip(variant: str, width: int, name: str) -> Encoder:
+    names = any_of(*(dimension(key, 0, width) for key in (_CLIP, _BARE_CLIP)), dimension(_OPEN_CLIP, 1, width))
+    whole = none_of(has_any("vision_model.encoder.layers.0.self_attn.q_proj.weight"))
+    return Encoder(Kind.TEXT_ENCODER, variant, all_of(under(_TEXT, names), whole), name)
+
+
+def _t5(variant: str, width: int) -> Encoder:
+    names = any_of(dimension(_T5, 1, width), dimension(_T5_GGUF, 1, width))
+    return Encoder(Kind.TEXT_ENCODER, variant, under(_TEXT, names), "T5EncoderModel")
+
+
+def _llm(variant: str, width: int, name: str | None, *more: Condition) -> Encoder:
+    names = any_of(
+        all_of(dimension(_LLM, 1, width), dimension(_EMBED, 1, width)),
+        all_of(dimension(_LLM_GGUF, 1, width), dimension(_EMBED_GGUF, 1, width)),
+    )
+    inner = [part for part in more if part is not _SEES and part is not _BLIND]
+    outer = [part for part in more if part is _SEES or part is _BLIND]
+    return Encoder(Kind.TEXT_ENCODER, variant, all_of(under(_TEXT, all_of(names, *inner)), *outer), name)
+
+
+_SEES, _BLIND = any_of(_VISUAL), none_of(_VISUAL)
+_PLAIN = none_of(_Q_NORM)
+_NORMED = any_of(_Q_NORM)
+_GEMMA = has_any("layers.0.post_feedforward_layernorm.weight", "blk.0.post_ffw_norm.weight")
+
+TEXT_ENCODERS: tuple[Encoder, ...] = (
+    _clip("clip-l", 768, "CLIPTextModel"),
+    _clip("clip-h", 1024, "CLIPTextModel"),
+    _clip("clip-g", 1280, "CLIPTextModelWithProjection"),
+    Encoder(
+        Kind.TEXT_ENCODER, "umt5-xxl", under(_TEXT, all_of(dimension(_T5, 1, 4096), _EVERY_BIAS)), "UMT5EncoderModel"
+    ),
+    _t5("t5-xxl", 4096),
+    _t5("t5-xl", 2048),
+    _t5("byt5-small", 1472),
+    _llm("gemma-2-2b", 2304, "Gemma2Model", _GEMMA),
+    _llm("gemma-3-12b", 3840, "Gemma3ForConditionalGeneration", _GEMMA),
+    _llm("qwen3-4b", 2560, "Qwen3Model", _NORMED),
+    _llm("qwen3-8b", 4096, "Qwen3Model", _NORMED),
+    _llm("qwen2.5-vl-7b", 3584, "Qwen2_5_VLForConditionalGeneration", _PLAIN, _SEES),
+    _llm("qwen2.5-7b", 3584, "Qwen2_5_VLForConditionalGeneration", _PLAIN, _BLIND),
+    _llm("mistral-small-24b", 5120, "Mistral3ForConditionalGeneration", _PLAIN),
+    _llm("llama-3.1-8b", 4096, "LlamaForCausalLM", _PLAIN),
+    _llm("qwen2-1.5b", 1536, None, _PLAIN),
+    Encoder(Kind.TEXT_ENCODER, "a language model", under(_TEXT, any_of(
+        has_all(_LLM, _EMBED), has_all(_LLM_GGUF, _EMBED_GGUF), has_all(_LLM),
+    )), None),
+    Encoder(
+        Kind.TEXT_ENCODER, "a text encoder", under(_TEXT, has_any(_CLIP, _OPEN_CLIP, _T5, _T5_GGUF, "shared.weight")),
+        None,
+    ),
+)  # fmt: skip
+
+
+def find_encoder(index: TensorIndex) -> tuple[Encoder, tuple[str, ...]] | None:
+    """Return the autoencoder or text encoder that the file is, with the evidence; None when it is neither."""
+    for row in (*VAES, *TEXT_ENCODERS):
+        found = row.condition.match(index)
+        if found is not None:
+            what = "VAE" if row.kind is Kind.VAE else "text encoder"
+            return row, (f"{found[0]}: the {what} {row.variant}", *found[1:3])
+    return None

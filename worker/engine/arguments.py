@@ -1,0 +1,88 @@
+"""A job as the keyword arguments of its pipeline's call: parameters, words, and pictures in the form it wants."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from worker.core.image import Raster
+from worker.core.job import PROMPT_PARAMETERS, Form, Job, Media
+
+Signature = Mapping[str, inspect.Parameter]
+
+
+def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:
+    """What all of `jobs` say, for one call; of what the pipeline does not take nothing is passed."""
+    first = jobs[0]
+    found = {name: _native(value, signature[name]) for name, value in first.params.items() if name in signature}
+    prompt = next((name for name in PROMPT_PARAMETERS if name in signature), None)
+    if prompt is not None:
+        found.setdefault(prompt, _stacked([job.prompt for job in jobs]))
+    negatives = [job.negative_prompt for job in jobs]
+    if "negative_prompt" in signature and None not in negatives:
+        found["negative_prompt"] = _stacked(negatives)
+    for index, media in enumerate(first.media):
+        values = [converted(job.media[index], signature) for job in jobs]
+        found[media.parameter] = _stacked(values) if is_single(media) else values[0]
+    if "output_type" in signature:
+        # As floats, so that NaN can be seen: as PIL it has become black already. Only cropping around a mask wants PIL.
+        found["output_type"] = "np" if found.get("padding_mask_crop") is None else "pil"
+    return found
+
+
+def converted(media: Media, signature: Signature) -> Any:
+    """The pictures of `media` as its parameter takes them."""
+    pictures = [to_pil(raster) for raster in media.pictures]
+    if media.form == "condition":
+        return _conditions(media, pictures, signature[media.parameter].annotation)
+    return _FORMS[media.form](pictures)
+
+
+def is_single(media: Media) -> bool:
+    """Whether this is one picture, so that several jobs' can go into one call."""
+    return len(media.pictures) == 1 and media.form in ("picture", "controls", "mask", "unmask")
+
+
+def to_pil(raster: Raster) -> Image.Image:
+    """Pixels as a PIL image."""
+    return Image.frombytes(raster.mode, (raster.width, raster.height), raster.data)
+
+
+def _grid(pictures: list[Image.Image]) -> list[list[Image.Image | None]]:
+    """Two rows: the example, complete, and the question, whose last picture is the one to draw."""
+    columns = (len(pictures) + 1) // 2
+    return [[*pictures[:columns]], [*pictures[columns:], *[None] * (2 * columns - len(pictures))]]
+
+
+_FORMS: Mapping[Form, Callable[[list[Image.Image]], Any]] = {
+    "picture": lambda pictures: pictures[0],
+    "pictures": lambda pictures: pictures,
+    "controls": lambda pictures: pictures[0] if len(pictures) == 1 else pictures,
+    "batch": lambda pictures: [pictures],
+    "mask": lambda pictures: pictures[0],
+    "unmask": lambda pictures: ImageOps.invert(pictures[0]),
+    "grid": _grid,
+}
+
+
+def _conditions(media: Media, pictures: list[Image.Image], annotation: Any) -> list[Any]:
+    """diffusers' condition objects: one for a whole video, one for each picture."""
+    kind = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
+    if "video" in media.field:
+        return [kind(frames=pictures)]
+    return [kind(frames=picture) for picture in pictures]
+
+
+def _native(value: Any, parameter: inspect.Parameter) -> Any:
+    """JSON has lists only, and some pipelines add tuples to them."""
+    wants_tuple = isinstance(parameter.default, tuple) or "tuple" in str(parameter.annotation).lower()
+    return (
+        tuple(value) if isinstance(value, list) and wants_tuple and "list" not in str(parameter.annotation) else value
+    )
+
+
+def _stacked(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values

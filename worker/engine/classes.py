@@ -1,0 +1,20 @@
+"""The classes that may be loaded, and the dtypes by name."""
+
+import diffusers
+import torch
+
+from worker.core.errors import UnsupportedModel
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pipeline_class(name: str) -> type:
+    """The diffusers class called `name`: diffusers' own pipelines and nothing else. Raises UnsupportedModel."""
+    cls = getattr(diffusers, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UnsupportedModel(
+            f"{name} is no pipeline of diffusers {diffusers.__version__}; "
+            "models that bring their own code are not run.",
+            field="model",
+        )
+    return cls

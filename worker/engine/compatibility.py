@@ -1,0 +1,88 @@
+"""Where the installed libraries no longer read what was published for older ones, without touching their files."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import diffusers
+import transformers
+from diffusers import pipelines
+
+_DEPRECATED = "diffusers.pipelines.deprecated"
+
+
+def pipeline_module(name: str) -> ModuleType | None:
+    """The folder of diffusers' own pipelines called `name`, also one that moved; None when there is none."""
+    if name in _moved():
+        return importlib.import_module(f"{_DEPRECATED}.{name}")
+    found = getattr(pipelines, name, None)
+    return found if isinstance(found, ModuleType) else None
+
+
+def reach_moved_parts(folder: Path) -> None:
+    """Make the moved classes and folders that a repository's model_index.json names reachable under those names.
+
+    diffusers 0.42 moved 30 pipelines to `pipelines/deprecated`. Repositories of Würstchen, unCLIP, Paint-by-Example and
+    BLIP-Diffusion name parts of theirs by the old folder, `["wuerstchen", "WuerstchenPrior"]` say; what it saves itself
+    since says `["diffusers", "WuerstchenPrior"]`. Both are refused as unknown. Only what diffusers ships is ever set.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    for entry in index.values():
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+            continue
+        library, name = entry
+        if library in _moved() and not hasattr(pipelines, library):
+            setattr(pipelines, library, pipeline_module(library))
+        if library == "diffusers" and not hasattr(diffusers, name) and (cls := _moved_class(name)) is not None:
+            setattr(diffusers, name, cls)
+            # What makes it loadable is looked up beside it.
+            diffusers.PreTrainedModel = transformers.PreTrainedModel
+        if library == "transformers" and name == "T5GemmaEncoder" and not hasattr(transformers, name):
+            # PRX's text encoder left the top of transformers.
+            from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+            transformers.T5GemmaEncoder = T5GemmaEncoder
+
+
+@contextmanager
+def old_clip_names(pipe: Any) -> Iterator[None]:
+    """Let a call find its text encoder's layers under `text_model`, where transformers had them until 5.6.
+
+    I2VGenXL and every pipeline with `clip_skip` look there. Only for the call: diffusers tells by that very name how
+    a LoRA's keys have to be spelt.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    if not isinstance(encoder, transformers.CLIPTextModel) or hasattr(encoder, "text_model"):
+        yield
+        return
+    # Past nn.Module, which would register the encoder as its own part.
+    object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        object.__delattr__(encoder, "text_model")
+
+
+@cache
+def _moved() -> frozenset[str]:
+    try:
+        deprecated = importlib.import_module(_DEPRECATED)
+    except ImportError:  # a later diffusers may have removed it
+        return frozenset()
+    return frozenset(module.name for module in pkgutil.iter_modules(deprecated.__path__))
+
+
+@cache
+def _moved_class(name: str) -> type | None:
+    for folder in sorted(_moved()):
+        module = importlib.import_module(f"{_DEPRECATED}.{folder}")
+        if name in dir(module):  # its names, without importing what is behind them
+            found = getattr(module, name)
+            return found if isinstance(found, type) else None
+    return None

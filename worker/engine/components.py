@@ -1,0 +1,112 @@
+"""The parts of a pipeline: what its model_index.json lists, and one of them from a folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from worker.core.errors import UnsupportedModel
+from worker.engine.compatibility import pipeline_module
+
+# Tokenizers whose vocabulary is bundled once, beside the configs that share it: class name to its folder.
+_SHARED_VOCABULARIES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip"}
+_VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One entry of a model_index.json."""
+
+    name: str
+    library: str
+    class_name: str
+
+    @property
+    def cls(self) -> type:
+        """The class itself: one of diffusers, of transformers, or of a pipeline's own folder in diffusers.
+
+        Raises UnsupportedModel for everything else: it would be the repository's code.
+        """
+        libraries = {"diffusers": diffusers, "transformers": transformers}
+        library = libraries.get(self.library) or pipeline_module(self.library)
+        cls = getattr(library, self.class_name, None)
+        if not isinstance(cls, type):
+            raise UnsupportedModel(
+                f"{self.name} is a {self.library}.{self.class_name}, which neither diffusers {diffusers.__version__} "
+                f"nor transformers {transformers.__version__} has here; use a model of classes that they have.",
+                field="model",
+            )
+        return cls
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it has weights."""
+        return issubclass(self.cls, torch.nn.Module)
+
+    @property
+    def is_t5(self) -> bool:
+        """Whether it is a T5 text encoder."""
+        return self.class_name.startswith("T5Encoder")
+
+
+def read_index(folder: Path) -> dict[str, Component]:
+    """The components that a pipeline's folder lists, by name."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {
+        name: Component(name, *entry)
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
+    }
+
+
+def is_complete(component: Component, folder: Path) -> bool:
+    """Whether `folder` has all that `component` is made of; one with weights needs more than its config."""
+    if not folder.is_dir():
+        return False
+    if component.is_model:
+        return any(folder.glob("*.safetensors"))
+    if "Tokenizer" in component.class_name:
+        return _has_vocabulary(folder) or _shared_vocabulary(component, folder) is not None
+    return True
+
+
+def load_component(component: Component, folder: Path, dtype: torch.dtype) -> Any:
+    """One component from its own folder. Never code of the folder, never a pickle, never the network."""
+    options: dict[str, Any] = {"local_files_only": True}
+    if component.is_model:
+        # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
+        options |= {"dtype": dtype, "use_safetensors": True}
+    if component.library == "transformers":
+        options["trust_remote_code"] = False
+    shared = _shared_vocabulary(component, folder)
+    if shared is not None and not _has_vocabulary(folder):
+        return component.cls.from_pretrained(shared, **_pad_token(folder), **options)
+    return component.cls.from_pretrained(folder, **options)
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _VOCABULARIES)
+
+
+def _shared_vocabulary(component: Component, folder: Path) -> Path | None:
+    name = _SHARED_VOCABULARIES.get(component.class_name)
+    found = folder.parent.parent / "tokenizers" / name if name else None
+    return found if found is not None and found.is_dir() else None
+
+
+def _pad_token(folder: Path) -> dict[str, str]:
+    """What one user of a shared vocabulary pads with: Stable Diffusion's second CLIP with another token."""
+    token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
+    return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
+
+
+def schedule(pipe: Any, name: str | None, options: Mapping[str, Any]) -> None:
+    """Give `pipe` the scheduler that its weights were trained for: another class, or other options, than its config."""
+    if getattr(pipe, "scheduler", None) is not None and (name or options):
+        cls = getattr(diffusers, name) if name else type(pipe.scheduler)
+        pipe.scheduler = cls.from_config(pipe.scheduler.config, **options)

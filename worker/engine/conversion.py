@@ -1,0 +1,232 @@
+"""Tensor names of published files to those of diffusers: prefixes, text encoders, FLUX; and what shapes say of configs.
+
+diffusers converts most families itself. Here is what it cannot: it splits FLUX at a fixed width of 3072, takes the
+first CLIP that it finds for either of two, and wants prefixes off.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from worker.engine.quantization import Weights
+
+# Where tools put the denoiser in a file; longer ones first, since one contains another.
+DENOISER_PREFIXES = (
+    "model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.", "unet.", "net.", "model.",
+)  # fmt: skip
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+CLIP_PREFIXES = (
+    "cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.",
+    "text_encoders.clip_l.", "text_encoders.clip_g.", "text_encoder.", "text_encoder_2.",
+)  # fmt: skip
+T5_PREFIXES = ("text_encoders.t5xxl.", "text_encoder_3.")
+# Playground 2.5 keeps mean and deviation of its latents in its file; they belong to the VAE.
+_LATENT_STATISTICS = ("edm_mean", "edm_std")
+_PLAYGROUND_SCALING = 0.5
+_T5_KEY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+
+
+def split(weights: Weights) -> dict[str, list[Weights]]:
+    """The parts of a file by what they are: `denoiser`, `vae`, `clip` (in the file's own order) and `t5`.
+
+    Names lose their prefix. `weights` is emptied. What belongs to no part (moving averages, optimizer states, markers)
+    is left out.
+    """
+    parts: dict[str, list[Weights]] = {}
+    statistics = {name: weights.pop(name) for name in _LATENT_STATISTICS if name in weights}
+    for kind, prefixes in (("vae", VAE_PREFIXES), ("clip", CLIP_PREFIXES), ("t5", T5_PREFIXES)):
+        for prefix in prefixes:
+            found = _take(weights, prefix)
+            if not found:
+                continue
+            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in found)
+            parts.setdefault("t5" if is_t5 else kind, []).append(found)
+    for prefix in DENOISER_PREFIXES:
+        found = _take(weights, prefix)
+        if found:
+            parts["denoiser"] = [found]
+            break
+    else:
+        # A denoiser alone, without any prefix. A file with a VAE or text encoders has one for it.
+        if weights and not parts:
+            parts["denoiser"] = [dict(weights)]
+    weights.clear()
+    if statistics and "vae" in parts:
+        parts["vae"][0].update(statistics)
+    return parts
+
+
+def denoiser_names(class_name: str, weights: Weights) -> Weights:
+    """`weights` as the denoiser `class_name` is spelt by diffusers, or by what diffusers can convert itself."""
+    if class_name == "UNet2DConditionModel" and "input_blocks.0.0.weight" in weights:
+        return {f"model.diffusion_model.{name}": tensor for name, tensor in weights.items()}
+    if class_name == "FluxTransformer2DModel" and "img_in.weight" in weights:
+        return _flux(weights)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(("__", "edm_"))}
+
+
+def config_from_shapes(class_name: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tensors of a denoiser say of its config, in the file's own names: one config serves a whole family.
+
+    `config` is the family's; where heads cannot be seen in a shape it says how wide one is.
+    """
+    if class_name == "UNet2DConditionModel":
+        entry = _first(weights, "input_blocks.0.0.weight", "conv_in.weight")
+        return {} if entry is None else {"in_channels": _shape(entry)[1]}
+    if class_name == "AutoencoderKL" and "edm_mean" in weights:
+        mean, deviation = (weights[name].flatten().tolist() for name in _LATENT_STATISTICS)
+        return {"latents_mean": mean, "latents_std": deviation, "scaling_factor": _PLAYGROUND_SCALING}
+    if class_name in {"FluxTransformer2DModel", "Flux2Transformer2DModel"}:
+        return _flux_config(weights, int(config["attention_head_dim"]))
+    if class_name == "SD3Transformer2DModel" and "joint_blocks.0.x_block.attn.qkv.weight" in weights:
+        width = weights["x_embedder.proj.weight"].shape[0]
+        names = weights.keys()
+        return {
+            "num_layers": _count(weights, "joint_blocks."),
+            "num_attention_heads": width // int(config["attention_head_dim"]),
+            "caption_projection_dim": weights["context_embedder.weight"].shape[0],
+            "pos_embed_max_size": math.isqrt(_shape(weights["pos_embed"])[1]),
+            "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in names else None,
+            "dual_attention_layers": sorted(
+                {int(name.split(".")[1]) for name in names if ".x_block.attn2.qkv" in name}
+            ),
+        }
+    return {}
+
+
+def _flux_config(weights: Weights, head: int) -> dict[str, Any]:
+    """Of FLUX.1 and FLUX.2, in either layout: dev, schnell, Fill, Control and klein differ."""
+    original = "img_in.weight" in weights
+    entry = _first(weights, "img_in.weight", "x_embedder.weight")
+    text = _first(weights, "txt_in.weight", "context_embedder.weight")
+    end = _first(weights, "final_layer.linear.weight", "proj_out.weight")
+    if entry is None or text is None or end is None:
+        return {}
+    width, channels = _shape(entry)
+    return {
+        "in_channels": channels,
+        "out_channels": _shape(end)[0],  # Fill and Control take more channels than they give
+        "num_attention_heads": width // head,
+        "joint_attention_dim": _shape(text)[1],
+        "num_layers": _count(weights, "double_blocks." if original else "transformer_blocks."),
+        "num_single_layers": _count(weights, "single_blocks." if original else "single_transformer_blocks."),
+        "guidance_embeds": any("guidance_in." in name or "guidance_embedder." in name for name in weights),
+    }
+
+
+def clip_names(weights: Weights, model: Any) -> Weights:
+    """A CLIP text encoder of a checkpoint in the names of `model`: of OpenCLIP's layout, or CLIP's old or new one."""
+    if any(name.startswith("model.transformer.resblocks.") for name in weights):
+        from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+        named = convert_open_clip_checkpoint(model, dict(weights), prefix="model.")
+    else:
+        named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+        # Written before transformers 4.31, or after 5.6: CLIPTextModel without its wrapper.
+        named = {
+            name
+            if name.startswith(("text_model.", "text_projection.", "logit_scale"))
+            else f"text_model.{name}": tensor
+            for name, tensor in named.items()
+        }
+    if not hasattr(model, "text_model"):
+        named = {name.removeprefix("text_model."): tensor for name, tensor in named.items()}
+    expected = model.state_dict().keys()
+    if "text_projection.weight" in expected and "text_projection.weight" not in named:
+        # Stable Diffusion 3 projects its first CLIP by the identity and its files leave that out.
+        named["text_projection.weight"] = torch.eye(model.config.projection_dim, model.config.hidden_size)
+    return {name: tensor for name, tensor in named.items() if name in expected}
+
+
+def t5_names(weights: Weights) -> Weights:
+    """A T5 encoder of a checkpoint in the names of transformers."""
+    return {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+
+
+def _flux(weights: Weights) -> Weights:
+    """FLUX.1 in Black Forest Labs' names to those of diffusers. The width is what the file has."""
+    width = weights["img_in.weight"].shape[0]
+    named: Weights = {}
+    for name, tensor in weights.items():
+        words = name.split(".")
+        leaf = words[-1]
+        if words[0] in _FLUX_TOP:
+            named[f"{_FLUX_TOP[words[0]]}.{leaf}"] = tensor
+        elif words[0] in _FLUX_EMBEDDERS:
+            named[f"time_text_embed.{_FLUX_EMBEDDERS[words[0]]}.linear_{1 + (words[1] == 'out_layer')}.{leaf}"] = tensor
+        elif words[0] == "final_layer":
+            # Shift before scale in the original, scale before shift in diffusers.
+            ending = "norm_out.linear" if words[1] == "adaLN_modulation" else "proj_out"
+            named[f"{ending}.{leaf}"] = _swapped(tensor) if ending == "norm_out.linear" else tensor
+        elif words[0] == "double_blocks":
+            named |= _flux_double(f"transformer_blocks.{words[1]}.", words[2:], tensor)
+        elif words[0] == "single_blocks":
+            named |= _flux_single(f"single_transformer_blocks.{words[1]}.", words[2:], tensor, width)
+    return named
+
+
+_FLUX_TOP = {"img_in": "x_embedder", "txt_in": "context_embedder"}
+_FLUX_EMBEDDERS = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
+_FLUX_ATTENTION = {  # of the picture's stream, and of the text's
+    "img_attn": (("to_q", "to_k", "to_v"), "to_out.0", "norm_q", "norm_k"),
+    "txt_attn": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_q", "norm_added_k"),
+}
+
+
+def _flux_double(block: str, words: list[str], tensor: torch.Tensor) -> Weights:
+    part, leaf = words[0], words[-1]
+    if part in _FLUX_ATTENTION:
+        entries, way_out, norm_q, norm_k = _FLUX_ATTENTION[part]
+        if words[1] == "qkv":
+            return _pieces(f"{block}attn.", entries, leaf, tensor.chunk(3, dim=0))
+        if words[1] == "proj":
+            return {f"{block}attn.{way_out}.{leaf}": tensor}
+        return {f"{block}attn.{norm_q if words[2] == 'query_norm' else norm_k}.weight": tensor}
+    side = "" if part.startswith("img") else "_context"
+    if part.endswith("_mod"):
+        return {f"{block}norm1{side}.linear.{leaf}": tensor}
+    layer = "net.0.proj" if words[1] == "0" else "net.2"
+    return {f"{block}ff{side}.{layer}.{leaf}": tensor}
+
+
+def _flux_single(block: str, words: list[str], tensor: torch.Tensor, width: int) -> Weights:
+    part, leaf = words[0], words[-1]
+    if part == "linear1":
+        sizes = (width, width, width, tensor.shape[0] - 3 * width)
+        return _pieces(block, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), leaf, tensor.split(sizes, dim=0))
+    if part == "linear2":
+        return {f"{block}proj_out.{leaf}": tensor}
+    if part == "modulation":
+        return {f"{block}norm.linear.{leaf}": tensor}
+    return {f"{block}attn.{'norm_q' if words[1] == 'query_norm' else 'norm_k'}.weight": tensor}
+
+
+def _pieces(place: str, names: Iterable[str], leaf: str, tensors: Iterable[torch.Tensor]) -> Weights:
+    # Joined alone, a piece is a tensor of its own: a view would keep the whole in memory.
+    return {f"{place}{name}.{leaf}": torch.cat([piece]) for name, piece in zip(names, tensors, strict=True)}
+
+
+def _swapped(tensor: torch.Tensor) -> torch.Tensor:
+    first, second = tensor.chunk(2, dim=0)
+    return torch.cat([second, first], dim=0)
+
+
+def _take(weights: Weights, prefix: str) -> Weights:
+    names = [name for name in weights if name.startswith(prefix)]
+    return {name.removeprefix(prefix): weights.pop(name) for name in names}
+
+
+def _first(weights: Weights, *names: str) -> torch.Tensor | None:
+    return next((weights[name] for name in names if name in weights), None)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's shape; of a GGUF one, what it has once unpacked, since its own counts packed bytes."""
+    return tuple(getattr(tensor, "quant_shape", tensor.shape))
+
+
+def _count(weights: Weights, prefix: str) -> int:
+    numbers = {int(name.split(".")[1]) for name in weights if name.startswith(prefix)}
+    return max(numbers, default=-1) + 1

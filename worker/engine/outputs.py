@@ -1,0 +1,113 @@
+"""What pipelines return, in whichever attribute, nesting, range and library, as 8-bit pixels."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from worker.core.errors import InvalidOutput
+from worker.core.image import Raster
+from worker.core.job import Job
+
+_ATTRIBUTES = ("frames", "images", "video", "videos", "image", "prediction", "rgb")
+_BESIDE = {"rgb": "depth"}  # two pictures that belong together
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def read_pictures(output: Any) -> list[Raster]:
+    """Every picture of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
+    pictures = list(_leaves(_nested(_values(output))))
+    return _rasters(pictures)
+
+
+def read_videos(output: Any) -> list[list[Raster]]:
+    """Every video of `output`, each as its frames. Raises InvalidOutput as `read_pictures` does."""
+    nested = _nested(_values(output))
+    while nested and all(isinstance(item, list) and item and isinstance(item[0], list) for item in nested):
+        nested = [video for batch in nested for video in batch]
+    videos = nested if nested and isinstance(nested[0], list) else [nested]
+    return [_rasters(list(_leaves(video))) for video in videos]
+
+
+def keep_outside(drawn: Raster, job: Job) -> Raster:
+    """`drawn` where the job's mask is white, its own picture elsewhere: a VAE changes what it only passes through."""
+    picture, mask = job.image, job.mask
+    if picture is None or mask is None or (picture.width, picture.height) != (drawn.width, drawn.height):
+        return drawn
+    if (mask.width, mask.height) != (drawn.width, drawn.height) or (drawn.mode, picture.mode) != ("RGB", "RGB"):
+        return drawn
+    shape = (drawn.height, drawn.width, -1)
+    new, old = (np.frombuffer(raster.data, np.uint8).reshape(shape).astype(np.float32) for raster in (drawn, picture))
+    weight = np.frombuffer(mask.data, np.uint8).reshape(shape).astype(np.float32) / 255
+    blended = (old + (new - old) * weight).round().astype(np.uint8)
+    return Raster("RGB", drawn.width, drawn.height, blended.tobytes())
+
+
+def _values(output: Any) -> Any:
+    for name in _ATTRIBUTES:
+        value = getattr(output, name, None)
+        if value is not None:
+            beside = getattr(output, _BESIDE.get(name, ""), None)
+            return value if beside is None else [value, beside]
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+def _nested(value: Any) -> Any:
+    """Lists in lists, whose leaves are arrays HxWxC."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().float().cpu().numpy()
+        if value.ndim >= 3 and value.shape[-3] in _MODES and value.shape[-1] not in _MODES:
+            value = np.moveaxis(value, -3, -1)
+    if isinstance(value, Image.Image):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        if value.ndim == 2:
+            return value[..., None]
+        if value.ndim == 3 and value.shape[-1] in _MODES:
+            return value
+        return [_nested(item) for item in value] if value.ndim >= 3 else []
+    return [_nested(item) for item in value if item is not None] if isinstance(value, list | tuple) else []
+
+
+def _leaves(nested: Any) -> Iterator[np.ndarray]:
+    if isinstance(nested, np.ndarray):
+        yield nested
+        return
+    for item in nested:
+        yield from _leaves(item)
+
+
+def _rasters(pictures: list[np.ndarray]) -> list[Raster]:
+    if not pictures:
+        raise InvalidOutput("The pipeline returned no picture; its parameters may not suit this model.")
+    found = [_raster(picture) for picture in pictures]
+    # One black layer or frame among others is a picture of something.
+    if not any(any(raster.data) if raster.mode != "RGBA" else _has_colour(raster) for raster in found):
+        raise InvalidOutput(
+            "The model returned a completely black picture; its VAE may overflow in half precision: "
+            "set dtype: float32 for it in models.yaml, or change prompt and seed."
+        )
+    return found
+
+
+def _has_colour(raster: Raster) -> bool:
+    return bool(np.frombuffer(raster.data, np.uint8).reshape(-1, 4)[:, :3].any())
+
+
+def _raster(image: np.ndarray) -> Raster:
+    """One HxWxC picture as 8-bit pixels: floats of 0..1 (or -1..1, as normals have), 16 bits, or bytes."""
+    if image.dtype == np.uint16:
+        image = (image / 257).round().astype(np.uint8)
+    elif image.dtype != np.uint8:
+        if not np.isfinite(image).all():
+            raise InvalidOutput(
+                "The model returned NaN pixels; its weights may be damaged, or too large for half precision: "
+                "set dtype: float32 for it in models.yaml."
+            )
+        if image.min() < -0.01:
+            image = (image + 1) / 2
+        image = (image * 255).round().clip(0, 255).astype(np.uint8)
+    height, width, channels = image.shape
+    return Raster(_MODES[channels], width, height, np.ascontiguousarray(image).tobytes())

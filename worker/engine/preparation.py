@@ -1,0 +1,62 @@
+"""Pipelines that need something done before their call; each row says what, and what it leaves to be passed."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from worker.core.job import Job
+
+Arguments = dict[str, Any]
+
+
+@contextmanager
+def prepared(pipe: Any, job: Job, arguments: Arguments) -> Iterator[Arguments]:
+    """`arguments` as the call takes them, after the class's own preparation; undone at the end."""
+    prepare = PREPARATIONS.get(type(pipe).__name__)
+    tiled = type(pipe).__name__ in _TILED and not getattr(pipe.vae, "use_tiling", False)
+    if tiled:
+        pipe.vae.enable_tiling()
+    try:
+        yield prepare(pipe, job, arguments) if prepare else arguments
+    finally:
+        if tiled:
+            pipe.vae.disable_tiling()
+
+
+def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """LEdits++: the picture is turned back into the noise that would draw it; the call then draws it differently."""
+    first = {name: value for name, value in job.params.items() if name in _parameters(pipe.invert)}
+    generator = arguments.get("generator")
+    pipe.invert(image=arguments["image"], generator=generator, **first)
+    rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
+    words = rest.get("editing_prompt")
+    return rest | {"editing_prompt": [words] if isinstance(words, str) else words}
+
+
+def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """DiffEdit: finds where two prompts see different pictures, then the picture's noise, and redraws it there."""
+    source = str(job.params.get("source_prompt") or "")
+    steps = {name: value for name, value in job.params.items() if name in ("num_inference_steps", "guidance_scale")}
+    picture, generator = arguments["image"], arguments["generator"]
+    mask = arguments.get("mask_image")
+    if mask is None:
+        mask = pipe.generate_mask(
+            image=picture, source_prompt=source, target_prompt=job.prompt, generator=generator, **steps
+        )
+    rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
+    inverted = pipe.invert(prompt=source, image=picture, generator=generator, **steps).latents
+    return rest | {"mask_image": mask, "image_latents": inverted}
+
+
+def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(call).parameters
+
+
+PREPARATIONS: Mapping[str, Callable[[Any, Job, Arguments], Arguments]] = {
+    "LEditsPPPipelineStableDiffusion": _invert_ledits,
+    "LEditsPPPipelineStableDiffusionXL": _invert_ledits,
+    "StableDiffusionDiffEditPipeline": _invert_diffedit,
+}
+# Their VAE decodes in tiles or not at all.
+_TILED = frozenset({"AllegroPipeline"})

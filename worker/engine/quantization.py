@@ -1,0 +1,102 @@
+"""Quantized weights: which are made plain when they are read, and how; what cannot be is refused by name."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from worker.core.errors import CorruptFile, UnsupportedModel
+
+Weights = dict[str, torch.Tensor]
+
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+# How writers name the number that a layer's fp8 weights have to be multiplied with.
+_SCALES = (".scale_weight", ".weight_scale")
+# What else they leave in the file: the scale of activations, for kernels that compute in fp8, and markers.
+_LEFTOVERS = (".scale_input", ".input_scale", ".comfy_quant", ".scale_output", ".output_scale")
+_MARKERS = ("scaled_fp8",)
+_COMFY_FORMATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
+
+
+def dequantize(weights: Weights, dtype: torch.dtype) -> Weights:
+    """`weights` in which every fp8 tensor is a plain one of `dtype`, multiplied by its layer's scale where it has one.
+
+    A scale is one number, or one for each output channel. `weights` is emptied as it is read: both together would need
+    twice the memory. Raises UnsupportedModel for scales of blocks (mxfp8, nvfp4), CorruptFile for a scale of no layer.
+    """
+    scales = dict(_scales(weights))
+    plain: Weights = {}
+    while weights:
+        name, tensor = weights.popitem()
+        if name.endswith(".comfy_quant"):
+            _check_comfy(name, tensor)
+        # ComfyUI marks a prefix of the file as scaled, with an empty fp8 tensor.
+        if name.endswith((*_LEFTOVERS, *_SCALES)) or name.rpartition(".")[2] in _MARKERS:
+            continue
+        scale = scales.pop(name, None)
+        if scale is not None:
+            tensor = _scaled(name, tensor, scale).to(dtype)
+        elif tensor.dtype in _FP8:
+            tensor = tensor.to(dtype)
+        plain[name] = tensor
+    if scales:
+        raise CorruptFile(
+            f"The file has a scale for {next(iter(scales))[:80]!r} but not that tensor; download it again.",
+            field="model",
+        )
+    return dict(reversed(plain.items()))
+
+
+def unpack(weights: Weights, dtype: torch.dtype) -> Weights:
+    """GGUF `weights` as plain tensors of `dtype`, for the parts of a model that compute with plain ones only."""
+    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+
+    return {
+        name: (dequantize_gguf_tensor(tensor) if isinstance(tensor, GGUFParameter) else tensor).to(dtype)
+        for name, tensor in weights.items()
+    }
+
+
+def gguf_config(dtype: torch.dtype) -> Any:
+    """How diffusers keeps GGUF weights: packed in memory, unpacked to `dtype` layer by layer as they are used."""
+    from diffusers import GGUFQuantizationConfig
+
+    return GGUFQuantizationConfig(compute_dtype=dtype)
+
+
+def _scales(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in weights.items():
+        for ending in _SCALES:
+            if name.endswith(ending):
+                yield f"{name.removesuffix(ending)}.weight", tensor
+
+
+def _scaled(name: str, tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Multiplied in float32: fp8 has 3 bits and would round the product to one of 256 values again."""
+    scale = scale.float()
+    per_channel = scale.numel() == tensor.shape[0] and scale.numel() == max(scale.shape, default=1)
+    if scale.numel() != 1 and not per_channel:
+        raise UnsupportedModel(
+            f"{name[:80]} is scaled in blocks of {tuple(scale.shape)}, as mxfp8 and nvfp4 are, which is not read here; "
+            "use an fp8 file with one scale for each layer, or a plain fp16, bf16 or GGUF file.",
+            field="model",
+        )
+    return tensor.float() * scale.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
+def _check_comfy(name: str, tensor: torch.Tensor) -> None:
+    """ComfyUI says per layer, in JSON, how it is quantized. Raises UnsupportedModel for anything but fp8."""
+    try:
+        said = json.loads(bytes(tensor.to(torch.uint8).flatten().tolist()))
+        method = said.get("format") if isinstance(said, dict) else None
+    except ValueError:
+        raise CorruptFile(
+            f"{name[:80]} is not the JSON it should be; download the file again.", field="model"
+        ) from None
+    if method not in _COMFY_FORMATS:
+        raise UnsupportedModel(
+            f"{name[:80]} is quantized as {str(method)[:40]}, which is not read here; "
+            f"use a file in {', '.join(sorted(_COMFY_FORMATS))}, fp16, bf16 or GGUF.",
+            field="model",
+        )

@@ -1,0 +1,209 @@
+"""One weight file to a pipeline: its parts by name, what it lacks from a base repository, what they are from a config.
+
+diffusers' own `from_single_file` of pipelines is not used: it guesses (everything unknown is Stable Diffusion 1 to it),
+drops scales, asks the network for configs, and a third of the classes have it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from diffusers.models.model_loading_utils import load_gguf_checkpoint
+from safetensors.torch import load_file
+
+from worker.core.device import LoadPlan
+from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
+from worker.engine import conversion
+from worker.engine.classes import DTYPES, pipeline_class
+from worker.engine.components import Component, is_complete, load_component, read_index
+from worker.engine.quantization import Weights, dequantize, gguf_config, unpack
+
+_LOG = logging.getLogger(__name__)
+# Never loaded, whatever a file or a base repository holds of them.
+_LEFT_OUT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_ALIGNMENT = 64  # bytes: a cache line, and what torch allocates at
+_DENOISERS = frozenset({"unet", "transformer"})
+
+
+def load_checkpoint(plan: LoadPlan) -> Any:
+    """A pipeline of a safetensors or GGUF file: a whole checkpoint, or a denoiser completed from `plan.base`.
+
+    Raises UnsupportedModel for what cannot be completed, CorruptFile for a file that lacks tensors.
+    """
+    cls = pipeline_class(plan.pipeline)
+    config = plan.config or plan.base
+    if config is None:
+        raise UnsupportedModel(
+            f"A single file of a {plan.pipeline} needs to be told what its parts are; "
+            "name the repository that it was made from as base in models.yaml.",
+            field="model",
+        )
+    index = read_index(config)
+    held = _held(index, _read(plan.root, DTYPES[plan.dtype], computes_here=plan.device == "cpu"))
+    wanted, optional = cls._get_signature_keys(cls)
+    components: dict[str, Any] = {}
+    for name in wanted:
+        if name in plan.parts:
+            components[name] = load_part(index, name, plan.parts[name], config, DTYPES[plan.dtype])
+        elif name in index and name not in _LEFT_OUT:
+            components[name] = _component(index[name], held, plan, config)
+        else:
+            components[name] = None
+    return cls(**components, **_settings([config, plan.base or config], optional))
+
+
+def load_part(index: Mapping[str, Component], name: str, path: Path, config: Path, dtype: torch.dtype) -> Any:
+    """One component from elsewhere: its own folder, a pipeline's folder that has one, or a weight file.
+
+    `index` and `config` are of the model that it is for: they say what the component has to be.
+    """
+    component = index.get(name)
+    if component is None:
+        raise UnsupportedModel(
+            f"components: this model has no {name}; it has {', '.join(sorted(index))}.", field="components"
+        )
+    if path.is_dir():
+        return load_component(component, path / name if (path / name).is_dir() else path, dtype)
+    parts = _read(path, dtype)
+    found = next((weights for kind in parts for weights in parts[kind]), None)
+    if found is None or len(parts) > 1:
+        raise UnsupportedModel(
+            f"{name}: the file holds {len(parts)} parts of a model; name a file with the {name} alone.", field=name
+        )
+    return _build(component, found, config, dtype, packed=path.suffix == ".gguf")
+
+
+def _read(path: Path, dtype: torch.dtype, *, computes_here: bool = True) -> dict[str, list[Weights]]:
+    """The parts of a file, scaled fp8 made plain; GGUF tensors stay packed."""
+    if path.suffix == ".gguf":
+        return conversion.split(load_gguf_checkpoint(str(path)))
+    weights = dequantize(load_file(path), dtype)
+    if computes_here:
+        # Tensors lie in the mapped file at any byte. A CPU's matrix kernels take other paths there and round
+        # differently, so that the same weights would not draw the same picture bit by bit.
+        for name, tensor in weights.items():
+            weights[name] = tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
+    return conversion.split(weights)
+
+
+def _component(component: Component, held: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
+    """From the file, else from the config's folder, else from the base repository."""
+    dtype, weights = DTYPES[plan.dtype], held.get(component.name)
+    places = [place for place in (config, plan.base) if place is not None]
+    if weights is not None:
+        described = next((place for place in places if (place / component.name).is_dir()), config)
+        return _build(component, weights, described, dtype, packed=plan.format == "gguf")
+    for place in places:
+        own = read_index(place).get(component.name, component)  # what fills the part is of that folder's class
+        if is_complete(own, place / own.name):
+            return load_component(own, place / own.name, dtype)
+    if component.name == "text_encoder_3" or (component.name == "tokenizer_3" and "text_encoder_3" not in held):
+        return None  # Stable Diffusion 3 was also published without its T5: the pipeline draws without it
+    raise UnsupportedModel(
+        f"The file has no {component.name} ({component.class_name}) and no base repository gives one; "
+        "name the repository that it was made from as base in models.yaml.",
+        field="model",
+        details={"missing": component.name},
+    )
+
+
+def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
+    if packed and component.name not in _DENOISERS:
+        weights, packed = unpack(weights, dtype), False
+    if component.library == "transformers":
+        model = _text_encoder(component, weights, config, dtype)
+    else:
+        model = _diffusers_model(component, weights, config, dtype, packed=packed)
+    # What the file did not give has no memory yet.
+    _check_none_missing(component.name, [name for name, tensor in model.named_parameters() if tensor.is_meta])
+    return model.eval()
+
+
+def _check_none_missing(component: str, missing: list[str]) -> None:
+    if missing:
+        raise CorruptFile(
+            f"The file lacks {len(missing)} tensors of its {component} ({missing[0][:80]}, say); "
+            "it is damaged, or of another kind than its other tensors say.",
+            field="model",
+        )
+
+
+def _diffusers_model(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
+    cls = component.cls
+    settings = cls.load_config(str(config), subfolder=component.name, local_files_only=True)
+    changes = conversion.config_from_shapes(component.class_name, weights, settings)
+    named = conversion.denoiser_names(component.class_name, weights)
+    with init_empty_weights():
+        expected = cls.from_config({**settings, **changes}).state_dict().keys()
+    known = named.keys() & expected
+    if 2 * len(known) > len(expected):  # the layout of diffusers, whose converters would stumble over one name amiss
+        _check_none_missing(component.name, sorted(expected - known))
+        named = {name: named[name] for name in known}
+    # Not hasattr: more classes inherit from_single_file than it can read.
+    if component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
+        quantization = {"quantization_config": gguf_config(dtype)} if packed else {}
+        return cls.from_single_file(
+            named,
+            config=str(config),
+            subfolder=component.name,
+            dtype=dtype,
+            local_files_only=True,
+            **changes,
+            **quantization,
+        )
+    if not known:
+        raise UnsupportedModel(
+            f"A {component.class_name} is read from one file in the layout of diffusers only, and this is another; "
+            "use the model's diffusers repository.",
+            field="model",
+        )
+    model = cls.from_config({**settings, **changes})
+    model.load_state_dict(unpack(named, dtype) if packed else named)
+    return model.to(dtype)
+
+
+def _text_encoder(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
+    cls = component.cls
+    settings = cls.config_class.from_pretrained(str(config), subfolder=component.name, local_files_only=True)
+    with init_empty_weights():
+        model = cls(settings)
+    named = conversion.t5_names(weights) if component.is_t5 else conversion.clip_names(weights, model)
+    # T5 overflows in float16 in its output projections, and names them itself.
+    precise = set(cls._keep_in_fp32_modules or ()) if dtype is torch.float16 else set()
+    for name, tensor in named.items():
+        named[name] = tensor.to(torch.float32 if precise & set(name.split(".")) else dtype).contiguous()
+    model.load_state_dict(named, strict=False, assign=True)
+    model.tie_weights()
+    return model.requires_grad_(False)
+
+
+def _held(index: Mapping[str, Component], parts: Mapping[str, list[Weights]]) -> dict[str, Weights]:
+    """Which component each part of the file is: text encoders of one kind stand in the same order in both."""
+    clips = [name for name in sorted(index) if index[name].class_name.startswith("CLIPText")]
+    t5s = [name for name in sorted(index) if index[name].is_t5]
+    names = {"denoiser": sorted(_DENOISERS & index.keys()), "vae": ["vae"], "clip": clips, "t5": t5s}
+    held: dict[str, Weights] = {}
+    for kind, weights in parts.items():
+        held.update(zip(names[kind], weights, strict=False))
+    if not held.keys() & _DENOISERS:
+        raise LoadFailed(
+            "The file holds no denoiser that its config knows; its config is of another family.", field="model"
+        )
+    _LOG.info("the file holds %s", ", ".join(sorted(held)))
+    return held
+
+
+def _settings(folders: list[Path], optional: set[str]) -> dict[str, Any]:
+    """What a pipeline is told beside its components; the last folder that says something wins."""
+    index: dict[str, Any] = {}
+    for folder in folders:
+        index |= json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    settings = {name: index[name] for name in optional if name in index and not isinstance(index[name], list)}
+    if "requires_safety_checker" in optional:
+        settings["requires_safety_checker"] = False
+    return settings

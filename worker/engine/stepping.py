@@ -1,0 +1,67 @@
+"""A look at every denoising step of whatever pipeline: to tell of it, and to stop there when the job has to."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from worker.engine.arguments import Signature
+
+AfterStep = Callable[[int], None]
+
+
+# Their callback reports only a part of the work, or fails: the inversion before an edit, and ParaDiGMS's windows.
+_BY_SCHEDULER = frozenset(
+    {
+        "LEditsPPPipelineStableDiffusion",
+        "LEditsPPPipelineStableDiffusionXL",
+        "StableDiffusionDiffEditPipeline",
+        "StableDiffusionParadigmsPipeline",
+    }
+)
+
+
+@contextmanager
+def watched(pipe: Any, signature: Signature, after_step: AfterStep) -> Iterator[dict[str, Any]]:
+    """The arguments with which `pipe` reports its steps, counted from 0; what `after_step` raises ends the call.
+
+    A pipeline that takes no callback is watched through its schedulers.
+    """
+    takes = () if type(pipe).__name__ in _BY_SCHEDULER else signature
+    if "callback_on_step_end" in takes:
+
+        def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            after_step(step)
+            return {}  # nothing changed: LTX's long videos would take what they showed for what they work on
+
+        yield {"callback_on_step_end": on_step_end}
+    elif "callback" in takes:
+        yield {"callback": lambda step, timestep, latents: after_step(step), "callback_steps": 1}
+    else:
+        with _hooked_schedulers(pipe, after_step):
+            yield {}
+
+
+@contextmanager
+def _hooked_schedulers(pipe: Any, after_step: AfterStep) -> Iterator[None]:
+    """Let every scheduler's `step` report. By class, not by attribute: a pipeline may deep-copy its scheduler."""
+    schedulers = [part for part in getattr(pipe, "components", {}).values() if hasattr(type(part), "step")]
+    before = [(scheduler, type(scheduler)) for scheduler in schedulers]
+    count = iter(range(1_000_000))
+    for scheduler, cls in before:
+        scheduler.__class__ = type(cls.__name__, (cls,), {"step": _reporting(cls.step, after_step, count)})
+    try:
+        yield
+    finally:
+        for scheduler, cls in before:
+            scheduler.__class__ = cls
+
+
+def _reporting(step: Callable[..., Any], after_step: AfterStep, count: Iterator[int]) -> Callable[..., Any]:
+    @functools.wraps(step)  # pipelines look at its signature
+    def reporting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = step(self, *args, **kwargs)
+        after_step(next(count))
+        return result
+
+    return reporting

@@ -1,0 +1,167 @@
+"""Videos from callers, checked before and while they are decoded; videos to callers, the same bytes every time.
+
+PyAV and numpy are imported where they are used: few workers ever see a video, and a quarter of the
+import would be theirs.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from PIL import Image, ImageSequence
+
+from worker.core.errors import InvalidImage
+from worker.core.image import Raster
+from worker.core.request import Format
+from worker.media.images import decode_image, read_bytes, read_image
+
+MAX_BYTES = 64 * 2**20
+MAX_FRAMES = 257
+MAX_SIDE = 4_096
+MAX_PIXELS = 2**28  # of all frames together: 800 MB once decoded
+_ANIMATED = ("GIF", "WEBP")
+_STILL = (b"\x89PNG", b"\xff\xd8\xff")
+_BT709 = 1  # ffmpeg's number for its primaries, transfer and matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video's frames, all of one size. `fps` is None where nothing says how fast they follow each other."""
+
+    frames: tuple[Raster, ...]
+    fps: float | None = None
+
+
+def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: str = "video") -> Clip:
+    """One MP4, GIF or WebP as base64, data: URI or https URL, or pictures. Raises InvalidImage naming `field`.
+
+    `fetch(url, max_bytes)` is the guarded GET; it is the only way out.
+    """
+    if len(texts) == 1:
+        data = read_bytes(texts[0], fetch, field, MAX_BYTES)
+        if not data.startswith(_STILL):
+            return decode_video(data, field)
+        return Clip((decode_image(data, field),))
+    if not 1 <= len(texts) <= MAX_FRAMES:
+        raise InvalidImage(f"{field} must have 1 to {MAX_FRAMES} frames; {len(texts)} were sent.", field=field)
+    frames: list[Raster] = []
+    for item in texts:
+        frames.append(read_image(item, fetch, field))
+        _check(frames[0].width, frames[0].height, len(frames), field)
+        if (frames[-1].width, frames[-1].height) != (frames[0].width, frames[0].height):
+            raise InvalidImage(f"{field} has frames of different sizes; send them all alike.", field=field)
+    return Clip(tuple(frames))
+
+
+def decode_video(data: bytes, field: str = "video") -> Clip:
+    """MP4, GIF or WebP bytes as RGB frames. Raises InvalidImage: damaged, too large, too long, or of another format."""
+    if len(data) > MAX_BYTES:
+        raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a shorter video.", field=field)
+    try:
+        frames, fps = _decode_mp4(data, field) if data[4:8] == b"ftyp" else _decode_animated(data, field)
+    except InvalidImage:
+        raise
+    except Exception:  # decoders raise anything on hostile bytes
+        frames, fps = [], None
+    if not frames:
+        raise InvalidImage(f"{field} is not a readable MP4, GIF or WebP video; send it again.", field=field) from None
+    return Clip(tuple(frames), fps)
+
+
+def encode_video(frames: Sequence[Raster], fps: float, format_: Format, quality: int) -> bytes:
+    """Frames as an MP4 (H.264), GIF or WebP file. The same frames give the same bytes. `quality` is 1..100."""
+    if format_ == "mp4":
+        return _encode_mp4(frames, fps, quality)
+    images = [Image.frombytes(frame.mode, (frame.width, frame.height), frame.data).convert("RGB") for frame in frames]
+    # GIF counts in hundredths of a second, and viewers slow down whatever is faster than two of them.
+    duration = max(20, round(100 / fps) * 10) if format_ == "gif" else max(1, round(1000 / fps))
+    out = io.BytesIO()
+    options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
+    if format_ == "gif":
+        images[0].save(out, "GIF", **options)
+    else:
+        images[0].save(out, "WEBP", quality=quality, method=2, **options)
+    return out.getvalue()
+
+
+def _check(width: int, height: int, frames: int, field: str) -> None:
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise InvalidImage(f"{field} is {width}x{height}; at most {MAX_SIDE} pixels a side are taken.", field=field)
+    if frames > MAX_FRAMES:
+        raise InvalidImage(f"{field} has more than {MAX_FRAMES} frames; send a shorter one.", field=field)
+    if width * height * frames > MAX_PIXELS:
+        raise InvalidImage(
+            f"{field} has more than {MAX_PIXELS:,} pixels in all its frames; send a shorter or smaller one.",
+            field=field,
+        )
+
+
+def _decode_mp4(data: bytes, field: str) -> tuple[list[Raster], float | None]:
+    import av
+
+    frames: list[Raster] = []
+    # The format is named, and with it no other file can be asked for: a playlist or a reference would be read as video.
+    options = {"enable_drefs": "0", "use_absolute_path": "0"}
+    with av.open(io.BytesIO(data), "r", format="mov", options=options) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        _check(stream.width, stream.height, 1, field)
+        rate = float(stream.average_rate) if stream.average_rate else None
+        for frame in container.decode(stream):
+            # A stream may change its size midway: what was checked is the first one.
+            _check(frame.width, frame.height, len(frames) + 1, field)
+            rgb = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
+            frames.append(Raster("RGB", stream.width, stream.height, rgb.tobytes()))
+    return frames, rate
+
+
+def _decode_animated(data: bytes, field: str) -> tuple[list[Raster], float | None]:
+    frames: list[Raster] = []
+    milliseconds = 0.0
+    with Image.open(io.BytesIO(data), formats=_ANIMATED) as image:
+        _check(image.width, image.height, 1, field)
+        for frame in ImageSequence.Iterator(image):
+            _check(frame.width, frame.height, len(frames) + 1, field)
+            frames.append(Raster("RGB", frame.width, frame.height, frame.convert("RGB").tobytes()))
+            milliseconds += float(frame.info.get("duration", 0))
+    return frames, 1000 * len(frames) / milliseconds if milliseconds > 0 else None
+
+
+def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int) -> bytes:
+    import av
+    import numpy as np
+    from av.video.reformatter import Colorspace
+
+    # 4:2:0 has one colour for two pixels each way; every family's grid is even, so nothing is lost in practice.
+    width, height = frames[0].width // 2 * 2 or 2, frames[0].height // 2 * 2 or 2
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        codec = _h264()
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        # More threads would cut the picture elsewhere on another machine.
+        context.thread_count = 1
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        if codec == "libx264":
+            # x264's lookahead can decide otherwise from run to run (seen with 2 of 14); without these two it does not.
+            options = {"preset": "medium", "flags": "+bitexact", "x264-params": "mbtree=0:bframes=0"}
+            context.options = options | {"crf": str(round(46 - 0.3 * quality))}
+        else:
+            context.options = {"qscale": str(round(31 - 0.29 * quality)), "flags": "+bitexact"}
+        for raster in frames:
+            image = Image.frombytes(raster.mode, (raster.width, raster.height), raster.data).convert("RGB")
+            pixels = np.asarray(image.crop((0, 0, width, height)))  # beyond the picture, black
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+def _h264() -> str:
+    """The encoder that every browser reads; FFmpeg builds without x264 still have MPEG-4."""
+    import av
+
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -1,0 +1,230 @@
+"""The pictures and videos of a request: which parameter each is for, read within limits, brought to the size drawn."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from pydantic import JsonValue
+
+from worker.catalog.calls.inputs import FIELDS, Slot, assign, missing_fields
+from worker.catalog.calls.signatures import call_parameters
+from worker.catalog.calls.sizes import frames_within, size_bounds, size_within
+from worker.catalog.calls.tasks import FROM_TEXT, architecture_of, draws_video, media_slots, pipeline_for, tasks_of
+from worker.core.errors import InvalidRequest, ParameterOutOfRange
+from worker.core.image import Raster
+from worker.core.job import Media
+from worker.core.model import Detection, ModelSpec, Task
+from worker.core.request import GenerationRequest
+from worker.media.images import fit, read_image, to_mask
+from worker.media.video import Clip, read_video
+
+MAX_PICTURES = 16
+MAX_PIXELS = 2**26  # of all pictures together: 200 MB once decoded
+Fetch = Callable[[str, int], bytes]
+# What decides the size when several are sent.
+_ANCHORS = ("image", "images", "video", "control_image", "control_images", "mask_image")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A request's media for one pipeline, and the parameters as they follow from them."""
+
+    media: tuple[Media, ...]
+    params: dict[str, JsonValue]
+    fps: float | None = None  # of the video that was sent
+
+
+def sent_fields(request: GenerationRequest, spec: ModelSpec, detection: Detection) -> tuple[str, ...]:
+    """The media fields that a request holds, also those by a pipeline's own name."""
+    known = dict.fromkeys(FIELDS)
+    for task in tasks_of(spec, detection):
+        known |= dict.fromkeys(slot.parameter for slot in media_slots(pipeline_for(spec, detection, task), task))
+    return tuple(name for name in known if _value(request, name) is not None)
+
+
+def without_media(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
+    """The parameters of a request that are no pictures."""
+    return {name: value for name, value in params.items() if name not in sent}
+
+
+def check_fields(spec: ModelSpec, detection: Detection, task: Task, sent: Collection[str]) -> None:
+    """Raise InvalidRequest, naming the field, for media that `task` does not take or does not have."""
+    slots = media_slots(pipeline_for(spec, detection, task), task)
+    taken = {field for fields in assign(slots, sent).values() for field in fields}
+    for name in sent:
+        if name not in taken or (task in FROM_TEXT and name in FIELDS):
+            raise InvalidRequest(f"{name} is not a field of {task}; leave it out or choose another task.", field=name)
+    for name in () if task in FROM_TEXT else missing_fields(slots, task, sent):
+        raise InvalidRequest(f"{name} is required for {task}; send it as base64, data: URI or https URL.", field=name)
+
+
+def read_inputs(
+    request: GenerationRequest,
+    sent: Collection[str],
+    spec: ModelSpec,
+    detection: Detection,
+    task: Task,
+    params: Mapping[str, JsonValue],
+    fetch: Fetch,
+) -> Inputs:
+    """Read what was sent and bring it to the size that is drawn. Raises InvalidImage and its kin, naming the field."""
+    pipeline = pipeline_for(spec, detection, task) or ""
+    slots = {slot.parameter: slot for slot in media_slots(pipeline, task)}
+    found: list[tuple[Slot, Media]] = []
+    fps: float | None = None
+    budget = _Budget()
+    for parameter, fields in assign(slots.values(), sent).items():
+        slot = slots[parameter]
+        clip = _read(request, slot, fields, fetch, budget)
+        fps = fps or clip.fps
+        found.append((slot, Media(parameter, clip.frames, slot.form, fields[0])))
+    if not found:
+        return Inputs((), dict(params))
+    sized = bool(request.params.keys() & {"width", "height"})
+    effective = _sized(found, spec, detection, task, params, sized)
+    found, effective = _in_step(found, pipeline, effective, "num_frames" in request.params)
+    return Inputs(tuple(_fitted(found, effective, task)), effective, fps)
+
+
+class _Budget:
+    """What all pictures of one request may hold together."""
+
+    def __init__(self) -> None:
+        self._pictures = self._pixels = 0
+
+    def take(self, picture: Raster, field: str) -> Raster:
+        self._pictures += 1
+        self._pixels += picture.width * picture.height
+        if self._pictures > MAX_PICTURES:
+            raise ParameterOutOfRange(f"A request may hold at most {MAX_PICTURES} pictures; send fewer.", field=field)
+        if self._pixels > MAX_PIXELS:
+            raise ParameterOutOfRange(
+                f"The pictures of a request may hold at most {MAX_PIXELS:,} pixels together; send smaller ones.",
+                field=field,
+            )
+        return picture
+
+
+def _value(request: GenerationRequest, name: str) -> JsonValue:
+    if name not in FIELDS:
+        return request.params.get(name)
+    value = getattr(request, name)
+    return ([*value] or None) if isinstance(value, tuple) else value
+
+
+def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: Fetch, budget: _Budget) -> Clip:
+    pictures: list[Raster] = []
+    for name in fields:
+        value = _value(request, name)
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ParameterOutOfRange(f"{name} must be a text or a list of texts; something else was sent.", field=name)
+        words = [str(text) for text in texts]
+        if "video" in name:
+            return read_video(words, fetch, name)
+        if len(words) > (MAX_PICTURES if slot.several else 1):
+            fix = f"at most {MAX_PICTURES} pictures" if slot.several else "one picture"
+            raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
+        pictures += [budget.take(read_image(text, fetch, name), name) for text in words]
+    if len(pictures) > 1 and not slot.several:
+        raise ParameterOutOfRange(
+            f"image takes one picture for this model; {len(pictures)} were sent.", field=next(iter(fields))
+        )
+    return Clip(tuple(pictures))
+
+
+def _sized(
+    found: list[tuple[Slot, Media]],
+    spec: ModelSpec,
+    detection: Detection,
+    task: Task,
+    params: Mapping[str, JsonValue],
+    sized: bool,
+) -> dict[str, JsonValue]:
+    """`params` with the size that is drawn: as asked for, else the picture's; none where the class decides."""
+    effective = dict(params)
+    fitted = [media for slot, media in found if slot.fitted]
+    anchor = min(fitted, key=_rank, default=None)
+    chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and _takes_size(spec, detection, task))
+    if chooses_itself and not sized:
+        # These pipelines choose their own working size from the picture's.
+        return {name: value for name, value in effective.items() if name not in ("width", "height")}
+    width, height = effective.get("width"), effective.get("height")
+    if anchor is not None and not (sized and isinstance(width, int) and isinstance(height, int)):
+        picture = anchor.pictures[0]
+        bounds = size_bounds(spec, detection)
+        if task is Task.UPSCALING:  # what is small is what it is for
+            bounds = replace(bounds, minimum=bounds.multiple)
+        effective["width"], effective["height"] = size_within(
+            picture.width, picture.height, bounds, _working_pixels(spec, detection, task)
+        )
+    return _with_area(effective, pipeline_for(spec, detection, task) or "")
+
+
+def _with_area(params: dict[str, JsonValue], pipeline: str) -> dict[str, JsonValue]:
+    """FLUX.1 Kontext brings every size to its `max_area`, so a size that was asked for needs that too."""
+    width, height = params.get("width"), params.get("height")
+    if "max_area" in (call_parameters(pipeline) or {}) and isinstance(width, int) and isinstance(height, int):
+        return {"max_area": width * height} | params
+    return params
+
+
+def _takes_size(spec: ModelSpec, detection: Detection, task: Task) -> bool:
+    return "width" in (call_parameters(pipeline_for(spec, detection, task) or "") or {})
+
+
+def _working_pixels(spec: ModelSpec, detection: Detection, task: Task) -> float | None:
+    """How large a frame of a clip is, unless more is asked for: what the family was trained on."""
+    row = architecture_of(spec, detection)
+    if row is None or not draws_video(pipeline_for(spec, detection, task), task):
+        return None
+    width, height = spec.defaults.get("width"), spec.defaults.get("height")
+    if not (isinstance(width, int) and isinstance(height, int)):
+        width, height = row.defaults.get("width"), row.defaults.get("height")
+    known = isinstance(width, int) and isinstance(height, int)
+    return float(str(width)) * float(str(height)) if known else float(row.native_size**2)
+
+
+def _rank(media: Media) -> int:
+    return _ANCHORS.index(media.field) if media.field in _ANCHORS else len(_ANCHORS)
+
+
+def _in_step(
+    found: list[tuple[Slot, Media]], pipeline: str, params: dict[str, JsonValue], asked: bool
+) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue]]:
+    """Clips cut to a number of frames that the class can draw, and `num_frames` said where it takes that."""
+    name = next((name for name in ("num_frames", "video_length") if name in (call_parameters(pipeline) or {})), None)
+    wanted = params.get(name) if name and asked else None
+    cut: list[tuple[Slot, Media]] = []
+    for slot, media in found:
+        if slot.moving and "video" in media.field:
+            count = min(len(media.pictures), wanted) if isinstance(wanted, int) else len(media.pictures)
+            count = frames_within(pipeline, count)
+            media = replace(media, pictures=media.pictures[:count])
+            if name and slot.fields[:1] == ("video",) and not asked:
+                params = params | {name: count}
+        cut.append((slot, media))
+    length = next((len(media.pictures) for slot, media in cut if slot.fields[:1] == ("video",)), 1)
+    return [(slot, _for_every_frame(slot, media, length)) for slot, media in cut], params
+
+
+def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
+    """One mask of a film is that of all its frames."""
+    if slot.fields == ("mask_image",) and slot.several and len(media.pictures) == 1:
+        return replace(media, pictures=media.pictures * length)
+    return media
+
+
+def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
+    """Every picture of the drawn one's size, masks as one channel; references and examples as they came."""
+    width, height = params.get("width"), params.get("height")
+    first = min((media for slot, media in found if slot.fitted), key=_rank, default=None)
+    if not (isinstance(width, int) and isinstance(height, int)):
+        # One size for picture and mask, also where the pipeline chooses which.
+        width, height = (first.pictures[0].width, first.pictures[0].height) if first else (0, 0)
+    # An editing model that takes several pictures sees them all at the size asked for, as it does with one.
+    for slot, media in found:
+        fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
+        pictures = tuple(fit(picture, width, height) for picture in media.pictures) if fits else media.pictures
+        if "mask" in slot.form or slot.fields == ("mask_image",) or slot.parameter == "mask_video":
+            pictures = tuple(to_mask(picture) for picture in pictures)
+        yield replace(media, pictures=pictures)

@@ -1,0 +1,205 @@
+"""Models from CivitAI: a version's file, chosen, checked for what CivitAI warns of, fetched into the volume cache."""
+
+import re
+import threading
+import time
+from collections.abc import Collection
+from pathlib import PurePosixPath
+
+from worker.core.errors import SourceUnavailable
+from worker.core.job import StopSignal
+from worker.core.model import ModelFiles, ModelSource, Outline
+from worker.core.result import Emit
+from worker.store.cache import VolumeCache
+from worker.store.civitai_api import ATTEMPTS, CivitaiApi
+from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, check_file, check_version, choose_file
+from worker.store.entries import Entry, EntryFile
+from worker.store.hub_listing import declaration_details, remembered_declaration
+from worker.store.local import ReadHeader
+from worker.store.lockfile import LockedFile, LockedModel, locked_from_disk
+from worker.store.meter import run_all
+from worker.store.remote_header import HeaderParser, read_remote_header
+from worker.store.transfer import RemoteFile
+from worker.store.web import Web
+
+_OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a site that just did not answer
+_MAX_HEADERS = 64
+_SUFFIXES = {"SafeTensor": ".safetensors", "GGUF": ".gguf", "PickleTensor": ".ckpt"}
+
+
+class CivitAI:
+    """CivitAI's models, fetched into `cache`. `hosted_only` are base models that exist as a service only."""
+
+    def __init__(
+        self,
+        cache: VolumeCache,
+        web: Web,
+        api: CivitaiApi,
+        *,
+        read_header: ReadHeader,
+        parser: HeaderParser,
+        hosted_only: Collection[str] = (),
+        offline: bool = False,
+        allow_pickles: bool = False,
+    ) -> None:
+        self._cache, self._web, self._api = cache, web, api
+        self._read_header, self._parser = read_header, parser
+        self._hosted_only = frozenset(hosted_only)
+        self._offline, self._allow_pickles = offline, allow_pickles
+        self._outlines: dict[int, tuple[RemoteFile, Outline]] = {}  # by the number of the file
+        self._outages: dict[str, float] = {}
+        self._guard = threading.Lock()
+
+    def peek(self, source: ModelSource, variant: str | None) -> Outline:
+        """The header of the file that `source` means, with what the model's page declares. Never weights."""
+        kept = self._on_disk(source)
+        if kept is None:
+            listed = self._listing_or_kept(source)
+            if isinstance(listed, CivitaiVersion):
+                return self._peek_listed(listed, self._choose(listed, source))[1]
+            kept = listed
+        header = self._read_header(_only(kept).path)
+        declared = remembered_declaration(kept.details.get("declared"))
+        return Outline({}, header, header.weight_bytes, _version_of(kept), declared)
+
+    def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
+        """The file on disk, downloaded where it is not. Raises SourceError, AccessDenied, UnsafeFormat …"""
+        kept = self._on_disk(source, stop)
+        if kept is None:
+            told: list[CivitaiVersion | Entry] = []
+            run_all([lambda: told.append(self._listing_or_kept(source))], stop)
+            kept = told[0] if isinstance(told[0], Entry) else self._fetch(told[0], source, emit, stop)
+        file = _only(kept)
+        return ModelFiles(
+            file.path,
+            kept.total_bytes,
+            revision=_version_of(kept),
+            bytes_downloaded=kept.bytes_downloaded,
+            sha256=file.sha256,
+        )
+
+    def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
+        """What `source` stands for on CivitAI now; fetched only where CivitAI names no digest."""
+        listed = self._listing_or_kept(source)
+        if isinstance(listed, CivitaiVersion):
+            remote, outline = self._peek_listed(listed, self._choose(listed, source))
+            if remote.sha256 and remote.size:
+                return LockedModel(outline.revision, {remote.name: LockedFile(remote.size, remote.sha256)})
+        return locked_from_disk(self.ensure(source, variant, lambda progress: None, stop), stop.check)
+
+    # On disk
+
+    def _on_disk(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:
+        """The file, where no question is needed to know that it is the right one: a version's files do not change."""
+        key = _key(source)
+        recent = time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S
+        if source.revision or self._offline or recent:
+            return self._kept(source, stop)
+        if baked := self._cache.revision(key, baked=True):
+            return self._finished(baked, source, stop)
+        remembered = self._api.remembered(source)
+        return (
+            self._finished(_entry_name(remembered, self._choose(remembered, source)), source, stop)
+            if remembered
+            else None
+        )
+
+    def _kept(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:
+        """The copy that `source` meant when it was last fetched."""
+        name = self._cache.revision(_key(source))
+        return self._finished(name, source, stop) if name else None
+
+    def _finished(self, name: str, source: ModelSource, stop: StopSignal | None) -> Entry | None:
+        entry = self._cache.entry(name, stop.check) if stop else self._cache.entry(name)
+        if entry is None or (source.sha256 and _only(entry).sha256 != source.sha256):
+            return None
+        return entry
+
+    # On CivitAI
+
+    def _listing_or_kept(self, source: ModelSource) -> CivitaiVersion | Entry:
+        """What CivitAI says of `source`, or the copy from before when it says nothing."""
+        if self._offline:
+            raise SourceUnavailable(
+                f"{_key(source)} is not in the cache and this worker is offline; unset OFFLINE, or put the model on "
+                "the volume.",
+                field="model",
+            )
+        kept = self._kept(source)
+        try:
+            return self._api.version(source, attempts=1 if kept else ATTEMPTS)
+        except SourceUnavailable:
+            if kept is None:
+                raise
+            self._outages[_key(source)] = time.monotonic()
+            return kept
+
+    def _choose(self, version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
+        check_version(version, source, self._hosted_only)
+        file = choose_file(version, source)
+        check_file(file, version, source, allow_pickles=self._allow_pickles)
+        return file
+
+    def _peek_listed(self, version: CivitaiVersion, file: CivitaiFile) -> tuple[RemoteFile, Outline]:
+        """The file as it is fetched, now with its exact size, and its outline. Remembered."""
+        with self._guard:
+            known = self._outlines.get(file.id)
+        if known is not None:
+            return known
+        remote = self._api.download(version, file, _file_name(file))
+        if file.format == "PickleTensor":  # where it is allowed at all: what is in it shows when it is here
+            return remote, Outline(revision=str(version.id), declared=version.declared)
+        header = read_remote_header(self._web, remote, self._parser, self._api.refused(version)).index
+        sized = RemoteFile(remote.name, remote.url, header.file_bytes, file.sha256)
+        outline = Outline({}, header, header.weight_bytes, str(version.id), version.declared)
+        with self._guard:
+            if len(self._outlines) >= _MAX_HEADERS:
+                self._outlines.clear()
+            self._outlines[file.id] = sized, outline
+        return sized, outline
+
+    def _fetch(self, version: CivitaiVersion, source: ModelSource, emit: Emit, stop: StopSignal) -> Entry:
+        file = self._choose(version, source)
+        name = _entry_name(version, file)
+        entry = self._finished(name, source, stop)
+        if entry is None:
+            peeked: list[tuple[RemoteFile, Outline]] = []
+            run_all([lambda: peeked.append(self._peek_listed(version, file))], stop)
+            remote = peeked[0][0]
+            entry = self._cache.fetch(
+                name,
+                [RemoteFile(remote.name, remote.url, remote.size, source.sha256 or remote.sha256)],
+                self._web,
+                label=version.label,
+                emit=emit,
+                stop=stop,
+                refused=self._api.refused(version),
+                details={"version": str(version.id), "declared": declaration_details(version.declared)},
+            )
+        self._cache.note_revision(_key(source), name)
+        return entry
+
+
+def _key(source: ModelSource) -> str:
+    """The question that `source` asks, whatever its digest."""
+    return source.model_copy(update={"sha256": None}).reference
+
+
+def _entry_name(version: CivitaiVersion, file: CivitaiFile) -> str:
+    return f"{version.label}#{file.id}"
+
+
+def _file_name(file: CivitaiFile) -> str:
+    """A name for the disk: the remote one is only a hint of what a person calls it."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(file.name).stem).strip("._-")[:80]
+    suffix = PurePosixPath(file.name).suffix.lower()
+    return (stem or str(file.id)) + (suffix if suffix in {".pt", ".pth", ".bin"} else _SUFFIXES[file.format])
+
+
+def _only(entry: Entry) -> EntryFile:
+    return next(iter(entry.files.values()))
+
+
+def _version_of(entry: Entry) -> str | None:
+    version = entry.details.get("version")
+    return version if isinstance(version, str) else None

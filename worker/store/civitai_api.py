@@ -1,0 +1,191 @@
+"""CivitAI's API: versions asked for and remembered, and each way it says no as a sentence with its own fix."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, WorkerError
+from worker.core.model import ModelSource
+from worker.media.guard import RefusedUrl
+from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, read_version
+from worker.store.transfer import Refused, RemoteFile
+from worker.store.web import Web
+
+ENDPOINT = "https://civitai.com"
+# One service under three names: a token made at one is good at all of them, and at no other host.
+_SITES = ("https://civitai.com", "https://civitai.green", "https://civitai.red")
+MEMORY_S = 600.0
+ATTEMPTS = 3
+BACKOFF_S = 0.5
+_TIMEOUT_S = 15.0
+_MAX_WAIT_S = 5.0
+_MAX_LISTINGS = 256
+_MAX_JSON_BYTES = 16 * 2**20  # a model with hundreds of versions, each with its pictures
+_MAX_REFUSAL_BYTES = 65_536
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+
+
+def civitai_hosts(endpoint: str, token: str | None) -> dict[str, str | None]:
+    """The hosts that CIVITAI_TOKEN is for, as Web takes them: CivitAI's own, or the operator's mirror alone."""
+    return dict.fromkeys(_SITES if endpoint.rstrip("/") in _SITES else (endpoint,), token)
+
+
+class CivitaiApi:
+    """Asks for versions of models. Blocking; safe to use from several threads. `web` knows the token."""
+
+    def __init__(self, web: Web, endpoint: str = ENDPOINT, *, has_token: bool) -> None:
+        self._web, self._endpoint, self._has_token = web, endpoint.rstrip("/"), has_token
+        self._versions: dict[tuple[str, str | None], tuple[float, CivitaiVersion]] = {}
+        self._guard = threading.Lock()
+
+    def remembered(self, source: ModelSource) -> CivitaiVersion | None:
+        """What the API said of `source` a short while ago."""
+        at, version = self._versions.get((source.locator, source.revision), (0.0, None))
+        return version if time.monotonic() - at < MEMORY_S else None
+
+    def version(self, source: ModelSource, attempts: int = ATTEMPTS) -> CivitaiVersion:
+        """The version that `source` names, or the newest of its model.
+
+        Raises ModelNotFound, AccessDenied, SourceUnavailable.
+        """
+        if remembered := self.remembered(source):
+            return remembered
+        model: Mapping[str, object] = {}
+        number = source.revision
+        if number is None:
+            model = self._ask(f"models/{source.locator}", f"civitai:{source.locator}", attempts)
+            number = str(newest_version(model, datetime.now(UTC)))
+        version = read_version(self._ask(f"model-versions/{number}", f"civitai:@{number}", attempts), model)
+        with self._guard:
+            if len(self._versions) >= _MAX_LISTINGS:
+                self._versions.clear()
+            self._versions[source.locator, source.revision] = time.monotonic(), version
+        return version
+
+    def download(self, version: CivitaiVersion, file: CivitaiFile, name: str) -> RemoteFile:
+        """Where `file` is had. By its number: the links that describe a file by its properties may answer 404."""
+        return RemoteFile(
+            name, f"{self._endpoint}/api/download/models/{version.id}?fileId={file.id}", sha256=file.sha256
+        )
+
+    def refused(self, version: CivitaiVersion) -> Refused:
+        """What an answer to a download means that is not the file."""
+
+        def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:
+            deadline = self._early_access_deadline(file.url) if status == 403 else None
+            if deadline is not None:
+                until = deadline or version.early_access_until
+                return AccessDenied(
+                    f"{version.label} is in early access{f' until {until}' if until else ''}: buy access with the "
+                    "account of CIVITAI_TOKEN, or use an older version.",
+                    field="model",
+                )
+            return self._refusal(version, file, status, headers)
+
+        return refused
+
+    def _ask(self, path: str, what: str, attempts: int) -> Mapping[str, object]:
+        failure: WorkerError = _unavailable(what)
+        for attempt in range(1, attempts + 1):
+            wait = BACKOFF_S * attempt
+            try:
+                with self._web.open(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as answer:
+                    if answer.status == 200:
+                        value = json.loads(answer.read_all(_MAX_JSON_BYTES))
+                        if isinstance(value, dict):
+                            return value
+                        raise ValueError("no JSON object")
+                    failure = self._api_refusal(what, answer.status, answer.headers)
+                    if answer.status not in _BUSY:
+                        raise failure
+                    wait = _seconds(answer.headers) or wait
+            except RefusedUrl as error:
+                raise SourceUnavailable(
+                    f"CivitAI's answer is not taken: {error}; check CIVITAI_ENDPOINT.", field="model"
+                ) from None
+            except (OSError, ValueError, RecursionError):
+                failure = _unavailable(what)
+            if attempt < attempts:
+                if wait > _MAX_WAIT_S:
+                    break  # the caller is told how long it takes, instead of waiting for it
+                time.sleep(wait)
+        raise failure
+
+    def _api_refusal(self, what: str, status: int, headers: Mapping[str, str]) -> WorkerError:
+        if status in {401, 403}:
+            if self._has_token:
+                return AccessDenied(
+                    f"CivitAI refuses this worker's token when asked for {what}; set CIVITAI_TOKEN to a valid API key.",
+                    field="model",
+                )
+            return AccessDenied(f"CivitAI shows {what} to members only; set CIVITAI_TOKEN.", field="model")
+        if status in {400, 404, 410}:
+            return ModelNotFound(
+                f"CivitAI has no {what}, or it was removed; check the number on the model's page.", field="model"
+            )
+        if status == 429:
+            return SourceUnavailable(
+                f"CivitAI takes no more requests from this worker for now; send the job again {_later(headers)}.",
+                field="model",
+            )
+        return _unavailable(what)
+
+    def _refusal(
+        self, version: CivitaiVersion, file: RemoteFile, status: int, headers: Mapping[str, str]
+    ) -> WorkerError:
+        label = f"{file.name} of {version.label}"
+        if status in {200, 401} and not self._has_token:  # 200 is the login page
+            return AccessDenied(f"CivitAI gives {label} to members only; set CIVITAI_TOKEN.", field="model")
+        if status in {200, 401}:
+            return AccessDenied(
+                f"CivitAI refuses {label} to this worker's token, or its creator disabled downloads; set CIVITAI_TOKEN "
+                "to a valid API key of a member who may download it.",
+                field="model",
+            )
+        if status in {403, 451}:
+            return AccessDenied(
+                f"CivitAI blocks the download of {label} for this account or this region; use another model.",
+                field="model",
+            )
+        if status == 404:
+            return ModelNotFound(f"{label} is no longer on CivitAI; use another file or version.", field="model")
+        if status == 410:
+            return ModelNotFound(
+                f"{version.label} was archived by its creator and cannot be downloaded; use another model.",
+                field="model",
+            )
+        if status == 429:
+            return SourceUnavailable(
+                "CivitAI's download limit of this account or address is used up; send the job again "
+                f"{_later(headers)}.",
+                field="model",
+            )
+        if status == 400:
+            return ModelNotFound(f"CivitAI cannot deliver {label}; name another file or version.", field="model")
+        return _unavailable(label)
+
+    def _early_access_deadline(self, url: str) -> str | None:
+        """When early access ends, as the refusal itself says: "" without a time, None for another refusal."""
+        with contextlib.suppress(OSError, ValueError, RecursionError), self._web.open(url, end=1) as answer:
+            value = json.loads(answer.read_all(_MAX_REFUSAL_BYTES))
+            if isinstance(value, dict) and str(value.get("error", "")).lower().startswith("early access"):
+                deadline = value.get("deadline")
+                return deadline[:40] if isinstance(deadline, str) and deadline.isprintable() else ""
+        return None
+
+
+def _seconds(headers: Mapping[str, str]) -> float | None:
+    asked = headers.get("retry-after", "")
+    return float(asked) if asked.isdecimal() and len(asked) < 8 else None
+
+
+def _later(headers: Mapping[str, str]) -> str:
+    seconds = _seconds(headers)
+    return f"in {seconds:.0f} s" if seconds else "later"
+
+
+def _unavailable(what: str) -> SourceUnavailable:
+    return SourceUnavailable(f"CivitAI did not deliver {what}; send the job again in a minute.", field="model")

@@ -1,0 +1,138 @@
+"""A remote file's header by range requests: what a 7 GB checkpoint is, for a few hundred kilobytes.
+
+The first request guesses how long the header is, the next asks for exactly what is missing. A server that answers a
+range with the whole file is read no further than the header.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, WorkerError
+from worker.core.model import TensorIndex
+from worker.media.guard import RefusedUrl, seconds_left
+from worker.store.transfer import Refused, RemoteFile
+from worker.store.web import Response, Web
+
+GUESS_BYTES = 256 * 2**10  # the headers of half of all checkpoints, and of nearly every LoRA, are shorter
+DEADLINE_S = 60.0
+_MAX_REQUESTS = 8  # a GGUF header says only bit by bit how long it is
+_ATTEMPTS = 2
+_BACKOFF_S = 0.5
+_BUSY = frozenset({408, 500, 502, 503, 504})
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderParser:
+    """How a header is read: `end(prefix, file_bytes, name)` says how many leading bytes hold it, or how many to ask
+    with again; `parse` reads that many. Both raise CorruptFile, UnsafeFormat or UnsupportedModel."""
+
+    end: Callable[[bytes, int, str], int]
+    parse: Callable[[bytes, int, str], TensorIndex]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteHeader:
+    """A remote file's header, and what its server said of the file: HTTP headers in lower case."""
+
+    index: TensorIndex
+    answered: Mapping[str, str]
+
+
+def read_remote_header(web: Web, file: RemoteFile, parser: HeaderParser, refused: Refused) -> RemoteHeader:
+    """Read the header of `file`. Blocking, for a minute at most.
+
+    Raises what `refused` makes of a refusal or of an HTML page, what `parser` makes of a file that is no model,
+    SourceUnavailable for a server that fails or stalls, AccessDenied for a link that leads where it may not.
+    """
+    reading = _Reading(web, file, parser, refused)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return reading.run()
+        except WorkerError as error:  # the parser's, which knows of no request
+            error.field = error.field or "model"
+            raise
+        except RefusedUrl as error:
+            raise AccessDenied(f"{file.name} is not fetched: {error}.", field="model") from None
+        except OSError as error:
+            if attempt == _ATTEMPTS:
+                raise SourceUnavailable(
+                    f"{file.name} cannot be read: {error}; send the job again in a minute.", field="model"
+                ) from None
+        time.sleep(_BACKOFF_S)
+    raise AssertionError("unreachable")
+
+
+class _Reading:
+    """The bytes of one header so far. A second run goes on where the first one broke off."""
+
+    def __init__(self, web: Web, file: RemoteFile, parser: HeaderParser, refused: Refused) -> None:
+        self._web, self._file, self._parser, self._refused = web, file, parser, refused
+        self._prefix = bytearray()
+        self._size = 0
+        self._etag: str | None = None
+        self._deadline = time.monotonic() + DEADLINE_S
+
+    def run(self) -> RemoteHeader:
+        """Ask until the header is here. Raises OSError."""
+        wanted = max(GUESS_BYTES, len(self._prefix) + 1)
+        for _ in range(_MAX_REQUESTS):
+            opened = self._web.open(
+                self._file.url,
+                start=len(self._prefix),
+                end=wanted,
+                etag=self._etag,
+                timeout_s=min(20.0, seconds_left(self._deadline)),
+            )
+            with opened as answer:
+                self._accept(answer)
+                while True:
+                    self._fill(answer, wanted)
+                    wanted = self._parser.end(bytes(self._prefix), self._size, self._file.name)
+                    if wanted <= len(self._prefix):
+                        index = self._parser.parse(bytes(self._prefix), self._size, self._file.name)
+                        return RemoteHeader(index, answer.headers)
+                    if answer.status == 206:
+                        break  # the rest by another request; a whole file is simply read on
+        raise ConnectionError("its server sends too little at a time")
+
+    def _accept(self, answer: Response) -> None:
+        """Take note of how long the file is, and where the body begins."""
+        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if answer.status in _BUSY:
+            raise ConnectionError(f"its server answered {answer.status}")
+        if answer.status == 416 and match and int(match[2]) == 0:
+            self._size = 0
+            return
+        is_page = answer.headers.get("content-type", "").startswith("text/html")
+        if answer.status not in {200, 206} or is_page:
+            raise self._refused(self._file, 200 if answer.status == 206 else answer.status, answer.headers)
+        if answer.status == 200:
+            self._prefix.clear()
+            if answer.length is None and self._file.size is None:
+                raise CorruptFile(
+                    f"{self._file.name}: its server does not say how long it is; download the file to the volume and "
+                    "use file:/path.",
+                    field="model",
+                )
+            self._size = answer.length if answer.length is not None else self._file.size or 0
+        elif match is None or match[1] is None or int(match[1]) != len(self._prefix):
+            raise ConnectionError("its server answered another range than was asked for")
+        else:
+            self._size = int(match[2])
+        self._etag = answer.headers.get("etag")
+        if self._file.size is not None and self._size != self._file.size:
+            raise CorruptFile(
+                f"{self._file.name} has {self._size:,} bytes where {self._file.size:,} were announced; "
+                "send the job again in a minute.",
+                field="model",
+            )
+
+    def _fill(self, answer: Response, wanted: int) -> None:
+        if answer.status == 416:
+            return
+        while len(self._prefix) < wanted and (block := answer.read(wanted - len(self._prefix))):
+            self._prefix += block
+            seconds_left(self._deadline)
