@@ -21,7 +21,7 @@ def sources(zoo, tmp_path):
     """A CivitAI and a Hub; each holds one LoRA of the tiny model, for members only."""
     with FakeCivitai(token=TOKENS["civitai"]) as civitai, FakeHub(token=TOKENS["hf"]) as hub:
         civitai.add_model(100, "Grey Style", "LORA")
-        civitai.add_version(100, 200, "SD 1.5")
+        civitai.add_version(100, 200, "SD 1.5", trainedWords=["grey style"])
         civitai.add_file(200, 300, (zoo / "models" / "kohya.safetensors").read_bytes(), "grey style.safetensors")
         civitai.members_only.add(200)
         folder = tmp_path / "lora"
@@ -50,6 +50,7 @@ async def test_both_are_fetched_applied_and_named_and_no_token_goes_astray(sourc
     connected = build_worker(with_sites(settings, *sources))
     answer = await draw(connected, loras=[PAGE, "org/style"], seed=5)
     assert [lora["model"] for lora in answer["loras"]] == [PAGE, "org/style"]
+    assert answer["loras"][0]["trigger_words"] == ["grey style"]
     local = [f"file:{zoo}/models/{name}.safetensors" for name in ("kohya", "lora")]
     assert (pixels(answer) == pixels(await draw(worker, loras=local, seed=5))).all()
     assert (pixels(answer) != pixels(await draw(worker, seed=5))).any()

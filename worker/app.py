@@ -19,6 +19,7 @@ from worker.catalog.declared import HOSTED_ONLY
 from worker.catalog.registry import Registry, RegistryError, load_registry
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
+from worker.core.job import StopSignal
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec
 from worker.core.ports import Backend
 from worker.core.result import Progress
@@ -152,7 +153,7 @@ def build_store(settings: Settings) -> Store:
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
     folders = LocalFolders(roots, read, allow_pickles=pickles)
     schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
-    return Store(schemes, _lockfile(settings))
+    return Store(schemes, _lockfile(settings), cache.discard)
 
 
 def _web(settings: Settings) -> Web:
@@ -194,7 +195,12 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         allowed_hosts=settings.allowed_hosts,
         denied_hosts=settings.denied_hosts,
     )
-    resolver = ModelResolver(registry, policy, parse_reference, store.peek)
+    resolver = ModelResolver(
+        registry,
+        policy,
+        parse_reference,
+        lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
+    )
     provisioner = Provisioner(store, resolver, _without_pickles(settings))
     engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
     limits = Limits(settings.max_images, settings.max_loras, settings.timeout_seconds)

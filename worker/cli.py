@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from worker.app import Worker, build_cache, build_worker
-from worker.catalog.registry import RegistryError
+from worker.app import Worker, build_cache, build_registry, build_worker
+from worker.catalog.registry import Registry, RegistryError
 from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource, ModelSpec
@@ -168,7 +168,7 @@ def cache_pin(model: Annotated[str, typer.Argument(help="A name that `cache ls` 
     cache, found = _entries(model)
     for entry in found:
         cache.pin(entry, pinned=True)
-        _OUT.print(f"{entry.name} is pinned", highlight=False, soft_wrap=True)
+    _tell_of(found, "is pinned")
 
 
 @cache_app.command("unpin")
@@ -177,7 +177,7 @@ def cache_unpin(model: Annotated[str, typer.Argument(help="A name that `cache ls
     cache, found = _entries(model)
     for entry in found:
         cache.pin(entry, pinned=False)
-        _OUT.print(f"{entry.name} is not pinned", highlight=False, soft_wrap=True)
+    _tell_of(found, "is not pinned")
 
 
 @cache_app.command("verify")
@@ -213,13 +213,30 @@ def _columns(files: int, total_bytes: int, last_used: float) -> tuple[str, str, 
     return str(files), f"{total_bytes / 1e9:.2f}", f"{datetime.fromtimestamp(last_used):%Y-%m-%d %H:%M}"
 
 
+def _tell_of(entries: list[Entry], what: str) -> None:
+    for entry in entries:
+        if not entry.details.get(ASIDE):
+            _OUT.print(f"{entry.name} {what}", highlight=False, soft_wrap=True)
+
+
 def _entries(model: str) -> tuple[VolumeCache, list[Entry]]:
-    """The entries that are meant, and the cache they are in."""
-    cache = build_cache(_settings())
+    """The entries that are meant, by their own name or the registry's, and the cache they are in."""
+    settings = _settings()
+    cache = build_cache(settings)
     found = cache.matching(model)
+    if not found:
+        spec = _registry(settings).find(model)
+        found = cache.matching(spec.source.locator) if spec is not None else []
     if not found:
         _fail(f"{model} is not in the cache; see `python -m worker cache ls`.")
     return cache, found
+
+
+def _registry(settings: Settings) -> Registry:
+    try:
+        return build_registry(settings)
+    except (RegistryError, SettingsError) as error:
+        _fail(str(error))
 
 
 def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:

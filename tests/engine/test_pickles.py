@@ -188,3 +188,20 @@ def test_the_variable_that_would_unlock_every_pickle_is_taken_away(settings, mon
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     build_worker(settings)
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+async def test_a_lora_in_a_pickle_draws_what_its_safetensors_draws_where_the_operator_allows_it(
+    settings, zoo, tmp_path
+):
+    tensors = single_files.load_file(zoo / "models/lora.safetensors")
+    folder = settings.volume / "own"
+    folder.mkdir(parents=True)
+    torch.save(tensors, folder / "lora.pt")
+    job = {"prompt": "x", "seed": 1, "loras": [f"file:{folder}/lora.pt"]}
+    with pytest.raises(UnsafeFormat) as refused:
+        await build_worker(settings).actions.perform(job, "a", lambda progress: None)
+    assert refused.value.field == "loras"
+    allowed = build_worker(settings.model_copy(update={"allow_pickles": True}))
+    answer = await allowed.actions.perform(job, "b", lambda progress: None)
+    plain = {**job, "loras": [f"file:{zoo}/models/lora.safetensors"]}
+    assert answer["image"] == (await allowed.actions.perform(plain, "c", lambda progress: None))["image"]

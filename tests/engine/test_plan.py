@@ -26,10 +26,13 @@ def plan(
     root=Path("m"),
     packed=None,
     total_bytes=0,
+    variant=None,
 ):
     spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"), dtype=dtype, min_vram_gb=minimum)
     files = ModelFiles(root, total_bytes, parameters=SDXL if parameters is None else parameters, packed=packed or {})
-    found = Detection(Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline", prediction_type=prediction)
+    found = Detection(
+        Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline", prediction_type=prediction, variant=variant
+    )
     info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
     return make_plan(spec, files, found, info, megapixels=1.0)
 
@@ -91,6 +94,25 @@ def test_a_playground_or_cosxl_file_gets_the_scheduler_that_it_was_trained_for(t
     made = plan("cuda", 80, root=file, prediction="edm_v_prediction")
     assert (made.scheduler, made.scheduler_options["prediction_type"]) == ("EDMEulerScheduler", "v_prediction")
     assert plan("cuda", 80, root=file, prediction="epsilon").scheduler is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheduler", "spacing"),
+    [
+        ("turbo", "EulerAncestralDiscreteScheduler", "trailing"),
+        ("lightning", "EulerDiscreteScheduler", "trailing"),
+        ("hyper", "DDIMScheduler", "trailing"),
+        ("lcm", "LCMScheduler", None),
+        ("pony", None, None),
+    ],
+)
+def test_a_file_of_few_steps_gets_the_scheduler_of_its_authors(tmp_path, variant, scheduler, spacing):
+    file = tmp_path / "m.safetensors"
+    file.write_bytes(b"")
+    made = plan("cuda", 80, root=file, variant=variant)
+    assert (made.scheduler, made.scheduler_options.get("timestep_spacing")) == (scheduler, spacing)
+    assert plan("cuda", 80, variant=variant).scheduler is None, "a repository has a config of its own"
+    assert plan("cuda", 80, root=file, variant=variant, prediction="v_prediction").scheduler_options["prediction_type"]
 
 
 def test_the_format_is_the_files(tmp_path):

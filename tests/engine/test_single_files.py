@@ -13,6 +13,7 @@ from tests import builders, single_files
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
 from worker.engine.loader import load_pipeline, view
+from worker.service import completing
 
 CLASSES = {
     "sd1": "StableDiffusionPipeline",
@@ -89,6 +90,14 @@ def test_a_denoiser_in_the_names_of_diffusers_loads_too(shelf):
     (path,) = (shelf / "flux/transformer").glob("*.safetensors")
     pipe = load("flux", path, base=shelf / "flux")
     assert np.array_equal(draw(pipe), draw(from_repository(shelf, "flux")))
+
+
+def test_a_bases_own_description_goes_before_the_familys(shelf, tmp_path):
+    """The family's usual transformer is a hundred times as wide as the one that this base is made of."""
+    path = single_files.save(single_files.denoiser(shelf / "flux"), tmp_path / "tune.safetensors")
+    pipe = load("flux", path, config=completing.CONFIGS / "flux1", base=shelf / "flux")
+    want = single_files.weights(shelf / "flux/transformer")
+    assert all(torch.equal(want[name], tensor) for name, tensor in pipe.transformer.state_dict().items())
 
 
 def test_old_clip_names_load(shelf, tmp_path):

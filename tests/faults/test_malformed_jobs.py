@@ -73,7 +73,7 @@ CORPUS = [
     ({"image": "A" * 30_000_000}, "image"),
     ({"image": "http://169.254.169.254/latest/meta-data"}, "image"),
     ({"loras": [{"model": "org/x", "weight": math.nan}]}, "loras"),
-    ({"loras": "\0"}, "model"),
+    ({"loras": "\0"}, "loras"),
     ({"loras": [[["org/x"]]]}, "loras"),
     ({"loras": [{"model": "/etc/passwd"}]}, "loras"),
     ({"output": {"format": "exe"}}, "output"),

@@ -9,6 +9,7 @@ from worker.core.job import StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.service.completing import completion
 from worker.service.provisioning import Provisioner
+from worker.store.store import Store
 
 FILE = ModelSource(scheme="hf", locator="someone/tune", filename="tune.safetensors")
 
@@ -46,6 +47,11 @@ def test_a_unet_alone_takes_all_weights_but_its_own_from_the_base():
     done = completion(spec(), found(Kind.DENOISER, "sdxl", "denoiser"))
     assert done.base == "stabilityai/stable-diffusion-xl-base-1.0"
     assert set(done.missing) == {"vae", "text_encoder", "text_encoder_2"}
+
+
+def test_a_denoiser_takes_everything_else_from_the_base_that_the_operator_names():
+    done = completion(spec(base="my/base"), found(Kind.DENOISER, "sdxl", "denoiser"))
+    assert (done.config, done.base, done.missing) == (None, "my/base", ())
 
 
 def test_a_checkpoint_without_a_vae_takes_that_alone():
@@ -112,7 +118,7 @@ UNET = found(Kind.DENOISER, "sdxl", "denoiser")
 
 
 def provide(store, wanted):
-    return Provisioner(store, Names()).model_files(wanted, UNET, lambda progress: None, StopSignal(60))
+    return Provisioner(Store({"hf": store}), Names()).model_files(wanted, UNET, lambda progress: None, StopSignal(60))
 
 
 def test_the_base_comes_first_and_only_what_is_missing_of_it(shelf):

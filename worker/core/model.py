@@ -69,6 +69,11 @@ class ModelSource(Parsed):
     sha256: str | None = None  # what the file must hash to, when a caller pins it
     choice: str | None = None  # how CivitAI's file is chosen, "format=SafeTensor&fp=fp16" say
     only: tuple[str, ...] = ()  # the components of a pipeline's repository that are wanted; all of them when empty
+    without: tuple[str, ...] = ()  # the components that are not
+
+    def wants(self, component: str) -> bool:
+        """Whether the weights of this part of a pipeline's repository are asked for."""
+        return component not in self.without and (not self.only or component in self.only)
 
     @property
     def reference(self) -> str:

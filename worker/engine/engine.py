@@ -19,7 +19,7 @@ from worker.engine.compatibility import old_clip_names
 from worker.engine.loader import load_pipeline
 from worker.engine.plan import make_plan, resident_key
 from worker.engine.pool import PipelinePool, Resident
-from worker.engine.schedulers import build_scheduler
+from worker.engine.schedulers import build_scheduler, check_schedule
 
 _LOG = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class DiffusersEngine:
         pipe = resident.as_class(job.pipeline)
         with _clean(pipe, resident), self._loras.applied(pipe, batch.adapters, job.spec.id) as reports:
             _set_scheduler(pipe, resident, job.scheduler)
+            check_schedule(pipe, job.params)
             job.stop.check()
             try:
                 with old_clip_names(pipe):

@@ -1,9 +1,11 @@
 """A fresh scheduler for every job: schedulers carry state from step to step, and must not from job to job."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+from pydantic import JsonValue
 
 from worker.core.errors import ParameterOutOfRange
 from worker.core.job import SchedulerChoice
@@ -25,3 +27,18 @@ def build_scheduler(config: Mapping[str, Any], own: type, wanted: SchedulerChoic
             field="scheduler",
         )
     return cls.from_config(config, **wanted.options)
+
+
+def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
+    """Refuse a schedule of the job's own that the scheduler cannot take. Raises ParameterOutOfRange."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if not hasattr(scheduler, "set_timesteps"):
+        return
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    for name in ("timesteps", "sigmas"):
+        if params.get(name) is not None and name not in taken:
+            raise ParameterOutOfRange(
+                f"{name} cannot be given to {type(scheduler).__name__}, which this job draws with; "
+                "leave it out, or name another scheduler.",
+                field=name,
+            )

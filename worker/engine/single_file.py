@@ -96,7 +96,8 @@ def _component(component: Component, held: Mapping[str, Weights], plan: LoadPlan
     dtype, weights = DTYPES[plan.dtype], held.get(component.name)
     places = [place for place in (config, plan.base) if place is not None]
     if weights is not None:
-        described = next((place for place in places if (place / component.name).is_dir()), config)
+        # The base knows the sizes of what was made from it; a bundled config knows the family's usual ones.
+        described = next((place for place in reversed(places) if (place / component.name).is_dir()), config)
         return _build(component, weights, described, dtype, packed=plan.format == "gguf")
     for place in places:
         own = read_index(place).get(component.name, component)  # what fills the part is of that folder's class

@@ -30,14 +30,15 @@ class AdapterProvisioner:
 
     def provide(self, lora: LoraSpec, job: Job, emit: Emit) -> AdapterFiles:
         """The file of one LoRA. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
-        source = self._resolver.adapter_source(lora.model, lora.weight_name)
         try:
+            source = self._resolver.adapter_source(lora.model, lora.weight_name)
             outline = self._store.peek(source)
             if outline.header is not None:  # what is seen to be another thing is not even fetched
                 _check_kind(detect(outline), lora, job)
             files = self._store.ensure(source, None, emit, job.stop)
             root = files.root if files.is_single_file else _only_weights(files.root, lora)
-            root = self._without_pickles(root)
+            with self._store.harmless(root):
+                root = self._without_pickles(root)
             examined = examine_lora(root)
         except WorkerError as error:
             if error.field in (None, "model"):  # the store takes every source for one
@@ -50,7 +51,7 @@ class AdapterProvisioner:
             examined.sha256,
             examined.keys,
             examined.scaling,
-            examined.trigger_words,
+            examined.trigger_words or (outline.declared.trigger_words if outline.declared else ()),
         )
 
 

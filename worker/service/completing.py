@@ -33,6 +33,9 @@ def completion(spec: ModelSpec, detection: Detection) -> Completion:
     row = architecture(detection.architecture) if detection.architecture else None
     bundled = CONFIGS / row.config if row is not None and row.config else None
     config = Path(spec.config) if spec.config else bundled
+    if spec.base is not None and spec.config is None and not set(detection.parts) - {"denoiser"}:
+        # What the operator names is more than the family's usual: its tokenizers and sizes belong to its encoders.
+        return Completion(None, spec.base, ())
     base = spec.base or (row.base_repo if row else None)
     if config is None:
         if base is not None:

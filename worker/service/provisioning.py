@@ -1,11 +1,12 @@
 """Files for a job: the model's, fetched where needed, what completes them, and its adapters' beside them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from worker.core.errors import AccessDenied, SourceError, UnsafeFormat, UnsupportedModel
+from worker.core.errors import AccessDenied, ModelNotFound, SourceError, UnsafeFormat, UnsupportedModel
 from worker.core.job import Batch, Job, StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
@@ -15,7 +16,7 @@ from worker.service.resolving import ModelResolver
 from worker.service.weights import measure
 from worker.store.store import Store
 
-DENOISERS = frozenset({"unet", "transformer"})
+_DENOISERS = ("transformer", "unet")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 
 
@@ -63,12 +64,18 @@ class Provisioner:
         What is small comes first: a part that cannot be had should not cost the download of the rest.
         """
         completing = _completing(spec, detection)
-        parts = {name: self._part(source, emit, stop) for name, source in self._part_sources(spec).items()}
+        parts = {name: self._part(spec, name, source, emit, stop) for name, source in self._part_sources(spec).items()}
         base = self._base(spec, completing, emit, stop) if completing and completing.base else None
         files = self._store.ensure(spec.source, spec.variant, emit, stop)
+        if files.is_single_file and completing is None:
+            raise UnsupportedModel(
+                f"{spec.id} is declared as a repository is, and is the single file {files.root.name[:80]}; "
+                "name that file in its source in models.yaml, after a #.",
+                field="model",
+            )
         files = replace(
             files,
-            root=self._without_pickles(files.root),
+            root=self._plain(files.root),
             base=base.root if base else None,
             parts={name: part.root for name, part in parts.items()},
             total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
@@ -96,30 +103,39 @@ class Provisioner:
         named = {**spec.components, **({"vae": spec.vae} if spec.vae else {})}
         return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in named.items()}
 
-    def _part(self, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
-        files = self._store.ensure(source, None, emit, stop)
-        return replace(files, root=self._without_pickles(files.root))
+    def _part(self, spec: ModelSpec, name: str, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
+        with _told(f"{spec.id} takes its {name} from elsewhere"):
+            files = self._store.ensure(source, None, emit, stop)
+        return replace(files, root=self._plain(files.root))
 
     def _base(self, spec: ModelSpec, completing: Completion, emit: Emit, stop: StopSignal) -> ModelFiles:
         reference = completing.base or ""
-        try:
+        what = ", ".join(completing.missing) or "other parts"
+        with _told(f"{spec.id} is a single file without its {what}, which come from {reference}"):
             files = self._store.ensure(self._base_source(reference, completing), None, emit, stop)
-        except (AccessDenied, SourceError) as error:
-            what = ", ".join(completing.missing) or "other parts"
-            message = f"{spec.id} is a single file without its {what}, which come from {reference}: {error.message}"
-            raise type(error)(message, field="model", hint=error.hint, details=error.details) from None
         if files.is_single_file:
             raise UnsupportedModel(f"base: {reference} is a single file; name a diffusers repository.", field="model")
-        return replace(files, root=self._without_pickles(files.root))
+        return replace(files, root=self._plain(files.root))
+
+    def _plain(self, root: Path) -> Path:
+        with self._store.harmless(root):
+            return self._without_pickles(root)
 
     def _base_source(self, reference: str, completing: Completion) -> ModelSource:
         source = self._resolver.part_source(reference)
-        return _only(source, completing.missing or self._beside_the_denoiser(source))
+        if completing.missing:
+            return _only(source, completing.missing)
+        # All but the part that the single file brings itself, which is the largest.
+        return source.model_copy(update={"without": _DENOISERS}) if _is_whole(source) else source
 
-    def _beside_the_denoiser(self, source: ModelSource) -> tuple[str, ...]:
-        """All components of a repository but the one that a single file brings itself, and the largest."""
-        index = self._store.peek(source).configs.get("model_index.json", {})
-        return tuple(sorted(name for name, entry in index.items() if isinstance(entry, list) and name not in DENOISERS))
+
+@contextmanager
+def _told(why: str) -> Iterator[None]:
+    """Say of a failure what was being fetched, and why: its own words name a repository that nobody asked for."""
+    try:
+        yield
+    except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
+        raise type(error)(f"{why}: {error.message}", field="model", hint=error.hint, details=error.details) from None
 
 
 def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:
@@ -128,5 +144,8 @@ def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:
 
 def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
     """Of a whole repository these components; a source that names a file or folder is that already."""
-    whole = source.scheme == "hf" and source.filename is None and source.subfolder is None
-    return source.model_copy(update={"only": components}) if whole else source
+    return source.model_copy(update={"only": components}) if _is_whole(source) else source
+
+
+def _is_whole(source: ModelSource) -> bool:
+    return source.scheme == "hf" and source.filename is None and source.subfolder is None

@@ -287,6 +287,12 @@ class VolumeCache:
         """Remove an entry with the blobs that no other names; returns the bytes given back."""
         return self._janitor.remove(entry)
 
+    def discard(self, path: Path) -> None:
+        """Remove the entry that `path` lies in, if it is one of this cache: what it holds must not stay."""
+        for entry in self._entries.all():
+            if path == entry.root or entry.root in path.parents:
+                self.remove(entry)
+
     def prune(self, older_than_s: float = GARBAGE_AGE_S) -> Swept:
         """Sweep what belongs to no entry and was not touched for `older_than_s`."""
         return self._janitor.sweep(older_than_s)

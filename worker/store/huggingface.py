@@ -246,7 +246,7 @@ class HuggingFaceHub:
                 )
             return self._sound(source, listing, file_selection(source.filename, names))
         if index := configs.get(MODEL_INDEX) or configs.get(MODULAR_INDEX):
-            return pipeline_files(index, names, variant, only=source.only, allow_pickles=self._allow_pickles)
+            return pipeline_files(index, names, variant, wants=source.wants, allow_pickles=self._allow_pickles)
         component = component_files(configs.get(CONFIG, {}), names, variant, allow_pickles=self._allow_pickles)
         if component is not None:
             return component
@@ -319,7 +319,11 @@ class HuggingFaceHub:
 def _name(source: ModelSource, revision: str | None, variant: str | None) -> str:
     """The entry of a source at a commit; with the revision that was asked for, the name of that question."""
     below = "/".join(filter(None, (source.subfolder, source.filename)))
-    chosen = {"variant": None if source.filename else variant, "only": ",".join(source.only)}
+    chosen = {
+        "variant": None if source.filename else variant,
+        "only": ",".join(source.only),
+        "without": ",".join(source.without),
+    }
     query = "&".join(f"{key}={value}" for key, value in chosen.items() if value)
     return f"hf:{source.locator}@{revision or 'main'}{f'#{below}' if below else ''}{f'?{query}' if query else ''}"
 

@@ -7,7 +7,7 @@ file. Where it exists, a reference means that revision, and a file with another 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -93,7 +93,7 @@ class Lockfile:
         if locked is None:
             return
         for name, expected in locked.files.items():
-            if not _is_wanted(name, source.only):
+            if "/" in name and not source.wants(name.partition("/")[0]):
                 continue
             # What belongs to a single file lies beside it.
             path = files.root.with_name(PurePosixPath(name).name) if files.is_single_file else files.root / name
@@ -112,12 +112,6 @@ class Lockfile:
         if key not in self._digests:
             self._digests[key] = digest_of(path, hashlib.sha256(), may_go_on)
         return self._digests[key]
-
-
-def _is_wanted(name: str, only: Collection[str]) -> bool:
-    """Whether a file of a repository belongs to what is fetched of it: all of it, or these components alone."""
-    component, separator, _ = name.partition("/")
-    return not only or not separator or component in only
 
 
 def lock_key(source: ModelSource, variant: str | None) -> str:

@@ -1,7 +1,7 @@
 """Which files of a repository are its model: one set of weights per component, and pickles only where allowed."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -57,12 +57,12 @@ def pipeline_files(
     names: Iterable[str],
     variant: str | None,
     *,
-    only: Collection[str] = (),
+    wants: Callable[[str], bool] = lambda component: True,
     allow_pickles: bool = False,
 ) -> Selection:
     """Choose the files of a diffusers repository. Raises UnsafeFormat when a component has pickles only.
 
-    With `only`, the other components are described and not fetched: their configs come along, their weights do not.
+    A component that is not wanted is described and not fetched: its config comes along, its weights do not.
     """
     listed = sorted(names)
     chosen = [name for name in listed if name in {MODEL_INDEX, MODULAR_INDEX}]
@@ -70,7 +70,7 @@ def pipeline_files(
     for component, _ in components(model_index):
         # What lies deeper (onnx, openvino, checkpoints) is of no use to a pipeline.
         inside = [name for name in listed if name.startswith(f"{component}/") and name.count("/") == 1]
-        if only and component not in only:
+        if not wants(component):
             chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
             continue
         weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])

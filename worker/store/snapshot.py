@@ -1,7 +1,7 @@
 """A repository in a cache that another tool keeps in the Hub's layout: found and judged complete; never written."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def complete_files(
         return _file(found, folder / source.filename) if (folder / source.filename).is_file() else None
     names = file_names(folder)
     try:
-        chosen = _complete_selection(folder, names, variant, source.only, allow_pickles)
+        chosen = _complete_selection(folder, names, variant, source.wants, allow_pickles)
         if chosen is not None:
             total = sum((folder / name).stat().st_size for name in chosen.names)
             return ModelFiles(folder, total, revision=found.commit, variant=chosen.variant)
@@ -111,16 +111,16 @@ def _file(found: Snapshot, path: Path) -> ModelFiles:
 
 
 def _complete_selection(
-    folder: Path, names: list[str], variant: str | None, only: tuple[str, ...], allow_pickles: bool
+    folder: Path, names: list[str], variant: str | None, wants: Callable[[str], bool], allow_pickles: bool
 ) -> Selection | None:
     """A pipeline or a component with all its files; None if one is missing, or if the folder is neither."""
     if MODEL_INDEX in names:
         index = read_json(folder / MODEL_INDEX)
-        chosen = pipeline_files(index, names, variant, only=only, allow_pickles=allow_pickles)
+        chosen = pipeline_files(index, names, variant, wants=wants, allow_pickles=allow_pickles)
         parts = [
             (name, cls, [file for file in chosen.names if file.startswith(f"{name}/")])
             for name, cls in components(index)
-            if not only or name in only
+            if wants(name)
         ]
         return chosen if all(_is_whole(folder, f"{name}/", cls, files) for name, cls, files in parts) else None
     if CONFIG in names:

@@ -1,8 +1,11 @@
 """The one way to a model's bytes, whatever their source."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from worker.core.errors import UnsafeFormat
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit
@@ -31,15 +34,42 @@ class Lockable(Protocol):
 
 
 class Store:
-    """Peek at a source, or have its files; one row per scheme of ModelSource. `lock` says what references mean."""
+    """Peek at a source, or have its files; one row per scheme of ModelSource.
 
-    def __init__(self, schemes: Mapping[str, Source], lock: Lockfile | None = None) -> None:
+    `lock` says what references mean; `discard` removes what was fetched to a path.
+    """
+
+    def __init__(
+        self,
+        schemes: Mapping[str, Source],
+        lock: Lockfile | None = None,
+        discard: Callable[[Path], None] = lambda root: None,
+    ) -> None:
         self._schemes = dict(schemes)
         self._lock = lock or Lockfile()
+        self._discard = discard
 
     def peek(self, source: ModelSource, variant: str | None = None) -> Outline:
         """What the source says of itself, without its weights. Blocking."""
         return self._schemes[source.scheme].peek(self._lock.pin(source, variant), variant)
+
+    def look(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Outline:
+        """As `peek`; what shows itself only as a whole, an allowed pickle, is fetched for it. Blocking."""
+        outline = self.peek(source, variant)
+        if outline.header is not None or outline.configs:
+            return outline
+        files = self.ensure(source, variant, lambda progress: None, stop)
+        with self.harmless(files.root):
+            return self.peek(source, variant)
+
+    @contextmanager
+    def harmless(self, root: Path) -> Iterator[None]:
+        """Remove what was fetched to `root` when the block inside finds that it could run code."""
+        try:
+            yield
+        except UnsafeFormat:
+            self._discard(root)
+            raise
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """The source's files on disk, fetched if need be, and true to the lockfile. Blocking."""

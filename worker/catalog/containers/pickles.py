@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
-from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
 from worker.core.model import TensorIndex
 
 MAX_PICKLE_BYTES = 2 * 2**20  # Stable Diffusion 1.5 with its training state needs 0.4 MiB
@@ -123,7 +123,7 @@ class _Inert(pickle._Unpickler):  # the one in Python: each opcode is a method t
 
 
 def read_pickle(path: Path) -> TensorIndex:
-    """Read names, dtypes and shapes of the torch file at `path`. Raises CorruptFile or UnsupportedModel."""
+    """Read names, dtypes and shapes of a torch file. Raises CorruptFile, UnsafeFormat or UnsupportedModel."""
     name, size = path.name, path.stat().st_size
     try:
         found = _zipped(path) if zipfile.is_zipfile(path) else _legacy(path)
@@ -137,7 +137,7 @@ def read_pickle(path: Path) -> TensorIndex:
         raise CorruptFile(f"{name} holds a pickle that cannot be followed: it is damaged; download it again.") from None
     tensors, metadata = _flatten(found, name)
     if not tensors:
-        raise UnsupportedModel(f"{name} is a pickle without tensors; name a file with weights.")
+        raise UnsafeFormat(f"{name} is a pickle without tensors: a program, and no weights; name a file with weights.")
     return TensorIndex(tensors, metadata, "torch", size)
 
 
