@@ -177,13 +177,14 @@ def test_what_is_not_said_comes_from_the_defaults_and_the_id(tmp_path: Path) -> 
 def test_relative_files_are_meant_from_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     text = (
-        "models:\n  mine: {source: 'file:weights/a', config: configs/a, loras: [{model: 'file:style'}],"
+        "models:\n  mine: {source: 'file:weights/a', config: configs/a, loras: [{model: 'file:style'}, org/other],"
         " lightning: {lora: 'file:fast', steps: 4}}\n  other: {source: 'file:/srv/b'}\n"
     )
     mine, other = load(tmp_path, text).models.values()
     assert mine.source.locator == str(tmp_path / "weights/a")
     assert mine.config == str(tmp_path / "configs/a")
     assert mine.loras[0].model == f"file:{tmp_path}/style"
+    assert (mine.loras[1].model, mine.loras[1].weight) == ("org/other", 1.0)
     assert mine.lightning is not None
     assert mine.lightning.lora == f"file:{tmp_path}/fast"
     assert other.source.locator == "/srv/b"

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -96,7 +96,8 @@ class LoraSpec(Parsed):
     """A LoRA that belongs to a model or is asked for by a job. `weight` multiplies its effect; 0 is none.
 
     `weights` replaces `weight` for a component of the pipeline, or for the modules below one: `text_encoder`,
-    `unet.mid_block`, `transformer.transformer_blocks.3`. The longest name that fits a module counts.
+    `unet.mid_block`, `transformer.transformer_blocks.3`. The longest name that fits a module counts. A reference alone
+    stands for an object that names nothing else.
     """
 
     model: str
@@ -106,6 +107,11 @@ class LoraSpec(Parsed):
     )
     weight_name: str | None = None
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_reference(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
 
 
 class Lightning(Parsed):

@@ -78,7 +78,7 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
         if name in _LATER:
             raise UnknownParameter(f"{name} is not served by this version of the worker; leave it out.", field=name)
     if (loras := common.get("loras")) is not None:
-        common["loras"] = _loras(loras)
+        common["loras"] = loras if isinstance(loras, list) else [loras]
     if _flat(common.get("image")) and isinstance(common["image"], list):
         common["images"] = [*_flat(common.pop("image")), *_flat(common.get("images"))]
     for name in _LISTS:
@@ -196,12 +196,6 @@ def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
             raise InvalidRequest(f"{said[canonical]} and {name} mean the same; send one of them.", field=name)
         found[canonical], said[canonical] = value, name
     return found
-
-
-def _loras(value: JsonValue) -> list[JsonValue]:
-    """One or several, each a reference or an object."""
-    items = value if isinstance(value, list) else [value]
-    return [{"model": item} if isinstance(item, str) else item for item in items]
 
 
 def _flat(value: JsonValue) -> list[JsonValue]:
