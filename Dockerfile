@@ -21,9 +21,10 @@ ENV UV_COMPILE_BYTECODE=1 \
 RUN pip install uv==0.13.9 && uv venv /opt/venv
 
 WORKDIR /build
-COPY requirements.txt requirements-gpu.txt ./
+COPY requirements.txt requirements-gpu.txt requirements-spandrel.txt ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip install --python /opt/venv/bin/python -r requirements-gpu.txt
+    uv pip install --python /opt/venv/bin/python -r requirements-gpu.txt \
+    && uv pip install --python /opt/venv/bin/python --no-deps -r requirements-spandrel.txt
 
 # A torch of another CUDA release would fail on the very hosts that .runpod/hub.json allows: better here than there.
 RUN /opt/venv/bin/python -c "import sys, torch; built = torch.version.cuda; \

@@ -12,11 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+# Two processes; a file's tests stay in one, since they share its models.
+PARALLEL := -n 2 --dist loadfile
 
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-all test-zoo check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run test test-all test-zoo check bench signatures clean
+.PHONY: help run test test-all test-zoo check bench signatures schedulers clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -26,7 +28,7 @@ run: $(READY)  ## Draw the picture of test_input.json into outputs/
 	@$(BIN)/python handler.py $(ARGS)
 
 test: $(READY)  ## Run the tests, less the slow ones; ARGS='tests/core -x' for some of them
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-all: $(READY)  ## Run every test, which takes minutes more
 	@$(BIN)/python -m pytest $(ARGS)
@@ -39,7 +41,7 @@ check: $(READY)  ## What CI runs: format, lint, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 bench: $(READY)  ## Measure; ARGS=… goes to the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -47,13 +49,18 @@ bench: $(READY)  ## Measure; ARGS=… goes to the benchmarks
 signatures: $(READY)  ## Learn the model classes of the installed diffusers, after a new one was pinned
 	@$(BIN)/python -m tools.component_signatures
 
+schedulers: $(READY)  ## Measure which schedulers each pipeline class runs with, after a new diffusers was pinned
+	@$(BIN)/python -m tests.zoo.schedulers
+	@$(BIN)/python -m tools.schedulers_page
+
 clean:  ## Remove .venv and what the tools left; pictures and downloaded models stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt requirements-spandrel.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11+ with venv found; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { rm -rf $(VENV); "$(PYTHON)" -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-spandrel.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

@@ -1,11 +1,11 @@
-"""RunPod's entry point: `python handler.py`. Everything is in worker/app.py."""
+"""The entry point: `python handler.py`. Everything is in worker/start.py and worker/app.py."""
 
 
 def main() -> None:
-    """Serve jobs until the process is stopped."""
-    from worker.app import run_serverless
+    """Serve jobs until the process is stopped: from RunPod's queue, or over HTTP."""
+    from worker.start import run
 
-    run_serverless()
+    run()
 
 
 # The guard is needed: the SDK's heartbeat process may import this file again.

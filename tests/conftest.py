@@ -1,7 +1,9 @@
 """A clean environment, one torch thread, and tiny models built once for the whole run."""
 
 import json
+import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The Hub's client reads this when it is imported: no test may ever leave the machine.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ.pop("COLUMNS", None)  # a console that is made when its module is imported would keep this width
 
 from tests import builders, single_files
 from worker.app import Worker, build_worker
@@ -98,3 +101,19 @@ def settings(zoo: Path, tmp_path: Path) -> Settings:
 def worker(settings: Settings) -> Worker:
     """A worker with a real engine, built on first use."""
     return build_worker(settings)
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Generator[None]:
+    """What one test silences the next one hears again."""
+    yield
+    logging.getLogger("worker").setLevel(logging.NOTSET)
+    logging.disable(logging.NOTSET)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Half a surrogate pair in what a test logged must not break the pipe between two test processes."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "replace").decode()) for name, text in report.sections]
+    return report

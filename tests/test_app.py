@@ -6,9 +6,10 @@ import pytest
 from pydantic import SecretStr
 
 from tests.store.conftest import write_pipeline
-from worker.app import build_registry, build_store, build_worker, check_device, check_volume, library_warnings
+from worker.app import build_registry, build_store, build_worker
 from worker.catalog.registry import RegistryError
 from worker.core.job import StopSignal
+from worker.fitness import check_device, check_volume, library_warnings
 from worker.settings import SettingsError, read_settings
 from worker.store.refs import parse_reference
 
@@ -74,9 +75,10 @@ def test_every_loosened_default_is_said_at_start(settings):
     assert settings.warnings() == []
     loose = settings.model_copy(
         update={"allow_unregistered_models": True, "allow_private_urls": True, "bucket_name": "only-a-name"}
+        | {"standalone_mode": True}
     )
     said = " ".join(loose.warnings())
-    for name in ("ALLOW_UNREGISTERED_MODELS", "ALLOW_PRIVATE_URLS", "BUCKET_ENDPOINT_URL"):
+    for name in ("ALLOW_UNREGISTERED_MODELS", "ALLOW_PRIVATE_URLS", "BUCKET_ENDPOINT_URL", "API_HOST"):
         assert name in said
 
 
@@ -114,7 +116,7 @@ def test_a_cuda_device_that_should_be_there_is_asked(settings, monkeypatch):
     def no_driver(name):
         raise OSError(name)
 
-    monkeypatch.setattr("worker.app.ctypes.CDLL", no_driver)
+    monkeypatch.setattr("worker.fitness.ctypes.CDLL", no_driver)
     with pytest.raises(RuntimeError, match="No CUDA driver"):
         check_device(settings.model_copy(update={"device": "cuda"}))()
 
@@ -129,7 +131,7 @@ def test_the_drivers_answer_decides(settings, monkeypatch, code, devices, fit):
             pointer._obj.value = devices
             return 0
 
-    monkeypatch.setattr("worker.app.ctypes.CDLL", lambda name: Driver())
+    monkeypatch.setattr("worker.fitness.ctypes.CDLL", lambda name: Driver())
     check = check_device(settings.model_copy(update={"device": "cuda"}))
     if fit:
         check()
@@ -162,7 +164,7 @@ def test_a_torchvision_of_another_build_is_said_at_start(monkeypatch, torch, tor
             raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("worker.app.metadata.version", version)
+    monkeypatch.setattr("worker.fitness.metadata.version", version)
     warnings = library_warnings()
     assert len(warnings) == warned
     assert all("uninstall torchvision" in text for text in warnings)

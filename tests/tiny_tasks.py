@@ -20,6 +20,7 @@ from diffusers import (
     FluxTransformer2DModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionUpscalePipeline,
+    StableDiffusionXLImg2ImgPipeline,
     UNet2DModel,
 )
 from transformers import T5EncoderModel
@@ -92,6 +93,32 @@ def upscaler(folder: str | Path, *, sd1: Path) -> Path:
         low_res_scheduler=DDPMScheduler(),
         scheduler=DDIMScheduler(),
         max_noise_level=350,
+    ).save_pretrained(folder)
+    return Path(folder)
+
+
+@builders.private_rng
+def refiner(folder: str | Path, *, sdxl: Path) -> Path:
+    """Save an SDXL refiner: one text encoder, and an aesthetic score in place of the target size."""
+    torch.manual_seed(16)
+    parts = _parts(sdxl)
+    StableDiffusionXLImg2ImgPipeline(
+        vae=parts["vae"],
+        text_encoder=None,
+        text_encoder_2=parts["text_encoder_2"],
+        tokenizer=None,
+        tokenizer_2=parts["tokenizer_2"],
+        unet=builders.unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=5 * 8 + builders.WIDTH,
+        ),
+        scheduler=parts["scheduler"],
+        requires_aesthetics_score=True,
+        add_watermarker=False,
     ).save_pretrained(folder)
     return Path(folder)
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from worker.catalog import coverage
+from worker.catalog.calls.controls import CONTROLLED, MAX_CONTROLS
 from worker.catalog.calls.refusals import REFUSED
 from worker.catalog.calls.signatures import known_pipelines
 from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
@@ -51,11 +52,20 @@ _LORAS = """
 Every algorithm in every spelling below, in any mixture, on every family whose pipeline has a UNet or a transformer.
 Each is checked: fewer than 95 % of its layers placed is an error that names some that were not.
 """
+_CONTROL = """
+## Control
+
+What `controlnets` of a request can hold, by the class that draws without them (`inspect` tells it). In diffusers'
+folders all of them, as one file in its authors' layout or diffusers' own all but Z-Image's and ControlNet-XS, whose
+shapes do not tell how they are put together. Control LoRAs and XLabs' ControlNets for FLUX.1 are refused by name.
+"""
 _COMPANIONS = """
 ## Files that are no model by themselves
 
-Recognised from their headers, so that one in the wrong place is refused by its name. LoRAs, VAEs (`vae` in
-models.yaml) and whole components are used; the others wait for their request fields.
+Recognised from their headers, so that one in the wrong place is refused by its name. LoRAs, ControlNets, T2I-Adapters,
+IP-Adapters, textual inversions, hypernetworks, VAEs and whole components are used, each where a request or models.yaml
+names it; upscalers but for face restorers run by themselves (task `upscaling`) and as the last step of a job
+(`upscale`); motion modules and image encoders come with what needs them.
 """
 _REFUSED = """
 ## Refused by name
@@ -78,6 +88,8 @@ def page() -> str:
         _table(("stored as", "what happens"), _storages()),
         _LORAS,
         _table(("", ""), _loras()),
+        _CONTROL,
+        _table(("draws without", "control", "draws with it", "several"), _controls()),
         _COMPANIONS,
         _table(("kind", "what", "for"), _companions()),
         _REFUSED,
@@ -120,6 +132,13 @@ def _loras() -> Iterable[Sequence[str]]:
     yield "algorithms", ", ".join(algorithms)
     yield "spellings", ", ".join(dialects)
     yield "bases told by the keys", ", ".join(dict.fromkeys(bases))
+
+
+def _controls() -> Iterable[Sequence[str]]:
+    several = {"any": f"up to {MAX_CONTROLS}", "same": f"up to {MAX_CONTROLS} pictures for one", "one": "no"}
+    for row in CONTROLLED:
+        kind = f"`{row.component}`{' for inpainting' if row.inpaints else ''}"
+        yield f"`{row.plain}`", kind, f"`{row.pipeline}`", several[row.several]
 
 
 def _companions() -> Iterable[Sequence[str]]:

@@ -1,14 +1,12 @@
 """The composition root: settings in, a worker out. The only file that knows every room; torch is imported late."""
 
 import asyncio
-import ctypes
 import logging
+import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -22,17 +20,28 @@ from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec
 from worker.core.ports import Backend
+from worker.core.request import S3Config
 from worker.core.result import Progress
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
+from worker.fitness import check_device, check_volume, library_warnings
+from worker.lifecycle import hear_reload, hear_shutdown
+from worker.logs import configure_logging
 from worker.media.fetch import GuardedFetcher
 from worker.media.guard import RefusedUrl
-from worker.service.execution import EngineThread, LocalBackend, ResidentEngine
+from worker.service.admission import Admission, AdmissionLimits
+from worker.service.batching import BatchMux
+from worker.service.engine_thread import EngineThread, ResidentEngine
+from worker.service.execution import LocalBackend
 from worker.service.generation import GenerationService, Limits
 from worker.service.introspection import Introspection
 from worker.service.jobs import JobLedger
+from worker.service.ledger import UsageLedger
+from worker.service.metrics import Metrics
 from worker.service.provisioning import Provisioner, refuse_pickles
+from worker.service.quotas import QuotaLimits, Quotas
 from worker.service.resolving import ModelResolver, Policy
+from worker.service.telemetry import MeteredBackend, Observer, Telemetry
 from worker.settings import (
     RUNPOD_VOLUME,
     Settings,
@@ -42,13 +51,14 @@ from worker.settings import (
     read_settings,
     tier_overrides,
 )
-from worker.store.bucket import Bucket, BucketConfig
+from worker.store.bucket import Bucket, BucketConfig, GuardedSender
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import LocalFolders
 from worker.store.lockfile import Lockfile, LockfileError
+from worker.store.outputs import OutputFolder
 from worker.store.refs import parse_reference
 from worker.store.remote_header import HeaderParser
 from worker.store.store import Source, Store
@@ -70,12 +80,28 @@ class Worker:
     """Everything that a door needs."""
 
     settings: Settings
-    registry: Registry
     resolver: ModelResolver
     store: Store
     provisioner: Provisioner
     actions: Actions
     engine: EngineThread
+    metrics: Metrics
+    ledger: UsageLedger
+
+    @property
+    def registry(self) -> Registry:
+        """The models that are served."""
+        return self.resolver.registry
+
+    def reload(self) -> None:
+        """Read models.yaml again; with a mistake in it everything stays as it is, and the log says what is wrong."""
+        try:
+            registry = build_registry(self.settings)
+        except (RegistryError, SettingsError) as error:
+            _LOG.error("models.yaml is not reloaded: %s", error)
+            return
+        self.resolver.replace_registry(registry)
+        _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
 
     async def warm_up(self) -> None:
         """Build the engine and load the models that are served first, in the background; failures are only logged."""
@@ -201,22 +227,35 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         parse_reference,
         lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
     )
-    provisioner = Provisioner(store, resolver, _without_pickles(settings))
+    provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker)
     engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
     limits = Limits(settings.max_images, settings.max_loras, settings.timeout_seconds)
-    backend: Backend = LocalBackend(provisioner, engine)
+    mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
+    backend: Backend = MeteredBackend(LocalBackend(provisioner, mux), settings.gpu_price_per_hour)
+    admission = Admission(
+        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
+    )
     generation = GenerationService(
         resolver,
         backend,
         JobLedger(settings.result_cache_seconds),
         limits,
         GuardedFetcher(allow_private=settings.allow_private_urls),
+        admission,
+        Quotas(
+            QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
+            settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
+        ),
         aliases=ALIASES,
     )
     introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__)
-    delivery = Delivery(int(settings.max_response_mb * 1e6), _bucket(settings))
-    actions = Actions(generation, introspection, delivery)
-    return Worker(settings, registry, resolver, store, provisioner, actions, engine)
+    folder = OutputFolder(settings.volume) if settings.has_volume else None
+    delivery = Delivery(int(settings.max_response_mb * 1e6), _bucket(settings), _opener(settings), folder)
+    metrics = Metrics(__version__, lambda: admission.running, lambda: admission.queued)
+    ledger = UsageLedger(settings.usage_dir, socket.gethostname())
+    telemetry = Telemetry(resolver.registered_id, [metrics, ledger, *_tracing(settings)])
+    actions = Actions(generation, introspection, delivery, telemetry)
+    return Worker(settings, resolver, store, provisioner, actions, engine, metrics, ledger)
 
 
 def run_serverless() -> None:
@@ -224,11 +263,11 @@ def run_serverless() -> None:
     prepare_sdk_environment()
     import runpod
 
-    _configure_logging()
     local = "--rp_serve_api" not in sys.argv
     settings: Settings | None = None
     try:
         settings = read_settings()
+        configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
         local = local and (settings.runpod_webhook_get_job is None or "--test_input" in sys.argv)
         if local:  # pictures go to files here, and files have no size limit
             settings = settings.without_response_limit()
@@ -243,9 +282,9 @@ def run_serverless() -> None:
         _LOG.warning("%s", warning)
     door = ServerlessDoor(
         worker.actions,
-        concurrency=settings.worker_concurrency,
+        concurrency=settings.jobs_taken,
         send_progress=None if local else runpod.serverless.progress_update,
-        on_loop_start=lambda: _start_warm_up(worker),
+        on_loop_start=lambda: _begin(worker),
     )
     if not local:
         for check in (check_volume(settings), check_device(settings)):
@@ -254,63 +293,21 @@ def run_serverless() -> None:
     runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
 
 
-def library_warnings() -> list[str]:
-    """What is wrong with the installed libraries, one sentence each; from their metadata, importing none."""
-    builds = {}
-    for name in ("torch", "torchvision"):
-        try:
-            builds[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return []
-    on_cpu = [name for name, version in builds.items() if version.endswith("+cpu")]
-    if len(on_cpu) != 1:
+def _tracing(settings: Settings) -> list[Observer]:
+    """Traces, where there is somewhere to send them; else not even their library is imported."""
+    if settings.otel_exporter_otlp_endpoint is None:
         return []
-    listed = " and ".join(f"{name} {version}" for name, version in builds.items())
-    return [
-        f"{listed} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
-        "install both from one index, or uninstall torchvision."
-    ]
+    from worker.service.tracing import Tracing, otlp
 
-
-def check_volume(settings: Settings) -> Callable[[], None]:
-    """A fitness check: the place for models can be written."""
-
-    def volume_writable() -> None:
-        try:
-            settings.models_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=settings.models_dir) as file:
-                file.write(b"1")
-        except OSError as error:
-            raise RuntimeError(
-                f"{settings.models_dir} cannot be written ({error.strerror}); "
-                "attach a network volume or set VOLUME_DIR."
-            ) from None
-
-    return volume_writable
-
-
-def check_device(settings: Settings) -> Callable[[], None]:
-    """A fitness check: a GPU that should be there answers. Through the driver: importing torch takes too long."""
-
-    def device_usable() -> None:
-        if settings.device != "cuda" and not Path("/proc/driver/nvidia/version").exists():
-            return
-        try:
-            driver = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            raise RuntimeError("No CUDA driver in this container; run it with the NVIDIA runtime.") from None
-        count = ctypes.c_int(0)
-        code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-        if code or count.value < 1:
-            raise RuntimeError(f"The CUDA driver answers with error {code} and {count.value} devices.")
-
-    return device_usable
+    return [Tracing(__version__, otlp(settings.otel_exporter_otlp_endpoint, settings.otel_headers))]
 
 
 def _diffusers_engine(settings: Settings) -> ResidentEngine:
     from worker.engine.engine import DiffusersEngine
+    from worker.engine.safety import SafetyPolicy
 
-    return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras)
+    policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
+    return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras, policy)
 
 
 def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
@@ -340,10 +337,30 @@ def _bucket(settings: Settings) -> Bucket | None:
     )
 
 
+def _opener(settings: Settings) -> Callable[[S3Config], Bucket]:
+    """How a caller's own bucket is opened: guarded like every address that a caller names."""
+
+    def open_bucket(named: S3Config) -> Bucket:
+        config = BucketConfig(
+            endpoint_url=named.endpoint_url,
+            name=named.bucket_name,
+            access_key_id=named.access_id.get_secret_value(),
+            secret_access_key=named.access_secret.get_secret_value(),
+            url_expires_s=settings.bucket_url_expires_s,
+            named_by="s3Config",
+        )
+        return Bucket(config, GuardedSender(allow_private=settings.allow_private_urls))
+
+    return open_bucket
+
+
 _background: set[asyncio.Task[None]] = set()
 
 
-def _start_warm_up(worker: Worker) -> None:
+def _begin(worker: Worker) -> None:
+    """What needs the running loop: the signals, once RunPod's SDK has its own handlers, and the warm-up."""
+    hear_reload(worker.reload)
+    hear_shutdown(worker.actions.generation.admission.close, worker.settings.shutdown_grace_seconds)
     if worker.settings.warm_up:
         task = asyncio.get_running_loop().create_task(worker.warm_up())
         _background.add(task)  # the loop itself holds tasks weakly
@@ -368,13 +385,6 @@ def _say_at_exit(line: str) -> None:
     import atexit
 
     atexit.register(print, line, file=sys.stderr if line.startswith("failed") else sys.stdout)
-
-
-def _configure_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # The libraries' own chatter hides what matters, and some of it names files and URLs.
-    for name in ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _ignore(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""The worker in a terminal: run, inspect, plan, models, schema, lock, cache."""
+"""The worker in a terminal: run, inspect, plan, models, schema, serve, lock, usage, cache, keys."""
 
 import asyncio
 import base64
@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +24,9 @@ from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource, ModelSpec
 from worker.core.result import Emit, Progress
+from worker.media.bars import draw_bars
+from worker.service.keys import KeyListError, new_key
+from worker.service.ledger import By, read_usage, sum_usage
 from worker.settings import Settings, SettingsError, read_settings
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
@@ -37,6 +40,8 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(no_args_is_help=True, help="Models on the volume.")
 app.add_typer(cache_app, name="cache")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of the HTTP server.")
+app.add_typer(keys_app, name="keys")
 
 Model = Annotated[str | None, typer.Argument(help="A model id of models.yaml, an alias, or a reference.")]
 _OUT = Console()
@@ -92,6 +97,14 @@ def schema(model: Model = None) -> None:
 
 
 @app.command()
+def serve() -> None:
+    """Answer over HTTP until stopped; API_HOST and API_PORT say where."""
+    from worker.standalone import serve as listen  # the web framework is not for the other commands
+
+    listen(_settings())
+
+
+@app.command()
 def models() -> None:
     """List the models of models.yaml."""
     with _worker() as worker:
@@ -121,6 +134,43 @@ def lock(
         path = output or _settings().lock_file or worker.settings.models_yaml.with_name("models.lock")
         Lockfile(found).write(path)
     _OUT.print(f"{path}: {len(found)} locked", highlight=False, soft_wrap=True)
+
+
+@keys_app.command("new")
+def keys_new(
+    name: Annotated[str, typer.Argument(help="Whose it is; shown nowhere but in the operator's files.")],
+) -> None:
+    """Make an API key: for its owner the key, which is kept nowhere, and for API_KEYS_FILE its line."""
+    try:
+        key, line = new_key(name)
+    except KeyListError as error:
+        _fail(str(error))
+    print(f"key:  {key}\nline: {line}")  # noqa: T201
+
+
+@app.command()
+def usage(
+    by: Annotated[By, typer.Option(help="What each line is of.")] = "day",
+    days: Annotated[int, typer.Option(min=1, help="How many days back, today included.")] = 30,
+    plot: Annotated[Path | None, typer.Option(help="A PNG to draw GPU seconds into.", dir_okay=False)] = None,
+) -> None:
+    """Add up what was drawn, by day, model or caller; every worker of the volume counts."""
+    folder = _settings().usage_dir
+    since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
+    found = sum_usage(read_usage(folder, since), by)
+    table = Table(
+        by, *("jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD"), title=escape(str(folder))
+    )
+    for key, total in found.items():
+        cost = "-" if total.cost_usd is None else f"{total.cost_usd:.4f}"
+        counts = (str(number) for number in (total.jobs, total.failed, total.images))
+        amounts = (total.gpu_seconds, total.pixel_steps / 1e6, total.bytes_downloaded / 1e9)
+        table.add_row(escape(key), *counts, *(f"{amount:,.2f}" for amount in amounts), cost)
+    _OUT.print(table)
+    if plot is not None:
+        seconds = {key: total.gpu_seconds for key, total in found.items()}
+        plot.write_bytes(draw_bars(f"GPU seconds by {by} since {since}", seconds, "s"))
+        _OUT.print(f"{plot}", highlight=False, soft_wrap=True)
 
 
 @cache_app.command("ls")
@@ -243,7 +293,7 @@ def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | N
     """Everything that a model of the registry consists of, itself first: sources, each with its variant."""
     loras = [(lora.model, lora.weight_name) for lora in spec.loras]
     loras += [(spec.lightning.lora, None)] if spec.lightning else []
-    adapters = [(worker.resolver.adapter_source(name, filename), None) for name, filename in loras]
+    adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
     try:
         own = worker.provisioner.sources(spec, worker.resolver.detect(spec))
     except (UnsupportedModel, ModelNotFound):  # a LoRA, or what only another machine can run, or has

@@ -1,8 +1,10 @@
 """Every switch of the worker: the only reader of the environment, read once, then frozen."""
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -53,6 +55,14 @@ class Settings(BaseSettings):
     max_resident_models: int = Field(default=1, ge=1, le=64)
     resident_loras: int = Field(default=4, ge=0, le=64)
     warm_up: bool = True
+    batch_size: int = Field(default=1, ge=1, le=32)
+    batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
+
+    # Whether every picture is looked at before it is answered
+    safety_checker: str | None = None
+    safety_threshold: float = Field(default=0.5, ge=0, le=1)
+    safety_action: Literal["report", "blur", "black"] = "report"
+    safety_labels: Annotated[tuple[str, ...], NoDecode] = ()
 
     # Limits of a job
     worker_concurrency: int = Field(default=2, ge=1, le=64)
@@ -61,6 +71,38 @@ class Settings(BaseSettings):
     timeout_seconds: float = Field(default=600.0, gt=0, le=86_400)
     max_response_mb: float = Field(default=9.5, gt=0.01, le=100)
     result_cache_seconds: float = Field(default=600.0, ge=0, le=86_400)
+    shutdown_grace_seconds: float = Field(default=30.0, ge=0, le=86_400)
+
+    # Who is let in, and how much of the worker a caller gets
+    max_concurrent_jobs: int = Field(default=64, ge=1, le=4_096)
+    max_queued_jobs: int = Field(default=256, ge=0, le=100_000)
+    max_pixel_steps: int = Field(default=0, ge=0)
+    rate_limit_per_minute: int = Field(default=0, ge=0, le=1_000_000)
+    quota_pixel_steps_per_day: int = Field(default=0, ge=0)
+
+    # The HTTP server
+    standalone_mode: bool = False
+    api_host: str = "0.0.0.0"  # noqa: S104 -- a container's port is published by whoever runs it
+    api_port: int = Field(default=8000, ge=1, le=65_535)
+    port: int | None = Field(default=None, ge=1, le=65_535)
+    port_health: int | None = Field(default=None, ge=1, le=65_535)
+    job_retention_seconds: float = Field(default=1_800.0, ge=0, le=604_800)
+    job_retention_mb: float = Field(default=512.0, gt=0, le=1_000_000)
+    webhook_secret: SecretStr | None = None
+    max_body_mb: float = Field(default=120.0, gt=0.01, le=10_000)
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    edit_model: str | None = None
+
+    # Who may ask it. Lists of keys, or of `name:sha256` lines as `python -m worker keys new` prints them
+    api_keys: SecretStr | None = None
+    api_keys_file: Path | None = None
+    admin_keys: SecretStr | None = None
+
+    # What the worker says of itself
+    log_format: Literal["json", "text"] | None = None
+    gpu_price_per_hour: float | None = Field(default=None, ge=0, le=10_000, allow_inf_nan=False)
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_headers: SecretStr | None = None
 
     # What callers link to: pictures and model files
     allow_private_urls: bool = False
@@ -76,8 +118,8 @@ class Settings(BaseSettings):
     bucket_url_expires_s: int = Field(default=604_800, ge=60, le=604_800)
 
     @field_validator(
-        *("loras", "allowed_orgs", "denied_orgs", "allowed_hosts", "denied_hosts", "preload_models"),
-        "allowed_model_dirs",
+        *("loras", "allowed_orgs", "denied_orgs", "allowed_hosts", "denied_hosts", "preload_models", "safety_labels"),
+        *("allowed_model_dirs", "cors_origins"),
         mode="before",
     )
     @classmethod
@@ -92,6 +134,34 @@ class Settings(BaseSettings):
         return self.model_id or self.default_model
 
     @property
+    def jobs_taken(self) -> int:
+        """How many jobs the worker takes from the queue at once: while one batch is drawn the next one gathers."""
+        return max(self.worker_concurrency, 2 * self.batch_size if self.batch_size > 1 else 1)
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether log lines are JSON: on RunPod's machines they are, where a program reads them first."""
+        return (self.log_format or ("text" if self.runpod_webhook_get_job is None else "json")) == "json"
+
+    @property
+    def otel_headers(self) -> dict[str, str]:
+        """What the trace collector wants to be told, such as a key: `name=value,name=value`."""
+        sent = self.otel_exporter_otlp_headers
+        pairs = (part.partition("=") for part in sent.get_secret_value().split(",")) if sent else ()
+        return {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip()}
+
+    @property
+    def secrets(self) -> list[str]:
+        """All that is secret here."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+
+    @property
+    def usage_dir(self) -> Path:
+        """Where it is written down what was done, a file for each worker and day."""
+        return self.volume / "usage"
+
+    @property
     def volume(self) -> Path:
         """The root that models and results may live under: the network volume, else a folder of the user's cache."""
         if self.volume_dir is not None:
@@ -100,6 +170,11 @@ class Settings(BaseSettings):
         if os.access(RUNPOD_VOLUME, os.W_OK):
             return RUNPOD_VOLUME
         return Path.home() / ".cache" / "universal-image-model-worker"
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether the volume is one that was mounted or named, so that others find what is put there."""
+        return self.volume_dir is not None or self.volume == RUNPOD_VOLUME
 
     @property
     def models_dir(self) -> Path:
@@ -124,9 +199,20 @@ class Settings(BaseSettings):
             return None
         return self.models_lock or self.models_yaml.with_name("models.lock")
 
+    @property
+    def listening_ports(self) -> tuple[int, ...]:
+        """Where the HTTP server listens: on the platform's port if that is set, and where health is asked for."""
+        main = self.port or self.api_port
+        return tuple(dict.fromkeys((main, self.port_health or main)))
+
     def without_response_limit(self) -> "Settings":
         """These settings where pictures go to files, and no platform limits an answer."""
         return self.model_copy(update={"max_response_mb": 1e6})
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether the HTTP server asks for an API key."""
+        return self.api_keys is not None or self.api_keys_file is not None
 
     def warnings(self) -> list[str]:
         """One sentence for each switch that loosens a safe default; printed at start."""
@@ -134,6 +220,11 @@ class Settings(BaseSettings):
         if self.allow_unregistered_models:
             places = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
             found.append(f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({places}).")
+        if self.standalone_mode and self.api_host not in ("127.0.0.1", "::1", "localhost"):
+            found.append(
+                f"The HTTP server has no login and listens on {self.api_host}: whoever reaches that may draw. Keep it "
+                "behind a firewall, or set API_HOST=127.0.0.1."
+            )
         if self.allow_pickles:
             found.append(
                 "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
@@ -158,6 +249,25 @@ class Settings(BaseSettings):
                 "BUCKET_SECRET_ACCESS_KEY."
             )
         return found
+
+    def server_warnings(self) -> list[str]:
+        """The same for the HTTP server alone."""
+        found = []
+        if not self.has_keys and not _is_loopback(self.api_host):
+            found.append(
+                f"API_KEYS is not set and API_HOST is {self.api_host}: whoever reaches this port may use the worker. "
+                "Set API_KEYS or API_KEYS_FILE, or API_HOST=127.0.0.1."
+            )
+        if "*" in self.cors_origins:
+            found.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")
+        return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings() -> Settings:

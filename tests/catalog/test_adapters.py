@@ -73,7 +73,8 @@ def test_algorithm_dialect_and_modules(name):
     assert (found.algorithm, found.dialect, found.modules) == LORAS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LORAS])
+# FaceID's files have LoRAs inside; the detector asks for their layout first.
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LORAS and "face-id" not in name])
 def test_nothing_else_is_a_lora(name):
     assert detect_lora(stored(name)) is None
 

@@ -11,7 +11,9 @@ from pydantic import JsonValue
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.calls import signatures
+from worker.catalog.calls.adapters import all_adapter_fields
 from worker.catalog.calls.checking import check_defaults, check_parameters, unsupported
+from worker.catalog.calls.sampling import fit_of
 from worker.catalog.calls.schema import defaults, model_schema, parameters, takes_negative_prompt
 from worker.catalog.calls.sizes import image_limit, size_bounds
 from worker.catalog.calls.tasks import declared, pipeline_for, tasks_of
@@ -147,7 +149,7 @@ SENTENCES = [
         {"guidance_scale": 10**400},
         "guidance_scale must be a number between 0 and 30; a number beyond 64 bits was sent.",
     ),
-    ({"clip_skip": -1}, "clip_skip must be an integer between 0 and 12; -1 was sent."),
+    ({"clip_skip": -1}, "clip_skip must be an integer between 0 and 11; -1 was sent."),
     (
         {"sigmas": [1, INF]},
         "sigmas must be a list of 1 to 150 items, each a number between 0 and 1000; NaN or infinity was sent.",
@@ -282,7 +284,7 @@ def test_whatever_is_sent_is_taken_or_refused_with_its_name(raw, row, data) -> N
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
 def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
     spec = model(row.id, description="A model.")
-    schema = model_schema(spec, declared(spec), max_images=4, max_loras=3, schedulers=("ddim", "euler"))
+    schema = model_schema(spec, declared(spec), max_images=4, max_loras=3)
     Draft202012Validator.check_schema(schema)
     json.dumps(schema, allow_nan=False)
     validator = Draft202012Validator(schema)
@@ -293,7 +295,9 @@ def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
         assert name != "params"
     assert schema["properties"]["num_images"]["maximum"] == 4
     assert schema["properties"]["loras"]["maxItems"] == 3
-    assert schema["properties"]["scheduler"]["examples"] == ["ddim", "euler"]
+    offered = fit_of(spec, declared(spec), tasks_of(spec, None)[0])
+    assert schema["properties"]["scheduler"]["examples"] == [*offered.names]
+    assert ("shift" in schema["properties"]) is bool(offered.shifting)
     assert schema["properties"]["task"]["enum"] == list(row.pipelines)
     assert not validator.is_valid(schema["examples"][0] | {"wdith": 512})
 
@@ -319,7 +323,7 @@ def test_what_is_required_depends_on_the_tasks() -> None:
     both, edit = model(), model("qwen-image-edit", tasks=(Task.IMAGE_EDITING,))
     first, second = (model_schema(spec, None, max_images=1, max_loras=1) for spec in (both, edit))
     assert (first["required"], second["required"]) == (["prompt"], ["prompt", "image"])
-    assert first["dependentRequired"] == {"strength": ["image"]}
+    assert first["dependentRequired"] == {"guess_mode": ["controlnets"], "strength": ["image"], "outpaint": ["image"]}
     assert "strength" not in second["properties"]
     only_text = model_schema(model(tasks=(T2I,)), None, max_images=1, max_loras=1)
     assert "image" not in only_text["properties"]
@@ -329,7 +333,13 @@ def test_what_is_required_depends_on_the_tasks() -> None:
 
 def test_every_common_field_is_there_with_its_bounds() -> None:
     properties = model_schema(model(), None, max_images=1, max_loras=1)["properties"]
-    elsewhere = {"images", "control_image", "control_images", "video"}  # of models that take them
+    elsewhere = {
+        "images",
+        "control_image",
+        "control_images",
+        "video",
+        *all_adapter_fields(),
+    }  # of models that take them
     assert set(GenerationRequest.model_fields) - {"params"} - elsewhere <= properties.keys()
     assert properties["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
     assert properties["prompt"]["description"]

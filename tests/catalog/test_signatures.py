@@ -11,7 +11,16 @@ import pytest
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.calls import signatures
-from worker.catalog.calls.signatures import DENIED, Schema, bounded, call_parameters, json_schema, known_pipelines
+from worker.catalog.calls.signatures import (
+    DENIED,
+    Schema,
+    bounded,
+    call_parameters,
+    json_schema,
+    known_pipelines,
+    needed_parts,
+    redraws_by_strength,
+)
 
 ROOT = Path(__file__).parents[2]
 CLASSES = sorted({name for row in ARCHITECTURES for name in row.pipelines.values()})
@@ -228,3 +237,22 @@ def test_neither_torch_nor_diffusers_is_imported() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bound_is_what_check_inputs_refuses_by_itself():
+    """`if stg_scale > 0 and blocks is None: raise` asks for more than a number, and bounds none."""
+    assert "maximum" not in call_parameters("LTX2Pipeline")["stg_scale"].schema
+    assert "maximum" not in call_parameters("MarigoldDepthPipeline")["ensemble_size"].schema
+    assert call_parameters("FluxPipeline")["max_sequence_length"].schema["maximum"] == 512
+
+
+def test_the_parts_that_a_class_cannot_do_without_are_read_from_its_source():
+    assert "image_encoder" in needed_parts("HunyuanVideo15ImageToVideoPipeline")
+    assert "transformer_2" not in needed_parts("WanPipeline")
+    assert needed_parts("NoSuchPipeline") == frozenset()
+
+
+def test_strength_redraws_unless_the_class_has_a_strength_for_that():
+    assert redraws_by_strength("StableDiffusionImg2ImgPipeline")
+    assert not redraws_by_strength("LTXConditionPipeline")
+    assert not redraws_by_strength("StableDiffusionPipeline")

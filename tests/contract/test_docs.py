@@ -122,3 +122,9 @@ def test_the_page_of_models_is_what_the_tables_say() -> None:
     from tools.models_page import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.models_page"
+
+
+def test_the_page_of_schedulers_is_what_the_tables_say() -> None:
+    from tools.schedulers_page import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.schedulers_page"

@@ -25,6 +25,11 @@ def test_the_composition_root_imports_fast_and_without_torch():
     assert min(run["seconds"] for run in runs) < 1.5
 
 
+def test_the_queues_worker_starts_without_the_web_framework_and_the_server_without_torch():
+    assert not {"fastapi", "torch"} & set(imported("import worker.start")["modules"])
+    assert "torch" not in imported("import worker.standalone")["modules"]
+
+
 def test_handler_imports_nothing_at_top_level():
     modules = imported("import handler")["modules"]
     assert not [name for name in modules if name.startswith(("worker", *HEAVY))]

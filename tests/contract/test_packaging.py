@@ -295,7 +295,7 @@ def test_image_copies_only_what_exists_and_is_not_ignored() -> None:
         assert needed in copied.split()
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "requirements-gpu.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-gpu.txt", "requirements-spandrel.txt"])
 def test_requirements_are_exact(file: str) -> None:
     lines = [line.split("#")[0].strip() for line in (PROJECT_DIR / file).read_text().splitlines()]
     packages = [line for line in lines if line and line != "-r requirements.txt"]
@@ -317,7 +317,7 @@ def test_requirements_are_at_or_above_the_safe_versions() -> None:
 def test_make_targets_exist_and_say_what_they_do() -> None:
     shown = subprocess.run(["make", "help"], cwd=PROJECT_DIR, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^  make ([a-z-]+) +\S", shown, flags=re.MULTILINE))
-    expected = {"help", "run", "test", "test-all", "test-zoo", "check", "bench", "signatures", "clean"}
+    expected = {"help", "run", "test", "test-all", "test-zoo", "check", "bench", "signatures", "schedulers", "clean"}
     assert targets == expected
 
 

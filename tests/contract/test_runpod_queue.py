@@ -1,10 +1,13 @@
 """The real handler.py under the real RunPod SDK, against a control plane that speaks RunPod's protocol."""
 
 import json
+import os
+import signal
 import time
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.conftest import PROJECT
 from tests.fakes.runpod_platform import RunPodPlatform
@@ -166,6 +169,38 @@ def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):
         record = platform.wait(job_id, 5)
         assert record.status == "COMPLETED"
         assert record.output["seed"] == 1
+
+
+def test_a_job_that_outlasts_the_grace_fails_with_a_reason(zoo, tmp_path):
+    with RunPodPlatform(hold=1.0) as platform:
+        env = worker_env(platform, zoo, tmp_path, SHUTDOWN_GRACE_SECONDS="0.2")
+        with WorkerProcess(HANDLER, env=env) as worker:
+            job_id = platform.submit(slow(platform, 20))
+            assert platform.wait_until(lambda: platform.progress(job_id), 30)
+            worker.terminate()
+            assert worker.wait(60) == 0
+        record = platform.wait(job_id, 5)
+        assert record.status == "FAILED"
+        assert (record.output["code"], record.output["retryable"]) == ("shutting_down", True)
+
+
+def test_sighup_reads_the_models_again(zoo, tmp_path):
+    models = zoo / "reloaded.yaml"
+    models.write_text((zoo / "models.yaml").read_text())
+    with RunPodPlatform() as platform:
+        env = worker_env(platform, zoo, tmp_path, MODELS_YAML=str(models))
+        with WorkerProcess(HANDLER, env=env) as worker:
+            platform.wait(platform.submit({"action": "models"}), 30)
+            models.write_text("models: {tiny: {nonsense: 1}}")
+            os.kill(worker.pid, signal.SIGHUP)
+            worker.wait_for_output("models.yaml is not reloaded", 30)
+            more = yaml.safe_load((zoo / "models.yaml").read_text())
+            more["models"]["tiniest"] = more["models"]["tiny"] | {"aliases": []}
+            models.write_text(json.dumps(more))
+            os.kill(worker.pid, signal.SIGHUP)
+            worker.wait_for_output("models.yaml is reloaded", 30)
+            record = platform.wait(platform.submit({"action": "models"}), 30)
+            assert "tiniest" in [model["id"] for model in record.output["models"]]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,54 @@ async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
     assert np.array_equal(pixels(await draw(demo)), before)
 
 
+@pytest.mark.parametrize("preprocess", [None, "canny"])
+async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, preprocess):
+    """Shown the edges that it was trained on, or the picture itself and told to find them."""
+    from tools.demo_model.companions import edges
+    from tools.demo_model.report import edge_overlap
+
+    followed, chance = [], []
+    for seed, prompt in enumerate(("a red apple", "a house", "a fox")):
+        shown = pixels(await draw(demo, prompt=prompt, seed=100 + seed))
+        control = {"model": f"file:{COMPANIONS}/edge-controlnet", "preprocess": preprocess}
+        control["image"] = encoded(shown if preprocess else edges(shown))
+        job = {"prompt": prompt, "seed": seed}
+        followed.append(edge_overlap(pixels(await draw(demo, **job, controlnets=[control])), edges(shown)))
+        chance.append(edge_overlap(pixels(await draw(demo, **job)), edges(shown)))
+    assert np.mean(followed) > np.mean(chance) + 0.1, (followed, chance)
+
+
+async def test_the_mascots_word_draws_a_purple_robot_in_one_job_only(demo):
+    before = pixels(await draw(demo, prompt="a <mascot>", seed=40))
+    word = f"file:{COMPANIONS / 'mascot-token.safetensors'}"
+    answer = await draw(demo, prompt="a <mascot>", seed=40, embeddings=[word])
+    assert answer["adapters"][0]["tokens"] == ["<mascot>"]
+    assert purple(pixels(answer)) > 500 > purple(before)
+    called = await draw(demo, prompt="a jinx", seed=40, embeddings=[{"model": word, "token": "jinx"}])
+    assert np.array_equal(pixels(called), pixels(answer))
+    assert np.array_equal(pixels(await draw(demo, prompt="a <mascot>", seed=40)), before)
+
+
+async def test_a_colour_that_weighs_more_is_stronger_and_a_prompt_longer_than_the_window_is_read(demo):
+    drawn = [pixels(await draw(demo, prompt=f"a (red:{weight}) car", seed=3)) for weight in ("0.3", "1", "1.4")]
+    less, same, more = [redness(picture) for picture in drawn]
+    assert less < same < more
+    long = "a lemon on a white background, " * 6
+    answers = [await draw(demo, prompt=f"{long} BREAK {words}") for words in ("a frog", "a rocket")]
+    assert not np.array_equal(*map(pixels, answers))
+
+
+def purple(picture):
+    """How many pixels are: more blue than red, more red than green, and no grey."""
+    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
+    return int(((blue > red) & (red > green) & (np.ptp(picture.astype(int), axis=-1) > 60)).sum())
+
+
+def redness(picture):
+    red, green, blue = picture.reshape(-1, 3).astype(float).mean(axis=0)
+    return red - (green + blue) / 2
+
+
 async def test_strength_moves_a_picture_gradually(demo):
     apple = pixels(await draw(demo))
     distances = []

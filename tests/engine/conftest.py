@@ -1,10 +1,17 @@
 """Pipelines that the LoRA tests share: built once, and left as they were by every test."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import builders, tiny_tasks
+from tests.companions import companions
 from tests.engine.lora_bench import Bench
+from worker.app import Worker, build_worker
+from worker.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +25,52 @@ def benches(tmp_path_factory) -> Callable[[str], Bench]:
         return found[family]
 
     return bench
+
+
+@pytest.fixture(scope="session")
+def task_models(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, dict[str, Any]]:
+    """models.yaml's entries of a tiny model for each task, by id."""
+    models = tmp_path_factory.mktemp("tasks")
+    sd1, sdxl, flux, lora = (zoo / "models" / name for name in ("sd1", "sdxl", "flux", "lora.safetensors"))
+    folders = {
+        "kontext": tiny_tasks.kontext(flux, models / "kontext"),
+        "fill": tiny_tasks.fill(models / "fill", flux=flux),
+        "control": tiny_tasks.controlnet(models / "control", sd1=sd1),
+        "refiner": tiny_tasks.refiner(models / "refiner", sdxl=sdxl),
+        "upscaler": tiny_tasks.upscaler(models / "upscaler", sd1=sd1),
+        "film": tiny_tasks.cogvideox(models / "film"),
+        "refilm": tiny_tasks.cogvideox(models / "refilm", from_video=1),
+        "ddim": tiny_tasks.unconditional(models / "ddim"),
+        "edit": zoo / "models/pix2pix",
+        "sd1": sd1,
+        "sdxl": sdxl,
+        "sd3": zoo / "models/sd3",
+        "flux": flux,
+    }
+    entries = {
+        name: {"source": f"file:{folder}", "defaults": {"num_inference_steps": 2}} for name, folder in folders.items()
+    }
+    entries["flux"]["defaults"] |= {"width": 64, "height": 64}
+    entries["fast"] = entries["sd1"] | {"lightning": {"lora": f"file:{lora}", "steps": 2}}
+    entries["esrgan"] = {
+        "source": f"file:{companions(zoo / 'models/companions', models=zoo / 'models')}/esrgan.safetensors"
+    }
+    return entries
+
+
+@pytest.fixture(scope="session")
+def task_worker(
+    task_models: Mapping[str, dict[str, Any]], zoo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Worker]:
+    """Makes workers that serve these models; settings by name."""
+    root = tmp_path_factory.mktemp("shop")
+    (root / "models.yaml").write_text(json.dumps({"models": task_models}))
+    loras = zoo / "models"
+    for family in ("sdxl", "flux"):
+        builders.lora_for(loras / family, loras / f"lora-{family}.safetensors", seed=7)
+
+    def build(**settings: Any) -> Worker:
+        common = {"models_yaml": root / "models.yaml", "default_model": "sd1", "allowed_model_dirs": [root.parent]}
+        return build_worker(Settings(**common, volume_dir=root / "volume", device="cpu", warm_up=False, **settings))
+
+    return build

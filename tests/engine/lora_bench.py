@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from tests import builders
 from tests.loras import Lora, merged
-from worker.core.job import AdapterFiles
+from worker.core.job import LoraFiles
 from worker.core.model import LoraSpec, ModelFiles
 from worker.engine.adapters.lora import LoraShelf
 from worker.service.weights import examine_lora
@@ -44,7 +44,7 @@ class Bench:
                 self._references[key] = self.draw()
         return self._references[key]
 
-    def applied(self, files: Sequence[AdapterFiles], prompt: str = "a red apple"):
+    def applied(self, files: Sequence[LoraFiles], prompt: str = "a red apple"):
         """The picture with the worker's own way, and what it reports."""
         with self.shelf.applied(self.pipe, files, "tiny") as reports:
             return self.draw(prompt), reports
@@ -66,10 +66,10 @@ class Bench:
             yield from ((f"{name}.{key}", value) for key, value in part.state_dict().items())
 
 
-def adapter(lora: Lora, path: Path, weight: float = 1.0, **options: object) -> AdapterFiles:
+def adapter(lora: Lora, path: Path, weight: float = 1.0, **options: object) -> LoraFiles:
     """A LoRA on disk as the service hands it to the engine."""
     file = examine_lora(lora.save(path))
-    return AdapterFiles(
+    return LoraFiles(
         LoraSpec(model=path.name, weight=weight, **options),
         ModelFiles(path, path.stat().st_size),
         file.sha256,

@@ -180,12 +180,12 @@ async def test_progress_tells_of_loading_and_every_step(worker):
     seen = []
     await worker.actions.perform({"prompt": "x", "seed": 1}, "job", seen.append)
     assert [item.phase for item in seen][:2] == ["load", "load"]
-    assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(1, 3), (2, 3), (3, 3)]
+    assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("name", ["timesteps", "sigmas"])
-async def test_a_schedule_that_the_scheduler_cannot_take_is_refused_and_the_model_stays(worker, name):
+async def test_a_schedule_that_the_scheduler_cannot_take_is_refused_before_anything_is_loaded(worker, name):
     with pytest.raises(ParameterOutOfRange, match=f"{name} cannot be given to DDIMScheduler") as refused:
         await draw(worker, **{name: [900, 500]})
     assert refused.value.field == name
-    assert worker.engine.resident_models == ["tiny"]
+    assert worker.engine.resident_models == []

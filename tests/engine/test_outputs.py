@@ -144,7 +144,7 @@ def test_a_scheduler_is_watched_also_as_a_copy_and_left_as_it_was():
     pipe, seen = SimpleNamespace(components={"scheduler": scheduler, "vae": object()}), []
     scheduler.set_timesteps(3)
     sample = torch.zeros(1, 3, 2, 2)
-    with watched(pipe, {}, seen.append) as callbacks:
+    with watched(pipe, {}, lambda step, latents: seen.append(step)) as callbacks:
         assert callbacks == {}
         assert "eta" in inspect.signature(scheduler.step).parameters  # pipelines ask so
         copied = copy.deepcopy(scheduler)
@@ -153,7 +153,7 @@ def test_a_scheduler_is_watched_also_as_a_copy_and_left_as_it_was():
     assert seen == [0, 1]
     assert type(scheduler) is DDIMScheduler
 
-    def stop(step):
+    def stop(step, latents):
         raise JobCancelled("The job was cancelled.")
 
     with pytest.raises(JobCancelled), watched(pipe, {}, stop):

@@ -156,3 +156,18 @@ def test_a_small_model_of_a_large_family_needs_little(device):
     small = {name: count // 1_000 for name, count in SDXL.items()}
     assert plan(device, 2, parameters=small).estimated_bytes < 1 * GIB
     assert plan(device, 80).estimated_bytes > sum(SDXL.values()) * 2 + 2 * GIB  # the family's own figure at full size
+
+
+def test_a_controlnet_counts_beside_the_model_however_that_is_offloaded():
+    spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"))
+    files = ModelFiles(Path("m"), 0, parameters=SDXL)
+    found = Detection(Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline")
+
+    def planned(free, beside):
+        device = DeviceInfo("cuda", "GPU", 80 * GIB, int(free * GIB))
+        return make_plan(spec, files, found, device, megapixels=1.0, beside_bytes=int(beside * GIB))
+
+    alone = planned(80, 0).estimated_bytes
+    assert planned(80, 2.5).estimated_bytes - alone == int(2.5 * GIB)
+    free = alone / GIB + 0.1
+    assert (planned(free, 0).offload, planned(free, 1).offload) == ("none", "model")

@@ -2,43 +2,20 @@
 
 import base64
 import itertools
-import json
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
-from tests import tiny_tasks
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
 from worker.core.errors import InvalidRequest, JobCancelled
 from worker.media.video import decode_video
-from worker.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def shop(zoo, tmp_path_factory):
+def shop(task_worker):
     """A worker with a tiny model for each task."""
-    root = tmp_path_factory.mktemp("tasks")
-    models = root / "models"
-    sd1, flux = zoo / "models/sd1", zoo / "models/flux"
-    folders = {
-        "kontext": tiny_tasks.kontext(flux, models / "kontext"),
-        "fill": tiny_tasks.fill(models / "fill", flux=flux),
-        "control": tiny_tasks.controlnet(models / "control", sd1=sd1),
-        "upscaler": tiny_tasks.upscaler(models / "upscaler", sd1=sd1),
-        "film": tiny_tasks.cogvideox(models / "film"),
-        "refilm": tiny_tasks.cogvideox(models / "refilm", from_video=1),
-        "ddim": tiny_tasks.unconditional(models / "ddim"),
-        "sd1": sd1,
-        "sdxl": zoo / "models/sdxl",
-        "flux": flux,
-    }
-    entries = {
-        name: {"source": f"file:{folder}", "defaults": {"num_inference_steps": 2}} for name, folder in folders.items()
-    }
-    (root / "models.yaml").write_text(json.dumps({"models": entries}))
-    settings = {"models_yaml": root / "models.yaml", "default_model": "sd1", "allowed_model_dirs": [zoo, root]}
-    return build_worker(Settings(**settings, volume_dir=root / "volume", device="cpu", warm_up=False))
+    return task_worker()
 
 
 _ids = itertools.count()
@@ -92,7 +69,65 @@ async def test_a_strength_of_one_step_keeps_most_of_the_picture(shop):
     large = pixels(await ask(shop, image=encoded(PICTURE), strength=1.0, num_inference_steps=10)).astype(int)
     assert np.abs(small - large).mean() > 1
     with pytest.raises(InvalidRequest, match="leaves no step"):
-        await ask(shop, image=encoded(PICTURE), strength=0.0)
+        await ask(shop, image=encoded(PICTURE), strength=0.05, num_inference_steps=10)
+
+
+@pytest.mark.parametrize("model", ["sd1", "sdxl", "sd3", "flux"])
+async def test_a_strength_of_0_gives_the_picture_back(shop, model):
+    answer = await ask(shop, model=model, image=encoded(PICTURE), strength=0, num_images=2)
+    assert (answer["task"], answer["seeds"]) == ("image-to-image", [7, 8])
+    assert all(np.array_equal(pixels(answer, index), PICTURE) for index in range(2))
+    masked = {"image": encoded(PICTURE), "mask_image": encoded(half_mask())}
+    assert np.array_equal(pixels(await ask(shop, model=model, **masked, strength=0)), PICTURE)
+    larger = await ask(shop, model=model, image=encoded(PICTURE), strength=0, width=96, height=64)
+    assert pixels(larger).shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("model", ["sd1", "sdxl", "flux", "fill"])
+async def test_outpainting_draws_around_the_picture_and_leaves_it(shop, model):
+    fields = {"model": model, "image": encoded(PICTURE), "outpaint": {"left": 16, "bottom": 32}}
+    answer = await ask(shop, **fields)
+    assert (answer["task"], answer["width"], answer["height"]) == ("inpainting", 80, 96)
+    drawn = pixels(answer).astype(int)
+    assert np.abs(drawn[:64, 16:] - PICTURE).max() <= 1
+    continued = np.pad(PICTURE, ((0, 32), (16, 0), (0, 0)), mode="edge")
+    assert np.abs(drawn - continued)[64:].mean() > 5
+    assert np.abs(drawn - continued)[:, :16].mean() > 5
+    again = await ask(shop, **answer["reproduce"]["input"])
+    assert np.array_equal(pixels(again), drawn)
+
+
+async def test_a_canvas_grows_to_the_grid_of_the_family(shop):
+    answer = await ask(shop, model="sd1", image=encoded(PICTURE), outpaint={"right": 3, "top": 8})
+    assert (answer["width"], answer["height"]) == (72, 72)
+    assert np.abs(pixels(answer).astype(int)[8:, :64] - PICTURE).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "upscaler", "image": encoded(PICTURE), "outpaint": {"left": 8}}, "which upscaler is not for"),
+        ({"image": encoded(PICTURE), "task": "image-to-image", "outpaint": {"left": 8}}, "image-to-image is not for"),
+        ({"outpaint": {"left": 8}}, "send image with it"),
+        ({"image": encoded(PICTURE), "outpaint": {}}, "above 0"),
+        ({"image": encoded(PICTURE), "mask_image": encoded(half_mask()), "outpaint": {"top": 8}}, "it or mask_image"),
+        ({"image": encoded(PICTURE), "outpaint": {"up": 8}}, "it takes left, top, right, bottom"),
+        ({"image": encoded(PICTURE), "outpaint": {"top": -8}}, "must be 0 or more"),
+    ],
+)
+async def test_margins_that_cannot_be_filled_are_refused_before_anything_is_loaded(task_worker, fields, said):
+    worker = task_worker()
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        await ask(worker, **fields)
+    assert refused.value.field == "outpaint"
+    assert worker.engine.resident_models == []
+
+
+async def test_a_strength_of_0_gives_the_film_back(shop):
+    answer = await ask(shop, model="refilm", video=film(), strength=0, width=64, height=64, output={"format": "png"})
+    assert [pixels(answer, index).tobytes() for index in range(9)] == [
+        np.roll(gradient(64, 64), 8 * index, axis=1).tobytes() for index in range(9)
+    ]
 
 
 async def test_editing_depends_on_the_picture_and_the_words(shop):
@@ -169,7 +204,7 @@ async def test_a_model_without_words_draws_by_its_seed_and_says_so(shop):
 async def test_a_pipeline_without_callbacks_tells_its_steps_and_stops_at_one(shop):
     seen = []
     await ask(shop, seen.append, model="ddim", num_inference_steps=3)
-    assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(1, 3), (2, 3), (3, 3)]
+    assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
     generation, steps = shop.actions.generation, []
     accept = generation.accept
@@ -190,7 +225,7 @@ async def test_a_pipeline_without_callbacks_tells_its_steps_and_stops_at_one(sho
             await ask(shop, cancel, model="ddim", num_inference_steps=50)
     finally:
         del generation.accept
-    assert steps == [1, 2]
+    assert steps == [0, 1, 2]
     before = pixels(await ask(shop, model="ddim"))
     assert np.array_equal(before, pixels(await ask(shop, model="ddim")))
 
@@ -203,3 +238,49 @@ async def test_the_worlds_own_random_numbers_are_left_alone(shop):
     torch.manual_seed(1)
     await ask(shop)
     assert torch.equal(torch.rand(3), expected)
+
+
+async def test_a_pipelines_own_strength_needs_enough_steps_too(task_worker):
+    """SDXL redraws 0.3 by itself, which two steps cannot: said before anything is loaded, not by a failing pipeline."""
+    worker = task_worker()
+    with pytest.raises(InvalidRequest, match=r"0\.3 x 2 leaves no step") as refused:
+        await ask(worker, model="sdxl", image=encoded(PICTURE))
+    assert refused.value.field == "strength"
+    with pytest.raises(InvalidRequest, match=r"0\.3 x 3 leaves no step"):
+        await ask(worker, model="sdxl", image=encoded(PICTURE), sigmas=[3.0, 2.0, 1.0])
+    assert worker.engine.resident_models == []
+
+
+@pytest.mark.parametrize(
+    ("model", "sent"),
+    [
+        ("refilm", {"prompt": "x", "video": "https://example.com/a.mp4", "strength": 0.5}),
+        ("fill", {"prompt": "x", "image": "https://example.com/a.png", "outpaint": {"right": 64}}),
+        ("sd1", {"prompt": "x", "embeddings": ["org/word"], "hypernetworks": ["org/style"]}),
+    ],
+)
+async def test_the_schema_takes_what_the_worker_takes(shop, model, sent):
+    schema = await shop.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+    check = Draft202012Validator(schema)
+    check.check_schema(schema)
+    assert list(check.iter_errors(sent)) == []
+    assert not check.is_valid({"prompt": "x", "image": "https://example.com/a.png"}) or model == "sd1"
+
+
+async def test_a_film_of_another_length_than_asked_for_says_so(shop):
+    answer = await ask(shop, model="film", width=64, height=64, num_frames=5)
+    assert answer["num_frames"] == 8
+    assert answer["warnings"] == ["num_frames 5 became 8, which is what the model makes of it."]
+    assert not (await ask(shop, model="film", width=64, height=64, num_frames=9))["warnings"]
+
+
+async def test_true_guidance_is_never_silently_left_out(shop):
+    plain = await ask(shop, model="flux")
+    unguided = await ask(shop, model="flux", negative_prompt="blue")
+    assert np.array_equal(pixels(unguided), pixels(plain))
+    assert unguided["warnings"] == ["negative_prompt changes nothing at true_cfg_scale 1.0; send one above 1."]
+    guided = await ask(shop, model="flux", true_cfg_scale=4.0)
+    assert not np.array_equal(pixels(guided), pixels(plain))
+    assert np.array_equal(
+        pixels(await ask(shop, model="flux", true_cfg_scale=4.0, negative_prompt=" ")), pixels(guided)
+    )

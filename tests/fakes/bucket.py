@@ -22,6 +22,8 @@ class StoredObject:
     signed: bool
     """Whether the request carried an Authorization header."""
     headers: dict[str, str]
+    parts: int = 1
+    """In how many parts it came."""
 
 
 class FakeBucket(FakeServer):
@@ -44,6 +46,9 @@ class FakeBucket(FakeServer):
         self.refuse_checksums = refuse_checksums
         self.objects: dict[tuple[str, str], StoredObject] = {}
         self._refusal: tuple[int, str] | None = None
+        self._parts: dict[str, dict[int, bytes]] = {}
+        self._kinds: dict[str, str] = {}
+        self._broken_parts = 0
 
     @property
     def endpoint(self) -> str:
@@ -71,6 +76,10 @@ class FakeBucket(FakeServer):
         """Answer everything with an error from now on."""
         self._refusal = (status, code)
 
+    def break_parts(self, count: int) -> None:
+        """Answer the next ``count`` parts with a server's error."""
+        self._broken_parts = count
+
     def accept(self) -> None:
         """Take ``refuse`` back."""
         self._refusal = None
@@ -78,6 +87,7 @@ class FakeBucket(FakeServer):
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register objects below buckets."""
         router.add_put("/{bucket}/{key:.+}", self._put)
+        router.add_post("/{bucket}/{key:.+}", self._post)
         router.add_get("/{bucket}/{key:.+}", self._get)
         router.add_delete("/{bucket}/{key:.+}", self._delete)
 
@@ -93,9 +103,40 @@ class FakeBucket(FakeServer):
         body = await request.read()
         if headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             body = _unchunk(body)
+        if "partNumber" in request.query:
+            parts = self._parts.get(request.query["uploadId"])
+            if parts is None:
+                return _error(404, "NoSuchUpload", "The specified upload does not exist.")
+            if self._broken_parts:
+                self._broken_parts -= 1
+                return _error(500, "InternalError", "We encountered an internal error. Please try again.")
+            parts[int(request.query["partNumber"])] = body
+            return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
         kind = headers.get("content-type", "binary/octet-stream")
         self.objects[bucket, key] = StoredObject(bucket, key, body, kind, "authorization" in headers, headers)
         return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+
+    async def _post(self, request: web.Request) -> web.Response:
+        """Begin or complete an upload in parts."""
+        if refused := self._refused(request):
+            return refused
+        bucket, key = request.match_info["bucket"], request.match_info["key"]
+        if "uploads" in request.query:
+            upload = f"upload-{len(self._parts)}"
+            self._parts[upload] = {}
+            self._kinds[upload] = request.headers.get("Content-Type", "binary/octet-stream")
+            return _answer("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>")
+        upload = request.query["uploadId"]
+        parts = self._parts.pop(upload, None)
+        if not parts:
+            return _error(404, "NoSuchUpload", "The specified upload does not exist.")
+        body = b"".join(parts[number] for number in sorted(parts))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        signed = "authorization" in headers
+        self.objects[bucket, key] = StoredObject(
+            bucket, key, body, self._kinds.pop(upload), signed, headers, len(parts)
+        )
+        return _answer("CompleteMultipartUploadResult", f'<ETag>"{hashlib.md5(body).hexdigest()}"</ETag>')
 
     async def _get(self, request: web.Request) -> web.Response:
         if refused := self._refused(request):
@@ -136,6 +177,10 @@ def _expired(request: web.Request) -> bool:
         return now > signed_at + datetime.timedelta(seconds=int(query["X-Amz-Expires"]))
     # the older signature carries the end itself
     return now.timestamp() > int(query.get("Expires", "9999999999"))
+
+
+def _answer(name: str, content: str) -> web.Response:
+    return web.Response(text=f"<?xml version='1.0'?><{name}>{content}</{name}>", content_type="application/xml")
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

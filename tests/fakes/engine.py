@@ -4,13 +4,14 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from worker.app import Worker, build_worker
 from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.errors import OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.model import ModelFiles, ModelSpec
@@ -45,7 +46,19 @@ class FakeEngine:
         """How long a run loads before its steps; that is not interrupted."""
         self.failures: list[BaseException] = []
         """Raised by the next runs, one each."""
+        self.poison: dict[str, WorkerError] = {}
+        """Prompts that fail a whole call."""
+        self.spoiled: dict[str, WorkerError] = {}
+        """Prompts that fail alone."""
+        self.takes = 64
+        """How many pictures go into one call."""
+        self.memory = 64
+        """For how many pictures of one call it suffices."""
+        self.load_s = 0.25
+        """The seconds of loading that a run reports."""
         self.ran: list[Job] = []
+        self.calls: list[list[str]] = []
+        """The prompts of each run."""
         self.inside = threading.Event()
         """Set while a run is in its steps."""
         self.overlaps = 0
@@ -62,12 +75,17 @@ class FakeEngine:
         return DeviceInfo("cuda", "Fake GPU", 24 * 2**30, 20 * 2**30)
 
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
-        """Draw every picture of the batch."""
+        """Draw the first jobs of the batch, as many as one call takes."""
         if not self._busy.acquire(blocking=False):
             self.overlaps += 1
             raise AssertionError("two runs at once")
-        job = batch.jobs[0]
-        self.ran.append(job)
+        jobs = [
+            job for index, job in enumerate(batch.jobs) if not index or _pictures(batch.jobs[: index + 1]) <= self.takes
+        ]
+        batch = replace(batch, jobs=tuple(jobs))
+        job = jobs[0]
+        self.ran += jobs
+        self.calls.append([each.prompt for each in jobs])
         self.inside.set()
         try:
             emit(Progress("load", 0, 1, job.spec.id))
@@ -76,17 +94,26 @@ class FakeEngine:
             for step in range(self.steps):
                 while not (self.gate.wait(0.005) and self.alive.is_set()):
                     if self.alive.wait(0.005):
-                        job.stop.check()
-                job.stop.check()
-                emit(Progress("inference", step + 1, self.steps))
+                        batch.check()
+                batch.check()
+                preview = Raster("RGB", 8, 8, bytes(192)) if job.request.previews else None
+                emit(Progress("inference", step + 1, self.steps, preview=preview, jobs=len(jobs)))
             if self.failures:
                 raise self.failures.pop(0)
+            if _pictures(jobs) > self.memory:
+                raise OutOfMemory("Too many.")
+            for each in jobs:
+                if each.prompt in self.poison:
+                    raise self.poison[each.prompt]
             self.resident = [job.spec.id]
-            artifacts = tuple(self._artifact(job, seed) for job in batch.jobs for seed in job.seeds)
-            return EngineReport(artifacts, load_s=0.25, inference_s=0.5)
+            outcomes = tuple(self.spoiled.get(each.prompt) or self._artifacts(each) for each in jobs)
+            return EngineReport(outcomes, load_s=self.load_s, inference_s=0.5)
         finally:
             self.inside.clear()
             self._busy.release()
+
+    def _artifacts(self, job: Job) -> tuple[Artifact, ...]:
+        return tuple(self._artifact(job, seed) for seed in job.seeds)
 
     def _artifact(self, job: Job, seed: int) -> Artifact:
         if job.fps is None:
@@ -105,6 +132,10 @@ class FakeEngine:
         found = self.resident.count(model)
         self.resident = [name for name in self.resident if name != model]
         return found
+
+
+def _pictures(jobs: Sequence[Job]) -> int:
+    return sum(len(job.seeds) for job in jobs)
 
 
 class Builder:

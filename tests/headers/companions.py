@@ -79,8 +79,14 @@ def controlnets() -> None:
         "num_proj_channel": 320,
     }  # fmt: skip
     write("controlnet-sdxl-union", build("ControlNetUnionModel", **union))
+    promax = union | {"num_control_type": 8}
+    write("controlnet-sdxl-union-promax", build("ControlNetUnionModel", **promax))
     write("controlnet-flux1-union", build("FluxControlNetModel", num_mode=7, num_single_layers=10), "BF16")
     write("controlnet-sd3-diffusers", build("SD3ControlNetModel", num_layers=6, num_attention_heads=24))
+    inpainting = {"num_layers": 6, "num_attention_heads": 24, "extra_conditioning_channels": 1}
+    write("controlnet-sd3-inpainting", build("SD3ControlNetModel", **inpainting))
+    inpainting = {"num_layers": 2, "extra_condition_channels": 4}
+    write("controlnet-qwen-image-inpainting", build("QwenImageControlNetModel", **inpainting), "BF16")
     write("controlnet-qwen-image", build("QwenImageControlNetModel", num_layers=5), "BF16")
     write("controlnet-sana", build("SanaControlNetModel"), "BF16")
     write("controlnet-sparse", build("SparseControlNetModel"))
@@ -106,6 +112,19 @@ def adapters() -> None:
         write(f"ip-adapter-{name}", keys | {"image_proj.proj.weight": (4 * width, picture)})
     plus = {"image_proj.latents": (1, 16, 768), "image_proj.proj_in.weight": (768, 1280)}
     write("ip-adapter-sd1-plus", plus | {f"ip_adapter.{at}.to_k_ip.weight": (320, 768) for at in range(1, 33, 2)})
+    plus = {"image_proj.latents": (1, 16, 2048), "image_proj.proj_in.weight": (2048, 1024)}
+    write("ip-adapter-kolors", plus | {f"ip_adapter.{at}.to_k_ip.weight": (640, 2048) for at in range(1, 141, 2)})
+    keys = {f"ip_adapter.{at}.to_k_ip.weight": (320, 1024) for at in range(1, 33, 2)}
+    write("ip-adapter-sd2", keys | {"image_proj.proj.weight": (4096, 1024)})
+    face: Shapes = {"image_proj.proj.0.weight": (1024, 512), "image_proj.proj.2.weight": (3072, 1024)}
+    face |= {"image_proj.norm.weight": (768,)}
+    for at in range(32):
+        face |= {
+            f"ip_adapter.{at}.to_q_lora.down.weight": (128, 320),
+            f"ip_adapter.{at}.to_q_lora.up.weight": (320, 128),
+        }
+        face |= {f"ip_adapter.{at}.to_k_ip.weight": (320, 768)} if at % 2 else {}
+    write("ip-adapter-sd1-face-id", face)
     xlabs: Shapes = {"ip_adapter_proj_model.proj.weight": (16384, 768), "ip_adapter_proj_model.norm.weight": (4096,)}
     for at in range(19):
         xlabs[f"double_blocks.{at}.processor.ip_adapter_double_stream_k_proj.weight"] = (3072, 4096)

@@ -10,7 +10,16 @@ from PIL import Image, features
 
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
-from worker.media.images import MAX_BYTES, decode_image, encode, fit, read_image, to_base64
+from worker.media.images import (
+    MAX_BYTES,
+    Comment,
+    decode_image,
+    encode,
+    fit,
+    read_image,
+    to_base64,
+    white_where_transparent,
+)
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -272,8 +281,8 @@ class TestEncode:
         assert decode_image(encode(raster, format_, 80)).width == 60
 
     def test_a_comment_goes_into_a_png_whatever_its_letters(self):
-        with Image.open(io.BytesIO(encode(self.NOISE, "png", 90, comment='{"prompt": "Füße 猫"}'))) as image:
-            assert image.text == {"parameters": '{"prompt": "Füße 猫"}'}
+        with Image.open(io.BytesIO(encode(self.NOISE, "png", 90, Comment("Füße 猫", "{}")))) as image:
+            assert image.text == {"parameters": "Füße 猫", "generation": "{}"}
 
     def test_base64_is_bare(self):
         assert base64.b64decode(to_base64(b"\x00\xff")) == b"\x00\xff"
@@ -282,3 +291,26 @@ class TestEncode:
 
 def test_this_pillow_reads_webp():
     assert features.check("webp")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_the_transparent_part_of_a_mask_becomes_its_white_part(mode):
+    image, out = Image.new("RGBA", (4, 2), (10, 20, 30, 255)), io.BytesIO()
+    image.paste((0, 0, 0, 0), (0, 0, 2, 2))
+    # "P": a palette with a transparent colour
+    (image.quantize(4) if mode == "P" else image.convert(mode)).save(out, "PNG")
+    mask = decode_image(white_where_transparent(out.getvalue()))
+    assert list(mask.data[:12]) == [255] * 6 + [0] * 6
+
+
+def test_a_mask_without_transparency_stays_as_it_is():
+    for image in (Image.new("L", (4, 2), 255), Image.new("RGBA", (4, 2), (0, 0, 0, 255)), Image.new("RGB", (4, 2))):
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        assert white_where_transparent(out.getvalue()) == out.getvalue()
+
+
+def test_a_hostile_mask_is_refused():
+    for data in (b"", b"\x89PNG\r\n\x1a\n" + b"x" * 50, b"x" * (MAX_BYTES + 1)):
+        with pytest.raises(InvalidImage, match=r"^mask "):
+            white_where_transparent(data)

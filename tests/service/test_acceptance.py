@@ -8,8 +8,9 @@ from PIL import Image
 
 from tests.fakes.engine import make_desk
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, UnsupportedModel, WorkerError
-from worker.core.model import Task
+from worker.core.model import ModelSource, ModelSpec, Task
 from worker.core.request import MAX_SEED, GenerationRequest
+from worker.service.acceptance import notes_on
 
 
 def picture(width=64, height=64, format_="PNG"):
@@ -219,3 +220,14 @@ async def test_a_small_model_says_kindly_what_it_can_draw(tmp_path):
     other = await worker.actions.perform({"prompt": "a quokka at the gym", "num_inference_steps": 1}, "b", quiet)
     assert "peach" in other["warnings"][0]
     assert "none of them" in other["warnings"][0]
+
+
+def test_weights_that_a_model_reads_as_prose_are_said():
+    def notes(prompt, words=None, **fields):
+        spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="org/m"))
+        return notes_on(GenerationRequest(prompt=prompt, **fields), spec, "QwenImagePipeline", words)
+
+    assert notes("a (red:1.3) apple") == ("m reads prompt as prose: the weights and BREAK in it are characters to it.",)
+    assert notes("x", negative_prompt="(y:2)")[0].startswith("m reads negative_prompt as prose")
+    assert notes("a sign (red) at 12:30") == ()
+    assert notes("a (red:1.3) apple", words="clip") == ()

@@ -9,7 +9,7 @@ import pytest
 from tests.catalog.corpus import sparse_file, stored
 from tests.fakes.engine import FakeEngine, make_desk
 from worker.core.errors import DeviceLost, JobTimeout, LoadFailed, SourceError, WorkerError
-from worker.service import execution
+from worker.service import batching
 from worker.store.store import Store
 
 
@@ -97,7 +97,7 @@ async def test_a_deadline_while_running_stops_at_the_next_step(desk):
 @pytest.fixture
 def hung(desk, monkeypatch):
     """A desk whose engine hangs in its first step until the test is over."""
-    monkeypatch.setattr(execution, "STUCK_GRACE_S", 0.2)
+    monkeypatch.setattr(batching, "STUCK_GRACE_S", 0.2)
     desk.engine.alive.clear()
     yield desk
     desk.engine.alive.set()
@@ -149,7 +149,7 @@ async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
 
 
 async def test_a_load_that_never_ends_costs_the_device_after_all(hung, monkeypatch):
-    monkeypatch.setattr(execution, "LOAD_GRACE_S", 0.3)
+    monkeypatch.setattr(batching, "LOAD_GRACE_S", 0.3)
     hung.engine.alive.set()
     hung.engine.load_seconds = 2
     with pytest.raises(DeviceLost):

@@ -87,5 +87,9 @@ async def test_it_is_refused_by_name_and_nothing_of_it_is_kept(name, place, fiel
     assert code in (None, failure.value.code)
     assert words in failure.value.message or (place, name) == ("hf", "page")  # the transfer sees that it is a page
     assert connected.engine.resident_models == []
-    kept = [path for path in connected.settings.volume.rglob("*") if path.is_file() and path.parent.name != "own"]
+    kept = [
+        path
+        for path in connected.settings.volume.rglob("*")
+        if path.is_file() and path.parent.name not in {"own", "usage"}
+    ]
     assert kept == []

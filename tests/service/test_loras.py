@@ -25,7 +25,7 @@ def adapters(desk, monkeypatch):
     run = desk.engine.run
 
     def recording(batch, emit):
-        found.extend(batch.adapters)
+        found.extend(batch.loras)
         return run(batch, emit)
 
     monkeypatch.setattr(desk.engine, "run", recording)

@@ -7,9 +7,9 @@ import urllib.request
 import pytest
 
 from tests.fakes.bucket import FakeBucket
-from worker.core.errors import SourceUnavailable
+from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.store import bucket as module
-from worker.store.bucket import Bucket, BucketConfig
+from worker.store.bucket import PART_BYTES, Bucket, BucketConfig, GuardedSender
 
 SECRET = "very-secret-word"
 
@@ -47,6 +47,50 @@ def test_a_refusal_names_the_reason_and_no_secret(options, name, says):
     for hidden in (SECRET, "test-access", str(fake.port)):
         assert hidden not in f"{caught.value!r} {caught.value.message} {caught.value.details}"
     assert "BUCKET_" in caught.value.message
+
+
+GUARDS = {"unguarded": None, "guarded": GuardedSender(allow_private=True)}
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+def test_what_is_large_goes_in_parts_and_a_broken_one_goes_again(guard):
+    film = bytes(range(256)) * (PART_BYTES // 256 * 2) + b"end"
+    with FakeBucket(refuse_checksums=True) as fake:
+        fake.break_parts(1)
+        url = Bucket(config(fake.endpoint), guard).put("film.mp4", film, "video/mp4")
+        (stored,) = fake.objects.values()
+        assert (stored.parts, stored.content_type, stored.body == film) == (3, "video/mp4", True)
+        with urllib.request.urlopen(url) as answer:
+            assert answer.read() == film
+
+
+def test_a_callers_bucket_is_spoken_to_as_the_operators_own_is():
+    with FakeBucket(refuse_checksums=True) as fake:
+        bucket = Bucket(config(fake.endpoint), GuardedSender(allow_private=True))
+        bucket.check()
+        with urllib.request.urlopen(bucket.put("jobs/1/ä 0.png", b"\x89PNG", "image/png")) as answer:
+            assert (answer.read(), answer.headers["Content-Type"]) == (b"\x89PNG", "image/png")
+        fake.refuse(403, "AccessDenied")
+        with pytest.raises(SourceUnavailable, match="AccessDenied"):
+            bucket.put("a.png", b"x", "image/png")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["https://127.0.0.1:9000", "https://169.254.169.254", "https://[::1]", "https://localhost", "https://10.0.0.1"],
+)
+def test_a_callers_bucket_is_never_inside_the_workers_own_network(endpoint):
+    bucket = Bucket(config(endpoint), GuardedSender(allow_private=False))
+    with pytest.raises(InvalidRequest, match="not a public one") as refused:
+        bucket.check()
+    assert refused.value.field == "s3Config"
+    with pytest.raises(SourceUnavailable, match="not a public one"):  # nor later, when its name means another address
+        bucket.put("a.png", b"x", "image/png")
+
+
+def test_a_callers_bucket_has_to_speak_https():
+    with FakeBucket() as fake, pytest.raises(InvalidRequest, match="only https"):
+        Bucket(config(fake.endpoint), GuardedSender(allow_private=False)).check()
 
 
 @pytest.mark.parametrize("endpoint", ["", "not an url", "http://127.0.0.1:9", "ftp://host"])

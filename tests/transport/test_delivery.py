@@ -4,20 +4,26 @@ import base64
 import io
 import json
 import random
+import re
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.fakes.bucket import FakeBucket
 from tests.fakes.engine import FakeEngine, make_desk
-from worker.core.errors import InvalidRequest, ResultTooLarge
+from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch
 from worker.core.model import ModelFiles
 from worker.service.provisioning import Provisioner
 from worker.transport.delivery import body_bytes
+from worker.transport.infotext import comment_on
+from worker.transport.serverless import ServerlessDoor
+from worker.transport.wire import decode_generation
 
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
@@ -52,20 +58,17 @@ def bucket():
 
 async def test_pictures_that_fit_are_left_alone(tmp_path):
     answer = await noisy(tmp_path, 9.5).draw(num_images=2)
-    assert answer["format"] == "png"
-    assert answer["warnings"] == []
+    assert (answer["format"], answer["warnings"]) == ("png", [])
     assert all(data.startswith(MAGIC["png"]) for data in files(answer))
 
 
 @pytest.mark.parametrize(("limit_mb", "format_"), [(0.4, "webp"), (0.16, "jpeg")])
 async def test_eight_pictures_over_the_limit_are_encoded_smaller_and_it_says_so(tmp_path, limit_mb, format_):
     answer = await noisy(tmp_path, limit_mb).draw(num_images=8)
-    assert answer["format"] == format_
+    assert (answer["format"], len(files(answer))) == (format_, 8)
     assert len(json.dumps(answer).encode()) <= limit_mb * 1e6
-    assert [data[: len(MAGIC[format_])] for data in files(answer)] == [MAGIC[format_]] * 8
-    assert len(answer["warnings"]) == 1
-    assert f"encoded as {format_}" in answer["warnings"][0]
-    assert "As png" in answer["warnings"][0]
+    assert all(data.startswith(MAGIC[format_]) for data in files(answer))
+    assert re.search(f"As png .* encoded as {format_}", *answer["warnings"])
 
 
 async def test_what_fits_in_no_format_is_an_error_with_the_seeds(tmp_path):
@@ -76,15 +79,15 @@ async def test_what_fits_in_no_format_is_an_error_with_the_seeds(tmp_path):
 
 
 async def test_a_jpeg_stays_a_jpeg(tmp_path):
-    answer = await noisy(tmp_path, 0.32).draw(num_images=8, output={"format": "jpeg", "quality": 100})
-    assert answer["format"] == "jpeg"
+    output = {"format": "jpeg", "quality": 100}
+    assert (await noisy(tmp_path, 0.32).draw(num_images=8, output=output))["format"] == "jpeg"
 
 
 async def test_the_size_is_of_the_body_as_the_platform_gets_it(desk):
     answer = await desk.draw(prompt="ü" * 4000)
-    sent = json.dumps({"output": answer}, ensure_ascii=False).encode()
-    assert body_bytes(answer) == len(sent)
-    assert len(sent) < 4000 * 2 * 2 + 3000  # twice, in two bytes each; as ASCII it would be six
+    sent = body_bytes(answer)
+    assert sent == len(json.dumps({"output": answer}, ensure_ascii=False).encode())
+    assert sent < 4000 * 2 * 2 + 3000  # twice, in two bytes each; as ASCII it would be six
 
 
 async def test_too_large_for_the_answer_goes_to_the_bucket(tmp_path, bucket):
@@ -132,6 +135,50 @@ async def test_a_refused_bucket_is_named_when_nothing_fits(tmp_path, bucket):
     assert "AccessDenied" in failure.value.details["bucket"]
 
 
+async def test_a_callers_own_bucket_gets_what_he_asked_for(tmp_path, bucket):
+    desk = make_desk(tmp_path, allow_private_urls=True)
+    answer = await desk.draw(s3Config=bucket.s3_config("my-pictures"), seed=3)
+    ((place, _),) = bucket.objects.items()
+    assert place[0] == "my-pictures"
+    assert answer["image_url"].startswith(bucket.endpoint)
+    assert "test-secret" not in json.dumps(answer)
+    assert "test-access" not in json.dumps(answer["reproduce"])
+    again = await desk.draw(**answer["reproduce"]["input"])  # the bucket is not what the picture is made of
+    with urllib.request.urlopen(answer["image_url"]) as stored:
+        assert base64.b64decode(again["image"]) == stored.read()
+
+
+async def test_runpods_place_for_a_bucket_is_beside_the_input(tmp_path, bucket):
+    desk = make_desk(tmp_path, allow_private_urls=True)
+    job = {"id": "b-1", "input": {"prompt": "x"}, "s3Config": bucket.s3_config()}
+    answer = await ServerlessDoor(desk.worker.actions, concurrency=1).handle(job)
+    assert answer["image_url"].startswith(bucket.endpoint)
+
+
+async def test_a_callers_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
+    bucket.refuse(403, "AccessDenied")
+    answer = await make_desk(tmp_path, allow_private_urls=True).draw(s3Config=bucket.s3_config())
+    assert base64.b64decode(answer["image"])
+    assert any("AccessDenied" in note and "s3Config" in note for note in answer["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"endpointUrl": "https://127.0.0.1"}, "not a public one"),
+        ({"endpointUrl": "http://example.com"}, "only https"),
+        ({"bucketName": "a/b"}, "s3Config.bucketName must be"),
+        ({"accessKey": "x"}, "s3Config.accessKey is not a known field"),
+    ],
+)
+async def test_a_callers_bucket_is_refused_before_anything_is_drawn(desk, change, message):
+    sent = {"endpointUrl": "https://example.com", "bucketName": "mine", "accessId": "a", "accessSecret": "b"} | change
+    with pytest.raises(WorkerError, match=message) as failure:
+        await desk.draw(s3Config=sent)
+    assert failure.value.field == "s3Config"
+    assert desk.builder.built == 0
+
+
 async def test_delivery_by_bucket_without_one_is_refused_before_drawing(desk):
     with pytest.raises(InvalidRequest, match="needs a bucket") as failure:
         await desk.draw(output={"delivery": "s3"})
@@ -159,11 +206,70 @@ async def test_quality_decides_the_size(tmp_path, format_):
 
 async def test_metadata_in_a_png_draws_the_picture_again(desk):
     answer = await desk.draw(prompt="canary ü", output={"metadata": True})
-    text = Image.open(io.BytesIO(files(answer)[0])).text["parameters"]
-    assert json.loads(text) == answer["reproduce"]["input"]
-    assert json.loads(text)["prompt"] == "canary ü"
-    again = await desk.ask(**json.loads(text))
+    text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
+    fields = json.loads(text)["input"]
+    assert fields["prompt"] == "canary ü"
+    again = await desk.ask(**fields)
     assert again["seeds"] == answer["seeds"]
+    assert files(again) != files(answer)  # what is in the file does not ask for itself
+    assert Image.open(io.BytesIO(files(again)[0])).tobytes() == Image.open(io.BytesIO(files(answer)[0])).tobytes()
+
+
+async def test_metadata_of_a_films_frames_says_how_many_there_are(tmp_path, declared):
+    answer = await make_desk(tmp_path).draw(**FILM, output={"metadata": True, "format": "png"})
+    text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
+    assert json.loads(text)["input"]["num_frames"] == FILM["num_frames"]
+
+
+_SAID = (
+    "a red, red apple\nNegative prompt: blurry\n"
+    "Steps: 3, Sampler: EulerAncestralDiscreteScheduler, CFG scale: 4, Seed: "
+)
+
+
+@pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
+async def test_metadata_is_the_infotext_that_other_tools_read(desk, format_):
+    answer = await desk.draw(
+        prompt="a red, red apple",
+        negative_prompt="blurry",
+        num_images=2,
+        num_inference_steps=3,
+        guidance_scale=4,
+        scheduler="euler_a",
+        output={"metadata": True, "format": format_},
+    )
+    for index, data in enumerate(files(answer)):
+        image = Image.open(io.BytesIO(data))
+        if format_ == "png":
+            text = image.text["parameters"]
+        else:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+            assert comment.startswith(b"UNICODE\0")
+            text = comment[8:].decode("utf-16-be")
+        assert text.startswith(f"{_SAID}{answer['seeds'][index]}, Size: {image.width}x{image.height}, Model: ")
+        assert "Version: diffusers" in text
+
+
+async def test_no_picture_no_token_and_no_query_gets_into_a_file(desk):
+    request = decode_generation({"prompt": "like https://user:pw@example.com/a.png?token=hf_secret#part says"})
+    result = await desk.worker.actions.generation.generate(request, "job", lambda progress: None)
+    secrets = {
+        "image": "https://example.com/in.png?X-Amz-Signature=hf_secret",
+        "mask_image": "aGZfc2VjcmV0" * 9,
+        "controlnets": [{"model": "org/net", "image": "hf_secret", "scale": 0.5}],
+        "loras": [{"model": "https://example.com/l.safetensors?token=hf_secret"}],
+        "source_prompt": "hf_secret" * 900,
+    }
+    reproduce = replace(result.reproduce, input={**result.reproduce.input, **secrets}, model="org/m?token=hf_secret")
+    comment = comment_on(replace(result, reproduce=reproduce, model="org/m?token=hf_secret"), result.artifacts[0])
+    for text in (comment.text, comment.data):
+        assert "hf_secret" not in text
+        assert "aGZfc2VjcmV0" not in text
+        assert "pw@" not in text
+    kept = json.loads(comment.data)["input"]
+    assert kept["controlnets"] == [{"model": "org/net", "scale": 0.5}]
+    assert kept["loras"] == [{"model": "https://example.com/l.safetensors"}]
+    assert kept["prompt"] == "like https://example.com/a.png says"
 
 
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
@@ -243,10 +349,52 @@ async def test_a_video_can_be_uploaded(tmp_path, bucket, declared):
     assert stored.content_type == "video/mp4"
 
 
-@pytest.mark.parametrize(("model", "format_"), [("tiny", "mp4"), ("video", "png")])
+async def test_a_video_can_come_as_its_frames(tmp_path, declared):
+    desk = make_desk(tmp_path)
+    answer = await desk.draw(**FILM, num_images=2, output={"format": "png"})
+    assert (answer["format"], answer["num_frames"], answer["fps"], len(answer["images"])) == ("png", 9, 8.0, 18)
+    assert answer["image"] == answer["images"][0]
+    assert "video" not in answer
+    assert len(answer["seeds"]) == 2
+    sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in answer["images"]}
+    assert sizes == {(128, 128)}
+
+
+async def test_frames_that_do_not_fit_are_encoded_smaller_or_uploaded(tmp_path, bucket, declared):
+    answer = await noisy_film(tmp_path, 0.4).draw(**FILM, output={"format": "png"})
+    assert (answer["format"], len(answer["images"])) == ("jpeg", 9)
+    assert "encoded as jpeg" in answer["warnings"][-1]
+    sent = await noisy_film(tmp_path, 9.5, **bucket_settings(bucket)).draw(
+        **FILM, output={"format": "jpeg", "delivery": "s3"}
+    )
+    assert sent["image_url"] == sent["images"][0]
+    assert {stored.content_type for stored in bucket.objects.values()} == {"image/jpeg"}
+    assert len(bucket.objects) == 9
+
+
+@pytest.mark.parametrize(("model", "format_"), [("tiny", "mp4"), ("tiny", "gif")])
 async def test_a_format_of_the_other_kind_is_refused_before_drawing(tmp_path, model, format_):
     desk = make_desk(tmp_path)
     with pytest.raises(InvalidRequest, match=f"{format_} is not for") as failure:
         await desk.draw(model=model, output={"format": format_})
     assert failure.value.field == "output"
     assert desk.builder.built == 0
+
+
+@pytest.mark.parametrize("format_", ["mp4", "gif", "webp"])
+async def test_a_film_says_how_it_was_made_too(tmp_path, declared, format_):
+    desk = make_desk(tmp_path)
+    answer = await desk.draw(**FILM, prompt="canary", output={"metadata": True, "format": format_})
+    data = base64.b64decode(answer["video"])
+    if format_ == "mp4":
+        with av.open(io.BytesIO(data)) as container:
+            text = container.metadata["comment"]
+    elif format_ == "gif":
+        text = Image.open(io.BytesIO(data)).info["comment"].decode()
+    else:
+        exif = Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.Exif)
+        text = exif[ExifTags.Base.UserComment].decode("utf-16-be", "replace")
+    assert "canary" in text
+    assert f"Seed: {answer['seed']}" in text
+    silent = await desk.draw(**FILM, prompt="canary", output={"format": format_})
+    assert b"canary" not in base64.b64decode(silent["video"])

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.engine import FakeEngine, fresh_id, make_desk
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
+from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.transport import serverless
 from worker.transport.serverless import ServerlessDoor, save_picture, saving
@@ -279,3 +280,17 @@ async def test_a_video_is_saved_as_an_mp4(tmp_path):
     assert (tmp_path / "a-walk-3.mp4").read_bytes() == data
     assert answer["video"] == answer["videos"][0] == str(tmp_path / "a-walk-3.mp4")
     assert said == [f"saved {tmp_path / 'a-walk-3.mp4'}"]
+
+
+async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):
+    monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0.1)
+    told = Telling()
+
+    async def perform(payload, job_id, emit):
+        emit(Progress("inference", 1, 9, preview=Raster("RGB", 8, 8, bytes(192))))  # too early to be told
+        await asyncio.sleep(0.15)
+        emit(Progress("inference", 2, 9))
+        return {"ok": True}
+
+    await ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told).handle({"id": "j"})
+    assert [(update["step"], "preview" in update) for _, update in told.sent] == [(2, True)]

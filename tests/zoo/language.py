@@ -131,7 +131,7 @@ def glm_image_processor() -> GlmImageProcessor:
         extra_special_tokens=names,
         chat_template=_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>"),
     )
-    pictures = GlmImageImageProcessor(min_pixels=32 * 32, max_pixels=128 * 128)
+    pictures = GlmImageImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=128 * 128)
     return GlmImageProcessor(image_processor=pictures, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
 
 

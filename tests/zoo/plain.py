@@ -56,6 +56,7 @@ def save(recipe: Recipe, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = recipe.build()
+        _wake(pipeline)
     pipeline.save_pretrained(folder, safe_serialization=True)
     if recipe.moved:
         index = folder / "model_index.json"
@@ -64,6 +65,16 @@ def save(recipe: Recipe, folder: Path) -> Path:
             named[component][0] = library
         index.write_text(json.dumps(named, indent=2))
     return folder
+
+
+def _wake(pipeline: Any) -> None:
+    """Fill the zero layers of ControlNets, whose picture would else change nothing."""
+    for name, part in pipeline.components.items():
+        if not name.startswith("controlnet"):
+            continue
+        for weight in part.parameters():
+            if weight.ndim > 1 and not weight.any():
+                torch.nn.init.normal_(weight)
 
 
 def load(recipe: Recipe, folder: Path) -> Any:
@@ -91,6 +102,11 @@ def first_medium(output: Any) -> np.ndarray:
     if isinstance(output, tuple | list) and output:
         return _array(output[0])
     raise ValueError(f"no picture in {type(output).__name__} ({', '.join(getattr(output, 'keys', list)())})")
+
+
+def runs_here(recipe: Recipe) -> bool:
+    """Whether the recipe says that it runs, and what it needs is installed."""
+    return recipe.broken is None and all(importlib.util.find_spec(name) is not None for name in recipe.needs)
 
 
 def run_plain(recipe: Recipe, folder: Path) -> Outcome:

@@ -68,7 +68,8 @@ class Recipe:
     is what plain diffusers must do to the loaded pipeline first; it may return more arguments. `needs` are modules
     without which diffusers cannot build or run it; `broken` says why the installed libraries cannot run it with
     everything installed. `moved` names the folder of diffusers that published repositories write for a component whose
-    class diffusers has since moved to another folder.
+    class diffusers has since moved to another folder. `values` are what to send for fields that `request` leaves
+    out and for which any value of their type would not do; None leaves out what a model of this size has no use for.
     """
 
     pipeline: str
@@ -79,6 +80,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
     broken: str | None = None
     moved: Mapping[str, str] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
 
     def build(self) -> Any:
         """The pipeline, new."""
@@ -90,7 +92,7 @@ class Recipe:
 
     def fields(self) -> dict[str, Any]:
         """What is sent to the worker: JSON, pictures as base64 of a PNG."""
-        return {name: _on_the_wire(value) for name, value in self.request.items()}
+        return {name: on_the_wire(value) for name, value in self.request.items()}
 
 
 def _drawn(value: Any) -> Any:
@@ -103,15 +105,16 @@ def _drawn(value: Any) -> Any:
     return value
 
 
-def _on_the_wire(value: Any) -> Any:
+def on_the_wire(value: Any) -> Any:
+    """`value` as it is sent: media as base64 of PNG files."""
     if isinstance(value, Picture | Mask):
         return _png(value.draw())
     if isinstance(value, Clip):
         return [_png(frame) for frame in value.draw()]
     if isinstance(value, Mapping):
-        return {name: _on_the_wire(item) for name, item in value.items()}
+        return {name: on_the_wire(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_on_the_wire(item) for item in value]
+        return [on_the_wire(item) for item in value]
     return value
 
 

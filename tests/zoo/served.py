@@ -24,6 +24,7 @@ class ServedZoo:
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        self.root = root
         registry = root / "models.yaml"
         registry.write_text(_REGISTRY)
         settings = Settings(

@@ -67,6 +67,7 @@ _COSMOS = (
 # What a pipeline imports beyond the base requirements: import name and distribution. Cosmos' licence asks for its
 # guardrail, so there is no way here to run it without.
 NEEDED_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(_COSMOS, ("cosmos_guardrail", "cosmos_guardrail")) | {
+    "SpandrelUpscalePipeline": ("spandrel", "spandrel"),
     "ConsisIDPipeline": ("cv2", "opencv-python-headless"),
 }
 # What the classes of some parts import, by the name in model_index.json: their video processors exist with it only.

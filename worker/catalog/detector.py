@@ -16,10 +16,11 @@ from dataclasses import replace
 from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.declared import declared_base
 from worker.catalog.kinds.adapters import detect_lora
-from worker.catalog.kinds.companions import find_companion
+from worker.catalog.kinds.companions import FACE_RESTORER, UPSCALE_PIPELINE, find_companion
 from worker.catalog.kinds.components import ComponentClass, Likeness, component_classes, resemble
 from worker.catalog.kinds.controlnets import find_controlnet
 from worker.catalog.kinds.encoders import find_encoder
+from worker.catalog.kinds.image_prompts import layout_of
 from worker.catalog.kinds.refused import refuse
 from worker.catalog.kinds.storage import (
     input_channels,
@@ -82,6 +83,7 @@ def _with_config(seen: Detection, found: Detection) -> Detection:
         component_class=found.component_class or seen.component_class,
         confidence="high" if known else seen.confidence,
         quantization=found.quantization or seen.quantization,
+        variant=seen.variant or found.variant,
     )
     if known is None or not known.pipelines or seen.pipeline is None or seen.pipeline in known.pipelines:
         return answer
@@ -115,7 +117,8 @@ def _examine(index: TensorIndex, name: str) -> Detection:
 
 
 def _lora(index: TensorIndex) -> Detection | None:
-    lora = detect_lora(index)
+    # A FaceID adapter brings a LoRA along, and is none.
+    lora = detect_lora(index) if layout_of(index) is None else None
     if lora is None:
         return None
     return Detection(
@@ -193,10 +196,13 @@ def _companion(index: TensorIndex) -> Detection | None:
     if found is None:
         return None
     row, evidence = found
+    upscales = row.kind is Kind.UPSCALER and row.variant != FACE_RESTORER
     return Detection(
         row.kind,
         index.container,
         architecture=row.architecture,
+        pipeline=UPSCALE_PIPELINE if upscales else None,
+        tasks=(Task.UPSCALING,) if upscales else (),
         evidence=evidence,
         variant=row.variant,
         component_class=row.component_class,

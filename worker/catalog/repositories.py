@@ -45,6 +45,7 @@ _TASKS: tuple[tuple[re.Pattern[str], Task], ...] = tuple(
 # Their configs' sample_size is not the size that the pipeline draws by itself.
 _FIXED_SIZE = frozenset({"auraflow", "kandinsky-2.2", "kandinsky-3", "stable-cascade"})
 _INPAINT_CHANNELS = 9
+_INPAINT_APART = frozenset({"kandinsky-2.2"})  # whose other weights cannot see a mask
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -122,6 +123,7 @@ def _pipeline(configs: Configs) -> Detection:
         pipeline=pipeline,
         tasks=tasks,
         prediction_type=prediction if prediction in _PREDICTIONS else None,
+        scheduler=_scheduler(index),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         native_size=_native_size(row, configs, index, evidence),
         evidence=tuple(evidence),
@@ -133,6 +135,11 @@ def _pipeline(configs: Configs) -> Detection:
 
 def _is_there(entry: object) -> TypeGuard[list[object]]:
     return isinstance(entry, list) and any(name is not None for name in entry)
+
+
+def _scheduler(index: Mapping[str, object]) -> str | None:
+    entry = index.get("scheduler")
+    return entry[-1] if _is_there(entry) and isinstance(entry[-1], str) else None
 
 
 def _quantization(configs: Configs, evidence: list[str]) -> str | None:
@@ -184,6 +191,8 @@ def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list
     if inpaint and configs.get("unet/config.json", {}).get("in_channels") == _INPAINT_CHANNELS:
         evidence.append(f"unet/config.json: {_INPAINT_CHANNELS} input channels")
         return inpaint, (Task.INPAINTING,)
+    if row.id in _INPAINT_APART:
+        return name, tuple(task for task in row.pipelines if task is not Task.INPAINTING)
     return name, tuple(row.pipelines)
 
 

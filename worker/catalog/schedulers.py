@@ -1,87 +1,131 @@
-"""Scheduler names: diffusers classes, and the names people use for them, as one table."""
+"""The scheduler classes of diffusers that a model can be sampled with, and what each of them takes.
+
+Which of them fit a model follows from what its weights predict: the noise of a diffusion, a flow, or noise in EDM's
+terms. A class that stands in no row fits only the models that bring it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
 
 from pydantic import JsonValue
 
-from worker.core.job import SchedulerChoice
+Noise = Literal["diffusion", "flow", "edm", "cogvideox"]
+Options = Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
-class Scheduler:
-    """One row: `options` are laid over the model's own scheduler config. `flow` is for flow-matching models."""
+class SchedulerClass:
+    """One class. `schedules` says by which options it draws a schedule of that name; `lists` what a caller may give.
+
+    Both stand apart for flows, which some classes also sample. `zero_snr` tells whether it can begin without any
+    signal, as models that were trained down to there need.
+    """
 
     name: str
-    cls: str
-    aliases: tuple[str, ...] = ()
-    options: Mapping[str, JsonValue] = field(default_factory=dict)
-    flow: bool = False
+    noise: tuple[Noise, ...] = ("diffusion",)
+    schedules: Mapping[str, Options] = field(default_factory=dict)
+    flow_schedules: Mapping[str, Options] = field(default_factory=dict)
+    lists: frozenset[str] = frozenset()
+    flow_lists: frozenset[str] = frozenset()
+    options: Options = field(default_factory=dict)  # always laid over the config
+    zero_snr: bool = False
+    shifts: bool = False  # whether `shift` can be given for a flow
+    package: str = ""  # what diffusers needs for it, by its name in an index, which is its import name too
 
-    @property
-    def choice(self) -> SchedulerChoice:
-        """What the engine needs of this row."""
-        return SchedulerChoice(self.name, self.cls, self.options)
+    def schedules_of(self, noise: Noise | None) -> Mapping[str, Options]:
+        """The schedules by name for a model of this kind; none for one whose kind is not known."""
+        return {} if noise is None else self.flow_schedules if noise == "flow" else self.schedules
+
+    def lists_of(self, noise: Noise | None) -> frozenset[str]:
+        """Which of `timesteps` and `sigmas` may be given for a model of this kind."""
+        return self.flow_lists if noise == "flow" else self.lists
 
 
-_KARRAS: dict[str, JsonValue] = {"use_karras_sigmas": True}
-_SDE: dict[str, JsonValue] = {"algorithm_type": "sde-dpmsolver++"}
+_PLAIN: Options = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_LINSPACE: Options = {**_PLAIN, "timestep_spacing": "linspace"}
+_TRAILING: Options = {**_PLAIN, "timestep_spacing": "trailing"}
+_LEADING: Options = {**_PLAIN, "timestep_spacing": "leading", "steps_offset": 1}
 
-SCHEDULERS: tuple[Scheduler, ...] = (
-    Scheduler("DDIMScheduler", "DDIMScheduler", ("ddim",)),
-    Scheduler("DDPMScheduler", "DDPMScheduler", ("ddpm",)),
-    Scheduler("PNDMScheduler", "PNDMScheduler", ("pndm", "plms")),
-    Scheduler("LCMScheduler", "LCMScheduler", ("lcm",)),
-    Scheduler("TCDScheduler", "TCDScheduler", ("tcd",)),
-    Scheduler("EulerDiscreteScheduler", "EulerDiscreteScheduler", ("euler", "k_euler")),
-    Scheduler("euler_karras", "EulerDiscreteScheduler", ("euler karras",), _KARRAS),
-    Scheduler(
-        "EulerAncestralDiscreteScheduler",
-        "EulerAncestralDiscreteScheduler",
-        ("euler_a", "euler a", "k_euler_a", "k_euler_ancestral", "euler_ancestral"),
+# Timesteps evenly from 999 to 0, as the UIs' `normal` has them. `sgm_uniform` ends a step before 0; trailing spacing,
+# which diffusers documents for it, is less than one of the thousand timesteps away.
+_EVEN: Mapping[str, Options] = {
+    "normal": _LINSPACE,
+    "simple": _TRAILING,
+    "sgm_uniform": _TRAILING,
+    "ddim_uniform": _LEADING,
+}
+# These solvers leave the last of one timestep more away: what they call linspace is the UIs' `sgm_uniform`.
+_SOLVED: Mapping[str, Options] = {"simple": _TRAILING, "sgm_uniform": _LINSPACE}
+_SOLVED_ONLY: Mapping[str, Options] = {"sgm_uniform": _PLAIN}  # it has no other spacing
+# From the noisiest sigma to the cleanest, as the UIs do; other spacings would begin below the noisiest.
+_CURVED: Mapping[str, Options] = {
+    "karras": {**_LINSPACE, "use_karras_sigmas": True},
+    "exponential": {**_LINSPACE, "use_exponential_sigmas": True},
+    "beta": {**_LINSPACE, "use_beta_sigmas": True},
+}
+_BENT: Mapping[str, Options] = {
+    "karras": {**_PLAIN, "use_karras_sigmas": True},
+    "exponential": {**_PLAIN, "use_exponential_sigmas": True},
+    "beta": {**_PLAIN, "use_beta_sigmas": True},
+}
+_BOTH: tuple[Noise, ...] = ("diffusion", "flow")
+_TIMESTEPS, _SIGMAS = frozenset({"timesteps"}), frozenset({"sigmas"})
+_PRK: Options = {"skip_prk_steps": True}  # PLMS, as Stable Diffusion's own config has it: the others need a warm-up
+_MULTISTEP: Mapping[str, Options] = {**_SOLVED, **_CURVED}
+
+_ROWS: tuple[SchedulerClass, ...] = (
+    SchedulerClass("DDIMScheduler", schedules=_EVEN, zero_snr=True),
+    SchedulerClass("DDIMParallelScheduler", schedules=_EVEN, zero_snr=True),
+    SchedulerClass("DDPMScheduler", schedules=_EVEN, lists=_TIMESTEPS, zero_snr=True),
+    SchedulerClass("DDPMParallelScheduler", schedules=_EVEN, lists=_TIMESTEPS, zero_snr=True),
+    SchedulerClass("PNDMScheduler", options=_PRK),
+    SchedulerClass("LCMScheduler", lists=_TIMESTEPS, zero_snr=True),
+    SchedulerClass("TCDScheduler", lists=_TIMESTEPS, zero_snr=True),
+    SchedulerClass("EulerDiscreteScheduler", schedules={**_EVEN, **_CURVED}, lists=_TIMESTEPS | _SIGMAS, zero_snr=True),
+    SchedulerClass("EulerAncestralDiscreteScheduler", schedules=_EVEN, zero_snr=True),
+    SchedulerClass("LMSDiscreteScheduler", schedules={**_EVEN, **_CURVED}, package="scipy"),
+    SchedulerClass("HeunDiscreteScheduler", schedules={**_EVEN, **_CURVED}, lists=_TIMESTEPS),
+    SchedulerClass("KDPM2DiscreteScheduler", schedules={**_EVEN, **_CURVED}),
+    SchedulerClass("KDPM2AncestralDiscreteScheduler", schedules={**_EVEN, **_CURVED}),
+    SchedulerClass("DPMSolverSDEScheduler", schedules={**_EVEN, **_CURVED}, package="torchsde"),
+    SchedulerClass(
+        "DPMSolverMultistepScheduler", _BOTH, schedules=_MULTISTEP, lists=_TIMESTEPS, zero_snr=True, shifts=True
     ),
-    Scheduler("HeunDiscreteScheduler", "HeunDiscreteScheduler", ("heun", "k_heun")),
-    Scheduler("KDPM2DiscreteScheduler", "KDPM2DiscreteScheduler", ("dpm2", "k_dpm_2")),
-    Scheduler("KDPM2AncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", ("dpm2 a", "k_dpm_2_a")),
-    Scheduler("UniPCMultistepScheduler", "UniPCMultistepScheduler", ("unipc", "uni_pc")),
-    Scheduler("DEISMultistepScheduler", "DEISMultistepScheduler", ("deis",)),
-    Scheduler(
-        "DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler", ("dpm++ 2m", "dpmpp_2m", "dpmsolvermultistep")
+    SchedulerClass(
+        "DPMSolverSinglestepScheduler", _BOTH, schedules={**_SOLVED_ONLY, **_BENT}, lists=_TIMESTEPS, shifts=True
     ),
-    Scheduler("dpmpp_2m_karras", "DPMSolverMultistepScheduler", ("dpm++ 2m karras", "k_dpmpp_2m_karras"), _KARRAS),
-    Scheduler("dpmpp_2m_sde", "DPMSolverMultistepScheduler", ("dpm++ 2m sde",), _SDE),
-    Scheduler("dpmpp_2m_sde_karras", "DPMSolverMultistepScheduler", ("dpm++ 2m sde karras",), {**_SDE, **_KARRAS}),
-    Scheduler("DPMSolverSinglestepScheduler", "DPMSolverSinglestepScheduler", ("dpm++ 2s", "dpmpp_2s")),
-    Scheduler("FlowMatchEulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", ("flow_euler", "euler"), flow=True),
-    Scheduler("FlowMatchHeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", ("flow_heun", "heun"), flow=True),
+    SchedulerClass("DEISMultistepScheduler", _BOTH, schedules=_MULTISTEP, shifts=True),
+    SchedulerClass("SASolverScheduler", _BOTH, schedules=_MULTISTEP, shifts=True),
+    SchedulerClass(
+        "UniPCMultistepScheduler", _BOTH, schedules=_MULTISTEP, flow_lists=_SIGMAS, zero_snr=True, shifts=True
+    ),
+    SchedulerClass(
+        "FlowMatchEulerDiscreteScheduler",
+        ("flow",),
+        flow_schedules=_BENT,
+        flow_lists=_TIMESTEPS | _SIGMAS,
+        shifts=True,
+    ),
+    SchedulerClass("FlowMatchHeunDiscreteScheduler", ("flow",), shifts=True),
+    SchedulerClass(
+        "FlowMatchLCMScheduler", ("flow",), flow_schedules=_BENT, flow_lists=_TIMESTEPS | _SIGMAS, shifts=True
+    ),
+    SchedulerClass("LTXEulerAncestralRFScheduler", ("flow",), flow_lists=_SIGMAS),
+    SchedulerClass(
+        "EDMEulerScheduler",
+        ("edm",),
+        schedules={"karras": {"sigma_schedule": "karras"}, "exponential": {"sigma_schedule": "exponential"}},
+        lists=_SIGMAS,
+    ),
+    SchedulerClass(
+        "EDMDPMSolverMultistepScheduler",
+        ("edm",),
+        schedules={"karras": {"sigma_schedule": "karras"}, "exponential": {"sigma_schedule": "exponential"}},
+    ),
+    SchedulerClass("CogVideoXDDIMScheduler", ("cogvideox",), zero_snr=True),
+    SchedulerClass("CogVideoXDPMScheduler", ("cogvideox",), zero_snr=True),
 )
-# The families whose noise schedule is a diffusion one; every newer family is flow-matching.
-_DIFFUSION = frozenset(
-    {"sd1", "sd2", "sdxl", "sdxl-refiner", "pixart", "kolors", "hunyuan-dit", "cogvideox", "animatediff"}
-)
-
-
-def schedulers_for(architecture: str | None) -> tuple[Scheduler, ...]:
-    """The rows that fit a family; all of them when the family is not known."""
-    if architecture is None:
-        return SCHEDULERS
-    return tuple(row for row in SCHEDULERS if row.flow is not (architecture in _DIFFUSION))
-
-
-def scheduler_names(architecture: str | None) -> tuple[str, ...]:
-    """What a request may say, canonical names first."""
-    rows = schedulers_for(architecture)
-    return tuple(dict.fromkeys([row.name for row in rows] + [alias for row in rows for alias in row.aliases]))
-
-
-def find_scheduler(name: str, architecture: str | None) -> Scheduler | None:
-    """The row of a name or alias; case, spaces, `-` and `_` do not matter."""
-    wanted = _folded(name)
-    for row in schedulers_for(architecture):
-        if wanted in {_folded(row.name), _folded(row.cls) if not row.options else "", *map(_folded, row.aliases)}:
-            return row
-    return None
-
-
-def _folded(name: str) -> str:
-    return "".join(char for char in name.lower() if char.isalnum() or char == "+").removesuffix("scheduler")
+CLASSES: Mapping[str, SchedulerClass] = MappingProxyType({row.name: row for row in _ROWS})
+SCHEDULES = ("normal", "karras", "exponential", "beta", "sgm_uniform", "simple", "ddim_uniform")

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from worker.core.model import DType
 
 Offload = Literal["none", "model", "sequential"]
-LoadFormat = Literal["diffusers", "safetensors", "gguf"]
+LoadFormat = Literal["diffusers", "safetensors", "gguf", "upscaler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class LoadPlan:
     offload: Offload
     estimated_bytes: int  # weights and working memory at the job's size
     weight_bytes: int
+    working_bytes_per_mp: int = 0  # what a picture of one megapixel takes while it is drawn
+    reserve_bytes: int = 0  # what else has to be free then: overhead, and with offloading the part that is computing
     format: LoadFormat = "diffusers"
     variant: str | None = None
     config: Path | None = None  # the folder that says what a single file's components are

@@ -8,8 +8,13 @@ WorkerError
 │ ├ ModelNotFound           no such model, or not allowed here
 │ ├ UnsupportedModel        recognised, or not, but nothing here can run it
 │ ├ UnsafeFormat            a file that could run code when read
-│ └ IncompatibleAdapter     a LoRA that does not fit the model it is asked for
+│ ├ IncompatibleAdapter     a LoRA that does not fit the model it is asked for
+│ └ JobNotFound             no such job, or its answer is no longer kept
 ├ AccessDenied              gated repository, missing or refused token
+│ └ Unauthenticated         no API key, or one that this worker does not know
+├ Overloaded                more work than this worker takes now; says when to come back
+│ ├ RateLimited             this caller sends too fast
+│ └ QuotaExceeded           this caller has used up what the operator gives him
 ├ SourceError               where the weights come from
 │ ├ SourceUnavailable       it does not answer, or the worker is offline
 │ ├ CorruptFile             what came back, or lies on disk, is damaged
@@ -21,6 +26,7 @@ WorkerError
   ├ OutOfMemory             the device's memory was not enough, after every fallback
   ├ LoadFailed              the weights could not be made into a pipeline
   ├ InvalidOutput           NaN or constant-black pixels
+  ├ ShuttingDown            the worker is being stopped; another one can take the job
   └ DeviceLost              the device is unusable: this worker must be replaced
 
 A message is one sentence that names the field, the limit and the fix. It never carries a traceback, a path outside the
@@ -100,10 +106,41 @@ class IncompatibleAdapter(InvalidRequest):
     code = "incompatible_adapter"
 
 
+class JobNotFound(InvalidRequest):
+    """No job has this id, or what came of it is no longer kept."""
+
+    code = "job_not_found"
+
+
 class AccessDenied(WorkerError):
     """The source wants a licence click or a token that this worker does not have."""
 
     code = "access_denied"
+
+
+class Unauthenticated(AccessDenied):
+    """No API key was sent where one is needed, or one that this worker does not know."""
+
+    code = "unauthenticated"
+
+
+class Overloaded(WorkerError):
+    """More work than this worker takes now. `details["retry_after_s"]` says when to come back."""
+
+    code = "overloaded"
+    retryable = True
+
+
+class RateLimited(Overloaded):
+    """This caller sends requests faster than the operator lets him."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(Overloaded):
+    """This caller has used up what the operator gives him for a day."""
+
+    code = "quota_exceeded"
 
 
 class SourceError(WorkerError):
@@ -177,6 +214,12 @@ class InvalidOutput(EngineFailure):
 
     code = "invalid_output"
     retryable = False
+
+
+class ShuttingDown(EngineFailure):
+    """The worker is being stopped: it takes no more jobs, and this one could not be finished in time."""
+
+    code = "shutting_down"
 
 
 class DeviceLost(EngineFailure):

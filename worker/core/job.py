@@ -8,10 +8,14 @@ from typing import Literal
 
 from pydantic import JsonValue
 
+from worker.core.adapter import AdapterFiles, Control, ControlCall, EmbeddingSpec, HypernetworkSpec, ImagePrompt
 from worker.core.errors import JobCancelled, JobTimeout
+from worker.core.fingerprint import fingerprint
+from worker.core.finishing import FinishingFiles, Refiner, Upscaler
 from worker.core.image import Raster
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec, Task
+from worker.core.prompt import PromptForm
 from worker.core.request import GenerationRequest, OutputOptions
 
 
@@ -22,6 +26,7 @@ class StopSignal:
         self._cancelled = threading.Event()
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
+        self.shut_down = False  # whether it is the worker that stops the job, and not its caller
 
     def cancel(self) -> None:
         """Ask the job to stop at its next step."""
@@ -37,12 +42,17 @@ class StopSignal:
         """Seconds left until the deadline; negative once it passed."""
         return self._deadline - time.monotonic()
 
+    @property
+    def reason(self) -> JobCancelled | JobTimeout | None:
+        """Why the job has to stop; None while it may go on."""
+        if self.cancelled:
+            return JobCancelled("The job was cancelled.")
+        return self.timed_out() if self.remaining_s <= 0 else None
+
     def check(self) -> None:
         """Raise JobCancelled or JobTimeout when the job has to stop."""
-        if self.cancelled:
-            raise JobCancelled("The job was cancelled.")
-        if self.remaining_s <= 0:
-            raise self.timed_out()
+        if (reason := self.reason) is not None:
+            raise reason
 
     def timed_out(self) -> JobTimeout:
         """The error of a job whose deadline passed."""
@@ -55,11 +65,24 @@ class StopSignal:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerChoice:
-    """A diffusers scheduler class, and what is laid over the model's own scheduler config."""
+    """How a job is sampled where it says so: a diffusers class, and what is laid over the model's scheduler config.
 
-    name: str
-    cls: str
+    Without a `cls` it is the model's own class. `shift` is a flow's, whatever the class calls it.
+    """
+
+    name: str | None = None
+    cls: str | None = None
     options: Mapping[str, JsonValue] = field(default_factory=dict)
+    schedule: str | None = None
+    shift: float | None = None
+    flow: bool = False  # the model predicts a flow: a class that also serves others has to be told
+    replaces: frozenset[str] = frozenset()  # the classes that `cls` can stand in for, beside itself
+
+    @property
+    def parameters(self) -> dict[str, JsonValue]:
+        """What a caller sends to be given the same choice."""
+        said: dict[str, JsonValue] = {"scheduler": self.name, "schedule": self.schedule, "shift": self.shift}
+        return {name: value for name, value in said.items() if value is not None}
 
 
 # How a pipeline wants its pictures: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
@@ -77,6 +100,23 @@ class Media:
     pictures: tuple[Raster, ...]
     form: Form
     field: str  # what the caller named it
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one picture, so that several jobs' can go into one call."""
+        return len(self.pictures) == 1 and self.form in ("picture", "controls", "mask", "unmask")
+
+    @property
+    def outline(self) -> tuple[object, ...]:
+        """All but the pixels: what pictures of one call must have in common."""
+        sizes = [(picture.mode, picture.width, picture.height) for picture in self.pictures]
+        return self.parameter, self.form, self.field, sizes
+
+
+# What jobs of one pipeline call may differ in. Every other field of a Job, and whatever is added to it, they share.
+OF_ONE_JOB = frozenset(
+    {"id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +140,32 @@ class Job:
     output: OutputOptions
     stop: StopSignal
     warnings: tuple[str, ...] = ()
+    controls: tuple[Control, ...] = ()
+    control_call: ControlCall | None = None  # how the class takes them
+    image_prompts: tuple[ImagePrompt, ...] = ()
+    embeddings: tuple[EmbeddingSpec, ...] = ()
+    hypernetworks: tuple[HypernetworkSpec, ...] = ()
+    vae: str | None = None  # a reference; decodes in place of the model's own
+    refiner: Refiner | None = None
+    upscaler: Upscaler | None = None
+    words: PromptForm | None = None  # how the class reads prompts, where the worker can weigh them; else None
+    redraws: bool = True  # at strength 0 what was sent comes back, and nothing is drawn
     fps: float | None = None  # of the videos that come back; None for pictures
     accepted_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def shares_a_call(self) -> bool:
+        """Whether other jobs may be drawn in the same pipeline call: pictures, each from one picture at most."""
+        return self.fps is None and all(media.is_single for media in self.media)
+
+    @property
+    def shared(self) -> tuple[object, ...]:
+        """What jobs of one pipeline call have in common."""
+        fields = [(name, getattr(self, name)) for name in self.__dataclass_fields__ if name not in OF_ONE_JOB]
+        # A refiner or an upscaler works for one job at a time.
+        alone = self.id if self.refiner is not None or self.upscaler is not None else None
+        # Of what is their own the outline: a call takes a negative prompt from all or none, and pictures of one size.
+        return *fields, alone, self.negative_prompt is None, [media.outline for media in self.media]
 
     @property
     def image(self) -> Raster | None:
@@ -117,7 +181,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFiles:
+class LoraFiles:
     """A LoRA on disk, checked against the model's architecture, and what its header says."""
 
     spec: LoraSpec
@@ -134,4 +198,35 @@ class Batch:
 
     jobs: tuple[Job, ...]
     files: ModelFiles
-    adapters: tuple[AdapterFiles, ...] = ()
+    loras: tuple[LoraFiles, ...] = ()
+    # In the order of the first job's own lists.
+    controls: tuple[AdapterFiles, ...] = ()
+    image_prompts: tuple[AdapterFiles, ...] = ()
+    embeddings: tuple[AdapterFiles, ...] = ()
+    hypernetworks: tuple[AdapterFiles, ...] = ()
+    vae: ModelFiles | None = None
+    finishing: FinishingFiles = field(default_factory=FinishingFiles)
+
+    @property
+    def adapters(self) -> tuple[LoraFiles | AdapterFiles, ...]:
+        """Everything beside the model."""
+        return (*self.loras, *self.controls, *self.image_prompts, *self.embeddings, *self.hypernetworks)
+
+    @property
+    def batch_key(self) -> str:
+        """What two batches must agree in to be drawn together: jobs and files alike, whatever fields they have."""
+        files = [getattr(self, name) for name in self.__dataclass_fields__ if name != "jobs"]
+        return fingerprint([[job.shared for job in self.jobs[:1]], files], leave_out=_TRANSIENT)
+
+    def check(self) -> None:
+        """Raise JobCancelled or JobTimeout when every job has to stop: one alone does not take the others with it."""
+        reasons = [job.stop.reason for job in self.jobs]
+        if None not in reasons and (last := reasons[-1]) is not None:
+            raise last
+
+
+# How a file came here, and what was read from the content that its digest stands for already.
+_TRANSIENT: Mapping[type, frozenset[str]] = {
+    ModelFiles: frozenset({"bytes_downloaded"}),
+    LoraFiles: frozenset({"keys", "scaling", "trigger_words"}),
+}

@@ -225,6 +225,7 @@ class Detection:
     pipeline: str | None = None
     tasks: tuple[Task, ...] = ()
     prediction_type: str | None = None
+    scheduler: str | None = None  # the class of a repository's own
     zero_snr: bool = False  # trained down to zero signal: the scheduler has to start there too
     native_size: int | None = None  # pixels of one side
     evidence: tuple[str, ...] = ()

@@ -18,5 +18,9 @@ class Engine(Protocol):
     """Runs one batch on the device. Blocking; called from one thread only."""
 
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
-        """Draw every picture of `batch`, in job order. Raises WorkerError only."""
+        """Draw the first jobs of `batch`, as many as one call takes and at least one; whoever is left is run again.
+
+        Raises WorkerError only, and then nothing was drawn; an error of one job alone is its outcome in the report.
+        OutOfMemory for several jobs says that fewer may fit: the model stays loaded.
+        """
         ...

@@ -2,17 +2,22 @@
 
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, SecretStr
+from pydantic.alias_generators import to_camel
 
+from worker.core.adapter import ControlNetSpec, EmbeddingSpec, HypernetworkSpec, IPAdapterSpec
+from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import LoraSpec, Parsed, Task
 
 MAX_PROMPT_CHARS = 8_000
 MAX_SEED = 2**63 - 1
+MAX_MARGIN = 4_096
 
 
 Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
 PICTURE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
-VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp")
+FRAME_FORMATS: tuple[Format, ...] = ("png", "jpeg")  # of a video: its frames, each a file of its own
+VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp", *FRAME_FORMATS)
 _IMAGE = "Base64, a data: URI or an https URL of a PNG, JPEG or WebP."
 
 
@@ -22,11 +27,31 @@ class OutputOptions(Parsed):
     format: Format | None = Field(default=None, description="When left out, png for pictures and mp4 for videos.")
     quality: int = Field(default=92, ge=1, le=100)
     metadata: bool = False
-    delivery: Literal["base64", "s3"] = "base64"
+    delivery: Literal["base64", "s3", "volume"] = "base64"
 
     def format_of(self, *, video: bool) -> Format:
         """The format asked for, or the usual one."""
         return self.format or ("mp4" if video else "png")
+
+
+class S3Config(Parsed):
+    """A caller's own S3-compatible bucket, as RunPod's API spells it."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+    endpoint_url: str = Field(min_length=1, max_length=2048, description="https URL of the store.")
+    bucket_name: str = Field(pattern=r"^[A-Za-z0-9._-]{3,63}$")
+    access_id: SecretStr = Field(min_length=1, max_length=512)
+    access_secret: SecretStr = Field(min_length=1, max_length=512)
+
+
+class Margins(Parsed):
+    """How far a picture is continued beyond its own borders, in pixels."""
+
+    left: int = Field(default=0, ge=0, le=MAX_MARGIN)
+    top: int = Field(default=0, ge=0, le=MAX_MARGIN)
+    right: int = Field(default=0, ge=0, le=MAX_MARGIN)
+    bottom: int = Field(default=0, ge=0, le=MAX_MARGIN)
 
 
 class GenerationRequest(Parsed):
@@ -39,19 +64,40 @@ class GenerationRequest(Parsed):
     image: str | None = Field(default=None, description=_IMAGE)
     images: tuple[str, ...] = Field(default=(), strict=False, description="Several pictures, each as image.")
     mask_image: str | None = Field(default=None, description="White where the picture is redrawn, as image.")
+    outpaint: Margins | None = Field(default=None, description="Pixels to continue image by, beyond each border.")
     control_image: str | None = Field(default=None, description="The picture that a ControlNet follows, as image.")
     control_images: tuple[str, ...] = Field(default=(), strict=False, description="One for each ControlNet.")
     video: tuple[str, ...] = Field(
         default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of pictures."
     )
     loras: tuple[LoraSpec, ...] = Field(default=(), strict=False, description="LoRAs to apply, in order.")
+    controlnets: tuple[ControlNetSpec, ...] = Field(
+        default=(), strict=False, max_length=4, description="ControlNets and T2I-Adapters, each with its picture."
+    )
+    ip_adapters: tuple[IPAdapterSpec, ...] = Field(
+        default=(), strict=False, max_length=4, description="IP-Adapters, each with the pictures that prompt it."
+    )
+    embeddings: tuple[EmbeddingSpec, ...] = Field(
+        default=(), strict=False, max_length=16, description="Textual inversions that the prompts may name."
+    )
+    hypernetworks: tuple[HypernetworkSpec, ...] = Field(
+        default=(), strict=False, max_length=4, description="Hypernetworks to apply, in order."
+    )
+    vae: str | None = Field(default=None, max_length=512, description="A reference to the VAE that decodes instead.")
+    refiner: RefinerSpec | None = Field(default=None, description="The model that draws the last steps.")
+    upscale: UpscaleSpec | None = Field(default=None, description="The upscaler that enlarges what was drawn.")
     lightning: bool | None = Field(default=None, description="Whether to use the model's own distillation LoRA.")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random, and reported, when left out.")
     num_images: int = Field(default=1, ge=1, description="Pictures to make; image i uses seed + i.")
     output: OutputOptions = Field(default_factory=OutputOptions)
+    # Excluded from every dump: its keys belong into no digest, log or answer.
+    s3Config: S3Config | None = Field(  # noqa: N815
+        default=None, exclude=True, repr=False, description="Your own bucket; what is drawn is uploaded to it."
+    )
     timeout_s: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
     fallback: bool = Field(
         default=False, description="Whether a similar model may stand in for one that cannot be had."
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
+    previews: bool = Field(default=False, description="Whether progress comes with small pictures of what is drawn.")
     params: dict[str, JsonValue] = Field(default_factory=dict)

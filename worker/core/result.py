@@ -1,11 +1,14 @@
 """What comes back from a job, and what is told on the way."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import JsonValue
 
+from worker.core.adapter import AdapterReport
+from worker.core.errors import WorkerError
+from worker.core.finishing import SafetyVerdict
 from worker.core.image import Raster
 from worker.core.model import Task
 
@@ -14,12 +17,23 @@ Phase = Literal["download", "load", "inference", "encode"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` of `total` within a phase: bytes for downloads, components for loads, denoising steps for inference."""
+    """`step` of `total` within a phase: bytes for downloads, components for loads, denoising steps for inference.
+
+    `preview` is a small picture of what is being drawn, for jobs that asked for it.
+    """
 
     phase: Phase
     step: int
     total: int
     message: str = ""
+    preview: Raster | None = None
+    jobs: int | None = None  # of how many of a batch's first jobs this is; of all when it is not said
+
+    def after(self, earlier: "Progress | None") -> "Progress":
+        """This, with the preview of `earlier` when it has none: for those who see only some of a job's progress."""
+        if self.preview is not None or earlier is None or earlier.preview is None or self.phase != earlier.phase:
+            return self
+        return replace(self, preview=earlier.preview)
 
 
 Emit = Callable[[Progress], None]
@@ -63,16 +77,36 @@ class Artifact:
         return sum(len(frame.data) for frame in self.frames or (self.raster,))
 
 
+# What one job of a batch came to: its pictures, or why it has none while its companions may.
+Outcome = tuple[Artifact, ...] | WorkerError
+
+
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What the engine did for one batch: pictures in job order, and seconds and bytes spent on them."""
+    """What the engine did for the first jobs of one batch, and seconds and bytes spent on them together.
 
-    artifacts: tuple[Artifact, ...]
+    `outcomes` are in job order. There may be fewer than jobs: those that are left did not fit into the same call.
+    """
+
+    outcomes: tuple[Outcome, ...]
     loras: tuple[LoraReport, ...] = ()
+    adapters: tuple[AdapterReport, ...] = ()
     load_s: float = 0.0
     inference_s: float = 0.0
     peak_memory_gb: float = 0.0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # for all of its jobs
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job id -> what only its caller is told
+    # Job id -> a verdict on each of its artifacts, where a checker is set.
+    safety: Mapping[str, tuple[SafetyVerdict, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stretch of a job's life, on time.monotonic's clock. `provide` is having files ready without a download."""
+
+    name: Literal["queue", "provide", "download", "load", "inference"]
+    began: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +118,38 @@ class Timings:
     load_s: float = 0.0
     inference_s: float = 0.0
     batch_size: int = 1
+    stages: tuple[Stage, ...] = ()  # the same seconds, and when they were
+
+    @classmethod
+    def of(cls, stages: tuple[Stage, ...], batch_size: int) -> "Timings":
+        """The sums of these stages."""
+
+        def seconds(name: str) -> float:
+            return sum(stage.ended - stage.began for stage in stages if stage.name == name)
+
+        return cls(
+            queue_s=seconds("queue"),
+            download_s=seconds("download"),
+            load_s=seconds("load"),
+            inference_s=seconds("inference"),
+            batch_size=batch_size,
+            stages=stages,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one job cost. `pixel_steps` is width x height x frames x steps x images."""
+    """What one job cost. `pixel_steps` is width x height x frames x steps x images.
+
+    `cost_usd` is what its `gpu_seconds` cost, where the operator said what an hour of this device does.
+    """
 
     gpu_seconds: float
     images: int
     pixel_steps: int
     peak_memory_gb: float
     bytes_downloaded: int
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +176,6 @@ class JobResult:
     timings: Timings
     usage: Usage
     reproduce: Reproduction
+    adapters: tuple[AdapterReport, ...] = ()
+    safety: tuple[SafetyVerdict, ...] = ()
     warnings: tuple[str, ...] = field(default=())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,21 +13,27 @@ from worker.core.image import Raster
 from worker.core.job import PROMPT_PARAMETERS, Form, Job, Media
 
 Signature = Mapping[str, inspect.Parameter]
+_NUMBERED = re.compile(r"(negative_)?prompt_\d")  # what one text encoder of several reads
 
 
 def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:
     """What all of `jobs` say, for one call; of what the pipeline does not take nothing is passed."""
     first = jobs[0]
-    found = {name: _native(value, signature[name]) for name, value in first.params.items() if name in signature}
+    found = {name: native(value, signature[name]) for name, value in first.params.items() if name in signature}
     prompt = next((name for name in PROMPT_PARAMETERS if name in signature), None)
     if prompt is not None:
         found.setdefault(prompt, _stacked([job.prompt for job in jobs]))
     negatives = [job.negative_prompt for job in jobs]
     if "negative_prompt" in signature and None not in negatives:
         found["negative_prompt"] = _stacked(negatives)
+    own = [name for name in found if _NUMBERED.fullmatch(name)]
+    if any(name.startswith("negative") for name in own):
+        found.setdefault("negative_prompt", _stacked([""] * len(jobs)))  # without it the numbered ones are not read
+    for name in own if len(jobs) > 1 else ():  # one for each prompt, as that is a list
+        found[name] = [found[name]] * len(jobs)
     for index, media in enumerate(first.media):
         values = [converted(job.media[index], signature) for job in jobs]
-        found[media.parameter] = _stacked(values) if is_single(media) else values[0]
+        found[media.parameter] = _stacked(values) if media.is_single else values[0]
     if "output_type" in signature:
         # As floats, so that NaN can be seen: as PIL it has become black already. Only cropping around a mask wants PIL.
         found["output_type"] = "np" if found.get("padding_mask_crop") is None else "pil"
@@ -39,11 +46,6 @@ def converted(media: Media, signature: Signature) -> Any:
     if media.form == "condition":
         return _conditions(media, pictures, signature[media.parameter].annotation)
     return _FORMS[media.form](pictures)
-
-
-def is_single(media: Media) -> bool:
-    """Whether this is one picture, so that several jobs' can go into one call."""
-    return len(media.pictures) == 1 and media.form in ("picture", "controls", "mask", "unmask")
 
 
 def to_pil(raster: Raster) -> Image.Image:
@@ -76,8 +78,8 @@ def _conditions(media: Media, pictures: list[Image.Image], annotation: Any) -> l
     return [kind(frames=picture) for picture in pictures]
 
 
-def _native(value: Any, parameter: inspect.Parameter) -> Any:
-    """JSON has lists only, and some pipelines add tuples to them."""
+def native(value: Any, parameter: inspect.Parameter) -> Any:
+    """`value` as this parameter wants it: JSON has lists only, and some pipelines add tuples to them."""
     wants_tuple = isinstance(parameter.default, tuple) or "tuple" in str(parameter.annotation).lower()
     return (
         tuple(value) if isinstance(value, list) and wants_tuple and "list" not in str(parameter.annotation) else value

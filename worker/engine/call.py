@@ -1,9 +1,11 @@
 """A batch of jobs to pipeline calls, and its pictures or videos back."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -11,101 +13,215 @@ import torch
 from worker.core.errors import InvalidOutput
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
-from worker.core.result import Artifact, Emit, Progress
-from worker.engine.arguments import Signature, arguments_of, is_single
-from worker.engine.outputs import keep_outside, read_pictures, read_videos
+from worker.core.result import Artifact, Emit, Outcome, Progress
+from worker.engine.arguments import Signature, arguments_of
+from worker.engine.outputs import arrays_of, keep_outside, read_pictures, read_videos, to_rasters
 from worker.engine.preparation import PREPARATIONS, prepared
+from worker.engine.previews import Previewer
+from worker.engine.prompts import read_alike, worded
+from worker.engine.schedulers import seeded_steps
 from worker.engine.stepping import watched
 
+MANY = sys.maxsize
+# Classes that fail, or draw other pictures, when one call is for several: found by drawing with every class of
+# diffusers 0.42.1 (tests/zoo/test_together.py). They draw one by one.
+_ALONE = frozenset(
+    {
+        # other pictures
+        "CogView4ControlPipeline",
+        "CycleDiffusionPipeline",
+        "FluxKontextInpaintPipeline",
+        "GlmImagePipeline",
+        "HiDreamImagePipeline",
+        "HunyuanDiTControlNetPipeline",
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusionPanoramaPipeline",
+        # other pictures where the prompts differ in length
+        "CogView4Pipeline",
+        "Kandinsky3Img2ImgPipeline",
+        "Kandinsky3Pipeline",
+        # errors
+        "KandinskyCombinedPipeline",
+        "KandinskyImg2ImgCombinedPipeline",
+        "KandinskyInpaintCombinedPipeline",
+        "KandinskyV22CombinedPipeline",
+        "KandinskyV22Img2ImgCombinedPipeline",
+        "KandinskyV22InpaintCombinedPipeline",
+        "PRXPixelPipeline",
+        "StableDiffusionInpaintPipelineLegacy",
+        "StableDiffusionXLControlNetUnionInpaintPipeline",
+        "VQDiffusionPipeline",
+    }
+)
 
-def call_pipeline(pipe: Any, batch: Batch, emit: Emit) -> tuple[Artifact, ...]:
-    """Run `pipe` for all jobs of `batch`. Raises JobCancelled or JobTimeout from within a step.
 
-    Where the pipeline can draw many pictures at once, it is called once; else once for every seed.
+def call_pipeline(
+    pipe: Any, batch: Batch, given: Mapping[str, Any], emit: Emit, at_once: int = MANY
+) -> tuple[Outcome, ...]:
+    """Draw the first jobs of `batch`: as many as go into one call of at most `at_once` pictures, and at least one.
+
+    `given` is what the call gets for the adapters. A pipeline that cannot draw many pictures at once draws the first
+    job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs have to stop.
     """
-    signature = inspect.signature(pipe.__call__).parameters
-    if _draws_together(pipe, batch.jobs, signature):
-        artifacts = _together(pipe, batch.jobs, signature, emit)
-        if artifacts is not None:
-            return artifacts
-    calls = [(job, seed) for job in batch.jobs for seed in job.seeds]
-    found: list[Artifact] = []
-    for index, (job, seed) in enumerate(calls):
-        turn = _Turn(index, len(calls))
-        output = _call(pipe, (job,), (seed,), signature, emit, turn)
-        found += _artifacts(output, job, seed)
-    return tuple(found)
+    if not batch.jobs[0].redraws:
+        return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
+    callee = Callee.of(pipe, given, emit)
+    if at_once > 1 and draws_together(pipe, batch.jobs, callee.signature):
+        together = replace(batch, jobs=_fitting(batch.jobs, at_once))
+        outcomes = _together(callee, together, at_once)
+        if outcomes is not None:
+            return outcomes
+    return (_one_by_one(callee, replace(batch, jobs=batch.jobs[:1])),)
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Callee:
+    """What is called, and what is the same in all calls of a batch."""
+
+    pipe: Any
+    signature: Signature
+    given: Mapping[str, Any]
+    emit: Emit
+
+    @classmethod
+    def of(cls, pipe: Any, given: Mapping[str, Any], emit: Emit) -> "Callee":
+        """The call of `pipe`, with what it is `given` beside what the jobs say."""
+        return cls(pipe, inspect.signature(pipe.__call__).parameters, given, emit)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
     """One call of several that answer a batch."""
 
     index: int = 0
     of: int = 1
 
 
-def _draws_together(pipe: Any, jobs: Sequence[Job], signature: Signature) -> bool:
+def draws_together(pipe: Any, jobs: Sequence[Job], signature: Signature) -> bool:
     """Whether one call draws all: it takes a generator for each picture, and one picture at most to start from."""
-    simple = all(is_single(media) for job in jobs for media in job.media)
     generator = signature["generator"].annotation if "generator" in signature else None
     return (
-        simple
+        all(job.shares_a_call for job in jobs)
         and "num_images_per_prompt" in signature
         and "list[" in str(generator).lower()
-        and type(pipe).__name__ not in PREPARATIONS
-        and not any(job.fps for job in jobs)
+        and type(pipe).__name__ not in PREPARATIONS.keys() | _ALONE
         and sum(len(job.seeds) for job in jobs) > 1
+        and read_alike(pipe, jobs)
     )
 
 
-def _together(pipe: Any, jobs: Sequence[Job], signature: Signature, emit: Emit) -> tuple[Artifact, ...] | None:
-    """All pictures of one call; None when the pipeline did not draw one for every seed after all."""
-    seeds = [(job, seed) for job in jobs for seed in job.seeds]
-    pictures = read_pictures(_call(pipe, jobs, [seed for _, seed in seeds], signature, emit, _Turn()))
-    if len(pictures) != len(seeds):
-        return None
-    return tuple(_artifact(picture, job, seed) for picture, (job, seed) in zip(pictures, seeds, strict=True))
+def _fitting(jobs: Sequence[Job], at_once: int) -> tuple[Job, ...]:
+    """The first jobs whose pictures are at most `at_once` together; the very first in any case."""
+    counts = accumulate(len(job.seeds) for job in jobs)
+    return tuple(
+        job for index, (job, count) in enumerate(zip(jobs, counts, strict=True)) if not index or count <= at_once
+    )
 
 
-def _call(pipe: Any, jobs: Sequence[Job], seeds: Sequence[int], signature: Signature, emit: Emit, turn: _Turn) -> Any:
-    job = jobs[0]
-    arguments = arguments_of(jobs, signature)
+def _together(callee: Callee, batch: Batch, at_once: int) -> tuple[Outcome, ...] | None:
+    """What each job came to, each by itself; None when the pipeline did not draw one for every seed after all."""
+    wanted = [(job, seed) for job in batch.jobs for seed in job.seeds]
+    parts = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
+    drawn: list[Any] = []
+    for index, part in enumerate(parts):
+        found = arrays_of(call_once(callee, batch, part, Turn(index, len(parts))))
+        if len(found) != len(part):
+            return None
+        drawn += found
+    return tuple(_outcome(job, [drawn.pop(0) for _ in job.seeds]) for job in batch.jobs)
+
+
+def _outcome(job: Job, arrays: list[Any]) -> Outcome:
+    try:
+        return tuple(_artifact(picture, job, seed) for picture, seed in zip(to_rasters(arrays), job.seeds, strict=True))
+    except InvalidOutput as error:  # its companions' pictures may be as they should
+        return error
+
+
+def _one_by_one(callee: Callee, batch: Batch) -> Outcome:
+    job = batch.jobs[0]
+    found: list[Artifact] = []
+    for index, seed in enumerate(job.seeds):
+        output = call_once(callee, batch, [(job, seed)], Turn(index, len(job.seeds)))
+        found += artifacts_of(output, job, seed)
+    return tuple(found)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """The generator of one picture: on the CPU, so that every device draws the same."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def call_once(
+    callee: Callee,
+    batch: Batch,
+    pictures: Sequence[tuple[Job, int]],
+    turn: Turn,
+    generators: Sequence[torch.Generator] = (),
+) -> Any:
+    """What the pipeline returns for these pictures of the batch, each a job and a seed of it.
+
+    `generators` draw on what they began; without them every seed has a fresh one. Raises JobCancelled or JobTimeout.
+    """
+    pipe, signature = callee.pipe, callee.signature
+    jobs, of_each = _words(pictures)
+    job, seeds = jobs[0], [seed for _, seed in pictures]
+    arguments = arguments_of(jobs, signature) | callee.given
     # One generator per picture: a batch draws what single runs draw.
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    generators = generators or [generator_of(seed) for _, seed in pictures]
     if "generator" in signature:
-        arguments["generator"] = generators[0] if len(generators) == 1 else generators
+        arguments["generator"] = generators[0] if len(generators) == 1 else [*generators]
     for name in ("num_images_per_prompt", "num_videos_per_prompt"):
         if name in signature:
-            arguments[name] = len(seeds) // len(jobs)
+            arguments[name] = of_each
+    arguments = worded(pipe, job, arguments, signature)
     steps = int(job.params.get("num_inference_steps") or job.params.get("num_inversion_steps") or 1)
 
-    def after_step(step: int) -> None:
-        total = max(getattr(pipe, "num_timesteps", None) or 0, steps, 1)
-        emit(Progress("inference", turn.index * total + min(step + 1, total), turn.of * total))
-        for waiting in jobs:
-            waiting.stop.check()
+    # A batch's progress is told to all of its jobs, and a picture is only for the one whose it is.
+    previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
 
-    job.stop.check()
+    def after_step(step: int, latents: Any) -> None:
+        total = max(getattr(pipe, "num_timesteps", None) or 0, steps, 1)
+        preview = previewer.picture(latents) if previewer else None
+        done = turn.index * total + min(step + 1, total)
+        callee.emit(Progress("inference", done, turn.of * total, preview=preview, jobs=len(batch.jobs)))
+        batch.check()
+
+    batch.check()
+    callee.emit(Progress("inference", turn.index * steps, turn.of * steps))
     with (
-        _seeded(pipe, seeds[0]),
+        _seeded(seeds[0]),
+        nullcontext() if job.scheduler is None else seeded_steps(pipe, seeds, generators),
         watched(pipe, signature, after_step) as callbacks,
         prepared(pipe, job, arguments) as ready,
     ):
         return pipe(**ready, **callbacks)
 
 
+def _words(pictures: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
+    """Whose words go into the call, and how many pictures are drawn of each.
+
+    A call draws equally many of all, so where the jobs want different numbers every picture brings its words along. So
+    it does where it starts from one: `num_images_per_prompt` repeats pictures with the noise of one seed for all.
+    """
+    runs = [[job for job, _ in run] for _, run in groupby(pictures, key=lambda picture: id(picture[0]))]
+    if len({len(run) for run in runs}) == 1 and not pictures[0][0].media:
+        return [run[0] for run in runs], len(runs[0])
+    return [job for job, _ in pictures], 1
+
+
 @contextmanager
-def _seeded(pipe: Any, seed: int) -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
     """torch's own generators seeded too, for the pipelines that draw from them; afterwards as they were."""
-    device = getattr(pipe, "_execution_device", None)
-    devices = [device] if device is not None and device.type == "cuda" else []
+    # Not the pipeline's `_execution_device`: to find that it walks through all modules, which takes milliseconds.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
 
-def _artifacts(output: Any, job: Job, seed: int) -> list[Artifact]:
+def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
     """What one call drew for one seed: one, or all layers, or a picture and its depth."""
     if job.fps is None:
         return [_artifact(picture, job, seed) for picture in read_pictures(output)]
@@ -114,6 +230,13 @@ def _artifacts(output: Any, job: Job, seed: int) -> list[Artifact]:
     if len(sizes) != 1:
         raise InvalidOutput(f"The pipeline returned frames of {len(sizes)} different sizes.")
     return [Artifact(job.id, video[0], seed, tuple(video), job.fps) for video in videos]
+
+
+def _untouched(job: Job, seed: int) -> Artifact:
+    """What was sent, at the size that would have been drawn: with no step to run most pipelines fail."""
+    sent = next(item for item in job.media if item.field in ("video", "image", "images"))
+    frames = sent.pictures if job.fps is not None else ()
+    return Artifact(job.id, sent.pictures[0], seed, frames, job.fps or 0.0)
 
 
 def _artifact(picture: Raster, job: Job, seed: int) -> Artifact:

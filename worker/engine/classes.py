@@ -4,12 +4,15 @@ import diffusers
 import torch
 
 from worker.core.errors import UnsupportedModel
+from worker.engine.upscaling import SpandrelUpscalePipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def pipeline_class(name: str) -> type:
-    """The diffusers class called `name`: diffusers' own pipelines and nothing else. Raises UnsupportedModel."""
+    """The class called `name`: a pipeline of diffusers, or the worker's own. Raises UnsupportedModel for all else."""
+    if name == SpandrelUpscalePipeline.__name__:
+        return SpandrelUpscalePipeline
     cls = getattr(diffusers, name, None)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise UnsupportedModel(

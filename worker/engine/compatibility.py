@@ -1,8 +1,10 @@
 """Where the installed libraries no longer read what was published for older ones, without touching their files."""
 
 import importlib
+import importlib.util
 import json
 import pkgutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -67,6 +69,26 @@ def old_clip_names(pipe: Any) -> Iterator[None]:
         yield
     finally:
         object.__delattr__(encoder, "text_model")
+
+
+@cache
+def import_spandrel() -> ModuleType:
+    """spandrel, also where torchvision is not installed. Raises ImportError where spandrel itself is not.
+
+    It imports two functions of torchvision for LaMa and RestoreFormer, which are no upscalers; for the time of the
+    import they are stood in for. torchvision itself has to be of torch's own build, which no requirement can say.
+    """
+    if importlib.util.find_spec("torchvision") is not None:
+        return importlib.import_module("spandrel")
+    functional: Any = ModuleType("torchvision.transforms.functional")
+    functional.InterpolationMode = functional.rotate = functional.normalize = None
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    sys.modules |= dict.fromkeys(names, functional)
+    try:
+        return importlib.import_module("spandrel")
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 @cache

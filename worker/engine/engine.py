@@ -3,25 +3,36 @@
 import logging
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import JobCancelled, JobTimeout, WorkerError
+from worker.core.errors import JobCancelled, JobTimeout, OutOfMemory, WorkerError
+from worker.core.finishing import Upscaler
 from worker.core.job import Batch, Job, SchedulerChoice
 from worker.core.model import Detection, ModelFiles, ModelSpec
-from worker.core.result import Artifact, Emit, EngineReport, LoraReport, Progress
+from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.engine import devices
-from worker.engine.adapters.lora import LoraShelf
+from worker.engine.adapters.applied import AdapterShelf
+from worker.engine.adapters.embeddings import unnamed
+from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import old_clip_names
 from worker.engine.loader import load_pipeline
-from worker.engine.plan import make_plan, resident_key
+from worker.engine.outputs import read_pictures
+from worker.engine.plan import make_plan, pictures_that_fit, resident_key
 from worker.engine.pool import PipelinePool, Resident
+from worker.engine.prompts import check_clip_skip, notes_on_prompts
+from worker.engine.refining import begin_pictures, finish_pictures
+from worker.engine.safety import SafetyChecker, SafetyPolicy
 from worker.engine.schedulers import build_scheduler, check_schedule
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class DiffusersEngine:
@@ -32,10 +43,13 @@ class DiffusersEngine:
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         max_resident_models: int = 1,
         resident_loras: int = 4,
+        safety: SafetyPolicy | None = None,
     ) -> None:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(max_resident_models)
-        self._loras = LoraShelf(resident_loras)
+        self._adapters = AdapterShelf(resident_loras)
+        self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
+        self._load_s = 0.0
 
     @property
     def resident_models(self) -> list[str]:
@@ -47,31 +61,42 @@ class DiffusersEngine:
         return devices.probe(self._device)
 
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
-        """Draw every picture of `batch`. Raises WorkerError only; afterwards the pipeline is as it was before."""
+        """Draw the first jobs of `batch`, as many as fit into one call, and say what each of them came to.
+
+        Raises WorkerError only; afterwards the pipeline is as it was before.
+        """
         job = batch.jobs[0]
         devices.reset_peak(self._device)
         started = time.monotonic()
+        self._load_s = 0.0
         try:
-            with self._lease(job, batch.files, emit) as resident:
-                loaded = time.monotonic()
-                artifacts, reports, warnings = self._draw(resident, batch, emit)
-            return EngineReport(
-                artifacts=artifacts,
-                loras=reports,
-                load_s=loaded - started,
-                inference_s=time.monotonic() - loaded,
-                peak_memory_gb=devices.peak_memory_gb(self._device),
-                warnings=warnings,
-            )
+            # What is built for an adapter or an upscaler starts with random weights.
+            with torch.random.fork_rng(devices=[]):
+                batch.check()
+                if batch.finishing.safety_checker is not None:
+                    self._safety.judge_of(batch.finishing.safety_checker)
+                report = self._drawn(batch, emit)
+                if job.upscaler is not None:
+                    report = replace(report, outcomes=self._upscaled(report.outcomes, job.upscaler, batch, emit))
+                return replace(
+                    self._checked(report, batch),
+                    load_s=self._load_s,
+                    inference_s=time.monotonic() - started - self._load_s,
+                    peak_memory_gb=devices.peak_memory_gb(self._device),
+                )
         except WorkerError as error:
             # A traceback holds the frames that hold the tensors: without it their memory is free.
             raise error.with_traceback(None) from None
         except Exception as error:
             # The library's own words help whoever reads the log; a caller's words have no place there.
             where = "".join(traceback.format_tb(error.__traceback__))
-            said = str(error).replace(job.prompt, "[prompt]") if job.prompt else str(error)
-            _LOG.error("job %s failed with %s: %s\n%s", job.id, type(error).__name__, said, where)
-            self._pool.evict(resident_key(job.spec, batch.files))
+            said = str(error)
+            for prompt in filter(None, (waiting.prompt for waiting in batch.jobs)):
+                said = said.replace(prompt, "[prompt]")
+            jobs = ", ".join(waiting.id for waiting in batch.jobs)
+            _LOG.error("job %s failed with %s: %s\n%s", jobs, type(error).__name__, said, where)
+            for key in _keys(batch):
+                self._pool.evict(key)
             failure = devices.device_failure(error)
         devices.release_memory()
         raise failure
@@ -86,59 +111,146 @@ class DiffusersEngine:
         """Drop a model from the device; returns how many residents that were."""
         return self._pool.evict_model(model)
 
+    def _drawn(self, batch: Batch, emit: Emit) -> EngineReport:
+        """What the job's model draws, and its refiner after it where it has one: never both models leased at once."""
+        job, refiner, files = batch.jobs[0], batch.jobs[0].refiner, batch.finishing.refiner
+        beside = sum(item.files.total_bytes for item in batch.controls)
+        with (
+            self._lease(job, job.spec, job.detection, batch.files, emit, beside) as resident,
+            self._adapters.applied(resident, batch) as applied,
+        ):
+            pipe, given = applied.pipe, applied.arguments
+            check_clip_skip(pipe, job)
+            notes = {each.id: _notes(pipe, each, batch) for each in batch.jobs}
+
+            def call(at_once: int) -> tuple[Outcome, ...]:
+                return call_pipeline(pipe, batch, given, emit, at_once)
+
+            if refiner is None or files is None or not job.redraws:
+                outcomes, warnings = self._draw(pipe, resident, batch, call)
+                return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
+            begun, warnings = self._draw(
+                pipe, resident, batch, lambda _: begin_pictures(pipe, batch, given, refiner, emit)
+            )
+        with (
+            _blamed_on("refiner"),
+            self._lease(job, refiner.model, refiner.detection, files, emit) as resident,
+            self._adapters.refining(resident, refiner.pipeline, batch) as second,
+        ):
+            artifacts, more = self._draw(
+                second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, emit)
+            )
+        warnings = tuple({*warnings, *more})
+        return EngineReport((artifacts,), applied.loras, applied.adapters, warnings=warnings, notes=notes)
+
+    def _upscaled(
+        self, outcomes: tuple[Outcome, ...], upscaler: Upscaler, batch: Batch, emit: Emit
+    ) -> tuple[Outcome, ...]:
+        """Every picture of the batch's one job as its upscaler enlarges it."""
+        files = batch.finishing.upscaler
+        if files is None or isinstance(outcomes[0], WorkerError):
+            return outcomes
+        found: list[Artifact] = []
+        with (
+            _blamed_on("upscale"),
+            self._lease(batch.jobs[0], upscaler.model, upscaler.detection, files, emit) as resident,
+        ):
+            for index, artifact in enumerate(outcomes[0]):
+
+                def after_tile(pipe: Any, step: int, *_: Any, done: int = index, of: int = len(outcomes[0])) -> Any:
+                    total = pipe.num_timesteps
+                    emit(Progress("inference", done * total + step + 1, of * total, "upscaling"))
+                    batch.check()
+                    return {}
+
+                spec, picture = upscaler.spec, to_pil(artifact.raster)
+                output = resident.pipe(picture, scale=spec.scale, tile=spec.tile, callback_on_step_end=after_tile)
+                found.append(replace(artifact, raster=read_pictures(output)[0]))
+        return (tuple(found),)
+
+    def _checked(self, report: EngineReport, batch: Batch) -> EngineReport:
+        """`report` with a verdict on every picture, and those hidden that may not be shown."""
+        files = batch.finishing.safety_checker
+        if files is None:
+            return report
+        batch.check()
+        outcomes, safety = [], {}
+        for job, outcome in zip(batch.jobs, report.outcomes, strict=False):
+            if not isinstance(outcome, WorkerError):
+                outcome, safety[job.id] = self._safety.check(outcome, files)
+            outcomes.append(outcome)
+        return replace(report, outcomes=tuple(outcomes), safety=safety)
+
     @contextmanager
-    def _lease(self, job: Job, files: ModelFiles, emit: Emit) -> Iterator[Resident]:
-        job.stop.check()
-        key = resident_key(job.spec, files)
+    def _lease(
+        self, job: Job, spec: ModelSpec, detection: Detection, files: ModelFiles, emit: Emit, beside_bytes: int = 0
+    ) -> Iterator[Resident]:
+        """One of the job's models, loaded if need be."""
+        started = time.monotonic()
 
         def load() -> Resident:
             # Evict first, then look at what is free.
-            plan = self._plan(job.spec, files, job.detection, _megapixels(job))
-            return _load(job.spec, plan, emit)
+            try:
+                plan = self._plan(spec, files, detection, _megapixels(job), beside_bytes)
+            except OutOfMemory:  # beside the others that may stay; a base and its refiner then take turns
+                self._pool.evict_unused()
+                plan = self._plan(spec, files, detection, _megapixels(job), beside_bytes)
+            return _load(spec, plan, emit)
 
-        with self._pool.lease(key, load) as resident:
+        with self._pool.lease(resident_key(spec, files), load) as resident:
+            self._load_s += time.monotonic() - started
             yield resident
 
-    def _plan(self, spec: ModelSpec, files: ModelFiles, detection: Detection, megapixels: float) -> LoadPlan:
-        return make_plan(spec, files, detection, self.device_info(), megapixels=megapixels)
+    def _plan(
+        self, spec: ModelSpec, files: ModelFiles, detection: Detection, megapixels: float, beside_bytes: int = 0
+    ) -> LoadPlan:
+        device = self.device_info()
+        return make_plan(spec, files, detection, device, megapixels=megapixels, beside_bytes=beside_bytes)
 
-    def _draw(
-        self, resident: Resident, batch: Batch, emit: Emit
-    ) -> tuple[tuple[Artifact, ...], tuple[LoraReport, ...], tuple[str, ...]]:
+    def _draw(self, pipe: Any, resident: Resident, batch: Batch, draw: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
+        """What `draw` returns for as many pictures in a call as fit, with the job's scheduler in `pipe`.
+
+        If memory runs out all the same, it is called once more for one at a time.
+        """
         job = batch.jobs[0]
-        pipe = resident.as_class(job.pipeline)
-        with _clean(pipe, resident), self._loras.applied(pipe, batch.adapters, job.spec.id) as reports:
+        with _clean(pipe):
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
-            job.stop.check()
+            batch.check()
+            at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job))
             try:
                 with old_clip_names(pipe):
-                    return call_pipeline(pipe, batch, emit), reports, ()
+                    return draw(at_once), ()
             except Exception as error:
                 if not devices.is_out_of_memory(error):
                     raise
                 error.__traceback__ = None
-            # One rung down: other models off the device, the VAE in tiles; then once more, from the same seeds.
-            self._pool.evict_others(resident_key(job.spec, batch.files))
+            # One rung down: other models off the device, and fewer pictures in a call.
+            self._pool.evict_unused()
             devices.release_memory()
+            if len(batch.jobs) > 1:
+                raise OutOfMemory(f"The device ran out of memory with {len(batch.jobs)} jobs in one call; draw fewer.")
+            # One more: one picture in a call, the VAE in tiles; then once more, from the same seeds.
             _set_scheduler(pipe, resident, job.scheduler)
             with _tiled_vae(pipe), old_clip_names(pipe):
-                artifacts = call_pipeline(pipe, batch, emit)
+                drawn = draw(1)
             note = "Memory was short: the picture was decoded in tiles, which can show in fine gradients."
-            return artifacts, reports, (note,)
+            return drawn, (note,)
 
 
 @contextmanager
-def _clean(pipe: Any, resident: Resident) -> Iterator[None]:
+def _clean(pipe: Any) -> Iterator[None]:
     """Leave `pipe` with its own scheduler and no hook state, whatever the job did."""
+    own = getattr(pipe, "scheduler", None)
     try:
         yield
-    except (JobCancelled, JobTimeout):
+    except (JobCancelled, JobTimeout, OutOfMemory):
         # The pipeline was left in mid-call; with offloading its parts are still on the device.
         pipe.maybe_free_model_hooks()
         raise
     finally:
-        _set_scheduler(pipe, resident, None)
+        if own is not None:
+            pipe.scheduler = own
 
 
 def _set_scheduler(pipe: Any, resident: Resident, wanted: SchedulerChoice | None) -> None:
@@ -169,7 +281,34 @@ def _load(spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
     return Resident(spec.id, plan, pipe, type(scheduler), dict(scheduler.config) if scheduler is not None else {})
 
 
+@contextmanager
+def _blamed_on(field: str) -> Iterator[None]:
+    """Name the request's field in what goes wrong with a second model: a loader takes each for the first."""
+    try:
+        yield
+    except WorkerError as error:
+        error.field = field if error.field == "model" else error.field
+        raise
+
+
+def _keys(batch: Batch) -> list[str]:
+    """Of every model that has worked for a batch."""
+    job, finishing = batch.jobs[0], batch.finishing
+    found = [resident_key(job.spec, batch.files)]
+    if job.refiner is not None and finishing.refiner is not None:
+        found.append(resident_key(job.refiner.model, finishing.refiner))
+    if job.upscaler is not None and finishing.upscaler is not None:
+        found.append(resident_key(job.upscaler.model, finishing.upscaler))
+    return found
+
+
+def _notes(pipe: Any, job: Job, batch: Batch) -> tuple[str, ...]:
+    """What the caller of `job` should know of his prompts."""
+    return unnamed(batch.embeddings, job) + notes_on_prompts(pipe, job)
+
+
 def _megapixels(job: Job) -> float:
+    """Of one of the job's pictures."""
     usual = job.detection.native_size or 1024
     width, height = job.params.get("width") or usual, job.params.get("height") or usual
-    return float(width) * float(height) * len(job.seeds) / 1e6
+    return float(width) * float(height) / 1e6

@@ -18,6 +18,7 @@ from worker.engine.compatibility import reach_moved_parts
 from worker.engine.components import read_index, schedule
 from worker.engine.devices import is_out_of_memory
 from worker.engine.single_file import load_checkpoint, load_part
+from worker.engine.upscaling import load_upscaler
 
 _LOG = logging.getLogger(__name__)
 # Our own progress says what happens; bars of two libraries in a log say nothing.
@@ -39,17 +40,21 @@ def load_pipeline(plan: LoadPlan) -> Any:
         _check_finite(pipe)
         schedule(pipe, plan.scheduler, plan.scheduler_options)
         pipe.set_progress_bar_config(disable=True)
-        _place(pipe, plan)
+        place(pipe, plan)
     return pipe
 
 
-def view(pipe: Any, class_name: str) -> Any:
-    """The same components as another pipeline class: image-to-image beside text-to-image, without more memory."""
+def view(pipe: Any, class_name: str, others: Mapping[str, Any] | None = None) -> Any:
+    """The same components as another pipeline class: image-to-image beside text-to-image, without more memory.
+
+    `others` are parts that only the other class has: a ControlNet, say.
+    """
     cls = pipeline_class(class_name)
-    if type(pipe) is cls:
+    if type(pipe) is cls and not others:
         return pipe
     expected, optional = cls._get_signature_keys(cls)
-    shared = {name: part for name, part in pipe.components.items() if name in expected or name in optional}
+    components = pipe.components | dict(others or {})
+    shared = {name: part for name, part in components.items() if name in expected or name in optional}
     missing = sorted(expected - shared.keys() - set(cls._optional_components))
     if missing:
         raise UnsupportedModel(
@@ -87,6 +92,7 @@ FORMATS: Mapping[LoadFormat, Callable[[LoadPlan], Any]] = {
     "diffusers": _load_repository,
     "safetensors": load_checkpoint,
     "gguf": load_checkpoint,
+    "upscaler": load_upscaler,
 }
 
 
@@ -116,7 +122,8 @@ def _check_finite(pipe: Any) -> None:
                 )
 
 
-def _place(pipe: Any, plan: LoadPlan) -> None:
+def place(pipe: Any, plan: LoadPlan) -> None:
+    """Put every module of `pipe` where the plan says; under offloading, have each fetched when its turn comes."""
     if plan.offload == "model":
         pipe.enable_model_cpu_offload(device=plan.device)
     elif plan.offload == "sequential":

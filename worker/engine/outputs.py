@@ -18,8 +18,12 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def read_pictures(output: Any) -> list[Raster]:
     """Every picture of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
-    pictures = list(_leaves(_nested(_values(output))))
-    return _rasters(pictures)
+    return to_rasters(arrays_of(output))
+
+
+def arrays_of(output: Any) -> list[np.ndarray]:
+    """Every picture of `output`, in order, HxWxC and otherwise as it came."""
+    return list(_leaves(_nested(_values(output))))
 
 
 def read_videos(output: Any) -> list[list[Raster]]:
@@ -28,7 +32,21 @@ def read_videos(output: Any) -> list[list[Raster]]:
     while nested and all(isinstance(item, list) and item and isinstance(item[0], list) for item in nested):
         nested = [video for batch in nested for video in batch]
     videos = nested if nested and isinstance(nested[0], list) else [nested]
-    return [_rasters(list(_leaves(video))) for video in videos]
+    return [to_rasters(list(_leaves(video))) for video in videos]
+
+
+def to_rasters(pictures: list[np.ndarray]) -> list[Raster]:
+    """One job's pictures as 8-bit pixels. Raises InvalidOutput for NaN, for all black and for none."""
+    if not pictures:
+        raise InvalidOutput("The pipeline returned no picture; its parameters may not suit this model.")
+    found = [_raster(picture) for picture in pictures]
+    # One black layer or frame among others is a picture of something.
+    if not any(any(raster.data) if raster.mode != "RGBA" else _has_colour(raster) for raster in found):
+        raise InvalidOutput(
+            "The model returned a completely black picture; its VAE may overflow in half precision: "
+            "set dtype: float32 for it in models.yaml, or change prompt and seed."
+        )
+    return found
 
 
 def keep_outside(drawn: Raster, job: Job) -> Raster:
@@ -77,19 +95,6 @@ def _leaves(nested: Any) -> Iterator[np.ndarray]:
         return
     for item in nested:
         yield from _leaves(item)
-
-
-def _rasters(pictures: list[np.ndarray]) -> list[Raster]:
-    if not pictures:
-        raise InvalidOutput("The pipeline returned no picture; its parameters may not suit this model.")
-    found = [_raster(picture) for picture in pictures]
-    # One black layer or frame among others is a picture of something.
-    if not any(any(raster.data) if raster.mode != "RGBA" else _has_colour(raster) for raster in found):
-        raise InvalidOutput(
-            "The model returned a completely black picture; its VAE may overflow in half precision: "
-            "set dtype: float32 for it in models.yaml, or change prompt and seed."
-        )
-    return found
 
 
 def _has_colour(raster: Raster) -> bool:

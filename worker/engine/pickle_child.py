@@ -6,6 +6,7 @@ sooner. Exit statuses: 0 written, 3 more than tensors in it, 4 damaged.
 """
 
 import io
+import json
 import pickle
 import pickletools
 import resource
@@ -21,6 +22,7 @@ _MODULES = frozenset({"torch", "torch._utils", "torch._tensor", "torch.storage",
 _MODULES |= {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"}
 _NOT_THESE = frozenset({"load", "hub", "compile", "jit", "ops", "classes"})
 _PICKLES_OF_A_LEGACY_FILE = 5
+_TOLD, _TOLD_CHARS = 64, 200  # entries of metadata, and the length of one
 
 
 def main(source: str, target: str, file_bytes: int) -> int:
@@ -42,7 +44,7 @@ def main(source: str, target: str, file_bytes: int) -> int:
     tensors = {name: item.clone().contiguous() for name, item in _items(loaded) if isinstance(item, torch.Tensor)}
     if not tensors:
         return DAMAGED
-    save_file(tensors, target, {"format": "pt"})
+    save_file(tensors, target, {**_told(loaded), "format": "pt"})
     return 0
 
 
@@ -111,8 +113,24 @@ def _items(loaded: Any) -> Iterator[tuple[str, Any]]:
     for name, value in loaded.items():
         if isinstance(value, dict):
             yield from ((f"{name}.{key}", item) for key, item in value.items())
+        elif isinstance(name, int) and isinstance(value, list | tuple):  # a hypernetwork's two networks of one width
+            networks = [part for part in value if isinstance(part, dict)]
+            yield from ((f"{name}.{at}.{key}", item) for at, part in enumerate(networks) for key, item in part.items())
         else:
             yield str(name), value
+
+
+def _told(loaded: Any) -> dict[str, str]:
+    """What the file says beside its tensors: texts as they are, numbers and lists of them as JSON."""
+    found: dict[str, str] = {}
+    for name, value in loaded.items() if isinstance(loaded, dict) else ():
+        if isinstance(name, str) and len(name) <= _TOLD_CHARS and len(found) < _TOLD:
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if isinstance(value, str):
+                found[name] = value[:_TOLD_CHARS]
+            elif len(numbers) <= _TOLD and all(isinstance(item, int | float) for item in numbers):
+                found[name] = json.dumps(value)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a model fits a device: a pure function of numbers, without torch."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from pydantic import JsonValue
 
 from worker.core.device import DeviceInfo, LoadFormat, LoadPlan, Offload
 from worker.core.errors import OutOfMemory
-from worker.core.model import Detection, DType, ModelFiles, ModelSpec
+from worker.core.model import Detection, DType, Kind, ModelFiles, ModelSpec
 
 _BYTES: dict[DType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 # CUDA context, allocator fragmentation and library workspaces.
@@ -33,10 +34,12 @@ def make_plan(
     device: DeviceInfo,
     *,
     megapixels: float,
+    beside_bytes: int = 0,
 ) -> LoadPlan:
     """Decide dtype and offloading. Raises OutOfMemory, with numbers, when nothing can make it fit.
 
     Without per-component counts (`files.parameters`) the stored bytes stand for the weights, taken as half precision.
+    `beside_bytes` are those of ControlNets, which are on the device whatever of the model is.
     """
     if device.type == "cuda" and spec.min_vram_gb is not None and device.total_bytes < spec.min_vram_gb * GIB * 0.95:
         raise OutOfMemory(
@@ -54,8 +57,9 @@ def make_plan(
     for_one = min(detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
     working = int(for_one * megapixels)
     overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
+    overhead += beside_bytes * _BYTES[dtype] // 2
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
-    if device.type == "cuda":
+    if device.type == "cuda" and detection.kind is not Kind.UPSCALER:  # one small network, nothing to offload
         needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
     scheduler, options = _schedule(spec, files, detection)
     for offload, needed in needs:
@@ -69,7 +73,9 @@ def make_plan(
                 offload=offload,
                 estimated_bytes=needed,
                 weight_bytes=weights,
-                format=_format(files),
+                working_bytes_per_mp=int(for_one),
+                reserve_bytes=needed - working - (weights if offload == "none" else 0),
+                format=_format(files, detection),
                 variant=files.variant,
                 config=Path(spec.config) if spec.config else None,
                 base=files.base,
@@ -88,6 +94,17 @@ def make_plan(
     )
 
 
+def pictures_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> int:
+    """How many pictures of this size one call may draw on what is free now that the model is loaded; at least 1.
+
+    A CPU has no such bound: what it lacks is time, and memory that is short is found out by trying.
+    """
+    if device.type == "cpu":
+        return sys.maxsize
+    for_one = max(1.0, plan.working_bytes_per_mp * megapixels)
+    return max(1, int((device.free_bytes - plan.reserve_bytes) / for_one))
+
+
 def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
     """What makes two loads the same: the files, where their parts come from, and how they are loaded."""
     parts = [f"{name}={path}" for name, path in sorted(files.parts.items())]
@@ -104,7 +121,9 @@ def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
     return "|".join(str(word or "") for word in words)
 
 
-def _format(files: ModelFiles) -> LoadFormat:
+def _format(files: ModelFiles, detection: Detection) -> LoadFormat:
+    if detection.kind is Kind.UPSCALER:
+        return "upscaler"
     if not files.is_single_file:
         return "diffusers"
     return "gguf" if files.root.suffix == ".gguf" else "safetensors"

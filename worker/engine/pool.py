@@ -40,7 +40,7 @@ class PipelinePool:
     @property
     def models(self) -> list[str]:
         """Ids of the resident models, most recently used last."""
-        return [resident.model for resident in self._residents.values()]
+        return [resident.model for resident in list(self._residents.values())]  # asked from other threads
 
     def get(self, key: str) -> Resident | None:
         """The resident of `key`, if any."""
@@ -75,10 +75,10 @@ class PipelinePool:
         keys = [key for key, resident in self._residents.items() if resident.model == model]
         return sum(self.evict(key) for key in keys)
 
-    def evict_others(self, key: str) -> None:
-        """Drop everything but `key`."""
-        for other in [name for name in self._residents if name != key]:
-            self.evict(other)
+    def evict_unused(self) -> None:
+        """Drop everything that is not leased now."""
+        for key in [*self._residents]:
+            self.evict(key)
 
     def _make_room(self, keep: int) -> None:
         for key in list(self._residents):

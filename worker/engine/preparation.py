@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from worker.core.job import Job
+from worker.engine.arguments import native
 
 Arguments = dict[str, Any]
 
@@ -26,7 +27,8 @@ def prepared(pipe: Any, job: Job, arguments: Arguments) -> Iterator[Arguments]:
 
 def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """LEdits++: the picture is turned back into the noise that would draw it; the call then draws it differently."""
-    first = {name: value for name, value in job.params.items() if name in _parameters(pipe.invert)}
+    taken = _parameters(pipe.invert)
+    first = {name: native(value, taken[name]) for name, value in job.params.items() if name in taken}
     generator = arguments.get("generator")
     pipe.invert(image=arguments["image"], generator=generator, **first)
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
@@ -40,13 +42,23 @@ def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     steps = {name: value for name, value in job.params.items() if name in ("num_inference_steps", "guidance_scale")}
     picture, generator = arguments["image"], arguments["generator"]
     mask = arguments.get("mask_image")
-    if mask is None:
+    if mask is not None:  # it is compared with latents, and wants their size
+        mask = mask.resize([side // pipe.vae_scale_factor for side in mask.size])
+    else:
         mask = pipe.generate_mask(
             image=picture, source_prompt=source, target_prompt=job.prompt, generator=generator, **steps
         )
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     inverted = pipe.invert(prompt=source, image=picture, generator=generator, **steps).latents
     return rest | {"mask_image": mask, "image_latents": inverted}
+
+
+def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """Ideogram 4 has a schedule of 48 guidances, which forbids a scale of one's own and any other number of steps."""
+    if "guidance_schedule" in arguments or not {"guidance_scale", "num_inference_steps"} & arguments.keys():
+        return arguments
+    first = _parameters(pipe.__call__)["guidance_schedule"].default[0]
+    return {"guidance_scale": float(first)} | arguments | {"guidance_schedule": None}
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -57,6 +69,7 @@ PREPARATIONS: Mapping[str, Callable[[Any, Job, Arguments], Arguments]] = {
     "LEditsPPPipelineStableDiffusion": _invert_ledits,
     "LEditsPPPipelineStableDiffusionXL": _invert_ledits,
     "StableDiffusionDiffEditPipeline": _invert_diffedit,
+    "Ideogram4Pipeline": _constant_guidance,
 }
 # Their VAE decodes in tiles or not at all.
 _TILED = frozenset({"AllegroPipeline"})

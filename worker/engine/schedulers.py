@@ -1,10 +1,13 @@
 """A fresh scheduler for every job: schedulers carry state from step to step, and must not from job to job."""
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import torch
 from pydantic import JsonValue
 
 from worker.core.errors import ParameterOutOfRange
@@ -12,21 +15,75 @@ from worker.core.job import SchedulerChoice
 
 
 def build_scheduler(config: Mapping[str, Any], own: type, wanted: SchedulerChoice | None) -> Any:
-    """The model's own scheduler anew, or the `wanted` class with the model's noise schedule.
+    """The model's own scheduler anew, or the `wanted` class or options with the model's noise schedule.
 
-    Raises ParameterOutOfRange when the class cannot take this model's schedule.
+    Raises ParameterOutOfRange when the model that was loaded is not one that the choice was made for.
     """
     if wanted is None:
-        return own.from_config(config)
-    cls = getattr(diffusers, wanted.cls, None)
-    compatible = {own.__name__, *getattr(own, "_compatibles", [])}
-    if cls is None or wanted.cls not in compatible:
-        names = ", ".join(sorted(compatible))
+        return _sound(own.from_config(config))
+    cls = own if wanted.cls is None else getattr(diffusers, wanted.cls, None)
+    if cls is None or (cls is not own and own.__name__ not in wanted.replaces):
         raise ParameterOutOfRange(
-            f"scheduler {wanted.name!r} does not fit this model, whose own is {own.__name__}; choose one of {names}.",
+            f"scheduler {wanted.name!r} does not fit this model, whose own is {own.__name__}; "
+            "leave it out, or name that one.",
             field="scheduler",
         )
-    return cls.from_config(config, **wanted.options)
+    taken = inspect.signature(cls.__init__).parameters
+    options = dict(wanted.options) | (_flow_options(config, taken, wanted) if wanted.flow else {})
+    foreign = [name for name, value in options.items() if name not in taken and value is not False]
+    if foreign:
+        field = "shift" if "shift" in foreign else "schedule"
+        raise ParameterOutOfRange(
+            f"{field} cannot be given to {cls.__name__}, which this model brings; leave it out, or name a scheduler.",
+            field=field,
+        )
+    return _sound(cls.from_config(config, **{name: value for name, value in options.items() if name in taken}))
+
+
+def _sound(scheduler: Any) -> Any:
+    """The scheduler; one of UniPC's B1 is kept from dividing by zero."""
+    if isinstance(scheduler, diffusers.UniPCMultistepScheduler) and scheduler.config.solver_type == "bh1":
+        scheduler.__class__ = _ending_in_b2(type(scheduler))
+    return scheduler
+
+
+@functools.cache
+def _ending_in_b2(cls: type) -> type:
+    """UniPC whose B1 leaves the step to no noise at all to B2.
+
+    That step is of first order, where B is multiplied by zero. B1 is infinite there, so that diffusers 0.42.1 draws
+    nothing but NaN; B2 is finite.
+    """
+    predict = cls.multistep_uni_p_bh_update  # type: ignore[attr-defined]
+
+    @functools.wraps(predict)
+    def predicted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        last = not self.sigmas[self.step_index + 1].any()
+        if last:
+            self.register_to_config(solver_type="bh2")
+        try:
+            return predict(self, *args, **kwargs)
+        finally:
+            if last:
+                self.register_to_config(solver_type="bh1")
+
+    return type(cls.__name__, (cls,), {"multistep_uni_p_bh_update": predicted})
+
+
+def _flow_options(config: Mapping[str, Any], taken: Mapping[str, Any], wanted: SchedulerChoice) -> dict[str, Any]:
+    """What makes `wanted` sample a flow with the model's shift, or with the job's: classes name it in two ways."""
+    options: dict[str, Any] = {}
+    name = "flow_shift" if "flow_shift" in taken else "shift"
+    if name == "flow_shift":
+        options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    shift = config.get("flow_shift", config.get("shift")) if wanted.shift is None else wanted.shift
+    if wanted.shift is not None:
+        # A flow's sigmas are shifted by a number, or by the picture's size: not by both.
+        options |= {"shift": shift, "use_dynamic_shifting": False}
+    if name in taken and shift is not None:
+        options.pop("shift", None)
+        options[name] = shift
+    return options
 
 
 def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
@@ -42,3 +99,35 @@ def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
                 "leave it out, or name another scheduler.",
                 field=name,
             )
+
+
+@contextmanager
+def seeded_steps(pipe: Any, seeds: Sequence[int], generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Let the scheduler draw each picture's noise from that picture's seed, whether or not the pipeline tells it to.
+
+    Without this the pipelines that never meant to add noise would have it drawn from torch's own generator, the same
+    for all pictures. By class, not by attribute: a pipeline may deep-copy its scheduler.
+    """
+    scheduler = pipe.scheduler
+    cls = type(scheduler)
+    if hasattr(scheduler, "noise_sampler_seed"):  # a tree of Brownian motion, grown from a number
+        scheduler.noise_sampler_seed = [*seeds] if len(seeds) > 1 else seeds[0]
+    if "generator" in inspect.signature(cls.step).parameters:
+        generator = generators[0] if len(generators) == 1 else [*generators]
+        scheduler.__class__ = type(cls.__name__, (cls,), {"step": _drawing_from(generator, cls.step)})
+    try:
+        yield
+    finally:
+        scheduler.__class__ = cls
+
+
+def _drawing_from(generator: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    place = list(inspect.signature(step).parameters).index("generator") - 1  # among the arguments after self
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def drawing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) <= place and kwargs.get("generator") is None:
+            kwargs["generator"] = generator
+        return step(self, *args, **kwargs)
+
+    return drawing

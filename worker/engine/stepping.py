@@ -7,7 +7,8 @@ from typing import Any
 
 from worker.engine.arguments import Signature
 
-AfterStep = Callable[[int], None]
+# The number of the step, and the latents after it where the pipeline shows them.
+AfterStep = Callable[[int, Any], None]
 
 
 # Their callback reports only a part of the work, or fails: the inversion before an edit, and ParaDiGMS's windows.
@@ -31,12 +32,12 @@ def watched(pipe: Any, signature: Signature, after_step: AfterStep) -> Iterator[
     if "callback_on_step_end" in takes:
 
         def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            after_step(step)
+            after_step(step, tensors.get("latents"))
             return {}  # nothing changed: LTX's long videos would take what they showed for what they work on
 
         yield {"callback_on_step_end": on_step_end}
     elif "callback" in takes:
-        yield {"callback": lambda step, timestep, latents: after_step(step), "callback_steps": 1}
+        yield {"callback": lambda step, timestep, latents: after_step(step, latents), "callback_steps": 1}
     else:
         with _hooked_schedulers(pipe, after_step):
             yield {}
@@ -61,7 +62,7 @@ def _reporting(step: Callable[..., Any], after_step: AfterStep, count: Iterator[
     @functools.wraps(step)  # pipelines look at its signature
     def reporting(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = step(self, *args, **kwargs)
-        after_step(next(count))
+        after_step(next(count), None)
         return result
 
     return reporting

@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
 from worker.core.request import Format
-from worker.media.images import decode_image, read_bytes, read_image
+from worker.media.images import Comment, decode_image, exif_of, read_bytes, read_image
 
 MAX_BYTES = 64 * 2**20
 MAX_FRAMES = 257
@@ -70,19 +70,25 @@ def decode_video(data: bytes, field: str = "video") -> Clip:
     return Clip(tuple(frames), fps)
 
 
-def encode_video(frames: Sequence[Raster], fps: float, format_: Format, quality: int) -> bytes:
-    """Frames as an MP4 (H.264), GIF or WebP file. The same frames give the same bytes. `quality` is 1..100."""
+def encode_video(
+    frames: Sequence[Raster], fps: float, format_: Format, quality: int, comment: Comment | None = None
+) -> bytes:
+    """Frames as an MP4 (H.264), GIF or WebP file. The same frames give the same bytes. `quality` is 1..100.
+
+    The comment's text is MP4's and GIF's own comment, and WebP's EXIF.
+    """
     if format_ == "mp4":
-        return _encode_mp4(frames, fps, quality)
+        return _encode_mp4(frames, fps, quality, comment)
     images = [Image.frombytes(frame.mode, (frame.width, frame.height), frame.data).convert("RGB") for frame in frames]
     # GIF counts in hundredths of a second, and viewers slow down whatever is faster than two of them.
     duration = max(20, round(100 / fps) * 10) if format_ == "gif" else max(1, round(1000 / fps))
     out = io.BytesIO()
     options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
     if format_ == "gif":
-        images[0].save(out, "GIF", **options)
+        said = {"comment": comment.text.encode()} if comment else {}
+        images[0].save(out, "GIF", **options, **said)
     else:
-        images[0].save(out, "WEBP", quality=quality, method=2, **options)
+        images[0].save(out, "WEBP", quality=quality, method=2, **options, **exif_of(comment))
     return out.getvalue()
 
 
@@ -129,7 +135,7 @@ def _decode_animated(data: bytes, field: str) -> tuple[list[Raster], float | Non
     return frames, 1000 * len(frames) / milliseconds if milliseconds > 0 else None
 
 
-def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int) -> bytes:
+def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int, comment: Comment | None) -> bytes:
     import av
     import numpy as np
     from av.video.reformatter import Colorspace
@@ -138,6 +144,8 @@ def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int) -> bytes:
     width, height = frames[0].width // 2 * 2 or 2, frames[0].height // 2 * 2 or 2
     out = io.BytesIO()
     with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        if comment is not None:
+            container.metadata["comment"] = comment.text
         codec = _h264()
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -1,17 +1,19 @@
 """The rules of one request that need no pictures: its words, seeds, LoRAs, scheduler, output and counts."""
 
-import difflib
 import re
 import secrets
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from worker.catalog.calls import sampling
 from worker.catalog.calls.schema import needed_fields, prompt_parameter, takes_negative_prompt
+from worker.catalog.calls.signatures import call_parameters
 from worker.catalog.calls.tasks import infer_task, tasks_of
-from worker.catalog.schedulers import find_scheduler, scheduler_names
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.job import SchedulerChoice
 from worker.core.model import Detection, LoraSpec, ModelSpec, Task
+from worker.core.prompt import PromptForm, holds_weights
 from worker.core.request import MAX_SEED, PICTURE_FORMATS, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
 # Larger than a JavaScript number would come back changed.
@@ -51,6 +53,26 @@ def read_prompts(
     return request.prompt or "", negative if isinstance(negative, str) else None
 
 
+def second_prompt(
+    negative: str | None, params: Mapping[str, JsonValue], pipeline: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """The negative prompt of a class with true guidance, and a word where it does nothing.
+
+    Such a class guides by two prompts or not at all: without a negative one it ignores `true_cfg_scale` silently
+    (diffusers 0.42.1), so an empty one is sent, as the authors of Qwen-Image do.
+    """
+    signature = call_parameters(pipeline) or {}
+    if not {"true_cfg_scale", "negative_prompt"} <= signature.keys():
+        return negative, ()
+    scale = params.get("true_cfg_scale", signature["true_cfg_scale"].default)
+    guided = isinstance(scale, int | float) and scale > 1
+    if guided and negative is None:
+        return " ", ()
+    if negative and negative.strip() and not guided:
+        return negative, (f"negative_prompt changes nothing at true_cfg_scale {scale}; send one above 1.",)
+    return negative, ()
+
+
 def uses_lightning(request: GenerationRequest, spec: ModelSpec) -> bool:
     """Whether the model's own distillation LoRA is used. Raises UnknownParameter where there is none."""
     if request.lightning and spec.lightning is None:
@@ -69,22 +91,15 @@ def all_loras(request: GenerationRequest, spec: ModelSpec, lightning: bool) -> t
     return own + request.loras
 
 
-def take_scheduler(raw: dict[str, JsonValue], spec: ModelSpec, detection: Detection) -> SchedulerChoice | None:
-    """Take `scheduler` out of `raw`, or the model's default, as a diffusers class."""
-    name = raw.get("scheduler", spec.defaults.get("scheduler"))
-    raw.pop("scheduler", None)
-    if name is None:
-        return None
-    row = find_scheduler(name, detection.architecture) if isinstance(name, str) else None
-    if row is None:
-        names = scheduler_names(detection.architecture)
-        near = difflib.get_close_matches(str(name)[:40].lower(), names, n=1)
-        raise ParameterOutOfRange(
-            f"scheduler {str(name)[:40]!r} is not known for {spec.id}; choose one of {', '.join(names)}.",
-            field="scheduler",
-            hint=f"Did you mean {near[0]}?" if near else None,
-        )
-    return row.choice
+def take_scheduler(
+    params: Mapping[str, JsonValue], raw: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection, task: Task
+) -> tuple[dict[str, JsonValue], SchedulerChoice | None]:
+    """`params` without the sampling fields, and what those choose. Raises ParameterOutOfRange for what does not fit."""
+    said = {name: params[name] for name in sampling.FIELDS if name in params}
+    if "scheduler" in raw and "schedule" not in raw:
+        said.pop("schedule", None)  # the model's default is one for the model's default scheduler
+    rest = {name: value for name, value in params.items() if name not in sampling.FIELDS}
+    return rest, sampling.choose(said, rest, sampling.fit_of(spec, detection, task), spec.id)
 
 
 def choose_seeds(request: GenerationRequest) -> tuple[int, ...]:
@@ -105,12 +120,17 @@ def check_output(output: OutputOptions, task: Task, *, video: bool) -> None:
         )
 
 
-def notes_on(request: GenerationRequest, spec: ModelSpec, pipeline: str) -> tuple[str, ...]:
-    """Kind words for a prompt that does nothing here."""
+def notes_on(request: GenerationRequest, spec: ModelSpec, pipeline: str, words: PromptForm | None) -> tuple[str, ...]:
+    """Kind words for a prompt that does nothing here, or whose weights do."""
     prompt = request.prompt or ""
     if prompt.strip() and prompt_parameter(pipeline) is None:
         return (f"{spec.id} reads no prompt; what was sent changes nothing.",)
-    return _unknown_subject(prompt, spec)
+    unread = [
+        f"{spec.id} reads {name} as prose: the weights and BREAK in it are characters to it."
+        for name, text in (("prompt", prompt), ("negative_prompt", request.negative_prompt or ""))
+        if words is None and holds_weights(text, explicit=True)
+    ]
+    return (*unread, *_unknown_subject(prompt, spec))
 
 
 def _unknown_subject(prompt: str, spec: ModelSpec) -> tuple[str, ...]:

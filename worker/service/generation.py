@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pydantic import JsonValue
 
 from worker.catalog.calls.checking import check_parameters
+from worker.catalog.calls.controls import control_call
 from worker.catalog.calls.refusals import refusal
+from worker.catalog.calls.signatures import redraws_by_strength
 from worker.catalog.calls.sizes import default_fps, frames_within, image_limit, is_strict_on_frames
 from worker.catalog.calls.tasks import draws_video, pipeline_for
-from worker.catalog.schedulers import scheduler_names
+from worker.catalog.calls.words import prompt_form
+from worker.core.adapter import Control
 from worker.core.errors import (
     AccessDenied,
     InvalidRequest,
@@ -34,12 +37,27 @@ from worker.service.acceptance import (
     choose_task,
     notes_on,
     read_prompts,
+    second_prompt,
     take_scheduler,
     uses_lightning,
 )
+from worker.service.adapters.acceptance import check_adapter_fields
+from worker.service.adapters.controls import idle_controls, read_controls, recognise_controls
+from worker.service.adapters.image_prompts import read_image_prompts
+from worker.service.admission import Admission
 from worker.service.fallback import replacements
-from worker.service.inputs import Inputs, check_fields, read_inputs, sent_fields, without_media
+from worker.service.finishing import check_upscaling, find_refiner, find_upscaler
+from worker.service.inputs import (
+    Budget,
+    Inputs,
+    check_fields,
+    check_outpaint,
+    read_inputs,
+    sent_fields,
+    without_media,
+)
 from worker.service.jobs import JobLedger
+from worker.service.quotas import Quotas
 from worker.service.resolving import ModelResolver
 
 
@@ -62,6 +80,8 @@ class GenerationService:
         ledger: JobLedger,
         limits: Limits,
         fetch: Callable[[str, int], bytes],
+        admission: Admission,
+        quotas: Quotas,
         aliases: Collection[str] = (),
     ) -> None:
         self._resolver = resolver
@@ -69,26 +89,39 @@ class GenerationService:
         self._ledger = ledger
         self._limits = limits
         self._fetch = fetch
+        self.admission = admission
+        self._quotas = quotas
         self._aliases = aliases
 
-    async def generate(self, request: GenerationRequest, job_id: str, emit: Emit) -> JobResult:
-        """Accept and run one job. A second delivery of the same id and request gets the first one's result."""
+    async def generate(
+        self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None = None
+    ) -> JobResult:
+        """Accept and run one job. A second delivery of the same id and request gets the first one's result.
+
+        `caller` is whoever a door knows to have sent it, for his quotas.
+        """
 
         async def run() -> JobResult:
             try:
-                return await self._attempt(request, job_id, emit)
+                return await self._attempt(request, job_id, emit, caller)
             except WorkerError as error:
                 for other in replacements(request, error, self._resolver):
                     # A stand-in that fails too leaves the first failure to tell: that is of what was asked for.
                     with suppress(InvalidRequest, SourceError, AccessDenied, LoadFailed, OutOfMemory):
-                        result = await self._attempt(other.request, job_id, emit)
+                        result = await self._attempt(other.request, job_id, emit, caller)
                         return replace(result, warnings=(other.warning, *result.warnings))
                 raise
 
         return await self._ledger.once(job_id, request, run)
 
-    async def _attempt(self, request: GenerationRequest, job_id: str, emit: Emit) -> JobResult:
-        return await self._backend.generate(await self.accept(request, job_id), emit)
+    async def _attempt(self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None) -> JobResult:
+        self.admission.check_open()  # before anything is read or fetched for it
+        job = await self.accept(request, job_id)
+        work = self.admission.check_work(job)
+        if caller is not None:
+            await asyncio.to_thread(self._quotas.charge, caller, work)
+        async with self.admission.admitted(job):
+            return await self._backend.generate(job, emit)
 
     async def accept(self, request: GenerationRequest, job_id: str) -> Job:
         """Check everything that can be checked without weights. Raises InvalidRequest and its kin, naming the field."""
@@ -98,28 +131,41 @@ class GenerationService:
         spec = self._resolver.resolve(request.model)
         self._check_counts(request, spec)
         detection = self._resolver.detect(spec)
+        check_outpaint(request, spec, detection)
         sent = sent_fields(request, spec, detection)
         task = choose_task(request, spec, detection, sent)
-        pipeline = _pipeline(spec, detection, task)
-        check_fields(spec, detection, task, sent)
+        check_adapter_fields(request, spec, detection, task)
+        control = recognise_controls(request, spec, detection, task, self._resolver)
+        # With controls another class is called, and its parameters and pictures are the ones that count.
+        called = control.called(spec, task) if control else spec
+        drawn = called if control and control.acts else spec
+        pipeline = _pipeline(drawn, detection, task)
+        check_fields(drawn, detection, task, sent)
         video = draws_video(pipeline, task)
         check_output(request.output, task, video=video)
         lightning = uses_lightning(request, spec)
         raw = without_media(request.params, sent)
-        scheduler = take_scheduler(raw, spec, detection)
         params = check_parameters(
             raw,
-            spec,
+            called,
             detection,
             task,
             max_images=self._limits.max_images,
-            schedulers=scheduler_names(detection.architecture),
             aliases=self._aliases,
             lightning=lightning,
         )
-        prompt, negative_prompt = read_prompts(request, spec, detection, task)
-        inputs = read_inputs(request, sent, spec, detection, task, params, self._fetch)
+        params, scheduler = take_scheduler(params, raw, called, detection, task)
+        prompt, negative_prompt = read_prompts(request, called, detection, task)
+        words = prompt_form(spec, detection, pipeline)
+        budget = Budget()
+        inputs = read_inputs(request, sent, drawn, detection, task, params, self._fetch, budget)
+        image_prompts = read_image_prompts(request, pipeline, self._fetch, budget)
         params, warnings = _on_the_frame_grid(inputs.params, pipeline)
+        negative_prompt, unguided = second_prompt(negative_prompt, params, pipeline)
+        check_upscaling(request, spec, detection, params, inputs.media)
+        controls: tuple[Control, ...] = ()
+        if control is not None:
+            controls, params = read_controls(request, control, spec, detection, params, self._fetch, budget)
         return Job(
             id=job_id,
             request=request,
@@ -134,10 +180,20 @@ class GenerationService:
             seeds=choose_seeds(request),
             media=inputs.media,
             loras=all_loras(request, spec, lightning),
+            controls=controls,
+            control_call=control_call(pipeline) if controls else None,
+            image_prompts=image_prompts,
+            embeddings=request.embeddings,
+            hypernetworks=request.hypernetworks,
+            vae=request.vae,
+            refiner=find_refiner(request, spec, detection, pipeline, params, self._resolver),
+            upscaler=find_upscaler(request, params, self._resolver),
             lightning=lightning,
             output=request.output.model_copy(update={"format": request.output.format_of(video=video)}),
-            warnings=notes_on(request, spec, pipeline) + warnings,
+            words=words,
+            warnings=notes_on(request, spec, pipeline, words) + unguided + warnings + idle_controls(request),
             stop=StopSignal(min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s)),
+            redraws=params.get("strength") != 0 or not redraws_by_strength(pipeline),
             fps=_fps(inputs, params, spec, detection, pipeline) if video else None,
         )
 

@@ -14,6 +14,7 @@ from worker.core.image import Raster
 from worker.core.job import Media
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.request import GenerationRequest
+from worker.media.canvas import enlarge
 from worker.media.images import fit, read_image, to_mask
 from worker.media.video import Clip, read_video
 
@@ -38,7 +39,26 @@ def sent_fields(request: GenerationRequest, spec: ModelSpec, detection: Detectio
     known = dict.fromkeys(FIELDS)
     for task in tasks_of(spec, detection):
         known |= dict.fromkeys(slot.parameter for slot in media_slots(pipeline_for(spec, detection, task), task))
-    return tuple(name for name in known if _value(request, name) is not None)
+    found = [name for name in known if _value(request, name) is not None]
+    return tuple(found if request.outpaint is None else [*found, "mask_image"])  # which the margins make
+
+
+def check_outpaint(request: GenerationRequest, spec: ModelSpec, detection: Detection) -> None:
+    """Raise InvalidRequest for margins that the model cannot fill, or that have no one picture to lie around."""
+    margins = request.outpaint
+    if margins is None:
+        return
+    if Task.INPAINTING not in tasks_of(spec, detection) or request.task not in (None, Task.INPAINTING):
+        reason = f"a parameter of inpainting, which {request.task or spec.id} is not for"
+    elif request.mask_image is not None:
+        reason = "a mask by itself; send it or mask_image"
+    elif request.image is None:
+        reason = "the room around image; send image with it"
+    elif not any(margins.model_dump().values()):
+        reason = "pixels beyond a border; send left, top, right or bottom above 0"
+    else:
+        return
+    raise InvalidRequest(f"outpaint is {reason}.", field="outpaint")
 
 
 def without_media(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
@@ -65,33 +85,38 @@ def read_inputs(
     task: Task,
     params: Mapping[str, JsonValue],
     fetch: Fetch,
+    budget: "Budget",
 ) -> Inputs:
     """Read what was sent and bring it to the size that is drawn. Raises InvalidImage and its kin, naming the field."""
     pipeline = pipeline_for(spec, detection, task) or ""
     slots = {slot.parameter: slot for slot in media_slots(pipeline, task)}
     found: list[tuple[Slot, Media]] = []
     fps: float | None = None
-    budget = _Budget()
+    made = _canvas(request, size_bounds(spec, detection).multiple, fetch)
     for parameter, fields in assign(slots.values(), sent).items():
         slot = slots[parameter]
-        clip = _read(request, slot, fields, fetch, budget)
+        own = made.get(fields[0])
+        clip = Clip((budget.take(own, fields[0]),)) if own else _read(request, slot, fields, fetch, budget)
         fps = fps or clip.fps
         found.append((slot, Media(parameter, clip.frames, slot.form, fields[0])))
     if not found:
         return Inputs((), dict(params))
     sized = bool(request.params.keys() & {"width", "height"})
+    if made and "strength" in (call_parameters(pipeline) or {}) and "strength" not in request.params:
+        params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
     effective = _sized(found, spec, detection, task, params, sized)
     found, effective = _in_step(found, pipeline, effective, "num_frames" in request.params)
     return Inputs(tuple(_fitted(found, effective, task)), effective, fps)
 
 
-class _Budget:
-    """What all pictures of one request may hold together."""
+class Budget:
+    """What all pictures of one request may hold together, those of its adapters too."""
 
     def __init__(self) -> None:
         self._pictures = self._pixels = 0
 
     def take(self, picture: Raster, field: str) -> Raster:
+        """`picture`, counted. Raises ParameterOutOfRange, naming `field`, once it is too much."""
         self._pictures += 1
         self._pixels += picture.width * picture.height
         if self._pictures > MAX_PICTURES:
@@ -104,6 +129,14 @@ class _Budget:
         return picture
 
 
+def _canvas(request: GenerationRequest, multiple: int, fetch: Fetch) -> dict[str, Raster]:
+    """What the margins of `outpaint` make of the picture: itself, enlarged, and its mask."""
+    if request.outpaint is None or request.image is None:
+        return {}
+    canvas = enlarge(read_image(request.image, fetch, "image"), request.outpaint, multiple)
+    return {"image": canvas.picture, "mask_image": canvas.mask}
+
+
 def _value(request: GenerationRequest, name: str) -> JsonValue:
     if name not in FIELDS:
         return request.params.get(name)
@@ -111,7 +144,7 @@ def _value(request: GenerationRequest, name: str) -> JsonValue:
     return ([*value] or None) if isinstance(value, tuple) else value
 
 
-def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: Fetch, budget: _Budget) -> Clip:
+def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: Fetch, budget: Budget) -> Clip:
     pictures: list[Raster] = []
     for name in fields:
         value = _value(request, name)
@@ -124,7 +157,7 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: 
         if len(words) > (MAX_PICTURES if slot.several else 1):
             fix = f"at most {MAX_PICTURES} pictures" if slot.several else "one picture"
             raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
-        pictures += [budget.take(read_image(text, fetch, name), name) for text in words]
+        pictures += [budget.take(read_image(text, fetch, name, alpha=slot.alpha), name) for text in words]
     if len(pictures) > 1 and not slot.several:
         raise ParameterOutOfRange(
             f"image takes one picture for this model; {len(pictures)} were sent.", field=next(iter(fields))

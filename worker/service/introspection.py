@@ -13,13 +13,12 @@ from worker.catalog.calls.schema import model_schema
 from worker.catalog.calls.sizes import size_bounds
 from worker.catalog.calls.tasks import pipeline_for, tasks_of
 from worker.catalog.detector import detect
-from worker.catalog.schedulers import scheduler_names
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSpec, Outline, Task
 from worker.core.result import Emit, Progress
-from worker.service.execution import EngineThread
+from worker.service.engine_thread import EngineThread
 from worker.service.generation import Limits
 from worker.service.provisioning import Provisioner
 from worker.service.resolving import ModelResolver
@@ -62,6 +61,17 @@ class Introspection:
         """The registry: every model's id, tasks and where it comes from."""
         return {"models": [_summary(spec) for spec in self._resolver.registry.models.values()]}
 
+    def served_models(self) -> list[dict[str, JsonValue]]:
+        """Those of the registry that this version can run."""
+        return [entry for spec in self._resolver.registry.models.values() if (entry := _summary(spec))["served"]]
+
+    def first_model_for(self, task: Task) -> str | None:
+        """The id of the first model of the registry that serves `task`, as far as is known without its files."""
+        for spec in self._resolver.registry.models.values():
+            if task in tasks_of(spec, None) and _is_served(spec, None, task):
+                return spec.id
+        return None
+
     async def schema(self, model: str | None) -> dict[str, JsonValue]:
         """The JSON Schema (2020-12) of a request for `model`."""
         spec = self._resolver.resolve(model)
@@ -73,7 +83,6 @@ class Introspection:
             detection,
             max_images=self._limits.max_images,
             max_loras=self._limits.max_loras,
-            schedulers=scheduler_names(detection.architecture),
         )
 
     async def inspect(self, model: str | None) -> dict[str, JsonValue]:

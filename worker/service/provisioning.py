@@ -7,10 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceError, UnsafeFormat, UnsupportedModel
+from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
-from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec
+from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
-from worker.service.adapters import AdapterProvisioner
+from worker.service.adapters.controls import provide_control
+from worker.service.adapters.embeddings import provide_embeddings
+from worker.service.adapters.fetching import AdapterFetcher, blamed_on
+from worker.service.adapters.hypernetworks import provide_hypernetwork
+from worker.service.adapters.image_prompts import provide_image_prompts
+from worker.service.adapters.loras import provide_lora
+from worker.service.adapters.vae import provide_vae
 from worker.service.completing import SINGLE_FILES, Completion, completion
 from worker.service.resolving import ModelResolver
 from worker.service.weights import measure
@@ -38,12 +45,17 @@ class Provisioner:
     """
 
     def __init__(
-        self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path] = refuse_pickles
+        self,
+        store: Store,
+        resolver: ModelResolver,
+        without_pickles: Callable[[Path], Path] = refuse_pickles,
+        safety_checker: str | None = None,
     ) -> None:
         self._store = store
         self._resolver = resolver
         self._without_pickles = without_pickles
-        self._adapters = AdapterProvisioner(store, resolver, without_pickles)
+        self._safety_checker = safety_checker  # the operator's reference, with no leave of callers
+        self._adapters = AdapterFetcher(store, resolver, without_pickles)
 
     async def provide(self, job: Job, emit: Emit) -> Batch:
         """The job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
@@ -52,9 +64,33 @@ class Provisioner:
     def _provide(self, job: Job, emit: Emit) -> Batch:
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
-        adapters = tuple(self._adapters.provide(spec, job, emit) for spec in job.loras)
+        loras = tuple(provide_lora(spec, job, self._adapters, emit) for spec in job.loras)
+        controls = tuple(provide_control(control, job, self._adapters, emit) for control in job.controls)
+        image_prompts = provide_image_prompts(job, self._adapters, emit)
+        embeddings = provide_embeddings(job, self._adapters, emit)
+        hypernetworks = tuple(provide_hypernetwork(spec, job, self._adapters, emit) for spec in job.hypernetworks)
+        vae = provide_vae(job, self._adapters, emit) if job.vae else None
+        job, finishing = self._finishing(job, emit)
         spec, files = self.model_files(job.spec, job.detection, emit, job.stop)
-        return Batch((replace(job, spec=spec),), files, adapters)
+        job = replace(job, spec=spec)
+        return Batch((job,), files, loras, controls, image_prompts, embeddings, hypernetworks, vae, finishing)
+
+    def _finishing(self, job: Job, emit: Emit) -> tuple[Job, FinishingFiles]:
+        """The files of what works after the model, and the job with what was learnt of them."""
+        refiner, upscaler, found = job.refiner, job.upscaler, FinishingFiles()
+        if self._safety_checker is not None:
+            with blamed_on("SAFETY_CHECKER"), _told("SAFETY_CHECKER, without which this worker answers no pictures"):
+                files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
+                found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
+        if upscaler is not None:
+            with blamed_on("upscale"):
+                spec, files = self.model_files(upscaler.model, upscaler.detection, emit, job.stop)
+            upscaler, found = replace(upscaler, model=spec), replace(found, upscaler=files)
+        if refiner is not None:
+            with blamed_on("refiner"):
+                spec, files = self.model_files(refiner.model, refiner.detection, emit, job.stop)
+            refiner, found = replace(refiner, model=spec), replace(found, refiner=files)
+        return replace(job, refiner=refiner, upscaler=upscaler), found
 
     def model_files(
         self, spec: ModelSpec, detection: Detection, emit: Emit, stop: StopSignal
@@ -67,7 +103,7 @@ class Provisioner:
         parts = {name: self._part(spec, name, source, emit, stop) for name, source in self._part_sources(spec).items()}
         base = self._base(spec, completing, emit, stop) if completing and completing.base else None
         files = self._store.ensure(spec.source, spec.variant, emit, stop)
-        if files.is_single_file and completing is None:
+        if files.is_single_file and completing is None and detection.kind is not Kind.UPSCALER:
             raise UnsupportedModel(
                 f"{spec.id} is declared as a repository is, and is the single file {files.root.name[:80]}; "
                 "name that file in its source in models.yaml, after a #.",

@@ -14,7 +14,7 @@ from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, 
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline
 
 _MEMORY = 256
-_RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER}
+_RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER, Kind.UPSCALER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,12 @@ class ModelResolver:
         self._detections: dict[tuple[str, ModelSource], Detection] = {}
         self._lock = threading.Lock()
 
+    def replace_registry(self, registry: Registry) -> None:
+        """Serve another registry's models from now on; jobs that were accepted keep what they were accepted with."""
+        with self._lock:
+            self.registry = registry
+            self._detections.clear()
+
     def resolve(self, model: str | None) -> ModelSpec:
         """The spec of a model id, alias or reference. Raises ModelNotFound, UnsupportedModel, InvalidRequest."""
         name = (model or self._policy.default_model).strip()
@@ -63,12 +69,27 @@ class ModelResolver:
         self.check_allowed(source, "model", near)
         return ModelSpec(id=name, source=source)
 
-    def adapter_source(self, reference: str, filename: str | None) -> ModelSource:
-        """Where a LoRA comes from; the same rules as for models. Raises like `resolve`."""
-        source = self._parse(reference)
-        if not self._is_registered_adapter(reference):
-            self.check_allowed(source, "loras", [])
+    def registered_id(self, name: str | None) -> str | None:
+        """The id in models.yaml of a model's id or alias, or of the default model; None for what is not there."""
+        spec = self.registry.find(name or self._policy.default_model)
+        return spec.id if spec else None
+
+    def adapter_source(self, reference: str, filename: str | None, field: str) -> ModelSource:
+        """Where an adapter comes from; the same rules as for models, and ids of models.yaml too.
+
+        Raises like `resolve`, naming `field`.
+        """
+        spec = self.registry.find(reference)
+        source = spec.source if spec is not None else self._parse(reference)
+        if spec is None and not self._is_registered_adapter(reference):
+            self.check_allowed(source, field, [])
         return source.model_copy(update={"filename": filename}) if filename else source
+
+    def look_at_adapter(self, source: ModelSource) -> Detection | None:
+        """What an adapter says it is; None where it has no header to read. Blocking."""
+        outline = self._peek(source, None)
+        told = outline.header is not None or outline.configs.keys() & {"config.json", "model_index.json"}
+        return detect(outline) if told else None
 
     def part_source(self, reference: str) -> ModelSource:
         """Where a part of a model comes from, as the registry or the architecture table names it."""
@@ -146,6 +167,13 @@ def _merged(spec: ModelSpec, found: Detection) -> Detection:
     """What the files say, completed by what the registry says. Raises UnsupportedModel where the two disagree."""
     # Where the header says nothing of a family, the operator's word counts.
     declared_so = spec.architecture is not None and found.architecture is None and found.format != "diffusers"
+    if found.kind is Kind.UPSCALER and found.pipeline is None:
+        raise UnsupportedModel(
+            f"{spec.id} is a {found.variant}, which needs faces cut out of a picture first, and no upscaler of whole "
+            "pictures; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
+            field="model",
+            details={"kind": found.kind, "evidence": list(found.evidence)},
+        )
     if found.kind not in _RUNNABLE and not declared_so:
         what = "nothing that the detector knows" if found.kind is Kind.UNKNOWN else f"a {found.kind}"
         near = f" (nearest: {', '.join(found.near)})" if found.near else ""

@@ -14,7 +14,7 @@ from worker.catalog.containers.headers import read_header
 from worker.catalog.detector import detect_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.lora import LoraKeys, Scaling
-from worker.core.model import Detection, ModelFiles
+from worker.core.model import Detection, ModelFiles, TensorIndex
 
 _HASH_BLOCK = 2**22
 _MAX_CONFIG_BYTES = 1_000_000
@@ -30,6 +30,15 @@ class LoraFile:
     keys: LoraKeys
     scaling: Scaling
     trigger_words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """The kind of an adapter's file, its header and its SHA-256."""
+
+    detection: Detection
+    header: TensorIndex
+    sha256: str
 
 
 def count_parameters(root: Path) -> dict[str, int]:
@@ -78,9 +87,19 @@ def _packed(root: Path) -> dict[str, int]:
     return found
 
 
+def examine_adapter(path: Path) -> AdapterFile:
+    """What an adapter other than a LoRA is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
+    return _unchanged(_examine_adapter, path)
+
+
 def examine_lora(path: Path) -> LoraFile:
     """What a LoRA file is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
     return _unchanged(_examine_lora, path)
+
+
+def file_sha256(path: Path) -> str:
+    """A file's digest, computed once."""
+    return _unchanged(_digest, path)
 
 
 def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
@@ -95,6 +114,11 @@ def _count(path: str, size: int, mtime_ns: int) -> int:
 
 
 @lru_cache(maxsize=64)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    return _sha256(Path(path))
+
+
+@lru_cache(maxsize=64)
 def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
     file = Path(path)
     header = read_header(file)
@@ -106,6 +130,13 @@ def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
         read_scaling(header.metadata, _adapter_config(file)),
         trigger_words(header.metadata, keys.embeddings),
     )
+
+
+@lru_cache(maxsize=64)
+def _examine_adapter(path: str, size: int, mtime_ns: int) -> AdapterFile:
+    file = Path(path)
+    header = read_header(file)
+    return AdapterFile(detect_header(header, file.name), header, _sha256(file))
 
 
 def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:

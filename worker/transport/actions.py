@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from worker.core.errors import WorkerError
-from worker.core.result import Emit, Progress
+from worker.core.result import Emit
 from worker.service.generation import GenerationService
 from worker.service.introspection import Introspection
+from worker.service.submission import Submission
+from worker.service.telemetry import Operation, Telemetry
+from worker.transport import request_id
 from worker.transport.delivery import Delivery
-from worker.transport.wire import decode_envelope, decode_generation, decode_model, decode_nothing
+from worker.transport.privacy import kept, redact
+from worker.transport.wire import (
+    Envelope,
+    decode_envelope,
+    decode_generation,
+    decode_model,
+    decode_nothing,
+    encode_seconds,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,14 +36,33 @@ class Actions:
     generation: GenerationService
     introspection: Introspection
     delivery: Delivery
+    telemetry: Telemetry
 
-    async def perform(self, payload: object, job_id: str, emit: Emit) -> dict[str, JsonValue]:
+    async def perform(
+        self, payload: object, job_id: str, emit: Emit, caller: str | None = None
+    ) -> dict[str, JsonValue]:
         """Answer one input. Raises WorkerError, and CancelledError when the caller took the job back."""
-        envelope = decode_envelope(payload)
+        traced = request_id.traceparent.get()
+        with (
+            kept(payload),
+            self.telemetry.operation(job_id, request_id.current.get(), caller, traced) as operation,
+        ):
+            envelope = decode_envelope(payload)
+            if (sent := request_id.accept_trace(envelope.traceparent)) is not None:
+                operation.traceparent = sent
+                request_id.traceparent.set(sent)
+            operation.asks(envelope.action, envelope.fields.get("model"))
+            return await self._answer(envelope, operation, emit)
+
+    def refuse(self, submission: Submission, error: WorkerError) -> None:
+        """Put a job into the books that was turned away before anybody looked into it."""
+        self.telemetry.refuse(submission.id, request_id.current.get(), submission.caller, error)
+
+    async def _answer(self, envelope: Envelope, operation: Operation, emit: Emit) -> dict[str, JsonValue]:
         fields = envelope.fields
         match envelope.action:
             case "generate":
-                return await self._generate(fields, job_id, emit)
+                return await self._generate(fields, operation, emit)
             case "models":
                 decode_nothing(fields)
                 return self.introspection.models()
@@ -50,23 +80,20 @@ class Actions:
             case "unload":
                 return await self.introspection.unload(decode_model(fields))
 
-    async def _generate(self, fields: Mapping[str, JsonValue], job_id: str, emit: Emit) -> dict[str, JsonValue]:
+    async def _generate(
+        self, fields: Mapping[str, JsonValue], operation: Operation, emit: Emit
+    ) -> dict[str, JsonValue]:
         request = decode_generation(fields)
-        self.delivery.check(request.output)
-        result = await self.generation.generate(request, job_id, emit if request.progress else _silent)
-        return await asyncio.to_thread(self.delivery.encode, result, request.output, job_id)
+        delivery = self.delivery.of(request)
+        await asyncio.to_thread(delivery.check, request.output)
+        result = await self.generation.generate(request, operation.job_id, emit, operation.caller)
+        answer = await asyncio.to_thread(delivery.encode, result, request.output, operation.job_id)
+        operation.encode_s = encode_seconds(answer)
+        return answer
 
 
 def unexpected(error: Exception, payload: object = None) -> WorkerError:
-    """Our name for an exception that nothing on the road foresaw; its text goes to the log only, without the prompt."""
-    text = "".join(traceback.format_exception(error))
-    for name in ("prompt", "negative_prompt"):
-        said = payload.get(name) if isinstance(payload, dict) else None
-        if isinstance(said, str) and len(said) > 3:
-            text = text.replace(said, f"<{name}>")
-    _LOG.error("unforeseen %s\n%s", type(error).__name__, text)
+    """Our name for an exception that nothing on the road foresaw; its text goes to the log only, redacted."""
+    with kept(payload):
+        _LOG.error("unforeseen %s\n%s", type(error).__name__, redact("".join(traceback.format_exception(error))))
     return WorkerError("The worker failed on this job in an unforeseen way; its log has the details.")
-
-
-def _silent(progress: Progress) -> None:
-    """For callers who want no progress."""

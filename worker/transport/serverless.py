@@ -16,8 +16,9 @@ from pydantic import JsonValue
 
 from worker.core.errors import DeviceLost, WorkerError
 from worker.core.result import Progress
+from worker.transport import request_id
 from worker.transport.actions import Actions, unexpected
-from worker.transport.wire import encode_error, encode_progress
+from worker.transport.wire import encode_error, encode_progress, input_of
 
 _LOG = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
@@ -59,9 +60,11 @@ class ServerlessDoor:
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
         """Answer one job. Nothing but CancelledError is ever raised, and what is returned is plain JSON."""
         job_id = str(job.get("id") or "local")
-        progress = _Throttle(job, self._send_progress)
+        request_id.current.set(request_id.accept(job_id))
+        request_id.traceparent.set(None)
+        progress = _Throttle(job, self._send_progress if _wants_progress(job.get("input")) else None)
         try:
-            answer = await self._actions.perform(job.get("input"), job_id, progress)
+            answer = await self._actions.perform(input_of(job), job_id, progress)
         except WorkerError as error:
             answer = self._failed(error, job_id)
         except Exception as error:
@@ -78,18 +81,24 @@ class ServerlessDoor:
         return answer
 
 
+def _wants_progress(payload: object) -> bool:
+    return not isinstance(payload, dict) or payload.get("progress") is not False
+
+
 class _Throttle:
     """Progress at most once a second, in order, and none in the last moments before the result."""
 
     def __init__(self, job: dict[str, Any], send: Send | None) -> None:
         self._job, self._send = job, send
         self._last = time.monotonic()
+        self._latest: Progress | None = None
         self._sent = False
         self._lock = threading.Lock()
 
     def __call__(self, progress: Progress) -> None:
         finished = progress.total > 0 and progress.step >= progress.total
         with self._lock:
+            self._latest = progress = progress.after(self._latest)
             now = time.monotonic()
             if self._send is None or finished or now - self._last < PROGRESS_EVERY_S:
                 return
@@ -127,7 +136,7 @@ def saving(handler: Handler, folder: Path, say: Callable[[str], None]) -> Handle
         files = answer.get(several)
         if "error" in answer:
             say(f"failed: {answer['error']}")
-        if not isinstance(files, list) or answer.get(f"{one}_url"):
+        if not isinstance(files, list) or answer.get(f"{one}_url") or answer.get(f"{one}_path"):
             return answer
         paths = [str(save_picture(base64.b64decode(text), folder, answer, index)) for index, text in enumerate(files)]
         for path in paths:

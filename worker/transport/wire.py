@@ -5,14 +5,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import JsonValue, ValidationError
 
+from worker.core.adapter import ADAPTER_SPECS
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
-from worker.core.model import LoraSpec
-from worker.core.request import GenerationRequest, OutputOptions
+from worker.core.finishing import RefinerSpec, UpscaleSpec
+from worker.core.model import LoraSpec, Parsed
+from worker.core.request import FRAME_FORMATS, GenerationRequest, Margins, OutputOptions, S3Config
 from worker.core.result import JobResult, Progress
+from worker.media.images import encode, to_base64
 
 Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "preload", "unload"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -33,11 +36,29 @@ ALIASES: Mapping[str, str] = {
     "n": "num_images",
     "num_outputs": "num_images",
     "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "schedule_type": "schedule",
+    "flow_shift": "shift",
     "lora": "loras",
+    "controlnet": "controlnets",
+    "ip_adapter": "ip_adapters",
+    "embedding": "embeddings",
+    "hypernetwork": "hypernetworks",
+    "upscaler": "upscale",
 }
 _COMMON = frozenset(GenerationRequest.model_fields) - {"params"}
-_LATER = {"embeddings", "controlnets", "ip_adapters", "vae", "hypernetworks", "previews", "s3Config"}
+# The fields that hold objects with fields of their own.
+_OBJECTS: Mapping[str, type[Parsed]] = {
+    "loras": LoraSpec,
+    "output": OutputOptions,
+    "refiner": RefinerSpec,
+    "upscale": UpscaleSpec,
+    "outpaint": Margins,
+    "s3Config": S3Config,
+    **ADAPTER_SPECS,
+}
 _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
+PREVIEW_QUALITY = 80
 _MAX_DEPTH = 16
 _MAX_KEYS = 200
 _MAX_PARTS = 10_000
@@ -50,6 +71,13 @@ class Envelope:
 
     action: Action
     fields: Mapping[str, JsonValue]
+    traceparent: JsonValue = None
+
+
+def input_of(job: Mapping[str, Any]) -> Any:
+    """The input of a job as it is handed in; RunPod's API has the caller's bucket beside it."""
+    payload, bucket = job.get("input"), job.get("s3Config")
+    return {"s3Config": bucket, **payload} if bucket is not None and isinstance(payload, dict) else payload
 
 
 def decode_envelope(payload: object) -> Envelope:
@@ -58,7 +86,7 @@ def decode_envelope(payload: object) -> Envelope:
         raise InvalidRequest(f"input must be a JSON object; {_kind(payload)} was sent.", field="input")
     _check_json(payload)
     fields = dict(payload)
-    action = fields.pop("action", None)
+    action, traceparent = fields.pop("action", None), fields.pop("traceparent", None)
     if action is None:
         action = "generate"
     if not isinstance(action, str):
@@ -67,27 +95,29 @@ def decode_envelope(payload: object) -> Envelope:
         near = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
         fix = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(ACTIONS)}."
         raise InvalidRequest(f"action {_shown(action)} is not known; {fix}", field="action")
-    return Envelope(action, _canonical(fields))
+    return Envelope(action, _canonical(fields), traceparent)
 
 
 def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     """Canonical fields to a request. What only a model's schema knows is left for it in `params`."""
     common = {name: value for name, value in fields.items() if name in _COMMON and value is not None}
     params = {name: value for name, value in fields.items() if name not in _COMMON and value is not None}
-    for name in params:
-        if name in _LATER:
-            raise UnknownParameter(f"{name} is not served by this version of the worker; leave it out.", field=name)
-    if (loras := common.get("loras")) is not None:
-        common["loras"] = loras if isinstance(loras, list) else [loras]
+    for name in ("loras", *ADAPTER_SPECS):
+        if (sent := common.get(name)) is not None:
+            common[name] = sent if isinstance(sent, list) else [sent]
     if _flat(common.get("image")) and isinstance(common["image"], list):
         common["images"] = [*_flat(common.pop("image")), *_flat(common.get("images"))]
     for name in _LISTS:
         if isinstance(common.get(name), str):
             common[name] = [common[name]]
     try:
-        return GenerationRequest.model_validate({**common, "params": params})
+        request = GenerationRequest.model_validate({**common, "params": params})
     except ValidationError as error:
         raise _field_error(error) from None
+    output = request.output
+    if request.s3Config is not None and "delivery" not in output.model_fields_set:  # why else would it be sent
+        return request.model_copy(update={"output": output.model_copy(update={"delivery": "s3"})})
+    return request
 
 
 def decode_model(fields: Mapping[str, JsonValue]) -> str | None:
@@ -107,12 +137,13 @@ def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
 
 
 def encode_result(result: JobResult, files: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
-    """CONTRACT §4. `files` are base64, or URLs when they were uploaded: pictures, or else videos."""
+    """CONTRACT §4. `files` are base64, or URLs when they were uploaded: pictures, a video's frames, or videos."""
     first = result.artifacts[0]
     timings = result.timings
     shown: dict[str, JsonValue] = {"image": files[0], "images": [*files]}
     if first.is_video:
-        shown = {"video": files[0], "videos": [*files], "num_frames": len(first.frames), "fps": first.fps}
+        shown = shown if format_ in FRAME_FORMATS else {"video": files[0], "videos": [*files]}
+        shown |= {"num_frames": len(first.frames), "fps": first.fps}
     return {
         **shown,
         "seed": first.seed,
@@ -139,6 +170,17 @@ def encode_result(result: JobResult, files: list[str], format_: str, encode_s: f
             }
             for lora in result.loras
         ],
+        "adapters": [
+            {
+                "kind": item.kind.value,
+                "model": item.model,
+                "weight": item.weight,
+                "sha256": item.sha256,
+                "tokens": [*item.tokens],
+            }
+            for item in result.adapters
+        ],
+        "safety": [{"flagged": item.flagged, "label": item.label, "score": item.score} for item in result.safety],
         "timings": {
             "queue_s": round(timings.queue_s, 4),
             "download_s": round(timings.download_s, 4),
@@ -153,7 +195,7 @@ def encode_result(result: JobResult, files: list[str], format_: str, encode_s: f
             "pixel_steps": result.usage.pixel_steps,
             "peak_memory_gb": round(result.usage.peak_memory_gb, 3),
             "bytes_downloaded": result.usage.bytes_downloaded,
-            "cost_usd": None,
+            "cost_usd": None if (cost := result.usage.cost_usd) is None else round(cost, 8),
         },
         "reproduce": {
             "model": result.reproduce.model,
@@ -163,6 +205,13 @@ def encode_result(result: JobResult, files: list[str], format_: str, encode_s: f
         },
         "warnings": [*result.warnings],
     }
+
+
+def encode_seconds(answer: Mapping[str, JsonValue]) -> float:
+    """What the pictures of an answer of `encode_result` took to encode."""
+    timings = answer["timings"]
+    seconds = timings["encode_s"] if isinstance(timings, dict) else 0.0
+    return seconds if isinstance(seconds, float) else 0.0
 
 
 def encode_error(error: WorkerError, request_id: str) -> dict[str, JsonValue]:
@@ -183,8 +232,16 @@ def encode_error(error: WorkerError, request_id: str) -> dict[str, JsonValue]:
 
 
 def encode_progress(progress: Progress) -> dict[str, JsonValue]:
-    """What a progress update says."""
-    return {"phase": progress.phase, "step": progress.step, "total": progress.total, "message": progress.message}
+    """What a progress update says; `preview` is the base64 of a JPEG."""
+    said: dict[str, JsonValue] = {
+        "phase": progress.phase,
+        "step": progress.step,
+        "total": progress.total,
+        "message": progress.message,
+    }
+    if progress.preview is not None:
+        said["preview"] = to_base64(encode(progress.preview, "jpeg", PREVIEW_QUALITY))
+    return said
 
 
 def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -205,6 +262,7 @@ def _flat(value: JsonValue) -> list[JsonValue]:
     return [] if value is None else [value]
 
 
+# Fields that are objects of their own.
 # pydantic's error types in words that stand after "must be".
 _MUST: Mapping[str, str] = {
     "string_type": "a text",
@@ -217,6 +275,7 @@ _MUST: Mapping[str, str] = {
     "model_type": "an object",
     "dict_type": "an object",
     "tuple_type": "a list",
+    "too_long": "a list of at most {max_length}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
     "less_than_equal": "at most {le}",
@@ -233,7 +292,7 @@ def _field_error(error: ValidationError) -> WorkerError:
     field = _utf8(str(loc[0]))[:80] if loc else "input"
     name = _utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
     if first["type"] == "extra_forbidden":
-        known = [*(LoraSpec if field == "loras" else OutputOptions).model_fields]
+        known = [info.alias or name for name, info in _OBJECTS[field].model_fields.items()]
         near = difflib.get_close_matches(str(loc[-1])[:80], known, n=1)
         fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
         return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
@@ -245,6 +304,7 @@ def _field_error(error: ValidationError) -> WorkerError:
     words = str(limits.get("expected", "")).replace(" or ", ", ").split(", ")
     near = difflib.get_close_matches(sent[:40].lower(), words, n=1) if isinstance(sent, str) else []
     size = f"{len(sent)} characters were" if first["type"] == "string_too_long" else f"{_shown(sent)} was"
+    size = f"{limits.get('actual_length')} were" if first["type"] == "too_long" else size
     hint = f"Did you mean {near[0]}?" if near else None
     return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
 

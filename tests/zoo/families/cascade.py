@@ -81,6 +81,8 @@ def _stable_cascade() -> dict[str, Any]:
         "vqgan": _vqgan(),
         "prior_tokenizer": parts.clip_tokenizer(),
         "prior_text_encoder": parts.clip_text_projected(),
+        "prior_image_encoder": parts.clip_vision_projected(),
+        "prior_feature_extractor": parts.clip_image_processor(),
         "prior_prior": prior.eval(),
         "prior_scheduler": DDPMWuerstchenScheduler(),
     }

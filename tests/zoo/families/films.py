@@ -101,6 +101,7 @@ def _i2vgen() -> dict[str, Any]:
 
 
 _CONTROL = {"conditioning_frames": Clip(4)}
+_FRAMES = {"frame_ids": [0, 1, 2, 3]}
 _ZERO = {**SIZED, "num_inference_steps": 4, "t0": 1, "t1": 2}
 
 RECIPES = (
@@ -127,8 +128,15 @@ RECIPES = (
         lambda: {**sd1(), **parts.safety_checker()},
         {**_ZERO, "num_frames": 4},
         call={**_ZERO, "video_length": 4},
+        values=_FRAMES,
     ),
-    Recipe("TextToVideoZeroSDXLPipeline", sdxl, {**_ZERO, "num_frames": 4}, call={**_ZERO, "video_length": 4}),
+    Recipe(
+        "TextToVideoZeroSDXLPipeline",
+        sdxl,
+        {**_ZERO, "num_frames": 4},
+        call={**_ZERO, "video_length": 4},
+        values=_FRAMES,
+    ),
     Recipe(
         "I2VGenXLPipeline",
         _i2vgen,

@@ -6,6 +6,7 @@ from tests.zoo.families.stable_diffusion import bare
 from tests.zoo.recipe import Picture, Recipe
 
 _REQUEST = {"image": Picture(), "num_inference_steps": 2, "processing_resolution": 64}
+_SEVERAL = {"ensemble_size": 3}  # fewer have no uncertainty
 _MATERIALS = {
     "target_names": ["albedo", "material"],
     "albedo": {"prediction_space": "srgb", "up_to_scale": False},
@@ -18,8 +19,8 @@ def _marigold(**unet: object) -> dict[str, Any]:
 
 
 RECIPES = (
-    Recipe("MarigoldDepthPipeline", lambda: {**_marigold(), "prediction_type": "depth"}, _REQUEST),
-    Recipe("MarigoldNormalsPipeline", lambda: {**_marigold(), "prediction_type": "normals"}, _REQUEST),
+    Recipe("MarigoldDepthPipeline", lambda: {**_marigold(), "prediction_type": "depth"}, _REQUEST, values=_SEVERAL),
+    Recipe("MarigoldNormalsPipeline", lambda: {**_marigold(), "prediction_type": "normals"}, _REQUEST, values=_SEVERAL),
     Recipe(
         "MarigoldIntrinsicsPipeline",
         lambda: {
@@ -28,5 +29,6 @@ RECIPES = (
             "target_properties": _MATERIALS,
         },
         _REQUEST,
+        values=_SEVERAL,
     ),
 )

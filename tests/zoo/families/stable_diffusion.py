@@ -164,6 +164,8 @@ def _latent_super_resolution() -> dict[str, Any]:
     return {"vqvae": vqvae.eval(), "unet": unet.eval(), "scheduler": parts.ddim()}
 
 
+_LONGER = {"original_inference_steps": 50}  # of which a few are taken
+
 RECIPES = (
     Recipe("StableDiffusionPipeline", sd1, SIZED),
     Recipe("StableDiffusionImg2ImgPipeline", sd1, REDRAW),
@@ -175,8 +177,18 @@ RECIPES = (
     Recipe("StableDiffusionUpscalePipeline", _upscale, {**PROMPT, "image": Picture(16, 16)}),
     Recipe("StableUnCLIPPipeline", _unclip, {**SIZED, "prior_num_inference_steps": 2}),
     Recipe("StableUnCLIPImg2ImgPipeline", _unclip_image, {**IMAGE, "width": 64, "height": 64}),
-    Recipe("LatentConsistencyModelPipeline", _lcm, {"prompt": "a red apple", "width": 64, "height": 64, **STEPS}),
-    Recipe("LatentConsistencyModelImg2ImgPipeline", _lcm, {"prompt": "a red apple", "image": Picture(), **STEPS}),
+    Recipe(
+        "LatentConsistencyModelPipeline",
+        _lcm,
+        {"prompt": "a red apple", "width": 64, "height": 64, **STEPS},
+        values=_LONGER,
+    ),
+    Recipe(
+        "LatentConsistencyModelImg2ImgPipeline",
+        _lcm,
+        {"prompt": "a red apple", "image": Picture(), **STEPS},
+        values=_LONGER,
+    ),
     Recipe("LDMTextToImagePipeline", _latent_text_to_image, {"prompt": "a red apple", **STEPS}),
     Recipe("LDMSuperResolutionPipeline", _latent_super_resolution, {"image": Picture(32, 32), **STEPS}),
 )

@@ -132,5 +132,7 @@ RECIPES = (
         _EDIT,
         call={"editing_prompt": ["a green pear"]},
         before=_invert,
+        # Of the sizes of attention that it makes masks of a tiny model has none.
+        values={"use_cross_attn_mask": None, "use_intersect_mask": None},
     ),
 )

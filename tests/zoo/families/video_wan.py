@@ -124,9 +124,11 @@ def _helios(**scheduler: Any) -> dict[str, Any]:
     return _parts(HeliosTransformer3DModel(**sizes, rope_dim=(8, 4, 4)), HeliosScheduler(**scheduler))
 
 
+_NO_LAST = {"last_image": None}  # only some of these weights have room for it
+
 RECIPES = (
     Recipe("WanPipeline", _wan, _TEXT),
-    Recipe("WanImageToVideoPipeline", _wan_image, _IMAGE, needs=_FTFY),
+    Recipe("WanImageToVideoPipeline", _wan_image, _IMAGE, needs=_FTFY, values=_NO_LAST),
     Recipe("WanVideoToVideoPipeline", _wan, {**_VIDEO, "strength": 0.8, "num_inference_steps": 3}, needs=_FTFY),
     Recipe("WanVACEPipeline", _vace, {**_TEXT, "video": Clip(5)}, needs=_FTFY),
     Recipe(
@@ -138,7 +140,7 @@ RECIPES = (
     Recipe("LucyEditPipeline", _lucy, {**_TEXT, "video": Clip(5)}, needs=_FTFY),
     Recipe("ChronoEditPipeline", _chrono_edit, _IMAGE, needs=_FTFY),
     Recipe("SkyReelsV2Pipeline", _sky_reels, _TEXT, needs=_FTFY),
-    Recipe("SkyReelsV2ImageToVideoPipeline", _sky_reels_image, _IMAGE, needs=_FTFY),
+    Recipe("SkyReelsV2ImageToVideoPipeline", _sky_reels_image, _IMAGE, needs=_FTFY, values=_NO_LAST),
     Recipe("SkyReelsV2DiffusionForcingPipeline", _sky_reels_forcing, _TEXT, needs=_FTFY),
     Recipe("SkyReelsV2DiffusionForcingImageToVideoPipeline", _sky_reels_forcing, _IMAGE, needs=_FTFY),
     Recipe(
@@ -148,7 +150,7 @@ RECIPES = (
         needs=_FTFY,
     ),
     Recipe("AnyFlowPipeline", _any_flow, _TEXT),
-    Recipe("AnyFlowFARPipeline", _any_flow_far, _TEXT),
+    Recipe("AnyFlowFARPipeline", _any_flow_far, _TEXT, values={"chunk_partition": [1, 1]}),
     Recipe("HeliosPipeline", lambda: _helios(stages=1), {**_TEXT, "num_latent_frames_per_chunk": 2}, needs=_FTFY),
     Recipe(
         "HeliosPyramidPipeline",

@@ -106,7 +106,8 @@ RECIPES = (
     ),
     # a picture to edit is encoded in bfloat16 whatever the VAE is, which float32 cannot do
     Recipe("ZImageOmniPipeline", _z_omni, _BOTH),
-    Recipe("Flux2Pipeline", _flux2_dev, _TEXT),
+    # Its writer is too small to write a better prompt.
+    Recipe("Flux2Pipeline", _flux2_dev, _TEXT, values={"caption_upsample_temperature": None}),
     Recipe("Flux2KleinPipeline", _flux2_klein, {**_TEXT, "image": Picture()}),
     Recipe("Flux2KleinInpaintPipeline", _flux2_klein, {**_TEXT, "image": Picture(), "mask_image": Mask()}),
     Recipe("Flux2KleinKVPipeline", _flux2_klein, {**_TEXT, "image": Picture()}),

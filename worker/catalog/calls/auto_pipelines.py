@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
+from worker.catalog.calls.source_text import parsed
 from worker.core.model import Task
 
 _TABLES = {
@@ -37,7 +38,7 @@ def _families() -> dict[str, dict[Task, str]]:
     path = Path(spec.origin).parent / "pipelines" / "auto_pipeline.py"
     families: dict[str, dict[Task, str]] = {}
     if path.is_file():
-        for table, family, name in _entries(ast.parse(path.read_text(encoding="utf-8"))):
+        for table, family, name in _entries(parsed(path.read_text(encoding="utf-8"))):
             families.setdefault(family, {})[_TABLES[table]] = name
     return families
 

@@ -2,10 +2,11 @@
 
 import difflib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import JsonValue
 
+from worker.catalog.calls import sampling
 from worker.catalog.calls.schema import (
     COMMON,
     REQUEST_DEFAULTS,
@@ -15,7 +16,7 @@ from worker.catalog.calls.schema import (
     model_defaults,
     parameters,
 )
-from worker.catalog.calls.signatures import BOUNDS, DENIED, Schema, call_parameters
+from worker.catalog.calls.signatures import BOUNDS, DENIED, Schema, call_parameters, redraws_by_strength
 from worker.catalog.calls.sizes import size_bounds
 from worker.catalog.calls.tasks import FROM_TEXT, architecture_of, declared, media_slots, pipeline_for, tasks_of
 from worker.catalog.calls.values import check_value
@@ -32,7 +33,6 @@ def check_parameters(
     task: Task,
     *,
     max_images: int,
-    schedulers: Sequence[str] = (),
     aliases: Collection[str] = (),
     lightning: bool = False,
 ) -> dict[str, JsonValue]:
@@ -40,7 +40,7 @@ def check_parameters(
 
     Raises UnknownParameter or ParameterOutOfRange, naming the field. `aliases` only widen the "did you mean".
     """
-    properties = parameters(spec, detection, task, max_images=max_images, schedulers=schedulers, lightning=lightning)
+    properties = parameters(spec, detection, task, max_images=max_images, lightning=lightning)
     for name in raw:
         if name not in properties:
             raise unsupported(str(name), spec, detection, task, aliases=aliases)
@@ -53,7 +53,9 @@ def check_parameters(
             )
     defaults = effective_defaults(properties, model_defaults(spec, detection, task, lightning))
     merged = defaults | by_meaning(checked, names)
-    _check_together(merged, spec, detection)
+    if isinstance(sigmas := merged.get("sigmas"), list) and "num_inference_steps" in properties:
+        merged["num_inference_steps"] = len(sigmas)  # which some pipelines compare, and most replace
+    _check_together(effective_defaults(properties, ("strength",)) | merged, spec, detection, task)
     return merged
 
 
@@ -76,7 +78,8 @@ def check_defaults(spec: ModelSpec) -> None:
         elif complete or _near(name, merged):
             raise unsupported(name, spec, detection, tasks[0])
     for task in tasks if row else ():  # together, too: a size over max_pixels would refuse every request
-        check_parameters({}, spec, detection, task, max_images=1)
+        whole = check_parameters({}, spec, detection, task, max_images=1)
+        sampling.choose(whole, whole, sampling.fit_of(spec, detection, task), spec.id)
 
 
 def unsupported(
@@ -104,7 +107,7 @@ def unsupported(
         text = f"{shown} is set by the worker and cannot be sent to {family}; leave it out."
     elif name in _INSTEAD:
         text = f"{name} is set by the worker and cannot be sent to {family}; send {_INSTEAD[name]} instead."
-    elif name in BOUNDS or name in COMMON or name == "negative_prompt":
+    elif name in BOUNDS or name in COMMON or name in ("negative_prompt", "prompt_weighting"):
         text = f"{name} is a parameter of other model families, not of {family}; leave it out."
     elif near is not None:
         text = f"{shown} is not a parameter of {task} by {family}; did you mean {near}?"
@@ -124,13 +127,18 @@ def _near(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(wanted, names, n=1, cutoff=0.7) or starts), None)
 
 
-def _check_together(merged: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection | None) -> None:
+def _check_together(merged: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection | None, task: Task) -> None:
     """Bounds that no single field has."""
     width, height, limit = merged.get("width"), merged.get("height"), size_bounds(spec, detection).max_pixels
     if isinstance(width, int) and isinstance(height, int) and width * height > limit:
         text = f"width x height must be at most {limit:,} pixels; {width} x {height} is {width * height:,}"
         raise ParameterOutOfRange(f"{text}: lower width or height.", field="width", details={"max_pixels": limit})
-    steps, strength = merged.get("num_inference_steps"), merged.get("strength")
-    if isinstance(steps, int) and isinstance(strength, int | float) and int(steps * strength) < 1:
+    schedule = merged.get("timesteps") or merged.get("sigmas")
+    steps = len(schedule) if isinstance(schedule, list) else merged.get("num_inference_steps")
+    strength = merged.get("strength")
+    if not (isinstance(steps, int) and isinstance(strength, int | float)) or int(steps * strength) >= 1:
+        return
+    # 0 says plainly that nothing is to be redrawn, and only an upscaler has then nothing to give.
+    if redraws_by_strength(pipeline_for(spec, detection, task)) and (strength > 0 or task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")

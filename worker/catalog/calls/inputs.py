@@ -30,6 +30,7 @@ class Slot:
     form: Form = "picture"
     required: bool = False
     fitted: bool = True
+    alpha: bool = False  # whether transparency is kept; all others see it as white
 
     @property
     def several(self) -> bool:
@@ -127,12 +128,17 @@ _EXCEPTIONS: Mapping[str, tuple[Slot, ...]] = {
     ),
     "VisualClozePipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
     "VisualClozeGenerationPipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
+    "SpandrelUpscalePipeline": (Slot("image", _IMAGE, required=True, fitted=False, alpha=True),),
     "RePaintPipeline": (Slot("mask_image", ("mask_image",), "unmask", required=True),),
 }
 # Parameters that `_NAMED` or a type would take for pictures and that stay unset: another one carries the same.
 _UNUSED: Mapping[str, frozenset[str]] = {
     "LTXConditionPipeline": frozenset({"conditions"}),
     "LTX2InContextPipeline": frozenset({"conditions"}),
+    "AnyFlowFARPipeline": frozenset({"video"}),  # of which it wants the tensor
+    # Wants a UNet of nine channels, which only one deprecated checkpoint has.
+    "StableDiffusionGLIGENPipeline": frozenset({"gligen_inpaint_image"}),
+    "StableDiffusionGLIGENTextImagePipeline": frozenset({"gligen_inpaint_image"}),
 }
 
 

@@ -2,30 +2,46 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import JsonValue
 
 from worker.catalog.architectures import variant_defaults
+from worker.catalog.calls.adapters import adapter_fields, all_adapter_fields
+from worker.catalog.calls.controls import control_call, controlled_rows, known_modes, most_controls
 from worker.catalog.calls.inputs import FIELDS, Slot, missing_fields
+from worker.catalog.calls.refusals import PART_OF, UNTAKEN
+from worker.catalog.calls.sampling import LISTS, fit_of, sampling_properties
 from worker.catalog.calls.signatures import BOUNDS, DENIED, Schema, bounded, call_parameters
 from worker.catalog.calls.sizes import default_fps, image_limit, size_bounds, step_limit
 from worker.catalog.calls.tasks import FROM_TEXT, architecture_of, draws_video, media_slots, pipeline_for, tasks_of
 from worker.catalog.calls.values import is_valid
+from worker.catalog.calls.words import clip_skip_limit, prompt_form
+from worker.catalog.kinds.companions import UPSCALE_PIPELINE
 from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Detection, ModelSpec, Task
+from worker.core.prompt import PROMPT_WEIGHTINGS
 from worker.core.request import PICTURE_FORMATS, VIDEO_FORMATS, GenerationRequest
 
 REQUEST_DEFAULTS = ("negative_prompt",)  # a model's defaults that fill fields of the request itself
 COMMON = tuple(name for name in GenerationRequest.model_fields if name != "params")
 # How pipelines call the number of frames, where it is not num_frames.
 _FRAMES = ("video_length", "frames")
+_WEIGHTING = (
+    "Whether (word), [word], (word:1.3) and BREAK weigh and part the prompts and long ones are read in chunks, as in "
+    "AUTOMATIC1111's web UI: a1111 always, none never, auto where a prompt has such marks or is too long. Models that "
+    "read prose with a T5 take only (word:1.3) and BREAK for a mark under auto."
+)
 
 
 def takes_negative_prompt(spec: ModelSpec, detection: Detection | None, task: Task | None = None) -> bool:
     """Whether the model reads `negative_prompt`: its family does, and for `task` so does the class."""
     row = architecture_of(spec, detection)
-    signature = call_parameters(pipeline_for(spec, detection, task) or "") if task else None
-    return (row is None or row.negative_prompt) and (signature is None or "negative_prompt" in signature)
+    pipeline = pipeline_for(spec, detection, task) or "" if task else ""
+    signature = call_parameters(pipeline)
+    if signature is not None and ("negative_prompt" not in signature or "negative_prompt" in UNTAKEN.get(pipeline, ())):
+        return False
+    return row is None or row.negative_prompt
 
 
 def prompt_parameter(class_name: str | None) -> str | None:
@@ -53,7 +69,6 @@ def parameters(
     task: Task,
     *,
     max_images: int,
-    schedulers: Sequence[str] = (),
     lightning: bool = False,
 ) -> dict[str, Schema]:
     """The JSON Schema of every parameter the model takes for `task`, with bounds and defaults, by diffusers name.
@@ -66,10 +81,10 @@ def parameters(
         if default is not None and is_valid(default, limited):
             limited["default"] = default
         properties[name] = limited
-    text = "Sampler by diffusers or A1111 name; the model's own when left out."
-    properties["scheduler"] = {"type": "string", "minLength": 1, "maxLength": 64, "description": text}
-    if schedulers:
-        properties["scheduler"]["examples"] = [*schedulers]
+    fit = fit_of(spec, detection, task)
+    properties = {name: item for name, item in properties.items() if name not in LISTS or fit.takes(name)}
+    if pipeline_for(spec, detection, task) != UPSCALE_PIPELINE:
+        properties |= sampling_properties(fit)
     for name, own in meanings(spec, detection, task).items():
         if own in properties and name not in properties:
             text = f"Taken as {own}, which is this family's name for it."
@@ -81,6 +96,9 @@ def parameters(
             }
             properties[name]["description"] = text
     pipeline = pipeline_for(spec, detection, task)
+    if prompt_form(spec, detection, pipeline) is not None:
+        properties["prompt_weighting"] = {"type": "string", "enum": [*PROMPT_WEIGHTINGS], "default": "auto"}
+        properties["prompt_weighting"]["description"] = _WEIGHTING
     if draws_video(pipeline, task) and pipeline is not None and "fps" not in properties:
         properties["fps"] = bounded("fps", {"type": "number"}, 1)
         if "frame_rate" not in properties:
@@ -93,8 +111,8 @@ def parameters(
     return properties
 
 
-def effective_defaults(properties: Mapping[str, Schema], given: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """`given`'s defaults as they stand in `properties`: those the pipeline takes, clamped to its bounds."""
+def effective_defaults(properties: Mapping[str, Schema], given: Collection[str]) -> dict[str, JsonValue]:
+    """The defaults of `given` as they stand in `properties`: those the pipeline takes, clamped to its bounds."""
     return {name: properties[name]["default"] for name in given if "default" in properties.get(name, {})}
 
 
@@ -149,16 +167,27 @@ def _taken(spec: ModelSpec, detection: Detection | None, task: Task) -> Iterator
         for name, value in (row.defaults if row else {}).items():
             if name not in found and isinstance(value, int | float):
                 found[name] = ({"type": _json_type(value)}, None)
+    untaken = UNTAKEN.get(pipeline or "", frozenset())
     for parameter in (signature or {}).values():
         if parameter.schema is None or parameter.schema == {"type": "null"} or DENIED.fullmatch(parameter.name):
             continue
+        if parameter.name in untaken or parameter.name in COMMON or _lacks_part(parameter.name, detection):
+            continue
         if parameter.name != "strength" or task not in FROM_TEXT:
             found[parameter.name] = (parameter.schema, parameter.default)
-    if task not in FROM_TEXT:  # where the class takes no size, the picture is brought to it beforehand
+    if (
+        task not in FROM_TEXT and pipeline != UPSCALE_PIPELINE
+    ):  # where the class takes no size, the picture is brought to it beforehand
         found |= {name: ({"type": "integer"}, None) for name in ("width", "height")}
     first = [name for name in ("width", "height", "num_inference_steps") if name in found]
     for name in [*first, *(name for name in found if name not in first)]:
         yield name, *found[name]
+
+
+def _lacks_part(name: str, detection: Detection | None) -> bool:
+    """Whether this parameter is for a component that the repository says it does not have."""
+    parts = detection.parts if detection else ()
+    return bool(parts) and name in PART_OF and PART_OF[name] not in parts
 
 
 def _json_type(value: JsonValue) -> str:
@@ -176,6 +205,9 @@ def _property(name: str, schema: Schema, spec: ModelSpec, detection: Detection |
     steps = step_limit(spec, detection)
     if name == "num_inference_steps":
         return {"type": "integer", "minimum": 1, "maximum": steps, "description": "Denoising steps."}
+    if name == "clip_skip":
+        number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(spec, detection)}
+        return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
     return bounded(name, schema, steps)
 
 
@@ -189,9 +221,7 @@ def _clamped(value: JsonValue, schema: Schema) -> JsonValue:
     return low if isinstance(low, int | float) and value < low else value
 
 
-def model_schema(
-    spec: ModelSpec, detection: Detection | None, *, max_images: int, max_loras: int, schedulers: Sequence[str] = ()
-) -> Schema:
+def model_schema(spec: ModelSpec, detection: Detection | None, *, max_images: int, max_loras: int) -> Schema:
     """The JSON Schema (2020-12) of a request for this model: the common fields and the parameters of all its tasks."""
     tasks = tasks_of(spec, detection)
     generated = GenerationRequest.model_json_schema()
@@ -201,7 +231,7 @@ def model_schema(
     properties |= {name: dict(generated["properties"][name]) for name in COMMON}
     lightning = spec.lightning is not None
     for task in tasks:
-        taken = parameters(spec, detection, task, max_images=max_images, schedulers=schedulers, lightning=lightning)
+        taken = parameters(spec, detection, task, max_images=max_images, lightning=lightning)
         for name, own in taken.items():  # the first task's defaults are the ones shown
             properties[name] = {**own, **properties[name]} if name in properties else own
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
@@ -209,6 +239,15 @@ def model_schema(
     properties["task"] = {"type": "string", "enum": [*tasks], "description": properties["task"]["description"]}
     lora: JsonValue = {"anyOf": [{"$ref": "#/$defs/LoraSpec"}, {"type": "string", "minLength": 1}]}
     properties["loras"] |= {"maxItems": max_loras, "items": lora}
+    for name, kind in (("refiner", "RefinerSpec"), ("upscale", "UpscaleSpec")):  # a reference alone will do
+        properties[name] = {
+            "anyOf": [{"$ref": f"#/$defs/{kind}"}, {"type": "string", "minLength": 1}],
+            "description": properties[name]["description"],
+        }
+    if pipeline_for(spec, detection, Task.UPSCALING) == UPSCALE_PIPELINE:
+        del properties["loras"]
+    for name, kind in (("embeddings", "EmbeddingSpec"), ("hypernetworks", "HypernetworkSpec")):
+        properties[name]["items"] = {"anyOf": [{"$ref": f"#/$defs/{kind}"}, {"type": "string", "minLength": 1}]}
     for name in ("images", "control_images", "video"):  # one may be sent without a list around it
         text = properties[name].pop("description")
         properties[name] = {"anyOf": [properties[name], {"type": "string"}], "description": text}
@@ -216,7 +255,16 @@ def model_schema(
         properties["negative_prompt"]["default"] = spec.defaults["negative_prompt"]
     if not any(takes_negative_prompt(spec, detection, task) for task in tasks or (Task.TEXT_TO_IMAGE,)):
         del properties["negative_prompt"]
+    offered = {field for task in tasks for field in adapter_fields(spec, detection, task)}
+    properties = {
+        name: item for name, item in properties.items() if name in offered or name not in all_adapter_fields()
+    }
+    if Task.INPAINTING not in tasks:
+        del properties["outpaint"]
     properties = _with_media(properties, spec, detection)
+    depending = (
+        _with_controls(properties, generated["$defs"], spec, detection, tasks) if "controlnets" in offered else ()
+    )
     output = generated["$defs"]["OutputOptions"]["properties"]["format"]
     output["anyOf"][0]["enum"] = _formats(spec, detection)
     needed = [
@@ -230,16 +278,50 @@ def model_schema(
         "title": f"A request for {spec.id}",
         "type": "object",
         "properties": {name: properties[name] for name in properties},
-        "required": [*needed],
+        "required": [name for name in needed if name != "mask_image" or "outpaint" not in properties],
         "additionalProperties": False,
         "$defs": generated["$defs"],
         "examples": [_example(spec, properties, needed)],
     }
     if spec.description:
         schema["description"] = spec.description
-    if "strength" in properties and "image" not in needed:
-        schema["dependentRequired"] = {"strength": ["image"]}
+    dependent: Schema = {name: ["controlnets"] for name in depending}
+    if "image" not in needed:
+        # What starts from a video has a strength too.
+        starts = ("outpaint",) if "video" in properties else ("strength", "outpaint")
+        dependent |= {name: ["image"] for name in starts if name in properties}
+    if "mask_image" in needed and "outpaint" in properties:  # whose margins are one
+        schema["anyOf"] = [{"required": ["mask_image"]}, {"required": ["outpaint"]}]
+    if dependent:
+        schema["dependentRequired"] = dependent
     return schema
+
+
+def _with_controls(
+    properties: dict[str, Schema],
+    objects: dict[str, Any],
+    spec: ModelSpec,
+    detection: Detection | None,
+    tasks: Sequence[Task],
+) -> tuple[str, ...]:
+    """Write into `properties` what `controlnets` may hold; returns the parameters that come with them."""
+    rows = [row for task in tasks for row in controlled_rows(spec, detection, task)]
+    item: Schema = {"anyOf": [{"$ref": "#/$defs/ControlNetSpec"}, {"type": "string", "minLength": 1}]}
+    properties["controlnets"] |= {"items": item, "maxItems": most_controls(rows)}
+    fields, modes = objects["ControlNetSpec"]["properties"], known_modes(rows)
+    if modes:
+        fields["mode"]["anyOf"][0] = {"type": "string", "enum": [*modes]}
+    else:
+        del fields["mode"]
+    added: dict[str, Schema] = {}
+    for task in tasks:
+        for row in controlled_rows(spec, detection, task):
+            told = {*control_call(row.pipeline)}
+            called = spec.model_copy(update={"pipeline": row.pipeline, "tasks": (task,)})
+            own = parameters(called, detection, task, max_images=1)
+            added |= {name: item for name, item in own.items() if name not in properties and name not in told}
+    properties |= added
+    return tuple(added)
 
 
 def needed_fields(spec: ModelSpec, detection: Detection | None, task: Task) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from worker.catalog.calls.source_text import parsed
+
 Schema = dict[str, JsonValue]
 
 # `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
@@ -28,6 +30,9 @@ _MATRIX: Schema = {
     "type": "array",
     "items": {"anyOf": [{"type": "number"}, _ROW, {"type": "array", "items": _ROW}]},
 }
+
+# The worker's own pipeline; its text is read like that of diffusers'.
+_OWN = {"SpandrelUpscalePipeline": Path(__file__).resolve().parents[2] / "engine" / "upscaling.py"}
 
 MAX_TEXT_CHARS = 8_000
 MAX_ITEMS = 1_024
@@ -48,7 +53,7 @@ BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "strength": (0, 1, "How much of the input picture is redrawn: near 0 keeps it, 1 ignores it."),
     "guidance_rescale": (0, 1, "Tones down over-exposure from a high guidance_scale."),
     "eta": (0, 1, "Noise that DDIM adds back at every step."),
-    "clip_skip": (0, 12, "Text encoder layers to leave out, counted from the last."),
+    "clip_skip": (0, 12, "Last layers of the text encoder to leave out: 1 is A1111's clip skip 2."),
     "denoising_start": (0, 1, "Fraction of the steps to skip at the start."),
     "denoising_end": (0, 1, "Fraction of the steps after which to stop."),
     "control_guidance_start": (0, 1, "Fraction of the steps at which control begins."),
@@ -63,6 +68,8 @@ BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "max_new_tokens": (1, 4_096, "Tokens that the model may write."),
     "noise_level": (0, 1_000, "Noise added to the input picture before upscaling."),
     "ensemble_size": (1, 16, "Runs that are averaged."),
+    "scale": (0.25, 8, "How many times as large the picture becomes; what the file is made for when left out."),
+    "tile": (64, 2_048, "Pixels a side that an upscaler sees at once: less takes less memory."),
     "padding_mask_crop": (0, 1_024, "Margin in pixels kept around the mask."),
 }
 # Names that no row above lists: by ending, so that a new pipeline's parameter is bounded too.
@@ -95,16 +102,55 @@ def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
     return None if found is None else MappingProxyType(found)
 
 
+def redraws_by_strength(class_name: str | None) -> bool:
+    """Whether `strength` says how much of what was sent is redrawn: LTX has a denoise_strength for that."""
+    signature = call_parameters(class_name or "")
+    return signature is None or ("strength" in signature and "denoise_strength" not in signature)
+
+
+@lru_cache(maxsize=512)
+def part_classes(class_name: str, part: str) -> frozenset[str]:
+    """The classes that a pipeline's `__init__` names for one of its parts; none where it has no such part."""
+    method = _method(class_name, "__init__")
+    found = _read(method.args, {}).get(part) if method else None
+    return frozenset(re.findall(r"\w+", found.annotation)) - {"None"} if found else frozenset()
+
+
+@lru_cache(maxsize=512)
+def needed_parts(class_name: str | None) -> frozenset[str]:
+    """The components without which this class cannot be made; empty where its source does not say."""
+    method = _method(class_name, "__init__")
+    if method is None:
+        return frozenset()
+    given = method.args.args[1 : len(method.args.args) - len(method.args.defaults)]
+    return frozenset(argument.arg for argument in given) - _optional_parts(class_name or "")
+
+
 @lru_cache(maxsize=512)
 def size_step(class_name: str | None) -> int | None:
     """What `check_inputs` wants a side to be a multiple of, where it says so in digits."""
+    method = _method(class_name, "check_inputs")
+    steps = [int(found) for found in _SIZE_STEP.findall(ast.unparse(method))] if method else []
+    return max(steps, default=None)
+
+
+def _method(class_name: str | None, name: str) -> ast.FunctionDef | None:
+    """A method that the class itself defines, in the first file that has it."""
     for path in _index().get(class_name or "", ()):
         definition = _definition(path, class_name or "")
         for part in definition.body if definition else ():
-            if isinstance(part, ast.FunctionDef) and part.name == "check_inputs":
-                steps = [int(found) for found in _SIZE_STEP.findall(ast.unparse(part))]
-                return max(steps, default=None)
+            if isinstance(part, ast.FunctionDef) and part.name == name:
+                return part
     return None
+
+
+def _optional_parts(class_name: str) -> frozenset[str]:
+    for path in _index().get(class_name, ()):
+        definition = _definition(path, class_name)
+        for part in definition.body if definition else ():
+            if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "_optional_components":
+                return frozenset(ast.literal_eval(part.value))
+    return frozenset()
 
 
 def known_pipelines() -> frozenset[str]:
@@ -115,7 +161,7 @@ def known_pipelines() -> frozenset[str]:
 def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, CallParameter] | None:
     if class_name in visited:
         return None
-    for path in _index().get(class_name, ()):
+    for path in (_OWN[class_name],) if class_name in _OWN else _index().get(class_name, ()):
         definition = _definition(path, class_name)
         if definition is None:
             continue
@@ -161,7 +207,7 @@ def _pipelines_folder() -> Path | None:
 
 def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+        tree = parsed(path.read_text(encoding="utf-8", errors="replace"))
     except SyntaxError:
         return None
     for node in tree.body:
@@ -175,11 +221,20 @@ def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
     checks = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "check_inputs"]
     found: dict[str, int | float] = {}
     for node in (inner for check in checks for inner in ast.walk(check)):
-        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and isinstance(node.ops[0], ast.Gt):
-            limit = node.comparators[0]
+        test = _alone(node.test) if isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) else None
+        if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and isinstance(test.ops[0], ast.Gt):
+            limit = test.comparators[0]
             if isinstance(limit, ast.Constant) and isinstance(limit.value, int | float):
-                found[node.left.id] = limit.value
+                found[test.left.id] = limit.value
     return found
+
+
+def _alone(test: ast.expr) -> ast.expr | None:
+    """A condition without `x is not None and`; None where it says more: that is a bound only together with others."""
+    if not isinstance(test, ast.BoolOp) or isinstance(test.op, ast.Or):
+        return test if isinstance(test, ast.Compare) else None
+    rest = [part for part in test.values if not (isinstance(part, ast.Compare) and isinstance(part.ops[0], ast.IsNot))]
+    return rest[0] if len(rest) == 1 else None
 
 
 def _read(arguments: ast.arguments, ceilings: Mapping[str, int | float]) -> dict[str, CallParameter]:
@@ -236,7 +291,7 @@ def json_schema(node: ast.expr) -> Schema | None:
             return {"type": "null"}
         if isinstance(node.value, str):  # a quoted annotation
             try:
-                return json_schema(ast.parse(node.value, mode="eval").body)
+                return json_schema(parsed(node.value, mode="eval").body)
             except SyntaxError:
                 return None
         return None

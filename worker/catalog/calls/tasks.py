@@ -7,7 +7,7 @@ from worker.catalog import architectures
 from worker.catalog.architectures import Architecture
 from worker.catalog.calls.auto_pipelines import auto_pipelines
 from worker.catalog.calls.inputs import VIDEO_TASKS, Slot, assign, default_slots, missing_fields, slots_of
-from worker.catalog.calls.signatures import call_parameters
+from worker.catalog.calls.signatures import call_parameters, needed_parts
 from worker.catalog.repositories import task_of
 from worker.core.model import Detection, Kind, ModelSpec, Task
 
@@ -17,6 +17,7 @@ FROM_TEXT = frozenset({Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO})
 _T2I, _T2V, _I2V, _V2V = Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
 # Classes whose name and signature together still mislead about what they do.
 _TASKS: Mapping[str, tuple[Task, ...]] = {
+    "SpandrelUpscalePipeline": (Task.UPSCALING,),
     "UniDiffuserPipeline": (_T2I,),
     "StableCascadeCombinedPipeline": (_T2I, Task.IMAGE_EDITING),
     "WanVACEPipeline": (_T2V, _I2V, _V2V),
@@ -92,9 +93,16 @@ def tasks_of(spec: ModelSpec, detection: Detection | None) -> tuple[Task, ...]:
     if own is not None and (row is None or own not in row.pipelines.values()):
         return class_tasks(own)
     known = (detection.tasks if detection else ()) or (tuple(row.pipelines) if row else ())
+    if row is not None and detection is not None and detection.part_classes:  # a repository says which parts it has
+        known = tuple(task for task in known if _has_parts(row.pipelines.get(task, own), own, detection)) or known
     if row is None or own is None:
         return known
     return (*known, *(task for task in class_tasks(own) if task not in known and task not in row.pipelines))
+
+
+def _has_parts(class_name: str | None, own: str | None, detection: Detection) -> bool:
+    """Whether what a task's class needs beyond the repository's own class is there."""
+    return needed_parts(class_name) - needed_parts(own) <= set(detection.parts)
 
 
 def class_tasks(class_name: str) -> tuple[Task, ...]:

@@ -4,9 +4,11 @@ First match wins; a test asserts that each stored header matches the rows of one
 `controlnets.py`, autoencoders and text encoders in `encoders.py`, LoRAs in `adapters.py`.
 """
 
+import re
 from dataclasses import dataclass
 
 from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
+from worker.core.embedding import embedding_parts, is_embedding_name
 from worker.core.model import Kind, TensorIndex
 
 
@@ -25,6 +27,7 @@ class Companion:
 _IP = any_of(
     has_any("image_proj.proj.weight", "image_proj.latents", "image_proj.norm.weight", "image_proj.proj.0.weight"),
     has_any("image_proj.proj.3.weight", "image_proj.0.weight", "ip_adapter.1.to_k_ip.weight"),
+    has_any("image_proj.perceiver_resampler.proj_in.weight"),
 )
 _T2I_ORIGINAL = has_any("adapter.body.0.in_conv.weight", "body.0.in_conv.weight", "body.0.block1.weight")
 _T2I_DIFFUSERS = has_any("adapter.body.0.resnets.0.block1.weight", "adapter.body.0.in_conv.weight")
@@ -43,12 +46,11 @@ _VISION = has_any(
 _TEXT_TOO = has_any(
     "text_model.encoder.layers.0.self_attn.q_proj.weight", "transformer.resblocks.0.attn.in_proj_weight"
 )
-_HYPER_WIDTHS = ("320", "640", "768", "1024", "1280", "2048")
 
 
-def _ip(base: str, width: int) -> Companion:
+def _ip(base: str, width: int, *more: Condition) -> Companion:
     keys = any_of(*(dimension(f"ip_adapter.{at}.to_k_ip.weight", 1, width) for at in (0, 1)))
-    return Companion(Kind.IP_ADAPTER, f"an IP-Adapter for {width}-channel attention", all_of(_IP, keys), base)
+    return Companion(Kind.IP_ADAPTER, f"an IP-Adapter for {width}-channel attention", all_of(_IP, keys, *more), base)
 
 
 def _motion(base: str, what: str) -> Companion:
@@ -79,12 +81,18 @@ def _upscaler(variant: str, condition: Condition) -> Companion:
     return Companion(Kind.UPSCALER, f"an upscaler of the kind {variant}", condition, None, None, variant)
 
 
+# What runs a file of the kind UPSCALER; it restores no faces, which takes finding them first.
+UPSCALE_PIPELINE = "SpandrelUpscalePipeline"
+FACE_RESTORER = "face restorer"
 _SAVED = ("", "params_ema.", "params.")
 _ESRGAN_TRUNKS = under(_SAVED, has_all("conv_first.weight", "body.0.rdb1.conv1.weight"))
 _CLASS_EMBEDDING = has_any("vision_model.embeddings.class_embedding", "visual.class_embedding")
 
 COMPANIONS: tuple[Companion, ...] = (
     _ip("sd1", 768),
+    _ip("sd2", 1024),
+    # Kolors' attention is as wide as SDXL's; its adapters read another encoder's patches.
+    _ip("kolors", 2048, dimension("image_proj.proj_in.weight", 1, 1024)),
     _ip("sdxl", 2048),
     _ip("flux1", 4096),
     Companion(
@@ -129,7 +137,7 @@ COMPANIONS: tuple[Companion, ...] = (
     Companion(Kind.IMAGE_ENCODER, "an image encoder", all_of(_VISION, none_of(_TEXT_TOO))),
     _upscaler("ESRGAN", any_of(
         _ESRGAN_TRUNKS, has_all("model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"),
-        has_all("body.0.weight", "body.1.weight", "body.2.weight"),
+        under(_SAVED, has_all("body.0.weight", "body.1.weight", "body.2.weight")),
     )),
     _upscaler("SwinIR or HAT", under(_SAVED, any_of(
         has_all("layers.0.residual_group.blocks.0.attn.relative_position_bias_table", "conv_first.weight"),
@@ -140,13 +148,19 @@ COMPANIONS: tuple[Companion, ...] = (
     Companion(
         Kind.UPSCALER, "a face restorer (GFPGAN or CodeFormer)",
         under(("", "params_ema."), has_any("stylegan_decoder.style_mlp.1.weight", "quantize.embedding.weight")),
-        None, None, "face restorer",
+        None, None, FACE_RESTORER,
     ),
 )  # fmt: skip
 
-_EMBEDDING_NAMES = ("emb_params", "clip_g", "clip_l", "t5xxl", "t5")
+_MOST_VECTORS = 128
+# What a single set of vectors of this width was made for.
 _EMBEDDING_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl", 4096: "flux1"}
-_FEW = 10
+# The sets that only one family's encoders read.
+_EMBEDDING_SETS = (
+    ({"clip_l", "clip_g", "t5"}, "sd3"), ({"clip_l", "clip_g"}, "sdxl"), ({"clip_l", "t5"}, "flux1"),
+)  # fmt: skip
+_SD1_WIDTHS = {"320", "640", "768", "1280"}
+_HYPERNETWORK = re.compile(r"(\d+)\.[01]\.linear(?:[12]|\.\d+)\.(?:weight|bias)")
 
 
 def find_companion(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
@@ -160,34 +174,28 @@ def find_companion(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | No
 
 def _hypernetwork(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
     """Hypernetworks of A1111: pairs of small networks below the width of the attention that they change."""
-    if not index.tensors or not all(
-        name.split(".", 2)[0] in _HYPER_WIDTHS and name.count(".") > 2 for name in index.tensors
-    ):
+    if not index.tensors or not all(map(_HYPERNETWORK.fullmatch, index.tensors)):
         return None
-    base = "sd2" if any(name.startswith("1024.") for name in index.tensors) else "sd1"
+    widths = {name.partition(".")[0] for name in index.tensors}
+    base = "sd2" if "1024" in widths else "sd1" if widths & _SD1_WIDTHS else None
     row = Companion(Kind.HYPERNETWORK, "a hypernetwork", has_all(), base)
     return row, (f"{next(iter(index.tensors))[:60]}: a hypernetwork",)
 
 
 def _embedding(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
-    """Textual inversions hold a few vectors as wide as their text encoder, or one set for each of two encoders."""
-    if len(index.tensors) >= _FEW:
+    """Textual inversions hold a few vectors as wide as their text encoder, or one set for each of several encoders."""
+    shapes = {name: shape for name, (_, shape) in index.tensors.items()}
+    parts = embedding_parts(shapes)
+    if not parts:
         return None
-    names = set(index.tensors)
-    vectors = [
-        (name, shape)
-        for name, (_, shape) in index.tensors.items()
-        if len(shape) in (1, 2)
-        and (name in _EMBEDDING_NAMES or "string_to_param" in name or name.startswith("<") or len(names) == 1)
-        and shape[-1] in _EMBEDDING_WIDTHS
-    ]
-    if not vectors:
-        return None
-    if {"clip_g", "clip_l"} <= names:
-        row = Companion(Kind.TEXTUAL_INVERSION, "two text encoders", has_all(), "sdxl", None, "pair")
-        return row, ("has clip_g and clip_l: token vectors for two text encoders",)
-    name, shape = vectors[0]
-    if len(names) == 1 and len(shape) == 2 and shape[0] > 128:
-        return None  # a matrix, not a handful of tokens
-    row = Companion(Kind.TEXTUAL_INVERSION, "token vectors", has_all(), _EMBEDDING_WIDTHS[shape[-1]])
+    name = next(iter(parts.values()))
+    shape = shapes[name]
+    base = next((family for wanted, family in _EMBEDDING_SETS if wanted <= parts.keys()), None)
+    if base is not None:
+        row = Companion(Kind.TEXTUAL_INVERSION, "token vectors for several encoders", has_all(), base, None, "pair")
+        return row, (f"has {' and '.join(sorted(parts))}: token vectors for several text encoders",)
+    base = _EMBEDDING_WIDTHS.get(shape[-1])
+    if not is_embedding_name(name) and (base is None or (len(shape) == 2 and shape[0] > _MOST_VECTORS)):
+        return None  # one matrix, and nothing that says it is a handful of tokens
+    row = Companion(Kind.TEXTUAL_INVERSION, "token vectors", has_all(), base)
     return row, (f"{name[:60]} is {shape}: token vectors",)

@@ -1,5 +1,6 @@
 """The table of ControlNets: one row per family. A ControlNet is its base's way down plus a way in for a picture."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, none_of, under
@@ -14,7 +15,7 @@ class ControlNet:
     condition: Condition
     architecture: str | None
     component_class: str | None
-    variant: str | None = None
+    variant: str | None = None  # "union" follows pictures of several kinds, "inpainting" takes picture and mask too
 
 
 _PREFIXES = ("", "control_model.", "controlnet.", "lora_controlnet.", "model.diffusion_model.", "diffusion_model.")
@@ -44,6 +45,10 @@ def _unet(what: str, base: str, width: int) -> ControlNet:
 
 
 CONTROLNETS: tuple[ControlNet, ...] = (
+    ControlNet(
+        "a ControlNet Union ProMax for SDXL", all_of(_UNET, _UNION, dimension("task_embedding", 0, 8)), "sdxl",
+        "ControlNetUnionModel", "union-promax",
+    ),
     ControlNet("a ControlNet Union for SDXL", all_of(_UNET, _UNION), "sdxl", "ControlNetUnionModel", "union"),
     _unet("Stable Diffusion 1.x", "sd1", 768),
     _unet("Stable Diffusion 2.x", "sd2", 1024),
@@ -79,9 +84,18 @@ CONTROLNETS: tuple[ControlNet, ...] = (
         None, "xlabs",
     ),
     ControlNet(
+        "an inpainting ControlNet for Qwen-Image",
+        all_of(_DIT, dimension("controlnet_x_embedder.weight", 1, 68), dimension("txt_in.weight", 1, 3584)),
+        "qwen-image", "QwenImageControlNetModel", "inpainting",
+    ),
+    ControlNet(
         "a ControlNet for Qwen-Image",
         all_of(_DIT, has_any("controlnet_x_embedder.weight"), dimension("txt_in.weight", 1, 3584)), "qwen-image",
         "QwenImageControlNetModel",
+    ),
+    ControlNet(
+        "an inpainting ControlNet for Stable Diffusion 3",
+        all_of(_DIT, dimension("pos_embed_input.proj.weight", 1, 17)), "sd3", "SD3ControlNetModel", "inpainting",
     ),
     ControlNet(
         "a ControlNet for Stable Diffusion 3", all_of(_DIT, has_any("pos_embed_input.proj.weight")), "sd3",
@@ -96,6 +110,10 @@ CONTROLNETS: tuple[ControlNet, ...] = (
             has_any("transformer_blocks.0.ff.conv_inverted.weight")), "sana", "SanaControlNetModel",
     ),
     ControlNet(
+        "a ControlNet for Z-Image that inpaints too", dimension("control_all_x_embedder.2-1.weight", 1, 132), "z-image",
+        "ZImageControlNetModel", "inpainting",
+    ),
+    ControlNet(
         "a ControlNet for Z-Image",
         has_any("control_all_x_embedder.2-1.weight", "control_layers.0.adaLN_modulation.0.weight"), "z-image",
         "ZImageControlNetModel",
@@ -104,14 +122,43 @@ CONTROLNETS: tuple[ControlNet, ...] = (
         "a ControlNet for Cosmos", has_any("control_blocks.0.after_proj.weight"), None, "CosmosControlNetModel"
     ),
     ControlNet(
+        "a ControlNet for a UNet, whose base does not show",
+        all_of(
+            any_of(
+                has_any("control_model.time_embed.0.weight", "control_model.input_hint_block.0.weight"),
+                has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
+            ),
+            none_of(has_any("lora_controlnet")),
+        ), None, "ControlNetModel",
+    ),
+    ControlNet(
         "a ControlNet whose base does not show",
-        any_of(
-            has_any("control_model.time_embed.0.weight", "control_model.input_hint_block.0.weight", "lora_controlnet"),
-            has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
-            has_any("controlnet_blocks.0.weight", "controlnet_x_embedder.weight"),
-        ), None, None,
+        has_any("lora_controlnet", "controlnet_blocks.0.weight", "controlnet_x_embedder.weight"), None, None,
     ),
 )  # fmt: skip
+
+
+# What a config.json says of a ControlNet beyond its class: class -> key, what its value is then, the variant.
+_VARIANTS: Mapping[str, tuple[tuple[str, Callable[[int], bool], str], ...]] = {
+    "FluxControlNetModel": (("num_mode", lambda modes: modes > 0, "union"),),
+    "ControlNetUnionModel": (
+        ("num_control_type", lambda types: types > 6, "union-promax"),
+        ("num_control_type", lambda types: types <= 6, "union"),
+    ),
+    "SD3ControlNetModel": (("extra_conditioning_channels", lambda channels: channels > 0, "inpainting"),),
+    "QwenImageControlNetModel": (("extra_condition_channels", lambda channels: channels > 0, "inpainting"),),
+    # two pictures' latents and one channel of mask: an odd number
+    "ZImageControlNetModel": (("control_in_dim", lambda channels: channels % 2 == 1, "inpainting"),),
+}
+
+
+def configured_variant(class_name: str, config: Mapping[str, object]) -> str | None:
+    """Return the variant that a ControlNet's config.json describes, or None."""
+    for key, holds, variant in _VARIANTS.get(class_name, ()):
+        value = config.get(key)
+        if isinstance(value, int) and holds(value):
+            return variant
+    return None
 
 
 def find_controlnet(index: TensorIndex) -> tuple[ControlNet, tuple[str, ...]] | None:

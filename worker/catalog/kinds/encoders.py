@@ -146,6 +146,18 @@ TEXT_ENCODERS: tuple[Encoder, ...] = (
 )  # fmt: skip
 
 
+# The decoder's first layer, whose inputs are the latents' channels: of AutoencoderKL, then of AutoencoderTiny.
+_FIRST_LAYERS = ("decoder.conv_in.weight", "decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight")
+
+
+def latent_channels(index: TensorIndex) -> int | None:
+    """How many channels the latents of a VAE's file have; None where its first layer is not found."""
+    for name in (prefix + layer for prefix in _VAE for layer in _FIRST_LAYERS):
+        if name in index.tensors and len(index.tensors[name][1]) == 4:
+            return index.tensors[name][1][1]
+    return None
+
+
 def find_encoder(index: TensorIndex) -> tuple[Encoder, tuple[str, ...]] | None:
     """Return the autoencoder or text encoder that the file is, with the evidence; None when it is neither."""
     for row in (*VAES, *TEXT_ENCODERS):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.declared import declared_base
 from worker.catalog.kinds.components import component_classes
-from worker.catalog.kinds.controlnets import CONTROLNETS
+from worker.catalog.kinds.controlnets import CONTROLNETS, configured_variant
 from worker.core.model import Detection, Kind
 
 Config = Mapping[str, object]
@@ -51,6 +51,7 @@ def _diffusers(name: str, config: Config) -> Detection:
         pipeline=known.pipelines[0] if known and kind is Kind.DENOISER and len(known.pipelines) == 1 else None,
         evidence=(f"config.json: {name}",),
         quantization=quantization_method(config),
+        variant=configured_variant(name, config),
         component_class=name,
     )
 

@@ -1,86 +1,206 @@
-"""Textual inversions inside a LoRA file: words that the prompt may use for the length of one job.
+"""Words that a prompt may use for the length of one job: textual inversions, alone or inside a LoRA file.
 
 diffusers' `load_textual_inversion` grows the text encoder's embedding and changes the tokenizer in place, and taking
-that back leaves traces in both. Here the tokenizer is a copy, and a hook on the embedding answers for the new words.
+that back leaves traces in both; its words must not be in the vocabulary, and match within longer ones. Here the
+tokenizer is a copy that first spells each word, whole and in any case, as one new token for each of its vectors, so
+that every pipeline reads it in every prompt; and hooks on the encoder answer for the new tokens.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
-from worker.core.errors import IncompatibleAdapter
+from worker.core.adapter import AdapterFiles, EmbeddingSpec
+from worker.core.embedding import embedding_parts
+from worker.core.errors import CorruptFile, IncompatibleAdapter
+from worker.core.job import PROMPT_PARAMETERS, Job
+from worker.core.result import AdapterReport
 
-# What a bundle calls the vectors of each encoder. `*` is that of a model with one.
-_ENCODERS = {"*": "text_encoder", "clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+# What files call the vectors of each encoder. `*` is for whichever encoder is as wide.
+_ENCODERS: Mapping[str, Sequence[str]] = {
+    "*": ("text_encoder", "text_encoder_2", "text_encoder_3"),
+    "clip_l": ("text_encoder",),
+    "clip_g": ("text_encoder_2",),
+    "t5": ("text_encoder_2", "text_encoder_3"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word to teach: its vectors (count, width) by part, and the file that brings it."""
+
+    text: str
+    parts: Mapping[str, Tensor]
+    model: str
 
 
 @contextmanager
-def embedded(pipe: Any, embeddings: Mapping[str, Mapping[str, Tensor]], lora: str) -> Iterator[None]:
-    """Teach the pipeline's encoders the words of `embeddings` (word -> part -> vectors of its encoder)."""
+def taught(pipe: Any, embeddings: Sequence[AdapterFiles]) -> Iterator[tuple[AdapterReport, ...]]:
+    """Teach the pipeline's encoders the word of each of `embeddings`, and yield what was taught."""
+    words = [Word(_token(adapter), _vectors(adapter), adapter.spec.model) for adapter in embeddings]
+    with embedded(pipe, words, "embeddings"):
+        yield tuple(
+            AdapterReport(adapter.kind, adapter.spec.model, sha256=adapter.sha256, tokens=(_token(adapter),))
+            for adapter in embeddings
+        )
+
+
+def unnamed(embeddings: Sequence[AdapterFiles], job: Job) -> tuple[str, ...]:
+    """A sentence for each of `embeddings` that no prompt of `job` names."""
+    texts = [text for text in (job.prompt, job.negative_prompt, *_numbered(job)) if text]
+    return tuple(
+        f"{adapter.spec.model} was loaded, but no prompt names {_token(adapter)}."
+        for adapter in embeddings
+        if not any(re.search(_pattern(_token(adapter)), text) for text in texts)
+    )
+
+
+@contextmanager
+def embedded(pipe: Any, words: Sequence[Word], field: str) -> Iterator[None]:
+    """Teach the pipeline's encoders `words`, which came in the request's `field`."""
+    by_encoder: dict[str, dict[str, Tensor]] = {}
+    for word in words:
+        for part, vectors in word.parts.items():
+            rows = vectors.reshape(-1, vectors.shape[-1])
+            own = by_encoder.setdefault(_encoder(pipe, part, rows.shape[1], word.model, field), {})
+            known = {text.lower() for text in own}
+            if word.text.lower() in known:
+                raise _taken(word.text, field)
+            own[word.text] = rows
     with ExitStack() as stack:
-        for encoder in dict.fromkeys(_ENCODERS.values()):
-            vectors: dict[str, Tensor] = {}
-            for word, parts in embeddings.items():
-                for part, tensor in parts.items():
-                    if _ENCODERS.get(part) == encoder:
-                        vectors |= _by_token(word, tensor)
-            if vectors:
-                stack.enter_context(_taught(pipe, encoder, vectors, lora))
+        for encoder, rows_by_word in by_encoder.items():
+            stack.enter_context(_taught(pipe, encoder, rows_by_word, field))
         yield
 
 
-def _by_token(word: str, vectors: Tensor) -> dict[str, Tensor]:
-    """A word of several vectors is several tokens, which diffusers' pipelines expand it to."""
-    rows = vectors.reshape(-1, vectors.shape[-1])
-    return {word if index == 0 else f"{word}_{index}": row for index, row in enumerate(rows)}
+def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
+    """The encoder that reads vectors of a part. Raises IncompatibleAdapter where there is none, or of another width."""
+    widths = {}
+    for name in _ENCODERS.get(part, ()):
+        layer = _table(getattr(pipe, name, None))
+        is_t5 = layer is not None and getattr(pipe, name).config.model_type in ("t5", "umt5")
+        if layer is not None and (part == "*" or is_t5 is (part == "t5")):
+            widths[name] = layer.embedding_dim
+    fitting = [name for name, own in widths.items() if own == width]
+    if fitting:
+        return fitting[0]
+    if not widths:
+        named = "a text encoder" if part == "*" else part
+        raise IncompatibleAdapter(f"{field}: {model} brings words for {named}, which this model lacks.", field=field)
+    listed = " or ".join(str(own) for own in dict.fromkeys(widths.values()))
+    raise IncompatibleAdapter(
+        f"{field}: {model} brings words of {width} numbers, and this model's have {listed}; "
+        "use one that was trained for this model's family.",
+        field=field,
+    )
 
 
 @contextmanager
-def _taught(pipe: Any, encoder: str, vectors: Mapping[str, Tensor], lora: str) -> Iterator[None]:
+def _taught(pipe: Any, encoder: str, words: Mapping[str, Tensor], field: str) -> Iterator[None]:
     name = encoder.replace("text_encoder", "tokenizer")
-    model, original = getattr(pipe, encoder, None), getattr(pipe, name, None)
-    layer = model.get_input_embeddings() if model is not None else None
-    if original is None or not isinstance(layer, nn.Embedding):
-        raise IncompatibleAdapter(f"loras: {lora} brings words for {encoder}, which this model lacks.", field="loras")
-    table = torch.stack(list(vectors.values()))
-    if table.shape[1] != layer.embedding_dim:
-        raise IncompatibleAdapter(
-            f"loras: {lora} brings words of {table.shape[1]} numbers, and this model's have {layer.embedding_dim}; "
-            "use a LoRA trained for this model's family.",
-            field="loras",
-        )
+    module, original = getattr(pipe, encoder), getattr(pipe, name)
+    known = getattr(original, "taught_words", frozenset())
+    for word in words:
+        if word.lower() in known:
+            raise _taken(word, field)
     tokenizer = copy.deepcopy(original)
+    tokenizer.taught_words = known | {word.lower() for word in words}
     first = len(tokenizer)
-    if tokenizer.add_tokens(list(vectors)) != len(vectors):
-        raise IncompatibleAdapter(
-            f"loras: {lora} brings words that the model or another LoRA has already; use one of them.", field="loras"
-        )
+    table = torch.cat(list(words.values()))
+    names = [f"<|taught-{first + index}|>" for index in range(len(table))]
+    rest = iter(names)
+    spelled = {word: "".join(next(rest) for _ in rows) for word, rows in words.items()}
+    backend = tokenizer.backend_tokenizer
+    # The longest first: one word may begin with another.
+    spellings = [
+        normalizers.Replace(Regex(_pattern(word)), spelled[word]) for word in sorted(spelled, key=len, reverse=True)
+    ]
+    backend.normalizer = normalizers.Sequence([*spellings, *([backend.normalizer] if backend.normalizer else [])])
+    # Normalized ones are looked for after the spelling.
+    tokenizer.add_tokens([AddedToken(token, normalized=True) for token in names])
+    with _answered(module, table, first):
+        setattr(pipe, name, tokenizer)
+        try:
+            yield
+        finally:
+            setattr(pipe, name, original)
 
-    def mask(ids: Tensor) -> Tensor:
-        return (ids >= first) & (ids < first + len(table))
 
-    ids_before: list[Tensor] = []
+@contextmanager
+def _answered(encoder: nn.Module, table: Tensor, first: int) -> Iterator[None]:
+    """Rows of `table` for the ids from `first` on, which the encoder itself never sees.
 
-    def hide(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ids_before.append(args[0])
-        return (args[0].masked_fill(mask(args[0]), 0), *args[1:])
+    CLIP's older configs take the largest id for the end of the prompt, where its pooled vector is read.
+    """
+    asked: list[Tensor] = []
+
+    def hide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids = args[0] if args else kwargs["input_ids"]
+        new = (ids >= first) & (ids < first + len(table))
+        asked[:] = [torch.where(new, ids - first, -1)]
+        plain = ids.masked_fill(new, 0)
+        return ((plain, *args[1:]), kwargs) if args else (args, kwargs | {"input_ids": plain})
 
     def answer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        ids = ids_before.pop()
-        new = mask(ids)
+        rows = asked[0].to(output.device)
         output = output.clone()
-        output[new] = table.to(output)[ids[new] - first]
+        output[rows >= 0] = table.to(output)[rows[rows >= 0]]
         return output
 
-    handles = [layer.register_forward_pre_hook(hide), layer.register_forward_hook(answer)]
-    setattr(pipe, name, tokenizer)
+    handles = [encoder.register_forward_pre_hook(hide, with_kwargs=True)]
+    handles.append(_table(encoder).register_forward_hook(answer))
     try:
         yield
     finally:
-        setattr(pipe, name, original)
         for handle in handles:
             handle.remove()
+
+
+def _table(encoder: Any) -> Any:
+    """The layer that turns ids into vectors; None for what has none, or is no text encoder."""
+    layer = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
+    return layer if isinstance(layer, nn.Embedding) else None
+
+
+def _pattern(word: str) -> str:
+    """`word` by itself, in any case: for Python's expressions and the tokenizers' alike."""
+    escaped = "".join(char if char.isalnum() or char in "_ " else f"\\{char}" for char in word)
+    return rf"(?i)(?<!\w){escaped}(?!\w)"
+
+
+def _token(adapter: AdapterFiles) -> str:
+    return cast(EmbeddingSpec, adapter.spec).token or ""
+
+
+def _taken(word: str, field: str) -> IncompatibleAdapter:
+    return IncompatibleAdapter(
+        f"{field}: the word {word[:64]} is brought by two files of this job; use one of them, or give an embedding "
+        "another token.",
+        field=field,
+    )
+
+
+def _numbered(job: Job) -> list[str]:
+    named = [value for name, value in job.params.items() if name in PROMPT_PARAMETERS or "prompt_" in name]
+    return [value for value in named if isinstance(value, str)]
+
+
+def _vectors(adapter: AdapterFiles) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(adapter.files.root)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"embeddings: {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.",
+            field="embeddings",
+        ) from None
+    parts = embedding_parts({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return {part: tensors[name] for part, name in parts.items()}

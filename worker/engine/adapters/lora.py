@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
-from worker.core.job import AdapterFiles
+from worker.core.job import LoraFiles
 from worker.core.model import LoraSpec
 from worker.core.result import LoraReport
 from worker.engine.adapters.attaching import attached
-from worker.engine.adapters.embeddings import embedded
+from worker.engine.adapters.embeddings import Word, embedded
 from worker.engine.adapters.fitting import DENOISERS, Fitted, fit
 from worker.engine.devices import is_out_of_memory
 
@@ -38,7 +38,7 @@ MINIMUM_MATCH = 0.95
 _SAMPLES = 3
 
 
-def _report(adapter: AdapterFiles, fitted: Fitted) -> LoraReport:
+def _report(adapter: LoraFiles, fitted: Fitted) -> LoraReport:
     return LoraReport(
         model=adapter.spec.model,
         weight=adapter.spec.weight,
@@ -64,7 +64,7 @@ class LoraShelf:
         self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Fitted]] = WeakKeyDictionary()
 
     @contextmanager
-    def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
+    def applied(self, pipe: Any, adapters: Sequence[LoraFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
         """Put `adapters` on `pipe`, yield what each matched, and take them off whatever happens.
 
         Their changes add up, in any order and mixture. Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
@@ -84,7 +84,8 @@ class LoraShelf:
             with ExitStack() as stack:
                 stack.enter_context(attached(pipe, changes))
                 for adapter, resident in zip(adapters, residents, strict=True):
-                    stack.enter_context(embedded(pipe, resident.embeddings, adapter.spec.model))
+                    words = [Word(text, parts, adapter.spec.model) for text, parts in resident.embeddings.items()]
+                    stack.enter_context(embedded(pipe, words, "loras"))
                 yield tuple(map(_report, adapters, residents))
         except Exception as error:
             if is_out_of_memory(error):
@@ -103,7 +104,7 @@ class LoraShelf:
             )
         return self._shelves.setdefault(anchor, OrderedDict())
 
-    def _resident(self, shelf: OrderedDict[str, Fitted], pipe: Any, adapter: AdapterFiles, model: str) -> Fitted:
+    def _resident(self, shelf: OrderedDict[str, Fitted], pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
         _check_weights(adapter.spec, pipe)
         found = shelf.get(adapter.sha256)
         if found is None:
@@ -113,13 +114,13 @@ class LoraShelf:
         return found
 
 
-def _load(pipe: Any, adapter: AdapterFiles, model: str) -> Fitted:
+def _load(pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
     fitted = fit(pipe, adapter.keys, _read(adapter), adapter.scaling)
     _verify(fitted, adapter, model)
     return fitted
 
 
-def _read(adapter: AdapterFiles) -> dict[str, Tensor]:
+def _read(adapter: LoraFiles) -> dict[str, Tensor]:
     try:
         return load_file(adapter.files.root)
     except (SafetensorError, OSError) as error:
@@ -128,7 +129,7 @@ def _read(adapter: AdapterFiles) -> dict[str, Tensor]:
         ) from None
 
 
-def _verify(fitted: Fitted, adapter: AdapterFiles, model: str) -> None:
+def _verify(fitted: Fitted, adapter: LoraFiles, model: str) -> None:
     if fitted.core_total == 0 and fitted.embeddings:
         return
     if fitted.core_matched and fitted.core_matched >= MINIMUM_MATCH * fitted.core_total:

@@ -1,0 +1,105 @@
+"""Tiny models and the controls that fit them, apart from one another: made of the recipes of tests.zoo."""
+
+import inspect
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.single_files import ldm_unet_name, weights
+from tests.zoo import RECIPES
+from tests.zoo.plain import draw, load, save
+from tests.zoo.recipe import Recipe
+from worker.catalog.calls.controls import CONTROLLED, Controlled
+
+RECIPE = {recipe.pipeline: recipe for recipe in RECIPES}
+ROW = {row.pipeline: row for row in CONTROLLED}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model without control, its control, and both as the one repository that plain diffusers loads."""
+
+    row: Controlled
+    model: Path
+    control: Path
+    both: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPE[self.row.pipeline]
+
+    def request(self, **control: Any) -> dict[str, Any]:
+        """What a caller sends for what the recipe asks of plain diffusers."""
+        fields = self.recipe.fields()
+        sent = {name: value for name, value in fields.items() if not name.startswith("control_")}
+        if "control_mask" in fields:
+            sent |= {"image": fields["control_image"], "mask_image": fields["control_mask"]}
+        spec = {"model": f"file:{self.control}"}
+        if "control_image" in fields:
+            spec["image"] = fields["control_image"]
+        if "control_mode" in fields:
+            spec["mode"] = "canny"
+        return {**sent, "model": f"file:{self.model}", "seed": 0, "controlnets": [spec | control]}
+
+    def drawn_by_diffusers(self, parameters: dict[str, Any], **more: Any) -> np.ndarray:
+        """What diffusers' own pipeline draws with the parameters of an answer, from the same seeds."""
+        call = {**(self.recipe.call or self.recipe.request), **parameters, **more}
+        pipe = load(self.recipe, self.both)
+        taken = inspect.signature(pipe.__call__).parameters
+        torch.manual_seed(0)  # some encode the control picture with torch's own generator
+        drawn = draw(replace(self.recipe, call={name: call[name] for name in call if name in taken}), pipe)
+        return drawn if drawn.dtype == np.uint8 else (drawn * 255).round().astype(np.uint8)
+
+
+def apart(pipeline: str, root: Path) -> Pair:
+    """Save the recipe of `pipeline`, then its control and all the rest beside it."""
+    row, both = ROW[pipeline], save(RECIPE[pipeline], root / pipeline)
+    if row.component != "T2IAdapter":
+        _strengthen(both / "controlnet")
+    model, control = root / f"{pipeline}-model", root / f"{pipeline}-control"
+    slot = "adapter" if row.component == "T2IAdapter" else "controlnet"
+    shutil.copytree(both, model)
+    shutil.move(model / slot, control)
+    index = json.loads((model / "model_index.json").read_text())
+    del index[slot]
+    (model / "model_index.json").write_text(json.dumps(index | {"_class_name": row.plain}))
+    return Pair(row, model, control, both)
+
+
+def _strengthen(folder: Path) -> None:
+    """Give what a ControlNet starts at zero so much weight that a few steps show it."""
+    (path,) = folder.glob("*.safetensors")
+    generator, tensors = torch.Generator().manual_seed(3), load_file(path)
+    for name, tensor in tensors.items():
+        if name.startswith(("controlnet_", "control_")) and tensor.ndim > 1:
+            tensors[name] = torch.randn(tensor.shape, generator=generator) * 0.3
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def original(control: Path, path: Path) -> Path:
+    """Write a saved ControlNet of Stable Diffusion as one file with the names of its authors."""
+    layers = json.loads((control / "config.json").read_text())["layers_per_block"]
+    found = weights(control)
+    named = {f"control_model.{_original(name, layers, found)}": tensor for name, tensor in found.items()}
+    save_file({name: tensor.contiguous() for name, tensor in named.items()}, path)
+    return path
+
+
+def _original(name: str, layers: int, found: dict[str, torch.Tensor]) -> str:
+    first, _, rest = name.partition(".")
+    if first == "controlnet_down_blocks":
+        at, leaf = rest.split(".")
+        return f"zero_convs.{at}.0.{leaf}"
+    if first == "controlnet_mid_block":
+        return f"middle_block_out.0.{rest}"
+    if first == "controlnet_cond_embedding":
+        place, leaf = rest.rsplit(".", 1)
+        at = {"conv_in": 0, "conv_out": 14}.get(place)
+        return f"input_hint_block.{2 * (int(place.split('.')[1]) + 1) if at is None else at}.{leaf}"
+    return ldm_unet_name(name, layers, found)

@@ -1,0 +1,162 @@
+"""Which jobs may be drawn in one call: those that agree in all but what is explicitly each one's own."""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worker.core.fingerprint import fingerprint
+from worker.core.image import Raster
+from worker.core.job import OF_ONE_JOB, Batch, Job, LoraFiles, Media, SchedulerChoice, StopSignal
+from worker.core.lora import LoraKeys, Scaling
+from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
+from worker.core.request import GenerationRequest, OutputOptions
+
+# What companions share. A field that is new in Job belongs here, or into OF_ONE_JOB if a call can take one for each.
+SHARED = {
+    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "fps", "words", "redraws"),
+    *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "refiner", "upscaler"),
+}
+
+
+def source(name="a/m"):
+    return ModelSource(scheme="hf", locator=name)
+
+
+def picture(colour=0, width=64):
+    return Raster("RGB", width, 64, bytes([colour]) * (width * 64 * 3))
+
+
+def start_from(raster):
+    return (Media("image", (raster,), "picture", "image"),)
+
+
+def batch(**changes):
+    files = changes.pop("files", ModelFiles(Path("/m"), 10, revision="abc"))
+    loras = changes.pop("lora_files", ())
+    job = Job(
+        id="a",
+        request=GenerationRequest(prompt="x"),
+        spec=ModelSpec(id="m", source=source()),
+        detection=Detection(Kind.PIPELINE, "diffusers"),
+        task=Task.TEXT_TO_IMAGE,
+        pipeline="StableDiffusionPipeline",
+        prompt="x",
+        negative_prompt="y",
+        params={"num_inference_steps": 5, "guidance_scale": 7.5},
+        scheduler=None,
+        seeds=(1,),
+        media=(),
+        loras=(),
+        lightning=False,
+        output=OutputOptions(),
+        stop=StopSignal(60),
+    )
+    return Batch((replace(job, **changes),), files, loras)
+
+
+def lora(weight=1.0, sha256="f" * 64, downloaded=0, keys=None):
+    files = ModelFiles(Path("/l"), 5, bytes_downloaded=downloaded)
+    return LoraFiles(LoraSpec(model="l", weight=weight), files, sha256, keys or LoraKeys(), Scaling())
+
+
+def test_every_field_of_a_job_is_either_shared_or_its_own():
+    assert {field.name for field in dataclasses.fields(Job)} == SHARED | OF_ONE_JOB
+    assert not SHARED & OF_ONE_JOB
+
+
+def test_a_field_that_nobody_thought_of_is_shared():
+    @dataclasses.dataclass(frozen=True)
+    class Grown(Job):
+        novelty: tuple[str, ...] = ()
+
+    values = {field.name: getattr(batch().jobs[0], field.name) for field in dataclasses.fields(Job)}
+    plain, grown = Grown(**values), Grown(**values, novelty=("x",))
+    assert fingerprint(plain.shared) != fingerprint(grown.shared)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "b"},
+        {"prompt": "another"},
+        {"negative_prompt": "another"},
+        {"seeds": (4, 5, 6)},
+        {"output": OutputOptions(format="webp")},
+        {"stop": StopSignal(1)},
+        {"warnings": ("mind",)},
+        {"request": GenerationRequest(prompt="z", seed=3)},
+        {"params": {"guidance_scale": 7.5, "num_inference_steps": 5}},  # the order in which they were sent
+        {"files": ModelFiles(Path("/m"), 10, revision="abc", bytes_downloaded=10)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_is_each_ones_own_keeps_nobody_apart(changes):
+    assert batch(**changes).batch_key == batch().batch_key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec": ModelSpec(id="n", source=source())},
+        {"spec": ModelSpec(id="m", source=source("a/other"))},
+        {"task": Task.INPAINTING},
+        {"pipeline": "StableDiffusionPAGPipeline"},
+        {"negative_prompt": None},
+        {"params": {"num_inference_steps": 6, "guidance_scale": 7.5}},
+        {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "eta": 1.0}},
+        {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "width": 64}},
+        {"scheduler": SchedulerChoice("euler", "EulerDiscreteScheduler")},
+        {"loras": (LoraSpec(model="l"),)},
+        {"lightning": True},
+        {"fps": 8.0},
+        {"media": start_from(picture())},
+        {"files": ModelFiles(Path("/m"), 10, revision="def")},
+        {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},
+        {"lora_files": (lora(),)},
+    ],
+    ids=str,
+)
+def test_what_a_call_has_but_one_of_keeps_jobs_apart(changes):
+    assert batch(**changes).batch_key != batch().batch_key
+
+
+def test_pictures_may_differ_but_not_their_sizes():
+    first = batch(media=start_from(picture(1))).batch_key
+    assert batch(media=start_from(picture(2))).batch_key == first
+    assert batch(media=start_from(picture(1, width=32))).batch_key != first
+
+
+def test_a_lora_is_known_by_content_and_weight():
+    first = batch(lora_files=(lora(),)).batch_key
+    assert batch(lora_files=(lora(downloaded=100, keys=LoraKeys(unknown=("k",))),)).batch_key == first
+    assert batch(lora_files=(lora(weight=0.5),)).batch_key != first
+    assert batch(lora_files=(lora(sha256="e" * 64),)).batch_key != first
+    assert batch(lora_files=(lora(), lora())).batch_key != first
+
+
+def test_a_video_and_several_pictures_for_one_job_are_drawn_alone():
+    assert batch().jobs[0].shares_a_call
+    assert batch(media=start_from(picture())).jobs[0].shares_a_call
+    assert not batch(fps=8.0).jobs[0].shares_a_call
+    several = (Media("image", (picture(), picture()), "pictures", "images"),)
+    assert not batch(media=several).jobs[0].shares_a_call
+
+
+def test_values_are_compared_by_content_and_strangers_by_identity():
+    assert fingerprint({"a": [1, (2,)], "b": {3, 4}}) == fingerprint({"b": {4, 3}, "a": (1, [2])})
+    assert len({fingerprint(value) for value in (1, 1.0, True, "1", None, b"1", [1], {"1": 1})}) == 8
+    assert fingerprint({"a": "b"}) != fingerprint([("a", "b")])
+    stranger, other = object(), object()
+    assert fingerprint([stranger]) == fingerprint([stranger]) != fingerprint([other])
+
+
+def test_a_batch_stops_only_when_all_of_it_has_to():
+    first, second = batch().jobs[0], batch(stop=StopSignal(60)).jobs[0]
+    together = Batch((first, second), ModelFiles(Path("/m"), 1))
+    first.stop.cancel()
+    together.check()
+    second.stop.cancel()
+    with pytest.raises(type(second.stop.reason)):
+        together.check()

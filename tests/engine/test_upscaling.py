@@ -1,0 +1,245 @@
+"""Upscaler files as models, and as the last step of a generation; and the upscalers of diffusers, through the door."""
+
+import base64
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.pictures import encoded, gradient, pixels
+from tests.upscalers import enlarged, real_esrgan, upscaler
+from tests.zoo import RECIPES
+from tests.zoo.plain import save
+from worker.app import build_worker
+from worker.core.errors import (
+    IncompatibleAdapter,
+    InvalidRequest,
+    JobCancelled,
+    ParameterOutOfRange,
+    UnknownParameter,
+    UnsafeFormat,
+    UnsupportedModel,
+)
+from worker.settings import Settings
+from worker.transport.serverless import ServerlessDoor
+
+_ids = itertools.count()
+_RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
+SHARP = np.random.default_rng(3).integers(0, 256, (90, 110, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def shop(zoo, tmp_path_factory):
+    root = tmp_path_factory.mktemp("upscalers")
+    models = root / "models"
+    for kind in ("esrgan", "esrgan-x2", "compact", "span", "swinir"):
+        upscaler(models / f"{kind}.safetensors", kind)
+    upscaler(models / "ema.safetensors", prefix="params_ema.", kind="compact")
+    upscaler(models / "real.safetensors", prefix="params_ema.", rename=real_esrgan)
+    upscaler(models / "old.pth", prefix="params_ema", kind="esrgan")
+    entries = {path.stem: {"source": f"file:{path}"} for path in sorted(models.iterdir())}
+    entries["sd1"] = {"source": f"file:{zoo}/models/sd1", "defaults": {"num_inference_steps": 2}}
+    (root / "models.yaml").write_text(json.dumps({"models": entries}))
+    return Settings(
+        models_yaml=root / "models.yaml",
+        default_model="sd1",
+        allowed_model_dirs=[zoo, root],
+        volume_dir=root / "volume",
+        device="cpu",
+        max_resident_models=2,
+        warm_up=False,
+    )
+
+
+@pytest.fixture
+def worker(shop):
+    return build_worker(shop)
+
+
+async def ask(worker, emit=lambda progress: None, **fields):
+    return await worker.actions.perform({"seed": 7, **fields}, f"upscale-{next(_ids)}", emit)
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("esrgan", 4), ("esrgan-x2", 2), ("compact", 4), ("span", 2)])
+async def test_tiles_make_the_picture_that_one_pass_makes(worker, kind, scale):
+    answer = await ask(worker, model=kind, image=encoded(SHARP), tile=64)
+    whole = enlarged(kind, SHARP)
+    assert (answer["task"], answer["width"], answer["height"]) == ("upscaling", 110 * scale, 90 * scale)
+    assert np.abs(pixels(answer).astype(int) - whole).max() <= 1
+    assert whole.std() > 5
+    assert answer["warnings"] == []
+
+
+async def test_windows_of_attention_leave_no_seam(worker):
+    """SwinIR's windows lie elsewhere in a tile than in the whole; the difference must not show."""
+    picture = gradient(110, 90)
+    answer, whole = await ask(worker, model="swinir", image=encoded(picture), tile=64), enlarged("swinir", picture)
+    assert np.abs(pixels(answer).astype(int) - whole).max() <= 3
+
+
+@pytest.mark.parametrize("names", [("compact", "ema"), ("esrgan", "real")])
+async def test_saved_otherwise_it_is_the_same(worker, names):
+    first, second = [await ask(worker, model=name, image=encoded(SHARP)) for name in names]
+    assert np.array_equal(pixels(first), pixels(second))
+
+
+async def test_scale_is_of_the_picture_that_was_sent(worker):
+    picture = encoded(gradient(50, 30))
+    doubled = await ask(worker, model="esrgan", image=picture, scale=2)
+    assert (doubled["width"], doubled["height"], doubled["parameters"]["scale"]) == (100, 60, 2)
+    again = await ask(worker, **doubled["reproduce"]["input"])
+    assert np.array_equal(pixels(again), pixels(doubled))
+    tiny = await ask(worker, model="esrgan", image=encoded(gradient(3, 2)))
+    assert (tiny["width"], tiny["height"]) == (12, 8)
+
+
+async def test_what_is_transparent_stays_so(worker):
+    picture = Image.fromarray(gradient(64, 48)).convert("RGBA")
+    alpha = np.zeros((48, 64), np.uint8)
+    alpha[:, 32:] = 255
+    picture.putalpha(Image.fromarray(alpha))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    sent = base64.b64encode(out.getvalue()).decode()
+    answer = await ask(worker, model="compact", image=sent)
+    drawn = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    assert drawn.mode == "RGBA"
+    large = np.asarray(drawn.getchannel("A")).astype(int)
+    assert large[:, :100].max() < 64 < 192 < large[:, 156:].min()
+    flat = await ask(worker, model="compact", image=sent, output={"format": "jpeg"})
+    assert "transparency" in flat["warnings"][0]
+    assert pixels(flat)[:, :80].min() > 150  # white shines through
+
+
+async def test_it_stops_between_tiles(worker):
+    generation, steps = worker.actions.generation, []
+    accept, jobs = generation.accept, []
+
+    async def accept_and_keep(request, job_id):
+        jobs.append(await accept(request, job_id))
+        return jobs[-1]
+
+    def cancel(progress):
+        if progress.phase == "inference":
+            steps.append((progress.step, progress.total))
+            if progress.step == 2:
+                jobs[-1].stop.cancel()
+
+    generation.accept = accept_and_keep
+    with pytest.raises(JobCancelled):
+        await ask(worker, cancel, model="esrgan", image=encoded(SHARP), tile=64)
+    assert steps[-2:] == [(1, 4), (2, 4)]
+    generation.accept = accept
+    again = await ask(worker, model="esrgan", image=encoded(SHARP))
+    assert np.abs(pixels(again).astype(int) - enlarged("esrgan", SHARP)).max() <= 1
+
+
+async def test_a_pickle_is_refused_until_the_operator_allows_it(worker, shop):
+    with pytest.raises(UnsafeFormat, match="pickle"):
+        await ask(worker, model="old", image=encoded(SHARP))
+    assert worker.engine.resident_models == []
+    allowed = build_worker(shop.model_copy(update={"allow_pickles": True}))
+    answer = await ask(allowed, model="old", image=encoded(SHARP))
+    assert np.abs(pixels(answer).astype(int) - enlarged("esrgan", SHARP)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "field"),
+    [
+        ({}, InvalidRequest, "image"),
+        ({"width": 512}, UnknownParameter, "width"),
+        ({"num_inference_steps": 9}, UnknownParameter, "num_inference_steps"),
+        ({"loras": ["org/any"]}, UnknownParameter, "loras"),
+        ({"scheduler": "euler"}, UnknownParameter, "scheduler"),
+        ({"scale": 9}, ParameterOutOfRange, "scale"),
+        ({"tile": 8}, ParameterOutOfRange, "tile"),
+        ({"refiner": "sd1"}, UnknownParameter, "refiner"),
+        ({"upscale": "compact"}, UnknownParameter, "upscale"),
+        ({"negative_prompt": "x"}, UnknownParameter, "negative_prompt"),
+    ],
+)
+async def test_what_an_upscaler_does_not_take_is_refused_by_name(worker, fields, error, field):
+    picture = {"image": encoded(SHARP)} if fields else {}
+    with pytest.raises(error) as failure:
+        await ask(worker, model="esrgan", **picture, **fields)
+    assert failure.value.field == field
+    assert not worker.engine.ready
+
+
+async def test_a_picture_that_would_become_too_large_is_refused_before_anything_is_loaded(worker):
+    picture = encoded(np.zeros((2_100, 2_100, 3), np.uint8))
+    with pytest.raises(ParameterOutOfRange, match="67,108,864") as failure:
+        await ask(worker, model="esrgan", image=picture)
+    assert failure.value.field == "image"
+    assert "scale" in failure.value.message
+    assert not worker.engine.ready
+
+
+async def test_its_schema_lists_what_it_takes(worker):
+    schema = await worker.actions.perform({"action": "schema", "model": "esrgan"}, "s", lambda progress: None)
+    assert {"image", "scale", "tile", "output", "num_images"} <= schema["properties"].keys()
+    unwanted = {"width", "height", "num_inference_steps", "loras", "scheduler", "refiner", "upscale", "negative_prompt"}
+    assert not unwanted & schema["properties"].keys()
+    assert schema["required"] == ["image"]
+    assert schema["properties"]["tile"]["maximum"] == 2_048
+
+
+async def test_a_face_restorer_is_refused_by_name(worker, shop):
+    path = shop.models_yaml.parent / "models" / "face.safetensors"
+    save_file({"stylegan_decoder.style_mlp.1.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(UnsupportedModel, match="face restorer"):
+        await ask(build_worker(shop.model_copy(update={"allow_unregistered_models": True})), model=f"file:{path}")
+
+
+async def test_the_last_step_of_a_generation_enlarges_what_was_drawn(worker):
+    before = await ask(worker, prompt="a red apple", num_images=2)
+    answer = await ask(worker, prompt="a red apple", num_images=2, upscale="compact")
+    assert (answer["width"], answer["height"], answer["task"]) == (256, 256, "text-to-image")
+    for index in range(2):
+        assert np.array_equal(pixels(answer, index), enlarged("compact", pixels(before, index)))
+    assert answer["parameters"]["upscale"]["model"] == "compact"
+    assert answer["usage"]["pixel_steps"] == before["usage"]["pixel_steps"]
+    again = await ask(worker, **answer["reproduce"]["input"])
+    assert np.array_equal(pixels(again, 1), pixels(answer, 1))
+    smaller = await ask(worker, prompt="a red apple", upscaler={"model": "compact", "scale": 1.5})
+    assert smaller["width"] == 96
+    assert np.array_equal(pixels(await ask(worker, prompt="a red apple", num_images=2)), pixels(before))
+
+
+async def test_what_is_no_upscaler_is_refused_as_the_last_step(worker):
+    with pytest.raises(IncompatibleAdapter, match="not an upscaler") as failure:
+        await ask(worker, prompt="x", upscale="sd1")
+    assert failure.value.field == "upscale"
+    assert not worker.engine.ready
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "scale"),
+    [
+        ("StableDiffusionUpscalePipeline", 4),
+        ("StableDiffusionLatentUpscalePipeline", 2),
+        ("LDMSuperResolutionPipeline", 1),
+    ],
+)
+async def test_upscalers_of_diffusers_run_through_the_door(tmp_path, pipeline, scale):
+    folder = tmp_path / "models" / "it"
+    save(_RECIPES[pipeline], folder)
+    (tmp_path / "models.yaml").write_text('{"models": {"it": {"source": "file:models/it"}}}')
+    worker = build_worker(
+        Settings(models_yaml=tmp_path / "models.yaml", default_model="it", volume_dir=tmp_path, device="cpu")
+    )
+    door = ServerlessDoor(worker.actions, concurrency=1)
+    fields = {**_RECIPES[pipeline].fields(), "seed": 1}
+    first = await door.handle({"id": "a", "input": fields})
+    assert "error" not in first, first
+    assert first["task"] == "upscaling"
+    other = await door.handle({"id": "b", "input": {**fields, "image": encoded(255 - gradient(32, 32))}})
+    assert not np.array_equal(pixels(first), pixels(other))
+    drawn = pixels(first)
+    with Image.open(io.BytesIO(base64.b64decode(fields["image"]))) as sent:
+        assert drawn.shape[1] >= sent.width * scale

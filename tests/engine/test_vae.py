@@ -1,0 +1,157 @@
+"""A VAE of the caller's, through RunPod's door: against plain diffusers with that VAE, and gone afterwards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+
+from tests import builders, single_files
+from tests.fakes.engine import fresh_id
+from tests.pictures import encoded, gradient, pixels
+from worker.app import build_worker
+from worker.settings import Settings
+from worker.transport.serverless import ServerlessDoor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A tiny model as a repository and as a single file, and VAEs: that fit it, and that do not."""
+    root = tmp_path_factory.mktemp("vaes")
+    models = root / "models"
+    builders.tiny_sd1(models / "sd1")
+    single_files.single_file(models / "sd1", models / "sd1.safetensors")
+    builders.tiny_pix2pix(models / "other")  # a pipeline with a VAE of its own
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        builders.vae().save_pretrained(models / "vae/kl")
+        builders.vae(scaling_factor=0.13025).save_pretrained(models / "vae/xl")
+        builders.vae(latent_channels=16).save_pretrained(models / "vae/kl16")
+        AutoencoderTiny(
+            encoder_block_out_channels=(8,) * 4,
+            decoder_block_out_channels=(8,) * 4,
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+        ).save_pretrained(models / "vae/tiny")
+    served: dict[str, Any] = {
+        "sd1": {"source": "file:models/sd1", "tasks": ["text-to-image", "image-to-image"]},
+        "file": {"source": "file:models/sd1.safetensors", "architecture": "sd1", "config": "models/sd1"},
+    }
+    for entry in served.values():
+        entry["defaults"] = {"num_inference_steps": 3, "width": 64, "height": 64}
+    (root / "models.yaml").write_text(json.dumps({"models": served}))
+    return root
+
+
+class Served:
+    def __init__(self, root: Path, volume: Path) -> None:
+        settings = Settings(
+            models_yaml=root / "models.yaml", default_model="sd1", volume_dir=volume, device="cpu", warm_up=False
+        )
+        self.worker = build_worker(settings)
+        self._door = ServerlessDoor(self.worker.actions, concurrency=1)
+
+    async def draw(self, **fields: Any) -> dict[str, Any]:
+        return await self._door.handle({"id": fresh_id(), "input": {"prompt": "a red apple", "seed": 7, **fields}})
+
+    def pipe(self) -> Any:
+        (resident,) = self.worker.engine._engine._pool._residents.values()
+        return resident.pipe
+
+
+@pytest.fixture
+def served(shop, tmp_path) -> Served:
+    return Served(shop, tmp_path / "volume")
+
+
+def directly(shop: Path, vae: Any, cls: str = "StableDiffusionPipeline", **options: Any) -> np.ndarray:
+    """What plain diffusers draws with that VAE."""
+    pipe = getattr(diffusers, cls).from_pretrained(shop / "models/sd1", vae=vae.eval(), safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"prompt": "a red apple", "num_inference_steps": 3, "width": 64, "height": 64} | options
+    return np.asarray(pipe(generator=torch.Generator("cpu").manual_seed(7), **arguments).images[0].convert("RGB"))
+
+
+def read(path: Path) -> Any:
+    name = json.loads((path / "config.json").read_text())["_class_name"]
+    return getattr(diffusers, name).from_pretrained(path)
+
+
+@pytest.mark.parametrize(("name", "same"), [("vae/kl", "vae/kl"), ("vae/tiny", "vae/tiny"), ("other", "other/vae")])
+@pytest.mark.parametrize("model", ["sd1", "file"])
+async def test_pictures_are_those_of_the_pipeline_with_that_vae_and_the_next_job_has_its_own(
+    served, shop, model, name, same
+):
+    plain = pixels(await served.draw(model=model))
+    own, index = served.pipe().vae, dict(served.pipe().config)
+    answer = await served.draw(model=model, vae=f"file:{shop}/models/{name}")
+    assert np.array_equal(pixels(answer), directly(shop, read(shop / "models" / same)))
+    assert not np.array_equal(pixels(answer), plain)
+    assert [(item["kind"], item["model"]) for item in answer["adapters"]] == [("vae", f"file:{shop}/models/{name}")]
+    assert served.pipe().vae is own
+    assert dict(served.pipe().config) == index
+    assert np.array_equal(pixels(await served.draw(model=model)), plain)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+async def test_a_vae_in_one_file_is_read_in_either_layout(served, shop, tmp_path, layout):
+    vae = read(shop / "models/other/vae")
+    tensors = vae.state_dict() if layout == "diffusers" else single_files.vae(shop / "models/other")
+    path = single_files.save(tensors, tmp_path / "volume/mine.safetensors")
+    answer = await served.draw(vae=f"file:{path}")
+    assert np.array_equal(pixels(answer), directly(shop, vae))
+
+
+async def test_a_picture_to_start_from_is_read_by_it_too(served, shop):
+    picture = gradient(64, 64)
+    answer = await served.draw(image=encoded(picture), strength=0.6, vae=f"file:{shop}/models/vae/kl")
+    start = {"image": Image.fromarray(picture), "strength": 0.6}
+    direct = directly(shop, read(shop / "models/vae/kl"), "StableDiffusionImg2ImgPipeline", **start)
+    assert int(np.abs(pixels(answer).astype(int) - direct).max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("vae/kl16", "incompatible_adapter", "16 channels and this model's have 4"),
+        ("vae/xl", "incompatible_adapter", "times 0.13025 and this model's are times 0.18215"),
+        ("sd1/unet", "incompatible_adapter", "is a denoiser, not a VAE"),
+        ("sd1.safetensors", "incompatible_adapter", "not a VAE"),
+        ("none.safetensors", "model_not_found", "does not exist"),
+    ],
+)
+@pytest.mark.parametrize("model", ["sd1", "file"])
+async def test_what_does_not_fit_is_refused_and_nothing_is_loaded(served, shop, model, name, code, words):
+    answer = await served.draw(model=model, vae=f"file:{shop}/models/{name}")
+    assert (answer["code"], answer["field"]) == (code, "vae")
+    assert words in answer["error"]
+    assert served.worker.engine.resident_models == []
+
+
+async def test_a_file_of_other_channels_is_refused_from_its_header(served, shop, tmp_path):
+    tensors = read(shop / "models/vae/kl16").state_dict()
+    path = single_files.save(tensors, tmp_path / "volume/kl16.safetensors")
+    answer = await served.draw(vae=f"file:{path}")
+    assert (answer["code"], answer["field"]) == ("incompatible_adapter", "vae")
+    assert served.worker.engine.resident_models == []
+
+
+async def test_a_job_that_fails_midway_gives_the_models_own_back(served, shop):
+    plain = pixels(await served.draw())
+    own = served.pipe().vae
+    stopped = await served.draw(vae=f"file:{shop}/models/vae/kl", timeout_s=0.001)
+    assert stopped["code"] == "job_timeout"
+    assert served.pipe().vae is own
+    assert np.array_equal(pixels(await served.draw()), plain)
+
+
+async def test_what_reproduce_says_names_it(served, shop):
+    first = await served.draw(vae=f"file:{shop}/models/vae/kl")
+    assert np.array_equal(pixels(await served.draw(**first["reproduce"]["input"])), pixels(first))

@@ -1,0 +1,172 @@
+"""Weighted and long prompts in whole jobs, through the RunPod door: what a caller sees."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.engine.test_generation import draw
+from tests.pictures import encoded, gradient, pixels
+from worker.core.errors import ParameterOutOfRange
+from worker.core.request import GenerationRequest
+from worker.transport.serverless import ServerlessDoor
+
+_ids = itertools.count()
+MODELS = ("tiny", "tiny-xl", "tiny-flux", "tiny-sd3")
+
+
+async def handled(worker, **fields):
+    door = ServerlessDoor(worker.actions, concurrency=1)
+    return await door.handle({"id": f"worded-{next(_ids)}", "input": {"prompt": "a red apple", "seed": 7, **fields}})
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_weight_changes_the_picture_and_a_plain_prompt_stays_what_diffusers_draws(worker, model):
+    plain = pixels(await handled(worker, model=model, prompt_weighting="none"))
+    assert np.array_equal(pixels(await handled(worker, model=model)), plain)
+    assert np.array_equal(pixels(await handled(worker, model=model, prompt_weighting="a1111")), plain)
+    # 1 is no weight: the same words, read by the worker
+    assert np.array_equal(pixels(await handled(worker, model=model, prompt="a (red:1.0) apple")), plain)
+    drawn = [pixels(await handled(worker, model=model, prompt=f"a (red:{w}) apple")) for w in (0.5, 1.5)]
+    assert len({picture.tobytes() for picture in (plain, *drawn)}) == 3
+    as_text = await handled(worker, model=model, prompt="a (red:1.5) apple", prompt_weighting="none")
+    assert pixels(as_text).tobytes() not in {picture.tobytes() for picture in (plain, *drawn)}
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_several_pictures_of_one_prompt_equal_their_single_runs(worker, model):
+    prompt = {"prompt": "a (red:1.4) apple", "model": model}
+    several = await handled(worker, **prompt, num_images=2)
+    for index in range(2):
+        alone = pixels(await handled(worker, **prompt, seed=7 + index)).astype(int)
+        assert np.abs(alone - pixels(several, index)).max() <= 1
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-xl"])
+async def test_the_end_of_a_long_prompt_is_read(worker, model):
+    long = "a red apple, " * 12  # more than the window, letter by letter
+    first, second = [await handled(worker, model=model, prompt=long + end) for end in ("green", "black")]
+    assert not np.array_equal(pixels(first), pixels(second))
+    assert first["warnings"] == []
+    cut = [await handled(worker, model=model, prompt=long + end, prompt_weighting="none") for end in ("green", "black")]
+    assert np.array_equal(pixels(cut[0]), pixels(cut[1]))
+    assert "prompt is 125 tokens long and the model reads 75" in cut[0]["warnings"][0]
+    assert "a red apple" in cut[0]["warnings"][0]
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
+async def test_jobs_that_share_a_call_draw_what_each_draws_alone(worker, model):
+    # Weighted, prose to a T5, plain, and longer than CLIP's window.
+    prompts = ["a (red:1.5) apple", "a (red) pear", "a pear", "a red apple, " * 12]
+    await handled(worker, model=model)
+    service, dark = worker.actions.generation, {"negative_prompt": "dark"} if model != "tiny-flux" else {}
+    jobs = [
+        await service.accept(GenerationRequest(model=model, prompt=text, seed=7 + at, **dark), text)
+        for at, text in enumerate(prompts)
+    ]
+    batch = await worker.provisioner.provide(jobs[0], lambda progress: None)
+    for shared in (jobs[::2], jobs):
+        run = replace(batch, jobs=tuple(shared))
+        report = await worker.engine.call(lambda engine, run=run: engine.run(run, lambda progress: None), "test")
+        for job, outcome in zip(shared, report.outcomes, strict=False):  # those that fit into its first call
+            alone = pixels(await draw(worker, model=model, prompt=job.prompt, seed=job.seeds[0], **dark))
+            drawn = np.frombuffer(outcome[0].raster.data, np.uint8).reshape(alone.shape).astype(int)
+            assert np.abs(drawn - alone).max() <= 1, job.prompt
+
+
+async def test_what_a_t5_cannot_read_is_said(worker):
+    answer = await handled(worker, model="tiny-flux", prompt="x" * 30, max_sequence_length=20)
+    assert answer["warnings"] == [
+        "prompt is 31 tokens long and the model reads 19: “xxxxxxxxxxxx” was not read; "
+        "shorten it, or raise max_sequence_length if the model can."
+    ]
+    other = await handled(worker, model="tiny-flux", prompt="y" * 99, prompt_2="short", max_sequence_length=20)
+    assert other["warnings"] == []  # the T5 reads prompt_2, and the CLIP looks at the beginning only
+    assert (await handled(worker, model="tiny-flux", prompt="x" * 30))["warnings"] == []
+
+
+async def test_weights_work_with_pictures_adapters_and_without_guidance(worker, zoo):
+    weighted, plain = {"prompt": "a (red:1.5) apple"}, {"prompt": "a red apple"}
+    picture = {"image": encoded(gradient(64, 64)), "strength": 0.8}
+    for extra in (
+        picture,
+        {"loras": [f"file:{zoo}/models/lora.safetensors"]},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "(blue:1.3), dark"},
+        {"scheduler": "euler_a"},
+        {"clip_skip": 1},
+    ):
+        first, second = [pixels(await handled(worker, **words, **extra)) for words in (weighted, plain)]
+        assert not np.array_equal(first, second), extra
+    edited = [await handled(worker, model="tiny-edit", image=encoded(gradient(64, 64)), **w) for w in (weighted, plain)]
+    assert not np.array_equal(*map(pixels, edited))
+
+
+async def test_a_loras_text_encoder_is_heard_in_weighted_prompts_too(worker, settings):
+    from safetensors.torch import save_file
+
+    from tests.loras import normal
+
+    names = [f"lora_te_text_model_encoder_layers_{layer}_self_attn_q_proj" for layer in range(3)]
+    tensors = {f"{name}.lora_down.weight": normal(4, 32, seed=1) for name in names}
+    tensors |= {f"{name}.lora_up.weight": normal(32, 4, seed=2) for name in names}
+    folder = settings.volume / "own"
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "te.safetensors")
+    lora = {"loras": [{"model": f"file:{folder}/te.safetensors", "weight": 2}], "model": "tiny"}
+    weighted = {"prompt": "a (red:1.0) apple", "prompt_weighting": "a1111"}
+    with_lora = pixels(await handled(worker, **weighted, **lora))
+    assert np.array_equal(with_lora, pixels(await handled(worker, **lora)))
+    assert not np.array_equal(with_lora, pixels(await handled(worker, **weighted)))
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("tiny-xl", "prompt_2"),
+        ("tiny-xl", "negative_prompt_2"),
+        ("tiny-flux", "prompt_2"),
+        ("tiny-sd3", "prompt_3"),
+        ("tiny-sd3", "negative_prompt_3"),
+    ],
+)
+async def test_prompts_of_single_encoders_are_offered_and_read(worker, model, name):
+    schema = await worker.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+    assert name in schema["properties"]
+    drawn = [pixels(await handled(worker, model=model, **words)) for words in ({}, {name: "one"}, {name: "two"})]
+    assert len({picture.tobytes() for picture in drawn}) == 3
+    weighted = pixels(await handled(worker, model=model, **{name: "(one:1.5) apple"}))
+    assert not np.array_equal(weighted, pixels(await handled(worker, model=model, **{name: "one apple"})))
+
+
+@pytest.mark.parametrize(("model", "most"), [("tiny", 2), ("tiny-xl", 1), ("tiny-sd3", 1)])
+async def test_clip_skip_stays_within_the_encoders_layers(worker, model, most):
+    drawn = [pixels(await handled(worker, model=model, clip_skip=skip)) for skip in range(most + 1)]
+    assert len({picture.tobytes() for picture in drawn}) == most + 1
+    with pytest.raises(ParameterOutOfRange, match=f"clip_skip must be at most {most} for {model}") as failure:
+        await draw(worker, model=model, clip_skip=most + 1)
+    assert failure.value.field == "clip_skip"
+
+
+async def test_the_schema_says_what_is_read_and_bounds_clip_skip_by_the_family(worker):
+    async def properties(model):
+        answer = await worker.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+        return answer["properties"]
+
+    first, large, film = [await properties(name) for name in ("tiny", "tiny-xl", "video")]
+    assert first["prompt_weighting"]["enum"] == ["auto", "a1111", "none"]
+    assert first["prompt_weighting"]["default"] == "auto"
+    assert (first["clip_skip"]["anyOf"][0]["maximum"], large["clip_skip"]["anyOf"][0]["maximum"]) == (11, 10)
+    assert {"embeddings", "hypernetworks"} <= first.keys()
+    assert "embeddings" in large
+    assert "hypernetworks" not in large
+    assert not {"embeddings", "hypernetworks", "prompt_weighting"} & film.keys()
+
+
+async def test_reproduce_names_the_way_of_reading_only_where_it_was_asked_for(worker):
+    plain = await handled(worker)
+    assert "prompt_weighting" not in plain["reproduce"]["input"]
+    first = await handled(worker, prompt="(a:1.2) b", prompt_weighting="none")
+    again = await handled(worker, **first["reproduce"]["input"])
+    assert np.array_equal(pixels(first), pixels(again))

@@ -1,0 +1,73 @@
+"""The HTTP server over a fake engine, on a real port and in a thread of its own: real clients can talk to it."""
+
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import uvicorn
+from aiohttp import web
+
+from tests.fakes import FakeServer
+from tests.fakes.engine import Desk, make_desk
+from worker.standalone import build_app
+
+
+class WebWorker:
+    """A desk that is served; `http` is a client of it."""
+
+    def __init__(self, root: Path, slow_start_s: float = 0.0, **changes: Any) -> None:
+        self.desk: Desk = make_desk(root, **changes)
+        self.desk.builder.seconds = slow_start_s
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        app = build_app(self.desk.worker)
+        ws = "websockets-sansio"
+        config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, ws=ws, timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="web-worker", daemon=True)
+        self._thread.start()
+        assert self._started.wait(20)
+        self.http = httpx.Client(base_url=self.origin, timeout=20)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    @property
+    def origin(self) -> str:
+        """The address without a path."""
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _serve(self) -> None:
+        serving = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            await asyncio.sleep(0.01)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+        self._started.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+class Listener(FakeServer):
+    """Takes webhooks; the first ones are answered as `failures` says."""
+
+    def __init__(self, failures: list[int] | None = None) -> None:
+        super().__init__()
+        self.failures = failures or []
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Register the one route."""
+        router.add_post("/hook", self._take)
+
+    async def _take(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.failures.pop(0) if self.failures else 200)

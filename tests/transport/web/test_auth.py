@@ -1,0 +1,240 @@
+"""Who is let in at which door, how a refusal looks there, and whose jobs are whose."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.fakes.web_worker import WebWorker
+from tests.transport.web.uploads import png
+from worker.service.keys import KeyListError, Keyring, new_key, parse_keys, read_keys
+from worker.service.ledger import read_usage
+from worker.settings import Settings, SettingsError
+from worker.standalone import build_keyring
+
+ANNA, BEN = "anna's own secret key", "ben's own secret key"
+FORM = {"files": {"image": png(64, 64)}, "data": {"prompt": "x"}}
+
+# Every door that draws: what is sent to it, and how its refusals name themselves.
+DRAWING = [
+    ("/run", {"json": {"prompt": "x"}}, lambda body: body["code"]),
+    ("/runsync", {"json": {"prompt": "x"}}, lambda body: body["code"]),
+    ("/diffusers/generate", {"json": {"inputs": "x"}}, lambda body: body["code"]),
+    ("/diffusers/generate/tiny", {"json": {"inputs": "x"}}, lambda body: body["code"]),
+    ("/models/tiny", {"json": {"inputs": "x"}}, lambda body: body["code"]),
+    ("/edit", FORM, lambda body: body["error"]),
+    ("/v1/images/generations", {"json": {"prompt": "x"}}, lambda body: body["error"]["code"]),
+    ("/v1/images/edits", FORM, lambda body: body["error"]["code"]),
+]
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    with WebWorker(
+        tmp_path, api_keys=f"{ANNA},{BEN}", admin_keys="the operator's own key", edit_model="tiny"
+    ) as worker:
+        yield worker
+
+
+@pytest.mark.parametrize(("path", "sent", "code_of"), DRAWING)
+def test_every_door_that_draws_asks_for_a_key_in_its_own_shape(guarded, path, sent, code_of):
+    for headers in ({}, bearer("wrong"), {"Authorization": f"Basic {ANNA}"}, {"Authorization": "Bearer"}):
+        answer = guarded.http.post(path, headers=headers, **sent)
+        assert (answer.status_code, code_of(answer.json())) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert ANNA not in answer.text
+    assert guarded.desk.builder.built == 0
+    assert guarded.http.post(path, headers=bearer(ANNA), **sent).status_code == 200
+
+
+def test_so_does_every_other_route_but_health(guarded):
+    document = guarded.http.get("/openapi.json").json()
+    open_to_all = {"/health", "/ping", "/ready", "/v1/images/{id}/content"}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            status = guarded.http.request(method, path.replace("{id}", "x").replace("{endpoint}", "x")).status_code
+            assert (status == 401) is (path not in open_to_all), path
+            assert ("401" in operation["responses"]) is (path not in open_to_all), path
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(f"ws://127.0.0.1:{guarded.port}/ws")
+    with connect(f"ws://127.0.0.1:{guarded.port}/ws", additional_headers=bearer(ANNA)) as socket:
+        socket.ping().wait(10)
+
+
+def test_an_unknown_model_is_400_at_every_door_and_nothing_is_built(served):
+    unknown = [
+        ("/run", {"json": {"prompt": "x", "model": "nope"}}, lambda body: body["code"]),
+        ("/runsync", {"json": {"input": {"prompt": "x", "model": "nope"}}}, lambda body: body["code"]),
+        ("/diffusers/generate", {"json": {"inputs": "x", "model_id": "nope"}}, lambda body: body["code"]),
+        ("/diffusers/generate/nope", {"content": png(8, 8)}, lambda body: body["code"]),
+        ("/models/nope", {"json": {"inputs": "x"}}, lambda body: body["code"]),
+        ("/edit", {**FORM, "data": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]),
+        ("/v1/images/generations", {"json": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]["code"]),
+        ("/v1/images/edits", {**FORM, "data": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]["code"]),
+        ("/inspect", {"json": {"model": "nope"}}, lambda body: body["code"]),
+        ("/plan", {"json": {"model": "nope"}}, lambda body: body["code"]),
+    ]
+    assert {path.split("/")[1] for path, _, _ in unknown} > {path.split("/")[1] for path, _, _ in DRAWING}
+    for path, sent, code_of in unknown:
+        answer = served.http.post(path, **sent)
+        assert (answer.status_code, code_of(answer.json())) == (400, "model_not_found"), path
+    job = served.http.post("/v2/x/runsync", json={"input": {"prompt": "x", "model": "nope"}}).json()
+    assert (job["status"], job["output"]["code"]) == ("FAILED", "model_not_found")
+    with connect(f"ws://127.0.0.1:{served.port}/ws") as socket:
+        socket.send(json.dumps({"type": "run", "input": {"prompt": "x", "model": "nope"}}))
+        kinds = [json.loads(socket.recv(timeout=10)) for _ in range(2)]
+    assert (kinds[-1]["type"], kinds[-1]["code"]) == ("failed", "model_not_found")
+    assert served.desk.builder.built == 0
+
+
+def test_one_callers_jobs_are_not_anothers(guarded):
+    headers = {**bearer(ANNA), "Idempotency-Key": "same"}
+    body = {"input": {"prompt": "x"}}
+    mine = guarded.http.post("/v2/x/run", json=body, headers=headers).json()["id"]
+    assert guarded.http.post("/v2/x/run", json=body, headers=headers).json()["id"] == mine
+    assert guarded.http.post("/v2/x/run", json=body, headers={**headers, **bearer(BEN)}).json()["id"] != mine
+    assert guarded.http.get(f"/v2/x/status/{mine}", headers=bearer(ANNA)).status_code == 200
+    for method, path in [("GET", "/v2/x/status"), ("GET", "/v2/x/stream"), ("POST", "/v2/x/cancel"),
+                         ("POST", "/v2/x/retry"), ("GET", "/events")]:  # fmt: skip
+        answer = guarded.http.request(method, f"{path}/{mine}", headers=bearer(BEN))
+        assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found"), path
+
+
+def test_what_is_the_operators_needs_his_key(guarded):
+    operator = bearer("the operator's own key")
+    for action in ("preload", "unload"):
+        body = {"action": action, "model": "tiny"}
+        answer = guarded.http.post("/run", json=body, headers=bearer(ANNA))
+        assert (answer.status_code, answer.json()["code"]) == (403, "access_denied")
+        assert guarded.http.post("/v2/x/run", json={"input": body}, headers=bearer(ANNA)).status_code == 403
+    assert guarded.http.post("/v2/x/purge-queue", headers=bearer(ANNA)).status_code == 403
+    assert guarded.http.get("/metrics", headers=bearer(ANNA)).status_code == 403
+    assert guarded.http.get("/metrics", headers=operator).status_code == 200
+    assert guarded.desk.builder.built == 0
+    assert guarded.http.post("/v2/x/purge-queue", headers=operator).status_code == 200
+    assert guarded.http.post("/run", json={"action": "unload", "model": "tiny"}, headers=operator).status_code == 200
+
+
+def test_the_books_say_who_asked_at_every_door(tmp_path):
+    with WebWorker(tmp_path, api_keys=f"anna:{hashlib.sha256(ANNA.encode()).hexdigest()}", edit_model="tiny") as served:
+        asking = [*((path, sent) for path, sent, _ in DRAWING), ("/v2/x/runsync", {"json": {"input": {"prompt": "x"}}})]
+        asking += [("/inspect", {"json": {}}), ("/plan", {"json": {}})]
+        for path, sent in asking:
+            assert served.http.post(path, headers=bearer(ANNA), **sent).status_code in (200, 400), path
+        assert served.http.get("/models/tiny/schema", headers=bearer(ANNA)).status_code == 200
+        with connect(f"ws://127.0.0.1:{served.port}/ws", additional_headers=bearer(ANNA)) as socket:
+            socket.send(json.dumps({"type": "run", "input": {"prompt": "x"}}))
+            while json.loads(socket.recv(timeout=10))["type"] != "result":
+                pass
+    lines = list(read_usage(tmp_path / "volume/usage"))
+    assert len(lines) == len(asking) + 2
+    assert {line["caller"] for line in lines} == {"anna"}
+
+
+def test_who_is_turned_away_for_want_of_room_is_in_the_books_too(tmp_path):
+    with WebWorker(
+        tmp_path, api_keys=f"anna:{hashlib.sha256(ANNA.encode()).hexdigest()}", job_retention_mb=0.0001
+    ) as served:
+        headers = {**bearer(ANNA), "X-Request-ID": "the-one"}
+        assert served.http.post("/run", json={"prompt": "long " * 100}, headers=headers).status_code == 429
+    (line,) = read_usage(tmp_path / "volume/usage")
+    assert (line["outcome"], line["caller"], line["request_id"]) == ("overloaded", "anna", "the-one")
+
+
+def test_a_quota_is_that_of_a_key_at_every_door(tmp_path):
+    with WebWorker(tmp_path, api_keys=f"{ANNA},{BEN}", rate_limit_per_minute=2) as served:
+        assert served.http.post("/run", json={"prompt": "x"}, headers=bearer(ANNA)).status_code == 200
+        assert served.http.post("/diffusers/generate", json={"inputs": "x"}, headers=bearer(ANNA)).status_code == 200
+        answer = served.http.post("/v1/images/generations", json={"prompt": "x"}, headers=bearer(ANNA))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limited")
+        assert 1 <= int(answer.headers["retry-after"]) <= 30
+        assert served.http.post("/run", json={"prompt": "x"}, headers=bearer(BEN)).status_code == 200
+        kept = json.loads(next((tmp_path / "volume/state").glob("quotas-*.json")).read_text())
+    assert len(kept) == 2
+    assert not any(ANNA in name or BEN in name for name in kept)
+
+
+@pytest.mark.parametrize("path", [path for path, _, _ in DRAWING])
+def test_a_page_of_another_site_is_turned_away_unless_the_operator_names_it(tmp_path, path):
+    sent = next(sent for each, sent, _ in DRAWING if each == path)
+    with WebWorker(tmp_path, cors_origins="https://mine.example", edit_model="tiny") as served:
+        answer = served.http.post(path, headers={"Origin": "https://evil.example"}, **sent)
+        assert answer.status_code in (400, 403)
+        assert served.desk.builder.built == 0
+        answer = served.http.post(path, headers={"Origin": "https://mine.example"}, **sent)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://mine.example")
+        assert served.http.post(path, headers={"Origin": served.origin}, **sent).status_code == 200
+
+
+def test_a_browser_is_told_nothing_of_other_sites_by_default(served):
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in served.http.options("/run", headers=asked).headers
+
+
+def test_a_preflight_needs_no_key(tmp_path):
+    with WebWorker(tmp_path, cors_origins="https://mine.example", api_keys=ANNA) as served:
+        asked = {"Origin": "https://mine.example", "Access-Control-Request-Method": "POST",
+                 "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+        assert served.http.options("/run", headers=asked).status_code == 200
+
+
+def test_keys_are_known_by_their_digest_only(tmp_path):
+    key, line = new_key("anna")
+    file = tmp_path / "keys"
+    file.write_text(f"# who may\n\n{line}  # since May\n")
+    assert key not in file.read_text()
+    ring = Keyring(read_keys(file))
+    assert ring.identify(key).name == "anna"
+    assert ring.identify(key + "x") is None
+    assert ring.identify(line.partition(":")[2]) is None  # the digest opens nothing
+    assert Keyring().identify(None).name is None
+    assert parse_keys([ANNA]).keys() == parse_keys([f" {ANNA} ", ANNA]).keys()
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "anna:short\n", "just a key that is long\n", "a b:" + "0" * 64])
+def test_a_file_of_keys_with_a_mistake_opens_nothing(tmp_path, text):
+    file = tmp_path / "keys"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match="API_KEYS_FILE: keys") as failure:
+        build_keyring(Settings(api_keys_file=file))
+    assert "just a key" not in str(failure.value)
+    with pytest.raises(SettingsError, match="API_KEYS_FILE"):
+        build_keyring(Settings(api_keys_file=tmp_path / "none"))
+
+
+def test_a_short_key_is_refused_and_not_shown():
+    for value in ("secret", f"{ANNA},secret", ","):
+        with pytest.raises(SettingsError, match="API_KEYS: key") as failure:
+            build_keyring(Settings(api_keys=value))
+        assert "secret" not in str(failure.value)
+    assert ANNA not in repr(Settings(api_keys=ANNA))
+    with pytest.raises(KeyListError):
+        new_key("two words")
+
+
+def test_an_open_server_warns_unless_only_this_machine_reaches_it():
+    assert any("API_KEYS" in text for text in Settings().server_warnings())
+    for settings in (Settings(api_host="127.0.0.1"), Settings(api_host="localhost"), Settings(api_host="::1"),
+                     Settings(api_keys=ANNA)):  # fmt: skip
+        assert settings.server_warnings() == []
+    assert any("CORS_ORIGINS" in text for text in Settings(cors_origins="*", api_keys=ANNA).server_warnings())
+
+
+def test_the_command_prints_a_key_and_its_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "keys", "new", "anna"], capture_output=True, text=True, timeout=60, check=True
+    )
+    key, line = (text.split(": ", 1)[1].strip() for text in done.stdout.splitlines())
+    (tmp_path / "keys").write_text(line)
+    with WebWorker(tmp_path, api_keys_file=tmp_path / "keys") as served:
+        assert httpx.get(f"{served.origin}/models", headers=bearer(key)).status_code == 200
+        assert httpx.get(f"{served.origin}/models").status_code == 401

@@ -1,0 +1,128 @@
+"""POST /edit: a form in, a PNG out, and three numbers for whatever goes wrong."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from tests.fakes.web_worker import WebWorker
+from tests.transport.web.uploads import png
+from worker.core.errors import JobTimeout, OutOfMemory, Overloaded
+
+FORM = {"prompt": "make it blue"}
+
+
+@pytest.fixture
+def editing(tmp_path):
+    with WebWorker(tmp_path, edit_model="tiny") as worker:
+        yield worker
+
+
+def files(data=None):
+    return {"image": ("in.png", png(64, 72) if data is None else data, "image/png")}
+
+
+def test_a_picture_is_edited(editing):
+    sent = {**FORM, "seed": "7", "guidance_scale": "2.5", "steps": "4"}
+    answer = editing.http.post("/edit", data=sent, files=files())
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.headers["x-seed"] == "7"
+    drawn = Image.open(io.BytesIO(answer.content))
+    assert (drawn.format, drawn.size) == ("PNG", (64, 72))
+    job = editing.desk.engine.ran[0]
+    assert (job.spec.id, job.prompt, job.seeds) == ("tiny", "make it blue", (7,))
+    assert job.params["guidance_scale"] == 2.5
+    assert job.params["num_inference_steps"] == 4
+
+
+def test_a_number_as_prompt_is_a_text_and_an_empty_field_is_none(editing):
+    answer = editing.http.post("/edit", data={"prompt": "42", "seed": "", "steps": " "}, files=files())
+    assert answer.status_code == 200
+    assert editing.desk.engine.ran[0].prompt == "42"
+
+
+def test_without_a_model_it_is_the_first_that_edits(served):
+    answer = served.http.post("/edit", data=FORM, files=files())
+    assert (answer.status_code, answer.json()["error"]) == (503, "source_unavailable")
+    assert "org/editor" in answer.json()["detail"]
+    assert served.http.post("/edit", data={**FORM, "model": "small"}, files=files()).status_code == 200
+    assert served.desk.engine.ran[0].spec.id == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ({"data": FORM}, "unsupported_media_type"),
+        ({"files": {"prompt": (None, "x")}}, "invalid_request"),
+        ({"files": files()}, "invalid_request"),
+        ({"data": {"prompt": " "}, "files": files()}, "invalid_request"),
+        ({"data": FORM, "files": files(b"no picture")}, "invalid_image"),
+        ({"data": FORM, "files": [*files().items(), *files().items()]}, "invalid_request"),
+        ({"data": FORM, "files": {**files(), "extra": ("x", b"x")}}, "invalid_request"),
+        ({"data": {**FORM, "seed": "many"}, "files": files()}, "parameter_out_of_range"),
+        ({"data": {**FORM, "steps": "NaN"}, "files": files()}, "parameter_out_of_range"),
+        ({"data": {**FORM, "strenght": "1"}, "files": files()}, "unknown_parameter"),
+        ({"data": {**FORM, "model": "nope"}, "files": files()}, "model_not_found"),
+        ({"json": FORM}, "unsupported_media_type"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, "invalid_request"),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}}, "invalid_request"),
+        (
+            {
+                "content": b'--a\r\nContent-Disposition: form-data; name="x"\r\n\r\nx\r\n--a--\r\n',
+                "headers": {"content-type": "multipart/form-data; boundary=a; charset=zlib"},
+            },
+            "unknown_parameter",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_400_in_this_doors_shape_and_nothing_runs(editing, sent, code):
+    answer = editing.http.post("/edit", **sent)
+    assert (answer.status_code, answer.json()["error"]) == (400, code)
+    assert set(answer.json()) == {"error", "detail", "request_id"}
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert editing.desk.builder.built == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (OutOfMemory("Too little memory."), 503),
+        (JobTimeout("Too long."), 504),
+        (Overloaded("Busy.", details={"retry_after_s": 3}), 503),
+        (ValueError("odd"), 503),
+    ],
+)
+def test_what_fails_later_is_503_or_504(editing, failure, status):
+    editing.desk.engine.failures = [failure]
+    answer = editing.http.post("/edit", data=FORM, files=files())
+    assert answer.status_code == status
+    assert "odd" not in answer.text
+    assert answer.headers.get("retry-after") == ("3" if isinstance(failure, Overloaded) else None)
+
+
+def test_a_form_that_is_too_large_is_read_no_further(tmp_path):
+    with WebWorker(tmp_path, edit_model="tiny", max_body_mb=0.05) as served:
+        answer = served.http.post("/edit", data=FORM, files=files(b"x" * 100_000))
+        assert (answer.status_code, answer.json()["error"]) == (400, "request_too_large")
+
+        def chunks():  # without a length
+            yield b'--a\r\nContent-Disposition: form-data; name="image"; filename="i"\r\n\r\n'
+            for _ in range(100):
+                yield b"x" * 1_000
+
+        headers = {"content-type": "multipart/form-data; boundary=a"}
+        answer = served.http.post("/edit", content=chunks(), headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (400, "request_too_large")
+        assert served.desk.builder.built == 0
+
+
+def test_without_any_editing_model_the_answer_says_what_to_do(tmp_path):
+    from tests.fakes.engine import shelf
+
+    text = shelf(tmp_path / "other").read_text().replace('"image-editing"', '"text-to-image"')
+    text = text.replace('"qwen-image-edit"', '"sdxl"')
+    (tmp_path / "models.yaml").write_text(text)
+    with WebWorker(tmp_path / "other", models_yaml=tmp_path / "models.yaml") as served:
+        answer = served.http.post("/edit", data=FORM, files=files())
+    assert (answer.status_code, answer.json()["error"]) == (400, "model_not_found")
+    assert "EDIT_MODEL" in answer.json()["detail"]

@@ -1,0 +1,142 @@
+"""Hugging Face's own client against the door that speaks its protocol."""
+
+import io
+
+import httpx
+import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+
+from tests.fakes.engine import FakeEngine
+from tests.fakes.web_worker import WebWorker
+from tests.transport.web.uploads import noise, png
+
+PATH = "/diffusers/generate"
+
+
+def client(served, query="", **options):
+    return InferenceClient(model=f"{served.origin}{PATH}{query}", token="anything", timeout=20, **options)
+
+
+def test_words_to_a_picture(served):
+    drawn = client(served).text_to_image(
+        "a red apple", negative_prompt="a pear", width=64, height=72, num_inference_steps=3, guidance_scale=5, seed=7
+    )
+    assert drawn.size == (64, 72)
+    assert drawn.format == "PNG"
+    job = served.desk.engine.ran[0]
+    assert (job.prompt, job.negative_prompt, job.seeds) == ("a red apple", "a pear", (7,))
+    assert job.params["num_inference_steps"] == 3
+
+
+def test_a_picture_to_a_picture_with_and_without_words(served):
+    drawn = client(served).image_to_image(
+        png(80, 64), prompt="greener", target_size={"width": 64, "height": 64}, strength=0.5
+    )
+    assert drawn.size == (64, 64)
+    client(served).image_to_image(png(64, 64))
+    first, second = served.desk.engine.ran
+    assert [job.task.value for job in (first, second)] == ["image-to-image"] * 2
+    assert (first.prompt, second.prompt) == ("greener", "")
+    assert first.params["strength"] == 0.5
+
+
+def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):
+    drawn = client(served, headers={"accept": "image/webp"}).text_to_image("x")
+    assert drawn.format == "WEBP"
+    for accept, kind in [
+        ("image/jpeg", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("*/*", "image/png"),
+        ("application/json", "image/png"),
+        ("image/gif, image/avif", "image/png"),
+        ("image/png;q=0.2, image/webp;q=0.9", "image/webp"),
+        ("image/webp;q=x, text/html", "image/png"),
+    ]:
+        answer = served.http.post(PATH, json={"inputs": "x"}, headers={"Accept": accept})
+        assert (answer.status_code, answer.headers["content-type"]) == (200, kind), accept
+    assert answer.headers["x-seed"].isdecimal()
+
+
+def test_where_the_model_is_named_and_which_place_goes_first(served):
+    def ask(path=PATH, headers=None, **body):
+        assert served.http.post(path, json={"inputs": "x", **body}, headers=headers).status_code == 200
+        return served.desk.engine.ran[-1].spec.id
+
+    parameters = {"model_id": "tiny"}
+    header = {"X-Model-Id": "any"}
+    assert ask() == "tiny"
+    assert ask(parameters={"model_id": "any"}) == "any"
+    assert ask(headers=header, parameters=parameters) == "any"
+    assert ask(f"{PATH}/tiny", headers=header) == "tiny"
+    assert ask("/models/any") == "any"
+    assert ask(f"{PATH}/tiny?model_id=any") == "any"
+    assert ask(f"{PATH}/any?model_id=any", model_id="small") == "tiny"
+    client(served, "?model_id=any").text_to_image("x", extra_body={"model_id": "tiny"})
+    assert served.desk.engine.ran[-1].spec.id == "any"
+
+
+def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(served):
+    with pytest.raises(HfHubHTTPError) as failure:
+        client(served, "?model_id=a%2Fb").text_to_image("x")
+    assert failure.value.response.status_code == 400
+    assert "'a/b'" in str(failure.value)
+    answer = served.http.post(PATH, json={"inputs": "x", "model_id": "a/b"})
+    found = answer.json()
+    assert found["supported_models"] == ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
+    assert (answer.headers["x-error-code"], answer.headers["x-error-message"]) == ("model_not_found", found["error"])
+    assert served.desk.builder.built == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 400, "inputs"),
+        ([], 400, "body"),
+        ({"inputs": 5}, 400, "inputs"),
+        ({"inputs": "x", "parameters": 5}, 400, "parameters"),
+        ({"inputs": "x", "parameters": {"widht": 5}}, 400, "widht"),
+        ({"inputs": "x", "parameters": {"action": "unload"}}, 400, "action"),
+        ({"inputs": "x", "width": 64}, 400, "width"),
+        ({"inputs": "x", "model_id": 5}, 400, "model"),
+        ({"inputs": "x", "parameters": {"target_size": 64}}, 400, "target_size"),
+        ({"inputs": "no picture", "parameters": {"prompt": "x"}}, 400, "image"),
+        ({"inputs": "x", "parameters": {"output": 5}}, 400, "output"),
+        ({"inputs": "x", "model_id": "org/sdxl"}, 502, "model"),
+    ],
+)
+def test_a_refusal_is_a_sentence_where_the_client_looks_for_it(served, body, status, field):
+    answer = served.http.post(PATH, json=body)
+    assert answer.status_code == status
+    assert isinstance(answer.json()["error"], str)
+    assert answer.json().get("field") == field
+    assert answer.headers["x-error-code"] == answer.json()["code"]
+    assert served.desk.builder.built == 0
+
+
+def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
+    answer = served.http.post(PATH, json={"inputs": "x", "widht\r\n\0\x85\u2028ü€": 5})
+    assert (answer.status_code, answer.headers["x-error-code"]) == (400, "unknown_parameter")
+    assert answer.headers["x-error-message"].startswith("widht    ")
+
+
+def test_what_is_no_json_and_no_picture(served):
+    for content, kind in [(b"", None), (b"hello", None), (b"{", "application/json"), (b"\xff\xfe", "image/png")]:
+        headers = {"content-type": kind} if kind else {}
+        answer = httpx.post(f"{served.origin}{PATH}", content=content, headers=headers)
+        assert (answer.status_code, answer.json()["retryable"]) == (400, False)
+    assert served.desk.engine.ran == []
+
+
+def test_an_answer_that_is_too_large_is_still_a_picture(tmp_path):
+    engine = FakeEngine(pixels=lambda job, seed: noise(256, 256))
+    with WebWorker(tmp_path, engine=engine, max_response_mb=0.2) as served:
+        answer = served.http.post(PATH, json={"inputs": "x", "parameters": {"width": 256, "height": 256}})
+    assert answer.status_code == 200
+    assert Image.open(io.BytesIO(answer.content)).get_format_mimetype() == answer.headers["content-type"] != "image/png"
+
+
+def test_the_list_of_models(served):
+    listed = served.http.get("/diffusers/models").json()["models"]
+    assert {entry["model_id"] for entry in listed} >= {"tiny", "org/sdxl"}

@@ -1,0 +1,78 @@
+"""What Prometheus gets from the server: numbers that grow as jobs are drawn, and say how it is right now."""
+
+import threading
+import time
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes.web_worker import WebWorker
+
+
+def scraped(served):
+    answer = served.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.text)
+    return {(item.name, *sorted(item.labels.values())): item.value for family in families for item in family.samples}
+
+
+def until(true, seconds=15):
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
+    with WebWorker(tmp_path, max_concurrent_jobs=1) as served:
+        engine = served.desk.engine
+        engine.gate.clear()
+        threads = [
+            threading.Thread(target=httpx.post, args=(f"{served.origin}/run",), kwargs={"json": {"prompt": word}})
+            for word in "ab"
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: scraped(served)["imgworker_queue_length",] == 1)
+        now = scraped(served)
+        assert (now["imgworker_jobs_running",], now["imgworker_queue_length",]) == (1, 1)
+        engine.gate.set()
+        for thread in threads:
+            thread.join()
+        after = scraped(served)
+    assert (after["imgworker_jobs_running",], after["imgworker_queue_length",]) == (0, 0)
+    assert after["imgworker_requests_total", "ok", "text-to-image", "tiny"] == 2
+    assert after["imgworker_http_responses_total", "200"] >= 3
+
+
+def test_what_is_turned_away_at_the_door_is_counted_too(tmp_path):
+    with WebWorker(tmp_path, job_retention_mb=0.0001) as served:
+        assert served.http.post("/run", json={"prompt": "long " * 100}).status_code == 429
+        assert served.http.get("/nowhere").status_code == 404
+        found = scraped(served)
+    assert found["imgworker_errors_total", "overloaded"] == 1
+    assert found["imgworker_http_responses_total", "429"] == 1
+    assert found["imgworker_http_responses_total", "404"] == 1
+
+
+def test_a_job_that_ran_too_long_is_counted_as_late(served):
+    served.desk.engine.gate.clear()
+    job = {"input": {"prompt": "x"}, "policy": {"executionTimeout": 1000}}
+    name = served.http.post("/v2/any/run", json=job).json()["id"]
+    until(lambda: served.http.get(f"/v2/any/status/{name}").json()["status"] == "TIMED_OUT")
+    until(lambda: ("imgworker_errors_total", "job_timeout") in scraped(served))
+    assert ("imgworker_errors_total", "job_cancelled") not in scraped(served)
+
+
+def test_a_callers_trace_is_taken_from_the_header(served, tmp_path):
+    from tests.service.test_telemetry import CALLERS_TRACE, TRACEPARENT
+    from worker.transport.request_id import traceparent
+
+    seen = []
+    run = served.desk.engine.run
+    served.desk.engine.run = lambda batch, emit: seen.append(traceparent.get()) or run(batch, emit)
+    for sent in (TRACEPARENT, "nonsense"):
+        assert served.http.post("/run", json={"prompt": sent}, headers={"traceparent": sent}).status_code == 200
+    assert seen == [TRACEPARENT, None]
+    assert CALLERS_TRACE in TRACEPARENT

@@ -1,0 +1,222 @@
+"""OpenAI's own client against the door that speaks its protocol."""
+
+import base64
+import io
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from huggingface_hub import InferenceClient
+from PIL import Image
+
+from tests.fakes.bucket import FakeBucket
+from tests.fakes.engine import FakeEngine
+from tests.fakes.web_worker import WebWorker
+from tests.transport.web.uploads import mask, noise, png
+from worker.core.errors import Overloaded
+
+SIZE = "64x72"
+
+
+@pytest.fixture
+def client(served):
+    with openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", timeout=20, max_retries=0) as found:
+        yield found
+
+
+def opened(picture):
+    return Image.open(io.BytesIO(base64.b64decode(picture.b64_json)))
+
+
+def test_pictures_of_words(served, client):
+    drawn = client.images.generate(
+        prompt="a red apple", model="tiny", n=2, size=SIZE, extra_body={"seed": 7, "negative_prompt": "a pear"}
+    )
+    assert [opened(picture).size for picture in drawn.data] == [(64, 72), (64, 72)]
+    assert (drawn.size, drawn.output_format, drawn.seeds, drawn.usage.total_tokens) == (SIZE, "png", [7, 8], 0)
+    assert abs(drawn.created - time.time()) < 60
+    job = served.desk.engine.ran[0]
+    assert (job.prompt, job.negative_prompt, job.seeds) == ("a red apple", "a pear", (7, 8))
+
+
+def test_formats_and_what_has_no_effect(client):
+    drawn = client.images.generate(
+        prompt="x", size="auto", output_format="webp", output_compression=50, background="transparent",
+        quality="high", style="vivid", moderation="low", user="me",
+    )  # fmt: skip
+    assert (opened(drawn.data[0]).format, drawn.output_format) == ("WEBP", "webp")
+    assert [warning.split()[0] for warning in drawn.warnings] == ["quality", "style", "background"]
+    assert client.images.generate(prompt="x", quality="auto", background="opaque").warnings == []
+
+
+def test_a_url_is_open_to_whoever_knows_it_for_a_while(tmp_path):
+    with WebWorker(tmp_path, api_keys="k" * 20, job_retention_seconds=1.0) as served:
+        client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="k" * 20, max_retries=0)
+        headers = {"Idempotency-Key": "guess me"}
+        drawn = client.images.generate(prompt="x", n=2, size=SIZE, response_format="url", extra_headers=headers)
+        assert drawn.data[0].b64_json is None
+        for index, picture in enumerate(drawn.data):
+            assert picture.url.startswith(f"{served.origin}/v1/images/img-")
+            got = httpx.get(picture.url)
+            assert (got.status_code, got.headers["content-type"]) == (200, "image/png")
+            assert Image.open(io.BytesIO(got.content)).getpixel((0, 0))[0] == (drawn.seeds[index]) % 251
+        url = drawn.data[0].url
+        assert httpx.get(url.replace("variant=0", "variant=2")).status_code == 404
+        assert httpx.get(url.replace("img-", "img-0")).json()["error"]["code"] == "job_not_found"
+        time.sleep(1.2)
+        assert httpx.get(url).status_code == 404
+
+
+def test_a_job_that_was_handed_in_elsewhere_is_no_picture_here(served):
+    job = served.http.post("/v2/local/run", json={"input": {"prompt": "x"}}).json()["id"]
+    assert served.http.get(f"/v1/images/{job}/content").status_code == 404
+
+
+def test_one_and_several_pictures_are_edited(served, client):
+    drawn = client.images.edit(
+        image=png(64, 64), prompt="greener", model="tiny", extra_body={"strength": 0.5, "seed": 3}
+    )
+    assert (opened(drawn.data[0]).size, drawn.seeds) == ((64, 64), [3])
+    job = served.desk.engine.ran[0]
+    assert (job.task.value, job.prompt, job.params["strength"]) == ("image-to-image", "greener", 0.5)
+    with pytest.raises(openai.BadRequestError, match="2 were sent"):
+        client.images.edit(image=[png(64, 64), png(64, 64)], prompt="x")
+
+
+def test_a_mask_means_its_transparent_part(served, client):
+    client.images.edit(image=png(64, 64), mask=mask(64, 64), prompt="x", model="any")
+    (job,) = served.desk.engine.ran
+    assert job.task.value == "inpainting"
+    (taken,) = next(media.pictures for media in job.media if media.field == "mask_image")
+    assert [taken.data[x] for x in (0, 31, 32, 63)] == [255, 255, 0, 0]
+
+
+def test_partial_pictures_and_then_the_whole_one(served, client):
+    served.desk.engine.steps = 6
+    events = list(client.images.generate(prompt="x", size=SIZE, stream=True, partial_images=2))
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    assert [opened(event).format for event in events] == ["JPEG", "JPEG", "PNG"]
+    assert events[-1].usage.total_tokens == 0
+    events = list(client.images.edit(image=png(64, 64), prompt="x", model="tiny", stream=True))
+    assert [event.type for event in events] == ["image_edit.completed"]
+
+
+def test_a_stream_that_is_refused_is_refused_at_once_and_one_that_fails_says_so(served, client):
+    with pytest.raises(openai.BadRequestError, match="nope"):
+        client.images.generate(prompt="x", model="nope", stream=True)
+    assert served.desk.builder.built == 0
+    served.desk.engine.poison = {"bad": ValueError("odd")}
+    with pytest.raises(openai.APIError, match="unforeseen"):
+        list(client.images.generate(prompt="bad", stream=True, partial_images=1))
+
+
+class OneStep(threading.Event):
+    """Lets one step pass each time it is set."""
+
+    def wait(self, timeout=None):
+        passed = super().wait(timeout)
+        self.clear()
+        return passed
+
+
+def test_who_leaves_a_stream_takes_his_job_back(served):
+    engine = served.desk.engine
+    engine.gate, engine.steps = OneStep(), 2
+    engine.gate.set()
+    body = {"prompt": "x", "stream": True, "partial_images": 1}
+    with httpx.stream("POST", f"{served.origin}/v1/images/generations", json=body, timeout=20) as answer:
+        assert next(answer.iter_lines()).startswith("event: image_generation.partial_image")
+        assert engine.inside.is_set()
+    ends = time.monotonic() + 5
+    while engine.inside.is_set() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert not engine.inside.is_set()  # though it was never let go on
+
+
+def test_who_hangs_up_before_he_has_his_url_takes_his_job_back(served):
+    engine = served.desk.engine
+    engine.gate.clear()
+    body = {"prompt": "x", "response_format": "url"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.origin}/v1/images/generations", json=body, timeout=httpx.Timeout(10, read=0.5))
+    ends = time.monotonic() + 5
+    while engine.inside.is_set() and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert engine.ran
+    assert not engine.inside.is_set()
+
+
+def test_the_models(client):
+    listed = client.models.list().data
+    assert {model.id for model in listed} >= {"tiny", "org/sdxl"}
+    found = client.models.retrieve("org/sdxl")
+    assert (found.id, found.object, found.owned_by) == ("org/sdxl", "model", "org")
+    assert client.models.retrieve("small").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nope")
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"size": "big"}, "size"),
+        ({"size": "65x64"}, "size"),
+        ({"n": 99}, "n"),
+        ({"model": "nope"}, "model"),
+        ({"output_format": "gif"}, "output_format"),
+        ({"output_compression": 101}, "output_compression"),
+        ({"response_format": "hex"}, "response_format"),
+        ({"stream": 1}, "stream"),
+        ({"partial_images": 4}, "partial_images"),
+        ({"extra_body": {"widht": 5}}, "widht"),
+        ({"extra_body": {"output": 5}}, "output"),
+    ],
+)
+def test_a_refusal_names_what_it_is_about_and_is_not_tried_again(served, asked, param):
+    client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", max_retries=2)
+    with pytest.raises(openai.BadRequestError) as failure:
+        client.images.generate(**{"prompt": "x", "model": "tiny", **asked})
+    error = failure.value
+    assert (error.param, error.type, error.response.headers["x-should-retry"]) == (
+        param,
+        "invalid_request_error",
+        "false",
+    )
+    assert error.request_id == error.body["request_id"]
+    assert served.desk.builder.built == 0
+
+
+def test_what_may_work_later_is_tried_again_by_the_client(served):
+    served.desk.engine.failures = [Overloaded("Busy.", details={"retry_after_s": 1})]
+    client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", max_retries=1)
+    assert client.images.generate(prompt="x").data
+    assert len(served.desk.engine.ran) == 2
+    served.desk.engine.failures = [ValueError("odd")]
+    with pytest.raises(openai.InternalServerError, match="unforeseen"):
+        client.images.generate(prompt="x")
+    assert len(served.desk.engine.ran) == 3
+
+
+def test_with_a_bucket_a_url_is_the_buckets(tmp_path):
+    with FakeBucket() as bucket:
+        with WebWorker(tmp_path, **s3(bucket)) as served:
+            client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything")
+            drawn = client.images.generate(prompt="x", n=2, response_format="url")
+        assert all(picture.url.startswith(bucket.origin) for picture in drawn.data)
+        assert all(httpx.get(picture.url).content.startswith(b"\x89PNG") for picture in drawn.data)
+
+
+def test_a_picture_that_is_too_large_comes_from_the_bucket_at_the_doors_that_send_files(tmp_path):
+    engine = FakeEngine(pixels=lambda job, seed: noise(256, 256))
+    with FakeBucket() as bucket, WebWorker(tmp_path, engine=engine, max_response_mb=0.2, **s3(bucket)) as served:
+        url = f"{served.origin}/diffusers/generate"
+        drawn = InferenceClient(model=url, token="anything").text_to_image("x")
+        assert (drawn.size, len(bucket.objects)) == ((256, 256), 1)
+
+
+def s3(bucket):
+    names = {"bucket_endpoint_url": bucket.endpoint, "bucket_name": "results"}
+    return names | {"bucket_access_key_id": "id", "bucket_secret_access_key": "secret"}

@@ -1,0 +1,154 @@
+"""Every task, three families each, through RunPod's door: what comes back depends on what was sent."""
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.pictures import pixels
+from tests.zoo import RECIPES
+from tests.zoo.plain import quiet, save
+from tests.zoo.recipe import Picture, on_the_wire
+from tests.zoo.served import ServedZoo
+from worker.media.video import decode_video
+from worker.transport.serverless import ServerlessDoor
+
+_RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
+_OTHER = Picture(seed=2)
+
+# Task -> class -> what is sent instead.
+_WORDS: Mapping[str, Any] = {"prompt": "a blue boat in a storm"}
+
+
+def _each(names: tuple[str, ...], instead: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    return dict.fromkeys(names, instead)
+
+
+DEPENDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "text-to-image": _each(("StableDiffusionPipeline", "StableDiffusion3Pipeline", "FluxPipeline"), _WORDS),
+    "image-to-image": _each(
+        ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline", "FluxImg2ImgPipeline"), {"image": _OTHER}
+    ),
+    "inpainting": _each(
+        ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline", "FluxInpaintPipeline"), {"image": _OTHER}
+    ),
+    "image-editing": _each(
+        ("StableDiffusionInstructPix2PixPipeline", "FluxKontextPipeline", "Flux2KleinPipeline"), {"image": _OTHER}
+    ),
+    "controlnet": _each(
+        ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline", "FluxControlNetPipeline"),
+        {"control_image": _OTHER},
+    ),
+    "upscaling": {
+        "StableDiffusionUpscalePipeline": {"image": Picture(16, 16, seed=2)},
+        "LDMSuperResolutionPipeline": {"image": Picture(32, 32, seed=2)},
+        "IFSuperResolutionPipeline": {"image": Picture(16, 16, seed=2)},
+    },
+    "text-to-video": _each(("CogVideoXPipeline", "WanPipeline", "LTXPipeline"), _WORDS),
+    "image-to-video": _each(
+        ("CogVideoXImageToVideoPipeline", "WanImageToVideoPipeline", "LTXImageToVideoPipeline"), {"image": _OTHER}
+    ),
+    "video-to-video": _each(
+        ("CogVideoXVideoToVideoPipeline", "WanVideoToVideoPipeline", "AnimateDiffVideoToVideoPipeline"),
+        {"video": [Picture(seed=index + 3) for index in range(5)]},
+    ),
+}
+# In both requests: so few steps that the picture is not all noise at the first one.
+_BOTH: Mapping[str, Mapping[str, Any]] = {"image-to-image": {"num_inference_steps": 4, "strength": 0.5}}
+SEVERAL = ("Flux2KleinPipeline", "Flux2Pipeline", "StableCascadeCombinedPipeline", "QwenImageEditPlusPipeline")
+_ROWS = [(task, name) for task, rows in DEPENDS.items() for name in rows]
+
+
+@pytest.fixture(autouse=True)
+def silence() -> None:
+    quiet()
+    logging.getLogger("worker").setLevel(logging.CRITICAL)
+
+
+class Doorway:
+    """The worker's door, and the repositories behind it."""
+
+    def __init__(self, zoo: ServedZoo) -> None:
+        self.zoo, self.door, self.jobs = zoo, ServerlessDoor(zoo.worker.actions, concurrency=1), 0
+
+    def ask(self, pipeline: str, **fields: Any) -> dict[str, Any]:
+        """The answer to the recipe's request with `fields` instead, as the platform gets it."""
+        folder = self.zoo.root / pipeline
+        if not folder.exists():
+            save(_RECIPES[pipeline], folder)
+        self.jobs += 1
+        payload = {"seed": 7, **_RECIPES[pipeline].fields(), **on_the_wire(fields), "model": f"file:{folder}"}
+        sent = {name: value for name, value in payload.items() if value is not None}
+        answer = asyncio.run(self.door.handle({"id": f"job-{self.jobs}", "input": sent}))
+        assert "error" not in answer, answer
+        return json.loads(json.dumps(answer, allow_nan=False))
+
+
+@pytest.fixture(scope="module")
+def doorway(tmp_path_factory: pytest.TempPathFactory) -> Doorway:
+    return Doorway(ServedZoo(tmp_path_factory.mktemp("door")))
+
+
+def seen(answer: dict[str, Any]) -> np.ndarray:
+    """The picture, or the frames, of an answer."""
+    if "video" not in answer:
+        return pixels(answer)
+    frames = decode_video(base64.b64decode(answer["video"])).frames
+    return np.stack([np.frombuffer(frame.data, np.uint8) for frame in frames])
+
+
+@pytest.mark.parametrize(("task", "pipeline"), _ROWS, ids=[f"{task}-{name}" for task, name in _ROWS])
+def test_what_is_drawn_depends_on_what_was_sent(doorway: Doorway, task: str, pipeline: str):
+    both = _BOTH.get(task, {})
+    first, other = doorway.ask(pipeline, **both), doorway.ask(pipeline, **both | DEPENDS[task][pipeline])
+    assert first["task"] == task
+    assert seen(first).std() > 0
+    assert not np.array_equal(seen(first), seen(other))
+    if task == "inpainting":  # the left half is not masked
+        kept = np.asarray(Picture().draw()).astype(int)[:, :32]
+        assert np.abs(seen(first)[:, :32] - kept).max() <= 1
+
+
+def test_three_families_for_each_task():
+    assert all(len(rows) >= 3 for rows in DEPENDS.values())
+
+
+@pytest.mark.parametrize("pipeline", SEVERAL)
+def test_each_of_several_pictures_changes_the_edit(doorway: Doorway, pipeline: str):
+    for module in _RECIPES[pipeline].needs:
+        pytest.importorskip(module, reason=f"{pipeline} needs {module}")
+    first, other, none = Picture(), _OTHER, {"image": None}
+    drawn = [
+        seen(doorway.ask(pipeline, task="image-editing", **none, images=images))
+        for images in ([first, first], [first, other], [other, first])
+    ]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
+def test_a_film_is_what_was_asked_for(doorway: Doorway, pipeline: str):
+    asked = {"num_frames": 9, "width": 96, "height": 64, "fps": 12}
+    answer = doorway.ask(pipeline, **asked)
+    assert {name: answer[name] for name in asked} == asked
+    film = decode_video(base64.b64decode(answer["video"]))
+    assert (answer["format"], len(film.frames), film.fps) == ("mp4", 9, 12)
+    assert {(frame.width, frame.height) for frame in film.frames} == {(96, 64)}
+
+
+@pytest.mark.parametrize("format_", ["gif", "webp", "png", "jpeg"])
+def test_a_film_comes_as_a_moving_picture_or_as_frames(doorway: Doorway, format_: str):
+    answer = doorway.ask("AnimateDiffPipeline", output={"format": format_})
+    frames = answer["num_frames"]
+    if format_ in ("png", "jpeg"):
+        assert len(answer["images"]) == frames
+        assert {pixels(answer, index).shape for index in range(frames)} == {(64, 64, 3)}
+        return
+    film = decode_video(base64.b64decode(answer["video"]))
+    assert len(film.frames) == frames
+    assert {(frame.width, frame.height) for frame in film.frames} == {(64, 64)}

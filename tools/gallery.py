@@ -1,0 +1,185 @@
+"""Draw docs/gallery.png: every task on the model in the box, through the worker.
+
+python -m tools.gallery [--out docs/gallery.png]
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from worker.app import Worker, build_worker
+from worker.settings import PROJECT_DIR, Settings
+
+DEMO = PROJECT_DIR / "models/demo"
+_CELL, _GAP, _STRIP = 128, 8, 34
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the sheet: what was sent beside what came back, each with its caption."""
+
+    title: str
+    pictures: tuple[tuple[str, Image.Image], ...]
+
+
+class Studio:
+    """A worker with the demo model."""
+
+    def __init__(self, folder: Path) -> None:
+        entry = {
+            "source": f"file:{DEMO}",
+            "architecture": "sd1",
+            "tasks": ["text-to-image", "image-to-image", "inpainting"],
+            "defaults": {"num_inference_steps": 16, "guidance_scale": 2.5},
+            "dtype": "float32",
+        }
+        (folder / "models.yaml").write_text(json.dumps({"models": {"demo": entry}}))
+        settings = Settings(
+            models_yaml=folder / "models.yaml",
+            default_model="demo",
+            allowed_model_dirs=(folder, DEMO),
+            volume_dir=folder / "volume",
+            device="cpu",
+            warm_up=False,
+        )
+        self._worker: Worker = build_worker(settings)
+        self._runner = asyncio.Runner()  # one loop for all jobs, as a worker has
+        self._jobs = 0
+
+    def draw(self, prompt: str, **fields: Any) -> Image.Image:
+        """What the worker answers; pictures may be sent as they are."""
+        self._jobs += 1
+        sent = {name: _encoded(value) if isinstance(value, Image.Image) else value for name, value in fields.items()}
+        payload = {"prompt": prompt, "seed": 7, **sent}
+        asked = self._worker.actions.perform(payload, f"gallery-{self._jobs}", lambda progress: None)
+        answer = self._runner.run(asked)
+        return Image.open(io.BytesIO(base64.b64decode(answer["image"]))).convert("RGB")
+
+
+def edit(studio: Studio) -> Row:
+    """Image to image: another thing, where the first one was."""
+    apple = moved(studio.draw("a red apple"), 8, 6)
+    lemon = studio.draw("a lemon", image=apple, strength=0.3)
+    return Row("image-to-image keeps the place", (("a red apple, moved", apple), ("a lemon, strength 0.3", lemon)))
+
+
+def inpaint(studio: Studio) -> Row:
+    """Inpainting: a hole is filled, and only the hole."""
+    apple, mask = studio.draw("a red apple"), hole()
+    filled = studio.draw("a lemon", image=apple, mask_image=mask)
+    return Row("inpainting fills the hole", (("a red apple", apple), ("mask", mask), ("a lemon", filled)))
+
+
+def outpaint(studio: Studio) -> Row:
+    """Outpainting: a picture goes on beyond its borders."""
+    prompt = "a fox on a light blue background"
+    half = studio.draw(prompt).crop((0, 0, 40, 64))
+    whole = studio.draw(prompt, image=half, outpaint={"right": 24})
+    return Row("outpainting goes on", (("a fox, cut off", half), ("24 pixels more", whole)))
+
+
+def negative(studio: Studio) -> Row:
+    """A negative prompt takes away what it names."""
+    plain = studio.draw("a strawberry", guidance_scale=5)
+    without = studio.draw("a strawberry", guidance_scale=5, negative_prompt="a red strawberry")
+    return Row("negative prompt", (("a strawberry", plain), ("negative: a red strawberry", without)))
+
+
+def lora(studio: Studio) -> Row:
+    """A LoRA takes the colour out."""
+    file = f"file:{DEMO}/companions/grey-style-lora.safetensors"
+    weights = (0, 0.5, 1)
+    pandas = [studio.draw("a panda on a pink background", loras=[{"model": file, "weight": w}]) for w in weights]
+    drawn = zip((f"weight {weight:g}" for weight in weights), pandas, strict=True)
+    return Row("LoRA", tuple(drawn))
+
+
+def control(studio: Studio) -> Row:
+    """A ControlNet follows the edges of a picture."""
+    castle = moved(studio.draw("a castle", seed=3), 7, 6)
+    edges = {"model": f"file:{DEMO}/companions/edge-controlnet", "image": _encoded(castle), "preprocess": "canny"}
+    followed, free = studio.draw("a castle", controlnets=[edges]), studio.draw("a castle")
+    return Row("ControlNet, canny", (("a castle, moved", castle), ("along its edges", followed), ("without", free)))
+
+
+def word(studio: Studio) -> Row:
+    """A textual inversion brings a word for something that the model has never seen."""
+    file = f"file:{DEMO}/companions/mascot-token.safetensors"
+    prompt = "a <mascot> on a yellow background"
+    unknown, alone = studio.draw("a <mascot>"), studio.draw("a <mascot>", embeddings=[file])
+    placed = studio.draw(prompt, embeddings=[file])
+    return Row("textual inversion", (("a <mascot>, unknown", unknown), ("a <mascot>", alone), ("on yellow", placed)))
+
+
+def weigh(studio: Studio) -> Row:
+    """A word of the prompt counts for less or more."""
+    prompts = [f"a (red:{weight}) car" for weight in ("0.3", "1", "1.4")]
+    return Row("weighted prompt", tuple((prompt, studio.draw(prompt, seed=3)) for prompt in prompts))
+
+
+ROWS = (edit, inpaint, outpaint, negative, lora, control, word, weigh)
+
+
+def moved(image: Image.Image, right: int, down: int) -> Image.Image:
+    """`image` moved over a white page."""
+    page = Image.new("RGB", image.size, "white")
+    page.paste(image, (right, down))
+    return page
+
+
+def hole(side: int = 64) -> Image.Image:
+    """A round mask in the middle."""
+    mask = Image.new("RGB", (side, side), "black")
+    ImageDraw.Draw(mask).ellipse((side // 4, side // 4, 3 * side // 4, 3 * side // 4), fill="white")
+    return mask
+
+
+def sheet(rows: list[Row]) -> Image.Image:
+    """The rows below one another, each picture with its caption."""
+    widest = max(sum(_width(picture) + _GAP for _, picture in row.pictures) for row in rows)
+    page = Image.new("RGB", (widest + _GAP, len(rows) * (_CELL + 2 * _STRIP) + _GAP), "white")
+    pen, bold, small = ImageDraw.Draw(page), ImageFont.load_default(14), ImageFont.load_default(11)
+    for index, row in enumerate(rows):
+        top, left = index * (_CELL + 2 * _STRIP) + _GAP, _GAP
+        pen.text((left, top), row.title, fill="black", font=bold)
+        for caption, picture in row.pictures:
+            large = picture.resize((_width(picture), _CELL), Image.Resampling.BICUBIC)
+            page.paste(large, (left, top + 22))
+            pen.text((left, top + 24 + _CELL), caption, fill="black", font=small)
+            left += large.width + _GAP
+    return page
+
+
+def _width(picture: Image.Image) -> int:
+    return round(_CELL * picture.width / picture.height)
+
+
+def _encoded(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def main() -> None:
+    """Draw the sheet."""
+    parser = argparse.ArgumentParser(prog="python -m tools.gallery", description=__doc__)
+    parser.add_argument("--out", type=Path, default=PROJECT_DIR / "docs/gallery.png")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="gallery-") as scratch:
+        studio = Studio(Path(scratch).resolve())
+        page = sheet([row(studio) for row in ROWS])
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    page.quantize(256).save(options.out, optimize=True)
+    print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

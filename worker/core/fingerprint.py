@@ -1,0 +1,39 @@
+"""A digest of values by content, so that two of them can be compared once and for all."""
+
+import hashlib
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+
+from pydantic import BaseModel
+
+
+def fingerprint(value: object, leave_out: Mapping[type, frozenset[str]] | None = None) -> str:
+    """SHA-256 of `value`, of whatever nesting: equal for equal content, whatever the order of mappings and sets.
+
+    `leave_out` names fields of dataclasses that do not count. An object of a kind that is not known here is equal to
+    itself only: what cannot be compared is never taken for the same.
+    """
+    return hashlib.sha256(repr(_plain(value, leave_out or {})).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _plain(value: object, leave_out: Mapping[type, frozenset[str]]) -> object:
+    kind = type(value)
+    if value is None or isinstance(value, str | int | float | PurePath):
+        return kind.__name__, str(value)  # 1, 1.0 and True are not the same to a pipeline
+    if isinstance(value, bytes | bytearray | memoryview):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, BaseModel):
+        named = {name: getattr(value, name) for name in type(value).model_fields}
+        return kind.__name__, _plain(named, leave_out)
+    if is_dataclass(value) and not isinstance(value, type):
+        skipped = leave_out.get(kind, frozenset())
+        named = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in skipped}
+        return kind.__name__, _plain(named, leave_out)
+    if isinstance(value, Mapping):
+        return "mapping", sorted((repr(_plain(key, leave_out)), _plain(item, leave_out)) for key, item in value.items())
+    if isinstance(value, Set):
+        return "set", sorted(repr(_plain(item, leave_out)) for item in value)
+    if isinstance(value, Sequence):
+        return "sequence", [_plain(item, leave_out) for item in value]
+    return kind.__name__, id(value)

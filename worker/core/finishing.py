@@ -1,0 +1,78 @@
+"""What happens to a picture after its model: a refiner's last steps, an upscaler, and an opinion on whether it is safe.
+
+A refiner and an upscaler are models of their own, with sources and files like the one that draws.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from worker.core.model import Detection, ModelFiles, ModelSpec, Parsed
+
+
+class SecondModelSpec(Parsed):
+    """A model that works after the first. A reference alone stands for an object that names nothing else."""
+
+    model: str = Field(max_length=512, description="A model id of models.yaml, or a reference.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_reference(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class RefinerSpec(SecondModelSpec):
+    """The model that draws the last steps, from `start` of them on, out of the first one's latents."""
+
+    start: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 0.8
+
+
+class UpscaleSpec(SecondModelSpec):
+    """The upscaler file that enlarges what was drawn; by default as much as it was made for."""
+
+    scale: Annotated[float, Field(ge=0.25, le=8.0, allow_inf_nan=False)] | None = None
+    tile: int = Field(default=256, ge=64, le=2_048, description="Pixels a side that it sees at once.")
+
+
+@dataclass(frozen=True, slots=True)
+class Refiner:
+    """An accepted job's refiner: what it is, and the class that it is called as."""
+
+    spec: RefinerSpec
+    model: ModelSpec
+    detection: Detection
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upscaler:
+    """An accepted job's upscaler."""
+
+    spec: UpscaleSpec
+    model: ModelSpec
+    detection: Detection
+
+
+@dataclass(frozen=True, slots=True)
+class FinishingFiles:
+    """The files of what works after the model, in a batch; None for what the job or the operator did not ask for."""
+
+    refiner: ModelFiles | None = None
+    upscaler: ModelFiles | None = None
+    safety_checker: ModelFiles | None = None
+
+    @property
+    def bytes_downloaded(self) -> int:
+        """Bytes that were fetched for these."""
+        found = (self.refiner, self.upscaler, self.safety_checker)
+        return sum(files.bytes_downloaded for files in found if files is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyVerdict:
+    """What the operator's safety checker says of one picture. `score` (0..1) is how sure it is that it is unsafe."""
+
+    flagged: bool
+    label: str
+    score: float

@@ -1,0 +1,264 @@
+"""A ControlNet or T2I-Adapter from disk: a diffusers folder, or one weight file in diffusers' or the original layout.
+
+A single file has no config. What it leaves open is what its base decides, so the config is the base's own, with the
+numbers that the file's shapes tell.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from worker.core.adapter import AdapterFiles
+from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
+from worker.engine.devices import is_out_of_memory
+
+_FIELD = "controlnets"
+Weights = dict[str, Tensor]
+
+_PREFIXES = ("control_model.", "controlnet.", "model.diffusion_model.", "diffusion_model.")
+_WEIGHTS = "diffusion_pytorch_model"
+# What control and base must agree in, by the names of their configs.
+_SHARED = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "dim", "cross_attention_dim_t5")
+
+
+def load_control(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> nn.Module:
+    """The control in memory, in `dtype`, on the CPU.
+
+    Raises IncompatibleAdapter where it does not fit `denoiser`, CorruptFile where it is damaged, UnsupportedModel for
+    a single file that needs a config of its own.
+    """
+    name, root = item.spec.model, item.files.root
+    try:
+        net = _from_folder(item, dtype) if root.is_dir() else _from_file(item, denoiser, dtype)
+    except WorkerError:
+        raise
+    except SafetensorError:
+        raise CorruptFile(f"{_FIELD}: the weights of {name} are damaged; fetch it again.", field=_FIELD) from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CorruptFile(
+            f"{_FIELD}: {name} cannot be read as a {item.detection.component_class} ({type(error).__name__}); "
+            "its files are damaged or of another kind than they say.",
+            field=_FIELD,
+        ) from None
+    _check_sizes(net, denoiser, name)
+    return net.requires_grad_(False).eval()
+
+
+def _from_folder(item: AdapterFiles, dtype: torch.dtype) -> Any:
+    root = item.files.root
+    return _class(item).from_pretrained(
+        root,
+        dtype=dtype,
+        variant=item.files.variant or _only_variant(root),
+        use_safetensors=True,
+        local_files_only=True,
+    )
+
+
+def _only_variant(root: Path) -> str | None:
+    """The variant that a folder holds where it lacks the plain weights: "fp16", say."""
+    if any(root.glob(f"{_WEIGHTS}.safetensors*")):
+        return None
+    names = sorted(path.name.split(".")[1] for path in root.glob(f"{_WEIGHTS}.*.safetensors"))
+    return names[0] if names else None
+
+
+def _from_file(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> Any:
+    weights = load_file(item.files.root)
+    net, named = build_control(_class(item), weights, denoiser.config, item.spec.model)
+    # Copied: in the mapped file tensors lie at any byte, where a CPU's kernels round differently.
+    net.load_state_dict({key: tensor.to(dtype, copy=True) for key, tensor in named.items()}, assign=True)
+    return net
+
+
+def build_control(cls: Any, weights: Weights, base: Mapping[str, Any], name: str) -> tuple[Any, Weights]:
+    """A control of class `cls` for a denoiser of config `base`, without memory yet; and `weights` by its own names.
+
+    Raises IncompatibleAdapter unless the file has just the tensors that such a control has.
+    """
+    weights = _bare(weights)
+    if cls in (diffusers.ZImageControlNetModel, diffusers.ControlNetXSAdapter):
+        raise UnsupportedModel(
+            f"{_FIELD}: {name} is one file of a {cls.__name__}, which does not tell how it is put together; "
+            "name its diffusers repository, with a config.json.",
+            field=_FIELD,
+        )
+    if cls is diffusers.T2IAdapter:
+        weights = _adapter_names(weights)
+        settings = _adapter_config(weights)
+    else:
+        settings = _config(cls, base, weights)
+    if any(key.startswith(("input_blocks.", "zero_convs.")) for key in weights):
+        weights = dict(convert_controlnet_checkpoint(weights, settings))
+    with init_empty_weights():
+        net = cls.from_config(settings)
+    _check_names(net, weights, name)
+    return net, weights
+
+
+def _bare(weights: Weights) -> Weights:
+    """Names without what tools put before them."""
+    for prefix in _PREFIXES:
+        found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        if 2 * len(found) > len(weights):
+            return found
+    return weights
+
+
+def _config(cls: Any, base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """The base's config as far as `cls` takes it, and what the file's own shapes say."""
+    taken = inspect.signature(cls.__init__).parameters
+    settings = {name: value for name, value in base.items() if name in taken}
+    said = _unet_config(weights) if cls.__name__.startswith("ControlNet") else _transformer_config(base, weights)
+    return settings | {name: value for name, value in said.items() if name in taken}
+
+
+def _unet_config(weights: Weights) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "in_channels": 4,  # an inpainting UNet has more, its control has not
+        "conditioning_embedding_out_channels": _hint_channels(weights),
+    }
+    projections = [
+        tensor
+        for name, tensor in weights.items()
+        if name.endswith(("attentions.0.proj_in.weight", ".1.proj_in.weight"))
+    ]
+    if projections:
+        said["use_linear_projection"] = projections[0].ndim == 2
+    return said | (_union_config(weights) if "task_embedding" in weights else {})
+
+
+def _transformer_config(base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """How many layers there are, and what enters: a control is as wide as its base, and seldom as deep."""
+    said: dict[str, Any] = {
+        "num_layers": _count(weights, "transformer_blocks."),
+        "num_single_layers": _count(weights, "single_transformer_blocks."),
+        "transformer_num_layers": base.get("num_layers"),  # of Hunyuan-DiT, which counts its base's
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in weights,
+        "use_pos_embed": "pos_embed.proj.weight" in weights,
+    }
+    if "controlnet_mode_embedder.weight" in weights:
+        said["num_mode"] = int(weights["controlnet_mode_embedder.weight"].shape[0])
+    if "context_embedder.weight" in weights:
+        said["caption_projection_dim"] = int(weights["context_embedder.weight"].shape[0])
+    for name, key in (
+        ("extra_conditioning_channels", "pos_embed_input.proj.weight"),
+        ("extra_condition_channels", "controlnet_x_embedder.weight"),
+    ):
+        if key in weights:
+            said[name] = int(weights[key].shape[1]) - int(base["in_channels"])
+    return said
+
+
+def _hint_channels(weights: Weights) -> tuple[int, ...]:
+    """The widths through which the picture goes: every second convolution widens."""
+    if "input_hint_block.0.weight" in weights:
+        names = [f"input_hint_block.{at}.weight" for at in (0, 4, 8, 12)]
+    else:
+        names = [f"controlnet_cond_embedding.{at}.weight" for at in ("conv_in", "blocks.1", "blocks.3", "blocks.5")]
+    return tuple(int(weights[name].shape[0]) for name in names if name in weights)
+
+
+def _union_config(weights: Weights) -> dict[str, Any]:
+    types, channels = _of(weights, "task_embedding").shape
+    return {
+        "num_control_type": int(types),
+        "num_trans_channel": int(channels),
+        "num_trans_layer": _count(weights, "transformer_layes."),  # spelt so in diffusers
+        "num_proj_channel": int(_of(weights, "spatial_ch_projs.weight").shape[0]),
+    }
+
+
+def _adapter_names(weights: Weights) -> Weights:
+    """A T2I-Adapter's names as diffusers has them: its authors count blocks through, two to a level."""
+    if any(".resnets." in name for name in weights):
+        return weights
+    named: Weights = {}
+    for name, tensor in weights.items():
+        full = re.fullmatch(r"body\.(\d+)\.(block[12]|in_conv)\.(.+)", name)
+        light = re.fullmatch(r"body\.(\d+)\.body\.(.+)", name)
+        if full:
+            level, turn = divmod(int(full[1]), 2)
+            place = f"resnets.{turn}.{full[2]}" if full[2].startswith("block") else full[2]
+            name = f"body.{level}.{place}.{full[3]}"
+        elif light:
+            name = f"body.{light[1]}.resnets.{light[2]}"
+        named[f"adapter.{name}"] = tensor
+    return named
+
+
+def _adapter_config(weights: Weights) -> dict[str, Any]:
+    """A T2I-Adapter's config: the first convolution sees the picture folded 8 times, 16 times for SDXL."""
+    levels = _count(weights, "adapter.body.")
+    resnets = _count(weights, "adapter.body.0.resnets.")
+    light = "adapter.conv_in.weight" not in weights
+    first = _of(weights, "adapter.body.0.in_conv.weight" if light else "adapter.conv_in.weight")
+    folded = int(first.shape[1])
+    factor = 16 if folded in (256, 768) else 8
+    if light:  # its last level is as wide as the one before
+        levels -= 1
+    widths = "out_conv" if light else "resnets.0.block1"
+    kind = "light_adapter" if light else "full_adapter_xl" if factor == 16 else "full_adapter"
+    return {
+        "in_channels": folded // factor**2,
+        "channels": [int(_of(weights, f"adapter.body.{at}.{widths}.weight").shape[0]) for at in range(levels)],
+        "num_res_blocks": resnets,
+        "downscale_factor": factor,
+        "adapter_type": kind,
+    }
+
+
+def _check_names(net: nn.Module, weights: Weights, name: str) -> None:
+    """Raise IncompatibleAdapter unless the file has just the tensors that the model's own control would have."""
+    expected = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+    held = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    wrong = sorted(key for key in expected.keys() | held.keys() if expected.get(key) != held.get(key))
+    if wrong:
+        raise IncompatibleAdapter(
+            f"{_FIELD}: {len(wrong)} tensors of {name} are not those of a {type(net).__name__} for this model "
+            f"({wrong[0][:80]}, say); use one for it, or name a diffusers repository with its own config.json.",
+            field=_FIELD,
+            details={"samples": wrong[:3]},
+        )
+
+
+def _check_sizes(net: Any, denoiser: Any, name: str) -> None:
+    """Raise IncompatibleAdapter where what both have to agree in differs."""
+    pairs = [(key, net.config.get(key), denoiser.config.get(key)) for key in _SHARED]
+    if isinstance(net, diffusers.T2IAdapter):
+        levels = denoiser.config.get("block_out_channels") or [None]
+        pairs.append(("channels", net.config["channels"][0], levels[0]))
+    for key, own, base in pairs:
+        if isinstance(own, int) and isinstance(base, int) and own != base:
+            raise IncompatibleAdapter(
+                f"{_FIELD}: {name} was made for a model whose {key} is {own}, and this model's is {base}; "
+                "use one of the model's own family.",
+                field=_FIELD,
+            )
+
+
+def _class(item: AdapterFiles) -> Any:
+    return getattr(diffusers, str(item.detection.component_class))
+
+
+def _of(weights: Weights, name: str) -> Tensor:
+    if name not in weights:
+        raise CorruptFile(f"{_FIELD}: the file lacks {name}; it is damaged, fetch it again.", field=_FIELD)
+    return weights[name]
+
+
+def _count(weights: Weights, prefix: str) -> int:
+    numbers = {int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix)}
+    return max(numbers, default=-1) + 1

@@ -1,0 +1,169 @@
+"""ControlNets and T2I-Adapters for the length of one job: beside the pipeline, as the class that draws with them.
+
+Nothing of the resident pipeline is touched: its parts are shared with a pipeline of another class, which is made for
+the job (milliseconds) and dropped after it. The controls themselves stay in host memory and are on the device only
+while they are needed, so that they never stand in the way of another job's pictures.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import diffusers
+import torch
+from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
+from torch import nn
+
+from worker.core.adapter import AdapterFiles, AdapterReport, Control, ControlCall
+from worker.core.errors import UnsupportedModel
+from worker.core.job import Batch
+from worker.engine.adapters.control_files import load_control
+from worker.engine.adapters.fitting import DENOISERS
+from worker.engine.arguments import to_pil
+from worker.engine.classes import DTYPES
+from worker.engine.loader import view
+from worker.engine.pool import Resident
+
+CAPACITY = 3
+"""How many controls a resident pipeline keeps in host memory; one for SDXL is 2.5 GB."""
+
+_UNIONS = ("ControlNetUnionModel", "FluxControlNetModel", "QwenImageControlNetModel")
+# What holds several of a class, for those that the pipelines do not wrap themselves or wrap only in a list.
+_SEVERAL: Mapping[str, type] = {
+    "ControlNetModel": diffusers.MultiControlNetModel,
+    "ControlNetUnionModel": MultiControlNetUnionModel,
+    "FluxControlNetModel": diffusers.FluxMultiControlNetModel,
+    "SD3ControlNetModel": diffusers.SD3MultiControlNetModel,
+    "QwenImageControlNetModel": diffusers.QwenImageMultiControlNetModel,
+    "HunyuanDiT2DControlNetModel": diffusers.HunyuanDiT2DMultiControlNetModel,
+    "T2IAdapter": diffusers.MultiAdapter,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Controlling:
+    """The pipeline to call for a job, what its call gets for the controls, and what they are."""
+
+    pipe: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reports: tuple[AdapterReport, ...] = ()
+
+
+class ControlShelf:
+    """The controls of all resident pipelines. Used from the engine's thread only."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        # By denoiser, like LoRAs: an evicted pipeline takes its controls along.
+        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, nn.Module]] = WeakKeyDictionary()
+
+    @contextmanager
+    def applied(self, resident: Resident, batch: Batch) -> Iterator[Controlling]:
+        """The resident as the class that the job is for, with its controls where it has some.
+
+        Raises IncompatibleAdapter for one whose sizes are not those of the model, CorruptFile for a damaged one.
+        """
+        job = batch.jobs[0]
+        call = job.control_call
+        if call is None:
+            yield Controlling(resident.as_class(job.pipeline))
+            return
+        nets = self._loaded(resident, batch.controls)
+        with ExitStack() as stack:
+            for net in dict.fromkeys(nets):
+                stack.enter_context(_on_device(net, resident))
+                stack.enter_context(_left_as_it_was(net))
+            kind = type(nets[0]).__name__
+            holder = _together(kind, nets)
+            slot = "adapter" if kind == "T2IAdapter" else "controlnet"
+            pipe = view(resident.pipe, job.pipeline, {slot: holder})
+            if kind == "ControlNetXSAdapter":
+                _join(pipe, resident)
+            reports = tuple(
+                AdapterReport(item.kind, control.spec.model, control.spec.scale, item.sha256)
+                for control, item in zip(job.controls, batch.controls, strict=True)
+            )
+            yield Controlling(pipe, _arguments(call, job.controls, nets), reports)
+
+    def _loaded(self, resident: Resident, files: Sequence[AdapterFiles]) -> list[nn.Module]:
+        anchor = next(getattr(resident.pipe, name) for name in DENOISERS if getattr(resident.pipe, name, None))
+        shelf = self._shelves.setdefault(anchor, OrderedDict())
+        nets = []
+        for item in files:
+            key = item.sha256 or str(item.files.root)
+            if key not in shelf:
+                shelf[key] = load_control(item, anchor, DTYPES[resident.plan.dtype])
+            shelf.move_to_end(key)
+            nets.append(shelf[key])
+        while len(shelf) > self._capacity:
+            shelf.popitem(last=False)
+        return nets
+
+
+def _together(kind: str, nets: Sequence[nn.Module]) -> Any:
+    """What a pipeline takes for `nets`: one alone, one that sees several pictures, or several in one module."""
+    if len(nets) == 1:
+        return nets[0]
+    if kind == "ControlNetUnionModel" and len(set(nets)) == 1:
+        return nets[0]  # sees all pictures at once, as it was trained to
+    return _SEVERAL[kind]([*dict.fromkeys(nets)] if kind in _UNIONS and len(set(nets)) == 1 else [*nets])
+
+
+def _arguments(call: ControlCall, controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[str, Any]:
+    """What the call gets: single values for one control, lists for several."""
+    told: list[tuple[str | None, list[Any]]] = [
+        (call.pictures, [_picture(control, net) for control, net in zip(controls, nets, strict=True)]),
+        (call.scale, [float(control.spec.scale) for control in controls]),
+        (call.start, [control.spec.start for control in controls]),
+        (call.end, [control.spec.end for control in controls]),
+    ]
+    if len(controls) > 1 or controls[0].mode is not None:  # FLUX.1 counts its several ControlNets by their modes
+        told.append((call.mode, [control.mode for control in controls]))
+    alone = {call.end} if call.start is None else set()  # one for all, where it is a T2I-Adapter's
+    return {
+        name: values[0] if len(controls) == 1 or name in alone else values for name, values in told if name is not None
+    }
+
+
+def _picture(control: Control, net: nn.Module) -> Any:
+    """The picture, grey for a T2I-Adapter that sees one channel."""
+    picture = to_pil(control.picture)
+    one_channel = type(net).__name__ == "T2IAdapter" and net.config.in_channels == 1  # type: ignore[union-attr]
+    return picture.convert("L") if one_channel else picture
+
+
+@contextmanager
+def _on_device(net: nn.Module, resident: Resident) -> Iterator[None]:
+    """On the device for the job, whatever of the model is: a control runs at every step."""
+    net.to(resident.plan.device)
+    try:
+        yield
+    finally:
+        net.to("cpu")
+
+
+@contextmanager
+def _left_as_it_was(net: nn.Module) -> Iterator[None]:
+    """Take off what a pipeline hung below it: Z-Image's puts parts of the transformer there."""
+    modules, parameters = dict(net._modules), dict(net._parameters)
+    try:
+        yield
+    finally:
+        net._modules.clear()
+        net._modules.update(modules)
+        net._parameters.clear()
+        net._parameters.update(parameters)
+
+
+def _join(pipe: Any, resident: Resident) -> None:
+    """Put a ControlNet-XS's UNet on the device: the pipeline makes a new one of the model's and the adapter."""
+    if resident.plan.offload != "none":
+        raise UnsupportedModel(
+            f"controlnets: a ControlNet-XS makes a second UNet, for which this device is too small beside "
+            f"{resident.model}; use a ControlNet.",
+            field="controlnets",
+        )
+    pipe.unet.to(torch.device(resident.plan.device), DTYPES[resident.plan.dtype])

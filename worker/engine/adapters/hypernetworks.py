@@ -1,0 +1,189 @@
+"""Hypernetworks for the length of one job: small networks that change what attention makes its keys and values of.
+
+AUTOMATIC1111's layout and formula, for Stable Diffusion 1 and 2: for each width a pair of networks, one for keys and
+one for values; in every attention of the UNet whose context is that wide (self attention too), `to_k` and `to_v` get
+`x + network(x) * weight` in place of `x`. Several are applied one after the other. Dropout is for training only.
+"""
+
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from worker.core.adapter import AdapterFiles, HypernetworkSpec
+from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.core.result import AdapterReport
+from worker.engine.devices import is_out_of_memory
+
+# Names of AUTOMATIC1111's web UI; "swish" is what it calls torch's hard one.
+_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU, "swish": nn.Hardswish, "hardswish": nn.Hardswish,
+    "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid, "hardtanh": nn.Hardtanh,
+    "hardshrink": nn.Hardshrink, "softshrink": nn.Softshrink, "softplus": nn.Softplus, "softsign": nn.Softsign,
+    "logsigmoid": nn.LogSigmoid, "tanhshrink": nn.Tanhshrink, "mish": nn.Mish, "gelu": nn.GELU, "silu": nn.SiLU,
+    "selu": nn.SELU, "celu": nn.CELU, "relu6": nn.ReLU6,
+}  # fmt: skip
+_KEY = re.compile(r"(\d+)\.([01])\.linear(?:\.(\d+)|([12]))\.(weight|bias)")
+_SIDES = ("to_k", "to_v")
+
+# Width of the context -> the networks of its keys and of its values.
+Networks = Mapping[int, Mapping[str, nn.Module]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Structure:
+    """What the tensors do not tell."""
+
+    activation: Callable[[], nn.Module] | None
+    at_the_end: bool  # whether the last layer has an activation too
+
+
+class HypernetworkShelf:
+    """The hypernetworks of all resident pipelines. Used from the engine's thread only.
+
+    Each pipeline keeps the last `capacity` of them, by what their files hold; they are forgotten with the pipeline.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Networks]] = WeakKeyDictionary()
+
+    @contextmanager
+    def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[AdapterReport, ...]]:
+        """Put `adapters` on the UNet of `pipe` in their order, and take them off whatever happens."""
+        if not adapters:
+            yield ()
+            return
+        shelf = self._shelves.setdefault(pipe.unet, OrderedDict())
+        try:
+            with ExitStack() as stack:
+                for adapter in adapters:
+                    stack.enter_context(_hooked(pipe.unet, self._resident(shelf, adapter), adapter, model))
+                yield tuple(
+                    AdapterReport(adapter.kind, adapter.spec.model, _weight(adapter), adapter.sha256)
+                    for adapter in adapters
+                )
+        except Exception as error:
+            if is_out_of_memory(error):
+                shelf.clear()
+            raise
+        finally:
+            while len(shelf) > self._capacity:
+                shelf.popitem(last=False)
+
+    def _resident(self, shelf: OrderedDict[str, Networks], adapter: AdapterFiles) -> Networks:
+        key = adapter.sha256 or str(adapter.files.root)
+        if key not in shelf:
+            shelf[key] = _read(adapter)
+        shelf.move_to_end(key)
+        return shelf[key]
+
+
+@contextmanager
+def _hooked(unet: nn.Module, networks: Networks, adapter: AdapterFiles, model: str) -> Iterator[None]:
+    """The hooks of one hypernetwork; of weight 0 none. Raises IncompatibleAdapter where no attention is as wide."""
+    weight = _weight(adapter)
+    places = [
+        (module, networks[module.in_features][side])
+        for path, module in unet.named_modules()
+        if (side := path.rpartition(".")[2]) in _SIDES and isinstance(module, nn.Linear)
+        if module.in_features in networks and "motion_modules" not in path  # of AnimateDiff: attention over time
+    ]
+    if not places:
+        widths = ", ".join(map(str, networks))
+        raise IncompatibleAdapter(
+            f"hypernetworks: {adapter.spec.model} is for attention of {widths} channels, and {model} has none of "
+            "these; use one that was trained for this model's family.",
+            field="hypernetworks",
+        )
+    with ExitStack() as stack:
+        for module, network in places if weight else ():
+            stack.callback(module.register_forward_pre_hook(_changing(network, weight)).remove)
+        yield
+
+
+def _changing(network: nn.Module, weight: float) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def change(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        own = next(network.parameters())
+        if own.device != x.device or own.dtype != x.dtype:
+            network.to(x.device, x.dtype)
+        return (x + network(x) * weight, *args[1:])
+
+    return change
+
+
+def _read(adapter: AdapterFiles) -> Networks:
+    try:
+        with safe_open(adapter.files.root, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"hypernetworks: {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.",
+            field="hypernetworks",
+        ) from None
+    structure = _structure(metadata, adapter.spec.model)
+    layers: dict[int, dict[str, dict[int, dict[str, Tensor]]]] = {}
+    for name, tensor in tensors.items():
+        found = _KEY.fullmatch(name)
+        if found:
+            width, side, at = int(found[1]), _SIDES[int(found[2])], int(found[3] or int(found[4]) - 1)
+            layers.setdefault(width, {}).setdefault(side, {}).setdefault(at, {})[found[5]] = tensor
+    try:
+        return {
+            width: {side: _network(sides[side], structure, width) for side in _SIDES} for width, sides in layers.items()
+        }
+    except (KeyError, RuntimeError, ValueError):
+        raise CorruptFile(
+            f"hypernetworks: {adapter.spec.model} lacks layers, or they do not fit each other; fetch it again.",
+            field="hypernetworks",
+        ) from None
+
+
+def _structure(metadata: Mapping[str, str], model: str) -> _Structure:
+    name = metadata.get("activation_func", "linear").strip('"').lower()
+    if name in ("linear", "none", "null", ""):
+        return _Structure(None, False)
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModel(
+            f"hypernetworks: {model} has the activation {name[:40]}, which is not known here; it may be one of "
+            f"{', '.join(_ACTIVATIONS)}.",
+            field="hypernetworks",
+        )
+    at_the_end = metadata.get("activate_output", "true")
+    return _Structure(_ACTIVATIONS[name], json.loads(at_the_end.lower()) is not False)
+
+
+def _network(layers: Mapping[int, Mapping[str, Tensor]], structure: _Structure, width: int) -> nn.Module:
+    """One network of its tensors by place: linear layers, norms behind some of them, and activations between."""
+    linears = [at for at in sorted(layers) if layers[at]["weight"].ndim == 2]
+    modules: list[nn.Module] = []
+    for at in sorted(layers):
+        weight, bias = layers[at]["weight"], layers[at]["bias"]
+        if at not in linears:
+            norm = nn.LayerNorm(len(weight))
+            norm.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+            modules.append(norm)
+            continue
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+        modules.append(linear)
+        if structure.activation is not None and (at != linears[-1] or structure.at_the_end):
+            modules.append(structure.activation())
+    network = nn.Sequential(*modules).eval().requires_grad_(False)
+    if network(torch.zeros(1, width)).shape != (1, width):
+        raise ValueError("another width comes out than went in")
+    return network
+
+
+def _weight(adapter: AdapterFiles) -> float:
+    return cast(HypernetworkSpec, adapter.spec).weight

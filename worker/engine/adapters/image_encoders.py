@@ -1,0 +1,55 @@
+"""The encoder that turns an image prompt's pictures into what an IP-Adapter reads, and what prepares them for it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionModelWithProjection,
+    SiglipImageProcessorPil,
+    SiglipVisionModel,
+)
+
+from worker.core.errors import CorruptFile, UnsupportedModel
+
+_FIELD = "ip_adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """An image encoder on its device, and its image processor."""
+
+    model: Any
+    processor: Any
+
+
+def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
+    """The encoder in `folder`. Raises CorruptFile for damaged files, UnsupportedModel for another kind of model.
+
+    Pictures are prepared with PIL, named outright: transformers would take torchvision where that is installed, whose
+    resizing rounds differently. Sizes as diffusers' loader chooses them, from the encoder's own.
+    """
+    try:
+        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        raise CorruptFile("The image encoder has no readable config.json; fetch it again.", field=_FIELD) from None
+    if not kind.startswith(("clip", "siglip")):
+        raise UnsupportedModel(
+            f"The image encoder is a {kind[:40]}, and IP-Adapters read CLIP's or SigLIP's; name another adapter.",
+            field=_FIELD,
+        )
+    cls: Any = CLIPVisionModelWithProjection if kind.startswith("clip") else SiglipVisionModel
+    model = cls.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    size = model.config.image_size
+    if kind.startswith("clip"):
+        processor: Any = CLIPImageProcessorPil(size=size, crop_size=size)
+    elif (folder / "preprocessor_config.json").is_file():
+        processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    else:
+        processor = SiglipImageProcessorPil(size={"height": size, "width": size})
+    return Encoder(model.to(device).eval().requires_grad_(False), processor)

@@ -1,0 +1,246 @@
+"""IP-Adapters for the length of one job: attention that also looks at pictures, put on and taken off exactly.
+
+diffusers' own loader is used for what it knows best, the names of every layout, and for nothing else: its converters
+make the modules (`_convert_ip_adapter_…` of the denoiser's class, called with a stand-in for the denoiser), and this
+file puts them where `load_ip_adapter` would. Calling that itself replaces the processors of all layers by new ones,
+moves the whole denoiser, forgets what stood there when it unloads, and reads the file anew for each job.
+
+- A processor is swapped only where an adapter has something to say, and the very same object comes back afterwards.
+- A LoRA's hooks sit on the layers that the new processors call too, so both work at once, in any order.
+- Several adapters share one processor, each with its own scale; one of scale 0 is not put on at all.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from diffusers.loaders.transformer_flux import FluxTransformer2DLoadersMixin
+from diffusers.loaders.transformer_sd3 import SD3Transformer2DLoadersMixin
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from worker.core.adapter import AdapterFiles, ImagePrompt
+from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.engine.adapters.fitting import DENOISERS
+from worker.engine.adapters.image_encoders import Encoder, load_encoder
+from worker.engine.adapters.placing import Placing
+from worker.engine.adapters.swapping import swapped
+from worker.engine.arguments import to_pil
+from worker.engine.devices import is_out_of_memory
+
+_FIELD = "ip_adapters"
+State = Mapping[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An adapter's modules, made for one denoiser: attention processors by their place, and the projection."""
+
+    processors: Mapping[str, nn.Module]
+    projection: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """How the denoisers of one class take image prompts."""
+
+    mixin: type
+    processor: type[nn.Module]
+    attention: Callable[[State], Any]  # what the converter of processors is given
+    several: bool = True
+
+
+_FAMILIES: tuple[_Family, ...] = (
+    _Family(UNet2DConditionLoadersMixin, IPAdapterAttnProcessor2_0, lambda state: [state]),
+    _Family(FluxTransformer2DLoadersMixin, FluxIPAdapterAttnProcessor, lambda state: [state]),
+    _Family(
+        SD3Transformer2DLoadersMixin,
+        SD3IPAdapterJointAttnProcessor2_0,
+        lambda state: state["ip_adapter"],
+        several=False,
+    ),
+)
+
+
+class ImagePromptShelf:
+    """The IP-Adapters of all resident pipelines, and the image encoder of each. Used from the engine's thread only.
+
+    Each pipeline keeps the last `capacity` of its adapters by what their files hold, and one encoder; they are
+    forgotten with the pipeline, and when memory runs out.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        # By denoiser: all views of a pipeline share it, and an evicted pipeline takes its adapters along.
+        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Loaded]] = WeakKeyDictionary()
+        self._encoders: WeakKeyDictionary[nn.Module, tuple[Path, Encoder]] = WeakKeyDictionary()
+
+    @contextmanager
+    def applied(
+        self,
+        pipe: Any,
+        prompts: Sequence[ImagePrompt],
+        files: Sequence[AdapterFiles],
+        placing: Placing,
+        model: str,
+    ) -> Iterator[dict[str, Any]]:
+        """Let `pipe` look at the prompts' pictures; yields what its call gets for them.
+
+        Raises IncompatibleAdapter for an adapter that does not fit the denoiser, CorruptFile for a damaged one.
+        """
+        active = [(prompt, file) for prompt, file in zip(prompts, files, strict=True) if prompt.spec.scale]
+        if not active:
+            yield {}
+            return
+        denoiser = next(part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module))
+        family = next((row for row in _FAMILIES if isinstance(denoiser, row.mixin)), None)
+        if family is None or not hasattr(pipe, "image_encoder"):
+            raise UnsupportedModel(
+                f"{model} takes no ip_adapters: diffusers has none for {type(pipe).__name__}; leave them out.",
+                field=_FIELD,
+            )
+        shelf = self._shelves.setdefault(denoiser, OrderedDict())
+        try:
+            loaded = [self._resident(shelf, denoiser, family, file, placing, model) for _, file in active]
+            encoder = self._encoder(denoiser, active[0][1].files.parts["image_encoder"], placing)
+            with ExitStack() as stack:
+                for owner, name, value in _changes(denoiser, family, loaded, [item.spec.scale for item, _ in active]):
+                    stack.enter_context(swapped(owner, name, value))
+                stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
+                stack.enter_context(swapped(pipe, "feature_extractor", encoder.processor))
+                yield {"ip_adapter_image": _pictures([prompt for prompt, _ in active], family)}
+        except Exception as error:
+            if is_out_of_memory(error):
+                shelf.clear()  # whoever tries again has the room
+                self._encoders.pop(denoiser, None)
+            raise
+        finally:
+            while len(shelf) > self._capacity:
+                shelf.popitem(last=False)
+
+    def _resident(
+        self,
+        shelf: OrderedDict[str, Loaded],
+        denoiser: nn.Module,
+        family: _Family,
+        file: AdapterFiles,
+        placing: Placing,
+        model: str,
+    ) -> Loaded:
+        key = file.sha256 or str(file.files.root)
+        if key not in shelf:
+            shelf[key] = _load(denoiser, family, file, placing, model)
+        shelf.move_to_end(key)
+        return shelf[key]
+
+    def _encoder(self, denoiser: nn.Module, folder: Path, placing: Placing) -> Encoder:
+        known = self._encoders.get(denoiser)
+        if known is None or known[0] != folder:
+            self._encoders.pop(denoiser, None)  # one at a time: some weigh more than the denoiser
+            known = self._encoders[denoiser] = (folder, load_encoder(folder, placing.dtype, placing.device))
+        return known[1]
+
+
+def _pictures(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
+    """What the call takes for them: a list for each adapter; one picture where it takes one alone."""
+    lists = [[to_pil(picture) for picture in prompt.pictures] for prompt in prompts]
+    return lists if family.several else lists[0][0]
+
+
+def _changes(
+    denoiser: Any, family: _Family, loaded: Sequence[Loaded], scales: list[float]
+) -> Iterator[tuple[Any, str, Any]]:
+    """What stands elsewhere in the denoiser for the job: owner, attribute, and the value that it gets."""
+    for place in loaded[0].processors:
+        owner = denoiser.get_submodule(place.removesuffix(".processor"))
+        yield owner, "processor", _joined([item.processors[place] for item in loaded], scales)
+    if not family.several:
+        yield denoiser, "image_proj", loaded[0].projection
+        return
+    words = getattr(denoiser, "encoder_hid_proj", None)
+    if words is not None:  # Kolors projects its words there, and looks for them under this name
+        yield denoiser, "text_encoder_hid_proj", words
+    yield denoiser, "encoder_hid_proj", MultiIPAdapterImageProjection([item.projection for item in loaded])
+    yield denoiser.config, "encoder_hid_dim_type", "ip_image_proj"
+
+
+def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
+    """One processor of several adapters' layers. The layers are shared, the scales are the job's."""
+    first = parts[0]
+    if len(parts) == 1:
+        first.scale = list(scales) if isinstance(first.scale, list) else scales[0]
+        return first  # type: ignore[no-any-return]
+    with torch.device("meta"):  # its own layers are replaced at once
+        joined = type(first)(first.hidden_size, first.cross_attention_dim, (4,) * len(parts), list(scales))
+    joined.to_k_ip = nn.ModuleList([part.to_k_ip[0] for part in parts])
+    joined.to_v_ip = nn.ModuleList([part.to_v_ip[0] for part in parts])
+    return joined
+
+
+def _load(denoiser: Any, family: _Family, file: AdapterFiles, placing: Placing, model: str) -> Loaded:
+    state = _read(file)
+    # What the converters ask of a denoiser, so that nothing of the real one is touched or moved.
+    stand_in = SimpleNamespace(
+        attn_processors=denoiser.attn_processors,
+        config=denoiser.config,
+        inner_dim=getattr(denoiser, "inner_dim", None),
+        device=placing.device,
+        dtype=placing.dtype,
+    )
+    mixin: Any = family.mixin
+    try:
+        made = mixin._convert_ip_adapter_attn_to_diffusers(stand_in, family.attention(state), low_cpu_mem_usage=True)
+        projection = mixin._convert_ip_adapter_image_proj_to_diffusers(
+            stand_in, state["image_proj"], low_cpu_mem_usage=True
+        )
+    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _misfit(file, model, "its layers have other names or sizes") from None
+    processors = {place: item for place, item in made.items() if isinstance(item, family.processor)}
+    layers = {name.partition(".")[0] for name in state["ip_adapter"] if name.endswith("to_k_ip.weight")}
+    if projection is None or len(layers) != len(processors):
+        raise _misfit(file, model, f"it has {len(layers)} layers of attention and the model has {len(processors)}")
+    modules = [projection, *processors.values()]
+    if any(tensor.is_meta for module in modules for tensor in module.parameters()):
+        raise _misfit(file, model, "some of its tensors are missing")
+    for module in modules:
+        module.to(placing.device, placing.dtype).eval().requires_grad_(False)
+    return Loaded(processors, projection)
+
+
+def _read(file: AdapterFiles) -> State:
+    """The file's tensors as diffusers' converters take them, XLabs' names made plain."""
+    try:
+        tensors = load_file(file.files.root)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(
+            f"IP-Adapter {file.spec.model} cannot be read ({type(error).__name__}); fetch it again.", field=_FIELD
+        ) from None
+    state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group in ("image_proj", "ip_adapter_proj_model"):
+            state["image_proj"][rest] = tensor
+        elif group in ("ip_adapter", "double_blocks"):
+            rest = rest.replace("processor.ip_adapter_double_stream_k_proj", "to_k_ip")
+            state["ip_adapter"][rest.replace("processor.ip_adapter_double_stream_v_proj", "to_v_ip")] = tensor
+    return state
+
+
+def _misfit(file: AdapterFiles, model: str, why: str) -> IncompatibleAdapter:
+    return IncompatibleAdapter(
+        f"IP-Adapter {file.spec.model} does not fit {model}: {why}; use one that was trained for this model's family.",
+        field=_FIELD,
+    )

@@ -1,0 +1,139 @@
+"""Another VAE for the length of one job."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import diffusers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from worker.core.device import LoadPlan
+from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.core.model import ModelFiles
+from worker.engine.adapters.fitting import DENOISERS
+from worker.engine.adapters.placing import Placing
+from worker.engine.adapters.swapping import swapped
+from worker.engine.components import Component, load_component, read_index
+from worker.engine.devices import is_out_of_memory
+from worker.engine.single_file import load_part
+
+_FIELD = "vae"
+# What decodes the latents of AutoencoderKL beside itself; other classes are replaced by their own kind or this one.
+_TINY = "AutoencoderTiny"
+_KL_LIKE = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", _TINY})
+_TINY_NAMES = ("decoder.layers.0.weight", "encoder.layers.0.weight")
+
+
+class VaeShelf:
+    """The VAEs that jobs brought to resident pipelines: the last `capacity` of each. Engine's thread only."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        # By denoiser, as LoRAs are: they are forgotten with their pipeline.
+        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[Path, Any]] = WeakKeyDictionary()
+
+    @contextmanager
+    def applied(
+        self, pipe: Any, files: ModelFiles | None, plan: LoadPlan, placing: Placing, name: str
+    ) -> Iterator[None]:
+        """Let `pipe` encode and decode with the VAE in `files`, which a caller called `name`.
+
+        Raises IncompatibleAdapter where its latents are others than the model's, CorruptFile for a damaged one.
+        """
+        if files is None:
+            yield
+            return
+        own = getattr(pipe, "vae", None)
+        anchor = next((part for key in DENOISERS if isinstance(part := getattr(pipe, key, None), nn.Module)), None)
+        if own is None or anchor is None:
+            raise UnsupportedModel(f"{type(pipe).__name__} has no VAE; leave vae out.", field=_FIELD)
+        shelf = self._shelves.setdefault(anchor, OrderedDict())
+        try:
+            if files.root not in shelf:
+                vae = _load(files.root, own, plan, placing, name)
+                _check_latents(vae, own, name)
+                shelf[files.root] = vae.to(placing.device).eval().requires_grad_(False)
+            shelf.move_to_end(files.root)
+            with swapped(pipe, "vae", shelf[files.root]):
+                yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                shelf.clear()  # whoever tries again has the room
+            raise
+        finally:
+            while len(shelf) > self._capacity:
+                shelf.popitem(last=False)
+
+
+def _load(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> Any:
+    """A VAE's own folder, a pipeline's folder that has one, or a weight file."""
+    try:
+        if path.is_dir():
+            folder = path / "vae" if (path / "vae").is_dir() else path
+            component = Component("vae", "diffusers", _class_name(folder, name))
+            if component.class_name not in _replacing(own):
+                raise UnsupportedModel(
+                    f"vae: {name} is a {component.class_name[:60]}, which cannot stand for this model's "
+                    f"{type(own).__name__}; use one of {', '.join(sorted(_replacing(own)))}.",
+                    field=_FIELD,
+                )
+            return load_component(component, folder, placing.dtype)
+        if _is_tiny(path):
+            return _tiny(path, own).to(placing.dtype)
+        config = plan.config or (plan.root if plan.root.is_dir() else plan.base) or plan.root
+        return load_part(read_index(config), "vae", path, config, placing.dtype)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise CorruptFile(
+            f"vae: {name} cannot be read ({type(error).__name__}); fetch it again or name another.", field=_FIELD
+        ) from None
+
+
+def _replacing(own: Any) -> frozenset[str]:
+    """The classes that can stand for the model's own VAE."""
+    cls = type(own).__name__
+    return _KL_LIKE if cls in _KL_LIKE else frozenset({cls})
+
+
+def _class_name(folder: Path, name: str) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+    except (OSError, ValueError, AttributeError):
+        raise CorruptFile(f"vae: {name} has no readable config.json; fetch it again.", field=_FIELD) from None
+
+
+def _is_tiny(path: Path) -> bool:
+    with safe_open(path, framework="pt") as file:
+        return set(_TINY_NAMES) <= set(file.keys())
+
+
+def _tiny(path: Path, own: Any) -> Any:
+    """A file of AutoencoderTiny, which has no config of its own; all that were published differ in channels only."""
+    vae = diffusers.AutoencoderTiny(latent_channels=own.config.latent_channels)
+    vae.load_state_dict(load_file(path))
+    return vae
+
+
+def _check_latents(vae: Any, own: Any, name: str) -> None:
+    """Latents of another shape would fail in the middle of a job, or come out at another size."""
+    theirs, ours = _latents(vae), _latents(own)
+    if theirs == ours and vae.config.get("out_channels", 3) == own.config.get("out_channels", 3):
+        return
+    raise IncompatibleAdapter(
+        f"vae: {name} decodes latents of {theirs[0]} channels at 1/{theirs[1]} of the size, and this model's have "
+        f"{ours[0]} at 1/{ours[1]}; use a VAE of its family.",
+        field=_FIELD,
+    )
+
+
+def _latents(vae: Any) -> tuple[int, int]:
+    """Channels, and how many times smaller than the picture."""
+    levels = vae.config.get("encoder_block_out_channels") or vae.config.get("block_out_channels") or ()
+    return int(vae.config.latent_channels), 2 ** (len(levels) - 1)

@@ -1,0 +1,252 @@
+"""From a job's words to what its pipeline's call gets: the words themselves, or embeddings of weighted and long ones.
+
+A pipeline reads its own prompts unless a prompt needs more than it can do, so that everything else stays what diffusers
+draws, bit for bit. Why not a library: compel's syntax is another one (`(word)1.3`, `word++`), without `(word:1.3)`,
+`BREAK` and Stable Diffusion 3, and sd_embed is no package.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from worker.core.errors import ParameterOutOfRange
+from worker.core.job import Job
+from worker.core.prompt import PromptForm, holds_weights
+from worker.engine.text_encoding import ClipEncoder, T5Encoder, emphasised
+
+Signature = Mapping[str, Any]
+# The ends of the names of each form's encoders, prompts and tokenizers: "text_encoder" + "_2".
+_CLIPS: Mapping[PromptForm, tuple[str, ...]] = {
+    "clip": ("",), "clip-pair": ("", "_2"), "clip-t5": ("",), "clip-pair-t5": ("", "_2"),
+}  # fmt: skip
+_T5: Mapping[PromptForm, str] = {"clip-t5": "_2", "clip-pair-t5": "_3"}
+_TEXTS = tuple(f"{sign}prompt{end}" for sign in ("", "negative_") for end in ("", "_2", "_3"))
+_SHOWN = 60
+
+
+@torch.no_grad()
+def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature) -> dict[str, Any]:
+    """`arguments` with embeddings in place of the prompts where those have weights or are too long for `pipe`."""
+    form, how = job.words, job.params.get("prompt_weighting", "auto")
+    if form is None or how == "none":
+        return arguments
+    prompts = _Prompts(pipe, form, arguments, signature)
+    if how == "auto" and not prompts.need_care():
+        return arguments
+    return {name: value for name, value in arguments.items() if name not in _TEXTS} | prompts.embeddings()
+
+
+def read_alike(pipe: Any, jobs: Sequence[Job]) -> bool:
+    """Whether in one call the prompts of all jobs are read as each is alone: in the same way and as many chunks."""
+    return len(jobs) == 1 or len({_way(pipe, job) for job in jobs}) == 1
+
+
+def check_clip_skip(pipe: Any, job: Job) -> None:
+    """Raise ParameterOutOfRange where `clip_skip` leaves no layer of an encoder."""
+    skip = job.params.get("clip_skip")
+    if not isinstance(skip, int) or job.words is None:
+        return
+    # All but the single encoder are read one layer before their last already.
+    most = min(clip.layers for clip in _clips(pipe, job.words)) - (1 if job.words == "clip" else 2)
+    if skip > most:
+        raise ParameterOutOfRange(
+            f"clip_skip must be at most {most} for {job.spec.id}, whose text encoder has no more layers to leave out; "
+            f"{skip} was sent.",
+            field="clip_skip",
+        )
+
+
+def notes_on_prompts(pipe: Any, job: Job) -> tuple[str, ...]:
+    """A sentence for each prompt of `job` that the pipeline cannot read to its end."""
+    signature = inspect.signature(pipe.__call__).parameters
+    texts = {name: job.params.get(name) for name in _TEXTS}
+    texts |= {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
+    notes = [
+        note
+        for name, text in texts.items()
+        if isinstance(text, str) and text
+        for note in _cut(pipe, job, name, text, signature)
+    ]
+    return tuple(dict.fromkeys(notes))
+
+
+class _Prompts:
+    """The prompts of one call, and the encoders that read them."""
+
+    def __init__(self, pipe: Any, form: PromptForm, arguments: dict[str, Any], signature: Signature) -> None:
+        self._pipe = pipe
+        self._form = form
+        self._arguments = arguments
+        self._signature = signature
+        self._count = len(_listed(arguments["prompt"]))
+        self._clips = _clips(pipe, form)
+        self._t5 = _t5(pipe, form)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        """Where the embeddings go. Found when it is needed: the pipeline walks through all its modules for it."""
+        return self._pipe._execution_device
+
+    def need_care(self) -> bool:
+        """Whether a prompt holds weights, or is longer than the pipeline reads it."""
+        texts = [text for name in _TEXTS for text in _listed(self._arguments.get(name))]
+        return _need_care(self._form, self._clips, self._t5, texts)
+
+    def embeddings(self) -> dict[str, Any]:
+        """What the call gets instead of the prompts."""
+        positive, negative = self._texts(""), self._texts("negative_")
+        skip = self._arguments.get("clip_skip")
+        # Without a negative prompt FLUX.1 is not guided by one; the others are, by an empty one.
+        guided = "negative_prompt_embeds" in self._signature and (negative is not None or self._form != "clip-t5")
+        plain = negative or [[""] * self._count for _ in positive]
+        length = max(self._length(positive), self._length(plain) if guided else 1)
+        words, pooled = self._encoded(positive, length, skip)
+        found = {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+        if guided:
+            # clip_skip is for the prompt alone, as in diffusers.
+            words, pooled = self._encoded(plain, length, None)
+            if negative is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
+                words, pooled = torch.zeros_like(words), None if pooled is None else torch.zeros_like(pooled)
+            found |= {"negative_prompt_embeds": words, "negative_pooled_prompt_embeds": pooled}
+        given = {name: value for name, value in found.items() if value is not None and name in self._signature}
+        return self._repeated(given) if self._form in _T5 else given
+
+    def _repeated(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """These pipelines repeat the prompts that they encode, and not the embeddings that they get."""
+        times = int(self._arguments.get("num_images_per_prompt", 1))
+        repeated: dict[str, Any] = {name: value.repeat_interleave(times, dim=0) for name, value in given.items()}
+        return repeated | ({"num_images_per_prompt": 1} if times > 1 else {})
+
+    def _texts(self, sign: str) -> list[list[str]] | None:
+        """One text a job, for each encoder; None where there is none at all."""
+        first = self._arguments.get(f"{sign}prompt")
+        if first is None:
+            return None
+        ends = [*_CLIPS[self._form], *([_T5[self._form]] if self._form in _T5 else [])]
+        return [self._spread(self._arguments.get(f"{sign}prompt{end}") or first) for end in ends]
+
+    def _spread(self, text: Any) -> list[str]:
+        listed = _listed(text)
+        return listed * self._count if len(listed) == 1 else listed
+
+    def _length(self, texts: list[list[str]]) -> int:
+        return max(len(clip.chunks(text)) for clip, own in zip(self._clips, texts, strict=False) for text in own)
+
+    def _encoded(self, texts: list[list[str]], length: int, skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """(jobs, tokens, width), and the pooled vectors (jobs, width) where the form has any."""
+        rows, pools = zip(
+            *(self._row([own[job] for own in texts], length, skip) for job in range(self._count)), strict=True
+        )
+        return torch.cat(rows), None if pools[0] is None else torch.cat(pools)
+
+    def _row(self, texts: list[str], length: int, skip: int | None) -> tuple[Tensor, Tensor | None]:
+        """One job's prompt, one text for each encoder."""
+        hidden, pools = [], []
+        for clip, text in zip(self._clips, texts, strict=False):
+            chunks = clip.chunks(text)
+            chunks = chunks[:1] if self._form == "clip-t5" else chunks + [()] * (length - len(chunks))
+            output, weights = clip.encode(chunks, self._device)
+            layer = emphasised(_layer(output, clip, self._form, skip), weights)
+            hidden.append(layer.flatten(0, 1)[None].to(self._device, clip.model.dtype))
+            pools.append(output.pooler_output if self._form == "clip-t5" else output[0])
+        words = torch.cat(hidden, dim=-1)
+        if self._form == "clip":
+            return words, None
+        if self._form == "clip-pair":
+            return words, pools[-1][:1].to(self._device)
+        pooled = torch.cat([pool[:1].to(self._device, words.dtype) for pool in pools], dim=-1)
+        reach = int(self._arguments.get("max_sequence_length") or self._signature["max_sequence_length"].default)
+        after = self._after(texts[-1], reach, words)
+        if self._form == "clip-t5":
+            return after, pooled
+        return torch.cat([pad(words, (0, after.shape[-1] - words.shape[-1])), after], dim=1), pooled
+
+    def _after(self, text: str, reach: int, words: Tensor) -> Tensor:
+        """What T5 makes of `text`; zeros where Stable Diffusion 3 was loaded without it."""
+        if self._t5 is None:
+            return words.new_zeros(1, reach, int(self._pipe.transformer.config.joint_attention_dim))
+        return self._t5.encode(text, reach, self._device).to(self._device, self._t5.model.dtype)
+
+
+def _layer(output: Any, clip: ClipEncoder, form: PromptForm, skip: int | None) -> Tensor:
+    """The layer that the family's pipelines read, `skip` layers earlier."""
+    if form != "clip":
+        return output.hidden_states[-((skip or 0) + 2)]
+    if skip is None:
+        return output[0]
+    return clip.model.text_model.final_layer_norm(output.hidden_states[-(skip + 1)])
+
+
+def _clips(pipe: Any, form: PromptForm) -> list[ClipEncoder]:
+    """The form's CLIP encoders that the pipeline has: SDXL's refiner lacks the first."""
+    pairs = ((getattr(pipe, f"text_encoder{end}", None), end) for end in _CLIPS[form])
+    return [ClipEncoder(model, getattr(pipe, f"tokenizer{end}")) for model, end in pairs if model is not None]
+
+
+def _t5(pipe: Any, form: PromptForm | None) -> T5Encoder | None:
+    """The form's T5, or that of a pipeline with a single encoder; None for what has none, or reads with another."""
+    end = "" if form is None else _T5.get(form)
+    model, tokenizer = (getattr(pipe, f"{name}{end}", None) for name in ("text_encoder", "tokenizer"))
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return T5Encoder(model, tokenizer) if kind in ("t5", "umt5") and tokenizer is not None else None
+
+
+def _need_care(form: PromptForm, clips: Sequence[ClipEncoder], t5: T5Encoder | None, texts: Sequence[str]) -> bool:
+    # T5 reads prose, and prose has brackets: there only a number makes a weight of them.
+    if any(holds_weights(text, explicit=form in _T5) for text in texts):
+        return True
+    return t5 is None and any(len(clip.tokens(text)) > clip.room for clip in clips for text in texts)
+
+
+def _way(pipe: Any, job: Job) -> int:
+    """0 for the pipeline's own way, else one more than the chunks that the longest prompt fills."""
+    form, how = job.words, job.params.get("prompt_weighting", "auto")
+    if form is None or how == "none":
+        return 0
+    prompts = [job.prompt, job.negative_prompt, *(job.params.get(name) for name in _TEXTS)]
+    texts = [text for text in prompts if isinstance(text, str)]
+    clips = _clips(pipe, form)
+    # One chunk without weights is read alike either way, but what a T5 takes for prose is not.
+    if form in _T5 and how == "auto" and not _need_care(form, clips, _t5(pipe, form), texts):
+        return 0
+    return 1 + (0 if form == "clip-t5" else max(len(clip.chunks(text)) for clip in clips for text in texts))
+
+
+def _cut(pipe: Any, job: Job, name: str, text: str, signature: Signature) -> list[str]:
+    """What is lost of one prompt: by a T5, else by the CLIPs where they are not read in chunks."""
+    sign, _, end = name.partition("prompt")
+    how = job.params.get("prompt_weighting", "auto")
+    t5 = _t5(pipe, job.words)
+    if t5 is not None:
+        own = _T5[job.words] if job.words is not None else ""
+        reach = job.params.get("max_sequence_length") or getattr(signature.get("max_sequence_length"), "default", None)
+        other = bool(own) and job.params.get(f"{sign}prompt{own}") is not None  # it reads a prompt of its own
+        if end != (own if other else "") or not isinstance(reach, int):
+            return []
+        weighted = how == "a1111" or (how == "auto" and holds_weights(text, explicit=True))
+        ids = [id_ for id_, _ in t5.tokens(text, weighted=weighted and job.words is not None)]
+        return _note(name, ids, reach - 1, t5.tokenizer, "shorten it, or raise max_sequence_length if the model can")
+    if job.words is None or how != "none":
+        return []
+    clip = _clips(pipe, job.words)[0]
+    ids = [id_ for id_, _ in clip.tokens(text)]
+    return _note(name, ids, clip.room, clip.tokenizer, "leave prompt_weighting out to have all of it read")
+
+
+def _note(name: str, ids: list[int], room: int, tokenizer: Any, fix: str) -> list[str]:
+    if len(ids) <= room:
+        return []
+    lost = " ".join(str(tokenizer.decode(ids[room:])).split())
+    shown = lost if len(lost) <= _SHOWN else f"{lost[:_SHOWN]}…"
+    return [f"{name} is {len(ids)} tokens long and the model reads {room}: “{shown}” was not read; {fix}."]
+
+
+def _listed(text: Any) -> list[str]:
+    if text is None:
+        return []
+    return [text] if isinstance(text, str) else list(text)

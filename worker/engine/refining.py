@@ -1,0 +1,57 @@
+"""Two models for one picture: the first stops in the middle of the steps, the second goes on from its latents."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from worker.core.finishing import Refiner
+from worker.core.job import Batch
+from worker.core.result import Artifact, Emit
+from worker.engine.call import Callee, Turn, artifacts_of, call_once, generator_of
+
+
+@dataclass(slots=True)
+class Begun:
+    """A picture half drawn: its latents, 1xCxhxw on the CPU."""
+
+    seed: int
+    latents: torch.Tensor
+    noise: torch.Tensor  # the state of the generator that drew them, which draws on
+
+
+def begin_pictures(
+    pipe: Any, batch: Batch, given: Mapping[str, Any], refiner: Refiner, emit: Emit
+) -> tuple[Begun, ...]:
+    """Draw every picture of `batch`'s job until the refiner takes over. Latents are handed over and not decoded."""
+    until = {"denoising_end": refiner.spec.start, "output_type": "latent"}
+    callee, job = Callee.of(pipe, {**given, **until}, emit), batch.jobs[0]
+    found = []
+    for index, seed in enumerate(job.seeds):
+        generator = generator_of(seed)
+        output = call_once(callee, batch, [(job, seed)], Turn(index, 2 * len(job.seeds)), [generator])
+        # The first model may have to leave the device before the second one comes.
+        found.append(Begun(seed, output.images.detach().cpu(), generator.get_state()))
+    return tuple(found)
+
+
+def finish_pictures(
+    pipe: Any, batch: Batch, begun: tuple[Begun, ...], refiner: Refiner, emit: Emit
+) -> tuple[Artifact, ...]:
+    """Draw the remaining steps of what was `begun`, with the refiner's own pipeline and of the same words."""
+    job = batch.jobs[0]
+    if getattr(pipe, "text_encoder", None) is None:  # weighted words are read by both of SDXL's encoders only
+        job = replace(job, words=None)
+    found: list[Artifact] = []
+    for index, item in enumerate(begun):
+        given = {
+            "image": item.latents.to(pipe._execution_device, pipe.unet.dtype),
+            "denoising_start": refiner.spec.start,
+        }
+        generator = torch.Generator("cpu")
+        generator.set_state(item.noise)
+        turn = Turn(len(begun) + index, 2 * len(begun))
+        output = call_once(Callee.of(pipe, given, emit), batch, [(job, item.seed)], turn, [generator])
+        found += artifacts_of(output, job, item.seed)
+    return tuple(found)

@@ -1,0 +1,153 @@
+"""The operator's safety checker: a classifier that looks at every finished picture, and what is done about it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image, ImageFilter
+
+from worker.core.errors import LoadFailed, WorkerError
+from worker.core.finishing import SafetyVerdict
+from worker.core.image import Raster
+from worker.core.model import ModelFiles
+from worker.core.result import Artifact
+from worker.engine.arguments import to_pil
+from worker.engine.devices import is_out_of_memory
+
+SafetyAction = Literal["report", "blur", "black"]
+# Labels that published classifiers have for what not everybody wants to see.
+UNSAFE_LABELS = frozenset(
+    {
+        *("nsfw", "unsafe", "porn", "pornography", "hentai", "sexy", "sexual", "erotic", "explicit"),
+        *("nude", "nudity", "naked", "gore", "violence", "blood"),
+    }
+)
+# Of a film: the first, the last and those between, evenly.
+_FRAMES = 8
+_BLUR_SHARE = 12  # a radius of a twelfth of the longer side leaves colours and no shapes
+
+Judge = Callable[[Image.Image], tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyPolicy:
+    """What counts as unsafe, from which score (0..1) on, and what happens to a picture that is."""
+
+    threshold: float = 0.5
+    action: SafetyAction = "report"
+    labels: tuple[str, ...] = ()  # the classifier's own, in place of UNSAFE_LABELS
+
+
+class SafetyChecker:
+    """One classifier, resident as long as the worker. Used from the engine's thread only."""
+
+    def __init__(self, policy: SafetyPolicy, device: torch.device) -> None:
+        self._policy = policy
+        self._device = device
+        self._judges: dict[Path, Judge] = {}
+
+    def judge_of(self, files: ModelFiles) -> Judge:
+        """The classifier, loaded if need be. Raises LoadFailed: before anything is drawn that nobody could check."""
+        if files.root not in self._judges:
+            self._judges[files.root] = self._load(files.root)
+        return self._judges[files.root]
+
+    def check(
+        self, artifacts: Sequence[Artifact], files: ModelFiles
+    ) -> tuple[tuple[Artifact, ...], tuple[SafetyVerdict, ...]]:
+        """The artifacts as they may be shown, and a verdict on each."""
+        judge = self.judge_of(files)
+        verdicts = tuple(self._verdict(judge, item) for item in artifacts)
+        shown = (
+            self._hidden(item) if verdict.flagged else item for item, verdict in zip(artifacts, verdicts, strict=True)
+        )
+        return tuple(shown), verdicts
+
+    def _verdict(self, judge: Judge, artifact: Artifact) -> SafetyVerdict:
+        frames = artifact.frames or (artifact.raster,)
+        some = frames[:: max(1, -(-len(frames) // _FRAMES))]
+        label, score = max(
+            (judge(to_pil(frame).convert("RGB")) for frame in (*some, frames[-1])), key=lambda one: one[1]
+        )
+        return SafetyVerdict(score >= self._policy.threshold, label, round(score, 4))
+
+    def _hidden(self, artifact: Artifact) -> Artifact:
+        if self._policy.action == "report":
+            return artifact
+        hide = _blurred if self._policy.action == "blur" else _blackened
+        frames = tuple(hide(frame) for frame in artifact.frames)
+        return replace(artifact, raster=frames[0] if frames else hide(artifact.raster), frames=frames)
+
+    def _load(self, folder: Path) -> Judge:
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+            if "StableDiffusionSafetyChecker" in (config.get("architectures") or ()):
+                model = StableDiffusionSafetyChecker.from_pretrained(folder, **options)
+                # What is beside Stable Diffusion's checker in its pipelines stands for the processor it was made with.
+                processor = transformers.CLIPImageProcessor()
+                return _concepts(model.eval().to(self._device), processor)
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model = transformers.AutoModelForImageClassification.from_pretrained(
+                folder, trust_remote_code=False, **options
+            )
+            return _classifier(model.eval().to(self._device), processor, self._policy.labels)
+        except WorkerError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise LoadFailed(
+                f"SAFETY_CHECKER could not be loaded ({type(error).__name__}), and without it this worker answers no "
+                "pictures; the operator has to name a transformers image classifier, or unset it.",
+                field="SAFETY_CHECKER",
+            ) from None
+
+
+def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
+    """A transformers image classifier: the probability of all its unsafe labels together, and the likeliest of them."""
+    names: Mapping[int, str] = model.config.id2label
+    labels = {name.lower() for name in wanted} or UNSAFE_LABELS
+    unsafe = [index for index, name in names.items() if name.lower() in labels]
+    if not unsafe:
+        raise LoadFailed(
+            f"None of the labels of SAFETY_CHECKER ({', '.join(names.values())[:200]}) is known to be unsafe; "
+            "the operator has to say which are with SAFETY_LABELS.",
+            field="SAFETY_CHECKER",
+        )
+
+    @torch.inference_mode()
+    def judge(picture: Image.Image) -> tuple[str, float]:
+        given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
+        shares = model(pixel_values=given).logits[0].float().softmax(-1)
+        return names[max(unsafe, key=lambda index: float(shares[index]))], float(shares[unsafe].sum())
+
+    return judge
+
+
+def _concepts(model: Any, processor: Any) -> Judge:
+    """Stable Diffusion's own checker, which compares with concepts that it does not name: it says yes or no."""
+
+    @torch.inference_mode()
+    def judge(picture: Image.Image) -> tuple[str, float]:
+        given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
+        _, found = model(clip_input=given, images=[torch.zeros(1)])
+        return "nsfw", float(found[0])
+
+    return judge
+
+
+def _blurred(raster: Raster) -> Raster:
+    radius = max(raster.width, raster.height) / _BLUR_SHARE
+    return replace(raster, data=to_pil(raster).filter(ImageFilter.GaussianBlur(radius)).tobytes())
+
+
+def _blackened(raster: Raster) -> Raster:
+    return Raster("L", raster.width, raster.height, bytes(raster.width * raster.height))

@@ -1,0 +1,123 @@
+"""Weighted and long prompts to a text encoder's numbers, in chunks of its window.
+
+What AUTOMATIC1111's web UI does, since its users' prompts are written for that: each stretch of one weight is
+tokenized by itself; a chunk holds as many tokens as the encoder's window without its two marks (75 of CLIP's 77), ends
+early where the prompt says BREAK, or after a comma among its last twenty tokens; each chunk is encoded by itself and
+the results stand in a row. A token's weight multiplies its numbers, and the chunk is then scaled back to the mean that
+it had. The pooled vector is that of the first chunk, unweighted. A prompt without weights that fits one chunk gets, bit
+for bit, what the pipeline's own `encode_prompt` makes of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.core.prompt import parse_prompt
+
+_COMMA_REACH = 20
+# Below this share of its spread a mean is rounding: a normed layer's output has none, and nothing to restore.
+_NO_MEAN = 1e-4
+_USUAL_WINDOW = 77
+
+Token = tuple[int, float]  # id, weight
+Chunk = Sequence[Token]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEncoder:
+    """A CLIP text encoder and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def room(self) -> int:
+        """How many tokens of a prompt fit into the encoder's window, its two marks aside."""
+        longest = getattr(self.model.config, "max_position_embeddings", None) or _USUAL_WINDOW
+        return int(min(self.tokenizer.model_max_length, longest)) - 2
+
+    @property
+    def layers(self) -> int:
+        """How many layers the encoder has."""
+        return int(self.model.config.num_hidden_layers)
+
+    def tokens(self, prompt: str) -> list[Token]:
+        """All tokens of `prompt` as it stands, however many."""
+        return _tokens(self.tokenizer, [(prompt, 1.0)])
+
+    def chunks(self, prompt: str) -> list[Chunk]:
+        """The tokens of `prompt` with its weights, in chunks; at least one."""
+        comma = self.tokenizer.convert_tokens_to_ids(",</w>")
+        sections = [_tokens(self.tokenizer, section) for section in _sections(prompt)]
+        return [chunk for section in sections for chunk in _parted(section, self.room, comma)]
+
+    def encode(self, chunks: Sequence[Chunk], device: torch.device) -> tuple[Any, Tensor]:
+        """The model's output for `chunks` (one row each), and the weight of every token of them."""
+        mark, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        rows, weights = [], []
+        for chunk in chunks:
+            free = self.room - len(chunk)
+            rows.append([mark, *(id_ for id_, _ in chunk), end, *[pad] * free])
+            weights.append([1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * free])
+        output = self.model(torch.tensor(rows).to(device), output_hidden_states=True)
+        return output, torch.tensor(weights)
+
+
+@dataclass(frozen=True, slots=True)
+class T5Encoder:
+    """A T5 text encoder and its tokenizer. It reads one sequence of at most `length` tokens; it has no chunks."""
+
+    model: Any
+    tokenizer: Any
+
+    def tokens(self, prompt: str, *, weighted: bool = True) -> list[Token]:
+        """All tokens of `prompt`, however many."""
+        sections = _sections(prompt) if weighted else [[(prompt, 1.0)]]
+        return [token for section in sections for token in _tokens(self.tokenizer, section)]
+
+    def encode(self, prompt: str, length: int, device: torch.device) -> Tensor:
+        """`prompt` as (1, length, width); what does not fit is cut."""
+        tokens = self.tokens(prompt)[: length - 1]
+        free = length - 1 - len(tokens)
+        ids = [*(id_ for id_, _ in tokens), self.tokenizer.eos_token_id, *[self.tokenizer.pad_token_id] * free]
+        weights = torch.tensor([[*(weight for _, weight in tokens), *[1.0] * (free + 1)]])
+        return emphasised(self.model(torch.tensor([ids]).to(device))[0], weights)
+
+
+def emphasised(hidden: Tensor, weights: Tensor) -> Tensor:
+    """`hidden` (chunks, tokens, width) times each token's weight, every chunk with the mean that it had."""
+    if bool((weights == 1.0).all()):
+        return hidden
+    plain = hidden.float()
+    weighted = plain * weights.to(plain.device)[..., None]
+    before, after = (part.mean(dim=(1, 2), keepdim=True) for part in (plain, weighted))
+    noise = _NO_MEAN * plain.std(dim=(1, 2), keepdim=True)
+    restorable = (before.abs() > noise) & (after.abs() > noise) & (before * after > 0)
+    return torch.where(restorable, weighted * (before / after), weighted).to(hidden.dtype)
+
+
+def _sections(prompt: str) -> Sequence[Sequence[tuple[str, float]]]:
+    return [[(piece.text, piece.weight) for piece in section] for section in parse_prompt(prompt)]
+
+
+def _tokens(tokenizer: Any, section: Sequence[tuple[str, float]]) -> list[Token]:
+    # White space at a seam belongs to no word; T5 would make a token of it.
+    texts = [(text.strip() if len(section) > 1 else text, weight) for text, weight in section]
+    return [
+        (id_, weight)
+        for text, weight in texts
+        for id_ in tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ]
+
+
+def _parted(tokens: Chunk, room: int, comma: int | None) -> list[Chunk]:
+    chunks = []
+    while len(tokens) > room:
+        reach = range(room, max(room - _COMMA_REACH, 0), -1)
+        cut = next((end for end in reach if tokens[end - 1][0] == comma), room)
+        chunks.append(tokens[:cut])
+        tokens = tokens[cut:]
+    return [*chunks, tokens]

@@ -1,0 +1,156 @@
+"""Upscalers in one file (ESRGAN, SwinIR, HAT, DAT, SPAN …) in the shape of a pipeline: a picture, tile by tile.
+
+`spandrel` tells the architecture and its hyperparameters from the tensors and builds the network; MIT, and without any
+architecture whose licence forbids commercial use.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+from safetensors.torch import load_file
+
+from worker.core.device import LoadPlan
+from worker.core.errors import InvalidOutput, ParameterOutOfRange, UnsupportedModel
+from worker.engine.compatibility import import_spandrel
+
+# Read around every tile and cut off again: what a network sees there decides nearly all of a pixel.
+MARGIN = 32
+# The picture at the network's own scale, before `scale` makes it smaller: 800 MB.
+MAX_PIXELS = 2**28
+# Where training code kept the weights; a converted pickle has it before every name.
+_SAVED_UNDER = ("params_ema.", "params.", "model_state_dict.", "state_dict.")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_DOES = {"SR": "an upscaler", "Restoration": "a restorer", "FaceSR": "a face restorer", "Inpainting": "an inpainter"}
+
+StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+
+
+class UpscaleOutput(BaseOutput):
+    """One picture, HxWxC bytes, in a list."""
+
+    images: list[np.ndarray]
+
+
+class SpandrelUpscalePipeline:
+    """A network that makes a picture `network.scale` times as large, called as diffusers' pipelines are."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self.components = {"model": network.model}
+        self.num_timesteps = 0
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        image: Image.Image,
+        scale: float | None = None,
+        tile: int = 256,
+        callback_on_step_end: StepCallback | None = None,
+    ) -> UpscaleOutput:
+        """The picture `scale` times as large; by default as large as the network makes it. Alpha is kept.
+
+        The network runs on tiles of `tile` pixels a side and MARGIN around them, so memory does not grow with the
+        picture. The callback is called after each.
+        """
+        own = self._network.scale
+        if image.width * image.height * own**2 > MAX_PIXELS:
+            raise ParameterOutOfRange(
+                f"image is {image.width}x{image.height}, and this model makes it {own} times as large: more than "
+                f"{MAX_PIXELS:,} pixels; send a smaller picture.",
+                field="image",
+            )
+        native = _MODES[self._network.input_channels]
+        layers = [image if image.mode == native else image.convert(native)]
+        if "A" in image.mode and native != "RGBA":
+            layers.append(image.getchannel("A").convert(native))
+        tiles = [*_tiles(image.width, image.height, tile)]
+        self.num_timesteps = len(tiles) * len(layers)
+        step = 0
+        drawn = []
+        for layer in layers:
+            pixels = np.asarray(layer).reshape(image.height, image.width, -1)
+            large = np.empty((image.height * own, image.width * own, self._network.output_channels), np.uint8)
+            for box in tiles:
+                self._fill(large, pixels, box)
+                if callback_on_step_end is not None:
+                    callback_on_step_end(self, step, None, {})
+                step += 1
+            drawn.append(large)
+        if len(drawn) == 2:
+            colour, alpha = drawn[0], drawn[1].mean(axis=-1, keepdims=True).round().astype(np.uint8)
+            drawn = [np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha], axis=-1)]
+        return UpscaleOutput(images=[_resized(drawn[0], image.width, image.height, scale)])
+
+    def _fill(self, large: np.ndarray, pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
+        """Write one tile of the large picture: read with its margin, kept without it."""
+        left, top, right, bottom = box
+        height, width = pixels.shape[:2]
+        x, y = max(0, left - MARGIN), max(0, top - MARGIN)
+        piece = pixels[y : min(height, bottom + MARGIN), x : min(width, right + MARGIN)].copy()
+        known = next(self._network.model.parameters())
+        given = torch.from_numpy(piece).permute(2, 0, 1)[None].to(known.device, known.dtype) / 255
+        result = self._network(given)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
+        if not torch.isfinite(result).all():
+            raise InvalidOutput("The upscaler returned NaN pixels; its weights may be damaged.")
+        own = self._network.scale
+        kept = result[(top - y) * own : (bottom - y) * own, (left - x) * own : (right - x) * own]
+        large[top * own : bottom * own, left * own : right * own] = (kept * 255).round().to(torch.uint8).numpy()
+
+    def to(self, device: str) -> "SpandrelUpscalePipeline":
+        """Move the network."""
+        self._network.model.to(device)
+        return self
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """There is no bar."""
+
+    def maybe_free_model_hooks(self) -> None:
+        """There are no hooks."""
+
+
+def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
+    """The network of a safetensors file. Raises UnsupportedModel for one that spandrel does not know or that is none.
+
+    In bfloat16 a picture would have seven bits: it is computed in float16 where the network can, else in float32.
+    """
+    spandrel = import_spandrel()
+    weights = load_file(plan.root)
+    for prefix in _SAVED_UNDER:
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    try:
+        network = spandrel.ModelLoader().load_from_state_dict(weights)
+    except spandrel.UnsupportedModelError:
+        raise UnsupportedModel(
+            "The file is an upscaler of an architecture that spandrel does not know; use an ESRGAN, SwinIR, HAT, DAT, "
+            "SPAN or Compact one.",
+            field="model",
+        ) from None
+    if network.purpose not in ("SR", "Restoration") or network.input_channels not in _MODES:
+        raise UnsupportedModel(
+            f"The file is {_DOES.get(network.purpose, network.purpose)} ({network.architecture.name}) and not an "
+            "upscaler; use an upscaler of whole pictures.",
+            field="model",
+        )
+    half = plan.dtype != "float32" and network.supports_half
+    network.model.eval().requires_grad_(False).to(torch.float16 if half else torch.float32)
+    return SpandrelUpscalePipeline(network)
+
+
+def _tiles(width: int, height: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield left, top, min(left + side, width), min(top + side, height)
+
+
+def _resized(pixels: np.ndarray, width: int, height: int, scale: float | None) -> np.ndarray:
+    """`pixels` at `scale` times `width` x `height`; as they are without a scale."""
+    size = (max(1, round(width * scale)), max(1, round(height * scale))) if scale else None
+    if size is None or size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS)).reshape(size[1], size[0], -1)

@@ -1,0 +1,57 @@
+"""What the operating system asks of a running worker: SIGTERM to finish and stop, SIGHUP to read models.yaml again."""
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from types import FrameType
+
+_LOG = logging.getLogger("worker")
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def hear_reload(reload: Callable[[], None]) -> None:
+    """Call `reload` on SIGHUP, in a thread of the running loop: it reads files."""
+
+    async def reload_in_thread() -> None:
+        await asyncio.to_thread(reload)
+
+    if _hears_signals():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _start(reload_in_thread()))
+
+
+def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> None:
+    """Call `close` with `grace_s` on SIGTERM and SIGINT, and then whatever handled the signal before.
+
+    Call it once the server that runs on this loop has set its own handlers.
+    """
+
+    async def closing() -> None:
+        await close(grace_s)
+
+    if not _hears_signals():
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _LOG.info("stopping: jobs have %g seconds to finish", grace_s)
+        loop.call_soon_threadsafe(lambda: _start(closing()))
+        theirs = before[signal.Signals(number)]
+        if callable(theirs):
+            theirs(number, frame)
+
+    for number in before:
+        signal.signal(number, handle)
+
+
+def _hears_signals() -> bool:
+    """Whether this loop is the process's own: a server that another program runs in a thread leaves them to it."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _start(work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    _tasks.add(task)  # the loop itself holds tasks weakly
+    task.add_done_callback(_tasks.discard)

@@ -1,0 +1,50 @@
+"""How log lines look: for people or for programs, each with its request's id, none with what is private."""
+
+import json
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from worker.transport.privacy import keep_always, redact
+from worker.transport.request_id import RequestIdFilter
+
+_TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback below it if there is one."""
+        return redact(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, request_id, message; trace_id and exception where there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": getattr(record, "request_id", "-"),
+            "message": redact(record.getMessage()),
+        }
+        if trace := getattr(record, "trace_id", None):
+            line["trace_id"] = trace
+        if record.exc_info:
+            line["exception"] = redact(self.formatException(record.exc_info))
+        return json.dumps(line)
+
+
+def configure_logging(*, as_json: bool, secrets: Iterable[str]) -> None:
+    """Set the root logger up; `secrets` will be in no line."""
+    keep_always(secrets)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(_TEXT))
+    handler.addFilter(RequestIdFilter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # The libraries' own chatter hides what matters, and some of it names files and URLs.
+    for name in ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,37 @@
+"""A picture on a larger canvas, and the mask of what there is still to be drawn."""
+
+from dataclasses import dataclass
+
+from worker.core.image import Raster
+from worker.core.request import Margins
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A picture with room around it, and a mask that is white in the room."""
+
+    picture: Raster
+    mask: Raster
+
+
+def enlarge(raster: Raster, margins: Margins, multiple: int) -> Canvas:
+    """`raster` with `margins` around it, which grow until both sides are multiples of `multiple` where they can.
+
+    Its border is drawn out into the room: models that look through the mask see colours that go on, and no edge.
+    """
+    left, right = _grown(margins.left, margins.right, raster.width, multiple)
+    top, bottom = _grown(margins.top, margins.bottom, raster.height, multiple)
+    import numpy as np  # where it is used, as in video.py: few requests need it
+
+    pixels = np.frombuffer(raster.data, np.uint8).reshape(raster.height, raster.width, -1)
+    room = ((top, bottom), (left, right))
+    picture = np.pad(pixels, (*room, (0, 0)), mode="edge")
+    mask = np.pad(np.zeros(pixels.shape[:2], np.uint8), room, constant_values=255)
+    height, width = mask.shape
+    return Canvas(Raster(raster.mode, width, height, picture.tobytes()), Raster("L", width, height, mask.tobytes()))
+
+
+def _grown(before: int, after: int, side: int, multiple: int) -> tuple[int, int]:
+    """Both margins, the larger one grown until the whole is a multiple; where there is none, the side stays."""
+    missing = -(before + side + after) % multiple if before + after else 0
+    return (before + missing, after) if before > after else (before, after + missing)

@@ -1,0 +1,122 @@
+"""The way to any adapter's file: named by the caller, looked at before it is fetched, and never a pickle that runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from worker.catalog.architectures import ARCHITECTURES, fits
+from worker.catalog.detector import detect
+from worker.core.errors import IncompatibleAdapter, UnsupportedModel, WorkerError
+from worker.core.job import StopSignal
+from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
+from worker.core.result import Emit
+from worker.service.resolving import ModelResolver
+from worker.store.store import Store
+
+_MAX_NAMES = 20
+
+
+class AdapterFetcher:
+    """Looks at and fetches adapters for all kinds of them. Blocking."""
+
+    def __init__(self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path]) -> None:
+        self._store = store
+        self._resolver = resolver
+        self._without_pickles = without_pickles
+
+    def source(self, reference: str, weight_name: str | None, field: str) -> ModelSource:
+        """Where an adapter comes from, if the operator lets callers name it. Raises ModelNotFound and its kin."""
+        with blamed_on(field):
+            return self._resolver.adapter_source(reference, weight_name, field)
+
+    def configs(self, model: ModelSpec) -> Mapping[str, Mapping[str, object]]:
+        """The JSON files of a model that is a repository; {} for a single file, or where they cannot be had now."""
+        with suppress(WorkerError):
+            return self._store.peek(model.source, model.variant).configs
+        return {}
+
+    def part_source(self, reference: str) -> ModelSource:
+        """Where a part comes from that one of our own tables names."""
+        return self._resolver.part_source(reference)
+
+    def outline(self, source: ModelSource, variant: str | None = None) -> Outline:
+        """What a source says of itself before it is fetched."""
+        return self._store.peek(source, variant)
+
+    def look(self, source: ModelSource, field: str) -> tuple[Outline, Detection | None]:
+        """What an adapter says it is before it is fetched; None where it has no header to read."""
+        with blamed_on(field):
+            outline = self._store.peek(source)
+            told = outline.header is not None or "config.json" in outline.configs
+            return outline, detect(outline) if told else None
+
+    def fetch(
+        self, source: ModelSource, field: str, emit: Emit, stop: StopSignal, usual_names: frozenset[str] | None = None
+    ) -> ModelFiles:
+        """An adapter's files, pickles made harmless or refused.
+
+        With `usual_names` one weight file is wanted: of a folder the one that has such a name, or the only one.
+        """
+        with blamed_on(field):
+            files = self._store.ensure(source, None, emit, stop)
+            root = files.root
+            if usual_names is not None and not files.is_single_file:
+                root = only_weights(root, usual_names, source.reference, field)
+            with self._store.harmless(root):
+                return replace(files, root=self._without_pickles(root))
+
+
+@contextmanager
+def blamed_on(field: str) -> Iterator[None]:
+    """Name `field` in what goes wrong: the store takes every source for a model."""
+    try:
+        yield
+    except WorkerError as error:
+        if error.field in (None, "model"):
+            error.field = field
+        raise
+
+
+def check_family(found: Detection, wanted: str | None, model: str, name: str, field: str, what: str) -> None:
+    """Raise IncompatibleAdapter where adapter `name`, a `what`, was made for another family than `model`'s."""
+    if fits(found.architecture, wanted):
+        return
+    raise IncompatibleAdapter(
+        f"{field}: {name} was made for {family_title(found.architecture)} and {model} is {family_title(wanted)}; "
+        f"use a {what} of that family.",
+        field=field,
+        details={"adapter": found.architecture, "model": wanted, "evidence": list(found.evidence)},
+    )
+
+
+def check_kind(found: Detection, kinds: tuple[Kind, ...], name: str, field: str, what: str) -> None:
+    """Raise IncompatibleAdapter where adapter `name` is not one of `kinds`, which callers call `what`."""
+    if found.kind not in kinds:
+        one = f"{'an' if what[0] in 'AEIOU' else 'a'} {what}"
+        seen = "nothing that is known here" if found.kind is Kind.UNKNOWN else f"a {found.kind}"
+        raise IncompatibleAdapter(
+            f"{field}: {name} is {seen}, not {one}; name {one} file.",
+            field=field,
+            details={"evidence": list(found.evidence)},
+        )
+
+
+def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: str) -> Path:
+    """The one weight file of a folder that can be meant. Raises UnsupportedModel, listing them, for several."""
+    found = sorted(folder.glob("*.safetensors"))
+    usual = [path for path in found if path.name in usual_names]
+    if len(usual) == 1 or len(found) == 1:
+        return (usual or found)[0]
+    names = ", ".join(path.name for path in found[:_MAX_NAMES])
+    listed = f" ({names}{', …' if len(found) > _MAX_NAMES else ''})" if found else ""
+    raise UnsupportedModel(
+        f"{field}: {name} holds {len(found)} weight files{listed}; name one with weight_name.",
+        field=field,
+        details={"files": [path.name for path in found[:_MAX_NAMES]]},
+    )
+
+
+def family_title(name: str | None) -> str:
+    """A family's name as people write it."""
+    return next((row.title for row in ARCHITECTURES if row.id == name), name or "unknown")

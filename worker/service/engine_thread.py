@@ -1,0 +1,110 @@
+"""The one thread that owns the engine, and with it the device."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Protocol, TypeVar
+
+from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.errors import DeviceLost
+from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.ports import Engine
+from worker.core.result import Emit
+
+T = TypeVar("T")
+
+
+class ResidentEngine(Engine, Protocol):
+    """The engine as its thread knows it: batches, and what operators ask of it."""
+
+    @property
+    def resident_models(self) -> list[str]:
+        """Ids of the models on the device."""
+        ...
+
+    def device_info(self) -> DeviceInfo:
+        """The device's name and memory, as of now."""
+        ...
+
+    def preload(self, spec: ModelSpec, files: ModelFiles, detection: Detection, emit: Emit) -> LoadPlan:
+        """Make a model resident."""
+        ...
+
+    def unload(self, model: str) -> int:
+        """Drop a model from the device."""
+        ...
+
+
+class EngineThread:
+    """Owns the engine: builds it in its one thread, runs one thing at a time there, and knows when it is lost."""
+
+    def __init__(self, build: Callable[[], ResidentEngine]) -> None:
+        self._build = build
+        self._engine: ResidentEngine | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.lost: DeviceLost | None = None
+        self.running: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine is built."""
+        return self._engine is not None
+
+    @property
+    def resident_models(self) -> list[str]:
+        """Ids of the models on the device."""
+        return self._engine.resident_models if self._engine else []
+
+    def submit(
+        self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None] = lambda: None
+    ) -> "Future[T]":
+        """Queue `work` for the engine's thread; `begin` is called there first. Raises DeviceLost once it is lost.
+
+        A future that has not begun can be cancelled.
+        """
+        if self.lost is not None:
+            raise self.lost
+        # With the caller's context: log lines of the engine's thread carry his request id.
+        return self._executor.submit(copy_context().run, self._call, work, label, begin)
+
+    async def call(self, work: Callable[[ResidentEngine], T], label: str) -> T:
+        """What `work` returns, once its turn came in the engine's thread. Raises DeviceLost once that is lost."""
+        future = self.submit(work, label)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.lost is None or (task is not None and task.cancelling()):
+                raise
+            raise self.lost from None  # it waited behind the job that hung
+
+    def _call(self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None]) -> T:
+        if self.lost is not None:
+            raise self.lost
+        self.running = label
+        try:
+            begin()
+            if self._engine is None:
+                self._engine = self._build()
+            return work(self._engine)
+        except DeviceLost as error:
+            raise self.lose(error) from None
+        finally:
+            self.running = None
+
+    def lose(self, error: DeviceLost) -> DeviceLost:
+        """Give the device up: nothing more runs, and what waits behind a hung step is let go."""
+        self.lost = self.lost or error
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        return self.lost
+
+
+async def uninterrupted(work: Awaitable[T]) -> T:
+    """Await `work` to its end, however often we are cancelled meanwhile: a thread cannot be."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    return task.result()

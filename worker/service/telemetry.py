@@ -1,0 +1,222 @@
+"""What the worker says of itself: each operation is noted once, at its end, for metrics, traces and the usage log.
+
+The one seam. A door's way into the worker opens an operation (`Telemetry.operation`), `MeteredBackend` adds the job
+that was drawn for it, and at the end one `Record` of what was measured anyway goes to every observer. Nothing is
+counted while a job runs, so that nothing can slow it down or fail it; and as all observers read the same record, they
+agree with each other and with the caller's result.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from worker.core import errors
+from worker.core.errors import JobCancelled, WorkerError
+from worker.core.job import Job
+from worker.core.ports import Backend
+from worker.core.result import Emit, JobResult, Timings, Usage
+
+_LOG = logging.getLogger(__name__)
+OK = "ok"
+UNREGISTERED = "unregistered"
+# What is drawn or asked of one model; the others are of the worker.
+_OF_A_MODEL = ("generate", "schema", "inspect", "plan", "preload", "unload")
+_MAX_ID = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One operation that has ended. It holds no word of the caller's but the ids that he gave it."""
+
+    action: str
+    job_id: str
+    request_id: str
+    caller: str | None
+    traceparent: str | None
+    outcome: str
+    """`ok`, or the code of the error."""
+    at: float
+    """Wall time of its beginning, in seconds since 1970."""
+    began: float
+    """The same on time.monotonic's clock, as all that follows."""
+    ended: float
+    model: str
+    """An id of models.yaml, `unregistered`, or nothing for an action without a model: fit to be a label."""
+    source: str | None
+    """The model that was drawn with, as a reference."""
+    task: str | None
+    accepted_at: float | None
+    """When the job was found to be in order; None when it was not, or was answered from memory."""
+    timings: Timings | None
+    """Of the job that was drawn for it. None where none was: it failed, or was answered from memory."""
+    usage: Usage | None
+    loras: int
+    encode_s: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took as a whole."""
+        return self.ended - self.began
+
+    @property
+    def status(self) -> str:
+        """The outcome in one of six words: ok, refused, cancelled, timed_out, shut_down, failed."""
+        return OK if self.outcome == OK else _STATUS.get(self.outcome, "failed")
+
+
+class Observer(Protocol):
+    """Somebody who wants to know of operations."""
+
+    def note(self, record: Record) -> None:
+        """Take note. Called on the event loop, so it must not wait for anything."""
+        ...
+
+
+class Operation:
+    """An operation under way: what is known of it so far."""
+
+    def __init__(self, job_id: str, request_id: str, caller: str | None, traceparent: str | None) -> None:
+        self.job_id = job_id
+        self.request_id = request_id
+        self.caller = caller
+        self.traceparent = traceparent
+        self.action = "unknown"
+        self.named: object = None
+        self.job: Job | None = None
+        self.result: JobResult | None = None
+        self.encode_s = 0.0
+        self.at, self.began = time.time(), time.monotonic()
+
+    def asks(self, action: str, model: object) -> None:
+        """Note what is asked for, once that could be read; `model` as the caller names it, None for the default."""
+        self.action, self.named = action, model
+
+
+_current: ContextVar[Operation | None] = ContextVar("operation", default=None)
+
+
+class Telemetry:
+    """Hands records of operations to `observers`. `registered` knows the id in models.yaml of a name or None."""
+
+    def __init__(self, registered: Callable[[str | None], str | None], observers: Sequence[Observer] = ()) -> None:
+        self._registered = registered
+        self._observers = observers
+
+    @contextmanager
+    def operation(
+        self, job_id: str, request_id: str = "-", caller: str | None = None, traceparent: str | None = None
+    ) -> Iterator[Operation]:
+        """The bracket around one operation: whatever ends it is its outcome. It swallows nothing and raises nothing."""
+        operation = Operation(job_id, request_id, caller, traceparent)
+        token = _current.set(operation)
+        outcome = WorkerError.code
+        try:
+            yield operation
+            outcome = OK
+        except WorkerError as error:
+            outcome = error.code
+            raise
+        except asyncio.CancelledError as error:
+            outcome = _reason(error)
+            raise
+        finally:
+            _current.reset(token)
+            self._tell(self._record(operation, outcome))
+
+    def refuse(self, job_id: str, request_id: str, caller: str | None, error: WorkerError) -> None:
+        """Count a job that was turned away before anybody looked into it."""
+        with suppress(WorkerError), self.operation(job_id, request_id, caller) as operation:
+            operation.asks("generate", UNREGISTERED)
+            raise error
+
+    def _record(self, operation: Operation, outcome: str) -> Record:
+        job, result = operation.job, operation.result
+        return Record(
+            action=operation.action,
+            job_id=operation.job_id[:_MAX_ID],
+            request_id=operation.request_id,
+            caller=operation.caller,
+            traceparent=operation.traceparent,
+            outcome=outcome,
+            at=operation.at,
+            began=operation.began,
+            ended=time.monotonic(),
+            model=self._label(operation),
+            source=job.spec.source.reference.partition("?")[0] if job else None,
+            task=job.task.value if job else None,
+            accepted_at=job.accepted_at if job else None,
+            timings=result.timings if result else None,
+            usage=result.usage if result else None,
+            loras=len(result.loras) if result else 0,
+            encode_s=operation.encode_s,
+        )
+
+    def _label(self, operation: Operation) -> str:
+        if operation.action not in _OF_A_MODEL:
+            return ""
+        named = operation.job.spec.id if operation.job else operation.named
+        if named is not None and not isinstance(named, str):
+            return UNREGISTERED
+        return self._registered(named) or UNREGISTERED
+
+    def _tell(self, record: Record) -> None:
+        for observer in self._observers:
+            try:
+                observer.note(record)
+            except Exception as error:  # no job fails for its bookkeeping
+                _LOG.warning("%s took no note of an operation: %s", type(observer).__name__, type(error).__name__)
+
+
+class MeteredBackend:
+    """A backend that prices what it draws, and tells the operation under way of it.
+
+    `usd_per_hour` is what an hour of the device costs; None leaves results without a price.
+    """
+
+    def __init__(self, backend: Backend, usd_per_hour: float | None = None) -> None:
+        self._backend = backend
+        self._usd_per_hour = usd_per_hour
+
+    async def generate(self, job: Job, emit: Emit) -> JobResult:
+        """Run `job` to its result."""
+        operation = _current.get()
+        if operation is not None:
+            operation.job = job
+        result = await self._backend.generate(job, emit)
+        if self._usd_per_hour is not None:
+            cost = result.usage.gpu_seconds / 3600 * self._usd_per_hour
+            result = replace(result, usage=replace(result.usage, cost_usd=cost))
+        if operation is not None:
+            operation.result = result
+        return result
+
+
+def _statuses() -> dict[str, str]:
+    found: dict[str, str] = {}
+    words = {
+        errors.InvalidRequest: "refused",
+        errors.AccessDenied: "refused",
+        errors.Overloaded: "refused",
+        errors.JobTimeout: "timed_out",
+        errors.JobCancelled: "cancelled",
+        errors.ShuttingDown: "shut_down",
+    }
+    for value in vars(errors).values():
+        if isinstance(value, type) and issubclass(value, WorkerError):
+            found[value.code] = next((words[parent] for parent in value.__mro__ if parent in words), "failed")
+    return found
+
+
+# Error code -> status.
+_STATUS = _statuses()
+
+
+def _reason(error: asyncio.CancelledError) -> str:
+    """Why a task was cancelled: the code that its owner cancelled it with, else the caller left."""
+    said = error.args[0] if error.args else None
+    return said if isinstance(said, str) and said in _STATUS else JobCancelled.code

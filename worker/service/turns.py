@@ -1,0 +1,169 @@
+"""One batch's turn in the engine's thread: split where it must be, and every job answered for itself."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from worker.core.errors import DeviceLost, JobCancelled, JobTimeout, LoadFailed, OutOfMemory, WorkerError
+from worker.core.job import Batch, Job
+from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
+from worker.service.engine_thread import ResidentEngine
+
+_LOG = logging.getLogger(__name__)
+# What hits all jobs of a batch alike: drawing them one by one would only fail as often as there are jobs.
+_OF_ALL = (LoadFailed, JobCancelled, JobTimeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the engine did for one job. `report` is of all the jobs in its call, `share` this one's part of the cost."""
+
+    artifacts: tuple[Artifact, ...]
+    report: EngineReport
+    share: float
+    begun: float  # on time.monotonic's clock
+    built_s: float  # seconds that the engine itself was built first
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One job with its files, from when it may be drawn until it is answered. The answer cancelled: nobody waits."""
+
+    batch: Batch  # of this job alone
+    emit: Emit
+    came: float
+    key: str = field(init=False)
+    answer: "asyncio.Future[Drawn]" = field(init=False)
+    context: Context = field(init=False, default_factory=copy_context)  # what its log lines say in the engine's thread
+    turn: "Turn | None" = None
+
+    def __post_init__(self) -> None:
+        self.key = self.batch.batch_key
+        self.answer = asyncio.get_running_loop().create_future()
+
+    @property
+    def job(self) -> Job:
+        """The job."""
+        return self.batch.jobs[0]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures it wants."""
+        return len(self.job.seeds)
+
+    def settle(self, outcome: Drawn | BaseException) -> None:
+        """Answer, unless that was done or nobody waits any more. On the event loop only."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.answer.set_exception(outcome)
+            self.answer.exception()  # seen: who waits may be gone by the time he could look
+        else:
+            self.answer.set_result(outcome)
+
+
+class Turn:
+    """Some tickets' turn. Made on the event loop, run in the engine's thread, answered on the loop again."""
+
+    def __init__(self, tickets: list[Ticket]) -> None:
+        self.tickets = tickets
+        self.loading = False
+        self.load_s = 0.0
+        self.fits: int | None = None
+        """How many pictures are worth trying the next time, once memory ran out."""
+        self.future: Future[None] | None = None  # None until the engine's thread was asked
+        self.over: asyncio.Future[None] | None = None  # the same for the event loop
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._built = time.monotonic()
+        for ticket in tickets:
+            ticket.turn = self
+
+    @property
+    def label(self) -> str:
+        """The ids of its jobs."""
+        return ", ".join(ticket.job.id for ticket in self.tickets)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine's thread is done with it, whatever the event loop has heard of that."""
+        return self.future is not None and self.future.done()
+
+    def is_only_for(self, ticket: Ticket) -> bool:
+        """Whether nobody but `ticket` waits for what the engine does now."""
+        return all(other is ticket or other.answer.done() for other in self.tickets)
+
+    def begin(self) -> None:
+        """The thread is free for this."""
+        self._begun = time.monotonic()
+        self.loading = True  # the engine itself, the first time
+
+    def run(self, engine: ResidentEngine) -> None:
+        """Draw all, each as soon as it can be, in as few calls as fit."""
+        self._built = time.monotonic()
+        self.loading = False
+        groups = [self.tickets]
+        while groups:
+            group = [ticket for ticket in groups.pop(0) if self._is_wanted(ticket)]
+            if group:
+                groups[:0] = self._draw(engine, group)
+                self._begun = self._built = time.monotonic()
+
+    def _draw(self, engine: ResidentEngine, group: list[Ticket]) -> list[list[Ticket]]:
+        """One call; what is left to be drawn after it, in groups.
+
+        Memory that ran out splits a group in halves. Of any other failure it is not known whose it is, so that each
+        job is drawn alone.
+        """
+        pictures = sum(ticket.pictures for ticket in group)
+        batch = replace(group[0].batch, jobs=tuple(ticket.job for ticket in group))
+        try:
+            report = engine.run(batch, partial(self._tell, group))
+        except DeviceLost:
+            raise
+        except WorkerError as error:
+            if len(group) == 1 or isinstance(error, _OF_ALL):
+                for ticket in group:
+                    self._settle(ticket, ticket.job.stop.reason or error)
+                return []
+            _LOG.info("%d jobs in one call: %s; they are drawn in smaller ones", len(group), error.code)
+            if isinstance(error, OutOfMemory):
+                self.fits = max(1, pictures // 2)
+                return [group[: len(group) // 2], group[len(group) // 2 :]]
+            return [[ticket] for ticket in group]
+        self.load_s += report.load_s
+        done = group[: len(report.outcomes)]
+        pictures = sum(ticket.pictures for ticket in done)
+        for ticket, outcome in zip(done, report.outcomes, strict=True):
+            # Jobs of one call have size and steps in common, so that the pictures are to each other as the pixel-steps.
+            self._settle(ticket, self._drawn(report, outcome, ticket.pictures / pictures))
+        return [group[len(done) :]]
+
+    def _drawn(self, report: EngineReport, outcome: Outcome, share: float) -> Drawn | WorkerError:
+        if isinstance(outcome, WorkerError):
+            return outcome
+        return Drawn(outcome, report, share, self._begun, self._built - self._begun)
+
+    def _is_wanted(self, ticket: Ticket) -> bool:
+        if ticket.answer.done():
+            return False
+        reason = ticket.job.stop.reason
+        if reason is not None:
+            self._settle(ticket, reason)
+        return reason is None
+
+    def _tell(self, group: list[Ticket], progress: Progress) -> None:
+        if progress.phase == "load":
+            self.loading = progress.step < progress.total
+        for ticket in group[: progress.jobs]:
+            if not ticket.answer.done():
+                try:
+                    ticket.emit(progress)
+                except Exception as error:  # one door's trouble is none of its companions'
+                    _LOG.warning("job %s: progress was not told: %s", ticket.job.id, type(error).__name__)
+
+    def _settle(self, ticket: Ticket, outcome: Drawn | WorkerError) -> None:
+        self._loop.call_soon_threadsafe(ticket.settle, outcome)

@@ -1,0 +1,163 @@
+"""The worker as an HTTP server of its own: settings in, a listening process out. The rest of the composition root."""
+
+import asyncio
+import logging
+import math
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from worker.app import Worker, build_worker
+from worker.catalog.registry import RegistryError
+from worker.fitness import library_warnings
+from worker.lifecycle import hear_reload, hear_shutdown
+from worker.logs import configure_logging
+from worker.service.keys import KeyListError, Keyring, parse_keys, read_keys
+from worker.service.submissions import Submissions
+from worker.settings import Settings, SettingsError
+from worker.transport.actions import unexpected
+from worker.transport.web.auth import Doorkeeper
+from worker.transport.web.desk import Desk, State
+from worker.transport.web.server import create_app
+from worker.transport.web.webhooks import Webhooks
+
+_LOG = logging.getLogger("worker")
+# How long answers have to be encoded, and callers to take them, once the jobs behind them have ended.
+_FAREWELL_S = 5
+
+
+def serve(settings: Settings) -> None:
+    """Listen until the process is stopped."""
+    configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+    try:
+        worker = build_worker(settings)
+        app = build_app(worker, lambda: _hear_signals(worker))
+        sockets = [_listen(settings.api_host, port) for port in settings.listening_ports]
+    except (SettingsError, RegistryError) as error:
+        sys.exit(f"error: {error}")
+    for warning in (*settings.warnings(), *settings.server_warnings(), *library_warnings()):
+        _LOG.warning("%s", warning)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # its lines know nothing of request ids
+        ws="websockets-sansio",
+        ws_max_size=_max_body_bytes(settings),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
+        server_header=False,
+    )
+    for listening in sockets:
+        _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
+    uvicorn.Server(config).run(sockets)
+
+
+def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> FastAPI:
+    """The application over a worker. It answers at once; the engine and the first models come up behind it.
+
+    `on_start` is called on the server's loop, before the first request.
+    """
+    settings = worker.settings
+    secret = settings.webhook_secret
+    try:
+        webhooks = Webhooks(
+            secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    submissions = Submissions(
+        worker.actions.perform,
+        unexpected,
+        retention_s=settings.job_retention_seconds,
+        max_bytes=int(settings.job_retention_mb * 2**20),
+        # One bound for both books: a job that is handed in must not be taken here and then fail for want of a place.
+        max_under_way=settings.max_concurrent_jobs + settings.max_queued_jobs,
+        notify=webhooks.notify,
+        refused=worker.actions.refuse,
+    )
+    warm = asyncio.Event()
+
+    def state() -> State:
+        if worker.engine.lost is not None:
+            return "lost"
+        return "ready" if warm.is_set() else "starting"
+
+    async def warm_up() -> None:
+        if settings.warm_up:
+            await worker.warm_up()
+        warm.set()
+
+    admission, grace_s = worker.actions.generation.admission, settings.shutdown_grace_seconds
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        on_start()
+        warming = asyncio.create_task(warm_up())
+        yield
+        warming.cancel()
+        await admission.close(grace_s)  # jobs without an open connection have their time too
+        await submissions.close(_FAREWELL_S)
+        await webhooks.close(_FAREWELL_S)
+        await asyncio.to_thread(worker.ledger.close)
+
+    gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
+    desk = Desk(
+        worker.actions,
+        submissions,
+        webhooks,
+        state,
+        gpu,
+        worker.metrics,
+        worker.ledger,
+        max_body_bytes=_max_body_bytes(settings),
+        doorkeeper=Doorkeeper(build_keyring(settings), settings.cors_origins),
+        edit_model=settings.edit_model,
+    )
+    return create_app(desk, lifespan, settings.cors_origins)
+
+
+def build_keyring(settings: Settings) -> Keyring:
+    """The keys that open the server. Raises SettingsError, which holds none of them."""
+    callers = _keys("API_KEYS", settings.api_keys)
+    if settings.api_keys_file is not None:
+        try:
+            callers |= read_keys(settings.api_keys_file)
+        except KeyListError as error:
+            raise SettingsError(f"API_KEYS_FILE: {error}") from None
+    return Keyring(callers, _keys("ADMIN_KEYS", settings.admin_keys))
+
+
+def _keys(variable: str, value: SecretStr | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    try:
+        return parse_keys(value.get_secret_value().split(","))
+    except KeyListError as error:
+        raise SettingsError(f"{variable}: {error}") from None
+
+
+def _max_body_bytes(settings: Settings) -> int:
+    return int(settings.max_body_mb * 1e6)
+
+
+def _hear_signals(worker: Worker) -> None:
+    hear_reload(worker.reload)
+    hear_shutdown(worker.actions.generation.admission.close, worker.settings.shutdown_grace_seconds)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise SettingsError(f"API_HOST and API_PORT: {host}:{port} cannot be listened on ({reason}).") from None
+    return listening

@@ -1,0 +1,95 @@
+"""The parameters of a picture as text inside its file: A1111's infotext, which most tools read, and JSON.
+
+Never a token, a picture or a query of a URL: files are passed on, and both could be secrets of the caller.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from worker.core.result import Artifact, JobResult
+from worker.media.images import Comment
+
+# Fields of a request that hold pictures, at any depth, unless they are numbers; and what says nothing of the picture.
+_PICTURES = re.compile(r".*(image|images|video|mask|frames)")
+_SAYS_NOTHING = frozenset({"output", "fallback", "timeout_s", "progress", "num_images"})
+# A link with a user, a query or a fragment: only the rest of it is told.
+_LINK = re.compile(r"(?P<scheme>https?://)(?:[^\s/?#@]*@)?(?P<place>[^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
+_REFERENCE_QUERY = re.compile(r"\?(?!sha256=[0-9a-fA-F]{64}$).*$")
+_MAX_CHARS = 2_000  # of one value that is no prompt: what is longer is base64 or as good as
+_PROMPTS = frozenset({"prompt", "negative_prompt"})
+# A1111's names, for the parameters that it has too.
+_NAMES: Mapping[str, str] = {
+    "num_inference_steps": "Steps",
+    "scheduler": "Sampler",
+    "guidance_scale": "CFG scale",
+    "true_cfg_scale": "CFG scale",
+    "strength": "Denoising strength",
+    "clip_skip": "Clip skip",
+    "eta": "Eta",
+}
+
+
+def comment_on(result: JobResult, artifact: Artifact) -> Comment:
+    """What goes into the file of `artifact`."""
+    request = _public({**result.reproduce.input, "seed": artifact.seed})
+    known = request if isinstance(request, dict) else {}
+    about: dict[str, JsonValue] = {
+        "input": known,
+        "model": _plain_reference(result.reproduce.model),
+        "versions": dict(result.reproduce.versions),
+    }
+    return Comment(_infotext(result, artifact, known), json.dumps(about, ensure_ascii=True))
+
+
+def _infotext(result: JobResult, artifact: Artifact, request: Mapping[str, JsonValue]) -> str:
+    """The prompt, the negative prompt, and one line of `Key: value` pairs."""
+    lines = [str(request.get("prompt", ""))]
+    negative = request.get("negative_prompt")
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
+    pairs = {_NAMES[name]: result.parameters[name] for name in _NAMES if result.parameters.get(name) is not None}
+    pairs["Seed"] = artifact.seed
+    pairs["Size"] = f"{artifact.raster.width}x{artifact.raster.height}"
+    pairs["Model"] = _plain_reference(result.model)
+    if result.loras:
+        hashes = ", ".join(
+            f"{_plain_reference(lora.model)}: {lora.sha256[:12]}" for lora in result.loras if lora.sha256
+        )
+        pairs["Lora hashes"] = hashes
+    pairs["Version"] = f"diffusers {result.reproduce.versions.get('diffusers', '')}".strip()
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    """As A1111 does: a value with a comma, a colon or a line break stands in JSON's quotation marks."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+
+
+def _public(value: JsonValue, name: str = "") -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _public(item, key) for key, item in value.items() if not _is_left_out(key, item)}
+    if isinstance(value, list):
+        return [_public(item, name) for item in value]
+    if not isinstance(value, str):
+        return value
+    if name in _PROMPTS:
+        return _without_queries(value)
+    return _plain_reference(value) if len(value) <= _MAX_CHARS else ""
+
+
+def _is_left_out(name: str, value: JsonValue) -> bool:
+    holds_pictures = _PICTURES.fullmatch(name) is not None and not isinstance(value, int | float)
+    return holds_pictures or name in _SAYS_NOTHING
+
+
+def _plain_reference(text: str) -> str:
+    """A reference without its query, which may hold a token; a pinned digest is none."""
+    return _REFERENCE_QUERY.sub("", _without_queries(text))
+
+
+def _without_queries(text: str) -> str:
+    return _LINK.sub(lambda found: found["scheme"] + found["place"], text)

@@ -1,0 +1,177 @@
+"""What every door of the HTTP server needs, and the one way in which a door has a job done."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fastapi import Request
+from pydantic import JsonValue
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+
+from worker.core.errors import (
+    AccessDenied,
+    InvalidRequest,
+    JobCancelled,
+    JobNotFound,
+    ModelNotFound,
+    UnknownParameter,
+)
+from worker.core.model import Task
+from worker.service.keys import Keyring
+from worker.service.ledger import UsageLedger
+from worker.service.metrics import Metrics
+from worker.service.submission import Answer, Submission, Terms
+from worker.service.submissions import Submissions
+from worker.transport.actions import Actions
+from worker.transport.web.auth import Doorkeeper, caller_of
+from worker.transport.web.webhooks import Webhooks
+
+State = Literal["starting", "ready", "lost"]
+
+_NO_TERMS = Terms()
+MAX_KEY_CHARS = 255
+# Twenty-megabyte pictures and a sixty-four-megabyte video, as base64, with some room.
+MAX_BODY_BYTES = 120_000_000
+# What is the operator's to do: it moves other callers' models off the device.
+ADMIN_ACTIONS = ("preload", "unload")
+# Ids that are made of a caller's words cannot be guessed by another one.
+_SALT = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything behind the doors. `state` is asked anew for every health check."""
+
+    actions: Actions
+    submissions: Submissions
+    webhooks: Webhooks
+    state: Callable[[], State]
+    gpu_available: bool
+    metrics: Metrics
+    ledger: UsageLedger
+    max_body_bytes: int = MAX_BODY_BYTES
+    doorkeeper: Doorkeeper = field(default_factory=lambda: Doorkeeper(Keyring()))
+    edit_model: str | None = None
+
+    async def answer(
+        self, request: Request, payload: JsonValue, terms: Terms = _NO_TERMS, *, kept_as: str | None = None
+    ) -> Submission:
+        """Have a job done while its caller waits; if he hangs up, it is cancelled.
+
+        `payload` is a job's `input` (CONTRACT §1). The answer can be asked for later under an id that begins with
+        `kept_as`, or not at all. Returns a finished job; raises the WorkerError that it ended with.
+        """
+        terms = replace(terms, kept=kept_as is not None)
+        submission = self.submit(request, payload, f"{kept_as or 'sync-'}{job_id(request)}", terms)
+        try:
+            await _over_or_gone(request, submission)
+        finally:
+            self.submissions.leave(submission)
+        submission.outcome()
+        return submission
+
+    async def draw(self, request: Request, fields: Mapping[str, JsonValue]) -> Answer:
+        """Have a generation done while its caller waits, of fields in our own names. Raises as `answer` does."""
+        return (await self.answer(request, generation(fields))).outcome()
+
+    def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, terms: Terms) -> Submission:
+        """Hand in a job for whoever sends it. Raises AccessDenied for what is the operator's, and as the store does."""
+        caller = caller_of(connection)
+        action = payload.get("action") if isinstance(payload, dict) else None
+        if action in ADMIN_ACTIONS and not caller.admin:
+            raise AccessDenied(f"action {action} needs one of this worker's admin keys.", field="action")
+        return self.submissions.submit(payload, id, terms, caller.name)
+
+    def find(self, connection: HTTPConnection, id: str) -> Submission:
+        """This caller's job with this id. Raises JobNotFound, for another's job too."""
+        submission = self.submissions.find(id)
+        if submission.caller != caller_of(connection).name:
+            raise JobNotFound("No job of this caller has this id; submit it again.", field="id")
+        return submission
+
+    def editor(self) -> str:
+        """The model that edits pictures for callers who name none. Raises ModelNotFound."""
+        model = self.edit_model or self.actions.introspection.first_model_for(Task.IMAGE_EDITING)
+        if model is None:
+            raise ModelNotFound(
+                "No model of models.yaml edits pictures; name one as model, or let the operator add one or set "
+                "EDIT_MODEL.",
+                field="model",
+            )
+        return model
+
+
+def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """`fields` as the payload of a generation, whatever they say. Raises UnknownParameter for another action."""
+    if "action" in fields:
+        raise UnknownParameter("action is not a field here; leave it out.", field="action")
+    return {**fields, "action": "generate"}
+
+
+async def read_json(request: Request, max_bytes: int) -> JsonValue:
+    """The body of `request`. Raises HTTPException 413 and 415, and InvalidRequest for what is no JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Not for neatness: a web page may post anything else to this server without asking its browser's leave.
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(415)
+    return parse_json(await read_body(request, max_bytes))
+
+
+def parse_json(body: bytes) -> JsonValue:
+    """What a body says. Raises InvalidRequest for what is no JSON."""
+    try:
+        value: JsonValue = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The body is not valid JSON; check quotes, commas and brackets.", field="body") from None
+    return value
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of `request`, read no further than allowed. Raises HTTPException 413."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise HTTPException(413)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise HTTPException(413)
+    return bytes(body)
+
+
+def job_id(connection: HTTPConnection) -> str:
+    """A new id for this request's job, or the same as before when its caller and Idempotency-Key are.
+
+    Raises InvalidRequest.
+    """
+    key = connection.headers.get("idempotency-key")
+    if key is None:
+        return str(uuid.uuid4())
+    if not 0 < len(key) <= MAX_KEY_CHARS:
+        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
+    whose = f"{caller_of(connection).name or ''}\0{key}"
+    return str(uuid.UUID(bytes=hmac.digest(_SALT, whose.encode(), hashlib.sha256)[:16], version=4))
+
+
+async def _over_or_gone(request: Request, submission: Submission) -> None:
+    over = asyncio.ensure_future(submission.wait())
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not over.done():
+            raise JobCancelled("The caller hung up, so the job was cancelled.")
+    finally:
+        over.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,69 @@
+"""POST /edit: a form with a picture and what to change, and the changed picture back as PNG."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field, JsonValue
+
+from worker.core.errors import InvalidRequest, UnknownParameter
+from worker.transport.web import openapi
+from worker.transport.web.accepting import encode_file, output_as
+from worker.transport.web.desk import Desk
+from worker.transport.web.errors import Failure, answered_by, json_response
+from worker.transport.web.forms import Form, read_form
+
+_FIELDS = ("image", "prompt", "seed", "guidance_scale", "steps", "model")
+_PROPERTIES = {
+    "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."},
+    "prompt": {"type": "string", "maxLength": 8_000, "description": "What to change."},
+    "seed": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+    "guidance_scale": {"type": "number", "minimum": 0, "maximum": 30},
+    "steps": {"type": "integer", "minimum": 1},
+    "model": {"type": "string", "maxLength": 512, "description": "EDIT_MODEL, or the first editing model there is."},
+}
+# This door knows three numbers only, and a fourth for who may not come in at all.
+_STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 413: 400, 415: 400, 504: 504}
+
+
+class EditError(BaseModel):
+    """Any failure."""
+
+    error: str = Field(description="Its name for programs.", examples=["invalid_image"])
+    detail: str = Field(description="One sentence: what, which limit, how to mend it.")
+    request_id: str
+
+
+def routes(desk: Desk) -> APIRouter:
+    """POST /edit."""
+    router = APIRouter(tags=["edit"], route_class=answered_by(_encode_failure))
+
+    @router.post(
+        "/edit",
+        summary="Change a picture as a prompt says",
+        description="The answer is the picture; `X-Seed` is the seed that made it.",
+        responses=openapi.files("image/png") | openapi.refusals(400, 401, 503, 504, shape=EditError),
+        openapi_extra=openapi.takes_form(_PROPERTIES, "image", "prompt"),
+    )
+    async def edit(request: Request) -> Response:
+        fields = _decode(await read_form(request, desk.max_body_bytes))
+        fields.setdefault("model", desk.editor())
+        return encode_file(await desk.draw(request, fields))
+
+    return router
+
+
+def _decode(form: Form) -> dict[str, JsonValue]:
+    form.check_files(("image",))
+    for name in form.texts:
+        if name not in _FIELDS:
+            raise UnknownParameter(f"{name[:80]} is not taken here; there are {', '.join(_FIELDS)}.", field=name[:80])
+    pictures = form.pictures("image")
+    if len(pictures) != 1:
+        raise InvalidRequest("image is required, and one only: the picture to change, as a file.", field="image")
+    if not form.texts.get("prompt", "").strip():
+        raise InvalidRequest("prompt is required: say in words what to change.", field="prompt")
+    return {**form.values(but=("image",)), "image": pictures[0], "output": output_as("png")}
+
+
+def _encode_failure(failure: Failure) -> Response:
+    body = {"error": failure.code, "detail": failure.message, "request_id": failure.body["request_id"]}
+    return json_response(body, _STATUS.get(failure.status, 503), failure.headers)

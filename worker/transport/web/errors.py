@@ -1,0 +1,174 @@
+"""Failures as HTTP answers: one table of status numbers, one shape of body (CONTRACT §5), whoever failed."""
+
+import json
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import JsonValue
+from pydantic_core import PydanticSerializationError, to_json
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.core import errors
+from worker.core.errors import InvalidRequest, WorkerError
+from worker.transport import request_id
+from worker.transport.actions import unexpected
+from worker.transport.wire import encode_error
+
+_LOG = logging.getLogger(__name__)
+
+# Looked up along the class's own line of descent: a new error without a row has its parent's number.
+STATUS: Mapping[type[WorkerError], int] = {
+    WorkerError: 500,
+    errors.InvalidRequest: 400,
+    errors.JobNotFound: 404,
+    errors.Unauthenticated: 401,
+    errors.AccessDenied: 403,
+    errors.Overloaded: 429,
+    errors.SourceError: 502,
+    errors.JobTimeout: 504,
+    errors.JobCancelled: 409,
+    errors.ResultTooLarge: 413,
+    errors.EngineFailure: 503,
+}
+# What the framework refuses by itself, before any of our code runs.
+_FRAMEWORK: Mapping[int, tuple[str, str]] = {
+    404: ("not_found", "Nothing is served at this path; GET /openapi.json lists what is."),
+    405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
+    413: ("request_too_large", "The request's body is too large; send less."),
+    415: ("unsupported_media_type", "The body must be JSON; send it with Content-Type: application/json."),
+}
+
+
+def status_of(error: WorkerError) -> int:
+    """The HTTP status of an error."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What went wrong, before a door says it in its own shape. `body` is that of CONTRACT §5."""
+
+    status: int
+    body: dict[str, JsonValue]
+    headers: Mapping[str, str]
+
+    @property
+    def message(self) -> str:
+        """The sentence."""
+        return str(self.body["error"])
+
+    @property
+    def code(self) -> str:
+        """Its name for programs."""
+        return str(self.body["code"])
+
+
+def failure_of(error: Exception) -> Failure:
+    """Any exception as a failure: ours, the framework's, or one that nobody foresaw, which is logged."""
+    if isinstance(error, HTTPException):
+        code, text = _FRAMEWORK.get(error.status_code, ("http_error", ""))
+        said = str(error.detail)
+        usual = said == HTTPStatus(error.status_code).phrase
+        refused: dict[str, JsonValue] = {"error": text if usual and text else said, "code": code, "retryable": False}
+        body = refused | {"request_id": request_id.current.get()}
+        return Failure(error.status_code, body, error.headers or {})
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        field = str(first["loc"][-1])[:80]
+        error = InvalidRequest(f"{field} is not valid: {first['msg']}.", field=field)
+    elif not isinstance(error, WorkerError):
+        error = unexpected(error)
+    headers = {}
+    if (seconds := error.details.get("retry_after_s")) is not None:
+        headers["Retry-After"] = str(seconds)
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return Failure(status_of(error), encode_error(error, request_id.current.get()), headers)
+
+
+def error_response(error: Exception, status: int | None = None) -> Response:
+    """An error's answer in the worker's own shape."""
+    failure = failure_of(error)
+    return json_response(failure.body, status or failure.status, failure.headers)
+
+
+def answered_by(encode: Callable[[Failure], Response]) -> type[APIRoute]:
+    """A kind of route whose failures, of whatever origin, are answered as `encode` says."""
+
+    class Shaped(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handler(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except Exception as error:
+                    return encode(failure_of(error))
+
+            return handler
+
+    return Shaped
+
+
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`body` as JSON that every reader takes: no NaN, and no half of a surrogate pair."""
+    try:
+        content = to_json(body, inf_nan_mode="null")  # in a tenth of json's time: pictures are megabytes
+    except PydanticSerializationError:  # half a surrogate pair
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    return Response(content, status, dict(headers or {}), media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Give every failure of `app` this shape, where a door has none of its own."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    for kind in (WorkerError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, refused)
+
+
+class Boundary:
+    """The outermost layer: gives each request its id, on its answer too, and lets no exception out.
+
+    `answered` is told the status of every answer.
+    """
+
+    def __init__(self, app: ASGIApp, answered: Callable[[int], None]) -> None:
+        self._app = app
+        self._answered = answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        own = request_id.accept(headers.get(b"x-request-id"))
+        request_id.current.set(own)
+        request_id.traceparent.set(request_id.accept_trace(headers.get(b"traceparent")))
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] in ("http.response.start", "websocket.accept"):
+                started = True
+                self._answered(message.get("status", 101))
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            failure = unexpected(error)
+            if not started and scope["type"] == "http":
+                await error_response(failure)(scope, receive, send_with_id)

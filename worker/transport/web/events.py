@@ -1,0 +1,180 @@
+"""A job as it happens: a WebSocket that takes jobs and tells of them, and server-sent events for jobs handed in."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+
+from fastapi import APIRouter, Request, WebSocket
+from fastapi.responses import Response, StreamingResponse
+from pydantic import JsonValue
+from starlette.websockets import WebSocketDisconnect
+
+from worker.core.errors import InvalidRequest, Overloaded, WorkerError
+from worker.core.result import Progress
+from worker.service.submission import Submission, Terms
+from worker.transport import request_id
+from worker.transport.web import openapi
+from worker.transport.web.desk import Desk
+from worker.transport.web.jobs import encode_job, encode_run
+from worker.transport.wire import encode_error, encode_progress
+
+MAX_JOBS_PER_SOCKET = 16
+KEEP_ALIVE_S = 15.0
+WAITING = ": waiting\n\n"
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_LAST = "end"
+
+
+def routes(desk: Desk) -> APIRouter:
+    """WS /ws and GET /events/{id}."""
+    router = APIRouter(tags=["events"])
+
+    @router.websocket("/ws")
+    async def ws(socket: WebSocket) -> None:
+        await socket.accept()
+        await _Conversation(desk, socket).hold()
+
+    @router.get(
+        "/events/{id}",
+        summary="A job's progress as server-sent events: progress …, then result or failed",
+        responses=openapi.events(401, 404, 500) | {204: {"description": "The last event was sent before."}},
+    )
+    async def events(id: str, request: Request) -> Response:
+        submission = desk.find(request, id)
+        if request.headers.get("last-event-id") == _LAST:
+            return Response(status_code=204)  # tells a browser to come no more
+        events = _stream(submission, submission.watch())
+        return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+
+    return router
+
+
+async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progress | None, None]:
+    """What happens with a job until it is over, and None whenever nothing has for a while."""
+    pending = asyncio.ensure_future(anext(watched, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
+            if not done:
+                yield None
+                continue
+            progress = pending.result()
+            if progress is None:
+                return
+            yield progress
+            pending = asyncio.ensure_future(anext(watched, None))
+    finally:
+        pending.cancel()
+        with suppress(asyncio.CancelledError):
+            await pending
+        await watched.aclose()
+
+
+async def _stream(submission: Submission, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str]:
+    async with aclosing(paced(watched)) as happening:
+        async for progress in happening:
+            yield WAITING if progress is None else _event("progress", encode_progress(progress))
+    kind = "failed" if submission.answer is None else "result"
+    yield f"id: {_LAST}\n{_event(kind, encode_job(submission))}"
+
+
+def _event(kind: str, data: JsonValue) -> str:
+    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+
+
+class _Conversation:
+    """One WebSocket: jobs come in, and what happens with them goes out. With it end the jobs that are under way."""
+
+    def __init__(self, desk: Desk, socket: WebSocket) -> None:
+        self._desk = desk
+        self._socket = socket
+        self._jobs: dict[str, Submission] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writing = asyncio.Lock()
+
+    async def hold(self) -> None:
+        """Answer messages until the caller leaves."""
+        try:
+            while True:
+                await self._take(await self._socket.receive())
+        except WebSocketDisconnect:
+            pass
+        finally:
+            for task in [*self._tasks]:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _take(self, frame: Mapping[str, object]) -> None:
+        if frame["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect
+        name: JsonValue = None
+        try:
+            message = _decode(frame.get("text"))
+            name = message.get("id")
+            if message["type"] == "cancel":
+                self._cancel(name)
+            else:
+                self._begin(str(uuid.uuid4()) if name is None else _name(name), message.get("input"))
+        except WorkerError as error:
+            await self._fail(name, error)
+
+    def _begin(self, name: str, payload: JsonValue) -> None:
+        if name in self._jobs:
+            raise InvalidRequest("A job of this id is under way on this connection; choose another.", field="id")
+        if len(self._jobs) >= MAX_JOBS_PER_SOCKET:
+            raise Overloaded(f"A connection may have {MAX_JOBS_PER_SOCKET} jobs under way; wait for one to end.")
+        submission = self._desk.submit(self._socket, payload, f"ws-{uuid.uuid4()}", Terms(kept=False))
+        self._jobs[name] = submission
+        task = asyncio.ensure_future(self._follow(name, submission, submission.watch()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _cancel(self, name: JsonValue) -> None:
+        submission = self._jobs.get(name) if isinstance(name, str) else None
+        if submission is None:
+            raise InvalidRequest("No job of this id is under way on this connection.", field="id")
+        self._desk.submissions.cancel(submission)
+
+    async def _follow(self, name: str, submission: Submission, watched: AsyncGenerator[Progress, None]) -> None:
+        try:
+            await self._send({"type": "accepted", "id": name, "job": submission.id})
+            async for progress in watched:
+                await self._send({"type": "progress", "id": name, **encode_progress(progress)})
+            self._jobs.pop(name, None)
+            if submission.error is not None:
+                await self._fail(name, submission.error)
+            else:
+                await self._send({"type": "result", **encode_run(submission), "id": name, "job": submission.id})
+        finally:
+            self._jobs.pop(name, None)
+            self._desk.submissions.leave(submission)
+
+    async def _fail(self, name: JsonValue, error: WorkerError) -> None:
+        shown = name if isinstance(name, str) else None
+        await self._send({"type": "failed", "id": shown, **encode_error(error, request_id.current.get())})
+
+    async def _send(self, message: dict[str, JsonValue]) -> None:
+        async with self._writing:
+            with suppress(WebSocketDisconnect, RuntimeError):  # gone; the reading side ends the conversation
+                await self._socket.send_text(json.dumps(message))
+
+
+def _decode(text: object) -> dict[str, JsonValue]:
+    try:
+        message = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict) or message.get("type") not in ("run", "cancel"):
+        raise InvalidRequest(
+            'A message is {"type": "run", "id": "…", "input": {…}} or {"type": "cancel", "id": "…"}, as text.',
+            field="type",
+        )
+    return message
+
+
+def _name(value: JsonValue) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 128:
+        raise InvalidRequest("id must be a text of 1 to 128 characters.", field="id")
+    return value

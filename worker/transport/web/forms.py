@@ -1,0 +1,96 @@
+"""Multipart forms, which pictures are uploaded with: read no further than allowed, and their texts as JSON values."""
+
+import json
+from collections.abc import AsyncGenerator, Collection
+from dataclasses import dataclass
+
+from fastapi import Request
+from pydantic import JsonValue
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from worker.core.errors import InvalidRequest
+from worker.media.images import to_base64
+
+MAX_FILES = 17  # sixteen pictures and a mask
+MAX_TEXTS = 100
+MAX_TEXT_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What was sent: texts by name, of which the last one counts, and files by name, in order."""
+
+    texts: dict[str, str]
+    files: dict[str, list[bytes]]
+
+    def pictures(self, *names: str) -> list[JsonValue]:
+        """The files of these names as base64; a text under such a name may be base64 or a URL itself."""
+        found: list[JsonValue] = [to_base64(data) for name in names for data in self.files.get(name, [])]
+        return found + [self.texts[name] for name in names if self.texts.get(name)]
+
+    def check_files(self, known: Collection[str]) -> None:
+        """Raise InvalidRequest for a file that nobody asked for."""
+        for name in self.files:
+            if name not in known:
+                raise InvalidRequest(f"{name[:80]} is no file of this form; it takes {', '.join(known)}.", field="body")
+
+    def values(self, but: Collection[str]) -> dict[str, JsonValue]:
+        """All texts except those named in `but`: empty ones left out, numbers and the like as what they are."""
+        return {name: _value(name, text) for name, text in self.texts.items() if name not in but and text.strip()}
+
+
+async def read_form(request: Request, max_bytes: int) -> Form:
+    """The form of `request`. Raises HTTPException 413 and 415, InvalidRequest for what is no form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise HTTPException(415, "The body must be a form; send it with Content-Type: multipart/form-data.")
+    parser = MultiPartParser(
+        request.headers,
+        _bounded(request, max_bytes),
+        max_files=MAX_FILES,
+        max_fields=MAX_TEXTS,
+        max_part_size=MAX_TEXT_BYTES,
+    )
+    try:
+        parts = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"The form cannot be read: {error.message}", field="body") from None
+    texts: dict[str, str] = {}
+    files: dict[str, list[bytes]] = {}
+    try:
+        for name, part in parts.multi_items():
+            if isinstance(part, UploadFile):
+                files.setdefault(name, []).append(await part.read())
+            else:
+                texts[name] = part
+    finally:
+        await parts.close()
+    return Form(texts, files)
+
+
+async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise HTTPException(413)
+    read = 0
+    async for chunk in request.stream():
+        read += len(chunk)
+        if read > max_bytes:
+            raise HTTPException(413)
+        yield chunk
+
+
+# What stays a text though it may look like a number.
+_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "model", "scheduler", "user")
+
+
+def _value(name: str, text: str) -> JsonValue:
+    if name in _TEXTS:
+        return text
+    try:
+        value: JsonValue = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value

@@ -1,0 +1,37 @@
+"""Whether this server can be sent work: for people, for load balancers, for orchestrators."""
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from worker.transport.web import openapi
+from worker.transport.web.desk import Desk
+from worker.transport.web.errors import json_response
+
+
+def routes(desk: Desk) -> APIRouter:
+    """GET /health, /ping and /ready."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))
+    async def health() -> Response:
+        state = desk.state()
+        body = desk.actions.introspection.status() | {"status": state, "gpu_available": desk.gpu_available}
+        return json_response(body, 503 if state == "lost" else 200)
+
+    @router.get(
+        "/ping",
+        summary="200 when ready, 204 while starting, as RunPod's load balancer asks",
+        responses=openapi.answers(openapi.Ping, 503) | {204: {"description": "Starting."}},
+    )
+    async def ping() -> Response:
+        state = desk.state()
+        if state == "starting":
+            return Response(status_code=204)
+        return json_response({"status": state}, 503 if state == "lost" else 200)
+
+    @router.get("/ready", summary="200 when ready, else 503", responses=openapi.answers(openapi.Ping, 503))
+    async def ready() -> Response:
+        state = desk.state()
+        return json_response({"status": state}, 200 if state == "ready" else 503)
+
+    return router

@@ -1,0 +1,167 @@
+"""Hugging Face's inference API, as its InferenceClient speaks it: words or a picture in, a picture out."""
+
+from collections.abc import Mapping
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, JsonValue
+from starlette.exceptions import HTTPException
+
+from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
+from worker.media.images import to_base64
+from worker.transport.web import openapi
+from worker.transport.web.accepting import accepted_format, encode_file, output_as
+from worker.transport.web.desk import Desk, parse_json, read_body
+from worker.transport.web.errors import Failure, answered_by, json_response
+
+# How PNG, JPEG and WebP begin, in base64: the API has one field for words and for pictures.
+_PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR")
+_FIELDS = ("inputs", "parameters", "model_id", "options")  # options are Hugging Face's own business
+_BODY = {
+    "type": "object",
+    "required": ["inputs"],
+    "additionalProperties": False,
+    "properties": {
+        "inputs": {"type": "string", "description": "The prompt; or a picture as base64, with `parameters.prompt`."},
+        "model_id": {"type": ["string", "null"], "maxLength": 512},
+        "parameters": {
+            "type": ["object", "null"],
+            "description": "Any field of a generation; `target_size: {width, height}`, and `model_id`.",
+        },
+        "options": {"type": ["object", "null"], "description": "Taken, and without effect here."},
+    },
+}
+_TEXT = (
+    "The body is JSON, or the bytes of a picture. The model is `model_id` of the body, else of the query, of the path, "
+    "the header `X-Model-Id`, `parameters.model_id`, or the default one. The answer is the picture itself, in the "
+    "format of `Accept`."
+)
+
+
+class HubError(openapi.Error):
+    """Any failure; the sentence and the code are in `X-Error-Message` and `X-Error-Code` too."""
+
+    supported_models: list[str] | None = None
+
+
+class DiffusersModels(BaseModel):
+    """What can be generated with."""
+
+    models: list[dict[str, JsonValue]]
+
+
+def routes(desk: Desk) -> APIRouter:
+    """POST /diffusers/generate and its other paths, GET /diffusers/models."""
+
+    def encode_failure(failure: Failure) -> Response:
+        body = dict(failure.body)
+        if failure.code == "model_not_found":
+            body["supported_models"] = [str(entry["id"]) for entry in desk.actions.introspection.served_models()]
+        latin = failure.message.encode("latin-1", "replace").decode("latin-1")
+        message = "".join(char if char.isprintable() else " " for char in latin)  # a header holds no more
+        headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}
+        return json_response(body, failure.status, headers)
+
+    router = APIRouter(tags=["Hugging Face's inference API"], route_class=answered_by(encode_failure))
+    failures = openapi.refusals(*openapi.ASKING, 409, shape=HubError)
+    responses = openapi.files("image/png", "image/jpeg", "image/webp", "video/mp4") | failures
+    body = openapi.takes(
+        _BODY,
+        words={"inputs": "a red apple", "parameters": {"seed": 7, "num_inference_steps": 16}},
+        picture={"inputs": "iVBORw0KGgo…", "parameters": {"prompt": "make it green", "strength": 0.6}},
+    )
+    raw = {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("image/*", "application/octet-stream"):
+        body["requestBody"]["content"][kind] = raw
+
+    async def draw(request: Request, model: str | None) -> Response:
+        fields = _decode(request, await read_body(request, desk.max_body_bytes), model)
+        return encode_file(await desk.draw(request, fields))
+
+    @router.post(
+        "/diffusers/generate",
+        summary="Words or a picture to a picture",
+        description=_TEXT,
+        responses=responses,
+        openapi_extra=body,
+    )
+    async def generate(request: Request) -> Response:
+        return await draw(request, None)
+
+    @router.post(
+        "/diffusers/generate/{id:path}",
+        summary="The same, with a model",
+        responses=responses,
+        openapi_extra=body,
+    )
+    @router.post(
+        "/models/{id:path}",
+        summary="The same, as Hugging Face's own paths are",
+        responses=responses,
+        openapi_extra=body,
+    )
+    async def generate_with(id: str, request: Request) -> Response:
+        if request.url.path.startswith("/models/") and id.endswith("/schema"):
+            raise HTTPException(405, headers={"Allow": "GET"})  # that path is another door's, and is only read
+        return await draw(request, id)
+
+    @router.get(
+        "/diffusers/models",
+        summary="What can be generated with",
+        responses=openapi.answers(DiffusersModels, 401, 500, shape=HubError),
+    )
+    async def models() -> Response:
+        found: list[JsonValue] = [
+            {"model_id": entry["id"], **entry} for entry in desk.actions.introspection.served_models()
+        ]
+        return json_response({"models": found})
+
+    return router
+
+
+def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:
+    """A body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    sent = _object(body) if kind == "application/json" or kind.endswith("+json") else _picture(request, body)
+    parameters = sent.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ParameterOutOfRange("parameters must be an object.", field="parameters")
+    fields: dict[str, JsonValue] = {name: value for name, value in parameters.items() if value is not None}
+    query, header = request.query_params.get("model_id"), request.headers.get("x-model-id")
+    of_parameters = fields.pop("model_id", None)
+    if model := sent.get("model_id") or query or model_of_path or header or of_parameters:
+        fields["model"] = model
+    size = fields.pop("target_size", None)
+    if size is not None:
+        fields |= _size(size)
+    inputs = sent.get("inputs")
+    if not isinstance(inputs, str):
+        raise InvalidRequest("inputs must be a text: the prompt, or a picture as base64.", field="inputs")
+    if "prompt" in fields or inputs.startswith(_PICTURES):
+        fields = {"prompt": "", **fields, "image": inputs}  # that client may leave the prompt out
+    else:
+        fields["prompt"] = inputs
+    return fields | {"output": output_as(accepted_format(request), fields.get("output"))}
+
+
+def _object(body: bytes) -> Mapping[str, JsonValue]:
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise InvalidRequest('The body must be {"inputs": "…", "parameters": {…}}.', field="body")
+    for name in value:
+        if name not in _FIELDS:
+            raise UnknownParameter(f"{name[:80]} is not taken beside inputs; put it into parameters.", field=name[:80])
+    return value
+
+
+def _picture(request: Request, body: bytes) -> Mapping[str, JsonValue]:
+    if not body:
+        raise InvalidRequest("The body is empty; send JSON, or the bytes of a picture.", field="body")
+    prompt = request.query_params.get("prompt", "")
+    return {"inputs": to_base64(body), "parameters": {"prompt": prompt}}
+
+
+def _size(value: JsonValue) -> dict[str, JsonValue]:
+    if not isinstance(value, dict) or not {"width", "height"} <= value.keys() or len(value) != 2:
+        raise ParameterOutOfRange("target_size must be {width, height}.", field="target_size")
+    return value

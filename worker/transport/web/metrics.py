@@ -1,0 +1,29 @@
+"""What Prometheus scrapes. The numbers and their meaning: docs/observability.md."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from worker.core.errors import AccessDenied
+from worker.transport.web import openapi
+from worker.transport.web.auth import caller_of
+from worker.transport.web.desk import Desk
+
+
+def routes(desk: Desk) -> APIRouter:
+    """GET /metrics."""
+    router = APIRouter(tags=["health"])
+    text = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+
+    @router.get(
+        "/metrics",
+        summary="What the server has done, in numbers",
+        responses=openapi.refusals(401, 403, 500) | {200: text},
+        response_class=Response,
+    )
+    async def metrics(request: Request) -> Response:
+        if not caller_of(request).admin:
+            raise AccessDenied("What all callers did is told to one of this worker's admin keys only.")
+        return Response(desk.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

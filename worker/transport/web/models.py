@@ -1,0 +1,68 @@
+"""What there is and what it takes: the registry, schemas, detection and plans. Nothing here loads a weight."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import JsonValue
+
+from worker.core.errors import InvalidRequest, ModelNotFound
+from worker.core.result import Progress
+from worker.transport import request_id
+from worker.transport.web import openapi
+from worker.transport.web.auth import caller_of
+from worker.transport.web.desk import Desk, read_json
+from worker.transport.web.errors import error_response, json_response
+
+
+def routes(desk: Desk) -> APIRouter:
+    """GET /models…, POST /inspect and /plan."""
+    router = APIRouter(tags=["models"])
+    finding = openapi.answers(openapi.AnyObject, 400, 401, 403, 404, 500, 502, 504)
+    asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
+    names_model = openapi.takes(openapi.MODEL_SCHEMA, default={}, named={"model": "demo"})
+
+    async def perform(request: Request, action: str, fields: JsonValue) -> Response:
+        if not isinstance(fields, dict) or "action" in fields:
+            raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
+        payload, caller = {**fields, "action": action}, caller_of(request).name
+        answer = await desk.actions.perform(payload, request_id.current.get(), _silent, caller)
+        return json_response(answer)
+
+    @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
+    async def models() -> Response:
+        return json_response(desk.actions.introspection.models())
+
+    # Before the next one, whose path would take it in.
+    @router.get("/models/{id:path}/schema", summary="The JSON Schema of a request for a model", responses=finding)
+    async def schema(id: str, request: Request) -> Response:
+        try:
+            return await perform(request, "schema", {"model": id})
+        except ModelNotFound as error:
+            return error_response(error, 404)
+
+    @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
+    async def model(id: str) -> Response:
+        listed = desk.actions.introspection.models()["models"]
+        for entry in listed if isinstance(listed, list) else []:
+            if isinstance(entry, dict) and (entry["id"] == id or id in _texts(entry["aliases"])):
+                return json_response(entry)
+        return error_response(ModelNotFound("models.yaml has no such model; GET /models lists them.", field="id"), 404)
+
+    @router.post(
+        "/inspect", summary="What a model is, and how that is known", responses=asking, openapi_extra=names_model
+    )
+    async def inspect(request: Request) -> Response:
+        return await perform(request, "inspect", await read_json(request, desk.max_body_bytes))
+
+    @router.post("/plan", summary="What running a model would take", responses=asking, openapi_extra=names_model)
+    async def plan(request: Request) -> Response:
+        return await perform(request, "plan", await read_json(request, desk.max_body_bytes))
+
+    return router
+
+
+def _texts(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else []
+
+
+def _silent(progress: Progress) -> None:
+    """Nothing is drawn, so nothing is told."""

@@ -1,0 +1,214 @@
+"""OpenAI's images API: generations, edits, models, and pictures on the way as server-sent events."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import JsonValue
+
+from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
+from worker.core.result import Progress
+from worker.media.images import to_base64, white_where_transparent
+from worker.service.submission import Submission, Terms
+from worker.transport.web import openai_words as words
+from worker.transport.web import openapi
+from worker.transport.web.accepting import CONTENT_TYPES
+from worker.transport.web.desk import Desk, generation, job_id, read_json
+from worker.transport.web.errors import answered_by, failure_of, json_response
+from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
+from worker.transport.web.forms import Form, read_form
+
+_KEPT = "img-"
+_TAG = "OpenAI's images API"
+_FILES = ("image", "image[]", "mask")
+_FORM = {
+    **{name: schema for name, schema in words.SCHEMA.items() if name != "stream"},
+    "image": {"type": "string", "format": "binary", "description": "The picture; of several, each as `image[]`."},
+    "image[]": {"type": "array", "items": {"type": "string", "format": "binary"}},
+    "mask": {"type": "string", "format": "binary", "description": "Transparent, or white, where it is changed."},
+    "stream": {"type": "boolean"},
+}
+_MORE = " Any other field of a generation is taken too, by its own name."
+
+
+def routes(desk: Desk) -> APIRouter:
+    """What OpenAI's clients call."""
+    router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
+    started = int(time.time())
+
+    def asking(kind: words.Kind) -> dict[int | str, dict[str, Any]]:
+        found = openapi.answers(words.Images, *openapi.ASKING, 409, shape=words.OpenAIError)
+        found[200]["content"] = openapi.event_stream(f"{kind}.partial_image", f"{kind}.completed", "error")
+        return found
+
+    body = openapi.takes(
+        {"type": "object", "required": ["prompt"], "properties": words.SCHEMA, "additionalProperties": True},
+        picture={"prompt": "a red apple", "size": "256x256", "n": 1, "seed": 7},
+    )
+
+    async def respond(request: Request, asked: words.Asked, kind: words.Kind) -> Response:
+        if asked.stream:
+            return await _stream(desk, request, asked, kind)
+        fields, kept_as = asked.fields, _KEPT if asked.as_url else None
+        if asked.as_url and (desk.actions.delivery.bucket is not None or "s3Config" in fields):
+            fields, kept_as = _uploaded(fields), None
+        done = await desk.answer(request, generation(fields), kept_as=kept_as)
+        answer = done.outcome()
+        here = kept_as is not None and not words.is_uploaded(answer)
+        content = request.url_for("openai_picture", id=done.id) if here else None
+        return json_response(words.encode_images(asked, answer, content))
+
+    @router.post(
+        "/images/generations",
+        summary="Words to pictures",
+        responses=asking("image_generation"),
+        openapi_extra=body,
+        description=f"With `stream` the pictures come as server-sent events.{_MORE}",
+    )
+    async def generations(request: Request) -> Response:
+        sent = await read_json(request, desk.max_body_bytes)
+        if not isinstance(sent, dict):
+            raise InvalidRequest('The body must be {"prompt": "…"}.', field="body")
+        return await respond(request, words.decode(sent), "image_generation")
+
+    @router.post(
+        "/images/edits",
+        summary="Pictures and words to pictures",
+        responses=asking("image_edit"),
+        openapi_extra=openapi.takes_form(_FORM, "image", "prompt"),
+        description=f"The model is `model`, else EDIT_MODEL, else the first editing model there is.{_MORE}",
+    )
+    async def edits(request: Request) -> Response:
+        fields = await asyncio.to_thread(_decode_edit, await read_form(request, desk.max_body_bytes))
+        fields.setdefault("model", desk.editor())
+        return await respond(request, words.decode(fields), "image_edit")
+
+    @router.get(
+        "/models",
+        summary="What can be named as model",
+        responses=openapi.answers(words.ModelList, 401, 500, shape=words.OpenAIError),
+    )
+    async def models() -> Response:
+        found: list[JsonValue] = [
+            words.encode_model(entry, started) for entry in desk.actions.introspection.served_models()
+        ]
+        return json_response({"object": "list", "data": found})
+
+    @router.get(
+        "/models/{id:path}",
+        summary="One model",
+        responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
+    )
+    async def model(id: str) -> Response:
+        for entry in desk.actions.introspection.served_models():
+            aliases = entry["aliases"]
+            if id == entry["id"] or (isinstance(aliases, list) and id in aliases):
+                return json_response(words.encode_model(entry, started))
+        unknown = ModelNotFound("models.yaml has no such model; GET /v1/models lists them.", field="model")
+        return words.encode_failure(replace(failure_of(unknown), status=404))
+
+    return router
+
+
+def picture_routes(desk: Desk) -> APIRouter:
+    """Where the pictures are that were asked for as URLs, for as long as answers are kept."""
+    router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
+
+    @router.get(
+        "/images/{id}/content",
+        name="openai_picture",
+        summary="A picture that was asked for as a URL",
+        responses=openapi.files(*CONTENT_TYPES.values()) | openapi.refusals(400, 404, 500, shape=words.OpenAIError),
+    )
+    async def content(id: Annotated[str, Path()], variant: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
+        answer = desk.submissions.find(id).answer if id.startswith(_KEPT) else None
+        files = words.files_of(answer) if answer else []
+        if answer is None or variant >= len(files):
+            raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
+        kind = next(content for name, content in CONTENT_TYPES.items() if name == answer["format"])
+        return Response(base64.b64decode(files[variant]), media_type=kind)
+
+    return router
+
+
+def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    output = fields["output"]
+    return fields | {"output": {**(output if isinstance(output, dict) else {}), "delivery": "s3"}}
+
+
+def _decode_edit(form: Form) -> dict[str, JsonValue]:
+    """A form as OpenAI's JSON would be, with pictures by our names. Blocking: masks are decoded."""
+    form.check_files(_FILES)
+    pictures = form.pictures("image", "image[]")
+    if not pictures:
+        raise InvalidRequest("image is required: the picture to change, as a file.", field="image")
+    fields = form.values(but=_FILES)
+    fields |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
+    if masks := form.files.get("mask"):
+        if len(masks) > 1:
+            raise InvalidRequest("mask may be sent once.", field="mask")
+        fields["mask_image"] = to_base64(white_where_transparent(masks[0], "mask"))
+    elif text := form.texts.get("mask"):
+        fields["mask_image"] = text
+    return fields
+
+
+async def _stream(desk: Desk, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
+    """The answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
+    payload = generation(asked.fields)
+    submission = desk.submit(request, payload, f"stream-{job_id(request)}", Terms(kept=False))
+    events = _events(desk, submission, asked, kind)
+    first = await anext(events)
+
+    async def all_of_them() -> AsyncIterator[str]:
+        try:
+            yield first
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(all_of_them(), media_type="text/event-stream", headers=STREAM_HEADERS)
+
+
+async def _events(
+    desk: Desk, submission: Submission, asked: words.Asked, kind: words.Kind
+) -> AsyncGenerator[str, None]:
+    told = 0
+    begun = False
+    try:
+        async with aclosing(paced(submission.watch())) as happening:
+            async for progress in happening:
+                if progress is None:
+                    begun = True
+                    yield WAITING
+                elif progress.preview is not None and _is_due(told, asked.partial_images, progress):
+                    begun = True
+                    yield _event(words.encode_partial(kind, progress.preview, told))
+                    told += 1
+        if submission.error is not None:
+            if not begun:
+                raise submission.error
+            yield _event(words.encode_problem(failure_of(submission.error)), "error")
+            return
+        answer = submission.outcome()
+        for index in range(len(words.files_of(answer))):
+            yield _event(words.encode_completed(kind, answer, index))
+    finally:
+        desk.submissions.leave(submission)
+
+
+def _is_due(told: int, wanted: int, progress: Progress) -> bool:
+    """Whether the next of `wanted` partial pictures is due: they are spread evenly over the steps."""
+    return told < wanted and progress.step * (wanted + 1) >= progress.total * (told + 1)
+
+
+def _event(data: dict[str, JsonValue], name: str | None = None) -> str:
+    return f"event: {name or data['type']}\ndata: {json.dumps(data)}\n\n"

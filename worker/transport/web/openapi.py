@@ -1,0 +1,253 @@
+"""What the server says of itself: schemas of its answers and bodies, examples, and the document made of them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from worker.core.request import GenerationRequest
+from worker.service.submission import Status
+from worker.transport.web.jobs import MAX_POLICY_MS, MIN_POLICY_MS
+from worker.transport.wire import ACTIONS
+
+GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}
+_POLICY_MS = {"type": ["number", "null"], "minimum": MIN_POLICY_MS, "maximum": MAX_POLICY_MS}
+JOB_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["input"],
+    "additionalProperties": False,
+    "properties": {
+        "input": {"$ref": "#/components/schemas/Generation"},
+        "webhook": {"type": ["string", "null"], "description": "An https URL, called with the finished job."},
+        "s3Config": {"anyOf": [{"$ref": "#/components/schemas/S3Config"}, {"type": "null"}]},
+        "policy": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {
+                "executionTimeout": _POLICY_MS | {"description": "Of the work on it, without its time in the queue."},
+                "ttl": _POLICY_MS | {"description": "Of its whole life here, its result's included."},
+                "lowPriority": {"type": ["boolean", "null"], "description": "Taken, and without effect here."},
+            },
+        },
+    },
+}
+RUN_SCHEMA = {"anyOf": [{"$ref": "#/components/schemas/Generation"}, JOB_SCHEMA]}
+MODEL_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "model": {"type": ["string", "null"], "maxLength": 512, "description": "An id, alias or reference."}
+    },
+}
+_DESCRIPTION = (
+    "Runs any diffusion model behind one small JSON request. `/run` answers with the picture; `/v2/{endpoint}/…` is "
+    "RunPod's API, with jobs that are asked for later; `/ws` and `/events/{id}` tell of each step. "
+    "`/diffusers/generate`, `/edit` and `/v1/images/…` speak the protocols of Hugging Face's and OpenAI's clients."
+)
+_STATUS_TEXT = {
+    400: "The request cannot be served as it stands; `field` says why.",
+    401: "No API key where one is needed, or one that is not known.",
+    403: "A gated repository, a refused token, or a place that is not allowed.",
+    404: "No such job, model or path; or it is no longer kept.",
+    409: "The job was cancelled.",
+    413: "The request or its result is too large.",
+    415: "The body is not of the kind that this path takes.",
+    429: "Too many jobs are waiting; Retry-After says when to come again.",
+    500: "Something unforeseen; the worker's log has the details.",
+    502: "Where the weights come from does not answer, or not with what it should.",
+    503: "The model or its device failed, or the server is not ready.",
+    504: "The deadline passed.",
+}
+EVENTS = ("progress", "result", "failed")
+ASKING = (400, 401, 403, 413, 415, 429, 500, 502, 503, 504)
+
+
+class Documented(BaseModel):
+    """A JSON object of an answer; more keys may come with later versions."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Error(Documented):
+    """Any failure."""
+
+    error: str = Field(description="One sentence: what, which limit, how to mend it.")
+    code: str = Field(examples=["parameter_out_of_range"])
+    retryable: bool
+    request_id: str
+    field: str | None = None
+    hint: str | None = None
+    details: dict[str, JsonValue] | None = None
+
+    model_config = ConfigDict(json_schema_extra={"required": ["error", "code", "retryable", "request_id"]})
+
+
+class Health(Documented):
+    """What this server is doing."""
+
+    status: Literal["starting", "ready", "lost"]
+    gpu_available: bool
+    version: str
+    running: str | None
+    resident_models: list[str]
+
+
+class Ping(Documented):
+    """Whether this server is ready."""
+
+    status: Literal["starting", "ready", "lost"]
+
+
+class Ran(Documented):
+    """A finished job: the result itself, and once more in RunPod's wrapping."""
+
+    id: str
+    status: Literal["COMPLETED"]
+    delayTime: int = Field(description="Milliseconds until work on it began.")  # noqa: N815
+    executionTime: int = Field(description="Milliseconds of work.")  # noqa: N815
+    output: dict[str, JsonValue] = Field(description="The result: docs/api.md, Answer.")
+    image: str | None = Field(default=None, description="The first picture, base64.")
+    images: list[str] | None = None
+    lightning_enabled: bool | None = None
+
+
+class Job(Documented):
+    """Where a job stands."""
+
+    id: str
+    status: Status
+    delayTime: int | None = None  # noqa: N815
+    executionTime: int | None = None  # noqa: N815
+    output: JsonValue = None
+    error: str | None = None
+
+
+class Chunks(Documented):
+    """What happened since the last look."""
+
+    status: Status
+    stream: list[dict[str, JsonValue]]
+
+
+class JobCounts(Documented):
+    """How many jobs there are."""
+
+    completed: int
+    failed: int
+    inProgress: int  # noqa: N815
+    inQueue: int  # noqa: N815
+    retried: int
+
+
+class EndpointHealth(Documented):
+    """RunPod's view of an endpoint."""
+
+    jobs: JobCounts
+    workers: dict[str, int]
+
+
+class Purged(Documented):
+    """What was taken out of the queue."""
+
+    removed: int
+    status: Literal["completed"]
+
+
+class Usage(Documented):
+    """What was drawn, added up."""
+
+    by: str
+    since: str = Field(description="The first day that counts, in UTC.")
+    usage: dict[str, dict[str, JsonValue]] = Field(description="Sums by day, model or caller: docs/observability.md.")
+
+
+class Models(Documented):
+    """The registry."""
+
+    models: list[dict[str, JsonValue]]
+
+
+class AnyObject(Documented):
+    """A JSON object, described in docs/api.md."""
+
+
+class Generation(GenerationRequest):
+    """What to draw: any field of docs/api.md, and any parameter of the model's own pipeline by its diffusers name."""
+
+    action: str | None = Field(default=None, json_schema_extra={"enum": [*ACTIONS, None]})
+
+
+def answers(body: type[BaseModel], *failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of a route: `body` with 200, and these failures in the door's own shape."""
+    return {200: {"model": body}} | refusals(*failures, shape=shape)
+
+
+def refusals(*failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
+    """The documented failures of a route."""
+    return {status: {"model": shape, "description": _STATUS_TEXT[status]} for status in failures}
+
+
+def files(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    """The documented answer of a route that sends a file of one of these kinds, or says where it was uploaded."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
+    elsewhere = {"description": "The file is in the bucket that Location names: it exceeds what an answer may have."}
+    return {200: {"description": "The file.", "content": content}, 303: elsewhere}
+
+
+def takes_form(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    """The documented form of a route that reads it by itself."""
+    schema = {"type": "object", "required": [*required], "properties": dict(properties)}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def takes(schema: Mapping[str, Any], **examples: JsonValue) -> dict[str, Any]:
+    """The documented JSON body of a route that reads it by itself."""
+    content = {"schema": dict(schema), "examples": {name: {"value": value} for name, value in examples.items()}}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def events(*failures: int) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of a route that streams."""
+    return refusals(*failures) | {200: {"description": "Events.", "content": event_stream(*EVENTS)}}
+
+
+def event_stream(*names: str) -> dict[str, Any]:
+    """The documented content of server-sent events of these names."""
+    event = {"type": "object", "required": ["data"], "properties": {"event": {"enum": [*names]}, "data": {}}}
+    return {"text/event-stream": {"schema": event}}
+
+
+def generation_schema() -> dict[str, Any]:
+    """The schema of a job's input, with room for what only a model's own schema knows."""
+    schema = Generation.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema["properties"].pop("params")
+    schema["additionalProperties"] = True
+    schema.pop("$defs", None)
+    return schema
+
+
+def install(app: FastAPI) -> None:
+    """Let `app` describe itself, once, when it is first asked."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(
+                title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, summary=app.summary
+            )
+            schemas = found["components"]["schemas"]
+            inner = Generation.model_json_schema(ref_template="#/components/schemas/{model}").get("$defs", {})
+            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
+            schemas |= {name: inner[name] for name in inner} | {"Generation": generation_schema()}
+            # The framework adds its own answer for bad requests to every route; here they are 400, like all others.
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for path in found["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

@@ -1,0 +1,31 @@
+"""POST /run and /runsync: a request in, the finished picture back on the same connection."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from worker.service.submission import Terms
+from worker.transport.web import openapi
+from worker.transport.web.desk import Desk, read_json
+from worker.transport.web.errors import json_response
+from worker.transport.web.jobs import HandedIn, decode_job, encode_run
+
+_SUMMARY = "Draw, and answer when done"
+_TEXT = "The body is a job's input, bare or as `input`. The job is cancelled when its caller hangs up."
+
+
+def routes(desk: Desk) -> APIRouter:
+    """The two names of one door."""
+    router = APIRouter(tags=["run"])
+    responses = openapi.answers(openapi.Ran, *openapi.ASKING, 409)
+    body = openapi.takes(openapi.RUN_SCHEMA, picture=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
+
+    @router.post("/run", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
+    @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
+    async def run(request: Request) -> Response:
+        sent = await read_json(request, desk.max_body_bytes)
+        wrapped = isinstance(sent, dict) and "input" in sent
+        job = decode_job(sent) if wrapped else HandedIn(sent, Terms())
+        desk.webhooks.check(job.terms.webhook)
+        return json_response(encode_run(await desk.answer(request, job.payload, job.terms)))
+
+    return router
