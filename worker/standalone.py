@@ -28,6 +28,9 @@ from worker.transport.web.server import create_app
 from worker.transport.web.webhooks import Webhooks
 
 _LOG = logging.getLogger("worker")
+# Longer than callers wait before they come back (Retry-After), and than the minute after which proxies give an idle
+# connection up: one that the server closes just when it is used again looks like a lost request.
+_KEEP_ALIVE_S = 75
 # How long answers have to be encoded, and callers to take them, once the jobs behind them have ended.
 _FAREWELL_S = 5
 
@@ -49,6 +52,7 @@ def serve(settings: Settings) -> None:
         access_log=False,  # its lines know nothing of request ids
         ws="websockets-sansio",
         ws_max_size=_max_body_bytes(settings),
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
         server_header=False,
     )
