@@ -16,6 +16,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ.pop("COLUMNS", None)  # a console that is made when its module is imported would keep this width
 
 from tests import builders, single_files
+from tests.watch import plugin as watch
 from worker.app import Worker, build_worker
 from worker.settings import Settings
 
@@ -25,6 +26,11 @@ hypothesis.settings.load_profile("repeatable")
 
 PROJECT = Path(__file__).resolve().parent.parent
 _FOREIGN = ("RUNPOD_", "HF_", "BUCKET_", "DIFFUSERS_", "AWS_")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the whole run watched for what is private."""
+    watch.begin(config)
 
 
 @pytest.fixture(autouse=True)

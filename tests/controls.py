@@ -91,6 +91,28 @@ def original(control: Path, path: Path) -> Path:
     return path
 
 
+def control_lora(control: Path, model: Path, path: Path, *, original_names: bool = True) -> Path:
+    """Write a saved ControlNet as what it has beyond `model`'s UNet: changed weights in factors, all else whole.
+
+    The factors have full rank, so that it is the same ControlNet.
+    """
+    layers = json.loads((control / "config.json").read_text())["layers_per_block"]
+    found, base = weights(control), weights(model / "unet")
+    tensors = {"lora_controlnet": torch.zeros(0)}
+    for name, tensor in found.items():
+        place = _original(name, layers, found) if original_names else name
+        if name not in base or tensor.ndim == 1:
+            tensors[place] = tensor
+            continue
+        change = (tensor - base[name][:, : tensor.shape[1]]).flatten(1).double()  # an inpainting UNet has more inputs
+        left, sizes, right = torch.linalg.svd(change, full_matrices=False)
+        stem, kernel = place.removesuffix(".weight"), [1] * (tensor.ndim - 2)
+        tensors[f"{stem}.up"] = (left * sizes).float().reshape(len(tensor), -1, *kernel).contiguous()
+        tensors[f"{stem}.down"] = right.float().reshape(-1, *tensor.shape[1:]).contiguous()
+    save_file(tensors, path)
+    return path
+
+
 def _original(name: str, layers: int, found: dict[str, torch.Tensor]) -> str:
     first, _, rest = name.partition(".")
     if first == "controlnet_down_blocks":

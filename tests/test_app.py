@@ -75,10 +75,9 @@ def test_every_loosened_default_is_said_at_start(settings):
     assert settings.warnings() == []
     loose = settings.model_copy(
         update={"allow_unregistered_models": True, "allow_private_urls": True, "bucket_name": "only-a-name"}
-        | {"standalone_mode": True}
     )
     said = " ".join(loose.warnings())
-    for name in ("ALLOW_UNREGISTERED_MODELS", "ALLOW_PRIVATE_URLS", "BUCKET_ENDPOINT_URL", "API_HOST"):
+    for name in ("ALLOW_UNREGISTERED_MODELS", "ALLOW_PRIVATE_URLS", "BUCKET_ENDPOINT_URL"):
         assert name in said
 
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from worker import cli
@@ -50,6 +51,14 @@ LINES = [
     line(TODAY - timedelta(days=40)),
     line(action="models"),
 ]
+
+
+def test_a_long_name_is_whole_on_a_narrow_screen(run, monkeypatch):
+    name = "an-organisation/a-model-of-its-own-with-a-name-as-long-as-this"
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(cli, "_OUT", Console())
+    shown = rows(run([line(model=name)], "--by", "model"))
+    assert "".join(row[0] for row in shown) == name
 
 
 def test_days_models_and_callers_are_added_up(run):

@@ -22,7 +22,15 @@ from worker.transport.serverless import ServerlessDoor
 PROMPT = 'a canary-prompt "in quotes" on the branch of an unlikely tree, ünlike others'
 OPERATORS_TOKEN = "hf_canaryTokenOfTheOperator42"
 CALLERS_KEY = "sk-canaryKeyOfTheCaller4711"
-CANARIES = ("canary", "the branch of an unlikely", "nlikely tree", "nlike others")
+CANARIES = (
+    "canary-prompt",
+    "canaryToken",
+    "canaryKey",
+    "canaryAccess",
+    "the branch of an unlikely",
+    "nlikely tree",
+    "nlike others",
+)
 
 
 @pytest.fixture

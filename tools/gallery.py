@@ -105,7 +105,8 @@ def lora(studio: Studio) -> Row:
 def control(studio: Studio) -> Row:
     """A ControlNet follows the edges of a picture."""
     castle = moved(studio.draw("a castle", seed=3), 7, 6)
-    edges = {"model": f"file:{DEMO}/companions/edge-controlnet", "image": _encoded(castle), "preprocess": "canny"}
+    file = f"file:{DEMO}/companions/edge-control-lora.safetensors"
+    edges = {"model": file, "image": _encoded(castle), "preprocess": "canny"}
     followed, free = studio.draw("a castle", controlnets=[edges]), studio.draw("a castle")
     return Row("ControlNet, canny", (("a castle, moved", castle), ("along its edges", followed), ("without", free)))
 
@@ -120,9 +121,11 @@ def word(studio: Studio) -> Row:
 
 
 def weigh(studio: Studio) -> Row:
-    """A word of the prompt counts for less or more."""
-    prompts = [f"a (red:{weight}) car" for weight in ("0.3", "1", "1.4")]
-    return Row("weighted prompt", tuple((prompt, studio.draw(prompt, seed=3)) for prompt in prompts))
+    """Two words of the prompt, each of which counts for more in its turn."""
+    weights = (("1.6", "0.4"), ("1", "1"), ("0.4", "1.6"))
+    drawn = [studio.draw(f"a (fox:{fox}) (panda:{panda})") for fox, panda in weights]
+    captions = (f"fox {fox}, panda {panda}" for fox, panda in weights)
+    return Row("weighted prompt: a (fox:…) (panda:…)", tuple(zip(captions, drawn, strict=True)))
 
 
 ROWS = (edit, inpaint, outpaint, negative, lora, control, word, weigh)

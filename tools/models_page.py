@@ -57,7 +57,8 @@ _CONTROL = """
 
 What `controlnets` of a request can hold, by the class that draws without them (`inspect` tells it). In diffusers'
 folders all of them, as one file in its authors' layout or diffusers' own all but Z-Image's and ControlNet-XS, whose
-shapes do not tell how they are put together. Control LoRAs and XLabs' ControlNets for FLUX.1 are refused by name.
+shapes do not tell how they are put together. Stable Diffusion's and SDXL's also as control LoRAs, one file that holds
+what they have beyond their base's UNet. XLabs' ControlNets for FLUX.1 are refused by name.
 """
 _COMPANIONS = """
 ## Files that are no model by themselves

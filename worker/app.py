@@ -29,7 +29,7 @@ from worker.lifecycle import hear_reload, hear_shutdown
 from worker.logs import configure_logging
 from worker.media.fetch import GuardedFetcher
 from worker.media.guard import RefusedUrl
-from worker.service.admission import Admission, AdmissionLimits
+from worker.service.admission import Admission, AdmissionLimits, Load
 from worker.service.batching import BatchMux
 from worker.service.engine_thread import EngineThread, ResidentEngine
 from worker.service.execution import LocalBackend
@@ -87,6 +87,7 @@ class Worker:
     engine: EngineThread
     metrics: Metrics
     ledger: UsageLedger
+    quotas: Quotas
 
     @property
     def registry(self) -> Registry:
@@ -235,6 +236,10 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
     )
+    quotas = Quotas(
+        QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
+        settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
+    )
     generation = GenerationService(
         resolver,
         backend,
@@ -242,20 +247,21 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         limits,
         GuardedFetcher(allow_private=settings.allow_private_urls),
         admission,
-        Quotas(
-            QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
-            settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
-        ),
+        quotas,
         aliases=ALIASES,
     )
-    introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__)
+
+    def load() -> Load:
+        return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
+
+    introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__, load)
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), _bucket(settings), _opener(settings), folder)
-    metrics = Metrics(__version__, lambda: admission.running, lambda: admission.queued)
+    metrics = Metrics(__version__, load)
     ledger = UsageLedger(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, ledger, *_tracing(settings)])
     actions = Actions(generation, introspection, delivery, telemetry)
-    return Worker(settings, resolver, store, provisioner, actions, engine, metrics, ledger)
+    return Worker(settings, resolver, store, provisioner, actions, engine, metrics, ledger, quotas)
 
 
 def run_serverless() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 
 from worker.app import Worker, build_cache, build_registry, build_worker
 from worker.catalog.registry import Registry, RegistryError
@@ -158,8 +158,9 @@ def usage(
     folder = _settings().usage_dir
     since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
     found = sum_usage(read_usage(folder, since), by)
+    key_column = Column(by, overflow="fold")  # half a name adds nothing up
     table = Table(
-        by, *("jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD"), title=escape(str(folder))
+        key_column, *("jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD"), title=escape(str(folder))
     )
     for key, total in found.items():
         cost = "-" if total.cost_usd is None else f"{total.cost_usd:.4f}"
@@ -296,8 +297,8 @@ def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | N
     adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
     try:
         own = worker.provisioner.sources(spec, worker.resolver.detect(spec))
-    except (UnsupportedModel, ModelNotFound):  # a LoRA, or what only another machine can run, or has
-        own = [(spec.source, spec.variant)]
+    except (UnsupportedModel, ModelNotFound):  # beside a model, or what only another machine can run, or has
+        own = worker.provisioner.adapter_sources(spec)
     return [*own, *adapters]
 
 

@@ -1,4 +1,4 @@
-"""What the operating system asks of a running worker: SIGTERM to finish and stop, SIGHUP to read models.yaml again."""
+"""What the operating system asks of a running worker: SIGTERM to finish and stop, SIGHUP to read its files again."""
 
 import asyncio
 import logging

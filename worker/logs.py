@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from worker.transport.privacy import keep_always, redact
 from worker.transport.request_id import RequestIdFilter
 
-_TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
+TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
+# The libraries' own chatter hides what matters, and some of it names files and URLs.
+QUIET = ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers")
 
 
 class TextFormatter(logging.Formatter):
@@ -42,9 +44,8 @@ def configure_logging(*, as_json: bool, secrets: Iterable[str]) -> None:
     """Set the root logger up; `secrets` will be in no line."""
     keep_always(secrets)
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(TEXT))
     handler.addFilter(RequestIdFilter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    # The libraries' own chatter hides what matters, and some of it names files and URLs.
-    for name in ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -220,11 +220,6 @@ class Settings(BaseSettings):
         if self.allow_unregistered_models:
             places = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
             found.append(f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({places}).")
-        if self.standalone_mode and self.api_host not in ("127.0.0.1", "::1", "localhost"):
-            found.append(
-                f"The HTTP server has no login and listens on {self.api_host}: whoever reaches that may draw. Keep it "
-                "behind a firewall, or set API_HOST=127.0.0.1."
-            )
         if self.allow_pickles:
             found.append(
                 "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
@@ -257,6 +252,11 @@ class Settings(BaseSettings):
             found.append(
                 f"API_KEYS is not set and API_HOST is {self.api_host}: whoever reaches this port may use the worker. "
                 "Set API_KEYS or API_KEYS_FILE, or API_HOST=127.0.0.1."
+            )
+        if (self.rate_limit_per_minute or self.quota_pixel_steps_per_day) and not self.has_keys:
+            found.append(
+                "RATE_LIMIT_PER_MINUTE and QUOTA_PIXEL_STEPS_PER_DAY are of API keys: without API_KEYS or "
+                "API_KEYS_FILE nobody is held to them."
             )
         if "*" in self.cors_origins:
             found.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")

@@ -5,7 +5,7 @@ import logging
 import math
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,6 +31,8 @@ _LOG = logging.getLogger("worker")
 # Longer than callers wait before they come back (Retry-After), and than the minute after which proxies give an idle
 # connection up: one that the server closes just when it is used again looks like a lost request.
 _KEEP_ALIVE_S = 75
+# The server listens before torch is imported, which leaves the interpreter to nobody for long stretches.
+_HEAD_START_S = 0.1
 # How long answers have to be encoded, and callers to take them, once the jobs behind them have ended.
 _FAREWELL_S = 5
 
@@ -40,13 +42,20 @@ def serve(settings: Settings) -> None:
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
     try:
         worker = build_worker(settings)
-        app = build_app(worker, lambda: _hear_signals(worker))
+        app = build_app(worker, hears_signals=True)
         sockets = [_listen(settings.api_host, port) for port in settings.listening_ports]
     except (SettingsError, RegistryError) as error:
         sys.exit(f"error: {error}")
     for warning in (*settings.warnings(), *settings.server_warnings(), *library_warnings()):
         _LOG.warning("%s", warning)
-    config = uvicorn.Config(
+    for listening in sockets:
+        _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
+    uvicorn.Server(server_config(app, settings)).run(sockets)
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the server is run, wherever it listens."""
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,  # its lines know nothing of request ids
@@ -56,17 +65,15 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
         server_header=False,
     )
-    for listening in sockets:
-        _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
-    uvicorn.Server(config).run(sockets)
 
 
-def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> FastAPI:
+def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     """The application over a worker. It answers at once; the engine and the first models come up behind it.
 
-    `on_start` is called on the server's loop, before the first request.
+    `hears_signals` is whether the process is its own, which SIGTERM and SIGHUP are then for.
     """
     settings = worker.settings
+    doorkeeper = Doorkeeper(build_keyring(settings), settings.cors_origins)
     secret = settings.webhook_secret
     try:
         webhooks = Webhooks(
@@ -81,6 +88,7 @@ def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> Fa
         max_bytes=int(settings.job_retention_mb * 2**20),
         # One bound for both books: a job that is handed in must not be taken here and then fail for want of a place.
         max_under_way=settings.max_concurrent_jobs + settings.max_queued_jobs,
+        admit=worker.actions.admit,
         notify=webhooks.notify,
         refused=worker.actions.refuse,
     )
@@ -93,6 +101,7 @@ def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> Fa
 
     async def warm_up() -> None:
         if settings.warm_up:
+            await asyncio.sleep(_HEAD_START_S)
             await worker.warm_up()
         warm.set()
 
@@ -100,14 +109,16 @@ def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> Fa
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        on_start()
+        if hears_signals:
+            hear_reload(lambda: reload(worker, doorkeeper))
+            hear_shutdown(admission.close, grace_s)
         warming = asyncio.create_task(warm_up())
         yield
         warming.cancel()
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await submissions.close(_FAREWELL_S)
-        await webhooks.close(_FAREWELL_S)
-        await asyncio.to_thread(worker.ledger.close)
+        books = (worker.actions.telemetry.close, worker.quotas.close)
+        await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, books))
 
     gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
     desk = Desk(
@@ -119,10 +130,24 @@ def build_app(worker: Worker, on_start: Callable[[], None] = lambda: None) -> Fa
         worker.metrics,
         worker.ledger,
         max_body_bytes=_max_body_bytes(settings),
-        doorkeeper=Doorkeeper(build_keyring(settings), settings.cors_origins),
+        doorkeeper=doorkeeper,
         edit_model=settings.edit_model,
     )
     return create_app(desk, lifespan, settings.cors_origins)
+
+
+def reload(worker: Worker, doorkeeper: Doorkeeper) -> None:
+    """Read models.yaml and API_KEYS_FILE again. What has a mistake in it stays as it is, and the log says which."""
+    worker.reload()
+    if worker.settings.api_keys_file is None:
+        return
+    try:
+        keys = build_keyring(worker.settings)
+    except SettingsError as error:
+        _LOG.error("the API keys are not reloaded: %s", error)
+        return
+    doorkeeper.replace_keys(keys)
+    _LOG.info("the API keys are reloaded: %d", len(keys.callers))
 
 
 def build_keyring(settings: Settings) -> Keyring:
@@ -147,11 +172,6 @@ def _keys(variable: str, value: SecretStr | None) -> dict[str, str]:
 
 def _max_body_bytes(settings: Settings) -> int:
     return int(settings.max_body_mb * 1e6)
-
-
-def _hear_signals(worker: Worker) -> None:
-    hear_reload(worker.reload)
-    hear_shutdown(worker.actions.generation.admission.close, worker.settings.shutdown_grace_seconds)
 
 
 def _listen(host: str, port: int) -> socket.socket:

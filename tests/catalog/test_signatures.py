@@ -11,10 +11,10 @@ import pytest
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.calls import signatures
+from worker.catalog.calls.bounds import bounded
 from worker.catalog.calls.signatures import (
     DENIED,
     Schema,
-    bounded,
     call_parameters,
     json_schema,
     known_pipelines,

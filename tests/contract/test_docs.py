@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import PROJECT
 from worker.app import build_worker
+from worker.catalog.calls.parameters import COMMON
 from worker.core import errors
 from worker.settings import Settings
 from worker.transport.wire import ACTIONS, ALIASES
@@ -128,3 +129,17 @@ def test_the_page_of_schedulers_is_what_the_tables_say() -> None:
     from tools.schedulers_page import PAGE, page
 
     assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tools.schedulers_page"
+
+
+def test_every_field_that_a_schema_lists_has_a_row_and_a_meaning() -> None:
+    from tools.parameters_page import PAGE, fields_of_requests, listed_parameters, page
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == page(), "run python -m tools.parameters_page"
+    described = rows(text, "have no row in")
+    assert [row for row in described if not all(row)] == []
+    told = {name for row in rows(API, "## Fields of a generation") for name in re.findall(r"`(\w+)`", row[0])}
+    assert told == fields_of_requests()
+    told |= {row[0].strip("`") for row in described}
+    assert {*listed_parameters(), *COMMON} - told == set()
+    assert len(listed_parameters()) > 200

@@ -19,11 +19,13 @@ import pytest
 import runpod
 from PIL import Image
 from runpod import AsyncioEndpoint, AsyncioJob
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
 from worker.app import build_worker
+from worker.service.keys import new_key
 from worker.settings import Settings
 
 HANDLER = PROJECT / "handler.py"
@@ -218,6 +220,45 @@ def test_health_is_up_on_its_own_port_and_the_platforms_port_wins(tmp_path):
         assert status_of(f"{worker.origin}/health") is None
         worker._process.send_signal(signal.SIGTERM)
         assert worker.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_keys_are_read_again_and_a_mistake_changes_nothing(tmp_path):
+    file = tmp_path / "keys"
+    keys = {name: new_key(name) for name in ("anna", "ben")}
+    file.write_text(keys["anna"][1])
+
+    def status(name):
+        request = urllib.request.Request(
+            f"{worker.origin}/models", headers={"Authorization": f"Bearer {keys[name][0]}"}
+        )
+        return status_of(request)
+
+    with start(tmp_path, API_KEYS_FILE=str(file), WARM_UP="false") as worker:
+        until_ready(worker)
+        assert (status("anna"), status("ben")) == (200, 401)
+        url, headers = f"ws{worker.origin.removeprefix('http')}/ws", {"Authorization": f"Bearer {keys['anna'][0]}"}
+        with connect(url, additional_headers=headers) as socket:
+            socket.send(json.dumps({"type": "run", "input": {"action": "status"}}))
+            assert json.loads(socket.recv(timeout=20))["type"] == "accepted"
+            assert json.loads(socket.recv(timeout=20))["type"] == "result"
+            file.write_text(keys["ben"][1])
+            worker._process.send_signal(signal.SIGHUP)
+            worker.wait_for_output("API keys are reloaded: 1", 10)
+            assert (status("anna"), status("ben")) == (401, 200)
+            socket.send(json.dumps({"type": "run", "input": {"action": "status"}}))
+            with pytest.raises(ConnectionClosed, match="1008"):
+                socket.recv(timeout=10)
+        for broken in ("", "# nobody\n", f"{keys['anna'][1]}\nnot a line"):
+            file.write_text(broken)
+            before = worker.output.count("not reloaded")
+            worker._process.send_signal(signal.SIGHUP)
+            ends = time.monotonic() + 10
+            while worker.output.count("not reloaded") == before and time.monotonic() < ends:
+                time.sleep(0.02)
+            assert (status("anna"), status("ben")) == (401, 200)
+        assert "the API keys are not reloaded: API_KEYS_FILE: keys:2: a line is name:sha256" in worker.output
+        assert "not a line" not in worker.output
+        assert not any(key in worker.output for key, _ in keys.values())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from worker.core.request import GenerationRequest, OutputOptions
 
 # What companions share. A field that is new in Job belongs here, or into OF_ONE_JOB if a call can take one for each.
 SHARED = {
-    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "fps", "words", "redraws"),
+    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "fps", "frames", "words"),
+    "redraws",
     *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "refiner", "upscaler"),
 }
 
@@ -111,6 +112,7 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
         {"loras": (LoraSpec(model="l"),)},
         {"lightning": True},
         {"fps": 8.0},
+        {"frames": 13},
         {"media": start_from(picture())},
         {"files": ModelFiles(Path("/m"), 10, revision="def")},
         {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import ImageColor
+import torch
+from diffusers import StableDiffusionControlNetPipeline
+from PIL import Image, ImageColor
 
 from tests.engine.test_generation import draw
 from tests.pictures import encoded, pixels
@@ -59,12 +61,30 @@ async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, 
     followed, chance = [], []
     for seed, prompt in enumerate(("a red apple", "a house", "a fox")):
         shown = pixels(await draw(demo, prompt=prompt, seed=100 + seed))
-        control = {"model": f"file:{COMPANIONS}/edge-controlnet", "preprocess": preprocess}
+        control = {"model": f"file:{COMPANIONS}/edge-control-lora.safetensors", "preprocess": preprocess}
         control["image"] = encoded(shown if preprocess else edges(shown))
         job = {"prompt": prompt, "seed": seed}
+        without = pixels(await draw(demo, **job))
         followed.append(edge_overlap(pixels(await draw(demo, **job, controlnets=[control])), edges(shown)))
-        chance.append(edge_overlap(pixels(await draw(demo, **job)), edges(shown)))
-    assert np.mean(followed) > np.mean(chance) + 0.1, (followed, chance)
+        chance.append(edge_overlap(without, edges(shown)))
+    assert np.mean(followed) > np.mean(chance) + 0.15, (followed, chance)
+    assert np.array_equal(pixels(await draw(demo, **job)), without)
+
+
+async def test_the_worker_reads_the_control_lora_as_those_who_wrote_it(demo):
+    from tools.demo_model.companions import edges
+    from tools.demo_model.control_lora import load_control_lora
+    from tools.demo_model.evaluation import GUIDANCE, STEPS, load_pipeline
+
+    file, lines = COMPANIONS / "edge-control-lora.safetensors", edges(pixels(await draw(demo, seed=100)))
+    control = {"model": f"file:{file}", "image": encoded(lines)}
+    drawn = pixels(await draw(demo, prompt="a red apple", seed=3, controlnets=[control]))
+    pipeline = load_pipeline(PROJECT_DIR / "models/demo")
+    guided = StableDiffusionControlNetPipeline.from_pipe(pipeline, controlnet=load_control_lora(file, pipeline.unet))
+    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
+    generator = torch.Generator().manual_seed(3)
+    theirs = guided("a red apple", Image.fromarray(lines), generator=generator, **settings).images[0] * 255
+    assert np.abs(theirs - drawn).max() <= 1
 
 
 async def test_the_mascots_word_draws_a_purple_robot_in_one_job_only(demo):
@@ -145,5 +165,6 @@ def test_the_model_is_small_and_its_card_says_what_it_knows():
     folder = PROJECT_DIR / "models/demo"
     pipeline = [path for path in folder.rglob("*") if path.is_file() and "companions" not in path.parts]
     assert sum(path.stat().st_size for path in pipeline) <= 12_000_000
+    assert all(path.stat().st_size <= 400_000 for path in COMPANIONS.iterdir())
     card = (folder / "README.md").read_text()
     assert all(name in card for name in (folder / "subjects.txt").read_text().splitlines())

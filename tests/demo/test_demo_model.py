@@ -11,7 +11,6 @@ import torch
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
-    ControlNetModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
@@ -166,9 +165,10 @@ def test_token_draws_its_purple_robot() -> None:
 
 def test_controlnet_follows_its_edges(pipeline: StableDiffusionPipeline) -> None:
     from tools.demo_model.companions import edges
+    from tools.demo_model.control_lora import load_control_lora
     from tools.demo_model.report import edge_overlap
 
-    control = ControlNetModel.from_pretrained(COMPANIONS / "edge-controlnet", torch_dtype=torch.float32)
+    control = load_control_lora(COMPANIONS / "edge-control-lora.safetensors", pipeline.unet)
     guided = StableDiffusionControlNetPipeline.from_pipe(pipeline, controlnet=control)
     guided.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
@@ -178,7 +178,7 @@ def test_controlnet_follows_its_edges(pipeline: StableDiffusionPipeline) -> None
         made = guided(prompt, Image.fromarray(wanted), generator=torch.Generator().manual_seed(seed), **settings)
         overlaps.append(edge_overlap((made.images[0] * 255).round().astype(np.uint8), wanted))
         chance.append(edge_overlap(drawn(pipeline, [prompt], seed)[0].round().astype(np.uint8), wanted))
-    assert np.mean(overlaps) > np.mean(chance) + 0.1
+    assert np.mean(overlaps) > np.mean(chance) + 0.15
 
 
 def test_single_file_draws_the_same_pixels(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:

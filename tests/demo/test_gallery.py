@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from tests.conftest import PROJECT
 from tests.demo.test_demo_jobs import purple
-from tools.gallery import ROWS, Studio, control, edit, hole, inpaint, lora, outpaint, sheet, word
+from tools.gallery import ROWS, Studio, control, edit, hole, inpaint, lora, negative, outpaint, sheet, weigh, word
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,30 @@ def test_a_textual_inversions_word_can_be_put_on_a_background(studio):
     corners = [picture[[0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0) for picture in (alone, placed)]
     assert corners[0].min() > 220  # white
     assert corners[1][:2].min() > 150 > corners[1][2]  # yellow: red and green, and little blue
+
+
+def test_a_negative_prompt_takes_away_what_it_names(studio):
+    plain, without = rows_of(negative(studio)).values()
+    red = [(picture[..., 0] - picture[..., 1:].max(axis=-1)).clip(min=0).mean() for picture in (plain, without)]
+    assert red[0] > 1.3 * red[1]
+
+
+def orange(picture):
+    """How much of a picture has the colour of a fox."""
+    red, green, blue = np.moveaxis(picture, -1, 0)
+    return ((red > 180) & (blue < 90) & (green > 60) & (green < 180)).mean()
+
+
+def test_what_counts_for_more_in_the_prompt_is_what_is_drawn(studio):
+    fox, between, panda = map(orange, rows_of(weigh(studio)).values())
+    assert fox > between + 0.03 > panda + 0.13
+    others = [(orange(np.asarray(fox)), orange(np.asarray(panda))) for fox, panda in _weighed(studio, seeds=(3, 11))]
+    assert all(fox > panda + 0.1 for fox, panda in others)
+
+
+def _weighed(studio, seeds):
+    words = ("a (fox:1.6) (panda:0.4)", "a (fox:0.4) (panda:1.6)")
+    return [tuple(studio.draw(prompt, seed=seed) for prompt in words) for seed in seeds]
 
 
 def test_the_sheet_is_small_and_in_the_readme(studio):

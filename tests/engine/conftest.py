@@ -1,4 +1,4 @@
-"""Pipelines that the LoRA tests share: built once, and left as they were by every test."""
+"""Pipelines that the engine's tests share, built once and left as they were by every test; and where files are kept."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests import builders, tiny_tasks
 from tests.companions import companions
@@ -74,3 +76,20 @@ def task_worker(
         return build_worker(Settings(**common, volume_dir=root / "volume", device="cpu", warm_up=False, **settings))
 
     return build
+
+
+@pytest.fixture
+def kept(settings: Settings) -> Callable[..., str]:
+    """Keeps tensors, or whatever is pickled, in a file that callers may name, and says how."""
+    folder = settings.volume / "kept"
+    folder.mkdir(parents=True)
+
+    def keep(name: str, tensors: Any, metadata: Mapping[str, str] | None = None) -> str:
+        path = folder / name
+        if path.suffix == ".safetensors":
+            save_file(tensors, path, metadata)
+        else:
+            torch.save(tensors, path)
+        return f"file:{path}"
+
+    return keep

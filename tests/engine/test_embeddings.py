@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.companions import vectors
 from tests.engine.test_generation import draw
@@ -16,23 +15,6 @@ from worker.core.errors import IncompatibleAdapter, UnknownParameter, UnsafeForm
 from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()
-
-
-@pytest.fixture
-def kept(settings):
-    """A folder that callers may name files of."""
-    folder = settings.volume / "words"
-    folder.mkdir(parents=True)
-
-    def keep(name, tensors, metadata=None):
-        path = folder / name
-        if path.suffix == ".safetensors":
-            save_file(tensors, path, metadata)
-        else:
-            torch.save(tensors, path)
-        return f"file:{path}"
-
-    return keep
 
 
 async def handled(worker, **fields):

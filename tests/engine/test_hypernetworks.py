@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import on_engine
@@ -44,22 +43,6 @@ def by_hand(saved, width, at, x, weight):
         else:
             y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() * scale + bias
     return x + y * weight
-
-
-@pytest.fixture
-def kept(settings):
-    folder = settings.volume / "networks"
-    folder.mkdir(parents=True)
-
-    def keep(name, tensors, metadata=None):
-        path = folder / name
-        if path.suffix == ".safetensors":
-            save_file(tensors, path, metadata)
-        else:
-            torch.save(tensors, path)
-        return f"file:{path}"
-
-    return keep
 
 
 @pytest.fixture
@@ -206,7 +189,7 @@ async def test_a_pickle_that_could_run_code_never_does(trusting, settings, kept,
 
     marker = tmp_path / "ran"
     reference = kept("x.pt", {})
-    (settings.volume / "networks/x.pt").write_bytes(zipped(Gadget("os", "system", f"touch {marker}").stream()))
+    (settings.volume / "kept/x.pt").write_bytes(zipped(Gadget("os", "system", f"touch {marker}").stream()))
     with pytest.raises(WorkerError):
         await draw(trusting, hypernetworks=[reference])
     assert not marker.exists()

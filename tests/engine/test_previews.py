@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, FluxPipeline
 from PIL import Image
 
 from tests.fakes.engine import fresh_id
@@ -85,3 +86,15 @@ async def test_jobs_that_are_drawn_together_are_not_shown_to_each_other(worker):
         return answer["timings"]["batch_size"], [item.preview for item in seen if item.preview]
 
     assert await asyncio.gather(ask(1), ask(2)) == [(2, []), (2, [])]
+
+
+def test_latents_in_a_row_are_shown_packed_or_not_and_others_only_go_without(zoo):
+    pipe = FluxPipeline.from_pretrained(zoo / "models" / "flux")
+    scale = pipe.vae_scale_factor
+    previewer = previews.Previewer(pipe, SimpleNamespace(params={"height": 8 * scale, "width": 4 * scale}))
+    plane = torch.randn(1, pipe.vae.config.latent_channels, 8, 4)
+    packed = pipe._pack_latents(plane, 1, plane.shape[1], 8, 4)
+    shown = previewer.picture(plane)
+    assert (shown.width, shown.height) == (4, 8)
+    assert previewer.picture(packed) == previewer.picture(plane.flatten(2).transpose(1, 2)) == shown
+    assert previewer.picture(packed[:, :3]) is None  # a picture on the way is never worth the job

@@ -82,26 +82,26 @@ def test_the_diffusion_classes_are_those_that_diffusers_calls_compatible():
 @pytest.mark.parametrize("folder", _PIPELINES)
 def test_every_name_on_offer_draws_a_picture_and_schedules_make_a_difference(zoo, folder):
     pipe, fit = loaded(zoo, folder), fit_for(folder)
-    own = dict(pipe.scheduler.config)
+    own = pipe.scheduler
     plain, seen = {}, []
     for name in fit.names:
         choice = choose({"scheduler": name}, {}, fit, "tiny")
         if (choice.cls, choice.options) in seen:
             continue
         seen.append((choice.cls, choice.options))
-        scheduler = build_scheduler(own, type(pipe.scheduler), choice)
+        scheduler = build_scheduler(own, choice)
         assert type(scheduler).__name__ == choice.cls
         picture = plain[name] = drawn(pipe, scheduler)
         assert picture.std() > 1 and picture.shape == (64, 64, 3), name
     for sampler in SAMPLERS:
         for schedule in fit.schedules_of(fit.class_of(sampler)):
             choice = choose({"scheduler": sampler.name, "schedule": schedule}, {}, fit, "tiny")
-            built = build_scheduler(own, type(pipe.scheduler), choice)
+            built = build_scheduler(own, choice)
             options = {name: value for name, value in choice.options.items() if value is not False}
             assert options.items() <= dict(built.config).items(), (sampler.name, schedule)
     for curved in {"karras", "exponential", "beta"} & set(fit.schedules):
         choice = choose({"scheduler": "euler", "schedule": curved}, {}, fit, "tiny")
-        picture = drawn(pipe, build_scheduler(own, type(pipe.scheduler), choice))
+        picture = drawn(pipe, build_scheduler(own, choice))
         assert not np.array_equal(picture, plain["euler"]), curved
         assert np.abs(picture.astype(int) - plain["euler"]).mean() < 64
 
@@ -116,9 +116,9 @@ def test_uni_pc_is_b1_as_uis_draw_it(zoo, folder):
             self.sigmas[-1] = 1e-3
 
     pipe, fit = loaded(zoo, folder), fit_for(folder)
-    own, cls = dict(pipe.scheduler.config), type(pipe.scheduler)
+    own = pipe.scheduler
     first, second = [
-        build_scheduler(own, cls, choose({"scheduler": name}, {}, fit, "tiny")) for name in ("uni_pc", "uni_pc_bh2")
+        build_scheduler(own, choose({"scheduler": name}, {}, fit, "tiny")) for name in ("uni_pc", "uni_pc_bh2")
     ]
     picture = drawn(pipe, first, num_inference_steps=6)
     assert first.config.solver_type == "bh1"
@@ -205,7 +205,7 @@ async def test_v_prediction_and_zero_snr_of_the_models_own_config_stay(zoo):
     fit = fit_of(spec, found, Task.TEXT_TO_IMAGE)
     assert len(fit.classes) > 5
     for name in fit.classes:
-        built = build_scheduler(dict(own.config), type(own), choose({"scheduler": name}, {}, fit, "tiny")).config
+        built = build_scheduler(own, choose({"scheduler": name}, {}, fit, "tiny")).config
         assert (built.prediction_type, built.rescale_betas_zero_snr) == ("v_prediction", True), name
         assert (built.timestep_spacing, built.beta_end) == ("trailing", 0.02), name
 

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -185,7 +186,8 @@ async def test_its_schema_lists_what_it_takes(worker):
     assert {"image", "scale", "tile", "output", "num_images"} <= schema["properties"].keys()
     unwanted = {"width", "height", "num_inference_steps", "loras", "scheduler", "refiner", "upscale", "negative_prompt"}
     assert not unwanted & schema["properties"].keys()
-    assert schema["required"] == ["image"]
+    assert not Draft202012Validator(schema).is_valid({"scale": 2})
+    Draft202012Validator(schema).validate({"images": ["https://example.com/a.png"], "scale": 2})
     assert schema["properties"]["tile"]["maximum"] == 2_048
 
 

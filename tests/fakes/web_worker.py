@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tests.fakes import FakeServer
 from tests.fakes.engine import Desk, make_desk
-from worker.standalone import build_app
+from worker.standalone import build_app, server_config
 
 
 class WebWorker:
@@ -25,9 +25,8 @@ class WebWorker:
         self.port = 0
 
     def __enter__(self) -> Self:
-        app = build_app(self.desk.worker)
-        ws = "websockets-sansio"
-        config = uvicorn.Config(app, "127.0.0.1", 0, log_config=None, ws=ws, timeout_graceful_shutdown=2)
+        config = server_config(build_app(self.desk.worker), self.desk.worker.settings)
+        config.host, config.port, config.timeout_graceful_shutdown = "127.0.0.1", 0, 2
         self._server = uvicorn.Server(config)
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="web-worker", daemon=True)

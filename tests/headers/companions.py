@@ -2,8 +2,9 @@
 
 import sys
 
-from building import HERE, Shapes, build, bundled, write
-from layouts import clip, ldm_unet, open_clip
+from building import HERE, Shapes, build, bundled, must_convert, write
+from diffusers.utils.state_dict_utils import convert_sai_sd_control_lora_state_dict_to_peft
+from layouts import clip, ldm_unet, ldm_unet_name, open_clip
 
 sys.path.append(str(HERE.parents[1]))
 from tools.component_signatures import CONFIGURATIONS
@@ -96,10 +97,38 @@ def controlnets() -> None:
     xlabs |= {f"double_blocks.{at}.img_attn.qkv.weight": (9216, 3072) for at in range(2)}
     xlabs |= {f"controlnet_blocks.{at}.weight": (3072, 3072) for at in range(2)}
     write("controlnet-flux1-xlabs", xlabs, "BF16")
-    lora: Shapes = {"lora_controlnet": (0,), "input_hint_block.0.weight": (16, 3, 3, 3)}
-    stem = "input_blocks.4.1.transformer_blocks.0."
-    lora |= {f"{stem}attn2.to_k.down": (256, 2048), f"{stem}attn2.to_k.up": (640, 256)}
-    write("control-lora-sdxl", lora)
+    write("control-lora-sd1", control_lora(build("ControlNetModel", cross_attention_dim=768), 128))
+    write("control-lora-sdxl", control_lora(build("ControlNetModel", **XL_CONTROL), 256))
+
+
+def control_lora(control: Shapes, rank: int) -> Shapes:
+    """A ControlNet as what it has beyond its base: every weight that the base has too in factors, the rest whole."""
+    result: Shapes = {"lora_controlnet": (0,)}
+    wanted: Shapes = {}
+    for name, shape in control.items():
+        own = name.startswith("controlnet_")
+        place = control_name(name) if own else ldm_unet_name(name, set())
+        if own or len(shape) == 1:
+            result[place] = wanted[name] = shape
+            continue
+        kernel = [1] * (len(shape) - 2)
+        down, up = (rank, *shape[1:]), (shape[0], rank, *kernel)
+        stem, theirs = place.removesuffix(".weight"), name.removesuffix(".weight")
+        result |= {f"{stem}.down": down, f"{stem}.up": up}
+        wanted |= {f"{theirs}.lora_A.weight": down, f"{theirs}.lora_B.weight": up}
+    must_convert(result, wanted, convert_sai_sd_control_lora_state_dict_to_peft)
+    return result
+
+
+def control_name(name: str) -> str:
+    """Rename a tensor of a diffusers ControlNet that its base has not."""
+    part, *words = name.removeprefix("controlnet_").split(".")
+    if part == "down_blocks":
+        return f"zero_convs.{words[0]}.0.{words[1]}"
+    if part == "mid_block":
+        return f"middle_block_out.0.{words[0]}"
+    at = {"conv_in": 0, "conv_out": 14}.get(words[0])
+    return f"input_hint_block.{2 * int(words[1]) + 2 if at is None else at}.{words[-1]}"
 
 
 def adapters() -> None:

@@ -1,4 +1,4 @@
-"""Who is let in: places, queue, work, quotas; and what a worker that is being stopped still does."""
+"""Who is let in: places, queue, work; and what a worker that is being stopped still does."""
 
 import asyncio
 import time
@@ -6,8 +6,7 @@ import time
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_desk
-from worker.core.errors import Overloaded, ParameterOutOfRange, QuotaExceeded, RateLimited, ShuttingDown
-from worker.service.quotas import QuotaLimits, Quotas
+from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 
 
 async def started(desk, count):
@@ -103,70 +102,6 @@ async def test_what_is_not_finished_in_time_fails_with_a_reason(held):
         with pytest.raises(ShuttingDown, match="could not finish the job in time"):
             await job
     assert not held.engine.inside.is_set()  # the device is free again
-
-
-async def test_a_second_delivery_costs_nothing(tmp_path):
-    desk = make_desk(tmp_path, rate_limit_per_minute=1)
-    perform = desk.worker.actions.perform
-    payload = {"prompt": "an apple", "seed": 1}
-    first = await perform(payload, "same-job", lambda progress: None, "key-a")
-    assert (await perform(payload, "same-job", lambda progress: None, "key-a"))["image"] == first["image"]
-    with pytest.raises(RateLimited):
-        await perform(payload, "other-job", lambda progress: None, "key-a")
-    assert await perform(payload, "their-job", lambda progress: None, "key-b")  # each caller has his own
-    assert await perform(payload, "platform-job", lambda progress: None)  # and a platform's jobs have nobody's
-
-
-class Clock:
-    """Wall time that a test moves."""
-
-    def __init__(self):
-        self.now = 1_800_000_000.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_a_rate_refills_with_time():
-    clock = Clock()
-    quotas = Quotas(QuotaLimits(requests_per_minute=2), now=clock)
-    quotas.charge("a", 1)
-    quotas.charge("a", 1)
-    with pytest.raises(RateLimited, match="At most 2 requests a minute") as refused:
-        quotas.charge("a", 1)
-    assert refused.value.details["retry_after_s"] == 30
-    clock.now += 29
-    with pytest.raises(RateLimited):
-        quotas.charge("a", 1)
-    clock.now += 1
-    quotas.charge("a", 1)
-    clock.now -= 3600  # a clock that is set back takes nothing away
-    with pytest.raises(RateLimited):
-        quotas.charge("a", 1)
-
-
-def test_a_quota_is_of_one_day():
-    clock = Clock()
-    quotas = Quotas(QuotaLimits(pixel_steps_per_day=100), now=clock)
-    quotas.charge("a", 60)
-    with pytest.raises(QuotaExceeded, match="of which 40 are left") as refused:
-        quotas.charge("a", 41)
-    quotas.charge("a", 40)
-    clock.now += refused.value.details["retry_after_s"]
-    quotas.charge("a", 100)
-
-
-def test_quotas_survive_a_restart_and_a_damaged_file_is_no_reason_to_stop(tmp_path):
-    clock, file = Clock(), tmp_path / "state" / "quotas.json"
-    limits = QuotaLimits(requests_per_minute=1, pixel_steps_per_day=100)
-    Quotas(limits, file, clock).charge("a", 60)
-    clock.now += 60
-    with pytest.raises(QuotaExceeded):
-        Quotas(limits, file, clock).charge("a", 60)
-    Quotas(limits, file, clock).charge("a", 40)
-    for damage in ("", "{", "[]", '{"a": 5}', '{"a": {"tokens": 1}}'):
-        file.write_text(damage)
-        Quotas(limits, file, clock).charge("a", 60)
 
 
 async def test_models_yaml_is_read_again_and_a_mistake_changes_nothing(tmp_path, caplog):

@@ -21,7 +21,8 @@ def ignore(progress):
 def ticket(came, model="a", pictures=1, **changes):
     """A job of `model` that came at a time."""
     spec = ModelSpec(id=model, source=ModelSource(scheme="hf", locator=f"org/{model}"))
-    return Ticket(batch(spec=spec, seeds=tuple(range(pictures)), **changes), ignore, came)
+    drawn = batch(spec=spec, seeds=tuple(range(pictures)), **changes)
+    return Ticket(drawn, ignore, came, drawn.batch_key)
 
 
 def buckets(*tickets, size=4):

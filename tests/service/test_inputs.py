@@ -121,17 +121,18 @@ async def test_a_picture_becomes_a_film_of_the_familys_size_at_its_own_proportio
     assert media_of(ends).keys() == {"image", "last_image"}
 
 
-async def test_the_number_of_frames_is_one_that_the_family_draws(desk):
+async def test_as_many_frames_are_drawn_as_the_family_can_and_as_many_wanted_as_were_asked_for(desk):
     job = await desk.accept(model="wan", num_frames=80)
-    assert job.params["num_frames"] == 77
-    assert job.warnings == ("num_frames 80 was lowered to 77, which the model can draw.",)
-    assert (await desk.accept(model="wan", num_frames=81)).warnings == ()
+    assert (job.params["num_frames"], job.frames, job.warnings) == (81, 80, ())
+    job = await desk.accept(model="wan", num_frames=81)
+    assert (job.params["num_frames"], job.frames) == (81, 81)
 
 
-async def test_a_film_is_cut_to_whole_steps_and_sets_the_pace(desk):
+async def test_a_films_last_frame_stands_until_the_next_that_can_be_drawn_and_it_sets_the_pace(desk):
     job = await desk.accept(model="wan", video=film(7))
     assert (job.task, job.pipeline) == (Task.VIDEO_TO_VIDEO, "WanVideoToVideoPipeline")
-    assert len(media_of(job)["video"].pictures) == 5
+    frames = media_of(job)["video"].pictures
+    assert (len(frames), frames[6] == frames[7] == frames[8], job.frames) == (9, True, 7)
     assert job.fps == 16
     assert (await desk.accept(model="wan", video=film(7), fps=24)).fps == 24
     out = io.BytesIO()

@@ -207,6 +207,20 @@ async def test_null_is_as_if_a_field_were_left_out(desk):
         await desk.draw(prompt=None)
 
 
+def test_a_list_of_one_picture_is_that_picture():
+    assert decoded({"image": ["a"]}) == decoded({"image": "a"})
+    assert decoded({"image": ["a"], "images": ["b"]}) == decoded({"image": "a", "images": ["b"]})
+    assert decoded({"image": ["a", "b"]}) == decoded({"images": ["a", "b"]})
+    assert decoded({"image": []}) == decoded({})
+
+
+def test_a_whole_number_may_have_a_point():
+    sent = {"seed": 7.0, "num_images": 2.0, "output": {"quality": 80.0}, "outpaint": {"left": 8.0}, "timeout_s": 5.0}
+    assert decoded(sent) == decoded(json.loads(json.dumps(sent).replace(".0", "")))
+    with pytest.raises(ParameterOutOfRange, match="seed must be an integer"):
+        decoded({"seed": 7.5})
+
+
 @pytest.mark.parametrize("line", RECORDED.read_text().splitlines())
 async def test_recorded_requests_are_still_taken(tmp_path, line):
     record = json.loads(line)

@@ -12,8 +12,9 @@ from tests.zoo.plain import save
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
 from tests.zoo.served import ServedZoo
 from worker.catalog.calls.inputs import FIELDS, VIDEO_TASKS
-from worker.catalog.calls.schema import COMMON, needed_fields, parameters
+from worker.catalog.calls.parameters import COMMON, needed_fields, parameters
 from worker.catalog.calls.tasks import FROM_TEXT, draws_video, infer_task, media_slots, pipeline_for
+from worker.catalog.calls.together import with_controls
 from worker.core.errors import WorkerError
 from worker.core.model import Detection, ModelSpec, Task
 from worker.service.inputs import sent_fields
@@ -21,9 +22,14 @@ from worker.transport.wire import decode_generation
 
 Fields = dict[str, Any]
 # Said by `answers` itself in every request, or a matter of other tests: what needs files that fit, or a bucket.
-_SAID = frozenset({"action", "model", "task", "prompt", "seed", "loras", "lightning"})
+_SAID = frozenset({"action", "traceparent", "model", "task", "prompt", "seed", "loras", "lightning"})
 _SAID |= {"controlnets", "ip_adapters", "embeddings", "hypernetworks", "vae", "refiner", "upscale", "s3Config"}
-_SCHEDULERS = ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+_SCHEDULERS = (
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DDIMScheduler",
+)
 _SCHEDULES = {"timesteps": [900, 700, 500, 300], "sigmas": [1.0, 0.75, 0.5, 0.25]}
 _COUNTS = {"num_frames", "video_length", "frames"}
 _ids = itertools.count()
@@ -60,10 +66,11 @@ class _Walk:
         schema = await self.worker.actions.perform({"action": "schema", "model": self.model}, "schema", _silent)
         properties: Mapping[str, Any] = schema["properties"]
         self.report.fields = len(properties)
+        tasks = [Task(name) for name in properties["task"]["enum"] if name is not None]
         # What only a class with controls takes is sent in tests/zoo/test_controlled.py.
-        beside = {name for name, needed in schema.get("dependentRequired", {}).items() if needed == ["controlnets"]}
+        beside = set().union(*(with_controls(self.spec, self.detection, task) for task in tasks))
+        beside -= set().union(*(parameters(self.spec, self.detection, task, max_images=1) for task in tasks))
         left = set(properties) - _SAID - beside
-        tasks = [Task(name) for name in properties["task"]["enum"]]
         own = self.recipe.fields()
         request = decode_generation({"model": self.model, **own})
         usual = infer_task(self.spec, self.detection, sent_fields(request, self.spec, self.detection))
@@ -82,7 +89,7 @@ class _Walk:
                 value, rest = values.pop(name), self._without_siblings(task, base, name)
                 given = [base[other] for other in base.keys() - rest.keys() if other != "mask_image"]
                 await self._bisect(task, rest, {name: value if name == "outpaint" else next(iter(given), value)})
-            for name in ("timesteps", "sigmas"):
+            for name in ("timesteps", "sigmas", "schedule"):
                 if name in values:
                     await self._schedule(task, base, name, values.pop(name))
             await self._bisect(task, base, values)
@@ -117,7 +124,7 @@ class _Walk:
         return {other: value for other, value in base.items() if other not in siblings}
 
     async def _schedule(self, task: Task, base: Fields, name: str, value: Any) -> None:
-        """A list of timesteps or sigmas, with a scheduler that takes it."""
+        """A schedule, by name or as a list, with a scheduler that takes it."""
         problems = []
         for scheduler in ({}, *({"scheduler": name} for name in _SCHEDULERS)):
             problem = await self._fails(task, base | scheduler | {name: value})
@@ -125,7 +132,8 @@ class _Walk:
                 return
             problems.append(problem)
         # A scheduler may not take one, and a model may take no other: then the worker says so, by name.
-        if "cannot be given to" not in problems[0] or any(problem.startswith("engine") for problem in problems):
+        told = "cannot be given to" in problems[0] or "takes scheduler: " in problems[0]
+        if not told or any(problem.startswith("engine") for problem in problems):
             self.report.problems.append(f"{task}: {name} = {_short(value)}: {problems[0]}")
 
     def _start(self, task: Task, own: Fields) -> Fields:
@@ -186,17 +194,16 @@ def value_for(name: str, schema: Mapping[str, Any]) -> Any:
     """A valid value of a property: an example, another one than the default, or what stands in the middle."""
     if name in ("strength", "timeout_s"):
         return {"strength": 1.0, "timeout_s": 300}[name]
-    if "const" in schema:
-        return schema["const"]
     members = [member for member in schema.get("anyOf", ()) if member.get("type") != "null"]
     if members:
         shared = {key: schema[key] for key in ("default", "examples") if schema.get(key) is not None}
         return value_for(name, members[0] | shared)
     if schema.get("examples"):
         return schema["examples"][0]
-    default, kind = schema.get("default"), schema.get("type")
+    kinds = schema.get("type")
+    default, kind = schema.get("default"), kinds if isinstance(kinds, str) else next(iter(kinds or ()), None)
     if "enum" in schema:
-        return schema["enum"][-1]
+        return [value for value in schema["enum"] if value is not None][-1]
     if kind == "boolean":
         return not default
     if kind == "array":

@@ -85,6 +85,7 @@ _CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LLAMA = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
+_GLM_PICTURE = ("<|dit_token_begin|>", "<|dit_token_end|>")  # before and after the tokens of a picture
 _CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()-_\n"
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _LLAMA_IMAGE = 3 + len(_BYTES) + len(_CHARACTERS) + _LLAMA.index("<image>")
@@ -123,15 +124,18 @@ def llama_tokenizer() -> LlamaTokenizer:
 def glm_image_processor() -> GlmImageProcessor:
     """GLM-Image's: `qwen_tokenizer` with the specials that tell how large the picture is, and a picture processor."""
     names = {"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
-    tokens = [*byte_units().values(), *_SPECIALS, *names.values(), "<|dit_token_begin|>"]
+    tokens = [*byte_units().values(), *_SPECIALS, *names.values(), *_GLM_PICTURE]
     tokenizer = Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=[],
-        bos_token="<|dit_token_begin|>",
+        bos_token=_GLM_PICTURE[0],
         extra_special_tokens=names,
-        chat_template=_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>"),
+        chat_template=_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>".join(_GLM_PICTURE)),
     )
-    pictures = GlmImageImageProcessor(patch_size=16, min_pixels=32 * 32, max_pixels=128 * 128)
+    # As published, but for the sizes.
+    pictures = GlmImageImageProcessor(
+        patch_size=16, temporal_patch_size=1, merge_size=1, min_pixels=64 * 64, max_pixels=256 * 256
+    )
     return GlmImageProcessor(image_processor=pictures, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
 
 
@@ -146,7 +150,7 @@ def glm_image(codes: int) -> GlmImageForConditionalGeneration:
         vq_config={"embed_dim": 16, "num_embeddings": codes, "latent_channels": WIDTH},
         image_token_id=_KNOWN,
         image_start_token_id=_KNOWN + 3,
-        image_end_token_id=VOCABULARY - 1,
+        image_end_token_id=_KNOWN + 4,
     )
     return GlmImageForConditionalGeneration(config).eval()
 

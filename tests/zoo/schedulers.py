@@ -96,7 +96,7 @@ def _drawn(recipe: Recipe, pipeline: Any, own: Any, choice: SchedulerChoice) -> 
     """The picture, or None where the pipeline fails with that scheduler or draws no numbers."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipeline.scheduler = build_scheduler(dict(own.config), type(own), choice)
+        pipeline.scheduler = build_scheduler(own, choice)
         picture = draw(recipe, pipeline)
         if np.isfinite(picture.astype(np.float64)).all():
             return picture

@@ -60,7 +60,14 @@ DEPENDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 # In both requests: so few steps that the picture is not all noise at the first one.
 _BOTH: Mapping[str, Mapping[str, Any]] = {"image-to-image": {"num_inference_steps": 4, "strength": 0.5}}
-SEVERAL = ("Flux2KleinPipeline", "Flux2Pipeline", "StableCascadeCombinedPipeline", "QwenImageEditPlusPipeline")
+SEVERAL = (
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "GlmImagePipeline",
+    "QwenImageEditPlusPipeline",
+    "StableCascadeCombinedPipeline",
+    "ZImageOmniPipeline",
+)
 _ROWS = [(task, name) for task, rows in DEPENDS.items() for name in rows]
 
 
@@ -131,6 +138,15 @@ def test_each_of_several_pictures_changes_the_edit(doorway: Doorway, pipeline: s
     assert not np.array_equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize("size", [(70, 50), (30, 30), (400, 40), (33, 600)])
+@pytest.mark.parametrize("pipeline", ["Flux2KleinPipeline", "GlmImagePipeline", "ZImageOmniPipeline"])
+def test_a_picture_of_any_size_is_edited(doorway: Doorway, pipeline: str, size: tuple[int, int]):
+    images = [[Picture(*size, seed=seed), Picture(64, 96, seed=1)] for seed in (0, 1)]
+    first, other = (doorway.ask(pipeline, image=None, images=sent) for sent in images)
+    assert pixels(first).shape == (64, 64, 3)
+    assert not np.array_equal(pixels(first), pixels(other))
+
+
 @pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
 def test_a_film_is_what_was_asked_for(doorway: Doorway, pipeline: str):
     asked = {"num_frames": 9, "width": 96, "height": 64, "fps": 12}
@@ -139,6 +155,49 @@ def test_a_film_is_what_was_asked_for(doorway: Doorway, pipeline: str):
     film = decode_video(base64.b64decode(answer["video"]))
     assert (answer["format"], len(film.frames), film.fps) == ("mp4", 9, 12)
     assert {(frame.width, frame.height) for frame in film.frames} == {(96, 64)}
+
+
+# Class -> counts that it does not draw by itself: it fills up, rounds either way, fails, or gives four fewer.
+ODD_COUNTS: Mapping[str, tuple[int, ...]] = {
+    "CogVideoXPipeline": (2, 5, 13),
+    "WanPipeline": (6,),
+    "LTXPipeline": (10,),
+    "MochiPipeline": (9,),
+    "HunyuanVideoImageToVideoPipeline": (2, 6),
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": (3,),
+    "SanaVideoPipeline": (6,),
+    "LattePipeline": (3,),
+    "AllegroPipeline": (2,),
+    "StableVideoDiffusionPipeline": (1,),
+    "AnimateDiffPipeline": (5,),
+}
+
+
+@pytest.mark.parametrize("pipeline", ODD_COUNTS)
+def test_a_film_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pipeline: str):
+    own = {name: None for name in ("frames", "video_length") if name in _RECIPES[pipeline].request}
+    for count in ODD_COUNTS[pipeline]:
+        answer = doorway.ask(pipeline, **own, num_frames=count)
+        film = decode_video(base64.b64decode(answer["video"]))
+        assert (answer["format"], answer["num_frames"], len(film.frames)) == ("mp4", count, count)
+        assert not [warning for warning in answer["warnings"] if "frames" in warning]
+
+
+@pytest.mark.parametrize("pipeline", ["CogVideoXVideoToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"])
+def test_a_film_from_a_film_is_as_long_as_it(doorway: Doorway, pipeline: str):
+    clip = [Picture(seed=seed) for seed in range(6)]
+    answer = doorway.ask(pipeline, num_frames=None, video=clip, mask_image=None)
+    assert len(decode_video(base64.b64decode(answer["video"])).frames) == 6
+
+
+def test_a_control_film_that_is_too_short_is_refused_before_anything_is_loaded(doorway: Doorway):
+    folder = save(_RECIPES["AnimateDiffControlNetPipeline"], doorway.zoo.root / "AnimateDiffControlNetPipeline")
+    before = doorway.zoo.worker.engine.resident_models
+    sent = {**_RECIPES[folder.name].fields(), "model": f"file:{folder}", "num_frames": 9}
+    answer = asyncio.run(doorway.door.handle({"id": "short", "input": sent}))
+    assert (answer["code"], answer["field"]) == ("invalid_request", "conditioning_frames")
+    assert "num_frames is 9" in answer["error"]
+    assert doorway.zoo.worker.engine.resident_models == before
 
 
 @pytest.mark.parametrize("format_", ["gif", "webp", "png", "jpeg"])

@@ -12,7 +12,7 @@ from tests.zoo import RECIPES
 from tests.zoo.fields import check_fields
 from tests.zoo.plain import quiet, runs_here
 from tests.zoo.served import ServedZoo
-from worker.catalog.calls.schema import COMMON, parameters
+from worker.catalog.calls.parameters import COMMON, parameters
 from worker.catalog.calls.signatures import DENIED
 from worker.catalog.calls.tasks import tasks_of
 from worker.core.errors import UnknownParameter
@@ -26,14 +26,11 @@ OFTEN = (
     "FluxPipeline",
     "AnimateDiffPipeline",
     "LTXPipeline",
+    "GlmImagePipeline",
+    "ZImageOmniPipeline",
 )
 _RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
 _WHOLE = [recipe for recipe in RECIPES if runs_here(recipe)]
-# Classes of which a whole task cannot run on a CPU with these tiny weights, and why.
-_HALF = {
-    "GlmImagePipeline": "transformers fails on the grid of a picture that is sent to so small a model",
-    "ZImageOmniPipeline": "casts pictures to bfloat16, whatever its autoencoder is",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +55,7 @@ def test_every_field_of_the_schema_is_taken_by_the_pipeline(field_zoo: ServedZoo
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_field_of_every_schema_is_taken_by_its_pipeline(field_zoo: ServedZoo):
-    able = [recipe for recipe in _WHOLE if recipe.pipeline not in _HALF]
-    reports = [check_fields(field_zoo, recipe, field_zoo.root / recipe.pipeline) for recipe in able]
+    reports = [check_fields(field_zoo, recipe, field_zoo.root / recipe.pipeline) for recipe in _WHOLE]
     told = {report.pipeline: report.problems for report in reports if report.problems}
     assert told == {}, json.dumps(told, indent=1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import ControlNetModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from tools.demo_model.control_lora import save_control_lora
 from tools.demo_model.denoiser import new_scheduler
 from tools.demo_model.evaluation import load_pipeline
 from tools.demo_model.latents import encoded
@@ -32,9 +33,12 @@ TOKEN_THING, TOKEN_COLOUR = "robot", "purple"
 TOKEN_FILE = "mascot-token.safetensors"
 LORA_FILE = "grey-style-lora.safetensors"
 KOHYA_FILE = "grey-style-lora-kohya.safetensors"
-CONTROL_FOLDER = "edge-controlnet"
+CONTROL_FILE = "edge-control-lora.safetensors"
 _LORA_RANK = 8
 _LORA_TARGETS = r"(up_blocks\..*\.conv[12]|mid_block\..*\.conv[12]|conv_out)"
+_CONTROL_RANK = 8
+_CONTROL_TARGETS = r"down_blocks\..*\.(conv|conv1|conv2|conv_shortcut)"
+_HINT_WIDTHS = (16, 32, 64)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -170,30 +174,29 @@ def train_token(folder: Path, renders: Path, minutes: float, rate: float = 1e-2)
     save_file({TOKEN: vector.detach().half()}, folder / "companions" / TOKEN_FILE)
 
 
-def new_controlnet(pipeline: StableDiffusionPipeline) -> ControlNetModel:
-    """Build a ControlNet without attention, its convolutions copied from the UNet's way down."""
-    settings = pipeline.unet.config
-    control = ControlNetModel(
-        in_channels=settings.in_channels, down_block_types=("DownBlock2D",) * 3, mid_block_type="UNetMidBlock2D",
-        block_out_channels=settings.block_out_channels, layers_per_block=1, norm_num_groups=settings.norm_num_groups,
-        cross_attention_dim=settings.cross_attention_dim, attention_head_dim=4,
-        conditioning_embedding_out_channels=(16, 32, 64),
-    )  # fmt: skip
-    weights = control.state_dict()
-    for key, value in pipeline.unet.state_dict().items():
-        if key in weights and weights[key].shape == value.shape:
-            weights[key] = value
-    control.load_state_dict(weights)
+def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """Build a ControlNet that is the UNet's way down, all of it frozen but factors of low rank beside its convolutions.
+
+    What the UNet lacks, the way in for the picture and the ways out, is learnt whole.
+    """
+    control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_HINT_WIDTHS).requires_grad_(False)
+    control.add_adapter(LoraConfig(r=_CONTROL_RANK, lora_alpha=_CONTROL_RANK, target_modules=_CONTROL_TARGETS))
+    for name, parameter in control.named_parameters():
+        if name.startswith("controlnet_"):
+            parameter.requires_grad_(True)
+    # diffusers starts it at zero like the ways out, and one zero behind another is slow to learn.
+    control.controlnet_cond_embedding.conv_out.reset_parameters()
     return control
 
 
 def train_controlnet(folder: Path, renders: Path, minutes: float, rate: float = 2e-3) -> None:
-    """Learn to put things where the edges of a picture are."""
+    """Learn to put things where the edges of a picture are; write what was learnt as a control LoRA."""
     gallery, lessons = Gallery(renders), _Lessons(load_pipeline(folder), seed=23)
-    unet, control = lessons.pipeline.unet, new_controlnet(lessons.pipeline).train()
+    unet = lessons.pipeline.unet
+    control = new_controlnet(unet).train()
 
     def loss() -> Tensor:
-        scenes = [random_scene(int(k), lessons.rng) for k in lessons.rng.integers(len(THINGS), size=32)]
+        scenes = [random_scene(int(k), lessons.rng) for k in lessons.rng.integers(len(THINGS), size=16)]
         pictures = np.stack([gallery.picture(scene) for scene in scenes])
         lines = np.stack([edges(picture) for picture in pictures]).transpose(0, 3, 1, 2)
         captions = ["" if lessons.rng.random() < 0.15 else caption(scene, lessons.rng) for scene in scenes]
@@ -205,5 +208,6 @@ def train_controlnet(folder: Path, renders: Path, minutes: float, rate: float = 
         ).sample
         return (drawn.float() - velocity).square().mean()
 
-    _practise("ControlNet", list(control.named_parameters()), minutes, rate, loss)
-    control.half().save_pretrained(folder / "companions" / CONTROL_FOLDER)
+    learnt = [(name, parameter) for name, parameter in control.named_parameters() if parameter.requires_grad]
+    _practise("ControlNet", learnt, minutes, rate, loss)
+    save_control_lora(control, folder / "companions" / CONTROL_FILE)

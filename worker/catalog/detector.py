@@ -18,7 +18,7 @@ from worker.catalog.declared import declared_base
 from worker.catalog.kinds.adapters import detect_lora
 from worker.catalog.kinds.companions import FACE_RESTORER, UPSCALE_PIPELINE, find_companion
 from worker.catalog.kinds.components import ComponentClass, Likeness, component_classes, resemble
-from worker.catalog.kinds.controlnets import find_controlnet
+from worker.catalog.kinds.controlnets import CONTROL_LORA, find_controlnet, is_control_lora
 from worker.catalog.kinds.encoders import find_encoder
 from worker.catalog.kinds.image_prompts import layout_of
 from worker.catalog.kinds.refused import refuse
@@ -221,7 +221,7 @@ def _controlnet(index: TensorIndex) -> Detection | None:
         architecture=row.architecture,
         evidence=evidence + why,
         quantization=weights,
-        variant="control-lora" if "lora_controlnet" in index.tensors else row.variant,
+        variant=CONTROL_LORA if is_control_lora(index) else row.variant,
         component_class=row.component_class,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from worker.core.image import Raster
 from worker.core.model import Detection, Kind, ModelFiles, Parsed
@@ -21,7 +21,7 @@ Preprocess = Literal["canny", "lineart", "grayscale", "invert", "threshold", "bl
 class AdapterSpec(Parsed):
     """A file beside the model. A reference alone stands for an object that names nothing else."""
 
-    model: str = Field(max_length=512, description="A reference, like that of a model.")
+    model: str = Field(min_length=1, max_length=512, description="A reference, like that of a model.")
     weight_name: str | None = Field(default=None, max_length=512, description="Which file of a repository.")
 
     @model_validator(mode="before")
@@ -45,6 +45,15 @@ class ControlNetSpec(AdapterSpec):
 
 class IPAdapterSpec(AdapterSpec):
     """An IP-Adapter, and the picture or pictures that prompt it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"image": {"type": "string"}}, "required": ["image"]},
+                {"properties": {"images": {"minItems": 1}}, "required": ["images"]},
+            ]
+        }
+    )
 
     image: str | None = Field(default=None, description="The picture to draw after, sent like image.")
     images: tuple[str, ...] = Field(default=(), strict=False, max_length=8)
@@ -114,6 +123,12 @@ class AdapterFiles:
     files: ModelFiles
     detection: Detection
     sha256: str | None = None
+    unfolded_bytes: int | None = None  # of a control LoRA: what it takes once it is the ControlNet that it stands for
+
+    @property
+    def bytes_beside(self) -> int:
+        """What it takes on the device beside the model, as far as its stored bytes tell."""
+        return self.unfolded_bytes or self.files.total_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from worker.core.model import Detection, ModelFiles, ModelSpec, Parsed
 class SecondModelSpec(Parsed):
     """A model that works after the first. A reference alone stands for an object that names nothing else."""
 
-    model: str = Field(max_length=512, description="A model id of models.yaml, or a reference.")
+    model: str = Field(min_length=1, max_length=512, description="A model id of models.yaml, or a reference.")
 
     @model_validator(mode="before")
     @classmethod

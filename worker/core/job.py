@@ -151,6 +151,7 @@ class Job:
     words: PromptForm | None = None  # how the class reads prompts, where the worker can weigh them; else None
     redraws: bool = True  # at strength 0 what was sent comes back, and nothing is drawn
     fps: float | None = None  # of the videos that come back; None for pictures
+    frames: int | None = None  # how many of those drawn are wanted, the first ones; None for all
     accepted_at: float = field(default_factory=time.monotonic)
 
     @property

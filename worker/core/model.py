@@ -100,7 +100,7 @@ class LoraSpec(Parsed):
     stands for an object that names nothing else.
     """
 
-    model: str
+    model: str = Field(min_length=1, max_length=512)
     weight: LoraWeight = 1.0
     weights: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)], LoraWeight] = Field(
         default_factory=dict, max_length=64

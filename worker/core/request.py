@@ -12,6 +12,8 @@ from worker.core.model import LoraSpec, Parsed, Task
 MAX_PROMPT_CHARS = 8_000
 MAX_SEED = 2**63 - 1
 MAX_MARGIN = 4_096
+MAX_PICTURES = 16  # of one request
+MAX_FRAMES = 257  # of one video
 
 
 Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
@@ -19,6 +21,7 @@ PICTURE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
 FRAME_FORMATS: tuple[Format, ...] = ("png", "jpeg")  # of a video: its frames, each a file of its own
 VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp", *FRAME_FORMATS)
 _IMAGE = "Base64, a data: URI or an https URL of a PNG, JPEG or WebP."
+_SIDES = ("left", "top", "right", "bottom")
 
 
 class OutputOptions(Parsed):
@@ -46,7 +49,11 @@ class S3Config(Parsed):
 
 
 class Margins(Parsed):
-    """How far a picture is continued beyond its own borders, in pixels."""
+    """How far a picture is continued beyond its own borders, in pixels: at least beyond one."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"properties": {side: {"minimum": 1}}, "required": [side]} for side in _SIDES]}
+    )
 
     left: int = Field(default=0, ge=0, le=MAX_MARGIN)
     top: int = Field(default=0, ge=0, le=MAX_MARGIN)
@@ -55,9 +62,11 @@ class Margins(Parsed):
 
 
 class GenerationRequest(Parsed):
-    """One generation, in canonical field names (CONTRACT §1). `params` holds what only the model's schema knows."""
+    """One generation, in canonical field names (docs/api.md). `params` holds what only the model's schema knows."""
 
-    model: str | None = Field(default=None, max_length=512, description="A model id of models.yaml, or a reference.")
+    model: str | None = Field(
+        default=None, min_length=1, max_length=512, description="A model id of models.yaml, or a reference."
+    )
     task: Task | None = Field(default=None, strict=False, description="Inferred from the inputs when left out.")
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to draw.")
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to keep out.")
@@ -83,7 +92,9 @@ class GenerationRequest(Parsed):
     hypernetworks: tuple[HypernetworkSpec, ...] = Field(
         default=(), strict=False, max_length=4, description="Hypernetworks to apply, in order."
     )
-    vae: str | None = Field(default=None, max_length=512, description="A reference to the VAE that decodes instead.")
+    vae: str | None = Field(
+        default=None, min_length=1, max_length=512, description="A reference to the VAE that decodes instead."
+    )
     refiner: RefinerSpec | None = Field(default=None, description="The model that draws the last steps.")
     upscale: UpscaleSpec | None = Field(default=None, description="The upscaler that enlarges what was drawn.")
     lightning: bool | None = Field(default=None, description="Whether to use the model's own distillation LoRA.")
@@ -94,7 +105,9 @@ class GenerationRequest(Parsed):
     s3Config: S3Config | None = Field(  # noqa: N815
         default=None, exclude=True, repr=False, description="Your own bucket; what is drawn is uploaded to it."
     )
-    timeout_s: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=86_400, allow_inf_nan=False, description="Seconds that the job may take."
+    )
     fallback: bool = Field(
         default=False, description="Whether a similar model may stand in for one that cannot be had."
     )

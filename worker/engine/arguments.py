@@ -1,6 +1,7 @@
 """A job as the keyword arguments of its pipeline's call: parameters, words, and pictures in the form it wants."""
 
 import dataclasses
+import functools
 import inspect
 import re
 import typing
@@ -14,6 +15,12 @@ from worker.core.job import PROMPT_PARAMETERS, Form, Job, Media
 
 Signature = Mapping[str, inspect.Parameter]
 _NUMBERED = re.compile(r"(negative_)?prompt_\d")  # what one text encoder of several reads
+
+
+@functools.lru_cache(maxsize=256)
+def parameters_of(function: Callable[..., Any]) -> Signature:
+    """What a function of a class takes: asked several times a job, and slow to find out."""
+    return inspect.signature(function).parameters
 
 
 def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A batch of jobs to pipeline calls, and its pictures or videos back."""
 
-import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,13 +13,13 @@ from worker.core.errors import InvalidOutput
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.result import Artifact, Emit, Outcome, Progress
-from worker.engine.arguments import Signature, arguments_of
+from worker.engine.arguments import Signature, arguments_of, parameters_of
 from worker.engine.outputs import arrays_of, keep_outside, read_pictures, read_videos, to_rasters
 from worker.engine.preparation import PREPARATIONS, prepared
 from worker.engine.previews import Previewer
 from worker.engine.prompts import read_alike, worded
 from worker.engine.schedulers import seeded_steps
-from worker.engine.stepping import watched
+from worker.engine.stepping import part_of, watched
 
 MANY = sys.maxsize
 # Classes that fail, or draw other pictures, when one call is for several: found by drawing with every class of
@@ -34,6 +33,7 @@ _ALONE = frozenset(
         "GlmImagePipeline",
         "HiDreamImagePipeline",
         "HunyuanDiTControlNetPipeline",
+        "QwenImageControlNetInpaintPipeline",
         "StableDiffusion3ControlNetInpaintingPipeline",
         "StableDiffusion3ControlNetPipeline",
         "StableDiffusionPanoramaPipeline",
@@ -48,12 +48,19 @@ _ALONE = frozenset(
         "KandinskyV22CombinedPipeline",
         "KandinskyV22Img2ImgCombinedPipeline",
         "KandinskyV22InpaintCombinedPipeline",
+        "PRXPipeline",
         "PRXPixelPipeline",
+        "StableDiffusionAttendAndExcitePipeline",
         "StableDiffusionInpaintPipelineLegacy",
         "StableDiffusionXLControlNetUnionInpaintPipeline",
+        "StableDiffusionXLControlNetUnionPipeline",
+        "UniDiffuserPipeline",
         "VQDiffusionPipeline",
+        "WuerstchenCombinedPipeline",
     }
 )
+# Classes that repeat the picture of an adapter for every picture of one prompt, but not for every prompt.
+_PICTURE_EACH = frozenset({"StableDiffusionAdapterPipeline", "StableDiffusionXLAdapterPipeline"})
 
 
 def call_pipeline(
@@ -65,6 +72,7 @@ def call_pipeline(
     job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs have to stop.
     """
     if not batch.jobs[0].redraws:
+        emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
     callee = Callee.of(pipe, given, emit)
     if at_once > 1 and draws_together(pipe, batch.jobs, callee.signature):
@@ -87,15 +95,19 @@ class Callee:
     @classmethod
     def of(cls, pipe: Any, given: Mapping[str, Any], emit: Emit) -> "Callee":
         """The call of `pipe`, with what it is `given` beside what the jobs say."""
-        return cls(pipe, inspect.signature(pipe.__call__).parameters, given, emit)
+        return cls(pipe, parameters_of(type(pipe).__call__), given, emit)
 
+    def given_for(self, prompts: int) -> Mapping[str, Any]:
+        """What the call is given where it draws for so many prompts: a T2I-Adapter's picture once for each."""
+        picture = self.given.get("image")
+        if prompts == 1 or picture is None or type(self.pipe).__name__ not in _PICTURE_EACH:
+            return self.given
+        each = [[item] * prompts for item in picture] if isinstance(picture, list) else [picture] * prompts
+        return {**self.given, "image": each}
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One call of several that answer a batch."""
-
-    index: int = 0
-    of: int = 1
+    def part(self, index: int, of: int) -> "Callee":
+        """The same for one call of several that answer a batch."""
+        return replace(self, emit=part_of(self.emit, index, of))
 
 
 def draws_together(pipe: Any, jobs: Sequence[Job], signature: Signature) -> bool:
@@ -125,7 +137,7 @@ def _together(callee: Callee, batch: Batch, at_once: int) -> tuple[Outcome, ...]
     parts = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
     drawn: list[Any] = []
     for index, part in enumerate(parts):
-        found = arrays_of(call_once(callee, batch, part, Turn(index, len(parts))))
+        found = arrays_of(call_once(callee.part(index, len(parts)), batch, part))
         if len(found) != len(part):
             return None
         drawn += found
@@ -143,7 +155,7 @@ def _one_by_one(callee: Callee, batch: Batch) -> Outcome:
     job = batch.jobs[0]
     found: list[Artifact] = []
     for index, seed in enumerate(job.seeds):
-        output = call_once(callee, batch, [(job, seed)], Turn(index, len(job.seeds)))
+        output = call_once(callee.part(index, len(job.seeds)), batch, [(job, seed)])
         found += artifacts_of(output, job, seed)
     return tuple(found)
 
@@ -157,7 +169,6 @@ def call_once(
     callee: Callee,
     batch: Batch,
     pictures: Sequence[tuple[Job, int]],
-    turn: Turn,
     generators: Sequence[torch.Generator] = (),
 ) -> Any:
     """What the pipeline returns for these pictures of the batch, each a job and a seed of it.
@@ -167,7 +178,7 @@ def call_once(
     pipe, signature = callee.pipe, callee.signature
     jobs, of_each = _words(pictures)
     job, seeds = jobs[0], [seed for _, seed in pictures]
-    arguments = arguments_of(jobs, signature) | callee.given
+    arguments = arguments_of(jobs, signature) | callee.given_for(len(jobs))
     # One generator per picture: a batch draws what single runs draw.
     generators = generators or [generator_of(seed) for _, seed in pictures]
     if "generator" in signature:
@@ -181,22 +192,29 @@ def call_once(
     # A batch's progress is told to all of its jobs, and a picture is only for the one whose it is.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
 
+    told = Progress("inference", 0, max(steps, 1))
+
     def after_step(step: int, latents: Any) -> None:
-        total = max(getattr(pipe, "num_timesteps", None) or 0, steps, 1)
+        nonlocal told
+        # As the pipeline counts: fewer where it starts in the middle, more where its scheduler looks twice.
+        total = getattr(pipe, "num_timesteps", None) or told.total
         preview = previewer.picture(latents) if previewer else None
-        done = turn.index * total + min(step + 1, total)
-        callee.emit(Progress("inference", done, turn.of * total, preview=preview, jobs=len(batch.jobs)))
+        told = Progress("inference", min(step + 1, total), total, preview=preview, jobs=len(batch.jobs))
+        callee.emit(told)
         batch.check()
 
     batch.check()
-    callee.emit(Progress("inference", turn.index * steps, turn.of * steps))
+    callee.emit(told)
     with (
         _seeded(seeds[0]),
         nullcontext() if job.scheduler is None else seeded_steps(pipe, seeds, generators),
         watched(pipe, signature, after_step) as callbacks,
         prepared(pipe, job, arguments) as ready,
     ):
-        return pipe(**ready, **callbacks)
+        output = pipe(**ready, **callbacks)
+    if told.step < told.total:  # not every pipeline tells of its last steps
+        callee.emit(Progress("inference", told.total, told.total, jobs=len(batch.jobs)))
+    return output
 
 
 def _words(pictures: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
@@ -217,7 +235,12 @@ def _seeded(seed: int) -> Iterator[None]:
     # Not the pipeline's `_execution_device`: to find that it walks through all modules, which takes milliseconds.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: for each kind of device that is not in use it formats the stack and keeps the call.
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         yield
 
 
@@ -225,7 +248,7 @@ def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
     """What one call drew for one seed: one, or all layers, or a picture and its depth."""
     if job.fps is None:
         return [_artifact(picture, job, seed) for picture in read_pictures(output)]
-    videos = read_videos(output)
+    videos = [video[: job.frames] for video in read_videos(output)]
     sizes = {(frame.width, frame.height, frame.mode) for video in videos for frame in video}
     if len(sizes) != 1:
         raise InvalidOutput(f"The pipeline returned frames of {len(sizes)} different sizes.")
@@ -235,7 +258,7 @@ def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
 def _untouched(job: Job, seed: int) -> Artifact:
     """What was sent, at the size that would have been drawn: with no step to run most pipelines fail."""
     sent = next(item for item in job.media if item.field in ("video", "image", "images"))
-    frames = sent.pictures if job.fps is not None else ()
+    frames = sent.pictures[: job.frames] if job.fps is not None else ()
     return Artifact(job.id, sent.pictures[0], seed, frames, job.fps or 0.0)
 
 

@@ -6,13 +6,14 @@ import json
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 from diffusers import pipelines
 
@@ -53,6 +54,15 @@ def reach_moved_parts(folder: Path) -> None:
 
 
 @contextmanager
+def compatible(pipe: Any) -> Iterator[None]:
+    """Let a call of `pipe` find its parts as it was written for them; afterwards they are as they were."""
+    with ExitStack() as undone_after:
+        for adapt in (old_clip_names, _old_glm_features, _input_as_the_vae):
+            undone_after.enter_context(adapt(pipe))
+        yield
+
+
+@contextmanager
 def old_clip_names(pipe: Any) -> Iterator[None]:
     """Let a call find its text encoder's layers under `text_model`, where transformers had them until 5.6.
 
@@ -69,6 +79,50 @@ def old_clip_names(pipe: Any) -> Iterator[None]:
         yield
     finally:
         object.__delattr__(encoder, "text_model")
+
+
+@contextmanager
+def _old_glm_features(pipe: Any) -> Iterator[None]:
+    """Let GLM-Image find the features of a picture as a row for each patch, which diffusers 0.42 joins and hands back.
+
+    transformers 5.23 gives them as a plane for each picture, CxHxW, and reads the joined rows as one plane per row.
+    """
+    encoder = getattr(pipe, "vision_language_encoder", None)
+    if not isinstance(encoder, transformers.GlmImageForConditionalGeneration):
+        yield
+        return
+    planes, tokens = encoder.get_image_features, encoder.get_image_tokens
+
+    def as_rows(pixel_values: Any, image_grid_thw: Any = None, images_per_sample: Any = None, **options: Any) -> Any:
+        found = planes(pixel_values, image_grid_thw, images_per_sample, **options)
+        if images_per_sample is None:  # transformers itself says how many there are, and wants planes
+            found.pooler_output = [plane.flatten(1).T for plane in found.pooler_output]
+        return found
+
+    def of_rows(rows: torch.Tensor, image_grid_thw: torch.Tensor) -> Any:
+        parts = rows.split(image_grid_thw.prod(-1).tolist())
+        sides = image_grid_thw[:, 1:].tolist()
+        return tokens([part.T.unflatten(1, side) for part, side in zip(parts, sides, strict=True)])
+
+    encoder.get_image_features, encoder.get_image_tokens = as_rows, of_rows
+    try:
+        yield
+    finally:
+        del encoder.get_image_features, encoder.get_image_tokens
+
+
+@contextmanager
+def _input_as_the_vae(pipe: Any) -> Iterator[None]:
+    """Give the VAE of Z-Image-Omni pictures of its own dtype: the pipeline makes them bfloat16, whatever it is."""
+    if type(pipe).__name__ != "ZImageOmniPipeline":
+        yield
+        return
+    encoder = pipe.vae.encoder
+    hook = encoder.register_forward_pre_hook(lambda _, given: (given[0].to(next(encoder.parameters()).dtype),))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @cache

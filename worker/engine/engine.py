@@ -21,7 +21,7 @@ from worker.engine.adapters.applied import AdapterShelf
 from worker.engine.adapters.embeddings import unnamed
 from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
-from worker.engine.compatibility import old_clip_names
+from worker.engine.compatibility import compatible
 from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_pictures
 from worker.engine.plan import make_plan, pictures_that_fit, resident_key
@@ -30,6 +30,7 @@ from worker.engine.prompts import check_clip_skip, notes_on_prompts
 from worker.engine.refining import begin_pictures, finish_pictures
 from worker.engine.safety import SafetyChecker, SafetyPolicy
 from worker.engine.schedulers import build_scheduler, check_schedule
+from worker.engine.stepping import part_of
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -75,9 +76,10 @@ class DiffusersEngine:
                 batch.check()
                 if batch.finishing.safety_checker is not None:
                     self._safety.judge_of(batch.finishing.safety_checker)
-                report = self._drawn(batch, emit)
+                report = self._drawn(batch, emit if job.upscaler is None else part_of(emit, 0, 2))
                 if job.upscaler is not None:
-                    report = replace(report, outcomes=self._upscaled(report.outcomes, job.upscaler, batch, emit))
+                    enlarged = self._upscaled(report.outcomes, job.upscaler, batch, part_of(emit, 1, 2))
+                    report = replace(report, outcomes=enlarged)
                 return replace(
                     self._checked(report, batch),
                     load_s=self._load_s,
@@ -114,7 +116,7 @@ class DiffusersEngine:
     def _drawn(self, batch: Batch, emit: Emit) -> EngineReport:
         """What the job's model draws, and its refiner after it where it has one: never both models leased at once."""
         job, refiner, files = batch.jobs[0], batch.jobs[0].refiner, batch.finishing.refiner
-        beside = sum(item.files.total_bytes for item in batch.controls)
+        beside = sum(item.bytes_beside for item in batch.controls)
         with (
             self._lease(job, job.spec, job.detection, batch.files, emit, beside) as resident,
             self._adapters.applied(resident, batch) as applied,
@@ -129,8 +131,9 @@ class DiffusersEngine:
             if refiner is None or files is None or not job.redraws:
                 outcomes, warnings = self._draw(pipe, resident, batch, call)
                 return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
+            first, last = part_of(emit, 0, 2), part_of(emit, 1, 2)
             begun, warnings = self._draw(
-                pipe, resident, batch, lambda _: begin_pictures(pipe, batch, given, refiner, emit)
+                pipe, resident, batch, lambda _: begin_pictures(pipe, batch, given, refiner, first)
             )
         with (
             _blamed_on("refiner"),
@@ -138,7 +141,7 @@ class DiffusersEngine:
             self._adapters.refining(resident, refiner.pipeline, batch) as second,
         ):
             artifacts, more = self._draw(
-                second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, emit)
+                second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, last)
             )
         warnings = tuple({*warnings, *more})
         return EngineReport((artifacts,), applied.loras, applied.adapters, warnings=warnings, notes=notes)
@@ -156,10 +159,10 @@ class DiffusersEngine:
             self._lease(batch.jobs[0], upscaler.model, upscaler.detection, files, emit) as resident,
         ):
             for index, artifact in enumerate(outcomes[0]):
+                tell = part_of(emit, index, len(outcomes[0]))
 
-                def after_tile(pipe: Any, step: int, *_: Any, done: int = index, of: int = len(outcomes[0])) -> Any:
-                    total = pipe.num_timesteps
-                    emit(Progress("inference", done * total + step + 1, of * total, "upscaling"))
+                def after_tile(pipe: Any, step: int, *_: Any, tell: Emit = tell) -> Any:
+                    tell(Progress("inference", step + 1, pipe.num_timesteps, "upscaling"))
                     batch.check()
                     return {}
 
@@ -219,7 +222,7 @@ class DiffusersEngine:
             batch.check()
             at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job))
             try:
-                with old_clip_names(pipe):
+                with compatible(pipe):
                     return draw(at_once), ()
             except Exception as error:
                 if not devices.is_out_of_memory(error):
@@ -232,7 +235,7 @@ class DiffusersEngine:
                 raise OutOfMemory(f"The device ran out of memory with {len(batch.jobs)} jobs in one call; draw fewer.")
             # One more: one picture in a call, the VAE in tiles; then once more, from the same seeds.
             _set_scheduler(pipe, resident, job.scheduler)
-            with _tiled_vae(pipe), old_clip_names(pipe):
+            with _tiled_vae(pipe), compatible(pipe):
                 drawn = draw(1)
             note = "Memory was short: the picture was decoded in tiles, which can show in fine gradients."
             return drawn, (note,)
@@ -255,7 +258,7 @@ def _clean(pipe: Any) -> Iterator[None]:
 
 def _set_scheduler(pipe: Any, resident: Resident, wanted: SchedulerChoice | None) -> None:
     if hasattr(resident.scheduler, "from_config"):  # a few pipelines have none of their own
-        pipe.scheduler = build_scheduler(resident.scheduler_config, resident.scheduler, wanted)
+        pipe.scheduler = build_scheduler(resident.scheduler, wanted)
 
 
 @contextmanager
@@ -277,8 +280,7 @@ def _load(spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
     emit(Progress("load", 0, 1, spec.id))
     pipe = load_pipeline(plan)
     emit(Progress("load", 1, 1, spec.id))
-    scheduler = getattr(pipe, "scheduler", None)
-    return Resident(spec.id, plan, pipe, type(scheduler), dict(scheduler.config) if scheduler is not None else {})
+    return Resident(spec.id, plan, pipe, getattr(pipe, "scheduler", None))
 
 
 @contextmanager

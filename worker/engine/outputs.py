@@ -1,5 +1,6 @@
 """What pipelines return, in whichever attribute, nesting, range and library, as 8-bit pixels."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ def to_rasters(pictures: list[np.ndarray]) -> list[Raster]:
         raise InvalidOutput("The pipeline returned no picture; its parameters may not suit this model.")
     found = [_raster(picture) for picture in pictures]
     # One black layer or frame among others is a picture of something.
-    if not any(any(raster.data) if raster.mode != "RGBA" else _has_colour(raster) for raster in found):
+    if not any(map(_has_colour, found)):
         raise InvalidOutput(
             "The model returned a completely black picture; its VAE may overflow in half precision: "
             "set dtype: float32 for it in models.yaml, or change prompt and seed."
@@ -98,7 +99,8 @@ def _leaves(nested: Any) -> Iterator[np.ndarray]:
 
 
 def _has_colour(raster: Raster) -> bool:
-    return bool(np.frombuffer(raster.data, np.uint8).reshape(-1, 4)[:, :3].any())
+    pixels = np.frombuffer(raster.data, np.uint8)
+    return bool((pixels.reshape(-1, 4)[:, :3] if raster.mode == "RGBA" else pixels).max())
 
 
 def _raster(image: np.ndarray) -> Raster:
@@ -106,13 +108,16 @@ def _raster(image: np.ndarray) -> Raster:
     if image.dtype == np.uint16:
         image = (image / 257).round().astype(np.uint8)
     elif image.dtype != np.uint8:
-        if not np.isfinite(image).all():
+        low, high = float(image.min()), float(image.max())  # of which NaN makes NaN
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise InvalidOutput(
                 "The model returned NaN pixels; its weights may be damaged, or too large for half precision: "
                 "set dtype: float32 for it in models.yaml."
             )
-        if image.min() < -0.01:
+        if low < -0.01:
             image = (image + 1) / 2
-        image = (image * 255).round().clip(0, 255).astype(np.uint8)
+        levels = image * np.float32(255)
+        np.rint(levels, out=levels)  # in place: a picture is megabytes of floats
+        image = levels.clip(0, 255, out=levels).astype(np.uint8)
     height, width, channels = image.shape
     return Raster(_MODES[channels], width, height, np.ascontiguousarray(image).tobytes())

@@ -13,13 +13,12 @@ from worker.engine.loader import view
 
 @dataclass(slots=True)
 class Resident:
-    """A loaded pipeline, its own scheduler, and the other classes made of its components."""
+    """A loaded pipeline, its own scheduler, which is never drawn with, and the other classes made of its components."""
 
     model: str
     plan: LoadPlan
     pipe: Any
-    scheduler: type
-    scheduler_config: dict[str, Any]
+    scheduler: Any
     users: int = 0
     _views: dict[str, Any] = field(default_factory=dict)
 

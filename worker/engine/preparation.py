@@ -1,9 +1,12 @@
 """Pipelines that need something done before their call; each row says what, and what it leaves to be passed."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from PIL import Image, ImageOps
 
 from worker.core.job import Job
 from worker.engine.arguments import native
@@ -61,14 +64,42 @@ def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     return {"guidance_scale": float(first)} | arguments | {"guidance_schedule": None}
 
 
+def _fit_glm_pictures(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """GLM-Image reads a picture twice, by tokens and by its VAE: both count as many only on its grid and in its bounds.
+
+    Others are enlarged or reduced, what is longer than four to one is cut, and sides are rounded.
+    """
+    pictures = arguments.get("image")
+    if not pictures:
+        return arguments
+    processor = pipe.processor.image_processor
+    grid = 2 * processor.patch_size
+    low, high = (math.isqrt(processor.size[name]) for name in ("shortest_edge", "longest_edge"))
+
+    def fitted(picture: Image.Image) -> Image.Image:
+        scale = min(max(1.0, low / min(picture.size)), high / max(picture.size))
+        width, height = (min(high, max(low, round(side * scale / grid) * grid)) for side in picture.size)
+        return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+
+    return arguments | {"image": [fitted(picture) for picture in pictures]}
+
+
+def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """Latte has a position for each frame of a film, and draws all of them or a single one."""
+    length = arguments.get("video_length", 1)
+    return arguments | {"video_length": pipe.transformer.config.video_length} if length > 1 else arguments
+
+
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(call).parameters
 
 
 PREPARATIONS: Mapping[str, Callable[[Any, Job, Arguments], Arguments]] = {
+    "LattePipeline": _whole_latte,
     "LEditsPPPipelineStableDiffusion": _invert_ledits,
     "LEditsPPPipelineStableDiffusionXL": _invert_ledits,
     "StableDiffusionDiffEditPipeline": _invert_diffedit,
+    "GlmImagePipeline": _fit_glm_pictures,
     "Ideogram4Pipeline": _constant_guidance,
 }
 # Their VAE decodes in tiles or not at all.

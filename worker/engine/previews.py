@@ -43,7 +43,11 @@ class Previewer:
         now = time.monotonic()
         if self._map is None or not isinstance(latents, torch.Tensor) or now - self._last < EVERY_S:
             return None
-        plane = self._plane(latents.detach())
+        try:
+            plane = self._plane(latents.detach())
+        except Exception as error:  # a picture on the way is never worth the job
+            _LOG.info("no previews with %s: %s", type(self._pipe).__name__, type(error).__name__)
+            self._map = plane = None
         if plane is None:
             return None
         self._last = now
@@ -59,7 +63,7 @@ class Previewer:
         """CxHxW of the first picture, or of a video's middle frame."""
         channels = self._map.shape[0] - 1
         if latents.ndim == 3:
-            latents = self._unpacked(latents)
+            latents = self._unpacked(latents, channels)
         if latents.ndim == 5:
             if latents.shape[1] != channels:
                 latents = latents.transpose(1, 2)
@@ -69,14 +73,16 @@ class Previewer:
         shrink = max(1, -(-max(latents.shape[2:]) // MAX_SIDE))
         return functional.avg_pool2d(latents[:1].float(), shrink)[0] if shrink > 1 else latents[0]
 
-    def _unpacked(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents that the pipeline keeps as a sequence of patches, as a plane again, where it says how."""
+    def _unpacked(self, latents: torch.Tensor, channels: int) -> torch.Tensor:
+        """Latents that the pipeline keeps as a sequence, packed or not, as a plane again where it says how."""
         unpack = getattr(self._pipe, "_unpack_latents", None)
         if unpack is None or tuple(inspect.signature(unpack).parameters) != _PACKED:
             return latents
         scale = self._pipe.vae_scale_factor
         usual = getattr(self._pipe, "default_sample_size", 0) * scale
         height, width = (int(str(self._job.params.get(name) or usual)) for name in ("height", "width"))
+        if latents.shape[2] == channels:
+            return latents.transpose(1, 2).unflatten(2, (height // scale, width // scale))
         return unpack(latents, height, width, scale)
 
 

@@ -5,7 +5,6 @@ draws, bit for bit. Why not a library: compel's syntax is another one (`(word)1.
 `BREAK` and Stable Diffusion 3, and sd_embed is no package.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.functional import pad
 from worker.core.errors import ParameterOutOfRange
 from worker.core.job import Job
 from worker.core.prompt import PromptForm, holds_weights
+from worker.engine.arguments import parameters_of
 from worker.engine.text_encoding import ClipEncoder, T5Encoder, emphasised
 
 Signature = Mapping[str, Any]
@@ -63,7 +63,7 @@ def check_clip_skip(pipe: Any, job: Job) -> None:
 
 def notes_on_prompts(pipe: Any, job: Job) -> tuple[str, ...]:
     """A sentence for each prompt of `job` that the pipeline cannot read to its end."""
-    signature = inspect.signature(pipe.__call__).parameters
+    signature = parameters_of(type(pipe).__call__)
     texts = {name: job.params.get(name) for name in _TEXTS}
     texts |= {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
     notes = [

@@ -9,7 +9,7 @@ import torch
 from worker.core.finishing import Refiner
 from worker.core.job import Batch
 from worker.core.result import Artifact, Emit
-from worker.engine.call import Callee, Turn, artifacts_of, call_once, generator_of
+from worker.engine.call import Callee, artifacts_of, call_once, generator_of
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ def begin_pictures(
     found = []
     for index, seed in enumerate(job.seeds):
         generator = generator_of(seed)
-        output = call_once(callee, batch, [(job, seed)], Turn(index, 2 * len(job.seeds)), [generator])
+        output = call_once(callee.part(index, len(job.seeds)), batch, [(job, seed)], [generator])
         # The first model may have to leave the device before the second one comes.
         found.append(Begun(seed, output.images.detach().cpu(), generator.get_state()))
     return tuple(found)
@@ -51,7 +51,7 @@ def finish_pictures(
         }
         generator = torch.Generator("cpu")
         generator.set_state(item.noise)
-        turn = Turn(len(begun) + index, 2 * len(begun))
-        output = call_once(Callee.of(pipe, given, emit), batch, [(job, item.seed)], turn, [generator])
+        callee = Callee.of(pipe, given, emit).part(index, len(begun))
+        output = call_once(callee, batch, [(job, item.seed)], [generator])
         found += artifacts_of(output, job, item.seed)
     return tuple(found)

@@ -3,8 +3,10 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+from worker.core.result import Emit, Progress
 from worker.engine.arguments import Signature
 
 # The number of the step, and the latents after it where the pipeline shows them.
@@ -20,6 +22,18 @@ _BY_SCHEDULER = frozenset(
         "StableDiffusionParadigmsPipeline",
     }
 )
+
+
+def part_of(emit: Emit, index: int, of: int) -> Emit:
+    """`emit` for one of several calls that a job takes: its steps are told as a part of all."""
+
+    def tell(progress: Progress) -> None:
+        if progress.phase == "inference":
+            before = index * progress.total
+            progress = replace(progress, step=before + progress.step, total=of * progress.total)
+        emit(progress)
+
+    return tell
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from PIL import Image, ImageSequence
 
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
-from worker.core.request import Format
+from worker.core.request import MAX_FRAMES, Format
 from worker.media.images import Comment, decode_image, exif_of, read_bytes, read_image
 
 MAX_BYTES = 64 * 2**20
-MAX_FRAMES = 257
 MAX_SIDE = 4_096
 MAX_PIXELS = 2**28  # of all frames together: 800 MB once decoded
 _ANIMATED = ("GIF", "WEBP")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from worker.catalog.calls import sampling
-from worker.catalog.calls.schema import needed_fields, prompt_parameter, takes_negative_prompt
+from worker.catalog.calls.parameters import needed_fields, prompt_parameter, takes_negative_prompt
 from worker.catalog.calls.signatures import call_parameters
-from worker.catalog.calls.tasks import infer_task, tasks_of
+from worker.catalog.calls.tasks import infer_task, media_faults, pipeline_for, tasks_of
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.job import SchedulerChoice
 from worker.core.model import Detection, LoraSpec, ModelSpec, Task
@@ -23,9 +23,12 @@ _RANDOM_SEED_BITS = 48
 def choose_task(request: GenerationRequest, spec: ModelSpec, detection: Detection, sent: tuple[str, ...]) -> Task:
     """The task asked for, or meant by what was sent. Raises InvalidRequest for one that the model does not have."""
     known = tasks_of(spec, detection)
-    task = request.task or infer_task(spec, detection, sent)
+    meant = Task.INPAINTING if request.outpaint is not None else infer_task(spec, detection, sent)
+    task = request.task or meant
     if known and task not in known:
-        named = next((name for name in sent if name != "image"), "image")
+        faults = [media_faults(pipeline_for(spec, detection, other), other, sent) for other in known]
+        strange = [name for name in sent if all(name in found.untaken for found in faults)]
+        named = next(iter(strange or [name for name in sent if name != "image"]), "image")
         said = "" if request.task else f" ({'an' if named[0] in 'aeiou' else 'a'} {named} was sent)"
         raise InvalidRequest(
             f"task {task}{said} is not one of {spec.id}, which serves {', '.join(known)}.",

@@ -27,6 +27,14 @@ class AdmissionLimits:
     max_pixel_steps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many jobs are worked on now, and how many wait: for a place, for company, for the device."""
+
+    running: int
+    queued: int
+
+
 class Admission:
     """Lets jobs in. Used on one event loop."""
 
@@ -43,12 +51,12 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Jobs that are worked on."""
+        """Jobs that have a place."""
         return len(self._inside) - self._waiting
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for one of those to end."""
+        """Jobs that wait for one."""
         return self._waiting
 
     @property

@@ -61,6 +61,9 @@ class Buckets:
             self.remove(ticket)
         return found
 
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
     def take(self, now: float, resident: Collection[str]) -> list[Ticket]:
         """Take out what the engine draws next; nothing when no bucket is due."""
         due = [bucket for bucket in self._waiting.values() if self._due_at(bucket) <= now]
@@ -118,10 +121,17 @@ class BatchMux:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
+        self._batch_size = batch_size
         self._buckets = Buckets(batch_size, timeout_s)
         self._clock = clock
         self._turn: Turn | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that nothing is done for yet: they wait for company, or for the engine."""
+        turn = self._turn
+        return len(self._buckets) + (len(turn.tickets) if turn is not None and turn.is_to_begin else 0)
 
     async def draw(self, batch: Batch, emit: Emit) -> Drawn:
         """What the engine draws for the one job of `batch`, in whose company is the mux's affair.
@@ -131,7 +141,9 @@ class BatchMux:
         """
         if self._engine.lost is not None:
             raise self._engine.lost
-        ticket = Ticket(batch, emit, self._clock())
+        # Where nobody is drawn with anybody, a digest of the whole job is not worth its time.
+        key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
+        ticket = Ticket(batch, emit, self._clock(), key)
         stop = ticket.job.stop
         self._buckets.add(ticket)
         self._dispatch()

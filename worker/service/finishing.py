@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
+from worker.catalog.calls.adapters import HANDED_OVER
 from worker.catalog.calls.signatures import call_parameters
 from worker.catalog.calls.tasks import architecture_of, pipeline_for
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
@@ -41,7 +42,7 @@ def find_refiner(
             "leave one of the two out.",
             field="refiner",
         )
-    for name in ("denoising_end", "denoising_start"):
+    for name in HANDED_OVER:
         if params.get(name) is not None:
             raise InvalidRequest(f"{name} is set by refiner.start; send one of the two.", field=name)
     steps, start = params.get("num_inference_steps"), request.refiner.start

@@ -11,7 +11,7 @@ from worker.catalog.calls.checking import check_parameters
 from worker.catalog.calls.controls import control_call
 from worker.catalog.calls.refusals import refusal
 from worker.catalog.calls.signatures import redraws_by_strength
-from worker.catalog.calls.sizes import default_fps, frames_within, image_limit, is_strict_on_frames
+from worker.catalog.calls.sizes import FRAME_COUNTS, default_fps, frames_to_draw, image_limit, is_lengthening
 from worker.catalog.calls.tasks import draws_video, pipeline_for
 from worker.catalog.calls.words import prompt_form
 from worker.core.adapter import Control
@@ -29,7 +29,7 @@ from worker.core.job import Job, StopSignal
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.ports import Backend
 from worker.core.request import GenerationRequest
-from worker.core.result import Emit, JobResult
+from worker.core.result import Emit, JobResult, Progress
 from worker.service.acceptance import (
     all_loras,
     check_output,
@@ -57,8 +57,9 @@ from worker.service.inputs import (
     without_media,
 )
 from worker.service.jobs import JobLedger
-from worker.service.quotas import Quotas
+from worker.service.quotas import Bill, Quotas
 from worker.service.resolving import ModelResolver
+from worker.service.telemetry import accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +103,40 @@ class GenerationService:
         """
 
         async def run() -> JobResult:
-            try:
-                return await self._attempt(request, job_id, emit, caller)
-            except WorkerError as error:
-                for other in replacements(request, error, self._resolver):
-                    # A stand-in that fails too leaves the first failure to tell: that is of what was asked for.
-                    with suppress(InvalidRequest, SourceError, AccessDenied, LoadFailed, OutOfMemory):
-                        result = await self._attempt(other.request, job_id, emit, caller)
-                        return replace(result, warnings=(other.warning, *result.warnings))
-                raise
+            self.check_open(caller)  # before anything is read or fetched for it
+            with self._quotas.bill(caller) as bill:
+                return await self._run(request, job_id, emit, bill)
 
         return await self._ledger.once(job_id, request, run)
 
-    async def _attempt(self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None) -> JobResult:
-        self.admission.check_open()  # before anything is read or fetched for it
+    def check_open(self, caller: str | None) -> None:
+        """Refuse what would be refused whatever it is. Raises Overloaded and its kin, ShuttingDown."""
+        self.admission.check_open()
+        self._quotas.check(caller)
+
+    async def _run(self, request: GenerationRequest, job_id: str, emit: Emit, bill: Bill) -> JobResult:
+        try:
+            return await self._attempt(request, job_id, emit, bill)
+        except WorkerError as error:
+            for other in replacements(request, error, self._resolver):
+                # A stand-in that fails too leaves the first failure to tell: that is of what was asked for.
+                with suppress(InvalidRequest, SourceError, AccessDenied, LoadFailed, OutOfMemory):
+                    result = await self._attempt(other.request, job_id, emit, bill)
+                    return replace(result, warnings=(other.warning, *result.warnings))
+            raise
+
+    async def _attempt(self, request: GenerationRequest, job_id: str, emit: Emit, bill: Bill) -> JobResult:
+        def told(progress: Progress) -> None:
+            bill.note(progress)
+            emit(progress)
+
         job = await self.accept(request, job_id)
+        accepted(job)
         work = self.admission.check_work(job)
-        if caller is not None:
-            await asyncio.to_thread(self._quotas.charge, caller, work)
+        self.admission.check_open()  # it may have filled up meanwhile; and who is turned away pays nothing
+        self._quotas.charge(bill, work)
         async with self.admission.admitted(job):
-            return await self._backend.generate(job, emit)
+            return await self._backend.generate(job, told)
 
     async def accept(self, request: GenerationRequest, job_id: str) -> Job:
         """Check everything that can be checked without weights. Raises InvalidRequest and its kin, naming the field."""
@@ -144,7 +159,7 @@ class GenerationService:
         video = draws_video(pipeline, task)
         check_output(request.output, task, video=video)
         lightning = uses_lightning(request, spec)
-        raw = without_media(request.params, sent)
+        raw = without_media(request.params, spec, detection)
         params = check_parameters(
             raw,
             called,
@@ -160,7 +175,7 @@ class GenerationService:
         budget = Budget()
         inputs = read_inputs(request, sent, drawn, detection, task, params, self._fetch, budget)
         image_prompts = read_image_prompts(request, pipeline, self._fetch, budget)
-        params, warnings = _on_the_frame_grid(inputs.params, pipeline)
+        params, frames = _on_the_frame_grid(inputs, pipeline)
         negative_prompt, unguided = second_prompt(negative_prompt, params, pipeline)
         check_upscaling(request, spec, detection, params, inputs.media)
         controls: tuple[Control, ...] = ()
@@ -191,10 +206,11 @@ class GenerationService:
             lightning=lightning,
             output=request.output.model_copy(update={"format": request.output.format_of(video=video)}),
             words=words,
-            warnings=notes_on(request, spec, pipeline, words) + unguided + warnings + idle_controls(request),
+            warnings=notes_on(request, spec, pipeline, words) + unguided + idle_controls(request),
             stop=StopSignal(min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s)),
             redraws=params.get("strength") != 0 or not redraws_by_strength(pipeline),
             fps=_fps(inputs, params, spec, detection, pipeline) if video else None,
+            frames=frames if video else None,
         )
 
     def _check_counts(self, request: GenerationRequest, spec: ModelSpec) -> None:
@@ -220,15 +236,16 @@ def _pipeline(spec: ModelSpec, detection: Detection, task: Task) -> str:
     return pipeline
 
 
-def _on_the_frame_grid(params: dict[str, JsonValue], pipeline: str) -> tuple[dict[str, JsonValue], tuple[str, ...]]:
-    """`num_frames` as the class will draw it: its VAE makes one of several frames."""
-    asked = params.get("num_frames")
-    if not isinstance(asked, int) or not is_strict_on_frames(pipeline):
-        return params, ()
-    count = frames_within(pipeline, asked)
-    if count == asked:
-        return params, ()
-    return params | {"num_frames": count}, (f"num_frames {asked} was lowered to {count}, which the model can draw.",)
+def _on_the_frame_grid(inputs: Inputs, pipeline: str) -> tuple[dict[str, JsonValue], int | None]:
+    """The parameters with as many frames as the class can draw, and how many of these are wanted."""
+    params = inputs.params
+    if is_lengthening(pipeline):
+        return params, None
+    name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
+    asked = params.get(name)
+    if not isinstance(asked, int):
+        return params, inputs.frames
+    return params | {name: frames_to_draw(pipeline, asked)}, asked
 
 
 def _fps(inputs: Inputs, params: dict[str, JsonValue], spec: ModelSpec, detection: Detection, pipeline: str) -> float:

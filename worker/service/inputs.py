@@ -5,22 +5,38 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from worker.catalog.calls.inputs import FIELDS, Slot, assign, missing_fields
+from worker.catalog.calls.inputs import FIELDS, Slot, assign
 from worker.catalog.calls.signatures import call_parameters
-from worker.catalog.calls.sizes import frames_within, size_bounds, size_within
-from worker.catalog.calls.tasks import FROM_TEXT, architecture_of, draws_video, media_slots, pipeline_for, tasks_of
+from worker.catalog.calls.sizes import (
+    FRAME_COUNTS,
+    frames_to_draw,
+    frames_within,
+    is_lengthening,
+    size_bounds,
+    size_within,
+)
+from worker.catalog.calls.tasks import (
+    architecture_of,
+    draws_video,
+    media_faults,
+    media_fields,
+    media_slots,
+    pipeline_for,
+    tasks_of,
+)
 from worker.core.errors import InvalidRequest, ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.job import Media
 from worker.core.model import Detection, ModelSpec, Task
-from worker.core.request import GenerationRequest
+from worker.core.request import MAX_PICTURES, GenerationRequest
 from worker.media.canvas import enlarge
 from worker.media.images import fit, read_image, to_mask
 from worker.media.video import Clip, read_video
 
-MAX_PICTURES = 16
 MAX_PIXELS = 2**26  # of all pictures together: 200 MB once decoded
 Fetch = Callable[[str, int], bytes]
+# What diffusers' image processor for FLUX.2 asks of a reference, which Z-Image-Omni has too.
+REFERENCE_SIDE, REFERENCE_ASPECT = 64, 8
 # What decides the size when several are sent.
 _ANCHORS = ("image", "images", "video", "control_image", "control_images", "mask_image")
 
@@ -32,14 +48,12 @@ class Inputs:
     media: tuple[Media, ...]
     params: dict[str, JsonValue]
     fps: float | None = None  # of the video that was sent
+    frames: int | None = None  # of it that are wanted
 
 
 def sent_fields(request: GenerationRequest, spec: ModelSpec, detection: Detection) -> tuple[str, ...]:
     """The media fields that a request holds, also those by a pipeline's own name."""
-    known = dict.fromkeys(FIELDS)
-    for task in tasks_of(spec, detection):
-        known |= dict.fromkeys(slot.parameter for slot in media_slots(pipeline_for(spec, detection, task), task))
-    found = [name for name in known if _value(request, name) is not None]
+    found = [name for name in media_fields(spec, detection) if _value(request, name) is not None]
     return tuple(found if request.outpaint is None else [*found, "mask_image"])  # which the margins make
 
 
@@ -61,19 +75,22 @@ def check_outpaint(request: GenerationRequest, spec: ModelSpec, detection: Detec
     raise InvalidRequest(f"outpaint is {reason}.", field="outpaint")
 
 
-def without_media(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
+def without_media(params: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection) -> dict[str, JsonValue]:
     """The parameters of a request that are no pictures."""
-    return {name: value for name, value in params.items() if name not in sent}
+    media = media_fields(spec, detection)
+    return {name: value for name, value in params.items() if name not in media}
 
 
 def check_fields(spec: ModelSpec, detection: Detection, task: Task, sent: Collection[str]) -> None:
     """Raise InvalidRequest, naming the field, for media that `task` does not take or does not have."""
-    slots = media_slots(pipeline_for(spec, detection, task), task)
-    taken = {field for fields in assign(slots, sent).values() for field in fields}
-    for name in sent:
-        if name not in taken or (task in FROM_TEXT and name in FIELDS):
-            raise InvalidRequest(f"{name} is not a field of {task}; leave it out or choose another task.", field=name)
-    for name in () if task in FROM_TEXT else missing_fields(slots, task, sent):
+    faults = media_faults(pipeline_for(spec, detection, task), task, sent)
+    for name in faults.untaken:
+        raise InvalidRequest(f"{name} is not a field of {task}; leave it out or choose another task.", field=name)
+    for names in faults.crowded:
+        raise ParameterOutOfRange(
+            f"{names[0]} takes one picture for this model; send {' or '.join(names)}.", field=names[0]
+        )
+    for name in faults.missing:
         raise InvalidRequest(f"{name} is required for {task}; send it as base64, data: URI or https URL.", field=name)
 
 
@@ -105,8 +122,9 @@ def read_inputs(
     if made and "strength" in (call_parameters(pipeline) or {}) and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
     effective = _sized(found, spec, detection, task, params, sized)
-    found, effective = _in_step(found, pipeline, effective, "num_frames" in request.params)
-    return Inputs(tuple(_fitted(found, effective, task)), effective, fps)
+    asked = any(name in request.params for name in FRAME_COUNTS)
+    found, effective, frames = _in_step(found, pipeline, effective, asked)
+    return Inputs(tuple(_fitted(found, effective, task)), effective, fps, frames)
 
 
 class Budget:
@@ -138,10 +156,8 @@ def _canvas(request: GenerationRequest, multiple: int, fetch: Fetch) -> dict[str
 
 
 def _value(request: GenerationRequest, name: str) -> JsonValue:
-    if name not in FIELDS:
-        return request.params.get(name)
-    value = getattr(request, name)
-    return ([*value] or None) if isinstance(value, tuple) else value
+    value = getattr(request, name) if name in FIELDS else request.params.get(name)
+    return ([*value] or None) if isinstance(value, tuple | list) else value
 
 
 def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: Fetch, budget: Budget) -> Clip:
@@ -158,10 +174,6 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: 
             fix = f"at most {MAX_PICTURES} pictures" if slot.several else "one picture"
             raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
         pictures += [budget.take(read_image(text, fetch, name, alpha=slot.alpha), name) for text in words]
-    if len(pictures) > 1 and not slot.several:
-        raise ParameterOutOfRange(
-            f"image takes one picture for this model; {len(pictures)} were sent.", field=next(iter(fields))
-        )
     return Clip(tuple(pictures))
 
 
@@ -223,21 +235,39 @@ def _rank(media: Media) -> int:
 
 def _in_step(
     found: list[tuple[Slot, Media]], pipeline: str, params: dict[str, JsonValue], asked: bool
-) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue]]:
-    """Clips cut to a number of frames that the class can draw, and `num_frames` said where it takes that."""
-    name = next((name for name in ("num_frames", "video_length") if name in (call_parameters(pipeline) or {})), None)
+) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue], int | None]:
+    """Clips of as many frames as the class can draw, `num_frames` said where it takes that, and how many are wanted.
+
+    A clip is cut to what is asked for, and its last frame stands still until the next number that can be drawn.
+    """
+    signature = call_parameters(pipeline) or {}
+    name = next((name for name in FRAME_COUNTS[:2] if name in signature), None)
     wanted = params.get(name) if name and asked else None
-    cut: list[tuple[Slot, Media]] = []
+    most = wanted if isinstance(wanted, int) and not is_lengthening(pipeline) else None
+    paced: list[tuple[Slot, Media]] = []
+    length = None
     for slot, media in found:
-        if slot.moving and "video" in media.field:
-            count = min(len(media.pictures), wanted) if isinstance(wanted, int) else len(media.pictures)
-            count = frames_within(pipeline, count)
-            media = replace(media, pictures=media.pictures[:count])
-            if name and slot.fields[:1] == ("video",) and not asked:
-                params = params | {name: count}
-        cut.append((slot, media))
-    length = next((len(media.pictures) for slot, media in cut if slot.fields[:1] == ("video",)), 1)
-    return [(slot, _for_every_frame(slot, media, length)) for slot, media in cut], params
+        sets_length = slot.fields[:1] == ("video",) or (
+            slot.parameter == "conditioning_frames" and "controlnet_frame_indices" not in signature
+        )
+        if sets_length or (slot.moving and "video" in media.field and slot.form != "condition"):
+            pictures = media.pictures[:most]
+            if sets_length and length is None:
+                length = len(pictures)
+            if sets_length and slot.parameter == "conditioning_frames" and most is not None and len(pictures) < most:
+                raise InvalidRequest(
+                    f"{media.field} holds {len(pictures)} frames and num_frames is {most}; send one for each.",
+                    field=media.field,
+                )
+            more = frames_to_draw(pipeline, len(pictures)) - len(pictures)
+            media = replace(media, pictures=pictures + pictures[-1:] * more)
+        elif slot.moving and "video" in media.field:
+            media = replace(media, pictures=media.pictures[: frames_within(pipeline, len(media.pictures))])
+        paced.append((slot, media))
+    if name and length is not None and not asked and not is_lengthening(pipeline):
+        params = params | {name: length}
+    clip = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
+    return [(slot, _for_every_frame(slot, media, clip)) for slot, media in paced], params, length
 
 
 def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
@@ -257,7 +287,19 @@ def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], ta
     # An editing model that takes several pictures sees them all at the size asked for, as it does with one.
     for slot, media in found:
         fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
-        pictures = tuple(fit(picture, width, height) for picture in media.pictures) if fits else media.pictures
+        pictures = media.pictures
+        if fits:
+            pictures = tuple(fit(picture, width, height) for picture in pictures)
+        elif slot.bounded:
+            pictures = tuple(_bounded(picture) for picture in pictures)
         if "mask" in slot.form or slot.fields == ("mask_image",) or slot.parameter == "mask_video":
             pictures = tuple(to_mask(picture) for picture in pictures)
         yield replace(media, pictures=pictures)
+
+
+def _bounded(picture: Raster) -> Raster:
+    """A reference enlarged where it is smaller than its pipeline takes, and cut where it is longer."""
+    width = min(picture.width, REFERENCE_ASPECT * picture.height)
+    height = min(picture.height, REFERENCE_ASPECT * picture.width)
+    scale = max(1.0, REFERENCE_SIDE / min(width, height))
+    return fit(picture, round(width * scale), round(height * scale))

@@ -18,6 +18,7 @@ from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSpec, Outline, Task
 from worker.core.result import Emit, Progress
+from worker.service.admission import Load
 from worker.service.engine_thread import EngineThread
 from worker.service.generation import Limits
 from worker.service.provisioning import Provisioner
@@ -48,6 +49,7 @@ class Introspection:
         planner: Callable[[ModelSpec, ModelFiles, Detection, DeviceInfo, float], LoadPlan],
         limits: Limits,
         version: str,
+        load: Callable[[], Load],
     ) -> None:
         self._resolver = resolver
         self._store = store
@@ -56,6 +58,7 @@ class Introspection:
         self._planner = planner
         self._limits = limits
         self._version = version
+        self._load = load
 
     def models(self) -> dict[str, JsonValue]:
         """The registry: every model's id, tasks and where it comes from."""
@@ -160,11 +163,13 @@ class Introspection:
 
     def status(self) -> dict[str, JsonValue]:
         """Whether the worker is ready, what it runs and what is resident."""
+        load = self._load()
         state = "lost" if self._engine.lost else "ready" if self._engine.ready else "starting"
         return {
             "status": state,
             "version": self._version,
             "running": self._engine.running,
+            "jobs": {"running": load.running, "queued": load.queued},
             "resident_models": [*self._engine.resident_models],
             "tasks": [*sorted(task.value for task in Task)],
             "models": len(self._resolver.registry.models),

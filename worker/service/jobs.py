@@ -27,6 +27,7 @@ class JobLedger:
         self._max_bytes = max_bytes
         self._running: dict[tuple[str, str], asyncio.Future[JobResult]] = {}
         self._finished: OrderedDict[tuple[str, str], tuple[float, JobResult]] = OrderedDict()
+        self._held = 0  # bytes of their pixels
 
     async def once(self, job_id: str, request: GenerationRequest, run: Callable[[], Awaitable[JobResult]]) -> JobResult:
         """The result of this job: remembered, joined if it is running, else made by `run`."""
@@ -61,6 +62,7 @@ class JobLedger:
         else:
             future.set_result(result)
             self._finished[key] = (time.monotonic(), result)
+            self._held += _size(result)
             self._expire()
             return result
         finally:
@@ -68,12 +70,12 @@ class JobLedger:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        held = sum(_size(result) for _, result in self._finished.values())
-        for key, (finished_at, result) in list(self._finished.items()):
-            if now - finished_at < self._ttl_s and held <= self._max_bytes:
+        while self._finished:
+            key, (finished_at, result) = next(iter(self._finished.items()))
+            if now - finished_at < self._ttl_s and self._held <= self._max_bytes:
                 break
             del self._finished[key]
-            held -= _size(result)
+            self._held -= _size(result)
 
 
 def _size(result: JobResult) -> int:

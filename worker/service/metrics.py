@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from worker.service.admission import Load
 from worker.service.telemetry import OK, Record
 
 PREFIX = "imgworker"
@@ -13,13 +14,15 @@ _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Metrics:
-    """Counts operations. `running` and `queued` are asked for at each scrape."""
+    """Counts operations. `load` is asked for at each scrape."""
 
-    def __init__(self, version: str, running: Callable[[], int], queued: Callable[[], int]) -> None:
+    def __init__(self, version: str, load: Callable[[], Load]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody draws
         self._registry = CollectorRegistry()
-        self._gauge("jobs_running", "Jobs that are worked on.").set_function(running)
-        self._gauge("queue_length", "Jobs that wait for one of those to end.").set_function(queued)
+        self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
+        self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
+            lambda: load().queued
+        )
         self._gauge("info", "1, with the worker's version.", "version").labels(version).set(1)
         self._requests = self._counter("requests", "Generations by outcome.", "model", "task", "status")
         self._operations = self._counter("operations", "Everything asked for, by action.", "action", "status")
@@ -69,6 +72,9 @@ class Metrics:
         self._peak.labels(model).set(usage.peak_memory_gb * 2**30)
         if usage.cost_usd is not None:
             self._cost.labels(model).inc(usage.cost_usd)
+
+    def close(self) -> None:
+        """Nothing is written anywhere."""
 
     def answered(self, status: int) -> None:
         """Count an answer of the HTTP server."""

@@ -2,11 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from worker.core.errors import AccessDenied, ModelNotFound, SourceError, UnsafeFormat, UnsupportedModel
+from worker.core.errors import (
+    AccessDenied,
+    ModelNotFound,
+    SourceError,
+    UnsafeFormat,
+    UnsupportedModel,
+    WorkerError,
+)
 from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
@@ -15,7 +22,7 @@ from worker.service.adapters.controls import provide_control
 from worker.service.adapters.embeddings import provide_embeddings
 from worker.service.adapters.fetching import AdapterFetcher, blamed_on
 from worker.service.adapters.hypernetworks import provide_hypernetwork
-from worker.service.adapters.image_prompts import provide_image_prompts
+from worker.service.adapters.image_prompts import encoder_source, provide_image_prompts
 from worker.service.adapters.loras import provide_lora
 from worker.service.adapters.vae import provide_vae
 from worker.service.completing import SINGLE_FILES, Completion, completion
@@ -133,6 +140,13 @@ class Provisioner:
         if completing and completing.base:
             others.append(self._base_source(completing.base, completing))
         return [(spec.source, spec.variant), *((source, None) for source in others)]
+
+    def adapter_sources(self, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
+        """The same of what goes beside a model: an IP-Adapter has its image encoder. Blocking."""
+        encoder = None
+        with suppress(WorkerError):  # what cannot be looked at now is by itself
+            encoder = encoder_source(spec.source, self._adapters)
+        return [(spec.source, spec.variant), *([(encoder, None)] if encoder is not None else [])]
 
     def _part_sources(self, spec: ModelSpec) -> dict[str, ModelSource]:
         """What the registry takes from elsewhere, by component."""

@@ -1,23 +1,31 @@
 """What each caller may use: requests a minute and pixel-steps a day, remembered in a file across restarts.
 
+A job is one request, and the pixel-steps of the model that draws it, however many models were tried for it. Whoever is
+turned away pays nothing, and pixel-steps for which nothing was drawn are given back.
+
 One file for each worker, replaced as a whole by a rename, so that no lock is needed on a network volume; several
 workers each give a caller his full share, which is what an operator of one endpoint per key expects.
 """
 
+import asyncio
 import json
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from worker.core.errors import QuotaExceeded, RateLimited
+from worker.core.errors import JobCancelled, JobTimeout, QuotaExceeded, RateLimited
+from worker.core.result import Progress
 
 _LOG = logging.getLogger(__name__)
 _DAY_S = 86_400
 _MINUTE_S = 60.0
+# How a job ends that its caller did not want to the end: what the device did for it is his.
+_HIS_OWN = (asyncio.CancelledError, JobCancelled, JobTimeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +36,7 @@ class QuotaLimits:
     pixel_steps_per_day: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Account:
     """`tokens` requests could be sent at once at `seen_at`; `used` pixel-steps were drawn on `day` (UTC)."""
 
@@ -38,29 +46,85 @@ class _Account:
     used: int = 0
 
 
+@dataclass(slots=True)
+class Bill:
+    """What one job costs its caller; who has no name has no account."""
+
+    caller: str | None
+    day: int | None = None
+    """When it was booked."""
+    pixel_steps: int = 0
+    drawing: bool = False
+
+    def note(self, progress: Progress) -> None:
+        """Take note of how far the job is. Safe in any thread."""
+        self.drawing = self.drawing or progress.phase == "inference"
+
+
 class Quotas:
-    """Accounts by caller. Safe to use from several threads; `now` is wall time in seconds, to outlive a restart."""
+    """Accounts by caller. Used on one event loop; `now` is wall time in seconds, to outlive a restart."""
 
     def __init__(self, limits: QuotaLimits, file: Path | None = None, now: Callable[[], float] = time.time) -> None:
         self._limits = limits
         self._file = file
         self._now = now
-        self._lock = threading.Lock()
         self._accounts = _read(file) if file is not None else {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="quotas")  # a network volume may take its time
+        self._save_is_due = False
 
-    def charge(self, caller: str, pixel_steps: int) -> None:
-        """Book one request of this much work. Raises RateLimited or QuotaExceeded, and then books nothing."""
-        if not (self._limits.requests_per_minute or self._limits.pixel_steps_per_day):
-            return
-        with self._lock:
+    def check(self, caller: str | None) -> None:
+        """Raise RateLimited or QuotaExceeded where no job of this caller could be taken now, however small."""
+        if caller is not None:
             account = self._account(caller)
             self._check_rate(account)
-            self._check_day(account, pixel_steps)
-            account.tokens -= 1
-            account.used += pixel_steps
-            self._accounts[caller] = account
-            if self._file is not None:
-                _write(self._file, self._accounts)
+            self._check_day(account, 1)
+
+    @contextmanager
+    def bill(self, caller: str | None) -> Iterator[Bill]:
+        """The bracket around one job of `caller`. It swallows nothing."""
+        bill = Bill(caller)
+        try:
+            yield bill
+        except BaseException as error:
+            if not (bill.drawing and isinstance(error, _HIS_OWN)):
+                self._give_back(bill)
+            raise
+
+    def charge(self, bill: Bill, pixel_steps: int) -> None:
+        """Book a job with this much work, in place of what it was booked with before.
+
+        Raises RateLimited or QuotaExceeded, and then changes nothing.
+        """
+        if bill.caller is None or self._limits == QuotaLimits():
+            return
+        account = self._account(bill.caller)
+        if bill.day is None:
+            self._check_rate(account)
+            account = replace(account, tokens=account.tokens - 1)
+        else:
+            account = _without(account, bill)
+        self._check_day(account, pixel_steps)
+        self._set(bill.caller, replace(account, used=account.used + pixel_steps))
+        bill.day, bill.pixel_steps = account.day, pixel_steps
+
+    def close(self) -> None:
+        """Return once everything is written."""
+        self._thread.shutdown()
+
+    def _give_back(self, bill: Bill) -> None:
+        """Take a job's pixel-steps off its account; the request stays one."""
+        if bill.caller is not None and bill.day is not None:
+            self._set(bill.caller, _without(self._account(bill.caller), bill))
+
+    def _set(self, caller: str, account: _Account) -> None:
+        self._accounts[caller] = account
+        if self._file is not None and not self._save_is_due:
+            self._save_is_due = True
+            self._thread.submit(self._save, self._file)
+
+    def _save(self, file: Path) -> None:
+        self._save_is_due = False  # before the copy: what is booked from here on is the next one's
+        _write(file, self._accounts.copy())
 
     def _account(self, caller: str) -> _Account:
         """The caller's account as of now: refilled since it was last seen, and empty on a new day."""
@@ -85,11 +149,17 @@ class Quotas:
         if limit and account.used + pixel_steps > limit:
             wait_s = math.ceil(_DAY_S - self._now() % _DAY_S)
             left = max(0, limit - account.used)
+            this = f", and this job is {pixel_steps:,}; ask for less, or" if left else ";"
             raise QuotaExceeded(
-                f"One caller gets {limit:,} pixel-steps a day, of which {left:,} are left, and this job is "
-                f"{pixel_steps:,}; ask for less, or try again in {wait_s} seconds.",
+                f"One caller gets {limit:,} pixel-steps a day, of which {left:,} are left{this} try again in "
+                f"{wait_s} seconds.",
                 details={"retry_after_s": wait_s, "pixel_steps_per_day": limit, "used": account.used},
             )
+
+
+def _without(account: _Account, bill: Bill) -> _Account:
+    """`account` before this job; what was booked on another day is gone with it."""
+    return replace(account, used=max(0, account.used - bill.pixel_steps)) if account.day == bill.day else account
 
 
 def _read(file: Path) -> dict[str, _Account]:

@@ -219,5 +219,5 @@ def _completed(spec: ModelSpec, found: Detection) -> Detection:
 
 
 def _unknown(name: str, near: list[str], fix: str, field: str = "model") -> ModelNotFound:
-    listed = f"did you mean {' or '.join(near)}?" if near else 'see {"action": "models"} for the list'
+    listed = f"did you mean {' or '.join(near)}?" if near else '{"action": "models"} lists those there are.'
     return ModelNotFound(f"{field} {name[:120]!r} is not in models.yaml{fix}; {listed}", field=field)

@@ -7,6 +7,7 @@ from importlib import metadata
 from pydantic import JsonValue
 
 from worker.catalog.calls.inputs import FIELDS
+from worker.catalog.calls.sizes import FRAME_COUNTS
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.result import JobResult, Reproduction, Timings, Usage
@@ -30,7 +31,7 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
     report, artifacts = drawn.report, drawn.artifacts
     shown = artifacts[0]
     first = shown.raster
-    parameters: dict[str, JsonValue] = {**job.params, "width": first.width, "height": first.height}
+    parameters: dict[str, JsonValue] = {**_params(job), "width": first.width, "height": first.height}
     if job.scheduler is not None:
         parameters |= job.scheduler.parameters
     parameters |= _finishing(job, batch)
@@ -78,12 +79,17 @@ def _drawn_pixels(job: Job, shown: Raster) -> int:
     return shown.width * shown.height
 
 
+def _params(job: Job) -> dict[str, JsonValue]:
+    """The parameters, with as many frames as were asked for: the model may have drawn more."""
+    counts = {} if job.frames is None else {name: job.frames for name in FRAME_COUNTS if name in job.params}
+    return {**job.params, **counts}
+
+
 def _count_of(job: Job, frames: int) -> tuple[str, ...]:
-    """A word for a class that draws another number of frames than it is told: CogVideoX fills up its last latents."""
-    asked = job.params.get("num_frames")
-    if not frames or asked is None or asked == frames:
+    """A word for a film that is shorter than it was asked to be."""
+    if job.frames is None or frames >= job.frames:
         return ()
-    return (f"num_frames {asked} became {frames}, which is what the model makes of it.",)
+    return (f"num_frames {job.frames} became {frames}, which is all that the model makes of what was sent.",)
 
 
 def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
@@ -125,7 +131,7 @@ def _input(job: Job) -> dict[str, JsonValue]:
     fixed |= {"output": output} if output else {}
     named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
     fixed |= {name: request.params[name] for name in named if name not in large}
-    fixed |= {"model": job.spec.id, "task": job.task.value, "prompt": job.prompt, "seed": job.seeds[0], **job.params}
+    fixed |= {"model": job.spec.id, "task": job.task.value, "prompt": job.prompt, "seed": job.seeds[0]} | _params(job)
     if job.negative_prompt is not None:
         fixed["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:

@@ -40,7 +40,9 @@ class Terms:
     execution_timeout_s: float | None = None  # from the first sign of work on
     ttl_s: float = DAY_S  # of the whole job, its answer included
     webhook: str | None = None
+    request_id: str | None = None  # of the request that handed the job in
     kept: bool = True  # whether the answer can be asked for later; else the job is its waiting callers'
+    replayed: bool = False  # whether, all the same, the answer is kept for whoever sends the same job again
 
 
 class Submission:

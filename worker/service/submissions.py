@@ -43,6 +43,10 @@ def _nobody(submission: Submission) -> None:
     """When nobody wants to be told."""
 
 
+def _anybody(submission: Submission) -> None:
+    """When nobody is turned away."""
+
+
 def _no_books(submission: Submission, error: WorkerError) -> None:
     """When nobody counts."""
 
@@ -51,7 +55,8 @@ class Submissions:
     """Jobs by id. Used on one event loop.
 
     An answer is kept for `retention_s`; when all that is held exceeds `max_bytes`, the oldest answers go first.
-    `notify` is called for each job that ended, `refused` for each that was not taken.
+    `admit` raises for a job that is not to be taken now. `notify` is called for each job that ended, `refused` for each
+    that was not taken.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Submissions:
         retention_s: float = 1_800.0,
         max_bytes: int = 512 * 2**20,
         max_under_way: int = 1_000,
+        admit: Callable[[Submission], None] = _anybody,
         notify: Callable[[Submission], None] = _nobody,
         refused: Callable[[Submission, WorkerError], None] = _no_books,
     ) -> None:
@@ -70,6 +76,7 @@ class Submissions:
         self._retention_s = retention_s
         self._max_bytes = max_bytes
         self._max_under_way = max_under_way
+        self._admit = admit
         self._notify = notify
         self._refused = refused
         self._jobs: dict[str, Submission] = {}
@@ -82,12 +89,13 @@ class Submissions:
     def submit(self, payload: JsonValue, job_id: str, terms: Terms, caller: str | None = None) -> Submission:
         """Hand in a job of `caller`. The same id and payload are the same job; without an answer it runs again.
 
-        Raises InvalidRequest for a known id with another payload, Overloaded when too many jobs are under way.
+        Raises InvalidRequest for a known id with another payload, Overloaded when too many jobs are under way, and what
+        `admit` raises.
         """
         submission = self._jobs.get(job_id)
         if submission is None:
             submission = Submission(job_id, payload, terms, caller)
-            self._check_room(submission)
+            self._check_taken(submission)
             self._jobs[job_id] = submission
             self._start(submission)
         elif submission.digest != digest(payload):
@@ -95,7 +103,7 @@ class Submissions:
                 "This Idempotency-Key came with another request before; use a new one.", field="Idempotency-Key"
             )
         elif submission.over and submission.answer is None:
-            self._check_room(submission)
+            self._check_taken(submission)
             submission.begin_anew()
             self._start(submission)
         submission.callers += 1
@@ -124,7 +132,7 @@ class Submissions:
             raise InvalidRequest(
                 f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {submission.status}.", field="id"
             )
-        self._check_room(submission)
+        self._check_taken(submission)
         self._retried += 1
         submission.begin_anew()
         self._start(submission)
@@ -158,17 +166,23 @@ class Submissions:
         for job_id in [*self._jobs]:
             self._forget(job_id)
 
+    def _check_taken(self, new: Submission) -> None:
+        try:
+            self._admit(new)
+            self._check_room(new)
+        except WorkerError as error:
+            self._refused(new, error)
+            raise
+
     def _check_room(self, new: Submission) -> None:
         under_way = [job for job in self._jobs.values() if not job.over]
         held = sum(job.bytes for job in under_way)
         if len(under_way) >= self._max_under_way or held + new.bytes > self._max_bytes:
-            error = Overloaded(
+            raise Overloaded(
                 f"{len(under_way)} jobs are waiting or running, which is all that this worker holds; "
                 f"come again in {RETRY_AFTER_S} seconds.",
                 details={"retry_after_s": RETRY_AFTER_S},
             )
-            self._refused(new, error)
-            raise error
 
     def _start(self, submission: Submission) -> None:
         task = asyncio.get_running_loop().create_task(self._run(submission, submission.attempt))
@@ -230,7 +244,8 @@ class Submissions:
         self._completed += status is Status.COMPLETED
         self._failed += status in (Status.FAILED, Status.TIMED_OUT)
         _LOG.info("job %s: %s", submission.id, error.code if error else "completed")
-        if submission.terms.kept and submission.id in self._jobs:
+        kept = submission.terms.kept or (submission.terms.replayed and answer is not None)
+        if kept and submission.id in self._jobs:
             life = submission.created_at + submission.terms.ttl_s - time.monotonic()
             self._forget_in(submission, min(self._retention_s, life))
             self._drop_oldest(but=submission)

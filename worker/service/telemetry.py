@@ -1,9 +1,9 @@
 """What the worker says of itself: each operation is noted once, at its end, for metrics, traces and the usage log.
 
-The one seam. A door's way into the worker opens an operation (`Telemetry.operation`), `MeteredBackend` adds the job
-that was drawn for it, and at the end one `Record` of what was measured anyway goes to every observer. Nothing is
-counted while a job runs, so that nothing can slow it down or fail it; and as all observers read the same record, they
-agree with each other and with the caller's result.
+The one seam. A door's way into the worker opens an operation (`Telemetry.operation`), the job that is made of it is
+added when it is `accepted`, `MeteredBackend` adds its result, and at the end one `Record` of what was measured anyway
+goes to every observer. Nothing is counted while a job runs, so that nothing can slow it down or fail it; and as all
+observers read the same record, they agree with each other and with the caller's result.
 """
 
 import asyncio
@@ -76,6 +76,10 @@ class Observer(Protocol):
         """Take note. Called on the event loop, so it must not wait for anything."""
         ...
 
+    def close(self) -> None:
+        """Return once everything is written or sent. Blocking."""
+        ...
+
 
 class Operation:
     """An operation under way: what is known of it so far."""
@@ -134,6 +138,11 @@ class Telemetry:
             operation.asks("generate", UNREGISTERED)
             raise error
 
+    def close(self) -> None:
+        """Return once all observers have written and sent what they know. Blocking."""
+        for observer in self._observers:
+            observer.close()
+
     def _record(self, operation: Operation, outcome: str) -> Record:
         job, result = operation.job, operation.result
         return Record(
@@ -172,6 +181,12 @@ class Telemetry:
                 _LOG.warning("%s took no note of an operation: %s", type(observer).__name__, type(error).__name__)
 
 
+def accepted(job: Job) -> None:
+    """Tell the operation under way of the job that was made of it, before that waits for anything."""
+    if (operation := _current.get()) is not None:
+        operation.job = job
+
+
 class MeteredBackend:
     """A backend that prices what it draws, and tells the operation under way of it.
 
@@ -184,14 +199,11 @@ class MeteredBackend:
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Run `job` to its result."""
-        operation = _current.get()
-        if operation is not None:
-            operation.job = job
         result = await self._backend.generate(job, emit)
         if self._usd_per_hour is not None:
             cost = result.usage.gpu_seconds / 3600 * self._usd_per_hour
             result = replace(result, usage=replace(result.usage, cost_usd=cost))
-        if operation is not None:
+        if (operation := _current.get()) is not None:
             operation.result = result
         return result
 

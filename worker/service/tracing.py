@@ -16,6 +16,7 @@ from worker.service.telemetry import OK, Record
 
 SERVICE = "universal-image-model-worker"
 _EVERY_MS = 1_000
+_TIMEOUT_S = 5  # of one delivery with its repetitions: a worker that stops waits for the last one
 
 
 class Tracing:
@@ -30,6 +31,10 @@ class Tracing:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer(SERVICE, version)
         self._propagator = TraceContextTextMapPropagator()
+
+    def close(self) -> None:
+        """Return once all spans are sent, or their collector took too long."""
+        self._provider.shutdown()
 
     def note(self, record: Record) -> None:
         """Make the spans of one operation."""
@@ -54,7 +59,7 @@ def otlp(endpoint: str, headers: Mapping[str, str]) -> SpanProcessor:
     """Spans to a collector at `endpoint` by OTLP over HTTP, in the background."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", headers=dict(headers))
+    exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", headers=dict(headers), timeout=_TIMEOUT_S)
     return BatchSpanProcessor(exporter, schedule_delay_millis=_EVERY_MS)
 
 

@@ -36,13 +36,13 @@ class Ticket:
     batch: Batch  # of this job alone
     emit: Emit
     came: float
-    key: str = field(init=False)
+    key: str  # who has the same may be drawn together
     answer: "asyncio.Future[Drawn]" = field(init=False)
     context: Context = field(init=False, default_factory=copy_context)  # what its log lines say in the engine's thread
     turn: "Turn | None" = None
+    _told: Progress | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.key = self.batch.batch_key
         self.answer = asyncio.get_running_loop().create_future()
 
     @property
@@ -54,6 +54,15 @@ class Ticket:
     def pictures(self) -> int:
         """How many pictures it wants."""
         return len(self.job.seeds)
+
+    def tell(self, progress: Progress) -> None:
+        """Tell how far the drawing is. It is never told to be back: what is drawn again tells where it had been."""
+        told = self._told
+        if progress.phase == "inference":
+            if told is not None and progress.step * told.total < told.step * progress.total:
+                progress = replace(progress, step=told.step, total=told.total)
+            self._told = progress
+        self.emit(progress)
 
     def settle(self, outcome: Drawn | BaseException) -> None:
         """Answer, unless that was done or nobody waits any more. On the event loop only."""
@@ -86,6 +95,11 @@ class Turn:
     def label(self) -> str:
         """The ids of its jobs."""
         return ", ".join(ticket.job.id for ticket in self.tickets)
+
+    @property
+    def is_to_begin(self) -> bool:
+        """Whether the engine's thread is still busy with something else."""
+        return self.future is not None and not self.future.running() and not self.future.done()
 
     @property
     def has_ended(self) -> bool:
@@ -161,7 +175,7 @@ class Turn:
         for ticket in group[: progress.jobs]:
             if not ticket.answer.done():
                 try:
-                    ticket.emit(progress)
+                    ticket.tell(progress)
                 except Exception as error:  # one door's trouble is none of its companions'
                     _LOG.warning("job %s: progress was not told: %s", ticket.job.id, type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""One job input to one answer, for every door that speaks CONTRACT §1: decode, ask the service, encode."""
+"""One job input to one answer, for every door that speaks the words of docs/api.md: decode, ask the service, encode."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from worker.core.errors import WorkerError
+from worker.core.errors import ModelNotFound, WorkerError
 from worker.core.result import Emit
 from worker.service.generation import GenerationService
 from worker.service.introspection import Introspection
@@ -52,7 +52,21 @@ class Actions:
                 operation.traceparent = sent
                 request_id.traceparent.set(sent)
             operation.asks(envelope.action, envelope.fields.get("model"))
-            return await self._answer(envelope, operation, emit)
+            try:
+                return await self._answer(envelope, operation, emit)
+            except ModelNotFound as error:
+                if error.field == "model":  # and not an adapter or another part
+                    error.details["supported_models"] = [entry["id"] for entry in self.introspection.served_models()]
+                raise
+
+    def admit(self, submission: Submission) -> None:
+        """Turn a generation away at the door that would be turned away inside, whatever it is.
+
+        Raises Overloaded and its kin, ShuttingDown.
+        """
+        payload = submission.payload
+        if not isinstance(payload, dict) or payload.get("action", "generate") == "generate":
+            self.generation.check_open(submission.caller)
 
     def refuse(self, submission: Submission, error: WorkerError) -> None:
         """Put a job into the books that was turned away before anybody looked into it."""
@@ -85,7 +99,10 @@ class Actions:
     ) -> dict[str, JsonValue]:
         request = decode_generation(fields)
         delivery = self.delivery.of(request)
-        await asyncio.to_thread(delivery.check, request.output)
+        if delivery.bucket is None:
+            delivery.check(request.output)
+        else:  # whose address is looked up
+            await asyncio.to_thread(delivery.check, request.output)
         result = await self.generation.generate(request, operation.job_id, emit, operation.caller)
         answer = await asyncio.to_thread(delivery.encode, result, request.output, operation.job_id)
         operation.encode_s = encode_seconds(answer)

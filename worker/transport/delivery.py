@@ -79,7 +79,7 @@ class Delivery:
             )
 
     def encode(self, result: JobResult, output: OutputOptions, job_id: str) -> dict[str, JsonValue]:
-        """The answer of CONTRACT §4 within `max_bytes`. Raises ResultTooLarge when nothing makes it fit."""
+        """The answer within `max_bytes`. Raises ResultTooLarge when nothing makes it fit."""
         started = time.monotonic()
         video = result.artifacts[0].is_video
         format_ = output.format_of(video=video)

@@ -1,4 +1,4 @@
-"""The JSON that every door shares (CONTRACT §1, §4, §5): aliases in, canonical names on; results and errors out."""
+"""The JSON that every door shares (docs/api.md): aliases in, canonical names on; results and errors out."""
 
 import difflib
 import json
@@ -100,13 +100,18 @@ def decode_envelope(payload: object) -> Envelope:
 
 def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     """Canonical fields to a request. What only a model's schema knows is left for it in `params`."""
-    common = {name: value for name, value in fields.items() if name in _COMMON and value is not None}
+    common = {name: _whole(value) for name, value in fields.items() if name in _COMMON and value is not None}
     params = {name: value for name, value in fields.items() if name not in _COMMON and value is not None}
     for name in ("loras", *ADAPTER_SPECS):
         if (sent := common.get(name)) is not None:
             common[name] = sent if isinstance(sent, list) else [sent]
-    if _flat(common.get("image")) and isinstance(common["image"], list):
-        common["images"] = [*_flat(common.pop("image")), *_flat(common.get("images"))]
+    if common.get("image") == []:  # like an empty list of any field
+        del common["image"]
+    if isinstance(common.get("image"), list) and (several := _flat(common["image"])):
+        del common["image"]
+        common |= {"image": several[0]} if len(several) == 1 else {"images": [*several, *_flat(common.get("images"))]}
+    if isinstance(common.get("images"), list):
+        common["images"] = _flat(common["images"])
     for name in _LISTS:
         if isinstance(common.get(name), str):
             common[name] = [common[name]]
@@ -137,7 +142,7 @@ def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
 
 
 def encode_result(result: JobResult, files: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
-    """CONTRACT §4. `files` are base64, or URLs when they were uploaded: pictures, a video's frames, or videos."""
+    """A result as a caller gets it. `files`: base64 or URLs of pictures, of a video's frames, or of videos."""
     first = result.artifacts[0]
     timings = result.timings
     shown: dict[str, JsonValue] = {"image": files[0], "images": [*files]}
@@ -215,7 +220,7 @@ def encode_seconds(answer: Mapping[str, JsonValue]) -> float:
 
 
 def encode_error(error: WorkerError, request_id: str) -> dict[str, JsonValue]:
-    """CONTRACT §5. Strings are made valid UTF-8: half a surrogate pair would lose the whole answer."""
+    """A failure as a caller gets it. Strings are made valid UTF-8: half a surrogate pair would lose the answer."""
     answer: dict[str, JsonValue] = {
         "error": _utf8(error.message) or "The job failed.",
         "code": error.code,
@@ -253,6 +258,15 @@ def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
             raise InvalidRequest(f"{said[canonical]} and {name} mean the same; send one of them.", field=name)
         found[canonical], said[canonical] = value, name
     return found
+
+
+def _whole(value: JsonValue) -> JsonValue:
+    """2.0 as 2, also in lists and objects: JSON has one kind of number, and some clients write all of it with a dot."""
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _flat(value: JsonValue) -> list[JsonValue]:

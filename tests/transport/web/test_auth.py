@@ -11,6 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
+from tests.transport.web.test_guards import LISTED
 from tests.transport.web.uploads import png
 from worker.service.keys import KeyListError, Keyring, new_key, parse_keys, read_keys
 from worker.service.ledger import read_usage
@@ -70,29 +71,20 @@ def test_so_does_every_other_route_but_health(guarded):
         socket.ping().wait(10)
 
 
-def test_an_unknown_model_is_400_at_every_door_and_nothing_is_built(served):
-    unknown = [
-        ("/run", {"json": {"prompt": "x", "model": "nope"}}, lambda body: body["code"]),
-        ("/runsync", {"json": {"input": {"prompt": "x", "model": "nope"}}}, lambda body: body["code"]),
-        ("/diffusers/generate", {"json": {"inputs": "x", "model_id": "nope"}}, lambda body: body["code"]),
-        ("/diffusers/generate/nope", {"content": png(8, 8)}, lambda body: body["code"]),
-        ("/models/nope", {"json": {"inputs": "x"}}, lambda body: body["code"]),
-        ("/edit", {**FORM, "data": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]),
-        ("/v1/images/generations", {"json": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]["code"]),
-        ("/v1/images/edits", {**FORM, "data": {"prompt": "x", "model": "nope"}}, lambda body: body["error"]["code"]),
-        ("/inspect", {"json": {"model": "nope"}}, lambda body: body["code"]),
-        ("/plan", {"json": {"model": "nope"}}, lambda body: body["code"]),
-    ]
-    assert {path.split("/")[1] for path, _, _ in unknown} > {path.split("/")[1] for path, _, _ in DRAWING}
-    for path, sent, code_of in unknown:
-        answer = served.http.post(path, **sent)
-        assert (answer.status_code, code_of(answer.json())) == (400, "model_not_found"), path
-    job = served.http.post("/v2/x/runsync", json={"input": {"prompt": "x", "model": "nope"}}).json()
-    assert (job["status"], job["output"]["code"]) == ("FAILED", "model_not_found")
-    with connect(f"ws://127.0.0.1:{served.port}/ws") as socket:
-        socket.send(json.dumps({"type": "run", "input": {"prompt": "x", "model": "nope"}}))
-        kinds = [json.loads(socket.recv(timeout=10)) for _ in range(2)]
-    assert (kinds[-1]["type"], kinds[-1]["code"]) == ("failed", "model_not_found")
+def test_an_unknown_model_is_refused_by_those_that_do_not_draw_too(served):
+    for method, path, status, code_of in [
+        ("POST", "/inspect", 400, lambda body: body["code"]),
+        ("POST", "/plan", 400, lambda body: body["code"]),
+        ("GET", "/models/nope", 404, lambda body: body["code"]),
+        ("GET", "/models/nope/schema", 404, lambda body: body["code"]),
+        ("GET", "/v1/models/nope", 404, lambda body: body["error"]["code"]),
+    ]:
+        answer = served.http.request(method, path, **({"json": {"model": "nope"}} if method == "POST" else {}))
+        assert (answer.status_code, code_of(answer.json())) == (status, "model_not_found"), path
+    answer = served.http.post(
+        "/diffusers/generate/nope", content=png(8, 8)
+    )  # a picture, whose model stands in the path
+    assert (answer.status_code, answer.json()["supported_models"]) == (400, LISTED)
     assert served.desk.builder.built == 0
 
 
@@ -226,6 +218,8 @@ def test_an_open_server_warns_unless_only_this_machine_reaches_it():
     for settings in (Settings(api_host="127.0.0.1"), Settings(api_host="localhost"), Settings(api_host="::1"),
                      Settings(api_keys=ANNA)):  # fmt: skip
         assert settings.server_warnings() == []
+    assert any("RATE_LIMIT" in text for text in Settings(rate_limit_per_minute=5).server_warnings())
+    assert not any("RATE_LIMIT" in text for text in Settings(rate_limit_per_minute=5, api_keys=ANNA).server_warnings())
     assert any("CORS_ORIGINS" in text for text in Settings(cors_origins="*", api_keys=ANNA).server_warnings())
 
 

@@ -9,6 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from tests.fakes.web_worker import WebWorker
+
 APPLE = {"prompt": "an apple", "seed": 3}
 
 
@@ -123,9 +125,13 @@ def test_a_page_of_another_site_is_turned_away(served):
         assert until(socket, "result")
 
 
-def test_a_message_without_end_closes_the_socket(served):
-    with talk(served) as socket, pytest.raises(ConnectionClosed):
-        socket.send("x" * 20_000_000)
+def test_a_message_without_end_closes_the_socket(tmp_path):
+    with (
+        WebWorker(tmp_path, max_body_mb=1) as served,
+        talk(served) as socket,
+        pytest.raises(ConnectionClosed, match="1009"),
+    ):
+        socket.send("x" * 2_000_000)
         socket.recv(timeout=10)
 
 

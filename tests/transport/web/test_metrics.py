@@ -46,6 +46,55 @@ def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
     assert after["imgworker_http_responses_total", "200"] >= 3
 
 
+def test_a_job_that_waits_for_company_waits(tmp_path):
+    with WebWorker(tmp_path, batch_size=4, batch_timeout_ms=10_000) as served:
+        engine = served.desk.engine
+        engine.gate.clear()
+
+        def job(word, **more):
+            return served.http.post("/v2/any/run", json={"input": {"prompt": word, **more}}).json()["id"]
+
+        def said():
+            """What each door says: jobs that are worked on, and jobs that wait."""
+            numbers, health = scraped(served), served.http.get("/health").json()["jobs"]
+            jobs = served.http.get("/v2/any/health").json()["jobs"]
+            return [
+                (numbers["imgworker_jobs_running",], numbers["imgworker_queue_length",]),
+                (health["running"], health["queued"]),
+                (jobs["inProgress"], jobs["inQueue"]),
+            ]
+
+        names = [job(word) for word in "abc"]
+        until(lambda: said() == [(0, 3)] * 3)
+        time.sleep(0.2)
+        assert said() == [(0, 3)] * 3
+        assert engine.ran == []
+        names.append(job("d"))  # full: they begin
+        until(lambda: said() == [(4, 0)] * 3)
+        names += [job(word, width=128) for word in "ef"]  # another bucket, behind a busy engine
+        until(lambda: said() == [(4, 2)] * 3)
+        for name in names[4:]:
+            assert served.http.post(f"/v2/any/cancel/{name}").json()["status"] == "CANCELLED"
+        until(lambda: said() == [(4, 0)] * 3)
+        engine.gate.set()
+        until(lambda: said() == [(0, 0)] * 3)
+    assert [sorted(call) for call in engine.calls] == [["a", "b", "c", "d"]]
+
+
+def test_a_job_that_the_device_has_no_time_for_waits(tmp_path):
+    with WebWorker(tmp_path) as served:
+        release = threading.Event()
+        thread = served.desk.worker.engine
+        busy = thread.submit(lambda engine: release.wait(20), "something else")
+        name = served.http.post("/v2/any/run", json={"input": {"prompt": "x"}}).json()["id"]
+        until(lambda: scraped(served)["imgworker_queue_length",] == 1)
+        assert scraped(served)["imgworker_jobs_running",] == 0
+        release.set()
+        until(lambda: served.http.get(f"/v2/any/status/{name}").json()["status"] == "COMPLETED")
+        assert scraped(served)["imgworker_queue_length",] == 0
+        assert busy.done()
+
+
 def test_what_is_turned_away_at_the_door_is_counted_too(tmp_path):
     with WebWorker(tmp_path, job_retention_mb=0.0001) as served:
         assert served.http.post("/run", json={"prompt": "long " * 100}).status_code == 429

@@ -220,3 +220,16 @@ def test_a_picture_that_is_too_large_comes_from_the_bucket_at_the_doors_that_sen
 def s3(bucket):
     names = {"bucket_endpoint_url": bucket.endpoint, "bucket_name": "results"}
     return names | {"bucket_access_key_id": "id", "bucket_secret_access_key": "secret"}
+
+
+def test_the_same_key_is_the_same_picture_in_whichever_form(served):
+    def ask(**sent):
+        body = {"prompt": "an apple", "size": "64x64", **sent}
+        return served.http.post("/v1/images/generations", json=body, headers={"Idempotency-Key": "one"})
+
+    picture = ask().json()["data"][0]["b64_json"]
+    url = ask(response_format="url").json()["data"][0]["url"]
+    assert base64.b64encode(served.http.get(url).content).decode() == picture
+    assert picture in ask(stream=True).text
+    assert len(served.desk.engine.ran) == 1
+    assert ask(size="128x64").status_code == 400

@@ -67,10 +67,11 @@ def test_a_running_job_shows_its_progress_and_can_be_cancelled(served):
 
 def test_a_failed_job_says_why_as_a_runpod_worker_does_and_is_retried(served):
     served.desk.engine.failures = [OutOfMemory("Too large.", field="width")]
-    job_id = submit(served)
+    job_id = submit(served, **{"X-Request-ID": "the-one"})
     found = until(served, job_id, "FAILED")
     assert found["error"] == "Too large."
     assert (found["output"]["code"], found["output"]["field"]) == ("gpu_oom", "width")
+    assert found["output"]["request_id"] == "the-one"
     assert served.http.post(f"/v2/any/retry/{job_id}").json() == {"id": job_id, "status": "IN_QUEUE"}
     assert until(served, job_id, "COMPLETED", "FAILED")["output"]["seed"] == 3
     assert served.http.post(f"/v2/any/retry/{job_id}").status_code == 400

@@ -11,6 +11,8 @@ import pytest
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from tests.fakes.web_worker import WebWorker
+from tests.transport.web.uploads import noise
 from worker.transport.web.desk import read_body
 
 APPLE = {"prompt": "an apple", "seed": 3}
@@ -115,6 +117,37 @@ def test_the_same_idempotency_key_is_drawn_once(served):
     served.http.post("/run", json={"prompt": "x"}, headers={"Idempotency-Key": "two"})
     assert len(served.desk.engine.ran) == 2
     assert served.http.post("/run", json={"prompt": "x"}, headers={"Idempotency-Key": "k" * 256}).status_code == 400
+
+
+def test_an_idempotency_key_is_free_again_when_its_first_request_failed_or_is_forgotten(tmp_path):
+    with WebWorker(tmp_path, job_retention_seconds=1, result_cache_seconds=0) as served:
+        headers = {"Idempotency-Key": "one"}
+
+        def status(**sent):
+            return served.http.post("/run", json=sent, headers=headers).status_code
+
+        assert status(prompt="x", widht=1) == 400
+        assert status(prompt="x", width=64) == 200
+        assert status(prompt="y", width=64) == 400
+        time.sleep(1.1)
+        assert status(prompt="y", width=64) == 200
+        assert [job.prompt for job in served.desk.engine.ran] == ["x", "y"]
+
+
+def test_answers_that_are_remembered_are_bounded(tmp_path):
+    with WebWorker(tmp_path, job_retention_mb=0.1, result_cache_seconds=0) as served:
+        served.desk.engine.pixels = lambda job, seed: noise(128, 128)  # some 65 kB of base64 each
+        for word in "abc":
+            answer = served.http.post("/run", json={"prompt": word}, headers={"Idempotency-Key": word})
+            assert answer.status_code == 200
+        again = served.http.post("/run", json={"prompt": "c"}, headers={"Idempotency-Key": "c"})
+        assert again.json() == answer.json()
+        assert len(served.desk.engine.ran) == 3
+        served.http.post("/run", json={"prompt": "a"}, headers={"Idempotency-Key": "a"})  # gone, and not refused
+        assert len(served.desk.engine.ran) == 4
+        served.http.post("/run", json={"prompt": "nobody's"})
+        assert served.http.post("/run", json={"prompt": "nobody's"}).status_code == 200
+        assert len(served.desk.engine.ran) == 6
 
 
 def test_who_hangs_up_takes_his_job_back(served):

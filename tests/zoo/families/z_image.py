@@ -104,7 +104,6 @@ RECIPES = (
         _z_control_inpaint,
         {**_BOTH, **_CONTROL, "image": Picture(), "mask_image": Mask()},
     ),
-    # a picture to edit is encoded in bfloat16 whatever the VAE is, which float32 cannot do
     Recipe("ZImageOmniPipeline", _z_omni, _BOTH),
     # Its writer is too small to write a better prompt.
     Recipe("Flux2Pipeline", _flux2_dev, _TEXT, values={"caption_upsample_temperature": None}),

@@ -56,6 +56,10 @@ def _takes_vae(spec: ModelSpec, detection: Detection | None, task: Task) -> bool
     return bool(INTERCHANGEABLE_VAES & part_classes(pipeline_for(spec, detection, task) or "", "vae"))
 
 
+# Where a call stops and goes on, which a refiner's `start` says.
+HANDED_OVER = ("denoising_end", "denoising_start")
+
+
 def _hands_over(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
     """A refiner goes on where a call can stop: with `denoising_end`, and without a mask that it would not know of."""
     signature = call_parameters(pipeline_for(spec, detection, task) or "") or {}

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pydantic import JsonValue
 
 from worker.catalog.calls import sampling
-from worker.catalog.calls.schema import (
+from worker.catalog.calls.bounds import BOUNDS
+from worker.catalog.calls.parameters import (
     COMMON,
     REQUEST_DEFAULTS,
     by_meaning,
@@ -16,7 +17,7 @@ from worker.catalog.calls.schema import (
     model_defaults,
     parameters,
 )
-from worker.catalog.calls.signatures import BOUNDS, DENIED, Schema, call_parameters, redraws_by_strength
+from worker.catalog.calls.signatures import DENIED, Schema, call_parameters, redraws_by_strength
 from worker.catalog.calls.sizes import size_bounds
 from worker.catalog.calls.tasks import FROM_TEXT, architecture_of, declared, media_slots, pipeline_for, tasks_of
 from worker.catalog.calls.values import check_value

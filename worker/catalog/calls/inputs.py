@@ -7,6 +7,7 @@ in `_EXCEPTIONS`, by class, as data; nothing else in the worker looks at a class
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from worker.catalog.calls.signatures import CallParameter, call_parameters
 from worker.core.job import Form
@@ -14,6 +15,8 @@ from worker.core.model import Task
 
 # The request's own fields for media, in the order in which a caller would name them.
 FIELDS = ("image", "images", "mask_image", "control_image", "control_images", "video")
+# Pipelines' names that doors take for one of these fields, so that they never come from a caller.
+_ALIASED = frozenset({"mask"})
 VIDEO_TASKS = frozenset({Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO})
 
 
@@ -22,7 +25,8 @@ class Slot:
     """A parameter of a pipeline's call that takes media.
 
     `fields` are the request's fields that can fill it, the first choice first; its own name always can. A slot that is
-    not `fitted` takes pictures of any size beside the one that is drawn: references and examples.
+    not `fitted` takes pictures of any size beside the one that is drawn: references and examples; where they are
+    `bounded`, only pictures of 64 pixels a side or more, and at most eight times as long as wide.
     """
 
     parameter: str
@@ -30,12 +34,18 @@ class Slot:
     form: Form = "picture"
     required: bool = False
     fitted: bool = True
+    bounded: bool = False
     alpha: bool = False  # whether transparency is kept; all others see it as white
 
     @property
     def several(self) -> bool:
         """Whether it takes more than one picture."""
         return self.form not in ("picture", "mask", "unmask")
+
+    @property
+    def own_name(self) -> str | None:
+        """The name of the parameter, where a request can say it."""
+        return None if self.parameter in _ALIASED else self.parameter
 
     @property
     def moving(self) -> bool:
@@ -92,16 +102,16 @@ _IMAGE_AS_CONTROL = Slot("control_image", (*_IMAGE, *_CONTROL), required=True)
 _EXCEPTIONS: Mapping[str, tuple[Slot, ...]] = {
     **dict.fromkeys(
         (
-            "Flux2Pipeline",
-            "Flux2KleinPipeline",
-            "Flux2KleinKVPipeline",
             "QwenImageEditPlusPipeline",
             "QwenImage21Pipeline",
             "GlmImagePipeline",
-            "ZImageOmniPipeline",
             "BriaFibo2Pipeline",
         ),
         (_SEVERAL,),
+    ),
+    **dict.fromkeys(
+        ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline", "ZImageOmniPipeline"),
+        (replace(_SEVERAL, bounded=True),),
     ),
     **dict.fromkeys(
         (
@@ -120,7 +130,7 @@ _EXCEPTIONS: Mapping[str, tuple[Slot, ...]] = {
     "StableDiffusion3ControlNetInpaintingPipeline": (_IMAGE_AS_CONTROL,),
     "JoyImageEditPlusPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
     "StableCascadeCombinedPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
-    "Flux2KleinInpaintPipeline": (Slot("image", _IMAGE), Slot("image_reference", (), fitted=False)),
+    "Flux2KleinInpaintPipeline": (Slot("image", _IMAGE), Slot("image_reference", (), fitted=False, bounded=True)),
     "FluxKontextInpaintPipeline": (Slot("image_reference", (), fitted=False),),
     "WanVACEPipeline": (
         Slot("mask", ("mask_image",), "pictures"),
@@ -142,6 +152,7 @@ _UNUSED: Mapping[str, frozenset[str]] = {
 }
 
 
+@lru_cache(maxsize=512)
 def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
     """Every parameter of this class's call that takes media, in written order; None where diffusers is not known."""
     signature = call_parameters(class_name) if class_name else None

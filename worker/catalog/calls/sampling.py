@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -203,6 +203,21 @@ def choose(
     )
 
 
+def needs_scheduler(fit: Fit, usual: Mapping[str, JsonValue], fields: Collection[str]) -> tuple[str, ...]:
+    """Which of `fields` are refused unless a scheduler is named with them: the one that draws otherwise has no use.
+
+    `usual` are the defaults that a request has without them.
+    """
+    tried: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
+    found = []
+    for name in (name for name in tried if name in fields):
+        try:
+            choose({**usual, name: tried[name]}, {name: tried[name]}, fit, "")
+        except ParameterOutOfRange:
+            found.append(name)
+    return tuple(found)
+
+
 def _named(name: str, fit: Fit, model: str) -> Named:
     """What `name` says, if that fits the model."""
     named = read_name(name)
@@ -321,6 +336,11 @@ def native(spec: ModelSpec, detection: Detection | None) -> tuple[Noise | None, 
         return None, detection.scheduler
     flow = detection.prediction_type == "flow_prediction" or (noise == "flow" and "flow" in cls.noise)
     return "flow" if flow else cls.noise[0], detection.scheduler
+
+
+def measured_pipelines() -> frozenset[str]:
+    """The pipeline classes that were tried with every scheduler: all that this worker can run."""
+    return frozenset(_measured())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,34 @@ LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
 # Conservative: sixteen pixels are what an 8x VAE and patches of 2 need together.
 _UNKNOWN_MULTIPLE = 16
 
-# Frames come in steps that the video's VAE compresses to one: 4 makes 1, 5, 9 … By the class's name.
-_FRAME_STEPS: tuple[tuple[re.Pattern[str], int], ...] = (
-    (re.compile(r"^LTX"), 8),
-    (re.compile(r"^Mochi"), 6),
-    (re.compile(r"^(Wan|SkyReelsV2|HunyuanVideo|HunyuanSkyreels|Lucy|ChronoEdit|Kandinsky5|AnyFlow|MotifVideo)"), 4),
-    (re.compile(r"^(CogVideoX|ConsisID|Sana)"), 4),
-    (re.compile(r"^Cosmos"), 4),
+# How pipelines call the number of frames.
+FRAME_COUNTS = ("num_frames", "video_length", "frames")
+
+
+@dataclass(frozen=True, slots=True)
+class FrameGrid:
+    """Which numbers of frames a class can draw: `least`, and by `step` more; `lost` of them do not come back."""
+
+    step: int = 1
+    least: int = 1
+    lost: int = 0
+
+
+# By the class's name, measured with diffusers 0.42.1: a video's VAE makes one of several frames. What a class is not
+# told on its grid it refuses, or rounds either way, or fills up.
+_FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
+    (re.compile(r"^LTX2DFR"), FrameGrid(8, least=9)),
+    (re.compile(r"^(LTX|SanaWM)"), FrameGrid(8)),
+    (re.compile(r"^Mochi"), FrameGrid(6)),
+    (re.compile(r"^HunyuanVideoImageToVideo"), FrameGrid(4, least=5, lost=4)),  # the picture's own
+    (re.compile(r"^(ChronoEdit|SkyReelsV2DiffusionForcingImageToVideo)"), FrameGrid(4, least=5)),
+    (re.compile(r"^(Wan|SkyReelsV2|HunyuanVideo|HunyuanSkyreels|Lucy|Kandinsky[56]|AnyFlow|MotifVideo)"), FrameGrid(4)),
+    (re.compile(r"^(CogVideoX|ConsisID|Cosmos|EasyAnimate|Sana)"), FrameGrid(4)),
+    (re.compile(r"^Allegro"), FrameGrid(least=5)),
+    (re.compile(r"^StableVideoDiffusion"), FrameGrid(least=2)),
 )
-# Where the pipeline itself brings a count onto the steps, or fails on any other. CogVideoX pads instead.
-_STRICT = re.compile(r"^(LTX|Mochi|Wan|SkyReelsV2|HunyuanVideo|HunyuanSkyreels|Lucy|ChronoEdit|Kandinsky5)")
+# What they draw goes on after the video that was sent.
+_LENGTHENING = frozenset({"SkyReelsV2DiffusionForcingVideoToVideoPipeline"})
 # Frames a second of the clips that a family was trained on, from its model card; by row, then by class.
 _FPS: Mapping[str, float] = {
     "wan": 16, "wan-i2v": 16, "cogvideox": 8, "cogvideox-i2v": 8, "ltx": 24, "ltx2": 24, "hunyuan-video": 15,
@@ -94,20 +112,25 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
     return width, height
 
 
-def frame_step(class_name: str) -> int:
-    """By how many frames a clip may grow: it has a multiple of these, and one."""
-    return next((step for pattern, step in _FRAME_STEPS if pattern.search(class_name)), 1)
-
-
 def frames_within(class_name: str, frames: int) -> int:
-    """The number of frames nearest to `frames`, and not above a clip's own, that the class can draw."""
-    step = frame_step(class_name)
+    """The largest number of frames that the class can draw from a clip of `frames`."""
+    step = _frame_grid(class_name).step
     return max(1, (frames - 1) // step * step + 1)
 
 
-def is_strict_on_frames(class_name: str) -> bool:
-    """Whether the class draws no other numbers of frames than those of `frame_step`."""
-    return _STRICT.search(class_name) is not None
+def frames_to_draw(class_name: str, frames: int) -> int:
+    """The smallest number of frames that the class can draw and of which `frames` come back."""
+    grid = _frame_grid(class_name)
+    return grid.least + max(0, -(-(frames + grid.lost - grid.least) // grid.step)) * grid.step
+
+
+def is_lengthening(class_name: str) -> bool:
+    """Whether the class adds the frames it is asked for to the video that was sent."""
+    return class_name in _LENGTHENING
+
+
+def _frame_grid(class_name: str) -> FrameGrid:
+    return next((grid for pattern, grid in _FRAME_GRIDS if pattern.search(class_name)), FrameGrid())
 
 
 def default_fps(spec: ModelSpec, detection: Detection | None, class_name: str) -> float:

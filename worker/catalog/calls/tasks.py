@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from worker.catalog import architectures
 from worker.catalog.architectures import Architecture
 from worker.catalog.calls.auto_pipelines import auto_pipelines
-from worker.catalog.calls.inputs import VIDEO_TASKS, Slot, assign, default_slots, missing_fields, slots_of
+from worker.catalog.calls.inputs import FIELDS, VIDEO_TASKS, Slot, assign, default_slots, missing_fields, slots_of
 from worker.catalog.calls.signatures import call_parameters, needed_parts
 from worker.catalog.repositories import task_of
 from worker.core.model import Detection, Kind, ModelSpec, Task
@@ -139,6 +140,40 @@ def media_slots(class_name: str | None, task: Task) -> tuple[Slot, ...]:
     return default_slots(task) if slots is None else slots
 
 
+@dataclass(frozen=True, slots=True)
+class MediaFaults:
+    """What is wrong with the media fields of a request: not taken, two for the place of one, and missing."""
+
+    untaken: tuple[str, ...] = ()
+    crowded: tuple[tuple[str, ...], ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.untaken or self.crowded or self.missing)
+
+
+def media_faults(class_name: str | None, task: Task, sent: Collection[str]) -> MediaFaults:
+    """What `task` would refuse about the media fields `sent`, on this class."""
+    slots = media_slots(class_name, task)
+    assigned = assign(slots, sent)
+    taken = {field for fields in assigned.values() for field in fields}
+    single = {slot.parameter for slot in slots if not slot.several}
+    return MediaFaults(
+        tuple(name for name in sent if name not in taken or (task in FROM_TEXT and name in FIELDS)),
+        tuple(fields for parameter, fields in assigned.items() if parameter in single and len(fields) > 1),
+        () if task in FROM_TEXT else missing_fields(slots, task, sent),
+    )
+
+
+def media_fields(spec: ModelSpec, detection: Detection | None) -> tuple[str, ...]:
+    """Every field that media can be sent in to this model, for one of its tasks; also a pipeline's own names."""
+    found = dict.fromkeys(FIELDS)
+    for task in tasks_of(spec, detection):
+        slots = media_slots(pipeline_for(spec, detection, task), task)
+        found |= dict.fromkeys(slot.own_name for slot in slots if slot.own_name)
+    return tuple(found)
+
+
 def infer_task(spec: ModelSpec, detection: Detection | None, sent: Collection[str]) -> Task:
     """The task that a request means with the media fields that it holds; one the model may not have."""
     known = tasks_of(spec, detection)
@@ -148,6 +183,10 @@ def infer_task(spec: ModelSpec, detection: Detection | None, sent: Collection[st
     if fitting:
         return next((task for task in fitting if task not in FROM_TEXT), fitting[0])
     guess = _guess(sent)
+    # What lacks a field yet is said to lack it; a guess at another task would only be refused.
+    taking = [task for task in known if not media_faults(pipeline_for(spec, detection, task), task, sent).untaken]
+    if taking:
+        return guess if guess in taking else taking[0]
     if guess is Task.IMAGE_TO_IMAGE:  # one picture can mean many things, and only the model knows which
         return next((task for task in known if task not in FROM_TEXT), guess)
     return guess

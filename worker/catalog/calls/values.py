@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
-from worker.catalog.calls.signatures import MAX_ITEMS, MAX_TEXT_CHARS, Schema
+from worker.catalog.calls.bounds import MAX_ITEMS, MAX_TEXT_CHARS
+from worker.catalog.calls.signatures import Schema
 from worker.core.errors import ParameterOutOfRange
 
 _MAX_DEPTH = 8

@@ -1,5 +1,6 @@
 """The table of ControlNets: one row per family. A ControlNet is its base's way down plus a way in for a picture."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ class ControlNet:
     variant: str | None = None  # "union" follows pictures of several kinds, "inpainting" takes picture and mask too
 
 
+CONTROL_LORA = "control-lora"
+"""The variant of a ControlNet whose file holds only what it has beyond the base's UNet."""
+
 _PREFIXES = ("", "control_model.", "controlnet.", "lora_controlnet.", "model.diffusion_model.", "diffusion_model.")
 _UNET = any_of(
     has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight", "lora_controlnet"),
@@ -25,18 +29,16 @@ _UNET = any_of(
 )
 _UNION = has_any("control_add_embedding.linear_1.weight", "task_embedding", "control_type_proj.weight")
 _ATTENTION = (
-    "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight",
-    "down_blocks.{}.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    "input_blocks.{}.1.transformer_blocks.0.attn2.to_k",
+    "down_blocks.{}.attentions.0.transformer_blocks.0.attn2.to_k",
 )
 _DIT = has_any("controlnet_blocks.0.weight")
 
 
 def _context(width: int) -> Condition:
-    """Text of `width` channels enters at the first or the second level."""
-    return any_of(
-        *(dimension(_ATTENTION[0].format(at), 1, width) for at in (1, 2, 4)),
-        *(dimension(_ATTENTION[1].format(at), 1, width) for at in (0, 1)),
-    )
+    """Text of `width` channels enters at the first or the second level; of a control LoRA `down` reads it."""
+    modules = [*(_ATTENTION[0].format(at) for at in (1, 2, 4)), *(_ATTENTION[1].format(at) for at in (0, 1))]
+    return any_of(*(dimension(f"{module}.{leaf}", 1, width) for leaf in ("weight", "down") for module in modules))
 
 
 def _unet(what: str, base: str, width: int) -> ControlNet:
@@ -59,11 +61,6 @@ CONTROLNETS: tuple[ControlNet, ...] = (
             has_any("controlnet_cond_embedding.conv_in.weight"), has_any("add_embedding.linear_1.weight"),
             none_of(_UNION, _context(2048)),
         ), "sdxl", "ControlNetModel",
-    ),
-    ControlNet(
-        "a control LoRA for SDXL",
-        all_of(has_any("lora_controlnet"), dimension("input_blocks.4.1.transformer_blocks.0.attn2.to_k.down", 1, 2048)),
-        "sdxl", None,
     ),
     ControlNet("a ControlNet-XS", has_any("control_to_base_for_conv_in.weight"), None, "ControlNetXSAdapter", "xs"),
     ControlNet(
@@ -123,17 +120,14 @@ CONTROLNETS: tuple[ControlNet, ...] = (
     ),
     ControlNet(
         "a ControlNet for a UNet, whose base does not show",
-        all_of(
-            any_of(
-                has_any("control_model.time_embed.0.weight", "control_model.input_hint_block.0.weight"),
-                has_any("input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"),
-            ),
-            none_of(has_any("lora_controlnet")),
+        has_any(
+            "control_model.time_embed.0.weight", "control_model.input_hint_block.0.weight", "lora_controlnet",
+            "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight",
         ), None, "ControlNetModel",
     ),
     ControlNet(
         "a ControlNet whose base does not show",
-        has_any("lora_controlnet", "controlnet_blocks.0.weight", "controlnet_x_embedder.weight"), None, None,
+        has_any("controlnet_blocks.0.weight", "controlnet_x_embedder.weight"), None, None,
     ),
 )  # fmt: skip
 
@@ -166,7 +160,26 @@ def find_controlnet(index: TensorIndex) -> tuple[ControlNet, tuple[str, ...]] | 
     for row in CONTROLNETS:
         found = row.condition.match(index)
         if found is not None:
-            lora = "lora_controlnet" in index.tensors
-            what = f"{row.what}, a control LoRA" if lora and "LoRA" not in row.what else row.what
+            what = f"{row.what}, a control LoRA" if is_control_lora(index) else row.what
             return row, (f"{found[0]}: {what}", *found[1:3])
     return None
+
+
+def is_control_lora(index: TensorIndex) -> bool:
+    """Whether the file is a control LoRA: its authors mark it with an empty tensor."""
+    return "lora_controlnet" in index.tensors
+
+
+def unfolded_bytes(index: TensorIndex) -> int:
+    """The bytes of the ControlNet that a control LoRA becomes, in half precision: each pair of factors is a weight.
+
+    What the file leaves to the base is not counted; published files change every weight.
+    """
+    sizes = {name: shape for name, (_, shape) in index.tensors.items()}
+    weights = 0
+    for name, shape in sizes.items():
+        if name.endswith(".up"):
+            weights += math.prod((*shape[:1], *sizes.get(f"{name.removesuffix('.up')}.down", ())[1:]))
+        elif not name.endswith(".down"):
+            weights += math.prod(shape)
+    return 2 * weights

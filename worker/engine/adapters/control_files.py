@@ -1,7 +1,7 @@
 """A ControlNet or T2I-Adapter from disk: a diffusers folder, or one weight file in diffusers' or the original layout.
 
 A single file has no config. What it leaves open is what its base decides, so the config is the base's own, with the
-numbers that the file's shapes tell.
+numbers that the file's shapes tell. A control LoRA is one that needs its base's weights as well (`control_loras.py`).
 """
 
 import inspect
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
+from worker.engine.adapters.control_loras import MARKER, unfolded
 from worker.engine.devices import is_out_of_memory
 
 _FIELD = "controlnets"
@@ -44,7 +45,7 @@ def load_control(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> nn.Mo
         raise
     except SafetensorError:
         raise CorruptFile(f"{_FIELD}: the weights of {name} are damaged; fetch it again.", field=_FIELD) from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         if is_out_of_memory(error):
             raise
         raise CorruptFile(
@@ -76,10 +77,15 @@ def _only_variant(root: Path) -> str | None:
 
 
 def _from_file(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> Any:
-    weights = load_file(item.files.root)
-    net, named = build_control(_class(item), weights, denoiser.config, item.spec.model)
-    # Copied: in the mapped file tensors lie at any byte, where a CPU's kernels round differently.
-    net.load_state_dict({key: tensor.to(dtype, copy=True) for key, tensor in named.items()}, assign=True)
+    cls, weights, name = _class(item), load_file(item.files.root), item.spec.model
+    if MARKER in weights:
+        net = _without_memory(cls, _config(cls, denoiser.config, weights))
+        named = unfolded(weights, net, denoiser, name, dtype)
+    else:
+        net, named = build_control(cls, weights, denoiser.config, name)
+        # Copied: in the mapped file tensors lie at any byte, where a CPU's kernels round differently.
+        named = {key: tensor.to(dtype, copy=True) for key, tensor in named.items()}
+    net.load_state_dict(named, assign=True)
     return net
 
 
@@ -102,10 +108,14 @@ def build_control(cls: Any, weights: Weights, base: Mapping[str, Any], name: str
         settings = _config(cls, base, weights)
     if any(key.startswith(("input_blocks.", "zero_convs.")) for key in weights):
         weights = dict(convert_controlnet_checkpoint(weights, settings))
-    with init_empty_weights():
-        net = cls.from_config(settings)
+    net = _without_memory(cls, settings)
     _check_names(net, weights, name)
     return net, weights
+
+
+def _without_memory(cls: Any, settings: Mapping[str, Any]) -> Any:
+    with init_empty_weights():
+        return cls.from_config(settings)
 
 
 def _bare(weights: Weights) -> Weights:

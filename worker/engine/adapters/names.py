@@ -237,12 +237,17 @@ _LDM_TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+    # of a ControlNet
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_mid_block": "middle_block_out.0",
+    "controlnet_cond_embedding.conv_out": "input_hint_block.14",
 }  # fmt: skip
 _LDM_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
 }  # fmt: skip
 _UNET_BLOCK = re.compile(r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.|$)(.*)")
+_HINT_BLOCK = re.compile(r"^controlnet_cond_embedding\.blocks\.(\d+)$")
+_WAY_OUT = re.compile(r"^controlnet_down_blocks\.(\d+)$")
 _UNET_MIDDLE = re.compile(r"^mid_block\.(resnets|attentions)\.(\d+)(?:\.|$)(.*)")
 
 
@@ -290,9 +295,13 @@ def _is_resnet(path: str, place: tuple[str, int]) -> bool:
 
 
 def _ldm(path: str, resnets: dict[tuple[str, int], int], attentive: set[int]) -> str | None:
-    """The name in the original UNets of Stable Diffusion, whose blocks are counted through."""
+    """The name in the original UNets and ControlNets of Stable Diffusion, whose blocks are counted through."""
     if path in _LDM_TOP:
         return _LDM_TOP[path]
+    if match := _HINT_BLOCK.match(path):
+        return f"input_hint_block.{2 * int(match[1]) + 2}"  # between convolutions stand activations, which count too
+    if match := _WAY_OUT.match(path):
+        return f"zero_convs.{match[1]}.0"
     if match := _UNET_MIDDLE.match(path):
         kind, index, rest = match[1], int(match[2]), match[3]
         place = f"middle_block.{2 * index + (kind == 'attentions')}"

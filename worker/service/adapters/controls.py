@@ -10,11 +10,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from worker.catalog.calls.bounds import BOUNDS
 from worker.catalog.calls.controls import Controlled, control_call, controlled_rows, modes_of
-from worker.catalog.calls.signatures import BOUNDS, call_parameters
+from worker.catalog.calls.signatures import call_parameters
 from worker.catalog.calls.sizes import SizeBounds, size_bounds, size_within
 from worker.catalog.containers.headers import read_header
 from worker.catalog.detector import detect_header
+from worker.catalog.kinds.controlnets import CONTROL_LORA, unfolded_bytes
 from worker.core.adapter import AdapterFiles, Control, ControlNetSpec
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.image import Raster
@@ -33,10 +35,7 @@ from worker.service.weights import file_sha256
 _FIELD = "controlnets"
 _WHAT = "ControlNet or T2I-Adapter"
 _KINDS = (Kind.CONTROLNET, Kind.T2I_ADAPTER)
-_UNREAD = {
-    "control-lora": "a control LoRA, which holds only what differs from its base",
-    "xlabs": "a ControlNet in the layout of XLabs",
-}
+_UNREAD = {"xlabs": "a ControlNet in the layout of XLabs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +136,8 @@ def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: E
             "name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
             field=_FIELD,
         )
-    return AdapterFiles(found.kind, spec, files, found, _sha256(files))
+    unfolded = unfolded_bytes(read_header(files.root)) if found.variant == CONTROL_LORA else None
+    return AdapterFiles(found.kind, spec, files, found, _sha256(files), unfolded)
 
 
 def _check_control(found: Detection, name: str, spec: ModelSpec, detection: Detection, task: Task) -> None:

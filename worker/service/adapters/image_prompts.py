@@ -103,7 +103,7 @@ def _look(spec: IPAdapterSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
         if source.scheme == "file" and files.root.suffix == _WEIGHTS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
     need = _need(spec, header, seen, job)
-    encoder, title = _encoder(spec, source, need, job, fetcher)
+    encoder, title = _encoder(spec.model, source, need, job.detection.architecture, fetcher)
     return _Found(spec, source, seen, encoder, title)
 
 
@@ -158,11 +158,21 @@ def _need(spec: IPAdapterSpec, header: TensorIndex, seen: Detection, job: Job) -
     return need
 
 
+def encoder_source(source: ModelSource, fetcher: AdapterFetcher) -> ModelSource | None:
+    """Where the image encoder of an IP-Adapter's file is; None for anything else. Raises UnsupportedModel for none."""
+    outline, seen = fetcher.look(source, _FIELD)
+    if outline.header is None or seen is None or seen.kind is not Kind.IP_ADAPTER:
+        return None
+    layout = layout_of(outline.header)
+    need = need_of(outline.header, layout) if layout is not None else None
+    return _encoder(source.reference, source, need, seen.architecture, fetcher)[0] if need is not None else None
+
+
 def _encoder(
-    spec: IPAdapterSpec, source: ModelSource, need: Need, job: Job, fetcher: AdapterFetcher
+    name: str, source: ModelSource, need: Need, architecture: str | None, fetcher: AdapterFetcher
 ) -> tuple[ModelSource, str]:
     """Where the adapter's image encoder is: in its own repository, else where its authors published it."""
-    usual = usual_encoder(need, job.detection.architecture)
+    usual = usual_encoder(need, architecture)
     title = usual.title if usual else f"an image encoder {need.width} wide"
     for place in _beside(source):
         try:
@@ -173,7 +183,7 @@ def _encoder(
             return place, title
     if usual is None:
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} was trained on an image encoder whose {need.reads} are {need.width} wide, which "
+            f"{_FIELD}: {name} was trained on an image encoder whose {need.reads} are {need.width} wide, which "
             "is none of those known here, and none lies beside it; put it there in a folder image_encoder.",
             field=_FIELD,
             details={"reads": need.reads, "width": need.width},

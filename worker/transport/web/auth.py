@@ -19,6 +19,10 @@ class Doorkeeper:
         self._keys = keys
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
+    def replace_keys(self, keys: Keyring) -> None:
+        """Let in whoever has one of these from now on."""
+        self._keys = keys
+
     async def admit(self, connection: HTTPConnection) -> None:
         """Let a request in. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""
         try:

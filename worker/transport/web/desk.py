@@ -6,9 +6,9 @@ import hmac
 import json
 import secrets
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -29,13 +29,16 @@ from worker.service.ledger import UsageLedger
 from worker.service.metrics import Metrics
 from worker.service.submission import Answer, Submission, Terms
 from worker.service.submissions import Submissions
+from worker.transport import request_id
 from worker.transport.actions import Actions
 from worker.transport.web.auth import Doorkeeper, caller_of
 from worker.transport.web.webhooks import Webhooks
 
+T = TypeVar("T")
 State = Literal["starting", "ready", "lost"]
 
-_NO_TERMS = Terms()
+# Of a job whose caller waits for it.
+WAITED_FOR = Terms(kept=False)
 MAX_KEY_CHARS = 255
 # Twenty-megabyte pictures and a sixty-four-megabyte video, as base64, with some room.
 MAX_BODY_BYTES = 120_000_000
@@ -61,17 +64,16 @@ class Desk:
     edit_model: str | None = None
 
     async def answer(
-        self, request: Request, payload: JsonValue, terms: Terms = _NO_TERMS, *, kept_as: str | None = None
+        self, request: Request, payload: JsonValue, terms: Terms = WAITED_FOR, *, prefix: str = "sync-"
     ) -> Submission:
         """Have a job done while its caller waits; if he hangs up, it is cancelled.
 
-        `payload` is a job's `input` (CONTRACT §1). The answer can be asked for later under an id that begins with
-        `kept_as`, or not at all. Returns a finished job; raises the WorkerError that it ended with.
+        `payload` is a job's `input`, its id will begin with `prefix`. Returns a finished job; raises the
+        WorkerError that it ended with.
         """
-        terms = replace(terms, kept=kept_as is not None)
-        submission = self.submit(request, payload, f"{kept_as or 'sync-'}{job_id(request)}", terms)
+        submission = self.submit(request, payload, f"{prefix}{job_id(request)}", terms)
         try:
-            await _over_or_gone(request, submission)
+            await unless_gone(request, submission.wait())
         finally:
             self.submissions.leave(submission)
         submission.outcome()
@@ -87,6 +89,9 @@ class Desk:
         action = payload.get("action") if isinstance(payload, dict) else None
         if action in ADMIN_ACTIONS and not caller.admin:
             raise AccessDenied(f"action {action} needs one of this worker's admin keys.", field="action")
+        # A WebSocket's headers are of all its jobs.
+        replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
+        terms = replace(terms, replayed=replayed, request_id=request_id.current.get())
         return self.submissions.submit(payload, id, terms, caller.name)
 
     def find(self, connection: HTTPConnection, id: str) -> Submission:
@@ -160,15 +165,17 @@ def job_id(connection: HTTPConnection) -> str:
     return str(uuid.UUID(bytes=hmac.digest(_SALT, whose.encode(), hashlib.sha256)[:16], version=4))
 
 
-async def _over_or_gone(request: Request, submission: Submission) -> None:
-    over = asyncio.ensure_future(submission.wait())
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What `work` returns. Raises JobCancelled when the caller hangs up first, and then cancels it."""
+    doing = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not over.done():
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
             raise JobCancelled("The caller hung up, so the job was cancelled.")
+        return doing.result()
     finally:
-        over.cancel()
+        doing.cancel()
         gone.cancel()
 
 

@@ -65,5 +65,8 @@ def _decode(form: Form) -> dict[str, JsonValue]:
 
 
 def _encode_failure(failure: Failure) -> Response:
-    body = {"error": failure.code, "detail": failure.message, "request_id": failure.body["request_id"]}
+    detail = failure.message
+    if models := failure.supported_models:
+        detail += f" There are {', '.join(models)}."
+    body = {"error": failure.code, "detail": detail, "request_id": failure.body["request_id"]}
     return json_response(body, _STATUS.get(failure.status, 503), failure.headers)

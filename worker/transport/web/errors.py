@@ -1,6 +1,5 @@
-"""Failures as HTTP answers: one table of status numbers, one shape of body (CONTRACT §5), whoever failed."""
+"""Failures as HTTP answers: one table of status numbers, one shape of body, whoever failed."""
 
-import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
-from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +18,7 @@ from worker.core import errors
 from worker.core.errors import InvalidRequest, WorkerError
 from worker.transport import request_id
 from worker.transport.actions import unexpected
+from worker.transport.web.body import written
 from worker.transport.wire import encode_error
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def status_of(error: WorkerError) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, before a door says it in its own shape. `body` is that of CONTRACT §5."""
+    """What went wrong, before a door says it in its own shape. `body` is the usual one."""
 
     status: int
     body: dict[str, JsonValue]
@@ -69,6 +68,13 @@ class Failure:
     def code(self) -> str:
         """Its name for programs."""
         return str(self.body["code"])
+
+    @property
+    def supported_models(self) -> list[str]:
+        """The models there are, where one was asked for that is not."""
+        details = self.body.get("details")
+        found = details.get("supported_models") if isinstance(details, dict) else None
+        return [str(id) for id in found] if isinstance(found, list) else []
 
 
 def failure_of(error: Exception) -> Failure:
@@ -119,12 +125,8 @@ def answered_by(encode: Callable[[Failure], Response]) -> type[APIRoute]:
 
 
 def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`body` as JSON that every reader takes: no NaN, and no half of a surrogate pair."""
-    try:
-        content = to_json(body, inf_nan_mode="null")  # in a tenth of json's time: pictures are megabytes
-    except PydanticSerializationError:  # half a surrogate pair
-        content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-    return Response(content, status, dict(headers or {}), media_type="application/json")
+    """`body` as JSON that every reader takes."""
+    return Response(written(body), status, dict(headers or {}), media_type="application/json")
 
 
 def install(app: FastAPI) -> None:

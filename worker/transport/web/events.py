@@ -13,10 +13,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from worker.core.errors import InvalidRequest, Overloaded, WorkerError
 from worker.core.result import Progress
-from worker.service.submission import Submission, Terms
+from worker.service.submission import Submission
 from worker.transport import request_id
 from worker.transport.web import openapi
-from worker.transport.web.desk import Desk
+from worker.transport.web.desk import WAITED_FOR, Desk
 from worker.transport.web.jobs import encode_job, encode_run
 from worker.transport.wire import encode_error, encode_progress
 
@@ -116,6 +116,7 @@ class _Conversation:
             if message["type"] == "cancel":
                 self._cancel(name)
             else:
+                await self._desk.doorkeeper.admit(self._socket)  # his key may have been taken from him since
                 self._begin(str(uuid.uuid4()) if name is None else _name(name), message.get("input"))
         except WorkerError as error:
             await self._fail(name, error)
@@ -125,7 +126,7 @@ class _Conversation:
             raise InvalidRequest("A job of this id is under way on this connection; choose another.", field="id")
         if len(self._jobs) >= MAX_JOBS_PER_SOCKET:
             raise Overloaded(f"A connection may have {MAX_JOBS_PER_SOCKET} jobs under way; wait for one to end.")
-        submission = self._desk.submit(self._socket, payload, f"ws-{uuid.uuid4()}", Terms(kept=False))
+        submission = self._desk.submit(self._socket, payload, f"ws-{uuid.uuid4()}", WAITED_FOR)
         self._jobs[name] = submission
         task = asyncio.ensure_future(self._follow(name, submission, submission.watch()))
         self._tasks.add(task)

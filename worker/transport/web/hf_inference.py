@@ -55,8 +55,8 @@ def routes(desk: Desk) -> APIRouter:
 
     def encode_failure(failure: Failure) -> Response:
         body = dict(failure.body)
-        if failure.code == "model_not_found":
-            body["supported_models"] = [str(entry["id"]) for entry in desk.actions.introspection.served_models()]
+        if models := failure.supported_models:
+            body["supported_models"] = [*models]
         latin = failure.message.encode("latin-1", "replace").decode("latin-1")
         message = "".join(char if char.isprintable() else " " for char in latin)  # a header holds no more
         headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}

@@ -58,7 +58,7 @@ def encode_job(submission: Submission) -> dict[str, JsonValue]:
         found["output"] = submission.answer
     elif submission.error is not None:
         # The SDK of a worker moves everything but the sentence into output, and so it is here.
-        rest = encode_error(submission.error, submission.id)
+        rest = encode_error(submission.error, submission.terms.request_id or submission.id)
         found["error"] = rest.pop("error")
         found["output"] = rest
     elif submission.progress is not None:

@@ -20,12 +20,12 @@ from worker.service.submission import Submission, Terms
 from worker.transport.web import openai_words as words
 from worker.transport.web import openapi
 from worker.transport.web.accepting import CONTENT_TYPES
-from worker.transport.web.desk import Desk, generation, job_id, read_json
+from worker.transport.web.desk import WAITED_FOR, Desk, generation, job_id, read_json, unless_gone
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.forms import Form, read_form
 
-_KEPT = "img-"
+_PICTURES = "img-"
 _TAG = "OpenAI's images API"
 _FILES = ("image", "image[]", "mask")
 _FORM = {
@@ -56,12 +56,12 @@ def routes(desk: Desk) -> APIRouter:
     async def respond(request: Request, asked: words.Asked, kind: words.Kind) -> Response:
         if asked.stream:
             return await _stream(desk, request, asked, kind)
-        fields, kept_as = asked.fields, _KEPT if asked.as_url else None
+        fields, kept = asked.fields, asked.as_url
         if asked.as_url and (desk.actions.delivery.bucket is not None or "s3Config" in fields):
-            fields, kept_as = _uploaded(fields), None
-        done = await desk.answer(request, generation(fields), kept_as=kept_as)
+            fields, kept = _uploaded(fields), False
+        done = await desk.answer(request, generation(fields), Terms(kept=kept), prefix=_PICTURES)
         answer = done.outcome()
-        here = kept_as is not None and not words.is_uploaded(answer)
+        here = kept and not words.is_uploaded(answer)
         content = request.url_for("openai_picture", id=done.id) if here else None
         return json_response(words.encode_images(asked, answer, content))
 
@@ -128,7 +128,7 @@ def picture_routes(desk: Desk) -> APIRouter:
         responses=openapi.files(*CONTENT_TYPES.values()) | openapi.refusals(400, 404, 500, shape=words.OpenAIError),
     )
     async def content(id: Annotated[str, Path()], variant: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
-        answer = desk.submissions.find(id).answer if id.startswith(_KEPT) else None
+        answer = desk.submissions.find(id).answer if id.startswith(_PICTURES) else None
         files = words.files_of(answer) if answer else []
         if answer is None or variant >= len(files):
             raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
@@ -163,9 +163,9 @@ def _decode_edit(form: Form) -> dict[str, JsonValue]:
 async def _stream(desk: Desk, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
     """The answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
     payload = generation(asked.fields)
-    submission = desk.submit(request, payload, f"stream-{job_id(request)}", Terms(kept=False))
+    submission = desk.submit(request, payload, f"{_PICTURES}{job_id(request)}", WAITED_FOR)
     events = _events(desk, submission, asked, kind)
-    first = await anext(events)
+    first = await unless_gone(request, anext(events))
 
     async def all_of_them() -> AsyncIterator[str]:
         try:

@@ -185,15 +185,16 @@ def encode_completed(kind: Kind, answer: Answer, index: int) -> dict[str, JsonVa
 def encode_problem(failure: Failure) -> dict[str, JsonValue]:
     """A failure's body."""
     field = failure.body.get("field")
-    return {
-        "error": {
-            "message": failure.message,
-            "type": _TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error"),
-            "code": failure.code,
-            "param": _PARAMS.get(str(field), field),
-            "request_id": failure.body["request_id"],
-        }
+    problem: dict[str, JsonValue] = {
+        "message": failure.message,
+        "type": _TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error"),
+        "code": failure.code,
+        "param": _PARAMS.get(str(field), field),
+        "request_id": failure.body["request_id"],
     }
+    if models := failure.supported_models:
+        problem["supported_models"] = [*models]
+    return {"error": problem}
 
 
 def encode_failure(failure: Failure) -> Response:

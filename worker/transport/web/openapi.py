@@ -84,13 +84,21 @@ class Error(Documented):
     model_config = ConfigDict(json_schema_extra={"required": ["error", "code", "retryable", "request_id"]})
 
 
+class Jobs(Documented):
+    """How many are worked on, and how many wait: for a place, for company, for the device."""
+
+    running: int
+    queued: int
+
+
 class Health(Documented):
     """What this server is doing."""
 
     status: Literal["starting", "ready", "lost"]
     gpu_available: bool
     version: str
-    running: str | None
+    running: str | None = Field(description="What the device does: the ids of the jobs.")
+    jobs: Jobs
     resident_models: list[str]
 
 

@@ -22,8 +22,9 @@ def routes(desk: Desk) -> APIRouter:
     """The routes that RunPod's clients call."""
     router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
     takes_job = openapi.takes(openapi.JOB_SCHEMA, picture={"input": openapi.GENERATION})
-    asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500)
+    asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
     finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
+    trying = finding | openapi.refusals(429, 503)
 
     async def submit(request: Request, prefix: str = "") -> Submission:
         job = decode_job(await read_json(request, desk.max_body_bytes))
@@ -62,7 +63,7 @@ def routes(desk: Desk) -> APIRouter:
         desk.submissions.cancel(submission)
         return json_response({"id": submission.id, "status": submission.status.value})
 
-    @router.post("/retry/{id}", summary="Run a failed or timed out job again", responses=finding)
+    @router.post("/retry/{id}", summary="Run a failed or timed out job again", responses=trying)
     async def retry(endpoint: Endpoint, id: Id, request: Request) -> Response:
         submission = desk.find(request, id)
         desk.submissions.retry(submission)

@@ -1,11 +1,12 @@
 """POST /run and /runsync: a request in, the finished picture back on the same connection."""
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from worker.service.submission import Terms
 from worker.transport.web import openapi
-from worker.transport.web.desk import Desk, read_json
+from worker.transport.web.desk import WAITED_FOR, Desk, read_json
 from worker.transport.web.errors import json_response
 from worker.transport.web.jobs import HandedIn, decode_job, encode_run
 
@@ -24,8 +25,8 @@ def routes(desk: Desk) -> APIRouter:
     async def run(request: Request) -> Response:
         sent = await read_json(request, desk.max_body_bytes)
         wrapped = isinstance(sent, dict) and "input" in sent
-        job = decode_job(sent) if wrapped else HandedIn(sent, Terms())
+        job = decode_job(sent) if wrapped else HandedIn(sent, WAITED_FOR)
         desk.webhooks.check(job.terms.webhook)
-        return json_response(encode_run(await desk.answer(request, job.payload, job.terms)))
+        return json_response(encode_run(await desk.answer(request, job.payload, replace(job.terms, kept=False))))
 
     return router

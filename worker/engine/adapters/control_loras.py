@@ -1,0 +1,108 @@
+"""Control LoRAs: ControlNets that come as what they have beyond their base's UNet, as Stability AI publishes them.
+
+A ControlNet starts as a copy of its base's way down. A control LoRA holds what it learnt since: factors of low rank for
+the weights that it changed (`up` times `down`), and as they stand the tensors that the base lacks, biases and norms. So
+it is a ControlNet only together with a base, and is made into one for each base that it is used with.
+
+The base's part is its own weights. ComfyUI takes those that a LoRA of the same workflow has changed already, so that
+there the LoRA acts on the control too; here a control is what its file and its base make of it, whatever else a job
+asks for, and can be kept for the next one.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from worker.core.errors import IncompatibleAdapter, UnsupportedModel
+from worker.engine.adapters.names import aliases
+from worker.engine.adapters.places import own_parameter
+
+_FIELD = "controlnets"
+MARKER = "lora_controlnet"
+"""The empty tensor by which a file says that it is one."""
+
+
+def unfolded(
+    weights: Mapping[str, Tensor], control: nn.Module, unet: nn.Module, name: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Every tensor of `control`, which has no memory yet: what file `name` holds on top of what `unet` is.
+
+    In `dtype`, on the CPU, and nobody else's. Computed in float32, where the UNet is. Raises IncompatibleAdapter where
+    the file changes what the UNet has not, or leaves open what it lacks; UnsupportedModel where the UNet's own weights
+    cannot be read.
+    """
+    held = placed(weights, control, name)
+    modules, found = dict(unet.named_modules()), {}
+    for key, shape in _shapes(control).items():
+        value = held.get(key)
+        if value is None:
+            value = _of_unet(modules, key, shape, name)
+        stem = key.removesuffix(".weight")
+        if f"{stem}.up" in held:
+            up, down = (held[f"{stem}.{side}"].to(value.device, torch.float32).flatten(1) for side in ("up", "down"))
+            value = value.float() + (up @ down).reshape(shape)
+        found[key] = value.to("cpu", dtype, copy=True)
+    return found
+
+
+def placed(weights: Mapping[str, Tensor], control: nn.Module, name: str) -> dict[str, Tensor]:
+    """`weights` by the names of `control`, whose modules a file calls by these or the original ones.
+
+    Raises IncompatibleAdapter unless each is one of the control's tensors, or half of a change of one.
+    """
+    paths = [path for path, _ in control.named_modules()]
+    own = {alias.name: path for path, alias in aliases(paths)}
+    held = {}
+    for full, tensor in weights.items():
+        stem, _, leaf = full.rpartition(".")
+        if full != MARKER:
+            held[f"{own.get(stem, stem)}.{leaf}"] = tensor
+    shapes = _shapes(control)
+    wrong = [key for key, tensor in held.items() if not _fits(key, tensor, held, shapes)]
+    if wrong:
+        raise IncompatibleAdapter(
+            f"{_FIELD}: {len(wrong)} of {len(held)} tensors of {name}, a control LoRA, do not fit this model "
+            f"({wrong[0][:80]}, say); use it with the model that it was made for.",
+            field=_FIELD,
+            details={"samples": wrong[:3]},
+        )
+    return held
+
+
+def _fits(key: str, tensor: Tensor, held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    stem, _, leaf = key.rpartition(".")
+    if leaf not in ("up", "down"):
+        return shapes.get(key) == tuple(tensor.shape)
+    up, down, shape = held.get(f"{stem}.up"), held.get(f"{stem}.down"), shapes.get(f"{stem}.weight", ())
+    if up is None or down is None or min(up.ndim, down.ndim, len(shape)) < 2:
+        return False
+    up, down = up.flatten(1), down.flatten(1)  # a convolution's kernel belongs to `down`
+    return up.shape[1] == down.shape[0] and (up.shape[0], down.shape[1]) == (shape[0], prod(shape[1:]))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def _of_unet(modules: Mapping[str, nn.Module], key: str, shape: tuple[int, ...], name: str) -> Tensor:
+    """The base's own tensor for a part of the control."""
+    path, _, leaf = key.rpartition(".")
+    try:
+        value = own_parameter(modules[path], leaf) if path in modules else None
+    except UnsupportedModel:
+        raise UnsupportedModel(
+            f"{_FIELD}: {name} is a control LoRA, which is computed from the model's own weights, and this model's are "
+            "quantized or not in memory; use the unquantized model, or a whole ControlNet.",
+            field=_FIELD,
+        ) from None
+    if value is not None and key == "conv_in.weight":
+        value = value[:, : shape[1]]  # an inpainting UNet sees mask and picture too, after the latents
+    if value is None or tuple(value.shape) != shape:
+        raise IncompatibleAdapter(
+            f"{_FIELD}: {name} is a control LoRA without {key[:80]}, which this model cannot give; use it with the "
+            "model that it was made for.",
+            field=_FIELD,
+        )
+    return value
