@@ -128,7 +128,8 @@ def test_who_leaves_a_stream_takes_his_job_back(served):
     engine.gate.set()
     body = {"prompt": "x", "stream": True, "partial_images": 1}
     with httpx.stream("POST", f"{served.origin}/v1/images/generations", json=body, timeout=20) as answer:
-        assert next(answer.iter_lines()).startswith("event: image_generation.partial_image")
+        lines = answer.iter_lines()  # held: an iterator that is dropped hangs up
+        assert next(lines).startswith("event: image_generation.partial_image")
         assert engine.inside.is_set()
     ends = time.monotonic() + 5
     while engine.inside.is_set() and time.monotonic() < ends:
