@@ -65,7 +65,7 @@ def failures(picture):
         ValueError(f"cannot use {PROMPT}"),
         RuntimeError(f"got {PROMPT[:40]}…"),
         KeyError(PROMPT),
-        TypeError(f"not a picture: {picture}"),
+        TypeError(f"of a strange kind: {picture}"),
         OSError(f"https://host/file?key={CALLERS_KEY} with Authorization: Bearer {CALLERS_KEY}"),
         PermissionError(f"{OPERATORS_TOKEN} was refused"),
         OutOfMemory("Too large."),
