@@ -1,18 +1,19 @@
 """The private texts of a test run, in every spelling in which a line or a file could hold them."""
 
+import ast
 import base64
 import binascii
+import functools
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 from tests.watch.inside.privacy_entrances import PICTURE, SHORTEST, SHOWN_WORDS, WORDS
-from worker.core.model import Task
 
-# Nobody's, in whatever field of a job they stand: every book says which task a job was.
-_OWN_WORDS = frozenset(task.value for task in Task)
+_WORKER = Path(__file__).parents[2] / "worker"
 # What a text must have to be one that is nowhere by chance: "00000000" is in many a line.
 _DIFFERENT = 5
 _PIECE = 24  # a library that quotes a long text cuts it: so much of its beginning or end is found
@@ -46,7 +47,7 @@ class Known:
 
     def add(self, kind: str, text: str) -> None:
         """Know `text` from now on. What is too short or too monotonous to be told from chance is let go."""
-        if (kind, text) in self._told or text in _OWN_WORDS or len(text) < SHORTEST or len(set(text)) < _DIFFERENT:
+        if (kind, text) in self._told or len(text) < SHORTEST or len(set(text)) < _DIFFERENT or text in _own_words():
             return
         self._told.add((kind, text))
         for spelling in _spellings(kind, text):
@@ -55,6 +56,16 @@ class Known:
                 # Words that one job asked to be shown and another did not are private.
                 if kind != SHOWN_WORDS or spelling not in found:
                     found[spelling] = Leak(kind, text)
+
+    def forget_words(self) -> None:
+        """Keep keys and pictures only, which no other test writes by chance."""
+        self._told = {(kind, text) for kind, text in [*self._told] if kind not in (WORDS, SHOWN_WORDS)}
+        for beginning, found in [*self._by_beginning.items()]:
+            kept = {spelling: leak for spelling, leak in [*found.items()] if (leak.kind, leak.text) in self._told}
+            if kept:
+                self._by_beginning[beginning] = kept
+            else:
+                del self._by_beginning[beginning]
 
     def leaks(self, text: str) -> list[Leak]:
         """Every private text in `text`, once, and what looks like a picture in base64."""
@@ -69,6 +80,17 @@ class Known:
         if found := _PICTURE_BEGINS.search(text):
             yield Leak(PICTURE, found[0])
         yield from (Leak(PICTURE, run[0]) for run in _BASE64.finditer(text) if _is_picture(run[0]))
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """The texts in the worker's own source, in whatever field of a job they stand.
+
+    Every book names a job's task and its stages; and Hypothesis fills a field with a text of the source now and then.
+    """
+    trees = (ast.parse(path.read_bytes()) for path in _WORKER.rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def _spellings(kind: str, text: str) -> set[str]:

@@ -10,6 +10,10 @@ in the workers that tests start, and looks for it in
 
 Not looked at, each for a reason:
 
+* the words of an earlier module's tests: a text that one test sends another may write (which tests share a process is
+  chance), so words are known until their module ends, after a look at all that its tests wrote; keys and pictures for
+  good;
+* words that stand in the worker's own source (`known.py`);
 * weights below a volume (`_WEIGHTS`): they are bytes of a download, verified by digest;
 * the words of a job in its own pictures, if it asked for `output.metadata`: that is what it asked for;
 * the words of whoever sits at a terminal, in the answer to his own command (`children.py`);
@@ -62,6 +66,8 @@ class Watch:
         self._late: list[str] = []
         self._counts = {"lines": 0, "files": 0}
         self._seconds = 0.0
+        self._module: Path | None = None  # of the test under way
+        self._of_earlier: set[Path] = set()  # folders that tests of earlier modules wrote to
 
     def listen(self) -> None:
         """Hear this process from now on."""
@@ -148,6 +154,16 @@ class Watch:
                 report.longrepr = f"{NAME}: this was written down\n" + "\n".join(found)
         return report
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Look at all that the tests of the module before this one wrote, and forget their words."""
+        if self._module is not None and self._module != item.path:
+            found = self._look(lambda folder: folder not in self._of_earlier)
+            self._late += [f"{leak} (by {self._module.name})" for leak in found]
+            self._of_earlier.update(self._folders)
+            self._known.forget_words()
+        self._module = item.path
+
     def _look(self, is_current: Callable[[Path], bool]) -> list[str]:
         """What leaked since the last time, without telling it. Of the files only those of current folders."""
         began = time.thread_time()
@@ -221,7 +237,7 @@ class Watch:
         for line in getattr(self, "_said", ()):
             terminalreporter.write_line(f"{NAME}: {line}")
         for leak in self._late:
-            terminalreporter.write_line(f"{NAME}: written down after a test: {leak}", red=True)
+            terminalreporter.write_line(f"{NAME}: written down between or after tests: {leak}", red=True)
 
 
 def _formatters() -> list[Callable[[logging.LogRecord], str]]:

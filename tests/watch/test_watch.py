@@ -80,6 +80,26 @@ def test_{name}(tmp_path, capsys):
 
     {body}
 """
+# Between the others by its name: a module that draws nothing, and one that writes when it ends.
+STRANGER = """
+from worker_of_tests import *
+
+def test_stranger():
+    LOG.warning(PROMPT)
+"""
+ENDING = """
+import pytest
+from worker_of_tests import *
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn(tmp_path_factory):
+    write = draw(tmp_path_factory.mktemp("ending"))
+    yield
+    write("volume/late.jsonl", PROMPT.encode())
+
+def test_ending():
+    pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +111,8 @@ def said(tmp_path_factory):
     bodies = CLEAN | {name: body for name, (body, *_) in LEAKS.items()}
     for name, body in bodies.items():
         (folder / f"test_{name}.py").write_text(TEST.format(name=name, body=body))
+    (folder / "test_ending.py").write_text(ENDING)
+    (folder / "test_stranger.py").write_text(STRANGER)
     command = [sys.executable, "-m", "pytest", ".", "-c", os.devnull, "--rootdir=.", "--basetemp=tmp", "-n", "1", "-rA"]
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{folder}", VARIABLE: OFF}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
@@ -114,8 +136,18 @@ def test_a_leak_turns_its_test_red_and_is_not_told_again(said, name):
         assert text not in reported
 
 
+def test_what_a_module_writes_when_it_ends_turns_the_run_red(said):
+    assert "privacy watch: written down between or after tests: file late.jsonl: words" in said
+    assert "(by test_ending.py)" in said
+
+
+def test_a_module_may_write_what_another_one_sent(said):
+    assert "PASSED test_stranger.py::test_stranger" in said
+    assert "ERROR test_stranger.py" not in said
+
+
 def test_what_is_written_after_the_last_test_turns_the_run_red(said):
-    assert "privacy watch: written down after a test: log of some.library: words" in said
+    assert "privacy watch: written down between or after tests: log of some.library: words" in said
     assert re.search(r"privacy watch: gw0 heard \d+ lines and \d+ files of 2 worker processes", said)
 
 
@@ -156,7 +188,17 @@ def test_words_that_a_caller_wants_in_his_picture_are_told_apart():
     assert [leak.kind for leak in known.leaks(f"parameters: {PROMPT}")] == [WORDS]
 
 
-@pytest.mark.parametrize("text", ["x" * 40, "0000000000", "a cat"])
+def test_keys_and_pictures_are_known_for_good():
+    known = Known()
+    known.add(KEY, TOKEN)
+    known.add(PICTURE, PICTURE_TEXT)
+    known.add(WORDS, TOKEN + " of words")
+    known.forget_words()
+    assert {leak.kind for leak in known.leaks(f"{PICTURE_TEXT} {TOKEN} of words")} == {KEY, PICTURE}
+
+
+# The last is a name in the worker's own source, with which Hypothesis fills a prompt now and then.
+@pytest.mark.parametrize("text", ["x" * 40, "0000000000", "a cat", "queue_seconds"])
 def test_what_is_found_by_chance_is_not_looked_for(text):
     known = Known()
     known.add(WORDS, text)
