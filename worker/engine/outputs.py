@@ -118,6 +118,10 @@ def _raster(image: np.ndarray) -> Raster:
             image = (image + 1) / 2
         levels = image * np.float32(255)
         np.rint(levels, out=levels)  # in place: a picture is megabytes of floats
-        image = levels.clip(0, 255, out=levels).astype(np.uint8)
+        image = levels.clip(0, 255, out=levels)
     height, width, channels = image.shape
-    return Raster(_MODES[channels], width, height, np.ascontiguousarray(image).tobytes())
+    pixels = np.empty(image.shape, np.uint8)
+    # Most arrays are views of planes: to turn them all three at once takes four times as long.
+    for channel in range(channels):
+        pixels[..., channel] = image[..., channel]
+    return Raster(_MODES[channels], width, height, pixels.tobytes())

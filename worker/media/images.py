@@ -1,12 +1,12 @@
 """Pictures from callers, checked before they are decoded; pictures to callers, encoded."""
 
-import base64
 import binascii
 import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pybase64
 from PIL import ExifTags, Image, ImageOps
 
 from worker.core.errors import InvalidImage
@@ -52,7 +52,7 @@ def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_by
     if len(encoded) > max_bytes * 4 // 3 + 8:
         raise InvalidImage(f"{field} is over {max_bytes >> 20} MB; send a smaller one.", field=field)
     try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
+        return pybase64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
             f"{field} is neither base64, a data: URI nor an https URL; send one of these.", field=field
@@ -151,7 +151,7 @@ def exif_of(comment: Comment | None) -> dict[str, Image.Exif]:
 
 def to_base64(data: bytes) -> str:
     """Raw base64, without a data: prefix."""
-    return base64.b64encode(data).decode("ascii")
+    return pybase64.b64encode_as_string(data)
 
 
 def _check_size(width: int, height: int, field: str) -> None:

@@ -255,6 +255,8 @@ class Submissions:
 
     def _drop_oldest(self, but: Submission) -> None:
         held = sum(job.bytes for job in self._jobs.values())
+        if held <= self._max_bytes:
+            return
         for job in sorted((job for job in self._jobs.values() if job.over), key=lambda job: job.finished_at or 0.0):
             if held <= self._max_bytes or job is but:
                 break

@@ -1,9 +1,9 @@
 """A drawn picture as the file itself: which format a caller accepts, and the answer that holds it."""
 
-import base64
 from collections.abc import Mapping
 from typing import get_args
 
+import pybase64
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import JsonValue
@@ -51,7 +51,7 @@ def encode_file(answer: Answer) -> Response:
     if isinstance(url, str):
         return RedirectResponse(url, 303, headers)
     kind = next(name for name in get_args(Format) if name == answer["format"])
-    body = base64.b64decode(str(answer.get("image") or answer["video"]))
+    body = pybase64.b64decode(str(answer.get("image") or answer["video"]))
     return Response(body, headers=headers, media_type=CONTENT_TYPES[kind])
 
 

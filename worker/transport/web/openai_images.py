@@ -1,7 +1,6 @@
 """OpenAI's images API: generations, edits, models, and pictures on the way as server-sent events."""
 
 import asyncio
-import base64
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -9,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
+import pybase64
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
@@ -133,7 +133,7 @@ def picture_routes(desk: Desk) -> APIRouter:
         if answer is None or variant >= len(files):
             raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
         kind = next(content for name, content in CONTENT_TYPES.items() if name == answer["format"])
-        return Response(base64.b64decode(files[variant]), media_type=kind)
+        return Response(pybase64.b64decode(files[variant]), media_type=kind)
 
     return router
 
