@@ -164,10 +164,10 @@ def test_what_is_not_private_stays_readable():
 def test_redaction_of_a_long_line_under_load_is_quick():
     prompts = [f"{index} {PROMPT * 20}" for index in range(64)]
     pictures = ["QUJD" * 1_000_000] * 128
-    started = time.perf_counter()
+    started = time.thread_time()
     with kept({"prompts": prompts, "images": pictures}):
         assert "unlikely" not in redact(f"{'x ' * 2000}{prompts[5]}")
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize(

@@ -219,11 +219,11 @@ def test_strength_must_leave_a_step() -> None:
 
 def test_a_check_takes_milliseconds() -> None:
     spec, raw = model("sdxl"), {"width": 1024, "guidance_scale": 5.5, "widht": 3}
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(50):
         with pytest.raises(UnknownParameter):
             check(dict(raw), spec)
-    assert (time.perf_counter() - start) / 50 < 0.02
+    assert (time.thread_time() - start) / 50 < 0.02
 
 
 def test_deep_and_long_values_are_refused_quickly() -> None:

@@ -164,12 +164,12 @@ def test_without_diffusers_the_answer_is_none(monkeypatch: pytest.MonkeyPatch, c
 
 @installed
 def test_it_is_quick(clean_caches: None) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     call_parameters("FluxPipeline")
-    first = time.perf_counter() - start
-    start = time.perf_counter()
+    first = time.thread_time() - start
+    start = time.thread_time()
     call_parameters("FluxPipeline")
-    again = time.perf_counter() - start
+    again = time.thread_time() - start
     assert first < 1.5
     assert again < 0.005
 

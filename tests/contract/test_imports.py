@@ -12,7 +12,7 @@ HEAVY += ("runpod", "fastapi", "boto3", "huggingface_hub")
 
 
 def imported(code):
-    script = f"import json, sys, time; t = time.perf_counter(); {code}; s = time.perf_counter() - t; " + (
+    script = f"import json, sys, time; t = time.process_time(); {code}; s = time.process_time() - t; " + (
         "print(json.dumps({'modules': sorted(sys.modules), 'seconds': s}))"
     )
     out = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)

@@ -78,9 +78,9 @@ async def test_inspect_reads_the_header_of_a_file_and_none_of_its_weights(tmp_pa
     await desk.ask(action="inspect", model="any")  # imports
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         answer = await desk.ask(action="inspect", model=f"file:{path}")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert answer["kind"] == kind
     assert answer["format"]
     assert answer["weight_bytes"] > 0.99 * path.stat().st_size - 2**20
