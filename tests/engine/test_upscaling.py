@@ -21,13 +21,18 @@ from worker.core.errors import (
     IncompatibleAdapter,
     InvalidRequest,
     JobCancelled,
+    OutOfMemory,
     ParameterOutOfRange,
     UnknownParameter,
     UnsafeFormat,
     UnsupportedModel,
 )
+from worker.engine.compatibility import import_spandrel
 from worker.settings import Settings
 from worker.transport.serverless import ServerlessDoor
+
+import_spandrel()
+from spandrel.architectures.Compact import Compact  # noqa: E402 -- found only now
 
 _ids = itertools.count()
 _RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
@@ -74,6 +79,38 @@ async def test_tiles_make_the_picture_that_one_pass_makes(worker, kind, scale):
     assert np.abs(pixels(answer).astype(int) - whole).max() <= 1
     assert whole.std() > 5
     assert answer["warnings"] == []
+
+
+def short_of_memory(monkeypatch, at_most):
+    """Let the network fail for tiles of more pixels; the list gets what was tried."""
+    run, sizes = Compact.forward, []
+
+    def forward(network, given):
+        sizes.append(given.shape[-1] * given.shape[-2])
+        if sizes[-1] > at_most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(network, given)
+
+    monkeypatch.setattr(Compact, "forward", forward)
+    return sizes
+
+
+async def test_where_memory_is_short_tiles_become_smaller(worker, monkeypatch):
+    whole = enlarged("compact", SHARP)
+    sizes = short_of_memory(monkeypatch, at_most=9_000)
+    answer = await ask(worker, model="compact", image=encoded(SHARP), tile=128)
+    assert max(sizes) > 9_000
+    assert np.abs(pixels(answer).astype(int) - whole).max() <= 1
+
+
+async def test_where_memory_is_not_there_the_job_fails_and_the_next_does_not(worker, monkeypatch):
+    sent = {"model": "compact", "image": encoded(SHARP), "tile": 128}
+    with monkeypatch.context() as patch:
+        short_of_memory(patch, at_most=1_000)
+        with pytest.raises(OutOfMemory):
+            await ask(worker, **sent)
+    answer = await ask(worker, **sent)
+    assert np.abs(pixels(answer).astype(int) - enlarged("compact", SHARP)).max() <= 1
 
 
 async def test_windows_of_attention_leave_no_seam(worker):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from worker.core.device import LoadPlan
 from worker.core.errors import InvalidOutput, ParameterOutOfRange, UnsupportedModel
+from worker.engine import devices
 from worker.engine.compatibility import import_spandrel
 
 # Read around every tile and cut off again: what a network sees there decides nearly all of a pixel.
@@ -26,6 +27,7 @@ _SAVED_UNDER = ("params_ema.", "params.", "model_state_dict.", "state_dict.")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DOES = {"SR": "an upscaler", "Restoration": "a restorer", "FaceSR": "a face restorer", "Inpainting": "an inpainter"}
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
@@ -54,7 +56,7 @@ class SpandrelUpscalePipeline:
         """The picture `scale` times as large; by default as large as the network makes it. Alpha is kept.
 
         The network runs on tiles of `tile` pixels a side and MARGIN around them, so memory does not grow with the
-        picture. The callback is called after each.
+        picture; where it runs out all the same, on quarters of a tile. The callback is called after each tile.
         """
         own = self._network.scale
         if image.width * image.height * own**2 > MAX_PIXELS:
@@ -85,8 +87,22 @@ class SpandrelUpscalePipeline:
             drawn = [np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha], axis=-1)]
         return UpscaleOutput(images=[_resized(drawn[0], image.width, image.height, scale)])
 
-    def _fill(self, large: np.ndarray, pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
-        """Write one tile of the large picture: read with its margin, kept without it."""
+    def _fill(self, large: np.ndarray, pixels: np.ndarray, box: Box) -> None:
+        """Write one tile of the large picture; where memory does not suffice for it, in quarters."""
+        try:
+            return self._enlarge(large, pixels, box)
+        except Exception as error:
+            left, top, right, bottom = box
+            side = max(right - left, bottom - top)
+            if side <= MARGIN or not devices.is_out_of_memory(error):
+                raise
+            error.__traceback__ = None  # its frames hold tensors
+        devices.release_memory()
+        for x, y, to_x, to_y in _tiles(right - left, bottom - top, -(-side // 2)):
+            self._fill(large, pixels, (left + x, top + y, left + to_x, top + to_y))
+
+    def _enlarge(self, large: np.ndarray, pixels: np.ndarray, box: Box) -> None:
+        """Write one tile: read with its margin, kept without it."""
         left, top, right, bottom = box
         height, width = pixels.shape[:2]
         x, y = max(0, left - MARGIN), max(0, top - MARGIN)
@@ -141,7 +157,7 @@ def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
     return SpandrelUpscalePipeline(network)
 
 
-def _tiles(width: int, height: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+def _tiles(width: int, height: int, side: int) -> Iterator[Box]:
     for top in range(0, height, side):
         for left in range(0, width, side):
             yield left, top, min(left + side, width), min(top + side, height)
