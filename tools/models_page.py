@@ -16,7 +16,8 @@ from worker.catalog.calls.signatures import known_pipelines
 from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
 from worker.catalog.declared import CIVITAI_BASES
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+PROJECT = Path(__file__).resolve().parents[1]
+PAGE = PROJECT / "docs" / "models.md"
 
 _HEAD = """# Models: what runs, and why the rest does not
 
@@ -163,7 +164,14 @@ def _refusals() -> Iterable[Sequence[str]]:
     for part, (_, distribution) in sorted(PART_PACKAGES.items()):
         yield f"repositories with a `{part}`", f"need the Python package {distribution} (the GPU image has torchvision)"
     for name, (_, distribution) in sorted(NEEDED_PACKAGES.items()):
-        yield f"`{name}`", f"needs the Python package {distribution}, which is not installed here"
+        if distribution not in _installed():
+            yield f"`{name}`", f"needs the Python package {distribution}, which does not come with the worker"
+
+
+def _installed() -> set[str]:
+    """What comes with the worker everywhere."""
+    files = (PROJECT / name for name in ("requirements.txt", "requirements-spandrel.txt"))
+    return {line.partition("==")[0] for file in files for line in file.read_text().splitlines() if "==" in line}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
