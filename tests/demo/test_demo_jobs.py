@@ -153,6 +153,13 @@ async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(dem
     assert np.array_equal(pixels(await draw(build_worker(settings))), pixels(await draw(demo)))
 
 
+async def test_the_example_of_its_schema_is_something_that_it_knows(demo):
+    schema = await demo.actions.perform({"action": "schema", "model": "demo"}, "schema", lambda progress: None)
+    answer = await demo.actions.perform(schema["examples"][0], "example", lambda progress: None)
+    assert answer["warnings"] == []
+    assert pixels(answer).std() > 10
+
+
 def test_the_list_of_subjects_is_what_the_model_was_taught():
     from tools.demo_model.things import THINGS
 

@@ -237,7 +237,8 @@ def _used(objects: Mapping[str, dict[str, Any]], properties: Mapping[str, dict[s
 
 def _example(spec: ModelSpec, detection: Detection | None, task: Task) -> Schema:
     """A request for `task`, with the values that most callers would change."""
-    words: Schema = {"prompt": "a lighthouse at dusk, oil painting", "video": "https://example.com/input.mp4"}
+    # A prompt that small models know too: the demo model warns of any other thing than those it was taught.
+    words: Schema = {"prompt": "a red apple", "video": "https://example.com/input.mp4"}
     needed = needed_fields(spec, detection, task)
     own = parameters(spec, detection, task, max_images=1, lightning=spec.lightning is not None)
     chosen = {name: own[name]["default"] for name in _SHOWN if "default" in own.get(name, {})}
