@@ -5,8 +5,7 @@ import json
 
 from tests.controls import apart
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
-from worker.settings import Settings
+from tests.zoo.served import zoo_worker
 from worker.transport.serverless import ServerlessDoor
 
 PICTURE = gradient(64, 64)
@@ -25,18 +24,7 @@ class Shop:
     def __init__(self, root, pipelines=PIPELINES):
         self.root = root
         self.pairs = {name: apart(pipeline, root) for name, pipeline in pipelines.items()}
-        (root / "models.yaml").write_text('{"models": {"zoo": {"source": "file:zoo"}}}')
-        settings = {"models_yaml": root / "models.yaml", "default_model": "zoo", "allowed_model_dirs": (root,)}
-        self.worker = build_worker(
-            Settings(
-                **settings,
-                allow_unregistered_models=True,
-                volume_dir=root / "volume",
-                device="cpu",
-                offline=True,
-                warm_up=False,
-            )
-        )
+        self.worker = zoo_worker(root)
         self.door = ServerlessDoor(self.worker.actions, concurrency=1)
         self._usual = {}
 

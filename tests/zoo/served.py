@@ -12,33 +12,36 @@ from PIL import Image, ImageSequence
 
 from tests.zoo.plain import Outcome, save
 from tests.zoo.recipe import Recipe
-from worker.app import build_worker
+from worker.app import Worker, build_worker
 from worker.core.errors import WorkerError
 from worker.settings import Settings
 
-_REGISTRY = '{"models": {"zoo": {"source": "file:zoo"}}}'
+
+def zoo_worker(root: Path) -> Worker:
+    """A worker that may load any repository below `root`, on the CPU and without a network."""
+    root.mkdir(parents=True, exist_ok=True)
+    registry = root / "models.yaml"
+    registry.write_text('{"models": {"zoo": {"source": "file:zoo"}}}')
+    settings = Settings(
+        models_yaml=registry,
+        default_model="zoo",
+        allow_unregistered_models=True,
+        allowed_model_dirs=(root,),
+        volume_dir=root / "volume",
+        device="cpu",
+        offline=True,
+        warm_up=False,
+        max_response_mb=100,
+    )
+    return build_worker(settings)
 
 
 class ServedZoo:
     """One worker that may load any repository below a folder."""
 
     def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
         self.root = root
-        registry = root / "models.yaml"
-        registry.write_text(_REGISTRY)
-        settings = Settings(
-            models_yaml=registry,
-            default_model="zoo",
-            allow_unregistered_models=True,
-            allowed_model_dirs=(root,),
-            volume_dir=root / "volume",
-            device="cpu",
-            offline=True,
-            warm_up=False,
-            max_response_mb=100,
-        )
-        self.worker = build_worker(settings)
+        self.worker = zoo_worker(root)
 
     def run(self, recipe: Recipe, folder: Path) -> Outcome:
         """Send the recipe's request and say how it went. The repository is made if it is not there yet."""

@@ -10,9 +10,8 @@ import pytest
 from tests.controls import ROW, apart
 from tests.pictures import encoded, gradient, pixels
 from tests.zoo.plain import quiet
-from worker.app import build_worker
+from tests.zoo.served import zoo_worker
 from worker.catalog.calls.signatures import call_parameters
-from worker.settings import Settings
 
 # One of each way in which a class takes its controls.
 OFTEN = (
@@ -33,18 +32,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def worker(root):
-    (root / "models.yaml").write_text('{"models": {"zoo": {"source": "file:zoo"}}}')
-    settings = {"models_yaml": root / "models.yaml", "default_model": "zoo", "allowed_model_dirs": (root,)}
-    return build_worker(
-        Settings(
-            **settings,
-            allow_unregistered_models=True,
-            volume_dir=root / "volume",
-            device="cpu",
-            offline=True,
-            warm_up=False,
-        )
-    )
+    return zoo_worker(root)
 
 
 @pytest.mark.parametrize("pipeline", OFTEN)
