@@ -5,12 +5,11 @@ the job (milliseconds) and dropped after it. The controls themselves stay in hos
 while they are needed, so that they never stand in the way of another job's pictures.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
@@ -21,7 +20,7 @@ from worker.core.adapter import AdapterFiles, AdapterReport, Control, ControlCal
 from worker.core.errors import UnsupportedModel
 from worker.core.job import Batch
 from worker.engine.adapters.control_files import load_control
-from worker.engine.adapters.fitting import DENOISERS
+from worker.engine.adapters.shelf import Shelves, denoiser_of
 from worker.engine.arguments import to_pil
 from worker.engine.classes import DTYPES
 from worker.engine.loader import view
@@ -56,9 +55,7 @@ class ControlShelf:
     """The controls of all resident pipelines. Used from the engine's thread only."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._capacity = capacity
-        # By denoiser, like LoRAs: an evicted pipeline takes its controls along.
-        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, nn.Module]] = WeakKeyDictionary()
+        self._shelves: Shelves[nn.Module] = Shelves(capacity)
 
     @contextmanager
     def applied(self, resident: Resident, batch: Batch) -> Iterator[Controlling]:
@@ -89,18 +86,13 @@ class ControlShelf:
             yield Controlling(pipe, _arguments(call, job.controls, nets), reports)
 
     def _loaded(self, resident: Resident, files: Sequence[AdapterFiles]) -> list[nn.Module]:
-        anchor = next(getattr(resident.pipe, name) for name in DENOISERS if getattr(resident.pipe, name, None))
-        shelf = self._shelves.setdefault(anchor, OrderedDict())
-        nets = []
-        for item in files:
-            key = item.sha256 or str(item.files.root)
-            if key not in shelf:
-                shelf[key] = load_control(item, anchor, DTYPES[resident.plan.dtype])
-            shelf.move_to_end(key)
-            nets.append(shelf[key])
-        while len(shelf) > self._capacity:
-            shelf.popitem(last=False)
-        return nets
+        denoiser, dtype = denoiser_of(resident.pipe), DTYPES[resident.plan.dtype]
+        # Closed before the job draws: they are in host memory, so that nobody has more room when they go.
+        with self._shelves.opened(denoiser) as shelf:
+            return [
+                shelf.take(item.sha256 or item.files.root, partial(load_control, item, denoiser, dtype))
+                for item in files
+            ]
 
 
 def _together(kind: str, nets: Sequence[nn.Module]) -> Any:

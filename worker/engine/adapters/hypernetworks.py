@@ -7,12 +7,11 @@ one for values; in every attention of the UNet whose context is that wide (self 
 
 import json
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from worker.core.adapter import AdapterFiles, HypernetworkSpec
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.core.result import AdapterReport
-from worker.engine.devices import is_out_of_memory
+from worker.engine.adapters.shelf import Shelves
 
 # Names of AUTOMATIC1111's web UI; "swish" is what it calls torch's hard one.
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -53,8 +52,7 @@ class HypernetworkShelf:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Networks]] = WeakKeyDictionary()
+        self._shelves: Shelves[Networks] = Shelves(capacity)
 
     @contextmanager
     def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[AdapterReport, ...]]:
@@ -62,29 +60,14 @@ class HypernetworkShelf:
         if not adapters:
             yield ()
             return
-        shelf = self._shelves.setdefault(pipe.unet, OrderedDict())
-        try:
-            with ExitStack() as stack:
-                for adapter in adapters:
-                    stack.enter_context(_hooked(pipe.unet, self._resident(shelf, adapter), adapter, model))
-                yield tuple(
-                    AdapterReport(adapter.kind, adapter.spec.model, _weight(adapter), adapter.sha256)
-                    for adapter in adapters
-                )
-        except Exception as error:
-            if is_out_of_memory(error):
-                shelf.clear()
-            raise
-        finally:
-            while len(shelf) > self._capacity:
-                shelf.popitem(last=False)
-
-    def _resident(self, shelf: OrderedDict[str, Networks], adapter: AdapterFiles) -> Networks:
-        key = adapter.sha256 or str(adapter.files.root)
-        if key not in shelf:
-            shelf[key] = _read(adapter)
-        shelf.move_to_end(key)
-        return shelf[key]
+        with self._shelves.opened(pipe.unet) as shelf, ExitStack() as stack:
+            for adapter in adapters:
+                networks = shelf.take(adapter.sha256 or adapter.files.root, partial(_read, adapter))
+                stack.enter_context(_hooked(pipe.unet, networks, adapter, model))
+            yield tuple(
+                AdapterReport(adapter.kind, adapter.spec.model, _weight(adapter), adapter.sha256)
+                for adapter in adapters
+            )
 
 
 @contextmanager

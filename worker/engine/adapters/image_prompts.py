@@ -10,14 +10,13 @@ moves the whole denoiser, forgets what stood there when it unloads, and reads th
 - Several adapters share one processor, each with its own scale; one of scale 0 is not put on at all.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from diffusers.loaders.transformer_flux import FluxTransformer2DLoadersMixin
@@ -32,9 +31,9 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles, ImagePrompt
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
-from worker.engine.adapters.fitting import DENOISERS
 from worker.engine.adapters.image_encoders import Encoder, load_encoder
 from worker.engine.adapters.placing import Placing
+from worker.engine.adapters.shelf import Shelf, Shelves, denoiser_of
 from worker.engine.adapters.swapping import swapped
 from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
@@ -81,10 +80,8 @@ class ImagePromptShelf:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        # By denoiser: all views of a pipeline share it, and an evicted pipeline takes its adapters along.
-        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Loaded]] = WeakKeyDictionary()
-        self._encoders: WeakKeyDictionary[nn.Module, tuple[Path, Encoder]] = WeakKeyDictionary()
+        self._shelves: Shelves[Loaded] = Shelves(capacity)
+        self._encoders: Shelves[Encoder] = Shelves(1)
 
     @contextmanager
     def applied(
@@ -103,53 +100,30 @@ class ImagePromptShelf:
         if not active:
             yield {}
             return
-        denoiser = next(part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module))
+        denoiser = denoiser_of(pipe)
         family = next((row for row in _FAMILIES if isinstance(denoiser, row.mixin)), None)
         if family is None or not hasattr(pipe, "image_encoder"):
             raise UnsupportedModel(
                 f"{model} takes no ip_adapters: diffusers has none for {type(pipe).__name__}; leave them out.",
                 field=_FIELD,
             )
-        shelf = self._shelves.setdefault(denoiser, OrderedDict())
-        try:
-            loaded = [self._resident(shelf, denoiser, family, file, placing, model) for _, file in active]
-            encoder = self._encoder(denoiser, active[0][1].files.parts["image_encoder"], placing)
-            with ExitStack() as stack:
-                for owner, name, value in _changes(denoiser, family, loaded, [item.spec.scale for item, _ in active]):
-                    stack.enter_context(swapped(owner, name, value))
-                stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
-                stack.enter_context(swapped(pipe, "feature_extractor", encoder.processor))
-                yield {"ip_adapter_image": _pictures([prompt for prompt, _ in active], family)}
-        except Exception as error:
-            if is_out_of_memory(error):
-                shelf.clear()  # whoever tries again has the room
-                self._encoders.pop(denoiser, None)
-            raise
-        finally:
-            while len(shelf) > self._capacity:
-                shelf.popitem(last=False)
+        with self._shelves.opened(denoiser) as shelf, self._encoders.opened(denoiser) as encoders, ExitStack() as stack:
+            loaded = [
+                shelf.take(file.sha256 or file.files.root, partial(_load, denoiser, family, file, placing, model))
+                for _, file in active
+            ]
+            encoder = _encoder(encoders, active[0][1].files.parts["image_encoder"], placing)
+            for owner, name, value in _changes(denoiser, family, loaded, [item.spec.scale for item, _ in active]):
+                stack.enter_context(swapped(owner, name, value))
+            stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
+            stack.enter_context(swapped(pipe, "feature_extractor", encoder.processor))
+            yield {"ip_adapter_image": _pictures([prompt for prompt, _ in active], family)}
 
-    def _resident(
-        self,
-        shelf: OrderedDict[str, Loaded],
-        denoiser: nn.Module,
-        family: _Family,
-        file: AdapterFiles,
-        placing: Placing,
-        model: str,
-    ) -> Loaded:
-        key = file.sha256 or str(file.files.root)
-        if key not in shelf:
-            shelf[key] = _load(denoiser, family, file, placing, model)
-        shelf.move_to_end(key)
-        return shelf[key]
 
-    def _encoder(self, denoiser: nn.Module, folder: Path, placing: Placing) -> Encoder:
-        known = self._encoders.get(denoiser)
-        if known is None or known[0] != folder:
-            self._encoders.pop(denoiser, None)  # one at a time: some weigh more than the denoiser
-            known = self._encoders[denoiser] = (folder, load_encoder(folder, placing.dtype, placing.device))
-        return known[1]
+def _encoder(shelf: Shelf[Encoder], folder: Path, placing: Placing) -> Encoder:
+    if folder not in shelf:
+        shelf.clear()  # before, since some weigh more than the denoiser
+    return shelf.take(folder, partial(load_encoder, folder, placing.dtype, placing.device))
 
 
 def _pictures(prompts: Sequence[ImagePrompt], family: _Family) -> Any:

@@ -14,11 +14,10 @@ injection, which both replace the modules themselves:
 The price is that of peft without fusing: one or two thin products per changed layer and step.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,7 +30,7 @@ from worker.core.result import LoraReport
 from worker.engine.adapters.attaching import attached
 from worker.engine.adapters.embeddings import Word, embedded
 from worker.engine.adapters.fitting import DENOISERS, Fitted, fit
-from worker.engine.devices import is_out_of_memory
+from worker.engine.adapters.shelf import Shelf, Shelves, denoiser_of
 
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
@@ -59,9 +58,7 @@ class LoraShelf:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        # By denoiser: all views of a pipeline share it, and an evicted pipeline takes its LoRAs along.
-        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[str, Fitted]] = WeakKeyDictionary()
+        self._shelves: Shelves[Fitted] = Shelves(capacity)
 
     @contextmanager
     def applied(self, pipe: Any, adapters: Sequence[LoraFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
@@ -73,9 +70,14 @@ class LoraShelf:
         if not adapters:
             yield ()
             return
-        shelf = self._shelf(pipe, model)
-        try:
-            residents = [self._resident(shelf, pipe, adapter, model) for adapter in adapters]
+        denoiser = denoiser_of(pipe)
+        if denoiser is None:
+            raise UnsupportedModel(
+                f"{model} takes no loras: {type(pipe).__name__} has no UNet or transformer; leave loras out.",
+                field="loras",
+            )
+        with self._shelves.opened(denoiser) as shelf:
+            residents = [_resident(shelf, pipe, adapter, model) for adapter in adapters]
             changes = [
                 (component, path, change, _weight(adapter.spec, component, path))
                 for adapter, resident in zip(adapters, residents, strict=True)
@@ -87,31 +89,11 @@ class LoraShelf:
                     words = [Word(text, parts, adapter.spec.model) for text, parts in resident.embeddings.items()]
                     stack.enter_context(embedded(pipe, words, "loras"))
                 yield tuple(map(_report, adapters, residents))
-        except Exception as error:
-            if is_out_of_memory(error):
-                shelf.clear()  # whoever tries again has the room
-            raise
-        finally:
-            while len(shelf) > self._capacity:
-                shelf.popitem(last=False)
 
-    def _shelf(self, pipe: Any, model: str) -> OrderedDict[str, Fitted]:
-        anchor = next((part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)), None)
-        if anchor is None:
-            raise UnsupportedModel(
-                f"{model} takes no loras: {type(pipe).__name__} has no UNet or transformer; leave loras out.",
-                field="loras",
-            )
-        return self._shelves.setdefault(anchor, OrderedDict())
 
-    def _resident(self, shelf: OrderedDict[str, Fitted], pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
-        _check_weights(adapter.spec, pipe)
-        found = shelf.get(adapter.sha256)
-        if found is None:
-            found = _load(pipe, adapter, model)
-            shelf[adapter.sha256] = found
-        shelf.move_to_end(adapter.sha256)
-        return found
+def _resident(shelf: Shelf[Fitted], pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
+    _check_weights(adapter.spec, pipe)
+    return shelf.take(adapter.sha256, partial(_load, pipe, adapter, model))
 
 
 def _load(pipe: Any, adapter: LoraFiles, model: str) -> Fitted:

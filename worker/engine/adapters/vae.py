@@ -1,23 +1,20 @@
 """Another VAE for the length of one job."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import diffusers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.core.model import ModelFiles
-from worker.engine.adapters.fitting import DENOISERS
 from worker.engine.adapters.placing import Placing
+from worker.engine.adapters.shelf import Shelves, denoiser_of
 from worker.engine.adapters.swapping import swapped
 from worker.engine.components import Component, load_component, read_index
 from worker.engine.devices import is_out_of_memory
@@ -34,9 +31,7 @@ class VaeShelf:
     """The VAEs that jobs brought to resident pipelines: the last `capacity` of each. Engine's thread only."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        # By denoiser, as LoRAs are: they are forgotten with their pipeline.
-        self._shelves: WeakKeyDictionary[nn.Module, OrderedDict[Path, Any]] = WeakKeyDictionary()
+        self._shelves: Shelves[Any] = Shelves(capacity)
 
     @contextmanager
     def applied(
@@ -49,26 +44,20 @@ class VaeShelf:
         if files is None:
             yield
             return
-        own = getattr(pipe, "vae", None)
-        anchor = next((part for key in DENOISERS if isinstance(part := getattr(pipe, key, None), nn.Module)), None)
-        if own is None or anchor is None:
+        own, denoiser = getattr(pipe, "vae", None), denoiser_of(pipe)
+        if own is None or denoiser is None:
             raise UnsupportedModel(f"{type(pipe).__name__} has no VAE; leave vae out.", field=_FIELD)
-        shelf = self._shelves.setdefault(anchor, OrderedDict())
-        try:
-            if files.root not in shelf:
-                vae = _load(files.root, own, plan, placing, name)
-                _check_latents(vae, own, name)
-                shelf[files.root] = vae.to(placing.device).eval().requires_grad_(False)
-            shelf.move_to_end(files.root)
-            with swapped(pipe, "vae", shelf[files.root]):
+        with self._shelves.opened(denoiser) as shelf:
+            vae = shelf.take(files.root, lambda: _fitting(files.root, own, plan, placing, name))
+            with swapped(pipe, "vae", vae):
                 yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                shelf.clear()  # whoever tries again has the room
-            raise
-        finally:
-            while len(shelf) > self._capacity:
-                shelf.popitem(last=False)
+
+
+def _fitting(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> Any:
+    """The VAE at `path`, where it can stand for the model's own."""
+    vae = _load(path, own, plan, placing, name)
+    _check_latents(vae, own, name)
+    return vae.to(placing.device).eval().requires_grad_(False)
 
 
 def _load(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> Any:
