@@ -57,9 +57,10 @@ _CONTROL = """
 ## Control
 
 What `controlnets` of a request can hold, by the class that draws without them (`inspect` tells it). In diffusers'
-folders all of them, as one file in its authors' layout or diffusers' own all but Z-Image's and ControlNet-XS, whose
-shapes do not tell how they are put together. Stable Diffusion's and SDXL's also as control LoRAs, one file that holds
-what they have beyond their base's UNet. XLabs' ControlNets for FLUX.1 are refused by name.
+folders all of them, as one file in its authors' layout or diffusers' own all but ControlNet-XS, whose shapes do not
+tell how it is put together; Z-Image's, which are published as nothing else, in versions 1, 2.0, 2.1 and 2.1-lite.
+Stable Diffusion's and SDXL's also as control LoRAs, one file that holds what they have beyond their base's UNet.
+XLabs' ControlNets for FLUX.1 are refused by name.
 """
 _COMPANIONS = """
 ## Files that are no model by themselves

@@ -22,7 +22,8 @@ from worker.service.completing import CONFIGS
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # With another structure than their base, or one that shapes do not tell: these come as repositories with a config.json.
-_NEED_CONFIG = {"controlnet-sdxl-small", "controlnet-z-image", "controlnet-sparse"}
+_NEED_CONFIG = {"controlnet-sdxl-small", "controlnet-sparse"}
+_TOLD_BY_VALUES = "control_noise_refiner.0.before_proj.weight"  # which version of Z-Image's it is
 _PARTS_OF_A_HEADER = {"controlnet-sd1", "t2i-adapter-sd1-original"}
 FILES = [
     name
@@ -34,10 +35,13 @@ FILES = [
 
 
 def weights(name):
-    return {
+    found = {
         key: torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
         for key, (dtype, shape) in stored(name).tensors.items()
     }
+    if _TOLD_BY_VALUES in found:
+        found[_TOLD_BY_VALUES] = torch.ones(found[_TOLD_BY_VALUES].shape)
+    return found
 
 
 def base_of(architecture):
@@ -63,7 +67,21 @@ def test_a_file_of_another_structure_is_refused_with_what_differs():
         build_control(diffusers.ControlNetModel, weights("controlnet-sdxl-small"), base_of("sdxl"), "small")
     assert failure.value.field == "controlnets"
     with pytest.raises(UnsupportedModel, match=r"diffusers repository"):
-        build_control(diffusers.ZImageControlNetModel, weights("controlnet-z-image"), base_of("z-image"), "z")
+        build_control(diffusers.ControlNetXSAdapter, {}, base_of("sdxl"), "xs")
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "refiner"),
+    [
+        ("controlnet-z-image", range(0, 30, 5), None),
+        ("controlnet-z-image-2.1", range(0, 30, 2), "control_noise_refiner"),
+        ("controlnet-z-image-2.1-lite", range(0, 30, 10), "control_noise_refiner"),
+    ],
+)
+def test_the_layers_of_z_images_controls_lie_evenly_beside_its_own(name, places, refiner):
+    net, _ = build_control(diffusers.ZImageControlNetModel, weights(name), base_of("z-image"), name)
+    assert net.control_layers_places == [*places]
+    assert net.add_control_noise_refiner == refiner
 
 
 def control_of(name, architecture):

@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, FluxControlNetModel
+from diffusers import ControlNetModel, FluxControlNetModel, ZImageControlNetModel
 from jsonschema import Draft202012Validator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.controls import original
 from tests.engine.controlled import PICTURE, Shop
@@ -170,6 +170,30 @@ async def test_a_single_file_in_the_authors_layout_draws_as_its_repository(shop)
     file = original(shop.pairs["sd1"].control, shop.root / "control_v11_tiny.safetensors")
     from_file = await shop.draw("sd1", {"model": f"file:{file}"})
     assert np.array_equal(from_file, await shop.usual("sd1", {}))
+
+
+# As published: the first with a refiner of its own, version 2.0 refining with its layers, 2.1 with a refiner again.
+@pytest.mark.parametrize("refiner", [None, "control_layers", "control_noise_refiner"])
+async def test_a_single_file_of_z_image_draws_as_its_repository(tmp_path, refiner):
+    shop = Shop(tmp_path, {"z-image": "ZImageControlNetPipeline"})
+    folder, file = shop.pairs["z-image"].control, tmp_path / "union.safetensors"
+    config = ZImageControlNetModel.load_config(folder)
+    config |= {"control_layers_places": [0, 1], "control_refiner_layers_places": [0]}
+    net = ZImageControlNetModel.from_config(config | {"add_control_noise_refiner": refiner or None})
+    whole = net
+    if refiner == "control_layers":  # its file holds a refiner all the same, as that was begun
+        whole = ZImageControlNetModel.from_config(config | {"add_control_noise_refiner": "control_noise_refiner"})
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, tensor in whole.state_dict().items():
+        unused = refiner == "control_layers" and name.startswith("control_noise_refiner.0.before_proj")
+        tensors[name] = torch.randn(tensor.shape, generator=generator) * (0 if unused else 0.2)
+    save_file(tensors, file)
+    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    net.save_pretrained(folder)
+    from_folder, from_file = [await shop.draw("z-image", {"model": f"file:{path}"}) for path in (folder, file)]
+    assert np.abs(from_file - from_folder).max() <= 1  # tensors that lie elsewhere in memory round otherwise
+    assert np.abs(from_file - await shop.draw("z-image")).max() > 50
 
 
 async def test_what_reproduce_says_draws_the_same_picture(shop):

@@ -91,8 +91,13 @@ def controlnets() -> None:
     write("controlnet-qwen-image", build("QwenImageControlNetModel", num_layers=5), "BF16")
     write("controlnet-sana", build("SanaControlNetModel"), "BF16")
     write("controlnet-sparse", build("SparseControlNetModel"))
-    places = {"control_layers_places": [0, 5, 10], "control_refiner_layers_places": [0, 1], "control_in_dim": 33}
-    write("controlnet-z-image", build("ZImageControlNetModel", **places), "BF16")
+    first = {"control_layers_places": [*range(0, 30, 5)], "control_in_dim": 16}
+    write("controlnet-z-image", build("ZImageControlNetModel", **first), "BF16")
+    second = {"control_refiner_layers_places": [0, 1], "control_in_dim": 33}
+    second |= {"add_control_noise_refiner": "control_noise_refiner"}
+    for name, apart in (("controlnet-z-image-2.1", 2), ("controlnet-z-image-2.1-lite", 10)):
+        second |= {"control_layers_places": [*range(0, 30, apart)]}
+        write(name, build("ZImageControlNetModel", **second), "BF16")
     xlabs: Shapes = {"input_hint_block.0.weight": (16, 3, 3, 3), "pos_embed_input.weight": (3072, 64)}
     xlabs |= {f"double_blocks.{at}.img_attn.qkv.weight": (9216, 3072) for at in range(2)}
     xlabs |= {f"controlnet_blocks.{at}.weight": (3072, 3072) for at in range(2)}

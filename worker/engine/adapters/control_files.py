@@ -28,6 +28,7 @@ Weights = dict[str, Tensor]
 
 _PREFIXES = ("control_model.", "controlnet.", "model.diffusion_model.", "diffusion_model.")
 _WEIGHTS = "diffusion_pytorch_model"
+_REFINED_BY_LAYERS = "control_layers"
 # What control and base must agree in, by the names of their configs.
 _SHARED = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "dim", "cross_attention_dim_t5")
 
@@ -95,7 +96,7 @@ def build_control(cls: Any, weights: Weights, base: Mapping[str, Any], name: str
     Raises IncompatibleAdapter unless the file has just the tensors that such a control has.
     """
     weights = _bare(weights)
-    if cls in (diffusers.ZImageControlNetModel, diffusers.ControlNetXSAdapter):
+    if cls is diffusers.ControlNetXSAdapter:
         raise UnsupportedModel(
             f"{_FIELD}: {name} is one file of a {cls.__name__}, which does not tell how it is put together; "
             "name its diffusers repository, with a config.json.",
@@ -106,6 +107,8 @@ def build_control(cls: Any, weights: Weights, base: Mapping[str, Any], name: str
         settings = _adapter_config(weights)
     else:
         settings = _config(cls, base, weights)
+    if settings.get("add_control_noise_refiner") == _REFINED_BY_LAYERS:  # the file's own refiner is not used
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("control_noise_refiner.")}
     if any(key.startswith(("input_blocks.", "zero_convs.")) for key in weights):
         weights = dict(convert_controlnet_checkpoint(weights, settings))
     net = _without_memory(cls, settings)
@@ -131,7 +134,10 @@ def _config(cls: Any, base: Mapping[str, Any], weights: Weights) -> dict[str, An
     """The base's config as far as `cls` takes it, and what the file's own shapes say."""
     taken = inspect.signature(cls.__init__).parameters
     settings = {name: value for name, value in base.items() if name in taken}
-    said = _unet_config(weights) if cls.__name__.startswith("ControlNet") else _transformer_config(base, weights)
+    if cls is diffusers.ZImageControlNetModel:
+        said = _z_image_config(base, weights)
+    else:
+        said = _unet_config(weights) if cls.__name__.startswith("ControlNet") else _transformer_config(base, weights)
     return settings | {name: value for name, value in said.items() if name in taken}
 
 
@@ -170,6 +176,29 @@ def _transformer_config(base: Mapping[str, Any], weights: Weights) -> dict[str, 
         if key in weights:
             said[name] = int(weights[key].shape[1]) - int(base["in_channels"])
     return said
+
+
+def _z_image_config(base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """Where a Z-Image ControlNet's layers stand beside its base's, which no tensor says.
+
+    Its authors publish single files of 6, 15 and 3 layers for a base of 30, and their configs (VideoX-Fun,
+    config/z_image) place them evenly: every 5th, 2nd and 10th. Version 2.0 differs from 2.1 in nothing but that it
+    refines with its layers, and leaves its refiner as it was begun: with zeros.
+    """
+    layers, steps = _count(weights, "control_layers."), int(base["n_layers"])
+    if not 0 < layers <= steps:
+        raise LookupError("control_layers")
+    entered = weights.get("control_noise_refiner.0.before_proj.weight")
+    refiner = "control_noise_refiner" if entered is not None and bool(entered.any()) else _REFINED_BY_LAYERS
+    is_first = entered is None and "control_noise_refiner.0.attention.to_q.weight" in weights  # it has a plain one
+    patch, frames = int(base["all_patch_size"][0]), int(base["all_f_patch_size"][0])
+    seen = _of(weights, f"control_all_x_embedder.{patch}-{frames}.weight").shape[1]
+    return {
+        "control_layers_places": [at * (steps // layers) for at in range(layers)],
+        "control_refiner_layers_places": [*range(int(base["n_refiner_layers"]))],
+        "control_in_dim": int(seen) // (patch**2 * frames),
+        "add_control_noise_refiner": None if is_first else refiner,
+    }
 
 
 def _hint_channels(weights: Weights) -> tuple[int, ...]:
