@@ -220,7 +220,8 @@ class DiffusersEngine:
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
             batch.check()
-            at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job))
+            wanted = sum(len(each.seeds) for each in batch.jobs)
+            at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
             try:
                 with compatible(pipe):
                     return draw(at_once), ()

@@ -3,6 +3,7 @@
 import json
 import secrets
 
+import pybase64
 from pydantic_core import PydanticSerializationError, to_json
 
 # From here on a text is written once, however often it stands in a body.
@@ -29,12 +30,21 @@ def written(body: object) -> bytes:
         return value
 
     first, *rest = _plainly(marked(body)).split(f'"{mark}'.encode())
-    parts = {str(key).encode(): _plainly(text) for key, text in texts.items()}
+    parts = {str(key).encode(): _long(text) for key, text in texts.items()}
     pieces = [first]
     for piece in rest:
         key, _, after = piece.partition(b'"')
         pieces += (parts[key], after)
     return b"".join(pieces)
+
+
+def _long(text: str) -> bytes:
+    """`text` as JSON. In base64 nothing is escaped, and to see that it is base64 takes a tenth of the time."""
+    try:
+        pybase64.b64decode(text, validate=True)
+    except ValueError:
+        return _plainly(text)
+    return b'"%b"' % text.encode()
 
 
 def _plainly(value: object) -> bytes:
