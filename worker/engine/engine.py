@@ -220,6 +220,7 @@ class DiffusersEngine:
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
             batch.check()
+            # For one alone nobody looks what is free: to ask takes longer than all else here.
             wanted = sum(len(each.seeds) for each in batch.jobs)
             at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
             try:
