@@ -6,7 +6,7 @@ import hmac
 import json
 import secrets
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -140,15 +140,20 @@ def parse_json(body: bytes) -> JsonValue:
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body of `request`, read no further than allowed. Raises HTTPException 413."""
+    return b"".join([chunk async for chunk in bounded(request, max_bytes)])
+
+
+async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body of `request` as it comes, read no further than allowed. Raises HTTPException 413."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise HTTPException(413)
-    body = bytearray()
+    read = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
+        read += len(chunk)
+        if read > max_bytes:
             raise HTTPException(413)
-    return bytes(body)
+        yield chunk
 
 
 def job_id(connection: HTTPConnection) -> str:

@@ -1,7 +1,7 @@
 """Multipart forms, which pictures are uploaded with: read no further than allowed, and their texts as JSON values."""
 
 import json
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -12,6 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from worker.core.errors import InvalidRequest
 from worker.media.images import to_base64
+from worker.transport.web.desk import bounded
 
 MAX_FILES = 17  # sixteen pictures and a mask
 MAX_TEXTS = 100
@@ -48,7 +49,7 @@ async def read_form(request: Request, max_bytes: int) -> Form:
         raise HTTPException(415, "The body must be a form; send it with Content-Type: multipart/form-data.")
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, max_bytes),
+        bounded(request, max_bytes),
         max_files=MAX_FILES,
         max_fields=MAX_TEXTS,
         max_part_size=MAX_TEXT_BYTES,
@@ -68,18 +69,6 @@ async def read_form(request: Request, max_bytes: int) -> Form:
     finally:
         await parts.close()
     return Form(texts, files)
-
-
-async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise HTTPException(413)
-    read = 0
-    async for chunk in request.stream():
-        read += len(chunk)
-        if read > max_bytes:
-            raise HTTPException(413)
-        yield chunk
 
 
 # What stays a text though it may look like a number.
