@@ -122,9 +122,8 @@ def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 async def read_json(request: Request, max_bytes: int) -> JsonValue:
     """The body of `request`. Raises HTTPException 413 and 415, and InvalidRequest for what is no JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Not for neatness: a web page may post anything else to this server without asking its browser's leave.
-    if kind != "application/json" and not kind.endswith("+json"):
+    if not is_json(request):
         raise HTTPException(415)
     return parse_json(await read_body(request, max_bytes))
 
@@ -136,6 +135,17 @@ def parse_json(body: bytes) -> JsonValue:
     except (ValueError, RecursionError):
         raise InvalidRequest("The body is not valid JSON; check quotes, commas and brackets.", field="body") from None
     return value
+
+
+def media_type(request: Request) -> str:
+    """What the body of `request` is said to be, in small letters and without parameters; "" where nothing is said."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def is_json(request: Request) -> bool:
+    """Whether the body of `request` is said to be JSON."""
+    kind = media_type(request)
+    return kind == "application/json" or kind.endswith("+json")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from worker.core.errors import InvalidRequest
 from worker.media.images import to_base64
-from worker.transport.web.desk import bounded
+from worker.transport.web.desk import bounded, media_type
 
 MAX_FILES = 17  # sixteen pictures and a mask
 MAX_TEXTS = 100
@@ -44,8 +44,7 @@ class Form:
 
 async def read_form(request: Request, max_bytes: int) -> Form:
     """The form of `request`. Raises HTTPException 413 and 415, InvalidRequest for what is no form."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
+    if media_type(request) != "multipart/form-data":
         raise HTTPException(415, "The body must be a form; send it with Content-Type: multipart/form-data.")
     parser = MultiPartParser(
         request.headers,

@@ -11,7 +11,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.media.images import to_base64
 from worker.transport.web import openapi
 from worker.transport.web.accepting import accepted_format, encode_file, output_as
-from worker.transport.web.desk import Desk, parse_json, read_body
+from worker.transport.web.desk import Desk, is_json, parse_json, read_body
 from worker.transport.web.errors import Failure, answered_by, json_response
 
 # How PNG, JPEG and WebP begin, in base64: the API has one field for words and for pictures.
@@ -121,8 +121,7 @@ def routes(desk: Desk) -> APIRouter:
 
 def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:
     """A body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    sent = _object(body) if kind == "application/json" or kind.endswith("+json") else _picture(request, body)
+    sent = _object(body) if is_json(request) else _picture(request, body)
     parameters = sent.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ParameterOutOfRange("parameters must be an object.", field="parameters")
