@@ -9,6 +9,9 @@ from starlette.requests import HTTPConnection
 from worker.core.errors import AccessDenied, Unauthenticated, WorkerError
 from worker.service.keys import Caller, Keyring
 
+# What a door says that tells of more than the asking caller's own jobs.
+ALL_CALLERS = "What all callers did is told to one of this worker's admin keys only."
+
 _REFUSED = 1008  # before a WebSocket is accepted this is a 403
 
 
@@ -60,3 +63,9 @@ def caller_of(connection: HTTPConnection) -> Caller:
     """Who sent a request that was let in."""
     caller: Caller = connection.state.caller
     return caller
+
+
+def check_admin(connection: HTTPConnection, refusal: str, field: str | None = None) -> None:
+    """Raise AccessDenied with this sentence unless the operator sent the request."""
+    if not caller_of(connection).admin:
+        raise AccessDenied(refusal, field=field)

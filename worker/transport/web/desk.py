@@ -15,14 +15,7 @@ from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from worker.core.errors import (
-    AccessDenied,
-    InvalidRequest,
-    JobCancelled,
-    JobNotFound,
-    ModelNotFound,
-    UnknownParameter,
-)
+from worker.core.errors import InvalidRequest, JobCancelled, JobNotFound, ModelNotFound, UnknownParameter
 from worker.core.model import Task
 from worker.service.keys import Keyring
 from worker.service.ledger import UsageLedger
@@ -31,7 +24,7 @@ from worker.service.submission import Answer, Submission, Terms
 from worker.service.submissions import Submissions
 from worker.transport import request_id
 from worker.transport.actions import Actions
-from worker.transport.web.auth import Doorkeeper, caller_of
+from worker.transport.web.auth import Doorkeeper, caller_of, check_admin
 from worker.transport.web.webhooks import Webhooks
 
 T = TypeVar("T")
@@ -85,14 +78,13 @@ class Desk:
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, terms: Terms) -> Submission:
         """Hand in a job for whoever sends it. Raises AccessDenied for what is the operator's, and as the store does."""
-        caller = caller_of(connection)
         action = payload.get("action") if isinstance(payload, dict) else None
-        if action in ADMIN_ACTIONS and not caller.admin:
-            raise AccessDenied(f"action {action} needs one of this worker's admin keys.", field="action")
+        if action in ADMIN_ACTIONS:
+            check_admin(connection, f"action {action} needs one of this worker's admin keys.", "action")
         # A WebSocket's headers are of all its jobs.
         replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
         terms = replace(terms, replayed=replayed, request_id=request_id.current.get())
-        return self.submissions.submit(payload, id, terms, caller.name)
+        return self.submissions.submit(payload, id, terms, caller_of(connection).name)
 
     def find(self, connection: HTTPConnection, id: str) -> Submission:
         """This caller's job with this id. Raises JobNotFound, for another's job too."""

@@ -4,9 +4,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from worker.core.errors import AccessDenied
 from worker.transport.web import openapi
-from worker.transport.web.auth import caller_of
+from worker.transport.web.auth import ALL_CALLERS, check_admin
 from worker.transport.web.desk import Desk
 
 
@@ -22,8 +21,7 @@ def routes(desk: Desk) -> APIRouter:
         response_class=Response,
     )
     async def metrics(request: Request) -> Response:
-        if not caller_of(request).admin:
-            raise AccessDenied("What all callers did is told to one of this worker's admin keys only.")
+        check_admin(request, ALL_CALLERS)
         return Response(desk.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -5,10 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
-from worker.core.errors import AccessDenied
 from worker.service.submission import Submission
 from worker.transport.web import openapi
-from worker.transport.web.auth import caller_of
+from worker.transport.web.auth import check_admin
 from worker.transport.web.desk import Desk, job_id, read_json
 from worker.transport.web.errors import json_response
 from worker.transport.web.jobs import decode_job, encode_chunks, encode_job
@@ -73,8 +72,7 @@ def routes(desk: Desk) -> APIRouter:
         "/purge-queue", summary="Cancel every job that waits", responses=openapi.answers(openapi.Purged, 401, 403, 500)
     )
     async def purge_queue(endpoint: Endpoint, request: Request) -> Response:
-        if not caller_of(request).admin:
-            raise AccessDenied("Emptying the queue needs one of this worker's admin keys.")
+        check_admin(request, "Emptying the queue needs one of this worker's admin keys.")
         return json_response({"removed": desk.submissions.purge(), "status": "completed"})
 
     @router.get(

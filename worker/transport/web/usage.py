@@ -8,10 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from worker.core.errors import AccessDenied
 from worker.service.ledger import By
 from worker.transport.web import openapi
-from worker.transport.web.auth import caller_of
+from worker.transport.web.auth import ALL_CALLERS, check_admin
 from worker.transport.web.desk import Desk
 from worker.transport.web.errors import json_response
 
@@ -28,8 +27,7 @@ def routes(desk: Desk) -> APIRouter:
         by: Annotated[By, Query(description="What each entry is of.")] = "day",
         days: Annotated[int, Query(ge=1, le=3_660, description="How many days back, today included.")] = 30,
     ) -> Response:
-        if not caller_of(request).admin:
-            raise AccessDenied("What all callers did is told to one of this worker's admin keys only.")
+        check_admin(request, ALL_CALLERS)
         since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
         sums = await asyncio.to_thread(desk.ledger.sums, since, by)
         return json_response({"by": by, "since": since, "usage": {key: asdict(total) for key, total in sums.items()}})
