@@ -68,7 +68,7 @@ def routes(desk: Desk) -> APIRouter:
     body = openapi.takes(
         _BODY,
         words={"inputs": "a red apple", "parameters": {"seed": 7, "num_inference_steps": 16}},
-        picture={"inputs": "iVBORw0KGgo…", "parameters": {"prompt": "make it green", "strength": 0.6}},
+        picture={"inputs": "iVBORw0KGgo…", "parameters": {"prompt": "a green apple", "strength": 0.6}},
     )
     raw = {"schema": {"type": "string", "format": "binary"}}
     for kind in ("image/*", "application/octet-stream"):
