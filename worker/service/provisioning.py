@@ -1,26 +1,19 @@
 """Files for a job: the model's, fetched where needed, what completes them, and its adapters' beside them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from worker.core.errors import (
-    AccessDenied,
-    ModelNotFound,
-    SourceError,
-    UnsafeFormat,
-    UnsupportedModel,
-    WorkerError,
-)
+from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
 from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
 from worker.service.adapters.controls import provide_control
 from worker.service.adapters.embeddings import provide_embeddings
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on
+from worker.service.adapters.fetching import AdapterFetcher, blamed_on, told
 from worker.service.adapters.hypernetworks import provide_hypernetwork
 from worker.service.adapters.image_prompts import encoder_source, provide_image_prompts
 from worker.service.adapters.loras import provide_lora
@@ -86,7 +79,7 @@ class Provisioner:
         """The files of what works after the model, and the job with what was learnt of them."""
         refiner, upscaler, found = job.refiner, job.upscaler, FinishingFiles()
         if self._safety_checker is not None:
-            with blamed_on("SAFETY_CHECKER"), _told("SAFETY_CHECKER, without which this worker answers no pictures"):
+            with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no pictures"):
                 files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
                 found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
         if upscaler is not None:
@@ -154,14 +147,14 @@ class Provisioner:
         return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in named.items()}
 
     def _part(self, spec: ModelSpec, name: str, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
-        with _told(f"{spec.id} takes its {name} from elsewhere"):
+        with told(f"{spec.id} takes its {name} from elsewhere"):
             files = self._store.ensure(source, None, emit, stop)
         return replace(files, root=self._plain(files.root))
 
     def _base(self, spec: ModelSpec, completing: Completion, emit: Emit, stop: StopSignal) -> ModelFiles:
         reference = completing.base or ""
         what = ", ".join(completing.missing) or "other parts"
-        with _told(f"{spec.id} is a single file without its {what}, which come from {reference}"):
+        with told(f"{spec.id} is a single file without its {what}, which come from {reference}"):
             files = self._store.ensure(self._base_source(reference, completing), None, emit, stop)
         if files.is_single_file:
             raise UnsupportedModel(f"base: {reference} is a single file; name a diffusers repository.", field="model")
@@ -177,15 +170,6 @@ class Provisioner:
             return _only(source, completing.missing)
         # All but the part that the single file brings itself, which is the largest.
         return source.model_copy(update={"without": _DENOISERS}) if _is_whole(source) else source
-
-
-@contextmanager
-def _told(why: str) -> Iterator[None]:
-    """Say of a failure what was being fetched, and why: its own words name a repository that nobody asked for."""
-    try:
-        yield
-    except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
-        raise type(error)(f"{why}: {error.message}", field="model", hint=error.hint, details=error.details) from None
 
 
 def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:

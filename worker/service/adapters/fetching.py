@@ -7,7 +7,15 @@ from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES, fits
 from worker.catalog.detector import detect
-from worker.core.errors import IncompatibleAdapter, UnsupportedModel, WorkerError
+from worker.core.errors import (
+    AccessDenied,
+    IncompatibleAdapter,
+    ModelNotFound,
+    SourceError,
+    UnsafeFormat,
+    UnsupportedModel,
+    WorkerError,
+)
 from worker.core.job import StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.core.result import Emit
@@ -76,6 +84,15 @@ def blamed_on(field: str) -> Iterator[None]:
         if error.field in (None, "model"):
             error.field = field
         raise
+
+
+@contextmanager
+def told(why: str, field: str = "model") -> Iterator[None]:
+    """Say of a failure what was being fetched, and why: its own words name a repository that nobody asked for."""
+    try:
+        yield
+    except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
+        raise type(error)(f"{why}: {error.message}", field=field, hint=error.hint, details=error.details) from None
 
 
 def check_family(found: Detection, wanted: str | None, model: str, name: str, field: str, what: str) -> None:

@@ -16,12 +16,10 @@ from worker.catalog.kinds.image_prompts import (
 )
 from worker.core.adapter import AdapterFiles, ImagePrompt, IPAdapterSpec
 from worker.core.errors import (
-    AccessDenied,
     IncompatibleAdapter,
     InvalidRequest,
     ModelNotFound,
     ParameterOutOfRange,
-    SourceError,
     UnsafeFormat,
     UnsupportedModel,
 )
@@ -31,7 +29,7 @@ from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIn
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
 from worker.media.images import read_image
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind
+from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind, told
 from worker.service.inputs import Budget
 from worker.service.weights import examine_adapter
 
@@ -242,10 +240,8 @@ def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> Ad
 def _fetch_encoder(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
     """The encoder's folder. What goes wrong says why it was wanted: nobody has named its repository."""
     why = f"{_FIELD}: {found.spec.model} needs {found.encoder_title}, which comes from {found.encoder.reference}"
-    try:
+    with told(why, _FIELD):
         files = fetcher.fetch(found.encoder, _FIELD, emit, job.stop)
-    except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
-        raise type(error)(f"{why}: {error.message}", field=_FIELD, hint=error.hint, details=error.details) from None
     if files.is_single_file:
         raise UnsupportedModel(f"{why}: that is a single file, and its config.json is needed too.", field=_FIELD)
     return files
