@@ -1,6 +1,6 @@
 """The way to any adapter's file: named by the caller, looked at before it is fetched, and never a pickle that runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -125,12 +125,17 @@ def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: st
     usual = [path for path in found if path.name in usual_names]
     if len(usual) == 1 or len(found) == 1:
         return (usual or found)[0]
-    names = ", ".join(path.name for path in found[:_MAX_NAMES])
-    listed = f" ({names}{', …' if len(found) > _MAX_NAMES else ''})" if found else ""
-    raise UnsupportedModel(
-        f"{field}: {name} holds {len(found)} weight files{listed}; name one with weight_name.",
+    raise unclear_weights(str(len(found)), [path.name for path in found], name, field)
+
+
+def unclear_weights(count: str, names: Sequence[str], name: str, field: str) -> UnsupportedModel:
+    """What to raise where adapter `name` holds `count` weight files, and which of them is meant cannot be told."""
+    shown = names[:_MAX_NAMES]
+    listed = f" ({', '.join(shown)}{', …' if len(names) > len(shown) else ''})" if names else ""
+    return UnsupportedModel(
+        f"{field}: {name} holds {count} weight files{listed}; name one with weight_name.",
         field=field,
-        details={"files": [path.name for path in found[:_MAX_NAMES]]},
+        details={"files": [*shown]},
     )
 
 

@@ -29,13 +29,12 @@ from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIn
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
 from worker.media.images import read_image
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind, told
+from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind, told, unclear_weights
 from worker.service.inputs import Budget
 from worker.service.weights import examine_adapter
 
 _FIELD = "ip_adapters"
 _WEIGHTS = ".safetensors"
-_MAX_NAMES = 20
 
 
 def read_image_prompts(
@@ -132,12 +131,7 @@ def _chosen(
     if several is not None:
         listed = several.details.get("files") if several.details else None
         names = [str(name) for name in listed if "image_encoder" not in str(name)] if isinstance(listed, list) else []
-        raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} holds several weight files ({', '.join(names[:_MAX_NAMES])}); name one with "
-            "weight_name.",
-            field=_FIELD,
-            details={"files": [*names[:_MAX_NAMES]]},
-        )
+        raise unclear_weights("several", names, spec.model, _FIELD)
     return source, None, None
 
 
