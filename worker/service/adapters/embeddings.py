@@ -10,7 +10,7 @@ from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind
+from worker.service.adapters.fetching import AdapterFetcher, check_family, check_kind
 from worker.service.weights import examine_adapter
 
 _FIELD, _WHAT = "embeddings", "textual inversion"
@@ -45,9 +45,7 @@ def _provide(
     outline, seen = fetcher.look(source, _FIELD)
     if seen is not None and outline.header is not None:  # what is seen not to fit is not even fetched
         _check(seen, outline.header, spec, job, widths)
-    files = fetcher.fetch(source, _FIELD, emit, job.stop, _USUAL_NAMES)
-    with blamed_on(_FIELD):
-        file = examine_adapter(files.root)
+    files, file = fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, _USUAL_NAMES)
     _check(file.detection, file.header, spec, job, widths)
     parts = embedding_parts(_shapes(file.header))
     token = spec.token or own_token(parts, file.header.metadata, _file_name(source, files))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from worker.catalog.architectures import ARCHITECTURES, fits
 from worker.catalog.detector import detect
@@ -22,6 +23,7 @@ from worker.core.result import Emit
 from worker.service.resolving import ModelResolver
 from worker.store.store import Store
 
+T = TypeVar("T")
 _MAX_NAMES = 20
 
 
@@ -59,20 +61,34 @@ class AdapterFetcher:
             told = outline.header is not None or "config.json" in outline.configs
             return outline, detect(outline) if told else None
 
-    def fetch(
-        self, source: ModelSource, field: str, emit: Emit, stop: StopSignal, usual_names: frozenset[str] | None = None
-    ) -> ModelFiles:
-        """An adapter's files, pickles made harmless or refused.
+    def fetch(self, source: ModelSource, field: str, emit: Emit, stop: StopSignal) -> ModelFiles:
+        """An adapter's files, pickles made harmless or refused."""
+        with blamed_on(field):
+            return self._harmless(self._store.ensure(source, None, emit, stop))
 
-        With `usual_names` one weight file is wanted: of a folder the one that has such a name, or the only one.
+    def fetch_file(
+        self,
+        source: ModelSource,
+        field: str,
+        examine: Callable[[Path], T],
+        emit: Emit,
+        stop: StopSignal,
+        usual_names: frozenset[str] = frozenset(),
+    ) -> tuple[ModelFiles, T]:
+        """An adapter's one weight file and what `examine` says of it, which may be other than what was looked at.
+
+        Of a folder it is the file that has one of `usual_names`, or the only one.
         """
         with blamed_on(field):
             files = self._store.ensure(source, None, emit, stop)
-            root = files.root
-            if usual_names is not None and not files.is_single_file:
-                root = only_weights(root, usual_names, source.reference, field)
-            with self._store.harmless(root):
-                return replace(files, root=self._without_pickles(root))
+            if not files.is_single_file:
+                files = replace(files, root=only_weights(files.root, usual_names, source.reference, field))
+            files = self._harmless(files)
+            return files, examine(files.root)
+
+    def _harmless(self, files: ModelFiles) -> ModelFiles:
+        with self._store.harmless(files.root):
+            return replace(files, root=self._without_pickles(files.root))
 
 
 @contextmanager

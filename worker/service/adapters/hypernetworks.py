@@ -4,7 +4,7 @@ from worker.core.adapter import AdapterFiles, HypernetworkSpec
 from worker.core.job import Job
 from worker.core.model import Detection, Kind
 from worker.core.result import Emit
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind
+from worker.service.adapters.fetching import AdapterFetcher, check_family, check_kind
 from worker.service.weights import examine_adapter
 
 _FIELD, _WHAT = "hypernetworks", "hypernetwork"
@@ -16,9 +16,7 @@ def provide_hypernetwork(spec: HypernetworkSpec, job: Job, fetcher: AdapterFetch
     outline, seen = fetcher.look(source, _FIELD)
     if seen is not None and outline.header is not None:
         _check(seen, spec, job)
-    files = fetcher.fetch(source, _FIELD, emit, job.stop, frozenset())
-    with blamed_on(_FIELD):
-        file = examine_adapter(files.root)
+    files, file = fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop)
     _check(file.detection, spec, job)
     return AdapterFiles(Kind.HYPERNETWORK, spec, files, file.detection, file.sha256)
 

@@ -29,9 +29,9 @@ from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIn
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
 from worker.media.images import read_image
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind, told, unclear_weights
+from worker.service.adapters.fetching import AdapterFetcher, check_family, check_kind, told, unclear_weights
 from worker.service.inputs import Budget
-from worker.service.weights import examine_adapter
+from worker.service.weights import AdapterFile, examine_adapter
 
 _FIELD = "ip_adapters"
 _WEIGHTS = ".safetensors"
@@ -92,10 +92,7 @@ def _look(spec: IPAdapterSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
     """Find the file that is meant, and refuse what does not suit the job; only a pickle is fetched for that."""
     source, header, seen = _chosen(spec, job, fetcher)
     if header is None or seen is None:
-        usual = frozenset(PurePosixPath(name).name for name in usual_files(job.detection.architecture))
-        files = fetcher.fetch(source, _FIELD, emit, job.stop, usual)
-        with blamed_on(_FIELD):
-            examined = examine_adapter(files.root)
+        files, examined = _fetch(source, job, fetcher, emit)
         header, seen = examined.header, examined.detection
         if source.scheme == "file" and files.root.suffix == _WEIGHTS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
@@ -215,10 +212,7 @@ def _with_one_encoder(found: list[_Found]) -> list[_Found]:
 
 
 def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles:
-    usual = frozenset(PurePosixPath(name).name for name in usual_files(job.detection.architecture))
-    files = fetcher.fetch(found.source, _FIELD, emit, job.stop, usual)
-    with blamed_on(_FIELD):
-        examined = examine_adapter(files.root)
+    files, examined = _fetch(found.source, job, fetcher, emit)
     # What came may be other than what was looked at.
     _need(found.spec, examined.header, examined.detection, job)
     encoder = _fetch_encoder(found, job, fetcher, emit)
@@ -229,6 +223,12 @@ def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> Ad
         bytes_downloaded=files.bytes_downloaded + encoder.bytes_downloaded,
     )
     return AdapterFiles(Kind.IP_ADAPTER, found.spec, both, examined.detection, examined.sha256)
+
+
+def _fetch(source: ModelSource, job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[ModelFiles, AdapterFile]:
+    """The adapter's own file, of several the family's usual one."""
+    usual = frozenset(PurePosixPath(name).name for name in usual_files(job.detection.architecture))
+    return fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, usual)
 
 
 def _fetch_encoder(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:

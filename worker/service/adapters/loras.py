@@ -4,7 +4,7 @@ from worker.core.errors import UnsupportedModel
 from worker.core.job import Job, LoraFiles
 from worker.core.model import Detection, Kind, LoraSpec
 from worker.core.result import Emit
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_family, check_kind
+from worker.service.adapters.fetching import AdapterFetcher, check_family, check_kind
 from worker.service.weights import LoraFile, examine_lora
 
 _APPLIED = ("LoRA", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "full-difference")
@@ -18,9 +18,7 @@ def provide_lora(lora: LoraSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) 
     outline, seen = fetcher.look(source, "loras")
     if seen is not None and outline.header is not None:  # what is seen to be another thing is not even fetched
         _check_kind(seen, lora, job)
-    files = fetcher.fetch(source, "loras", emit, job.stop, _USUAL_NAMES)
-    with blamed_on("loras"):
-        examined = examine_lora(files.root)
+    files, examined = fetcher.fetch_file(source, "loras", examine_lora, emit, job.stop, _USUAL_NAMES)
     _check(examined, lora, job)
     return LoraFiles(
         lora,
