@@ -1,6 +1,7 @@
 """A VAE of the caller's, through RunPod's door: against plain diffusers with that VAE, and gone afterwards."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ async def test_a_vae_in_one_file_is_read_in_either_layout(served, shop, tmp_path
     path = single_files.save(tensors, tmp_path / "volume/mine.safetensors")
     answer = await served.draw(vae=f"file:{path}")
     assert np.array_equal(pixels(answer), directly(shop, vae))
+
+
+async def test_it_is_taken_out_of_a_pipeline_that_could_not_be_run_itself(served, shop, tmp_path):
+    folder = shutil.copytree(shop / "models/other", tmp_path / "volume/custom")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": ["pipeline", "OwnPipeline"]}))
+    answer = await served.draw(vae=f"file:{folder}")
+    assert np.array_equal(pixels(answer), directly(shop, read(shop / "models/other/vae")))
 
 
 async def test_a_picture_to_start_from_is_read_by_it_too(served, shop):

@@ -86,7 +86,10 @@ class ModelResolver:
         return source.model_copy(update={"filename": filename}) if filename else source
 
     def look_at_adapter(self, source: ModelSource) -> Detection | None:
-        """What an adapter says it is; None where it has no header to read. Blocking."""
+        """What a control says it is; None where it has no header to read. Blocking.
+
+        A whole pipeline is told too: None stands for a pickle, which is fetched to see what it is.
+        """
         outline = self._peek(source, None)
         told = outline.header is not None or outline.configs.keys() & {"config.json", "model_index.json"}
         return detect(outline) if told else None

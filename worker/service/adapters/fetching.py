@@ -55,7 +55,11 @@ class AdapterFetcher:
         return self._store.peek(source, variant)
 
     def look(self, source: ModelSource, field: str) -> tuple[Outline, Detection | None]:
-        """What an adapter says it is before it is fetched; None where it has no header to read."""
+        """What an adapter says it is before it is fetched; None where it has no header to read.
+
+        A pipeline's model_index.json is not asked, as `ModelResolver.look_at_adapter` does: a VAE may be taken out of
+        one that could not be run itself.
+        """
         with blamed_on(field):
             outline = self._store.peek(source)
             told = outline.header is not None or "config.json" in outline.configs
