@@ -88,6 +88,7 @@ REFUSED = [
     ("flux1-kontext", {"image": URL, "strength": 0.5}),
     ("flux1-kontext", {"image": URL, "_auto_resize": False}),
     ("wan", {"output": {"format": "gif"}, "image": URL}),
+    ("wan", {"schedule": "karras"}),
     ("qwen-image-edit", {}),
 ]
 TAKEN = [
@@ -105,6 +106,8 @@ TAKEN = [
     ("sdxl", {"denoising_end": 0.8}),
     ("flux1-kontext", {"image": URL, "mask_image": MASK, "strength": 0.5}),
     ("qwen-image-edit", {"images": [URL]}),
+    ("wan", {"schedule": "karras", "scheduler": "euler"}),
+    ("wan", {"schedule": "automatic"}),
 ]
 
 

@@ -10,11 +10,12 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.pictures import pixels
-from worker.catalog.calls.sampling import choose, fit_of
+from worker.catalog.calls.sampling import LISTS, choose, fit_of
 from worker.catalog.samplers import SAMPLERS
-from worker.catalog.schedulers import CLASSES
+from worker.catalog.schedulers import CLASSES, lists_of
 from worker.core.errors import ParameterOutOfRange
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
+from worker.engine.arguments import parameters_of
 from worker.engine.schedulers import build_scheduler, seeded_steps
 
 _ids = itertools.count()
@@ -66,6 +67,13 @@ def test_a_row_says_what_the_installed_class_takes(row):
     assert row.zero_snr is ("rescale_betas_zero_snr" in takes)
     assert row.shifts is ("shift" in takes or "flow_shift" in takes)
     assert not row.package or row.package in {"scipy", "torchsde"}
+
+
+def test_every_other_class_may_be_given_the_lists_that_it_takes():
+    others = [name for name in dir(diffusers) if name.endswith("Scheduler") and name not in CLASSES]
+    takes = {name: set(parameters_of(getattr(diffusers, name).set_timesteps)) & {*LISTS} for name in others}
+    assert len(others) > 15
+    assert {name: set(lists_of(name, None)) for name in others} == takes
 
 
 def test_the_diffusion_classes_are_those_that_diffusers_calls_compatible():

@@ -114,6 +114,19 @@ def compare(zoo: ServedZoo, recipe: Recipe, folder: Path, count: int, more: Mapp
     return found
 
 
+def refused_examples(zoo: ServedZoo, folder: Path) -> list[str]:
+    """The examples of the schema of a repository that the worker refuses, as requests and as values of a field."""
+    schema = schema_of(zoo, folder)
+    validator, found = Draft202012Validator(schema), []
+    starts = [{**_with_pictures(example), "model": f"file:{folder}"} for example in schema["examples"]]
+    values = [{name: value} for name, item in schema["properties"].items() for value in item.get("examples", ())]
+    for said in ({}, *values):
+        fit = [start | said for start in starts if validator.is_valid(start | said)]
+        refusal = refusal_of(zoo, fit[0]) if fit else "fits no task"
+        found += [f"{said}: {refusal}"] if refusal is not None else []
+    return found
+
+
 def _verdict(
     payload: Payload, schema: Mapping[str, Any], errors: Sequence[ValidationError], refusal: WorkerError | None
 ) -> str:

@@ -3,7 +3,8 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from worker.catalog.calls.inputs import FIELDS, VIDEO_TASKS
 from worker.catalog.calls.parameters import COMMON, needed_fields, parameters
 from worker.catalog.calls.tasks import FROM_TEXT, draws_video, infer_task, media_slots, pipeline_for
 from worker.catalog.calls.together import with_controls
+from worker.catalog.schedulers import SCHEDULES
 from worker.core.errors import WorkerError
 from worker.core.model import Detection, ModelSpec, Task
 from worker.service.inputs import sent_fields
@@ -24,13 +26,9 @@ Fields = dict[str, Any]
 # Said by `answers` itself in every request, or a matter of other tests: what needs files that fit, or a bucket.
 _SAID = frozenset({"action", "traceparent", "model", "task", "prompt", "seed", "loras", "lightning"})
 _SAID |= {"controlnets", "ip_adapters", "embeddings", "hypernetworks", "vae", "refiner", "upscale", "s3Config"}
-_SCHEDULERS = (
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DDIMScheduler",
-)
-_SCHEDULES = {"timesteps": [900, 700, 500, 300], "sigmas": [1.0, 0.75, 0.5, 0.25]}
+_LISTS = {"timesteps": [900, 700, 500, 300], "sigmas": [1.0, 0.75, 0.5, 0.25]}
+# Which schedulers take what one does not: "…; leave it out, or send scheduler: A, B."
+_WITH = re.compile(r"scheduler: ([\w, ]+)\.$")
 _COUNTS = {"num_frames", "video_length", "frames"}
 _ids = itertools.count()
 
@@ -89,9 +87,12 @@ class _Walk:
                 value, rest = values.pop(name), self._without_siblings(task, base, name)
                 given = [base[other] for other in base.keys() - rest.keys() if other != "mask_image"]
                 await self._bisect(task, rest, {name: value if name == "outpaint" else next(iter(given), value)})
-            for name in ("timesteps", "sigmas", "schedule"):
-                if name in values:
-                    await self._schedule(task, base, name, values.pop(name))
+            for name in (name for name in (*_LISTS, "schedule", "shift") if name in values):
+                value, examples = values.pop(name), properties[name].get("examples", ())
+                for example in examples:  # which need nothing beside them
+                    await self._bisect(task, base, {name: example})
+                if not examples:
+                    await self._sampling(task, base, name, [*SCHEDULES] if name == "schedule" else [value])
             await self._bisect(task, base, values)
         self.report.problems += [f"{name}: no task takes it" for name in sorted(left)]
         return self.report
@@ -123,18 +124,19 @@ class _Walk:
         siblings = set().union(*(slot for slot in self._slots(task) if name in slot))
         return {other: value for other, value in base.items() if other not in siblings}
 
-    async def _schedule(self, task: Task, base: Fields, name: str, value: Any) -> None:
-        """A schedule, by name or as a list, with a scheduler that takes it."""
-        problems = []
-        for scheduler in ({}, *({"scheduler": name} for name in _SCHEDULERS)):
-            problem = await self._fails(task, base | scheduler | {name: value})
-            if problem is None:
-                return
-            problems.append(problem)
-        # A scheduler may not take one, and a model may take no other: then the worker says so, by name.
-        told = "cannot be given to" in problems[0] or "takes scheduler: " in problems[0]
-        if not told or any(problem.startswith("engine") for problem in problems):
-            self.report.problems.append(f"{task}: {name} = {_short(value)}: {problems[0]}")
+    async def _sampling(self, task: Task, base: Fields, name: str, values: Sequence[Any]) -> None:
+        """What not every scheduler takes: one of `values` at least, and with each scheduler that is named for it."""
+        drawn, refused = False, list[str]()
+        for value in values:
+            problem = await self._fails(task, base | {name: value})
+            for scheduler in schedulers_in(problem) if problem else ():
+                why = await self._fails(task, base | {name: value, "scheduler": scheduler})
+                drawn = drawn or why is None
+                if why is not None:
+                    self.report.problems.append(f"{task}: {name} = {_short(value)} with {scheduler}: {why}")
+            drawn = drawn or problem is None
+            refused += [f"{task}: {name} = {_short(value)}: {problem}"] if problem else []
+        self.report.problems += [] if drawn else refused
 
     def _start(self, task: Task, own: Fields) -> Fields:
         """A request for another task of the same model than the recipe's."""
@@ -147,8 +149,8 @@ class _Walk:
     def _value(self, name: str, schema: Mapping[str, Any], task: Task) -> Any:
         if name in self.recipe.values:
             return on_the_wire(self.recipe.values[name])
-        if name in _SCHEDULES:
-            return _SCHEDULES[name]
+        if name in _LISTS:
+            return _LISTS[name]
         if name in _COUNTS and _COUNTS & self.recipe.request.keys():
             return None  # another name for what the recipe says
         if name == "outpaint":
@@ -188,6 +190,12 @@ class _Walk:
         except WorkerError as error:
             return f"{error.code} ({error.field}): {error.message}"
         return None
+
+
+def schedulers_in(refusal: str) -> list[str]:
+    """The schedulers that a refusal names as those that would do."""
+    found = _WITH.search(refusal)
+    return re.split(", | or ", found[1]) if found else []
 
 
 def value_for(name: str, schema: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.catalog.corpus import sparse_file, stored
 from tests.zoo import RECIPES
-from tests.zoo.agreement import compare
+from tests.zoo.agreement import compare, refused_examples
 from tests.zoo.plain import quiet, runs_here
 from tests.zoo.recipe import Picture, on_the_wire
 from tests.zoo.served import ServedZoo
@@ -76,6 +76,7 @@ def test_the_schema_and_the_worker_agree_on_every_request(bare_zoo: ServedZoo, p
     found = compare(bare_zoo, _RECIPES[pipeline], folder, REQUESTS, beside(bare_zoo, pipeline))
     assert found.apart == [], "\n".join(found.apart)
     assert min(found.counts["taken"], found.counts["refused"]) > REQUESTS / 10
+    assert refused_examples(bare_zoo, folder) == []
     assert bare_zoo.worker.engine.resident_models == []
 
 
@@ -87,4 +88,5 @@ def test_the_schema_and_the_worker_agree_for_every_class(bare_zoo: ServedZoo):
     for recipe in filter(runs_here, RECIPES):
         folder = bare(bare_zoo, recipe.pipeline)
         apart[recipe.pipeline] = compare(bare_zoo, recipe, folder, REQUESTS // 5, {}).apart
+        apart[recipe.pipeline] += refused_examples(bare_zoo, folder)
     assert {name: said for name, said in apart.items() if said} == {}

@@ -128,4 +128,20 @@ _ROWS: tuple[SchedulerClass, ...] = (
     SchedulerClass("CogVideoXDPMScheduler", ("cogvideox",), zero_snr=True),
 )
 CLASSES: Mapping[str, SchedulerClass] = MappingProxyType({row.name: row for row in _ROWS})
+# What the classes of no row may be given: only the models that bring one draw with it.
+_LISTS_OF_OTHERS: Mapping[str, frozenset[str]] = {
+    "CMStochasticIterativeScheduler": _TIMESTEPS,
+    "DDPMWuerstchenScheduler": _TIMESTEPS,
+    "FlowMapEulerDiscreteScheduler": _TIMESTEPS | _SIGMAS,
+    "HeliosDMDScheduler": _SIGMAS,
+    "HeliosScheduler": _SIGMAS,
+    "MiniMaxH3Scheduler": _SIGMAS,
+    "PiflowScheduler": _TIMESTEPS | _SIGMAS,
+    "SCMScheduler": _TIMESTEPS,
+}
 SCHEDULES = ("normal", "karras", "exponential", "beta", "sgm_uniform", "simple", "ddim_uniform")
+
+
+def lists_of(cls: str, noise: Noise | None) -> frozenset[str]:
+    """Which of `timesteps` and `sigmas` may be given to a class, in a row or not, for a model of this kind."""
+    return CLASSES[cls].lists_of(noise) if cls in CLASSES else _LISTS_OF_OTHERS.get(cls, frozenset())

@@ -98,9 +98,7 @@ def take_scheduler(
     params: Mapping[str, JsonValue], raw: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection, task: Task
 ) -> tuple[dict[str, JsonValue], SchedulerChoice | None]:
     """`params` without the sampling fields, and what those choose. Raises ParameterOutOfRange for what does not fit."""
-    said = {name: params[name] for name in sampling.FIELDS if name in params}
-    if "scheduler" in raw and "schedule" not in raw:
-        said.pop("schedule", None)  # the model's default is one for the model's default scheduler
+    said = sampling.said_of(params, raw)
     rest = {name: value for name, value in params.items() if name not in sampling.FIELDS}
     return rest, sampling.choose(said, rest, sampling.fit_of(spec, detection, task), spec.id)
 

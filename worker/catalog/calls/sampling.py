@@ -25,7 +25,7 @@ from worker.catalog.samplers import (
     unserved,
     unserved_schedule,
 )
-from worker.catalog.schedulers import CLASSES, SCHEDULES, Noise, Options
+from worker.catalog.schedulers import CLASSES, SCHEDULES, Noise, Options, lists_of
 from worker.core.errors import ParameterOutOfRange
 from worker.core.job import SchedulerChoice
 from worker.core.model import Detection, ModelSpec, Task
@@ -104,8 +104,8 @@ class Fit:
         return (*(sampler.name for sampler in SAMPLERS if self.class_of(sampler)), *self.classes)
 
     def takes(self, name: str) -> bool:
-        """Whether `timesteps` or `sigmas` can be given to one of the classes; to an unknown one, perhaps."""
-        return any(cls not in CLASSES or name in CLASSES[cls].lists_of(self.noise) for cls in self.classes)
+        """Whether `timesteps` or `sigmas` can be given to one of the classes."""
+        return any(name in lists_of(cls, self.noise) for cls in self.classes)
 
     def class_of(self, sampler: Sampler) -> str | None:
         """The class that `sampler` is for this model, if it fits."""
@@ -146,14 +146,39 @@ def fit_of(spec: ModelSpec, detection: Detection | None, task: Task) -> Fit:
 def sampling_properties(fit: Fit) -> dict[str, Schema]:
     """The JSON Schema of the sampling fields that a model takes."""
     text = "How the steps are made: a sampler, with or without a schedule behind it; the model's own when left out."
-    found: dict[str, Schema] = {"scheduler": {**_TEXT, "description": text, "examples": [*fit.names]}}
+    found: dict[str, Schema] = {"scheduler": {**_TEXT, "description": text}}
     if fit.schedules:
-        text = "Where the steps are; not every scheduler draws each. The model's own when left out."
-        found["schedule"] = {**_TEXT, "description": text, "examples": [*fit.schedules]}
+        text = f"Where the steps are: {', '.join(fit.schedules)}, as far as the scheduler draws them."
+        found["schedule"] = {**_TEXT, "description": f"{text} The model's own when left out."}
     if fit.shifting:
         text = "Moves the steps towards noise, the more the higher; large pictures and videos want more."
         found["shift"] = {"type": "number", "minimum": 0.01, "maximum": 100, "description": text}
     return found
+
+
+def sampling_examples(fit: Fit, usual: Mapping[str, JsonValue]) -> dict[str, tuple[str, ...]]:
+    """The schedulers and schedules that a request may name with nothing else said; `usual` are the model's defaults."""
+    return {
+        "scheduler": tuple(name for name in fit.names if _is_taken({"scheduler": name}, usual, fit)),
+        "schedule": tuple(name for name in fit.schedules if _is_taken({"schedule": name}, usual, fit)),
+    }
+
+
+def needs_scheduler(fit: Fit, usual: Mapping[str, JsonValue], fields: Collection[str]) -> tuple[str, ...]:
+    """Which of `fields` are refused unless a scheduler is named with them: the one that draws otherwise has no use.
+
+    `usual` are the defaults that a request has without them.
+    """
+    tried: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
+    return tuple(name for name in tried if name in fields and not _is_taken({name: tried[name]}, usual, fit))
+
+
+def said_of(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
+    """What `params`, of which a request `sent` some, say of FIELDS."""
+    said = {name: params[name] for name in FIELDS if name in params}
+    if "scheduler" in sent and "schedule" not in sent:
+        said.pop("schedule", None)  # the model's default is one for the model's default scheduler
+    return said
 
 
 def choose(
@@ -203,19 +228,14 @@ def choose(
     )
 
 
-def needs_scheduler(fit: Fit, usual: Mapping[str, JsonValue], fields: Collection[str]) -> tuple[str, ...]:
-    """Which of `fields` are refused unless a scheduler is named with them: the one that draws otherwise has no use.
-
-    `usual` are the defaults that a request has without them.
-    """
-    tried: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
-    found = []
-    for name in (name for name in tried if name in fields):
-        try:
-            choose({**usual, name: tried[name]}, {name: tried[name]}, fit, "")
-        except ParameterOutOfRange:
-            found.append(name)
-    return tuple(found)
+def _is_taken(sent: Mapping[str, JsonValue], usual: Mapping[str, JsonValue], fit: Fit) -> bool:
+    """Whether a request that says just `sent` of sampling is taken by a model with these defaults."""
+    params = {**usual, **sent}
+    try:
+        choose(said_of(params, sent), params, fit, "")
+    except ParameterOutOfRange:
+        return False
+    return True
 
 
 def _named(name: str, fit: Fit, model: str) -> Named:
@@ -295,9 +315,8 @@ def _check_lists(
     (name,) = lists
     if schedule is not None:
         raise ParameterOutOfRange(f"{name} and schedule {schedule} are two schedules; send one.", field=name)
-    row = CLASSES.get(cls or "")
-    if row is not None and name not in row.lists_of(fit.noise):
-        able = [other for other in fit.classes if other in CLASSES and name in CLASSES[other].lists_of(fit.noise)]
+    if cls is not None and name not in lists_of(cls, fit.noise):
+        able = [other for other in fit.classes if name in lists_of(other, fit.noise)]
         fix = f"leave it out, or send scheduler: {', '.join(able)}" if able else "leave it out"
         raise ParameterOutOfRange(f"{name} cannot be given to {cls}, which this job draws with; {fix}.", field=name)
     values = params[name]

@@ -11,7 +11,8 @@ from worker.catalog.calls.bounds import meaning
 from worker.catalog.calls.clauses import DEFINITIONS, sent
 from worker.catalog.calls.controls import controlled_rows, known_modes, most_controls
 from worker.catalog.calls.inputs import FIELDS, Slot
-from worker.catalog.calls.parameters import COMMON, needed_fields, parameters, takes_negative_prompt
+from worker.catalog.calls.parameters import COMMON, defaults, needed_fields, parameters, takes_negative_prompt
+from worker.catalog.calls.sampling import fit_of, sampling_examples
 from worker.catalog.calls.signatures import Schema
 from worker.catalog.calls.sizes import image_limit
 from worker.catalog.calls.tasks import FROM_TEXT, infer_task, media_slots, pipeline_for, tasks_of
@@ -65,6 +66,7 @@ def model_schema(spec: ModelSpec, detection: Detection | None, *, max_images: in
         # The first task's defaults are the ones shown.
         properties |= {name: item for name, item in own.items() if name not in properties}
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
+    _write_examples(properties, spec, detection, dict(zip(tasks, taken, strict=True)))
     untaken = _untaken(spec, detection)
     properties = _with_media({name: item for name, item in properties.items() if name not in untaken}, spec, detection)
     shared, told = rules(spec, detection, properties, lightning=lightning)
@@ -90,6 +92,25 @@ def _write_common(properties: dict[str, dict[str, Any]], spec: ModelSpec, detect
     properties["task"] = {"enum": [*tasks_of(spec, detection)], "description": properties["task"]["description"]}
     if "negative_prompt" in spec.defaults:
         properties["negative_prompt"]["default"] = spec.defaults["negative_prompt"]
+
+
+def _write_examples(
+    properties: dict[str, dict[str, Any]],
+    spec: ModelSpec,
+    detection: Detection | None,
+    taken: Mapping[Task, Mapping[str, Schema]],
+) -> None:
+    """Write into `properties` the schedulers and schedules that need nothing beside them, for whichever task."""
+    lightning = spec.lightning is not None
+    found = {
+        task: sampling_examples(fit_of(spec, detection, task), defaults(spec, detection, task, lightning=lightning))
+        for task in taken
+    }
+    for name in ("scheduler", "schedule"):
+        lists = [found[task][name] for task, own in taken.items() if name in own]
+        shared = [value for value in lists[0] if all(value in other for other in lists)] if lists else []
+        if shared:
+            properties[name] = {**properties[name], "examples": shared}
 
 
 def _tidy(item: Mapping[str, Any]) -> dict[str, Any]:

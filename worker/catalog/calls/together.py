@@ -18,8 +18,8 @@ from worker.catalog.calls.clauses import (
     when,
 )
 from worker.catalog.calls.controls import control_call, controlled_rows
-from worker.catalog.calls.parameters import COMMON, meanings, needed_fields, parameters, takes_negative_prompt
-from worker.catalog.calls.sampling import LISTS, fit_of, needs_scheduler
+from worker.catalog.calls.parameters import COMMON, defaults, meanings, needed_fields, parameters, takes_negative_prompt
+from worker.catalog.calls.sampling import LISTS, fit_of, needs_scheduler, sampling_examples
 from worker.catalog.calls.signatures import Schema
 from worker.catalog.calls.tasks import (
     FROM_TEXT,
@@ -100,7 +100,7 @@ def _rules_of(
         unknown.append("negative_prompt")
     found += [left_out(name) for name in unknown]
     found += [when(sent(meant), name) for name, meant in meanings(spec, detection, task).items()]
-    found += _sampling_rules(spec, detection, task, own)
+    found += _sampling_rules(spec, detection, task, own, lightning)
     if "refiner" in offered and (set_by_it := [name for name in HANDED_OVER if name in own]):
         found.append(when(sent("refiner"), *set_by_it))
     if controlled:
@@ -152,15 +152,17 @@ def _media_rules(
 
 
 def _sampling_rules(
-    spec: ModelSpec, detection: Detection | None, task: Task, own: Mapping[str, Schema]
+    spec: ModelSpec, detection: Detection | None, task: Task, own: Mapping[str, Schema], lightning: bool
 ) -> list[Schema]:
-    usual = {name: item["default"] for name, item in own.items() if "default" in item}
-    named = needs_scheduler(fit_of(spec, detection, task), usual, own)
+    fit, usual = fit_of(spec, detection, task), defaults(spec, detection, task, lightning=lightning)
+    none: list[JsonValue] = [None, *sorted(AUTOMATIC)]
+    named = needs_scheduler(fit, usual, own)
     found = [when(left_out("scheduler"), *named)] if named else []
+    if "schedule" in own and not sampling_examples(fit, usual)["schedule"]:
+        found.append({"if": left_out("scheduler"), "then": {"properties": {"schedule": {"enum": none}}}})
     lists = [name for name in LISTS if name in own]
     if len(lists) > 1:
         found.append(when(sent(lists[0]), *lists[1:]))
     if lists and "schedule" in own:
-        none: list[JsonValue] = [None, *sorted(AUTOMATIC)]
         found.append(when({"properties": {"schedule": {"not": {"enum": none}}}, "required": ["schedule"]}, *lists))
     return found
