@@ -120,10 +120,11 @@ def refused_examples(zoo: ServedZoo, folder: Path) -> list[str]:
     validator, found = Draft202012Validator(schema), []
     starts = [{**_with_pictures(example), "model": f"file:{folder}"} for example in schema["examples"]]
     values = [{name: value} for name, item in schema["properties"].items() for value in item.get("examples", ())]
-    for said in ({}, *values):
-        fit = [start | said for start in starts if validator.is_valid(start | said)]
-        refusal = refusal_of(zoo, fit[0]) if fit else "fits no task"
-        found += [f"{said}: {refusal}"] if refusal is not None else []
+    said = [next((start | value for start in starts if validator.is_valid(start | value)), value) for value in values]
+    for payload in (*starts, *said):
+        refusal = refusal_of(zoo, payload)
+        if refusal is not None or not validator.is_valid(payload):
+            found.append(f"{_short(payload)}: {refusal or 'does not fit the schema'}")
     return found
 
 
