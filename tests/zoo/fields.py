@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.zoo.plain import save
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
-from tests.zoo.served import ServedZoo
+from tests.zoo.served import ServedZoo, answered
 from worker.catalog.calls.inputs import FIELDS, VIDEO_TASKS
 from worker.catalog.calls.parameters import COMMON, needed_fields, parameters
 from worker.catalog.calls.tasks import FROM_TEXT, draws_video, infer_task, media_slots, pipeline_for
@@ -26,7 +28,14 @@ Fields = dict[str, Any]
 # Said by `answers` itself in every request, or a matter of other tests: what needs files that fit, or a bucket.
 _SAID = frozenset({"action", "traceparent", "model", "task", "prompt", "seed", "loras", "lightning"})
 _SAID |= {"controlnets", "ip_adapters", "embeddings", "hypernetworks", "vae", "refiner", "upscale", "s3Config"}
-_LISTS = {"timesteps": [900, 700, 500, 300], "sigmas": [1.0, 0.75, 0.5, 0.25]}
+# What moves the steps, two values each; as many steps as let them show.
+_MOVED: Mapping[str, Sequence[Any]] = {
+    "timesteps": ([900, 700, 500, 300], [990, 600, 400, 100]),
+    "sigmas": ([1.0, 0.75, 0.5, 0.25], [1.0, 0.9, 0.4, 0.1]),
+    "shift": (1.0, 7.0),
+    "schedule": SCHEDULES,
+}
+_STEPS = 5
 # Which schedulers take what one does not: "…; leave it out, or send scheduler: A, B."
 _WITH = re.compile(r"scheduler: ([\w, ]+)\.$")
 _COUNTS = {"num_frames", "video_length", "frames"}
@@ -87,12 +96,9 @@ class _Walk:
                 value, rest = values.pop(name), self._without_siblings(task, base, name)
                 given = [base[other] for other in base.keys() - rest.keys() if other != "mask_image"]
                 await self._bisect(task, rest, {name: value if name == "outpaint" else next(iter(given), value)})
-            for name in (name for name in (*_LISTS, "schedule", "shift") if name in values):
-                value, examples = values.pop(name), properties[name].get("examples", ())
-                for example in examples:  # which need nothing beside them
-                    await self._bisect(task, base, {name: example})
-                if not examples:
-                    await self._sampling(task, base, name, [*SCHEDULES] if name == "schedule" else [value])
+            for name in [name for name in _MOVED if name in values]:
+                del values[name]
+                await self._sampling(task, base, name, properties[name].get("examples"))
             await self._bisect(task, base, values)
         self.report.problems += [f"{name}: no task takes it" for name in sorted(left)]
         return self.report
@@ -124,19 +130,34 @@ class _Walk:
         siblings = set().union(*(slot for slot in self._slots(task) if name in slot))
         return {other: value for other, value in base.items() if other not in siblings}
 
-    async def _sampling(self, task: Task, base: Fields, name: str, values: Sequence[Any]) -> None:
-        """What not every scheduler takes: one of `values` at least, and with each scheduler that is named for it."""
-        drawn, refused = False, list[str]()
-        for value in values:
-            problem = await self._fails(task, base | {name: value})
-            for scheduler in schedulers_in(problem) if problem else ():
-                why = await self._fails(task, base | {name: value, "scheduler": scheduler})
-                drawn = drawn or why is None
-                if why is not None:
-                    self.report.problems.append(f"{task}: {name} = {_short(value)} with {scheduler}: {why}")
-            drawn = drawn or problem is None
-            refused += [f"{task}: {name} = {_short(value)}: {problem}"] if problem else []
-        self.report.problems += [] if drawn else refused
+    async def _sampling(self, task: Task, base: Fields, name: str, examples: Sequence[Any] | None) -> None:
+        """Where the steps are: every example as it is, any other value with all schedulers that are named for it.
+
+        At least one is drawn, and they do not all draw the same.
+        """
+        if "num_inference_steps" in parameters(self.spec, self.detection, task, max_images=1):
+            base = base | {"num_inference_steps": _STEPS}
+        drawn, problems, refused = dict[str, list[np.ndarray]](), list[str](), list[str]()
+        for value in examples or _MOVED[name]:
+            said, told = base | {name: value}, f"{task}: {name} = {_short(value)}"
+            found = await self._drawn(task, said)
+            if not isinstance(found, str):
+                drawn.setdefault("its own", []).append(found)
+                continue
+            refused.append(f"{told}: {found}")
+            for scheduler in () if examples else schedulers_in(found):
+                with_it = await self._drawn(task, said | {"scheduler": scheduler})
+                if isinstance(with_it, str):
+                    problems.append(f"{told} with {scheduler}: {with_it}")
+                else:
+                    drawn.setdefault(scheduler, []).append(with_it)
+        problems += refused if examples or not drawn else []
+        problems += [
+            f"{task}: {name} changes nothing with {scheduler}"
+            for scheduler, (first, *others) in drawn.items()
+            if others and np.ptp(first) and all(np.array_equal(first, other) for other in others)
+        ]
+        self.report.problems += problems
 
     def _start(self, task: Task, own: Fields) -> Fields:
         """A request for another task of the same model than the recipe's."""
@@ -149,8 +170,6 @@ class _Walk:
     def _value(self, name: str, schema: Mapping[str, Any], task: Task) -> Any:
         if name in self.recipe.values:
             return on_the_wire(self.recipe.values[name])
-        if name in _LISTS:
-            return _LISTS[name]
         if name in _COUNTS and _COUNTS & self.recipe.request.keys():
             return None  # another name for what the recipe says
         if name == "outpaint":
@@ -183,13 +202,18 @@ class _Walk:
             await self._bisect(task, base, {name: more[name] for name in half})
 
     async def _fails(self, task: Task, fields: Fields) -> str | None:
+        found = await self._drawn(task, fields)
+        return found if isinstance(found, str) else None
+
+    async def _drawn(self, task: Task, fields: Fields) -> np.ndarray | str:
+        """What is drawn of a request, or why nothing is."""
         self.report.runs += 1
         payload = {"seed": 0, "output": {"format": "webp"}, **fields, "model": self.model, "task": task.value}
         try:
-            await self.worker.actions.perform(payload, f"field-{next(_ids)}", _silent)
+            answer = await self.worker.actions.perform(payload, f"field-{next(_ids)}", _silent)
         except WorkerError as error:
             return f"{error.code} ({error.field}): {error.message}"
-        return None
+        return answered(answer)
 
 
 def schedulers_in(refusal: str) -> list[str]:

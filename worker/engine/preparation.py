@@ -30,10 +30,7 @@ def prepared(pipe: Any, job: Job, arguments: Arguments) -> Iterator[Arguments]:
 
 def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """LEdits++: the picture is turned back into the noise that would draw it; the call then draws it differently."""
-    taken = _parameters(pipe.invert)
-    first = {name: native(value, taken[name]) for name, value in job.params.items() if name in taken}
-    generator = arguments.get("generator")
-    pipe.invert(image=arguments["image"], generator=generator, **first)
+    pipe.invert(image=arguments["image"], generator=arguments.get("generator"), **_said_to(pipe.invert, job))
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     words = rest.get("editing_prompt")
     return rest | {"editing_prompt": [words] if isinstance(words, str) else words}
@@ -41,18 +38,17 @@ def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 
 def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """DiffEdit: finds where two prompts see different pictures, then the picture's noise, and redraws it there."""
-    source = str(job.params.get("source_prompt") or "")
-    steps = {name: value for name, value in job.params.items() if name in ("num_inference_steps", "guidance_scale")}
     picture, generator = arguments["image"], arguments["generator"]
+    source, unlike = str(job.params.get("source_prompt") or ""), job.params.get("source_negative_prompt")
     mask = arguments.get("mask_image")
     if mask is not None:  # it is compared with latents, and wants their size
         mask = mask.resize([side // pipe.vae_scale_factor for side in mask.size])
     else:
-        mask = pipe.generate_mask(
-            image=picture, source_prompt=source, target_prompt=job.prompt, generator=generator, **steps
-        )
+        words = {"target_prompt": job.prompt} | _said_to(pipe.generate_mask, job) | {"source_prompt": source}
+        mask = pipe.generate_mask(image=picture, generator=generator, **words)
+    words = {"prompt": source, "negative_prompt": unlike} | _said_to(pipe.invert, job)
+    inverted = pipe.invert(image=picture, generator=generator, **words).latents
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
-    inverted = pipe.invert(prompt=source, image=picture, generator=generator, **steps).latents
     return rest | {"mask_image": mask, "image_latents": inverted}
 
 
@@ -88,6 +84,12 @@ def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """Latte has a position for each frame of a film, and draws all of them or a single one."""
     length = arguments.get("video_length", 1)
     return arguments | {"video_length": pipe.transformer.config.video_length} if length > 1 else arguments
+
+
+def _said_to(call: Callable[..., Any], job: Job) -> Arguments:
+    """The parameters of the job that a call before the last one takes."""
+    taken = _parameters(call)
+    return {name: native(value, taken[name]) for name, value in job.params.items() if name in taken}
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers import (
     BriaFibo2Transformer2DModel,
     DreamLiteUNetModel,
@@ -72,6 +73,8 @@ def _ernie() -> dict[str, Any]:
         text_in_dim=parts.WIDTH,
         rope_axes_dim=(4, 6, 6),
     )
+    for layer in (transformer.adaLN_modulation[-1], transformer.final_linear):  # zero at first: words did nothing
+        torch.nn.init.normal_(layer.weight)
     tokenizer = language.qwen_tokenizer()
     return _parts(language.mistral3_model(), transformer, autoencoders.flux2_vae(), tokenizer=tokenizer)
 
