@@ -137,27 +137,24 @@ class _Walk:
         """
         if "num_inference_steps" in parameters(self.spec, self.detection, task, max_images=1):
             base = base | {"num_inference_steps": _STEPS}
-        drawn, problems, refused = dict[str, list[np.ndarray]](), list[str](), list[str]()
+        tried: list[tuple[str, str, np.ndarray | str]] = []  # what was said, whose scheduler it was, what came of it
         for value in examples or _MOVED[name]:
-            said, told = base | {name: value}, f"{task}: {name} = {_short(value)}"
+            said, told = base | {name: value}, f"{name} = {_short(value)}"
             found = await self._drawn(task, said)
-            if not isinstance(found, str):
-                drawn.setdefault("its own", []).append(found)
-                continue
-            refused.append(f"{told}: {found}")
-            for scheduler in () if examples else schedulers_in(found):
-                with_it = await self._drawn(task, said | {"scheduler": scheduler})
-                if isinstance(with_it, str):
-                    problems.append(f"{told} with {scheduler}: {with_it}")
-                else:
-                    drawn.setdefault(scheduler, []).append(with_it)
-        problems += refused if examples or not drawn else []
-        problems += [
-            f"{task}: {name} changes nothing with {scheduler}"
-            for scheduler, (first, *others) in drawn.items()
-            if others and np.ptp(first) and all(np.array_equal(first, other) for other in others)
-        ]
-        self.report.problems += problems
+            tried.append((told, "its own", found))
+            for scheduler in schedulers_in(found) if isinstance(found, str) and not examples else ():
+                tried.append((told, scheduler, await self._drawn(task, said | {"scheduler": scheduler})))
+        pictures: dict[str, list[np.ndarray]] = {}
+        for _, scheduler, found in tried:
+            if isinstance(found, np.ndarray):
+                pictures.setdefault(scheduler, []).append(found)
+        for told, scheduler, found in tried:
+            # Its own may refuse what another takes, but no example.
+            if isinstance(found, str) and (examples or not pictures or scheduler != "its own"):
+                self.report.problems.append(f"{task}: {told} with {scheduler}: {found}")
+        for scheduler, (first, *others) in pictures.items():
+            if others and np.ptp(first) and all(np.array_equal(first, other) for other in others):
+                self.report.problems.append(f"{task}: {name} changes nothing with {scheduler}")
 
     def _start(self, task: Task, own: Fields) -> Fields:
         """A request for another task of the same model than the recipe's."""
