@@ -332,6 +332,14 @@ def test_a_schedule_is_an_example_where_the_models_usual_scheduler_draws_it() ->
     assert Draft202012Validator(usual).is_valid(request)
 
 
+def test_an_example_says_nothing_by_two_names() -> None:
+    spec = model("qwen-image", pipeline="QwenImageControlNetInpaintPipeline")  # which has both, each with its default
+    schema = model_schema(spec, None, max_images=1, max_loras=1)
+    assert {"guidance_scale", "true_cfg_scale"} <= schema["properties"].keys()
+    assert {"guidance_scale", "true_cfg_scale"} & schema["examples"][0].keys() == {"true_cfg_scale"}
+    Draft202012Validator(schema).validate(schema["examples"][0])
+
+
 def test_an_example_is_one_for_every_task() -> None:
     examples = model_schema(model("sd3"), None, max_images=1, max_loras=1)["properties"]["scheduler"]["examples"]
     offered = {task: fit_of(model("sd3"), None, task).names for task in (T2I, I2I)}

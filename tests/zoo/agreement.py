@@ -120,7 +120,10 @@ def refused_examples(zoo: ServedZoo, folder: Path) -> list[str]:
     validator, found = Draft202012Validator(schema), []
     starts = [{**_with_pictures(example), "model": f"file:{folder}"} for example in schema["examples"]]
     values = [{name: value} for name, item in schema["properties"].items() for value in item.get("examples", ())]
-    said = [next((start | value for start in starts if validator.is_valid(start | value)), value) for value in values]
+    said = [
+        next((start | value for start in starts if validator.is_valid(start | value)), starts[0] | value)
+        for value in values
+    ]
     for payload in (*starts, *said):
         refusal = refusal_of(zoo, payload)
         if refusal is not None or not validator.is_valid(payload):

@@ -11,7 +11,14 @@ from worker.catalog.calls.bounds import meaning
 from worker.catalog.calls.clauses import DEFINITIONS, sent
 from worker.catalog.calls.controls import controlled_rows, known_modes, most_controls
 from worker.catalog.calls.inputs import FIELDS, Slot
-from worker.catalog.calls.parameters import COMMON, defaults, needed_fields, parameters, takes_negative_prompt
+from worker.catalog.calls.parameters import (
+    COMMON,
+    defaults,
+    meanings,
+    needed_fields,
+    parameters,
+    takes_negative_prompt,
+)
 from worker.catalog.calls.sampling import fit_of, sampling_examples
 from worker.catalog.calls.signatures import Schema
 from worker.catalog.calls.sizes import image_limit
@@ -262,7 +269,8 @@ def _example(spec: ModelSpec, detection: Detection | None, task: Task) -> Schema
     words: Schema = {"prompt": "a red apple", "video": "https://example.com/input.mp4"}
     needed = needed_fields(spec, detection, task)
     own = parameters(spec, detection, task, max_images=1, lightning=spec.lightning is not None)
-    chosen = {name: own[name]["default"] for name in _SHOWN if "default" in own.get(name, {})}
+    meant = meanings(spec, detection, task)  # what goes by two names is said once, by the model's own
+    chosen = {name: own[name]["default"] for name in _SHOWN if name not in meant and "default" in own.get(name, {})}
     said = {} if infer_task(spec, detection, [name for name in needed if name != "prompt"]) is task else {"task": task}
     sources: Schema = {name: words.get(name, f"https://example.com/{name}.png") for name in needed}
     return {"model": spec.id} | said | sources | chosen | {"seed": 42}
