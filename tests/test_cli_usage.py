@@ -12,11 +12,20 @@ from typer.testing import CliRunner
 from worker import cli
 from worker.media.bars import draw_bars
 
-TODAY = datetime.now(UTC).date()
+
+def today():
+    """Asked by each test: a run may go on beyond midnight."""
+    return datetime.now(UTC).date()
 
 
-def line(day=TODAY, **fields):
-    shown = {"at": f"{day}T12:00:00.000+00:00", "action": "generate", "outcome": "ok", "model": "tiny", "caller": None}
+def line(day=None, **fields):
+    shown = {
+        "at": f"{day or today()}T12:00:00.000+00:00",
+        "action": "generate",
+        "outcome": "ok",
+        "model": "tiny",
+        "caller": None,
+    }
     return shown | {"images": 1, "gpu_seconds": 2.0, "pixel_steps": 3_000_000, "bytes_downloaded": 0} | fields
 
 
@@ -43,14 +52,15 @@ def rows(result):
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
-LINES = [
-    line(cost_usd=0.5),
-    line(model="other", images=2, gpu_seconds=1_234.5, caller="alice", bytes_downloaded=2_500_000_000),
-    {**line(outcome="gpu_oom"), "images": 0, "gpu_seconds": 0},
-    line(TODAY - timedelta(days=1), cost_usd=0.25),
-    line(TODAY - timedelta(days=40)),
-    line(action="models"),
-]
+def some():
+    return [
+        line(cost_usd=0.5),
+        line(model="other", images=2, gpu_seconds=1_234.5, caller="alice", bytes_downloaded=2_500_000_000),
+        {**line(outcome="gpu_oom"), "images": 0, "gpu_seconds": 0},
+        line(today() - timedelta(days=1), cost_usd=0.25),
+        line(today() - timedelta(days=40)),
+        line(action="models"),
+    ]
 
 
 def test_a_long_name_is_whole_on_a_narrow_screen(run, monkeypatch):
@@ -62,10 +72,10 @@ def test_a_long_name_is_whole_on_a_narrow_screen(run, monkeypatch):
 
 
 def test_days_models_and_callers_are_added_up(run):
-    yesterday = str(TODAY - timedelta(days=1))
-    assert rows(run(LINES)) == [
+    yesterday = str(today() - timedelta(days=1))
+    assert rows(run(some())) == [
         [yesterday, "1", "0", "1", "2.00", "3.00", "0.00", "0.2500"],
-        [str(TODAY), "3", "1", "3", "1,236.50", "9.00", "2.50", "0.5000"],
+        [str(today()), "3", "1", "3", "1,236.50", "9.00", "2.50", "0.5000"],
     ]
     assert [row[0] for row in rows(run([], "--by", "model"))] == ["other", "tiny"]
     assert rows(run([], "--by", "caller", "--days", 1)) == [
@@ -77,7 +87,7 @@ def test_days_models_and_callers_are_added_up(run):
 
 def test_what_cannot_be_read_is_left_out_and_nothing_is_no_failure(run, tmp_path):
     assert rows(run([])) == []
-    (tmp_path / "usage" / f"{TODAY}-torn.jsonl").write_bytes(
+    (tmp_path / "usage" / f"{today()}-torn.jsonl").write_bytes(
         b'{"action": "gene\n\xff\n[]\n' + json.dumps(line()).encode()
     )
     (tmp_path / "usage" / "notes.jsonl").write_text("mine")
@@ -85,7 +95,7 @@ def test_what_cannot_be_read_is_left_out_and_nothing_is_no_failure(run, tmp_path
 
 
 def test_the_plot_has_a_bar_for_each(run, tmp_path):
-    result = run(LINES, "--by", "model", "--plot", tmp_path / "usage.png")
+    result = run(some(), "--by", "model", "--plot", tmp_path / "usage.png")
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "usage.png") as picture:
         assert picture.format == "PNG"
