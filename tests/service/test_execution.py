@@ -88,7 +88,7 @@ async def test_a_deadline_while_running_stops_at_the_next_step(desk):
     started = time.monotonic()
     with pytest.raises(JobTimeout):
         await desk.draw(timeout_s=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 1
     assert not desk.engine.inside.is_set()
     desk.engine.gate.set()
     assert (await desk.draw())["images"]
@@ -108,7 +108,7 @@ async def test_a_step_that_never_ends_costs_the_device(hung):
     started = time.monotonic()
     with pytest.raises(DeviceLost, match=r"did not stop within 0\.2 seconds"):
         await hung.draw(timeout_s=0.2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 1
     assert (await hung.ask(action="status"))["status"] == "lost"
 
 
