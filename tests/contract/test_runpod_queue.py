@@ -49,7 +49,7 @@ def slow(platform, seconds, **fields):
 
 def test_it_polls_for_jobs_within_four_seconds(zoo, tmp_path):
     best = []
-    for _ in range(4):  # the machine may be busy: the best of them
+    for _ in range(2):  # the machine may be busy: the better of two
         with RunPodPlatform() as platform:
             started = time.monotonic()
             with WorkerProcess(HANDLER, env=worker_env(platform, zoo, tmp_path)):

@@ -104,6 +104,12 @@ def test_a_link_within_the_roots_is_followed(store, root):
     assert both(store, f"file:{root}/alias")[1].root == root / "model"
 
 
+def test_a_link_to_nothing_inside_a_model_is_none_of_its_files(store, root):
+    before = both(store, f"file:{root}/model")[1]
+    (root / "model" / "unet" / "model.fp16.safetensors").symlink_to(root / "gone.safetensors")
+    assert both(store, f"file:{root}/model")[1] == before
+
+
 @pytest.mark.parametrize("name", ["nothing", "n" * 300, "model/unet/nothing.safetensors", "loop"])
 def test_what_does_not_exist_is_named_without_its_path(store, root, name):
     (root / "loop").symlink_to(root / "loop")

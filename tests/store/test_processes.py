@@ -52,14 +52,14 @@ def test_a_storm_of_kills_costs_at_most_five_percent_of_the_bytes_each(shelf):
 
 def test_two_processes_transfer_a_model_once_and_both_show_progress(shelf):
     sizes = {name: shelf.put(name, 2 * MEGABYTE).size for name in ("a.bin", "b.bin", "c.bin")}
-    shelf.hub.pace = 3.0 * MEGABYTE
+    shelf.hub.pace = 1.5 * MEGABYTE  # so slowly that one who starts late sees it too
     reports = [finished(process) for process in [shelf.child(), shelf.child()]]
     assert {name: shelf.hub.sent[name] for name in sizes} == sizes
     assert sum(report["received"] for report in reports) == sum(sizes.values())
     for report in reports:
         assert report["steps"] == sorted(report["steps"])
         assert report["steps"][-1] == sum(sizes.values())
-        assert len(set(report["steps"])) > 2, "whoever waits sees it grow"  # a busy machine starts late
+        assert len(set(report["steps"])) > 5, "whoever waits sees it grow"
 
 
 def test_a_killed_downloader_is_replaced_and_its_bytes_are_used(shelf):

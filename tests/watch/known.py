@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus
 
 from tests.watch.inside.privacy_entrances import PICTURE, SHORTEST, SHOWN_WORDS, WORDS
 
+_PROMPTS = ("prompt", "inputs")  # what doors call it
 _WORKER = Path(__file__).parents[2] / "worker"
 # What a text must have to be one that is nowhere by chance: "00000000" is in many a line.
 _DIFFERENT = 5
@@ -84,13 +85,19 @@ class Known:
 
 @functools.cache
 def _own_words() -> frozenset[str]:
-    """The texts in the worker's own source, in whatever field of a job they stand.
+    """The texts in the worker's own source, but for the prompts of its examples, in whatever field of a job they stand.
 
     Every book names a job's task and its stages; and Hypothesis fills a field with a text of the source now and then.
     """
     trees = (ast.parse(path.read_bytes()) for path in _WORKER.rglob("*.py"))
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    pairs = [pair for node in nodes if isinstance(node, ast.Dict) for pair in zip(node.keys, node.values, strict=True)]
+    prompts = {_text(value) for name, value in pairs if _text(name) in _PROMPTS}
+    return frozenset(text for text in map(_text, nodes) if text is not None and text not in prompts)
+
+
+def _text(node: ast.AST | None) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def _spellings(kind: str, text: str) -> set[str]:

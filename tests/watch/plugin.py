@@ -13,7 +13,7 @@ Not looked at, each for a reason:
 * the words of an earlier module's tests: a text that one test sends another may write (which tests share a process is
   chance), so words are known until their module ends, after a look at all that its tests wrote; keys and pictures for
   good;
-* words that stand in the worker's own source (`known.py`);
+* words that stand in the worker's own source, but for its examples' prompts (`known.py`);
 * weights below a volume (`_WEIGHTS`): they are bytes of a download, verified by digest;
 * the words of a job in its own pictures, if it asked for `output.metadata`: that is what it asked for;
 * the words of whoever sits at a terminal, in the answer to his own command (`children.py`);
@@ -80,6 +80,7 @@ class Watch:
         for text in texts:
             if kind == entrances.FOLDER:
                 self._folders.setdefault(Path(text), {})
+                self._of_earlier.discard(Path(text))  # written to again
             elif kind == entrances.SAID:
                 self._hear("metrics and traces", text)
             else:

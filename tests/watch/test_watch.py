@@ -205,6 +205,13 @@ def test_what_is_found_by_chance_is_not_looked_for(text):
     assert len(known) == 0
 
 
+@pytest.mark.parametrize("text", ["a red apple", "a green apple"])  # of the examples in the worker's own documents
+def test_an_examples_prompt_is_looked_for(text):
+    known = Known()
+    known.add(WORDS, text)
+    assert known.leaks(f"cannot draw {text}")
+
+
 def test_harmless_lines_hold_no_picture():
     path = "/volume/models/blobs/" + "0123456789abcdef" * 4 + "/stabilityai/stable-diffusion-xl-base-1.0" * 4
     assert [*Known().leaks(path)] == []

@@ -11,7 +11,7 @@ from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 from worker.core.job import Job
 from worker.core.model import Detection, Kind, ModelFiles, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.service.adapters.fetching import AdapterFetcher, blamed_on, check_kind
+from worker.service.adapters.fetching import AdapterFetcher, check_kind
 from worker.service.completing import SINGLE_FILES, completion
 from worker.service.weights import examine_adapter
 
@@ -32,8 +32,8 @@ def provide_vae(job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
     _check(_facts(outline.configs, outline.header), seen, ours, reference)
     files = fetcher.fetch(source, _FIELD, emit, job.stop)
     if files.is_single_file:
-        with blamed_on(_FIELD):  # a pickle shows only now what it is
-            examined = examine_adapter(files.root)
+        # A pickle shows only now what it is.
+        examined = examine_adapter(files.root)
         _check(_facts({}, examined.header), examined.detection, ours, reference)
     else:
         _check(_facts(_read_configs(files.root), None), None, ours, reference)
