@@ -71,7 +71,7 @@ RUN python -m compileall -q handler.py worker \
 # Optional: bake one model into the image, so that a cold start downloads nothing.
 #   docker build --build-arg MODEL_ID=org/repo [--build-arg MODEL_REVISION=commit] [--secret id=HF_TOKEN,env=HF_TOKEN] .
 # A baked model lies off /runpod-volume, which a mounted volume would hide; the worker looks there before it asks the Hub.
-# All other models go to the volume (worker/settings.py): /runpod-volume/models when one is mounted.
+# All other models go to the volume (worker/app/settings.py): /runpod-volume/models when one is mounted.
 # The worker reads MODEL_REVISION itself. The token is mounted for this one step and never stored in a layer.
 ARG MODEL_ID=""
 ARG MODEL_REVISION=""

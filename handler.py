@@ -1,9 +1,9 @@
-"""The entry point: `python handler.py`. Everything is in worker/start.py and worker/app.py."""
+"""The entry point: `python handler.py`. Everything is in worker/app/start.py and worker/app/build.py."""
 
 
 def main() -> None:
     """Serve jobs until the process is stopped: from RunPod's queue, or over HTTP."""
-    from worker.start import run
+    from worker.app.start import run
 
     run()
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks.figures import Figure, median_of
 from benchmarks.server import batching, serving, starting
+from worker.app.settings import Settings
 from worker.core.image import Raster
-from worker.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def imports() -> list[Figure]:
     """How long the gateway side and the engine take to import, each in a process of its own."""
     figures = []
-    for module in ("worker.app", "worker.engine.engine"):
+    for module in ("worker.app.build", "worker.engine.engine"):
         code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
 
         def run(code: str = code) -> float:
@@ -38,8 +38,8 @@ def imports() -> list[Figure]:
 def detection() -> list[Figure]:
     """Reading and detecting an SDXL checkpoint's header."""
     from tests.catalog.corpus import sparse_file, stored
-    from worker.catalog.containers.headers import read_header
     from worker.catalog.detector import detect_header
+    from worker.catalog.formats.headers import read_header
 
     with tempfile.TemporaryDirectory() as folder:
         path = sparse_file(Path(folder) / "sdxl.safetensors", stored("sdxl"))
@@ -75,7 +75,7 @@ def overhead() -> list[Figure]:
     import torch
     from diffusers import DiffusionPipeline
 
-    from worker.app import build_worker
+    from worker.app.build import build_worker
 
     torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(PROJECT / "models/demo", dtype=torch.float32)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks.figures import Figure
 from tests.fakes.worker_process import WorkerProcess
-from worker.settings import Settings
+from worker.app.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -29,8 +29,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 @asynccontextmanager
 async def _served(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a worker's HTTP server; both on this loop, so that the client's work counts as the server's."""
-    from worker.app import build_worker
-    from worker.standalone import build_app
+    from worker.app.build import build_worker
+    from worker.app.server import build_app
 
     server = uvicorn.Server(uvicorn.Config(build_app(build_worker(settings)), port=0, log_config=None))
     serving = asyncio.create_task(server.serve())

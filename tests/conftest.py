@@ -17,8 +17,8 @@ os.environ.pop("COLUMNS", None)  # a console that is made when its module is imp
 
 from tests import builders, single_files
 from tests.watch import plugin as watch
-from worker.app import Worker, build_worker
-from worker.settings import Settings
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
 
 # The same examples on every machine: a red run can be repeated.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

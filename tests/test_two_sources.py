@@ -9,7 +9,7 @@ from tests.engine.test_generation import draw
 from tests.fakes.civitai import FakeCivitai
 from tests.fakes.hub import FakeHub
 from tests.pictures import pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.errors import ModelNotFound
 
 PAGE = "https://civitai.com/models/100/grey-style?modelVersionId=200"

@@ -1,4 +1,4 @@
-"""Write worker/catalog/kinds/component_signatures.json.gz: what the weights of each diffusers model class are called.
+"""Write component_signatures.json.gz (worker/catalog/detectors): the weights' names of each diffusers model class.
 
     python -m tools.component_signatures
 
@@ -20,7 +20,7 @@ import diffusers
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
-from worker.catalog.kinds.components import FILE, normalised
+from worker.catalog.detectors.components import FILE, normalised
 
 # Classes whose defaults cannot be built: the published configuration of their best known model.
 CONFIGURATIONS: Mapping[str, Mapping[str, object]] = {

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from worker.app import Worker, build_worker
-from worker.settings import PROJECT_DIR, Settings
+from worker.app.build import Worker, build_worker
+from worker.app.settings import PROJECT_DIR, Settings
 
 DEMO = PROJECT_DIR / "models/demo"
 _CELL, _GAP, _STRIP = 128, 8, 34

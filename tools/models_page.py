@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 
 from worker.catalog import coverage
-from worker.catalog.calls.controls import CONTROLLED, MAX_CONTROLS
-from worker.catalog.calls.refusals import REFUSED
-from worker.catalog.calls.signatures import known_pipelines
+from worker.catalog.base_models import CIVITAI_BASES
 from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
-from worker.catalog.declared import CIVITAI_BASES
+from worker.catalog.interface.controls import CONTROLLED, MAX_CONTROLS
+from worker.catalog.interface.refusals import REFUSED
+from worker.catalog.interface.signatures import known_pipelines
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "models.md"

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.calls.sampling import Fit, fit_of
-from worker.catalog.calls.tasks import declared
+from worker.catalog.interface.sampling import Fit, fit_of
+from worker.catalog.interface.tasks import declared
 from worker.catalog.samplers import SAMPLERS, UNSERVED, UNSERVED_SCHEDULES
 from worker.catalog.schedulers import CLASSES, SCHEDULES
 from worker.core.model import ModelSource, ModelSpec

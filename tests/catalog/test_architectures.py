@@ -7,9 +7,9 @@ from tests.catalog.corpus import NAMES, stored
 from tests.catalog.expected import EXPECTED
 from worker.catalog import architectures
 from worker.catalog.architectures import ARCHITECTURES, architecture, by_class, fits, siblings, variant_defaults
-from worker.catalog.kinds.companions import COMPANIONS
-from worker.catalog.kinds.controlnets import CONTROLNETS
-from worker.catalog.kinds.encoders import TEXT_ENCODERS, VAES
+from worker.catalog.detectors.companions import COMPANIONS
+from worker.catalog.detectors.controlnets import CONTROLNETS
+from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
 from worker.core.errors import ModelNotFound
 from worker.core.model import Kind, Task
 
@@ -152,7 +152,7 @@ def test_an_adapter_fits_its_family(adapter, model, answer):
 
 def test_the_catalog_imports_neither_torch_nor_the_network():
     code = (
-        "import sys; import worker.catalog.detector, worker.catalog.containers.headers;"
+        "import sys; import worker.catalog.detector, worker.catalog.formats.headers;"
         "bad = {'torch', 'diffusers', 'transformers', 'requests', 'httpx', 'huggingface_hub'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(bad)) or 0)"
     )

@@ -15,7 +15,7 @@ from worker.catalog.capabilities import (
     check_pipeline,
 )
 from worker.catalog.detector import detect
-from worker.catalog.kinds.companions import UPSCALE_PIPELINE
+from worker.catalog.detectors.companions import UPSCALE_PIPELINE
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Outline
 

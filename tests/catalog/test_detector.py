@@ -5,8 +5,8 @@ import pytest
 
 from tests.catalog.corpus import NAMES, index, sparse_file, stored
 from tests.catalog.expected import EXPECTED, READERS, REFUSED
-from worker.catalog.containers.headers import read_header
 from worker.catalog.detector import detect_header
+from worker.catalog.formats.headers import read_header
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Kind, Task
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.catalog.calls.checking import check_parameters
-from worker.catalog.calls.tasks import declared, tasks_of
+from worker.catalog.interface.checking import check_parameters
+from worker.catalog.interface.tasks import declared, tasks_of
 from worker.catalog.registry import MAX_BYTES, Registry, RegistryError, load_registry
 from worker.core.errors import InvalidRequest
 from worker.core.model import ModelSource, ModelSpec, Task

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from worker.catalog.calls.sampling import FILE, Fit, choose, fit_of
-from worker.catalog.calls.tasks import declared, tasks_of
+from worker.catalog.interface.sampling import FILE, Fit, choose, fit_of
+from worker.catalog.interface.tasks import declared, tasks_of
 from worker.catalog.samplers import SAMPLERS, UNSERVED, UNSERVED_SCHEDULES, folded, names_of, read_name, unserved
 from worker.catalog.schedulers import CLASSES, SCHEDULES
 from worker.core.errors import ParameterOutOfRange
@@ -201,6 +201,6 @@ def test_lists_stand_in_a_schema_only_where_a_scheduler_takes_them() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.catalog.calls.sampling.find_spec", lambda name: None)
+    monkeypatch.setattr("worker.catalog.interface.sampling.find_spec", lambda name: None)
     error = refused(family("sdxl"), scheduler="DPM++ SDE")
     assert "needs the package torchsde" in error.message

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from tests.conftest import PROJECT
-from worker.app import build_worker
-from worker.catalog.calls.parameters import COMMON
+from worker.app.build import build_worker
+from worker.app.settings import Settings
+from worker.catalog.interface.parameters import COMMON
 from worker.core import errors
-from worker.settings import Settings
 from worker.transport.wire import ACTIONS, ALIASES
 
 README = (PROJECT / "README.md").read_text()

@@ -20,14 +20,14 @@ def imported(code):
 
 
 def test_the_composition_root_imports_fast_and_without_torch():
-    runs = [imported("import worker.app") for _ in range(3)]
+    runs = [imported("import worker.app.build") for _ in range(3)]
     assert not set(HEAVY) & set(runs[0]["modules"])
     assert min(run["seconds"] for run in runs) < 1.5
 
 
 def test_the_queues_worker_starts_without_the_web_framework_and_the_server_without_torch():
-    assert not {"fastapi", "torch"} & set(imported("import worker.start")["modules"])
-    assert "torch" not in imported("import worker.standalone")["modules"]
+    assert not {"fastapi", "torch"} & set(imported("import worker.app.start")["modules"])
+    assert "torch" not in imported("import worker.app.server")["modules"]
 
 
 def test_handler_imports_nothing_at_top_level():
@@ -45,7 +45,7 @@ def test_only_settings_reads_the_environment():
         for path in [*PROJECT.glob("worker/**/*.py"), PROJECT / "handler.py"]
         if re.search(r"\bos\.environ|\bgetenv\b", path.read_text())
     ]
-    assert readers == ["worker/settings.py"]
+    assert readers == ["worker/app/settings.py"]
 
 
 def test_no_file_is_longer_than_four_hundred_lines():

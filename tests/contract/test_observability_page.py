@@ -7,8 +7,8 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.contract.test_docs import rows
-from tests.fakes.engine import make_desk
-from worker.service.ledger import read_usage
+from tests.fakes.engine import make_context
+from worker.service.usage.log import read_usage
 
 PAGE = (PROJECT / "docs/observability.md").read_text()
 
@@ -20,14 +20,14 @@ def described():
 
 @pytest.fixture
 async def drawn(tmp_path):
-    desk = make_desk(tmp_path, gpu_price_per_hour=1)
-    await desk.draw()
-    await desk.draw(model="any", steps=2)
-    desk.worker.metrics.answered(200)
+    context = make_context(tmp_path, gpu_price_per_hour=1)
+    await context.draw()
+    await context.draw(model="any", steps=2)
+    context.worker.metrics.answered(200)
     with pytest.raises(Exception, match="widht"):
-        await desk.draw(widht=1)
-    desk.worker.ledger.close()
-    return desk.worker
+        await context.draw(widht=1)
+    context.worker.usage_log.close()
+    return context.worker
 
 
 async def test_the_table_of_metrics_is_the_codes(drawn):

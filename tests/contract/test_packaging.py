@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from worker.settings import PROJECT_DIR, Settings
+from worker.app.settings import PROJECT_DIR, Settings
 
 HUB = json.loads((PROJECT_DIR / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((PROJECT_DIR / ".runpod" / "tests.json").read_text())

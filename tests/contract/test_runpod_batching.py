@@ -5,7 +5,7 @@ import pytest
 from tests.contract.test_runpod_queue import HANDLER, worker_env
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.worker_process import WorkerProcess
-from worker.settings import Settings
+from worker.app.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from websockets.sync.client import connect
 
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
-from worker.app import build_worker
-from worker.service.keys import new_key
-from worker.settings import Settings
+from worker.app.build import build_worker
+from worker.app.settings import Settings
+from worker.service.limits.api_keys import new_key
 
 HANDLER = PROJECT / "handler.py"
 FROG = {"prompt": "a green frog", "seed": 7, "num_inference_steps": 8}

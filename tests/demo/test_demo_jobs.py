@@ -8,8 +8,8 @@ from PIL import Image, ImageColor
 
 from tests.engine.test_generation import draw
 from tests.pictures import encoded, pixels
-from worker.app import build_worker
-from worker.settings import PROJECT_DIR, Settings
+from worker.app.build import build_worker
+from worker.app.settings import PROJECT_DIR, Settings
 
 COMPANIONS = PROJECT_DIR / "models/demo/companions"
 

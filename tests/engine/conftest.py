@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tests import builders, tiny_tasks
 from tests.companions import companions
 from tests.engine.lora_bench import Bench
-from worker.app import Worker, build_worker
-from worker.settings import Settings
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from tests import builders
 from tests.loras import Lora, merged
 from worker.core.job import LoraFiles
 from worker.core.model import LoraSpec, ModelFiles
-from worker.engine.adapters.lora import LoraShelf
-from worker.service.weights import examine_lora
+from worker.engine.adapters.lora import LoraCache
+from worker.service.local.weights import examine_lora
 
 BUILDERS = {"sd1": builders.tiny_sd1, "sdxl": builders.tiny_sdxl, "flux": builders.tiny_flux, "sd3": builders.tiny_sd3}
 
@@ -25,7 +25,7 @@ class Bench:
         self.folder = folder / family
         self.pipe: Any = DiffusionPipeline.from_pretrained(BUILDERS[family](self.folder))
         self.pipe.set_progress_bar_config(disable=True)
-        self.shelf = LoraShelf(2)
+        self.cache = LoraCache(2)
         self._references: dict[str, np.ndarray] = {}
         self._weights = {key: value.clone() for key, value in self._all()}
         self.plain = self.draw()
@@ -46,7 +46,7 @@ class Bench:
 
     def applied(self, files: Sequence[LoraFiles], prompt: str = "a red apple"):
         """The picture with the worker's own way, and what it reports."""
-        with self.shelf.applied(self.pipe, files, "tiny") as reports:
+        with self.cache.applied(self.pipe, files, "tiny") as reports:
             return self.draw(prompt), reports
 
     def assert_untouched(self) -> None:

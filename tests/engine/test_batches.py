@@ -12,7 +12,7 @@ import torch
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.device import DeviceInfo
 from worker.core.errors import InvalidOutput, JobCancelled
 from worker.engine import engine as engine_module

@@ -14,11 +14,11 @@ from tests.controls import control_lora
 from tests.engine.test_lora_headers import FAMILIES, model
 from tests.zoo.families.stable_diffusion import sd1
 from worker.catalog.detector import detect_header
-from worker.catalog.kinds.controlnets import unfolded_bytes
+from worker.catalog.detectors.controlnets import unfolded_bytes
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 from worker.engine.adapters.control_files import build_control
 from worker.engine.adapters.control_loras import placed, unfolded
-from worker.service.completing import CONFIGS
+from worker.service.local.completing import CONFIGS
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # With another structure than their base, or one that shapes do not tell: these come as repositories with a config.json.

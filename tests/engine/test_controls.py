@@ -18,8 +18,8 @@ from tests.fakes.hub import FakeHub
 from tests.pictures import encoded, gradient, pixels
 from tests.zoo.families.controlnet import awake
 from tests.zoo.plain import quiet
-from worker.app import build_worker
-from worker.settings import Settings
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.transport.serverless import ServerlessDoor
 
 OTHER = PICTURE[::-1].copy()

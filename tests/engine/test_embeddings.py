@@ -10,7 +10,7 @@ from tests.companions import vectors
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import failing_once, on_engine
 from tests.pictures import pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.errors import IncompatibleAdapter, UnknownParameter, UnsafeFormat, WorkerError
 from worker.transport.serverless import ServerlessDoor
 

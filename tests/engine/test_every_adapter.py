@@ -14,7 +14,7 @@ import torch
 
 from tests.engine.test_batches import assert_same
 from tests.pictures import encoded, gradient, pixels
-from worker.app import Worker
+from worker.app.build import Worker
 from worker.transport.serverless import ServerlessDoor
 
 TEXTS = ({"prompt": "red", "seed": 1}, {"prompt": "a green pear beside a blue plum", "seed": 2}, {"seed": 3})

@@ -11,10 +11,10 @@ from tests import tiny_tasks
 from tests.engine.test_safety import classifier
 from tests.pictures import pixels
 from tests.upscalers import enlarged, upscaler
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.core.errors import OutOfMemory
 from worker.engine import engine as engine_module
-from worker.settings import Settings
 from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()

@@ -11,7 +11,7 @@ from tests.engine.test_generation import draw
 from tests.engine.test_isolation import on_engine
 from tests.hypernetworks import CROSS, SELF, flat, pickled, told
 from tests.pictures import drawn_by_diffusers, pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.errors import (
     CorruptFile,
     IncompatibleAdapter,
@@ -122,7 +122,7 @@ async def test_weight_0_changes_nothing_and_nothing_is_left_bit_for_bit(worker, 
     assert not np.array_equal(pixels(full), plain)
     assert on_engine(worker, hooks) == before
     assert np.array_equal(pixels(await handled(worker)), plain)
-    assert np.array_equal(pixels(await handled(worker, hypernetworks=[style])), pixels(full))  # from the shelf
+    assert np.array_equal(pixels(await handled(worker, hypernetworks=[style])), pixels(full))  # from the cache
 
 
 async def test_several_are_applied_in_their_order_and_beside_a_lora(worker, zoo, kept):

@@ -19,10 +19,10 @@ from tests import builders
 from tests import image_prompts as tiny
 from tests.fakes.engine import fresh_id
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.engine.adapters import image_prompts as engine_side
 from worker.engine.loader import place
-from worker.settings import Settings
 from worker.transport.serverless import ServerlessDoor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -301,11 +301,11 @@ async def test_the_last_two_adapters_stay_ready(served, reads):
 
 async def test_adapters_and_encoder_go_with_their_pipeline(served):
     await served.draw(ip_adapters=served.prompt("sd1-plain", RED))
-    shelf = served.engine._adapters._image_prompts
-    assert (len(shelf._shelves), len(shelf._encoders)) == (1, 1)
+    cache = served.engine._adapters._image_prompts
+    assert (len(cache._caches), len(cache._encoders)) == (1, 1)
     assert served.engine.unload("sd1") == 1
     gc.collect()
-    assert (len(shelf._shelves), len(shelf._encoders)) == (0, 0)
+    assert (len(cache._caches), len(cache._encoders)) == (0, 0)
 
 
 async def test_what_reproduce_says_draws_the_same_picture(served):

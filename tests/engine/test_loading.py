@@ -13,7 +13,7 @@ import transformers
 from tests import builders, single_files
 from tests.pictures import pixels
 from tests.zoo import language
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, UnsupportedModel, WorkerError
 from worker.engine.loader import load_pipeline

@@ -170,7 +170,7 @@ def test_a_table_of_the_model_takes_a_difference(benches, tmp_path):
     try:
         diff = loras.normal(1, 2, 8, seed=3)
         lora = Lora({"diffusion_model.head.modulation.diff": diff})
-        with bench.shelf.applied(bench.pipe, [adapter(lora, tmp_path / "x.safetensors", 0.5)], "tiny") as (report,):
+        with bench.cache.applied(bench.pipe, [adapter(lora, tmp_path / "x.safetensors", 0.5)], "tiny") as (report,):
             assert torch.allclose(transformer.scale_shift_table.data, 1 + 0.5 * diff)
         assert torch.equal(transformer.scale_shift_table.data, torch.ones(1, 2, 8))
         assert report.matched == 1

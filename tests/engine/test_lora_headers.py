@@ -11,8 +11,8 @@ import transformers
 
 from tests.catalog.corpus import NAMES, stored
 from worker.catalog.lora_keys import read_keys, read_scaling
-from worker.engine.adapters.fitting import fit
-from worker.service.completing import CONFIGS
+from worker.engine.adapters.matching import match_lora
+from worker.service.local.completing import CONFIGS
 
 FAMILIES = {
     "sd1": ("unet", "sd1"), "sd2": ("unet", "sd2"), "sdxl": ("unet", "sdxl"),
@@ -83,7 +83,7 @@ def test_every_module_of_a_real_file_finds_its_place(name):
         key: torch.empty(shape, device="meta") if shape else torch.tensor(1.0)
         for key, (_, shape) in header.tensors.items()
     }
-    fitted = fit(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
+    fitted = match_lora(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
     assert fitted.lost == []
     assert fitted.matched == fitted.total > 0
     assert keys.unknown == ()
@@ -95,7 +95,7 @@ def test_a_file_of_another_family_finds_next_to_nothing():
     tensors = {key: torch.empty(shape or (1,), device="meta") for key, (_, shape) in header.tensors.items()}
     tensors |= {key: torch.tensor(1.0) for key in tensors if key.endswith(".alpha")}
     for family, share in (("sd1", 0.06), ("flux1", 0.0)):  # some layers are of one size in SD 1 and SDXL
-        fitted = fit(model(family), keys, tensors, read_scaling({}))
+        fitted = match_lora(model(family), keys, tensors, read_scaling({}))
         assert fitted.core_matched <= share * fitted.core_total
 
 
@@ -104,10 +104,10 @@ def test_a_file_of_another_family_finds_next_to_nothing():
 )
 def test_every_layer_of_an_original_checkpoint_has_a_name(name, family):
     """What a trainer of the original code can reach, a file of it can name."""
-    from worker.engine.adapters.places import Places
+    from worker.engine.adapters.targets import Targets
 
     part = next(iter(model(family).components.values()))
-    places = Places(part)
+    places = Targets(part)
     missing, wrong = [], []
     for key, (_, shape) in stored(name).tensors.items():
         stem = key.removeprefix("model.diffusion_model.").removesuffix(".weight")

@@ -11,9 +11,9 @@ from tests.engine.test_generation import draw
 from tests.fakes.civitai import FakeCivitai
 from tests.fakes.hub import FakeHub
 from tests.pictures import drawn_by_diffusers, pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.errors import AccessDenied, ModelNotFound, UnsafeFormat, UnsupportedModel
-from worker.service import completing
+from worker.service.local import completing
 
 BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SIZE = {"num_inference_steps": 2, "width": 64, "height": 64}

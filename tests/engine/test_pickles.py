@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import builders, single_files
-from worker.app import build_worker
+from worker.app.build import build_worker
 from worker.core.errors import CorruptFile, UnsafeFormat, WorkerError
 from worker.engine.pickles import PickleConverter
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from tests.fakes.engine import fresh_id
 from tests.pictures import pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.engine import previews
-from worker.settings import Settings
 from worker.transport.wire import encode_progress
 
 

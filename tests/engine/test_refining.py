@@ -11,7 +11,8 @@ import torch
 from tests import builders, tiny_tasks
 from tests.controls import apart
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.core.errors import (
     CorruptFile,
     IncompatibleAdapter,
@@ -21,7 +22,6 @@ from worker.core.errors import (
     ParameterOutOfRange,
     UnknownParameter,
 )
-from worker.settings import Settings
 from worker.transport.wire import decode_generation
 
 _ids = itertools.count()

@@ -17,9 +17,9 @@ from transformers import (
 
 from tests import tiny_tasks
 from tests.pictures import pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.core.errors import LoadFailed, SourceError, WorkerError
-from worker.settings import Settings
 
 _ids = itertools.count()
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

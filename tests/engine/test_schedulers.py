@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.pictures import pixels
-from worker.catalog.calls.sampling import LISTS, choose, fit_of
+from worker.catalog.interface.sampling import LISTS, choose, fit_of
 from worker.catalog.samplers import SAMPLERS
 from worker.catalog.schedulers import CLASSES, lists_of
 from worker.core.errors import ParameterOutOfRange

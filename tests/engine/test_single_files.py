@@ -13,7 +13,7 @@ from tests import builders, single_files
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
 from worker.engine.loader import load_pipeline, view
-from worker.service import completing
+from worker.service.local import completing
 
 CLASSES = {
     "sd1": "StableDiffusionPipeline",
@@ -34,7 +34,7 @@ def no_network(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory):
+def cache(tmp_path_factory):
     """Each family as a repository, as one file, and as its bare description."""
     root = tmp_path_factory.mktemp("single")
     for family in CLASSES:
@@ -50,9 +50,9 @@ def load(family, path, **changes):
     return load_pipeline(LoadPlan(Path(path), CLASSES[family], "float32", "cpu", "none", 0, 0, **options))
 
 
-def from_repository(shelf, family):
+def from_repository(cache, family):
     """The repository through plain diffusers. Weights in memory of their own: mapped ones round differently."""
-    pipe = getattr(diffusers, CLASSES[family]).from_pretrained(shelf / family)
+    pipe = getattr(diffusers, CLASSES[family]).from_pretrained(cache / family)
     for part in pipe.components.values():
         for tensor in part.parameters() if isinstance(part, torch.nn.Module) else ():
             tensor.data = tensor.data.clone()
@@ -66,49 +66,49 @@ def draw(pipe, **changes):
 
 
 @pytest.mark.parametrize("family", CLASSES)
-def test_a_file_draws_bit_by_bit_what_its_repository_draws(shelf, family):
-    pipe = load(family, shelf / f"{family}.safetensors", config=shelf / "configs" / family)
-    assert np.array_equal(draw(pipe), draw(from_repository(shelf, family)))
+def test_a_file_draws_bit_by_bit_what_its_repository_draws(cache, family):
+    pipe = load(family, cache / f"{family}.safetensors", config=cache / "configs" / family)
+    assert np.array_equal(draw(pipe), draw(from_repository(cache, family)))
 
 
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
-def test_a_denoiser_alone_is_completed_from_its_base(shelf, family, prefix, tmp_path):
-    tensors = single_files.denoiser(shelf / family)
+def test_a_denoiser_alone_is_completed_from_its_base(cache, family, prefix, tmp_path):
+    tensors = single_files.denoiser(cache / family)
     path = single_files.save(
         {f"{prefix}{name}": tensor for name, tensor in tensors.items()}, tmp_path / "d.safetensors"
     )
-    base = shutil.copytree(shelf / family, tmp_path / "base")
+    base = shutil.copytree(cache / family, tmp_path / "base")
     # The base has other weights of its own for the denoiser: the file's have to win.
     for own in [*base.glob("unet/*.safetensors"), *base.glob("transformer/*.safetensors")]:
         own.unlink()
     pipe = load(family, path, base=base)
-    assert np.array_equal(draw(pipe), draw(from_repository(shelf, family)))
+    assert np.array_equal(draw(pipe), draw(from_repository(cache, family)))
 
 
-def test_a_denoiser_in_the_names_of_diffusers_loads_too(shelf):
-    (path,) = (shelf / "flux/transformer").glob("*.safetensors")
-    pipe = load("flux", path, base=shelf / "flux")
-    assert np.array_equal(draw(pipe), draw(from_repository(shelf, "flux")))
+def test_a_denoiser_in_the_names_of_diffusers_loads_too(cache):
+    (path,) = (cache / "flux/transformer").glob("*.safetensors")
+    pipe = load("flux", path, base=cache / "flux")
+    assert np.array_equal(draw(pipe), draw(from_repository(cache, "flux")))
 
 
-def test_a_bases_own_description_goes_before_the_familys(shelf, tmp_path):
+def test_a_bases_own_description_goes_before_the_familys(cache, tmp_path):
     """The family's usual transformer is a hundred times as wide as the one that this base is made of."""
-    path = single_files.save(single_files.denoiser(shelf / "flux"), tmp_path / "tune.safetensors")
-    pipe = load("flux", path, config=completing.CONFIGS / "flux1", base=shelf / "flux")
-    want = single_files.weights(shelf / "flux/transformer")
+    path = single_files.save(single_files.denoiser(cache / "flux"), tmp_path / "tune.safetensors")
+    pipe = load("flux", path, config=completing.CONFIGS / "flux1", base=cache / "flux")
+    want = single_files.weights(cache / "flux/transformer")
     assert all(torch.equal(want[name], tensor) for name, tensor in pipe.transformer.state_dict().items())
 
 
-def test_old_clip_names_load(shelf, tmp_path):
-    file = single_files.load_file(shelf / "sd1.safetensors")
+def test_old_clip_names_load(cache, tmp_path):
+    file = single_files.load_file(cache / "sd1.safetensors")
     old = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in file.items()}
     assert old.keys() != file.keys()
-    pipe = load("sd1", single_files.save(old, tmp_path / "old.safetensors"), config=shelf / "configs/sd1")
-    assert np.array_equal(draw(pipe), draw(from_repository(shelf, "sd1")))
+    pipe = load("sd1", single_files.save(old, tmp_path / "old.safetensors"), config=cache / "configs/sd1")
+    assert np.array_equal(draw(pipe), draw(from_repository(cache, "sd1")))
 
 
-def test_one_config_serves_a_file_with_more_input_channels(shelf, tmp_path):
+def test_one_config_serves_a_file_with_more_input_channels(cache, tmp_path):
     folder = builders.tiny_pix2pix(tmp_path / "p2p")
     path = single_files.single_file(folder, tmp_path / "p2p.safetensors")
     plan = LoadPlan(
@@ -120,7 +120,7 @@ def test_one_config_serves_a_file_with_more_input_channels(shelf, tmp_path):
         0,
         0,
         format="safetensors",
-        config=shelf / "configs/sd1",
+        config=cache / "configs/sd1",
     )
     pipe = load_pipeline(plan)
     assert pipe.unet.config.in_channels == 8
@@ -128,24 +128,24 @@ def test_one_config_serves_a_file_with_more_input_channels(shelf, tmp_path):
     assert all(torch.equal(want[name], tensor) for name, tensor in pipe.unet.state_dict().items())
 
 
-def test_marks_of_a_file_set_the_scheduler(shelf):
+def test_marks_of_a_file_set_the_scheduler(cache):
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    pipe = load("sdxl", shelf / "sdxl.safetensors", config=shelf / "configs/sdxl", scheduler_options=options)
+    pipe = load("sdxl", cache / "sdxl.safetensors", config=cache / "configs/sdxl", scheduler_options=options)
     assert {name: pipe.scheduler.config[name] for name in options} == options
-    plain = load("sdxl", shelf / "sdxl.safetensors", config=shelf / "configs/sdxl")
+    plain = load("sdxl", cache / "sdxl.safetensors", config=cache / "configs/sdxl")
     assert plain.scheduler.config.prediction_type == "epsilon"
     assert not np.array_equal(draw(pipe), draw(plain))
 
 
-def test_playground_gets_its_scheduler_and_the_statistics_of_its_latents(shelf, tmp_path):
-    tensors = single_files.load_file(shelf / "sdxl.safetensors")
+def test_playground_gets_its_scheduler_and_the_statistics_of_its_latents(cache, tmp_path):
+    tensors = single_files.load_file(cache / "sdxl.safetensors")
     tensors |= {"edm_mean": torch.tensor([[1.0, 2, 3, 4]]).view(1, 4, 1, 1), "edm_std": torch.ones(1, 4, 1, 1) * 5}
     path = single_files.save(tensors, tmp_path / "playground.safetensors")
     options = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
     pipe = load(
         "sdxl",
         path,
-        config=shelf / "configs/sdxl",
+        config=cache / "configs/sdxl",
         scheduler="EDMDPMSolverMultistepScheduler",
         scheduler_options=options,
     )
@@ -164,94 +164,94 @@ class TestPartsFromElsewhere:
         path = single_files.save(single_files.vae(folder), tmp_path / "vae.safetensors")
         return folder, path
 
-    def test_a_vae_from_a_file_a_folder_or_a_pipeline_is_the_same(self, shelf, other):
+    def test_a_vae_from_a_file_a_folder_or_a_pipeline_is_the_same(self, cache, other):
         folder, path = other
         drawn = [
-            draw(load("sd1", shelf / "sd1.safetensors", config=shelf / "configs/sd1", parts={"vae": place}))
+            draw(load("sd1", cache / "sd1.safetensors", config=cache / "configs/sd1", parts={"vae": place}))
             for place in (path, folder / "vae", folder)
         ]
         assert np.array_equal(drawn[0], drawn[1])
         assert np.array_equal(drawn[1], drawn[2])
-        own = draw(load("sd1", shelf / "sd1.safetensors", config=shelf / "configs/sd1"))
+        own = draw(load("sd1", cache / "sd1.safetensors", config=cache / "configs/sd1"))
         assert not np.array_equal(drawn[0], own)
 
-    def test_a_repository_takes_one_too(self, shelf, other):
+    def test_a_repository_takes_one_too(self, cache, other):
         folder, path = other
-        plan = LoadPlan(shelf / "sd1", CLASSES["sd1"], "float32", "cpu", "none", 0, 0, parts={"vae": path})
+        plan = LoadPlan(cache / "sd1", CLASSES["sd1"], "float32", "cpu", "none", 0, 0, parts={"vae": path})
         pipe = load_pipeline(plan)
         want = single_files.weights(folder / "vae")
         assert all(torch.equal(want[name], tensor) for name, tensor in pipe.vae.state_dict().items())
 
-    def test_a_file_with_more_than_the_part_is_refused(self, shelf):
+    def test_a_file_with_more_than_the_part_is_refused(self, cache):
         with pytest.raises(UnsupportedModel, match="holds 3 parts"):
             load(
-                "sd1", shelf / "sd1.safetensors", config=shelf / "configs/sd1", parts={"vae": shelf / "sd1.safetensors"}
+                "sd1", cache / "sd1.safetensors", config=cache / "configs/sd1", parts={"vae": cache / "sd1.safetensors"}
             )
 
-    def test_a_part_that_the_model_does_not_have_is_refused(self, shelf, other):
+    def test_a_part_that_the_model_does_not_have_is_refused(self, cache, other):
         with pytest.raises(UnsupportedModel, match="has no text_encoder_9; it has"):
             plan = LoadPlan(
-                shelf / "sd1", CLASSES["sd1"], "float32", "cpu", "none", 0, 0, parts={"text_encoder_9": other[1]}
+                cache / "sd1", CLASSES["sd1"], "float32", "cpu", "none", 0, 0, parts={"text_encoder_9": other[1]}
             )
             load_pipeline(plan)
 
 
 class TestWhatIsWrong:
-    def test_a_missing_part_without_a_base_is_named(self, shelf, tmp_path):
-        tensors = single_files.load_file(shelf / "sdxl.safetensors")
+    def test_a_missing_part_without_a_base_is_named(self, cache, tmp_path):
+        tensors = single_files.load_file(cache / "sdxl.safetensors")
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("first_stage_model.")}
         path = single_files.save(kept, tmp_path / "x.safetensors")
         with pytest.raises(UnsupportedModel, match=r"has no vae \(AutoencoderKL\)"):
-            load("sdxl", path, config=shelf / "configs/sdxl")
+            load("sdxl", path, config=cache / "configs/sdxl")
 
     @pytest.mark.parametrize("lost", ["double_blocks.0.img_mlp.0.weight", "text_model.final_layer_norm.weight"])
-    def test_missing_tensors_are_counted_and_one_is_named(self, shelf, tmp_path, lost):
-        tensors = single_files.load_file(shelf / "flux.safetensors")
+    def test_missing_tensors_are_counted_and_one_is_named(self, cache, tmp_path, lost):
+        tensors = single_files.load_file(cache / "flux.safetensors")
         kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(lost)}
         assert len(kept) == len(tensors) - 1
         with pytest.raises(CorruptFile, match="lacks 1 tensors of its"):
-            load("flux", single_files.save(kept, tmp_path / "x.safetensors"), config=shelf / "configs/flux")
+            load("flux", single_files.save(kept, tmp_path / "x.safetensors"), config=cache / "configs/flux")
 
     @pytest.mark.parametrize("cut", [100, 5_000, 100_000])
-    def test_a_truncated_file_is_damaged(self, shelf, tmp_path, cut):
+    def test_a_truncated_file_is_damaged(self, cache, tmp_path, cut):
         path = tmp_path / "x.safetensors"
-        path.write_bytes((shelf / "sd1.safetensors").read_bytes()[:-cut])
+        path.write_bytes((cache / "sd1.safetensors").read_bytes()[:-cut])
         with pytest.raises(CorruptFile):
-            load("sd1", path, config=shelf / "configs/sd1")
+            load("sd1", path, config=cache / "configs/sd1")
 
-    def test_flipped_bits_in_a_header_are_damage_or_a_failed_load(self, shelf, tmp_path):
-        whole = (shelf / "sd1.safetensors").read_bytes()
+    def test_flipped_bits_in_a_header_are_damage_or_a_failed_load(self, cache, tmp_path):
+        whole = (cache / "sd1.safetensors").read_bytes()
         for at in range(8, 2_000, 401):
             path = tmp_path / f"{at}.safetensors"
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             try:
-                load("sd1", path, config=shelf / "configs/sd1")
+                load("sd1", path, config=cache / "configs/sd1")
             except WorkerError as error:
                 assert error.field == "model"
                 assert str(tmp_path) not in error.message
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_weights_that_are_no_numbers_are_damaged(self, shelf, tmp_path, value):
-        tensors = single_files.load_file(shelf / "sd1.safetensors")
+    def test_weights_that_are_no_numbers_are_damaged(self, cache, tmp_path, value):
+        tensors = single_files.load_file(cache / "sd1.safetensors")
         tensors["model.diffusion_model.out.2.bias"] = torch.full_like(
             tensors["model.diffusion_model.out.2.bias"], value
         )
         with pytest.raises(CorruptFile, match="NaN or infinity"):
-            load("sd1", single_files.save(tensors, tmp_path / "x.safetensors"), config=shelf / "configs/sd1")
+            load("sd1", single_files.save(tensors, tmp_path / "x.safetensors"), config=cache / "configs/sd1")
 
-    def test_a_file_of_another_family_does_not_load(self, shelf):
+    def test_a_file_of_another_family_does_not_load(self, cache):
         with pytest.raises((LoadFailed, CorruptFile, UnsupportedModel)):
-            load("sdxl", shelf / "sd1.safetensors", config=shelf / "configs/sdxl")
+            load("sdxl", cache / "sd1.safetensors", config=cache / "configs/sdxl")
         with pytest.raises((LoadFailed, CorruptFile, UnsupportedModel)):
-            load("flux", shelf / "sd3.safetensors", config=shelf / "configs/flux")
+            load("flux", cache / "sd3.safetensors", config=cache / "configs/flux")
 
-    def test_a_file_without_a_config_is_refused(self, shelf):
+    def test_a_file_without_a_config_is_refused(self, cache):
         with pytest.raises(UnsupportedModel, match=r"base in models\.yaml"):
-            load("sd1", shelf / "sd1.safetensors")
+            load("sd1", cache / "sd1.safetensors")
 
 
-def test_the_same_parts_are_seen_as_another_class_also_where_one_is_none(shelf):
-    pipe = load("sd3", shelf / "sd3.safetensors", config=shelf / "configs/sd3")
+def test_the_same_parts_are_seen_as_another_class_also_where_one_is_none(cache):
+    pipe = load("sd3", cache / "sd3.safetensors", config=cache / "configs/sd3")
     pipe.text_encoder_3 = pipe.tokenizer_3 = None
     pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
     other = view(pipe, "StableDiffusion3Img2ImgPipeline")
@@ -259,10 +259,10 @@ def test_the_same_parts_are_seen_as_another_class_also_where_one_is_none(shelf):
     assert other.text_encoder_3 is None
 
 
-def test_stable_diffusion_3_without_its_t5_draws(shelf, tmp_path):
-    tensors = single_files.load_file(shelf / "sd3.safetensors")
+def test_stable_diffusion_3_without_its_t5_draws(cache, tmp_path):
+    tensors = single_files.load_file(cache / "sd3.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if ".t5xxl." not in name}
-    pipe = load("sd3", single_files.save(kept, tmp_path / "clips.safetensors"), config=shelf / "configs/sd3")
+    pipe = load("sd3", single_files.save(kept, tmp_path / "clips.safetensors"), config=cache / "configs/sd3")
     assert pipe.text_encoder_3 is None
     assert np.isfinite(draw(pipe)).all()
 

@@ -16,7 +16,8 @@ from tests.pictures import encoded, gradient, pixels
 from tests.upscalers import enlarged, real_esrgan, upscaler
 from tests.zoo import RECIPES
 from tests.zoo.plain import save
-from worker.app import build_worker
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.core.errors import (
     IncompatibleAdapter,
     InvalidRequest,
@@ -28,7 +29,6 @@ from worker.core.errors import (
     UnsupportedModel,
 )
 from worker.engine.compatibility import import_spandrel
-from worker.settings import Settings
 from worker.transport.serverless import ServerlessDoor
 
 import_spandrel()

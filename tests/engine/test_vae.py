@@ -15,8 +15,8 @@ from PIL import Image
 from tests import builders, single_files
 from tests.fakes.engine import fresh_id
 from tests.pictures import encoded, gradient, pixels
-from worker.app import build_worker
-from worker.settings import Settings
+from worker.app.build import build_worker
+from worker.app.settings import Settings
 from worker.transport.serverless import ServerlessDoor
 
 pytestmark = pytest.mark.filterwarnings("ignore")

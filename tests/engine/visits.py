@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from tests.pictures import encoded, gradient
-from worker.app import Worker
+from worker.app.build import Worker
 from worker.core.errors import WorkerError
 from worker.core.job import Job, StopSignal
 from worker.core.result import Emit, Progress

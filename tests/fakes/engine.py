@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from worker.app import Worker, build_worker
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.model import ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Progress
-from worker.settings import Settings
 from worker.transport.wire import decode_envelope, decode_generation
 
 Pixels = Callable[[Job, int], Raster]
@@ -219,7 +219,7 @@ def shelf(root: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Desk:
+class ServerContext:
     """A worker over the shelf with a fake engine."""
 
     worker: Worker
@@ -244,8 +244,8 @@ class Desk:
         return await self.worker.actions.generation.accept(request, fresh_id())
 
 
-def make_desk(root: Path, engine: FakeEngine | None = None, **changes: Any) -> Desk:
-    """Return a desk with its own shelf in `root`. It is offline: what would ask the Hub fails at once."""
+def make_context(root: Path, engine: FakeEngine | None = None, **changes: Any) -> ServerContext:
+    """Return a context with its own shelf in `root`. It is offline: what would ask the Hub fails at once."""
     settings = Settings(
         **{
             "models_yaml": shelf(root),
@@ -259,4 +259,4 @@ def make_desk(root: Path, engine: FakeEngine | None = None, **changes: Any) -> D
         }
     )
     builder = Builder(engine)
-    return Desk(build_worker(settings, build_engine=builder), builder)
+    return ServerContext(build_worker(settings, build_engine=builder), builder)

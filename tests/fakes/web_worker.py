@@ -12,20 +12,20 @@ import uvicorn
 from aiohttp import web
 
 from tests.fakes import FakeServer
-from tests.fakes.engine import Desk, make_desk
-from worker.standalone import build_app, server_config
+from tests.fakes.engine import ServerContext, make_context
+from worker.app.server import build_app, server_config
 
 
 class WebWorker:
-    """A desk that is served; `http` is a client of it."""
+    """A context that is served; `http` is a client of it."""
 
     def __init__(self, root: Path, slow_start_s: float = 0.0, **changes: Any) -> None:
-        self.desk: Desk = make_desk(root, **changes)
-        self.desk.builder.seconds = slow_start_s
+        self.context: ServerContext = make_context(root, **changes)
+        self.context.builder.seconds = slow_start_s
         self.port = 0
 
     def __enter__(self) -> Self:
-        config = server_config(build_app(self.desk.worker), self.desk.worker.settings)
+        config = server_config(build_app(self.context.worker), self.context.worker.settings)
         config.host, config.port, config.timeout_graceful_shutdown = "127.0.0.1", 0, 2
         self._server = uvicorn.Server(config)
         self._started = threading.Event()

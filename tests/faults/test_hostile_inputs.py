@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from worker.core.errors import InvalidImage
-from worker.media.fetch import GuardedFetcher
+from worker.net.fetch import GuardedFetcher
 
 PROJECT = Path(__file__).resolve().parents[2]
 

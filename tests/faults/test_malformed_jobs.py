@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.engine import fresh_id, make_desk
+from tests.fakes.engine import fresh_id, make_context
 from worker.core import errors
 from worker.core.request import GenerationRequest
 from worker.transport.serverless import ServerlessDoor
@@ -123,16 +123,16 @@ PAYLOADS = st.one_of(
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    found = make_desk(tmp_path_factory.mktemp("malformed"))
+def context(tmp_path_factory):
+    found = make_context(tmp_path_factory.mktemp("malformed"))
     # The first request reads the pipelines' signatures, as a worker does at its start.
     asyncio.run(found.accept())
     return found
 
 
 @pytest.fixture(scope="module")
-def door(desk):
-    return ServerlessDoor(desk.worker.actions, concurrency=1)
+def door(context):
+    return ServerlessDoor(context.worker.actions, concurrency=1)
 
 
 def handled(loop, door, payload):
@@ -156,7 +156,7 @@ def p99(seconds):
     return statistics.quantiles(seconds, n=100)[98]
 
 
-def test_every_hand_made_job_gets_a_typed_error_that_names_the_field(desk, door, loop):
+def test_every_hand_made_job_gets_a_typed_error_that_names_the_field(context, door, loop):
     assert len(CORPUS) >= 60
     seconds = []
     for fields, field in CORPUS:
@@ -167,29 +167,29 @@ def test_every_hand_made_job_gets_a_typed_error_that_names_the_field(desk, door,
         assert answer["retryable"] is False
         if field is not None:
             assert answer["field"] == field, (str(fields)[:80], answer)
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
     assert statistics.median(seconds) < 0.02
 
 
 @pytest.mark.parametrize("payload", [None, [], "", 0, True, math.nan, b"x", circular(), {}, {"prompt": {}}])
-def test_an_input_of_any_type_gets_a_typed_error(desk, door, loop, payload):
+def test_an_input_of_any_type_gets_a_typed_error(context, door, loop, payload):
     answer, _ = handled(loop, door, payload)
     assert answer["code"] in CODES
     assert answer["field"]
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
-def test_nothing_that_can_be_generated_is_unforeseen(desk, loop):
+def test_nothing_that_can_be_generated_is_unforeseen(context, loop):
     """What is by chance a good job is drawn, by the fake; everything else must be refused before that."""
-    door = ServerlessDoor(desk.worker.actions, concurrency=1)
+    door = ServerlessDoor(context.worker.actions, concurrency=1)
     seconds, codes = [], set()
 
     @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck])
     @given(PAYLOADS)
     def check(payload):
-        drawn = len(desk.engine.ran)
+        drawn = len(context.engine.ran)
         answer, spent = handled(loop, door, payload)
-        if len(desk.engine.ran) == drawn:
+        if len(context.engine.ran) == drawn:
             seconds.append(spent)
         assert answer.get("code") != "internal_error", payload
         if "error" in answer:
@@ -198,7 +198,7 @@ def test_nothing_that_can_be_generated_is_unforeseen(desk, loop):
             assert answer["error"]
             if answer["code"] in CODES:
                 assert answer.get("field"), (payload, answer)
-                assert len(desk.engine.ran) == drawn, payload
+                assert len(context.engine.ran) == drawn, payload
 
     check()
     assert {"invalid_request", "parameter_out_of_range", "unknown_parameter"} <= codes

@@ -6,7 +6,7 @@ import torch
 
 from tests.engine.test_generation import draw
 from tests.pictures import pixels
-from worker.app import build_worker
+from worker.app.build import build_worker
 
 pytestmark = [
     pytest.mark.gpu,

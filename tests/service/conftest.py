@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.engine import Desk, make_desk
+from tests.fakes.engine import ServerContext, make_context
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return make_desk(tmp_path)
+def context(tmp_path: Path) -> ServerContext:
+    return make_context(tmp_path)

@@ -6,13 +6,13 @@ import jsonschema
 import pytest
 
 from tests.catalog.corpus import index, sparse_file, stored
-from tests.fakes.engine import make_desk
+from tests.fakes.engine import make_context
 from tests.fakes.hub import FakeHub
 from worker.core.errors import ModelNotFound
 
 
-async def test_models_lists_the_registry(desk):
-    listed = {entry["id"]: entry for entry in (await desk.ask(action="models"))["models"]}
+async def test_models_lists_the_registry(context):
+    listed = {entry["id"]: entry for entry in (await context.ask(action="models"))["models"]}
     assert [*listed] == ["tiny", "any", "org/sdxl", "fast", "editor", "video", "prior"]
     assert listed["tiny"]["aliases"] == ["small"]
     assert listed["org/sdxl"]["source"] == "org/sdxl"
@@ -21,34 +21,34 @@ async def test_models_lists_the_registry(desk):
     assert listed["video"]["served"]
     assert not listed["prior"]["served"]
     assert listed["any"]["served"]
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
-async def test_schema_is_json_schema_of_what_the_worker_takes(desk):
-    schema = await desk.ask(action="schema", model="small")
+async def test_schema_is_json_schema_of_what_the_worker_takes(context):
+    schema = await context.ask(action="schema", model="small")
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["properties"]["num_inference_steps"]["default"] == 5
     assert schema["properties"]["num_images"]["maximum"] == 8
     for example in schema["examples"]:
         jsonschema.validate(example, schema)
-    assert (await desk.ask(**schema["examples"][0]))["images"]
+    assert (await context.ask(**schema["examples"][0]))["images"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"prompt": "x", "widht": 64}, schema)
 
 
-async def test_schema_of_a_model_that_is_not_here_needs_no_network(desk):
-    schema = await desk.ask(action="schema", model="org/sdxl")
+async def test_schema_of_a_model_that_is_not_here_needs_no_network(context):
+    schema = await context.ask(action="schema", model="org/sdxl")
     assert schema["properties"]["guidance_scale"]["default"] == 6.5
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
-async def test_inspect_says_what_a_folder_is_and_how_that_is_known(desk):
-    answer = await desk.ask(action="inspect", model="any")
+async def test_inspect_says_what_a_folder_is_and_how_that_is_known(context):
+    answer = await context.ask(action="inspect", model="any")
     assert (answer["kind"], answer["format"], answer["architecture"]) == ("pipeline", "diffusers", "sd1")
     assert answer["pipeline"] == "StableDiffusionPipeline"
     assert answer["native_size"] == 64
     assert any("model_index.json" in line for line in answer["evidence"])
-    assert str(desk.worker.settings.models_yaml.parent) not in str(answer)
+    assert str(context.worker.settings.models_yaml.parent) not in str(answer)
     assert set(answer) == {
         *(
             "model",
@@ -65,21 +65,21 @@ async def test_inspect_says_what_a_folder_is_and_how_that_is_known(desk):
         *("pipeline", "tasks", "prediction_type"),
         *("native_size", "weight_bytes", "evidence", "near"),
     }
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("sdxl", "checkpoint"), ("lora-sdxl-kohya", "lora"), ("t5-xxl", "text-encoder")]
 )
 async def test_inspect_reads_the_header_of_a_file_and_none_of_its_weights(tmp_path, name, kind):
-    desk = make_desk(tmp_path, allow_unregistered_models=True)
+    context = make_context(tmp_path, allow_unregistered_models=True)
     # Its weights are a hole of gigabytes: to read them would take minutes.
     path = sparse_file(tmp_path / "models/file.safetensors", stored(name))
-    await desk.ask(action="inspect", model="any")  # imports
+    await context.ask(action="inspect", model="any")  # imports
     seconds = []
     for _ in range(3):
         started = time.process_time()
-        answer = await desk.ask(action="inspect", model=f"file:{path}")
+        answer = await context.ask(action="inspect", model=f"file:{path}")
         seconds.append(time.process_time() - started)
     assert answer["kind"] == kind
     assert answer["format"]
@@ -87,14 +87,14 @@ async def test_inspect_reads_the_header_of_a_file_and_none_of_its_weights(tmp_pa
     assert min(seconds) < (0.05 if kind == "checkpoint" else 0.5)
 
 
-async def test_inspect_of_what_is_not_there(desk, tmp_path):
+async def test_inspect_of_what_is_not_there(context, tmp_path):
     with pytest.raises(ModelNotFound, match="does not exist"):
-        await desk.ask(action="inspect", model=f"file:{tmp_path}/models/none.safetensors")
+        await context.ask(action="inspect", model=f"file:{tmp_path}/models/none.safetensors")
 
 
-async def test_plan_says_what_fits(desk, tmp_path):
+async def test_plan_says_what_fits(context, tmp_path):
     path = sparse_file(tmp_path / "models/sdxl.safetensors", stored("sdxl"))
-    answer = await desk.ask(action="plan", model=f"file:{path}")
+    answer = await context.ask(action="plan", model=f"file:{path}")
     assert answer["fits"] is True
     assert answer["device"] == "Fake GPU"
     assert answer["architecture"] == "sdxl"
@@ -104,24 +104,24 @@ async def test_plan_says_what_fits(desk, tmp_path):
     assert answer["reasons"]
 
 
-async def test_plan_of_what_is_too_large_says_so_in_numbers(desk, tmp_path, monkeypatch):
+async def test_plan_of_what_is_too_large_says_so_in_numbers(context, tmp_path, monkeypatch):
     from worker.core.device import DeviceInfo
 
     path = sparse_file(tmp_path / "models/sdxl.safetensors", stored("sdxl"))
-    monkeypatch.setattr(desk.engine, "device_info", lambda: DeviceInfo("cuda", "Small GPU", 2**30, 2**30))
-    answer = await desk.ask(action="plan", model=f"file:{path}")
+    monkeypatch.setattr(context.engine, "device_info", lambda: DeviceInfo("cuda", "Small GPU", 2**30, 2**30))
+    answer = await context.ask(action="plan", model=f"file:{path}")
     assert answer["fits"] is False
     assert "Small GPU has 1.0 GiB free" in answer["reason"]
 
 
 async def test_plan_of_a_model_that_is_not_here_fetches_no_weights(tmp_path):
-    made = make_desk(tmp_path)  # writes the folder
+    made = make_context(tmp_path)  # writes the folder
     folder = made.worker.settings.models_yaml.parent / "models/sd1"
     weights = sparse_file(folder / "unet/diffusion_pytorch_model.safetensors", index({"conv_in.weight": (5000, 2000)}))
     with FakeHub() as hub:
         hub.add_repo("org/sdxl", folder)
-        desk = make_desk(tmp_path / "b", OFFLINE=False, hf_endpoint=hub.endpoint)
-        answer = await desk.ask(action="plan", model="org/sdxl")
+        context = make_context(tmp_path / "b", OFFLINE=False, hf_endpoint=hub.endpoint)
+        answer = await context.ask(action="plan", model="org/sdxl")
         asked = [seen.path for seen in hub.requests if seen.method == "GET"]
     assert answer["fits"] is True
     assert answer["weight_gb"] == round(weights.stat().st_size / 2**30, 2) > 0
@@ -129,42 +129,42 @@ async def test_plan_of_a_model_that_is_not_here_fetches_no_weights(tmp_path):
     assert not any(path.endswith(".safetensors") for path in asked)
 
 
-async def test_plan_never_promises_what_it_cannot_know(desk):
-    answer = await desk.ask(action="plan", model="tiny")  # a folder without weights
+async def test_plan_never_promises_what_it_cannot_know(context):
+    answer = await context.ask(action="plan", model="tiny")  # a folder without weights
     assert answer["fits"] is None
     assert "not known" in answer["reason"]
 
 
-async def test_status_tells_what_runs(desk):
-    before = await desk.ask(action="status")
+async def test_status_tells_what_runs(context):
+    before = await context.ask(action="status")
     assert (before["status"], before["running"], before["resident_models"]) == ("starting", None, [])
     assert before["models"] == 7
     assert "text-to-image" in before["tasks"]
-    assert desk.builder.built == 0
-    await desk.draw()
-    after = await desk.ask(action="status")
+    assert context.builder.built == 0
+    await context.draw()
+    after = await context.ask(action="status")
     assert (after["status"], after["resident_models"]) == ("ready", ["tiny"])
 
 
-async def test_preload_and_unload(desk):
-    loaded = await desk.ask(action="preload", model="small")
+async def test_preload_and_unload(context):
+    loaded = await context.ask(action="preload", model="small")
     assert (loaded["model"], loaded["resident"], loaded["dtype"], loaded["weight_gb"]) == ("tiny", True, "float32", 1.0)
-    assert (await desk.ask(action="status"))["resident_models"] == ["tiny"]
-    assert await desk.ask(action="unload", model="small") == {"model": "tiny", "unloaded": True}
-    assert await desk.ask(action="unload", model="small") == {"model": "tiny", "unloaded": False}
+    assert (await context.ask(action="status"))["resident_models"] == ["tiny"]
+    assert await context.ask(action="unload", model="small") == {"model": "tiny", "unloaded": True}
+    assert await context.ask(action="unload", model="small") == {"model": "tiny", "unloaded": False}
 
 
 @pytest.mark.parametrize("action", ["schema", "inspect", "plan", "preload", "unload"])
-async def test_an_unknown_model_is_refused_by_every_action(desk, action):
+async def test_an_unknown_model_is_refused_by_every_action(context, action):
     with pytest.raises(ModelNotFound) as failure:
-        await desk.ask(action=action, model="other/model")
+        await context.ask(action=action, model="other/model")
     assert failure.value.field == "model"
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
 async def test_a_schema_offers_the_tasks_that_would_be_accepted_and_their_media(tmp_path):
-    from worker.app import build_worker
-    from worker.settings import Settings
+    from worker.app.build import build_worker
+    from worker.app.settings import Settings
 
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
     schema = await worker.actions.introspection.schema("sdxl")

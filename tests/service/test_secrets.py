@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from tests.fakes.engine import FakeEngine, fresh_id, make_desk
-from worker.app import build_worker
+from tests.fakes.engine import FakeEngine, fresh_id, make_context
+from worker.app.build import build_worker
 from worker.core.errors import DeviceLost, OutOfMemory
 from worker.transport.serverless import ServerlessDoor
 
@@ -32,21 +32,21 @@ def assert_silent(caplog, capfd):
 
 
 @pytest.fixture
-def desk(tmp_path):
-    return make_desk(tmp_path, FakeEngine(), hf_token=TOKEN)
+def context(tmp_path):
+    return make_context(tmp_path, FakeEngine(), hf_token=TOKEN)
 
 
-async def test_no_log_tells_a_prompt_or_a_token_of_jobs_that_succeed_or_fail(desk, caplog, capfd, tmp_path):
+async def test_no_log_tells_a_prompt_or_a_token_of_jobs_that_succeed_or_fail(context, caplog, capfd, tmp_path):
     caplog.set_level(logging.DEBUG)
-    door = door_of(desk.worker)
-    desk.engine.failures = [OutOfMemory("Too large."), ValueError(f"unlucky: {PROMPT}"), DeviceLost("Gone.")]
+    door = door_of(context.worker)
+    context.engine.failures = [OutOfMemory("Too large."), ValueError(f"unlucky: {PROMPT}"), DeviceLost("Gone.")]
     answers = [await handle(door, **fields) for fields in ({"widht": 5}, {"model": "org/sdxl"}, {"image": PROMPT})]
     answers += [await handle(door) for _ in range(3)]
     assert [answer["code"] for answer in answers] == [
         *("unknown_parameter", "source_unavailable", "invalid_image", "gpu_oom", "internal_error", "device_lost")
     ]
     assert all(TOKEN not in str(answer) for answer in answers)
-    fine = make_desk(tmp_path / "fine", hf_token=TOKEN)
+    fine = make_context(tmp_path / "fine", hf_token=TOKEN)
     assert "error" not in await handle(door_of(fine.worker))
     assert caplog.records
     assert "unlucky" in caplog.text  # the rest of an unforeseen failure is told
@@ -58,8 +58,8 @@ async def test_a_hub_that_refuses_the_token_tells_nobody(tmp_path, caplog, capfd
 
     caplog.set_level(logging.DEBUG)
     with FakeHub() as hub:
-        desk = make_desk(tmp_path, OFFLINE=False, hf_endpoint=hub.endpoint, hf_token=TOKEN)
-        answer = await handle(door_of(desk.worker), model="org/sdxl")
+        context = make_context(tmp_path, OFFLINE=False, hf_endpoint=hub.endpoint, hf_token=TOKEN)
+        answer = await handle(door_of(context.worker), model="org/sdxl")
         asked = [seen.headers.get("authorization", "") for seen in hub.requests]
     assert f"Bearer {TOKEN}" in asked  # the token was used
     assert "error" in answer
@@ -77,6 +77,6 @@ async def test_the_real_engine_is_as_silent(settings, caplog, capfd):
     assert_silent(caplog, capfd)
 
 
-async def test_settings_and_workers_hide_their_secrets(desk):
-    assert TOKEN not in repr(desk.worker.settings)
-    assert TOKEN not in repr(desk.worker)
+async def test_settings_and_workers_hide_their_secrets(context):
+    assert TOKEN not in repr(context.worker.settings)
+    assert TOKEN not in repr(context.worker)

@@ -7,16 +7,16 @@ import pytest
 from safetensors.numpy import save
 
 from tests.fakes.civitai import FakeCivitai
-from worker.catalog.containers.headers import header_end, parse_header, read_header
+from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
+from worker.net.client import Web
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
 from worker.store.refs import parse_reference
 from worker.store.remote_header import HeaderParser
 from worker.store.transfer import Patience
-from worker.store.web import Web
 
 TOKEN = "canary-civitai-token"
 

@@ -13,16 +13,16 @@ from safetensors.numpy import save_file
 
 from tests.fakes.hub import FakeHub
 from tests.store.shelf import QUICK, TIMES, Shelf
-from worker.catalog.containers.headers import header_end, parse_header, read_header
+from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
 from worker.core.result import Progress
+from worker.net.client import Web
 from worker.store import hub_errors
 from worker.store.cache import VolumeCache
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.refs import parse_reference
 from worker.store.remote_header import HeaderParser
-from worker.store.web import Web
 
 COMPONENTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],

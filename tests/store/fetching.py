@@ -8,10 +8,10 @@ from pathlib import Path
 from worker.core.errors import SourceUnavailable, WorkerError
 from worker.core.job import StopSignal
 from worker.core.result import Progress
+from worker.net.client import Web
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry
 from worker.store.transfer import Patience, RemoteFile
-from worker.store.web import Web
 
 QUICK = Patience(attempts=3, backoff_s=0.01, max_wait_s=0.3, silence_s=1.0)
 TIMES = {"beat_s": 0.1, "stale_s": 1.2}

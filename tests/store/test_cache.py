@@ -190,7 +190,7 @@ class TestHousekeeping:
     def test_details_come_back_as_they_were_given(self, shelf):
         from tests.store.fetching import refused
         from worker.core.job import StopSignal
-        from worker.store.web import Web
+        from worker.net.client import Web
 
         shelf.put("model.bin", 100)
         details = {"base": "SDXL 1.0", "words": ["a", "b"], "n": None}

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
-from worker.catalog.containers.headers import read_header
+from worker.catalog.formats.headers import read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from tests.media.servers import RawServer, body, redirect, trickle
-from worker.catalog.containers.headers import header_end, parse_header
+from tests.net.servers import RawServer, body, redirect, trickle
+from worker.catalog.formats.headers import header_end, parse_header
 from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, UnsafeFormat, UnsupportedModel
 from worker.core.model import TensorIndex
+from worker.net.client import Web
 from worker.store import remote_header
 from worker.store.remote_header import HeaderParser, read_remote_header
 from worker.store.transfer import RemoteFile
-from worker.store.web import Web
 
 PARSER = HeaderParser(header_end, parse_header)
 SIZE_7_GB = 7_000_000_000

@@ -8,17 +8,17 @@ from aiohttp import web
 from safetensors.numpy import save
 
 from tests.fakes import FakeServer
-from worker.catalog.containers.headers import header_end, parse_header, read_header
+from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.net.client import Web
 from worker.store import remote_header
 from worker.store import url as module
 from worker.store.cache import VolumeCache
 from worker.store.remote_header import HeaderParser
 from worker.store.transfer import Patience
 from worker.store.url import UrlFiles
-from worker.store.web import Web
 
 
 def weights(seed: int) -> bytes:

@@ -14,12 +14,12 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.fakes.bucket import FakeBucket
-from tests.fakes.engine import FakeEngine, make_desk
+from tests.fakes.engine import FakeEngine, make_context
 from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch
 from worker.core.model import ModelFiles
-from worker.service.provisioning import Provisioner
+from worker.service.local.provisioning import Provisioner
 from worker.transport.delivery import body_bytes
 from worker.transport.infotext import comment_on
 from worker.transport.serverless import ServerlessDoor
@@ -34,7 +34,7 @@ def noise(job, seed):
 
 
 def noisy(tmp_path, limit_mb, **settings):
-    return make_desk(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
+    return make_context(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
 
 
 def bucket_settings(bucket):
@@ -83,8 +83,8 @@ async def test_a_jpeg_stays_a_jpeg(tmp_path):
     assert (await noisy(tmp_path, 0.32).draw(num_images=8, output=output))["format"] == "jpeg"
 
 
-async def test_the_size_is_of_the_body_as_the_platform_gets_it(desk):
-    answer = await desk.draw(prompt="ü" * 4000)
+async def test_the_size_is_of_the_body_as_the_platform_gets_it(context):
+    answer = await context.draw(prompt="ü" * 4000)
     sent = body_bytes(answer)
     assert sent == len(json.dumps({"output": answer}, ensure_ascii=False).encode())
     assert sent < 4000 * 2 * 2 + 3000  # twice, in two bytes each; as ASCII it would be six
@@ -102,7 +102,7 @@ async def test_too_large_for_the_answer_goes_to_the_bucket(tmp_path, bucket):
 
 
 async def test_delivery_by_bucket_when_asked_for(tmp_path, bucket):
-    answer = await make_desk(tmp_path, **bucket_settings(bucket)).draw(output={"delivery": "s3", "format": "webp"})
+    answer = await make_context(tmp_path, **bucket_settings(bucket)).draw(output={"delivery": "s3", "format": "webp"})
     assert answer["image_url"].startswith(bucket.endpoint)
     assert answer["warnings"] == []
     (stored,) = bucket.objects.values()
@@ -121,7 +121,7 @@ async def test_a_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
 
 async def test_a_bucket_that_refuses_what_was_asked_of_it_costs_no_picture(tmp_path, bucket):
     bucket.refuse(403, "AccessDenied")
-    answer = await make_desk(tmp_path, **bucket_settings(bucket)).draw(output={"delivery": "s3"})
+    answer = await make_context(tmp_path, **bucket_settings(bucket)).draw(output={"delivery": "s3"})
     assert files(answer)[0].startswith(MAGIC["png"])
     assert "AccessDenied" in answer["warnings"][0]
     assert "image_url" not in answer
@@ -136,28 +136,28 @@ async def test_a_refused_bucket_is_named_when_nothing_fits(tmp_path, bucket):
 
 
 async def test_a_callers_own_bucket_gets_what_he_asked_for(tmp_path, bucket):
-    desk = make_desk(tmp_path, allow_private_urls=True)
-    answer = await desk.draw(s3Config=bucket.s3_config("my-pictures"), seed=3)
+    context = make_context(tmp_path, allow_private_urls=True)
+    answer = await context.draw(s3Config=bucket.s3_config("my-pictures"), seed=3)
     ((place, _),) = bucket.objects.items()
     assert place[0] == "my-pictures"
     assert answer["image_url"].startswith(bucket.endpoint)
     assert "test-secret" not in json.dumps(answer)
     assert "test-access" not in json.dumps(answer["reproduce"])
-    again = await desk.draw(**answer["reproduce"]["input"])  # the bucket is not what the picture is made of
+    again = await context.draw(**answer["reproduce"]["input"])  # the bucket is not what the picture is made of
     with urllib.request.urlopen(answer["image_url"]) as stored:
         assert base64.b64decode(again["image"]) == stored.read()
 
 
 async def test_runpods_place_for_a_bucket_is_beside_the_input(tmp_path, bucket):
-    desk = make_desk(tmp_path, allow_private_urls=True)
+    context = make_context(tmp_path, allow_private_urls=True)
     job = {"id": "b-1", "input": {"prompt": "x"}, "s3Config": bucket.s3_config()}
-    answer = await ServerlessDoor(desk.worker.actions, concurrency=1).handle(job)
+    answer = await ServerlessDoor(context.worker.actions, concurrency=1).handle(job)
     assert answer["image_url"].startswith(bucket.endpoint)
 
 
 async def test_a_callers_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
     bucket.refuse(403, "AccessDenied")
-    answer = await make_desk(tmp_path, allow_private_urls=True).draw(s3Config=bucket.s3_config())
+    answer = await make_context(tmp_path, allow_private_urls=True).draw(s3Config=bucket.s3_config())
     assert base64.b64decode(answer["image"])
     assert any("AccessDenied" in note and "s3Config" in note for note in answer["warnings"])
 
@@ -171,24 +171,24 @@ async def test_a_callers_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
         ({"accessKey": "x"}, "s3Config.accessKey is not a known field"),
     ],
 )
-async def test_a_callers_bucket_is_refused_before_anything_is_drawn(desk, change, message):
+async def test_a_callers_bucket_is_refused_before_anything_is_drawn(context, change, message):
     sent = {"endpointUrl": "https://example.com", "bucketName": "mine", "accessId": "a", "accessSecret": "b"} | change
     with pytest.raises(WorkerError, match=message) as failure:
-        await desk.draw(s3Config=sent)
+        await context.draw(s3Config=sent)
     assert failure.value.field == "s3Config"
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
-async def test_delivery_by_bucket_without_one_is_refused_before_drawing(desk):
+async def test_delivery_by_bucket_without_one_is_refused_before_drawing(context):
     with pytest.raises(InvalidRequest, match="needs a bucket") as failure:
-        await desk.draw(output={"delivery": "s3"})
+        await context.draw(output={"delivery": "s3"})
     assert failure.value.field == "output"
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
-async def test_the_format_asked_for_is_the_format_sent(desk, format_):
-    answer = await desk.draw(output={"format": format_})
+async def test_the_format_asked_for_is_the_format_sent(context, format_):
+    answer = await context.draw(output={"format": format_})
     assert answer["format"] == format_
     (data,) = files(answer)
     assert data.startswith(MAGIC[format_])
@@ -197,26 +197,26 @@ async def test_the_format_asked_for_is_the_format_sent(desk, format_):
 
 @pytest.mark.parametrize("format_", ["jpeg", "webp"])
 async def test_quality_decides_the_size(tmp_path, format_):
-    desk = noisy(tmp_path, 9.5)
+    context = noisy(tmp_path, 9.5)
     sizes = [
-        len(files(await desk.draw(seed=1, output={"format": format_, "quality": quality}))[0]) for quality in (5, 95)
+        len(files(await context.draw(seed=1, output={"format": format_, "quality": quality}))[0]) for quality in (5, 95)
     ]
     assert sizes[0] < sizes[1] / 2
 
 
-async def test_metadata_in_a_png_draws_the_picture_again(desk):
-    answer = await desk.draw(prompt="canary ü", output={"metadata": True})
+async def test_metadata_in_a_png_draws_the_picture_again(context):
+    answer = await context.draw(prompt="canary ü", output={"metadata": True})
     text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
     fields = json.loads(text)["input"]
     assert fields["prompt"] == "canary ü"
-    again = await desk.ask(**fields)
+    again = await context.ask(**fields)
     assert again["seeds"] == answer["seeds"]
     assert files(again) != files(answer)  # what is in the file does not ask for itself
     assert Image.open(io.BytesIO(files(again)[0])).tobytes() == Image.open(io.BytesIO(files(answer)[0])).tobytes()
 
 
 async def test_metadata_of_a_films_frames_says_how_many_there_are(tmp_path, declared):
-    answer = await make_desk(tmp_path).draw(**FILM, output={"metadata": True, "format": "png"})
+    answer = await make_context(tmp_path).draw(**FILM, output={"metadata": True, "format": "png"})
     text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
     assert json.loads(text)["input"]["num_frames"] == FILM["num_frames"]
 
@@ -228,8 +228,8 @@ _SAID = (
 
 
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
-async def test_metadata_is_the_infotext_that_other_tools_read(desk, format_):
-    answer = await desk.draw(
+async def test_metadata_is_the_infotext_that_other_tools_read(context, format_):
+    answer = await context.draw(
         prompt="a red, red apple",
         negative_prompt="blurry",
         num_images=2,
@@ -250,9 +250,9 @@ async def test_metadata_is_the_infotext_that_other_tools_read(desk, format_):
         assert "Version: diffusers" in text
 
 
-async def test_no_picture_no_token_and_no_query_gets_into_a_file(desk):
+async def test_no_picture_no_token_and_no_query_gets_into_a_file(context):
     request = decode_generation({"prompt": "like https://user:pw@example.com/a.png?token=hf_secret#part says"})
-    result = await desk.worker.actions.generation.generate(request, "job", lambda progress: None)
+    result = await context.worker.actions.generation.generate(request, "job", lambda progress: None)
     secrets = {
         "image": "https://example.com/in.png?X-Amz-Signature=hf_secret",
         "mask_image": "aGZfc2VjcmV0" * 9,
@@ -273,27 +273,27 @@ async def test_no_picture_no_token_and_no_query_gets_into_a_file(desk):
 
 
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
-async def test_a_file_says_nothing_of_its_prompt_by_default(desk, format_):
-    (data,) = files(await desk.draw(prompt="canary", negative_prompt="canary", output={"format": format_}))
+async def test_a_file_says_nothing_of_its_prompt_by_default(context, format_):
+    (data,) = files(await context.draw(prompt="canary", negative_prompt="canary", output={"format": format_}))
     assert b"canary" not in data
     image = Image.open(io.BytesIO(data))
     assert not image.getexif()
     assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "background", "loop"}
 
 
-async def test_a_large_input_picture_is_not_sent_back(desk):
+async def test_a_large_input_picture_is_not_sent_back(context):
     out = io.BytesIO()
     Image.frombytes("RGB", (256, 256), random.Random(1).randbytes(256 * 256 * 3)).save(out, "PNG")
     large = base64.b64encode(out.getvalue()).decode()
-    answer = await desk.draw(image=large, strength=0.5)
+    answer = await context.draw(image=large, strength=0.5)
     assert "image" not in answer["reproduce"]["input"]
     assert "leaves out image" in answer["warnings"][0]
-    again = await desk.ask(**answer["reproduce"]["input"], image=large)
+    again = await context.ask(**answer["reproduce"]["input"], image=large)
     assert again["images"] == answer["images"]
 
 
 def noisy_film(tmp_path, limit_mb, **settings):
-    return make_desk(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
+    return make_context(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
 
 
 FILM = {"model": "video", "width": 128, "height": 128, "num_frames": 9}
@@ -331,8 +331,8 @@ async def test_a_video_comes_in_the_format_asked_for(tmp_path, declared, format_
 
 async def test_a_video_over_the_limit_loses_quality_and_it_says_so(tmp_path, declared):
     whole = len((await noisy_film(tmp_path, 9.5).draw(**FILM, seed=1))["video"])
-    desk = noisy_film(tmp_path, whole * 0.8 / 1e6)
-    answer = await desk.draw(**FILM, seed=1)
+    context = noisy_film(tmp_path, whole * 0.8 / 1e6)
+    answer = await context.draw(**FILM, seed=1)
     assert answer["format"] == "mp4"
     assert body_bytes(answer) <= whole * 0.8
     assert "As mp4 the videos exceed" in answer["warnings"][0]
@@ -342,16 +342,16 @@ async def test_a_video_over_the_limit_loses_quality_and_it_says_so(tmp_path, dec
 
 
 async def test_a_video_can_be_uploaded(tmp_path, bucket, declared):
-    desk = noisy_film(tmp_path, 9.5, **bucket_settings(bucket))
-    answer = await desk.draw(**FILM, output={"delivery": "s3"})
+    context = noisy_film(tmp_path, 9.5, **bucket_settings(bucket))
+    answer = await context.draw(**FILM, output={"delivery": "s3"})
     assert answer["video_url"] == answer["video"] == answer["videos"][0]
     ((_, stored),) = bucket.objects.items()
     assert stored.content_type == "video/mp4"
 
 
 async def test_a_video_can_come_as_its_frames(tmp_path, declared):
-    desk = make_desk(tmp_path)
-    answer = await desk.draw(**FILM, num_images=2, output={"format": "png"})
+    context = make_context(tmp_path)
+    answer = await context.draw(**FILM, num_images=2, output={"format": "png"})
     assert (answer["format"], answer["num_frames"], answer["fps"], len(answer["images"])) == ("png", 9, 8.0, 18)
     assert answer["image"] == answer["images"][0]
     assert "video" not in answer
@@ -374,17 +374,17 @@ async def test_frames_that_do_not_fit_are_encoded_smaller_or_uploaded(tmp_path, 
 
 @pytest.mark.parametrize(("model", "format_"), [("tiny", "mp4"), ("tiny", "gif")])
 async def test_a_format_of_the_other_kind_is_refused_before_drawing(tmp_path, model, format_):
-    desk = make_desk(tmp_path)
+    context = make_context(tmp_path)
     with pytest.raises(InvalidRequest, match=f"{format_} is not for") as failure:
-        await desk.draw(model=model, output={"format": format_})
+        await context.draw(model=model, output={"format": format_})
     assert failure.value.field == "output"
-    assert desk.builder.built == 0
+    assert context.builder.built == 0
 
 
 @pytest.mark.parametrize("format_", ["mp4", "gif", "webp"])
 async def test_a_film_says_how_it_was_made_too(tmp_path, declared, format_):
-    desk = make_desk(tmp_path)
-    answer = await desk.draw(**FILM, prompt="canary", output={"metadata": True, "format": format_})
+    context = make_context(tmp_path)
+    answer = await context.draw(**FILM, prompt="canary", output={"metadata": True, "format": format_})
     data = base64.b64decode(answer["video"])
     if format_ == "mp4":
         with av.open(io.BytesIO(data)) as container:
@@ -396,5 +396,5 @@ async def test_a_film_says_how_it_was_made_too(tmp_path, declared, format_):
         text = exif[ExifTags.Base.UserComment].decode("utf-16-be", "replace")
     assert "canary" in text
     assert f"Seed: {answer['seed']}" in text
-    silent = await desk.draw(**FILM, prompt="canary", output={"format": format_})
+    silent = await context.draw(**FILM, prompt="canary", output={"format": format_})
     assert b"canary" not in base64.b64decode(silent["video"])

@@ -6,7 +6,7 @@ import io
 import pytest
 from PIL import Image
 
-from tests.fakes.engine import FakeEngine, make_desk
+from tests.fakes.engine import FakeEngine, make_context
 from worker.core.errors import InvalidRequest
 from worker.core.image import Raster
 
@@ -24,7 +24,7 @@ def see_through(job, seed):
 
 @pytest.mark.parametrize("format_", ["png", "webp"])
 async def test_alpha_is_kept_where_the_format_has_it(tmp_path, format_):
-    answer = await make_desk(tmp_path, FakeEngine(see_through)).draw(output={"format": format_, "quality": 100})
+    answer = await make_context(tmp_path, FakeEngine(see_through)).draw(output={"format": format_, "quality": 100})
     image = Image.open(io.BytesIO(files(answer)[0]))
     assert image.mode == "RGBA"
     assert (image.getpixel((2, 2))[3], image.getpixel((30, 2))[3]) == (0, 255)
@@ -32,7 +32,7 @@ async def test_alpha_is_kept_where_the_format_has_it(tmp_path, format_):
 
 
 async def test_jpeg_shows_white_through_and_says_so(tmp_path):
-    answer = await make_desk(tmp_path, FakeEngine(see_through)).draw(output={"format": "jpeg"})
+    answer = await make_context(tmp_path, FakeEngine(see_through)).draw(output={"format": "jpeg"})
     image = Image.open(io.BytesIO(files(answer)[0]))
     assert min(image.getpixel((2, 2))) > 245
     assert len(answer["warnings"]) == 1
@@ -40,8 +40,8 @@ async def test_jpeg_shows_white_through_and_says_so(tmp_path):
 
 
 async def test_results_on_the_volume_have_paths_below_it(tmp_path):
-    desk = make_desk(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume")
-    answer = await desk.draw(num_images=2, output={"delivery": "volume", "format": "webp"})
+    context = make_context(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume")
+    answer = await context.draw(num_images=2, output={"delivery": "volume", "format": "webp"})
     assert answer["image_path"] == answer["image"] == answer["images"][0]
     for place in answer["images"]:
         assert place.startswith("outputs/")
@@ -52,8 +52,8 @@ async def test_results_on_the_volume_have_paths_below_it(tmp_path):
 
 @pytest.mark.parametrize("job_id", ["../../escape", "/etc/cron.d/x", "a/b", "..", "", "ü" * 300, "a\0b", "CON"])
 async def test_no_job_id_leads_out_of_the_outputs_folder(tmp_path, job_id):
-    desk = make_desk(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume")
-    answer = await desk.ask(job_id, prompt="x", output={"delivery": "volume"})
+    context = make_context(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume")
+    answer = await context.ask(job_id, prompt="x", output={"delivery": "volume"})
     path = (tmp_path / "volume" / answer["image"]).resolve()
     assert path.is_file()
     assert path.parent.parent == (tmp_path / "volume/outputs").resolve()
@@ -63,7 +63,9 @@ async def test_no_job_id_leads_out_of_the_outputs_folder(tmp_path, job_id):
 async def test_a_volume_that_cannot_be_written_costs_no_picture(tmp_path):
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume/outputs").write_text("in the way")
-    answer = await make_desk(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume").draw(output={"delivery": "volume"})
+    answer = await make_context(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume").draw(
+        output={"delivery": "volume"}
+    )
     assert files(answer)[0].startswith(MAGIC["png"])
     assert "volume" in answer["warnings"][0]
     assert str(tmp_path) not in answer["warnings"][0]
@@ -71,8 +73,8 @@ async def test_a_volume_that_cannot_be_written_costs_no_picture(tmp_path):
 
 async def test_without_a_volume_it_is_refused_before_anything_is_drawn(tmp_path):
     engine = FakeEngine()
-    desk = make_desk(tmp_path, engine, volume_dir=None)
+    context = make_context(tmp_path, engine, volume_dir=None)
     with pytest.raises(InvalidRequest, match="VOLUME_DIR") as failure:
-        await desk.draw(output={"delivery": "volume"})
+        await context.draw(output={"delivery": "volume"})
     assert failure.value.field == "output"
     assert engine.ran == []

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.fakes.engine import FakeEngine, fresh_id, make_desk
+from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.result import Progress
@@ -17,8 +17,8 @@ from worker.transport import serverless
 from worker.transport.serverless import ServerlessDoor, save_picture, saving
 
 
-def door_of(desk, **options):
-    return ServerlessDoor(desk.worker.actions, concurrency=2, **options)
+def door_of(context, **options):
+    return ServerlessDoor(context.worker.actions, concurrency=2, **options)
 
 
 def acting(perform):
@@ -35,8 +35,8 @@ def posted(answer):
     return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
 
 
-async def test_a_job_is_answered_with_the_result_itself(desk):
-    answer = await door_of(desk).handle(job(seed=3))
+async def test_a_job_is_answered_with_the_result_itself(context):
+    answer = await door_of(context).handle(job(seed=3))
     assert answer["seed"] == 3
     assert "error" not in answer
     assert "output" not in answer
@@ -47,8 +47,8 @@ async def test_a_job_is_answered_with_the_result_itself(desk):
     "broken",
     [{}, {"id": None}, {"id": 5, "input": None}, {"id": "\ud800", "input": {"prompt": "x", "widht": 5}}, {"input": 5}],
 )
-async def test_a_broken_job_gets_an_error_that_can_be_posted(desk, broken):
-    answer = await door_of(desk).handle(broken)
+async def test_a_broken_job_gets_an_error_that_can_be_posted(context, broken):
+    answer = await door_of(context).handle(broken)
     assert isinstance(answer["error"], str)
     assert answer["error"]
     assert isinstance(answer["request_id"], str)
@@ -109,23 +109,23 @@ async def test_an_error_without_words_still_fails_the_job():
     assert (await acting(perform).handle({"id": "j", "input": {}}))["error"]
 
 
-async def test_a_lost_device_asks_for_a_new_worker_and_takes_no_more_jobs(desk):
-    door = door_of(desk)
+async def test_a_lost_device_asks_for_a_new_worker_and_takes_no_more_jobs(context):
+    door = door_of(context)
     assert door.concurrency(2) == 2
-    desk.engine.failures = [DeviceLost("The device is gone.")]
+    context.engine.failures = [DeviceLost("The device is gone.")]
     answer = await door.handle(job())
     assert answer["code"] == "device_lost"
     assert answer["refresh_worker"] is True
     assert door.concurrency(2) == 0
     again = await door.handle(job())
     assert (again["code"], again["refresh_worker"]) == ("device_lost", True)
-    assert len(desk.engine.ran) == 1
-    assert (await desk.ask(action="status"))["status"] == "lost"
+    assert len(context.engine.ran) == 1
+    assert (await context.ask(action="status"))["status"] == "lost"
 
 
-async def test_any_other_failure_keeps_the_worker(desk):
-    door = door_of(desk)
-    desk.engine.failures = [OutOfMemory("Too large."), WorkerError("Failed."), ValueError("unforeseen")]
+async def test_any_other_failure_keeps_the_worker(context):
+    door = door_of(context)
+    context.engine.failures = [OutOfMemory("Too large."), WorkerError("Failed."), ValueError("unforeseen")]
     for code in ("gpu_oom", "internal_error", "internal_error"):
         answer = await door.handle(job())
         assert answer["code"] == code
@@ -134,9 +134,9 @@ async def test_any_other_failure_keeps_the_worker(desk):
     assert door.concurrency(2) == 2
 
 
-async def test_concurrency_is_constant_and_starts_the_warm_up_once(desk):
+async def test_concurrency_is_constant_and_starts_the_warm_up_once(context):
     calls = []
-    door = door_of(desk, on_loop_start=lambda: calls.append(1))
+    door = door_of(context, on_loop_start=lambda: calls.append(1))
     assert {door.concurrency(current) for current in range(5)} == {2}
     await asyncio.sleep(0.2)
     assert calls == [1]
@@ -203,19 +203,19 @@ async def test_the_last_step_is_never_told(monkeypatch):
     assert [update["step"] for _, update in sent] == [1, 2]
 
 
-async def test_progress_that_cannot_be_sent_fails_no_job(desk, monkeypatch):
+async def test_progress_that_cannot_be_sent_fails_no_job(context, monkeypatch):
     monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0)
 
     def fail(job, update):
         raise RuntimeError("can't start new thread")
 
-    assert "error" not in await door_of(desk, send_progress=fail).handle(job())
+    assert "error" not in await door_of(context, send_progress=fail).handle(job())
 
 
-async def test_progress_false_tells_nothing(desk, monkeypatch):
+async def test_progress_false_tells_nothing(context, monkeypatch):
     monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0)
     told = Telling()
-    door = door_of(desk, send_progress=told)
+    door = door_of(context, send_progress=told)
     await door.handle(job())
     assert told.sent
     told.sent.clear()
@@ -224,19 +224,19 @@ async def test_progress_false_tells_nothing(desk, monkeypatch):
 
 
 async def test_a_cancelled_job_answers_nothing(tmp_path):
-    desk = make_desk(tmp_path, FakeEngine())
-    desk.engine.gate.clear()
-    task = asyncio.create_task(door_of(desk).handle(job()))
-    await asyncio.to_thread(desk.engine.inside.wait, 5)
+    context = make_context(tmp_path, FakeEngine())
+    context.engine.gate.clear()
+    task = asyncio.create_task(door_of(context).handle(job()))
+    await asyncio.to_thread(context.engine.inside.wait, 5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not desk.engine.inside.is_set()
+    assert not context.engine.inside.is_set()
 
 
-async def test_saving_writes_the_pictures_and_names_them(desk, tmp_path):
+async def test_saving_writes_the_pictures_and_names_them(context, tmp_path):
     said = []
-    handler = saving(door_of(desk).handle, tmp_path / "out", said.append)
+    handler = saving(door_of(context).handle, tmp_path / "out", said.append)
     answer = await handler(job(prompt="A red, red Apple!", seed=3, num_images=2, output={"format": "jpeg"}))
     names = [str(tmp_path / "out" / f"a-red-red-apple-{seed}.jpg") for seed in (3, 4)]
     assert answer["images"] == names
@@ -245,16 +245,16 @@ async def test_saving_writes_the_pictures_and_names_them(desk, tmp_path):
     assert (tmp_path / "out/a-red-red-apple-3.jpg").read_bytes().startswith(b"\xff\xd8\xff")
 
 
-async def test_saving_never_overwrites(desk, tmp_path):
-    handler = saving(door_of(desk).handle, tmp_path, lambda line: None)
+async def test_saving_never_overwrites(context, tmp_path):
+    handler = saving(door_of(context).handle, tmp_path, lambda line: None)
     answers = [await handler(job(seed=3)) for _ in range(3)]
     assert len({answer["image"] for answer in answers}) == 3
     assert len([*tmp_path.glob("x-3*.png")]) == 3
 
 
-async def test_saving_says_what_failed_and_writes_nothing(desk, tmp_path):
+async def test_saving_says_what_failed_and_writes_nothing(context, tmp_path):
     said = []
-    answer = await saving(door_of(desk).handle, tmp_path / "out", said.append)(job(widht=3))
+    answer = await saving(door_of(context).handle, tmp_path / "out", said.append)(job(widht=3))
     assert said == [f"failed: {answer['error']}"]
     assert not (tmp_path / "out").exists()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.engine import fresh_id, make_desk
+from tests.fakes.engine import fresh_id, make_context
 from worker.core.adapter import ADAPTER_SPECS
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
 from worker.core.finishing import UpscaleSpec
@@ -18,11 +18,11 @@ def decoded(payload):
     return decode_generation(decode_envelope(payload).fields)
 
 
-async def refusal(desk, payload):
+async def refusal(context, payload):
     """The error that a payload gets; nothing may have been built for it."""
     with pytest.raises(WorkerError) as failure:
-        await desk.worker.actions.perform(payload, fresh_id(), lambda progress: None)
-    assert desk.builder.built == 0
+        await context.worker.actions.perform(payload, fresh_id(), lambda progress: None)
+    assert context.builder.built == 0
     return failure.value
 
 
@@ -82,8 +82,8 @@ def test_every_alias_has_a_row_above():
         ({"loras": [{"modle": "org/x"}]}, "model"),
     ],
 )
-async def test_an_unknown_key_is_refused_with_the_nearest_name(desk, sent, near):
-    error = await refusal(desk, {"prompt": "x", **sent})
+async def test_an_unknown_key_is_refused_with_the_nearest_name(context, sent, near):
+    error = await refusal(context, {"prompt": "x", **sent})
     assert isinstance(error, UnknownParameter)
     assert f"did you mean {near}?" in error.message
     assert error.field == next(iter(sent))
@@ -149,8 +149,8 @@ async def test_an_unknown_key_is_refused_with_the_nearest_name(desk, sent, near)
         ({f"k{index}": 1 for index in range(201)}, "input may hold at most 200 named fields."),
     ],
 )
-async def test_a_bad_value_gets_a_sentence_that_names_the_field(desk, sent, message):
-    error = await refusal(desk, {"prompt": "x", **sent})
+async def test_a_bad_value_gets_a_sentence_that_names_the_field(context, sent, message):
+    error = await refusal(context, {"prompt": "x", **sent})
     assert message in error.message
     assert isinstance(error, InvalidRequest)
     assert error.field in {*sent, "input"}
@@ -158,16 +158,16 @@ async def test_a_bad_value_gets_a_sentence_that_names_the_field(desk, sent, mess
     assert "Input should" not in error.message
 
 
-async def test_a_close_miss_among_fixed_values_gets_a_hint(desk):
-    assert (await refusal(desk, {"prompt": "x", "output": {"format": "jpg"}})).hint == "Did you mean jpeg?"
-    assert (await refusal(desk, {"prompt": "x", "task": "txt-to-image"})).hint == "Did you mean text-to-image?"
+async def test_a_close_miss_among_fixed_values_gets_a_hint(context):
+    assert (await refusal(context, {"prompt": "x", "output": {"format": "jpg"}})).hint == "Did you mean jpeg?"
+    assert (await refusal(context, {"prompt": "x", "task": "txt-to-image"})).hint == "Did you mean text-to-image?"
 
 
 @pytest.mark.parametrize(
     ("payload", "kind"), [(None, "nothing"), ([], "a list"), ("x", "a text"), (5, "a number"), (True, "true or false")]
 )
-async def test_an_input_that_is_no_object_is_refused(desk, payload, kind):
-    error = await refusal(desk, payload)
+async def test_an_input_that_is_no_object_is_refused(context, payload, kind):
+    error = await refusal(context, payload)
     assert error.message == f"input must be a JSON object; {kind} was sent."
     assert error.field == "input"
 
@@ -182,29 +182,29 @@ async def test_an_input_that_is_no_object_is_refused(desk, payload, kind):
         ("\ud800", "is not known"),
     ],
 )
-async def test_an_unknown_action_is_refused_with_the_nearest(desk, action, message):
-    error = await refusal(desk, {"action": action})
+async def test_an_unknown_action_is_refused_with_the_nearest(context, action, message):
+    error = await refusal(context, {"action": action})
     assert message in error.message
     assert error.field == "action"
 
 
 @pytest.mark.parametrize("action", ["models", "status", "schema", "inspect", "plan", "preload", "unload"])
-async def test_actions_refuse_fields_that_they_do_not_take(desk, action):
-    error = await refusal(desk, {"action": action, "prompt": "x"})
+async def test_actions_refuse_fields_that_they_do_not_take(context, action):
+    error = await refusal(context, {"action": action, "prompt": "x"})
     assert (error.code, error.field) == ("unknown_parameter", "prompt")
 
 
 @pytest.mark.parametrize("action", ["schema", "inspect", "plan", "preload", "unload"])
-async def test_actions_refuse_a_model_that_is_no_text(desk, action):
-    error = await refusal(desk, {"action": action, "model_id": 5})
+async def test_actions_refuse_a_model_that_is_no_text(context, action):
+    error = await refusal(context, {"action": action, "model_id": 5})
     assert error.message == "model must be a text; 5 was sent."
 
 
-async def test_null_is_as_if_a_field_were_left_out(desk):
+async def test_null_is_as_if_a_field_were_left_out(context):
     nothing = dict.fromkeys(("action", "model", "negative_prompt", "image", "seed", "loras", "width", "task"))
-    assert (await desk.draw(**nothing))["task"] == "text-to-image"
+    assert (await context.draw(**nothing))["task"] == "text-to-image"
     with pytest.raises(InvalidRequest, match="prompt is required"):
-        await desk.draw(prompt=None)
+        await context.draw(prompt=None)
 
 
 def test_a_list_of_one_picture_is_that_picture():
@@ -224,8 +224,8 @@ def test_a_whole_number_may_have_a_point():
 @pytest.mark.parametrize("line", RECORDED.read_text().splitlines())
 async def test_recorded_requests_are_still_taken(tmp_path, line):
     record = json.loads(line)
-    desk = make_desk(tmp_path, allow_unregistered_models=True)
-    job = await desk.accept(**record["input"])
+    context = make_context(tmp_path, allow_unregistered_models=True)
+    job = await context.accept(**record["input"])
     taken = {name: getattr(job, name, None) for name in ("task", "prompt", "negative_prompt", "lightning")}
     taken |= {"model": job.spec.id, "seeds": [*job.seeds], "loras": [[lora.model, lora.weight] for lora in job.loras]}
     taken |= {"scheduler": job.scheduler.name if job.scheduler else None, "output": job.output.model_dump()}
@@ -234,8 +234,8 @@ async def test_recorded_requests_are_still_taken(tmp_path, line):
         assert (taken | dict(job.params))[name] == value, name
 
 
-async def test_the_result_has_every_key_of_the_contract(desk):
-    answer = await desk.draw(seed=4, num_images=2, sampler="euler_a")
+async def test_the_result_has_every_key_of_the_contract(context):
+    answer = await context.draw(seed=4, num_images=2, sampler="euler_a")
     assert set(answer) == {
         *("image", "images", "seed", "seeds", "model", "revision", "task", "prompt", "width", "height"),
         *(
@@ -266,10 +266,10 @@ async def test_the_result_has_every_key_of_the_contract(desk):
     json.dumps(answer, allow_nan=False)
 
 
-async def test_lightning_is_told_and_can_be_switched_off(desk):
-    assert (await desk.accept(model="fast")).lightning
-    assert not (await desk.accept(model="fast", lightning=False)).lightning
-    error = await refusal(desk, {"prompt": "x", "lightning": True})
+async def test_lightning_is_told_and_can_be_switched_off(context):
+    assert (await context.accept(model="fast")).lightning
+    assert not (await context.accept(model="fast", lightning=False)).lightning
+    error = await refusal(context, {"prompt": "x", "lightning": True})
     assert error.field == "lightning"
     assert "leave it out" in error.message
 

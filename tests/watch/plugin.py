@@ -126,7 +126,7 @@ class Watch:
 
     def pytest_configure(self) -> None:
         """Have loggers write what they write in production."""
-        from worker.logs import QUIET
+        from worker.app.logs import QUIET
 
         logging.getLogger().setLevel(logging.INFO)
         for name in QUIET:
@@ -243,7 +243,7 @@ class Watch:
 
 def _formatters() -> list[Callable[[logging.LogRecord], str]]:
     """Both ways in which a worker writes a record. Only once there is one: the module knows what is private."""
-    from worker.logs import TEXT, JsonFormatter, TextFormatter
+    from worker.app.logs import TEXT, JsonFormatter, TextFormatter
     from worker.transport.request_id import RequestIdFilter
 
     add_id = RequestIdFilter()

@@ -40,16 +40,16 @@ LEAKS = {
 WORKER = f"""
 import asyncio, json, logging, subprocess, sys
 from pathlib import Path
-from tests.fakes.engine import make_desk
+from tests.fakes.engine import make_context
 from worker.transport.privacy import kept
 
 LOG, OTHER = logging.getLogger("some.library"), logging.getLogger("other")
 PROMPT, TOKEN, PICTURE = {PROMPT!r}, {TOKEN!r}, {PICTURE_TEXT!r}
 
 def draw(root):
-    desk = make_desk(root, hf_token=TOKEN)
-    asyncio.run(desk.draw(prompt=PROMPT))
-    desk.worker.ledger.close()
+    context = make_context(root, hf_token=TOKEN)
+    asyncio.run(context.draw(prompt=PROMPT))
+    context.worker.usage_log.close()
 
     def write(name, data):
         path = root / name

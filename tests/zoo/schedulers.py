@@ -1,4 +1,4 @@
-"""Write worker/catalog/calls/pipeline_schedulers.json: which schedulers each pipeline class was seen to run with.
+"""Write worker/catalog/interface/pipeline_schedulers.json: which schedulers each pipeline class was seen to run with.
 
     python -m tests.zoo.schedulers
 
@@ -26,7 +26,7 @@ import worker.engine.compatibility  # noqa: F401  what has moved inside the libr
 from tests.zoo import RECIPES
 from tests.zoo.plain import draw, load, quiet, save
 from tests.zoo.recipe import Recipe
-from worker.catalog.calls.sampling import FILE, native
+from worker.catalog.interface.sampling import FILE, native
 from worker.catalog.repositories import detect_repository
 from worker.catalog.schedulers import CLASSES, Noise
 from worker.core.job import SchedulerChoice

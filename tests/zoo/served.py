@@ -12,9 +12,9 @@ from PIL import Image, ImageSequence
 
 from tests.zoo.plain import Outcome, save
 from tests.zoo.recipe import Recipe
-from worker.app import Worker, build_worker
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
 from worker.core.errors import WorkerError
-from worker.settings import Settings
 
 
 def zoo_worker(root: Path) -> Worker:

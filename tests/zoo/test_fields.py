@@ -12,9 +12,9 @@ from tests.zoo import RECIPES
 from tests.zoo.fields import check_fields
 from tests.zoo.plain import quiet, runs_here
 from tests.zoo.served import ServedZoo
-from worker.catalog.calls.parameters import COMMON, parameters
-from worker.catalog.calls.signatures import DENIED
-from worker.catalog.calls.tasks import tasks_of
+from worker.catalog.interface.parameters import COMMON, parameters
+from worker.catalog.interface.signatures import DENIED
+from worker.catalog.interface.tasks import tasks_of
 from worker.core.errors import UnknownParameter
 
 # Of each way that a request reaches a pipeline one that runs in a second.

@@ -1,4 +1,4 @@
-"""What worker/catalog/calls/pipeline_schedulers.json says each pipeline class runs with is what it runs with."""
+"""What worker/catalog/interface/pipeline_schedulers.json says each pipeline class runs with is what it runs with."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ from tests.zoo import RECIPES
 from tests.zoo.plain import quiet
 from tests.zoo.recipe import Recipe
 from tests.zoo.schedulers import Measured, measure
-from worker.catalog.calls.sampling import FILE
+from worker.catalog.interface.sampling import FILE
 
 # One of each outcome that is not everybody's: two pipelines in one, a flow that gives its own sigmas …
 OFTEN = ("KandinskyV22CombinedPipeline", "FluxControlPipeline", "StableDiffusionDiffEditPipeline")

@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from tests.zoo import RECIPES
 from tests.zoo.plain import quiet, save
 from tests.zoo.recipe import Recipe
-from worker.app import Worker, build_worker
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
 from worker.core.errors import WorkerError
-from worker.settings import Settings
 
 # Prompts of different lengths, a mask, noise that starts from a picture; and two classes whose own batch is wrong.
 OFTEN = (

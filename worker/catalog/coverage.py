@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
-from worker.catalog.declared import CIVITAI_BASES
-from worker.catalog.kinds.adapters import ALGORITHMS, DIALECTS, lora_bases
-from worker.catalog.kinds.companions import COMPANIONS
-from worker.catalog.kinds.components import component_classes
-from worker.catalog.kinds.controlnets import CONTROLNETS
-from worker.catalog.kinds.encoders import TEXT_ENCODERS, VAES
-from worker.catalog.kinds.refused import REFUSED
+from worker.catalog.base_models import CIVITAI_BASES
+from worker.catalog.detectors.adapters import ALGORITHMS, DIALECTS, lora_bases
+from worker.catalog.detectors.companions import COMPANIONS
+from worker.catalog.detectors.components import component_classes
+from worker.catalog.detectors.controlnets import CONTROLNETS
+from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
+from worker.catalog.detectors.unsupported import REFUSED
 from worker.catalog.repositories import OTHER_MEDIA
 from worker.core.model import Kind, Task
 

@@ -14,15 +14,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
-from worker.catalog.declared import declared_base
-from worker.catalog.kinds.adapters import detect_lora
-from worker.catalog.kinds.companions import FACE_RESTORER, UPSCALE_PIPELINE, find_companion
-from worker.catalog.kinds.components import ComponentClass, Likeness, component_classes, resemble
-from worker.catalog.kinds.controlnets import CONTROL_LORA, find_controlnet, is_control_lora
-from worker.catalog.kinds.encoders import find_encoder
-from worker.catalog.kinds.image_prompts import layout_of
-from worker.catalog.kinds.refused import refuse
-from worker.catalog.kinds.storage import (
+from worker.catalog.base_models import declared_base
+from worker.catalog.declarations import settle
+from worker.catalog.detectors.adapters import detect_lora
+from worker.catalog.detectors.companions import FACE_RESTORER, UPSCALE_PIPELINE, find_companion
+from worker.catalog.detectors.components import ComponentClass, Likeness, component_classes, resemble
+from worker.catalog.detectors.controlnets import CONTROL_LORA, find_controlnet, is_control_lora
+from worker.catalog.detectors.encoders import find_encoder
+from worker.catalog.detectors.image_prompts import layout_of
+from worker.catalog.detectors.storage import (
     input_channels,
     missing_parts,
     parts_beside,
@@ -30,8 +30,8 @@ from worker.catalog.kinds.storage import (
     prediction_of,
     quantization_of,
 )
+from worker.catalog.detectors.unsupported import refuse
 from worker.catalog.repositories import detect_repository, task_of
-from worker.catalog.trust import settle
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Declaration, Detection, Kind, Outline, Task, TensorIndex
 

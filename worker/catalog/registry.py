@@ -14,9 +14,9 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from worker.catalog import architectures
-from worker.catalog.calls.checking import check_defaults
-from worker.catalog.calls.sizes import LIMIT_KEYS
-from worker.catalog.entries import NAME, Entry, EntryDefaults, RegistryFile
+from worker.catalog.interface.checking import check_defaults
+from worker.catalog.interface.sizes import LIMIT_KEYS
+from worker.catalog.registry_schema import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
 from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, Tier
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TypeGuard
 
 from worker.catalog.architectures import Architecture, by_class, siblings
-from worker.catalog.kinds.standalone import component, peft_adapter, quantization_method
+from worker.catalog.detectors.standalone import component, peft_adapter, quantization_method
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Task
 

@@ -17,8 +17,8 @@ from worker.core.job import Batch, Job, SchedulerChoice
 from worker.core.model import Detection, ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.engine import devices
-from worker.engine.adapters.applied import AdapterShelf
 from worker.engine.adapters.embeddings import unnamed
+from worker.engine.adapters.stack import AdapterStack
 from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import compatible
@@ -48,7 +48,7 @@ class DiffusersEngine:
     ) -> None:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(max_resident_models)
-        self._adapters = AdapterShelf(resident_loras)
+        self._adapters = AdapterStack(resident_loras)
         self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
         self._load_s = 0.0
 

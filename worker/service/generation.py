@@ -3,17 +3,17 @@
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pydantic import JsonValue
 
-from worker.catalog.calls.checking import check_parameters
-from worker.catalog.calls.controls import control_call
-from worker.catalog.calls.refusals import refusal
-from worker.catalog.calls.signatures import redraws_by_strength
-from worker.catalog.calls.sizes import FRAME_COUNTS, default_fps, frames_to_draw, image_limit, is_lengthening
-from worker.catalog.calls.tasks import draws_video, pipeline_for
-from worker.catalog.calls.words import prompt_form
+from worker.catalog.interface.checking import check_parameters
+from worker.catalog.interface.controls import control_call
+from worker.catalog.interface.prompt_encoding import prompt_form
+from worker.catalog.interface.refusals import refusal
+from worker.catalog.interface.signatures import redraws_by_strength
+from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, frames_to_draw, image_limit, is_lengthening
+from worker.catalog.interface.tasks import draws_video, pipeline_for
 from worker.core.adapter import Control
 from worker.core.errors import (
     AccessDenied,
@@ -30,7 +30,22 @@ from worker.core.model import Detection, ModelSpec, Task
 from worker.core.ports import Backend
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit, JobResult, Progress
-from worker.service.acceptance import (
+from worker.service.accepting.adapters.controls import idle_controls, read_controls, recognise_controls
+from worker.service.accepting.adapters.fields import check_adapter_fields
+from worker.service.accepting.adapters.image_prompts import read_image_prompts
+from worker.service.accepting.fallback import replacements
+from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler
+from worker.service.accepting.inputs import (
+    Budget,
+    Inputs,
+    check_fields,
+    check_outpaint,
+    read_inputs,
+    sent_fields,
+    without_media,
+)
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.accepting.rules import (
     all_loras,
     check_output,
     choose_seeds,
@@ -41,34 +56,11 @@ from worker.service.acceptance import (
     take_scheduler,
     uses_lightning,
 )
-from worker.service.adapters.acceptance import check_adapter_fields
-from worker.service.adapters.controls import idle_controls, read_controls, recognise_controls
-from worker.service.adapters.image_prompts import read_image_prompts
-from worker.service.admission import Admission
-from worker.service.fallback import replacements
-from worker.service.finishing import check_upscaling, find_refiner, find_upscaler
-from worker.service.inputs import (
-    Budget,
-    Inputs,
-    check_fields,
-    check_outpaint,
-    read_inputs,
-    sent_fields,
-    without_media,
-)
-from worker.service.jobs import JobLedger
-from worker.service.quotas import Bill, Quotas
-from worker.service.resolving import ModelResolver
-from worker.service.telemetry import accepted
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one job may ask for at most."""
-
-    max_images: int = 8
-    max_loras: int = 8
-    timeout_s: float = 600.0
+from worker.service.jobs.idempotency import JobLedger
+from worker.service.limits.admission import Admission
+from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.quotas import Quotas, Reservation
+from worker.service.usage.telemetry import accepted
 
 
 class GenerationService:
@@ -79,7 +71,7 @@ class GenerationService:
         resolver: ModelResolver,
         backend: Backend,
         ledger: JobLedger,
-        limits: Limits,
+        limits: JobLimits,
         fetch: Callable[[str, int], bytes],
         admission: Admission,
         quotas: Quotas,
@@ -104,8 +96,8 @@ class GenerationService:
 
         async def run() -> JobResult:
             self.check_open(caller)  # before anything is read or fetched for it
-            with self._quotas.bill(caller) as bill:
-                return await self._run(request, job_id, emit, bill)
+            with self._quotas.reserve(caller) as reservation:
+                return await self._run(request, job_id, emit, reservation)
 
         return await self._ledger.once(job_id, request, run)
 
@@ -114,27 +106,29 @@ class GenerationService:
         self.admission.check_open()
         self._quotas.check(caller)
 
-    async def _run(self, request: GenerationRequest, job_id: str, emit: Emit, bill: Bill) -> JobResult:
+    async def _run(self, request: GenerationRequest, job_id: str, emit: Emit, reservation: Reservation) -> JobResult:
         try:
-            return await self._attempt(request, job_id, emit, bill)
+            return await self._attempt(request, job_id, emit, reservation)
         except WorkerError as error:
             for other in replacements(request, error, self._resolver):
                 # A stand-in that fails too leaves the first failure to tell: that is of what was asked for.
                 with suppress(InvalidRequest, SourceError, AccessDenied, LoadFailed, OutOfMemory):
-                    result = await self._attempt(other.request, job_id, emit, bill)
+                    result = await self._attempt(other.request, job_id, emit, reservation)
                     return replace(result, warnings=(other.warning, *result.warnings))
             raise
 
-    async def _attempt(self, request: GenerationRequest, job_id: str, emit: Emit, bill: Bill) -> JobResult:
+    async def _attempt(
+        self, request: GenerationRequest, job_id: str, emit: Emit, reservation: Reservation
+    ) -> JobResult:
         def told(progress: Progress) -> None:
-            bill.note(progress)
+            reservation.note(progress)
             emit(progress)
 
         job = await self.accept(request, job_id)
         accepted(job)
         work = self.admission.check_work(job)
         self.admission.check_open()  # it may have filled up meanwhile; and who is turned away pays nothing
-        self._quotas.charge(bill, work)
+        self._quotas.charge(reservation, work)
         async with self.admission.admitted(job):
             return await self._backend.generate(job, told)
 

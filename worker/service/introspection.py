@@ -8,21 +8,21 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from worker.catalog.architectures import architecture
-from worker.catalog.calls.refusals import refusal
-from worker.catalog.calls.schema import model_schema
-from worker.catalog.calls.sizes import size_bounds
-from worker.catalog.calls.tasks import pipeline_for, tasks_of
 from worker.catalog.detector import detect
+from worker.catalog.interface.refusals import refusal
+from worker.catalog.interface.schema import model_schema
+from worker.catalog.interface.sizes import size_bounds
+from worker.catalog.interface.tasks import pipeline_for, tasks_of
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSpec, Outline, Task
 from worker.core.result import Emit, Progress
-from worker.service.admission import Load
-from worker.service.engine_thread import EngineThread
-from worker.service.generation import Limits
-from worker.service.provisioning import Provisioner
-from worker.service.resolving import ModelResolver
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.limits.admission import Load
+from worker.service.limits.job_limits import JobLimits
+from worker.service.local.engine_thread import EngineThread
+from worker.service.local.provisioning import Provisioner
 from worker.store.store import Store
 
 GIB = 2**30
@@ -47,7 +47,7 @@ class Introspection:
         provisioner: Provisioner,
         engine: EngineThread,
         planner: Callable[[ModelSpec, ModelFiles, Detection, DeviceInfo, float], LoadPlan],
-        limits: Limits,
+        limits: JobLimits,
         version: str,
         load: Callable[[], Load],
     ) -> None:

@@ -28,12 +28,12 @@ from pydantic import JsonValue
 
 from worker.core.job import StopSignal
 from worker.core.result import Emit
+from worker.net.client import Web
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
 from worker.store.meter import ByteMeter, run_all
 from worker.store.transfer import Download, Patience, Refused, RemoteFile, disk_errors
-from worker.store.web import Web
 
 _POLL_S = 0.2
 

@@ -10,6 +10,7 @@ from worker.core.errors import SourceUnavailable
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit
+from worker.net.client import Web
 from worker.store.cache import VolumeCache
 from worker.store.civitai_api import ATTEMPTS, CivitaiApi
 from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, check_file, check_version, choose_file
@@ -20,7 +21,6 @@ from worker.store.lockfile import LockedFile, LockedModel, locked_from_disk
 from worker.store.meter import run_all
 from worker.store.remote_header import HeaderParser, read_remote_header
 from worker.store.transfer import RemoteFile
-from worker.store.web import Web
 
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a site that just did not answer
 _MAX_HEADERS = 64

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, WorkerError
 from worker.core.model import ModelSource
-from worker.media.guard import RefusedUrl
+from worker.net.client import Web
+from worker.net.guard import RefusedUrl
 from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, read_version
 from worker.store.transfer import Refused, RemoteFile
-from worker.store.web import Web
 
 ENDPOINT = "https://civitai.com"
 # One service under three names: a token made at one is good at all of them, and at no other host.

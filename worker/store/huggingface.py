@@ -13,6 +13,7 @@ from worker.core.errors import CorruptFile, JobTimeout, ModelNotFound, SourceUna
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit, Progress
+from worker.net.client import Web
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
@@ -39,7 +40,6 @@ from worker.store.selection import (
     single_file,
 )
 from worker.store.transfer import RemoteFile, digest_of
-from worker.store.web import Web
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a Hub that just did not answer

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, WorkerError
 from worker.core.model import TensorIndex
-from worker.media.guard import RefusedUrl, seconds_left
+from worker.net.client import Response, Web
+from worker.net.guard import RefusedUrl, seconds_left
 from worker.store.transfer import Refused, RemoteFile
-from worker.store.web import Response, Web
 
 GUESS_BYTES = 256 * 2**10  # the headers of half of all checkpoints, and of nearly every LoRA, are shorter
 DEADLINE_S = 60.0

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.core.errors import AccessDenied, CorruptFile, DiskFull, SourceUnavailable, WorkerError
-from worker.media.guard import RefusedUrl
-from worker.store.web import Response, Web
+from worker.net.client import Response, Web
+from worker.net.guard import RefusedUrl
 
 _BLOCK = 2**20
 _BUSY = {408, 425, 429, 500, 502, 503, 504}

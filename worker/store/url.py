@@ -18,14 +18,14 @@ from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceU
 from worker.core.job import StopSignal
 from worker.core.model import Declaration, ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.media.guard import RefusedUrl
+from worker.net.client import Web
+from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry, EntryFile
 from worker.store.local import ReadHeader
 from worker.store.meter import run_all
 from worker.store.remote_header import HeaderParser, read_remote_header
 from worker.store.transfer import RemoteFile
-from worker.store.web import Web
 
 MEMORY_S = 600.0  # how long an answer counts before the server is asked again
 _TIMEOUT_S = 15.0

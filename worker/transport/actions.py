@@ -12,8 +12,8 @@ from worker.core.errors import ModelNotFound, WorkerError
 from worker.core.result import Emit
 from worker.service.generation import GenerationService
 from worker.service.introspection import Introspection
-from worker.service.submission import Submission
-from worker.service.telemetry import Operation, Telemetry
+from worker.service.jobs.record import JobRecord
+from worker.service.usage.telemetry import Operation, Telemetry
 from worker.transport import request_id
 from worker.transport.delivery import Delivery
 from worker.transport.privacy import kept, redact
@@ -59,18 +59,18 @@ class Actions:
                     error.details["supported_models"] = [entry["id"] for entry in self.introspection.served_models()]
                 raise
 
-    def admit(self, submission: Submission) -> None:
+    def admit(self, record: JobRecord) -> None:
         """Turn a generation away at the door that would be turned away inside, whatever it is.
 
         Raises Overloaded and its kin, ShuttingDown.
         """
-        payload = submission.payload
+        payload = record.payload
         if not isinstance(payload, dict) or payload.get("action", "generate") == "generate":
-            self.generation.check_open(submission.caller)
+            self.generation.check_open(record.caller)
 
-    def refuse(self, submission: Submission, error: WorkerError) -> None:
+    def refuse(self, record: JobRecord, error: WorkerError) -> None:
         """Put a job into the books that was turned away before anybody looked into it."""
-        self.telemetry.refuse(submission.id, request_id.current.get(), submission.caller, error)
+        self.telemetry.refuse(record.id, request_id.current.get(), record.caller, error)
 
     async def _answer(self, envelope: Envelope, operation: Operation, emit: Emit) -> dict[str, JsonValue]:
         fields = envelope.fields

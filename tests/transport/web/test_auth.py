@@ -13,10 +13,10 @@ from websockets.sync.client import connect
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.test_guards import LISTED
 from tests.transport.web.uploads import png
-from worker.service.keys import KeyListError, Keyring, new_key, parse_keys, read_keys
-from worker.service.ledger import read_usage
-from worker.settings import Settings, SettingsError
-from worker.standalone import build_keyring
+from worker.app.server import build_keyring
+from worker.app.settings import Settings, SettingsError
+from worker.service.limits.api_keys import KeyListError, Keyring, new_key, parse_keys, read_api_keys
+from worker.service.usage.log import read_usage
 
 ANNA, BEN = "anna's own secret key", "ben's own secret key"
 FORM = {"files": {"image": png(64, 64)}, "data": {"prompt": "x"}}
@@ -53,7 +53,7 @@ def test_every_door_that_draws_asks_for_a_key_in_its_own_shape(guarded, path, se
         assert (answer.status_code, code_of(answer.json())) == (401, "unauthenticated")
         assert answer.headers["www-authenticate"] == "Bearer"
         assert ANNA not in answer.text
-    assert guarded.desk.builder.built == 0
+    assert guarded.context.builder.built == 0
     assert guarded.http.post(path, headers=bearer(ANNA), **sent).status_code == 200
 
 
@@ -85,7 +85,7 @@ def test_an_unknown_model_is_refused_by_those_that_do_not_draw_too(served):
         "/diffusers/generate/nope", content=png(8, 8)
     )  # a picture, whose model stands in the path
     assert (answer.status_code, answer.json()["supported_models"]) == (400, LISTED)
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 def test_one_callers_jobs_are_not_anothers(guarded):
@@ -111,7 +111,7 @@ def test_what_is_the_operators_needs_his_key(guarded):
     assert guarded.http.post("/v2/x/purge-queue", headers=bearer(ANNA)).status_code == 403
     assert guarded.http.get("/metrics", headers=bearer(ANNA)).status_code == 403
     assert guarded.http.get("/metrics", headers=operator).status_code == 200
-    assert guarded.desk.builder.built == 0
+    assert guarded.context.builder.built == 0
     assert guarded.http.post("/v2/x/purge-queue", headers=operator).status_code == 200
     assert guarded.http.post("/run", json={"action": "unload", "model": "tiny"}, headers=operator).status_code == 200
 
@@ -161,7 +161,7 @@ def test_a_page_of_another_site_is_turned_away_unless_the_operator_names_it(tmp_
     with WebWorker(tmp_path, cors_origins="https://mine.example", edit_model="tiny") as served:
         answer = served.http.post(path, headers={"Origin": "https://evil.example"}, **sent)
         assert answer.status_code in (400, 403)
-        assert served.desk.builder.built == 0
+        assert served.context.builder.built == 0
         answer = served.http.post(path, headers={"Origin": "https://mine.example"}, **sent)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://mine.example")
         assert served.http.post(path, headers={"Origin": served.origin}, **sent).status_code == 200
@@ -184,7 +184,7 @@ def test_keys_are_known_by_their_digest_only(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n{line}  # since May\n")
     assert key not in file.read_text()
-    ring = Keyring(read_keys(file))
+    ring = Keyring(read_api_keys(file))
     assert ring.identify(key).name == "anna"
     assert ring.identify(key + "x") is None
     assert ring.identify(line.partition(":")[2]) is None  # the digest opens nothing

@@ -29,7 +29,7 @@ def test_a_picture_is_edited(editing):
     assert answer.headers["x-seed"] == "7"
     drawn = Image.open(io.BytesIO(answer.content))
     assert (drawn.format, drawn.size) == ("PNG", (64, 72))
-    job = editing.desk.engine.ran[0]
+    job = editing.context.engine.ran[0]
     assert (job.spec.id, job.prompt, job.seeds) == ("tiny", "make it blue", (7,))
     assert job.params["guidance_scale"] == 2.5
     assert job.params["num_inference_steps"] == 4
@@ -38,7 +38,7 @@ def test_a_picture_is_edited(editing):
 def test_a_number_as_prompt_is_a_text_and_an_empty_field_is_none(editing):
     answer = editing.http.post("/edit", data={"prompt": "42", "seed": "", "steps": " "}, files=files())
     assert answer.status_code == 200
-    assert editing.desk.engine.ran[0].prompt == "42"
+    assert editing.context.engine.ran[0].prompt == "42"
 
 
 def test_without_a_model_it_is_the_first_that_edits(served):
@@ -46,7 +46,7 @@ def test_without_a_model_it_is_the_first_that_edits(served):
     assert (answer.status_code, answer.json()["error"]) == (503, "source_unavailable")
     assert "org/editor" in answer.json()["detail"]
     assert served.http.post("/edit", data={**FORM, "model": "small"}, files=files()).status_code == 200
-    assert served.desk.engine.ran[0].spec.id == "tiny"
+    assert served.context.engine.ran[0].spec.id == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_400_in_this_doors_shape_and_nothing_runs(editing
     assert (answer.status_code, answer.json()["error"]) == (400, code)
     assert set(answer.json()) == {"error", "detail", "request_id"}
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
-    assert editing.desk.builder.built == 0
+    assert editing.context.builder.built == 0
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_cannot_be_read_is_400_in_this_doors_shape_and_nothing_runs(editing
     ],
 )
 def test_what_fails_later_is_503_or_504(editing, failure, status):
-    editing.desk.engine.failures = [failure]
+    editing.context.engine.failures = [failure]
     answer = editing.http.post("/edit", data=FORM, files=files())
     assert answer.status_code == status
     assert "odd" not in answer.text
@@ -113,7 +113,7 @@ def test_a_form_that_is_too_large_is_read_no_further(tmp_path):
         headers = {"content-type": "multipart/form-data; boundary=a"}
         answer = served.http.post("/edit", content=chunks(), headers=headers)
         assert (answer.status_code, answer.json()["error"]) == (400, "request_too_large")
-        assert served.desk.builder.built == 0
+        assert served.context.builder.built == 0
 
 
 def test_without_any_editing_model_the_answer_says_what_to_do(tmp_path):

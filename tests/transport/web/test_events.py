@@ -49,13 +49,13 @@ def test_without_previews_there_are_none(served):
 
 
 def test_a_job_is_cancelled_and_the_socket_lives_on(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     with talk(served) as socket:
         say(socket, type="run", id="long", input=APPLE)
         until(socket, "progress")
         say(socket, type="cancel", id="long")
         assert until(socket, "failed")[-1]["code"] == "job_cancelled"
-        served.desk.engine.gate.set()
+        served.context.engine.gate.set()
         say(socket, type="run", id="long", input=APPLE)
         assert until(socket, "result", "failed")[-1]["seed"] == 3
 
@@ -72,15 +72,15 @@ def test_several_jobs_share_a_socket(served):
 
 
 def test_with_the_socket_end_its_jobs(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     with talk(served) as socket:
         say(socket, type="run", input=APPLE)
         until(socket, "progress")
     ends = time.monotonic() + 5
-    while served.desk.engine.inside.is_set() and time.monotonic() < ends:
+    while served.context.engine.inside.is_set() and time.monotonic() < ends:
         time.sleep(0.01)
-    assert not served.desk.engine.inside.is_set()
-    served.desk.engine.gate.set()
+    assert not served.context.engine.inside.is_set()
+    served.context.engine.gate.set()
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_nonsense_is_answered_and_nothing_runs(served, sent):
         socket.send(sent)
         answer = json.loads(socket.recv(timeout=10))
         assert (answer["type"], answer["code"]) == ("failed", "invalid_request")
-        assert served.desk.builder.built == 0
+        assert served.context.builder.built == 0
         say(socket, type="run", input={"action": "models"})
         assert until(socket, "result")
 
@@ -108,13 +108,13 @@ def test_a_bad_request_fails_in_the_usual_words(served):
 
 
 def test_one_socket_has_only_so_many_jobs(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     with talk(served) as socket:
         for seed in range(17):
             say(socket, type="run", id=str(seed), input={"prompt": "x", "seed": seed})
         last = until(socket, "failed")[-1]
         assert (last["id"], last["code"]) == ("16", "overloaded")
-        served.desk.engine.gate.set()
+        served.context.engine.gate.set()
 
 
 def test_a_page_of_another_site_is_turned_away(served):
@@ -149,11 +149,11 @@ def hand_in(served, **fields):
 
 
 def test_events_tell_of_the_steps_and_end_with_the_result(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     job_id = hand_in(served, previews=True)
     with httpx.stream("GET", f"{served.origin}/events/{job_id}", timeout=10) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        served.desk.engine.gate.set()
+        served.context.engine.gate.set()
         answer.read()
     found = events_of(answer)
     assert [kind for kind, _ in found] == ["progress"] * (len(found) - 1) + ["result"]
@@ -174,9 +174,9 @@ def test_events_of_a_finished_job_are_its_end_and_a_browser_comes_no_more(served
 
 
 def test_a_follower_who_leaves_changes_nothing(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     job_id = hand_in(served)
     with httpx.stream("GET", f"{served.origin}/events/{job_id}", timeout=10) as answer:
         next(answer.iter_text())
-    served.desk.engine.gate.set()
+    served.context.engine.gate.set()
     assert events_of(served.http.get(f"/events/{job_id}"))[-1][1]["status"] == "COMPLETED"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import DOORS, number_at
-from worker.service.ledger import read_usage
+from worker.service.usage.log import read_usage
 
 WORK = 64 * 64 * 5  # what each door asks for
 LISTED = ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
@@ -45,16 +45,16 @@ def ask(served, door, headers=None, **sent):
 
 
 def accounts(served):
-    return dict(served.desk.worker.quotas._accounts)
+    return dict(served.context.worker.quotas._accounts)
 
 
 def refused(served, door, status, code, headers=None, inside=False, **sent):
     """Ask, and hold the refusal against what is right here; nothing was run for it, and nothing charged."""
-    engine, admission = served.desk.engine, served.desk.worker.actions.generation.admission
-    before = (len(engine.ran), served.desk.builder.built, accounts(served), admission.running, admission.queued)
+    engine, admission = served.context.engine, served.context.worker.actions.generation.admission
+    before = (len(engine.ran), served.context.builder.built, accounts(served), admission.running, admission.queued)
     said = ask(served, door, headers, **sent)
     assert (said.status, said.code) == (number_at(door, status, inside=inside), code), said
-    after = (len(engine.ran), served.desk.builder.built, accounts(served), admission.running, admission.queued)
+    after = (len(engine.ran), served.context.builder.built, accounts(served), admission.running, admission.queued)
     assert after == before
     return said
 
@@ -68,7 +68,7 @@ def come_back(said):
 @contextmanager
 def busy(served):
     """Hold the engine in the middle of somebody's job."""
-    engine = served.desk.engine
+    engine = served.context.engine
     engine.gate.clear()
     running = threading.Thread(target=ask, args=(served, "run"), kwargs={"prompt": "first"})
     running.start()
@@ -139,7 +139,7 @@ def test_a_full_queue(guarded, door):
 @every_door
 def test_a_worker_that_is_being_stopped(guarded, door):
     served = guarded(shutdown_grace_seconds=1, rate_limit_per_minute=1)
-    asyncio.run(served.desk.worker.actions.generation.admission.close(0))
+    asyncio.run(served.context.worker.actions.generation.admission.close(0))
     refused(served, door, 503, "shutting_down")
     assert accounts(served) == {}
 
@@ -150,12 +150,14 @@ def test_a_model_that_is_not_there(guarded, door):
     said = refused(served, door, 400, "model_not_found", inside=True, model="nope")
     assert said.models == LISTED
     assert "nope" in said.sentence
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
     assert accounts(served) == {}
     ends = time.monotonic() + 10
     lines = []
     while not lines and time.monotonic() < ends:  # written in the background
-        lines = [line for line in read_usage(served.desk.worker.settings.usage_dir) if line["caller"] == CALLERS[door]]
+        lines = [
+            line for line in read_usage(served.context.worker.settings.usage_dir) if line["caller"] == CALLERS[door]
+        ]
     assert [(line["outcome"], line["model"]) for line in lines] == [("model_not_found", "unregistered")]
 
 
@@ -164,14 +166,14 @@ def test_an_idempotency_key_that_came_with_another_request(guarded, door):
     if door == "socket":
         pytest.skip("a conversation's headers are not of one job")
     served = guarded(rate_limit_per_minute=1_000)
-    headers, ran = {"Idempotency-Key": "the-same"}, len(served.desk.engine.ran)
+    headers, ran = {"Idempotency-Key": "the-same"}, len(served.context.engine.ran)
     assert ask(served, door, headers, prompt="an apple").code is None
     said = refused(served, door, 400, "invalid_request", headers, prompt="a frog")
     assert "Idempotency-Key" in said.sentence
     assert ask(served, door, headers, prompt="an apple").code is None  # replayed
-    assert [job.prompt for job in served.desk.engine.ran[ran:]] == ["an apple"]
+    assert [job.prompt for job in served.context.engine.ran[ran:]] == ["an apple"]
     assert ask(served, door, {"Idempotency-Key": "another"}, prompt="a frog").code is None
-    assert len(served.desk.engine.ran) == ran + 2
+    assert len(served.context.engine.ran) == ran + 2
 
 
 @every_door
@@ -179,7 +181,7 @@ def test_a_caller_who_left_while_his_job_waited(guarded, door):
     if door.startswith("v2") or door == "socket":
         pytest.skip("whoever hands a job in asks later; a conversation's end is tested with it")
     served = guarded(max_concurrent_jobs=64)
-    admission, ran = served.desk.worker.actions.generation.admission, len(served.desk.engine.ran)
+    admission, ran = served.context.worker.actions.generation.admission, len(served.context.engine.ran)
     patient = served.http
     with busy(served), httpx.Client(base_url=served.origin, timeout=httpx.Timeout(10, read=0.3)) as served.http:
         try:
@@ -190,4 +192,4 @@ def test_a_caller_who_left_while_his_job_waited(guarded, door):
         ends = time.monotonic() + 10
         while admission.running + admission.queued > 1 and time.monotonic() < ends:
             time.sleep(0.01)
-    assert [job.prompt for job in served.desk.engine.ran[ran:]] == ["first"]
+    assert [job.prompt for job in served.context.engine.ran[ran:]] == ["first"]

@@ -25,7 +25,7 @@ def test_words_to_a_picture(served):
     )
     assert drawn.size == (64, 72)
     assert drawn.format == "PNG"
-    job = served.desk.engine.ran[0]
+    job = served.context.engine.ran[0]
     assert (job.prompt, job.negative_prompt, job.seeds) == ("a red apple", "a pear", (7,))
     assert job.params["num_inference_steps"] == 3
 
@@ -36,7 +36,7 @@ def test_a_picture_to_a_picture_with_and_without_words(served):
     )
     assert drawn.size == (64, 64)
     client(served).image_to_image(png(64, 64))
-    first, second = served.desk.engine.ran
+    first, second = served.context.engine.ran
     assert [job.task.value for job in (first, second)] == ["image-to-image"] * 2
     assert (first.prompt, second.prompt) == ("greener", "")
     assert first.params["strength"] == 0.5
@@ -62,7 +62,7 @@ def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):
 def test_where_the_model_is_named_and_which_place_goes_first(served):
     def ask(path=PATH, headers=None, **body):
         assert served.http.post(path, json={"inputs": "x", **body}, headers=headers).status_code == 200
-        return served.desk.engine.ran[-1].spec.id
+        return served.context.engine.ran[-1].spec.id
 
     parameters = {"model_id": "tiny"}
     header = {"X-Model-Id": "any"}
@@ -74,7 +74,7 @@ def test_where_the_model_is_named_and_which_place_goes_first(served):
     assert ask(f"{PATH}/tiny?model_id=any") == "any"
     assert ask(f"{PATH}/any?model_id=any", model_id="small") == "tiny"
     client(served, "?model_id=any").text_to_image("x", extra_body={"model_id": "tiny"})
-    assert served.desk.engine.ran[-1].spec.id == "any"
+    assert served.context.engine.ran[-1].spec.id == "any"
 
 
 def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(served):
@@ -86,7 +86,7 @@ def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(serve
     found = answer.json()
     assert found["supported_models"] == ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
     assert (answer.headers["x-error-code"], answer.headers["x-error-message"]) == ("model_not_found", found["error"])
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_refusal_is_a_sentence_where_the_client_looks_for_it(served, body, sta
     assert isinstance(answer.json()["error"], str)
     assert answer.json().get("field") == field
     assert answer.headers["x-error-code"] == answer.json()["code"]
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
@@ -126,7 +126,7 @@ def test_what_is_no_json_and_no_picture(served):
         headers = {"content-type": kind} if kind else {}
         answer = httpx.post(f"{served.origin}{PATH}", content=content, headers=headers)
         assert (answer.status_code, answer.json()["retryable"]) == (400, False)
-    assert served.desk.engine.ran == []
+    assert served.context.engine.ran == []
 
 
 def test_an_answer_that_is_too_large_is_still_a_picture(tmp_path):

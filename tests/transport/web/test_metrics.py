@@ -26,7 +26,7 @@ def until(true, seconds=15):
 
 def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
     with WebWorker(tmp_path, max_concurrent_jobs=1) as served:
-        engine = served.desk.engine
+        engine = served.context.engine
         engine.gate.clear()
         threads = [
             threading.Thread(target=httpx.post, args=(f"{served.origin}/run",), kwargs={"json": {"prompt": word}})
@@ -48,7 +48,7 @@ def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
 
 def test_a_job_that_waits_for_company_waits(tmp_path):
     with WebWorker(tmp_path, batch_size=4, batch_timeout_ms=10_000) as served:
-        engine = served.desk.engine
+        engine = served.context.engine
         engine.gate.clear()
 
         def job(word, **more):
@@ -84,7 +84,7 @@ def test_a_job_that_waits_for_company_waits(tmp_path):
 def test_a_job_that_the_device_has_no_time_for_waits(tmp_path):
     with WebWorker(tmp_path) as served:
         release = threading.Event()
-        thread = served.desk.worker.engine
+        thread = served.context.worker.engine
         busy = thread.submit(lambda engine: release.wait(20), "something else")
         name = served.http.post("/v2/any/run", json={"input": {"prompt": "x"}}).json()["id"]
         until(lambda: scraped(served)["imgworker_queue_length",] == 1)
@@ -106,7 +106,7 @@ def test_what_is_turned_away_at_the_door_is_counted_too(tmp_path):
 
 
 def test_a_job_that_ran_too_long_is_counted_as_late(served):
-    served.desk.engine.gate.clear()
+    served.context.engine.gate.clear()
     job = {"input": {"prompt": "x"}, "policy": {"executionTimeout": 1000}}
     name = served.http.post("/v2/any/run", json=job).json()["id"]
     until(lambda: served.http.get(f"/v2/any/status/{name}").json()["status"] == "TIMED_OUT")
@@ -115,12 +115,12 @@ def test_a_job_that_ran_too_long_is_counted_as_late(served):
 
 
 def test_a_callers_trace_is_taken_from_the_header(served, tmp_path):
-    from tests.service.test_telemetry import CALLERS_TRACE, TRACEPARENT
+    from tests.service.usage.test_telemetry import CALLERS_TRACE, TRACEPARENT
     from worker.transport.request_id import traceparent
 
     seen = []
-    run = served.desk.engine.run
-    served.desk.engine.run = lambda batch, emit: seen.append(traceparent.get()) or run(batch, emit)
+    run = served.context.engine.run
+    served.context.engine.run = lambda batch, emit: seen.append(traceparent.get()) or run(batch, emit)
     for sent in (TRACEPARENT, "nonsense"):
         assert served.http.post("/run", json={"prompt": sent}, headers={"traceparent": sent}).status_code == 200
     assert seen == [TRACEPARENT, None]

@@ -17,7 +17,7 @@ def test_the_registry_and_each_of_its_models(served):
     schema = served.http.get("/models/tiny/schema").json()
     assert schema["properties"]["num_inference_steps"]["default"] == 5
     assert served.http.get("/models/org/sdxl/schema").status_code == 200
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 @pytest.mark.parametrize("path", ["/models/nope", "/models/nope/schema"])
@@ -33,7 +33,7 @@ def test_inspecting_and_planning(served):
     for body in ({"model": "tiny", "prompt": "x"}, {"action": "generate"}, [], {"model": 5}):
         assert served.http.post("/inspect", json=body).status_code == 400
     assert served.http.post("/inspect", json={"model": "nope"}).json()["code"] == "model_not_found"
-    assert served.desk.engine.ran == []
+    assert served.context.engine.ran == []
 
 
 def test_health_from_the_start_to_the_end(tmp_path):
@@ -47,7 +47,7 @@ def test_health_from_the_start_to_the_end(tmp_path):
         assert served.http.get("/ready").status_code == 200
         found = served.http.get("/health").json()
         assert (found["status"], found["gpu_available"], found["resident_models"]) == ("ready", False, ["tiny"])
-        served.desk.engine.failures = [DeviceLost("The device is gone.")]
+        served.context.engine.failures = [DeviceLost("The device is gone.")]
         assert served.http.post("/run", json={"prompt": "y"}).status_code == 503
         for path in ("/health", "/ping", "/ready"):
             assert (served.http.get(path).status_code, served.http.get(path).json()["status"]) == (503, "lost")
@@ -55,7 +55,7 @@ def test_health_from_the_start_to_the_end(tmp_path):
 
 def test_without_a_warm_up_it_is_ready_at_once(served):
     assert served.http.get("/ready").status_code == 200
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 def test_every_line_of_a_request_carries_its_id(served, caplog):
@@ -64,7 +64,7 @@ def test_every_line_of_a_request_carries_its_id(served, caplog):
     caplog.handler.addFilter(RequestIdFilter())
     with caplog.at_level(logging.INFO, "worker"):
         served.http.post("/run", json={"prompt": "x"}, headers={"X-Request-ID": "mine"})
-        served.desk.engine.failures = [ValueError("odd")]
+        served.context.engine.failures = [ValueError("odd")]
         answer = served.http.post("/run", json={"prompt": "y"}, headers={"X-Request-ID": "other"})
     assert (answer.status_code, answer.json()["request_id"]) == (500, "other")
     lines = [(record.request_id, record.name) for record in caplog.records if record.name.startswith("worker")]

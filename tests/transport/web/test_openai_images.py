@@ -37,7 +37,7 @@ def test_pictures_of_words(served, client):
     assert [opened(picture).size for picture in drawn.data] == [(64, 72), (64, 72)]
     assert (drawn.size, drawn.output_format, drawn.seeds, drawn.usage.total_tokens) == (SIZE, "png", [7, 8], 0)
     assert abs(drawn.created - time.time()) < 60
-    job = served.desk.engine.ran[0]
+    job = served.context.engine.ran[0]
     assert (job.prompt, job.negative_prompt, job.seeds) == ("a red apple", "a pear", (7, 8))
 
 
@@ -79,7 +79,7 @@ def test_one_and_several_pictures_are_edited(served, client):
         image=png(64, 64), prompt="greener", model="tiny", extra_body={"strength": 0.5, "seed": 3}
     )
     assert (opened(drawn.data[0]).size, drawn.seeds) == ((64, 64), [3])
-    job = served.desk.engine.ran[0]
+    job = served.context.engine.ran[0]
     assert (job.task.value, job.prompt, job.params["strength"]) == ("image-to-image", "greener", 0.5)
     with pytest.raises(openai.BadRequestError, match="2 were sent"):
         client.images.edit(image=[png(64, 64), png(64, 64)], prompt="x")
@@ -87,14 +87,14 @@ def test_one_and_several_pictures_are_edited(served, client):
 
 def test_a_mask_means_its_transparent_part(served, client):
     client.images.edit(image=png(64, 64), mask=mask(64, 64), prompt="x", model="any")
-    (job,) = served.desk.engine.ran
+    (job,) = served.context.engine.ran
     assert job.task.value == "inpainting"
     (taken,) = next(media.pictures for media in job.media if media.field == "mask_image")
     assert [taken.data[x] for x in (0, 31, 32, 63)] == [255, 255, 0, 0]
 
 
 def test_partial_pictures_and_then_the_whole_one(served, client):
-    served.desk.engine.steps = 6
+    served.context.engine.steps = 6
     events = list(client.images.generate(prompt="x", size=SIZE, stream=True, partial_images=2))
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
     assert [event.partial_image_index for event in events[:2]] == [0, 1]
@@ -107,8 +107,8 @@ def test_partial_pictures_and_then_the_whole_one(served, client):
 def test_a_stream_that_is_refused_is_refused_at_once_and_one_that_fails_says_so(served, client):
     with pytest.raises(openai.BadRequestError, match="nope"):
         client.images.generate(prompt="x", model="nope", stream=True)
-    assert served.desk.builder.built == 0
-    served.desk.engine.poison = {"bad": ValueError("odd")}
+    assert served.context.builder.built == 0
+    served.context.engine.poison = {"bad": ValueError("odd")}
     with pytest.raises(openai.APIError, match="unforeseen"):
         list(client.images.generate(prompt="bad", stream=True, partial_images=1))
 
@@ -123,7 +123,7 @@ class OneStep(threading.Event):
 
 
 def test_who_leaves_a_stream_takes_his_job_back(served):
-    engine = served.desk.engine
+    engine = served.context.engine
     engine.gate, engine.steps = OneStep(), 2
     engine.gate.set()
     body = {"prompt": "x", "stream": True, "partial_images": 1}
@@ -138,7 +138,7 @@ def test_who_leaves_a_stream_takes_his_job_back(served):
 
 
 def test_who_hangs_up_before_he_has_his_url_takes_his_job_back(served):
-    engine = served.desk.engine
+    engine = served.context.engine
     engine.gate.clear()
     body = {"prompt": "x", "response_format": "url"}
     with pytest.raises(httpx.ReadTimeout):
@@ -187,18 +187,18 @@ def test_a_refusal_names_what_it_is_about_and_is_not_tried_again(served, asked, 
         "false",
     )
     assert error.request_id == error.body["request_id"]
-    assert served.desk.builder.built == 0
+    assert served.context.builder.built == 0
 
 
 def test_what_may_work_later_is_tried_again_by_the_client(served):
-    served.desk.engine.failures = [Overloaded("Busy.", details={"retry_after_s": 1})]
+    served.context.engine.failures = [Overloaded("Busy.", details={"retry_after_s": 1})]
     client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", max_retries=1)
     assert client.images.generate(prompt="x").data
-    assert len(served.desk.engine.ran) == 2
-    served.desk.engine.failures = [ValueError("odd")]
+    assert len(served.context.engine.ran) == 2
+    served.context.engine.failures = [ValueError("odd")]
     with pytest.raises(openai.InternalServerError, match="unforeseen"):
         client.images.generate(prompt="x")
-    assert len(served.desk.engine.ran) == 3
+    assert len(served.context.engine.ran) == 3
 
 
 def test_with_a_bucket_a_url_is_the_buckets(tmp_path):
@@ -232,5 +232,5 @@ def test_the_same_key_is_the_same_picture_in_whichever_form(served):
     url = ask(response_format="url").json()["data"][0]["url"]
     assert base64.b64encode(served.http.get(url).content).decode() == picture
     assert picture in ask(stream=True).text
-    assert len(served.desk.engine.ran) == 1
+    assert len(served.context.engine.ran) == 1
     assert ask(size="128x64").status_code == 400

@@ -37,7 +37,7 @@ def asked(served, jobs, **query):
 
 def test_the_operator_is_told_what_each_caller_drew(guarded):
     drawn = guarded.http.post("/run", json={"prompt": "x", "num_images": 2}, headers=bearer(ANNA)).json()
-    guarded.desk.engine.failures = [OutOfMemory("Too large.")]
+    guarded.context.engine.failures = [OutOfMemory("Too large.")]
     assert guarded.http.post("/run", json={"prompt": "y"}, headers=bearer(ANNA)).status_code == 503
     found = asked(guarded, 2, by="caller")
     assert found["by"] == "caller"

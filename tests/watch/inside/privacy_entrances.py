@@ -143,15 +143,15 @@ def _generation(module: ModuleType, tell: Tell) -> None:
     _before(module.GenerationService, "accept", note)
 
 
-def _submissions(module: ModuleType, tell: Tell) -> None:
-    def note(store: object, payload: object, id: str, terms: Any, *_: Any, **__: Any) -> None:
+def _job_store(module: ModuleType, tell: Tell) -> None:
+    def note(store: object, payload: object, id: str, options: Any, *_: Any, **__: Any) -> None:
         tell_payload(payload, tell)
-        tell(KEY, [*_keys_of_link(terms.webhook or "")])
+        tell(KEY, [*_keys_of_link(options.webhook or "")])
 
-    _before(module.Submissions, "submit", note)
+    _before(module.JobStore, "submit", note)
 
 
-def _desk(module: ModuleType, tell: Tell) -> None:
+def _context(module: ModuleType, tell: Tell) -> None:
     parse = module.parse_json
 
     @functools.wraps(parse)
@@ -200,15 +200,15 @@ def _texts(values: Iterable[object]) -> list[str]:
 
 
 ENTRANCES: dict[str, Callable[[ModuleType, Tell], None]] = {
-    "worker.app": _app,
+    "worker.app.build": _app,
     "worker.service.generation": _generation,
-    "worker.service.keys": _keys,
-    "worker.service.metrics": _metrics,
-    "worker.service.submissions": _submissions,
-    "worker.service.tracing": _tracing,
-    "worker.store.web": _web,
+    "worker.service.limits.api_keys": _keys,
+    "worker.service.usage.metrics": _metrics,
+    "worker.service.jobs.store": _job_store,
+    "worker.service.usage.tracing": _tracing,
+    "worker.net.client": _web,
     "worker.transport.actions": _actions,
-    "worker.transport.web.desk": _desk,
+    "worker.transport.web.context": _context,
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from worker.engine.adapters.places import own_parameter, weight_shape
+from worker.engine.adapters.targets import own_parameter, weight_shape
 
 
 class Change:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 from worker.engine.adapters.names import aliases
-from worker.engine.adapters.places import own_parameter
+from worker.engine.adapters.targets import own_parameter
 
 _FIELD = "controlnets"
 MARKER = "lora_controlnet"

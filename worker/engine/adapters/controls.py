@@ -19,8 +19,8 @@ from torch import nn
 from worker.core.adapter import AdapterFiles, AdapterReport, Control, ControlCall
 from worker.core.errors import UnsupportedModel
 from worker.core.job import Batch
+from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
 from worker.engine.adapters.control_files import load_control
-from worker.engine.adapters.shelf import Shelves, denoiser_of
 from worker.engine.arguments import to_pil
 from worker.engine.classes import DTYPES
 from worker.engine.loader import view
@@ -51,11 +51,11 @@ class Controlling:
     reports: tuple[AdapterReport, ...] = ()
 
 
-class ControlShelf:
+class ControlCache:
     """The controls of all resident pipelines. Used from the engine's thread only."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._shelves: Shelves[nn.Module] = Shelves(capacity)
+        self._caches: AdapterCaches[nn.Module] = AdapterCaches(capacity)
 
     @contextmanager
     def applied(self, resident: Resident, batch: Batch) -> Iterator[Controlling]:
@@ -88,9 +88,9 @@ class ControlShelf:
     def _loaded(self, resident: Resident, files: Sequence[AdapterFiles]) -> list[nn.Module]:
         denoiser, dtype = denoiser_of(resident.pipe), DTYPES[resident.plan.dtype]
         # Closed before the job draws: they are in host memory, so that nobody has more room when they go.
-        with self._shelves.opened(denoiser) as shelf:
+        with self._caches.opened(denoiser) as cache:
             return [
-                shelf.take(item.sha256 or item.files.root, partial(load_control, item, denoiser, dtype))
+                cache.take(item.sha256 or item.files.root, partial(load_control, item, denoiser, dtype))
                 for item in files
             ]
 

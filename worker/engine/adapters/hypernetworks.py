@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from worker.core.adapter import AdapterFiles, HypernetworkSpec
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.core.result import AdapterReport
-from worker.engine.adapters.shelf import Shelves
+from worker.engine.adapters.adapter_cache import AdapterCaches
 
 # Names of AUTOMATIC1111's web UI; "swish" is what it calls torch's hard one.
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -45,14 +45,14 @@ class _Structure:
     at_the_end: bool  # whether the last layer has an activation too
 
 
-class HypernetworkShelf:
+class HypernetworkCache:
     """The hypernetworks of all resident pipelines. Used from the engine's thread only.
 
     Each pipeline keeps the last `capacity` of them, by what their files hold; they are forgotten with the pipeline.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._shelves: Shelves[Networks] = Shelves(capacity)
+        self._caches: AdapterCaches[Networks] = AdapterCaches(capacity)
 
     @contextmanager
     def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[AdapterReport, ...]]:
@@ -60,9 +60,9 @@ class HypernetworkShelf:
         if not adapters:
             yield ()
             return
-        with self._shelves.opened(pipe.unet) as shelf, ExitStack() as stack:
+        with self._caches.opened(pipe.unet) as cache, ExitStack() as stack:
             for adapter in adapters:
-                networks = shelf.take(adapter.sha256 or adapter.files.root, partial(_read, adapter))
+                networks = cache.take(adapter.sha256 or adapter.files.root, partial(_read, adapter))
                 stack.enter_context(_hooked(pipe.unet, networks, adapter, model))
             yield tuple(
                 AdapterReport(adapter.kind, adapter.spec.model, _weight(adapter), adapter.sha256)

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles, ImagePrompt
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
 from worker.engine.adapters.image_encoders import Encoder, load_encoder
-from worker.engine.adapters.placing import Placing
-from worker.engine.adapters.shelf import Shelf, Shelves, denoiser_of
+from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
 from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
@@ -72,7 +72,7 @@ _FAMILIES: tuple[_Family, ...] = (
 )
 
 
-class ImagePromptShelf:
+class ImagePromptCache:
     """The IP-Adapters of all resident pipelines, and the image encoder of each. Used from the engine's thread only.
 
     Each pipeline keeps the last `capacity` of its adapters by what their files hold, and one encoder; they are
@@ -80,8 +80,8 @@ class ImagePromptShelf:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._shelves: Shelves[Loaded] = Shelves(capacity)
-        self._encoders: Shelves[Encoder] = Shelves(1)
+        self._caches: AdapterCaches[Loaded] = AdapterCaches(capacity)
+        self._encoders: AdapterCaches[Encoder] = AdapterCaches(1)
 
     @contextmanager
     def applied(
@@ -89,7 +89,7 @@ class ImagePromptShelf:
         pipe: Any,
         prompts: Sequence[ImagePrompt],
         files: Sequence[AdapterFiles],
-        placing: Placing,
+        offloading: Offloading,
         model: str,
     ) -> Iterator[dict[str, Any]]:
         """Let `pipe` look at the prompts' pictures; yields what its call gets for them.
@@ -107,12 +107,12 @@ class ImagePromptShelf:
                 f"{model} takes no ip_adapters: diffusers has none for {type(pipe).__name__}; leave them out.",
                 field=_FIELD,
             )
-        with self._shelves.opened(denoiser) as shelf, self._encoders.opened(denoiser) as encoders, ExitStack() as stack:
+        with self._caches.opened(denoiser) as cache, self._encoders.opened(denoiser) as encoders, ExitStack() as stack:
             loaded = [
-                shelf.take(file.sha256 or file.files.root, partial(_load, denoiser, family, file, placing, model))
+                cache.take(file.sha256 or file.files.root, partial(_load, denoiser, family, file, offloading, model))
                 for _, file in active
             ]
-            encoder = _encoder(encoders, active[0][1].files.parts["image_encoder"], placing)
+            encoder = _encoder(encoders, active[0][1].files.parts["image_encoder"], offloading)
             for owner, name, value in _changes(denoiser, family, loaded, [item.spec.scale for item, _ in active]):
                 stack.enter_context(swapped(owner, name, value))
             stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
@@ -120,10 +120,10 @@ class ImagePromptShelf:
             yield {"ip_adapter_image": _pictures([prompt for prompt, _ in active], family)}
 
 
-def _encoder(shelf: Shelf[Encoder], folder: Path, placing: Placing) -> Encoder:
-    if folder not in shelf:
-        shelf.clear()  # before, since some weigh more than the denoiser
-    return shelf.take(folder, partial(load_encoder, folder, placing.dtype, placing.device))
+def _encoder(cache: AdapterCache[Encoder], folder: Path, offloading: Offloading) -> Encoder:
+    if folder not in cache:
+        cache.clear()  # before, since some weigh more than the denoiser
+    return cache.take(folder, partial(load_encoder, folder, offloading.dtype, offloading.device))
 
 
 def _pictures(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
@@ -162,15 +162,15 @@ def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
     return joined
 
 
-def _load(denoiser: Any, family: _Family, file: AdapterFiles, placing: Placing, model: str) -> Loaded:
+def _load(denoiser: Any, family: _Family, file: AdapterFiles, offloading: Offloading, model: str) -> Loaded:
     state = _read(file)
     # What the converters ask of a denoiser, so that nothing of the real one is touched or moved.
     stand_in = SimpleNamespace(
         attn_processors=denoiser.attn_processors,
         config=denoiser.config,
         inner_dim=getattr(denoiser, "inner_dim", None),
-        device=placing.device,
-        dtype=placing.dtype,
+        device=offloading.device,
+        dtype=offloading.dtype,
     )
     mixin: Any = family.mixin
     try:
@@ -190,7 +190,7 @@ def _load(denoiser: Any, family: _Family, file: AdapterFiles, placing: Placing, 
     if any(tensor.is_meta for module in modules for tensor in module.parameters()):
         raise _misfit(file, model, "some of its tensors are missing")
     for module in modules:
-        module.to(placing.device, placing.dtype).eval().requires_grad_(False)
+        module.to(offloading.device, offloading.dtype).eval().requires_grad_(False)
     return Loaded(processors, projection)
 
 

@@ -1,4 +1,4 @@
-"""LoRAs of every kind for the length of one job: fitted to the pipeline, verified, added, and taken off again.
+"""LoRAs of every kind for the length of one job: matched to the pipeline, verified, added, and taken off again.
 
 A LoRA is not loaded into the model: each module that it changes gets a forward hook that adds what the change adds
 (`changes.py`), and the hooks go when the job ends. Chosen over diffusers' `load_lora_weights` and over peft's
@@ -27,30 +27,30 @@ from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedMode
 from worker.core.job import LoraFiles
 from worker.core.model import LoraSpec
 from worker.core.result import LoraReport
+from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
 from worker.engine.adapters.attaching import attached
 from worker.engine.adapters.embeddings import Word, embedded
-from worker.engine.adapters.fitting import DENOISERS, Fitted, fit
-from worker.engine.adapters.shelf import Shelf, Shelves, denoiser_of
+from worker.engine.adapters.matching import DENOISERS, MatchedLora, match_lora
 
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
 _SAMPLES = 3
 
 
-def _report(adapter: LoraFiles, fitted: Fitted) -> LoraReport:
+def _report(adapter: LoraFiles, matched: MatchedLora) -> LoraReport:
     return LoraReport(
         model=adapter.spec.model,
         weight=adapter.spec.weight,
-        matched=fitted.matched,
-        total=fitted.total,
+        matched=matched.matched,
+        total=matched.total,
         sha256=adapter.sha256,
         algorithm=adapter.keys.algorithm,
-        unmatched=tuple(fitted.lost[:_SAMPLES]),
+        unmatched=tuple(matched.lost[:_SAMPLES]),
         trigger_words=adapter.trigger_words,
     )
 
 
-class LoraShelf:
+class LoraCache:
     """The LoRAs of all resident pipelines. Used from the engine's thread only.
 
     Each pipeline keeps the last `capacity` of its LoRAs, by what their files hold, ready to be hooked in again; they
@@ -58,7 +58,7 @@ class LoraShelf:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._shelves: Shelves[Fitted] = Shelves(capacity)
+        self._caches: AdapterCaches[MatchedLora] = AdapterCaches(capacity)
 
     @contextmanager
     def applied(self, pipe: Any, adapters: Sequence[LoraFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
@@ -76,8 +76,8 @@ class LoraShelf:
                 f"{model} takes no loras: {type(pipe).__name__} has no UNet or transformer; leave loras out.",
                 field="loras",
             )
-        with self._shelves.opened(denoiser) as shelf:
-            residents = [_resident(shelf, pipe, adapter, model) for adapter in adapters]
+        with self._caches.opened(denoiser) as cache:
+            residents = [_resident(cache, pipe, adapter, model) for adapter in adapters]
             changes = [
                 (component, path, change, _weight(adapter.spec, component, path))
                 for adapter, resident in zip(adapters, residents, strict=True)
@@ -91,15 +91,15 @@ class LoraShelf:
                 yield tuple(map(_report, adapters, residents))
 
 
-def _resident(shelf: Shelf[Fitted], pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
+def _resident(cache: AdapterCache[MatchedLora], pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
     _check_weights(adapter.spec, pipe)
-    return shelf.take(adapter.sha256, partial(_load, pipe, adapter, model))
+    return cache.take(adapter.sha256, partial(_load, pipe, adapter, model))
 
 
-def _load(pipe: Any, adapter: LoraFiles, model: str) -> Fitted:
-    fitted = fit(pipe, adapter.keys, _read(adapter), adapter.scaling)
-    _verify(fitted, adapter, model)
-    return fitted
+def _load(pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
+    matched = match_lora(pipe, adapter.keys, _read(adapter), adapter.scaling)
+    _verify(matched, adapter, model)
+    return matched
 
 
 def _read(adapter: LoraFiles) -> dict[str, Tensor]:
@@ -111,19 +111,19 @@ def _read(adapter: LoraFiles) -> dict[str, Tensor]:
         ) from None
 
 
-def _verify(fitted: Fitted, adapter: LoraFiles, model: str) -> None:
-    if fitted.core_total == 0 and fitted.embeddings:
+def _verify(matched: MatchedLora, adapter: LoraFiles, model: str) -> None:
+    if matched.core_total == 0 and matched.embeddings:
         return
-    if fitted.core_matched and fitted.core_matched >= MINIMUM_MATCH * fitted.core_total:
+    if matched.core_matched and matched.core_matched >= MINIMUM_MATCH * matched.core_total:
         return
-    samples = fitted.lost[:_SAMPLES]
+    samples = matched.lost[:_SAMPLES]
     raise IncompatibleAdapter(
-        f"LoRA {adapter.spec.model} finds {fitted.core_matched} of its {fitted.core_total} layers in {model}, fewer "
+        f"LoRA {adapter.spec.model} finds {matched.core_matched} of its {matched.core_total} layers in {model}, fewer "
         f"than {MINIMUM_MATCH:.0%} (not: {'; '.join(samples)}); use a LoRA trained for this model's family.",
         field="loras",
         details={
-            "matched": fitted.core_matched,
-            "total": fitted.core_total,
+            "matched": matched.core_matched,
+            "total": matched.core_total,
             "samples": samples,
             "algorithm": adapter.keys.algorithm,
         },

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.core.model import ModelFiles
-from worker.engine.adapters.placing import Placing
-from worker.engine.adapters.shelf import Shelves, denoiser_of
+from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
+from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
 from worker.engine.components import Component, load_component, read_index
 from worker.engine.devices import is_out_of_memory
@@ -27,15 +27,15 @@ _KL_LIKE = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL", "ConsistencyDe
 _TINY_NAMES = ("decoder.layers.0.weight", "encoder.layers.0.weight")
 
 
-class VaeShelf:
+class VaeCache:
     """The VAEs that jobs brought to resident pipelines: the last `capacity` of each. Engine's thread only."""
 
     def __init__(self, capacity: int) -> None:
-        self._shelves: Shelves[Any] = Shelves(capacity)
+        self._caches: AdapterCaches[Any] = AdapterCaches(capacity)
 
     @contextmanager
     def applied(
-        self, pipe: Any, files: ModelFiles | None, plan: LoadPlan, placing: Placing, name: str
+        self, pipe: Any, files: ModelFiles | None, plan: LoadPlan, offloading: Offloading, name: str
     ) -> Iterator[None]:
         """Let `pipe` encode and decode with the VAE in `files`, which a caller called `name`.
 
@@ -47,20 +47,20 @@ class VaeShelf:
         own, denoiser = getattr(pipe, "vae", None), denoiser_of(pipe)
         if own is None or denoiser is None:
             raise UnsupportedModel(f"{type(pipe).__name__} has no VAE; leave vae out.", field=_FIELD)
-        with self._shelves.opened(denoiser) as shelf:
-            vae = shelf.take(files.root, lambda: _fitting(files.root, own, plan, placing, name))
+        with self._caches.opened(denoiser) as cache:
+            vae = cache.take(files.root, lambda: _fitting(files.root, own, plan, offloading, name))
             with swapped(pipe, "vae", vae):
                 yield
 
 
-def _fitting(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> Any:
+def _fitting(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: str) -> Any:
     """The VAE at `path`, where it can stand for the model's own."""
-    vae = _load(path, own, plan, placing, name)
+    vae = _load(path, own, plan, offloading, name)
     _check_latents(vae, own, name)
-    return vae.to(placing.device).eval().requires_grad_(False)
+    return vae.to(offloading.device).eval().requires_grad_(False)
 
 
-def _load(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> Any:
+def _load(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: str) -> Any:
     """A VAE's own folder, a pipeline's folder that has one, or a weight file."""
     try:
         if path.is_dir():
@@ -72,11 +72,11 @@ def _load(path: Path, own: Any, plan: LoadPlan, placing: Placing, name: str) -> 
                     f"{type(own).__name__}; use one of {', '.join(sorted(_replacing(own)))}.",
                     field=_FIELD,
                 )
-            return load_component(component, folder, placing.dtype)
+            return load_component(component, folder, offloading.dtype)
         if _is_tiny(path):
-            return _tiny(path, own).to(placing.dtype)
+            return _tiny(path, own).to(offloading.dtype)
         config = plan.config or (plan.root if plan.root.is_dir() else plan.base) or plan.root
-        return load_part(read_index(config), "vae", path, config, placing.dtype)
+        return load_part(read_index(config), "vae", path, config, offloading.dtype)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         if is_out_of_memory(error):
             raise

@@ -7,7 +7,7 @@ from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection
 
 from worker.core.errors import AccessDenied, Unauthenticated, WorkerError
-from worker.service.keys import Caller, Keyring
+from worker.service.limits.api_keys import Caller, Keyring
 
 # What a door says that tells of more than the asking caller's own jobs.
 ALL_CALLERS = "What all callers did is told to one of this worker's admin keys only."
@@ -15,7 +15,7 @@ ALL_CALLERS = "What all callers did is told to one of this worker's admin keys o
 _REFUSED = 1008  # before a WebSocket is accepted this is a 403
 
 
-class Doorkeeper:
+class Authenticator:
     """Looks at every request to a door that is not open to all, and says afterwards who sent it."""
 
     def __init__(self, keys: Keyring, origins: Collection[str] = ()) -> None:

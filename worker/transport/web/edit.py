@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field, JsonValue
 
 from worker.core.errors import InvalidRequest, UnknownParameter
 from worker.transport.web import openapi
-from worker.transport.web.accepting import encode_file, output_as
-from worker.transport.web.desk import Desk
+from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import Failure, answered_by, json_response
+from worker.transport.web.file_response import encode_file, output_as
 from worker.transport.web.forms import Form, read_form
 
 _FIELDS = ("image", "prompt", "seed", "guidance_scale", "steps", "model")
@@ -32,7 +32,7 @@ class EditError(BaseModel):
     request_id: str
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """POST /edit."""
     router = APIRouter(tags=["edit"], route_class=answered_by(_encode_failure))
 
@@ -44,9 +44,9 @@ def routes(desk: Desk) -> APIRouter:
         openapi_extra=openapi.takes_form(_PROPERTIES, "image", "prompt"),
     )
     async def edit(request: Request) -> Response:
-        fields = _decode(await read_form(request, desk.max_body_bytes))
-        fields.setdefault("model", desk.editor())
-        return encode_file(await desk.draw(request, fields))
+        fields = _decode(await read_form(request, context.max_body_bytes))
+        fields.setdefault("model", context.editor())
+        return encode_file(await context.draw(request, fields))
 
     return router
 

@@ -13,11 +13,11 @@ from starlette.websockets import WebSocketDisconnect
 
 from worker.core.errors import InvalidRequest, Overloaded, WorkerError
 from worker.core.result import Progress
-from worker.service.submission import Submission
+from worker.service.jobs.record import JobRecord
 from worker.transport import request_id
 from worker.transport.web import openapi
-from worker.transport.web.desk import WAITED_FOR, Desk
-from worker.transport.web.jobs import encode_job, encode_run
+from worker.transport.web.context import WAITED_FOR, ServerContext
+from worker.transport.web.runpod_schema import encode_job, encode_run
 from worker.transport.wire import encode_error, encode_progress
 
 MAX_JOBS_PER_SOCKET = 16
@@ -27,14 +27,14 @@ STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _LAST = "end"
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """WS /ws and GET /events/{id}."""
     router = APIRouter(tags=["events"])
 
     @router.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
         await socket.accept()
-        await _Conversation(desk, socket).hold()
+        await _Conversation(context, socket).hold()
 
     @router.get(
         "/events/{id}",
@@ -42,10 +42,10 @@ def routes(desk: Desk) -> APIRouter:
         responses=openapi.events(401, 404, 500) | {204: {"description": "The last event was sent before."}},
     )
     async def events(id: str, request: Request) -> Response:
-        submission = desk.find(request, id)
+        record = context.find(request, id)
         if request.headers.get("last-event-id") == _LAST:
             return Response(status_code=204)  # tells a browser to come no more
-        events = _stream(submission, submission.watch())
+        events = _stream(record, record.watch())
         return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
 
     return router
@@ -72,12 +72,12 @@ async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progr
         await watched.aclose()
 
 
-async def _stream(submission: Submission, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str]:
+async def _stream(record: JobRecord, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str]:
     async with aclosing(paced(watched)) as happening:
         async for progress in happening:
             yield WAITING if progress is None else _event("progress", encode_progress(progress))
-    kind = "failed" if submission.answer is None else "result"
-    yield f"id: {_LAST}\n{_event(kind, encode_job(submission))}"
+    kind = "failed" if record.answer is None else "result"
+    yield f"id: {_LAST}\n{_event(kind, encode_job(record))}"
 
 
 def _event(kind: str, data: JsonValue) -> str:
@@ -87,10 +87,10 @@ def _event(kind: str, data: JsonValue) -> str:
 class _Conversation:
     """One WebSocket: jobs come in, and what happens with them goes out. With it end the jobs that are under way."""
 
-    def __init__(self, desk: Desk, socket: WebSocket) -> None:
-        self._desk = desk
+    def __init__(self, context: ServerContext, socket: WebSocket) -> None:
+        self._context = context
         self._socket = socket
-        self._jobs: dict[str, Submission] = {}
+        self._jobs: dict[str, JobRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writing = asyncio.Lock()
 
@@ -116,7 +116,7 @@ class _Conversation:
             if message["type"] == "cancel":
                 self._cancel(name)
             else:
-                await self._desk.doorkeeper.admit(self._socket)  # his key may have been taken from him since
+                await self._context.authenticator.admit(self._socket)  # his key may have been taken from him since
                 self._begin(str(uuid.uuid4()) if name is None else _name(name), message.get("input"))
         except WorkerError as error:
             await self._fail(name, error)
@@ -126,31 +126,31 @@ class _Conversation:
             raise InvalidRequest("A job of this id is under way on this connection; choose another.", field="id")
         if len(self._jobs) >= MAX_JOBS_PER_SOCKET:
             raise Overloaded(f"A connection may have {MAX_JOBS_PER_SOCKET} jobs under way; wait for one to end.")
-        submission = self._desk.submit(self._socket, payload, f"ws-{uuid.uuid4()}", WAITED_FOR)
-        self._jobs[name] = submission
-        task = asyncio.ensure_future(self._follow(name, submission, submission.watch()))
+        record = self._context.submit(self._socket, payload, f"ws-{uuid.uuid4()}", WAITED_FOR)
+        self._jobs[name] = record
+        task = asyncio.ensure_future(self._follow(name, record, record.watch()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _cancel(self, name: JsonValue) -> None:
-        submission = self._jobs.get(name) if isinstance(name, str) else None
-        if submission is None:
+        record = self._jobs.get(name) if isinstance(name, str) else None
+        if record is None:
             raise InvalidRequest("No job of this id is under way on this connection.", field="id")
-        self._desk.submissions.cancel(submission)
+        self._context.job_store.cancel(record)
 
-    async def _follow(self, name: str, submission: Submission, watched: AsyncGenerator[Progress, None]) -> None:
+    async def _follow(self, name: str, record: JobRecord, watched: AsyncGenerator[Progress, None]) -> None:
         try:
-            await self._send({"type": "accepted", "id": name, "job": submission.id})
+            await self._send({"type": "accepted", "id": name, "job": record.id})
             async for progress in watched:
                 await self._send({"type": "progress", "id": name, **encode_progress(progress)})
             self._jobs.pop(name, None)
-            if submission.error is not None:
-                await self._fail(name, submission.error)
+            if record.error is not None:
+                await self._fail(name, record.error)
             else:
-                await self._send({"type": "result", **encode_run(submission), "id": name, "job": submission.id})
+                await self._send({"type": "result", **encode_run(record), "id": name, "job": record.id})
         finally:
             self._jobs.pop(name, None)
-            self._desk.submissions.leave(submission)
+            self._context.job_store.leave(record)
 
     async def _fail(self, name: JsonValue, error: WorkerError) -> None:
         shown = name if isinstance(name, str) else None

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from worker.core.errors import InvalidRequest
 from worker.media.images import to_base64
-from worker.transport.web.desk import bounded, media_type
+from worker.transport.web.context import bounded, media_type
 
 MAX_FILES = 17  # sixteen pictures and a mask
 MAX_TEXTS = 100

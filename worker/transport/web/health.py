@@ -4,18 +4,18 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from worker.transport.web import openapi
-from worker.transport.web.desk import Desk
+from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import json_response
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """GET /health, /ping and /ready."""
     router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))
     async def health() -> Response:
-        state = desk.state()
-        body = desk.actions.introspection.status() | {"status": state, "gpu_available": desk.gpu_available}
+        state = context.state()
+        body = context.actions.introspection.status() | {"status": state, "gpu_available": context.gpu_available}
         return json_response(body, 503 if state == "lost" else 200)
 
     @router.get(
@@ -24,14 +24,14 @@ def routes(desk: Desk) -> APIRouter:
         responses=openapi.answers(openapi.Ping, 503) | {204: {"description": "Starting."}},
     )
     async def ping() -> Response:
-        state = desk.state()
+        state = context.state()
         if state == "starting":
             return Response(status_code=204)
         return json_response({"status": state}, 503 if state == "lost" else 200)
 
     @router.get("/ready", summary="200 when ready, else 503", responses=openapi.answers(openapi.Ping, 503))
     async def ready() -> Response:
-        state = desk.state()
+        state = context.state()
         return json_response({"status": state}, 200 if state == "ready" else 503)
 
     return router

@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.media.images import to_base64
 from worker.transport.web import openapi
-from worker.transport.web.accepting import accepted_format, encode_file, output_as
-from worker.transport.web.desk import Desk, is_json, parse_json, read_body
+from worker.transport.web.context import ServerContext, is_json, parse_json, read_body
 from worker.transport.web.errors import Failure, answered_by, json_response
+from worker.transport.web.file_response import accepted_format, encode_file, output_as
 
 # How PNG, JPEG and WebP begin, in base64: the API has one field for words and for pictures.
 _PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR")
@@ -50,7 +50,7 @@ class DiffusersModels(BaseModel):
     models: list[dict[str, JsonValue]]
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """POST /diffusers/generate and its other paths, GET /diffusers/models."""
 
     def encode_failure(failure: Failure) -> Response:
@@ -75,8 +75,8 @@ def routes(desk: Desk) -> APIRouter:
         body["requestBody"]["content"][kind] = raw
 
     async def draw(request: Request, model: str | None) -> Response:
-        fields = _decode(request, await read_body(request, desk.max_body_bytes), model)
-        return encode_file(await desk.draw(request, fields))
+        fields = _decode(request, await read_body(request, context.max_body_bytes), model)
+        return encode_file(await context.draw(request, fields))
 
     @router.post(
         "/diffusers/generate",
@@ -112,7 +112,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            {"model_id": entry["id"], **entry} for entry in desk.actions.introspection.served_models()
+            {"model_id": entry["id"], **entry} for entry in context.actions.introspection.served_models()
         ]
         return json_response({"models": found})
 

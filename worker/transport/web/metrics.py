@@ -6,10 +6,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker.transport.web import openapi
 from worker.transport.web.auth import ALL_CALLERS, check_admin
-from worker.transport.web.desk import Desk
+from worker.transport.web.context import ServerContext
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """GET /metrics."""
     router = APIRouter(tags=["health"])
     text = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -22,6 +22,6 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         check_admin(request, ALL_CALLERS)
-        return Response(desk.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(context.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

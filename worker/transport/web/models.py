@@ -9,11 +9,11 @@ from worker.core.result import Progress
 from worker.transport import request_id
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of
-from worker.transport.web.desk import Desk, read_json
+from worker.transport.web.context import ServerContext, read_json
 from worker.transport.web.errors import error_response, json_response
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """GET /models…, POST /inspect and /plan."""
     router = APIRouter(tags=["models"])
     finding = openapi.answers(openapi.AnyObject, 400, 401, 403, 404, 500, 502, 504)
@@ -24,12 +24,12 @@ def routes(desk: Desk) -> APIRouter:
         if not isinstance(fields, dict) or "action" in fields:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
         payload, caller = {**fields, "action": action}, caller_of(request).name
-        answer = await desk.actions.perform(payload, request_id.current.get(), _silent, caller)
+        answer = await context.actions.perform(payload, request_id.current.get(), _silent, caller)
         return json_response(answer)
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
     async def models() -> Response:
-        return json_response(desk.actions.introspection.models())
+        return json_response(context.actions.introspection.models())
 
     # Before the next one, whose path would take it in.
     @router.get("/models/{id:path}/schema", summary="The JSON Schema of a request for a model", responses=finding)
@@ -41,7 +41,7 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
     async def model(id: str) -> Response:
-        listed = desk.actions.introspection.models()["models"]
+        listed = context.actions.introspection.models()["models"]
         for entry in listed if isinstance(listed, list) else []:
             if isinstance(entry, dict) and (entry["id"] == id or id in _texts(entry["aliases"])):
                 return json_response(entry)
@@ -51,11 +51,11 @@ def routes(desk: Desk) -> APIRouter:
         "/inspect", summary="What a model is, and how that is known", responses=asking, openapi_extra=names_model
     )
     async def inspect(request: Request) -> Response:
-        return await perform(request, "inspect", await read_json(request, desk.max_body_bytes))
+        return await perform(request, "inspect", await read_json(request, context.max_body_bytes))
 
     @router.post("/plan", summary="What running a model would take", responses=asking, openapi_extra=names_model)
     async def plan(request: Request) -> Response:
-        return await perform(request, "plan", await read_json(request, desk.max_body_bytes))
+        return await perform(request, "plan", await read_json(request, context.max_body_bytes))
 
     return router
 

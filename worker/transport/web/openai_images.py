@@ -16,13 +16,13 @@ from pydantic import JsonValue
 from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
 from worker.core.result import Progress
 from worker.media.images import to_base64, white_where_transparent
-from worker.service.submission import Submission, Terms
-from worker.transport.web import openai_words as words
+from worker.service.jobs.record import JobOptions, JobRecord
+from worker.transport.web import openai_schema as words
 from worker.transport.web import openapi
-from worker.transport.web.accepting import CONTENT_TYPES
-from worker.transport.web.desk import WAITED_FOR, Desk, generation, job_id, read_json, unless_gone
+from worker.transport.web.context import WAITED_FOR, ServerContext, generation, job_id, read_json, unless_gone
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
+from worker.transport.web.file_response import CONTENT_TYPES
 from worker.transport.web.forms import Form, read_form
 
 _PICTURES = "img-"
@@ -38,7 +38,7 @@ _FORM = {
 _MORE = " Any other field of a generation is taken too, by its own name."
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """What OpenAI's clients call."""
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
     started = int(time.time())
@@ -55,11 +55,11 @@ def routes(desk: Desk) -> APIRouter:
 
     async def respond(request: Request, asked: words.Asked, kind: words.Kind) -> Response:
         if asked.stream:
-            return await _stream(desk, request, asked, kind)
+            return await _stream(context, request, asked, kind)
         fields, kept = asked.fields, asked.as_url
-        if asked.as_url and (desk.actions.delivery.bucket is not None or "s3Config" in fields):
+        if asked.as_url and (context.actions.delivery.bucket is not None or "s3Config" in fields):
             fields, kept = _uploaded(fields), False
-        done = await desk.answer(request, generation(fields), Terms(kept=kept), prefix=_PICTURES)
+        done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
         answer = done.outcome()
         here = kept and not words.is_uploaded(answer)
         content = request.url_for("openai_picture", id=done.id) if here else None
@@ -73,7 +73,7 @@ def routes(desk: Desk) -> APIRouter:
         description=f"With `stream` the pictures come as server-sent events.{_MORE}",
     )
     async def generations(request: Request) -> Response:
-        sent = await read_json(request, desk.max_body_bytes)
+        sent = await read_json(request, context.max_body_bytes)
         if not isinstance(sent, dict):
             raise InvalidRequest('The body must be {"prompt": "…"}.', field="body")
         return await respond(request, words.decode(sent), "image_generation")
@@ -86,8 +86,8 @@ def routes(desk: Desk) -> APIRouter:
         description=f"The model is `model`, else EDIT_MODEL, else the first editing model there is.{_MORE}",
     )
     async def edits(request: Request) -> Response:
-        fields = await asyncio.to_thread(_decode_edit, await read_form(request, desk.max_body_bytes))
-        fields.setdefault("model", desk.editor())
+        fields = await asyncio.to_thread(_decode_edit, await read_form(request, context.max_body_bytes))
+        fields.setdefault("model", context.editor())
         return await respond(request, words.decode(fields), "image_edit")
 
     @router.get(
@@ -97,7 +97,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            words.encode_model(entry, started) for entry in desk.actions.introspection.served_models()
+            words.encode_model(entry, started) for entry in context.actions.introspection.served_models()
         ]
         return json_response({"object": "list", "data": found})
 
@@ -107,7 +107,7 @@ def routes(desk: Desk) -> APIRouter:
         responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
     )
     async def model(id: str) -> Response:
-        for entry in desk.actions.introspection.served_models():
+        for entry in context.actions.introspection.served_models():
             aliases = entry["aliases"]
             if id == entry["id"] or (isinstance(aliases, list) and id in aliases):
                 return json_response(words.encode_model(entry, started))
@@ -117,7 +117,7 @@ def routes(desk: Desk) -> APIRouter:
     return router
 
 
-def picture_routes(desk: Desk) -> APIRouter:
+def picture_routes(context: ServerContext) -> APIRouter:
     """Where the pictures are that were asked for as URLs, for as long as answers are kept."""
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
 
@@ -128,7 +128,7 @@ def picture_routes(desk: Desk) -> APIRouter:
         responses=openapi.files(*CONTENT_TYPES.values()) | openapi.refusals(400, 404, 500, shape=words.OpenAIError),
     )
     async def content(id: Annotated[str, Path()], variant: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
-        answer = desk.submissions.find(id).answer if id.startswith(_PICTURES) else None
+        answer = context.job_store.find(id).answer if id.startswith(_PICTURES) else None
         files = words.files_of(answer) if answer else []
         if answer is None or variant >= len(files):
             raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
@@ -160,11 +160,11 @@ def _decode_edit(form: Form) -> dict[str, JsonValue]:
     return fields
 
 
-async def _stream(desk: Desk, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
+async def _stream(context: ServerContext, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
     """The answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
     payload = generation(asked.fields)
-    submission = desk.submit(request, payload, f"{_PICTURES}{job_id(request)}", WAITED_FOR)
-    events = _events(desk, submission, asked, kind)
+    record = context.submit(request, payload, f"{_PICTURES}{job_id(request)}", WAITED_FOR)
+    events = _events(context, record, asked, kind)
     first = await unless_gone(request, anext(events))
 
     async def all_of_them() -> AsyncIterator[str]:
@@ -179,12 +179,12 @@ async def _stream(desk: Desk, request: Request, asked: words.Asked, kind: words.
 
 
 async def _events(
-    desk: Desk, submission: Submission, asked: words.Asked, kind: words.Kind
+    context: ServerContext, record: JobRecord, asked: words.Asked, kind: words.Kind
 ) -> AsyncGenerator[str, None]:
     told = 0
     begun = False
     try:
-        async with aclosing(paced(submission.watch())) as happening:
+        async with aclosing(paced(record.watch())) as happening:
             async for progress in happening:
                 if progress is None:
                     begun = True
@@ -193,16 +193,16 @@ async def _events(
                     begun = True
                     yield _event(words.encode_partial(kind, progress.preview, told))
                     told += 1
-        if submission.error is not None:
+        if record.error is not None:
             if not begun:
-                raise submission.error
-            yield _event(words.encode_problem(failure_of(submission.error)), "error")
+                raise record.error
+            yield _event(words.encode_problem(failure_of(record.error)), "error")
             return
-        answer = submission.outcome()
+        answer = record.outcome()
         for index in range(len(words.files_of(answer))):
             yield _event(words.encode_completed(kind, answer, index))
     finally:
-        desk.submissions.leave(submission)
+        context.job_store.leave(record)
 
 
 def _is_due(told: int, wanted: int, progress: Progress) -> bool:

@@ -8,8 +8,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from worker.core.request import GenerationRequest
-from worker.service.submission import Status
-from worker.transport.web.jobs import MAX_POLICY_MS, MIN_POLICY_MS
+from worker.service.jobs.record import Status
+from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS
 from worker.transport.wire import ACTIONS
 
 GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}

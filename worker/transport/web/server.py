@@ -17,16 +17,16 @@ from worker.transport.web import (
     models,
     openai_images,
     openapi,
-    runpod_api,
-    runs,
+    run,
+    runpod_queue,
     usage,
 )
-from worker.transport.web.desk import Desk
+from worker.transport.web.context import ServerContext
 
 # Each door is a file; a new one is a line here.
-DOORS: tuple[Callable[[Desk], APIRouter], ...] = (
-    runs.routes,
-    runpod_api.routes,
+DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
+    run.routes,
+    runpod_queue.routes,
     events.routes,
     models.routes,
     hf_inference.routes,
@@ -36,7 +36,7 @@ DOORS: tuple[Callable[[Desk], APIRouter], ...] = (
     usage.routes,
 )
 # Open to everybody: who asks for health has no key, and whose picture it is says its id, which cannot be guessed.
-OPEN_DOORS: tuple[Callable[[Desk], APIRouter], ...] = (health.routes, openai_images.picture_routes)
+OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.picture_routes)
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -46,7 +46,7 @@ async def _nothing() -> AsyncIterator[None]:
     yield
 
 
-def create_app(desk: Desk, lifespan: Lifespan = _nothing, cors_origins: Sequence[str] = ()) -> FastAPI:
+def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origins: Sequence[str] = ()) -> FastAPI:
     """The application. `lifespan` is entered before the first request and left after the last."""
 
     @asynccontextmanager
@@ -56,9 +56,9 @@ def create_app(desk: Desk, lifespan: Lifespan = _nothing, cors_origins: Sequence
 
     app = FastAPI(title="Universal Image Model Worker", version=__version__, lifespan=whole, redoc_url=None)
     for door in DOORS:
-        app.include_router(door(desk), dependencies=[Depends(desk.doorkeeper.admit)])
+        app.include_router(door(context), dependencies=[Depends(context.authenticator.admit)])
     for door in OPEN_DOORS:
-        app.include_router(door(desk))
+        app.include_router(door(context))
     errors.install(app)
     if cors_origins:
         app.add_middleware(
@@ -68,6 +68,6 @@ def create_app(desk: Desk, lifespan: Lifespan = _nothing, cors_origins: Sequence
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "X-Seed"],
         )
-    app.add_middleware(errors.Boundary, answered=desk.metrics.answered)
+    app.add_middleware(errors.Boundary, answered=context.metrics.answered)
     openapi.install(app)
     return app

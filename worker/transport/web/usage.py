@@ -8,14 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
-from worker.service.ledger import By
+from worker.service.usage.log import By
 from worker.transport.web import openapi
 from worker.transport.web.auth import ALL_CALLERS, check_admin
-from worker.transport.web.desk import Desk
+from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import json_response
 
 
-def routes(desk: Desk) -> APIRouter:
+def routes(context: ServerContext) -> APIRouter:
     """GET /usage."""
     router = APIRouter(tags=["health"])
 
@@ -29,7 +29,7 @@ def routes(desk: Desk) -> APIRouter:
     ) -> Response:
         check_admin(request, ALL_CALLERS)
         since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
-        sums = await asyncio.to_thread(desk.ledger.sums, since, by)
+        sums = await asyncio.to_thread(context.usage_log.sums, since, by)
         return json_response({"by": by, "since": since, "usage": {key: asdict(total) for key, total in sums.items()}})
 
     return router

@@ -13,9 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from worker.core.errors import InvalidRequest
-from worker.media.guard import USER_AGENT, RefusedUrl, check_url, connect, request_target, seconds_left
-from worker.service.submission import Submission
-from worker.transport.web.jobs import encode_job
+from worker.net.guard import USER_AGENT, RefusedUrl, check_url, connect, request_target, seconds_left
+from worker.service.jobs.record import JobRecord
+from worker.transport.web.runpod_schema import encode_job
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,15 +49,15 @@ class Webhooks:
                 f"webhook cannot be called: {error}; send a public https URL.", field="webhook"
             ) from None
 
-    def notify(self, submission: Submission) -> None:
+    def notify(self, record: JobRecord) -> None:
         """Deliver this job's end, in the background."""
-        if submission.terms.webhook is None:
+        if record.options.webhook is None:
             return
         if len(self._under_way) >= MAX_WAITING:
-            _LOG.warning("job %s: its webhook was not called; %d others wait", submission.id, MAX_WAITING)
+            _LOG.warning("job %s: its webhook was not called; %d others wait", record.id, MAX_WAITING)
             return
-        body = json.dumps(encode_job(submission), ensure_ascii=False).encode("utf-8", "replace")
-        task = asyncio.get_running_loop().create_task(self._deliver(submission.terms.webhook, submission.id, body))
+        body = json.dumps(encode_job(record), ensure_ascii=False).encode("utf-8", "replace")
+        task = asyncio.get_running_loop().create_task(self._deliver(record.options.webhook, record.id, body))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 

@@ -1,0 +1,138 @@
+"""Results in a bucket: put, read back through a presigned URL, refused in one sentence without a secret."""
+
+import threading
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from tests.fakes.bucket import FakeBucket
+from worker.core.errors import InvalidRequest, SourceUnavailable
+from worker.net import bucket as module
+from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, GuardedSender
+
+SECRET = "very-secret-word"
+
+
+def config(endpoint: str, name: str = "pictures", key: str = "test-access") -> BucketConfig:
+    return BucketConfig(endpoint, name, key, SECRET, url_expires_s=600)
+
+
+def test_what_was_put_is_read_through_the_url():
+    with FakeBucket(refuse_checksums=True) as fake:
+        url = Bucket(config(fake.endpoint)).put("jobs/1/ä 0.png", b"\x89PNG", "image/png")
+        with urllib.request.urlopen(url) as answer:
+            assert (answer.read(), answer.headers["Content-Type"]) == (b"\x89PNG", "image/png")
+        assert [(item.bucket, item.key, item.signed) for item in fake.objects.values()] == [
+            ("pictures", "jobs/1/ä 0.png", True)
+        ]
+
+
+def test_the_url_is_signed_in_the_new_way_and_expires():
+    with FakeBucket() as fake:
+        url = Bucket(config(fake.endpoint)).put("a.png", b"x", "image/png")
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
+    assert query["X-Amz-Expires"] == ["600"]
+    assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+    assert SECRET not in url
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "says"),
+    [({"access_key": "other"}, "pictures", "InvalidAccessKeyId"), ({"buckets": ["mine"]}, "yours", "NoSuchBucket")],
+)
+def test_a_refusal_names_the_reason_and_no_secret(options, name, says):
+    with FakeBucket(**options) as fake, pytest.raises(SourceUnavailable, match=says) as caught:
+        Bucket(config(fake.endpoint, name)).put("a.png", b"x", "image/png")
+    for hidden in (SECRET, "test-access", str(fake.port)):
+        assert hidden not in f"{caught.value!r} {caught.value.message} {caught.value.details}"
+    assert "BUCKET_" in caught.value.message
+
+
+GUARDS = {"unguarded": None, "guarded": GuardedSender(allow_private=True)}
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+def test_what_is_large_goes_in_parts_and_a_broken_one_goes_again(guard):
+    film = bytes(range(256)) * (PART_BYTES // 256 * 2) + b"end"
+    with FakeBucket(refuse_checksums=True) as fake:
+        fake.break_parts(1)
+        url = Bucket(config(fake.endpoint), guard).put("film.mp4", film, "video/mp4")
+        (stored,) = fake.objects.values()
+        assert (stored.parts, stored.content_type, stored.body == film) == (3, "video/mp4", True)
+        with urllib.request.urlopen(url) as answer:
+            assert answer.read() == film
+
+
+def test_a_callers_bucket_is_spoken_to_as_the_operators_own_is():
+    with FakeBucket(refuse_checksums=True) as fake:
+        bucket = Bucket(config(fake.endpoint), GuardedSender(allow_private=True))
+        bucket.check()
+        with urllib.request.urlopen(bucket.put("jobs/1/ä 0.png", b"\x89PNG", "image/png")) as answer:
+            assert (answer.read(), answer.headers["Content-Type"]) == (b"\x89PNG", "image/png")
+        fake.refuse(403, "AccessDenied")
+        with pytest.raises(SourceUnavailable, match="AccessDenied"):
+            bucket.put("a.png", b"x", "image/png")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["https://127.0.0.1:9000", "https://169.254.169.254", "https://[::1]", "https://localhost", "https://10.0.0.1"],
+)
+def test_a_callers_bucket_is_never_inside_the_workers_own_network(endpoint):
+    bucket = Bucket(config(endpoint), GuardedSender(allow_private=False))
+    with pytest.raises(InvalidRequest, match="not a public one") as refused:
+        bucket.check()
+    assert refused.value.field == "s3Config"
+    with pytest.raises(SourceUnavailable, match="not a public one"):  # nor later, when its name means another address
+        bucket.put("a.png", b"x", "image/png")
+
+
+def test_a_callers_bucket_has_to_speak_https():
+    with FakeBucket() as fake, pytest.raises(InvalidRequest, match="only https"):
+        Bucket(config(fake.endpoint), GuardedSender(allow_private=False)).check()
+
+
+@pytest.mark.parametrize("endpoint", ["", "not an url", "http://127.0.0.1:9", "ftp://host"])
+def test_an_endpoint_that_is_none_is_a_typed_failure(endpoint, monkeypatch):
+    with pytest.raises(SourceUnavailable) as caught:
+        Bucket(config(endpoint)).put("a.png", b"x", "image/png")
+    assert SECRET not in caught.value.message
+
+
+def test_keys_do_not_show_in_a_log_line():
+    shown = f"{config('https://host')!r} {config('https://host')}"
+    assert SECRET not in shown
+    assert "test-access" not in shown
+
+
+def test_several_threads_may_share_a_bucket():
+    with FakeBucket() as fake:
+        bucket = Bucket(config(fake.endpoint))
+        threads = [
+            threading.Thread(target=bucket.put, args=(f"{number}.png", b"%d" % number, "image/png"))
+            for number in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {item.key: item.body for item in fake.objects.values()} == {f"{n}.png": b"%d" % n for n in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("https://pictures.s3.us-east-2.amazonaws.com", "us-east-2"),
+        ("https://s3-us-west-2.amazonaws.com", "us-west-2"),
+        ("https://s3.amazonaws.com", "us-east-1"),
+        ("https://fra1.digitaloceanspaces.com", "fra1"),
+        ("https://s3.us-west-004.backblazeb2.com", "us-west-004"),
+        ("https://s3api-eu-ro-1.runpod.io", "eu-ro-1"),
+        ("https://abc.r2.cloudflarestorage.com", "us-east-1"),
+        ("http://127.0.0.1:9000", "us-east-1"),
+    ],
+)
+def test_the_signature_names_the_endpoints_own_region(endpoint, region):
+    assert module._region(endpoint) == region

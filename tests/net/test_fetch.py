@@ -1,0 +1,268 @@
+"""The guarded GET: what it brings, where it stops, and that it connects to the address it checked."""
+
+import datetime
+import ipaddress
+import socket
+import ssl
+import time
+
+import pytest
+
+from tests.net.servers import RawServer, body, redirect, trickle
+from worker.core.errors import InvalidImage
+from worker.net import guard as module
+from worker.net.fetch import GuardedFetcher
+
+REAL_LOOKUP = socket.getaddrinfo
+MEGABYTE = 2**20
+
+
+def names(monkeypatch, table: dict[str, list[str]]) -> list[str]:
+    """Resolve the names of `table`, each to its addresses; returns the list of names that were asked for."""
+    asked: list[str] = []
+
+    def lookup(host, port, *args, **kwargs):
+        if host not in table:
+            return REAL_LOOKUP(host, port, *args, **kwargs)
+        asked.append(host)
+        return [answer for address in table[host] for answer in REAL_LOOKUP(address, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    return asked
+
+
+@pytest.fixture
+def fetch() -> GuardedFetcher:
+    """For servers on this machine."""
+    return GuardedFetcher(allow_private=True, deadline_s=5)
+
+
+class TestBody:
+    def test_the_body_comes_back(self, fetch):
+        with RawServer(body(b"\x89PNG")) as server:
+            assert fetch(server.url("/a%20b/ü.png?x=1&y=%2F#part"), MEGABYTE) == b"\x89PNG"
+        head = server.heads[0].lower()
+        assert head.startswith("get /a%20b/%c3%bc.png?x=1&y=%2f http/1.1")
+        assert "accept-encoding: identity" in head
+        assert "cookie" not in head
+        assert "authorization" not in head
+
+    def test_a_body_without_a_length_and_one_in_chunks_come_back(self, fetch):
+        with RawServer(body(b"abc", length=-1)) as server:
+            assert fetch(server.url(), MEGABYTE) == b"abc"
+        with RawServer(body(b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", "Transfer-Encoding: chunked", length=-1)) as server:
+            assert fetch(server.url(), MEGABYTE) == b"abc"
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            body(b"abc", length=10),
+            body(b"ff\r\nab", "Transfer-Encoding: chunked", length=-1),
+            lambda connection, path: None,
+            lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\nCont"),
+            lambda connection, path: connection.sendall(b"\0" * 100),
+            lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 500 + b"\r\n"),
+            lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000 + b"\r\n\r\n"),
+            body(b""),
+        ],
+    )
+    def test_an_answer_that_breaks_off_or_is_none_is_typed(self, fetch, answer):
+        with RawServer(answer) as server, pytest.raises(InvalidImage, match="base64"):
+            fetch(server.url(), MEGABYTE)
+
+    @pytest.mark.parametrize(
+        "status", ["404 Not Found", "500 Oops", "204 No Content", "206 Partial", "302 No Location"]
+    )
+    def test_any_other_status_is_named(self, fetch, status):
+        answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+        server = RawServer(lambda connection, path: connection.sendall(answer))
+        with server, pytest.raises(InvalidImage, match=status[:3]) as caught:
+            fetch(server.url(), MEGABYTE)
+        assert "127.0.0.1" not in caught.value.message
+
+
+class TestLimits:
+    def test_a_body_at_the_limit_is_taken_and_one_over_it_not(self, fetch):
+        with RawServer(body(b"x" * MEGABYTE)) as server:
+            assert len(fetch(server.url(), MEGABYTE)) == MEGABYTE
+        with (
+            RawServer(body(b"x" * (MEGABYTE + 1), length=-1)) as server,
+            pytest.raises(InvalidImage, match="over 1 MB"),
+        ):
+            fetch(server.url(), MEGABYTE)
+
+    def test_a_declared_size_over_the_limit_is_refused_unread(self, fetch):
+        with RawServer(body(b"", length=10**12)) as server, pytest.raises(InvalidImage, match="over 1 MB"):
+            fetch(server.url(), MEGABYTE)
+
+    def test_an_endless_body_is_left_at_the_limit(self, fetch):
+        answer = trickle(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536, pause=0)
+        with RawServer(answer) as server, pytest.raises(InvalidImage, match="over 1 MB"):
+            fetch(server.url(), MEGABYTE)
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+            trickle(b"HTTP/1.1 200 OK\r\n\r\n"),
+            trickle(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+            trickle(b"HTTP/1.1 200 OK\r\nX: "),
+            trickle(b"", b"H"),
+            trickle(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            lambda connection, path: time.sleep(3),
+        ],
+        ids=["body", "body without length", "chunks", "headers", "status", "continue", "silence"],
+    )
+    def test_a_server_that_trickles_is_left_at_the_deadline(self, answer):
+        with RawServer(answer) as server:
+            before = time.monotonic()
+            with pytest.raises(InvalidImage, match="in time"):
+                GuardedFetcher(allow_private=True, deadline_s=0.4)(server.url(), MEGABYTE)
+            assert time.monotonic() - before < 1.2
+
+    def test_redirects_share_the_deadline(self):
+        def slowly(connection, path):
+            time.sleep(0.25)
+            redirect("/next")(connection, path)
+
+        with RawServer(slowly) as server:
+            before = time.monotonic()
+            with pytest.raises(InvalidImage, match="in time"):
+                GuardedFetcher(allow_private=True, deadline_s=0.6)(server.url(), MEGABYTE)
+            assert time.monotonic() - before < 1.2
+
+    def test_five_redirects_are_followed_and_a_sixth_is_not(self, fetch):
+        def chain(connection, path):
+            left = int(path.strip("/"))
+            (redirect(f"/{left - 1}") if left else body(b"there"))(connection, path)
+
+        with RawServer(chain) as server:
+            assert fetch(server.url("/5"), MEGABYTE) == b"there"
+            with pytest.raises(InvalidImage, match="more than 5"):
+                fetch(server.url("/6"), MEGABYTE)
+
+    @pytest.mark.parametrize(
+        "location", ["http://[", "file:///etc/passwd", "ftp://host/x", "http://a\\@b/", "http://u@h/"]
+    )
+    def test_a_redirect_to_no_plain_url_is_refused(self, fetch, location):
+        with RawServer(redirect(location)) as server, pytest.raises(InvalidImage):
+            fetch(server.url(), MEGABYTE)
+        assert server.connections == 1
+
+
+class TestAddresses:
+    def test_the_connection_goes_to_the_address_that_was_checked(self, monkeypatch, fetch):
+        with RawServer(body(b"here")) as server:
+            asked = names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+            assert fetch(f"http://pictures.example:{server.port}/x", MEGABYTE) == b"here"
+        assert asked == ["pictures.example"], "a second look could give another address"
+        assert f"host: pictures.example:{server.port}" in server.heads[0].lower()
+
+    def test_the_next_address_is_tried_when_one_does_not_answer(self, monkeypatch, fetch):
+        with RawServer(body(b"here")) as server:
+            names(monkeypatch, {"pictures.example": ["127.0.0.9", "127.0.0.1"]})
+            assert fetch(f"http://pictures.example:{server.port}/x", MEGABYTE) == b"here"
+
+    def test_one_private_address_among_public_ones_is_enough_to_refuse(self, monkeypatch):
+        connected = []
+        monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: connected.append(args))
+        names(monkeypatch, {"pictures.example": ["93.184.216.34", "10.0.0.1"]})
+        with pytest.raises(InvalidImage, match="public") as caught:
+            GuardedFetcher()("https://pictures.example/x.png", MEGABYTE)
+        assert connected == []
+        assert "10.0.0.1" not in caught.value.message
+
+    def test_a_public_name_is_connected_to_by_its_checked_address(self, monkeypatch):
+        connected = []
+
+        def connect(address, timeout):
+            connected.append(address)
+            raise ConnectionRefusedError
+
+        monkeypatch.setattr(socket, "create_connection", connect)
+        asked = names(monkeypatch, {"pictures.example": ["93.184.216.34", "2606:2800:220:1::1"]})
+        with pytest.raises(InvalidImage):
+            GuardedFetcher()("https://pictures.example/x.png", MEGABYTE)
+        assert connected == [("93.184.216.34", 443), ("2606:2800:220:1::1", 443)]
+        assert asked == ["pictures.example"]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for pictures.example, signed by itself."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pictures.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("pictures.example")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(made.public_bytes(pem) + private)
+    return path
+
+
+class TestTls:
+    @pytest.fixture
+    def open_gate(self, monkeypatch):
+        """Take this machine for a public one, so that the default fetcher can reach a server here."""
+        monkeypatch.setattr(module, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
+
+    def _server(self, certificate, answer=None):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        return RawServer(answer or body(b"secret picture"), context)
+
+    def _trust(self, monkeypatch, certificate):
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+
+    def test_https_is_spoken_with_the_name_and_not_the_address(self, monkeypatch, open_gate, certificate):
+        self._trust(monkeypatch, certificate)
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
+        with self._server(certificate) as server:
+            assert GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE) == b"secret picture"
+            with pytest.raises(InvalidImage):
+                GuardedFetcher()(f"https://other.example:{server.port}/x", MEGABYTE)
+        assert len(server.heads) == 1, "nothing was asked of a server with another's certificate"
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(self, monkeypatch, open_gate, certificate):
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        with self._server(certificate) as server, pytest.raises(InvalidImage):
+            GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+        assert server.heads == []
+
+    def test_a_trickling_body_is_left_at_the_deadline(self, monkeypatch, open_gate, certificate):
+        self._trust(monkeypatch, certificate)
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        with self._server(certificate, trickle(b"HTTP/1.1 200 OK\r\n\r\n")) as server:
+            before = time.monotonic()
+            with pytest.raises(InvalidImage, match="in time"):
+                GuardedFetcher(deadline_s=0.5)(f"https://pictures.example:{server.port}/x", MEGABYTE)
+            assert time.monotonic() - before < 1.5
+
+    def test_a_trickling_handshake_is_left_at_the_deadline(self, open_gate):
+        # a record of 16 kB is announced and then sent byte by byte
+        with RawServer(trickle(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x03")) as server:
+            before = time.monotonic()
+            with pytest.raises(InvalidImage, match="in time"):
+                GuardedFetcher(deadline_s=0.5)(server.url(scheme="https"), MEGABYTE)
+            assert time.monotonic() - before < 1.5
+
+    def test_a_redirect_from_https_to_http_is_refused(self, monkeypatch, open_gate, certificate):
+        self._trust(monkeypatch, certificate)
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        with RawServer(body(b"plain")) as plain, self._server(certificate, redirect(plain.url())) as server:
+            with pytest.raises(InvalidImage, match="only https"):
+                GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+            assert plain.connections == 0

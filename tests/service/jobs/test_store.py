@@ -1,0 +1,286 @@
+"""Jobs that are handed in: their states, how long their answers live, and how they end early."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from worker.core.errors import (
+    InvalidRequest,
+    JobCancelled,
+    JobNotFound,
+    JobTimeout,
+    OutOfMemory,
+    Overloaded,
+    WorkerError,
+)
+from worker.core.image import Raster
+from worker.core.result import Progress
+from worker.service.jobs.record import JobOptions, JobRecord, Status
+from worker.service.jobs.store import JobStore
+
+
+class Work:
+    """What is done with each job: it begins when `began` is awaited, and ends as it is told."""
+
+    def __init__(self):
+        self.runs = []
+        self.stopped = []
+        self.go = asyncio.Event()
+        self.failures = []
+
+    async def __call__(self, payload, job_id, emit, caller):
+        self.runs.append(job_id)
+        try:
+            if payload.get("waits"):
+                await self.go.wait()
+            emit(Progress("inference", 1, 2))
+            if payload.get("hangs"):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0.01)
+            if self.failures:
+                raise self.failures.pop(0)
+            return {"image": payload.get("image", "picture")}
+        except asyncio.CancelledError:
+            self.stopped.append(job_id)
+            raise
+
+
+def unforeseen(error, payload):
+    return WorkerError("The worker failed.")
+
+
+@pytest.fixture
+async def work():
+    return Work()
+
+
+@pytest.fixture
+async def store(work):
+    found = JobStore(work, unforeseen)
+    yield found
+    await found.close()
+
+
+def kept(**options):
+    return JobOptions(**options)
+
+
+async def reached(record, status):
+    async with asyncio.timeout(5):
+        while record.status is not status:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_job_goes_from_the_queue_through_work_to_its_answer(store, work):
+    job = store.submit({"waits": True}, "a", kept())
+    await asyncio.sleep(0.02)
+    assert (job.status, store.counts().in_queue) == (Status.IN_QUEUE, 1)
+    work.go.set()
+    await reached(job, Status.IN_PROGRESS)
+    assert await job.wait(5)
+    assert (job.status, job.outcome()) == (Status.COMPLETED, {"image": "picture"})
+    assert job.delay_ms >= 15
+    assert 5 <= job.execution_ms < 5_000
+    assert store.find("a") is job
+    assert (store.counts().in_progress, store.counts().completed) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [
+        (OutOfMemory("Too large."), Status.FAILED, "gpu_oom"),
+        (JobTimeout("Too slow."), Status.TIMED_OUT, "job_timeout"),
+        (JobCancelled("Taken back."), Status.CANCELLED, "job_cancelled"),
+        (ValueError("secret"), Status.FAILED, "internal_error"),
+    ],
+)
+async def test_a_failure_has_its_state_and_its_error(store, work, failure, status, code):
+    work.failures = [failure]
+    job = store.submit({}, "a", kept())
+    await job.wait(5)
+    assert job.status is status
+    with pytest.raises(WorkerError) as raised:
+        job.outcome()
+    assert raised.value.code == code
+    assert "secret" not in raised.value.message
+
+
+async def test_a_cancelled_job_is_cancelled_at_once_and_its_work_stops(store, work):
+    job = store.submit({"hangs": True}, "a", kept())
+    await reached(job, Status.IN_PROGRESS)
+    store.cancel(job)
+    assert job.status is Status.CANCELLED
+    await asyncio.sleep(0.02)
+    assert work.stopped == ["a"]
+    store.cancel(job)  # again: no effect
+    assert job.status is Status.CANCELLED
+
+
+async def test_what_runs_longer_than_its_limit_is_timed_out_but_waiting_does_not_count(store, work):
+    job = store.submit({"waits": True, "hangs": True}, "a", kept(execution_timeout_s=0.1))
+    await asyncio.sleep(0.2)
+    assert job.status is Status.IN_QUEUE
+    work.go.set()
+    await job.wait(5)
+    assert job.status is Status.TIMED_OUT
+    assert "executionTimeout of 100 ms" in job.error.message
+    await asyncio.sleep(0.02)
+    assert work.stopped == ["a"]
+
+
+async def test_a_jobs_whole_life_can_be_limited(store, work):
+    store.submit({"hangs": True}, "a", kept(ttl_s=0.1))
+    done = store.submit({}, "b", kept(ttl_s=0.1))
+    await done.wait(5)
+    assert store.find("b").answer
+    await asyncio.sleep(0.2)
+    assert work.stopped == ["a"]
+    for gone in ("a", "b"):
+        with pytest.raises(JobNotFound):
+            store.find(gone)
+
+
+async def test_an_answer_is_kept_for_its_time(work):
+    store = JobStore(work, unforeseen, retention_s=0.15)
+    job = store.submit({}, "a", kept())
+    await job.wait(5)
+    await asyncio.sleep(0.05)
+    assert store.find("a").answer
+    await asyncio.sleep(0.2)
+    with pytest.raises(JobNotFound):
+        store.find("a")
+    await store.close()
+
+
+async def test_over_the_budget_the_oldest_answers_go_and_the_newest_never(work):
+    store = JobStore(work, unforeseen, max_bytes=25_000)
+    for name in "abc":
+        job = store.submit({"image": name * 10_000}, name, kept())
+        await job.wait(5)
+    with pytest.raises(JobNotFound):
+        store.find("a")
+    assert store.find("b").answer
+    assert store.find("c").answer["image"] == "c" * 10_000
+    await store.close()
+
+
+async def test_too_many_jobs_are_refused_with_a_time_to_come_again(work):
+    store = JobStore(work, unforeseen, max_under_way=2)
+    for name in "ab":
+        store.submit({"waits": True}, name, kept())
+    with pytest.raises(Overloaded) as refused:
+        store.submit({"waits": True}, "c", kept())
+    assert refused.value.details["retry_after_s"] > 0
+    with pytest.raises(JobNotFound):
+        store.find("c")
+    await asyncio.sleep(0.02)
+    assert work.runs == ["a", "b"]
+    await store.close()
+
+
+async def test_too_many_bytes_of_jobs_are_refused_too(work):
+    store = JobStore(work, unforeseen, max_bytes=1_000)
+    with pytest.raises(Overloaded):
+        store.submit({"image": "x" * 2_000}, "a", kept())
+    await store.close()
+    assert work.runs == []
+
+
+async def test_a_failed_job_is_retried_under_its_id(store, work):
+    work.failures = [OutOfMemory("Too large.")]
+    job = store.submit({"image": "kept for that"}, "a", kept())
+    await job.wait(5)
+    store.retry(job)
+    assert (job.status, job.error) == (Status.IN_QUEUE, None)
+    await job.wait(5)
+    assert job.outcome() == {"image": "kept for that"}
+    assert (store.counts().retried, store.counts().failed, store.counts().completed) == (1, 1, 1)
+    with pytest.raises(InvalidRequest, match="is COMPLETED"):
+        store.retry(job)
+
+
+async def test_purging_takes_what_waits_and_leaves_what_runs(store, work):
+    running = store.submit({"hangs": True}, "a", kept())
+    await reached(running, Status.IN_PROGRESS)
+    waiting = [store.submit({"waits": True}, name, kept()) for name in "bc"]
+    awaited = store.submit({"waits": True}, "d", kept(kept=False))
+    assert store.purge() == 2
+    assert [job.status for job in waiting] == [Status.CANCELLED] * 2
+    assert (running.status, awaited.status) == (Status.IN_PROGRESS, Status.IN_QUEUE)
+
+
+async def test_the_same_id_and_payload_is_the_same_job(store, work):
+    first = store.submit({"image": "x"}, "a", kept())
+    assert store.submit({"image": "x"}, "a", kept()) is first
+    await first.wait(5)
+    assert store.submit({"image": "x"}, "a", kept()) is first
+    assert work.runs == ["a"]
+    with pytest.raises(InvalidRequest, match="another request") as refused:
+        store.submit({"image": "y"}, "a", kept())
+    assert refused.value.field == "Idempotency-Key"
+
+
+async def test_the_same_id_again_after_a_failure_is_another_try(store, work):
+    work.failures = [OutOfMemory("Too large.")]
+    job = store.submit({}, "a", kept())
+    await job.wait(5)
+    assert store.submit({}, "a", kept()) is job
+    await job.wait(5)
+    assert job.status is Status.COMPLETED
+
+
+async def test_a_job_that_only_callers_wait_for_ends_with_the_last_of_them(store, work):
+    job = store.submit({"hangs": True}, "a", kept(kept=False))
+    assert store.submit({"hangs": True}, "a", kept(kept=False)) is job
+    store.leave(job)
+    await asyncio.sleep(0.02)
+    assert not job.over
+    store.leave(job)
+    assert job.status is Status.CANCELLED
+    with pytest.raises(JobNotFound):
+        store.find("a")
+
+
+async def test_followers_see_every_step_and_the_end(store, work):
+    job = store.submit({"waits": True}, "a", kept())
+
+    async def follow():
+        return [item.step async for item in job.watch()]
+
+    followers = [asyncio.create_task(follow()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    work.go.set()
+    assert await asyncio.gather(*followers) == [[1], [1]]
+    assert [item.step for item in job.take_unread()] == [1]
+    assert job.take_unread() == []
+    assert job.take_answer() == {"image": "picture"}
+    assert job.take_answer() is None
+
+
+async def test_of_the_previews_only_the_last_is_held_and_whoever_looks_now_and_then_sees_it(work):
+    job = JobRecord("a", {}, JobOptions())
+    one, two = (Raster("RGB", 1, 1, bytes([value] * 3)) for value in (1, 2))
+    for step, preview in enumerate((one, two, None)):
+        job.advance(Progress("inference", step, 3, preview=preview))
+    assert job.progress == Progress("inference", 2, 3, preview=two)
+    assert [item.preview for item in job.take_unread()] == [None, None, None]
+
+
+async def test_everyone_is_told_of_each_end_once(work):
+    told = []
+    store = JobStore(work, unforeseen, notify=told.append)
+    done = store.submit({}, "a", kept())
+    await done.wait(5)
+    store.cancel(store.submit({"hangs": True}, "b", kept()))
+    await asyncio.sleep(0.02)
+    await store.close()
+    assert [(job.id, job.status) for job in told] == [("a", Status.COMPLETED), ("b", Status.CANCELLED)]
+
+
+async def test_closing_stops_all_work(store, work):
+    jobs = [store.submit({"hangs": True}, name, kept()) for name in "ab"]
+    await asyncio.gather(*(reached(job, Status.IN_PROGRESS) for job in jobs))
+    with suppress(asyncio.CancelledError):
+        await store.close()
+    assert sorted(work.stopped) == ["a", "b"]

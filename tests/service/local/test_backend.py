@@ -1,0 +1,234 @@
+"""One device, one thread: who runs when, who lets go when, and what a hung device costs."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.catalog.corpus import sparse_file, stored
+from tests.fakes.engine import FakeEngine, make_context
+from worker.core.errors import DeviceLost, JobTimeout, LoadFailed, SourceError, WorkerError
+from worker.service.local import batching
+from worker.store.store import Store
+
+
+async def begun(context, **fields):
+    """A job that waits inside its first step."""
+    context.engine.gate.clear()
+    task = asyncio.create_task(context.draw(**fields))
+    assert await asyncio.to_thread(context.engine.inside.wait, 5)
+    return task
+
+
+async def cancelled(task):
+    task.cancel()
+    started = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return time.monotonic() - started
+
+
+async def test_jobs_run_one_after_the_other(context):
+    answers = await asyncio.gather(*(context.draw(seed=seed) for seed in range(20)))
+    assert [answer["seed"] for answer in answers] == [*range(20)]
+    assert len(context.engine.ran) == 20
+    assert context.engine.overlaps == 0
+
+
+async def test_a_job_cancelled_in_the_queue_is_gone_at_once(context):
+    running = await begun(context, prompt="first")
+    waiting = asyncio.create_task(context.draw(prompt="second"))
+    await asyncio.sleep(0.05)
+    assert await cancelled(waiting) < 0.2
+    context.engine.gate.set()
+    await running
+    assert [job.prompt for job in context.engine.ran] == ["first"]
+
+
+async def test_a_running_job_that_is_cancelled_returns_once_the_engine_let_go(context):
+    running = await begun(context)
+    await cancelled(running)
+    assert not context.engine.inside.is_set()
+    assert context.engine.ran[0].stop.cancelled
+
+
+async def test_the_next_job_starts_only_when_the_cancelled_one_let_go(context):
+    running = await begun(context, prompt="first")
+    context.engine.alive.clear()  # in a long step
+    following = asyncio.create_task(context.draw(prompt="second"))
+    running.cancel()
+    await asyncio.sleep(0.1)
+    assert not running.done()
+    running.cancel()  # impatience changes nothing
+    await asyncio.sleep(0.05)
+    assert not running.done()
+    assert [job.prompt for job in context.engine.ran] == ["first"]
+    context.engine.alive.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    context.engine.gate.set()
+    assert (await following)["prompt"] == "second"
+    assert context.engine.overlaps == 0
+
+
+async def test_a_deadline_in_the_queue_is_a_timeout_and_never_reaches_the_engine(context):
+    running = await begun(context, prompt="first")
+    with pytest.raises(JobTimeout, match=r"timeout_s of 0\.2 seconds") as failure:
+        await context.draw(prompt="second", timeout_s=0.2)
+    assert failure.value.field == "timeout_s"
+    assert failure.value.retryable
+    context.engine.gate.set()
+    await running
+    assert [job.prompt for job in context.engine.ran] == ["first"]
+
+
+async def test_a_deadline_while_running_stops_at_the_next_step(context):
+    context.engine.gate.clear()
+    started = time.monotonic()
+    with pytest.raises(JobTimeout):
+        await context.draw(timeout_s=0.2)
+    assert time.monotonic() - started < 1
+    assert not context.engine.inside.is_set()
+    context.engine.gate.set()
+    assert (await context.draw())["images"]
+
+
+@pytest.fixture
+def hung(context, monkeypatch):
+    """A context whose engine hangs in its first step until the test is over."""
+    monkeypatch.setattr(batching, "STUCK_GRACE_S", 0.2)
+    context.engine.alive.clear()
+    yield context
+    context.engine.alive.set()
+    context.engine.gate.set()
+
+
+async def test_a_step_that_never_ends_costs_the_device(hung):
+    started = time.monotonic()
+    with pytest.raises(DeviceLost, match=r"did not stop within 0\.2 seconds"):
+        await hung.draw(timeout_s=0.2)
+    assert time.monotonic() - started < 1
+    assert (await hung.ask(action="status"))["status"] == "lost"
+
+
+async def test_who_waits_behind_a_hung_job_is_told_at_once(hung):
+    first = asyncio.create_task(hung.draw(timeout_s=0.2))
+    await asyncio.to_thread(hung.engine.inside.wait, 5)
+    waiting = [asyncio.create_task(hung.draw()), asyncio.create_task(hung.ask(action="plan"))]
+    waiting.append(asyncio.create_task(hung.ask(action="preload")))
+    got = await asyncio.wait_for(asyncio.gather(first, *waiting, return_exceptions=True), 2)
+    assert [type(error) for error in got] == [DeviceLost] * 4
+    with pytest.raises(DeviceLost):  # and who comes later, without waiting for anything
+        await asyncio.wait_for(hung.draw(), 1)
+    assert len(hung.engine.ran) == 1
+
+
+async def test_a_cancelled_job_that_hangs_costs_the_device_too(hung):
+    running = asyncio.create_task(hung.draw())
+    await asyncio.to_thread(hung.engine.inside.wait, 5)
+    assert await cancelled(running) < 1
+    with pytest.raises(DeviceLost):
+        await asyncio.wait_for(hung.draw(), 1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
+    """A load cannot be interrupted, and reading many gigabytes takes longer than any step."""
+    hung.engine.alive.set()
+    hung.engine.load_seconds = 0.8
+    running = asyncio.create_task(hung.draw(timeout_s=0.2 if how == "deadline" else 60))
+    await asyncio.to_thread(hung.engine.inside.wait, 5)
+    if how == "cancel":
+        running.cancel()
+    with pytest.raises(asyncio.CancelledError if how == "cancel" else JobTimeout):
+        await running
+    assert (await hung.ask(action="status"))["status"] == "ready"
+    hung.engine.load_seconds = 0
+    assert (await hung.draw())["images"]
+
+
+async def test_a_load_that_never_ends_costs_the_device_after_all(hung, monkeypatch):
+    monkeypatch.setattr(batching, "LOAD_GRACE_S", 0.3)
+    hung.engine.alive.set()
+    hung.engine.load_seconds = 2
+    with pytest.raises(DeviceLost):
+        await hung.draw(timeout_s=0.2)
+
+
+async def test_an_engine_that_cannot_be_built_is_tried_again(context):
+    context.builder.failures = [LoadFailed("No driver.")]
+    with pytest.raises(LoadFailed):
+        await context.draw()
+    assert (await context.draw())["images"]
+    assert context.builder.built == 2
+
+
+async def test_a_cancelled_download_is_stopped_before_the_job_returns(context, monkeypatch):
+    seen = []
+
+    def slow(self, source, variant, emit, stop):
+        seen.append("began")
+        try:
+            while True:
+                time.sleep(0.01)
+                stop.check()
+        finally:
+            seen.append("ended")
+
+    monkeypatch.setattr(Store, "ensure", slow)
+    running = asyncio.create_task(context.draw())
+    while not seen:
+        await asyncio.sleep(0.01)
+    await cancelled(running)
+    assert seen == ["began", "ended"]
+    assert context.builder.built == 0
+
+
+async def test_files_that_are_not_to_be_had_build_no_engine(context):
+    with pytest.raises(SourceError):
+        await context.draw(model="org/sdxl")
+    assert context.builder.built == 0
+
+
+async def test_seconds_are_told_where_they_were_spent(tmp_path):
+    engine = FakeEngine()
+    context = make_context(tmp_path, engine)
+    context.builder.seconds = 0.3
+    cold = (await context.draw())["timings"]
+    assert cold["queue_s"] < 0.2
+    assert 0.55 <= cold["load_s"] < 1  # the fake says 0.25, building it took 0.3
+    running = await begun(context)
+    waiting = asyncio.create_task(context.draw())
+    await asyncio.sleep(0.3)
+    engine.gate.set()
+    await running
+    warm = (await waiting)["timings"]
+    assert warm["queue_s"] >= 0.25
+    assert warm["load_s"] == pytest.approx(0.25, abs=0.05)
+    assert (warm["inference_s"], warm["download_s"], warm["batch_size"]) == (0.5, 0.0, 1)
+
+
+async def test_a_lora_that_was_fetched_counts_as_download(context, tmp_path, monkeypatch):
+    lora = sparse_file(tmp_path / "models/lora.safetensors", stored("lora-sd1-kohya"))
+    ensure = Store.ensure
+
+    def fetching(self, source, variant, emit, stop):
+        files = ensure(self, source, variant, emit, stop)
+        if source.locator != str(lora):
+            return files
+        time.sleep(0.1)
+        return replace(files, bytes_downloaded=1000)
+
+    monkeypatch.setattr(Store, "ensure", fetching)
+    answer = await context.draw(loras=[f"file:{lora}"])
+    assert answer["usage"]["bytes_downloaded"] == 1000
+    assert answer["timings"]["download_s"] >= 0.1
+
+
+async def test_a_lora_of_another_family_is_refused_before_anything_loads(context, tmp_path):
+    lora = sparse_file(tmp_path / "models/lora.safetensors", stored("lora-sdxl-kohya"))
+    with pytest.raises(WorkerError) as failure:
+        await context.draw(loras=[f"file:{lora}"])
+    assert (failure.value.code, failure.value.field) == ("incompatible_adapter", "loras")
+    assert context.builder.built == 0

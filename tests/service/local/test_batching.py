@@ -1,0 +1,271 @@
+"""Jobs that share a call, each with its own answer: company, cancels, deadlines, failures, cost."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.fakes.engine import FakeEngine, make_context
+from tests.service.local.test_backend import begun, cancelled
+from worker.core.errors import DeviceLost, EngineFailure, InvalidOutput, JobTimeout, LoadFailed, OutOfMemory
+from worker.service.local import batching
+
+WAIT_MS = 300  # on a busy machine it takes a while until jobs that are sent together have come
+
+
+@pytest.fixture
+def context(tmp_path):
+    return make_context(tmp_path, batch_size=4, batch_timeout_ms=WAIT_MS, max_resident_models=2)
+
+
+def drawing(context, *prompts, **fields):
+    """Tasks that draw one job for each prompt."""
+    return [asyncio.create_task(context.draw(prompt=prompt, seed=ord(prompt[0]), **fields)) for prompt in prompts]
+
+
+def calls(context):
+    """The prompts of each call, sorted: which of several comes first is nobody's promise."""
+    return ["".join(sorted(prompts)) for prompts in context.engine.calls]
+
+
+async def waiting_behind(context, *prompts, **fields):
+    """Jobs that all wait while another one holds the engine; and that one."""
+    first = await begun(context, prompt="first", width=32)
+    tasks = drawing(context, *prompts, **fields)
+    await asyncio.sleep(0.1)
+    return first, tasks
+
+
+async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_picture(context):
+    answers = await asyncio.gather(*drawing(context, *"abcd"))
+    assert calls(context) == ["abcd"]
+    assert [answer["prompt"] for answer in answers] == [*"abcd"]
+    assert [answer["seed"] for answer in answers] == [ord(prompt) for prompt in "abcd"]
+    assert {answer["timings"]["batch_size"] for answer in answers} == {4}
+    assert len({answer["image"] for answer in answers}) == 4
+
+
+async def test_a_full_batch_waits_for_no_timer_and_a_lone_job_for_nothing_else(tmp_path):
+    context = make_context(tmp_path, batch_size=4, batch_timeout_ms=400)
+    await context.draw()
+    started = time.monotonic()
+    await asyncio.gather(*drawing(context, *"abcd"))
+    assert time.monotonic() - started < 0.4
+    alone = await context.draw()
+    assert 0.4 <= alone["timings"]["queue_s"] < 0.5
+    assert alone["timings"]["batch_size"] == 1
+
+
+async def test_while_the_engine_is_busy_the_next_batch_gathers(context):
+    first, tasks = await waiting_behind(context, *"abcdef")
+    context.engine.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert [len(prompts) for prompts in context.engine.calls] == [1, 4, 2]
+    assert sorted("".join(calls(context)[1:])) == [*"abcdef"]
+    assert context.engine.overlaps == 0
+
+
+async def test_other_sizes_steps_and_models_are_other_batches(context):
+    kinds = [{}, {"steps": 3}, {"width": 128}, {"model": "any"}, {"negative_prompt": "n"}, {"scheduler": "euler"}]
+    tasks = [task for kind in kinds for task in drawing(context, *"ab", **kind)]
+    answers = await asyncio.gather(*tasks)
+    assert [answer["timings"]["batch_size"] for answer in answers] == [2] * 12
+    assert len(context.engine.calls) == 6
+
+
+@pytest.mark.parametrize("takes", [4, 1])
+async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(context, takes):
+    told = {prompt: [] for prompt in "ab"}
+    context.engine.takes = takes
+    await asyncio.gather(*(context.draw(prompt=prompt, _emit=told[prompt].append) for prompt in "ab"))
+    steps = [[item.step for item in told[prompt] if item.phase == "inference"] for prompt in "ab"]
+    assert steps == [[1, 2, 3], [1, 2, 3]]
+
+
+async def test_a_door_that_fails_to_tell_spoils_nobodys_picture(context):
+    def broken(progress):
+        raise OSError("gone")
+
+    answers = await asyncio.gather(context.draw(prompt="a", _emit=broken), context.draw(prompt="b"))
+    assert [answer["timings"]["batch_size"] for answer in answers] == [2, 2]
+
+
+async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_their_pictures(context):
+    context.engine.gate.clear()
+    tasks = drawing(context, *"abcd")
+    assert await asyncio.to_thread(context.engine.inside.wait, 5)
+    assert await cancelled(tasks[1]) < 0.2
+    assert context.engine.inside.is_set()
+    context.engine.gate.set()
+    answers = [await task for task in tasks if task is not tasks[1]]
+    assert [answer["seed"] for answer in answers] == [ord(prompt) for prompt in "acd"]
+    assert len(context.engine.calls) == 1
+
+
+async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_their_pictures(context):
+    context.engine.gate.clear()
+    late, *stay = drawing(context, "a", timeout_s=1) + drawing(context, *"bcd", timeout_s=60)
+    with pytest.raises(JobTimeout):
+        await late
+    assert context.engine.inside.is_set()
+    context.engine.gate.set()
+    assert [(await task)["timings"]["batch_size"] for task in stay] == [4, 4, 4]
+
+
+async def test_when_all_of_a_batch_leave_the_call_ends_and_the_last_waits_for_that(context):
+    context.engine.gate.clear()
+    tasks = drawing(context, *"abc")
+    assert await asyncio.to_thread(context.engine.inside.wait, 5)
+    for task in tasks:
+        await cancelled(task)
+    assert not context.engine.inside.is_set()
+    context.engine.gate.set()
+    await context.draw(prompt="next")
+    assert [len(prompts) for prompts in context.engine.calls] == [3, 1]
+
+
+async def test_who_left_or_ran_out_of_time_in_the_bucket_never_reaches_the_engine(context):
+    first, (gone, late, stays) = await waiting_behind(context, *"abc", timeout_s=0.5)
+    assert await cancelled(gone) < 0.2
+    with pytest.raises(JobTimeout):
+        await late
+    with pytest.raises(JobTimeout):
+        await stays
+    follower = asyncio.create_task(context.draw(prompt="d"))
+    await asyncio.sleep(0.05)
+    context.engine.gate.set()
+    await asyncio.gather(first, follower)
+    assert context.engine.calls == [["first"], ["d"]]
+
+
+async def test_memory_that_runs_out_splits_the_batch_and_the_next_one_is_smaller(context):
+    context.engine.memory = 2
+    answers = await asyncio.gather(*drawing(context, *"abcd"))
+    assert [answer["seed"] for answer in answers] == [ord(prompt) for prompt in "abcd"]
+    assert [len(prompts) for prompts in context.engine.calls] == [4, 2, 2]
+    await asyncio.gather(*drawing(context, *"efgh"))
+    assert [len(prompts) for prompts in context.engine.calls[3:]] == [2, 2]
+
+
+async def test_memory_that_suffices_for_one_job_only_leaves_the_other_its_error(context):
+    context.engine.memory = 1
+    small, large = (
+        asyncio.create_task(context.draw(prompt="a")),
+        asyncio.create_task(context.draw(prompt="b", num_images=2)),
+    )
+    assert (await small)["timings"]["batch_size"] == 1
+    with pytest.raises(OutOfMemory):
+        await large
+
+
+async def test_what_does_not_fit_into_one_call_is_drawn_in_several(context):
+    context.engine.takes, context.engine.load_seconds = 1, 0.05
+    answers = await asyncio.gather(*drawing(context, *"abc"))
+    assert sorted(calls(context)) == ["a", "b", "c"]
+    assert [answer["timings"]["batch_size"] for answer in answers] == [1, 1, 1]
+    queued = [answer["timings"]["queue_s"] for answer in answers]
+    assert max(queued) - min(queued) >= 0.08  # each until its own call began
+
+
+@pytest.mark.parametrize(("where", "sizes"), [("spoiled", [4]), ("poison", [4, 1, 1, 1, 1])])
+async def test_a_job_that_fails_fails_alone(context, where, sizes):
+    getattr(context.engine, where)["b"] = InvalidOutput("NaN.") if where == "spoiled" else EngineFailure("No.")
+    got = await asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True)
+    assert isinstance(got[1], EngineFailure)
+    assert [answer["seed"] for answer in got if answer is not got[1]] == [ord(prompt) for prompt in "acd"]
+    assert [len(prompts) for prompts in context.engine.calls] == sizes
+
+
+async def test_a_model_that_cannot_be_loaded_is_tried_once_for_all(context):
+    context.engine.failures = [LoadFailed("No.")]
+    got = await asyncio.gather(*drawing(context, *"abc"), return_exceptions=True)
+    assert [type(error) for error in got] == [LoadFailed] * 3
+    assert len(context.engine.calls) == 1
+
+
+async def test_a_lost_device_is_told_to_all_of_the_batch_and_all_who_wait(context):
+    first, tasks = await waiting_behind(context, *"abcdef")
+    context.engine.failures = [DeviceLost("Gone.")]
+    context.engine.gate.set()
+    got = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 2)
+    assert [type(error) for error in got] == [DeviceLost] * 7
+
+
+async def test_a_batch_that_hangs_costs_the_device_when_the_last_of_it_has_to_stop(context, monkeypatch):
+    monkeypatch.setattr(batching, "STUCK_GRACE_S", 0.2)
+    context.engine.alive.clear()
+    short, long = drawing(context, "a", timeout_s=0.7) + drawing(context, "b", timeout_s=1, num_images=3)
+    try:
+        with pytest.raises(JobTimeout):  # the other may still get its picture
+            await asyncio.wait_for(short, 2)
+        with pytest.raises(DeviceLost):
+            await asyncio.wait_for(long, 2)
+    finally:
+        context.engine.alive.set()
+
+
+async def test_an_engine_that_breaks_its_word_is_an_error_for_each(context):
+    context.engine.failures = [ZeroDivisionError()]
+    got = await asyncio.wait_for(asyncio.gather(*drawing(context, *"ab"), return_exceptions=True), 2)
+    assert [type(error) for error in got] == [ZeroDivisionError] * 2
+    assert (await context.draw())["images"]
+
+
+async def test_the_jobs_of_a_call_share_its_seconds_by_their_pixels(context):
+    small, large = await asyncio.gather(context.draw(prompt="a"), context.draw(prompt="b", num_images=3))
+    assert small["timings"]["batch_size"] == 2
+    seconds = [answer["usage"]["gpu_seconds"] for answer in (small, large)]
+    assert seconds == [pytest.approx(0.75 * part, abs=1e-4) for part in (0.25, 0.75)]  # load 0.25 and inference 0.5
+    assert large["usage"]["pixel_steps"] == 3 * small["usage"]["pixel_steps"]
+
+
+async def test_a_resident_models_queue_lets_others_in(tmp_path):
+    """A stream for the loaded model never stops; a job for another one is drawn all the same."""
+    context = make_context(tmp_path, FakeEngine(steps=1), batch_size=2, batch_timeout_ms=1)
+    context.engine.load_s = 0.05
+    await context.draw(model="any")
+    await context.draw()
+    stop = asyncio.Event()
+
+    async def stream():
+        while not stop.is_set():
+            await context.draw()
+
+    streams = [asyncio.create_task(stream()) for _ in range(6)]
+    await asyncio.sleep(0.1)
+    other = await asyncio.wait_for(context.draw(prompt="other", model="any"), 3)
+    stop.set()
+    await asyncio.gather(*streams)
+    assert other["prompt"] == "other"
+
+
+async def test_two_hundred_at_once_are_each_answered_once(context):
+    """Sizes, models, counts and doomed ones mixed; some callers leave."""
+    context.engine.spoiled["doomed"] = InvalidOutput("NaN.")
+    sizes, models = [64, 128, 192], ["tiny", "any"]
+
+    async def one(index):
+        fields = {"width": sizes[index % 3], "model": models[index % 2], "num_images": 1 + index % 3 // 2}
+        prompt = "doomed" if index % 17 == 0 else f"{index}"
+        task = asyncio.create_task(context.draw(prompt=prompt, seed=index, **fields))
+        if index % 13 == 0:
+            await asyncio.sleep(0.02 * (index % 5))
+            task.cancel()
+        try:
+            answer = await task
+        except asyncio.CancelledError:
+            return "left"
+        except InvalidOutput:
+            return "doomed"
+        assert (answer["seed"], answer["width"], answer["model"]) == (index, fields["width"], fields["model"])
+        assert len(answer["images"]) == fields["num_images"]
+        return answer["timings"]["batch_size"]
+
+    got = await asyncio.wait_for(asyncio.gather(*(one(index) for index in range(200))), 30)
+    assert len(got) == 200
+    assert all(found == "doomed" for index, found in enumerate(got) if index % 17 == 0 and index % 13)
+    assert {found for index, found in enumerate(got) if index % 17 and index % 13} <= {1, 2, 3, 4}
+    assert context.engine.overlaps == 0
+    assert len(context.engine.calls) < 120
+    seen = [job.id for job in context.engine.ran]
+    assert len(seen) == len(set(seen))

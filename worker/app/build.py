@@ -1,0 +1,171 @@
+"""The composition root: settings in, a worker out. torch is imported late."""
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker import __version__
+from worker.app.registry import build_registry
+from worker.app.settings import (
+    Settings,
+    SettingsError,
+    forbid_unsafe_loading,
+)
+from worker.app.stores import bucket_opener, build_bucket, build_store
+from worker.catalog.registry import Registry, RegistryError
+from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.errors import WorkerError
+from worker.core.job import StopSignal
+from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.ports import Backend
+from worker.core.result import Progress
+from worker.engine.pickles import PickleConverter
+from worker.engine.plan import make_plan
+from worker.net.fetch import GuardedFetcher
+from worker.service.accepting.resolving import ModelResolver, Policy
+from worker.service.generation import GenerationService
+from worker.service.introspection import Introspection
+from worker.service.jobs.idempotency import JobLedger
+from worker.service.jobs.output_folder import OutputFolder
+from worker.service.limits.admission import Admission, AdmissionLimits, Load
+from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.service.local.backend import LocalBackend
+from worker.service.local.batching import BatchMux
+from worker.service.local.engine_thread import EngineThread, ResidentEngine
+from worker.service.local.provisioning import Provisioner, refuse_pickles
+from worker.service.usage.log import UsageLog
+from worker.service.usage.metrics import Metrics
+from worker.service.usage.telemetry import MeteredBackend, Observer, Telemetry
+from worker.store.refs import parse_reference
+from worker.store.store import Store
+from worker.transport.actions import Actions
+from worker.transport.delivery import Delivery
+from worker.transport.wire import ALIASES
+
+_LOG = logging.getLogger("worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Everything that a door needs."""
+
+    settings: Settings
+    resolver: ModelResolver
+    store: Store
+    provisioner: Provisioner
+    actions: Actions
+    engine: EngineThread
+    metrics: Metrics
+    usage_log: UsageLog
+    quotas: Quotas
+
+    @property
+    def registry(self) -> Registry:
+        """The models that are served."""
+        return self.resolver.registry
+
+    def reload(self) -> None:
+        """Read models.yaml again; with a mistake in it everything stays as it is, and the log says what is wrong."""
+        try:
+            registry = build_registry(self.settings)
+        except (RegistryError, SettingsError) as error:
+            _LOG.error("models.yaml is not reloaded: %s", error)
+            return
+        self.resolver.replace_registry(registry)
+        _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
+
+    async def warm_up(self) -> None:
+        """Build the engine and load the models that are served first, in the background; failures are only logged."""
+        names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
+        for name in names:
+            try:
+                await self.actions.introspection.preload(name, _ignore)
+            except WorkerError as error:
+                _LOG.warning("warm-up of %s: %s", name, error.message)
+
+
+def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:
+    """A worker with its own device. Nothing heavy happens here: the engine is built in its thread, on first use."""
+    forbid_unsafe_loading()
+    registry = build_registry(settings)
+    store = build_store(settings)
+    policy = Policy(
+        default_model=settings.default_model_id,
+        allow_unregistered=settings.allow_unregistered_models,
+        allowed_orgs=settings.allowed_orgs,
+        denied_orgs=settings.denied_orgs,
+        allowed_hosts=settings.allowed_hosts,
+        denied_hosts=settings.denied_hosts,
+    )
+    resolver = ModelResolver(
+        registry,
+        policy,
+        parse_reference,
+        lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
+    )
+    provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker)
+    engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
+    limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
+    mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
+    backend: Backend = MeteredBackend(LocalBackend(provisioner, mux), settings.gpu_price_per_hour)
+    admission = Admission(
+        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
+    )
+    quotas = Quotas(
+        QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
+        settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
+    )
+    generation = GenerationService(
+        resolver,
+        backend,
+        JobLedger(settings.result_cache_seconds),
+        limits,
+        GuardedFetcher(allow_private=settings.allow_private_urls),
+        admission,
+        quotas,
+        aliases=ALIASES,
+    )
+
+    def load() -> Load:
+        return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
+
+    introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__, load)
+    folder = OutputFolder(settings.volume) if settings.has_volume else None
+    delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
+    metrics = Metrics(__version__, load)
+    usage_log = UsageLog(settings.usage_dir, socket.gethostname())
+    telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
+    actions = Actions(generation, introspection, delivery, telemetry)
+    return Worker(settings, resolver, store, provisioner, actions, engine, metrics, usage_log, quotas)
+
+
+def _tracing(settings: Settings) -> list[Observer]:
+    """Traces, where there is somewhere to send them; else not even their library is imported."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return []
+    from worker.service.usage.tracing import Tracing, otlp
+
+    return [Tracing(__version__, otlp(settings.otel_exporter_otlp_endpoint, settings.otel_headers))]
+
+
+def _diffusers_engine(settings: Settings) -> ResidentEngine:
+    from worker.engine.engine import DiffusersEngine
+    from worker.engine.safety import SafetyPolicy
+
+    policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
+    return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras, policy)
+
+
+def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
+    return PickleConverter(settings.volume / "converted").convert if settings.allow_pickles else refuse_pickles
+
+
+def _plan(spec: ModelSpec, files: ModelFiles, detection: Detection, device: DeviceInfo, megapixels: float) -> LoadPlan:
+    return make_plan(spec, files, detection, device, megapixels=megapixels)
+
+
+def _ignore(progress: Progress) -> None:
+    """Nobody waits for a warm-up's progress."""

@@ -1,0 +1,62 @@
+"""Whether this machine can serve: the volume, the device, the installed libraries. Without importing torch."""
+
+import ctypes
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from worker.app.settings import Settings
+
+
+def library_warnings() -> list[str]:
+    """What is wrong with the installed libraries, one sentence each; from their metadata, importing none."""
+    builds = {}
+    for name in ("torch", "torchvision"):
+        try:
+            builds[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return []
+    on_cpu = [name for name, version in builds.items() if version.endswith("+cpu")]
+    if len(on_cpu) != 1:
+        return []
+    listed = " and ".join(f"{name} {version}" for name, version in builds.items())
+    return [
+        f"{listed} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
+        "install both from one index, or uninstall torchvision."
+    ]
+
+
+def check_volume(settings: Settings) -> Callable[[], None]:
+    """A fitness check: the place for models can be written."""
+
+    def volume_writable() -> None:
+        try:
+            settings.models_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=settings.models_dir) as file:
+                file.write(b"1")
+        except OSError as error:
+            raise RuntimeError(
+                f"{settings.models_dir} cannot be written ({error.strerror}); "
+                "attach a network volume or set VOLUME_DIR."
+            ) from None
+
+    return volume_writable
+
+
+def check_device(settings: Settings) -> Callable[[], None]:
+    """A fitness check: a GPU that should be there answers. Through the driver: importing torch takes too long."""
+
+    def device_usable() -> None:
+        if settings.device != "cuda" and not Path("/proc/driver/nvidia/version").exists():
+            return
+        try:
+            driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            raise RuntimeError("No CUDA driver in this container; run it with the NVIDIA runtime.") from None
+        count = ctypes.c_int(0)
+        code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+        if code or count.value < 1:
+            raise RuntimeError(f"The CUDA driver answers with error {code} and {count.value} devices.")
+
+    return device_usable

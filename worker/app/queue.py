@@ -1,0 +1,81 @@
+"""The worker of RunPod's queue: settings in, a running SDK out."""
+
+import asyncio
+import logging
+import sys
+
+from worker.app.build import Worker, build_worker
+from worker.app.fitness import check_device, check_volume, library_warnings
+from worker.app.logs import configure_logging
+from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
+from worker.app.signals import hear_reload, hear_shutdown
+from worker.catalog.registry import RegistryError
+from worker.transport.serverless import ServerlessDoor, saving
+
+_LOG = logging.getLogger("worker")
+_background: set[asyncio.Task[None]] = set()
+
+
+def run_serverless() -> None:
+    """Serve RunPod's queue; or, off its machines, run one job from test_input.json or --test_input and exit."""
+    prepare_sdk_environment()
+    import runpod
+
+    local = "--rp_serve_api" not in sys.argv
+    settings: Settings | None = None
+    try:
+        settings = read_settings()
+        configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+        local = local and (settings.runpod_webhook_get_job is None or "--test_input" in sys.argv)
+        if local:  # pictures go to files here, and files have no size limit
+            settings = settings.without_response_limit()
+        worker = build_worker(settings)
+    except (SettingsError, RegistryError) as error:
+        if settings is None or local:
+            sys.exit(f"error: {error}")
+        # On the platform an unhealthy ping says more than a process that dies.
+        _refuse_to_start(str(error))
+        return
+    for warning in (*settings.warnings(), *library_warnings()):
+        _LOG.warning("%s", warning)
+    door = ServerlessDoor(
+        worker.actions,
+        concurrency=settings.jobs_taken,
+        send_progress=None if local else runpod.serverless.progress_update,
+        on_loop_start=lambda: _begin(worker),
+    )
+    if not local:
+        for check in (check_volume(settings), check_device(settings)):
+            runpod.serverless.register_fitness_check(check)
+    handler = saving(door.handle, settings.outputs_dir, _say_at_exit) if local else door.handle
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
+
+
+def _begin(worker: Worker) -> None:
+    """What needs the running loop: the signals, once RunPod's SDK has its own handlers, and the warm-up."""
+    hear_reload(worker.reload)
+    hear_shutdown(worker.actions.generation.admission.close, worker.settings.shutdown_grace_seconds)
+    if worker.settings.warm_up:
+        task = asyncio.get_running_loop().create_task(worker.warm_up())
+        _background.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(_background.discard)
+
+
+def _refuse_to_start(reason: str) -> None:
+    import runpod
+
+    def configuration_valid() -> None:
+        raise RuntimeError(reason)
+
+    async def handler(job: object) -> dict[str, object]:
+        return {"error": reason, "code": "invalid_configuration", "refresh_worker": True}
+
+    runpod.serverless.register_fitness_check(configuration_valid)
+    runpod.serverless.start({"handler": handler})
+
+
+def _say_at_exit(line: str) -> None:
+    """Print after the SDK's own last words, which would bury it."""
+    import atexit
+
+    atexit.register(print, line, file=sys.stderr if line.startswith("failed") else sys.stdout)

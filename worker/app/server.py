@@ -1,0 +1,187 @@
+"""The worker as an HTTP server of its own: settings in, a listening process out. The rest of the composition root."""
+
+import asyncio
+import logging
+import math
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from worker.app.build import Worker, build_worker
+from worker.app.fitness import library_warnings
+from worker.app.logs import configure_logging
+from worker.app.settings import Settings, SettingsError
+from worker.app.signals import hear_reload, hear_shutdown
+from worker.catalog.registry import RegistryError
+from worker.service.jobs.store import JobStore
+from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
+from worker.transport.actions import unexpected
+from worker.transport.web.auth import Authenticator
+from worker.transport.web.context import ServerContext, State
+from worker.transport.web.server import create_app
+from worker.transport.web.webhooks import Webhooks
+
+_LOG = logging.getLogger("worker")
+# Longer than callers wait before they come back (Retry-After), and than the minute after which proxies give an idle
+# connection up: one that the server closes just when it is used again looks like a lost request.
+_KEEP_ALIVE_S = 75
+# The server listens before torch is imported, which leaves the interpreter to nobody for long stretches.
+_HEAD_START_S = 0.1
+# How long answers have to be encoded, and callers to take them, once the jobs behind them have ended.
+_FAREWELL_S = 5
+
+
+def serve(settings: Settings) -> None:
+    """Listen until the process is stopped."""
+    configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+    try:
+        worker = build_worker(settings)
+        app = build_app(worker, hears_signals=True)
+        sockets = [_listen(settings.api_host, port) for port in settings.listening_ports]
+    except (SettingsError, RegistryError) as error:
+        sys.exit(f"error: {error}")
+    for warning in (*settings.warnings(), *settings.server_warnings(), *library_warnings()):
+        _LOG.warning("%s", warning)
+    for listening in sockets:
+        _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
+    uvicorn.Server(server_config(app, settings)).run(sockets)
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the server is run, wherever it listens."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # its lines know nothing of request ids
+        ws="websockets-sansio",
+        ws_max_size=_max_body_bytes(settings),
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
+        server_header=False,
+    )
+
+
+def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
+    """The application over a worker. It answers at once; the engine and the first models come up behind it.
+
+    `hears_signals` is whether the process is its own, which SIGTERM and SIGHUP are then for.
+    """
+    settings = worker.settings
+    authenticator = Authenticator(build_keyring(settings), settings.cors_origins)
+    secret = settings.webhook_secret
+    try:
+        webhooks = Webhooks(
+            secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    job_store = JobStore(
+        worker.actions.perform,
+        unexpected,
+        retention_s=settings.job_retention_seconds,
+        max_bytes=int(settings.job_retention_mb * 2**20),
+        # One bound for both books: a job that is handed in must not be taken here and then fail for want of a place.
+        max_under_way=settings.max_concurrent_jobs + settings.max_queued_jobs,
+        admit=worker.actions.admit,
+        notify=webhooks.notify,
+        refused=worker.actions.refuse,
+    )
+    warm = asyncio.Event()
+
+    def state() -> State:
+        if worker.engine.lost is not None:
+            return "lost"
+        return "ready" if warm.is_set() else "starting"
+
+    async def warm_up() -> None:
+        if settings.warm_up:
+            await asyncio.sleep(_HEAD_START_S)
+            await worker.warm_up()
+        warm.set()
+
+    admission, grace_s = worker.actions.generation.admission, settings.shutdown_grace_seconds
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        if hears_signals:
+            hear_reload(lambda: reload(worker, authenticator))
+            hear_shutdown(admission.close, grace_s)
+        warming = asyncio.create_task(warm_up())
+        yield
+        warming.cancel()
+        await admission.close(grace_s)  # jobs without an open connection have their time too
+        await job_store.close(_FAREWELL_S)
+        books = (worker.actions.telemetry.close, worker.quotas.close)
+        await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, books))
+
+    gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
+    context = ServerContext(
+        worker.actions,
+        job_store,
+        webhooks,
+        state,
+        gpu,
+        worker.metrics,
+        worker.usage_log,
+        max_body_bytes=_max_body_bytes(settings),
+        authenticator=authenticator,
+        edit_model=settings.edit_model,
+    )
+    return create_app(context, lifespan, settings.cors_origins)
+
+
+def reload(worker: Worker, authenticator: Authenticator) -> None:
+    """Read models.yaml and API_KEYS_FILE again. What has a mistake in it stays as it is, and the log says which."""
+    worker.reload()
+    if worker.settings.api_keys_file is None:
+        return
+    try:
+        keys = build_keyring(worker.settings)
+    except SettingsError as error:
+        _LOG.error("the API keys are not reloaded: %s", error)
+        return
+    authenticator.replace_keys(keys)
+    _LOG.info("the API keys are reloaded: %d", len(keys.callers))
+
+
+def build_keyring(settings: Settings) -> Keyring:
+    """The keys that open the server. Raises SettingsError, which holds none of them."""
+    callers = _keys("API_KEYS", settings.api_keys)
+    if settings.api_keys_file is not None:
+        try:
+            callers |= read_api_keys(settings.api_keys_file)
+        except KeyListError as error:
+            raise SettingsError(f"API_KEYS_FILE: {error}") from None
+    return Keyring(callers, _keys("ADMIN_KEYS", settings.admin_keys))
+
+
+def _keys(variable: str, value: SecretStr | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    try:
+        return parse_keys(value.get_secret_value().split(","))
+    except KeyListError as error:
+        raise SettingsError(f"{variable}: {error}") from None
+
+
+def _max_body_bytes(settings: Settings) -> int:
+    return int(settings.max_body_mb * 1e6)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, UnicodeError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or "no such address"
+        raise SettingsError(f"API_HOST and API_PORT: {host}:{port} cannot be listened on ({reason}).") from None
+    return listening

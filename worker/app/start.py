@@ -1,0 +1,19 @@
+"""How handler.py starts: as an HTTP server, or as a worker of RunPod's queue."""
+
+from worker.app.queue import run_serverless
+from worker.app.settings import SettingsError, read_settings
+
+
+def run() -> None:
+    """Serve jobs until the process is stopped: over HTTP when STANDALONE_MODE is on, else from RunPod's queue."""
+    try:
+        settings = read_settings()
+    except SettingsError:
+        run_serverless()  # which says so in the way of where it runs
+        return
+    if not settings.standalone_mode:
+        run_serverless()
+        return
+    from worker.app.server import serve  # the queue's worker starts sooner without the web framework
+
+    serve(settings)

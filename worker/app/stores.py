@@ -1,0 +1,136 @@
+"""Where models come from and where answers go: the cache on the volume, the sources, buckets."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from worker.app.settings import RUNPOD_VOLUME, Settings, SettingsError
+from worker.catalog.base_models import HOSTED_ONLY
+from worker.catalog.formats.headers import header_end, parse_header, read_header
+from worker.core.request import S3Config
+from worker.net.bucket import Bucket, BucketConfig, GuardedSender
+from worker.net.client import Web
+from worker.net.guard import RefusedUrl
+from worker.store.cache import VolumeCache
+from worker.store.civitai import CivitAI
+from worker.store.civitai_api import CivitaiApi, civitai_hosts
+from worker.store.huggingface import HuggingFaceHub
+from worker.store.local import LocalFolders
+from worker.store.lockfile import Lockfile, LockfileError
+from worker.store.remote_header import HeaderParser
+from worker.store.store import Source, Store
+from worker.store.url import UrlFiles
+
+# Read first and never written: the model that RunPod put on the host, in the Hub's layout, and the one in the image.
+_CACHED_MODELS = (RUNPOD_VOLUME / "huggingface-cache" / "hub",)
+_BAKED_MODELS = Path("/opt/models")
+
+
+def build_cache(settings: Settings) -> VolumeCache:
+    """The models on the volume."""
+    lookup = [folder for folder in (_BAKED_MODELS,) if folder != settings.models_dir]
+    max_bytes = int(settings.cache_max_gb * 1e9) if settings.cache_max_gb else None
+    return VolumeCache(settings.models_dir, lookup=lookup, max_bytes=max_bytes)
+
+
+def build_store(settings: Settings) -> Store:
+    """Where models come from. Raises SettingsError for a lockfile that cannot be used."""
+    cache, web = build_cache(settings), _web(settings)
+    parser = HeaderParser(header_end, parse_header)
+    pickles = settings.allow_pickles
+    read = partial(read_header, allow_pickles=pickles)
+    hub = HuggingFaceHub(
+        cache,
+        web,
+        lookup=_CACHED_MODELS,
+        shared=settings.hub_caches,
+        read_header=read,
+        parser=parser,
+        endpoint=settings.hf_endpoint,
+        token=_secret(settings.hf_token),
+        offline=settings.offline,
+        allow_pickles=pickles,
+    )
+    api = CivitaiApi(web, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
+    civitai = CivitAI(
+        cache,
+        web,
+        api,
+        read_header=read,
+        parser=parser,
+        hosted_only=HOSTED_ONLY,
+        offline=settings.offline,
+        allow_pickles=pickles,
+    )
+    # What callers link to is asked for without any token, and without the endpoints' leave to be private.
+    anonymous = Web(allow_private=settings.allow_private_urls)
+    files = UrlFiles(cache, anonymous, read_header=read_header, parser=parser, offline=settings.offline)
+    roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
+    folders = LocalFolders(roots, read, allow_pickles=pickles)
+    schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
+    return Store(schemes, _lockfile(settings), cache.discard)
+
+
+def _web(settings: Settings) -> Web:
+    """The client of the operator's own endpoints, which knows each one's token."""
+    endpoints = civitai_hosts(settings.civitai_endpoint, _secret(settings.civitai_token))
+    try:
+        return Web(
+            {settings.hf_endpoint: _secret(settings.hf_token), **endpoints}, allow_private=settings.allow_private_urls
+        )
+    except RefusedUrl as error:
+        raise SettingsError(f"HF_ENDPOINT or CIVITAI_ENDPOINT cannot be used: {error}.") from None
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
+
+
+def _lockfile(settings: Settings) -> Lockfile:
+    path = settings.lock_file
+    # One that was asked for by name must be there; the one beside the registry may be.
+    if path is None or (settings.models_lock is None and not path.is_file()):
+        return Lockfile()
+    try:
+        return Lockfile.read(path)
+    except LockfileError as error:
+        raise SettingsError(f"MODELS_LOCK: {error}") from None
+
+
+def build_bucket(settings: Settings) -> Bucket | None:
+    """The operator's bucket for answers that are too large or are asked for there; None without one."""
+    if (
+        settings.bucket_endpoint_url is None
+        or settings.bucket_name is None
+        or settings.bucket_access_key_id is None
+        or settings.bucket_secret_access_key is None
+    ):
+        return None
+    return Bucket(
+        BucketConfig(
+            endpoint_url=settings.bucket_endpoint_url,
+            name=settings.bucket_name,
+            access_key_id=settings.bucket_access_key_id.get_secret_value(),
+            secret_access_key=settings.bucket_secret_access_key.get_secret_value(),
+            url_expires_s=settings.bucket_url_expires_s,
+        )
+    )
+
+
+def bucket_opener(settings: Settings) -> Callable[[S3Config], Bucket]:
+    """How a caller's own bucket is opened: guarded like every address that a caller names."""
+
+    def open_bucket(named: S3Config) -> Bucket:
+        config = BucketConfig(
+            endpoint_url=named.endpoint_url,
+            name=named.bucket_name,
+            access_key_id=named.access_id.get_secret_value(),
+            secret_access_key=named.access_secret.get_secret_value(),
+            url_expires_s=settings.bucket_url_expires_s,
+            named_by="s3Config",
+        )
+        return Bucket(config, GuardedSender(allow_private=settings.allow_private_urls))
+
+    return open_bucket

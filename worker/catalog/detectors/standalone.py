@@ -1,0 +1,103 @@
+"""Repositories without a pipeline: one component of diffusers or transformers, or a peft adapter."""
+
+from collections.abc import Mapping
+
+from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.base_models import declared_base
+from worker.catalog.detectors.components import component_classes
+from worker.catalog.detectors.controlnets import CONTROLNETS, configured_variant
+from worker.core.model import Detection, Kind
+
+Config = Mapping[str, object]
+
+# How a transformers model_type serves a pipeline. What is not listed stays a component.
+_IMAGE_ENCODERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "vit")
+_TEXT_ENCODERS = ("clip_text_model", "t5", "umt5", "llama", "mistral", "gemma", "qwen", "phi", "chatglm", "bert")
+_UNETS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+_ADAPTER_WIDTHS = {"full_adapter": "sd1", "full_adapter_xl": "sdxl", "light_adapter": "sd1"}
+
+
+def component(config: Config) -> Detection | None:
+    """Answer for a config.json that no model_index.json stands beside, or None when it names no class."""
+    name = _text(config.get("_class_name"))
+    if name is not None:
+        return _diffusers(name[:80], config)
+    model = _text(config.get("model_type"))
+    if model is None:
+        return None
+    kind = Kind.COMPONENT
+    if model.startswith(_IMAGE_ENCODERS):
+        kind = Kind.IMAGE_ENCODER
+    elif model.startswith(_TEXT_ENCODERS):
+        kind = Kind.TEXT_ENCODER
+    architectures = config.get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    return Detection(
+        kind,
+        "transformers",
+        evidence=(f"config.json: model_type {model[:80]}, a transformers model",),
+        quantization=quantization_method(config),
+        component_class=_text(named),
+    )
+
+
+def _diffusers(name: str, config: Config) -> Detection:
+    known = component_classes().get(name)
+    kind = known.kind if known else Kind.COMPONENT
+    return Detection(
+        kind,
+        "diffusers",
+        architecture=_base(name, config, known.pipelines if known else ()),
+        pipeline=known.pipelines[0] if known and kind is Kind.DENOISER and len(known.pipelines) == 1 else None,
+        evidence=(f"config.json: {name}",),
+        quantization=quantization_method(config),
+        variant=configured_variant(name, config),
+        component_class=name,
+    )
+
+
+def _base(name: str, config: Config, pipelines: tuple[str, ...]) -> str | None:
+    """Return the family that a component is made for: by its text width, or by the one family that uses its class."""
+    width = config.get("cross_attention_dim")
+    if type(width) is int and name in ("UNet2DConditionModel", "ControlNetModel", "ControlNetUnionModel"):
+        return _UNETS.get(width)
+    if name == "MotionAdapter":
+        levels = config.get("block_out_channels")
+        return {3: "sdxl", 4: "sd1"}.get(len(levels)) if isinstance(levels, list) else None
+    if name == "T2IAdapter":
+        return _ADAPTER_WIDTHS.get(_text(config.get("adapter_type")) or "")
+    bases = {row.architecture for row in CONTROLNETS if row.component_class == name and row.architecture}
+    if not bases:
+        users = set(pipelines)
+        bases = {row.adapter_base for row in ARCHITECTURES if users & {*row.pipelines.values(), *row.classes}}
+    return bases.pop() if len(bases) == 1 else None
+
+
+def peft_adapter(config: Config) -> Detection:
+    """Answer for an adapter_config.json, as peft writes it beside the adapter's weights."""
+    algorithm = str(config.get("peft_type", "LORA")).lower()[:20]
+    if algorithm == "lora" and config.get("use_dora") is True:
+        algorithm = "dora"
+    repository = _text(config.get("base_model_name_or_path")) or ""
+    base = declared_base(repository.split("/", 1)[-1]) or declared_base(repository)
+    evidence = [f"adapter_config.json: {algorithm}"]
+    if repository:
+        evidence.append(f"adapter_config.json: made for {repository[:80]}")
+    return Detection(Kind.LORA, f"{algorithm}/peft", architecture=base, evidence=tuple(evidence))
+
+
+def quantization_method(config: Config) -> str | None:
+    """Return what a config's `quantization_config` names: bitsandbytes_4bit, torchao, sdnq, nunchaku …, or None."""
+    told = config.get("quantization_config")
+    if not isinstance(told, Mapping):
+        return None
+    method = told.get("quant_method")
+    if not isinstance(method, str) or not method:
+        return "unnamed"
+    if method == "bitsandbytes":
+        return "bitsandbytes_4bit" if told.get("load_in_4bit") is True else "bitsandbytes_8bit"
+    return method[:40]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,86 @@
+"""What a parameter of a pipeline's call means and within which bounds it is taken: by its name, else by its ending."""
+
+import re
+from collections.abc import Mapping
+
+from worker.catalog.interface.glossary import GLOSSARY
+from worker.catalog.interface.signatures import Schema
+
+MAX_TEXT_CHARS = 8_000
+MAX_ITEMS = 1_024
+
+# Bounds and meaning of names that many pipelines share.
+BOUNDS: Mapping[str, tuple[float, float, str]] = {
+    "guidance_scale": (0, 30, "How strongly the prompt is followed."),
+    "true_cfg_scale": (0, 30, "Classifier-free guidance with the negative prompt; 1 turns it off."),
+    "strength": (0, 1, "How much of the input picture is redrawn: near 0 keeps it, 1 ignores it."),
+    "guidance_rescale": (0, 1, "Tones down over-exposure from a high guidance_scale."),
+    "eta": (0, 1, "Noise that DDIM adds back at every step."),
+    "clip_skip": (0, 12, "Last layers of the text encoder to leave out: 1 is A1111's clip skip 2."),
+    "denoising_start": (0, 1, "Fraction of the steps to skip at the start."),
+    "denoising_end": (0, 1, "Fraction of the steps after which to stop."),
+    "control_guidance_start": (0, 1, "Fraction of the steps at which control begins."),
+    "control_guidance_end": (0, 1, "Fraction of the steps at which control ends."),
+    "num_frames": (1, 257, "Frames to draw."),
+    "video_length": (1, 257, "Frames to draw."),
+    "frames": (1, 257, "Frames to draw."),
+    "fps": (1, 60, "Frames a second."),
+    "frame_rate": (1, 60, "Frames a second."),
+    "decode_chunk_size": (1, 64, "Frames decoded at once."),
+    "max_sequence_length": (1, 2_048, "Prompt tokens that are read."),
+    "max_new_tokens": (1, 4_096, "Tokens that the model may write."),
+    "noise_level": (0, 1_000, "Noise added to the input picture before upscaling."),
+    "ensemble_size": (1, 16, "Runs that are averaged."),
+    "scale": (0.25, 8, "How many times as large the picture becomes; what the file is made for when left out."),
+    "tile": (64, 2_048, "Pixels a side that an upscaler sees at once: less takes less memory."),
+    "padding_mask_crop": (0, 1_024, "Margin in pixels kept around the mask."),
+}
+# Names that no row above lists: by ending, so that a new pipeline's parameter is bounded too.
+_ENDINGS: tuple[tuple[re.Pattern[str], float, float], ...] = (
+    (re.compile(r".*guidance_scale.*|.*cfg_scale|(pag|sag|stg)_scale"), 0, 30),
+    (re.compile(r".*strength"), 0, 1),
+    (re.compile(r".*(original|target)_size|.*crops?_coord.*"), 0, 16_384),
+    (re.compile(r".*(resolution|width|height|_size)"), 0, 4_096),
+    (re.compile(r"timesteps|.*_timesteps"), 0, 1_000),
+    (re.compile(r"sigmas|.*_sigmas"), 0, 1_000),
+)
+_ANY_NUMBER = (-1_000_000, 1_000_000)
+
+
+def bounded(name: str, schema: Schema, max_steps: int) -> Schema:
+    """`schema` of the parameter `name` with every number, list and text in it bounded, and what the name means."""
+    text = meaning(name)
+    return _limited(name, schema, max_steps) | ({"description": text} if text else {})
+
+
+def meaning(name: str) -> str | None:
+    """What a parameter of this name does, in a sentence; None for one that a new diffusers brought."""
+    return BOUNDS[name][2] if name in BOUNDS else GLOSSARY.get(name)
+
+
+def _limited(name: str, schema: Schema, max_steps: int) -> Schema:
+    if re.fullmatch(r".*_steps?", name):
+        return _bounded(schema, 0, max_steps, max_steps)
+    if name in BOUNDS:
+        low, high, _ = BOUNDS[name]
+        return _bounded(schema, low, high, max_steps)
+    for pattern, low, high in _ENDINGS:
+        if pattern.fullmatch(name):
+            return _bounded(schema, low, high, max_steps if "timesteps" in name or "sigmas" in name else MAX_ITEMS)
+    return _bounded(schema, *_ANY_NUMBER, MAX_ITEMS)
+
+
+def _bounded(schema: Schema, low: float, high: float, items: int) -> Schema:
+    """`schema` with every number between `low` and `high`, and every list and text of bounded length."""
+    members = schema.get("anyOf")
+    if isinstance(members, list):
+        return {"anyOf": [_bounded(member, low, high, items) for member in members if isinstance(member, dict)]}
+    kind, inner = schema.get("type"), schema.get("items")
+    if kind in ("integer", "number"):
+        ceiling = schema.get("maximum", high)
+        return schema | {"minimum": low, "maximum": min(ceiling, high) if isinstance(ceiling, int | float) else high}
+    if kind == "string" and "enum" not in schema:
+        return schema | {"maxLength": MAX_TEXT_CHARS}
+    if kind == "array" and isinstance(inner, dict):
+        return {"maxItems": items, "minItems": 1} | schema | {"items": _bounded(inner, low, high, items)}
+    return dict(schema)

@@ -1,0 +1,239 @@
+"""THE TABLE of media inputs: which pictures and videos a pipeline's call takes, and in which form.
+
+What a parameter is for is read from its name in the signature, and for most classes that is all. The exceptions stand
+in `_EXCEPTIONS`, by class, as data; nothing else in the worker looks at a class's name to decide about its pictures.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from worker.catalog.interface.signatures import CallParameter, call_parameters
+from worker.core.job import Form
+from worker.core.model import Task
+
+# The request's own fields for media, in the order in which a caller would name them.
+FIELDS = ("image", "images", "mask_image", "control_image", "control_images", "video")
+# Pipelines' names that doors take for one of these fields, so that they never come from a caller.
+_ALIASED = frozenset({"mask"})
+VIDEO_TASKS = frozenset({Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO})
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter of a pipeline's call that takes media.
+
+    `fields` are the request's fields that can fill it, the first choice first; its own name always can. A slot that is
+    not `fitted` takes pictures of any size beside the one that is drawn: references and examples; where they are
+    `bounded`, only pictures of 64 pixels a side or more, and at most eight times as long as wide.
+    """
+
+    parameter: str
+    fields: tuple[str, ...] = ()
+    form: Form = "picture"
+    required: bool = False
+    fitted: bool = True
+    bounded: bool = False
+    alpha: bool = False  # whether transparency is kept; all others see it as white
+
+    @property
+    def several(self) -> bool:
+        """Whether it takes more than one picture."""
+        return self.form not in ("picture", "mask", "unmask")
+
+    @property
+    def own_name(self) -> str | None:
+        """The name of the parameter, where a request can say it."""
+        return None if self.parameter in _ALIASED else self.parameter
+
+    @property
+    def moving(self) -> bool:
+        """Whether it takes a video."""
+        return "video" in self.parameter or "video" in self.fields
+
+
+_IMAGE, _CONTROL = ("image", "images"), ("control_image", "control_images")
+# What a parameter of this name takes, in whichever pipeline.
+_NAMED: Mapping[str, Slot] = {
+    slot.parameter: slot
+    for slot in (
+        Slot("image", _IMAGE),
+        Slot("images", _IMAGE, "pictures"),
+        Slot("input_images", _IMAGE, "batch", fitted=False),
+        Slot("mask_image", ("mask_image",), "mask"),
+        Slot("mask", ("mask_image",), "mask"),
+        Slot("control_mask", ("mask_image",), "mask"),
+        Slot("control_image", _CONTROL, "controls"),
+        Slot("condtioning_image", _CONTROL),  # spelt so in BlipDiffusion
+        Slot("conditioning_image", _CONTROL),
+        Slot("conditioning_frames", ("control_images", "video"), "pictures"),
+        Slot("controls", ("video", "control_images"), "pictures"),
+        Slot("video", ("video",), "pictures"),
+        Slot("control_video", ("video",), "pictures"),
+        Slot("pose_video", ("video",), "pictures"),
+        Slot("face_video", (), "pictures", fitted=False),
+        Slot("background_video", (), "pictures"),
+        Slot("mask_video", (), "pictures"),
+        Slot("conditions", ("image", "images", "video"), "condition"),
+        Slot("reference_conditions", ("video", "image", "images"), "condition"),
+        Slot("last_image"),
+        Slot("cond_image", _IMAGE),
+        Slot("source_image", _IMAGE),
+        Slot("original_image", fitted=False),
+        Slot("ref_image", _IMAGE, fitted=False),
+        Slot("reference_image", _IMAGE, fitted=False),
+        Slot("reference_images", _IMAGE, "pictures", fitted=False),
+        Slot("image_reference", (), "pictures", fitted=False),
+        Slot("example_image", fitted=False),
+        Slot("gligen_images", (), "pictures", fitted=False),
+        Slot("gligen_inpaint_image"),
+        Slot("text_images", (), "pictures", fitted=False),
+    )
+}
+# A new pipeline's parameter that no row above names, where its annotation speaks of pictures.
+_MEDIA_NAME = re.compile(r"(\w+_)?(image|images|video|mask)(_\d)?")
+_MEDIA_TYPE = re.compile(r"Image|PipelineImageInput")
+_NEVER = re.compile(r"(negative_)?ip_adapter_.*|\w*latents|user_mask")
+
+_SEVERAL = Slot("image", _IMAGE, "pictures", fitted=False)
+_CONTROL_AS_IMAGE = Slot("image", (*_CONTROL, *_IMAGE), "controls", required=True)
+_IMAGE_AS_CONTROL = Slot("control_image", (*_IMAGE, *_CONTROL), required=True)
+_EXCEPTIONS: Mapping[str, tuple[Slot, ...]] = {
+    **dict.fromkeys(
+        (
+            "QwenImageEditPlusPipeline",
+            "QwenImage21Pipeline",
+            "GlmImagePipeline",
+            "BriaFibo2Pipeline",
+        ),
+        (_SEVERAL,),
+    ),
+    **dict.fromkeys(
+        ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline", "ZImageOmniPipeline"),
+        (replace(_SEVERAL, bounded=True),),
+    ),
+    **dict.fromkeys(
+        (
+            "StableDiffusionControlNetPipeline",
+            "StableDiffusionControlNetPAGPipeline",
+            "StableDiffusionControlNetXSPipeline",
+            "StableDiffusionXLControlNetPipeline",
+            "StableDiffusionXLControlNetPAGPipeline",
+            "StableDiffusionXLControlNetXSPipeline",
+            "StableDiffusionAdapterPipeline",
+            "StableDiffusionXLAdapterPipeline",
+        ),
+        (_CONTROL_AS_IMAGE,),
+    ),
+    "QwenImageControlNetInpaintPipeline": (_IMAGE_AS_CONTROL,),
+    "StableDiffusion3ControlNetInpaintingPipeline": (_IMAGE_AS_CONTROL,),
+    "JoyImageEditPlusPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
+    "StableCascadeCombinedPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
+    "Flux2KleinInpaintPipeline": (Slot("image", _IMAGE), Slot("image_reference", (), fitted=False, bounded=True)),
+    "FluxKontextInpaintPipeline": (Slot("image_reference", (), fitted=False),),
+    "WanVACEPipeline": (
+        Slot("mask", ("mask_image",), "pictures"),
+        Slot("reference_images", _IMAGE, "pictures", fitted=False),
+    ),
+    "VisualClozePipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
+    "VisualClozeGenerationPipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
+    "SpandrelUpscalePipeline": (Slot("image", _IMAGE, required=True, fitted=False, alpha=True),),
+    "RePaintPipeline": (Slot("mask_image", ("mask_image",), "unmask", required=True),),
+}
+# Parameters that `_NAMED` or a type would take for pictures and that stay unset: another one carries the same.
+_UNUSED: Mapping[str, frozenset[str]] = {
+    "LTXConditionPipeline": frozenset({"conditions"}),
+    "LTX2InContextPipeline": frozenset({"conditions"}),
+    "AnyFlowFARPipeline": frozenset({"video"}),  # of which it wants the tensor
+    # Wants a UNet of nine channels, which only one deprecated checkpoint has.
+    "StableDiffusionGLIGENPipeline": frozenset({"gligen_inpaint_image"}),
+    "StableDiffusionGLIGENTextImagePipeline": frozenset({"gligen_inpaint_image"}),
+}
+
+
+@lru_cache(maxsize=512)
+def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
+    """Every parameter of this class's call that takes media, in written order; None where diffusers is not known."""
+    signature = call_parameters(class_name) if class_name else None
+    if class_name is None or signature is None:
+        return None
+    own = {slot.parameter: slot for slot in _EXCEPTIONS.get(class_name, ())}
+    unused = _UNUSED.get(class_name, frozenset())
+    found = [own.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in unused]
+    slots = [slot for slot in (*found, *own.values()) if slot is not None]
+    return tuple(replace(slot, required=slot.required or _is_required(signature, slot)) for slot in slots)
+
+
+def _slot(parameter: CallParameter) -> Slot | None:
+    name, annotation = parameter.name, parameter.annotation
+    if _NEVER.fullmatch(name) or parameter.schema == {"type": "integer"}:  # `frames` of Sana is a count
+        return None
+    if name in _NAMED:
+        return _NAMED[name]
+    if not (_MEDIA_NAME.fullmatch(name) and _MEDIA_TYPE.search(annotation)):
+        return None
+    several = name.endswith(("images", "video")) or annotation.startswith(("list[", "List["))
+    return Slot(name, form="pictures" if several else "mask" if "mask" in name else "picture", fitted=False)
+
+
+def _is_required(signature: Mapping[str, CallParameter], slot: Slot) -> bool:
+    return slot.parameter in signature and signature[slot.parameter].required
+
+
+def assign(slots: Iterable[Slot], sent: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Which of the fields that were sent go into which parameter. A field that no slot takes is left out.
+
+    Every slot takes what bears its own name, then its first choice; what nobody took goes to a slot still empty.
+    """
+    slots = list(slots)
+    taken: dict[str, tuple[str, ...]] = {}
+    left = list(dict.fromkeys(sent))
+
+    def give(slot: Slot, names: Iterable[str]) -> None:
+        for name in names:
+            # image and images are one list, and so are control_image and control_images
+            group = [other for other in left if other in (name, f"{name}s", name.removesuffix("s"))]
+            if slot.parameter not in taken and group:
+                taken[slot.parameter] = tuple(sorted(group, key=len))
+                left[:] = [other for other in left if other not in group]
+
+    for choose in (lambda slot: (slot.parameter,), lambda slot: slot.fields[:2], lambda slot: slot.fields):
+        for slot in sorted(slots, key=lambda item: item.parameter not in FIELDS):
+            give(slot, choose(slot))
+    return taken
+
+
+def missing_fields(slots: Iterable[Slot], task: Task, sent: Collection[str]) -> tuple[str, ...]:
+    """The fields that `task` still needs on a class with these slots, by the names that a caller would use."""
+    slots = list(slots)
+    taken = assign(slots, sent)
+    missing = [_name(slot) for slot in slots if slot.required and slot.parameter not in taken]
+    wanted = [*_BY_TASK.get(task, ())]
+    if task is Task.CONTROLNET:  # one that also starts from a picture needs that too, and its mask
+        wanted += [name for name in ("image", "mask_image") if any(slot.fields[:1] == (name,) for slot in slots)]
+    for field in wanted:
+        holders = [slot for slot in slots if field in slot.fields]
+        if holders and not any(slot.parameter in taken or _name(slot) in missing for slot in holders):
+            missing.append(field)
+    return tuple(dict.fromkeys(missing))
+
+
+def _name(slot: Slot) -> str:
+    return slot.fields[0] if slot.fields else slot.parameter
+
+
+_BY_TASK: Mapping[Task, tuple[str, ...]] = {
+    Task.IMAGE_TO_IMAGE: ("image",),
+    Task.IMAGE_EDITING: ("image",),
+    Task.UPSCALING: ("image",),
+    Task.INPAINTING: ("image", "mask_image"),
+    Task.CONTROLNET: ("control_image",),
+    Task.IMAGE_TO_VIDEO: ("image",),
+    Task.VIDEO_TO_VIDEO: ("video",),
+}
+
+
+def default_slots(task: Task) -> tuple[Slot, ...]:
+    """What `task` takes where no signature can be read."""
+    return tuple(_NAMED[name] for name in _BY_TASK.get(task, ()))

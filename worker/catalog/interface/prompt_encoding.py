@@ -1,0 +1,63 @@
+"""How a pipeline reads prompts, where the worker can weigh their words: by the model's family and the class's call."""
+
+import re
+from collections.abc import Mapping
+
+from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.interface.tasks import architecture_of
+from worker.core.model import Detection, ModelSpec
+from worker.core.prompt import PromptForm
+
+# Layers of the smallest encoder of a family's pipelines.
+_CLIP_LAYERS, _SD2_LAYERS = 12, 23
+_FORMS: Mapping[str, PromptForm] = {
+    "sd1": "clip", "sd2": "clip", "sdxl": "clip-pair", "ssd-1b": "clip-pair", "segmind-vega": "clip-pair",
+    "sdxl-refiner": "clip-pair", "flux1": "clip-t5", "sd3": "clip-pair-t5",
+}  # fmt: skip
+_BOTH = {"clip_l": 768, "clip_g": 1280}
+_WIDTHS: Mapping[str, Mapping[str, int]] = {
+    "sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": _BOTH, "ssd-1b": _BOTH, "segmind-vega": _BOTH,
+    "sdxl-refiner": {"clip_g": 1280}, "flux1": {"clip_l": 768, "t5": 4096}, "sd3": {**_BOTH, "t5": 4096},
+}  # fmt: skip
+# They look for single words of the prompt, or read it a second time beside their call.
+_NOT_THESE = re.compile("StableDiffusion(AttendAndExcite|DiffEdit|Pix2PixZero|ModelEditing)Pipeline|TextToVideoZero.*")
+
+
+def prompt_form(spec: ModelSpec, detection: Detection | None, class_name: str | None) -> PromptForm | None:
+    """How the class reads prompts; None where it takes no embeddings, or those of encoders that are not weighed."""
+    row = architecture_of(spec, detection)
+    form = _FORMS.get(row.adapter_base) if row is not None else None
+    signature = call_parameters(class_name or "") or {}
+    if form is None or not {"prompt", "prompt_embeds"} <= signature.keys() or _NOT_THESE.fullmatch(class_name or ""):
+        return None
+    pooled = "pooled_prompt_embeds" in signature
+    if form == "clip" and pooled:
+        return "clip-pair"  # AnimateDiff's class for SDXL stands in Stable Diffusion 1's row
+    return form if pooled or form == "clip" else None
+
+
+def clip_skip_limit(spec: ModelSpec, detection: Detection | None) -> int:
+    """How many layers `clip_skip` may leave out: one has to be left, and all but single encoders lack one already."""
+    row = architecture_of(spec, detection)
+    base = row.adapter_base if row is not None else "sd1"
+    if base == "sd2":
+        return _SD2_LAYERS - 1
+    return _CLIP_LAYERS - (1 if _FORMS.get(base, "clip") == "clip" else 2)
+
+
+def encoder_widths(
+    spec: ModelSpec, detection: Detection | None, configs: Mapping[str, Mapping[str, object]]
+) -> dict[str, int]:
+    """The width of each text encoder that words can be taught to, by what embeddings call it: from the model's own
+    configs, else the family's; {} where neither tells."""
+    found: dict[str, int] = {}
+    for folder, part in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"), ("text_encoder_3", "t5")):
+        config = configs.get(f"{folder}/config.json", {})
+        kind = "t5" if config.get("model_type") == "t5" else part
+        width = config.get("d_model" if kind == "t5" else "hidden_size")
+        if isinstance(width, int):
+            found[kind] = width
+    row = architecture_of(spec, detection)
+    if found or row is None or spec.config is not None:
+        return found
+    return dict(_WIDTHS.get(row.adapter_base, {}))

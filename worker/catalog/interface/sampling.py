@@ -1,0 +1,380 @@
+"""Which schedulers fit a model, and what a request's `scheduler`, `schedule` and `shift` choose among them."""
+
+import difflib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from worker.catalog.interface.signatures import Schema
+from worker.catalog.interface.tasks import architecture_of, pipeline_for
+from worker.catalog.samplers import (
+    AUTOMATIC,
+    SAMPLERS,
+    Named,
+    Sampler,
+    folded,
+    names_of,
+    read_name,
+    read_schedule,
+    unserved,
+    unserved_schedule,
+)
+from worker.catalog.schedulers import CLASSES, SCHEDULES, Noise, Options, lists_of
+from worker.core.errors import ParameterOutOfRange
+from worker.core.job import SchedulerChoice
+from worker.core.model import Detection, ModelSpec, Task
+
+FILE = Path(__file__).parent / "pipeline_schedulers.json"
+_TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
+FIELDS = ("scheduler", "schedule", "shift")
+LISTS = ("timesteps", "sigmas")
+
+# What a family's weights predict and the scheduler that its models bring, where these are not those of most flows.
+# None for what differs from model to model, or is in no one else's terms.
+_OWN: Mapping[str, tuple[Noise | None, str | None]] = {
+    "sd1": ("diffusion", "PNDMScheduler"),
+    "sd2": ("diffusion", "DDIMScheduler"),
+    "sdxl": ("diffusion", "EulerDiscreteScheduler"),
+    "sdxl-refiner": ("diffusion", "EulerDiscreteScheduler"),
+    "ssd-1b": ("diffusion", "EulerDiscreteScheduler"),
+    "segmind-vega": ("diffusion", "EulerDiscreteScheduler"),
+    "kolors": ("diffusion", "EulerDiscreteScheduler"),
+    "latent-consistency": ("diffusion", "LCMScheduler"),
+    "stable-cascade": (None, "DDPMWuerstchenScheduler"),
+    "kandinsky-2.2": ("diffusion", "DDPMScheduler"),
+    "kandinsky-3": ("diffusion", "DDPMScheduler"),
+    "sd-x4-upscaler": ("diffusion", "DDIMScheduler"),
+    "sd-latent-upscaler": ("diffusion", "EulerDiscreteScheduler"),
+    "pixart-alpha": ("diffusion", "DPMSolverMultistepScheduler"),
+    "pixart-sigma": ("diffusion", "DPMSolverMultistepScheduler"),
+    "hunyuan-dit": ("diffusion", "DDPMScheduler"),
+    "cogview3": ("cogvideox", None),
+    "cogvideox": ("cogvideox", None),
+    "cogvideox-i2v": ("cogvideox", None),
+    "svd": ("diffusion", "EulerDiscreteScheduler"),
+    "animatediff": ("diffusion", None),
+    "allegro": ("diffusion", None),
+    "latte": ("diffusion", "DDIMScheduler"),
+    "sana": ("flow", "DPMSolverMultistepScheduler"),
+    "sana-sprint": (None, "SCMScheduler"),
+    "sana-video": ("flow", None),
+    "wan": ("flow", "UniPCMultistepScheduler"),
+    "wan-i2v": ("flow", "UniPCMultistepScheduler"),
+    "wan-vace": ("flow", "UniPCMultistepScheduler"),
+    "wan-animate": ("flow", "UniPCMultistepScheduler"),
+}
+_FLOW: tuple[Noise, str] = ("flow", "FlowMatchEulerDiscreteScheduler")
+# Trained on a continuous scale of noise, or to one scheduler's own steps: another class runs and draws something else.
+_BOUND = frozenset(
+    {
+        "StableVideoDiffusionPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a model can be sampled with: classes, the model's `own` first where it is known.
+
+    `shifting` are those that take `shift` for it.
+    """
+
+    own: str | None
+    noise: Noise | None
+    classes: tuple[str, ...]
+    shifting: frozenset[str] = frozenset()
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """The schedules that one of the classes draws."""
+        taken = {name for cls in self.classes if cls in CLASSES for name in CLASSES[cls].schedules_of(self.noise)}
+        return tuple(name for name in SCHEDULES if name in taken)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may say as `scheduler`, samplers first; every one of them may be followed by a schedule."""
+        return (*(sampler.name for sampler in SAMPLERS if self.class_of(sampler)), *self.classes)
+
+    def takes(self, name: str) -> bool:
+        """Whether `timesteps` or `sigmas` can be given to one of the classes."""
+        return any(name in lists_of(cls, self.noise) for cls in self.classes)
+
+    def class_of(self, sampler: Sampler) -> str | None:
+        """The class that `sampler` is for this model, if it fits."""
+        cls = sampler.classes.get(self.noise) if self.noise else None
+        return cls if cls in self.classes else None
+
+    def schedules_of(self, cls: str | None) -> Mapping[str, Options]:
+        """The schedules that a class draws for this model."""
+        row = CLASSES.get(cls or "")
+        return row.schedules_of(self.noise) if row else {}
+
+
+def fit_of(spec: ModelSpec, detection: Detection | None, task: Task) -> Fit:
+    """The schedulers that fit a model for `task`: by what its weights predict, and by what its pipeline can run."""
+    noise, own = native(spec, detection)
+    pipeline = pipeline_for(spec, detection, task) or ""
+    measured = _measured().get(pipeline)
+    row = CLASSES.get(own or "")
+    alone = Fit(
+        own, noise, (own,) if own else (), frozenset({row.name} if row and row.shifts and noise == "flow" else ())
+    )
+    if noise is None or pipeline in _BOUND or measured is None:
+        return alone
+    if not measured.classes:  # it has a second pipeline inside, which does not see what is set here
+        return Fit(own, None, (own,) if own else ())
+    if measured.noise != noise and (measured.noise, noise) != ("diffusion", "edm"):
+        return alone
+    runs = measured.classes if measured.noise == noise else frozenset(CLASSES)
+    zero_snr = detection is not None and detection.zero_snr
+    found = [
+        row.name
+        for row in CLASSES.values()
+        if noise in row.noise and row.name in runs and (row.zero_snr or not zero_snr) and row.name != own
+    ]
+    return Fit(own, noise, ((own,) if own else ()) + tuple(found), measured.shifting | alone.shifting)
+
+
+def sampling_properties(fit: Fit) -> dict[str, Schema]:
+    """The JSON Schema of the sampling fields that a model takes."""
+    text = "How the steps are made: a sampler, with or without a schedule behind it; the model's own when left out."
+    found: dict[str, Schema] = {"scheduler": {**_TEXT, "description": text}}
+    if fit.schedules:
+        text = f"Where the steps are: {', '.join(fit.schedules)}, as far as the scheduler draws them."
+        found["schedule"] = {**_TEXT, "description": f"{text} The model's own when left out."}
+    if fit.shifting:
+        text = "Moves the steps towards noise, the more the higher; large pictures and videos want more."
+        found["shift"] = {"type": "number", "minimum": 0.01, "maximum": 100, "description": text}
+    return found
+
+
+def sampling_examples(fit: Fit, usual: Mapping[str, JsonValue]) -> dict[str, tuple[str, ...]]:
+    """The schedulers and schedules that a request may name with nothing else said; `usual` are the model's defaults."""
+    return {
+        "scheduler": tuple(name for name in fit.names if _is_taken({"scheduler": name}, usual, fit)),
+        "schedule": tuple(name for name in fit.schedules if _is_taken({"schedule": name}, usual, fit)),
+    }
+
+
+def needs_scheduler(fit: Fit, usual: Mapping[str, JsonValue], fields: Collection[str]) -> tuple[str, ...]:
+    """Which of `fields` are refused unless a scheduler is named with them: the one that draws otherwise has no use.
+
+    `usual` are the defaults that a request has without them.
+    """
+    tried: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
+    return tuple(name for name in tried if name in fields and not _is_taken({name: tried[name]}, usual, fit))
+
+
+def said_of(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
+    """What `params`, of which a request `sent` some, say of FIELDS."""
+    said = {name: params[name] for name in FIELDS if name in params}
+    if "scheduler" in sent and "schedule" not in sent:
+        said.pop("schedule", None)  # the model's default is one for the model's default scheduler
+    return said
+
+
+def choose(
+    said: Mapping[str, JsonValue], params: Mapping[str, JsonValue], fit: Fit, model: str
+) -> SchedulerChoice | None:
+    """What `said` of FIELDS chooses, None where it says nothing. `params` may hold a list of the job's own.
+
+    Raises ParameterOutOfRange for what does not fit the model, with what does.
+    """
+    name, schedule, shift = (said.get(field) for field in FIELDS)
+    if isinstance(schedule, str) and folded(schedule) in AUTOMATIC:
+        schedule = None
+    lists = [field for field in LISTS if params.get(field) is not None]
+    if name is None and schedule is None and shift is None and not lists:
+        return None
+    cls, canonical, options = fit.own, None, dict[str, JsonValue]()
+    if isinstance(name, str):
+        named = _named(name, fit, model)
+        cls = fit.class_of(named.sampler) if named.sampler else named.cls
+        canonical = named.sampler.name if named.sampler and named.sampler.options else cls
+        row = CLASSES.get(cls or "")
+        options |= row.options if row else {}
+        options |= named.sampler.options if named.sampler else {}
+        schedule = _one_schedule(named.schedule, schedule, name)
+        _check_package(cls, name)
+    if isinstance(schedule, str):
+        schedule = _known_schedule(schedule, fit, model)
+        options |= _schedule(schedule, cls, fit, model)
+    if lists:
+        options |= _check_lists(lists, params, cls, schedule, fit)
+    if shift is not None and cls not in fit.shifting:
+        raise ParameterOutOfRange(
+            f"shift cannot be given to {cls or 'the scheduler of this model'} with {model}; "
+            f"leave it out, or send scheduler: {' or '.join(sorted(fit.shifting))}.",
+            field="shift",
+        )
+    if not canonical and fit.noise is None:
+        return None  # a list alone, for a scheduler of which nothing is known here: the engine will see
+    return SchedulerChoice(
+        name=canonical,
+        cls=cls if canonical else None,
+        options=options,
+        schedule=schedule if isinstance(schedule, str) else None,
+        shift=float(shift) if isinstance(shift, int | float) else None,
+        flow=fit.noise == "flow",
+        replaces=frozenset(row.name for row in CLASSES.values() if fit.noise in row.noise) | {fit.own or ""},
+    )
+
+
+def _is_taken(sent: Mapping[str, JsonValue], usual: Mapping[str, JsonValue], fit: Fit) -> bool:
+    """Whether a request that says just `sent` of sampling is taken by a model with these defaults."""
+    params = {**usual, **sent}
+    try:
+        choose(said_of(params, sent), params, fit, "")
+    except ParameterOutOfRange:
+        return False
+    return True
+
+
+def _named(name: str, fit: Fit, model: str) -> Named:
+    """What `name` says, if that fits the model."""
+    named = read_name(name)
+    if named is None and fit.own is not None and name.removesuffix("Scheduler") == fit.own.removesuffix("Scheduler"):
+        return Named(cls=fit.own)  # one that stands in no table, and is the model's own
+    if named is not None and ((named.sampler and fit.class_of(named.sampler)) or named.cls in fit.classes):
+        return named
+    shown = name[:64]
+    names = ", ".join(fit.names) or "none by name, only its own"
+    nearest = unserved(name)
+    if named is not None:
+        meant = named.sampler.name if named.sampler else _sampler_of(named.cls)
+        same = next((sampler for sampler in SAMPLERS if sampler.name == meant), None)
+        near = fit.class_of(same) if same else None
+        text = f"scheduler {shown!r} does not fit {model}; choose one of {names}."
+    elif nearest is not None:
+        near = nearest if nearest in fit.names else None
+        text = f"scheduler {shown!r} is none that diffusers has; the nearest to it is {nearest}. {model} takes {names}."
+    elif read_schedule(name) or unserved_schedule(name):
+        near = None
+        text = f"{shown!r} says where the steps are, not how they are made: send it as schedule, or behind a scheduler."
+    else:
+        spellings = [other for sampler in SAMPLERS if fit.class_of(sampler) for other in names_of(sampler)]
+        near = next(iter(difflib.get_close_matches(shown.lower(), [*spellings, *fit.names], n=1)), None)
+        text = f"scheduler {shown!r} is not known for {model}; choose one of {names}."
+    raise ParameterOutOfRange(text, field="scheduler", hint=f"Did you mean {near}?" if near else None)
+
+
+def _sampler_of(cls: str | None) -> str | None:
+    """The sampler that a class is, for any kind of model."""
+    return next((sampler.name for sampler in SAMPLERS if cls in sampler.classes.values()), None)
+
+
+def _one_schedule(named: str | None, sent: JsonValue, name: str) -> JsonValue:
+    """The one schedule that a name and the field say together."""
+    if named is None or sent is None or read_schedule(str(sent)) == named:
+        return named or sent
+    raise ParameterOutOfRange(
+        f"scheduler {name[:64]!r} says {named} and schedule says {str(sent)[:32]}; send one of the two.",
+        field="schedule",
+    )
+
+
+def _known_schedule(said: str, fit: Fit, model: str) -> str:
+    """The schedule that `said` means."""
+    found = read_schedule(said)
+    if found is not None:
+        return found
+    names, near = ", ".join(fit.schedules) or "none but its own", unserved_schedule(said)
+    text = f"is none that diffusers has; the nearest to it is {near}. {model} takes {names}."
+    text = text if near else f"is not known for {model}; choose one of {names}."
+    close = [near] if near else difflib.get_close_matches(said.lower()[:40], fit.schedules, n=1)
+    hint = f"Did you mean {close[0]}?" if close else None
+    raise ParameterOutOfRange(f"schedule {said[:64]!r} {text}", field="schedule", hint=hint)
+
+
+def _schedule(schedule: str, cls: str | None, fit: Fit, model: str) -> Options:
+    """The options by which `cls` draws `schedule`."""
+    found = fit.schedules_of(cls)
+    if schedule in found:
+        return found[schedule]
+    others = [sampler.name for sampler in SAMPLERS if schedule in fit.schedules_of(fit.class_of(sampler))]
+    who = cls or f"the scheduler of {model}"
+    has = f"it has {', '.join(found)}" if found else "it has only its own"
+    fix = f"; with {schedule}, {model} takes scheduler: {', '.join(others)}" if others else ""
+    raise ParameterOutOfRange(f"schedule {schedule} is none of {who}: {has}{fix}.", field="schedule")
+
+
+def _check_lists(
+    lists: list[str], params: Mapping[str, JsonValue], cls: str | None, schedule: JsonValue, fit: Fit
+) -> Options:
+    """What a list of the job's own needs laid over the config: nothing that would bend it."""
+    if len(lists) > 1:
+        raise ParameterOutOfRange("timesteps and sigmas say the same twice; send one of them.", field=lists[1])
+    (name,) = lists
+    if schedule is not None:
+        raise ParameterOutOfRange(f"{name} and schedule {schedule} are two schedules; send one.", field=name)
+    if cls is not None and name not in lists_of(cls, fit.noise):
+        able = [other for other in fit.classes if name in lists_of(other, fit.noise)]
+        fix = f"leave it out, or send scheduler: {', '.join(able)}" if able else "leave it out"
+        raise ParameterOutOfRange(f"{name} cannot be given to {cls}, which this job draws with; {fix}.", field=name)
+    values = params[name]
+    numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, list) else []
+    if any(after >= before for before, after in pairwise(numbers)):
+        raise ParameterOutOfRange(f"{name} must fall from each number to the next; sort it downwards.", field=name)
+    if name == "timesteps" and numbers and fit.noise == "diffusion" and numbers[0] > 999:
+        raise ParameterOutOfRange(f"timesteps begin at 999 at most; {numbers[0]} was sent.", field=name)
+    return {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
+
+def _check_package(cls: str | None, name: str) -> None:
+    row = CLASSES.get(cls or "")
+    package = row.package if row else ""
+    if package and find_spec(package) is None:
+        raise ParameterOutOfRange(
+            f"scheduler {name[:64]!r} needs the package {package}, which this worker lacks; "
+            f"name another one, or let the operator install {package}.",
+            field="scheduler",
+        )
+
+
+def native(spec: ModelSpec, detection: Detection | None) -> tuple[Noise | None, str | None]:
+    """What the model's weights predict, and the scheduler that it brings, as far as that is known."""
+    row = architecture_of(spec, detection)
+    noise, own = _OWN.get(row.id, _FLOW) if row else (None, None)
+    if detection is None:
+        return noise, own
+    if detection.prediction_type in ("edm", "edm_v_prediction"):
+        return "edm", detection.scheduler
+    if detection.scheduler is None:
+        # A variant of few steps is sampled with what its authors publish, not with its family's own.
+        return noise, None if detection.variant and noise == "diffusion" else own
+    cls = CLASSES.get(detection.scheduler)
+    if cls is None:
+        return None, detection.scheduler
+    flow = detection.prediction_type == "flow_prediction" or (noise == "flow" and "flow" in cls.noise)
+    return "flow" if flow else cls.noise[0], detection.scheduler
+
+
+def measured_pipelines() -> frozenset[str]:
+    """The pipeline classes that were tried with every scheduler: all that this worker can run."""
+    return frozenset(_measured())
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    noise: Noise
+    classes: frozenset[str]
+    shifting: frozenset[str]
+
+
+@lru_cache(maxsize=1)
+def _measured() -> Mapping[str, _Measured]:
+    """What each pipeline class was seen to run with, by class name."""
+    groups = json.loads(FILE.read_text(encoding="utf-8"))["groups"]
+    return {
+        name: _Measured(group["noise"], frozenset(group["runs"]), frozenset(group["shifts"]))
+        for group in groups
+        for name in group["pipelines"]
+    }

@@ -1,0 +1,276 @@
+"""A request for a model as JSON Schema (2020-12): its fields, and for which task which of them go together."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import JsonValue
+
+from worker.catalog.detectors.companions import UPSCALE_PIPELINE
+from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_one_image_prompt
+from worker.catalog.interface.bounds import meaning
+from worker.catalog.interface.clauses import DEFINITIONS, sent
+from worker.catalog.interface.controls import controlled_rows, known_modes, most_controls
+from worker.catalog.interface.field_rules import formats_of, rules, with_controls
+from worker.catalog.interface.inputs import FIELDS, Slot
+from worker.catalog.interface.parameters import (
+    COMMON,
+    defaults,
+    meanings,
+    needed_fields,
+    parameters,
+    takes_negative_prompt,
+)
+from worker.catalog.interface.sampling import fit_of, sampling_examples
+from worker.catalog.interface.signatures import Schema
+from worker.catalog.interface.sizes import image_limit
+from worker.catalog.interface.tasks import FROM_TEXT, infer_task, media_slots, pipeline_for, tasks_of
+from worker.core.model import Detection, ModelSpec, Task
+from worker.core.request import MAX_FRAMES, MAX_PICTURES, GenerationRequest
+
+_ENVELOPE: Mapping[str, Schema] = {
+    "action": {"const": "generate", "description": "What a request is when it says none."},
+    "traceparent": {"description": "A W3C trace context, the parent of the job's trace."},
+}
+# Objects that a request may hold in a list, or alone; and those it holds one of. For most a reference alone will do.
+_LISTED: Mapping[str, str] = {
+    "loras": "LoraSpec",
+    "controlnets": "ControlNetSpec",
+    "ip_adapters": "IPAdapterSpec",
+    "embeddings": "EmbeddingSpec",
+    "hypernetworks": "HypernetworkSpec",
+}
+_SINGLE: Mapping[str, str] = {"refiner": "RefinerSpec", "upscale": "UpscaleSpec"}
+_NEVER_BARE = frozenset({"IPAdapterSpec"})  # it needs a picture, too
+# Controls of a request that has no picture of its own.
+_WITH_PICTURES: Schema = {
+    "description": "Each with the picture that it follows.",
+    "type": ["array", "object", "null"],
+    "properties": {"image": {"type": "string"}},
+    "required": ["image"],
+    "items": {"type": "object", "properties": {"image": {"type": "string"}}, "required": ["image"]},
+}
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_SHOWN = ("width", "height", "num_inference_steps", "guidance_scale", "true_cfg_scale")  # in examples
+
+
+def model_schema(spec: ModelSpec, detection: Detection | None, *, max_images: int, max_loras: int) -> Schema:
+    """The JSON Schema (2020-12) of a request for this model: its fields, and what each of its tasks takes of them.
+
+    A request that fits is accepted, as far as its fields can tell: not what a reference or a picture is, which names a
+    scheduler goes by, and what two numbers may be together, which the fields' descriptions say.
+    """
+    lightning = spec.lightning is not None
+    generated = GenerationRequest.model_json_schema()
+    objects = {name: _tidy(item) for name, item in generated["$defs"].items()}
+    properties = {name: dict(item) for name, item in _ENVELOPE.items()}
+    properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in COMMON}
+    _write_common(properties, spec, detection)
+    _write_objects(properties, objects, spec, detection, max_loras)
+    tasks = tasks_of(spec, detection)
+    taken = [parameters(spec, detection, task, max_images=max_images, lightning=lightning) for task in tasks]
+    for own in (*taken, *(with_controls(spec, detection, task) for task in tasks)):
+        # The first task's defaults are the ones shown.
+        properties |= {name: item for name, item in own.items() if name not in properties}
+    properties["num_images"]["maximum"] = image_limit(spec, max_images)
+    _write_examples(properties, spec, detection, dict(zip(tasks, taken, strict=True)))
+    untaken = _untaken(spec, detection)
+    properties = _with_media({name: item for name, item in properties.items() if name not in untaken}, spec, detection)
+    shared, told = rules(spec, detection, properties, lightning=lightning)
+    needed = [name for name in properties if sent(name) in shared]
+    conditions: list[JsonValue] = [*(one for one in shared if one not in [sent(name) for name in needed]), *told]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"A request for {spec.id}",
+        **({"description": spec.description} if spec.description else {}),
+        "type": "object",
+        "properties": {name: _filled(item) if name in needed else _nullable(item) for name, item in properties.items()},
+        "required": [*needed],
+        "additionalProperties": False,
+        **({"allOf": conditions} if conditions else {}),
+        "$defs": {**_used(objects, properties), **DEFINITIONS},
+        "examples": [_example(spec, detection, task) for task in tasks] or [{"model": spec.id}],
+    }
+
+
+def _write_common(properties: dict[str, dict[str, Any]], spec: ModelSpec, detection: Detection | None) -> None:
+    """Write into `properties` what this model's own values are for the fields that all have."""
+    properties["model"]["default"] = spec.id
+    properties["task"] = {"enum": [*tasks_of(spec, detection)], "description": properties["task"]["description"]}
+    if "negative_prompt" in spec.defaults:
+        properties["negative_prompt"]["default"] = spec.defaults["negative_prompt"]
+
+
+def _write_examples(
+    properties: dict[str, dict[str, Any]],
+    spec: ModelSpec,
+    detection: Detection | None,
+    taken: Mapping[Task, Mapping[str, Schema]],
+) -> None:
+    """Write into `properties` the schedulers and schedules that need nothing beside them, for whichever task."""
+    lightning = spec.lightning is not None
+    found = {
+        task: sampling_examples(fit_of(spec, detection, task), defaults(spec, detection, task, lightning=lightning))
+        for task in taken
+    }
+    for name in ("scheduler", "schedule"):
+        lists = [found[task][name] for task, own in taken.items() if name in own]
+        shared = [value for value in lists[0] if all(value in other for other in lists)] if lists else []
+        if shared:
+            properties[name] = {**properties[name], "examples": shared}
+
+
+def _tidy(item: Mapping[str, Any]) -> dict[str, Any]:
+    """pydantic's schema without titles and null defaults, and `null` as one more type where it is one."""
+    found = {key: value for key, value in item.items() if key != "title" and (key, value) != ("default", None)}
+    for key in ("properties", "$defs"):
+        if key in found:
+            found[key] = {name: _tidy(part) for name, part in found[key].items()}
+    members = [_tidy(member) for member in found.pop("anyOf", []) if isinstance(member, Mapping)]
+    real = [member for member in members if member != {"type": "null"}]
+    if not members:
+        return found
+    if len(real) == 1 and "$ref" not in real[0]:
+        single = {**real[0], **found}
+        return _nullable(single) if len(real) < len(members) else single
+    return {"anyOf": members, **found}
+
+
+def _without_null(item: dict[str, Any]) -> dict[str, Any]:
+    """`item` where something has to be sent."""
+    found = {**item, "anyOf": [member for member in item.get("anyOf", ()) if member != {"type": "null"}]}
+    if isinstance(found.get("type"), list):
+        (found["type"],) = (kind for kind in found["type"] if kind != "null")
+    return {key: value for key, value in found.items() if value != []}
+
+
+def _filled(item: Mapping[str, Any]) -> dict[str, Any]:
+    """`item`, which may not be an empty list."""
+    return {**item, "minItems": 1} if "items" in item else dict(item)
+
+
+def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
+    """`item`, or null: what is null was not sent."""
+    kind, members = item.get("type"), item.get("anyOf")
+    if "enum" in item:
+        item = {**item, "enum": [*item["enum"], *([] if None in item["enum"] else [None])]}
+    if isinstance(kind, str | list):
+        kinds = [kind] if isinstance(kind, str) else kind
+        return {**item, "type": [*kinds, *([] if "null" in kinds else ["null"])]}
+    if isinstance(members, list):
+        real = [member for member in members if member != {"type": "null"}]
+        if len(real) == 1 and isinstance(real[0].get("type"), str):
+            return _nullable({**real[0], **{key: value for key, value in item.items() if key != "anyOf"}})
+        return {**item, "anyOf": [*real, {"type": "null"}]}
+    if "$ref" in item:
+        rest = {key: value for key, value in item.items() if key != "$ref"}
+        return {"anyOf": [{"$ref": item["$ref"]}, {"type": "null"}], **rest}
+    return {"enum": [item["const"], None], "description": item["description"]} if "const" in item else dict(item)
+
+
+def _write_objects(
+    properties: dict[str, dict[str, Any]],
+    objects: dict[str, dict[str, Any]],
+    spec: ModelSpec,
+    detection: Detection | None,
+    max_loras: int,
+) -> None:
+    """Write into `properties` what adapters and further models may be, and into `objects` what this model knows."""
+    for kind in {*_LISTED.values(), *_SINGLE.values()} - _NEVER_BARE:
+        model = objects[kind]["properties"]["model"]
+        objects[kind] |= {"type": ["object", "string"], "minLength": 1, "maxLength": model["maxLength"]}
+    for name, kind in _LISTED.items():
+        most = {"loras": max_loras}.get(name, properties[name].get("maxItems"))
+        several: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/$defs/{kind}"}, "maxItems": most}
+        text = properties[name]["description"]
+        properties[name] = {"anyOf": [several, {"$ref": f"#/$defs/{kind}"}], "description": text}
+    for name, kind in _SINGLE.items():
+        properties[name] = {"$ref": f"#/$defs/{kind}", "description": properties[name]["description"]}
+    tasks = tasks_of(spec, detection)
+    rows = [row for task in tasks for row in controlled_rows(spec, detection, task)]
+    if rows:
+        properties["controlnets"]["anyOf"][0]["maxItems"] = most_controls(rows)
+        fields, modes = objects["ControlNetSpec"]["properties"], known_modes(rows)
+        fields["mode"] = {**fields["mode"], "enum": [*modes, None]}
+        if not modes:
+            del fields["mode"]
+    if tasks and all(takes_one_image_prompt(pipeline_for(spec, detection, task) or "") for task in tasks):
+        properties["ip_adapters"]["anyOf"][0]["maxItems"] = 1
+        adapter = objects["IPAdapterSpec"]
+        adapter["properties"]["images"]["maxItems"] = 1
+        adapter["oneOf"] = adapter.pop("anyOf")
+    objects["OutputOptions"]["properties"]["format"]["enum"] = [*formats_of(spec, detection, tasks), None]
+
+
+def _untaken(spec: ModelSpec, detection: Detection | None) -> set[str]:
+    """The common fields that none of the model's tasks takes."""
+    tasks = tasks_of(spec, detection)
+    offered = {field for task in tasks for field in adapter_fields(spec, detection, task)}
+    found = {*all_adapter_fields()} - offered
+    if not any(takes_negative_prompt(spec, detection, task) for task in tasks or (Task.TEXT_TO_IMAGE,)):
+        found.add("negative_prompt")
+    if Task.INPAINTING not in tasks:
+        found.add("outpaint")
+    if spec.lightning is None:
+        found.add("lightning")
+    if pipeline_for(spec, detection, Task.UPSCALING) == UPSCALE_PIPELINE:
+        found.add("loras")
+    return found
+
+
+def _with_media(
+    properties: Mapping[str, dict[str, Any]], spec: ModelSpec, detection: Detection | None
+) -> dict[str, dict[str, Any]]:
+    """`properties` with the media that the model's tasks take and without all others."""
+    taken: dict[str, dict[str, Any]] = {}
+    for task in tasks_of(spec, detection):
+        for slot in media_slots(pipeline_for(spec, detection, task), task):
+            for name in (*(slot.fields if task not in FROM_TEXT else ()), slot.own_name):
+                if name is None or (name in FIELDS and task in FROM_TEXT):
+                    continue
+                most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
+                text = "The one picture, as image." if (name, most) == ("images", 1) else None
+                text = text or properties.get(name, {}).get("description") or meaning(name)
+                text = text or f"For {name} of the pipeline, sent like image."
+                taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
+    kept = {name: taken.get(name, item) for name, item in properties.items() if name not in FIELDS or name in taken}
+    for name in ("width", "height") if taken else ():
+        if "default" in kept.get(name, {}):  # which is that of a request from text
+            kept[name] = {
+                **kept[name],
+                "description": f"{kept[name]['description']} A picture that is sent keeps its own.",
+            }
+    return kept | {name: item for name, item in taken.items() if name not in kept}
+
+
+def _most(name: str, slot: Slot) -> int:
+    """How many pictures a field may hold."""
+    return MAX_FRAMES if "video" in name else MAX_PICTURES if slot.several else 1
+
+
+def _medium(name: str, most: int, *, nested: bool) -> dict[str, Any]:
+    """A picture or video, or a list of them; `nested` where a list may hold lists, and gaps."""
+    if name in ("mask_image", "control_image"):
+        return dict(_TEXT)
+    item: Schema = {"type": ["string", "array", "null"], "items": {"type": ["string", "null"]}} if nested else _TEXT
+    return {"type": ["string", "array"], "minLength": 1, "items": item, "maxItems": most}
+
+
+def _used(objects: Mapping[str, dict[str, Any]], properties: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Those of `objects` that a property, or one of them, refers to."""
+    text = json.dumps(properties)
+    used = {name: item for name, item in objects.items() if f'"#/$defs/{name}"' in text}
+    return used | ({"with_pictures": _WITH_PICTURES} if "controlnets" in properties else {})
+
+
+def _example(spec: ModelSpec, detection: Detection | None, task: Task) -> Schema:
+    """A request for `task`, with the values that most callers would change."""
+    # A prompt that small models know too: the demo model warns of any other thing than those it was taught.
+    words: Schema = {"prompt": "a red apple", "video": "https://example.com/input.mp4"}
+    needed = needed_fields(spec, detection, task)
+    own = parameters(spec, detection, task, max_images=1, lightning=spec.lightning is not None)
+    meant = meanings(spec, detection, task)  # what goes by two names is said once, by the model's own
+    chosen = {name: own[name]["default"] for name in _SHOWN if name not in meant and "default" in own.get(name, {})}
+    said = {} if infer_task(spec, detection, [name for name in needed if name != "prompt"]) is task else {"task": task}
+    sources: Schema = {name: words.get(name, f"https://example.com/{name}.png") for name in needed}
+    return {"model": spec.id} | said | sources | chosen | {"seed": 42}

@@ -1,0 +1,317 @@
+"""What a pipeline's `__call__` takes, read from the text of the installed diffusers: nothing is imported or run."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import JsonValue
+
+from worker.catalog.interface.source_text import parsed
+
+Schema = dict[str, JsonValue]
+
+# `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
+_CLASS = re.compile(r"^class[ \t]+(\w+)[ \t]*[(:]", re.MULTILINE)
+# An edit with these is several calls, and the first ones take the picture.
+_INVERTS = re.compile("LEditsPP|StableDiffusionDiffEdit")
+_SIZE_STEP = re.compile(r"(?:height|width) % (\d+) != 0")
+_SCALARS: Mapping[str, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
+_LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
+_TUPLES = frozenset({"tuple", "Tuple"})
+
+# Camera poses, say: numbers in up to three lists in lists.
+_ROW: Schema = {"type": "array", "items": {"type": "number"}}
+_MATRIX: Schema = {
+    "type": "array",
+    "items": {"anyOf": [{"type": "number"}, _ROW, {"type": "array", "items": _ROW}]},
+}
+
+# The worker's own pipeline; its text is read like that of diffusers'.
+_OWN = {"SpandrelUpscalePipeline": Path(__file__).resolve().parents[2] / "engine" / "upscaling.py"}
+
+# Never taken from a request: objects that JSON cannot carry, what the worker itself sets, what the common fields
+# already say (prompts, pictures, counts, output), texts that a pipeline would read as a path, what diffusers
+# itself calls private by a leading underscore, and what doors read for themselves.
+DENIED = re.compile(
+    r"self|args|kwargs|_\w*|action|generator|seed|steps|(.*_)?output_type|return_\w+|debug|fonts|enable_safety_check|.*latents(_.*)?|latent"
+    r"|.*embeds.*|.*callback.*|\w+_kwargs|.*ip_adapter.*|\w+_per_(prompt|image)|(\w+_)?batch_size"
+    r"|(negative_|neg_)?prompt|images?|\w+_images?|image_(2|latents|file|path)|video|\w+_video|videos"
+    r"|masks?|mask_image|(?!use_|input_)\w+_mask(_\d)?|mask_video|audio|audio_(file|codes|latents)|timesteps_\w+|input_tokens"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallParameter:
+    """One parameter of a pipeline's `__call__`. `schema` is its JSON type; None when JSON cannot express it."""
+
+    name: str
+    annotation: str
+    default: JsonValue
+    required: bool
+    schema: Schema | None
+
+
+@lru_cache(maxsize=512)
+def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
+    """The `__call__` parameters of a diffusers pipeline in written order; None when there is no such class here."""
+    found = _call_parameters(class_name, frozenset())
+    return None if found is None else MappingProxyType(found)
+
+
+def redraws_by_strength(class_name: str | None) -> bool:
+    """Whether `strength` says how much of what was sent is redrawn: LTX has a denoise_strength for that."""
+    signature = call_parameters(class_name or "")
+    return signature is None or ("strength" in signature and "denoise_strength" not in signature)
+
+
+@lru_cache(maxsize=512)
+def part_classes(class_name: str, part: str) -> frozenset[str]:
+    """The classes that a pipeline's `__init__` names for one of its parts; none where it has no such part."""
+    method = _method(class_name, "__init__")
+    found = _read(method.args, {}).get(part) if method else None
+    return frozenset(re.findall(r"\w+", found.annotation)) - {"None"} if found else frozenset()
+
+
+@lru_cache(maxsize=512)
+def needed_parts(class_name: str | None) -> frozenset[str]:
+    """The components without which this class cannot be made; empty where its source does not say."""
+    method = _method(class_name, "__init__")
+    if method is None:
+        return frozenset()
+    given = method.args.args[1 : len(method.args.args) - len(method.args.defaults)]
+    return frozenset(argument.arg for argument in given) - _optional_parts(class_name or "")
+
+
+@lru_cache(maxsize=512)
+def size_step(class_name: str | None) -> int | None:
+    """What `check_inputs` wants a side to be a multiple of, where it says so in digits."""
+    method = _method(class_name, "check_inputs")
+    steps = [int(found) for found in _SIZE_STEP.findall(ast.unparse(method))] if method else []
+    return max(steps, default=None)
+
+
+def _method(class_name: str | None, name: str) -> ast.FunctionDef | None:
+    """A method that the class itself defines, in the first file that has it."""
+    for path in _index().get(class_name or "", ()):
+        definition = _definition(path, class_name or "")
+        for part in definition.body if definition else ():
+            if isinstance(part, ast.FunctionDef) and part.name == name:
+                return part
+    return None
+
+
+def _optional_parts(class_name: str) -> frozenset[str]:
+    for path in _index().get(class_name, ()):
+        definition = _definition(path, class_name)
+        for part in definition.body if definition else ():
+            if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "_optional_components":
+                return frozenset(ast.literal_eval(part.value))
+    return frozenset()
+
+
+def known_pipelines() -> frozenset[str]:
+    """Names of all classes that the installed diffusers' pipelines define; empty without diffusers."""
+    return frozenset(_index())
+
+
+def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, CallParameter] | None:
+    if class_name in visited:
+        return None
+    for path in (_OWN[class_name],) if class_name in _OWN else _index().get(class_name, ()):
+        definition = _definition(path, class_name)
+        if definition is None:
+            continue
+        methods = {part.name: part for part in definition.body if isinstance(part, ast.FunctionDef)}
+        if "__call__" in methods:
+            found = _read(methods["__call__"].args, _ceilings(definition))
+            for name in ("generate_mask", "invert") if _INVERTS.match(class_name) else ():
+                found = _read(methods[name].args, {}) | found if name in methods else found
+            return found
+        for parent in definition.bases:
+            inherited = _call_parameters(ast.unparse(parent).rpartition(".")[2], visited | {class_name})
+            if inherited is not None:
+                return inherited
+    return None
+
+
+@lru_cache(maxsize=1)
+def _index() -> Mapping[str, tuple[Path, ...]]:
+    """Class name to the files that define it, current code before deprecated code."""
+    root = _pipelines_folder()
+    if root is None:
+        return {}
+    index: dict[str, tuple[Path, ...]] = {}
+    for path in sorted(root.rglob("*.py"), key=lambda found: ("deprecated" in found.parts, str(found))):
+        if path.name == "__init__.py":
+            continue
+        for name in _CLASS.findall(path.read_text(encoding="utf-8", errors="replace")):
+            index[name] = (*index.get(name, ()), path)
+    return index
+
+
+def _pipelines_folder() -> Path | None:
+    try:
+        spec = importlib.util.find_spec("diffusers")
+    except (ImportError, ValueError):
+        return None
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location) / "pipelines"
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
+    try:
+        tree = parsed(path.read_text(encoding="utf-8", errors="replace"))
+    except SyntaxError:
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            return node
+    return None
+
+
+def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
+    """What the pipeline's own `check_inputs` refuses to be exceeded: `if max_sequence_length > 512: raise`."""
+    checks = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "check_inputs"]
+    found: dict[str, int | float] = {}
+    for node in (inner for check in checks for inner in ast.walk(check)):
+        test = _alone(node.test) if isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) else None
+        if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and isinstance(test.ops[0], ast.Gt):
+            limit = test.comparators[0]
+            if isinstance(limit, ast.Constant) and isinstance(limit.value, int | float):
+                found[test.left.id] = limit.value
+    return found
+
+
+def _alone(test: ast.expr) -> ast.expr | None:
+    """A condition without `x is not None and`; None where it says more: that is a bound only together with others."""
+    if not isinstance(test, ast.BoolOp) or isinstance(test.op, ast.Or):
+        return test if isinstance(test, ast.Compare) else None
+    rest = [part for part in test.values if not (isinstance(part, ast.Compare) and isinstance(part.ops[0], ast.IsNot))]
+    return rest[0] if len(rest) == 1 else None
+
+
+def _read(arguments: ast.arguments, ceilings: Mapping[str, int | float]) -> dict[str, CallParameter]:
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    found = {given.arg: _parameter(given, default) for given, default in pairs if given.arg != "self"}
+    for name, limit in ceilings.items():
+        if name in found and found[name].schema in ({"type": "integer"}, {"type": "number"}):
+            found[name] = replace(found[name], schema={**(found[name].schema or {}), "maximum": limit})
+    return found
+
+
+def _parameter(given: ast.arg, default: ast.expr | None) -> CallParameter:
+    value, literal = _literal(default)
+    schema = json_schema(given.annotation) if given.annotation else _schema_of(value)
+    # Diffusers writes `sigmas: list[float] = None`: a None default makes the type nullable whatever it says.
+    if schema is not None and literal and value is None and default is not None:
+        schema = _union([schema, {"type": "null"}])
+    annotation = "" if given.annotation is None else ast.unparse(given.annotation)
+    return CallParameter(given.arg, annotation, value, default is None, schema)
+
+
+def _schema_of(value: JsonValue) -> Schema | None:
+    """The type of a default, for the few parameters that are not annotated."""
+    name = {bool: "boolean", int: "integer", float: "number", str: "string"}.get(type(value))
+    return {"type": name} if name else None
+
+
+def _literal(node: ast.expr | None) -> tuple[JsonValue, bool]:
+    """The JSON value of a default, and whether it is one."""
+    if node is None:
+        return None, False
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError):
+        return None, False
+    return _as_json(value)
+
+
+def _as_json(value: object) -> tuple[JsonValue, bool]:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value, True
+    if isinstance(value, list | tuple):
+        items = [_as_json(item) for item in value]
+        return [item for item, _ in items], all(literal for _, literal in items)
+    return None, False
+
+
+def json_schema(node: ast.expr) -> Schema | None:
+    """The JSON Schema of an annotation; in a union the members that JSON cannot express are dropped."""
+    if isinstance(node, ast.Constant):
+        if node.value is None:
+            return {"type": "null"}
+        if isinstance(node.value, str):  # a quoted annotation
+            try:
+                return json_schema(parsed(node.value, mode="eval").body)
+            except SyntaxError:
+                return None
+        return None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _union([json_schema(node.left), json_schema(node.right)])
+    if isinstance(node, ast.Name) and node.id in _SCALARS:
+        return {"type": _SCALARS[node.id]}
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in ("np.ndarray", "numpy.ndarray"):
+        return _MATRIX
+    if isinstance(node, ast.Name) and node.id in _LISTS:  # of what, nobody says; what these lists count is numbers
+        return {"type": "array", "items": {"type": "number"}}
+    if isinstance(node, ast.Subscript):
+        return _subscript(ast.unparse(node.value).rpartition(".")[2], node.slice)
+    return None
+
+
+def _subscript(name: str, inner: ast.expr) -> Schema | None:
+    members = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+    if name == "Optional":
+        return _union([json_schema(inner), {"type": "null"}])
+    if name == "Union":
+        return _union([json_schema(member) for member in members])
+    if name == "Literal":
+        values = [member.value for member in members if isinstance(member, ast.Constant)]
+        texts: list[JsonValue] = [value for value in values if isinstance(value, str)]
+        return {"type": "string", "enum": texts} if texts and len(texts) == len(members) else None
+    if name in _LISTS:
+        items = json_schema(inner)
+        return None if _is_null(items) else {"type": "array", "items": items}
+    if name in _TUPLES:
+        return _tuple(members)
+    return None
+
+
+def _tuple(members: list[ast.expr]) -> Schema | None:
+    open_ended = isinstance(members[-1], ast.Constant) and members[-1].value is Ellipsis
+    schemas = [json_schema(member) for member in (members[:-1] if open_ended else members)]
+    if any(_is_null(schema) for schema in schemas) or any(schema != schemas[0] for schema in schemas):
+        return None
+    array: Schema = {"type": "array", "items": schemas[0]}
+    # `tuple[int]` is how diffusers writes a list of sizes, so one member bounds nothing.
+    return array if open_ended or len(schemas) == 1 else array | {"minItems": len(schemas), "maxItems": len(schemas)}
+
+
+def _is_null(schema: Schema | None) -> bool:
+    return schema is None or schema == {"type": "null"}
+
+
+def _union(members: list[Schema | None]) -> Schema | None:
+    flat: list[JsonValue] = []
+    for member in members:
+        if member is None:
+            continue
+        inner = member.get("anyOf")
+        flat += [part for part in (inner if isinstance(inner, list) else [member]) if part not in flat]
+    real = [part for part in flat if part != {"type": "null"}]
+    if not real:
+        return {"type": "null"} if flat else None
+    if len(flat) == 1 and isinstance(flat[0], dict):
+        return flat[0]
+    null: list[JsonValue] = [{"type": "null"}] if len(real) < len(flat) else []
+    return {"anyOf": [*real, *null]}  # null last, so that an error speaks of the real type first

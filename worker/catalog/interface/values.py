@@ -1,0 +1,111 @@
+"""The check of one value against its JSON Schema, with errors that a person can act on."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+
+from jsonschema import Draft202012Validator
+from pydantic import JsonValue
+
+from worker.catalog.interface.bounds import MAX_ITEMS, MAX_TEXT_CHARS
+from worker.catalog.interface.signatures import Schema
+from worker.core.errors import ParameterOutOfRange
+
+_MAX_DEPTH = 8
+_BAD_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+
+def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
+    """`value` as the pipeline gets it. Raises ParameterOutOfRange: the limit, what was sent, the fix."""
+    problem = _unsafe(value)
+    if problem is None and is_valid(value, schema):
+        return _whole(value, schema)
+    sent = "that" if problem else _shown(value)
+    text = f"{name} must be {_expected(schema)}; {problem or f'{sent} was sent'}"
+    step = schema.get("multipleOf")
+    if problem is None and isinstance(step, int) and isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = schema["minimum"], schema["maximum"]
+        if isinstance(low, int) and isinstance(high, int):
+            text += f" (nearest: {nearest_multiple(value, step, low, high)})"
+    hint = f"Leave {name} out to use {_shown(schema['default'])}." if "default" in schema else None
+    limits: dict[str, object] = {
+        key: schema[key] for key in ("minimum", "maximum", "multipleOf", "enum", "default") if key in schema
+    }
+    raise ParameterOutOfRange(f"{text}.", field=name, hint=hint, details=limits)
+
+
+def is_valid(value: JsonValue, schema: Schema) -> bool:
+    """Whether `value` fits `schema` as it stands."""
+    return bool(Draft202012Validator(schema).is_valid(value))
+
+
+def _unsafe(root: JsonValue) -> str | None:
+    """What makes a value dangerous to handle at all, whatever its schema; walked without recursion."""
+    todo: list[tuple[JsonValue, int]] = [(root, 0)]
+    for count, (value, depth) in enumerate(_drain(todo)):
+        if depth > _MAX_DEPTH or count > MAX_ITEMS:
+            return f"a value nested deeper than {_MAX_DEPTH} or with more than {MAX_ITEMS:,} parts was sent"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "NaN or infinity was sent"
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return "a number beyond 64 bits was sent"
+        if isinstance(value, str) and (len(value) > MAX_TEXT_CHARS or _BAD_TEXT.search(value)):
+            return f"text with a NUL, a lone surrogate or more than {MAX_TEXT_CHARS:,} characters was sent"
+        if isinstance(value, dict):
+            todo += [(key, depth + 1) for key in value] + [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            todo += [(item, depth + 1) for item in value]
+        elif not isinstance(value, str | int | float | None):
+            return "something that JSON cannot hold was sent"
+    return None
+
+
+def _drain(todo: list[tuple[JsonValue, int]]) -> Iterator[tuple[JsonValue, int]]:
+    while todo:
+        yield todo.pop()
+
+
+def _whole(value: JsonValue, schema: Schema) -> JsonValue:
+    """20.0 as 20 where an integer is asked for: JSON has one number type, Python two."""
+    members = schema.get("anyOf")
+    if isinstance(members, list):
+        fitting = (member for member in members if isinstance(member, dict) and is_valid(value, member))
+        return _whole(value, next(fitting, {}))
+    inner = schema.get("items")
+    if isinstance(value, list) and isinstance(inner, dict):
+        return [_whole(item, inner) for item in value]
+    return int(value) if isinstance(value, float) and schema.get("type") == "integer" else value
+
+
+def _expected(schema: Schema) -> str:
+    """The schema in words, to stand after "must be"."""
+    members, low, high, kind = (schema.get(key) for key in ("anyOf", "minimum", "maximum", "type"))
+    if isinstance(members, list):
+        # null is what a parameter is when it is left out: true, but of no help in an error
+        real = [member for member in members if isinstance(member, dict) and member.get("type") != "null"]
+        return " or ".join(_expected(member) for member in real)
+    if isinstance(values := schema.get("enum"), list):
+        return f"one of {', '.join(str(value) for value in values)}"
+    if kind in ("integer", "number"):
+        step = schema.get("multipleOf")
+        noun = f"a multiple of {step}" if step else {"integer": "an integer", "number": "a number"}[str(kind)]
+        return noun if low is None else f"{noun} from {low} up" if high is None else f"{noun} between {low} and {high}"
+    if kind == "array" and isinstance(inner := schema.get("items"), dict):
+        least, most = schema.get("minItems"), schema.get("maxItems")
+        count = f"{most}" if least == most else f"{least or 0} to {most}"
+        return f"a list of {count} items, each {_expected(inner)}"
+    if kind == "string":
+        return f"text of at most {schema.get('maxLength', MAX_TEXT_CHARS)} characters"
+    return {"boolean": "true or false", "null": "null"}.get(str(kind), "a JSON value")
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def nearest_multiple(value: float, step: int, low: int, high: int) -> int:
+    """The multiple of `step` from `low` to `high` that is closest to `value`."""
+    bounded = min(max(value, low), high)
+    return min(max(round(bounded / step) * step, low), high)

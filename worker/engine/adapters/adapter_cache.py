@@ -1,0 +1,59 @@
+"""What jobs brought beside resident pipelines, kept ready for the next job that brings the same."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from worker.engine.adapters.matching import DENOISERS
+from worker.engine.devices import is_out_of_memory
+
+Item = TypeVar("Item")
+
+
+class AdapterCache(OrderedDict[Hashable, Item]):
+    """What one pipeline keeps, the least recently used first."""
+
+    def take(self, key: Hashable, load: Callable[[], Item]) -> Item:
+        """The item of `key`, loaded if it is not here."""
+        if key not in self:
+            self[key] = load()
+        self.move_to_end(key)
+        return self[key]
+
+
+class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[Item]):
+    """A cache for each resident pipeline. Used from the engine's thread only.
+
+    They stand under the pipelines' denoisers: all views of a pipeline share it, and an evicted one takes its cache
+    along.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self._capacity = capacity
+
+    @contextmanager
+    def opened(self, denoiser: nn.Module) -> Iterator[AdapterCache[Item]]:
+        """The cache of one pipeline, for one job, which has all that it takes, however many.
+
+        Afterwards the last `capacity` items are left, and none where memory ran out.
+        """
+        cache = self.setdefault(denoiser, AdapterCache())
+        try:
+            yield cache
+        except Exception as error:
+            if is_out_of_memory(error):
+                cache.clear()  # whoever tries again has the room
+            raise
+        finally:
+            while len(cache) > self._capacity:
+                cache.popitem(last=False)
+
+
+def denoiser_of(pipe: Any) -> nn.Module | None:
+    """The network that a pipeline draws with, the first where it has two; None where it has none."""
+    return next((part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)), None)

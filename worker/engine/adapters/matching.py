@@ -1,0 +1,318 @@
+"""A LoRA file and a pipeline to changes: each module of the file finds its places, or is counted as lost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from worker.core.errors import UnsupportedModel
+from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
+from worker.engine.adapters.changes import (
+    Change,
+    Decomposed,
+    Delta,
+    Difference,
+    Gain,
+    Generalized,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Rotated,
+    Rows,
+    take,
+)
+from worker.engine.adapters.targets import Target, Targets
+from worker.engine.devices import is_out_of_memory
+
+# What a pipeline may call the network that a LoRA's main part belongs to. Wan 2.2 has two: both are meant.
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
+# kohya counts FLUX.1's T5 as the third encoder, diffusers as the second.
+_ENCODERS = {"text_encoder_3": ("text_encoder_3", "text_encoder_2")}
+
+
+@dataclass(eq=False)
+class MatchedLora:
+    """What a LoRA changes in one pipeline: component, path, changes; and how much of the file that is."""
+
+    changes: list[tuple[str, str, Change]] = field(default_factory=list)
+    matched: int = 0
+    total: int = 0
+    core_matched: int = 0  # of the denoiser; of the text encoders where the file has nothing else
+    core_total: int = 0
+    lost: list[str] = field(default_factory=list)
+    embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+class _Mismatch(Exception):
+    """A module's tensors do not have the sizes that its place needs."""
+
+
+def match_lora(pipe: Any, keys: LoraKeys, tensors: Mapping[str, Tensor], scaling: Scaling) -> MatchedLora:
+    """Find the place of every module of the file. Raises UnsupportedModel for an algorithm that cannot be done here."""
+    components = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    fitter = _Matcher(components, tensors, scaling)
+    core = {module.component == DENOISER for module in keys.modules}
+    matched = fitter.matched
+    matched.embeddings = {
+        token: {part: tensors[key] for part, key in parts.items()} for token, parts in keys.embeddings.items()
+    }
+    # Whole modules before fused ones: some files hold both, for two programs, and each is to be added once.
+    for module in sorted(
+        keys.modules, key=lambda module: max(map(len, fitter.targets(module).values()), default=0) > 1
+    ):
+        found = fitter.place(module)
+        matched.total += 1
+        matched.matched += found
+        if (module.component == DENOISER) == (True in core):
+            matched.core_total += 1
+            matched.core_matched += found
+    for key in keys.unknown:
+        matched.total, matched.core_total = matched.total + 1, matched.core_total + 1
+        matched.lost.append(f"{key} (not a part of any known algorithm)")
+    return matched
+
+
+class _Matcher:
+    def __init__(self, components: dict[str, nn.Module], tensors: Mapping[str, Tensor], scaling: Scaling) -> None:
+        self.matched = MatchedLora()
+        self._components = components
+        self._targets: dict[str, Targets] = {}
+        self._tensors = tensors
+        self._scaling = scaling
+        self._taken: set[tuple[str, str]] = set()
+
+    def targets(self, module: ModuleKeys) -> dict[str, tuple[Target, ...]]:
+        """The components that have a place for the module, and its parts there."""
+        if module.component == DENOISER:
+            having = {name: self._table(name).find(module.name) for name in DENOISERS if name in self._components}
+            return {name: targets for name, targets in having.items() if targets}
+        for name in _ENCODERS.get(module.component, (module.component,)):
+            if name in self._components and (targets := self._table(name).find(module.name)):
+                return {name: targets}
+        return {}
+
+    def place(self, module: ModuleKeys) -> bool:
+        """Add the module's changes to what was matched; False, and noted as lost, when it has no place."""
+        having = self.targets(module)
+        if module.algorithm is None or not having:
+            return self._lose(module, "no such module" if module.algorithm else "incomplete")
+        tensors = {role: self._tensors[key] for role, key in module.keys.items()}
+        reason, matched = "", False
+        for component, targets in having.items():
+            if all((component, target.path) in self._taken for target in targets):
+                matched = True  # the same change under another name
+                continue
+            try:
+                found = [
+                    (component, target.path, change)
+                    for index, target in enumerate(targets)
+                    for change in self._changes(component, targets, index, module.algorithm, tensors)
+                ]
+            except _Mismatch as problem:
+                reason = str(problem)
+                continue
+            except (RuntimeError, IndexError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+                reason = "its tensors do not go together"
+                continue
+            self.matched.changes += found
+            self._taken |= {(component, path) for component, path, _ in found}
+            matched = True
+        return matched or self._lose(module, reason)
+
+    def _lose(self, module: ModuleKeys, reason: str) -> bool:
+        self.matched.lost.append(f"{module.name} ({reason})")
+        return False
+
+    def _table(self, component: str) -> Targets:
+        if component not in self._targets:
+            self._targets[component] = Targets(self._components[component])
+        return self._targets[component]
+
+    def _changes(
+        self, component: str, targets: Sequence[Target], index: int, algorithm: str, tensors: Mapping[str, Tensor]
+    ) -> list[Change]:
+        """What a module of the file does to the `index`-th of its targets."""
+        target = targets[index]
+        module = _module_at(self._components[component], target.path)
+        if module is None:  # a bare parameter: it has a value, and nothing that it does to an input
+            if algorithm != "full" or "diff_b" in tensors or len(targets) > 1:
+                raise _Mismatch("a table, which takes whole differences only")
+            return [Difference(_sized(tensors["diff"], target), None)]
+        start = sum(other.rows for other in targets[:index])
+        rows = _Order(sum(other.rows for other in targets), start, target)
+        changes: list[Change] = []
+        if "diff" in tensors or "diff_b" in tensors:
+            changes.append(_difference(tensors, rows, module))
+        kind = algorithm.removesuffix("+dora") if algorithm != "dora" else "lora"
+        if kind in _DELTAS:
+            # Once without numbers: what cannot be multiplied is to fail here, and not in the middle of a picture.
+            bare = {role: tensor.to("meta") for role, tensor in tensors.items()}
+            _DELTAS[kind](bare, 1.0, rows).weight(module, torch.empty(0, device="meta"))
+            delta = _DELTAS[kind](tensors, self._factor(component, target, tensors), rows)
+            magnitude = tensors.get("dora_scale")
+            if magnitude is None:
+                changes.append(delta)
+            else:
+                if magnitude.shape[0] == magnitude.numel():
+                    magnitude = rows.of(magnitude)
+                elif rows.fused:
+                    raise _unsupported("DoRA normed by columns", target)
+                _check_length(magnitude, (target.rows, target.columns // _kernel(module)))
+                changes.append(Decomposed(delta, magnitude, module))
+        elif kind == "glora":
+            changes.append(_generalized(tensors, self._factor(component, target, tensors), rows, module))
+        elif kind == "ia3":
+            changes.append(_gain(tensors, rows, module))
+        elif kind == "oft":
+            changes.append(_rotation(tensors, rows, module))
+        return changes
+
+    def _factor(self, component: str, target: Target, tensors: Mapping[str, Tensor]) -> float:
+        alpha = tensors.get("alpha")
+        written = self._scaling.settings
+        if component in DENOISERS and component not in written:  # a second denoiser takes what is said of the first
+            component = next((name for name in DENOISERS if name in written), component)
+        return self._scaling.factor(component, target.path, _rank(tensors), None if alpha is None else float(alpha))
+
+
+class _Order:
+    """Which rows of a file's module belong to one target."""
+
+    def __init__(self, total: int, start: int, target: Target) -> None:
+        self.total, self.target = total, target
+        stop, middle = start + target.rows, start + target.rows // 2
+        self.slices = [slice(middle, stop), slice(start, middle)] if target.swapped else [slice(start, stop)]
+        self.fused = total != target.rows or target.swapped
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The target's rows of a tensor that has them all."""
+        if tensor.shape[0] != self.total:
+            raise _Mismatch(f"{tensor.shape[0]} rows instead of {self.total}")
+        return take(tensor, self.slices) if self.fused else tensor
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise _Mismatch when the whole change, rows and columns, is not as large as the whole place."""
+        wanted = (self.total, self.target.columns)
+        if shape != wanted:
+            raise _Mismatch(f"{shape[0]} x {shape[1]} instead of {wanted[0]} x {wanted[1]}")
+
+
+def _low_rank(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+    return _product(tensors["up"], tensors["down"], tensors.get("mid"), tensors.get("up_bias"), scale, rows)
+
+
+def _product(up: Tensor, down: Tensor, mid: Tensor | None, bias: Tensor | None, scale: float, rows: _Order) -> LowRank:
+    middle = down if mid is None else mid
+    if up.shape[1] != middle.shape[0] or (mid is not None and mid.shape[1] != down.shape[0]):
+        raise _Mismatch("its two halves differ in rank")
+    kernel = 1 if mid is None else mid[0, 0].numel()
+    rows.check((up.shape[0], down[0].numel() * kernel))
+    # peft adds the bias of `lora_B` inside the scale.
+    return LowRank(down, rows.of(up), mid, None if bias is None else rows.of(bias), scale)
+
+
+def _hadamard(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+    return _some_rows(Hadamard(_renamed(tensors, "hada_"), scale), rows)
+
+
+def _kronecker(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+    return _some_rows(Kronecker(_renamed(tensors, "lokr_"), scale), rows)
+
+
+_DELTAS = {"lora": _low_rank, "loha": _hadamard, "lokr": _kronecker}
+
+
+def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+    weight, bias = tensors.get("diff"), tensors.get("diff_b")
+    if weight is not None:
+        rows.check(Difference(weight, None).shape)
+    if bias is not None and not isinstance(module, nn.Linear | _ConvNd) and getattr(module, "bias", None) is None:
+        raise _Mismatch("no bias there")
+    return Difference(None if weight is None else rows.of(weight), None if bias is None else rows.of(bias))
+
+
+def _generalized(tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
+    a1, a2, b1, b2 = (tensors[role] for role in ("a1", "a2", "b1", "b2"))
+    if b1.shape[0] != rows.total:  # as GLoRA was first written: the halves change places
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    plain = _product(b1, b2, tensors.get("bm"), None, scale, rows)
+    inputs = rows.target.columns // _kernel(module)
+    if a1.flatten(1).shape != (inputs, a2.shape[0]) or a2.flatten(1).shape[1] != inputs:
+        raise _Mismatch(f"{a1.shape[0]} channels instead of {inputs}")
+    return Generalized(a1, a2, plain, scale, module)
+
+
+def _gain(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+    vector, on_input = tensors["weight"].flatten(), bool(tensors["on_input"])
+    if not on_input:
+        return Gain(rows.of(vector), False, module)
+    _check_length(vector, (rows.target.columns // _kernel(module),))
+    return Gain(vector, True, module)
+
+
+def _rotation(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+    blocks, rescale = tensors["oft_blocks"], tensors.get("rescale")
+    if rows.fused:
+        raise _unsupported("OFT over fused layers", rows.target)
+    if blocks.ndim != 3 or blocks.shape[0] * blocks.shape[1] != rows.total or blocks.shape[1] != blocks.shape[2]:
+        raise _Mismatch(f"blocks for {blocks.shape[0] * blocks.shape[1]} rows instead of {rows.total}")
+    if rescale is not None:
+        _check_length(rescale, (rows.total,))
+    alpha = tensors.get("alpha")
+    return Rotated(blocks, rescale, 0.0 if alpha is None else float(alpha) * rows.total, module)
+
+
+def _some_rows(whole: Delta, rows: _Order) -> Delta:
+    rows.check(whole.shape)
+    return Rows(whole, (rows.total, rows.target.columns), rows.slices) if rows.fused else whole
+
+
+def _renamed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {role.removeprefix(prefix): tensor for role, tensor in tensors.items() if role.startswith(prefix)}
+
+
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+
+
+def _rank(tensors: Mapping[str, Tensor]) -> int:
+    """What an alpha is divided by. Two whole LoKr factors have no rank: LyCORIS then scales by 1."""
+    if "a2" in tensors:
+        return min(tensors["a2"].shape[:2])
+    return next((tensors[role].shape[0] for role in _RANKED if role in tensors), 0)
+
+
+def _check_length(vector: Tensor, allowed: Sequence[int]) -> None:
+    if vector.numel() not in allowed:
+        raise _Mismatch(f"{vector.numel()} channels instead of {' or '.join(map(str, dict.fromkeys(allowed)))}")
+
+
+def _kernel(module: nn.Module) -> int:
+    size = 1
+    for side in getattr(module, "kernel_size", ()):
+        size *= side
+    return size
+
+
+def _sized(tensor: Tensor, target: Target) -> Tensor:
+    if tensor.numel() != target.rows * target.columns:
+        raise _Mismatch(f"{tensor.numel()} numbers instead of {target.rows * target.columns}")
+    return tensor
+
+
+def _module_at(owner: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path`; None where a bare parameter is."""
+    try:
+        return owner.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _unsupported(what: str, target: Target) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"loras: {what} (at {target.path}) cannot be applied exactly; use another file of this LoRA.", field="loras"
+    )

@@ -1,0 +1,104 @@
+"""Where a LoRA's changes can go: the modules of a component by every name that a file may use for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from worker.core.errors import UnsupportedModel
+from worker.engine.adapters.names import aliases, flat
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module of a component, or a bare parameter of one, that takes one part of a file's module."""
+
+    path: str
+    rows: int
+    columns: int
+    swapped: bool = False
+
+
+class Targets:
+    """The modules of one component. Built in milliseconds from names and shapes: nothing is read or moved."""
+
+    def __init__(self, component: nn.Module) -> None:
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path, module in component.named_modules():
+            shape = weight_shape(module)
+            if path and shape is not None:
+                self._shapes[path] = shape
+            elif path or shape is None:
+                for name, parameter in module.named_parameters(recurse=False):
+                    # Tables that belong to a block, Wan's `scale_shift_table` say.
+                    self._shapes[f"{path}.{name}".lstrip(".")] = tuple(parameter.shape)
+        self._names: dict[str, dict[int, Target]] = {}
+        for path in self._shapes:
+            self._names[flat(path)] = {0: self._target(path, False)}
+            # transformers keeps CLIP's layers below `text_model.` or not, by its version.
+            bare = path.removeprefix("text_model.")
+            for name in (bare, f"text_model.{bare}"):
+                self._names.setdefault(flat(name), {0: self._target(path, False)})
+        for path, alias in aliases(self._shapes):
+            parts = self._names.setdefault(flat(alias.name), {})
+            parts.setdefault(alias.part, self._target(path, alias.swapped))
+            if path.startswith(("text_model.", "encoder.")):
+                self._names.setdefault(flat(f"text_model.{alias.name}"), {0: self._target(path, False)})
+
+    def find(self, name: str) -> tuple[Target, ...]:
+        """The modules that the file's `name` stands for, in the order of their rows; none when it has no place here."""
+        parts = self._names.get(flat(name), {})
+        return tuple(parts[index] for index in sorted(parts))
+
+    @property
+    def paths(self) -> Mapping[str, tuple[int, ...]]:
+        """Every place with the shape of its weight."""
+        return self._shapes
+
+    def _target(self, path: str, swapped: bool) -> Target:
+        shape = self._shapes[path]
+        return Target(path, shape[0] if shape else 1, _product(shape[1:]), swapped)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of a module's weight as it computes, also where it is stored quantized; None when it has none."""
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return None  # attention of torch's own reads its weights and never calls it: no hook would answer
+    if isinstance(module, nn.Linear):
+        return (module.out_features, module.in_features)
+    if isinstance(module, _ConvNd):
+        return (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    if isinstance(module, nn.Embedding):
+        return (module.num_embeddings, module.embedding_dim)
+    weight = getattr(module, "weight", None)
+    return tuple(weight.shape) if isinstance(weight, nn.Parameter) and not list(module.children()) else None
+
+
+def own_parameter(module: nn.Module, name: str) -> Any:
+    """A parameter's tensor wherever it is now, or None: accelerate keeps those of an offloaded module beside it.
+
+    Raises UnsupportedModel for weights that are stored quantized.
+    """
+    value: Any = getattr(module, name, None)
+    if value is None:
+        return None
+    if value.is_meta:
+        value = getattr(getattr(module, "_hf_hook", None), "weights_map", {name: value})[name]
+    plain = value.is_floating_point() and (name != "weight" or tuple(value.shape) == weight_shape(module))
+    if value.is_meta or not plain:
+        raise UnsupportedModel(
+            "loras: this LoRA depends on the model's own weights, and this model's are quantized or not in memory; "
+            "use the unquantized model, or a plain LoRA.",
+            field="loras",
+        )
+    return value.detach()
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result

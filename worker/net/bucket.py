@@ -1,0 +1,190 @@
+"""Results in an S3-compatible bucket: put, in parts where they are large, and a presigned URL back.
+
+A bucket is the operator's, or one that a caller names for his own results. To the latter every request goes through
+the guard that all of a caller's URLs go through (media/guard.py): boto3 signs and retries, and its connections are
+ours.
+"""
+
+import http.client
+import io
+import re
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.core.errors import InvalidRequest, SourceUnavailable
+from worker.net.guard import PinnedConnection, RefusedUrl, check_url, connect, request_target
+
+# A body over this is sent in parts: one that fails is sent again alone.
+PART_BYTES = 8 * 2**20
+_TIMEOUT_S = 60.0
+_MAX_ANSWER_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class BucketConfig:
+    """Where results go. Keys are secrets and never shown. `named_by` is what the keys were read from."""
+
+    endpoint_url: str
+    name: str
+    access_key_id: str
+    secret_access_key: str
+    url_expires_s: int
+    named_by: str = "the BUCKET_ settings"
+
+    def __repr__(self) -> str:
+        """The bucket without its keys."""
+        return f"BucketConfig({self.name!r})"
+
+
+class Bucket:
+    """Uploads bytes and answers presigned URLs. Blocking; safe to use from several threads.
+
+    With a `guard` all requests are sent by it.
+    """
+
+    def __init__(self, config: BucketConfig, guard: "GuardedSender | None" = None) -> None:
+        self._config = config
+        self._guard = guard
+        self._client: Any = None
+        self._lock = threading.Lock()  # boto3 makes clients in one thread at a time only
+
+    def put(self, key: str, body: bytes, content_type: str) -> str:
+        """Store `body` under `key` and return a URL that reads it. Raises SourceUnavailable."""
+        from boto3.exceptions import Boto3Error
+        from boto3.s3.transfer import TransferConfig
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            client = self._connect()
+            client.upload_fileobj(
+                io.BytesIO(body),
+                self._config.name,
+                key,
+                ExtraArgs={"ContentType": content_type},
+                Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
+            )
+            url: str = client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self._config.name, "Key": key},
+                ExpiresIn=self._config.url_expires_s,
+            )
+            return url
+        except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError, http.client.HTTPException) as error:
+            # ValueError: an endpoint that is no URL. OSError: what the guard refuses, or a network that fails.
+            found = _reason(error)
+            raise SourceUnavailable(
+                f"The result bucket refused the upload{f' ({found})' if found else ''}; check {self._config.named_by}."
+            ) from None
+
+    def check(self) -> None:
+        """Refuse, before anything is drawn, an endpoint that may not be spoken to. Raises InvalidRequest."""
+        if self._guard is not None:
+            self._guard.check(self._config.endpoint_url)
+
+    def _connect(self) -> Any:
+        with self._lock:
+            if self._client is None:
+                self._client = self._new_client()
+            return self._client
+
+    def _new_client(self) -> Any:
+        import boto3
+        from botocore.config import Config
+
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=self._config.endpoint_url,
+            aws_access_key_id=self._config.access_key_id,
+            aws_secret_access_key=self._config.secret_access_key,
+            region_name=_region(self._config.endpoint_url),
+            # Stores other than AWS's own refuse the checksum header that boto3 adds by default.
+            config=Config(
+                signature_version="s3v4",  # or presigned URLs get the old one, which some stores no longer take
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": "path"},
+                retries={"max_attempts": 3, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=30,
+            ),
+        )
+        if self._guard is not None:
+            # What such a handler answers is taken for the store's answer, and nothing else is sent.
+            client.meta.events.register("before-send.s3", self._guard)
+        return client
+
+
+class GuardedSender:
+    """Sends boto3's prepared requests to checked addresses only; `allow_private` also takes http and private ones."""
+
+    def __init__(self, *, allow_private: bool) -> None:
+        self._allow_private = allow_private
+
+    def check(self, endpoint_url: str) -> None:
+        """Raise InvalidRequest for an endpoint that may not be spoken to."""
+        try:
+            self._open(endpoint_url)
+        except (RefusedUrl, socket.gaierror) as error:
+            raise InvalidRequest(
+                f"s3Config.endpointUrl cannot be used: {error}; name a public https endpoint.", field="s3Config"
+            ) from None
+
+    def __call__(self, request: Any, **_: object) -> Any:
+        """The store's answer to one prepared request, as boto3 wants it."""
+        from botocore.awsrequest import AWSResponse
+
+        connection = self._open(request.url)
+        watchdog = threading.Timer(_TIMEOUT_S, connection.abort)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            headers = {
+                name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                for name, value in request.headers.items()
+            }
+            target = request_target(urlsplit(request.url))
+            connection.request(request.method, target, body=request.body, headers=headers)
+            with connection.getresponse() as answer:
+                content = answer.read(_MAX_ANSWER_BYTES)
+                return AWSResponse(request.url, answer.status, dict(answer.getheaders()), _Body(content))
+        finally:
+            watchdog.cancel()
+            connection.close()
+
+    def _open(self, url: str) -> PinnedConnection:
+        parts = check_url(url, allow_private=self._allow_private)
+        return connect(parts, allow_private=self._allow_private, deadline=time.monotonic() + _TIMEOUT_S)
+
+
+class _Body(io.BytesIO):
+    """An answer's content as botocore reads it."""
+
+    def stream(self, amount: int = 1024, **_: object) -> Any:
+        """The content, block by block."""
+        while block := self.read(amount):
+            yield block
+
+
+def _reason(error: Exception) -> str:
+    """The store's own code for a refusal, or the guard's reason; nothing that could hold a host or a key."""
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import ClientError
+
+    cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
+    if isinstance(cause, ClientError):
+        return str(cause.response.get("Error", {}).get("Code", ""))
+    return str(cause) if isinstance(cause, RefusedUrl) else ""
+
+
+def _region(endpoint_url: str) -> str:
+    """The region that a signature must name: the endpoint's own, else the one every other store takes."""
+    match = re.search(
+        r"\bs3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com|\bs3\.([a-z0-9-]+)\.[a-z0-9]+\.com"
+        r"|\b([a-z]{3}\d)\.digitaloceanspaces\.com|s3api-([a-z0-9-]+)\.runpod\.io",
+        endpoint_url.lower(),
+    )
+    return next(filter(None, match.groups()), "us-east-1") if match else "us-east-1"

@@ -1,0 +1,1 @@
+"""From a request to a job: every rule that needs no weights."""

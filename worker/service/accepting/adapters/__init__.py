@@ -1,0 +1,1 @@
+"""Adapters of a request, checked and read before anything is loaded."""

@@ -1,0 +1,47 @@
+"""The IP-Adapters of a request with their pictures."""
+
+from collections.abc import Callable
+
+from worker.catalog.interface.adapters import takes_one_image_prompt
+from worker.core.adapter import ImagePrompt
+from worker.core.errors import (
+    InvalidRequest,
+    ParameterOutOfRange,
+)
+from worker.core.image import Raster
+from worker.core.request import GenerationRequest
+from worker.media.images import read_image
+from worker.service.accepting.inputs import Budget
+
+_FIELD = "ip_adapters"
+
+
+def read_image_prompts(
+    request: GenerationRequest, pipeline: str, fetch: Callable[[str, int], bytes], budget: Budget
+) -> tuple[ImagePrompt, ...]:
+    """The request's IP-Adapters with their pictures. Raises InvalidImage and its kin, naming the field."""
+    prompts = []
+    for at, spec in enumerate(request.ip_adapters):
+        field = f"{_FIELD}[{at}]"
+        texts = (*((spec.image,) if spec.image is not None else ()), *spec.images)
+        if not texts:
+            raise InvalidRequest(
+                f"{field}.image is required: the picture to draw after, as base64, data: URI or https URL.",
+                field=_FIELD,
+            )
+        pictures = tuple(budget.take(_read(text, fetch, f"{field}.image"), _FIELD) for text in texts)
+        prompts.append(ImagePrompt(spec, pictures))
+    if takes_one_image_prompt(pipeline) and sum(len(prompt.pictures) for prompt in prompts) > 1:
+        raise ParameterOutOfRange(
+            f"{_FIELD} takes one adapter with one picture for this model; more were sent.", field=_FIELD
+        )
+    return tuple(prompts)
+
+
+def _read(text: str, fetch: Callable[[str, int], bytes], name: str) -> Raster:
+    """A picture; what is wrong with it is said of `name`, and is wrong with the request's field."""
+    try:
+        return read_image(text, fetch, name)
+    except InvalidRequest as error:
+        error.field = _FIELD
+        raise

@@ -1,0 +1,1 @@
+"""Places, quotas and keys: who may have work done now."""

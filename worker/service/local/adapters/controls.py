@@ -1,0 +1,57 @@
+"""The files of a job's ControlNets and T2I-Adapters."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from worker.catalog.detector import detect_header
+from worker.catalog.detectors.controlnets import CONTROL_LORA, unfolded_bytes
+from worker.catalog.formats.headers import read_header
+from worker.catalog.interface.controls import controlled_rows
+from worker.core.adapter import AdapterFiles, Control
+from worker.core.errors import IncompatibleAdapter
+from worker.core.job import Job
+from worker.core.model import Detection, Kind, ModelFiles
+from worker.core.result import Emit
+from worker.service.accepting.adapters.controls import check_control
+from worker.service.local.adapters.fetching import AdapterFetcher, only_weights
+from worker.service.local.weights import file_sha256
+
+_FIELD = "controlnets"
+
+
+def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles:
+    """The file or folder of one control. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    spec = control.spec
+    source = fetcher.source(spec.model, spec.weight_name, _FIELD)
+    _, seen = fetcher.look(source, _FIELD)
+    files = fetcher.fetch(source, _FIELD, emit, job.stop)
+    if files.root.is_dir() and not (files.root / "config.json").is_file():
+        files = replace(files, root=only_weights(files.root, frozenset(), spec.model, _FIELD))
+    found = _found(files.root, seen)
+    check_control(found, spec.model, job.spec, job.detection, job.task)
+    rows = [row for row in controlled_rows(job.spec, job.detection, job.task) if row.pipeline == job.pipeline]
+    if not any(row.takes(found) for row in rows):
+        raise IncompatibleAdapter(
+            f"{_FIELD}: {spec.model} turned out to be a {found.component_class}, which {job.pipeline} does not read; "
+            "name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
+            field=_FIELD,
+        )
+    unfolded = unfolded_bytes(read_header(files.root)) if found.variant == CONTROL_LORA else None
+    return AdapterFiles(found.kind, spec, files, found, _sha256(files), unfolded)
+
+
+def _found(root: Path, seen: Detection | None) -> Detection:
+    """What the files say now that they are here: of a converted pickle for the first time."""
+    if seen is not None:
+        return seen
+    if root.is_file():
+        return detect_header(read_header(root), root.name)
+    return Detection(Kind.UNKNOWN, "unknown")
+
+
+def _sha256(files: ModelFiles) -> str | None:
+    """The digest of the one weight file; None where there are several."""
+    if files.root.is_file():
+        return files.sha256 or file_sha256(files.root)
+    weights = sorted(files.root.glob("*.safetensors"))
+    return file_sha256(weights[0]) if len(weights) == 1 else None

@@ -1,0 +1,123 @@
+"""The way to any adapter's file: named by the caller, looked at before it is fetched, and never a pickle that runs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from worker.catalog.detector import detect
+from worker.core.errors import (
+    AccessDenied,
+    ModelNotFound,
+    SourceError,
+    UnsafeFormat,
+    UnsupportedModel,
+    WorkerError,
+)
+from worker.core.job import StopSignal
+from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec, Outline
+from worker.core.result import Emit
+from worker.service.accepting.adapters.compatibility import blamed_on
+from worker.service.accepting.resolving import ModelResolver
+from worker.store.store import Store
+
+T = TypeVar("T")
+_MAX_NAMES = 20
+
+
+class AdapterFetcher:
+    """Looks at and fetches adapters for all kinds of them. Blocking."""
+
+    def __init__(self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path]) -> None:
+        self._store = store
+        self._resolver = resolver
+        self._without_pickles = without_pickles
+
+    def source(self, reference: str, weight_name: str | None, field: str) -> ModelSource:
+        """Where an adapter comes from, if the operator lets callers name it. Raises ModelNotFound and its kin."""
+        with blamed_on(field):
+            return self._resolver.adapter_source(reference, weight_name, field)
+
+    def configs(self, model: ModelSpec) -> Mapping[str, Mapping[str, object]]:
+        """The JSON files of a model that is a repository; {} for a single file, or where they cannot be had now."""
+        with suppress(WorkerError):
+            return self._store.peek(model.source, model.variant).configs
+        return {}
+
+    def part_source(self, reference: str) -> ModelSource:
+        """Where a part comes from that one of our own tables names."""
+        return self._resolver.part_source(reference)
+
+    def outline(self, source: ModelSource, variant: str | None = None) -> Outline:
+        """What a source says of itself before it is fetched."""
+        return self._store.peek(source, variant)
+
+    def look(self, source: ModelSource, field: str) -> tuple[Outline, Detection | None]:
+        """What an adapter says it is before it is fetched; None where it has no header to read.
+
+        A pipeline's model_index.json is not asked, as `ModelResolver.look_at_adapter` does: a VAE may be taken out of
+        one that could not be run itself.
+        """
+        with blamed_on(field):
+            outline = self._store.peek(source)
+            told = outline.header is not None or "config.json" in outline.configs
+            return outline, detect(outline) if told else None
+
+    def fetch(self, source: ModelSource, field: str, emit: Emit, stop: StopSignal) -> ModelFiles:
+        """An adapter's files, pickles made harmless or refused."""
+        with blamed_on(field):
+            return self._harmless(self._store.ensure(source, None, emit, stop))
+
+    def fetch_file(
+        self,
+        source: ModelSource,
+        field: str,
+        examine: Callable[[Path], T],
+        emit: Emit,
+        stop: StopSignal,
+        usual_names: frozenset[str] = frozenset(),
+    ) -> tuple[ModelFiles, T]:
+        """An adapter's one weight file and what `examine` says of it, which may be other than what was looked at.
+
+        Of a folder it is the file that has one of `usual_names`, or the only one.
+        """
+        with blamed_on(field):
+            files = self._store.ensure(source, None, emit, stop)
+            if not files.is_single_file:
+                files = replace(files, root=only_weights(files.root, usual_names, source.reference, field))
+            files = self._harmless(files)
+            return files, examine(files.root)
+
+    def _harmless(self, files: ModelFiles) -> ModelFiles:
+        with self._store.harmless(files.root):
+            return replace(files, root=self._without_pickles(files.root))
+
+
+@contextmanager
+def told(why: str, field: str = "model") -> Iterator[None]:
+    """Say of a failure what was being fetched, and why: its own words name a repository that nobody asked for."""
+    try:
+        yield
+    except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
+        raise type(error)(f"{why}: {error.message}", field=field, hint=error.hint, details=error.details) from None
+
+
+def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: str) -> Path:
+    """The one weight file of a folder that can be meant. Raises UnsupportedModel, listing them, for several."""
+    found = sorted(folder.glob("*.safetensors"))
+    usual = [path for path in found if path.name in usual_names]
+    if len(usual) == 1 or len(found) == 1:
+        return (usual or found)[0]
+    raise unclear_weights(str(len(found)), [path.name for path in found], name, field)
+
+
+def unclear_weights(count: str, names: Sequence[str], name: str, field: str) -> UnsupportedModel:
+    """What to raise where adapter `name` holds `count` weight files, and which of them is meant cannot be told."""
+    shown = names[:_MAX_NAMES]
+    listed = f" ({', '.join(shown)}{', …' if len(names) > len(shown) else ''})" if names else ""
+    return UnsupportedModel(
+        f"{field}: {name} holds {count} weight files{listed}; name one with weight_name.",
+        field=field,
+        details={"files": [*shown]},
+    )

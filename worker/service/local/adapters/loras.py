@@ -1,0 +1,51 @@
+"""LoRAs for a job: fetched, and checked to be what the job takes them for, before the model is."""
+
+from worker.core.errors import UnsupportedModel
+from worker.core.job import Job, LoraFiles
+from worker.core.model import Detection, Kind, LoraSpec
+from worker.core.result import Emit
+from worker.service.accepting.adapters.compatibility import check_family, check_kind
+from worker.service.local.adapters.fetching import AdapterFetcher
+from worker.service.local.weights import LoraFile, examine_lora
+
+_APPLIED = ("LoRA", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "full-difference")
+# What diffusers and peft call the one file of a LoRA repository.
+_USUAL_NAMES = frozenset({"pytorch_lora_weights.safetensors", "adapter_model.safetensors"})
+
+
+def provide_lora(lora: LoraSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) -> LoraFiles:
+    """The file of one LoRA. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    source = fetcher.source(lora.model, lora.weight_name, "loras")
+    outline, seen = fetcher.look(source, "loras")
+    if seen is not None and outline.header is not None:  # what is seen to be another thing is not even fetched
+        _check_kind(seen, lora, job)
+    files, examined = fetcher.fetch_file(source, "loras", examine_lora, emit, job.stop, _USUAL_NAMES)
+    _check(examined, lora, job)
+    return LoraFiles(
+        lora,
+        files,
+        examined.sha256,
+        examined.keys,
+        examined.scaling,
+        examined.trigger_words or (outline.declared.trigger_words if outline.declared else ()),
+    )
+
+
+def _check(examined: LoraFile, lora: LoraSpec, job: Job) -> None:
+    """Refuse what is no LoRA, is for another family, or of an algorithm that the engine cannot apply."""
+    found = examined.detection
+    _check_kind(found, lora, job)
+    keys = examined.keys
+    refused = "a control LoRA, which gives the model a second input" if "+control" in found.format else keys.refused
+    if refused or not (keys.embeddings or any(module.algorithm for module in keys.modules)):
+        raise UnsupportedModel(
+            f"loras: {lora.model} is {refused or f'of the kind {found.format}'}, which this worker cannot apply; "
+            f"use a {', '.join(_APPLIED)} or IA3 file.",
+            field="loras",
+        )
+
+
+def _check_kind(found: Detection, lora: LoraSpec, job: Job) -> None:
+    """Refuse what is no LoRA, or one for another family."""
+    check_kind(found, (Kind.LORA,), lora.model, "loras", "LoRA")
+    check_family(found, job.detection.architecture, job.spec.id, lora.model, "loras", "LoRA")

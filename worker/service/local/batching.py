@@ -1,0 +1,249 @@
+"""Who is drawn when, and with whom: jobs wait in buckets, and the engine takes one bucket at a time.
+
+The policy. A job waits with those that agree with it in everything but words, pictures and seeds (`Batch.batch_key`),
+until they are `batch_size` pictures or the first of them has waited `timeout_s`; a bucket whose time has come while the
+engine is busy goes on filling, so that under load nobody waits for company. A free engine takes the bucket whose first
+job came first, where a job of a model that is not loaded counts as having come later by the seconds that its model took
+to load: a switch must be worth its cost, and no bucket is passed by another that began more than those seconds after
+it. Whoever left or ran out of time is dropped before the engine sees it, and where memory ran out the later batches of
+that bucket are smaller.
+
+An idle engine waits out the timer too: running the first job of a burst alone would cost the others its whole call,
+while the timer costs a lone job milliseconds. With `batch_size` 1 nobody waits, nor does a job that nobody could join.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from functools import partial
+
+from worker.core.errors import DeviceLost
+from worker.core.job import Batch
+from worker.core.result import Emit
+from worker.service.local.batch_run import BatchRun, Drawn, QueuedJob
+from worker.service.local.engine_thread import EngineThread, uninterrupted
+
+# How long a job that has to stop may still sit in one step before the device is called lost.
+STUCK_GRACE_S = 60.0
+# The same for a model that is being loaded: that cannot be interrupted, and is no reason to replace a worker.
+LOAD_GRACE_S = 900.0
+# For how many buckets it is remembered how many pictures fitted.
+_MEMORY = 256
+
+
+class Buckets:
+    """Queued jobs that wait, in order of arrival. It has no clock and knows no engine: it is told of both."""
+
+    def __init__(self, batch_size: int, timeout_s: float) -> None:
+        self._batch_size = batch_size
+        self._timeout_s = timeout_s
+        self._waiting: dict[str, list[QueuedJob]] = {}
+        self._load_s: dict[str, float] = {}
+        self._fits: OrderedDict[str, int] = OrderedDict()
+
+    def add(self, queued: QueuedJob) -> None:
+        """Let `queued` wait."""
+        self._waiting.setdefault(queued.key, []).append(queued)
+
+    def remove(self, queued: QueuedJob) -> None:
+        """Take back a queued that waits."""
+        bucket = self._waiting[queued.key]
+        bucket.remove(queued)
+        if not bucket:
+            del self._waiting[queued.key]
+
+    def empty(self, *, only_stopped: bool = False) -> list[QueuedJob]:
+        """Take out all queued_jobs; or those that have to stop."""
+        found = [queued for bucket in self._waiting.values() for queued in bucket]
+        found = [queued for queued in found if queued.job.stop.reason or not only_stopped]
+        for queued in found:
+            self.remove(queued)
+        return found
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def take(self, now: float, resident: Collection[str]) -> list[QueuedJob]:
+        """Take out what the engine draws next; nothing when no bucket is due."""
+        due = [bucket for bucket in self._waiting.values() if self._due_at(bucket) <= now]
+        if not due:
+            return []
+
+        def batch_run(bucket: list[QueuedJob]) -> float:
+            model = bucket[0].job.spec.id
+            return bucket[0].came + (0.0 if model in resident else self._load_s.get(model, 0.0))
+
+        bucket = min(due, key=batch_run)
+        taken: list[QueuedJob] = []
+        room = self._limit(bucket[0].key)
+        for queued in bucket:
+            if taken and queued.pictures > room:
+                break
+            taken.append(queued)
+            room -= queued.pictures
+        for queued in taken:
+            self.remove(queued)
+        return taken
+
+    def next_due(self) -> float | None:
+        """When the next bucket will be due; None when nobody waits."""
+        return min(map(self._due_at, self._waiting.values()), default=None)
+
+    def note_load(self, model: str, seconds: float) -> None:
+        """Remember what a switch to `model` costs."""
+        self._load_s[model] = seconds
+
+    def note_fit(self, key: str, pictures: int) -> None:
+        """Remember that more than so many pictures of a bucket were too much for the device's memory."""
+        self._fits[key] = pictures
+        self._fits.move_to_end(key)
+        if len(self._fits) > _MEMORY:
+            self._fits.popitem(last=False)
+
+    def _limit(self, key: str) -> int:
+        return min(self._batch_size, self._fits.get(key, self._batch_size))
+
+    def _due_at(self, bucket: list[QueuedJob]) -> float:
+        first = bucket[0]
+        full = sum(queued.pictures for queued in bucket) >= self._limit(first.key)
+        return first.came + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
+
+
+class BatchMux:
+    """Hands the engine's thread one batch after the other. Lives on the event loop."""
+
+    def __init__(
+        self,
+        engine: EngineThread,
+        batch_size: int = 1,
+        timeout_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._batch_size = batch_size
+        self._buckets = Buckets(batch_size, timeout_s)
+        self._clock = clock
+        self._batch_run: BatchRun | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that nothing is done for yet: they wait for company, or for the engine."""
+        batch_run = self._batch_run
+        return len(self._buckets) + (
+            len(batch_run.queued_jobs) if batch_run is not None and batch_run.is_to_begin else 0
+        )
+
+    async def draw(self, batch: Batch, emit: Emit) -> Drawn:
+        """What the engine draws for the one job of `batch`, in whose company is the mux's affair.
+
+        A job that is cancelled or late is let go at once, unless the engine works for nobody else: then this returns
+        once the engine's thread has let go of it.
+        """
+        if self._engine.lost is not None:
+            raise self._engine.lost
+        # Where nobody is drawn with anybody, a digest of the whole job is not worth its time.
+        key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
+        queued = QueuedJob(batch, emit, self._clock(), key)
+        stop = queued.job.stop
+        self._buckets.add(queued)
+        self._dispatch()
+        try:
+            await asyncio.wait({queued.answer}, timeout=max(0.0, stop.remaining_s))
+            if not queued.answer.done():
+                await self._leave(queued)
+            if queued.answer.cancelled():
+                raise stop.reason or stop.timed_out()
+            return queued.answer.result()
+        except asyncio.CancelledError:
+            stop.cancel()
+            await uninterrupted(self._leave(queued))
+            raise
+
+    def _dispatch(self) -> None:
+        """Give the free engine what is due; when nothing is, come back when something will be."""
+        if self._batch_run is not None and not self._batch_run.has_ended:
+            return
+        for queued in self._buckets.empty(only_stopped=True):
+            queued.settle(queued.job.stop.reason or queued.job.stop.timed_out())
+        resident = self._engine.resident_models
+        queued_jobs = self._buckets.take(self._clock(), resident)
+        if queued_jobs:
+            self._begin(BatchRun(queued_jobs), resident)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._buckets.next_due()
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._clock()), self._dispatch)
+
+    def _begin(self, batch_run: BatchRun, resident: Collection[str]) -> None:
+        self._batch_run = batch_run
+        try:
+            # Not in our own context: that is of whoever's job ended, or came, just now.
+            batch_run.future = batch_run.queued_jobs[0].context.run(
+                self._engine.submit, batch_run.run, batch_run.label, batch_run.begin
+            )
+        except DeviceLost as error:
+            self._give_up(error)
+            return
+        batch_run.over = asyncio.wrap_future(batch_run.future)
+        batch_run.over.add_done_callback(partial(self._end, batch_run, resident))
+
+    def _end(self, batch_run: BatchRun, resident: Collection[str], done: "asyncio.Future[None]") -> None:
+        error = self._engine.lost if done.cancelled() else done.exception()
+        if isinstance(error, DeviceLost):
+            self._give_up(error)
+            return
+        if error is not None:  # not of the kind that an engine may raise: all of them are told
+            for queued in batch_run.queued_jobs:
+                queued.settle(error)
+        if self._batch_run is batch_run:  # its jobs were answered before this, and a next one may have begun since
+            self._batch_run = None
+        first = batch_run.queued_jobs[0]
+        if batch_run.load_s and first.job.spec.id not in resident:
+            self._buckets.note_load(first.job.spec.id, batch_run.load_s)
+        if batch_run.fits is not None:
+            self._buckets.note_fit(first.key, batch_run.fits)
+        self._dispatch()
+
+    def _give_up(self, error: DeviceLost) -> None:
+        """Nothing runs any more: tell all that wait."""
+        batch_run, self._batch_run = self._batch_run, None
+        for queued in [*(batch_run.queued_jobs if batch_run else []), *self._buckets.empty()]:
+            queued.settle(error)
+
+    async def _leave(self, queued: QueuedJob) -> None:
+        """Let `queued` go; when the engine works for it alone, once that stopped."""
+        if queued.answer.done():
+            return
+        batch_run = queued.batch_run
+        if batch_run is None:
+            self._buckets.remove(queued)
+            queued.answer.cancel()
+        elif (
+            not batch_run.is_only_for(queued)
+            or batch_run.future is None
+            or batch_run.over is None
+            or batch_run.future.cancel()
+        ):
+            queued.answer.cancel()  # its companions are drawn all the same; or the device never saw it
+        else:
+            await self._let_go(batch_run, batch_run.over)
+
+    async def _let_go(self, batch_run: BatchRun, over: "asyncio.Future[None]") -> None:
+        """Wait until a job that has to stop did so at its next step; give the device up if not even that comes."""
+        patience = time.monotonic() + LOAD_GRACE_S
+        while not over.done():
+            in_step = not batch_run.loading
+            await asyncio.wait({over}, timeout=STUCK_GRACE_S)
+            if not over.done() and (in_step or time.monotonic() > patience):
+                lost = self._engine.lose(
+                    DeviceLost(
+                        f"The pipeline did not stop within {STUCK_GRACE_S:g} seconds of being told to; "
+                        "this worker is being replaced."
+                    )
+                )
+                self._give_up(lost)
+                return

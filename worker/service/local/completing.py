@@ -1,0 +1,95 @@
+"""What a single file lacks of a whole model, and where that comes from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.catalog.architectures import architecture
+from worker.core.errors import UnsupportedModel
+from worker.core.model import Detection, Kind, ModelSpec
+
+CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
+SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
+# Never loaded, so never missed.
+_LEFT_OUT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_T5 = frozenset({"text_encoder_3", "tokenizer_3"})
+# Components without weights, by what their class names end in.
+_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ImageProcessor", "FeatureExtractor")
+_VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a single file becomes a whole model: `config` describes its parts, `base` gives the `missing` ones."""
+
+    config: Path | None
+    base: str | None
+    missing: tuple[str, ...]
+
+
+def completion(spec: ModelSpec, detection: Detection) -> Completion:
+    """What the single file of `spec` lacks. Raises UnsupportedModel, before any download, when nothing can give it."""
+    row = architecture(detection.architecture) if detection.architecture else None
+    bundled = CONFIGS / row.config if row is not None and row.config else None
+    config = Path(spec.config) if spec.config else bundled
+    if spec.base is not None and spec.config is None and not set(detection.parts) - {"denoiser"}:
+        # What the operator names is more than the family's usual: its tokenizers and sizes belong to its encoders.
+        return Completion(None, spec.base, ())
+    base = spec.base or (row.base_repo if row else None)
+    if config is None:
+        if base is not None:
+            # Nothing here describes this family: all that is not the denoiser, and every config, is the base's.
+            return Completion(None, base, ())
+        raise UnsupportedModel(
+            f"{spec.id} is a single file of {row.title if row else 'an unknown family'}, whose configuration is not "
+            "bundled; name the diffusers repository that it was made from as base in models.yaml.",
+            field="model",
+        )
+    replaced = {"vae" if spec.vae else "", *spec.components}
+    missing = tuple(name for name in _missing(config, spec, detection) if name not in replaced)
+    if missing and base is None:
+        raise UnsupportedModel(
+            f"{spec.id} holds no {', '.join(missing)}; name the repository that has them as base in models.yaml.",
+            field="model",
+            details={"missing": list(missing)},
+        )
+    return Completion(config, base if missing else None, missing)
+
+
+def _missing(config: Path, spec: ModelSpec, detection: Detection) -> list[str]:
+    index: Mapping[str, object] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+    # Stable Diffusion 3 was also published with its CLIPs and without its T5: it is drawn without it then.
+    without_t5 = "text_encoder_2" in detection.parts and "text_encoder_3" not in detection.parts
+    held = _held(index, spec, detection)
+    missing = []
+    for name, entry in index.items():
+        if not isinstance(entry, list) or None in entry or name in _LEFT_OUT or (name in _T5 and without_t5):
+            continue
+        if str(entry[-1]).endswith(_WEIGHTLESS):
+            if not _is_bundled(config / name, str(entry[-1])):
+                missing.append(name)
+        elif name not in held:
+            missing.append(name)
+    return missing
+
+
+def _held(index: Mapping[str, object], spec: ModelSpec, detection: Detection) -> set[str]:
+    """The components whose weights the file has. Where its parts are not listed a checkpoint counts as whole.
+
+    Text encoders are counted, not named: the only one of SDXL's refiner is its pipeline's second.
+    """
+    components = [name for name, entry in index.items() if isinstance(entry, list) and None not in entry]
+    if not detection.parts and detection.kind is Kind.CHECKPOINT and spec.base is None:
+        return set(components)
+    encoders = sorted(name for name in components if name.startswith("text_encoder"))
+    count = sum(part.startswith("text_encoder") for part in detection.parts)
+    return {"unet", "transformer", *detection.parts} - set(encoders) | set(encoders[:count])
+
+
+def _is_bundled(folder: Path, class_name: str) -> bool:
+    if not folder.is_dir():
+        return False
+    if "Tokenizer" not in class_name or any((folder / name).is_file() for name in _VOCABULARIES):
+        return True
+    return class_name.startswith("CLIP") and (folder.parent.parent / "tokenizers" / "clip").is_dir()

@@ -1,0 +1,186 @@
+"""Files for a job: the model's, fetched where needed, what completes them, and its adapters' beside them."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
+from worker.core.finishing import FinishingFiles
+from worker.core.job import Batch, Job, StopSignal
+from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.result import Emit
+from worker.service.accepting.adapters.compatibility import blamed_on
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.local.adapters.controls import provide_control
+from worker.service.local.adapters.embeddings import provide_embeddings
+from worker.service.local.adapters.fetching import AdapterFetcher, told
+from worker.service.local.adapters.hypernetworks import provide_hypernetwork
+from worker.service.local.adapters.image_prompts import encoder_source, provide_image_prompts
+from worker.service.local.adapters.loras import provide_lora
+from worker.service.local.adapters.vae import provide_vae
+from worker.service.local.completing import SINGLE_FILES, Completion, completion
+from worker.service.local.weights import measure
+from worker.store.store import Store
+
+_DENOISERS = ("transformer", "unet")
+_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+
+
+def refuse_pickles(root: Path) -> Path:
+    """`root` itself, unless it is a pickle. Raises UnsafeFormat naming the operator's switch."""
+    if root.suffix in _PICKLES:
+        raise UnsafeFormat(
+            f"{root.name[:80]} is a pickle, which can run code when read; use a safetensors file, or let the operator "
+            "set ALLOW_PICKLES=true to have pickles of plain tensors converted.",
+            field="model",
+        )
+    return root
+
+
+class Provisioner:
+    """Makes a Batch of an accepted job. Downloads run in threads and never in the engine's.
+
+    `without_pickles` turns a file or folder into one that holds no pickle, or refuses it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        resolver: ModelResolver,
+        without_pickles: Callable[[Path], Path] = refuse_pickles,
+        safety_checker: str | None = None,
+    ) -> None:
+        self._store = store
+        self._resolver = resolver
+        self._without_pickles = without_pickles
+        self._safety_checker = safety_checker  # the operator's reference, with no leave of callers
+        self._adapters = AdapterFetcher(store, resolver, without_pickles)
+
+    async def provide(self, job: Job, emit: Emit) -> Batch:
+        """The job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
+        return await asyncio.to_thread(self._provide, job, emit)
+
+    def _provide(self, job: Job, emit: Emit) -> Batch:
+        job.stop.check()
+        # Adapters first: they are small, and a wrong one should not cost a model's download.
+        loras = tuple(provide_lora(spec, job, self._adapters, emit) for spec in job.loras)
+        controls = tuple(provide_control(control, job, self._adapters, emit) for control in job.controls)
+        image_prompts = provide_image_prompts(job, self._adapters, emit)
+        embeddings = provide_embeddings(job, self._adapters, emit)
+        hypernetworks = tuple(provide_hypernetwork(spec, job, self._adapters, emit) for spec in job.hypernetworks)
+        vae = provide_vae(job, self._adapters, emit) if job.vae else None
+        job, finishing = self._finishing(job, emit)
+        spec, files = self.model_files(job.spec, job.detection, emit, job.stop)
+        job = replace(job, spec=spec)
+        return Batch((job,), files, loras, controls, image_prompts, embeddings, hypernetworks, vae, finishing)
+
+    def _finishing(self, job: Job, emit: Emit) -> tuple[Job, FinishingFiles]:
+        """The files of what works after the model, and the job with what was learnt of them."""
+        refiner, upscaler, found = job.refiner, job.upscaler, FinishingFiles()
+        if self._safety_checker is not None:
+            with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no pictures"):
+                files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
+                found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
+        if upscaler is not None:
+            with blamed_on("upscale"):
+                spec, files = self.model_files(upscaler.model, upscaler.detection, emit, job.stop)
+            upscaler, found = replace(upscaler, model=spec), replace(found, upscaler=files)
+        if refiner is not None:
+            with blamed_on("refiner"):
+                spec, files = self.model_files(refiner.model, refiner.detection, emit, job.stop)
+            refiner, found = replace(refiner, model=spec), replace(found, refiner=files)
+        return replace(job, refiner=refiner, upscaler=upscaler), found
+
+    def model_files(
+        self, spec: ModelSpec, detection: Detection, emit: Emit, stop: StopSignal
+    ) -> tuple[ModelSpec, ModelFiles]:
+        """A model's files with the number of weights per component, and its spec with the config they need.
+
+        What is small comes first: a part that cannot be had should not cost the download of the rest.
+        """
+        completing = _completing(spec, detection)
+        parts = {name: self._part(spec, name, source, emit, stop) for name, source in self._part_sources(spec).items()}
+        base = self._base(spec, completing, emit, stop) if completing and completing.base else None
+        files = self._store.ensure(spec.source, spec.variant, emit, stop)
+        if files.is_single_file and completing is None and detection.kind is not Kind.UPSCALER:
+            raise UnsupportedModel(
+                f"{spec.id} is declared as a repository is, and is the single file {files.root.name[:80]}; "
+                "name that file in its source in models.yaml, after a #.",
+                field="model",
+            )
+        files = replace(
+            files,
+            root=self._plain(files.root),
+            base=base.root if base else None,
+            parts={name: part.root for name, part in parts.items()},
+            total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
+            bytes_downloaded=sum(other.bytes_downloaded for other in [files, base, *parts.values()] if other),
+        )
+        if completing is not None and completing.config is not None:
+            spec = spec.model_copy(update={"config": str(completing.config)})
+        needed = completing.missing if completing and completing.config else None
+        parameters, packed = measure(files, needed)
+        return spec, replace(files, parameters=parameters, packed=packed)
+
+    def sources(self, spec: ModelSpec, detection: Detection) -> list[tuple[ModelSource, str | None]]:
+        """All that a model is made of, itself first, each with its variant; of other repositories the parts it takes.
+
+        Blocking. Raises UnsupportedModel where nothing completes it.
+        """
+        completing = _completing(spec, detection)
+        others = [*self._part_sources(spec).values()]
+        if completing and completing.base:
+            others.append(self._base_source(completing.base, completing))
+        return [(spec.source, spec.variant), *((source, None) for source in others)]
+
+    def adapter_sources(self, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
+        """The same of what goes beside a model: an IP-Adapter has its image encoder. Blocking."""
+        encoder = None
+        with suppress(WorkerError):  # what cannot be looked at now is by itself
+            encoder = encoder_source(spec.source, self._adapters)
+        return [(spec.source, spec.variant), *([(encoder, None)] if encoder is not None else [])]
+
+    def _part_sources(self, spec: ModelSpec) -> dict[str, ModelSource]:
+        """What the registry takes from elsewhere, by component."""
+        named = {**spec.components, **({"vae": spec.vae} if spec.vae else {})}
+        return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in named.items()}
+
+    def _part(self, spec: ModelSpec, name: str, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
+        with told(f"{spec.id} takes its {name} from elsewhere"):
+            files = self._store.ensure(source, None, emit, stop)
+        return replace(files, root=self._plain(files.root))
+
+    def _base(self, spec: ModelSpec, completing: Completion, emit: Emit, stop: StopSignal) -> ModelFiles:
+        reference = completing.base or ""
+        what = ", ".join(completing.missing) or "other parts"
+        with told(f"{spec.id} is a single file without its {what}, which come from {reference}"):
+            files = self._store.ensure(self._base_source(reference, completing), None, emit, stop)
+        if files.is_single_file:
+            raise UnsupportedModel(f"base: {reference} is a single file; name a diffusers repository.", field="model")
+        return replace(files, root=self._plain(files.root))
+
+    def _plain(self, root: Path) -> Path:
+        with self._store.harmless(root):
+            return self._without_pickles(root)
+
+    def _base_source(self, reference: str, completing: Completion) -> ModelSource:
+        source = self._resolver.part_source(reference)
+        if completing.missing:
+            return _only(source, completing.missing)
+        # All but the part that the single file brings itself, which is the largest.
+        return source.model_copy(update={"without": _DENOISERS}) if _is_whole(source) else source
+
+
+def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:
+    return completion(spec, detection) if detection.kind in SINGLE_FILES else None
+
+
+def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
+    """Of a whole repository these components; a source that names a file or folder is that already."""
+    return source.model_copy(update={"only": components}) if _is_whole(source) else source
+
+
+def _is_whole(source: ModelSource) -> bool:
+    return source.scheme == "hf" and source.filename is None and source.subfolder is None

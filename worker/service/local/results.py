@@ -1,0 +1,167 @@
+"""What a finished job says of itself: pictures, seconds, cost, and what to send to get them again."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+
+from pydantic import JsonValue
+
+from worker.catalog.interface.inputs import FIELDS
+from worker.catalog.interface.sizes import FRAME_COUNTS
+from worker.core.image import Raster
+from worker.core.job import Batch, Job
+from worker.core.result import JobResult, Reproduction, Timings, Usage
+from worker.service.local.batch_run import Drawn
+
+# An input picture larger than this is not sent back: it would crowd out the ones that were drawn.
+MAX_ECHO_CHARS = 100_000
+_NO_MEDIA = "reproduce.input leaves out {}, which is large; send it along to get the same result again."
+_VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worker")
+
+
+def bytes_downloaded(batch: Batch) -> int:
+    """What had to be fetched for a job."""
+    beside = [item.files for item in batch.adapters] + ([batch.vae] if batch.vae else [])
+    found = batch.files.bytes_downloaded + batch.finishing.bytes_downloaded
+    return found + sum(files.bytes_downloaded for files in beside)
+
+
+def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResult:
+    """The result of `job`, for which `batch` holds the files and `drawn` the pictures."""
+    report, artifacts = drawn.report, drawn.artifacts
+    shown = artifacts[0]
+    first = shown.raster
+    parameters: dict[str, JsonValue] = {**_params(job), "width": first.width, "height": first.height}
+    if job.scheduler is not None:
+        parameters |= job.scheduler.parameters
+    parameters |= _finishing(job, batch)
+    revision = batch.files.revision
+    left_out = _large_media(job)
+    # The denoising steps that really ran: image-to-image skips those that its strength leaves out.
+    steps = float(str(job.params.get("num_inference_steps") or 1)) * float(str(job.params.get("strength") or 1))
+    return JobResult(
+        artifacts=artifacts,
+        model=job.spec.id,
+        revision=revision,
+        task=job.task,
+        prompt=job.prompt,
+        parameters=parameters,
+        loras=report.loras,
+        adapters=report.adapters,
+        safety=report.safety.get(job.id, ()),
+        timings=timings,
+        usage=Usage(
+            gpu_seconds=(report.inference_s + report.load_s) * drawn.share,
+            images=len(artifacts),
+            pixel_steps=_drawn_pixels(job, first) * max(1, int(steps)) * len(artifacts) * max(1, len(shown.frames)),
+            peak_memory_gb=report.peak_memory_gb,
+            bytes_downloaded=bytes_downloaded(batch),
+        ),
+        reproduce=Reproduction(
+            model=job.spec.source.model_copy(update={"revision": revision}).reference if revision else job.spec.id,
+            loras=tuple(f"{item.model}#{item.sha256}" for item in report.loras),
+            versions=_versions(),
+            input=_input(job),
+        ),
+        warnings=job.warnings
+        + _count_of(job, len(shown.frames))
+        + report.warnings
+        + report.notes.get(job.id, ())
+        + ((_NO_MEDIA.format(" and ".join(left_out)),) if left_out else ()),
+    )
+
+
+def _drawn_pixels(job: Job, shown: Raster) -> int:
+    """Pixels of one picture as its model drew it, before an upscaler."""
+    width, height = job.params.get("width"), job.params.get("height")
+    if job.upscaler is not None and isinstance(width, int) and isinstance(height, int):
+        return width * height
+    return shown.width * shown.height
+
+
+def _params(job: Job) -> dict[str, JsonValue]:
+    """The parameters, with as many frames as were asked for: the model may have drawn more."""
+    counts = {} if job.frames is None else {name: job.frames for name in FRAME_COUNTS if name in job.params}
+    return {**job.params, **counts}
+
+
+def _count_of(job: Job, frames: int) -> tuple[str, ...]:
+    """A word for a film that is shorter than it was asked to be."""
+    if job.frames is None or frames >= job.frames:
+        return ()
+    return (f"num_frames {job.frames} became {frames}, which is all that the model makes of what was sent.",)
+
+
+def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
+    """What worked after the model, with the revisions of its files."""
+    found: dict[str, JsonValue] = {}
+    if job.refiner is not None and batch.finishing.refiner is not None:
+        found["refiner"] = {
+            "model": job.refiner.model.id,
+            "revision": batch.finishing.refiner.revision,
+            "start": job.refiner.spec.start,
+        }
+    if job.upscaler is not None and batch.finishing.upscaler is not None:
+        found["upscale"] = {
+            "model": job.upscaler.model.id,
+            "revision": batch.finishing.upscaler.revision,
+            "scale": job.upscaler.spec.scale,
+            "tile": job.upscaler.spec.tile,
+        }
+    return found
+
+
+def _input(job: Job) -> dict[str, JsonValue]:
+    """What a caller sends to get the same pictures: everything that was chosen for him is written out."""
+    request = job.request
+    large = _large_media(job)
+    left_out = {
+        "params",
+        "progress",
+        "previews",
+        "timeout_s",
+        "lightning",
+        "loras",
+        "negative_prompt",
+        "output",
+        *large,
+    }
+    fixed: dict[str, JsonValue] = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    output = request.output.model_dump(mode="json", exclude={"delivery"}, exclude_defaults=True)
+    fixed |= {"output": output} if output else {}
+    named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
+    fixed |= {name: request.params[name] for name in named if name not in large}
+    fixed |= {"model": job.spec.id, "task": job.task.value, "prompt": job.prompt, "seed": job.seeds[0]} | _params(job)
+    if job.negative_prompt is not None:
+        fixed["negative_prompt"] = job.negative_prompt
+    if job.scheduler is not None:
+        fixed |= job.scheduler.parameters
+    if request.loras:
+        fixed["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in request.loras]
+    if job.spec.lightning is not None:
+        fixed["lightning"] = job.lightning
+    return fixed
+
+
+def _large_media(job: Job) -> list[str]:
+    """The fields with pictures or videos that are too large to be sent back."""
+    sent = {name: getattr(job.request, name) for name in FIELDS}
+    sent |= {item.field: job.request.params[item.field] for item in job.media if item.field in job.request.params}
+    sent["ip_adapters"] = [text for spec in job.request.ip_adapters for text in (spec.image or "", *spec.images)]
+    sent["controlnets"] = [control.image or "" for control in job.request.controlnets]
+    sizes = {
+        name: sum(map(len, value)) if isinstance(value, list | tuple) else len(value or "")
+        for name, value in sent.items()
+    }
+    return [name for name, size in sizes.items() if size > MAX_ECHO_CHARS]
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,165 @@
+"""What weight files say in their headers, read once per file: parameter counts of a model, the kind of a LoRA."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import JsonValue
+
+from worker.catalog.detector import detect_header
+from worker.catalog.formats.headers import read_header
+from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+from worker.core.lora import LoraKeys, Scaling
+from worker.core.model import Detection, ModelFiles, TensorIndex
+
+_HASH_BLOCK = 2**22
+_MAX_CONFIG_BYTES = 1_000_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """A LoRA file's kind, its SHA-256, and what its header says of its tensors."""
+
+    detection: Detection
+    sha256: str
+    keys: LoraKeys
+    scaling: Scaling
+    trigger_words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """The kind of an adapter's file, its header and its SHA-256."""
+
+    detection: Detection
+    header: TensorIndex
+    sha256: str
+
+
+def count_parameters(root: Path) -> dict[str, int]:
+    """How many weights each component has, from the headers alone; also a first check that no file is damaged."""
+    if root.is_file():
+        return {"model": _unchanged(_count, root)}
+    if (root / "config.json").is_file():  # one component alone
+        groups = _by_variant(sorted(root.glob("*.safetensors")))
+        return {"model": max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)}
+    counts: dict[str, int] = {}
+    for component in sorted(path for path in root.iterdir() if path.is_dir()):
+        groups = _by_variant(sorted(component.glob("*.safetensors")))
+        # Variants lie side by side; the largest stands for the component.
+        counts[component.name] = max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)
+    return {name: count for name, count in counts.items() if count}
+
+
+def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
+    """A model's weights per component, and the bytes of those components that stay quantized in memory.
+
+    Of `files.base` only what is `missing` counts; None is all but its denoiser, which the file itself is.
+    """
+    counts = count_parameters(files.root)
+    packed = _packed(files.root)
+    if files.base is not None:
+        for name, count in count_parameters(files.base).items():
+            if name in missing if missing is not None else name not in ("unet", "transformer"):
+                counts[name] = count
+    for name, path in files.parts.items():
+        counts[name] = count_parameters(path).get(name, 0) or sum(count_parameters(path).values())
+    return {name: count for name, count in counts.items() if name not in packed}, packed
+
+
+def _packed(root: Path) -> dict[str, int]:
+    """Components that stay as they are stored: a GGUF file, and what its config says is quantized."""
+    if root.is_file():
+        return {"model": root.stat().st_size} if root.suffix == ".gguf" else {}
+    found = {}
+    for config in root.glob("*/config.json"):
+        if b'"quantization_config"' in config.read_bytes():
+            sizes = [
+                sum(path.stat().st_size for path in group)
+                for group in _by_variant(list(config.parent.glob("*.safetensors")))
+            ]
+            found[config.parent.name] = max(sizes, default=0)
+    return found
+
+
+def examine_adapter(path: Path) -> AdapterFile:
+    """What an adapter other than a LoRA is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
+    return _unchanged(_examine_adapter, path)
+
+
+def examine_lora(path: Path) -> LoraFile:
+    """What a LoRA file is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
+    return _unchanged(_examine_lora, path)
+
+
+def file_sha256(path: Path) -> str:
+    """A file's digest, computed once."""
+    return _unchanged(_digest, path)
+
+
+def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
+    """`read`'s answer for this file, from memory as long as its size and time stay."""
+    stat = path.stat()
+    return read(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4_096)
+def _count(path: str, size: int, mtime_ns: int) -> int:
+    return read_header(Path(path)).parameters
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    return _sha256(Path(path))
+
+
+@lru_cache(maxsize=64)
+def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
+    file = Path(path)
+    header = read_header(file)
+    keys = read_keys({name: shape for name, (_, shape) in header.tensors.items()})
+    return LoraFile(
+        detect_header(header, file.name),
+        _sha256(file),
+        keys,
+        read_scaling(header.metadata, _adapter_config(file)),
+        trigger_words(header.metadata, keys.embeddings),
+    )
+
+
+@lru_cache(maxsize=64)
+def _examine_adapter(path: str, size: int, mtime_ns: int) -> AdapterFile:
+    file = Path(path)
+    header = read_header(file)
+    return AdapterFile(detect_header(header, file.name), header, _sha256(file))
+
+
+def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:
+    """peft's own file beside a LoRA, which has the scale that its tensors lack."""
+    config = path.with_name("adapter_config.json")
+    try:
+        value = json.loads(config.read_bytes()) if config.stat().st_size <= _MAX_CONFIG_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _by_variant(paths: list[Path]) -> list[list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        parts = path.name.split(".")
+        groups.setdefault(parts[1] if len(parts) > 2 else "", []).append(path)
+    return list(groups.values())

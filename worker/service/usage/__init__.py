@@ -1,0 +1,1 @@
+"""One record of each request, for metrics, traces and the usage log."""

@@ -1,0 +1,94 @@
+"""Numbers for Prometheus. Labels are few by construction: models of models.yaml, tasks, codes, stages; never ids."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from worker.service.limits.admission import Load
+from worker.service.usage.telemetry import OK, Record
+
+PREFIX = "imgworker"
+# From a refusal to a long video.
+SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+_JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
+
+
+class Metrics:
+    """Counts operations. `load` is asked for at each scrape."""
+
+    def __init__(self, version: str, load: Callable[[], Load]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody draws
+        self._registry = CollectorRegistry()
+        self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
+        self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
+            lambda: load().queued
+        )
+        self._gauge("info", "1, with the worker's version.", "version").labels(version).set(1)
+        self._requests = self._counter("requests", "Generations by outcome.", "model", "task", "status")
+        self._operations = self._counter("operations", "Everything asked for, by action.", "action", "status")
+        self._errors = self._counter("errors", "Operations that failed, by error code.", "code")
+        self._latency = self._histogram("request_seconds", "From request to answer, whatever it was.", "model", "task")
+        self._queue = self._histogram("queue_seconds", "Waiting: for a place, for company, for the device.", "model")
+        self._stage = self._histogram("stage_seconds", "The stages of jobs that were drawn.", "stage", "model")
+        self._batch = Histogram(
+            f"{PREFIX}_batch_size",
+            "Jobs that shared the pipeline call, counted at each of them.",
+            ["model"],
+            buckets=_JOBS,
+            registry=self._registry,
+        )
+        self._gpu = self._counter("gpu_seconds", "The device's time, shared out to its jobs.", "model")
+        self._pixels = self._counter("pixel_steps", "Width x height x frames x steps x pictures.", "model")
+        self._images = self._counter("images", "Pictures and videos.", "model")
+        self._bytes = self._counter("downloaded_bytes", "Fetched for jobs.")
+        self._loras = self._counter("loras_applied", "LoRAs put on a model for a job.", "model")
+        self._cost = self._counter("cost_usd", "The price of the device's time, if GPU_PRICE_PER_HOUR is set.", "model")
+        self._peak = self._gauge("peak_memory_bytes", "The device's memory at the last job's peak.", "model")
+        self._http = self._counter("http_responses", "Answers of the HTTP server.", "status")
+
+    def note(self, record: Record) -> None:
+        """Count one operation."""
+        self._operations.labels(record.action, record.status).inc()
+        if record.outcome != OK:
+            self._errors.labels(record.outcome).inc()
+        if record.action != "generate":
+            return
+        model, task = record.model, record.task or "unknown"
+        self._requests.labels(model, task, record.status).inc()
+        self._latency.labels(model, task).observe(record.seconds)
+        if record.timings is None or record.usage is None:
+            return
+        timings, usage = record.timings, record.usage
+        self._queue.labels(model).observe(timings.queue_s)
+        self._batch.labels(model).observe(timings.batch_size)
+        stages = {"download": timings.download_s, "load": timings.load_s, "inference": timings.inference_s}
+        for stage, seconds in (stages | {"encode": record.encode_s}).items():
+            self._stage.labels(stage, model).observe(seconds)
+        self._gpu.labels(model).inc(usage.gpu_seconds)
+        self._pixels.labels(model).inc(usage.pixel_steps)
+        self._images.labels(model).inc(usage.images)
+        self._bytes.inc(usage.bytes_downloaded)
+        self._loras.labels(model).inc(record.loras)
+        self._peak.labels(model).set(usage.peak_memory_gb * 2**30)
+        if usage.cost_usd is not None:
+            self._cost.labels(model).inc(usage.cost_usd)
+
+    def close(self) -> None:
+        """Nothing is written anywhere."""
+
+    def answered(self, status: int) -> None:
+        """Count an answer of the HTTP server."""
+        self._http.labels(str(status)).inc()
+
+    def exposition(self) -> bytes:
+        """All numbers in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", text, labels, buckets=SECONDS, registry=self._registry)

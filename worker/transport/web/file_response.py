@@ -1,0 +1,62 @@
+"""A drawn picture as the file itself: which format a caller accepts, and the answer that holds it."""
+
+from collections.abc import Mapping
+from typing import get_args
+
+import pybase64
+from fastapi import Request
+from fastapi.responses import RedirectResponse, Response
+from pydantic import JsonValue
+
+from worker.core.errors import ParameterOutOfRange
+from worker.core.request import PICTURE_FORMATS, Format
+from worker.service.jobs.record import Answer
+
+CONTENT_TYPES: Mapping[Format, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+}
+
+
+def accepted_format(request: Request) -> Format | None:
+    """The picture format that all Accept headers together like best, of equals the first; None when any will do.
+
+    Hugging Face's client sends its own `image/png` behind the one that its caller set.
+    """
+    best: tuple[float, Format | None] = (0.0, None)
+    for part in ",".join(request.headers.getlist("accept")).split(","):
+        kind, *options = (text.strip().lower() for text in part.split(";"))
+        quality = next((_quality(option[2:]) for option in options if option.startswith("q=")), 1.0)
+        name = next((name for name in PICTURE_FORMATS if kind.replace("/jpg", "/jpeg") == CONTENT_TYPES[name]), None)
+        if name is not None and quality > best[0]:
+            best = (quality, name)
+    return best[1]
+
+
+def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonValue]:
+    """The `output` of a request whose answer is a file: of this format, and not uploaded unless it is too large."""
+    if sent is not None and not isinstance(sent, dict):
+        raise ParameterOutOfRange("output must be an object.", field="output")
+    chosen: dict[str, JsonValue] = {"format": format_} if format_ else {}
+    return {**(sent or {}), **chosen, "delivery": "base64"}
+
+
+def encode_file(answer: Answer) -> Response:
+    """The first picture or video of an answer, with its seed; where it was uploaded instead, the way there."""
+    headers = {"X-Seed": str(answer["seed"])}
+    url = answer.get("image_url") or answer.get("video_url")
+    if isinstance(url, str):
+        return RedirectResponse(url, 303, headers)
+    kind = next(name for name in get_args(Format) if name == answer["format"])
+    body = pybase64.b64decode(str(answer.get("image") or answer["video"]))
+    return Response(body, headers=headers, media_type=CONTENT_TYPES[kind])
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0

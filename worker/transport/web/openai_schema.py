@@ -1,0 +1,256 @@
+"""OpenAI's words for pictures: what is asked for, what is answered, what is told on the way, what is refused."""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi.responses import Response
+from pydantic import BaseModel, Field, JsonValue
+from starlette.datastructures import URL
+
+from worker.core.errors import ParameterOutOfRange
+from worker.core.image import Raster
+from worker.core.request import PICTURE_FORMATS
+from worker.media.images import encode, to_base64
+from worker.service.jobs.record import Answer
+from worker.transport.web.errors import Failure, json_response
+from worker.transport.web.openapi import Documented
+from worker.transport.wire import PREVIEW_QUALITY
+
+MAX_PARTIAL_IMAGES = 3
+Kind = Literal["image_generation", "image_edit"]
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+# Of OpenAI's own service. What changes nothing in a picture is left out in silence, the rest with a warning.
+_SILENT = ("user", "safety_identifier", "moderation")
+_WITHOUT_EFFECT = ("quality", "style", "input_fidelity", "background")
+_USUAL = (None, "auto", "standard", "opaque")
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_PARAMS = {"num_images": "n", "width": "size", "height": "size"}
+# No tokens are counted here, and its clients read the numbers without asking whether they are there.
+_USAGE: Mapping[str, JsonValue] = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+
+SCHEMA: dict[str, Any] = {
+    "prompt": {"type": "string", "maxLength": 8_000},
+    "model": {"type": ["string", "null"], "maxLength": 512, "description": "An id or alias of `GET /v1/models`."},
+    "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 64},
+    "size": {"type": ["string", "null"], "description": "`WIDTHxHEIGHT`, or `auto`: the model's own size."},
+    "response_format": {"enum": ["b64_json", "url", None]},
+    "output_format": {"enum": [*PICTURE_FORMATS, None]},
+    "output_compression": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
+    "stream": {"type": ["boolean", "null"]},
+    "partial_images": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_PARTIAL_IMAGES},
+    **{name: {"type": ["string", "null"], "description": "Taken, and without effect here."}
+       for name in (*_WITHOUT_EFFECT, *_SILENT)},
+}  # fmt: skip
+
+
+class Problem(Documented):
+    """What went wrong."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class OpenAIError(BaseModel):
+    """Any failure."""
+
+    error: Problem
+
+
+class Picture(BaseModel):
+    """A picture: itself, or where it is."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class Images(Documented):
+    """What was drawn."""
+
+    created: int
+    data: list[Picture]
+    size: str
+    output_format: str
+    background: Literal["opaque"]
+    usage: dict[str, JsonValue]
+    model: str
+    seeds: list[int]
+    warnings: list[str] = Field(description="What was asked for and has no effect, among other things.")
+
+
+class Model(Documented):
+    """A model that can be named."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request in our own words (`fields`), and what only its answer is about."""
+
+    fields: dict[str, JsonValue]
+    as_url: bool
+    stream: bool
+    partial_images: int
+    warnings: tuple[str, ...]
+
+
+def decode(sent: Mapping[str, JsonValue]) -> Asked:
+    """Take a request apart. What OpenAI does not know goes on as it is. Raises ParameterOutOfRange."""
+    fields: dict[str, JsonValue] = {name: value for name, value in sent.items() if value is not None}
+    ignored = [name for name in _WITHOUT_EFFECT if fields.pop(name, None) not in _USUAL]
+    for name in _SILENT:
+        fields.pop(name, None)
+    size = fields.pop("size", "auto")
+    if size != "auto":
+        fields |= _decode_size(size)
+    response_format = fields.pop("response_format", "b64_json")
+    if response_format not in ("b64_json", "url"):
+        raise ParameterOutOfRange("response_format must be b64_json or url.", field="response_format")
+    stream = fields.pop("stream", False)
+    if not isinstance(stream, bool):
+        raise ParameterOutOfRange("stream must be true or false.", field="stream")
+    partial_images = _whole(fields.pop("partial_images", 0), "partial_images", MAX_PARTIAL_IMAGES)
+    fields["output"] = _decode_output(fields)
+    if stream and partial_images:
+        fields["previews"] = True
+    warnings = tuple(f"{name} has no effect on this worker." for name in ignored)
+    return Asked(fields, response_format == "url" and not stream, stream, partial_images, warnings)
+
+
+def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
+    """The answer to a finished request; `content` is where its pictures are served, when that was asked for."""
+    data: list[JsonValue] = [
+        {"url": str(content.include_query_params(variant=index))} if content else _datum(answer, index)
+        for index in range(len(files_of(answer)))
+    ]
+    warnings = answer["warnings"]
+    return {
+        "created": int(time.time()),
+        "data": data,
+        **_about(answer),
+        "usage": dict(_USAGE),
+        "model": answer["model"],
+        "seeds": answer["seeds"],
+        "warnings": [*asked.warnings, *(warnings if isinstance(warnings, list) else [])],
+    }
+
+
+def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonValue]:
+    """An event with what a picture looks like so far."""
+    return {
+        "type": f"{kind}.partial_image",
+        "partial_image_index": index,
+        "b64_json": to_base64(encode(preview, "jpeg", PREVIEW_QUALITY)),
+        "created_at": int(time.time()),
+        "size": f"{preview.width}x{preview.height}",
+        "output_format": "jpeg",
+        "background": "opaque",
+        "quality": "auto",
+    }
+
+
+def encode_completed(kind: Kind, answer: Answer, index: int) -> dict[str, JsonValue]:
+    """An event with one of the pictures."""
+    return {
+        "type": f"{kind}.completed",
+        "created_at": int(time.time()),
+        "quality": "auto",
+        "usage": dict(_USAGE),
+        **_about(answer),
+        **_datum(answer, index),
+    }
+
+
+def encode_problem(failure: Failure) -> dict[str, JsonValue]:
+    """A failure's body."""
+    field = failure.body.get("field")
+    problem: dict[str, JsonValue] = {
+        "message": failure.message,
+        "type": _TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error"),
+        "code": failure.code,
+        "param": _PARAMS.get(str(field), field),
+        "request_id": failure.body["request_id"],
+    }
+    if models := failure.supported_models:
+        problem["supported_models"] = [*models]
+    return {"error": problem}
+
+
+def encode_failure(failure: Failure) -> Response:
+    """A failure's answer. Its clients try again on their own unless they are told not to."""
+    headers = {**failure.headers, "x-should-retry": "true" if failure.body["retryable"] else "false"}
+    return json_response(encode_problem(failure), failure.status, headers)
+
+
+def encode_model(entry: Mapping[str, JsonValue], created: int) -> dict[str, JsonValue]:
+    """A model of the registry."""
+    owner, slash, _ = str(entry["id"]).partition("/")
+    return {"id": entry["id"], "object": "model", "created": created, "owned_by": owner if slash else "operator"}
+
+
+def files_of(answer: Answer) -> list[str]:
+    """The pictures, or the videos, of an answer: base64 or URLs."""
+    found = answer.get("images") or answer.get("videos")
+    return [str(item) for item in found] if isinstance(found, list) else []
+
+
+def is_uploaded(answer: Answer) -> bool:
+    """Whether an answer holds the URLs of its files."""
+    return "image_url" in answer or "video_url" in answer
+
+
+def _about(answer: Answer) -> dict[str, JsonValue]:
+    size = f"{answer['width']}x{answer['height']}"
+    return {"size": size, "output_format": answer["format"], "background": "opaque"}
+
+
+def _datum(answer: Answer, index: int) -> dict[str, JsonValue]:
+    return {"url" if is_uploaded(answer) else "b64_json": files_of(answer)[index]}
+
+
+def _decode_size(size: JsonValue) -> dict[str, JsonValue]:
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        raise ParameterOutOfRange('size must be WIDTHxHEIGHT in pixels, such as "1024x768", or "auto".', field="size")
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _decode_output(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    output = fields.pop("output", None) or {}
+    if not isinstance(output, dict):
+        raise ParameterOutOfRange("output must be an object.", field="output")
+    chosen: dict[str, JsonValue] = {}
+    if (format_ := fields.pop("output_format", None)) is not None:
+        if format_ not in PICTURE_FORMATS:
+            raise ParameterOutOfRange(f"output_format must be {', '.join(PICTURE_FORMATS)}.", field="output_format")
+        chosen["format"] = format_
+    if (quality := fields.pop("output_compression", None)) is not None:
+        chosen["quality"] = max(1, _whole(quality, "output_compression", 100))
+    return {**output, **chosen, "delivery": "base64"}
+
+
+def _whole(value: JsonValue, name: str, limit: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise ParameterOutOfRange(f"{name} must be an integer between 0 and {limit}.", field=name)
+    return value

@@ -1,0 +1,32 @@
+"""POST /run and /runsync: a request in, the finished picture back on the same connection."""
+
+from dataclasses import replace
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from worker.transport.web import openapi
+from worker.transport.web.context import WAITED_FOR, ServerContext, read_json
+from worker.transport.web.errors import json_response
+from worker.transport.web.runpod_schema import HandedIn, decode_job, encode_run
+
+_SUMMARY = "Draw, and answer when done"
+_TEXT = "The body is a job's input, bare or as `input`. The job is cancelled when its caller hangs up."
+
+
+def routes(context: ServerContext) -> APIRouter:
+    """The two names of one door."""
+    router = APIRouter(tags=["run"])
+    responses = openapi.answers(openapi.Ran, *openapi.ASKING, 409)
+    body = openapi.takes(openapi.RUN_SCHEMA, picture=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
+
+    @router.post("/run", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
+    @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
+    async def run(request: Request) -> Response:
+        sent = await read_json(request, context.max_body_bytes)
+        wrapped = isinstance(sent, dict) and "input" in sent
+        job = decode_job(sent) if wrapped else HandedIn(sent, WAITED_FOR)
+        context.webhooks.check(job.options.webhook)
+        return json_response(encode_run(await context.answer(request, job.payload, replace(job.options, kept=False))))
+
+    return router

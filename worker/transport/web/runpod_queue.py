@@ -1,0 +1,101 @@
+"""RunPod's own API below /v2/{endpoint}: jobs that are handed in now and asked for later. Any endpoint name will do."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import Response
+
+from worker.service.jobs.record import JobRecord
+from worker.transport.web import openapi
+from worker.transport.web.auth import check_admin
+from worker.transport.web.context import ServerContext, job_id, read_json
+from worker.transport.web.errors import json_response
+from worker.transport.web.runpod_schema import decode_job, encode_chunks, encode_job
+
+Endpoint = Annotated[str, Path(description="Any name: this server is one endpoint.")]
+Id = Annotated[str, Path(description="The id that /run answered.")]
+Wait = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the result.")]
+
+
+def routes(context: ServerContext) -> APIRouter:
+    """The routes that RunPod's clients call."""
+    router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
+    takes_job = openapi.takes(openapi.JOB_SCHEMA, picture={"input": openapi.GENERATION})
+    asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
+    finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
+    trying = finding | openapi.refusals(429, 503)
+
+    async def submit(request: Request, prefix: str = "") -> JobRecord:
+        job = decode_job(await read_json(request, context.max_body_bytes))
+        context.webhooks.check(job.options.webhook)
+        return context.submit(request, job.payload, f"{prefix}{job_id(request)}-u1", job.options)
+
+    @router.post("/run", summary="Hand a job in", responses=asking, openapi_extra=takes_job)
+    async def run(endpoint: Endpoint, request: Request) -> Response:
+        record = await submit(request)
+        return json_response({"id": record.id, "status": record.status.value})
+
+    @router.post(
+        "/runsync", summary="Hand a job in, and wait for it a while", responses=asking, openapi_extra=takes_job
+    )
+    async def runsync(endpoint: Endpoint, request: Request, wait: Wait = 90_000) -> Response:
+        record = await submit(request, "sync-")
+        await record.wait(wait / 1000)
+        return json_response(encode_job(record))
+
+    @router.get("/status/{id}", summary="Where a job stands, and its result", responses=finding)
+    async def status(endpoint: Endpoint, id: Id, request: Request) -> Response:
+        return json_response(encode_job(context.find(request, id)))
+
+    @router.get(
+        "/stream/{id}",
+        summary="What happened since the last look, and at the end the result",
+        responses=openapi.answers(openapi.Chunks, 401, 404, 500),
+    )
+    async def stream(endpoint: Endpoint, id: Id, request: Request) -> Response:
+        record = context.find(request, id)
+        return json_response({"status": record.status.value, "stream": encode_chunks(record)})
+
+    @router.post("/cancel/{id}", summary="Take a job back", responses=finding)
+    async def cancel(endpoint: Endpoint, id: Id, request: Request) -> Response:
+        record = context.find(request, id)
+        context.job_store.cancel(record)
+        return json_response({"id": record.id, "status": record.status.value})
+
+    @router.post("/retry/{id}", summary="Run a failed or timed out job again", responses=trying)
+    async def retry(endpoint: Endpoint, id: Id, request: Request) -> Response:
+        record = context.find(request, id)
+        context.job_store.retry(record)
+        return json_response({"id": record.id, "status": record.status.value})
+
+    @router.post(
+        "/purge-queue", summary="Cancel every job that waits", responses=openapi.answers(openapi.Purged, 401, 403, 500)
+    )
+    async def purge_queue(endpoint: Endpoint, request: Request) -> Response:
+        check_admin(request, "Emptying the queue needs one of this worker's admin keys.")
+        return json_response({"removed": context.job_store.purge(), "status": "completed"})
+
+    @router.get(
+        "/health", summary="How many jobs there are", responses=openapi.answers(openapi.EndpointHealth, 401, 500)
+    )
+    async def health(endpoint: Endpoint) -> Response:
+        counts, state = context.job_store.counts(), context.state()
+        jobs = {
+            "completed": counts.completed,
+            "failed": counts.failed,
+            "inProgress": counts.in_progress,
+            "inQueue": counts.in_queue,
+            "retried": counts.retried,
+        }
+        busy = counts.in_progress > 0
+        workers = {
+            "idle": int(state == "ready" and not busy),
+            "initializing": int(state == "starting"),
+            "ready": int(state == "ready"),
+            "running": int(state == "ready" and busy),
+            "throttled": 0,
+            "unhealthy": int(state == "lost"),
+        }
+        return json_response({"jobs": jobs, "workers": workers})
+
+    return router

@@ -1,0 +1,103 @@
+"""RunPod's words for a job: what is handed in, where it stands, what came of it."""
+
+import difflib
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
+from worker.service.jobs.record import DAY_S, JobOptions, JobRecord, Status
+from worker.transport.wire import encode_error, encode_progress, input_of
+
+_JOB = ("input", "webhook", "policy", "s3Config")
+_POLICY = ("executionTimeout", "ttl", "lowPriority")
+MIN_POLICY_MS, MAX_POLICY_MS = 1_000, 604_800_000  # up to a week, as on RunPod
+
+
+@dataclass(frozen=True, slots=True)
+class HandedIn:
+    """A job as it was handed in."""
+
+    payload: JsonValue
+    options: JobOptions
+
+
+def decode_job(body: JsonValue) -> HandedIn:
+    """`{"input", "webhook"?, "policy"?, "s3Config"?}` taken apart. Raises InvalidRequest and its kin."""
+    if not isinstance(body, dict) or "input" not in body:
+        raise InvalidRequest('The body must be {"input": {…}}; input is missing.', field="input")
+    if not isinstance(body["input"], dict):
+        raise InvalidRequest("input must be an object; see docs/api.md for its fields.", field="input")
+    _check_names(body, _JOB, "a field beside input")
+    policy = {} if body.get("policy") is None else body["policy"]
+    if not isinstance(policy, dict):
+        raise ParameterOutOfRange("policy must be an object.", field="policy")
+    _check_names(policy, _POLICY, "a field of policy")
+    if not isinstance(policy.get("lowPriority"), bool | None):
+        raise ParameterOutOfRange("policy.lowPriority must be true or false.", field="policy")
+    execution_ms, ttl_ms = (_milliseconds(policy, name) for name in ("executionTimeout", "ttl"))
+    webhook = body.get("webhook")
+    if webhook is not None and not isinstance(webhook, str):
+        raise ParameterOutOfRange("webhook must be the text of a URL.", field="webhook")
+    options = JobOptions(
+        execution_timeout_s=execution_ms / 1000 if execution_ms else None,
+        ttl_s=ttl_ms / 1000 if ttl_ms else DAY_S,
+        webhook=webhook or None,
+    )
+    return HandedIn(input_of(body), options)
+
+
+def encode_job(record: JobRecord) -> dict[str, JsonValue]:
+    """Where a job stands, as RunPod's /status says it. Progress is `output` until the answer is."""
+    found: dict[str, JsonValue] = {"id": record.id, "status": record.status.value}
+    if record.status is not Status.IN_QUEUE:
+        found["delayTime"] = record.delay_ms
+    if record.over:
+        found["executionTime"] = record.execution_ms
+    if record.answer is not None:
+        found["output"] = record.answer
+    elif record.error is not None:
+        # The SDK of a worker moves everything but the sentence into output, and so it is here.
+        rest = encode_error(record.error, record.options.request_id or record.id)
+        found["error"] = rest.pop("error")
+        found["output"] = rest
+    elif record.progress is not None:
+        found["output"] = encode_progress(record.progress)
+    return found
+
+
+def encode_run(done: JobRecord) -> dict[str, JsonValue]:
+    """A finished job for callers of either kind: those who read the result at the top, and those who read `output`."""
+    output = done.outcome()
+    answer = output | encode_job(done)
+    if isinstance(reproduce := output.get("reproduce"), dict) and isinstance(sent := reproduce["input"], dict):
+        answer["lightning_enabled"] = bool(sent.get("lightning"))
+    return answer
+
+
+def encode_chunks(record: JobRecord) -> list[JsonValue]:
+    """What happened since the last look: each update once, and the answer once."""
+    found: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
+    if (answer := record.take_answer()) is not None:
+        found.append({"output": answer})
+    return found
+
+
+def _check_names(found: dict[str, JsonValue], known: tuple[str, ...], what: str) -> None:
+    for name in found:
+        if name not in known:
+            near = difflib.get_close_matches(name[:80], known, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            raise UnknownParameter(f"{name[:80]} is not {what}; {fix}", field=name[:80])
+
+
+def _milliseconds(policy: dict[str, JsonValue], name: str) -> float | None:
+    value = policy.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_POLICY_MS <= value <= MAX_POLICY_MS:
+        raise ParameterOutOfRange(
+            f"policy.{name} must be a number of milliseconds between {MIN_POLICY_MS} and {MAX_POLICY_MS}.",
+            field="policy",
+        )
+    return value
