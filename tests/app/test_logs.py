@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import logging
-import time
 
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from tests.fakes.web_worker import WebWorker
 from worker.app.logs import JsonFormatter, TextFormatter
 from worker.app.settings import Settings
 from worker.core.errors import OutOfMemory
-from worker.transport import request_id
+from worker.transport import privacy, request_id
 from worker.transport.privacy import keep_always, kept, redact
 from worker.transport.request_id import RequestIdFilter
 from worker.transport.serverless import ServerlessDoor
@@ -161,13 +160,13 @@ def test_what_is_not_private_stays_readable():
     assert redact(PROMPT) == PROMPT  # nobody's any more
 
 
-def test_redaction_of_a_long_line_under_load_is_quick():
+def test_redaction_of_a_long_line_under_load_looks_for_little():
     prompts = [f"{index} {PROMPT * 20}" for index in range(64)]
     pictures = ["QUJD" * 1_000_000] * 128
-    started = time.thread_time()
     with kept({"prompts": prompts, "images": pictures}):
         assert "unlikely" not in redact(f"{'x ' * 2000}{prompts[5]}")
-    assert time.thread_time() - started < 1
+        looked_for = sum(len(text) for texts in privacy._kept.values() for text in texts)
+    assert looked_for < 500_000, "of half a billion"
 
 
 @pytest.mark.parametrize(

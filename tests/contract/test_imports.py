@@ -12,31 +12,29 @@ HEAVY += ("runpod", "fastapi", "boto3", "huggingface_hub")
 
 
 def imported(code):
-    script = f"import json, sys, time; t = time.process_time(); {code}; s = time.process_time() - t; " + (
-        "print(json.dumps({'modules': sorted(sys.modules), 'seconds': s}))"
-    )
+    script = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 
-def test_the_composition_root_imports_fast_and_without_torch():
-    runs = [imported("import worker.app.build") for _ in range(3)]
-    assert not set(HEAVY) & set(runs[0]["modules"])
-    assert min(run["seconds"] for run in runs) < 1.5
+def test_the_composition_root_imports_little_and_no_torch():
+    modules = imported("import worker.app.build")
+    assert not set(HEAVY) & set(modules)
+    assert len([name for name in modules if not name.startswith("worker")]) < 600  # torch brings 900 more
 
 
 def test_the_queues_worker_starts_without_the_web_framework_and_the_server_without_torch():
-    assert not {"fastapi", "torch"} & set(imported("import worker.app.start")["modules"])
-    assert "torch" not in imported("import worker.app.server")["modules"]
+    assert not {"fastapi", "torch"} & set(imported("import worker.app.start"))
+    assert "torch" not in imported("import worker.app.server")
 
 
 def test_handler_imports_nothing_at_top_level():
-    modules = imported("import handler")["modules"]
+    modules = imported("import handler")
     assert not [name for name in modules if name.startswith(("worker", *HEAVY))]
 
 
 def test_the_engine_is_where_torch_is():
-    assert "torch" in imported("import worker.engine.engine")["modules"]
+    assert "torch" in imported("import worker.engine.engine")
 
 
 def test_only_settings_reads_the_environment():

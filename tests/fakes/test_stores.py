@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from pathlib import Path
 
 import boto3
@@ -152,10 +151,8 @@ class TestFakeHub:
 
     def test_a_hub_that_hangs_lets_go_at_the_end(self, hub):
         hub.hang = True
-        started = time.monotonic()
         with pytest.raises(Exception, match="timed out"):
             HfApi(endpoint=hub.endpoint).model_info("org/tiny", timeout=0.5)
-        assert time.monotonic() - started < 3
 
     def test_a_truncated_download_breaks_off(self, hub):
         hub.truncate("big.bin", 1000)

@@ -1,11 +1,10 @@
 """What a worker tells of itself and of models, without drawing."""
 
-import time
-
 import jsonschema
 import pytest
 
 from tests.catalog.corpus import index, sparse_file, stored
+from tests.counting import bytes_read
 from tests.fakes.engine import make_context
 from tests.fakes.hub import FakeHub
 from worker.core.errors import ModelNotFound
@@ -73,18 +72,15 @@ async def test_inspect_says_what_a_folder_is_and_how_that_is_known(context):
 )
 async def test_inspect_reads_the_header_of_a_file_and_none_of_its_weights(tmp_path, name, kind):
     context = make_context(tmp_path, allow_unregistered_models=True)
-    # Its weights are a hole of gigabytes: to read them would take minutes.
     path = sparse_file(tmp_path / "models/file.safetensors", stored(name))
-    await context.ask(action="inspect", model="any")  # imports
-    seconds = []
-    for _ in range(3):
-        started = time.process_time()
-        answer = await context.ask(action="inspect", model=f"file:{path}")
-        seconds.append(time.process_time() - started)
+    await context.ask(action="inspect", model=f"file:{path}")  # imports, and reads the tables
+    before = bytes_read()
+    answer = await context.ask(action="inspect", model=f"file:{path}")
+    assert bytes_read() - before < 4_000_000, "its weights are gigabytes"
     assert answer["kind"] == kind
     assert answer["format"]
     assert answer["weight_bytes"] > 0.99 * path.stat().st_size - 2**20
-    assert min(seconds) < (0.05 if kind == "checkpoint" else 0.5)
+    assert path.stat().st_size > 50_000_000
 
 
 async def test_inspect_of_what_is_not_there(context, tmp_path):

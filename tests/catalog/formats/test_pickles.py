@@ -3,11 +3,11 @@ import io
 import os
 import pickle
 import subprocess
-import time
 import zipfile
 
 import pytest
 
+from tests.counting import Count
 from worker.catalog.detector import detect_header
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
@@ -140,21 +140,20 @@ def test_a_pickle_that_grows_is_bounded(tmp_path):
         deep = [deep, deep, deep, deep]
     path = tmp_path / "laughs.pt"
     path.write_bytes(pickle.dumps({"a": deep}))
-    started = time.thread_time()
-    with pytest.raises(UnsafeFormat, match="without tensors"):
+    with Count() as count, pytest.raises(UnsafeFormat, match="without tensors"):
         read_header(path, allow_pickles=True)
+    assert count.calls < 20_000
     path.write_bytes(b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".")  # a buffer of a terabyte
     with pytest.raises(CorruptFile):
         read_header(path, allow_pickles=True)
     path.write_bytes(b"\x80\x02]r\xff\xff\xff\x7f.")  # a memo of two billion places
     with pytest.raises((UnsafeFormat, UnsupportedModel)):
         read_header(path, allow_pickles=True)
-    assert time.thread_time() - started < 2
 
 
-def test_an_sd_checkpoint_takes_less_than_half_a_second(tmp_path):
+def test_a_checkpoint_is_read_in_a_few_calls_for_each_tensor(tmp_path):
     path = tmp_path / "big.ckpt"
     torch.save({"state_dict": {f"a.{at}.weight": half(1) for at in range(1100)}}, path)
-    started = time.thread_time()
-    assert len(read_header(path, allow_pickles=True).tensors) == 1100
-    assert time.thread_time() - started < 0.5
+    with Count() as count:
+        assert len(read_header(path, allow_pickles=True).tensors) == 1100
+    assert count.calls < 400 * 1100
