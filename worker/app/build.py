@@ -20,7 +20,7 @@ from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSpec
 from worker.core.ports import Backend
-from worker.core.result import Progress
+from worker.core.result import ignore_progress
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.net.fetch import GuardedFetcher
@@ -82,7 +82,7 @@ class Worker:
         names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
         for name in names:
             try:
-                await self.actions.introspection.preload(name, _ignore)
+                await self.actions.introspection.preload(name, ignore_progress)
             except WorkerError as error:
                 _LOG.warning("warm-up of %s: %s", name, error.message)
 
@@ -165,7 +165,3 @@ def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
 
 def _plan(spec: ModelSpec, files: ModelFiles, detection: Detection, device: DeviceInfo, megapixels: float) -> LoadPlan:
     return make_plan(spec, files, detection, device, megapixels=megapixels)
-
-
-def _ignore(progress: Progress) -> None:
-    """Nobody waits for a warm-up's progress."""

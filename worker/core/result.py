@@ -39,6 +39,10 @@ class Progress:
 Emit = Callable[[Progress], None]
 
 
+def ignore_progress(progress: Progress) -> None:
+    """Take progress for which nobody waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraReport:
     """What a LoRA did: how many of its modules found their place in the model, and samples of those that did not."""

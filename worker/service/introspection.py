@@ -17,7 +17,7 @@ from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSpec, Outline, Task
-from worker.core.result import Emit, Progress
+from worker.core.result import Emit, ignore_progress
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.admission import Load
 from worker.service.limits.job_limits import JobLimits
@@ -148,7 +148,9 @@ class Introspection:
         try:
             if spec.source.scheme == "file":  # already here: its headers tell more than its size
                 stop = StopSignal(self._limits.timeout_s)
-                spec, files = await asyncio.to_thread(self._provisioner.model_files, spec, detection, _silent, stop)
+                spec, files = await asyncio.to_thread(
+                    self._provisioner.model_files, spec, detection, ignore_progress, stop
+                )
             plan = self._planner(spec, files, detection, device, bounds.native**2 / 1e6)
         except WorkerError as error:
             return answer | {"fits": False, "reason": error.message}
@@ -202,10 +204,6 @@ class Introspection:
 
 def _is_served(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
     return refusal(pipeline_for(spec, detection, task) or "") is None
-
-
-def _silent(progress: Progress) -> None:
-    """Nothing is fetched, so nothing is told."""
 
 
 def _origin(spec: ModelSpec) -> str:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from worker.core.errors import SourceUnavailable
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
-from worker.core.result import Emit
+from worker.core.result import Emit, ignore_progress
 from worker.net.client import Web
 from worker.store.cache import VolumeCache
 from worker.store.civitai_api import ATTEMPTS, CivitaiApi
@@ -85,7 +85,7 @@ class CivitAI:
             remote, outline = self._peek_listed(listed, self._choose(listed, source))
             if remote.sha256 and remote.size:
                 return LockedModel(outline.revision, {remote.name: LockedFile(remote.size, remote.sha256)})
-        return locked_from_disk(self.ensure(source, variant, lambda progress: None, stop), stop.check)
+        return locked_from_disk(self.ensure(source, variant, ignore_progress, stop), stop.check)
 
     # On disk
 

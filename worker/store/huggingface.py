@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from worker.core.errors import CorruptFile, JobTimeout, ModelNotFound, SourceUnavailable, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
-from worker.core.result import Emit, Progress
+from worker.core.result import Emit, ignore_progress
 from worker.net.client import Web
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
@@ -112,7 +112,9 @@ class HuggingFaceHub:
         locked = {name: LockedFile(file.size or 0, file.sha256) for name, file in files.items() if file.sha256}
         rest = [file for name, file in files.items() if name not in locked]
         if rest:
-            entry = self._fetch(f"{_name(source, listing.commit, variant)}?small", rest, source, _untold, stop, _ASIDE)
+            entry = self._fetch(
+                f"{_name(source, listing.commit, variant)}?small", rest, source, ignore_progress, stop, _ASIDE
+            )
             locked |= {name: LockedFile(file.size, file.sha256) for name, file in entry.files.items()}
         return LockedModel(listing.commit, locked)
 
@@ -231,7 +233,9 @@ class HuggingFaceHub:
         if not names:
             return {}
         files = [replace(listing.files[_below(source, name)], name=name) for name in names]
-        entry = self._fetch(f"{_name(source, listing.commit, None)}?outline", files, source, _untold, stop, _ASIDE)
+        entry = self._fetch(
+            f"{_name(source, listing.commit, None)}?outline", files, source, ignore_progress, stop, _ASIDE
+        )
         return {name: read_json(entry.files[name].path) for name in names}
 
     def _choose(self, source: ModelSource, listing: Listing, configs: Configs, variant: str | None) -> Selection:
@@ -369,7 +373,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
-
-
-def _untold(progress: Progress) -> None:
-    """Nobody waits for the progress of a few kilobytes."""

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from worker.core.errors import UnsafeFormat
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
-from worker.core.result import Emit
+from worker.core.result import Emit, ignore_progress
 from worker.store.lockfile import LockedModel, Lockfile, locked_from_disk
 
 
@@ -58,7 +58,7 @@ class Store:
         outline = self.peek(source, variant)
         if outline.header is not None or outline.configs:
             return outline
-        files = self.ensure(source, variant, lambda progress: None, stop)
+        files = self.ensure(source, variant, ignore_progress, stop)
         with self.harmless(files.root):
             return self.peek(source, variant)
 

@@ -5,7 +5,7 @@ from fastapi.responses import Response
 from pydantic import JsonValue
 
 from worker.core.errors import InvalidRequest, ModelNotFound
-from worker.core.result import Progress
+from worker.core.result import ignore_progress
 from worker.transport import request_id
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of
@@ -24,7 +24,7 @@ def routes(context: ServerContext) -> APIRouter:
         if not isinstance(fields, dict) or "action" in fields:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
         payload, caller = {**fields, "action": action}, caller_of(request).name
-        answer = await context.actions.perform(payload, request_id.current.get(), _silent, caller)
+        answer = await context.actions.perform(payload, request_id.current.get(), ignore_progress, caller)
         return json_response(answer)
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
@@ -62,7 +62,3 @@ def routes(context: ServerContext) -> APIRouter:
 
 def _texts(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else []
-
-
-def _silent(progress: Progress) -> None:
-    """Nothing is drawn, so nothing is told."""
