@@ -12,9 +12,9 @@ from pathlib import Path
 from worker.catalog import coverage
 from worker.catalog.base_models import CIVITAI_BASES
 from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
+from worker.catalog.classes.refusals import REFUSED
+from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.interface.controls import CONTROLLED, MAX_CONTROLS
-from worker.catalog.interface.refusals import REFUSED
-from worker.catalog.interface.signatures import known_pipelines
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "models.md"

@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.classes.inputs import FIELDS
+from worker.catalog.classes.refusals import refusal
+from worker.catalog.classes.signatures import Schema, call_parameters
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.field_rules import with_controls
-from worker.catalog.interface.inputs import FIELDS
 from worker.catalog.interface.parameters import COMMON, parameters
-from worker.catalog.interface.refusals import refusal
 from worker.catalog.interface.sampling import measured_pipelines
-from worker.catalog.interface.signatures import Schema, call_parameters
 from worker.catalog.interface.tasks import media_fields, pipeline_for, tasks_of
 from worker.core.model import ModelSource, ModelSpec
 

@@ -14,10 +14,11 @@ import numpy as np
 from tests.zoo.plain import save
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
 from tests.zoo.served import ServedZoo, answered
+from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS
+from worker.catalog.classes.tasks import FROM_TEXT, draws_video, media_slots
 from worker.catalog.interface.field_rules import with_controls
-from worker.catalog.interface.inputs import FIELDS, VIDEO_TASKS
 from worker.catalog.interface.parameters import COMMON, needed_fields, parameters
-from worker.catalog.interface.tasks import FROM_TEXT, draws_video, infer_task, media_slots, pipeline_for
+from worker.catalog.interface.tasks import infer_task, pipeline_for
 from worker.catalog.schedulers import SCHEDULES
 from worker.core.errors import WorkerError
 from worker.core.model import Detection, ModelSpec, Task

@@ -11,7 +11,7 @@ from tests.controls import ROW, apart
 from tests.pictures import encoded, gradient, pixels
 from tests.zoo.plain import quiet
 from tests.zoo.served import zoo_worker
-from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.classes.signatures import call_parameters
 
 # One of each way in which a class takes its controls.
 OFTEN = (

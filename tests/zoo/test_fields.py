@@ -12,8 +12,8 @@ from tests.zoo import RECIPES
 from tests.zoo.fields import check_fields
 from tests.zoo.plain import quiet, runs_here
 from tests.zoo.served import ServedZoo
+from worker.catalog.classes.signatures import DENIED
 from worker.catalog.interface.parameters import COMMON, parameters
-from worker.catalog.interface.signatures import DENIED
 from worker.catalog.interface.tasks import tasks_of
 from worker.core.errors import UnknownParameter
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.refusals import refusal
+from worker.catalog.classes.signatures import redraws_by_strength
+from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.controls import control_call
 from worker.catalog.interface.prompt_encoding import prompt_form
-from worker.catalog.interface.refusals import refusal
-from worker.catalog.interface.signatures import redraws_by_strength
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, frames_to_draw, image_limit, is_lengthening
-from worker.catalog.interface.tasks import draws_video, pipeline_for
+from worker.catalog.interface.tasks import pipeline_for
 from worker.core.adapter import Control
 from worker.core.errors import (
     AccessDenied,

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from worker.catalog.architectures import architecture
+from worker.catalog.classes.refusals import refusal
 from worker.catalog.detector import detect
-from worker.catalog.interface.refusals import refusal
 from worker.catalog.interface.schema import model_schema
 from worker.catalog.interface.sizes import size_bounds
 from worker.catalog.interface.tasks import pipeline_for, tasks_of

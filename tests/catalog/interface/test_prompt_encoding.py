@@ -3,9 +3,9 @@
 import pytest
 
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.adapters import adapter_fields
 from worker.catalog.interface.prompt_encoding import encoder_widths, prompt_form
-from worker.catalog.interface.signatures import call_parameters
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec
 
 SOURCE = ModelSource(scheme="hf", locator="org/model")

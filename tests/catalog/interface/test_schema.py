@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from tests.counting import Count, bytes_read
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.interface import signatures
+from worker.catalog.classes import signatures
 from worker.catalog.interface.adapters import all_adapter_fields
 from worker.catalog.interface.checking import check_defaults, check_parameters, unsupported
 from worker.catalog.interface.parameters import defaults, parameters, takes_negative_prompt

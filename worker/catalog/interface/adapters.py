@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+from worker.catalog.classes.signatures import call_parameters, part_classes
+from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.controls import takes_controls
 from worker.catalog.interface.prompt_encoding import prompt_form
-from worker.catalog.interface.signatures import call_parameters, part_classes
-from worker.catalog.interface.tasks import architecture_of, draws_video, pipeline_for
+from worker.catalog.interface.tasks import architecture_of, pipeline_for
 from worker.core.model import Detection, Kind, ModelSpec, Task
 
 Takes = Callable[[ModelSpec, Detection | None, Task], bool]

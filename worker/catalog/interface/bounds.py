@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from worker.catalog.classes.signatures import Schema
 from worker.catalog.interface.glossary import GLOSSARY
-from worker.catalog.interface.signatures import Schema
 
 MAX_TEXT_CHARS = 8_000
 MAX_ITEMS = 1_024

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import DENIED, Schema, call_parameters, redraws_by_strength
+from worker.catalog.classes.tasks import FROM_TEXT, media_slots
 from worker.catalog.interface import sampling
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.parameters import (
@@ -17,9 +19,8 @@ from worker.catalog.interface.parameters import (
     model_defaults,
     parameters,
 )
-from worker.catalog.interface.signatures import DENIED, Schema, call_parameters, redraws_by_strength
 from worker.catalog.interface.sizes import size_bounds
-from worker.catalog.interface.tasks import FROM_TEXT, architecture_of, declared, media_slots, pipeline_for, tasks_of
+from worker.catalog.interface.tasks import architecture_of, declared, pipeline_for, tasks_of
 from worker.catalog.interface.values import check_value
 from worker.core.errors import ParameterOutOfRange, UnknownParameter
 from worker.core.model import Detection, ModelSpec, Task

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.tasks import pipeline_for
 from worker.core.adapter import ControlCall
 from worker.core.model import Detection, ModelSpec, Task

@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.tasks import FROM_TEXT, draws_video, media_faults
 from worker.catalog.interface.adapters import HANDED_OVER, adapter_fields, all_adapter_fields
 from worker.catalog.interface.clauses import (
     Clause,
@@ -27,16 +29,7 @@ from worker.catalog.interface.parameters import (
     takes_negative_prompt,
 )
 from worker.catalog.interface.sampling import LISTS, fit_of, needs_scheduler, sampling_examples
-from worker.catalog.interface.signatures import Schema
-from worker.catalog.interface.tasks import (
-    FROM_TEXT,
-    draws_video,
-    infer_task,
-    media_faults,
-    media_fields,
-    pipeline_for,
-    tasks_of,
-)
+from worker.catalog.interface.tasks import infer_task, media_fields, pipeline_for, tasks_of
 from worker.catalog.samplers import AUTOMATIC
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.request import PICTURE_FORMATS, VIDEO_FORMATS, Format

@@ -6,15 +6,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pydantic import JsonValue
 
 from worker.catalog.architectures import variant_defaults
+from worker.catalog.classes.inputs import missing_fields
+from worker.catalog.classes.refusals import PART_OF, UNTAKEN
+from worker.catalog.classes.signatures import DENIED, Schema, call_parameters, redraws_by_strength
+from worker.catalog.classes.tasks import FROM_TEXT, draws_video, media_slots
 from worker.catalog.detectors.companions import UPSCALE_PIPELINE
 from worker.catalog.interface.bounds import BOUNDS, bounded
-from worker.catalog.interface.inputs import missing_fields
 from worker.catalog.interface.prompt_encoding import clip_skip_limit, prompt_form
-from worker.catalog.interface.refusals import PART_OF, UNTAKEN
 from worker.catalog.interface.sampling import LISTS, fit_of, sampling_properties
-from worker.catalog.interface.signatures import DENIED, Schema, call_parameters, redraws_by_strength
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit, size_bounds, step_limit
-from worker.catalog.interface.tasks import FROM_TEXT, architecture_of, draws_video, media_slots, pipeline_for
+from worker.catalog.interface.tasks import architecture_of, pipeline_for
 from worker.catalog.interface.values import is_valid
 from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Detection, ModelSpec, Task

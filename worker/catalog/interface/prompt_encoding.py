@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.tasks import architecture_of
 from worker.core.model import Detection, ModelSpec
 from worker.core.prompt import PromptForm

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from worker.catalog.interface.signatures import Schema
+from worker.catalog.classes.signatures import Schema
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
 from worker.catalog.samplers import (
     AUTOMATIC,

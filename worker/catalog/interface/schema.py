@@ -6,13 +6,15 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.inputs import FIELDS, Slot
+from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.tasks import FROM_TEXT, media_slots
 from worker.catalog.detectors.companions import UPSCALE_PIPELINE
 from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_one_image_prompt
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.clauses import DEFINITIONS, sent
 from worker.catalog.interface.controls import controlled_rows, known_modes, most_controls
 from worker.catalog.interface.field_rules import formats_of, rules, with_controls
-from worker.catalog.interface.inputs import FIELDS, Slot
 from worker.catalog.interface.parameters import (
     COMMON,
     defaults,
@@ -22,9 +24,8 @@ from worker.catalog.interface.parameters import (
     takes_negative_prompt,
 )
 from worker.catalog.interface.sampling import fit_of, sampling_examples
-from worker.catalog.interface.signatures import Schema
 from worker.catalog.interface.sizes import image_limit
-from worker.catalog.interface.tasks import FROM_TEXT, infer_task, media_slots, pipeline_for, tasks_of
+from worker.catalog.interface.tasks import infer_task, pipeline_for, tasks_of
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.request import MAX_FRAMES, MAX_PICTURES, GenerationRequest
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worker.catalog.interface.signatures import call_parameters, size_step
+from worker.catalog.classes.signatures import call_parameters, size_step
 from worker.catalog.interface.tasks import architecture_of
 from worker.catalog.interface.values import nearest_multiple
 from worker.core.model import Detection, ModelSpec

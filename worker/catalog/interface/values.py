@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import Schema
 from worker.catalog.interface.bounds import MAX_ITEMS, MAX_TEXT_CHARS
-from worker.catalog.interface.signatures import Schema
 from worker.core.errors import ParameterOutOfRange
 
 _MAX_DEPTH = 8

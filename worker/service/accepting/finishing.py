@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.adapters import HANDED_OVER
-from worker.catalog.interface.signatures import call_parameters
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.finishing import Refiner, Upscaler

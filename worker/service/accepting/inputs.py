@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from worker.catalog.interface.inputs import FIELDS, Slot, assign
-from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.classes.inputs import FIELDS, Slot, assign
+from worker.catalog.classes.signatures import call_parameters
+from worker.catalog.classes.tasks import draws_video, media_faults, media_slots
 from worker.catalog.interface.sizes import (
     FRAME_COUNTS,
     frames_to_draw,
@@ -15,15 +16,7 @@ from worker.catalog.interface.sizes import (
     size_bounds,
     size_within,
 )
-from worker.catalog.interface.tasks import (
-    architecture_of,
-    draws_video,
-    media_faults,
-    media_fields,
-    media_slots,
-    pipeline_for,
-    tasks_of,
-)
+from worker.catalog.interface.tasks import architecture_of, media_fields, pipeline_for, tasks_of
 from worker.core.errors import InvalidRequest, ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.job import Media

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from worker.catalog.capabilities import BROKEN_PIPELINES, check_loadable
+from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
-from worker.catalog.interface.auto_pipelines import auto_pipelines
 from worker.catalog.interface.tasks import architecture_of, declared, pipeline_for, tasks_of
 from worker.catalog.registry import Registry
 from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError

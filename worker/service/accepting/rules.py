@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import call_parameters
+from worker.catalog.classes.tasks import media_faults
 from worker.catalog.interface import sampling
 from worker.catalog.interface.parameters import needed_fields, prompt_parameter, takes_negative_prompt
-from worker.catalog.interface.signatures import call_parameters
-from worker.catalog.interface.tasks import infer_task, media_faults, pipeline_for, tasks_of
+from worker.catalog.interface.tasks import infer_task, pipeline_for, tasks_of
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.job import SchedulerChoice
 from worker.core.model import Detection, LoraSpec, ModelSpec, Task

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from pydantic import JsonValue
 
-from worker.catalog.interface.inputs import FIELDS
+from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.interface.sizes import FRAME_COUNTS
 from worker.core.image import Raster
 from worker.core.job import Batch, Job

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.controls import Controlled, control_call, controlled_rows, modes_of
-from worker.catalog.interface.signatures import call_parameters
 from worker.catalog.interface.sizes import SizeBounds, size_bounds, size_within
 from worker.core.adapter import Control, ControlNetSpec
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter

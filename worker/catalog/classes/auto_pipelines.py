@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
-from worker.catalog.interface.source_text import parsed
+from worker.catalog.classes.source_text import parsed
 from worker.core.model import Task
 
 _TABLES = {

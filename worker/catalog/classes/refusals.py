@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from worker.catalog.interface.signatures import call_parameters
+from worker.catalog.classes.signatures import call_parameters
 
 _EMBEDDINGS = "makes embeddings for another model, not a picture; use the combined pipeline of its family"
 _SECOND_STAGE = "is the second stage of a family and needs the embeddings of the first; use the combined pipeline"

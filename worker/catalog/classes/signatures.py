@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
-from worker.catalog.interface.source_text import parsed
+from worker.catalog.classes.source_text import parsed
 
 Schema = dict[str, JsonValue]
 

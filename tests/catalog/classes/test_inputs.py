@@ -2,10 +2,11 @@
 
 import pytest
 
-from worker.catalog.interface.inputs import FIELDS, Slot, assign, missing_fields, slots_of
-from worker.catalog.interface.refusals import REFUSED, refusal
-from worker.catalog.interface.signatures import DENIED, call_parameters, known_pipelines
-from worker.catalog.interface.tasks import FROM_TEXT, class_tasks, draws_video, infer_task, pipeline_for
+from worker.catalog.classes.inputs import FIELDS, Slot, assign, missing_fields, slots_of
+from worker.catalog.classes.refusals import REFUSED, refusal
+from worker.catalog.classes.signatures import DENIED, call_parameters, known_pipelines
+from worker.catalog.classes.tasks import FROM_TEXT, class_tasks, draws_video
+from worker.catalog.interface.tasks import infer_task, pipeline_for
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
 
 installed = pytest.mark.skipif(not known_pipelines(), reason="diffusers is not installed")

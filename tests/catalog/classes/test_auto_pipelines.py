@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.catalog.interface.auto_pipelines import _TABLES, auto_pipelines
+from worker.catalog.classes.auto_pipelines import _TABLES, auto_pipelines
 from worker.core.model import Task
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from worker.catalog.interface.signatures import CallParameter, call_parameters
+from worker.catalog.classes.signatures import CallParameter, call_parameters
 from worker.core.job import Form
 from worker.core.model import Task
 

@@ -10,9 +10,8 @@ import pytest
 
 from tests.counting import bytes_read, calls_of
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.interface import signatures
-from worker.catalog.interface.bounds import bounded
-from worker.catalog.interface.signatures import (
+from worker.catalog.classes import signatures
+from worker.catalog.classes.signatures import (
     DENIED,
     Schema,
     call_parameters,
@@ -21,6 +20,7 @@ from worker.catalog.interface.signatures import (
     needed_parts,
     redraws_by_strength,
 )
+from worker.catalog.interface.bounds import bounded
 
 ROOT = Path(__file__).parents[3]
 CLASSES = sorted({name for row in ARCHITECTURES for name in row.pipelines.values()})

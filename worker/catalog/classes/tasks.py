@@ -1,0 +1,111 @@
+"""What a diffusers class can be asked for, and which media each task takes on it."""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS, Slot, assign, default_slots, missing_fields, slots_of
+from worker.catalog.classes.signatures import call_parameters
+from worker.catalog.repositories import task_of
+from worker.core.model import Task
+
+# The picture comes from the caller in all others, and so does its size.
+FROM_TEXT = frozenset({Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO})
+
+_T2I, _T2V, _I2V, _V2V = Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
+# Classes whose name and signature together still mislead about what they do.
+_TASKS: Mapping[str, tuple[Task, ...]] = {
+    "SpandrelUpscalePipeline": (Task.UPSCALING,),
+    "UniDiffuserPipeline": (_T2I,),
+    "StableCascadeCombinedPipeline": (_T2I, Task.IMAGE_EDITING),
+    "WanVACEPipeline": (_T2V, _I2V, _V2V),
+    "LTX2ConditionPipeline": (_T2V, _I2V, _V2V),
+    "LTX2DFRPipeline": (_T2V, _I2V, _V2V),
+    "LTXConditionPipeline": (_T2V, _I2V, _V2V),
+    "JoyImageEditPipeline": (Task.IMAGE_EDITING, _T2I),
+    "JoyImageEditPlusPipeline": (Task.IMAGE_EDITING, _T2I),
+    "BriaFiboEditPipeline": (Task.IMAGE_EDITING, Task.INPAINTING),
+    "WanAnimatePipeline": (_V2V,),
+    "AnimateDiffControlNetPipeline": (Task.CONTROLNET,),
+    "AnimateDiffSparseControlNetPipeline": (Task.CONTROLNET,),
+    "CosmosVideoToWorldPipeline": (_I2V, _V2V),
+    "Cosmos2VideoToWorldPipeline": (_I2V, _V2V),
+    "Cosmos2_5_TransferPipeline": (_V2V,),
+    "Kandinsky6TI2VAPipeline": (_T2V, _I2V),
+    "LTXI2VLongMultiPromptPipeline": (_I2V, _T2V),
+    "FluxKontextInpaintPipeline": (Task.INPAINTING,),
+    "QwenImageEditInpaintPipeline": (Task.INPAINTING,),
+    "StableDiffusionModelEditingPipeline": (_T2I,),
+    "StableDiffusionPix2PixZeroPipeline": (_T2I,),
+    "CogVideoXFunControlPipeline": (_V2V,),
+    "Kandinsky6SRPipeline": (_V2V,),
+    "LTXLatentUpsamplePipeline": (_V2V,),
+    "LTX2LatentUpsamplePipeline": (_V2V,),
+    "StableDiffusionGLIGENPipeline": (_T2I,),
+    "StableDiffusionGLIGENTextImagePipeline": (_T2I,),
+    "StableDiffusionDiffEditPipeline": (Task.IMAGE_EDITING, Task.INPAINTING),
+}
+# What these classes return is a video, whatever their task is called.
+_VIDEO = re.compile(
+    r"^AnimateDiff|Video|T2V|I2V|^Mochi|^Allegro|^Latte|^SkyReels|^Wan|^Helios|^EasyAnimate|^LTX|^ChronoEdit|^PIA|^Lucy"
+    r"|^AnyFlow|^SanaWM|^ConsisID|TI2VA|^I2VGen|World|^Cosmos(?!2TextToImage)|^Kandinsky6|^CogVideo"
+)
+
+
+def class_tasks(class_name: str) -> tuple[Task, ...]:
+    """What a class can be asked for: by its name, corrected by the media that its call takes and needs."""
+    if class_name in _TASKS:
+        return _TASKS[class_name]
+    named, slots = task_of(class_name), slots_of(class_name)
+    if slots is None or named not in FROM_TEXT:
+        return (named,)
+    fields = {slot.fields[0]: slot.required for slot in slots if slot.fields}
+    video = draws_video(class_name, named)
+    found = [named]
+    if "image" in fields or "images" in fields:
+        found.append(_I2V if video else _from_picture(class_name))
+    if "video" in fields and video:
+        found.append(_V2V)
+    return tuple(found[1:]) if any(slot.required for slot in slots) and len(found) > 1 else tuple(found)
+
+
+def _from_picture(class_name: str) -> Task:
+    """Editing is told in words what to change; image-to-image has a strength, or no words at all."""
+    signature = call_parameters(class_name) or {}
+    return Task.IMAGE_EDITING if "prompt" in signature and "strength" not in signature else Task.IMAGE_TO_IMAGE
+
+
+def draws_video(class_name: str | None, task: Task) -> bool:
+    """Whether what comes back is a video."""
+    return task in VIDEO_TASKS or (class_name is not None and _VIDEO.search(class_name) is not None)
+
+
+def media_slots(class_name: str | None, task: Task) -> tuple[Slot, ...]:
+    """What `task` may be sent on this class, where a signature is there to tell."""
+    slots = slots_of(class_name)
+    return default_slots(task) if slots is None else slots
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFaults:
+    """What is wrong with the media fields of a request: not taken, two for the place of one, and missing."""
+
+    untaken: tuple[str, ...] = ()
+    crowded: tuple[tuple[str, ...], ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.untaken or self.crowded or self.missing)
+
+
+def media_faults(class_name: str | None, task: Task, sent: Collection[str]) -> MediaFaults:
+    """What `task` would refuse about the media fields `sent`, on this class."""
+    slots = media_slots(class_name, task)
+    assigned = assign(slots, sent)
+    taken = {field for fields in assigned.values() for field in fields}
+    single = {slot.parameter for slot in slots if not slot.several}
+    return MediaFaults(
+        tuple(name for name in sent if name not in taken or (task in FROM_TEXT and name in FIELDS)),
+        tuple(fields for parameter, fields in assigned.items() if parameter in single and len(fields) > 1),
+        () if task in FROM_TEXT else missing_fields(slots, task, sent),
+    )
