@@ -8,16 +8,19 @@ import pytest
 
 from worker.core.fingerprint import fingerprint
 from worker.core.image import Raster
-from worker.core.job import OF_ONE_JOB, Batch, Job, LoraFiles, Media, SchedulerChoice, StopSignal
+from worker.core.job import Batch, Job, LoraFiles, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
 from worker.core.request import GenerationRequest, OutputOptions
 
-# What companions share. A field that is new in Job belongs here, or into OF_ONE_JOB if a call can take one for each.
+# What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
-    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "fps", "frames", "words"),
+    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "video", "words"),
     "redraws",
-    *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "refiner", "upscaler"),
+    *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "finishing"),
+}
+OF_ONE_JOB = {
+    *("id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at")
 }
 
 
@@ -63,8 +66,9 @@ def lora(weight=1.0, sha256="f" * 64, downloaded=0, keys=None):
 
 
 def test_every_field_of_a_job_is_either_shared_or_its_own():
-    assert {field.name for field in dataclasses.fields(Job)} == SHARED | OF_ONE_JOB
-    assert not SHARED & OF_ONE_JOB
+    own = {field.name for field in dataclasses.fields(Job) if field.metadata.get("of_one_job")}
+    assert own == OF_ONE_JOB
+    assert {field.name for field in dataclasses.fields(Job)} - own == SHARED
 
 
 def test_a_field_that_nobody_thought_of_is_shared():
@@ -111,8 +115,7 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
         {"scheduler": SchedulerChoice("euler", "EulerDiscreteScheduler")},
         {"loras": (LoraSpec(model="l"),)},
         {"lightning": True},
-        {"fps": 8.0},
-        {"frames": 13},
+        {"video": VideoRequest(8.0)},
         {"media": start_from(picture())},
         {"files": ModelFiles(Path("/m"), 10, revision="def")},
         {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},
@@ -138,10 +141,17 @@ def test_a_lora_is_known_by_content_and_weight():
     assert batch(lora_files=(lora(), lora())).batch_key != first
 
 
+def test_videos_of_other_lengths_are_kept_apart():
+    first = batch(video=VideoRequest(8.0)).batch_key
+    assert batch(video=VideoRequest(8.0)).batch_key == first
+    assert batch(video=VideoRequest(8.0, frames=13)).batch_key != first
+    assert batch(video=VideoRequest(16.0)).batch_key != first
+
+
 def test_a_video_and_several_pictures_for_one_job_are_drawn_alone():
     assert batch().jobs[0].shares_a_call
     assert batch(media=start_from(picture())).jobs[0].shares_a_call
-    assert not batch(fps=8.0).jobs[0].shares_a_call
+    assert not batch(video=VideoRequest(8.0)).jobs[0].shares_a_call
     several = (Media("image", (picture(), picture()), "pictures", "images"),)
     assert not batch(media=several).jobs[0].shares_a_call
 

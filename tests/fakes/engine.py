@@ -116,11 +116,11 @@ class FakeEngine:
         return tuple(self._artifact(job, seed) for seed in job.seeds)
 
     def _artifact(self, job: Job, seed: int) -> Artifact:
-        if job.fps is None:
+        if job.video is None:
             return Artifact(job.id, self.pixels(job, seed), seed)
         count = int(str(job.params.get("num_frames") or 4))
         frames = tuple(self.pixels(job, seed + index) for index in range(count))
-        return Artifact(job.id, frames[0], seed, frames, job.fps)
+        return Artifact(job.id, frames[0], seed, frames, job.video.fps)
 
     def preload(self, spec: ModelSpec, files: ModelFiles, pipeline: str, emit: Emit) -> LoadPlan:
         """Say that the model is there now."""

@@ -55,6 +55,14 @@ class Upscaler:
 
 
 @dataclass(frozen=True, slots=True)
+class Finishing:
+    """What works after a job's model, where it asks for that."""
+
+    refiner: Refiner | None = None
+    upscaler: Upscaler | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FinishingFiles:
     """The files of what works after the model, in a batch; None for what the job or the operator did not ask for."""
 

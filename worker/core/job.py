@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pydantic import JsonValue
@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from worker.core.adapter import AdapterFiles, Control, ControlCall, EmbeddingSpec, HypernetworkSpec, ImagePrompt
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.fingerprint import fingerprint
-from worker.core.finishing import FinishingFiles, Refiner, Upscaler
+from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import Raster
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec, Task
@@ -113,60 +113,64 @@ class Media:
         return self.parameter, self.form, self.field, sizes
 
 
-# What jobs of one pipeline call may differ in. Every other field of a Job, and whatever is added to it, they share.
-OF_ONE_JOB = frozenset(
-    {"id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at"}
-)
+@dataclass(frozen=True, slots=True)
+class VideoRequest:
+    """A job's videos: frames a second, and how many of those generated are wanted; None for all."""
+
+    fps: float
+    frames: int | None = None
+
+
+# Marks a field in which jobs of one pipeline call may differ. All others, and whatever is added to Job, they share.
+OF_ONE_JOB: Mapping[str, bool] = {"of_one_job": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One accepted generation. `params` are effective pipeline parameters by their diffusers names."""
 
-    id: str
-    request: GenerationRequest
+    id: str = field(metadata=OF_ONE_JOB)
+    request: GenerationRequest = field(metadata=OF_ONE_JOB)
     spec: ModelSpec
     detection: Detection
     task: Task
     pipeline: str
-    prompt: str
-    negative_prompt: str | None
+    prompt: str = field(metadata=OF_ONE_JOB)
+    negative_prompt: str | None = field(metadata=OF_ONE_JOB)
     params: Mapping[str, JsonValue]
     scheduler: SchedulerChoice | None
-    seeds: tuple[int, ...]
-    media: tuple[Media, ...]
+    seeds: tuple[int, ...] = field(metadata=OF_ONE_JOB)
+    media: tuple[Media, ...] = field(metadata=OF_ONE_JOB)
     loras: tuple[LoraSpec, ...]
     lightning: bool
-    output: OutputOptions
-    stop: StopSignal
-    warnings: tuple[str, ...] = ()
+    output: OutputOptions = field(metadata=OF_ONE_JOB)
+    stop: StopSignal = field(metadata=OF_ONE_JOB)
+    warnings: tuple[str, ...] = field(default=(), metadata=OF_ONE_JOB)
     controls: tuple[Control, ...] = ()
     control_call: ControlCall | None = None  # how the class takes them
     image_prompts: tuple[ImagePrompt, ...] = ()
     embeddings: tuple[EmbeddingSpec, ...] = ()
     hypernetworks: tuple[HypernetworkSpec, ...] = ()
     vae: str | None = None  # a reference; decodes in place of the model's own
-    refiner: Refiner | None = None
-    upscaler: Upscaler | None = None
+    finishing: Finishing = field(default_factory=Finishing)
     words: PromptForm | None = None  # how the class reads prompts, where the worker can weigh them; else None
     redraws: bool = True  # at strength 0 what was sent comes back, and nothing is drawn
-    fps: float | None = None  # of the videos that come back; None for pictures
-    frames: int | None = None  # how many of those drawn are wanted, the first ones; None for all
-    accepted_at: float = field(default_factory=time.monotonic)
+    video: VideoRequest | None = None  # None for images
+    accepted_at: float = field(default_factory=time.monotonic, metadata=OF_ONE_JOB)
 
     @property
     def shares_a_call(self) -> bool:
         """Whether other jobs may be drawn in the same pipeline call: pictures, each from one picture at most."""
-        return self.fps is None and all(media.is_single for media in self.media)
+        return self.video is None and all(media.is_single for media in self.media)
 
     @property
     def shared(self) -> tuple[object, ...]:
         """What jobs of one pipeline call have in common."""
-        fields = [(name, getattr(self, name)) for name in self.__dataclass_fields__ if name not in OF_ONE_JOB]
+        alike = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
         # A refiner or an upscaler works for one job at a time.
-        alone = self.id if self.refiner is not None or self.upscaler is not None else None
+        alone = self.id if self.finishing != Finishing() else None
         # Of what is their own the outline: a call takes a negative prompt from all or none, and pictures of one size.
-        return *fields, alone, self.negative_prompt is None, [media.outline for media in self.media]
+        return *alike, alone, self.negative_prompt is None, [media.outline for media in self.media]
 
     @property
     def image(self) -> Raster | None:

@@ -246,20 +246,21 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
     """What one call drew for one seed: one, or all layers, or a picture and its depth."""
-    if job.fps is None:
+    if job.video is None:
         return [_artifact(picture, job, seed) for picture in read_pictures(output)]
-    videos = [video[: job.frames] for video in read_videos(output)]
+    videos = [video[: job.video.frames] for video in read_videos(output)]
     sizes = {(frame.width, frame.height, frame.mode) for video in videos for frame in video}
     if len(sizes) != 1:
         raise InvalidOutput(f"The pipeline returned frames of {len(sizes)} different sizes.")
-    return [Artifact(job.id, video[0], seed, tuple(video), job.fps) for video in videos]
+    return [Artifact(job.id, video[0], seed, tuple(video), job.video.fps) for video in videos]
 
 
 def _untouched(job: Job, seed: int) -> Artifact:
     """What was sent, at the size that would have been drawn: with no step to run most pipelines fail."""
     sent = next(item for item in job.media if item.field in ("video", "image", "images"))
-    frames = sent.pictures[: job.frames] if job.fps is not None else ()
-    return Artifact(job.id, sent.pictures[0], seed, frames, job.fps or 0.0)
+    if job.video is None:
+        return Artifact(job.id, sent.pictures[0], seed)
+    return Artifact(job.id, sent.pictures[0], seed, sent.pictures[: job.video.frames], job.video.fps)
 
 
 def _artifact(picture: Raster, job: Job, seed: int) -> Artifact:

@@ -76,9 +76,10 @@ class DiffusersEngine:
                 batch.check()
                 if batch.finishing.safety_checker is not None:
                     self._safety.judge_of(batch.finishing.safety_checker)
-                report = self._drawn(batch, emit if job.upscaler is None else part_of(emit, 0, 2))
-                if job.upscaler is not None:
-                    enlarged = self._upscaled(report.outcomes, job.upscaler, batch, part_of(emit, 1, 2))
+                upscaler = job.finishing.upscaler
+                report = self._drawn(batch, emit if upscaler is None else part_of(emit, 0, 2))
+                if upscaler is not None:
+                    enlarged = self._upscaled(report.outcomes, upscaler, batch, part_of(emit, 1, 2))
                     report = replace(report, outcomes=enlarged)
                 return replace(
                     self._checked(report, batch),
@@ -115,7 +116,7 @@ class DiffusersEngine:
 
     def _drawn(self, batch: Batch, emit: Emit) -> EngineReport:
         """What the job's model draws, and its refiner after it where it has one: never both models leased at once."""
-        job, refiner, files = batch.jobs[0], batch.jobs[0].refiner, batch.finishing.refiner
+        job, refiner, files = batch.jobs[0], batch.jobs[0].finishing.refiner, batch.finishing.refiner
         beside = sum(item.bytes_beside for item in batch.controls)
         with (
             self._lease(job, job.spec, job.detection, batch.files, emit, beside) as resident,
@@ -298,11 +299,12 @@ def _blamed_on(field: str) -> Iterator[None]:
 def _keys(batch: Batch) -> list[str]:
     """Of every model that has worked for a batch."""
     job, finishing = batch.jobs[0], batch.finishing
+    refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
     found = [resident_key(job.spec, batch.files)]
-    if job.refiner is not None and finishing.refiner is not None:
-        found.append(resident_key(job.refiner.model, finishing.refiner))
-    if job.upscaler is not None and finishing.upscaler is not None:
-        found.append(resident_key(job.upscaler.model, finishing.upscaler))
+    if refiner is not None and finishing.refiner is not None:
+        found.append(resident_key(refiner.model, finishing.refiner))
+    if upscaler is not None and finishing.upscaler is not None:
+        found.append(resident_key(upscaler.model, finishing.upscaler))
     return found
 
 

@@ -26,7 +26,8 @@ from worker.core.errors import (
     UnsupportedModel,
     WorkerError,
 )
-from worker.core.job import Job, StopSignal
+from worker.core.finishing import Finishing
+from worker.core.job import Job, StopSignal, VideoRequest
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.ports import Backend
 from worker.core.request import GenerationRequest
@@ -196,16 +197,17 @@ class GenerationService:
             embeddings=request.embeddings,
             hypernetworks=request.hypernetworks,
             vae=request.vae,
-            refiner=find_refiner(request, spec, detection, pipeline, params, self._resolver),
-            upscaler=find_upscaler(request, params, self._resolver),
+            finishing=Finishing(
+                find_refiner(request, spec, detection, pipeline, params, self._resolver),
+                find_upscaler(request, params, self._resolver),
+            ),
             lightning=lightning,
             output=request.output.model_copy(update={"format": request.output.format_of(video=video)}),
             words=words,
             warnings=notes_on(request, spec, pipeline, words) + unguided + idle_controls(request),
             stop=StopSignal(min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s)),
             redraws=params.get("strength") != 0 or not redraws_by_strength(pipeline),
-            fps=_fps(inputs, params, spec, detection, pipeline) if video else None,
-            frames=frames if video else None,
+            video=VideoRequest(_fps(inputs, params, spec, detection, pipeline), frames) if video else None,
         )
 
     def _check_counts(self, request: GenerationRequest, spec: ModelSpec) -> None:

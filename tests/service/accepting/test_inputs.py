@@ -111,7 +111,7 @@ async def test_an_upscaler_keeps_the_size_of_the_picture(context):
 
 async def test_a_picture_becomes_a_film_of_the_familys_size_at_its_own_proportions(context):
     job = await context.accept(model="wan-i2v", image=picture(1600, 400))
-    assert (job.task, job.fps) == (Task.IMAGE_TO_VIDEO, 16)
+    assert (job.task, job.video.fps) == (Task.IMAGE_TO_VIDEO, 16)
     width, height = job.params["width"], job.params["height"]
     assert abs(width * height / (832 * 480) - 1) < 0.1
     assert 3.5 < width / height < 4.5
@@ -123,23 +123,23 @@ async def test_a_picture_becomes_a_film_of_the_familys_size_at_its_own_proportio
 
 async def test_as_many_frames_are_drawn_as_the_family_can_and_as_many_wanted_as_were_asked_for(context):
     job = await context.accept(model="wan", num_frames=80)
-    assert (job.params["num_frames"], job.frames, job.warnings) == (81, 80, ())
+    assert (job.params["num_frames"], job.video.frames, job.warnings) == (81, 80, ())
     job = await context.accept(model="wan", num_frames=81)
-    assert (job.params["num_frames"], job.frames) == (81, 81)
+    assert (job.params["num_frames"], job.video.frames) == (81, 81)
 
 
 async def test_a_films_last_frame_stands_until_the_next_that_can_be_drawn_and_it_sets_the_pace(context):
     job = await context.accept(model="wan", video=film(7))
     assert (job.task, job.pipeline) == (Task.VIDEO_TO_VIDEO, "WanVideoToVideoPipeline")
     frames = media_of(job)["video"].pictures
-    assert (len(frames), frames[6] == frames[7] == frames[8], job.frames) == (9, True, 7)
-    assert job.fps == 16
-    assert (await context.accept(model="wan", video=film(7), fps=24)).fps == 24
+    assert (len(frames), frames[6] == frames[7] == frames[8], job.video.frames) == (9, True, 7)
+    assert job.video.fps == 16
+    assert (await context.accept(model="wan", video=film(7), fps=24)).video.fps == 24
     out = io.BytesIO()
     frames = [Image.fromarray(np.full((64, 64, 3), 40 * index, np.uint8)) for index in range(5)]
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:], duration=100)
     gif = await context.accept(model="wan", video=base64.b64encode(out.getvalue()).decode())
-    assert (len(media_of(gif)["video"].pictures), gif.fps) == (5, 10)
+    assert (len(media_of(gif)["video"].pictures), gif.video.fps) == (5, 10)
 
 
 async def test_what_only_one_pipeline_has_goes_by_its_own_name(context):

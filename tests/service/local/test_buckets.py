@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.core.test_batch_key import batch
-from worker.core.job import StopSignal
+from worker.core.job import StopSignal, VideoRequest
 from worker.core.model import ModelSource, ModelSpec
 from worker.service.local.batch_run import QueuedJob
 from worker.service.local.batching import Buckets
@@ -73,7 +73,7 @@ async def test_it_is_pictures_that_are_counted():
 async def test_alone_nobody_waits():
     assert len(buckets(queued(5.0), size=1).take(5.0, [])) == 1
     assert len(buckets(queued(5.0, pictures=4)).take(5.0, [])) == 1
-    assert len(buckets(queued(5.0, fps=8.0)).take(5.0, [])) == 1  # a video, which nobody can join
+    assert len(buckets(queued(5.0, video=VideoRequest(8.0))).take(5.0, [])) == 1  # a video, which nobody can join
 
 
 async def test_who_left_is_not_taken_and_who_has_to_stop_is_sorted_out():

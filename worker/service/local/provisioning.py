@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
-from worker.core.finishing import FinishingFiles
+from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
@@ -78,7 +78,7 @@ class Provisioner:
 
     def _finishing(self, job: Job, emit: Emit) -> tuple[Job, FinishingFiles]:
         """The files of what works after the model, and the job with what was learnt of them."""
-        refiner, upscaler, found = job.refiner, job.upscaler, FinishingFiles()
+        refiner, upscaler, found = job.finishing.refiner, job.finishing.upscaler, FinishingFiles()
         if self._safety_checker is not None:
             with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no pictures"):
                 files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
@@ -91,7 +91,7 @@ class Provisioner:
             with blamed_on("refiner"):
                 spec, files = self.model_files(refiner.model, refiner.detection, emit, job.stop)
             refiner, found = replace(refiner, model=spec), replace(found, refiner=files)
-        return replace(job, refiner=refiner, upscaler=upscaler), found
+        return replace(job, finishing=Finishing(refiner, upscaler)), found
 
     def model_files(
         self, spec: ModelSpec, detection: Detection, emit: Emit, stop: StopSignal

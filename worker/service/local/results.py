@@ -74,39 +74,42 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
 def _drawn_pixels(job: Job, shown: Raster) -> int:
     """Pixels of one picture as its model drew it, before an upscaler."""
     width, height = job.params.get("width"), job.params.get("height")
-    if job.upscaler is not None and isinstance(width, int) and isinstance(height, int):
+    if job.finishing.upscaler is not None and isinstance(width, int) and isinstance(height, int):
         return width * height
     return shown.width * shown.height
 
 
 def _params(job: Job) -> dict[str, JsonValue]:
     """The parameters, with as many frames as were asked for: the model may have drawn more."""
-    counts = {} if job.frames is None else {name: job.frames for name in FRAME_COUNTS if name in job.params}
+    wanted = job.video.frames if job.video else None
+    counts = {} if wanted is None else {name: wanted for name in FRAME_COUNTS if name in job.params}
     return {**job.params, **counts}
 
 
 def _count_of(job: Job, frames: int) -> tuple[str, ...]:
     """A word for a film that is shorter than it was asked to be."""
-    if job.frames is None or frames >= job.frames:
+    wanted = job.video.frames if job.video else None
+    if wanted is None or frames >= wanted:
         return ()
-    return (f"num_frames {job.frames} became {frames}, which is all that the model makes of what was sent.",)
+    return (f"num_frames {wanted} became {frames}, which is all that the model makes of what was sent.",)
 
 
 def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
     """What worked after the model, with the revisions of its files."""
     found: dict[str, JsonValue] = {}
-    if job.refiner is not None and batch.finishing.refiner is not None:
+    refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
+    if refiner is not None and batch.finishing.refiner is not None:
         found["refiner"] = {
-            "model": job.refiner.model.id,
+            "model": refiner.model.id,
             "revision": batch.finishing.refiner.revision,
-            "start": job.refiner.spec.start,
+            "start": refiner.spec.start,
         }
-    if job.upscaler is not None and batch.finishing.upscaler is not None:
+    if upscaler is not None and batch.finishing.upscaler is not None:
         found["upscale"] = {
-            "model": job.upscaler.model.id,
+            "model": upscaler.model.id,
             "revision": batch.finishing.upscaler.revision,
-            "scale": job.upscaler.spec.scale,
-            "tile": job.upscaler.spec.tile,
+            "scale": upscaler.spec.scale,
+            "tile": upscaler.spec.tile,
         }
     return found
 
