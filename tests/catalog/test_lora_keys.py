@@ -50,6 +50,39 @@ def test_every_spelling_names_component_module_and_role(key, component, name, ro
 
 
 @pytest.mark.parametrize(
+    ("shapes", "widths"),
+    [
+        ({"lora_down.weight": (4, 768), "lora_up.weight": (320, 4)}, (768, 320)),
+        ({"lora_A": (4, 768, 3, 3), "lora_B": (320, 4, 1, 1)}, (768, 320)),
+        ({"hada_w1_a": (320, 4), "hada_w1_b": (4, 768)}, (768, None)),
+        ({"lokr_w1": (16, 24), "lokr_w2": (20, 32)}, (768, None)),
+        ({"lokr_w1_b": (4, 24), "lokr_w2_b": (4, 32)}, (768, None)),
+        ({"a1.weight": (768, 4), "a2.weight": (4, 768), "b1.weight": (320, 4), "b2.weight": (4, 768)}, (768, 320)),
+        ({"a1.weight": (4, 768), "a2.weight": (768, 4), "b1.weight": (4, 768), "b2.weight": (320, 4)}, (768, 320)),
+        ({"diff": (320, 768), "diff_b": (320,)}, (768, 320)),
+        ({"w_norm": (320,), "alpha": ()}, (None, None)),
+    ],
+)
+def test_shapes_tell_the_channels_of_a_module(shapes, widths):
+    (module,) = read_keys({f"unet.x.{role}": shape for role, shape in shapes.items()}).modules
+    assert (module.inputs, module.outputs) == widths
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling"),
+    [
+        ("unet.b.0.attn1.processor.to_q_lora.down.weight", "b.0.attn1.processor.to_q_lora"),
+        ("double_blocks.0.processor.qkv_lora2.up.weight", "double_blocks.0.processor.qkv_lora2"),
+        ("lora_unet__blocks_0.alpha", "_blocks_0"),
+        ("lycoris_text_model_x.alpha", "text_model_x"),
+    ],
+)
+def test_the_spelling_of_a_module_is_kept(key, spelling):
+    (module,) = read(key).modules
+    assert module.spelling == spelling
+
+
+@pytest.mark.parametrize(
     ("roles", "algorithm"),
     [
         (["lora_down.weight", "lora_up.weight", "alpha"], "lora"),

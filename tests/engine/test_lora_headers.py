@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from tests.catalog.corpus import NAMES, stored
-from worker.catalog.lora_keys import read_keys, read_scaling
+from tests.catalog.corpus import NAMES, index, stored
+from worker.catalog.detectors.adapters import detect_lora
+from worker.catalog.lora_keys import PREFIXES, read_keys, read_scaling
 from worker.engine.adapters.matching import match_lora
 from worker.service.local.completing import CONFIGS
 
@@ -87,6 +88,41 @@ def test_every_module_of_a_real_file_finds_its_place(name):
     assert fitted.lost == []
     assert fitted.matched == fitted.total > 0
     assert keys.unknown == ()
+
+
+# module -> its width in the file, and the base that a detector reads off it
+TRACES = {
+    "denoiser": ("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", 768, "sd1"),
+    "text_encoder": ("text_model.encoder.layers.0.self_attn.q_proj", 1024, "sd2"),
+    "text_encoder_2": ("text_model.encoder.layers.0.self_attn.q_proj", 1280, "sdxl"),
+    "text_encoder_3": ("encoder.block.0.layer.0.SelfAttention.q", 4096, None),
+}
+
+
+@pytest.mark.parametrize(("prefix", "component", "dialect"), PREFIXES, ids=[row[0] for row in PREFIXES])
+def test_detector_and_engine_agree_on_every_prefix(prefix, component, dialect):
+    path, width, base = TRACES[component]
+    rows = 320 if component == "denoiser" else width
+    name = path.removeprefix("text_model.") if prefix.endswith(("text_model.", "text_model_")) else path
+    stem = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+    shapes = {f"{stem}.lora_down.weight": (4, width), f"{stem}.lora_up.weight": (rows, 4)}
+    lora = detect_lora(index(shapes))
+    assert lora is not None
+    assert (lora.base, lora.dialect) == (base, dialect)
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    matched = match_lora(every_component(), read_keys(shapes), tensors, read_scaling({}))
+    expected = "unet" if component == "denoiser" else component
+    assert ([place[0] for place in matched.changes], matched.lost) == ([expected], [])
+
+
+@cache
+def every_component() -> SimpleNamespace:
+    """A denoiser and three encoders of as many widths in one pipeline, without memory for weights."""
+    with torch.device("meta"):
+        t5 = transformers.T5Config(d_model=4096, d_ff=64, num_layers=1, num_heads=64)
+        encoders = {"text_encoder": clip(1024, 1), "text_encoder_2": clip(1280, 1)}
+        encoders["text_encoder_3"] = transformers.T5EncoderModel(t5)
+    return SimpleNamespace(components={"unet": model("sd1").components["unet"], **encoders})
 
 
 def test_a_file_of_another_family_finds_next_to_nothing():

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.base_models import CIVITAI_BASES
-from worker.catalog.detectors.adapters import ALGORITHMS, DIALECTS, lora_bases
+from worker.catalog.detectors.adapters import ALGORITHMS, lora_bases
 from worker.catalog.detectors.companions import COMPANIONS
 from worker.catalog.detectors.components import component_classes
 from worker.catalog.detectors.controlnets import CONTROLNETS
 from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
 from worker.catalog.detectors.unsupported import REFUSED
+from worker.catalog.lora_keys import DIALECTS
 from worker.catalog.repositories import OTHER_MEDIA
 from worker.core.model import Kind, Task
 

@@ -17,31 +17,45 @@ names, `lora_down` for `lora_A`); what the modules themselves are called, the en
 import json
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from pydantic import JsonValue
 
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
 
-# Stripped in this order, the first alone any number of times. A flat prefix goes with underscored module names.
-_WRAPPER = "base_model.model."
-_PREFIXES: tuple[tuple[str, str], ...] = (
-    ("lora_te3_", "text_encoder_3"), ("lora_te2_", "text_encoder_2"), ("lora_te1_", "text_encoder"),
-    ("lora_te_", "text_encoder"), ("lora_unet_", DENOISER), ("lora_prior_unet_", DENOISER),
-    ("lora_transformer_", DENOISER), ("lycoris_text_model_", "text_encoder"), ("lycoris_", DENOISER),
-    ("text_encoder_3.", "text_encoder_3"), ("text_encoder_2.", "text_encoder_2"), ("text_encoder.", "text_encoder"),
-    ("text_encoders.clip_l.transformer.", "text_encoder"), ("text_encoders.clip_g.transformer.", "text_encoder_2"),
-    ("text_encoders.t5xxl.transformer.", "text_encoder_3"), ("text_model.", "text_encoder"),
-    ("model.diffusion_model.", DENOISER), ("diffusion_model.", DENOISER), ("conditional_transformer.", DENOISER),
-    ("transformer.", DENOISER), ("unet.", DENOISER),
-)  # fmt: skip
-_KEPT = ("text_model.", "lycoris_text_model_")  # prefixes that are also the beginning of the module's name
+# Spellings by their names; the first that a file uses names it.
+DIALECTS = ("xlabs", "kohya", "peft", "comfy", "diffusers", "bare")
 
-# `.default` and the like: the name of the adapter, which peft writes into its keys.
+_WRAPPER = "base_model.model."  # peft's; stripped first, any number of times
+# The beginning of a key, the component it stands for, and whose spelling that is; the first that fits is stripped.
+# `conditional_transformer.` is of Ideogram 4, `lora_prior_unet_` of Stable Cascade's prior. LyCORIS puts `lycoris_`
+# before the modules of whatever it wraps, and only text encoders have a `text_model`.
+PREFIXES: tuple[tuple[str, str, str], ...] = (
+    ("lora_te3_", "text_encoder_3", "kohya"), ("lora_te2_", "text_encoder_2", "kohya"),
+    ("lora_te1_", "text_encoder", "kohya"), ("lora_te_", "text_encoder", "kohya"),
+    ("lora_unet_", DENOISER, "kohya"), ("lora_prior_unet_", DENOISER, "kohya"),
+    ("lora_transformer_", DENOISER, "kohya"), ("lycoris_text_model_", "text_encoder", "kohya"),
+    ("lycoris_", DENOISER, "kohya"),
+    ("text_encoder_3.", "text_encoder_3", "diffusers"), ("text_encoder_2.", "text_encoder_2", "diffusers"),
+    ("text_encoder.", "text_encoder", "diffusers"), ("conditional_transformer.", DENOISER, "diffusers"),
+    ("transformer.", DENOISER, "diffusers"), ("unet.", DENOISER, "diffusers"),
+    ("text_encoders.clip_l.transformer.", "text_encoder", "comfy"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2", "comfy"),
+    ("text_encoders.t5xxl.transformer.", "text_encoder_3", "comfy"),
+    ("model.diffusion_model.", DENOISER, "comfy"), ("diffusion_model.", DENOISER, "comfy"),
+    ("text_model.", "text_encoder", "bare"),
+)  # fmt: skip
+# Of these prefixes the end is the beginning of the module's name.
+_KEPT = {"lycoris_text_model_": "text_model_", "text_model.": "text_model."}
+
+# `.default` and the like: the name of the adapter, which peft writes into its keys. A quantized model of Nunchaku has
+# `lora_down` without `.weight`, and is no LoRA.
 _PAIR = re.compile(
     r"^(?P<stem>.+?)(?:"
-    r"\.lora_(?P<side>A|B|down|up|mid)(?:\.(?!weight$|bias$)[\w-]+)?(?:\.(?P<leaf>weight|bias))?"
+    r"\.lora_(?P<side>A|B|down|up|mid)(?:\.(?!weight$|bias$)[\w-]+)?\.(?P<leaf>weight|bias)"
+    r"|\.lora_(?P<bare>A|B)(?:\.(?!weight$|bias$)[\w-]+)?"
     r"|\.lora(?:_linear_layer)?\.(?P<dotted>down|up)\.weight"
-    r"|_lora(?P<stream>[12]?)\.(?P<processor>down|up)\.weight"
+    r"|(?:(?<=_lora)|(?<=_lora[12]))\.(?P<processor>down|up)\.weight"
     r")$"
 )
 _SINGLE = re.compile(
@@ -53,6 +67,7 @@ _SINGLE = re.compile(
 _GLORA = re.compile(r"^(?P<stem>.+)\.(?P<role>a1|a2|b1|b2|bm)\.weight$")
 _EMBEDDING = re.compile(r"^bundle_emb\.(?P<token>.+?)\.(?:string_to_param\.)?(?P<part>\*|[^.]+)$")
 _PROCESSOR_END = re.compile(r"_lora([12]?)$")
+_XLABS = re.compile(r"\.processor\d?\.(?:proj|qkv)_lora[12]?$")
 _SIDES = {"A": "down", "B": "up"}
 _ROLES = {"lora_magnitude_vector": "dora_scale", "w_norm": "diff", "b_norm": "diff_b"}
 
@@ -64,24 +79,19 @@ _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("VeRA", re.compile(r"\.vera_lambda_[bd]")),
     ("a LoRA that replaces whole weights", re.compile(r"\.(?:set_weight|reshape_weight)$")),
 )
-# The tensors that an algorithm cannot do without; the first that a module has names it. Differences go with any.
-_ALGORITHMS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("lora", frozenset({"down", "up"})),
-    ("loha", frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})),
-    ("lokr", frozenset({"lokr_w1", "lokr_w2"})),
-    ("glora", frozenset({"a1", "a2", "b1", "b2"})),
-    ("ia3", frozenset({"weight", "on_input"})),
-    ("oft", frozenset({"oft_blocks"})),
-)
-_OPTIONAL: Mapping[str, frozenset[str]] = {
-    "lora": frozenset({"mid", "up_bias", "alpha", "dora_scale"}),
-    "loha": frozenset({"hada_t1", "hada_t2", "alpha", "dora_scale"}),
-    "lokr": frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha", "dora_scale"}),
-    "glora": frozenset({"bm", "alpha"}),
-    "ia3": frozenset(),
-    "oft": frozenset({"rescale", "alpha"}),
-}
 _DIFFERENCES = frozenset({"diff", "diff_b"})
+# An algorithm's tensors: what it cannot do without, and what may be beside. The first that a module has names it.
+_ALGORITHMS = tuple(
+    (name, frozenset(needed.split()), _DIFFERENCES.union(needed.split(), optional.split()))
+    for name, needed, optional in (
+        ("lora", "down up", "mid up_bias alpha dora_scale"),
+        ("loha", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2 alpha dora_scale"),
+        ("lokr", "lokr_w1 lokr_w2", "lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2 alpha dora_scale"),
+        ("glora", "a1 a2 b1 b2", "bm alpha"),
+        ("ia3", "weight on_input", ""),
+        ("oft", "oft_blocks", "rescale alpha"),
+    )
+)
 
 
 def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
@@ -90,22 +100,28 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
     if refused is None and any(name.endswith(".oft_blocks") and len(shape) == 4 for name, shape in shapes.items()):
         refused = "BOFT"
     grouped: dict[tuple[str, str], dict[str, str]] = {}
+    spelled: dict[tuple[str, str], str] = {}
+    dialects: set[str] = set()
     embeddings: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
     ia3 = {key.removesuffix(".on_input") for key in shapes if key.endswith(".on_input")}
     for key in shapes:
-        embedding = _EMBEDDING.match(key)
-        if embedding:
+        if embedding := _EMBEDDING.match(key):
             embeddings.setdefault(embedding["token"], {})[embedding["part"]] = key
-            continue
-        found = (key.removesuffix(".weight"), "weight") if key.removesuffix(".weight") in ia3 else _split(key)
-        if found is None:
+        elif parts := _split(key, ia3):
+            stem, role = parts
+            place, spelling, dialect = _place(stem)
+            grouped.setdefault(place, {})[role] = key
+            spelled.setdefault(place, spelling)
+            dialects.add(dialect)
+        else:
             unknown.append(key)
-            continue
-        stem, role = found
-        grouped.setdefault(_place(stem), {})[role] = key
-    modules = tuple(ModuleKeys(component, name, keys, _algorithm(keys)) for (component, name), keys in grouped.items())
-    return LoraKeys(modules, embeddings, tuple(unknown), refused)
+    modules = tuple(
+        ModuleKeys(*place, keys, _algorithm(keys), spelled[place], *_widths(keys, shapes))
+        for place, keys in grouped.items()
+    )
+    dialect = next((name for name in DIALECTS if name in dialects), "bare")
+    return LoraKeys(modules, embeddings, tuple(unknown), refused, dialect)
 
 
 def _algorithm(keys: Mapping[str, str]) -> str | None:
@@ -113,9 +129,9 @@ def _algorithm(keys: Mapping[str, str]) -> str | None:
     held = set(keys)
     # A LoKr factor is there whole, or as two halves.
     held |= {whole for whole in ("lokr_w1", "lokr_w2") if {f"{whole}_a", f"{whole}_b"} <= held}
-    for name, needed in _ALGORITHMS:
+    for name, needed, allowed in _ALGORITHMS:
         if needed <= held:
-            if not held <= needed | _OPTIONAL[name] | _DIFFERENCES:
+            if not held <= allowed:
                 return None
             if "dora_scale" in held:
                 return "dora" if name == "lora" else f"{name}+dora"
@@ -123,28 +139,45 @@ def _algorithm(keys: Mapping[str, str]) -> str | None:
     return "full" if held and held <= _DIFFERENCES else None
 
 
-def _split(key: str) -> tuple[str, str] | None:
-    """A key as the module's spelling and the tensor's role."""
+def _split(key: str, ia3: AbstractSet[str]) -> tuple[str, str] | None:
+    """A key as the module's spelling and the tensor's role; `ia3` are the modules whose weight is a gain."""
+    stem = key.removesuffix(".weight")
+    if stem in ia3:
+        return stem, "weight"
     if match := _PAIR.match(key):
-        side = match["side"] or match["dotted"] or match["processor"]
+        side = match["side"] or match["bare"] or match["dotted"] or match["processor"]
         role = _SIDES.get(side, side)
-        if match["leaf"] == "bias":
-            role = f"{role}_bias"
-        return match["stem"] + (match["stream"] or ""), role
+        return match["stem"], f"{role}_bias" if match["leaf"] == "bias" else role
     if match := _SINGLE.match(key) or _GLORA.match(key):
-        return _PROCESSOR_END.sub(r"\1", match["stem"]), _ROLES.get(match["role"], match["role"])
+        return match["stem"], _ROLES.get(match["role"], match["role"])
     return None
 
 
-def _place(stem: str) -> tuple[str, str]:
-    """The component and the module's name in it."""
-    while stem.startswith(_WRAPPER):
-        stem = stem.removeprefix(_WRAPPER)
-    for prefix, component in _PREFIXES:
-        if stem.startswith(prefix):
-            name = stem if prefix in _KEPT else stem.removeprefix(prefix)
-            return component, name.removeprefix("lycoris_").replace(".processor", "").lstrip("_.")
-    return DENOISER, stem.replace(".processor", "")
+def _place(stem: str) -> tuple[tuple[str, str], str, str]:
+    """The component and the module's name in it, the name as it is spelled, and the dialect of the spelling."""
+    bare = stem
+    while bare.startswith(_WRAPPER):
+        bare = bare.removeprefix(_WRAPPER)
+    prefix, component, dialect = next((row for row in PREFIXES if bare.startswith(row[0])), ("", DENOISER, "bare"))
+    if bare is not stem:
+        dialect = "peft"
+    if _XLABS.search(stem):
+        dialect = "xlabs"
+    spelling = _KEPT.get(prefix, "") + bare.removeprefix(prefix)
+    name = _PROCESSOR_END.sub(r"\1", spelling).replace(".processor", "")
+    return (component, name.lstrip("_.") if prefix else name), spelling, dialect
+
+
+def _widths(keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int | None]:
+    """The channels that a module takes and gives, by the shapes of its tensors; None where they do not show."""
+    sizes = {role: shapes[key] for role, key in keys.items() if len(shapes[key]) > 1}
+    if {"a1", "a2", "b1", "b2"} <= sizes.keys():  # the other of each two has the rank there, in both layouts of GLoRA
+        return max(sizes["a1"][0], sizes["a2"][0]), max(sizes["b1"][0], sizes["b2"][0])
+    factors = [sizes.get(f"{factor}_b", sizes.get(factor)) for factor in ("lokr_w1", "lokr_w2")]
+    if factors[0] and factors[1]:
+        return factors[0][1] * factors[1][1], None
+    inputs = next((sizes[role][1] for role in ("down", "hada_w1_b", "diff") if role in sizes), None)
+    return inputs, next((sizes[role][0] for role in ("up", "diff") if role in sizes), None)
 
 
 def read_scaling(metadata: Mapping[str, str], adapter_config: Mapping[str, JsonValue] | None = None) -> Scaling:

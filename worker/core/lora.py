@@ -20,6 +20,9 @@ class ModuleKeys:
     name: str
     keys: Mapping[str, str]
     algorithm: str | None  # "lora", "dora", "loha+dora", "full" …; None when the tensors are no complete change
+    spelling: str = ""  # the name letter by letter, as the file has it behind its prefix
+    inputs: int | None = None  # channels that the module takes and gives, as far as the tensors' shapes show them
+    outputs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class LoraKeys:
     embeddings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # word -> part ("*", "clip_g") -> key
     unknown: tuple[str, ...] = ()
     refused: str | None = None  # an algorithm that nothing here can apply, in words
+    dialect: str = "bare"  # how modules are spelled: "kohya", "diffusers", "peft", "comfy", "xlabs" …
 
     @property
     def algorithm(self) -> str:

@@ -111,6 +111,31 @@ def test_every_spelling_and_relative_is_named(ends, algorithm):
     assert found.algorithm == algorithm
 
 
+def test_boft_is_oft_of_several_levels():
+    """What the reader refuses as BOFT has that name here too."""
+    assert detect_lora(index({f"{STEM}.oft_blocks": (3, 4, 80, 80)})).algorithm == "boft"
+    assert detect_lora(index({f"{STEM}.oft_blocks": (4, 80, 80)})).algorithm == "oft"
+    assert detect_lora(index({f"{STEM}.oft_R.default.weight": (4, 80)})).algorithm == "oft"
+
+
+def test_low_rank_branches_of_a_quantized_model_are_no_lora():
+    assert detect_lora(index({f"{STEM}.lora_down": (768, 32), f"{STEM}.lora_up": (320, 32)})) is None
+
+
+@pytest.mark.parametrize("ends", [(".a1", ".a2", ".b1", ".b2"), (".a2", ".a1", ".b2", ".b1")])
+def test_both_layouts_of_glora_tell_the_width(ends):
+    shapes = ((768, 16), (16, 768), (320, 16), (16, 768))
+    keys = {f"{STEM}{end}.weight": shape for end, shape in zip(ends, shapes, strict=True)}
+    assert detect_lora(index(keys)).base == "sd1"
+
+
+def test_a_name_behind_a_doubled_underscore_tells_the_base():
+    stem = "lora_unet__blocks_0_self_attn_q"
+    assert (
+        detect_lora(index({f"{stem}.lora_down.weight": (4, 5120), f"{stem}.lora_up.weight": (5120, 4)})).base == "wan"
+    )
+
+
 def test_an_embedding_inside_is_named():
     keys = {"lora_unet_x.lora_down.weight": (4, 8), "bundle_emb.cat.string_to_param.*": (2, 768)}
     found = detect_lora(index(keys))

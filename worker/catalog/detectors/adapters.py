@@ -1,76 +1,30 @@
-"""The second table: what a LoRA file is (algorithm, dialect, base), and what the other small files are.
+"""The second table: what a LoRA file is (algorithm, dialect, base).
 
 `Detection.format` of an adapter is `<algorithm>/<dialect>`: `lora/kohya`, `dora/diffusers`, `loha/kohya` …
-Algorithms: `lora`, `dora`, `loha`, `lokr`, `oft`, `boft`, `glora`, `ia3`, `full` (differences of whole weights), and
-`lora+diff`, `lora+embedding`, `lora+control` for files that hold more than low-rank pairs. Dialects say how modules
-are spelled: `kohya` (lora_unet_…), `diffusers` (unet.…, transformer.…), `peft` (base_model.model.…), `comfy`
-(diffusion_model.…), `xlabs` (….processor.qkv_lora1), `bare` (no prefix at all).
+`full` is differences of whole weights; `lora+…` holds more than low-rank pairs. worker.catalog.lora_keys reads the keys
+and tells the dialect, as it does for the engine.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from worker.catalog.base_models import declared_base
+from worker.catalog.lora_keys import read_keys
+from worker.core.lora import DENOISER, LoraKeys, ModuleKeys
 from worker.core.model import TensorIndex
 
-# What ends a key, by algorithm; the first that is found names the file. Plain pairs come last: they go with anything.
-_ALGORITHMS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("loha", re.compile(r"\.hada_(?:w[12]_[ab]|t[12])(?:\.\w+)?$")),
-    ("lokr", re.compile(r"\.lokr_(?:w[12](?:_[ab])?|t2)(?:\.\w+)?$")),
-    ("boft", re.compile(r"\.boft_[RrSs](?:\.\w+)?$|\.boft_blocks$")),
-    ("oft", re.compile(r"\.oft_(?:blocks|diag|[rR])(?:\.\w+)*$")),
-    ("glora", re.compile(r"\.[ab][12]\.weight$")),
-    ("ia3", re.compile(r"\.on_input$|\.ia3_l(?:\.\w+)?$")),
-)
-_DORA = re.compile(r"\.dora_scale$|\.lora_magnitude_vector(?:\.\w+)*$")
-_DIFF = re.compile(r"\.diff(?:_[bm])?$|\.w_norm$|\.b_norm$")
-_PAIR = re.compile(
-    r"^(?P<module>.+?)(?:"
-    r"\.lora_(?P<side>A|B|down|up)(?:\.(?!weight)\w+)?\.weight"
-    r"|\.lora_(?P<bare>A|B)"
-    r"|[._]lora\.(?P<dotted>down|up)\.weight"
-    r"|\.lora_linear_layer\.(?P<linear>down|up)\.weight"
-    r"|(?P<xlabs>\.processor\d?\.\w+_lora[12]?)\.(?P<xside>down|up)\.weight"
-    r")$"
-)
-# How the algorithms without pairs end a module's name, and which axis of the tensor is the module's input.
-_SINGLE = re.compile(r"^(?P<module>.+?)\.(?P<end>diff|a1\.weight|b2\.weight|oft_blocks|oft_diag|on_input|w_norm)$")
-_CONTROL = ("img_in.lora_A.weight", "x_embedder.lora_A.weight")  # a FLUX.1 LoRA that also reads a control picture
-_LOOKS_LIKE = re.compile(r"lora|hada_|lokr_|oft_|on_input|\.ia3_|\.diff|\.[ab]1\.weight$|w_norm")
-
-_COMPONENTS: tuple[tuple[str, str], ...] = (
-    ("lora_te3_", "text_encoder_3"), ("lora_te2_", "text_encoder_2"), ("lora_te1_", "text_encoder"),
-    ("lora_te_", "text_encoder"), ("lora_unet_", ""), ("lora_transformer_", ""), ("lycoris_", ""),
-    ("text_encoder_3.", "text_encoder_3"), ("text_encoder_2.", "text_encoder_2"), ("text_encoder.", "text_encoder"),
-    ("text_encoders.clip_l.transformer.", "text_encoder"), ("text_encoders.clip_g.transformer.", "text_encoder_2"),
-    ("text_encoders.t5xxl.transformer.", "text_encoder_3"), ("base_model.model.", ""),
-    ("model.diffusion_model.", ""), ("diffusion_model.", ""), ("transformer.", ""), ("unet.", ""),
+ALGORITHMS = (
+    "lora", "dora", "loha", "lokr", "boft", "oft", "glora", "ia3", "full", "lora+diff", "lora+embedding", "lora+control"
 )  # fmt: skip
-_DIALECTS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("xlabs", re.compile(r"\.processor\d?\.(?:proj|qkv)_lora[12]?\.")),
-    ("kohya", re.compile(r"^(?:lora_(?:unet|te\d?|transformer|prior_unet)|lycoris)_")),
-    ("peft", re.compile(r"^base_model\.model\.")),
-    ("comfy", re.compile(r"^(?:model\.)?diffusion_model\.|^text_encoders\.")),
-    ("diffusers", re.compile(r"^(?:unet|transformer|text_encoder(?:_[23])?)\.")),
-)
+_CONTROL = ("img_in.lora_A.weight", "x_embedder.lora_A.weight")  # a FLUX.1 LoRA that also reads a control image
+# No name of a model's own tensor but a few looks so: most files are told apart without being read as a LoRA.
+_LOOKS_LIKE = re.compile(r"lora|hada_|lokr_|oft_|on_input|\.ia3_|\.diff|\.[ab]1\.weight$|w_norm")
+# Algorithms whose tensors have names of their own: by what the reader refuses, or by how a role begins.
+_REFUSED = {"BOFT": "boft", "peft's OFT": "oft", "the old OFT layout": "oft"}
+_ROLES = (("loha", "hada_"), ("lokr", "lokr_"), ("oft", "oft_"), ("ia3", "on_input"))
 _UNET_BLOCK = re.compile(r"^(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)_")
 _ATTENTION_KEY = re.compile(r"attn2_to_[kv]$")
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One place that a LoRA changes: its name below the component, and the sizes that its tensors show."""
-
-    component: str  # "unet", "transformer", "text_encoder" … ; "denoiser" while the base is not known
-    name: str
-    inputs: int | None = None
-    outputs: int | None = None
-
-    @property
-    def flat(self) -> str:
-        """The name as every dialect can be compared: dots are underscores, processors are left out."""
-        return self.name.replace(".processor", "").replace(".", "_").removesuffix("_lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +47,10 @@ class _Rule:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
 
-    def find(self, modules: Iterable[Module]) -> Module | None:
-        for module in modules:
-            if (
-                self.pattern.search(module.flat)
-                and (not self.inputs or module.inputs in self.inputs)
-                and (not self.outputs or module.outputs in self.outputs)
-            ):
-                return module
-        return None
+    def find(self, modules: Iterable[ModuleKeys]) -> ModuleKeys | None:
+        named = (module for module in modules if self.pattern.search(_flat(module)))
+        sized = (module for module in named if not self.inputs or module.inputs in self.inputs)
+        return next((module for module in sized if not self.outputs or module.outputs in self.outputs), None)
 
 
 def _rule(base: str, pattern: str, inputs: tuple[int, ...] = (), outputs: tuple[int, ...] = ()) -> _Rule:
@@ -151,11 +100,6 @@ _BASES: tuple[_Rule, ...] = (
 )
 
 
-# What the answers of `detect_lora` are made of, in the tables' order.
-ALGORITHMS = ("lora", "dora", *(name for name, _ in _ALGORITHMS), "full", "lora+diff", "lora+embedding", "lora+control")
-DIALECTS = (*(name for name, _ in _DIALECTS), "bare")
-
-
 def lora_bases() -> frozenset[str]:
     """Return the architectures that the keys of a LoRA can tell."""
     return frozenset(rule.base for rule in _BASES)
@@ -163,12 +107,15 @@ def lora_bases() -> frozenset[str]:
 
 def detect_lora(index: TensorIndex) -> Lora | None:
     """Read algorithm, dialect and base from the keys, then from the metadata. None when it is no LoRA."""
-    algorithm = _algorithm(index)
+    if not any(map(_LOOKS_LIKE.search, index.tensors)):
+        return None
+    keys = read_keys({name: shape for name, (_, shape) in index.tensors.items()})
+    algorithm = _algorithm(keys, index)
     if algorithm is None:
         return None
-    modules = _modules(index)
-    dialect = next((name for name, pattern in _DIALECTS if any(map(pattern.search, index.tensors))), "bare")
-    evidence = [f"{algorithm} keys for {len(modules)} modules, {dialect} spelling"]
+    # differences of norms and biases go along with anything, and count where nothing else is changed
+    modules = [module for module in keys.modules if module.algorithm != "full"] or keys.modules
+    evidence = [f"{algorithm} keys for {len(modules)} modules, {keys.dialect} spelling"]
     base = _base(modules, evidence)
     if base is None:
         for key in ("modelspec.architecture", "ss_base_model_version"):
@@ -178,102 +125,51 @@ def detect_lora(index: TensorIndex) -> Lora | None:
                 break
         else:
             evidence.append("the keys and the metadata do not tell the base model")
-    return Lora(algorithm, dialect, base, len(modules), tuple(evidence))
+    return Lora(algorithm, keys.dialect, base, len(modules), tuple(evidence))
 
 
-def _algorithm(index: TensorIndex) -> str | None:
-    names = [name for name in index.tensors if _LOOKS_LIKE.search(name) or _DORA.search(name)]
-    if not names:
-        return None
-    for algorithm, pattern in _ALGORITHMS:
-        if algorithm != "glora" and any(map(pattern.search, names)):
+def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
+    """Name the file by the tensors it holds, complete or not; plain pairs come last, since they go with anything."""
+    roles = {role for module in keys.modules for role in module.keys}
+    if keys.refused in _REFUSED:
+        return _REFUSED[keys.refused]
+    for algorithm, start in _ROLES:
+        if any(role.startswith(start) for role in roles):
             return algorithm
-    # a weight called a1 or b2 is common; GLoRA has all four, always
-    if all(any(name.endswith(f".{end}.weight") for name in index.tensors) for end in ("a1", "a2", "b1", "b2")):
+    if any(".ia3_l" in key for key in keys.unknown):  # peft's
+        return "ia3"
+    if {"a1", "a2", "b1", "b2"} <= roles:  # a weight called a1 or b2 is common; GLoRA has all four, always
         return "glora"
-    pairs, diffs = any(map(_PAIR.match, names)), any(map(_DIFF.search, names))
-    if pairs:
-        if any(map(_DORA.search, names)):
+    if roles & {"down", "up"}:
+        if "dora_scale" in roles:
             return "dora"
         if any(name.endswith(_CONTROL) and shape[-1:] == (128,) for name, (_, shape) in index.tensors.items()):
             return "lora+control"
-        if diffs:
+        if roles & {"diff", "diff_b"}:
             return "lora+diff"
-        return "lora+embedding" if any(name.startswith("bundle_emb.") for name in index.tensors) else "lora"
-    return "full" if diffs else None
+        return "lora+embedding" if keys.embeddings else "lora"
+    return "full" if roles & {"diff", "diff_b"} else None
 
 
-def _modules(index: TensorIndex) -> list[Module]:
-    """Collect the modules of the file, with the sizes that its tensors show, in the file's order."""
-    inputs: dict[str, int] = {}
-    outputs: dict[str, int] = {}
-    order: dict[str, None] = {}
-    for key, (_, shape) in index.tensors.items():
-        pair = _PAIR.match(key)
-        if pair:
-            module = pair["module"] + (pair["xlabs"] or "")
-            order[module] = None
-            side = pair["side"] or pair["bare"] or pair["dotted"] or pair["linear"] or pair["xside"]
-            if len(shape) >= 2 and side in ("A", "down"):
-                inputs[module] = shape[1]
-            elif len(shape) >= 2:
-                outputs[module] = shape[0]
-            continue
-        for marker in (".hada_", ".lokr_"):
-            module, found, rest = key.partition(marker)
-            if found:
-                order[module] = None
-                if rest.startswith("w1_b") and marker == ".hada_" and len(shape) >= 2:
-                    inputs[module] = shape[1]
-    for module, size in _kronecker(index).items():
-        inputs[module] = size
-    if not order:
-        for key, (_, shape) in index.tensors.items():
-            single = _SINGLE.match(key)
-            if single:
-                order[single["module"]] = None
-                if len(shape) >= 2 and single["end"] in ("diff", "a1.weight"):
-                    inputs[single["module"]] = shape[1]
-                if len(shape) >= 2 and single["end"] in ("diff", "b2.weight"):
-                    outputs[single["module"]] = shape[0]
-    return [_module(name, inputs.get(name), outputs.get(name)) for name in order]
+def _flat(module: ModuleKeys) -> str:
+    """Return the module's name as every dialect can be compared."""
+    return module.name.replace(".", "_")
 
 
-def _kronecker(index: TensorIndex) -> dict[str, int]:
-    """Return the input width of each LoKr module: its two factors' widths multiplied."""
-    widths: dict[str, dict[str, int]] = {}
-    for key, (_, shape) in index.tensors.items():
-        module, found, rest = key.partition(".lokr_")
-        factor, _, half = rest.partition("_")
-        if found and factor in ("w1", "w2") and half in ("", "b") and len(shape) >= 2:
-            widths.setdefault(module, {})[factor] = shape[1]
-    return {module: factors["w1"] * factors["w2"] for module, factors in widths.items() if len(factors) == 2}
-
-
-def _module(key: str, inputs: int | None, outputs: int | None) -> Module:
-    for prefix, component in _COMPONENTS:
-        if key.startswith(prefix):
-            name = key[len(prefix) :]
-            if prefix == "base_model.model." and name.startswith("text_model."):
-                component = "text_encoder"
-            return Module(component or "denoiser", name, inputs, outputs)
-    return Module("text_encoder" if key.startswith("text_model.") else "denoiser", key, inputs, outputs)
-
-
-def _base(modules: list[Module], evidence: list[str]) -> str | None:
+def _base(modules: Sequence[ModuleKeys], evidence: list[str]) -> str | None:
     """Return the base architecture that the modules show, and add the module that shows it to the evidence."""
-    denoiser = [module for module in modules if module.component == "denoiser"]
+    denoiser = [module for module in modules if module.component == DENOISER]
     for rule in _BASES:
         module = rule.find(denoiser)
         if module is not None:
             size = f" takes {module.inputs} channels" if module.inputs else ""
-            evidence.append(f"{module.name}{size}: {rule.base}")
+            evidence.append(f"{module.spelling}{size}: {rule.base}")
             if rule.base == "flux1":
                 evidence.append("FLUX.1 and Chroma LoRAs name the same modules")
             return rule.base
-    encoders = {module.component: module for module in modules if module.component != "denoiser"}
-    if "text_encoder_2" in encoders and (not denoiser or any(_UNET_BLOCK.match(module.flat) for module in denoiser)):
-        evidence.append(f"{encoders['text_encoder_2'].name} of the second text encoder: sdxl")
+    encoders = {module.component: module for module in modules if module.component != DENOISER}
+    if "text_encoder_2" in encoders and (not denoiser or any(_UNET_BLOCK.match(_flat(module)) for module in denoiser)):
+        evidence.append(f"{encoders['text_encoder_2'].spelling} of the second text encoder: sdxl")
         return "sdxl"
     if not denoiser and any(module.inputs == 1024 for module in encoders.values()):
         evidence.append("text encoder of 1024 channels: sd2")
