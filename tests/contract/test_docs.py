@@ -14,7 +14,7 @@ from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.catalog.interface.parameters import COMMON
 from worker.core import errors
-from worker.transport.wire import ACTIONS, ALIASES
+from worker.wire.request import ACTIONS, ALIASES
 
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs/api.md").read_text()
@@ -73,7 +73,7 @@ async def test_the_readmes_requests_are_accepted_and_its_error_is_the_real_one(t
     worker = build_worker(Settings(volume_dir=tmp_path))
     inputs = list(example_inputs())
     assert len(inputs) == 2
-    from worker.transport.wire import decode_envelope, decode_generation
+    from worker.wire.request import decode_envelope, decode_generation
 
     accept = worker.actions.generation.accept
     job = await accept(decode_generation(decode_envelope(inputs[0]).fields), "x")

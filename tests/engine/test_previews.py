@@ -18,7 +18,7 @@ from worker.app.settings import Settings
 from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.engine import previews
-from worker.transport.wire import encode_progress
+from worker.transport.progress import encode_progress
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from worker.core.errors import (
     ParameterOutOfRange,
     UnknownParameter,
 )
-from worker.transport.wire import decode_generation
+from worker.wire.request import decode_generation
 
 _ids = itertools.count()
 

@@ -17,7 +17,7 @@ from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.model import ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Progress
-from worker.transport.wire import decode_envelope, decode_generation
+from worker.wire.request import decode_envelope, decode_generation
 
 Pixels = Callable[[Job, int], Raster]
 

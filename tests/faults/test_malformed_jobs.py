@@ -15,7 +15,7 @@ from tests.fakes.engine import fresh_id, make_context
 from worker.core import errors
 from worker.core.request import GenerationRequest
 from worker.transport.serverless import ServerlessDoor
-from worker.transport.wire import ACTIONS, ALIASES
+from worker.wire.request import ACTIONS, ALIASES
 
 CODES = {
     error.code

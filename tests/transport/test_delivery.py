@@ -23,7 +23,7 @@ from worker.service.local.provisioning import Provisioner
 from worker.transport.delivery import body_bytes
 from worker.transport.infotext import comment_on
 from worker.transport.serverless import ServerlessDoor
-from worker.transport.wire import decode_generation
+from worker.wire.request import decode_generation
 
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 

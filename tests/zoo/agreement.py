@@ -15,7 +15,7 @@ from tests.zoo.fields import value_for
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
 from tests.zoo.served import ServedZoo
 from worker.core.errors import WorkerError
-from worker.transport.wire import decode_envelope, decode_generation
+from worker.wire.request import decode_envelope, decode_generation
 
 Payload = dict[str, Any]
 _PICTURE, _MASK, _CLIP = on_the_wire(Picture()), on_the_wire(Mask()), on_the_wire(Clip())

@@ -23,7 +23,7 @@ from worker.catalog.schedulers import SCHEDULES
 from worker.core.errors import WorkerError
 from worker.core.model import Detection, ModelSpec, Task
 from worker.service.accepting.inputs import sent_fields
-from worker.transport.wire import decode_generation
+from worker.wire.request import decode_generation
 
 Fields = dict[str, Any]
 # Said by `answers` itself in every request, or a matter of other tests: what needs files that fit, or a bucket.

@@ -43,7 +43,7 @@ from worker.store.refs import parse_reference
 from worker.store.store import Store
 from worker.transport.actions import Actions
 from worker.transport.delivery import Delivery
-from worker.transport.wire import ALIASES
+from worker.wire.request import ALIASES
 
 _LOG = logging.getLogger("worker")
 

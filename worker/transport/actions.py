@@ -17,14 +17,8 @@ from worker.service.usage.telemetry import Operation, Telemetry
 from worker.transport import request_id
 from worker.transport.delivery import Delivery
 from worker.transport.privacy import kept, redact
-from worker.transport.wire import (
-    Envelope,
-    decode_envelope,
-    decode_generation,
-    decode_model,
-    decode_nothing,
-    encode_seconds,
-)
+from worker.wire.request import Envelope, decode_envelope, decode_generation, decode_model, decode_nothing
+from worker.wire.result import encode_seconds
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from worker.core.result import JobResult
 from worker.media.images import encode, to_base64
 from worker.media.video import encode_video
 from worker.transport.infotext import comment_on
-from worker.transport.wire import encode_result
+from worker.wire.result import encode_result
 
 # Smaller and smaller; each is tried when the one before does not fit.
 _SMALLER: tuple[tuple[Format, int], ...] = (("webp", 90), ("jpeg", 90), ("jpeg", 75))

@@ -18,7 +18,9 @@ from worker.core.errors import DeviceLost, WorkerError
 from worker.core.result import Progress
 from worker.transport import request_id
 from worker.transport.actions import Actions, unexpected
-from worker.transport.wire import encode_error, encode_progress, input_of
+from worker.transport.progress import encode_progress
+from worker.wire.errors import encode_error
+from worker.wire.request import input_of
 
 _LOG = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0

@@ -19,7 +19,7 @@ from worker.core.errors import InvalidRequest, WorkerError
 from worker.transport import request_id
 from worker.transport.actions import unexpected
 from worker.transport.web.body import written
-from worker.transport.wire import encode_error
+from worker.wire.errors import encode_error
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from worker.core.errors import InvalidRequest, Overloaded, WorkerError
 from worker.core.result import Progress
 from worker.service.jobs.record import JobRecord
 from worker.transport import request_id
+from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.context import WAITED_FOR, ServerContext
 from worker.transport.web.runpod_schema import encode_job, encode_run
-from worker.transport.wire import encode_error, encode_progress
+from worker.wire.errors import encode_error
 
 MAX_JOBS_PER_SOCKET = 16
 KEEP_ALIVE_S = 15.0

@@ -13,11 +13,10 @@ from starlette.datastructures import URL
 from worker.core.errors import ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.request import PICTURE_FORMATS
-from worker.media.images import encode, to_base64
 from worker.service.jobs.record import Answer
+from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
-from worker.transport.wire import PREVIEW_QUALITY
 
 MAX_PARTIAL_IMAGES = 3
 Kind = Literal["image_generation", "image_edit"]
@@ -161,7 +160,7 @@ def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonVal
     return {
         "type": f"{kind}.partial_image",
         "partial_image_index": index,
-        "b64_json": to_base64(encode(preview, "jpeg", PREVIEW_QUALITY)),
+        "b64_json": encode_preview(preview),
         "created_at": int(time.time()),
         "size": f"{preview.width}x{preview.height}",
         "output_format": "jpeg",

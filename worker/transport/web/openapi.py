@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from worker.core.request import GenerationRequest
 from worker.service.jobs.record import Status
 from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS
-from worker.transport.wire import ACTIONS
+from worker.wire.request import ACTIONS
 
 GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}
 _POLICY_MS = {"type": ["number", "null"], "minimum": MIN_POLICY_MS, "maximum": MAX_POLICY_MS}

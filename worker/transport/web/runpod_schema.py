@@ -7,7 +7,9 @@ from pydantic import JsonValue
 
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.service.jobs.record import DAY_S, JobOptions, JobRecord, Status
-from worker.transport.wire import encode_error, encode_progress, input_of
+from worker.transport.progress import encode_progress
+from worker.wire.errors import encode_error
+from worker.wire.request import input_of
 
 _JOB = ("input", "webhook", "policy", "s3Config")
 _POLICY = ("executionTimeout", "ttl", "lowPriority")

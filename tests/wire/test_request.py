@@ -9,7 +9,8 @@ from tests.fakes.engine import fresh_id, make_context
 from worker.core.adapter import ADAPTER_SPECS
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
 from worker.core.finishing import UpscaleSpec
-from worker.transport.wire import ALIASES, decode_envelope, decode_generation, encode_error
+from worker.wire.errors import encode_error
+from worker.wire.request import ALIASES, decode_envelope, decode_generation
 
 RECORDED = Path(__file__).parent / "requests.jsonl"
 

@@ -1,0 +1,1 @@
+"""The JSON of requests, answers and errors (docs/api.md), both ways: aliases in, canonical names on."""

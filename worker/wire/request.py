@@ -1,0 +1,149 @@
+"""JSON to requests: aliases in, canonical names on."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pydantic import JsonValue, ValidationError
+
+from worker.core.adapter import ADAPTER_SPECS
+from worker.core.errors import InvalidRequest, UnknownParameter
+from worker.core.request import GenerationRequest
+from worker.wire.texts import kind_of, shown, utf8
+from worker.wire.validation import check_json, field_error
+
+Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "preload", "unload"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+# What callers may write -> the canonical name. Nowhere else.
+ALIASES: Mapping[str, str] = {
+    "model_id": "model",
+    "image_url": "image",
+    "image_base64": "image",
+    "init_image": "image",
+    "mask": "mask_image",
+    "video_url": "video",
+    "video_base64": "video",
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "num_images_per_prompt": "num_images",
+    "n": "num_images",
+    "num_outputs": "num_images",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "schedule_type": "schedule",
+    "flow_shift": "shift",
+    "lora": "loras",
+    "controlnet": "controlnets",
+    "ip_adapter": "ip_adapters",
+    "embedding": "embeddings",
+    "hypernetwork": "hypernetworks",
+    "upscaler": "upscale",
+}
+_COMMON = frozenset(GenerationRequest.model_fields) - {"params"}
+_LISTS = ("images", "control_images", "video")  # one of them may be sent alone
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A job's input: what to do, and with what."""
+
+    action: Action
+    fields: Mapping[str, JsonValue]
+    traceparent: JsonValue = None
+
+
+def input_of(job: Mapping[str, Any]) -> Any:
+    """Take the input out of a job as it is handed in; RunPod's API has the caller's bucket beside it."""
+    payload, bucket = job.get("input"), job.get("s3Config")
+    return {"s3Config": bucket, **payload} if bucket is not None and isinstance(payload, dict) else payload
+
+
+def decode_envelope(payload: object) -> Envelope:
+    """Take the action out of a job's `input`. Raises InvalidRequest for what is no JSON object."""
+    if not isinstance(payload, dict):
+        raise InvalidRequest(f"input must be a JSON object; {kind_of(payload)} was sent.", field="input")
+    check_json(payload)
+    fields = dict(payload)
+    action, traceparent = fields.pop("action", None), fields.pop("traceparent", None)
+    if action is None:
+        action = "generate"
+    if not isinstance(action, str):
+        raise InvalidRequest(f"action must be a text; {kind_of(action)} was sent.", field="action")
+    if action not in ACTIONS:
+        near = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(ACTIONS)}."
+        raise InvalidRequest(f"action {shown(action)} is not known; {fix}", field="action")
+    return Envelope(action, _canonical(fields), traceparent)
+
+
+def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
+    """Make a request of canonical fields. What only a model's schema knows is left for it in `params`."""
+    common = {name: _whole(value) for name, value in fields.items() if name in _COMMON and value is not None}
+    params = {name: value for name, value in fields.items() if name not in _COMMON and value is not None}
+    for name in ("loras", *ADAPTER_SPECS):
+        if (sent := common.get(name)) is not None:
+            common[name] = sent if isinstance(sent, list) else [sent]
+    if common.get("image") == []:  # like an empty list of any field
+        del common["image"]
+    if isinstance(common.get("image"), list) and (several := _flat(common["image"])):
+        del common["image"]
+        common |= {"image": several[0]} if len(several) == 1 else {"images": [*several, *_flat(common.get("images"))]}
+    if isinstance(common.get("images"), list):
+        common["images"] = _flat(common["images"])
+    for name in _LISTS:
+        if isinstance(common.get(name), str):
+            common[name] = [common[name]]
+    try:
+        request = GenerationRequest.model_validate({**common, "params": params})
+    except ValidationError as error:
+        raise field_error(error) from None
+    output = request.output
+    if request.s3Config is not None and "delivery" not in output.model_fields_set:  # why else would it be sent
+        return request.model_copy(update={"output": output.model_copy(update={"delivery": "s3"})})
+    return request
+
+
+def decode_model(fields: Mapping[str, JsonValue]) -> str | None:
+    """Take the model of an action that takes nothing else. Raises UnknownParameter for any other field."""
+    for name in fields:
+        if name != "model":
+            text = f"{utf8(name)[:80]} is not a field of this action; it takes model."
+            raise UnknownParameter(text, field=name[:80])
+    return decode_generation(fields).model
+
+
+def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
+    """Refuse every field, for an action that takes none. Raises UnknownParameter."""
+    for name in fields:
+        text = f"{utf8(name)[:80]} is not a field of this action; it takes none, leave it out."
+        raise UnknownParameter(text, field=name[:80])
+
+
+def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    said: dict[str, str] = {}
+    for name, value in fields.items():
+        canonical = ALIASES.get(name, name)
+        if canonical in found:
+            raise InvalidRequest(f"{said[canonical]} and {name} mean the same; send one of them.", field=name)
+        found[canonical], said[canonical] = value, name
+    return found
+
+
+def _whole(value: JsonValue) -> JsonValue:
+    """2.0 as 2, also in lists and objects: JSON has one kind of number, and some clients write all of it with a dot."""
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _flat(value: JsonValue) -> list[JsonValue]:
+    """The pictures of a list, or of lists in it, as some pipelines have them; nothing where nothing was sent."""
+    if isinstance(value, list):
+        return [part for item in value for part in _flat(item)]
+    return [] if value is None else [value]

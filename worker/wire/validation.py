@@ -1,0 +1,106 @@
+"""Refusals of JSON that no field takes, each naming the field, the limit and the fix."""
+
+import difflib
+import math
+from collections.abc import Mapping
+
+from pydantic import JsonValue, ValidationError
+
+from worker.core.adapter import ADAPTER_SPECS
+from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
+from worker.core.finishing import RefinerSpec, UpscaleSpec
+from worker.core.model import LoraSpec, Parsed
+from worker.core.request import Margins, OutputOptions, S3Config
+from worker.wire.texts import shown, utf8
+
+# The fields that hold objects with fields of their own.
+_OBJECTS: Mapping[str, type[Parsed]] = {
+    "loras": LoraSpec,
+    "output": OutputOptions,
+    "refiner": RefinerSpec,
+    "upscale": UpscaleSpec,
+    "outpaint": Margins,
+    "s3Config": S3Config,
+    **ADAPTER_SPECS,
+}
+_MAX_DEPTH = 16
+_MAX_KEYS = 200
+_MAX_PARTS = 10_000
+_MAX_WHOLE = 2**64
+# pydantic's error types in words that stand after "must be".
+_MUST: Mapping[str, str] = {
+    "string_type": "a text",
+    "string_unicode": "valid UTF-8 text, without half of a surrogate pair",
+    "string_too_long": "at most {max_length} characters long",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "model_type": "an object",
+    "dict_type": "an object",
+    "tuple_type": "a list",
+    "too_long": "a list of at most {max_length}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "at most {le}",
+    "enum": "one of {expected}",
+    "literal_error": "one of {expected}",
+}
+
+
+def field_error(error: ValidationError) -> WorkerError:
+    """Put pydantic's first complaint in our words; an unknown key before the required one that it was meant to be."""
+    found = error.errors(include_url=False)
+    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    loc = first["loc"][1:] if first["loc"][:1] == ("params",) else first["loc"]
+    field = utf8(str(loc[0]))[:80] if loc else "input"
+    name = utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
+    if first["type"] == "extra_forbidden":
+        known = [info.alias or name for name, info in _OBJECTS[field].model_fields.items()]
+        near = difflib.get_close_matches(str(loc[-1])[:80], known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+        return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
+    if first["type"] == "missing":
+        return ParameterOutOfRange(f"{name} is missing; add it.", field=field)
+    limits = {key: _plainly(value) for key, value in first.get("ctx", {}).items()}
+    must = _MUST.get(first["type"], "valid ({reason})").format_map(limits | {"reason": first["msg"]})
+    sent = first.get("input")
+    words = str(limits.get("expected", "")).replace(" or ", ", ").split(", ")
+    near = difflib.get_close_matches(sent[:40].lower(), words, n=1) if isinstance(sent, str) else []
+    size = f"{len(sent)} characters were" if first["type"] == "string_too_long" else f"{shown(sent)} was"
+    size = f"{limits.get('actual_length')} were" if first["type"] == "too_long" else size
+    hint = f"Did you mean {near[0]}?" if near else None
+    return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
+
+
+def _plainly(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value.replace("'", "") if isinstance(value, str) else value
+
+
+def check_json(value: JsonValue) -> None:
+    """Refuse what JSON should not hold: NaN and infinity, nesting, keys, numbers and lists beyond any use."""
+    todo: list[tuple[str, JsonValue, int]] = [("input", value, 0)]
+    parts = 0
+    while todo:
+        name, item, depth = todo.pop()
+        parts += 1
+        if depth > _MAX_DEPTH:
+            raise InvalidRequest(f"{name} is nested more than {_MAX_DEPTH} deep; flatten it.", field=name)
+        if parts + len(todo) > _MAX_PARTS:
+            raise InvalidRequest(f"{name} has too many parts; at most {_MAX_PARTS:,} are taken.", field=name)
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ParameterOutOfRange(f"{name} must be a finite number; NaN or infinity was sent.", field=name)
+        if isinstance(item, int) and abs(item) >= _MAX_WHOLE:
+            raise ParameterOutOfRange(f"{name} must be a number of at most 64 bits; a larger one was sent.", field=name)
+        if isinstance(item, dict):
+            if len(item) > _MAX_KEYS or not all(isinstance(key, str) for key in item):
+                raise InvalidRequest(f"{name} may hold at most {_MAX_KEYS} named fields.", field=name)
+            if not all(key.strip() for key in item):
+                raise InvalidRequest(f"{name} holds a field without a name; name it or leave it out.", field=name)
+            todo += [(utf8(key)[:80] if depth == 0 else name, part, depth + 1) for key, part in item.items()]
+        elif isinstance(item, list):
+            todo += [(name, part, depth + 1) for part in item[:_MAX_PARTS]]
+        elif not isinstance(item, str | int | float | None):
+            raise InvalidRequest(f"{name} holds something that JSON does not have; send plain JSON.", field=name)
