@@ -28,6 +28,15 @@ def test_a_model_id_outside_the_registry_is_served_without_editing_the_file(sett
     assert "org/model" not in build_registry(settings).models
 
 
+def test_settings_of_a_fleet_are_warned_of_in_one_worker(settings, monkeypatch):
+    monkeypatch.setenv("DIFFUSERS_A10G_TIMEOUT", "60")
+    assert not [text for text in settings.warnings() if "DIFFUSERS_" in text]
+    monkeypatch.setenv("DIFFUSERS_L40S_SCALEDOWN", "60")
+    monkeypatch.setenv("DIFFUSERS_A10G_MAX_CONTAINERS", "2")
+    (warning,) = [text for text in settings.warnings() if "DIFFUSERS_" in text]
+    assert warning.startswith("DIFFUSERS_A10G_MAX_CONTAINERS and DIFFUSERS_L40S_SCALEDOWN")
+
+
 def test_a_revision_pins_a_model_of_the_registry(settings):
     changed = settings.model_copy(update={"model_id": "video", "model_revision": "0" * 40})
     spec = build_registry(changed).find("video")

@@ -243,6 +243,12 @@ class Settings(BaseSettings):
                 "S3 is off: set all of BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and "
                 "BUCKET_SECRET_ACCESS_KEY."
             )
+        fleet = [name for name in tier_overrides() if name.endswith(("_MAX_CONTAINERS", "_SCALEDOWN"))]
+        if fleet:
+            found.append(
+                f"{' and '.join(sorted(fleet))} set how a platform scales, and this is one worker, which does not read "
+                "them; set them where containers are started and stopped."
+            )
         return found
 
     def server_warnings(self) -> list[str]:

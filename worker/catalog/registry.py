@@ -177,6 +177,7 @@ class _Reading:
                 name: self.adapter((*at, "components", name), reference) for name, reference in entry.components.items()
             },
             tier=tier,
+            timeout_s=tiers[tier].timeout_s if tier is not None else None,
             dtype=entry.dtype or defaults.dtype,
             loras=tuple(
                 lora.model_copy(update={"model": self.adapter((*at, "loras", index), lora.model)})

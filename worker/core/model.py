@@ -127,9 +127,9 @@ class Tier(Parsed):
     """A class of GPU that models are assigned to."""
 
     vram_gb: int = Field(gt=0)
-    max_containers: int = Field(default=1, ge=1)
+    max_containers: int = Field(default=1, ge=1)  # of a gateway's platform, as is the next; one worker reads neither
     scaledown_s: int = Field(default=300, ge=2, le=3600)
-    timeout_s: int = Field(default=1800, gt=0)
+    timeout_s: int = Field(default=1800, gt=0)  # bounds each job of the tier's models
 
 
 class ModelSpec(Parsed):
@@ -144,6 +144,7 @@ class ModelSpec(Parsed):
     pipeline: str | None = None
     config: str | None = None
     tier: str | None = None
+    timeout_s: float | None = None  # one job's at most, as the tier has it
     dtype: DType | None = None
     variant: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # where neither header nor metadata tells

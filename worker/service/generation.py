@@ -205,7 +205,7 @@ class GenerationService:
             output=request.output.model_copy(update={"format": request.output.format_of(video=video)}),
             words=words,
             warnings=notes_on(request, spec, pipeline, words) + unguided + idle_controls(request),
-            stop=StopSignal(min(request.timeout_s or self._limits.timeout_s, self._limits.timeout_s)),
+            stop=StopSignal(self._limits.seconds_for(request, spec)),
             redraws=params.get("strength") != 0 or not redraws_by_strength(pipeline),
             video=VideoRequest(_fps(inputs, params, spec, detection, pipeline), frames) if video else None,
         )

@@ -111,6 +111,20 @@ async def test_the_timeout_is_bounded_by_the_operators(tmp_path, asked, granted)
     assert granted - 1 < job.stop.remaining_s <= granted
 
 
+@pytest.mark.parametrize(("asked", "granted"), [(None, 40), (30, 30), (5000, 40)])
+async def test_the_timeout_of_its_tier_bounds_a_models_jobs(tmp_path, asked, granted):
+    path = tmp_path / "tiers.yaml"
+    path.write_text(
+        "tiers: {A10G: {vram_gb: 24, timeout_s: 40}, L40S: {vram_gb: 48}}\n"
+        "models: {short: {source: org/a, architecture: sd1, tier: A10G},\n"
+        "  long: {source: org/b, architecture: sd1, tier: L40S}}\n"
+    )
+    context = make_context(tmp_path, models_yaml=path, default_model="short", timeout_seconds=100)
+    fields = {"timeout_s": asked} if asked else {}
+    assert granted - 1 < (await context.accept(model="short", **fields)).stop.remaining_s <= granted
+    assert (await context.accept(model="long", **fields)).stop.remaining_s > min(asked or 100, 100) - 1
+
+
 async def test_seeds_count_up_and_wrap(context):
     assert (await context.accept(seed=5, num_images=3)).seeds == (5, 6, 7)
     assert (await context.accept(seed=MAX_SEED, num_images=3)).seeds == (MAX_SEED, 0, 1)
