@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from worker.core.errors import InvalidImage
-from worker.net.fetch import GuardedFetcher
+from worker.net.fetch import ImageFetcher
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -133,7 +133,7 @@ def test_the_corpus_is_as_large_as_promised():
 @pytest.mark.parametrize("url", INWARDS)
 def test_an_url_that_points_inwards_reaches_nothing(url, connections):
     with pytest.raises(InvalidImage) as caught:
-        GuardedFetcher(deadline_s=5)(url, 1_000)
+        ImageFetcher(deadline_s=5)(url, 1_000)
     assert connections == []
     assert caught.value.field == "image"
     assert "127.0.0.1" not in caught.value.message
@@ -149,7 +149,7 @@ def _resolving(monkeypatch, address):
 def test_a_name_that_resolves_inwards_reaches_nothing(address, monkeypatch, connections):
     _resolving(monkeypatch, address)
     with pytest.raises(InvalidImage, match="public"):
-        GuardedFetcher()("https://innocent.example/x.png", 1_000)
+        ImageFetcher()("https://innocent.example/x.png", 1_000)
     assert connections == []
 
 
@@ -157,7 +157,7 @@ def test_a_name_that_resolves_inwards_reaches_nothing(address, monkeypatch, conn
 def test_a_public_address_is_not_blocked_by_mistake(address, monkeypatch, connections):
     _resolving(monkeypatch, address)
     with pytest.raises(InvalidImage, match="in time"):
-        GuardedFetcher()("https://innocent.example/x.png", 1_000)
+        ImageFetcher()("https://innocent.example/x.png", 1_000)
     assert connections, "it was tried"
 
 
@@ -176,7 +176,7 @@ def test_a_name_that_changes_its_address_after_the_check_gains_nothing(monkeypat
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(InvalidImage):
-        GuardedFetcher()("https://innocent.example/x.png", 1_000)
+        ImageFetcher()("https://innocent.example/x.png", 1_000)
     assert tried == ["93.184.216.34"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.fakes.bucket import FakeBucket
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net import bucket as module
-from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, GuardedSender
+from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, BucketSender
 
 SECRET = "very-secret-word"
 
@@ -49,7 +49,7 @@ def test_a_refusal_names_the_reason_and_no_secret(options, name, says):
     assert "BUCKET_" in caught.value.message
 
 
-GUARDS = {"unguarded": None, "guarded": GuardedSender(allow_private=True)}
+GUARDS = {"unguarded": None, "guarded": BucketSender(allow_private=True)}
 
 
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
@@ -66,7 +66,7 @@ def test_what_is_large_goes_in_parts_and_a_broken_one_goes_again(guard):
 
 def test_a_callers_bucket_is_spoken_to_as_the_operators_own_is():
     with FakeBucket(refuse_checksums=True) as fake:
-        bucket = Bucket(config(fake.endpoint), GuardedSender(allow_private=True))
+        bucket = Bucket(config(fake.endpoint), BucketSender(allow_private=True))
         bucket.check()
         with urllib.request.urlopen(bucket.put("jobs/1/ä 0.png", b"\x89PNG", "image/png")) as answer:
             assert (answer.read(), answer.headers["Content-Type"]) == (b"\x89PNG", "image/png")
@@ -80,7 +80,7 @@ def test_a_callers_bucket_is_spoken_to_as_the_operators_own_is():
     ["https://127.0.0.1:9000", "https://169.254.169.254", "https://[::1]", "https://localhost", "https://10.0.0.1"],
 )
 def test_a_callers_bucket_is_never_inside_the_workers_own_network(endpoint):
-    bucket = Bucket(config(endpoint), GuardedSender(allow_private=False))
+    bucket = Bucket(config(endpoint), BucketSender(allow_private=False))
     with pytest.raises(InvalidRequest, match="not a public one") as refused:
         bucket.check()
     assert refused.value.field == "s3Config"
@@ -90,7 +90,7 @@ def test_a_callers_bucket_is_never_inside_the_workers_own_network(endpoint):
 
 def test_a_callers_bucket_has_to_speak_https():
     with FakeBucket() as fake, pytest.raises(InvalidRequest, match="only https"):
-        Bucket(config(fake.endpoint), GuardedSender(allow_private=False)).check()
+        Bucket(config(fake.endpoint), BucketSender(allow_private=False)).check()
 
 
 @pytest.mark.parametrize("endpoint", ["", "not an url", "http://127.0.0.1:9", "ftp://host"])

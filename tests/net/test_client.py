@@ -10,7 +10,7 @@ import pytest
 from tests.net import test_fetch as tls
 from tests.net.servers import RawServer, body, redirect, trickle
 from worker.net import guard
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 
 TOKEN = "canary-token-web"
@@ -36,7 +36,7 @@ def ranged(content: bytes):
 class TestAsking:
     def test_a_range_is_asked_for_with_the_version_it_is_meant_for(self):
         with RawServer(ranged(b"0123456789")) as server:
-            response = Web(allow_private=True).open(server.url("/2-4"), start=2, end=5, etag='"v1"')
+            response = Client(allow_private=True).get(server.url("/2-4"), start=2, end=5, etag='"v1"')
             assert (response.status, response.length) == (206, 3)
             assert response.headers["content-range"] == "bytes 2-4/10"
             assert read(response) == b"234"
@@ -48,9 +48,9 @@ class TestAsking:
 
     def test_all_of_a_file_is_asked_for_without_a_range_and_the_rest_with_an_open_one(self):
         with RawServer(body(b"abc")) as server:
-            web = Web(allow_private=True)
-            read(web.open(server.url(), headers={"If-None-Match": '"v1"'}))
-            read(web.open(server.url(), start=7))
+            client = Client(allow_private=True)
+            read(client.get(server.url(), headers={"If-None-Match": '"v1"'}))
+            read(client.get(server.url(), start=7))
         assert "range:" not in server.heads[0].lower()
         assert 'if-none-match: "v1"' in server.heads[0].lower()
         assert "range: bytes=7-\r\n" in server.heads[1].lower()
@@ -59,28 +59,28 @@ class TestAsking:
     def test_any_status_comes_back_to_the_caller(self, status):
         answer = f"HTTP/1.1 {status}\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n".encode()
         with RawServer(lambda connection, path: connection.sendall(answer)) as server:
-            response = Web(allow_private=True).open(server.url())
+            response = Client(allow_private=True).get(server.url())
             assert (response.status, response.headers["retry-after"]) == (int(status[:3]), "7")
             assert read(response) == b""
 
     def test_a_signed_link_goes_on_the_wire_as_it_is(self):
         with RawServer(body(b"abc")) as server:
-            read(Web(allow_private=True).open(server.url("/a%2Fb.safetensors?X-Sig=%2B%2F%3D&r=attachment%3B%20f")))
+            read(Client(allow_private=True).get(server.url("/a%2Fb.safetensors?X-Sig=%2B%2F%3D&r=attachment%3B%20f")))
         assert server.heads[0].startswith("GET /a%2Fb.safetensors?X-Sig=%2B%2F%3D&r=attachment%3B%20f HTTP")
 
 
 class TestToken:
     def test_only_the_origin_that_a_token_belongs_to_sees_it(self):
         with RawServer(body(b"here")) as storage, RawServer(redirect(storage.url("/signed"))) as api:
-            assert read(Web({api.url(""): TOKEN}, allow_private=True).open(api.url())) == b"here"
+            assert read(Client({api.url(""): TOKEN}, allow_private=True).get(api.url())) == b"here"
         assert f"Authorization: Bearer {TOKEN}\r\n" in api.heads[0]
         assert TOKEN not in storage.heads[0]
         assert "authorization" not in storage.heads[0].lower()
 
     def test_the_same_host_by_another_name_or_port_is_another_origin(self):
         with RawServer(body(b"here")) as server:
-            web = Web({server.url(""): TOKEN}, allow_private=True)
-            read(web.open(f"http://localhost:{server.port}/"))
+            client = Client({server.url(""): TOKEN}, allow_private=True)
+            read(client.get(f"http://localhost:{server.port}/"))
             assert TOKEN not in server.heads[0]
 
     def test_a_redirect_within_the_origin_keeps_the_token(self):
@@ -88,13 +88,13 @@ class TestToken:
             (body(b"here") if path == "/moved" else redirect("/moved", 307))(connection, path)
 
         with RawServer(once) as server:
-            assert read(Web({server.url(""): TOKEN}).open(server.url("/x"))) == b"here"
+            assert read(Client({server.url(""): TOKEN}).get(server.url("/x"))) == b"here"
         assert all(TOKEN in head for head in server.heads)
         assert len(server.heads) == 2
 
     def test_a_strangers_link_that_leads_to_the_origin_does_not_get_the_token_used(self):
         with RawServer(body(b"public")) as api, RawServer(redirect(api.url("/private"))) as stranger:
-            assert read(Web({api.url(""): TOKEN}, allow_private=True).open(stranger.url())) == b"public"
+            assert read(Client({api.url(""): TOKEN}, allow_private=True).get(stranger.url())) == b"public"
         assert TOKEN not in api.heads[0]
 
     def test_a_token_is_not_taken_up_again_after_a_detour(self):
@@ -103,7 +103,7 @@ class TestToken:
 
         with RawServer(lambda connection, path: redirect(api.url("/back"))(connection, path)) as stranger:
             with RawServer(there) as api:
-                read(Web({api.url(""): TOKEN}, allow_private=True).open(api.url("/x")))
+                read(Client({api.url(""): TOKEN}, allow_private=True).get(api.url("/x")))
             assert TOKEN in api.heads[0]
             assert TOKEN not in api.heads[1] + stranger.heads[0]
 
@@ -127,24 +127,24 @@ class TestGuard:
     def test_what_is_not_https_at_a_public_address_is_refused_before_a_connection(self, url, monkeypatch):
         monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("connected"))
         with pytest.raises(RefusedUrl):
-            Web({"https://huggingface.co": TOKEN}).open(url)
+            Client({"https://huggingface.co": TOKEN}).get(url)
 
     def test_an_operators_endpoint_may_be_private_but_what_it_redirects_to_may_not(self):
         with RawServer(body(b"inside")) as inside, RawServer(redirect(inside.url())) as mirror:
             with pytest.raises(RefusedUrl, match="https"):
-                Web({mirror.url(""): None}).open(mirror.url())
+                Client({mirror.url(""): None}).get(mirror.url())
             assert inside.connections == 0
-            assert read(Web({mirror.url(""): None, inside.url(""): None}).open(mirror.url())) == b"inside"
+            assert read(Client({mirror.url(""): None, inside.url(""): None}).get(mirror.url())) == b"inside"
 
     def test_a_redirect_without_an_end_is_left(self):
         with RawServer(redirect("/again")) as server, pytest.raises(RefusedUrl, match="more than"):
-            Web(allow_private=True).open(server.url())
+            Client(allow_private=True).get(server.url())
         assert server.connections == 6
 
     @pytest.mark.parametrize("answer", [lambda connection, path: None, body(b"abc", length=9)], ids=["mute", "cut"])
     def test_a_broken_connection_is_told_without_an_address(self, answer):
         with RawServer(answer) as server, pytest.raises(ConnectionError) as caught:
-            read(Web({server.url(""): TOKEN}).open(server.url()))
+            read(Client({server.url(""): TOKEN}).get(server.url()))
         told = f"{caught.value!r} {caught.value.__cause__!r}"
         assert "127.0.0.1" not in told
         assert TOKEN not in told
@@ -154,7 +154,7 @@ class TestGuard:
             deaf.bind(("127.0.0.1", 0))
             for url in (f"http://127.0.0.1:{deaf.getsockname()[1]}/x", "http://nobody.invalid/x"):
                 with pytest.raises(ConnectionError, match="cannot be reached"):
-                    Web(allow_private=True).open(url)
+                    Client(allow_private=True).get(url)
 
 
 class TestTime:
@@ -172,23 +172,23 @@ class TestTime:
         with RawServer(answer) as server:
             before = time.monotonic()
             with pytest.raises(TimeoutError):
-                read(Web(allow_private=True).open(server.url(), timeout_s=0.4))
+                read(Client(allow_private=True).get(server.url(), timeout_s=0.4))
             assert time.monotonic() - before < 1.5
 
     def test_a_trickling_body_is_handed_over_as_it_comes(self):
         with RawServer(trickle(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")) as server:
             before = time.monotonic()
-            with Web(allow_private=True).open(server.url()) as response:
+            with Client(allow_private=True).get(server.url()) as response:
                 assert response.read() == b"x"
                 assert response.read() == b"x"
             assert time.monotonic() - before < 1
             with pytest.raises(TimeoutError):
-                read(Web(allow_private=True).open(server.url(), timeout_s=0.4))
+                read(Client(allow_private=True).get(server.url(), timeout_s=0.4))
 
     def test_a_body_longer_than_the_limit_is_left(self):
         endless = trickle(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536, pause=0)
         with RawServer(endless) as server, pytest.raises(ValueError, match="over"):
-            read(Web(allow_private=True).open(server.url()))
+            read(Client(allow_private=True).get(server.url()))
 
 
 certificate = tls.certificate
@@ -211,7 +211,7 @@ class TestTls:
             there = f"https://pictures.example:{storage.port}/signed"
             with serve(redirect(there)) as api:
                 here = f"https://pictures.example:{api.port}"
-                assert read(Web({here: TOKEN}).open(f"{here}/x")) == b"here"
+                assert read(Client({here: TOKEN}).get(f"{here}/x")) == b"here"
         assert TOKEN in api.heads[0]
         assert TOKEN not in storage.heads[0]
 
@@ -224,7 +224,7 @@ class TestTls:
             time.sleep(3)
 
         with serve(stop) as server:
-            response = Web().open(f"https://pictures.example:{server.port}/x", timeout_s=1)
+            response = Client().get(f"https://pictures.example:{server.port}/x", timeout_s=1)
             assert response.read() == b"abc"
             before = time.monotonic()
             with pytest.raises(TimeoutError, match="stopped sending"):
@@ -234,6 +234,6 @@ class TestTls:
 
     def test_a_certificate_that_nobody_vouches_for_is_told_and_nothing_is_sent(self, serve):
         with serve(body(b"x")) as server, pytest.raises(ConnectionError, match="certificate") as caught:
-            Web({f"https://pictures.example:{server.port}": TOKEN}).open(f"https://pictures.example:{server.port}/x")
+            Client({f"https://pictures.example:{server.port}": TOKEN}).get(f"https://pictures.example:{server.port}/x")
         assert server.heads == []
         assert "pictures.example" not in str(caught.value)

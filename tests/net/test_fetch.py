@@ -11,7 +11,7 @@ import pytest
 from tests.net.servers import RawServer, body, redirect, trickle
 from worker.core.errors import InvalidImage
 from worker.net import guard as module
-from worker.net.fetch import GuardedFetcher
+from worker.net.fetch import ImageFetcher
 
 REAL_LOOKUP = socket.getaddrinfo
 MEGABYTE = 2**20
@@ -32,9 +32,9 @@ def names(monkeypatch, table: dict[str, list[str]]) -> list[str]:
 
 
 @pytest.fixture
-def fetch() -> GuardedFetcher:
+def fetch() -> ImageFetcher:
     """For servers on this machine."""
-    return GuardedFetcher(allow_private=True, deadline_s=5)
+    return ImageFetcher(allow_private=True, deadline_s=5)
 
 
 class TestBody:
@@ -117,7 +117,7 @@ class TestLimits:
         with RawServer(answer) as server:
             before = time.monotonic()
             with pytest.raises(InvalidImage, match="in time"):
-                GuardedFetcher(allow_private=True, deadline_s=0.4)(server.url(), MEGABYTE)
+                ImageFetcher(allow_private=True, deadline_s=0.4)(server.url(), MEGABYTE)
             assert time.monotonic() - before < 1.2
 
     def test_redirects_share_the_deadline(self):
@@ -128,7 +128,7 @@ class TestLimits:
         with RawServer(slowly) as server:
             before = time.monotonic()
             with pytest.raises(InvalidImage, match="in time"):
-                GuardedFetcher(allow_private=True, deadline_s=0.6)(server.url(), MEGABYTE)
+                ImageFetcher(allow_private=True, deadline_s=0.6)(server.url(), MEGABYTE)
             assert time.monotonic() - before < 1.2
 
     def test_five_redirects_are_followed_and_a_sixth_is_not(self, fetch):
@@ -168,7 +168,7 @@ class TestAddresses:
         monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: connected.append(args))
         names(monkeypatch, {"pictures.example": ["93.184.216.34", "10.0.0.1"]})
         with pytest.raises(InvalidImage, match="public") as caught:
-            GuardedFetcher()("https://pictures.example/x.png", MEGABYTE)
+            ImageFetcher()("https://pictures.example/x.png", MEGABYTE)
         assert connected == []
         assert "10.0.0.1" not in caught.value.message
 
@@ -182,7 +182,7 @@ class TestAddresses:
         monkeypatch.setattr(socket, "create_connection", connect)
         asked = names(monkeypatch, {"pictures.example": ["93.184.216.34", "2606:2800:220:1::1"]})
         with pytest.raises(InvalidImage):
-            GuardedFetcher()("https://pictures.example/x.png", MEGABYTE)
+            ImageFetcher()("https://pictures.example/x.png", MEGABYTE)
         assert connected == [("93.184.216.34", 443), ("2606:2800:220:1::1", 443)]
         assert asked == ["pictures.example"]
 
@@ -231,15 +231,15 @@ class TestTls:
         self._trust(monkeypatch, certificate)
         names(monkeypatch, {"pictures.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
         with self._server(certificate) as server:
-            assert GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE) == b"secret picture"
+            assert ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE) == b"secret picture"
             with pytest.raises(InvalidImage):
-                GuardedFetcher()(f"https://other.example:{server.port}/x", MEGABYTE)
+                ImageFetcher()(f"https://other.example:{server.port}/x", MEGABYTE)
         assert len(server.heads) == 1, "nothing was asked of a server with another's certificate"
 
     def test_a_certificate_that_nobody_vouches_for_is_refused(self, monkeypatch, open_gate, certificate):
         names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
         with self._server(certificate) as server, pytest.raises(InvalidImage):
-            GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+            ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
         assert server.heads == []
 
     def test_a_trickling_body_is_left_at_the_deadline(self, monkeypatch, open_gate, certificate):
@@ -248,7 +248,7 @@ class TestTls:
         with self._server(certificate, trickle(b"HTTP/1.1 200 OK\r\n\r\n")) as server:
             before = time.monotonic()
             with pytest.raises(InvalidImage, match="in time"):
-                GuardedFetcher(deadline_s=0.5)(f"https://pictures.example:{server.port}/x", MEGABYTE)
+                ImageFetcher(deadline_s=0.5)(f"https://pictures.example:{server.port}/x", MEGABYTE)
             assert time.monotonic() - before < 1.5
 
     def test_a_trickling_handshake_is_left_at_the_deadline(self, open_gate):
@@ -256,7 +256,7 @@ class TestTls:
         with RawServer(trickle(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x03")) as server:
             before = time.monotonic()
             with pytest.raises(InvalidImage, match="in time"):
-                GuardedFetcher(deadline_s=0.5)(server.url(scheme="https"), MEGABYTE)
+                ImageFetcher(deadline_s=0.5)(server.url(scheme="https"), MEGABYTE)
             assert time.monotonic() - before < 1.5
 
     def test_a_redirect_from_https_to_http_is_refused(self, monkeypatch, open_gate, certificate):
@@ -264,5 +264,5 @@ class TestTls:
         names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
         with RawServer(body(b"plain")) as plain, self._server(certificate, redirect(plain.url())) as server:
             with pytest.raises(InvalidImage, match="only https"):
-                GuardedFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+                ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
             assert plain.connections == 0

@@ -10,7 +10,7 @@ from tests.fakes.civitai import FakeCivitai
 from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
-from worker.net.client import Web
+from worker.net import client as net
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
@@ -31,11 +31,11 @@ class Client:
 
     def __init__(self, site: FakeCivitai, folder: Path, token: str | None = None, **options) -> None:
         self.folder, self.events = folder, []
-        web = Web({**civitai_hosts(site.origin, token), site.storage.origin: None})
+        client = net.Client({**civitai_hosts(site.origin, token), site.storage.origin: None})
         cache = VolumeCache(folder, patience=Patience(attempts=2, backoff_s=0.01))
-        api = CivitaiApi(web, site.origin, has_token=token is not None)
+        api = CivitaiApi(client, site.origin, has_token=token is not None)
         parser = HeaderParser(header_end, parse_header)
-        self.source = CivitAI(cache, web, api, read_header=read_header, parser=parser, **options)
+        self.source = CivitAI(cache, client, api, read_header=read_header, parser=parser, **options)
 
     def peek(self, reference: str):
         return self.source.peek(parse_reference(reference), None)

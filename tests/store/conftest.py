@@ -17,7 +17,7 @@ from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
 from worker.core.result import Progress
-from worker.net.client import Web
+from worker.net import client as net
 from worker.store import hub_errors
 from worker.store.cache import VolumeCache
 from worker.store.huggingface import HuggingFaceHub
@@ -118,10 +118,10 @@ class Client:
         self.cache = cache
         self.volume = VolumeCache(cache, lookup=baked, patience=QUICK, **TIMES, **(limits or {}))
         cdn = endpoint.replace("127.0.0.1", "localhost")
-        web = Web({endpoint: options.get("token"), cdn: None})
+        client = net.Client({endpoint: options.get("token"), cdn: None})
         parser = HeaderParser(header_end, parse_header)
         self.store = HuggingFaceHub(
-            self.volume, web, read_header=read_header, parser=parser, endpoint=endpoint, **options
+            self.volume, client, read_header=read_header, parser=parser, endpoint=endpoint, **options
         )
         self.events: list[Progress] = []
 

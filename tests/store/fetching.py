@@ -8,7 +8,7 @@ from pathlib import Path
 from worker.core.errors import SourceUnavailable, WorkerError
 from worker.core.job import StopSignal
 from worker.core.result import Progress
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry
 from worker.store.transfer import Patience, RemoteFile
@@ -18,9 +18,9 @@ TIMES = {"beat_s": 0.1, "stale_s": 1.2}
 
 
 def fetch(cache: VolumeCache, files: list[RemoteFile], events: list[Progress], entry: str, timeout_s: float) -> Entry:
-    web = Web(allow_private=True)
+    client = Client(allow_private=True)
     stop = StopSignal(timeout_s)
-    return cache.fetch(entry, files, web, label="org/big", emit=events.append, stop=stop, refused=refused)
+    return cache.fetch(entry, files, client, label="org/big", emit=events.append, stop=stop, refused=refused)
 
 
 def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:

@@ -190,15 +190,15 @@ class TestHousekeeping:
     def test_details_come_back_as_they_were_given(self, shelf):
         from tests.store.fetching import refused
         from worker.core.job import StopSignal
-        from worker.net.client import Web
+        from worker.net.client import Client
 
         shelf.put("model.bin", 100)
         details = {"base": "SDXL 1.0", "words": ["a", "b"], "n": None}
-        web = Web(allow_private=True)
+        client = Client(allow_private=True)
         shelf.cache().fetch(
             NAME,
             [*shelf.files.values()],
-            web,
+            client,
             label="x",
             emit=print,
             stop=StopSignal(5),

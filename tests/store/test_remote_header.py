@@ -8,7 +8,7 @@ from tests.net.servers import RawServer, body, redirect, trickle
 from worker.catalog.formats.headers import header_end, parse_header
 from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, UnsafeFormat, UnsupportedModel
 from worker.core.model import TensorIndex
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.store import remote_header
 from worker.store.remote_header import HeaderParser, read_remote_header
 from worker.store.transfer import RemoteFile
@@ -74,7 +74,7 @@ def read(server: RawServer, name: str = "model.safetensors", size: int | None = 
         return AccessDenied(f"refused with {status}")
 
     file = RemoteFile(name, server.url(f"/{name}"), size=size)
-    return read_remote_header(Web(allow_private=True), file, PARSER, refused).index
+    return read_remote_header(Client(allow_private=True), file, PARSER, refused).index
 
 
 @pytest.mark.parametrize(("tensors", "requests"), [(500, 1), (2_515, 2)])
@@ -98,7 +98,7 @@ def test_a_header_that_tells_its_length_only_bit_by_bit_is_read_in_growing_steps
     parser = HeaderParser(end, lambda prefix, size, name: TensorIndex({}, {"read": f"{len(prefix)}"}, "gguf", size))
     with RangeServer(b"GGUF" + bytes(length), 30_000_000, ranges=ranges) as server:
         file = RemoteFile("model.gguf", server.url())
-        index = read_remote_header(Web(allow_private=True), file, parser, lambda *_: AccessDenied("no")).index
+        index = read_remote_header(Client(allow_private=True), file, parser, lambda *_: AccessDenied("no")).index
     assert length <= int(index.metadata["read"]) <= 30_000_000
     assert server.connections == (4 if ranges else 1)
     assert server.sent < 31_000_000
@@ -188,7 +188,7 @@ def test_a_link_that_leads_into_the_workers_own_network_is_refused():
     with RawServer(redirect("http://169.254.169.254/latest")) as server:
         file = RemoteFile("x.safetensors", server.url())
         with pytest.raises(AccessDenied) as caught:
-            read_remote_header(Web({server.url(""): None}), file, PARSER, lambda *_: AccessDenied("no"))
+            read_remote_header(Client({server.url(""): None}), file, PARSER, lambda *_: AccessDenied("no"))
     assert "169.254" not in caught.value.message
 
 

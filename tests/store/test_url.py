@@ -12,7 +12,7 @@ from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
-from worker.net.client import Web
+from worker.net import client as net
 from worker.store import remote_header
 from worker.store import url as module
 from worker.store.cache import VolumeCache
@@ -80,7 +80,7 @@ class Client:
         self.folder = folder
         cache = VolumeCache(folder, patience=Patience(attempts=2, backoff_s=0.01))
         parser = HeaderParser(header_end, parse_header)
-        files = Web(allow_private=True)
+        files = net.Client(allow_private=True)
         self.source = UrlFiles(cache, files, read_header=read_header, parser=parser, **options)
 
     def peek(self, url: str, sha256: str | None = None):
@@ -209,7 +209,7 @@ def test_a_signature_in_a_link_is_not_written_to_disk(client, host):
 
 def test_a_private_address_is_refused(tmp_path, host):
     client = Client(tmp_path / "volume")
-    client.source._web = Web()
+    client.source._client = net.Client()
     with pytest.raises(AccessDenied, match="public"):
         client.ensure("https://127.0.0.1/x.safetensors")
     assert host.requests == []

@@ -23,7 +23,7 @@ from worker.core.ports import Backend
 from worker.core.result import ignore_progress
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
-from worker.net.fetch import GuardedFetcher
+from worker.net.fetch import ImageFetcher
 from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.generation import GenerationService
 from worker.service.introspection import Introspection
@@ -123,7 +123,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         backend,
         JobLedger(settings.result_cache_seconds),
         limits,
-        GuardedFetcher(allow_private=settings.allow_private_urls),
+        ImageFetcher(allow_private=settings.allow_private_urls),
         admission,
         quotas,
         aliases=ALIASES,

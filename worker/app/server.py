@@ -19,6 +19,7 @@ from worker.app.logs import configure_logging
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
+from worker.net.webhook import WebhookSender
 from worker.service.jobs.store import JobStore
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
 from worker.transport.actions import unexpected
@@ -76,11 +77,12 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     authenticator = Authenticator(build_keyring(settings), settings.cors_origins)
     secret = settings.webhook_secret
     try:
-        webhooks = Webhooks(
+        sender = WebhookSender(
             secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None
+    webhooks = Webhooks(sender)
     job_store = JobStore(
         worker.actions.perform,
         unexpected,

@@ -10,8 +10,8 @@ from worker.app.settings import RUNPOD_VOLUME, Settings, SettingsError
 from worker.catalog.base_models import HOSTED_ONLY
 from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.request import S3Config
-from worker.net.bucket import Bucket, BucketConfig, GuardedSender
-from worker.net.client import Web
+from worker.net.bucket import Bucket, BucketConfig, BucketSender
+from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
@@ -37,13 +37,13 @@ def build_cache(settings: Settings) -> VolumeCache:
 
 def build_store(settings: Settings) -> Store:
     """Where models come from. Raises SettingsError for a lockfile that cannot be used."""
-    cache, web = build_cache(settings), _web(settings)
+    cache, client = build_cache(settings), _client(settings)
     parser = HeaderParser(header_end, parse_header)
     pickles = settings.allow_pickles
     read = partial(read_header, allow_pickles=pickles)
     hub = HuggingFaceHub(
         cache,
-        web,
+        client,
         lookup=_CACHED_MODELS,
         shared=settings.hub_caches,
         read_header=read,
@@ -53,10 +53,10 @@ def build_store(settings: Settings) -> Store:
         offline=settings.offline,
         allow_pickles=pickles,
     )
-    api = CivitaiApi(web, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
+    api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
     civitai = CivitAI(
         cache,
-        web,
+        client,
         api,
         read_header=read,
         parser=parser,
@@ -65,7 +65,7 @@ def build_store(settings: Settings) -> Store:
         allow_pickles=pickles,
     )
     # What callers link to is asked for without any token, and without the endpoints' leave to be private.
-    anonymous = Web(allow_private=settings.allow_private_urls)
+    anonymous = Client(allow_private=settings.allow_private_urls)
     files = UrlFiles(cache, anonymous, read_header=read_header, parser=parser, offline=settings.offline)
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
     folders = LocalFolders(roots, read, allow_pickles=pickles)
@@ -73,11 +73,11 @@ def build_store(settings: Settings) -> Store:
     return Store(schemes, _lockfile(settings), cache.discard)
 
 
-def _web(settings: Settings) -> Web:
+def _client(settings: Settings) -> Client:
     """The client of the operator's own endpoints, which knows each one's token."""
     endpoints = civitai_hosts(settings.civitai_endpoint, _secret(settings.civitai_token))
     try:
-        return Web(
+        return Client(
             {settings.hf_endpoint: _secret(settings.hf_token), **endpoints}, allow_private=settings.allow_private_urls
         )
     except RefusedUrl as error:
@@ -131,6 +131,6 @@ def bucket_opener(settings: Settings) -> Callable[[S3Config], Bucket]:
             url_expires_s=settings.bucket_url_expires_s,
             named_by="s3Config",
         )
-        return Bucket(config, GuardedSender(allow_private=settings.allow_private_urls))
+        return Bucket(config, BucketSender(allow_private=settings.allow_private_urls))
 
     return open_bucket

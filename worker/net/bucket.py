@@ -1,22 +1,19 @@
 """Results in an S3-compatible bucket: put, in parts where they are large, and a presigned URL back.
 
 A bucket is the operator's, or one that a caller names for his own results. To the latter every request goes through
-the guard that all of a caller's URLs go through (media/guard.py): boto3 signs and retries, and its connections are
-ours.
+the client that opens all of a caller's URLs (client.py): boto3 signs and retries, and its connections are ours.
 """
 
-import http.client
 import io
 import re
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from worker.core.errors import InvalidRequest, SourceUnavailable
-from worker.net.guard import PinnedConnection, RefusedUrl, check_url, connect, request_target
+from worker.net.client import Client
+from worker.net.guard import RefusedUrl, UnknownHost
 
 # A body over this is sent in parts: one that fails is sent again alone.
 PART_BYTES = 8 * 2**20
@@ -43,12 +40,12 @@ class BucketConfig:
 class Bucket:
     """Uploads bytes and answers presigned URLs. Blocking; safe to use from several threads.
 
-    With a `guard` all requests are sent by it.
+    With a `sender` all requests are sent by it.
     """
 
-    def __init__(self, config: BucketConfig, guard: "GuardedSender | None" = None) -> None:
+    def __init__(self, config: BucketConfig, sender: "BucketSender | None" = None) -> None:
         self._config = config
-        self._guard = guard
+        self._sender = sender
         self._client: Any = None
         self._lock = threading.Lock()  # boto3 makes clients in one thread at a time only
 
@@ -73,7 +70,7 @@ class Bucket:
                 ExpiresIn=self._config.url_expires_s,
             )
             return url
-        except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError, http.client.HTTPException) as error:
+        except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError) as error:
             # ValueError: an endpoint that is no URL. OSError: what the guard refuses, or a network that fails.
             found = _reason(error)
             raise SourceUnavailable(
@@ -82,8 +79,8 @@ class Bucket:
 
     def check(self) -> None:
         """Refuse, before anything is drawn, an endpoint that may not be spoken to. Raises InvalidRequest."""
-        if self._guard is not None:
-            self._guard.check(self._config.endpoint_url)
+        if self._sender is not None:
+            self._sender.check(self._config.endpoint_url)
 
     def _connect(self) -> Any:
         with self._lock:
@@ -112,52 +109,42 @@ class Bucket:
                 read_timeout=30,
             ),
         )
-        if self._guard is not None:
+        if self._sender is not None:
             # What such a handler answers is taken for the store's answer, and nothing else is sent.
-            client.meta.events.register("before-send.s3", self._guard)
+            client.meta.events.register("before-send.s3", self._sender)
         return client
 
 
-class GuardedSender:
-    """Sends boto3's prepared requests to checked addresses only; `allow_private` also takes http and private ones."""
+class BucketSender:
+    """Sends boto3's requests with the guarded client; `allow_private` also takes http and private addresses."""
 
     def __init__(self, *, allow_private: bool) -> None:
-        self._allow_private = allow_private
+        self._client = Client(allow_private=allow_private)
 
     def check(self, endpoint_url: str) -> None:
         """Raise InvalidRequest for an endpoint that may not be spoken to."""
         try:
-            self._open(endpoint_url)
-        except (RefusedUrl, socket.gaierror) as error:
+            self._client.check(endpoint_url, timeout_s=_TIMEOUT_S)
+        except (RefusedUrl, UnknownHost, TimeoutError) as error:
+            reason = error if isinstance(error, RefusedUrl) else "its host cannot be found"
             raise InvalidRequest(
-                f"s3Config.endpointUrl cannot be used: {error}; name a public https endpoint.", field="s3Config"
+                f"s3Config.endpointUrl cannot be used: {reason}; name a public https endpoint.", field="s3Config"
             ) from None
 
     def __call__(self, request: Any, **_: object) -> Any:
         """The store's answer to one prepared request, as boto3 wants it."""
         from botocore.awsrequest import AWSResponse
 
-        connection = self._open(request.url)
-        watchdog = threading.Timer(_TIMEOUT_S, connection.abort)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            headers = {
-                name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
-                for name, value in request.headers.items()
-            }
-            target = request_target(urlsplit(request.url))
-            connection.request(request.method, target, body=request.body, headers=headers)
-            with connection.getresponse() as answer:
-                content = answer.read(_MAX_ANSWER_BYTES)
-                return AWSResponse(request.url, answer.status, dict(answer.getheaders()), _Body(content))
-        finally:
-            watchdog.cancel()
-            connection.close()
-
-    def _open(self, url: str) -> PinnedConnection:
-        parts = check_url(url, allow_private=self._allow_private)
-        return connect(parts, allow_private=self._allow_private, deadline=time.monotonic() + _TIMEOUT_S)
+        deadline = time.monotonic() + _TIMEOUT_S
+        headers = {
+            name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            for name, value in request.headers.items()
+        }
+        with self._client.send(
+            request.method, request.url, headers=headers, body=request.body, timeout_s=_TIMEOUT_S
+        ) as response:
+            content = response.read_all(_MAX_ANSWER_BYTES, deadline)
+            return AWSResponse(request.url, response.status, dict(response.headers), _Body(content))
 
 
 class _Body(io.BytesIO):

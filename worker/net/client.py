@@ -1,75 +1,88 @@
-"""The store's one HTTP client: guarded like every request a caller can cause, and careful with the operator's tokens.
+"""The one HTTP client of the worker: guarded, because a caller can cause its requests, and careful with tokens.
 
-It opens https URLs at public addresses only (media/guard.py), follows redirects itself and checks every hop. A token
-goes to the origin that it belongs to and nowhere else: not to the storage host that a download is redirected to, and
-not to its own origin when somebody else's link led there.
+It opens https URLs at public addresses only (guard.py), follows redirects itself and checks every hop. A token goes to
+the origin that it belongs to and nowhere else: not to the storage host that a download is redirected to, and not to its
+own origin when somebody else's link led there. Nothing is kept between two requests.
 """
 
 import contextlib
-import http.client
-import ssl
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult
 
 from worker.net.guard import (
     MAX_REDIRECTS,
     REDIRECTS,
     USER_AGENT,
-    PinnedConnection,
+    Destination,
     RefusedUrl,
     check_url,
-    connect,
     join_url,
-    request_target,
+    resolve,
     seconds_left,
 )
+from worker.net.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from worker.net.adapter import Exchange
 
 TIMEOUT_S = 30.0
 READ_BYTES = 2**20
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
+
+
+class Oversize(ValueError):
+    """A body over the limit of whoever asked for it."""
 
 
 class Response:
-    """An answer whose body is read as it arrives. Header names are in lower case; `length` is what is declared."""
+    """An answer whose body is read as it arrives. Header names are in lower case; `length` is what is declared.
 
-    def __init__(self, connection: PinnedConnection, answer: http.client.HTTPResponse, timeout_s: float) -> None:
-        self.status: int = answer.status
-        self.headers: Mapping[str, str] = {name.lower(): value for name, value in answer.getheaders()}
-        self.length: int | None = answer.length
-        self._connection, self._answer, self._timeout_s = connection, answer, timeout_s
+    Every read raises TimeoutError, BrokenOff or another ConnectionError, and RefusedUrl for a body that is compressed
+    although nobody asked for that: it could be a bomb.
+    """
+
+    def __init__(self, exchange: "Exchange", watchdog: Watchdog, timeout_s: float) -> None:
+        self._exchange, self._watchdog, self._timeout_s = exchange, watchdog, timeout_s
+        self.status: int = exchange.status
+        self.headers: Mapping[str, str] = exchange.headers
+        self.length: int | None = exchange.length
 
     def read(self, size: int = READ_BYTES) -> bytes:
         """Up to `size` bytes, as soon as any have arrived; b"" at the end.
 
-        Never waits longer than the timeout, so that a caller can keep a deadline and a pace of its own. Raises
-        TimeoutError, or ConnectionError when the body breaks off.
+        Never waits longer than the timeout, so that a caller can keep a deadline and a pace of its own.
         """
-        with _broken_off():
-            block = self._read_chunked(size) if self._answer.chunked else self._answer.read1(size)
-        if not block and self._answer.length:
-            raise ConnectionError("its server broke off")
-        return block
+        self._refuse_compressed()
+        if not self._exchange.is_chunked:
+            return self._exchange.read(size)
+        # Between chunks whole lines are read, which can trickle past any socket's timeout.
+        with self._watchdog.limit(self._timeout_s):
+            return self._exchange.read(size)
 
-    def read_all(self, limit: int) -> bytes:
-        """The whole body, within one timeout. Raises OSError, ValueError when it is longer than `limit` bytes."""
-        deadline = time.monotonic() + self._timeout_s
+    def read_all(self, limit: int, deadline: float | None = None) -> bytes:
+        """The whole body until `deadline`, a time of `time.monotonic`; by default within one timeout from now.
+
+        Raises Oversize when it is longer than `limit` bytes, unread if that is declared.
+        """
+        self._refuse_compressed()
         body = bytearray()
-        while block := self.read():
-            body += block
-            if len(body) > limit:
-                raise ValueError(f"the answer is over {limit} bytes")
-            seconds_left(deadline)
+        if self.length is not None and self.length > limit:
+            raise Oversize(f"the answer is over {limit} bytes")
+        with self._watchdog.limit(self._timeout_s if deadline is None else seconds_left(deadline)):
+            while block := self._exchange.read(2**16):
+                body += block
+                if len(body) > limit:
+                    raise Oversize(f"the answer is over {limit} bytes")
         return bytes(body)
 
     def close(self) -> None:
         """End the connection; what was not read is never sent."""
-        with contextlib.suppress(OSError):
-            self._answer.close()
-        self._connection.close()
+        self._exchange.close()
+        self._watchdog.close()
 
     def __enter__(self) -> Self:
         return self
@@ -77,16 +90,17 @@ class Response:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _read_chunked(self, size: int) -> bytes:
-        # Between chunks http.client reads whole lines, which can trickle past any socket's timeout.
-        with _Watchdog(self._connection, self._timeout_s):
-            return self._answer.read1(size)
+    def _refuse_compressed(self) -> None:
+        if not _COMPRESSED.isdisjoint(self.headers.get("content-encoding", "").lower().replace(" ", "").split(",")):
+            raise RefusedUrl("its server sends it compressed")
 
 
-class Web:
+class Client:
     """Opens URLs. `endpoints` are the operator's own choices: URL of the service -> its token, or None.
 
-    An endpoint may speak http and have a private address, as mirrors do; `allow_private` lets every URL.
+    An endpoint may speak http and have a private address, as mirrors do; `allow_private` lets every URL. Safe to use
+    from several threads. Its methods raise OSError without a host or address in its message: RefusedUrl
+    (PermissionError) for a URL that may not be opened, UnknownHost, TimeoutError, else ConnectionError.
     """
 
     def __init__(
@@ -95,7 +109,11 @@ class Web:
         self._tokens = {_origin(check_url(url, allow_private=True)): token for url, token in endpoints.items()}
         self._allow_private = allow_private
 
-    def open(
+    def check(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Look the host of `url` up, and raise if it may not be opened. Nothing is connected to."""
+        self._resolve(self._checked(url), time.monotonic() + timeout_s)
+
+    def get(
         self,
         url: str,
         *,
@@ -109,10 +127,8 @@ class Web:
 
         With `etag` a range counts for that version only: if the file is another by now, the answer is 200 and whole.
         `timeout_s` bounds the time until the answer's headers are here, redirects included, and each read thereafter.
-        Raises OSError without a host or address in its message: RefusedUrl (PermissionError) for a URL that may not
-        be opened, TimeoutError, else ConnectionError.
         """
-        sent = {**headers, "Accept-Encoding": "identity", "User-Agent": USER_AGENT, "Connection": "close"}
+        sent = dict(headers)
         if start or end is not None:
             sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             if etag:
@@ -125,13 +141,22 @@ class Web:
             own = self._tokens.get(_origin(parts))
             token = own if hop == 0 or own == token else None
             bearer = {"Authorization": f"Bearer {token}"} if token else {}
-            response = self._send(parts, sent | bearer, deadline, timeout_s)
+            response = self._exchange(parts, deadline, timeout_s, "GET", sent | bearer)
             location = response.headers.get("location")
             if response.status not in REDIRECTS or not location:
                 return response
             response.close()
             url = join_url(url, location)
         raise RefusedUrl(f"it redirects more than {MAX_REDIRECTS} times")
+
+    def send(
+        self, method: str, url: str, *, headers: Mapping[str, str], body: Any = None, timeout_s: float = TIMEOUT_S
+    ) -> Response:
+        """Send `body`, bytes or an open file, and return the answer, whatever its status: no redirect is followed.
+
+        `timeout_s` bounds the time until the answer's headers are here.
+        """
+        return self._exchange(self._checked(url), time.monotonic() + timeout_s, timeout_s, method, headers, body)
 
     def _is_trusted(self, parts: SplitResult) -> bool:
         return self._allow_private or _origin(parts) in self._tokens
@@ -140,59 +165,30 @@ class Web:
         parts = check_url(url, allow_private=True)
         return parts if self._is_trusted(parts) else check_url(url, allow_private=False)
 
-    def _send(self, parts: SplitResult, headers: Mapping[str, str], deadline: float, timeout_s: float) -> Response:
-        with _unreachable(), contextlib.ExitStack() as opened:
-            connection = connect(parts, allow_private=self._is_trusted(parts), deadline=deadline)
-            opened.callback(connection.close)
-            with _Watchdog(connection, seconds_left(deadline)):
-                connection.request("GET", request_target(parts), headers=dict(headers))
-                answer = connection.getresponse()
-            connection.limit_reads(timeout_s)
+    def _resolve(self, parts: SplitResult, deadline: float) -> Destination:
+        return resolve(parts, allow_private=self._is_trusted(parts), deadline=deadline)
+
+    def _exchange(
+        self,
+        parts: SplitResult,
+        deadline: float,
+        timeout_s: float,
+        method: str,
+        headers: Mapping[str, str],
+        body: Any = None,
+    ) -> Response:
+        from worker.net.adapter import Pin, send  # late: a process that opens no URL need not wait for it
+
+        sent = {"User-Agent": USER_AGENT, **headers, "Accept-Encoding": "identity", "Connection": "close"}
+        destination = self._resolve(parts, deadline)
+        with contextlib.ExitStack() as opened:
+            watchdog = Watchdog()
+            opened.callback(watchdog.close)
+            with watchdog.limit(seconds_left(deadline)):
+                exchange = send(Pin(destination, watchdog, deadline), method, sent, body, timeout_s)
+                opened.callback(exchange.close)
             opened.pop_all()
-            return Response(connection, answer, timeout_s)
-
-
-@contextlib.contextmanager
-def _unreachable() -> Iterator[None]:
-    """What goes wrong before an answer, in words that name no host."""
-    try:
-        yield
-    except RefusedUrl:
-        raise
-    except TimeoutError:
-        raise TimeoutError("its server did not answer in time") from None
-    except ssl.SSLCertVerificationError:
-        raise ConnectionError("its server's certificate is not valid") from None
-    except (OSError, http.client.HTTPException, UnicodeError, ValueError):
-        raise ConnectionError("its server cannot be reached") from None
-
-
-@contextlib.contextmanager
-def _broken_off() -> Iterator[None]:
-    """What goes wrong while a body is read, in words that name no host."""
-    try:
-        yield
-    except TimeoutError:
-        raise TimeoutError("its server stopped sending") from None
-    except (OSError, http.client.HTTPException, ValueError):
-        raise ConnectionError("its server broke off") from None
-
-
-class _Watchdog:
-    """Shuts a connection when the block inside takes longer, and then makes a TimeoutError of whatever that caused."""
-
-    def __init__(self, connection: PinnedConnection, timeout_s: float) -> None:
-        self._connection = connection
-        self._timer = threading.Timer(timeout_s, connection.abort)
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._timer.cancel()
-        if self._connection.aborted:  # a shut socket looks like a broken one, or like the end of a body
-            raise TimeoutError("its server did not answer in time") from None
+            return Response(exchange, watchdog, timeout_s)
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

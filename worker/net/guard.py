@@ -1,15 +1,16 @@
-"""What keeps a request away from the worker's own network: which URLs may be opened, and at which addresses.
+"""The rules that keep a request away from the worker's own network: which URLs may be opened, and at which addresses.
 
 A name is resolved once, every address is checked, and the connection goes to an address that was checked. No message
 here names a host or an address.
 """
 
 import contextlib
-import http.client
 import ipaddress
+import queue
 import socket
-import ssl
+import threading
 import time
+from dataclasses import dataclass
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 MAX_URL_CHARS = 4_096
@@ -24,6 +25,28 @@ _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 class RefusedUrl(PermissionError):
     """A URL that is not opened; the message is the reason, as the second half of a sentence."""
+
+
+class UnknownHost(ConnectionError):
+    """A URL whose name has no address."""
+
+
+class BrokenOff(ConnectionError):
+    """A body that ended before its declared length."""
+
+    def __init__(self) -> None:
+        super().__init__("its server broke off")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A checked URL: the name, the addresses that it may be connected to at, and what is asked for there."""
+
+    host: str
+    port: int
+    addresses: tuple[str, ...]
+    target: str
+    tls: bool
 
 
 def check_url(url: str, *, allow_private: bool) -> SplitResult:
@@ -45,21 +68,24 @@ def check_url(url: str, *, allow_private: bool) -> SplitResult:
     return parts
 
 
-def connect(parts: SplitResult, *, allow_private: bool, deadline: float) -> "PinnedConnection":
-    """A connection, not yet open, to the addresses behind a checked URL.
+def resolve(parts: SplitResult, *, allow_private: bool, deadline: float) -> Destination:
+    """Look the host of a checked URL up, once, and check every address.
 
-    Raises RefusedUrl for a private address, socket.gaierror for a name that is not found.
+    Raises RefusedUrl for a private address, UnknownHost for a name without one, TimeoutError.
     """
-    host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # One spelling of the name: the one that is looked up is the one that the server hears.
+        host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
+        addresses = _addresses(host, port, deadline)
+    except TimeoutError:
+        raise
     except (OSError, UnicodeError):
-        raise socket.gaierror("its host cannot be found") from None
-    addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        raise UnknownHost("its server cannot be reached") from None
     if not allow_private and not all(is_public(address) for address in addresses):
         raise RefusedUrl("its host is not a public one")
-    return PinnedConnection(host, port, addresses, tls=parts.scheme == "https", deadline=deadline)
+    return Destination(host, port, addresses, request_target(parts), tls)
 
 
 def request_target(parts: SplitResult) -> str:
@@ -80,54 +106,12 @@ def seconds_left(deadline: float) -> float:
     """Seconds until `deadline`, a time of `time.monotonic`. Raises TimeoutError when it has passed."""
     left = deadline - time.monotonic()
     if left <= 0:
-        raise TimeoutError("the deadline passed")
+        raise TimeoutError("its server did not answer in time")
     return left
 
 
-class PinnedConnection(http.client.HTTPConnection):
-    """Connects to the addresses that were checked, and speaks as if it had been the name."""
-
-    def __init__(self, host: str, port: int, addresses: list[str], *, tls: bool, deadline: float) -> None:
-        super().__init__(host, port)
-        self._addresses, self._tls, self._deadline = addresses, tls, deadline
-        self._pinned: socket.socket | None = None
-        self.aborted = False
-
-    def connect(self) -> None:
-        """Open the socket to the first pinned address that answers."""
-        for address in self._addresses:
-            try:
-                self.sock = self._pinned = socket.create_connection((address, self.port), seconds_left(self._deadline))
-                break
-            except OSError:
-                if address == self._addresses[-1]:
-                    raise
-        if self._tls:
-            # The handshake comes after the socket is known to abort(): it can be made to trickle like all else.
-            context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
-            self._pinned = self.sock
-            if self.aborted:
-                raise TimeoutError
-            self.sock.do_handshake()
-
-    def limit_reads(self, timeout_s: float) -> None:
-        """Let no single read take longer, from now on."""
-        if self._pinned is not None:
-            self._pinned.settimeout(timeout_s)
-
-    def abort(self) -> None:
-        """Shut the socket from another thread: whatever reads from it fails at once."""
-        self.aborted = True
-        # Not self.sock: http.client forgets it as soon as it knows that the body ends with the connection.
-        if self._pinned is not None:
-            with contextlib.suppress(OSError):
-                # Below TLS, whose own shutdown would pull the session away from under the reader.
-                socket.socket.shutdown(self._pinned, socket.SHUT_RDWR)
-
-
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to a host of the public internet."""
+    """Tell whether an IP address belongs to a host of the public internet."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in _NAT64:
@@ -135,3 +119,23 @@ def is_public(address: str) -> bool:
         elif ip not in _GLOBAL_UNICAST or ip.sixtofour or ip.teredo:
             return False  # mapped, local, multicast, or a tunnel to who knows where
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in net for net in _SPECIAL)
+
+
+def _addresses(host: str, port: int, deadline: float) -> tuple[str, ...]:
+    """The addresses of a name. The lookup has no timeout of its own, so it is left behind in its thread when late."""
+    answers: queue.SimpleQueue[tuple[str, ...] | Exception] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put(tuple(dict.fromkeys(str(item[4][0]) for item in found)))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, name="lookup", daemon=True).start()
+    answer: tuple[str, ...] | Exception = TimeoutError("its server did not answer in time")
+    with contextlib.suppress(queue.Empty):
+        answer = answers.get(timeout=seconds_left(deadline))
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

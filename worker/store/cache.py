@@ -28,7 +28,7 @@ from pydantic import JsonValue
 
 from worker.core.job import StopSignal
 from worker.core.result import Emit
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
@@ -102,7 +102,7 @@ class VolumeCache:
         self,
         name: str,
         files: Sequence[RemoteFile],
-        web: Web,
+        client: Client,
         *,
         label: str,
         emit: Emit,
@@ -119,13 +119,13 @@ class VolumeCache:
         if kept is not None and _covers(kept, files):
             return kept
         with disk_errors(label):
-            return self._fetch(name, files, web, label, emit, stop, refused, details or {})
+            return self._fetch(name, files, client, label, emit, stop, refused, details or {})
 
     def _fetch(
         self,
         name: str,
         files: Sequence[RemoteFile],
-        web: Web,
+        client: Client,
         label: str,
         emit: Emit,
         stop: StopSignal,
@@ -147,7 +147,7 @@ class VolumeCache:
 
                 def obtaining(file: RemoteFile, found: dict[str, EntryFile] = found) -> Callable[[], None]:
                     path = paths[file.name]
-                    return lambda: found.update({file.name: self._obtain(file, path, web, label, refused, meter)})
+                    return lambda: found.update({file.name: self._obtain(file, path, client, label, refused, meter)})
 
                 run_all(map(obtaining, missing), stop, self._workers)
                 entry = self._entries.publish(name, found, details)
@@ -179,7 +179,7 @@ class VolumeCache:
         return found
 
     def _obtain(
-        self, file: RemoteFile, path: Path, web: Web, label: str, refused: Refused, meter: ByteMeter
+        self, file: RemoteFile, path: Path, client: Client, label: str, refused: Refused, meter: ByteMeter
     ) -> EntryFile:
         """`file` as a blob: fetched by us, or by whoever else is at it already."""
         before = self._note(file.key)
@@ -195,7 +195,7 @@ class VolumeCache:
                     return published
                 if leads:
                     with contextlib.suppress(LeaseLost):
-                        return self._transfer(file, path, web, label, refused, meter, lease)
+                        return self._transfer(file, path, client, label, refused, meter, lease)
                     lease.release()
                 else:
                     meter.advance(file.name, _size(self._part(file)))
@@ -205,7 +205,7 @@ class VolumeCache:
         self,
         file: RemoteFile,
         path: Path,
-        web: Web,
+        client: Client,
         label: str,
         refused: Refused,
         meter: ByteMeter,
@@ -221,7 +221,7 @@ class VolumeCache:
         download = Download(
             file,
             part,
-            web,
+            client,
             label=label,
             check=check,
             advance=lambda done, received, size: meter.advance(file.name, done, received, size),

@@ -10,7 +10,7 @@ from worker.core.errors import SourceUnavailable
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit, ignore_progress
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.store.cache import VolumeCache
 from worker.store.civitai_api import ATTEMPTS, CivitaiApi
 from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, check_file, check_version, choose_file
@@ -33,7 +33,7 @@ class CivitAI:
     def __init__(
         self,
         cache: VolumeCache,
-        web: Web,
+        client: Client,
         api: CivitaiApi,
         *,
         read_header: ReadHeader,
@@ -42,7 +42,7 @@ class CivitAI:
         offline: bool = False,
         allow_pickles: bool = False,
     ) -> None:
-        self._cache, self._web, self._api = cache, web, api
+        self._cache, self._client, self._api = cache, client, api
         self._read_header, self._parser = read_header, parser
         self._hosted_only = frozenset(hosted_only)
         self._offline, self._allow_pickles = offline, allow_pickles
@@ -149,7 +149,7 @@ class CivitAI:
         remote = self._api.download(version, file, _file_name(file))
         if file.format == "PickleTensor":  # where it is allowed at all: what is in it shows when it is here
             return remote, Outline(revision=str(version.id), declared=version.declared)
-        header = read_remote_header(self._web, remote, self._parser, self._api.refused(version)).index
+        header = read_remote_header(self._client, remote, self._parser, self._api.refused(version)).index
         sized = RemoteFile(remote.name, remote.url, header.file_bytes, file.sha256)
         outline = Outline({}, header, header.weight_bytes, str(version.id), version.declared)
         with self._guard:
@@ -169,7 +169,7 @@ class CivitAI:
             entry = self._cache.fetch(
                 name,
                 [RemoteFile(remote.name, remote.url, remote.size, source.sha256 or remote.sha256)],
-                self._web,
+                self._client,
                 label=version.label,
                 emit=emit,
                 stop=stop,

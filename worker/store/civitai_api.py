@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, WorkerError
 from worker.core.model import ModelSource
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, read_version
 from worker.store.transfer import Refused, RemoteFile
@@ -29,15 +29,15 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def civitai_hosts(endpoint: str, token: str | None) -> dict[str, str | None]:
-    """The hosts that CIVITAI_TOKEN is for, as Web takes them: CivitAI's own, or the operator's mirror alone."""
+    """The hosts that CIVITAI_TOKEN is for, as Client takes them: CivitAI's own, or the operator's mirror alone."""
     return dict.fromkeys(_SITES if endpoint.rstrip("/") in _SITES else (endpoint,), token)
 
 
 class CivitaiApi:
-    """Asks for versions of models. Blocking; safe to use from several threads. `web` knows the token."""
+    """Asks for versions of models. Blocking; safe to use from several threads. `client` knows the token."""
 
-    def __init__(self, web: Web, endpoint: str = ENDPOINT, *, has_token: bool) -> None:
-        self._web, self._endpoint, self._has_token = web, endpoint.rstrip("/"), has_token
+    def __init__(self, client: Client, endpoint: str = ENDPOINT, *, has_token: bool) -> None:
+        self._client, self._endpoint, self._has_token = client, endpoint.rstrip("/"), has_token
         self._versions: dict[tuple[str, str | None], tuple[float, CivitaiVersion]] = {}
         self._guard = threading.Lock()
 
@@ -92,7 +92,7 @@ class CivitaiApi:
         for attempt in range(1, attempts + 1):
             wait = BACKOFF_S * attempt
             try:
-                with self._web.open(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as answer:
+                with self._client.get(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as answer:
                     if answer.status == 200:
                         value = json.loads(answer.read_all(_MAX_JSON_BYTES))
                         if isinstance(value, dict):
@@ -169,7 +169,7 @@ class CivitaiApi:
 
     def _early_access_deadline(self, url: str) -> str | None:
         """When early access ends, as the refusal itself says: "" without a time, None for another refusal."""
-        with contextlib.suppress(OSError, ValueError, RecursionError), self._web.open(url, end=1) as answer:
+        with contextlib.suppress(OSError, ValueError, RecursionError), self._client.get(url, end=1) as answer:
             value = json.loads(answer.read_all(_MAX_REFUSAL_BYTES))
             if isinstance(value, dict) and str(value.get("error", "")).lower().startswith("early access"):
                 deadline = value.get("deadline")

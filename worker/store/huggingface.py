@@ -13,7 +13,7 @@ from worker.core.errors import CorruptFile, JobTimeout, ModelNotFound, SourceUna
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit, ignore_progress
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
@@ -62,7 +62,7 @@ class HuggingFaceHub:
     def __init__(
         self,
         cache: VolumeCache,
-        web: Web,
+        client: Client,
         *,
         lookup: Iterable[Path] = (),
         shared: Iterable[Path] = (),
@@ -73,7 +73,7 @@ class HuggingFaceHub:
         offline: bool = False,
         allow_pickles: bool = False,
     ) -> None:
-        self._cache, self._web = cache, web
+        self._cache, self._client = cache, client
         self._lookup, self._shared = tuple(lookup), tuple(shared)
         self._read_header, self._parser = read_header, parser
         self._offline, self._allow_pickles = offline, allow_pickles
@@ -216,7 +216,7 @@ class HuggingFaceHub:
         return Outline(configs, header, header.weight_bytes, listing.commit, listing.declared)
 
     def _remote_header(self, source: ModelSource, file: RemoteFile) -> TensorIndex:
-        return read_remote_header(self._web, file, self._parser, refused_by_hub(source)).index
+        return read_remote_header(self._client, file, self._parser, refused_by_hub(source)).index
 
     def _configs(self, source: ModelSource, listing: Listing, stop: StopSignal) -> Configs:
         """The JSON files that say what the repository is, by their names below the subfolder."""
@@ -311,7 +311,7 @@ class HuggingFaceHub:
         return self._cache.fetch(
             name,
             files,
-            self._web,
+            self._client,
             label=source.locator,
             emit=emit,
             stop=stop,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, WorkerError
 from worker.core.model import TensorIndex
-from worker.net.client import Response, Web
+from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl, seconds_left
 from worker.store.transfer import Refused, RemoteFile
 
@@ -41,13 +41,13 @@ class RemoteHeader:
     answered: Mapping[str, str]
 
 
-def read_remote_header(web: Web, file: RemoteFile, parser: HeaderParser, refused: Refused) -> RemoteHeader:
+def read_remote_header(client: Client, file: RemoteFile, parser: HeaderParser, refused: Refused) -> RemoteHeader:
     """Read the header of `file`. Blocking, for a minute at most.
 
     Raises what `refused` makes of a refusal or of an HTML page, what `parser` makes of a file that is no model,
     SourceUnavailable for a server that fails or stalls, AccessDenied for a link that leads where it may not.
     """
-    reading = _Reading(web, file, parser, refused)
+    reading = _Reading(client, file, parser, refused)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return reading.run()
@@ -68,8 +68,8 @@ def read_remote_header(web: Web, file: RemoteFile, parser: HeaderParser, refused
 class _Reading:
     """The bytes of one header so far. A second run goes on where the first one broke off."""
 
-    def __init__(self, web: Web, file: RemoteFile, parser: HeaderParser, refused: Refused) -> None:
-        self._web, self._file, self._parser, self._refused = web, file, parser, refused
+    def __init__(self, client: Client, file: RemoteFile, parser: HeaderParser, refused: Refused) -> None:
+        self._client, self._file, self._parser, self._refused = client, file, parser, refused
         self._prefix = bytearray()
         self._size = 0
         self._etag: str | None = None
@@ -79,7 +79,7 @@ class _Reading:
         """Ask until the header is here. Raises OSError."""
         wanted = max(GUESS_BYTES, len(self._prefix) + 1)
         for _ in range(_MAX_REQUESTS):
-            opened = self._web.open(
+            opened = self._client.get(
                 self._file.url,
                 start=len(self._prefix),
                 end=wanted,

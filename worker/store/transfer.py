@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.core.errors import AccessDenied, CorruptFile, DiskFull, SourceUnavailable, WorkerError
-from worker.net.client import Response, Web
+from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl
 
 _BLOCK = 2**20
@@ -80,7 +80,7 @@ class Download:
         self,
         file: RemoteFile,
         part: Path,
-        web: Web,
+        client: Client,
         *,
         label: str,
         check: Callable[[], None],
@@ -88,7 +88,7 @@ class Download:
         refused: Refused,
         patience: Patience,
     ) -> None:
-        self._file, self._part, self._web = file, part, web
+        self._file, self._part, self._client = file, part, client
         self._label = label
         self._check, self._advance, self._refused = check, advance, refused
         self._patience = patience
@@ -140,11 +140,17 @@ class Download:
                 self._pause(broken.wait_s if broken.wait_s is not None else self._patience.backoff_s * failures)
 
     def _attempt(self, start: int) -> None:
-        etag = self._etag_note.read_text() if start and not self._is_addressed else None
         try:
-            answer = self._web.open(self._file.url, start=start, etag=etag, timeout_s=self._patience.silence_s)
+            self._ask(start)
         except RefusedUrl as error:
             raise AccessDenied(f"{self._file.name} of {self._label} is not fetched: {error}.", field="model") from None
+
+    def _ask(self, start: int) -> None:
+        etag = self._etag_note.read_text() if start and not self._is_addressed else None
+        try:
+            answer = self._client.get(self._file.url, start=start, etag=etag, timeout_s=self._patience.silence_s)
+        except RefusedUrl:
+            raise
         except OSError:
             raise _BrokenOff from None
         with answer:
@@ -272,6 +278,8 @@ def disk_errors(label: str) -> Iterator[None]:
 def _read(answer: Response) -> bytes:
     try:
         return answer.read(_BLOCK)
+    except RefusedUrl:
+        raise
     except OSError:
         raise _BrokenOff from None
 

@@ -1,6 +1,6 @@
 """A weight file behind a plain https link: described by its header, fetched into the volume cache, asked for again.
 
-Whether a caller may name a host is the resolver's to decide; that the host is a public one is the web client's.
+Whether a caller may name a host is the resolver's to decide; that the host is a public one is the client's.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceU
 from worker.core.job import StopSignal
 from worker.core.model import Declaration, ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.net.client import Web
+from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry, EntryFile
@@ -48,12 +48,18 @@ class _Seen:
 
 
 class UrlFiles:
-    """Files by URL, fetched into `cache`. `web` holds no token: none is for a host that a caller names."""
+    """Files by URL, fetched into `cache`. `client` holds no token: none is for a host that a caller names."""
 
     def __init__(
-        self, cache: VolumeCache, web: Web, *, read_header: ReadHeader, parser: HeaderParser, offline: bool = False
+        self,
+        cache: VolumeCache,
+        client: Client,
+        *,
+        read_header: ReadHeader,
+        parser: HeaderParser,
+        offline: bool = False,
     ) -> None:
-        self._cache, self._web = cache, web
+        self._cache, self._client = cache, client
         self._read_header, self._parser = read_header, parser
         self._offline = offline
         self._seen: dict[str, _Seen] = {}
@@ -105,7 +111,7 @@ class UrlFiles:
         asked = {_VALIDATORS[name]: str(value) for name, value in noted.items()}
         try:
             # A server that knows no conditions says what it has, and need not send more than a byte of it.
-            with self._web.open(source.locator, end=1, headers=asked, timeout_s=_TIMEOUT_S) as answer:
+            with self._client.get(source.locator, end=1, headers=asked, timeout_s=_TIMEOUT_S) as answer:
                 if answer.status == 304:
                     return True
                 if answer.status not in {200, 206}:
@@ -125,7 +131,7 @@ class UrlFiles:
         if seen is not None and time.monotonic() - seen.at < MEMORY_S:
             return seen
         remote = RemoteFile(_title(source), source.locator)
-        header = read_remote_header(self._web, remote, self._parser, _refused)
+        header = read_remote_header(self._client, remote, self._parser, _refused)
         seen = _Seen(header.index, _validators(header.answered), time.monotonic())
         with self._guard:
             if len(self._seen) >= _MAX_REMEMBERED:
@@ -143,7 +149,7 @@ class UrlFiles:
             entry = self._cache.fetch(
                 name,
                 [file],
-                self._web,
+                self._client,
                 label=_title(source),
                 emit=emit,
                 stop=stop,

@@ -167,11 +167,11 @@ def _app(module: ModuleType, tell: Tell) -> None:
     _before(module.Worker, "__init__", lambda worker, settings, *_, **__: _tell_settings(settings, tell))
 
 
-def _web(module: ModuleType, tell: Tell) -> None:
-    def note(web: object, endpoints: Any = None, **_: Any) -> None:
+def _client(module: ModuleType, tell: Tell) -> None:
+    def note(client: object, endpoints: Any = None, **_: Any) -> None:
         tell(KEY, _texts((endpoints or {}).values()))
 
-    _before(module.Web, "__init__", note)
+    _before(module.Client, "__init__", note)
 
 
 def _keys(module: ModuleType, tell: Tell) -> None:
@@ -206,7 +206,7 @@ ENTRANCES: dict[str, Callable[[ModuleType, Tell], None]] = {
     "worker.service.usage.metrics": _metrics,
     "worker.service.jobs.store": _job_store,
     "worker.service.usage.tracing": _tracing,
-    "worker.net.client": _web,
+    "worker.net.client": _client,
     "worker.transport.actions": _actions,
     "worker.transport.web.context": _context,
 }
