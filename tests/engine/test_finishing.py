@@ -83,7 +83,7 @@ async def test_models_that_do_not_fit_together_take_turns(shop, monkeypatch):
             raise OutOfMemory("No room beside the others.", field="model")
         return plan(*args, **options)
 
-    await worker.actions.introspection.unload("refiner")
+    await worker.actions.device.unload("refiner")
     monkeypatch.setattr(engine_module, "make_plan", small_device)
     answer = await handle(worker, refiner="refiner")
     assert np.array_equal(pixels(answer), expected)

@@ -189,7 +189,7 @@ def _with_pictures(example: Payload) -> Payload:
 
 def schema_of(zoo: ServedZoo, folder: Path) -> dict[str, Any]:
     """The schema that the worker publishes for a repository."""
-    return asyncio.run(zoo.worker.actions.introspection.schema(f"file:{folder}"))
+    return asyncio.run(zoo.worker.actions.introspection.schema(f"file:{folder}")).document
 
 
 def refusal_of(zoo: ServedZoo, payload: Payload) -> WorkerError | None:

@@ -26,7 +26,8 @@ from worker.engine.plan import make_plan
 from worker.net.fetch import ImageFetcher
 from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.generation import GenerationService
-from worker.service.introspection import Introspection
+from worker.service.introspection.device import DeviceIntrospection
+from worker.service.introspection.models import ModelIntrospection
 from worker.service.jobs.idempotency import JobLedger
 from worker.service.jobs.output_folder import OutputFolder
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
@@ -82,7 +83,7 @@ class Worker:
         names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
         for name in names:
             try:
-                await self.actions.introspection.preload(name, ignore_progress)
+                await self.actions.device.preload(name, ignore_progress)
             except WorkerError as error:
                 _LOG.warning("warm-up of %s: %s", name, error.message)
 
@@ -132,13 +133,14 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    introspection = Introspection(resolver, store, provisioner, engine, _plan, limits, __version__, load)
+    introspection = ModelIntrospection(resolver, store, limits)
+    device = DeviceIntrospection(resolver, store, provisioner, engine, _plan, limits, __version__, load)
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
     metrics = Metrics(__version__, load)
     usage_log = UsageLog(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
-    actions = Actions(generation, introspection, delivery, telemetry)
+    actions = Actions(generation, introspection, device, delivery, telemetry)
     return Worker(settings, resolver, store, provisioner, actions, engine, metrics, usage_log, quotas)
 
 

@@ -11,12 +11,14 @@ from pydantic import JsonValue
 from worker.core.errors import ModelNotFound, WorkerError
 from worker.core.result import Emit
 from worker.service.generation import GenerationService
-from worker.service.introspection import Introspection
+from worker.service.introspection.device import DeviceIntrospection
+from worker.service.introspection.models import ModelIntrospection
 from worker.service.jobs.record import JobRecord
 from worker.service.usage.telemetry import Operation, Telemetry
 from worker.transport import request_id
 from worker.transport.delivery import Delivery
 from worker.transport.privacy import kept, redact
+from worker.wire import introspection as wire
 from worker.wire.request import Envelope, decode_envelope, decode_generation, decode_model, decode_nothing
 from worker.wire.result import encode_seconds
 
@@ -28,7 +30,8 @@ class Actions:
     """What a worker can be asked."""
 
     generation: GenerationService
-    introspection: Introspection
+    introspection: ModelIntrospection
+    device: DeviceIntrospection
     delivery: Delivery
     telemetry: Telemetry
 
@@ -50,7 +53,7 @@ class Actions:
                 return await self._answer(envelope, operation, emit)
             except ModelNotFound as error:
                 if error.field == "model":  # and not an adapter or another part
-                    error.details["supported_models"] = [entry["id"] for entry in self.introspection.served_models()]
+                    error.details["supported_models"] = [model.id for model in self.introspection.served_models()]
                 raise
 
     def admit(self, record: JobRecord) -> None:
@@ -73,20 +76,20 @@ class Actions:
                 return await self._generate(fields, operation, emit)
             case "models":
                 decode_nothing(fields)
-                return self.introspection.models()
+                return wire.encode_models(self.introspection.models())
             case "schema":
-                return await self.introspection.schema(decode_model(fields))
+                return dict((await self.introspection.schema(decode_model(fields))).document)
             case "inspect":
-                return await self.introspection.inspect(decode_model(fields))
+                return wire.encode_inspection(await self.introspection.inspect(decode_model(fields)))
             case "plan":
-                return await self.introspection.plan(decode_model(fields))
+                return wire.encode_plan(await self.device.plan(decode_model(fields)))
             case "status":
                 decode_nothing(fields)
-                return self.introspection.status()
+                return wire.encode_status(self.device.status())
             case "preload":
-                return await self.introspection.preload(decode_model(fields), emit)
+                return wire.encode_preloaded(await self.device.preload(decode_model(fields), emit))
             case "unload":
-                return await self.introspection.unload(decode_model(fields))
+                return wire.encode_unloaded(await self.device.unload(decode_model(fields)))
 
     async def _generate(
         self, fields: Mapping[str, JsonValue], operation: Operation, emit: Emit

@@ -6,6 +6,7 @@ from fastapi.responses import Response
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import json_response
+from worker.wire.introspection import encode_status
 
 
 def routes(context: ServerContext) -> APIRouter:
@@ -15,7 +16,10 @@ def routes(context: ServerContext) -> APIRouter:
     @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))
     async def health() -> Response:
         state = context.state()
-        body = context.actions.introspection.status() | {"status": state, "gpu_available": context.gpu_available}
+        body = encode_status(context.actions.device.status()) | {
+            "status": state,
+            "gpu_available": context.gpu_available,
+        }
         return json_response(body, 503 if state == "lost" else 200)
 
     @router.get(

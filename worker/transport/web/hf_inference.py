@@ -13,6 +13,7 @@ from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext, is_json, parse_json, read_body
 from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, encode_file, output_as
+from worker.wire.introspection import encode_model
 
 # How PNG, JPEG and WebP begin, in base64: the API has one field for words and for pictures.
 _PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR")
@@ -112,7 +113,7 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            {"model_id": entry["id"], **entry} for entry in context.actions.introspection.served_models()
+            {"model_id": model.id, **encode_model(model)} for model in context.actions.introspection.served_models()
         ]
         return json_response({"models": found})
 

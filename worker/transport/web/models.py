@@ -11,6 +11,7 @@ from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
 from worker.transport.web.errors import error_response, json_response
+from worker.wire.introspection import encode_model, encode_models
 
 
 def routes(context: ServerContext) -> APIRouter:
@@ -29,7 +30,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
     async def models() -> Response:
-        return json_response(context.actions.introspection.models())
+        return json_response(encode_models(context.actions.introspection.models()))
 
     # Before the next one, whose path would take it in.
     @router.get("/models/{id:path}/schema", summary="The JSON Schema of a request for a model", responses=finding)
@@ -41,10 +42,9 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
     async def model(id: str) -> Response:
-        listed = context.actions.introspection.models()["models"]
-        for entry in listed if isinstance(listed, list) else []:
-            if isinstance(entry, dict) and (entry["id"] == id or id in _texts(entry["aliases"])):
-                return json_response(entry)
+        for listed in context.actions.introspection.models().models:
+            if listed.is_named(id):
+                return json_response(encode_model(listed))
         return error_response(ModelNotFound("models.yaml has no such model; GET /models lists them.", field="id"), 404)
 
     @router.post(
@@ -58,7 +58,3 @@ def routes(context: ServerContext) -> APIRouter:
         return await perform(request, "plan", await read_json(request, context.max_body_bytes))
 
     return router
-
-
-def _texts(value: JsonValue) -> list[JsonValue]:
-    return value if isinstance(value, list) else []

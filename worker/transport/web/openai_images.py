@@ -97,7 +97,7 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            words.encode_model(entry, started) for entry in context.actions.introspection.served_models()
+            words.encode_model(model.id, started) for model in context.actions.introspection.served_models()
         ]
         return json_response({"object": "list", "data": found})
 
@@ -107,10 +107,9 @@ def routes(context: ServerContext) -> APIRouter:
         responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
     )
     async def model(id: str) -> Response:
-        for entry in context.actions.introspection.served_models():
-            aliases = entry["aliases"]
-            if id == entry["id"] or (isinstance(aliases, list) and id in aliases):
-                return json_response(words.encode_model(entry, started))
+        for served in context.actions.introspection.served_models():
+            if served.is_named(id):
+                return json_response(words.encode_model(served.id, started))
         unknown = ModelNotFound("models.yaml has no such model; GET /v1/models lists them.", field="model")
         return words.encode_failure(replace(failure_of(unknown), status=404))
 

@@ -202,10 +202,10 @@ def encode_failure(failure: Failure) -> Response:
     return json_response(encode_problem(failure), failure.status, headers)
 
 
-def encode_model(entry: Mapping[str, JsonValue], created: int) -> dict[str, JsonValue]:
-    """A model of the registry."""
-    owner, slash, _ = str(entry["id"]).partition("/")
-    return {"id": entry["id"], "object": "model", "created": created, "owned_by": owner if slash else "operator"}
+def encode_model(id: str, created: int) -> dict[str, JsonValue]:
+    """Write a model of the registry."""
+    owner, slash, _ = id.partition("/")
+    return {"id": id, "object": "model", "created": created, "owned_by": owner if slash else "operator"}
 
 
 def files_of(answer: Answer) -> list[str]:

@@ -1,0 +1,106 @@
+"""Answers to everything that a worker can be asked but to generate: typed, and made into JSON by `wire`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from worker.core.device import LoadPlan
+from worker.core.model import Detection, Outline, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """One model of the registry, as far as it is known without its files.
+
+    `served` is whether this version can run it; `source` a reference on the Hub, else only the kind of source.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    description: str | None
+    architecture: str | None
+    tasks: tuple[Task, ...]
+    served: bool
+    source: str
+    tier: str | None
+    min_vram_gb: float | None
+
+    def is_named(self, name: str) -> bool:
+        """Tell whether `name` is its id or one of its aliases."""
+        return name == self.id or name in self.aliases
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """Every model of the registry."""
+
+    models: tuple[ModelSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSchema:
+    """The JSON Schema (2020-12) of a request for one model: a document, which is JSON by nature."""
+
+    document: Mapping[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a source is, before any weight is fetched."""
+
+    model: str
+    source: str
+    detection: Detection
+    outline: Outline
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What running one model on one device would take. `fits` is None where the size of its weights is not known.
+
+    `reason` says why it does not fit, or why that is not known; `plan` is how it would be loaded where it fits.
+    """
+
+    model: str
+    architecture: str | None
+    pipeline: str | None
+    tasks: tuple[Task, ...]
+    revision: str | None
+    weight_bytes: int
+    native_size: int
+    device: str
+    free_bytes: int
+    fits: bool | None = None
+    reason: str | None = None
+    plan: LoadPlan | None = None
+    family: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """Whether a worker is ready, how many jobs it has, what it runs now and which models are resident."""
+
+    status: str
+    version: str
+    running: str | None
+    jobs_running: int
+    jobs_queued: int
+    resident_models: tuple[str, ...]
+    models: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preloaded:
+    """How a model now lies on the device."""
+
+    model: str
+    plan: LoadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """A model that is not on the device any more; `dropped` is whether it was."""
+
+    model: str
+    dropped: bool

@@ -1,0 +1,118 @@
+"""What needs the device: plans, the worker's status, models put on the device and taken off it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from worker.catalog.architectures import architecture
+from worker.catalog.interface.sizes import size_bounds
+from worker.catalog.interface.tasks import tasks_of
+from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
+from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.errors import WorkerError
+from worker.core.job import StopSignal
+from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.result import Emit, ignore_progress
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.limits.admission import Load
+from worker.service.limits.job_limits import JobLimits
+from worker.service.local.engine_thread import EngineThread
+from worker.service.local.provisioning import Provisioner
+from worker.store.store import Store
+
+Planner = Callable[[ModelSpec, ModelFiles, Detection, DeviceInfo, float], LoadPlan]
+
+
+class DeviceIntrospection:
+    """Answers about this worker's device, and moves models onto it and off it."""
+
+    def __init__(
+        self,
+        resolver: ModelResolver,
+        store: Store,
+        provisioner: Provisioner,
+        engine: EngineThread,
+        planner: Planner,
+        limits: JobLimits,
+        version: str,
+        load: Callable[[], Load],
+    ) -> None:
+        self._resolver = resolver
+        self._store = store
+        self._provisioner = provisioner
+        self._engine = engine
+        self._planner = planner
+        self._limits = limits
+        self._version = version
+        self._load = load
+
+    async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
+        """Tell what running `model` here would take: bytes, memory, dtype, offloading, or why it is refused."""
+        spec = self._resolver.resolve(model)
+        detection = await asyncio.to_thread(self._resolver.detect, spec)
+        outline = await asyncio.to_thread(self._store.peek, spec.source, spec.variant)
+        if device is None:
+            device = await self._engine.call(lambda engine: engine.device_info(), "plan")
+        bounds = size_bounds(spec, detection)
+        row = architecture(detection.architecture) if detection.architecture else None
+        report = PlanReport(
+            model=spec.id,
+            architecture=detection.architecture,
+            pipeline=detection.pipeline,
+            tasks=tuple(tasks_of(spec, detection)),
+            revision=outline.revision,
+            weight_bytes=outline.weight_bytes or 0,
+            native_size=bounds.native,
+            device=device.name,
+            free_bytes=device.free_bytes,
+            family=row.title if row else None,
+        )
+        if not outline.weight_bytes:
+            return replace(report, reason="How large the weights are is not known before they are fetched.")
+        files = ModelFiles(
+            root=Path(spec.source.locator),
+            total_bytes=outline.weight_bytes,
+            revision=outline.revision,
+            parameters={"model": outline.header.parameters} if outline.header else {},
+        )
+        try:
+            if spec.source.scheme == "file":  # already here: its headers tell more than its size
+                stop = StopSignal(self._limits.timeout_s)
+                spec, files = await asyncio.to_thread(
+                    self._provisioner.model_files, spec, detection, ignore_progress, stop
+                )
+            plan = self._planner(spec, files, detection, device, bounds.native**2 / 1e6)
+        except WorkerError as error:
+            return replace(report, fits=False, reason=error.message)
+        return replace(report, fits=True, plan=plan)
+
+    def status(self) -> WorkerStatus:
+        """Tell whether the worker is ready, what it runs and what is resident."""
+        load = self._load()
+        return WorkerStatus(
+            status="lost" if self._engine.lost else "ready" if self._engine.ready else "starting",
+            version=self._version,
+            running=self._engine.running,
+            jobs_running=load.running,
+            jobs_queued=load.queued,
+            resident_models=tuple(self._engine.resident_models),
+            models=len(self._resolver.registry.models),
+        )
+
+    async def preload(self, model: str | None, emit: Emit, timeout_s: float | None = None) -> Preloaded:
+        """Fetch `model` and put it on the device."""
+        spec = self._resolver.resolve(model)
+        detection = await asyncio.to_thread(self._resolver.detect, spec)
+        stop = StopSignal(timeout_s or self._limits.timeout_s)
+        spec, files = await asyncio.to_thread(self._provisioner.model_files, spec, detection, emit, stop)
+        plan = await self._engine.call(
+            lambda engine: engine.preload(spec, files, detection, emit), f"preload {spec.id}"
+        )
+        return Preloaded(spec.id, plan)
+
+    async def unload(self, model: str | None) -> Unloaded:
+        """Take `model` off the device."""
+        spec = self._resolver.resolve(model)
+        dropped = await self._engine.call(lambda engine: engine.unload(spec.id), f"unload {spec.id}")
+        return Unloaded(spec.id, dropped > 0)

@@ -1,0 +1,118 @@
+"""What a worker tells of models and of itself, as callers get it."""
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+
+from worker.core.answer import (
+    Inspection,
+    ModelList,
+    ModelSummary,
+    PlanReport,
+    Preloaded,
+    Unloaded,
+    WorkerStatus,
+)
+from worker.core.model import Task
+
+_GIB = 2**30
+
+
+def encode_models(answer: ModelList) -> dict[str, JsonValue]:
+    """Write the registry."""
+    return {"models": [encode_model(model) for model in answer.models]}
+
+
+def encode_model(model: ModelSummary) -> dict[str, JsonValue]:
+    """Write one model of the registry."""
+    entry: Mapping[str, JsonValue] = {
+        "id": model.id,
+        "aliases": [*model.aliases],
+        "description": model.description,
+        "architecture": model.architecture,
+        "tasks": [task.value for task in model.tasks],
+        "served": model.served,
+        "source": model.source,
+        "tier": model.tier,
+        "min_vram_gb": model.min_vram_gb,
+    }
+    return dict(entry)
+
+
+def encode_inspection(answer: Inspection) -> dict[str, JsonValue]:
+    """Write what a source is and how that is known."""
+    detection = answer.detection
+    return {
+        "model": answer.model,
+        "source": answer.source,
+        "revision": answer.outline.revision,
+        "kind": detection.kind.value,
+        "confidence": detection.confidence,
+        "format": detection.format,
+        "quantization": detection.quantization,
+        "parts": [*detection.parts],
+        "architecture": detection.architecture,
+        "variant": detection.variant,
+        "pipeline": detection.pipeline,
+        "tasks": [task.value for task in detection.tasks],
+        "prediction_type": detection.prediction_type,
+        "native_size": detection.native_size,
+        "weight_bytes": answer.outline.weight_bytes,
+        "evidence": [*detection.evidence],
+        "near": [*detection.near],
+    }
+
+
+def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
+    """Write what running a model would take."""
+    report: dict[str, JsonValue] = {
+        "model": answer.model,
+        "architecture": answer.architecture,
+        "pipeline": answer.pipeline,
+        "tasks": [task.value for task in answer.tasks],
+        "revision": answer.revision,
+        "weight_gb": round(answer.weight_bytes / _GIB, 2),
+        "native_size": answer.native_size,
+        "device": answer.device,
+        "free_gb": round(answer.free_bytes / _GIB, 2),
+        "fits": answer.fits,
+    }
+    if answer.plan is None:
+        return report | {"reason": answer.reason}
+    return report | {
+        "dtype": answer.plan.dtype,
+        "offload": answer.plan.offload,
+        "estimated_gb": round(answer.plan.estimated_bytes / _GIB, 2),
+        "reasons": [*answer.plan.reasons],
+        "family": answer.family,
+    }
+
+
+def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
+    """Write whether a worker is ready, what it runs and what is resident."""
+    return {
+        "status": answer.status,
+        "version": answer.version,
+        "running": answer.running,
+        "jobs": {"running": answer.jobs_running, "queued": answer.jobs_queued},
+        "resident_models": [*answer.resident_models],
+        "tasks": [*sorted(task.value for task in Task)],
+        "models": answer.models,
+    }
+
+
+def encode_preloaded(answer: Preloaded) -> dict[str, JsonValue]:
+    """Write how a model now lies on the device."""
+    return {
+        "model": answer.model,
+        "resident": True,
+        "dtype": answer.plan.dtype,
+        "device": answer.plan.device,
+        "offload": answer.plan.offload,
+        "weight_gb": round(answer.plan.weight_bytes / _GIB, 3),
+    }
+
+
+def encode_unloaded(answer: Unloaded) -> dict[str, JsonValue]:
+    """Write that a model is not on the device any more."""
+    return {"model": answer.model, "unloaded": answer.dropped}
