@@ -15,7 +15,7 @@ from tests.single_files import ldm_unet_name, weights
 from tests.zoo import RECIPES
 from tests.zoo.plain import draw, load, save
 from tests.zoo.recipe import Recipe
-from worker.catalog.interface.controls import CONTROLLED, Controlled
+from worker.catalog.pipelines.controlled import CONTROLLED, Controlled
 
 RECIPE = {recipe.pipeline: recipe for recipe in RECIPES}
 ROW = {row.pipeline: row for row in CONTROLLED}

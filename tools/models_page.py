@@ -11,10 +11,11 @@ from pathlib import Path
 
 from worker.catalog import coverage
 from worker.catalog.base_models import CIVITAI_BASES
-from worker.catalog.capabilities import BROKEN_PIPELINES, NEEDED_PACKAGES, PART_PACKAGES, STORAGES
-from worker.catalog.classes.refusals import REFUSED
+from worker.catalog.capabilities import PART_PACKAGES, STORAGES
 from worker.catalog.classes.signatures import known_pipelines
-from worker.catalog.interface.controls import CONTROLLED, MAX_CONTROLS
+from worker.catalog.interface.controls import MAX_CONTROLS
+from worker.catalog.pipelines.controlled import CONTROLLED
+from worker.catalog.pipelines.table import PIPELINES
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "models.md"
@@ -158,15 +159,16 @@ def _refusals() -> Iterable[Sequence[str]]:
     by_reason = sorted((base.refused, name) for name, base in CIVITAI_BASES.items() if base.refused)
     for reason, names in groupby(by_reason, key=lambda pair: pair[0]):
         yield "CivitAI's " + ", ".join(name for _, name in names), reason
-    for name, reason in sorted(REFUSED.items()):
+    rows = sorted(PIPELINES.items())
+    for name, reason in ((name, row.refusal) for name, row in rows if row.refusal):
         yield f"`{name}`", reason
-    for name, reason in sorted(BROKEN_PIPELINES.items()):
+    for name, reason in ((name, row.broken) for name, row in rows if row.broken):
         yield f"`{name}`", f"is broken in the installed libraries: {reason}"
     for part, (_, distribution) in sorted(PART_PACKAGES.items()):
         yield f"repositories with a `{part}`", f"need the Python package {distribution} (the GPU image has torchvision)"
-    for name, (_, distribution) in sorted(NEEDED_PACKAGES.items()):
-        if distribution not in _installed():
-            yield f"`{name}`", f"needs the Python package {distribution}, which does not come with the worker"
+    for name, package in ((name, row.package) for name, row in rows if row.package):
+        if package.distribution not in _installed():
+            yield f"`{name}`", f"needs the Python package {package.distribution}, which does not come with the worker"
 
 
 def _installed() -> set[str]:

@@ -7,15 +7,13 @@ import pytest
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.capabilities import (
-    BROKEN_PIPELINES,
-    NEEDED_PACKAGES,
     PART_PACKAGES,
     STORAGES,
     check_loadable,
     check_pipeline,
 )
 from worker.catalog.detector import detect
-from worker.catalog.detectors.companions import UPSCALE_PIPELINE
+from worker.catalog.pipelines.table import PIPELINES, UPSCALE_PIPELINE
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Outline
 
@@ -36,7 +34,7 @@ def test_every_class_of_the_tables_exists_and_is_no_placeholder(name):
     assert not hasattr(cls, "_backends"), "a stand-in for a class whose packages are missing"
 
 
-@pytest.mark.parametrize("name", [*BROKEN_PIPELINES, *NEEDED_PACKAGES])
+@pytest.mark.parametrize("name", [name for name, row in PIPELINES.items() if row.broken or row.package])
 def test_what_is_refused_exists(name):
     assert hasattr(diffusers, name) or name == UPSCALE_PIPELINE
 
@@ -56,7 +54,7 @@ def test_the_reasons_of_what_is_broken_still_hold():
         assert text in inspect.getsource(getattr(diffusers, name).__call__)
 
 
-@pytest.mark.parametrize("name", BROKEN_PIPELINES)
+@pytest.mark.parametrize("name", [name for name, row in PIPELINES.items() if row.broken])
 def test_a_broken_pipeline_is_refused_with_the_reason(name):
     with pytest.raises(UnsupportedModel, match=f"{name}, which m needs, is broken in the installed libraries: it"):
         check_pipeline("m", name)

@@ -2,7 +2,7 @@ import pytest
 
 from tests.catalog.corpus import stored
 from worker.catalog.detector import detect
-from worker.catalog.repositories import task_of
+from worker.catalog.pipelines.names import named_task
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Kind, Outline, Task
 
@@ -96,7 +96,7 @@ def test_siblings_are_told_apart_by_a_config_value(name, file, config, architect
     ],
 )
 def test_a_class_name_tells_its_task(name, task):
-    assert task_of(name) is task
+    assert named_task(name) is task
 
 
 POISONED = {

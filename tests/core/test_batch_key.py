@@ -11,11 +11,12 @@ from worker.core.image import Raster
 from worker.core.job import Batch, Job, LoraFiles, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
+from worker.core.pipeline import PipelineRow
 from worker.core.request import GenerationRequest, OutputOptions
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
-    *("spec", "detection", "task", "pipeline", "params", "scheduler", "loras", "lightning", "video", "words"),
+    *("spec", "detection", "task", "pipeline", "row", "params", "scheduler", "loras", "lightning", "video", "words"),
     "redraws",
     *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "finishing"),
 }
@@ -46,6 +47,7 @@ def batch(**changes):
         detection=Detection(Kind.PIPELINE, "diffusers"),
         task=Task.TEXT_TO_IMAGE,
         pipeline="StableDiffusionPipeline",
+        row=PipelineRow("StableDiffusionPipeline"),
         prompt="x",
         negative_prompt="y",
         params={"num_inference_steps": 5, "guidance_scale": 7.5},

@@ -15,6 +15,7 @@ from PIL import Image
 from worker.core.errors import InvalidOutput, JobCancelled
 from worker.core.image import Raster
 from worker.core.job import Media
+from worker.core.pipeline import PipelineRow
 from worker.engine.arguments import converted
 from worker.engine.outputs import read_pictures, read_videos
 from worker.engine.stepping import watched
@@ -144,7 +145,7 @@ def test_a_scheduler_is_watched_also_as_a_copy_and_left_as_it_was():
     pipe, seen = SimpleNamespace(components={"scheduler": scheduler, "vae": object()}), []
     scheduler.set_timesteps(3)
     sample = torch.zeros(1, 3, 2, 2)
-    with watched(pipe, {}, lambda step, latents: seen.append(step)) as callbacks:
+    with watched(pipe, PipelineRow(""), {}, lambda step, latents: seen.append(step)) as callbacks:
         assert callbacks == {}
         assert "eta" in inspect.signature(scheduler.step).parameters  # pipelines ask so
         copied = copy.deepcopy(scheduler)
@@ -156,6 +157,6 @@ def test_a_scheduler_is_watched_also_as_a_copy_and_left_as_it_was():
     def stop(step, latents):
         raise JobCancelled("The job was cancelled.")
 
-    with pytest.raises(JobCancelled), watched(pipe, {}, stop):
+    with pytest.raises(JobCancelled), watched(pipe, PipelineRow(""), {}, stop):
         scheduler.step(sample, scheduler.timesteps[0], sample)
     assert type(scheduler) is DDIMScheduler

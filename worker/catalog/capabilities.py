@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection
 
@@ -46,29 +47,6 @@ STORAGES: Mapping[str, Storage] = {
         Storage("sdnq", "SDNQ", package="sdnq", distribution="sdnq"),
         Storage("nunchaku_lite", "Nunchaku Lite", package="kernels", distribution="kernels"),
     )
-}
-# Weights that stay quantized in device memory: their stored bytes are what they need there.
-PACKED = frozenset({"gguf", *(row.id for row in STORAGES.values() if row.package)})
-
-# Pipelines of diffusers 0.42.1 that fail with transformers 5 or in themselves, whatever their weights. A test looks
-# whether each reason still holds.
-BROKEN_PIPELINES: Mapping[str, str] = {
-    "ChromaInpaintPipeline": "it reads transformer.config.guidance_embeds, which Chroma's transformer does not have",
-    "EasyAnimateControlPipeline": "it calls its own encode_prompt with text_encoder_index, which that does not take",
-    "VersatileDiffusionDualGuidedPipeline": "its DualTransformer2DModel is given arguments that it does not take",
-    "EasyAnimateInpaintPipeline": "it reads vae.config.cache_mag_vae, which its VAE class does not have",
-    "BlipDiffusionPipeline": "its Q-Former calls invert_attention_mask, which transformers 5 removed",
-    "BlipDiffusionControlNetPipeline": "its Q-Former calls invert_attention_mask, which transformers 5 removed",
-}
-_COSMOS = (
-    "CosmosTextToWorldPipeline", "CosmosVideoToWorldPipeline", "Cosmos2TextToImagePipeline",
-    "Cosmos2VideoToWorldPipeline", "Cosmos2_5_PredictBasePipeline", "Cosmos2_5_TransferPipeline",
-)  # fmt: skip
-# What a pipeline imports beyond the base requirements: import name and distribution. Cosmos' licence asks for its
-# guardrail, so there is no way here to run it without.
-NEEDED_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(_COSMOS, ("cosmos_guardrail", "cosmos_guardrail")) | {
-    "SpandrelUpscalePipeline": ("spandrel", "spandrel"),
-    "ConsisIDPipeline": ("cv2", "opencv-python-headless"),
 }
 # What the classes of some parts import, by the name in model_index.json: their video processors exist with it only.
 PART_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(
@@ -113,14 +91,14 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
     """Refuse a pipeline class that cannot run with the installed libraries. Raises UnsupportedModel."""
     if pipeline is None:
         return
-    reason = BROKEN_PIPELINES.get(pipeline)
-    if reason is not None:
+    row = pipeline_row(pipeline)
+    if row.broken:
         raise UnsupportedModel(
-            f"{pipeline}, which {model} needs, is broken in the installed libraries: {reason}; use another model.",
+            f"{pipeline}, which {model} needs, is broken in the installed libraries: {row.broken}; use another model.",
             field="model",
         )
-    if pipeline in NEEDED_PACKAGES:
-        _need(model, pipeline, *NEEDED_PACKAGES[pipeline])
+    if row.package is not None:
+        _need(model, pipeline, row.package.name, row.package.distribution)
 
 
 def _need(model: str, what: str, package: str, distribution: str) -> None:

@@ -12,7 +12,7 @@ from worker.catalog.detectors.controlnets import CONTROLNETS
 from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
 from worker.catalog.detectors.unsupported import REFUSED
 from worker.catalog.lora_keys import DIALECTS
-from worker.catalog.repositories import OTHER_MEDIA
+from worker.catalog.pipelines.names import OTHER_MEDIA
 from worker.core.model import Kind, Task
 
 

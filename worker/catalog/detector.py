@@ -17,7 +17,7 @@ from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.base_models import declared_base
 from worker.catalog.declarations import settle
 from worker.catalog.detectors.adapters import detect_lora
-from worker.catalog.detectors.companions import FACE_RESTORER, UPSCALE_PIPELINE, find_companion
+from worker.catalog.detectors.companions import FACE_RESTORER, find_companion
 from worker.catalog.detectors.components import ComponentClass, Likeness, component_classes, resemble
 from worker.catalog.detectors.controlnets import CONTROL_LORA, find_controlnet, is_control_lora
 from worker.catalog.detectors.encoders import find_encoder
@@ -31,7 +31,9 @@ from worker.catalog.detectors.storage import (
     quantization_of,
 )
 from worker.catalog.detectors.unsupported import refuse
-from worker.catalog.repositories import detect_repository, task_of
+from worker.catalog.pipelines.names import named_task
+from worker.catalog.pipelines.table import UPSCALE_PIPELINE
+from worker.catalog.repositories import detect_repository
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Declaration, Detection, Kind, Outline, Task, TensorIndex
 
@@ -88,7 +90,7 @@ def _with_config(seen: Detection, found: Detection) -> Detection:
     if known is None or not known.pipelines or seen.pipeline is None or seen.pipeline in known.pipelines:
         return answer
     pipeline = known.pipelines[0]  # the header's guess belongs to a sibling class
-    return replace(answer, architecture=found.architecture, pipeline=pipeline, tasks=(task_of(pipeline),))
+    return replace(answer, architecture=found.architecture, pipeline=pipeline, tasks=(named_task(pipeline),))
 
 
 def detect_header(index: TensorIndex, name: str = "", declared: Declaration | None = None) -> Detection:
@@ -170,7 +172,7 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
         model = _model(index, row, Kind.DENOISER, why)
         if users & set(row.pipelines.values()):
             return model
-        return replace(model, pipeline=pipelines[0], tasks=(task_of(pipelines[0]),))
+        return replace(model, pipeline=pipelines[0], tasks=(named_task(pipelines[0]),))
     if rows:  # a class that several families share, and none of them is recognised
         near = tuple(row.id for row in rows[:_MAX_NEAR])
         return Detection(Kind.DENOISER, index.container, near=near, quantization=quantization_of(index)[0])
@@ -178,7 +180,7 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
         Kind.DENOISER,
         index.container,
         pipeline=pipelines[0],
-        tasks=(task_of(pipelines[0]),),
+        tasks=(named_task(pipelines[0]),),
         quantization=quantization_of(index)[0],
         parts=parts_of(index),
     )

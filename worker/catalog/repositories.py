@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 from worker.catalog.architectures import Architecture, by_class, siblings
 from worker.catalog.detectors.standalone import component, peft_adapter, quantization_method
+from worker.catalog.pipelines.names import named_medium, named_task
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Task
 
@@ -15,33 +16,6 @@ _KERNEL = re.compile(r"[/:@]")  # org/kernel, kernel:function, kernel@revision: 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 _CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
 _MAX_DEPTH = 6  # configs of vision language models nest their parts twice
-OTHER_MEDIA = (
-    (re.compile(r"Audio|Music|DanceDiffusion|AceStep|Spectrogram"), "makes audio"),
-    (re.compile(r"^ShapE"), "makes 3D objects"),
-    (re.compile(r"Protein"), "makes proteins"),
-    (re.compile(r"^(?:LLaDA|DiffusionGemma)"), "makes text"),
-    (re.compile(r"^Onnx|Onnx"), "is an ONNX pipeline"),
-    (re.compile(r"^Flax"), "is a Flax pipeline"),
-)
-# What a class does, from its name; the first that is found wins.
-_TASKS: tuple[tuple[re.Pattern[str], Task], ...] = tuple(
-    (re.compile(pattern), task)
-    for pattern, task in (
-        (r"ImageToVideo|Image2Video|I2V|VideoDiffusion|^PIA|VideoToWorld", Task.IMAGE_TO_VIDEO),
-        (r"VideoToVideo|Video2Video|^LucyEdit|VACE|^WanAnimate", Task.VIDEO_TO_VIDEO),
-        (r"^Cosmos2TextToImage", Task.TEXT_TO_IMAGE),
-        (
-            r"Video|T2V|^AnimateDiff|^Mochi|^Allegro|^Latte|^SkyReels|^Wan|^Helios|^EasyAnimate|^LTX|^Cosmos|^ChronoEdit"
-            r"|^AnyFlow|^SanaWM|^ConsisID|TI2VA",
-            Task.TEXT_TO_VIDEO,
-        ),
-        (r"ControlNet|Controlnet|Control|Adapter|GLIGEN", Task.CONTROLNET),
-        (r"Upscale|SuperResolution|SRPipeline", Task.UPSCALING),
-        (r"Edit|Pix2Pix|Kontext|I2IPipeline|Layered|DiffEdit|PaintByExample", Task.IMAGE_EDITING),
-        (r"Inpaint|FillPipeline|RePaint", Task.INPAINTING),
-        (r"Img2Img|ImageVariation|Depth2Img|Refiner|Emb2Emb|CycleDiffusion", Task.IMAGE_TO_IMAGE),
-    )
-)
 # Their configs' sample_size is not the size that the pipeline draws by itself.
 _FIXED_SIZE = frozenset({"auraflow", "kandinsky-2.2", "kandinsky-3", "stable-cascade"})
 _INPAINT_CHANNELS = 9
@@ -66,11 +40,6 @@ def detect_repository(configs: Configs) -> Detection | None:
     if "config.json" in configs:
         return component(configs["config.json"])
     return None
-
-
-def task_of(class_name: str) -> Task:
-    """Infer what a pipeline class does from its name; text-to-image when the name says nothing."""
-    return next((task for pattern, task in _TASKS if pattern.search(class_name)), Task.TEXT_TO_IMAGE)
 
 
 def _refuse_code(file: str, config: Mapping[str, object], depth: int = 0) -> None:
@@ -105,9 +74,9 @@ def _pipeline(configs: Configs) -> Detection:
     for part, entry in index.items():
         if not part.startswith("_"):
             _refuse_custom_part(part, entry)
-    for pattern, what in OTHER_MEDIA:
-        if pattern.search(name):
-            raise UnsupportedModel(f"{name} {what}, which this worker does not do; use an image or video model.")
+    medium = named_medium(name)
+    if medium is not None:
+        raise UnsupportedModel(f"{name} {medium}, which this worker does not do; use an image or video model.")
     evidence = [f"model_index.json: {name}"]
     row = by_class(name)
     if row is not None:
@@ -183,10 +152,10 @@ def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list
     someone who meant just that task.
     """
     if row is None:
-        return name, (task_of(name),)
+        return name, (named_task(name),)
     if name != next(iter(row.pipelines.values())):
         named = tuple(task for task, pipeline in row.pipelines.items() if pipeline == name)
-        return name, named or (task_of(name),)
+        return name, named or (named_task(name),)
     inpaint = row.pipelines.get(Task.INPAINTING)
     if inpaint and configs.get("unet/config.json", {}).get("in_channels") == _INPAINT_CHANNELS:
         evidence.append(f"unet/config.json: {_INPAINT_CHANNELS} input channels")

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from worker.core.model import Detection, ModelFiles, ModelSpec, Parsed
+from worker.core.pipeline import PipelineRow
 
 
 class SecondModelSpec(Parsed):
@@ -37,12 +38,12 @@ class UpscaleSpec(SecondModelSpec):
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """An accepted job's refiner: what it is, and the class that it is called as."""
+    """An accepted job's refiner: what it is, and the row of the class that it is called as."""
 
     spec: RefinerSpec
     model: ModelSpec
     detection: Detection
-    pipeline: str
+    row: PipelineRow
 
 
 @dataclass(frozen=True, slots=True)

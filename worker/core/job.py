@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
 from pydantic import JsonValue
 
@@ -15,6 +14,7 @@ from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import Raster
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec, Task
+from worker.core.pipeline import Form, PipelineRow
 from worker.core.prompt import PromptForm
 from worker.core.request import GenerationRequest, OutputOptions
 
@@ -85,9 +85,6 @@ class SchedulerChoice:
         return {name: value for name, value in said.items() if value is not None}
 
 
-# How a pipeline wants its pictures: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
-# is white (or black) where it is redrawn, rows of in-context examples, or diffusers' object for a condition.
-Form = Literal["picture", "pictures", "controls", "batch", "mask", "unmask", "grid", "condition"]
 # What pipelines call the words that say what to draw, the first choice first.
 PROMPT_PARAMETERS = ("prompt", "editing_prompt", "content_prompt")
 
@@ -135,6 +132,7 @@ class Job:
     detection: Detection
     task: Task
     pipeline: str
+    row: PipelineRow  # of that class
     prompt: str = field(metadata=OF_ONE_JOB)
     negative_prompt: str | None = field(metadata=OF_ONE_JOB)
     params: Mapping[str, JsonValue]

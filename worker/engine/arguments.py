@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from worker.core.image import Raster
-from worker.core.job import PROMPT_PARAMETERS, Form, Job, Media
+from worker.core.job import PROMPT_PARAMETERS, Job, Media
+from worker.core.pipeline import Form
 
 Signature = Mapping[str, inspect.Parameter]
 _NUMBERED = re.compile(r"(negative_)?prompt_\d")  # what one text encoder of several reads

@@ -12,55 +12,17 @@ import torch
 from worker.core.errors import InvalidOutput
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
+from worker.core.pipeline import PipelineRow
 from worker.core.result import Artifact, Emit, Outcome, Progress
 from worker.engine.arguments import Signature, arguments_of, parameters_of
 from worker.engine.outputs import arrays_of, keep_outside, read_pictures, read_videos, to_rasters
-from worker.engine.preparation import PREPARATIONS, prepared
+from worker.engine.preparation import prepared
 from worker.engine.previews import Previewer
 from worker.engine.prompts import read_alike, worded
 from worker.engine.schedulers import seeded_steps
 from worker.engine.stepping import part_of, watched
 
 MANY = sys.maxsize
-# Classes that fail, or draw other pictures, when one call is for several: found by drawing with every class of
-# diffusers 0.42.1 (tests/zoo/test_together.py). They draw one by one.
-_ALONE = frozenset(
-    {
-        # other pictures
-        "CogView4ControlPipeline",
-        "CycleDiffusionPipeline",
-        "FluxKontextInpaintPipeline",
-        "GlmImagePipeline",
-        "HiDreamImagePipeline",
-        "HunyuanDiTControlNetPipeline",
-        "QwenImageControlNetInpaintPipeline",
-        "StableDiffusion3ControlNetInpaintingPipeline",
-        "StableDiffusion3ControlNetPipeline",
-        "StableDiffusionPanoramaPipeline",
-        # other pictures where the prompts differ in length
-        "CogView4Pipeline",
-        "Kandinsky3Img2ImgPipeline",
-        "Kandinsky3Pipeline",
-        # errors
-        "KandinskyCombinedPipeline",
-        "KandinskyImg2ImgCombinedPipeline",
-        "KandinskyInpaintCombinedPipeline",
-        "KandinskyV22CombinedPipeline",
-        "KandinskyV22Img2ImgCombinedPipeline",
-        "KandinskyV22InpaintCombinedPipeline",
-        "PRXPipeline",
-        "PRXPixelPipeline",
-        "StableDiffusionAttendAndExcitePipeline",
-        "StableDiffusionInpaintPipelineLegacy",
-        "StableDiffusionXLControlNetUnionInpaintPipeline",
-        "StableDiffusionXLControlNetUnionPipeline",
-        "UniDiffuserPipeline",
-        "VQDiffusionPipeline",
-        "WuerstchenCombinedPipeline",
-    }
-)
-# Classes that repeat the picture of an adapter for every picture of one prompt, but not for every prompt.
-_PICTURE_EACH = frozenset({"StableDiffusionAdapterPipeline", "StableDiffusionXLAdapterPipeline"})
 
 
 def call_pipeline(
@@ -74,8 +36,8 @@ def call_pipeline(
     if not batch.jobs[0].redraws:
         emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
-    callee = Callee.of(pipe, given, emit)
-    if at_once > 1 and draws_together(pipe, batch.jobs, callee.signature):
+    callee = Callee.of(pipe, batch.jobs[0].row, given, emit)
+    if at_once > 1 and draws_together(callee, batch.jobs):
         together = replace(batch, jobs=_fitting(batch.jobs, at_once))
         outcomes = _together(callee, together, at_once)
         if outcomes is not None:
@@ -88,19 +50,20 @@ class Callee:
     """What is called, and what is the same in all calls of a batch."""
 
     pipe: Any
+    row: PipelineRow  # of the pipe's class
     signature: Signature
     given: Mapping[str, Any]
     emit: Emit
 
     @classmethod
-    def of(cls, pipe: Any, given: Mapping[str, Any], emit: Emit) -> "Callee":
-        """The call of `pipe`, with what it is `given` beside what the jobs say."""
-        return cls(pipe, parameters_of(type(pipe).__call__), given, emit)
+    def of(cls, pipe: Any, row: PipelineRow, given: Mapping[str, Any], emit: Emit) -> "Callee":
+        """The call of `pipe`, whose class is `row`'s, with what it is `given` beside what the jobs say."""
+        return cls(pipe, row, parameters_of(type(pipe).__call__), given, emit)
 
     def given_for(self, prompts: int) -> Mapping[str, Any]:
         """What the call is given where it draws for so many prompts: a T2I-Adapter's picture once for each."""
         picture = self.given.get("image")
-        if prompts == 1 or picture is None or type(self.pipe).__name__ not in _PICTURE_EACH:
+        if prompts == 1 or picture is None or not self.row.image_per_prompt:
             return self.given
         each = [[item] * prompts for item in picture] if isinstance(picture, list) else [picture] * prompts
         return {**self.given, "image": each}
@@ -110,16 +73,18 @@ class Callee:
         return replace(self, emit=part_of(self.emit, index, of))
 
 
-def draws_together(pipe: Any, jobs: Sequence[Job], signature: Signature) -> bool:
+def draws_together(callee: Callee, jobs: Sequence[Job]) -> bool:
     """Whether one call draws all: it takes a generator for each picture, and one picture at most to start from."""
+    signature, row = callee.signature, callee.row
     generator = signature["generator"].annotation if "generator" in signature else None
     return (
         all(job.shares_a_call for job in jobs)
         and "num_images_per_prompt" in signature
         and "list[" in str(generator).lower()
-        and type(pipe).__name__ not in PREPARATIONS.keys() | _ALONE
+        and not row.alone
+        and row.preparation is None
         and sum(len(job.seeds) for job in jobs) > 1
-        and read_alike(pipe, jobs)
+        and read_alike(callee.pipe, jobs)
     )
 
 
@@ -208,8 +173,8 @@ def call_once(
     with (
         _seeded(seeds[0]),
         nullcontext() if job.scheduler is None else seeded_steps(pipe, seeds, generators),
-        watched(pipe, signature, after_step) as callbacks,
-        prepared(pipe, job, arguments) as ready,
+        watched(pipe, callee.row, signature, after_step) as callbacks,
+        prepared(pipe, callee.row, job, arguments) as ready,
     ):
         output = pipe(**ready, **callbacks)
     if told.step < told.total:  # not every pipeline tells of its last steps

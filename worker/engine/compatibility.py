@@ -57,7 +57,7 @@ def reach_moved_parts(folder: Path) -> None:
 def compatible(pipe: Any) -> Iterator[None]:
     """Let a call of `pipe` find its parts as it was written for them; afterwards they are as they were."""
     with ExitStack() as undone_after:
-        for adapt in (old_clip_names, _old_glm_features, _input_as_the_vae):
+        for adapt in (old_clip_names, _old_glm_features):
             undone_after.enter_context(adapt(pipe))
         yield
 
@@ -112,11 +112,8 @@ def _old_glm_features(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _input_as_the_vae(pipe: Any) -> Iterator[None]:
-    """Give the VAE of Z-Image-Omni pictures of its own dtype: the pipeline makes them bfloat16, whatever it is."""
-    if type(pipe).__name__ != "ZImageOmniPipeline":
-        yield
-        return
+def input_as_the_vae(pipe: Any) -> Iterator[None]:
+    """Give the VAE images of its own dtype: Z-Image-Omni makes them bfloat16, whatever it is."""
     encoder = pipe.vae.encoder
     hook = encoder.register_forward_pre_hook(lambda _, given: (given[0].to(next(encoder.parameters()).dtype),))
     try:

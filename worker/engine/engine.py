@@ -139,7 +139,7 @@ class DiffusersEngine:
         with (
             _blamed_on("refiner"),
             self._lease(job, refiner.model, refiner.detection, files, emit) as resident,
-            self._adapters.refining(resident, refiner.pipeline, batch) as second,
+            self._adapters.refining(resident, refiner.row.name, batch) as second,
         ):
             artifacts, more = self._draw(
                 second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, last)

@@ -1,28 +1,32 @@
-"""Pipelines that need something done before their call; each row says what, and what it leaves to be passed."""
+"""Work that a pipeline needs before its call, as its row names it, and the arguments that are left to be passed."""
 
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from worker.core.job import Job
+from worker.core.pipeline import PipelineRow, Preparation
 from worker.engine.arguments import native
+from worker.engine.compatibility import input_as_the_vae
 
 Arguments = dict[str, Any]
 
 
 @contextmanager
-def prepared(pipe: Any, job: Job, arguments: Arguments) -> Iterator[Arguments]:
+def prepared(pipe: Any, row: PipelineRow, job: Job, arguments: Arguments) -> Iterator[Arguments]:
     """`arguments` as the call takes them, after the class's own preparation; undone at the end."""
-    prepare = PREPARATIONS.get(type(pipe).__name__)
-    tiled = type(pipe).__name__ in _TILED and not getattr(pipe.vae, "use_tiling", False)
+    prepare = _PREPARATIONS[row.preparation] if row.preparation else None
+    tiled = row.tiled_decoding and not getattr(pipe.vae, "use_tiling", False)
     if tiled:
         pipe.vae.enable_tiling()
+    cast = input_as_the_vae(pipe) if row.casts_images else nullcontext()
     try:
-        yield prepare(pipe, job, arguments) if prepare else arguments
+        with cast:
+            yield prepare(pipe, job, arguments) if prepare else arguments
     finally:
         if tiled:
             pipe.vae.disable_tiling()
@@ -96,13 +100,10 @@ def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(call).parameters
 
 
-PREPARATIONS: Mapping[str, Callable[[Any, Job, Arguments], Arguments]] = {
-    "LattePipeline": _whole_latte,
-    "LEditsPPPipelineStableDiffusion": _invert_ledits,
-    "LEditsPPPipelineStableDiffusionXL": _invert_ledits,
-    "StableDiffusionDiffEditPipeline": _invert_diffedit,
-    "GlmImagePipeline": _fit_glm_pictures,
-    "Ideogram4Pipeline": _constant_guidance,
+_PREPARATIONS: Mapping[Preparation, Callable[[Any, Job, Arguments], Arguments]] = {
+    "constant_guidance": _constant_guidance,
+    "fitted_images": _fit_glm_pictures,
+    "inverted_diffedit": _invert_diffedit,
+    "inverted_ledits": _invert_ledits,
+    "whole_video": _whole_latte,
 }
-# Their VAE decodes in tiles or not at all.
-_TILED = frozenset({"AllegroPipeline"})

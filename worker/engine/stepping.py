@@ -6,22 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from worker.core.pipeline import PipelineRow
 from worker.core.result import Emit, Progress
 from worker.engine.arguments import Signature
 
 # The number of the step, and the latents after it where the pipeline shows them.
 AfterStep = Callable[[int, Any], None]
-
-
-# Their callback reports only a part of the work, or fails: the inversion before an edit, and ParaDiGMS's windows.
-_BY_SCHEDULER = frozenset(
-    {
-        "LEditsPPPipelineStableDiffusion",
-        "LEditsPPPipelineStableDiffusionXL",
-        "StableDiffusionDiffEditPipeline",
-        "StableDiffusionParadigmsPipeline",
-    }
-)
 
 
 def part_of(emit: Emit, index: int, of: int) -> Emit:
@@ -37,12 +27,12 @@ def part_of(emit: Emit, index: int, of: int) -> Emit:
 
 
 @contextmanager
-def watched(pipe: Any, signature: Signature, after_step: AfterStep) -> Iterator[dict[str, Any]]:
+def watched(pipe: Any, row: PipelineRow, signature: Signature, after_step: AfterStep) -> Iterator[dict[str, Any]]:
     """The arguments with which `pipe` reports its steps, counted from 0; what `after_step` raises ends the call.
 
-    A pipeline that takes no callback is watched through its schedulers.
+    A pipeline that takes no callback, or one that tells of a part only, is watched through its schedulers.
     """
-    takes = () if type(pipe).__name__ in _BY_SCHEDULER else signature
+    takes = () if row.steps_by_scheduler else signature
     if "callback_on_step_end" in takes:
 
         def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.controls import control_call
 from worker.catalog.interface.prompt_encoding import prompt_form
-from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, frames_to_draw, image_limit, is_lengthening
+from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
 from worker.catalog.interface.tasks import pipeline_for
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.adapter import Control
 from worker.core.errors import (
     AccessDenied,
@@ -184,6 +185,7 @@ class GenerationService:
             detection=detection,
             task=task,
             pipeline=pipeline,
+            row=pipeline_row(pipeline),
             prompt=prompt,
             negative_prompt=negative_prompt,
             params=params,
@@ -236,13 +238,14 @@ def _pipeline(spec: ModelSpec, detection: Detection, task: Task) -> str:
 def _on_the_frame_grid(inputs: Inputs, pipeline: str) -> tuple[dict[str, JsonValue], int | None]:
     """The parameters with as many frames as the class can draw, and how many of these are wanted."""
     params = inputs.params
-    if is_lengthening(pipeline):
+    row = pipeline_row(pipeline)
+    if row.lengthens:
         return params, None
     name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
     asked = params.get(name)
     if not isinstance(asked, int):
         return params, inputs.frames
-    return params | {name: frames_to_draw(pipeline, asked)}, asked
+    return params | {name: row.frame_grid.covering(asked)}, asked
 
 
 def _fps(inputs: Inputs, params: dict[str, JsonValue], spec: ModelSpec, detection: Detection, pipeline: str) -> float:

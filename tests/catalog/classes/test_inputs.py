@@ -2,12 +2,14 @@
 
 import pytest
 
-from worker.catalog.classes.inputs import FIELDS, Slot, assign, missing_fields, slots_of
-from worker.catalog.classes.refusals import REFUSED, refusal
+from worker.catalog.classes.inputs import FIELDS, assign, missing_fields, slots_of
+from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import DENIED, call_parameters, known_pipelines
 from worker.catalog.classes.tasks import FROM_TEXT, class_tasks, draws_video
 from worker.catalog.interface.tasks import infer_task, pipeline_for
+from worker.catalog.pipelines.table import PIPELINES
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
+from worker.core.pipeline import Slot
 
 installed = pytest.mark.skipif(not known_pipelines(), reason="diffusers is not installed")
 _OTHER = ("Onnx", "Flax", "Audio", "Music", "Dance", "AceStep", "Spectrogram", "ShapE", "Proteina", "LLaDA", "Gemma")
@@ -97,9 +99,11 @@ def test_a_field_that_nothing_takes_is_left_over():
 
 @installed
 def test_a_reason_says_what_and_what_instead():
-    for name in REFUSED:
+    refused = {name: row.refusal for name, row in PIPELINES.items() if row.refusal}
+    assert refused
+    for name, reason in refused.items():
         assert known_pipelines() >= {name}, f"{name} is no class of the installed diffusers"
-        assert f"X {REFUSED[name]}."[2].islower()
+        assert f"X {reason}."[2].islower()
     assert "image_embeds" in refusal("KandinskyV22Pipeline")
     assert refusal("StableDiffusionPipeline") is None
     assert refusal("DDIMPipeline") is None

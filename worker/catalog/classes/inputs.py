@@ -1,56 +1,22 @@
-"""THE TABLE of media inputs: which pictures and videos a pipeline's call takes, and in which form.
+"""Media inputs: the images and videos that a pipeline's call takes, and in which form.
 
-What a parameter is for is read from its name in the signature, and for most classes that is all. The exceptions stand
-in `_EXCEPTIONS`, by class, as data; nothing else in the worker looks at a class's name to decide about its pictures.
+What a parameter is for is read from its name in the signature, and for most classes that is all. What a class takes in
+another way stands in its row (`worker.catalog.pipelines`).
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from worker.catalog.classes.signatures import CallParameter, call_parameters
-from worker.core.job import Form
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Task
+from worker.core.pipeline import Slot
 
 # The request's own fields for media, in the order in which a caller would name them.
 FIELDS = ("image", "images", "mask_image", "control_image", "control_images", "video")
-# Pipelines' names that doors take for one of these fields, so that they never come from a caller.
-_ALIASED = frozenset({"mask"})
 VIDEO_TASKS = frozenset({Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO})
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A parameter of a pipeline's call that takes media.
-
-    `fields` are the request's fields that can fill it, the first choice first; its own name always can. A slot that is
-    not `fitted` takes pictures of any size beside the one that is drawn: references and examples; where they are
-    `bounded`, only pictures of 64 pixels a side or more, and at most eight times as long as wide.
-    """
-
-    parameter: str
-    fields: tuple[str, ...] = ()
-    form: Form = "picture"
-    required: bool = False
-    fitted: bool = True
-    bounded: bool = False
-    alpha: bool = False  # whether transparency is kept; all others see it as white
-
-    @property
-    def several(self) -> bool:
-        """Whether it takes more than one picture."""
-        return self.form not in ("picture", "mask", "unmask")
-
-    @property
-    def own_name(self) -> str | None:
-        """The name of the parameter, where a request can say it."""
-        return None if self.parameter in _ALIASED else self.parameter
-
-    @property
-    def moving(self) -> bool:
-        """Whether it takes a video."""
-        return "video" in self.parameter or "video" in self.fields
 
 
 _IMAGE, _CONTROL = ("image", "images"), ("control_image", "control_images")
@@ -96,61 +62,6 @@ _MEDIA_NAME = re.compile(r"(\w+_)?(image|images|video|mask)(_\d)?")
 _MEDIA_TYPE = re.compile(r"Image|PipelineImageInput")
 _NEVER = re.compile(r"(negative_)?ip_adapter_.*|\w*latents|user_mask")
 
-_SEVERAL = Slot("image", _IMAGE, "pictures", fitted=False)
-_CONTROL_AS_IMAGE = Slot("image", (*_CONTROL, *_IMAGE), "controls", required=True)
-_IMAGE_AS_CONTROL = Slot("control_image", (*_IMAGE, *_CONTROL), required=True)
-_EXCEPTIONS: Mapping[str, tuple[Slot, ...]] = {
-    **dict.fromkeys(
-        (
-            "QwenImageEditPlusPipeline",
-            "QwenImage21Pipeline",
-            "GlmImagePipeline",
-            "BriaFibo2Pipeline",
-        ),
-        (_SEVERAL,),
-    ),
-    **dict.fromkeys(
-        ("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinKVPipeline", "ZImageOmniPipeline"),
-        (replace(_SEVERAL, bounded=True),),
-    ),
-    **dict.fromkeys(
-        (
-            "StableDiffusionControlNetPipeline",
-            "StableDiffusionControlNetPAGPipeline",
-            "StableDiffusionControlNetXSPipeline",
-            "StableDiffusionXLControlNetPipeline",
-            "StableDiffusionXLControlNetPAGPipeline",
-            "StableDiffusionXLControlNetXSPipeline",
-            "StableDiffusionAdapterPipeline",
-            "StableDiffusionXLAdapterPipeline",
-        ),
-        (_CONTROL_AS_IMAGE,),
-    ),
-    "QwenImageControlNetInpaintPipeline": (_IMAGE_AS_CONTROL,),
-    "StableDiffusion3ControlNetInpaintingPipeline": (_IMAGE_AS_CONTROL,),
-    "JoyImageEditPlusPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
-    "StableCascadeCombinedPipeline": (Slot("images", _IMAGE, "pictures", fitted=False),),
-    "Flux2KleinInpaintPipeline": (Slot("image", _IMAGE), Slot("image_reference", (), fitted=False, bounded=True)),
-    "FluxKontextInpaintPipeline": (Slot("image_reference", (), fitted=False),),
-    "WanVACEPipeline": (
-        Slot("mask", ("mask_image",), "pictures"),
-        Slot("reference_images", _IMAGE, "pictures", fitted=False),
-    ),
-    "VisualClozePipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
-    "VisualClozeGenerationPipeline": (Slot("image", _IMAGE, "grid", required=True, fitted=False),),
-    "SpandrelUpscalePipeline": (Slot("image", _IMAGE, required=True, fitted=False, alpha=True),),
-    "RePaintPipeline": (Slot("mask_image", ("mask_image",), "unmask", required=True),),
-}
-# Parameters that `_NAMED` or a type would take for pictures and that stay unset: another one carries the same.
-_UNUSED: Mapping[str, frozenset[str]] = {
-    "LTXConditionPipeline": frozenset({"conditions"}),
-    "LTX2InContextPipeline": frozenset({"conditions"}),
-    "AnyFlowFARPipeline": frozenset({"video"}),  # of which it wants the tensor
-    # Wants a UNet of nine channels, which only one deprecated checkpoint has.
-    "StableDiffusionGLIGENPipeline": frozenset({"gligen_inpaint_image"}),
-    "StableDiffusionGLIGENTextImagePipeline": frozenset({"gligen_inpaint_image"}),
-}
-
 
 @lru_cache(maxsize=512)
 def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
@@ -158,9 +69,9 @@ def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
     signature = call_parameters(class_name) if class_name else None
     if class_name is None or signature is None:
         return None
-    own = {slot.parameter: slot for slot in _EXCEPTIONS.get(class_name, ())}
-    unused = _UNUSED.get(class_name, frozenset())
-    found = [own.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in unused]
+    row = pipeline_row(class_name)
+    own = {slot.parameter: slot for slot in row.slots}
+    found = [own.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in row.unused]
     slots = [slot for slot in (*found, *own.values()) if slot is not None]
     return tuple(replace(slot, required=slot.required or _is_required(signature, slot)) for slot in slots)
 

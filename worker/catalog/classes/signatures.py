@@ -12,13 +12,12 @@ from types import MappingProxyType
 from pydantic import JsonValue
 
 from worker.catalog.classes.source_text import parsed
+from worker.catalog.pipelines.table import pipeline_row
 
 Schema = dict[str, JsonValue]
 
 # `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
 _CLASS = re.compile(r"^class[ \t]+(\w+)[ \t]*[(:]", re.MULTILINE)
-# An edit with these is several calls, and the first ones take the picture.
-_INVERTS = re.compile("LEditsPP|StableDiffusionDiffEdit")
 _SIZE_STEP = re.compile(r"(?:height|width) % (\d+) != 0")
 _SCALARS: Mapping[str, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
@@ -31,8 +30,7 @@ _MATRIX: Schema = {
     "items": {"anyOf": [{"type": "number"}, _ROW, {"type": "array", "items": _ROW}]},
 }
 
-# The worker's own pipeline; its text is read like that of diffusers'.
-_OWN = {"SpandrelUpscalePipeline": Path(__file__).resolve().parents[2] / "engine" / "upscaling.py"}
+_WORKER = Path(__file__).resolve().parents[2]
 
 # Never taken from a request: objects that JSON cannot carry, what the worker itself sets, what the common fields
 # already say (prompts, pictures, counts, output), texts that a pipeline would read as a path, what diffusers
@@ -122,14 +120,15 @@ def known_pipelines() -> frozenset[str]:
 def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, CallParameter] | None:
     if class_name in visited:
         return None
-    for path in (_OWN[class_name],) if class_name in _OWN else _index().get(class_name, ()):
+    row = pipeline_row(class_name)
+    for path in (_WORKER / row.source,) if row.source else _index().get(class_name, ()):
         definition = _definition(path, class_name)
         if definition is None:
             continue
         methods = {part.name: part for part in definition.body if isinstance(part, ast.FunctionDef)}
         if "__call__" in methods:
             found = _read(methods["__call__"].args, _ceilings(definition))
-            for name in ("generate_mask", "invert") if _INVERTS.match(class_name) else ():
+            for name in ("generate_mask", "invert") if row.inverts else ():
                 found = _read(methods[name].args, {}) | found if name in methods else found
             return found
         for parent in definition.bases:

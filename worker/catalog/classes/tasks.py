@@ -1,62 +1,27 @@
 """What a diffusers class can be asked for, and which media each task takes on it."""
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS, Slot, assign, default_slots, missing_fields, slots_of
+from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS, assign, default_slots, missing_fields, slots_of
 from worker.catalog.classes.signatures import call_parameters
-from worker.catalog.repositories import task_of
+from worker.catalog.pipelines.names import named_task
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Task
+from worker.core.pipeline import Slot
 
 # The picture comes from the caller in all others, and so does its size.
 FROM_TEXT = frozenset({Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO})
 
-_T2I, _T2V, _I2V, _V2V = Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
-# Classes whose name and signature together still mislead about what they do.
-_TASKS: Mapping[str, tuple[Task, ...]] = {
-    "SpandrelUpscalePipeline": (Task.UPSCALING,),
-    "UniDiffuserPipeline": (_T2I,),
-    "StableCascadeCombinedPipeline": (_T2I, Task.IMAGE_EDITING),
-    "WanVACEPipeline": (_T2V, _I2V, _V2V),
-    "LTX2ConditionPipeline": (_T2V, _I2V, _V2V),
-    "LTX2DFRPipeline": (_T2V, _I2V, _V2V),
-    "LTXConditionPipeline": (_T2V, _I2V, _V2V),
-    "JoyImageEditPipeline": (Task.IMAGE_EDITING, _T2I),
-    "JoyImageEditPlusPipeline": (Task.IMAGE_EDITING, _T2I),
-    "BriaFiboEditPipeline": (Task.IMAGE_EDITING, Task.INPAINTING),
-    "WanAnimatePipeline": (_V2V,),
-    "AnimateDiffControlNetPipeline": (Task.CONTROLNET,),
-    "AnimateDiffSparseControlNetPipeline": (Task.CONTROLNET,),
-    "CosmosVideoToWorldPipeline": (_I2V, _V2V),
-    "Cosmos2VideoToWorldPipeline": (_I2V, _V2V),
-    "Cosmos2_5_TransferPipeline": (_V2V,),
-    "Kandinsky6TI2VAPipeline": (_T2V, _I2V),
-    "LTXI2VLongMultiPromptPipeline": (_I2V, _T2V),
-    "FluxKontextInpaintPipeline": (Task.INPAINTING,),
-    "QwenImageEditInpaintPipeline": (Task.INPAINTING,),
-    "StableDiffusionModelEditingPipeline": (_T2I,),
-    "StableDiffusionPix2PixZeroPipeline": (_T2I,),
-    "CogVideoXFunControlPipeline": (_V2V,),
-    "Kandinsky6SRPipeline": (_V2V,),
-    "LTXLatentUpsamplePipeline": (_V2V,),
-    "LTX2LatentUpsamplePipeline": (_V2V,),
-    "StableDiffusionGLIGENPipeline": (_T2I,),
-    "StableDiffusionGLIGENTextImagePipeline": (_T2I,),
-    "StableDiffusionDiffEditPipeline": (Task.IMAGE_EDITING, Task.INPAINTING),
-}
-# What these classes return is a video, whatever their task is called.
-_VIDEO = re.compile(
-    r"^AnimateDiff|Video|T2V|I2V|^Mochi|^Allegro|^Latte|^SkyReels|^Wan|^Helios|^EasyAnimate|^LTX|^ChronoEdit|^PIA|^Lucy"
-    r"|^AnyFlow|^SanaWM|^ConsisID|TI2VA|^I2VGen|World|^Cosmos(?!2TextToImage)|^Kandinsky6|^CogVideo"
-)
+_I2V, _V2V = Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
 
 
 def class_tasks(class_name: str) -> tuple[Task, ...]:
     """What a class can be asked for: by its name, corrected by the media that its call takes and needs."""
-    if class_name in _TASKS:
-        return _TASKS[class_name]
-    named, slots = task_of(class_name), slots_of(class_name)
+    row = pipeline_row(class_name)
+    if row.tasks:
+        return row.tasks
+    named, slots = named_task(class_name), slots_of(class_name)
     if slots is None or named not in FROM_TEXT:
         return (named,)
     fields = {slot.fields[0]: slot.required for slot in slots if slot.fields}
@@ -77,7 +42,7 @@ def _from_picture(class_name: str) -> Task:
 
 def draws_video(class_name: str | None, task: Task) -> bool:
     """Whether what comes back is a video."""
-    return task in VIDEO_TASKS or (class_name is not None and _VIDEO.search(class_name) is not None)
+    return task in VIDEO_TASKS or pipeline_row(class_name).is_video
 
 
 def media_slots(class_name: str | None, task: Task) -> tuple[Slot, ...]:

@@ -81,8 +81,6 @@ def _upscaler(variant: str, condition: Condition) -> Companion:
     return Companion(Kind.UPSCALER, f"an upscaler of the kind {variant}", condition, None, None, variant)
 
 
-# What runs a file of the kind UPSCALER; it restores no faces, which takes finding them first.
-UPSCALE_PIPELINE = "SpandrelUpscalePipeline"
 FACE_RESTORER = "face restorer"
 _SAVED = ("", "params_ema.", "params.")
 _ESRGAN_TRUNKS = under(_SAVED, has_all("conv_first.weight", "body.0.rdb1.conv1.weight"))

@@ -7,6 +7,7 @@ from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.controls import takes_controls
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Detection, Kind, ModelSpec, Task
 
 Takes = Callable[[ModelSpec, Detection | None, Task], bool]
@@ -25,10 +26,6 @@ def _attention_of_unets(spec: ModelSpec, detection: Detection | None, task: Task
 
 # Where diffusers is not installed: the families whose classes take image prompts.
 _PROMPTED_BY_PICTURES = frozenset({"sd1", "sd2", "sdxl", "kolors", "flux1", "sd3"})
-# Reads the pictures' vectors under a name that it has only when a caller computed them (diffusers 0.42.1).
-_FORGETS_PICTURES = frozenset({"KolorsPAGPipeline"})
-# Their attention takes the projected picture of one adapter.
-_ONE_IMAGE_PROMPT = "StableDiffusion3"
 
 
 def _takes_image_prompts(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
@@ -39,12 +36,12 @@ def _takes_image_prompts(spec: ModelSpec, detection: Detection | None, task: Tas
         return row is not None and row.adapter_base in _PROMPTED_BY_PICTURES
     # Classes with the first alone are from before there could be several adapters, and fail with what is loaded now.
     both = {"ip_adapter_image", "ip_adapter_image_embeds"} <= signature.keys()
-    return both and pipeline not in _FORGETS_PICTURES
+    return both and pipeline_row(pipeline).image_prompts != "none"
 
 
 def takes_one_image_prompt(class_name: str) -> bool:
     """Whether a class takes one IP-Adapter with one picture, and no more."""
-    return class_name.startswith(_ONE_IMAGE_PROMPT)
+    return pipeline_row(class_name).image_prompts == "one"
 
 
 # Autoencoders of 2D latents that can stand for one another.

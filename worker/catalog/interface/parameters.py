@@ -7,16 +7,16 @@ from pydantic import JsonValue
 
 from worker.catalog.architectures import variant_defaults
 from worker.catalog.classes.inputs import missing_fields
-from worker.catalog.classes.refusals import PART_OF, UNTAKEN
+from worker.catalog.classes.refusals import PART_OF
 from worker.catalog.classes.signatures import DENIED, Schema, call_parameters, redraws_by_strength
 from worker.catalog.classes.tasks import FROM_TEXT, draws_video, media_slots
-from worker.catalog.detectors.companions import UPSCALE_PIPELINE
 from worker.catalog.interface.bounds import BOUNDS, bounded
 from worker.catalog.interface.prompt_encoding import clip_skip_limit, prompt_form
 from worker.catalog.interface.sampling import LISTS, fit_of, sampling_properties
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit, size_bounds, step_limit
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
 from worker.catalog.interface.values import is_valid
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Detection, ModelSpec, Task
 from worker.core.prompt import PROMPT_WEIGHTINGS
@@ -36,7 +36,9 @@ def takes_negative_prompt(spec: ModelSpec, detection: Detection | None, task: Ta
     row = architecture_of(spec, detection)
     pipeline = pipeline_for(spec, detection, task) or "" if task else ""
     signature = call_parameters(pipeline)
-    if signature is not None and ("negative_prompt" not in signature or "negative_prompt" in UNTAKEN.get(pipeline, ())):
+    if signature is not None and (
+        "negative_prompt" not in signature or "negative_prompt" in pipeline_row(pipeline).untaken
+    ):
         return False
     return row is None or row.negative_prompt
 
@@ -80,7 +82,7 @@ def parameters(
         properties[name] = limited
     fit = fit_of(spec, detection, task)
     properties = {name: item for name, item in properties.items() if name not in LISTS or fit.takes(name)}
-    if pipeline_for(spec, detection, task) != UPSCALE_PIPELINE:
+    if pipeline_row(pipeline_for(spec, detection, task)).denoises:
         properties |= sampling_properties(fit)
     for name, own in meanings(spec, detection, task).items():
         if own in properties and name not in properties:
@@ -154,27 +156,25 @@ def _taken(spec: ModelSpec, detection: Detection | None, task: Task) -> Iterator
     signature = call_parameters(pipeline) if pipeline else None
     found: dict[str, tuple[Schema, JsonValue]] = {}
     if signature is None:
-        row = architecture_of(spec, detection)
-        guidance = row.guidance if row else "guidance_scale"
+        family = architecture_of(spec, detection)
+        guidance = family.guidance if family else "guidance_scale"
         for name in ("width", "height", "num_inference_steps", guidance, *([] if task in FROM_TEXT else ["strength"])):
             found[name] = ({"type": "number" if name in BOUNDS else "integer"}, None)
-        if row is not None and row.adapter_base in ("sd1", "sd2", "sdxl"):
+        if family is not None and family.adapter_base in ("sd1", "sd2", "sdxl"):
             found |= {"eta": ({"type": "number"}, None), "guidance_rescale": ({"type": "number"}, None)}
             found["clip_skip"] = ({"type": "integer"}, None)
-        for name, value in (row.defaults if row else {}).items():
+        for name, value in (family.defaults if family else {}).items():
             if name not in found and isinstance(value, int | float):
                 found[name] = ({"type": _json_type(value)}, None)
-    untaken = UNTAKEN.get(pipeline or "", frozenset())
+    row = pipeline_row(pipeline)
     for parameter in (signature or {}).values():
         if parameter.schema is None or parameter.schema == {"type": "null"} or DENIED.fullmatch(parameter.name):
             continue
-        if parameter.name in untaken or parameter.name in COMMON or _lacks_part(parameter.name, detection):
+        if parameter.name in row.untaken or parameter.name in COMMON or _lacks_part(parameter.name, detection):
             continue
         if parameter.name != "strength" or task not in FROM_TEXT:
             found[parameter.name] = (parameter.schema, parameter.default)
-    if (
-        task not in FROM_TEXT and pipeline != UPSCALE_PIPELINE
-    ):  # where the class takes no size, the picture is brought to it beforehand
+    if task not in FROM_TEXT and row.denoises:  # where the class takes no size, the image is brought to it beforehand
         found |= {name: ({"type": "integer"}, None) for name in ("width", "height")}
     first = [name for name in ("width", "height", "num_inference_steps") if name in found]
     for name in [*first, *(name for name in found if name not in first)]:

@@ -1,10 +1,10 @@
 """How a pipeline reads prompts, where the worker can weigh their words: by the model's family and the class's call."""
 
-import re
 from collections.abc import Mapping
 
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.tasks import architecture_of
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Detection, ModelSpec
 from worker.core.prompt import PromptForm
 
@@ -19,8 +19,6 @@ _WIDTHS: Mapping[str, Mapping[str, int]] = {
     "sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": _BOTH, "ssd-1b": _BOTH, "segmind-vega": _BOTH,
     "sdxl-refiner": {"clip_g": 1280}, "flux1": {"clip_l": 768, "t5": 4096}, "sd3": {**_BOTH, "t5": 4096},
 }  # fmt: skip
-# They look for single words of the prompt, or read it a second time beside their call.
-_NOT_THESE = re.compile("StableDiffusion(AttendAndExcite|DiffEdit|Pix2PixZero|ModelEditing)Pipeline|TextToVideoZero.*")
 
 
 def prompt_form(spec: ModelSpec, detection: Detection | None, class_name: str | None) -> PromptForm | None:
@@ -28,7 +26,11 @@ def prompt_form(spec: ModelSpec, detection: Detection | None, class_name: str | 
     row = architecture_of(spec, detection)
     form = _FORMS.get(row.adapter_base) if row is not None else None
     signature = call_parameters(class_name or "") or {}
-    if form is None or not {"prompt", "prompt_embeds"} <= signature.keys() or _NOT_THESE.fullmatch(class_name or ""):
+    if (
+        form is None
+        or not {"prompt", "prompt_embeds"} <= signature.keys()
+        or not pipeline_row(class_name).weighs_prompts
+    ):
         return None
     pooled = "pooled_prompt_embeds" in signature
     if form == "clip" and pooled:

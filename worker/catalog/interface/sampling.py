@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from worker.catalog.classes.signatures import Schema
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
+from worker.catalog.pipelines.table import pipeline_row
 from worker.catalog.samplers import (
     AUTOMATIC,
     SAMPLERS,
@@ -70,14 +71,6 @@ _OWN: Mapping[str, tuple[Noise | None, str | None]] = {
     "wan-animate": ("flow", "UniPCMultistepScheduler"),
 }
 _FLOW: tuple[Noise, str] = ("flow", "FlowMatchEulerDiscreteScheduler")
-# Trained on a continuous scale of noise, or to one scheduler's own steps: another class runs and draws something else.
-_BOUND = frozenset(
-    {
-        "StableVideoDiffusionPipeline",
-        "LatentConsistencyModelPipeline",
-        "LatentConsistencyModelImg2ImgPipeline",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +120,7 @@ def fit_of(spec: ModelSpec, detection: Detection | None, task: Task) -> Fit:
     alone = Fit(
         own, noise, (own,) if own else (), frozenset({row.name} if row and row.shifts and noise == "flow" else ())
     )
-    if noise is None or pipeline in _BOUND or measured is None:
+    if noise is None or pipeline_row(pipeline).own_scheduler or measured is None:
         return alone
     if not measured.classes:  # it has a second pipeline inside, which does not see what is set here
         return Fit(own, None, (own,) if own else ())

@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from worker.catalog.classes.inputs import FIELDS, Slot
+from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.signatures import Schema
 from worker.catalog.classes.tasks import FROM_TEXT, media_slots
-from worker.catalog.detectors.companions import UPSCALE_PIPELINE
 from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_one_image_prompt
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.clauses import DEFINITIONS, sent
@@ -26,7 +25,9 @@ from worker.catalog.interface.parameters import (
 from worker.catalog.interface.sampling import fit_of, sampling_examples
 from worker.catalog.interface.sizes import image_limit
 from worker.catalog.interface.tasks import infer_task, pipeline_for, tasks_of
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Detection, ModelSpec, Task
+from worker.core.pipeline import Slot
 from worker.core.request import MAX_FRAMES, MAX_PICTURES, GenerationRequest
 
 _ENVELOPE: Mapping[str, Schema] = {
@@ -214,7 +215,7 @@ def _untaken(spec: ModelSpec, detection: Detection | None) -> set[str]:
         found.add("outpaint")
     if spec.lightning is None:
         found.add("lightning")
-    if pipeline_for(spec, detection, Task.UPSCALING) == UPSCALE_PIPELINE:
+    if not pipeline_row(pipeline_for(spec, detection, Task.UPSCALING)).denoises:
         found.add("loras")
     return found
 

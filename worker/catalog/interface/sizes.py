@@ -1,13 +1,13 @@
 """Which sizes a model draws, how many pictures, how many steps and how many frames."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.catalog.classes.signatures import call_parameters, size_step
 from worker.catalog.interface.tasks import architecture_of
 from worker.catalog.interface.values import nearest_multiple
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Detection, ModelSpec
 
 LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
@@ -18,41 +18,11 @@ _UNKNOWN_MULTIPLE = 16
 FRAME_COUNTS = ("num_frames", "video_length", "frames")
 
 
-@dataclass(frozen=True, slots=True)
-class FrameGrid:
-    """Which numbers of frames a class can draw: `least`, and by `step` more; `lost` of them do not come back."""
-
-    step: int = 1
-    least: int = 1
-    lost: int = 0
-
-
-# By the class's name, measured with diffusers 0.42.1: a video's VAE makes one of several frames. What a class is not
-# told on its grid it refuses, or rounds either way, or fills up.
-_FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
-    (re.compile(r"^LTX2DFR"), FrameGrid(8, least=9)),
-    (re.compile(r"^(LTX|SanaWM)"), FrameGrid(8)),
-    (re.compile(r"^Mochi"), FrameGrid(6)),
-    (re.compile(r"^HunyuanVideoImageToVideo"), FrameGrid(4, least=5, lost=4)),  # the picture's own
-    (re.compile(r"^(ChronoEdit|SkyReelsV2DiffusionForcingImageToVideo)"), FrameGrid(4, least=5)),
-    (re.compile(r"^(Wan|SkyReelsV2|HunyuanVideo|HunyuanSkyreels|Lucy|Kandinsky[56]|AnyFlow|MotifVideo)"), FrameGrid(4)),
-    (re.compile(r"^(CogVideoX|ConsisID|Cosmos|EasyAnimate|Sana)"), FrameGrid(4)),
-    (re.compile(r"^Allegro"), FrameGrid(least=5)),
-    (re.compile(r"^StableVideoDiffusion"), FrameGrid(least=2)),
-)
-# What they draw goes on after the video that was sent.
-_LENGTHENING = frozenset({"SkyReelsV2DiffusionForcingVideoToVideoPipeline"})
 # Frames a second of the clips that a family was trained on, from its model card; by row, then by class.
 _FPS: Mapping[str, float] = {
     "wan": 16, "wan-i2v": 16, "cogvideox": 8, "cogvideox-i2v": 8, "ltx": 24, "ltx2": 24, "hunyuan-video": 15,
     "mochi": 30, "svd": 7, "animatediff": 8,
 }  # fmt: skip
-_CLASS_FPS: tuple[tuple[re.Pattern[str], float], ...] = (
-    (re.compile(r"^(SkyReels|Kandinsky|LTX|HunyuanVideo15|Helios|Lucy)"), 24),
-    (re.compile(r"^(Wan|Sana|AnyFlow|ChronoEdit|Cosmos|MotifVideo)"), 16),
-    (re.compile(r"^Allegro"), 15),
-)
-_SOME_FPS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +82,6 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
     return width, height
 
 
-def frames_within(class_name: str, frames: int) -> int:
-    """The largest number of frames that the class can draw from a clip of `frames`."""
-    step = _frame_grid(class_name).step
-    return max(1, (frames - 1) // step * step + 1)
-
-
-def frames_to_draw(class_name: str, frames: int) -> int:
-    """The smallest number of frames that the class can draw and of which `frames` come back."""
-    grid = _frame_grid(class_name)
-    return grid.least + max(0, -(-(frames + grid.lost - grid.least) // grid.step)) * grid.step
-
-
-def is_lengthening(class_name: str) -> bool:
-    """Whether the class adds the frames it is asked for to the video that was sent."""
-    return class_name in _LENGTHENING
-
-
-def _frame_grid(class_name: str) -> FrameGrid:
-    return next((grid for pattern, grid in _FRAME_GRIDS if pattern.search(class_name)), FrameGrid())
-
-
 def default_fps(spec: ModelSpec, detection: Detection | None, class_name: str) -> float:
     """Frames a second of a clip, when a request says nothing."""
     row = architecture_of(spec, detection)
@@ -141,4 +90,4 @@ def default_fps(spec: ModelSpec, detection: Detection | None, class_name: str) -
     own = (call_parameters(class_name) or {}).get("frame_rate")
     if own is not None and isinstance(own.default, int | float) and 1 <= own.default <= 60:
         return float(own.default)
-    return next((fps for pattern, fps in _CLASS_FPS if pattern.search(class_name)), _SOME_FPS)
+    return pipeline_row(class_name).fps

@@ -7,6 +7,7 @@ from pydantic import JsonValue
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.adapters import HANDED_OVER
 from worker.catalog.interface.tasks import architecture_of, pipeline_for
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.finishing import Refiner, Upscaler
 from worker.core.job import Media
@@ -69,7 +70,7 @@ def find_refiner(
             field="refiner",
             details={"evidence": list(found.evidence)},
         )
-    return Refiner(request.refiner, model, found, second)
+    return Refiner(request.refiner, model, found, pipeline_row(second))
 
 
 def find_upscaler(

@@ -5,22 +5,21 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
-from worker.catalog.classes.inputs import FIELDS, Slot, assign
+from worker.catalog.classes.inputs import FIELDS, assign
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.classes.tasks import draws_video, media_faults, media_slots
 from worker.catalog.interface.sizes import (
     FRAME_COUNTS,
-    frames_to_draw,
-    frames_within,
-    is_lengthening,
     size_bounds,
     size_within,
 )
 from worker.catalog.interface.tasks import architecture_of, media_fields, pipeline_for, tasks_of
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import InvalidRequest, ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.job import Media
 from worker.core.model import Detection, ModelSpec, Task
+from worker.core.pipeline import Slot
 from worker.core.request import MAX_PICTURES, GenerationRequest
 from worker.media.canvas import enlarge
 from worker.media.images import fit, read_image, to_mask
@@ -234,9 +233,10 @@ def _in_step(
     A clip is cut to what is asked for, and its last frame stands still until the next number that can be drawn.
     """
     signature = call_parameters(pipeline) or {}
+    row = pipeline_row(pipeline)
     name = next((name for name in FRAME_COUNTS[:2] if name in signature), None)
     wanted = params.get(name) if name and asked else None
-    most = wanted if isinstance(wanted, int) and not is_lengthening(pipeline) else None
+    most = wanted if isinstance(wanted, int) and not row.lengthens else None
     paced: list[tuple[Slot, Media]] = []
     length = None
     for slot, media in found:
@@ -252,12 +252,12 @@ def _in_step(
                     f"{media.field} holds {len(pictures)} frames and num_frames is {most}; send one for each.",
                     field=media.field,
                 )
-            more = frames_to_draw(pipeline, len(pictures)) - len(pictures)
+            more = row.frame_grid.covering(len(pictures)) - len(pictures)
             media = replace(media, pictures=pictures + pictures[-1:] * more)
         elif slot.moving and "video" in media.field:
-            media = replace(media, pictures=media.pictures[: frames_within(pipeline, len(media.pictures))])
+            media = replace(media, pictures=media.pictures[: row.frame_grid.within(len(media.pictures))])
         paced.append((slot, media))
-    if name and length is not None and not asked and not is_lengthening(pipeline):
+    if name and length is not None and not asked and not row.lengthens:
         params = params | {name: length}
     clip = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
     return [(slot, _for_every_frame(slot, media, clip)) for slot, media in paced], params, length

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from worker.catalog.capabilities import BROKEN_PIPELINES, check_loadable
+from worker.catalog.capabilities import check_loadable
 from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
 from worker.catalog.interface.tasks import architecture_of, declared, pipeline_for, tasks_of
+from worker.catalog.pipelines.table import pipeline_row
 from worker.catalog.registry import Registry
 from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline
@@ -208,7 +209,7 @@ def _completed(spec: ModelSpec, found: Detection) -> Detection:
     known = tasks_of(spec, found)
     if row is None:  # a family no row knows serves what diffusers says of it
         known = tuple(dict.fromkeys((*known, *auto_pipelines(spec.pipeline or found.pipeline))))
-    works = tuple(task for task in known if pipeline_for(spec, found, task) not in BROKEN_PIPELINES)
+    works = tuple(task for task in known if not pipeline_row(pipeline_for(spec, found, task)).broken)
     tasks = spec.tasks or works or known
     completed = replace(
         found,

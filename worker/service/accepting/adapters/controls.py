@@ -11,8 +11,9 @@ from pydantic import JsonValue
 
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.bounds import BOUNDS
-from worker.catalog.interface.controls import Controlled, control_call, controlled_rows, modes_of
+from worker.catalog.interface.controls import control_call, controlled_rows, modes_of
 from worker.catalog.interface.sizes import SizeBounds, size_bounds, size_within
+from worker.catalog.pipelines.controlled import Controlled
 from worker.core.adapter import Control, ControlNetSpec
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.image import Raster

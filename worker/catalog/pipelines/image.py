@@ -1,0 +1,150 @@
+"""Rows of the classes that make images."""
+
+from worker.core.model import Task
+from worker.core.pipeline import Package, PipelineRow, Slot
+
+_T2I, _EDIT, _INPAINT = Task.TEXT_TO_IMAGE, Task.IMAGE_EDITING, Task.INPAINTING
+_IMAGE = ("image", "images")
+_SEVERAL = Slot("image", _IMAGE, "pictures", fitted=False)
+_BOUNDED = Slot("image", _IMAGE, "pictures", fitted=False, bounded=True)
+_REFERENCES = Slot("images", _IMAGE, "pictures", fitted=False)
+_EXAMPLES = Slot("image", _IMAGE, "grid", required=True, fitted=False)
+
+_SCHEDULE = frozenset({"timesteps"})  # always goes by sigmas of its own, and takes only one of the two
+_CROP = frozenset({"padding_mask_crop"})  # refuses the only output type that it asks for, or its own list of images
+_PATCHES = frozenset({"do_patching"})  # for a transformer of other channels than FIBO's
+_NINE_CHANNELS = frozenset({"gligen_inpaint_image"})  # wants a UNet that only one deprecated checkpoint has
+
+_EMBEDDINGS = "makes embeddings for another model, not a picture; use the combined pipeline of its family"
+_SECOND_STAGE = "is the second stage of a family and needs the embeddings of the first; use the combined pipeline"
+_Q_FORMER = "its Q-Former calls invert_attention_mask, which transformers 5 removed"
+# Cosmos' licence asks for its guardrail, so there is no way here to run it without.
+_GUARDRAIL = Package("cosmos_guardrail", "cosmos_guardrail")
+
+# Measured with diffusers 0.42.1, by tests/zoo.
+IMAGES: tuple[PipelineRow, ...] = (
+    PipelineRow("BriaFibo2Pipeline", slots=(_SEVERAL,)),
+    PipelineRow("BriaFiboEditPipeline", tasks=(_EDIT, _INPAINT), untaken=_PATCHES),
+    PipelineRow("BriaFiboPipeline", untaken=_PATCHES),
+    PipelineRow("BriaPipeline", untaken=_SCHEDULE),
+    PipelineRow("Cosmos2TextToImagePipeline", package=_GUARDRAIL),
+    PipelineRow(
+        "Flux2KleinInpaintPipeline",
+        slots=(
+            Slot("image", _IMAGE),
+            Slot("image_reference", (), fitted=False, bounded=True),
+        ),
+    ),
+    PipelineRow("Flux2KleinKVPipeline", slots=(_BOUNDED,)),
+    PipelineRow("Flux2KleinPipeline", slots=(_BOUNDED,)),
+    PipelineRow("Flux2Pipeline", slots=(_BOUNDED,)),
+    PipelineRow(
+        "FluxKontextInpaintPipeline", tasks=(_INPAINT,), slots=(Slot("image_reference", (), fitted=False),), alone=True
+    ),
+    PipelineRow("GlmImagePipeline", slots=(_SEVERAL,), alone=True, preparation="fitted_images"),
+    PipelineRow("Ideogram4Pipeline", preparation="constant_guidance"),
+    PipelineRow("JoyImageEditPipeline", tasks=(_EDIT, _T2I)),
+    PipelineRow("JoyImageEditPlusPipeline", tasks=(_EDIT, _T2I), slots=(_REFERENCES,)),
+    # Reads the images' vectors under a name that it has only when a caller computed them.
+    PipelineRow("KolorsPAGPipeline", image_prompts="none"),
+    PipelineRow(
+        "LEditsPPPipelineStableDiffusion", inverts=True, preparation="inverted_ledits", steps_by_scheduler=True
+    ),
+    PipelineRow(
+        "LEditsPPPipelineStableDiffusionXL", inverts=True, preparation="inverted_ledits", steps_by_scheduler=True
+    ),
+    # Trained to one scheduler's own steps.
+    PipelineRow("LatentConsistencyModelImg2ImgPipeline", own_scheduler=True),
+    PipelineRow("LatentConsistencyModelPipeline", own_scheduler=True),
+    PipelineRow("OmniGenPipeline", untaken=_SCHEDULE),
+    PipelineRow("QwenImage21Pipeline", slots=(_SEVERAL,)),
+    PipelineRow("QwenImageEditInpaintPipeline", tasks=(_INPAINT,)),
+    PipelineRow("QwenImageEditPlusPipeline", slots=(_SEVERAL,)),
+    PipelineRow("RePaintPipeline", slots=(Slot("mask_image", ("mask_image",), "unmask", required=True),)),
+    # Angles, in a list one longer than its steps.
+    PipelineRow("SanaSprintImg2ImgPipeline", untaken=_SCHEDULE),
+    PipelineRow("SanaSprintPipeline", untaken=_SCHEDULE),
+    PipelineRow(
+        "SpandrelUpscalePipeline",
+        tasks=(Task.UPSCALING,),
+        slots=(Slot("image", _IMAGE, required=True, fitted=False, alpha=True),),
+        denoises=False,
+        source="engine/upscaling.py",
+        package=Package("spandrel", "spandrel"),
+    ),
+    PipelineRow("StableCascadeCombinedPipeline", tasks=(_T2I, _EDIT), slots=(_REFERENCES,)),
+    PipelineRow("StableDiffusionAttendAndExcitePipeline", weighs_prompts=False, alone=True),
+    PipelineRow(
+        "StableDiffusionDiffEditPipeline",
+        tasks=(_EDIT, _INPAINT),
+        weighs_prompts=False,
+        inverts=True,
+        preparation="inverted_diffedit",
+        steps_by_scheduler=True,
+    ),
+    PipelineRow("StableDiffusionGLIGENPipeline", tasks=(_T2I,), unused=_NINE_CHANNELS),
+    PipelineRow("StableDiffusionGLIGENTextImagePipeline", tasks=(_T2I,), unused=_NINE_CHANNELS),
+    PipelineRow("StableDiffusionModelEditingPipeline", tasks=(_T2I,), weighs_prompts=False),
+    PipelineRow("StableDiffusionPAGInpaintPipeline", untaken=_CROP),
+    # Its callback reports windows of steps.
+    PipelineRow("StableDiffusionParadigmsPipeline", steps_by_scheduler=True),
+    PipelineRow("StableDiffusionPix2PixZeroPipeline", tasks=(_T2I,), weighs_prompts=False),
+    PipelineRow("UniDiffuserPipeline", tasks=(_T2I,), alone=True),
+    # It reads no prompt.
+    PipelineRow("VersatileDiffusionImageVariationPipeline", untaken=frozenset({"negative_prompt"})),
+    PipelineRow("VisualClozeGenerationPipeline", slots=(_EXAMPLES,)),
+    PipelineRow("VisualClozePipeline", slots=(_EXAMPLES,)),
+    PipelineRow("ZImageOmniPipeline", slots=(_BOUNDED,), casts_images=True),
+    # Their attention takes the projected image of one adapter.
+    PipelineRow("StableDiffusion3Img2ImgPipeline", image_prompts="one"),
+    PipelineRow("StableDiffusion3InpaintPipeline", image_prompts="one"),
+    PipelineRow("StableDiffusion3PAGImg2ImgPipeline", image_prompts="one"),
+    PipelineRow("StableDiffusion3PAGPipeline", image_prompts="one"),
+    PipelineRow("StableDiffusion3Pipeline", image_prompts="one"),
+    # One call for several images generates others.
+    PipelineRow("CogView4ControlPipeline", alone=True),
+    PipelineRow("CycleDiffusionPipeline", alone=True),
+    PipelineRow("HiDreamImagePipeline", alone=True),
+    PipelineRow("StableDiffusionPanoramaPipeline", alone=True),
+    # So it does where their prompts differ in length.
+    PipelineRow("CogView4Pipeline", alone=True),
+    PipelineRow("Kandinsky3Img2ImgPipeline", alone=True),
+    PipelineRow("Kandinsky3Pipeline", alone=True),
+    # It fails.
+    PipelineRow("KandinskyCombinedPipeline", alone=True),
+    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True),
+    PipelineRow("KandinskyInpaintCombinedPipeline", alone=True),
+    PipelineRow("KandinskyV22CombinedPipeline", alone=True),
+    PipelineRow("KandinskyV22Img2ImgCombinedPipeline", alone=True),
+    PipelineRow("KandinskyV22InpaintCombinedPipeline", alone=True),
+    PipelineRow("PRXPipeline", alone=True),
+    PipelineRow("PRXPixelPipeline", alone=True),
+    PipelineRow("StableDiffusionInpaintPipelineLegacy", alone=True),
+    PipelineRow("VQDiffusionPipeline", alone=True),
+    PipelineRow("WuerstchenCombinedPipeline", alone=True),
+    # Not served.
+    PipelineRow(
+        "FluxPriorReduxPipeline", refusal="makes embeddings for another model, not a picture; use a FLUX.1 model"
+    ),
+    PipelineRow("KandinskyPriorPipeline", refusal=_EMBEDDINGS),
+    PipelineRow("KandinskyV22PriorEmb2EmbPipeline", refusal=_EMBEDDINGS),
+    PipelineRow("KandinskyV22PriorPipeline", refusal=_EMBEDDINGS),
+    PipelineRow("StableCascadeDecoderPipeline", refusal=_SECOND_STAGE),
+    PipelineRow("StableCascadePriorPipeline", refusal=_EMBEDDINGS),
+    PipelineRow(
+        "VersatileDiffusionPipeline",
+        refusal="holds the parts of three pipelines; set pipeline to one of them in models.yaml",
+    ),
+    PipelineRow("WuerstchenDecoderPipeline", refusal=_SECOND_STAGE),
+    PipelineRow("WuerstchenPriorPipeline", refusal=_EMBEDDINGS),
+    # Broken with the installed libraries; a test looks whether each reason still holds.
+    PipelineRow("BlipDiffusionPipeline", broken=_Q_FORMER),
+    PipelineRow(
+        "ChromaInpaintPipeline",
+        broken="it reads transformer.config.guidance_embeds, which Chroma's transformer does not have",
+    ),
+    PipelineRow(
+        "VersatileDiffusionDualGuidedPipeline",
+        broken="its DualTransformer2DModel is given arguments that it does not take",
+    ),
+)

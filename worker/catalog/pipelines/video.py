@@ -1,0 +1,80 @@
+"""Rows of the classes that make videos. Frame grids and frame rates, which many share, stand in `names.py`."""
+
+from worker.core.model import Task
+from worker.core.pipeline import Package, PipelineRow, Slot
+
+_T2V, _I2V, _V2V = Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
+_IMAGE = ("image", "images")
+_SCHEDULE = frozenset({"timesteps"})  # always goes by sigmas of its own, and takes only one of the two
+_GUESS = frozenset({"guess_mode"})  # its batch is doubled for guidance where it should not be
+_HELIOS = frozenset({"sigmas", "keep_first_frame"})  # an array's arithmetic, and one frame too few
+# Cosmos' licence asks for its guardrail, so there is no way here to run it without.
+_GUARDRAIL = Package("cosmos_guardrail", "cosmos_guardrail")
+
+# Measured with diffusers 0.42.1, by tests/zoo.
+VIDEOS: tuple[PipelineRow, ...] = (
+    PipelineRow("AllegroPipeline", untaken=_SCHEDULE, tiled_decoding=True),
+    PipelineRow("AnimateDiffControlNetPipeline", tasks=(Task.CONTROLNET,), untaken=_GUESS),
+    PipelineRow("AnimateDiffSparseControlNetPipeline", tasks=(Task.CONTROLNET,), untaken=_GUESS),
+    PipelineRow("AnimateDiffVideoToVideoControlNetPipeline", untaken=_GUESS),
+    # Of `video` it wants the tensor; `use_kv_cache` false returns too little.
+    PipelineRow("AnyFlowFARPipeline", unused=frozenset({"video"}), untaken=frozenset({"use_kv_cache"})),
+    PipelineRow("CogVideoXFunControlPipeline", tasks=(_V2V,)),
+    PipelineRow("ConsisIDPipeline", package=Package("cv2", "opencv-python-headless")),
+    PipelineRow("Cosmos2VideoToWorldPipeline", tasks=(_I2V, _V2V), package=_GUARDRAIL),
+    PipelineRow("Cosmos2_5_PredictBasePipeline", package=_GUARDRAIL),
+    PipelineRow("Cosmos2_5_TransferPipeline", tasks=(_V2V,), package=_GUARDRAIL),
+    PipelineRow(
+        "Cosmos3OmniPipeline",
+        untaken=frozenset({"enable_sound", "mixed_precision_format", "mixed_precision_reasoner_policy"}),
+    ),
+    PipelineRow("CosmosTextToWorldPipeline", package=_GUARDRAIL),
+    PipelineRow("CosmosVideoToWorldPipeline", tasks=(_I2V, _V2V), package=_GUARDRAIL),
+    PipelineRow("HeliosPipeline", untaken=_HELIOS),
+    PipelineRow("HeliosPyramidPipeline", untaken=_HELIOS),
+    PipelineRow("Kandinsky6SRPipeline", tasks=(_V2V,)),
+    PipelineRow("Kandinsky6TI2VAPipeline", tasks=(_T2V, _I2V)),
+    PipelineRow("LTX2ConditionPipeline", tasks=(_T2V, _I2V, _V2V), untaken=_SCHEDULE),
+    PipelineRow("LTX2DFRPipeline", tasks=(_T2V, _I2V, _V2V)),
+    PipelineRow("LTX2HDRPipeline", untaken=_SCHEDULE),
+    PipelineRow("LTX2ImageToVideoPipeline", untaken=_SCHEDULE),
+    PipelineRow("LTX2InContextPipeline", unused=frozenset({"conditions"}), untaken=_SCHEDULE),
+    PipelineRow("LTX2LatentUpsamplePipeline", tasks=(_V2V,)),
+    PipelineRow("LTX2Pipeline", untaken=_SCHEDULE),
+    PipelineRow("LTXConditionPipeline", tasks=(_T2V, _I2V, _V2V), unused=frozenset({"conditions"})),
+    PipelineRow("LTXI2VLongMultiPromptPipeline", tasks=(_I2V, _T2V)),
+    PipelineRow("LTXImageToVideoPipeline", untaken=_SCHEDULE),
+    PipelineRow("LTXLatentUpsamplePipeline", tasks=(_V2V,)),
+    PipelineRow("LTXPipeline", untaken=_SCHEDULE),
+    PipelineRow("LattePipeline", preparation="whole_video"),
+    PipelineRow("MochiPipeline", untaken=_SCHEDULE),
+    PipelineRow("MotifVideoImage2VideoPipeline", untaken=_SCHEDULE),
+    PipelineRow("MotifVideoPipeline", untaken=_SCHEDULE),
+    PipelineRow("SkyReelsV2DiffusionForcingVideoToVideoPipeline", lengthens=True),
+    # Trained on a continuous scale of noise.
+    PipelineRow("StableVideoDiffusionPipeline", own_scheduler=True),
+    PipelineRow("TextToVideoZeroPipeline", weighs_prompts=False),
+    PipelineRow("TextToVideoZeroSDXLPipeline", weighs_prompts=False),
+    PipelineRow("WanAnimatePipeline", tasks=(_V2V,)),
+    PipelineRow(
+        "WanVACEPipeline",
+        tasks=(_T2V, _I2V, _V2V),
+        slots=(
+            Slot("mask", ("mask_image",), "pictures"),
+            Slot("reference_images", _IMAGE, "pictures", fitted=False),
+        ),
+    ),
+    # Not served.
+    PipelineRow("LTX2DFRTemporalRefinePipeline", refusal="refines the latents of another LTX-2 pipeline; use that one"),
+    PipelineRow(
+        "LTX2VideoDiffusionDecodePipeline", refusal="decodes the latents of another LTX-2 pipeline; use that one"
+    ),
+    # Broken in themselves.
+    PipelineRow(
+        "EasyAnimateControlPipeline",
+        broken="it calls its own encode_prompt with text_encoder_index, which that does not take",
+    ),
+    PipelineRow(
+        "EasyAnimateInpaintPipeline", broken="it reads vae.config.cache_mag_vae, which its VAE class does not have"
+    ),
+)
