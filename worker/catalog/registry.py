@@ -144,27 +144,12 @@ class _Reading:
         at: _KeyPath = ("models", model)
         if not re.match(NAME, model):
             raise self.fail(at, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
-        source = self.source((*at, "source"), entry.source or model)
-        if entry.revision is not None:
-            if source.revision not in (None, entry.revision):
-                raise self.fail(
-                    (*at, "revision"), f"revision and source of {model} name different revisions; keep one."
-                )
-            source = source.model_copy(update={"revision": entry.revision})
+        source = self.revised(at, model, entry)
         tier = entry.tier or defaults.tier
-        if tier is not None and tier not in tiers:
-            raise self.unknown_tier((*at, "tier"), tier, tiers)
-        if tier is not None and entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
-            text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
-            raise self.fail((*at, "min_vram_gb"), f"{text}; choose a larger tier.")
+        if tier is not None:
+            self.check_tier(at, entry, tier, tiers)
         self.check_family(at, model, entry)
-        for name, value in entry.limits.items():
-            if name not in LIMIT_KEYS:
-                raise self.fail((*at, "limits", name), f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
-            if value < 1 or value != int(value):
-                raise self.fail(
-                    (*at, "limits", name), f"limits.{name} must be a whole number from 1 up; {value:g} was written."
-                )
+        self.check_limits(at, entry.limits)
         spec = ModelSpec(
             **{name: getattr(entry, name) for name in _SHARED},
             id=model,
@@ -192,6 +177,32 @@ class _Reading:
             where = ("defaults",) if error.field in spec.defaults else ("lightning", "defaults")
             raise self.fail((*at, *where, error.field or ""), error.message) from error
         return spec
+
+    def revised(self, at: _KeyPath, model: str, entry: Entry) -> ModelSource:
+        """An entry's source, at the revision that either of its two fields names."""
+        source = self.source((*at, "source"), entry.source or model)
+        if entry.revision is None:
+            return source
+        if source.revision not in (None, entry.revision):
+            raise self.fail((*at, "revision"), f"revision and source of {model} name different revisions; keep one.")
+        return source.model_copy(update={"revision": entry.revision})
+
+    def check_tier(self, at: _KeyPath, entry: Entry, tier: str, tiers: Mapping[str, Tier]) -> None:
+        """A model's tier is one of the file, and large enough."""
+        if tier not in tiers:
+            raise self.unknown_tier((*at, "tier"), tier, tiers)
+        if entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
+            text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
+            raise self.fail((*at, "min_vram_gb"), f"{text}; choose a larger tier.")
+
+    def check_limits(self, at: _KeyPath, limits: Mapping[str, float]) -> None:
+        """Limits have known names, and are whole numbers from 1 up."""
+        for name, value in limits.items():
+            where = (*at, "limits", name)
+            if name not in LIMIT_KEYS:
+                raise self.fail(where, f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
+            if value < 1 or value != int(value):
+                raise self.fail(where, f"limits.{name} must be a whole number from 1 up; {value:g} was written.")
 
     def check_family(self, at: _KeyPath, model: str, entry: Entry) -> None:
         """The declared architecture and tasks must be in the table."""

@@ -30,35 +30,11 @@ _WORKFLOWS = (b'"class_type"', b'"last_node_id"', b'"last_link_id"', b'"nodes"')
 
 def name_unsupported(prefix: bytes, name: str) -> WorkerError:
     """Return the error that says what the file is instead, and what to do. `prefix` is best 512 bytes or more."""
-    head = prefix.lstrip().lower()
-    suffix = "." + name.lower().rpartition(".")[2]
-    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        return CorruptFile(
-            f"{name} is an HTML page, not a model: the link needs a login or a token, or leads to a web page."
-        )
-    if prefix.startswith(b"version https://git-lfs"):
-        return CorruptFile(f"{name} is a git-LFS pointer, not the weights; fetch the file itself (git lfs pull).")
-    if prefix.startswith(b"PK"):
-        return _zip(prefix, name, suffix)
-    if _is_bare_pickle(prefix):
-        return UnsafeFormat(f"{name} is a Python pickle, which can run code; {_CONVERT}.")
-    for magic, what in _ARCHIVES.items():
-        if prefix.startswith(magic):
-            return _archive(name, what)
-    if prefix[257:262] == b"ustar":
-        return _archive(name, "tar")
-    for magic, what in _PICTURES.items():
-        if prefix.startswith(magic):
-            return UnsupportedModel(f"{name} is a {what} picture, not a model.")
-    if prefix.startswith(b"RIFF") and prefix[8:12] in _RIFFS:
-        return UnsupportedModel(f"{name} is {_RIFFS[prefix[8:12]]}, not a model.")
-    if prefix[4:8] == b"ftyp":
-        return UnsupportedModel(f"{name} is a video, not a model.")
-    if head.startswith((b"{", b"[")):
-        return _json(prefix, name)
-    if len(prefix) < 9:
-        return CorruptFile(f"{name} is truncated: a file of {len(prefix)} bytes holds no header; download it again.")
-    other = next((what for magic, what in _OTHERS if prefix.startswith(magic)), None) or _SUFFIXES.get(suffix)
+    for look in (_answer, _container, _medium, _document):
+        error = look(prefix, name)
+        if error is not None:
+            return error
+    other = next((what for magic, what in _OTHERS if prefix.startswith(magic)), None) or _SUFFIXES.get(_suffix(name))
     if other is None and prefix[:1] == b"\x08" and (b"pytorch" in prefix[:64] or b"onnx" in prefix[:256].lower()):
         other = "an ONNX model"  # protobuf: field 1 is the version, field 2 who wrote it
     if other is not None:
@@ -66,6 +42,54 @@ def name_unsupported(prefix: bytes, name: str) -> WorkerError:
     if _is_text(prefix):
         return UnsupportedModel(f"{name} is a text, not weights; name the weight file itself.")
     return UnsupportedModel(f"{name} is not a safetensors file; use a model in the safetensors format.")
+
+
+def _answer(prefix: bytes, name: str) -> WorkerError | None:
+    """Name what a source gave in the file's place."""
+    if prefix.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return CorruptFile(
+            f"{name} is an HTML page, not a model: the link needs a login or a token, or leads to a web page."
+        )
+    if prefix.startswith(b"version https://git-lfs"):
+        return CorruptFile(f"{name} is a git-LFS pointer, not the weights; fetch the file itself (git lfs pull).")
+    return None
+
+
+def _container(prefix: bytes, name: str) -> WorkerError | None:
+    """Name a pickle or an archive."""
+    if prefix.startswith(b"PK"):
+        return _zip(prefix, name, _suffix(name))
+    if _is_bare_pickle(prefix):
+        return UnsafeFormat(f"{name} is a Python pickle, which can run code; {_CONVERT}.")
+    kind = next((kind for magic, kind in _ARCHIVES.items() if prefix.startswith(magic)), None)
+    if kind is None and prefix[257:262] == b"ustar":
+        kind = "tar"
+    return _archive(name, kind) if kind else None
+
+
+def _medium(prefix: bytes, name: str) -> WorkerError | None:
+    """Name an image, a video or a sound."""
+    for magic, what in _PICTURES.items():
+        if prefix.startswith(magic):
+            return UnsupportedModel(f"{name} is a {what} picture, not a model.")
+    if prefix.startswith(b"RIFF") and prefix[8:12] in _RIFFS:
+        return UnsupportedModel(f"{name} is {_RIFFS[prefix[8:12]]}, not a model.")
+    if prefix[4:8] == b"ftyp":
+        return UnsupportedModel(f"{name} is a video, not a model.")
+    return None
+
+
+def _document(prefix: bytes, name: str) -> WorkerError | None:
+    """Name a JSON text, or a file too short for any header."""
+    if prefix.lstrip().startswith((b"{", b"[")):
+        return _json(prefix, name)
+    if len(prefix) < 9:
+        return CorruptFile(f"{name} is truncated: a file of {len(prefix)} bytes holds no header; download it again.")
+    return None
+
+
+def _suffix(name: str) -> str:
+    return "." + name.lower().rpartition(".")[2]
 
 
 def is_pickle(prefix: bytes) -> bool:
