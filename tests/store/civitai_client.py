@@ -15,7 +15,7 @@ from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
 from worker.store.refs import parse_reference
-from worker.store.remote_header import HeaderParser
+from worker.store.remote_header import HeaderReader
 from worker.store.transfer import Patience
 
 TOKEN = "canary-civitai-token"
@@ -34,8 +34,7 @@ class Client:
         client = net.Client({**civitai_hosts(site.origin, token), site.storage.origin: None})
         cache = VolumeCache(folder, patience=Patience(attempts=2, backoff_s=0.01))
         api = CivitaiApi(client, site.origin, has_token=token is not None)
-        parser = HeaderParser(header_end, parse_header)
-        self.source = CivitAI(cache, client, api, read_header=read_header, parser=parser, **options)
+        self.source = CivitAI(cache, client, api, HeaderReader(header_end, parse_header, read_header), **options)
 
     def peek(self, reference: str):
         return self.source.peek(parse_reference(reference), None)

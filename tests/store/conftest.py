@@ -20,9 +20,10 @@ from worker.core.result import Progress
 from worker.net import client as net
 from worker.store import hub_errors
 from worker.store.cache import VolumeCache
+from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.refs import parse_reference
-from worker.store.remote_header import HeaderParser
+from worker.store.remote_header import HeaderReader
 
 COMPONENTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -114,15 +115,16 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 class Client:
     """A HuggingFaceHub, with what a test reads of it."""
 
-    def __init__(self, endpoint: str, cache: Path, *, baked=(), limits=None, **options) -> None:
+    def __init__(
+        self, endpoint: str, cache: Path, *, baked=(), limits=None, token=None, offline=False, **options
+    ) -> None:
         self.cache = cache
         self.volume = VolumeCache(cache, lookup=baked, patience=QUICK, **TIMES, **(limits or {}))
         cdn = endpoint.replace("127.0.0.1", "localhost")
-        client = net.Client({endpoint: options.get("token"), cdn: None})
-        parser = HeaderParser(header_end, parse_header)
-        self.store = HuggingFaceHub(
-            self.volume, client, read_header=read_header, parser=parser, endpoint=endpoint, **options
-        )
+        client = net.Client({endpoint: token, cdn: None})
+        headers = HeaderReader(header_end, parse_header, read_header)
+        listings = HubListings(endpoint, token, offline=offline)
+        self.store = HuggingFaceHub(self.volume, client, listings, headers, **options)
         self.events: list[Progress] = []
 
     def ensure(self, reference: str, variant: str | None = None, stop: StopSignal | None = None) -> ModelFiles:

@@ -11,7 +11,7 @@ from worker.core.result import Progress
 from worker.net.client import Client
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry
-from worker.store.transfer import Patience, RemoteFile
+from worker.store.transfer import Fetch, Patience, RemoteFile
 
 QUICK = Patience(attempts=3, backoff_s=0.01, max_wait_s=0.3, silence_s=1.0)
 TIMES = {"beat_s": 0.1, "stale_s": 1.2}
@@ -19,8 +19,7 @@ TIMES = {"beat_s": 0.1, "stale_s": 1.2}
 
 def fetch(cache: VolumeCache, files: list[RemoteFile], events: list[Progress], entry: str, timeout_s: float) -> Entry:
     client = Client(allow_private=True)
-    stop = StopSignal(timeout_s)
-    return cache.fetch(entry, files, client, label="org/big", emit=events.append, stop=stop, refused=refused)
+    return cache.fetch(Fetch(entry, files, client, "org/big", events.append, StopSignal(timeout_s), refused))
 
 
 def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:

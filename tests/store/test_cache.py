@@ -191,18 +191,11 @@ class TestHousekeeping:
         from tests.store.fetching import refused
         from worker.core.job import StopSignal
         from worker.net.client import Client
+        from worker.store.transfer import Fetch
 
         shelf.put("model.bin", 100)
         details = {"base": "SDXL 1.0", "words": ["a", "b"], "n": None}
         client = Client(allow_private=True)
-        shelf.cache().fetch(
-            NAME,
-            [*shelf.files.values()],
-            client,
-            label="x",
-            emit=print,
-            stop=StopSignal(5),
-            refused=refused,
-            details=details,
-        )
+        files = [*shelf.files.values()]
+        shelf.cache().fetch(Fetch(NAME, files, client, "x", print, StopSignal(5), refused, details))
         assert shelf.cache().entry(NAME).details == details

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from tests.net.servers import RawServer, body, redirect, trickle
-from worker.catalog.formats.headers import header_end, parse_header
+from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, UnsafeFormat, UnsupportedModel
 from worker.core.model import TensorIndex
 from worker.net.client import Client
 from worker.store import remote_header
-from worker.store.remote_header import HeaderParser, read_remote_header
+from worker.store.remote_header import HeaderReader, read_remote_header
 from worker.store.transfer import RemoteFile
 
-PARSER = HeaderParser(header_end, parse_header)
+PARSER = HeaderReader(header_end, parse_header, read_header)
 SIZE_7_GB = 7_000_000_000
 
 
@@ -95,7 +95,10 @@ def test_a_header_that_tells_its_length_only_bit_by_bit_is_read_in_growing_steps
     def end(prefix: bytes, file_bytes: int, name: str) -> int:
         return length if len(prefix) >= length else min(4 * len(prefix), file_bytes)
 
-    parser = HeaderParser(end, lambda prefix, size, name: TensorIndex({}, {"read": f"{len(prefix)}"}, "gguf", size))
+    def parse(prefix: bytes, file_bytes: int, name: str) -> TensorIndex:
+        return TensorIndex({}, {"read": f"{len(prefix)}"}, "gguf", file_bytes)
+
+    parser = HeaderReader(end, parse, read_header)
     with RangeServer(b"GGUF" + bytes(length), 30_000_000, ranges=ranges) as server:
         file = RemoteFile("model.gguf", server.url())
         index = read_remote_header(Client(allow_private=True), file, parser, lambda *_: AccessDenied("no")).index

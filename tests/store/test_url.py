@@ -16,7 +16,7 @@ from worker.net import client as net
 from worker.store import remote_header
 from worker.store import url as module
 from worker.store.cache import VolumeCache
-from worker.store.remote_header import HeaderParser
+from worker.store.remote_header import HeaderReader
 from worker.store.transfer import Patience
 from worker.store.url import UrlFiles
 
@@ -79,9 +79,9 @@ class Client:
     def __init__(self, folder: Path, **options) -> None:
         self.folder = folder
         cache = VolumeCache(folder, patience=Patience(attempts=2, backoff_s=0.01))
-        parser = HeaderParser(header_end, parse_header)
+        headers = HeaderReader(header_end, parse_header, read_header)
         files = net.Client(allow_private=True)
-        self.source = UrlFiles(cache, files, read_header=read_header, parser=parser, **options)
+        self.source = UrlFiles(cache, files, headers, **options)
 
     def peek(self, url: str, sha256: str | None = None):
         return self.source.peek(ModelSource(scheme="url", locator=url, sha256=sha256), None)

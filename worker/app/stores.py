@@ -16,10 +16,11 @@ from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
+from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import LocalFolders
 from worker.store.lockfile import Lockfile, LockfileError
-from worker.store.remote_header import HeaderParser
+from worker.store.remote_header import HeaderReader
 from worker.store.store import Source, Store
 from worker.store.url import UrlFiles
 
@@ -38,35 +39,17 @@ def build_cache(settings: Settings) -> VolumeCache:
 def build_store(settings: Settings) -> Store:
     """Where models come from. Raises SettingsError for a lockfile that cannot be used."""
     cache, client = build_cache(settings), _client(settings)
-    parser = HeaderParser(header_end, parse_header)
-    pickles = settings.allow_pickles
+    pickles, offline = settings.allow_pickles, settings.offline
     read = partial(read_header, allow_pickles=pickles)
-    hub = HuggingFaceHub(
-        cache,
-        client,
-        lookup=_CACHED_MODELS,
-        shared=settings.hub_caches,
-        read_header=read,
-        parser=parser,
-        endpoint=settings.hf_endpoint,
-        token=_secret(settings.hf_token),
-        offline=settings.offline,
-        allow_pickles=pickles,
-    )
+    headers = HeaderReader(header_end, parse_header, read)
+    listings = HubListings(settings.hf_endpoint, _secret(settings.hf_token), offline=offline)
+    caches, shared = _CACHED_MODELS, settings.hub_caches
+    hub = HuggingFaceHub(cache, client, listings, headers, lookup=caches, shared=shared, allow_pickles=pickles)
     api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
-    civitai = CivitAI(
-        cache,
-        client,
-        api,
-        read_header=read,
-        parser=parser,
-        hosted_only=HOSTED_ONLY,
-        offline=settings.offline,
-        allow_pickles=pickles,
-    )
+    civitai = CivitAI(cache, client, api, headers, hosted_only=HOSTED_ONLY, offline=offline, allow_pickles=pickles)
     # What callers link to is asked for without any token, and without the endpoints' leave to be private.
     anonymous = Client(allow_private=settings.allow_private_urls)
-    files = UrlFiles(cache, anonymous, read_header=read_header, parser=parser, offline=settings.offline)
+    files = UrlFiles(cache, anonymous, HeaderReader(header_end, parse_header, read_header), offline=offline)
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
     folders = LocalFolders(roots, read, allow_pickles=pickles)
     schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}

@@ -20,22 +20,18 @@ changed on disk is noticed by size or time and hashed again; what is wrong is re
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import JsonValue
-
-from worker.core.job import StopSignal
-from worker.core.result import Emit
-from worker.net.client import Client
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
 from worker.store.meter import ByteMeter, run_all
-from worker.store.transfer import Download, Patience, Refused, RemoteFile, disk_errors
+from worker.store.transfer import Download, Fetch, Patience, RemoteFile, disk_errors
 
 _POLL_S = 0.2
+_WORKERS = 4  # files that are fetched at a time
 
 
 class VolumeCache:
@@ -52,7 +48,6 @@ class VolumeCache:
         lookup: Iterable[Path] = (),
         max_bytes: int | None = None,
         reserve_bytes: int = RESERVE_BYTES,
-        workers: int = 4,
         patience: Patience | None = None,
         beat_s: float = BEAT_S,
         stale_s: float = STALE_S,
@@ -61,7 +56,6 @@ class VolumeCache:
         self._entries = Entries(root)
         self._lookup = tuple(Entries(path, read_only=True) for path in lookup)
         self._janitor = Janitor(root, self._entries, max_bytes=max_bytes, reserve_bytes=reserve_bytes)
-        self._workers = workers
         self._patience = patience or Patience()
         self._beat_s, self._stale_s = beat_s, stale_s
 
@@ -98,72 +92,49 @@ class VolumeCache:
 
     # Fetching
 
-    def fetch(
-        self,
-        name: str,
-        files: Sequence[RemoteFile],
-        client: Client,
-        *,
-        label: str,
-        emit: Emit,
-        stop: StopSignal,
-        refused: Refused,
-        details: Mapping[str, JsonValue] | None = None,
-    ) -> Entry:
-        """The entry with all of `files`, transferred where no blob of theirs is on the volume. Blocking.
+    def fetch(self, fetch: Fetch) -> Entry:
+        """The entry with all of its files, transferred where no blob of theirs is on the volume. Blocking.
 
-        `label` is what progress and errors call it. Raises what `refused` makes of an HTTP refusal or of an HTML page
-        in a file's place, CorruptFile, DiskFull, SourceUnavailable, JobTimeout, JobCancelled.
+        Raises what `fetch.refused` makes of an HTTP refusal or of an HTML page in a file's place, CorruptFile,
+        DiskFull, SourceUnavailable, JobTimeout, JobCancelled.
         """
-        kept = self.entry(name, stop.check)
-        if kept is not None and _covers(kept, files):
+        kept = self.entry(fetch.name, fetch.stop.check)
+        if kept is not None and _covers(kept, fetch.files):
             return kept
-        with disk_errors(label):
-            return self._fetch(name, files, client, label, emit, stop, refused, details or {})
+        with disk_errors(fetch.label):
+            return self._fetch(fetch)
 
-    def _fetch(
-        self,
-        name: str,
-        files: Sequence[RemoteFile],
-        client: Client,
-        label: str,
-        emit: Emit,
-        stop: StopSignal,
-        refused: Refused,
-        details: Mapping[str, JsonValue],
-    ) -> Entry:
-        paths = {file.name: self._entries.path_of(name, file.name) for file in files}
+    def _fetch(self, fetch: Fetch) -> Entry:
         self._janitor.sweep_now_and_then()
-        meter = ByteMeter(label, {file.name: file.size for file in files if file.size is not None}, emit, stop)
+        sizes = {file.name: file.size for file in fetch.files if file.size is not None}
+        meter = ByteMeter(fetch.label, sizes, fetch.emit, fetch.stop)
         try:
             while True:
                 meter.check()
-                found = self._on_volume(files, paths, meter)
+                found = self._on_volume(fetch, meter)
                 # The largest first: what begins last should not be what takes longest.
-                missing = sorted((file for file in files if file.name not in found), key=lambda file: -(file.size or 0))
-                self._janitor.make_room(
-                    sum(self._left(file) for file in missing), label, keep=[file.sha256 for file in found.values()]
+                missing = sorted(
+                    (file for file in fetch.files if file.name not in found), key=lambda file: -(file.size or 0)
                 )
+                needed = sum(self._left(file) for file in missing)
+                self._janitor.make_room(needed, fetch.label, keep=[file.sha256 for file in found.values()])
 
                 def obtaining(file: RemoteFile, found: dict[str, EntryFile] = found) -> Callable[[], None]:
-                    path = paths[file.name]
-                    return lambda: found.update({file.name: self._obtain(file, path, client, label, refused, meter)})
+                    return lambda: found.update({file.name: self._obtain(fetch, file, meter)})
 
-                run_all(map(obtaining, missing), stop, self._workers)
-                entry = self._entries.publish(name, found, details)
+                run_all(map(obtaining, missing), fetch.stop, _WORKERS)
+                entry = self._entries.publish(fetch.name, found, fetch.details)
                 # What was here already may have been evicted while the rest was fetched: rare, and healed by a turn.
                 if all(file.path.is_file() for file in found.values()):
                     return replace(entry, bytes_downloaded=meter.received)
         finally:
             meter.close()
 
-    def _on_volume(
-        self, files: Sequence[RemoteFile], paths: Mapping[str, Path], meter: ByteMeter
-    ) -> dict[str, EntryFile]:
-        """Those of `files` whose content lies here and is right."""
+    def _on_volume(self, fetch: Fetch, meter: ByteMeter) -> dict[str, EntryFile]:
+        """Those of the files whose content lies here and is right."""
         known = {file.sha256: file.mtime_ns for entry in self._entries.all() for file in entry.files.values()}
         found: dict[str, EntryFile] = {}
-        for file in files:
+        for file in fetch.files:
             noted = self._note(file.key) if file.git_sha1 else None
             sha256 = file.sha256 or (noted[0] if noted else None)
             blob = self.root / "blobs" / (sha256 or "none")
@@ -171,17 +142,16 @@ class VolumeCache:
                 continue
             size = blob.stat().st_size if file.size is None else file.size
             # What no manifest vouches for (its download was killed before the last file) is hashed.
-            here = EntryFile(paths[file.name], size, sha256, known.get(sha256, -1))
+            here = EntryFile(self._entries.path_of(fetch.name, file.name), size, sha256, known.get(sha256, -1))
             checked = self._entries.recheck(here, meter.check)
             if checked is not None:
                 found[file.name] = checked
                 meter.finished(file.name)
         return found
 
-    def _obtain(
-        self, file: RemoteFile, path: Path, client: Client, label: str, refused: Refused, meter: ByteMeter
-    ) -> EntryFile:
+    def _obtain(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter) -> EntryFile:
         """`file` as a blob: fetched by us, or by whoever else is at it already."""
+        path = self._entries.path_of(fetch.name, file.name)
         before = self._note(file.key)
         lease = Lease(self.root / "leases" / file.key, beat_s=self._beat_s, stale_s=self._stale_s)
         with lease:
@@ -195,22 +165,13 @@ class VolumeCache:
                     return published
                 if leads:
                     with contextlib.suppress(LeaseLost):
-                        return self._transfer(file, path, client, label, refused, meter, lease)
+                        return self._transfer(fetch, file, meter, lease)
                     lease.release()
                 else:
                     meter.advance(file.name, _size(self._part(file)))
                     time.sleep(_POLL_S)
 
-    def _transfer(
-        self,
-        file: RemoteFile,
-        path: Path,
-        client: Client,
-        label: str,
-        refused: Refused,
-        meter: ByteMeter,
-        lease: Lease,
-    ) -> EntryFile:
+    def _transfer(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter, lease: Lease) -> EntryFile:
         part = self._part(file)
         part.parent.mkdir(parents=True, exist_ok=True)
 
@@ -219,13 +180,11 @@ class VolumeCache:
             lease.check()
 
         download = Download(
+            fetch,
             file,
             part,
-            client,
-            label=label,
             check=check,
             advance=lambda done, received, size: meter.advance(file.name, done, received, size),
-            refused=refused,
             patience=self._patience,
         )
         sha256, size = download.run()
@@ -242,6 +201,7 @@ class VolumeCache:
         _sync_folder(blob.parent)
         if file.sha256 is None:
             write_atomically(self.root / "digests" / file.key, f"{sha256} {size}")
+        path = self._entries.path_of(fetch.name, file.name)
         return EntryFile(path, size, sha256, blob.stat().st_mtime_ns)
 
     def _published(self, file: RemoteFile, path: Path, before: tuple[str, int] | None) -> EntryFile | None:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Collection
 from pathlib import PurePosixPath
 
+from pydantic import JsonValue
+
 from worker.core.errors import SourceUnavailable
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
@@ -16,11 +18,10 @@ from worker.store.civitai_api import ATTEMPTS, CivitaiApi
 from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, check_file, check_version, choose_file
 from worker.store.entries import Entry, EntryFile
 from worker.store.hub_listing import declaration_details, remembered_declaration
-from worker.store.local import ReadHeader
 from worker.store.lockfile import LockedFile, LockedModel, locked_from_disk
 from worker.store.meter import run_all
-from worker.store.remote_header import HeaderParser, read_remote_header
-from worker.store.transfer import RemoteFile
+from worker.store.remote_header import HeaderReader, read_remote_header
+from worker.store.transfer import Fetch, RemoteFile
 
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a site that just did not answer
 _MAX_HEADERS = 64
@@ -35,15 +36,13 @@ class CivitAI:
         cache: VolumeCache,
         client: Client,
         api: CivitaiApi,
+        headers: HeaderReader,
         *,
-        read_header: ReadHeader,
-        parser: HeaderParser,
         hosted_only: Collection[str] = (),
         offline: bool = False,
         allow_pickles: bool = False,
     ) -> None:
-        self._cache, self._client, self._api = cache, client, api
-        self._read_header, self._parser = read_header, parser
+        self._cache, self._client, self._api, self._headers = cache, client, api, headers
         self._hosted_only = frozenset(hosted_only)
         self._offline, self._allow_pickles = offline, allow_pickles
         self._outlines: dict[int, tuple[RemoteFile, Outline]] = {}  # by the number of the file
@@ -58,7 +57,7 @@ class CivitAI:
             if isinstance(listed, CivitaiVersion):
                 return self._peek_listed(listed, self._choose(listed, source))[1]
             kept = listed
-        header = self._read_header(_only(kept).path)
+        header = self._headers.read(_only(kept).path)
         declared = remembered_declaration(kept.details.get("declared"))
         return Outline({}, header, header.weight_bytes, _version_of(kept), declared)
 
@@ -149,7 +148,7 @@ class CivitAI:
         remote = self._api.download(version, file, _file_name(file))
         if file.format == "PickleTensor":  # where it is allowed at all: what is in it shows when it is here
             return remote, Outline(revision=str(version.id), declared=version.declared)
-        header = read_remote_header(self._client, remote, self._parser, self._api.refused(version)).index
+        header = read_remote_header(self._client, remote, self._headers, self._api.refused(version)).index
         sized = RemoteFile(remote.name, remote.url, header.file_bytes, file.sha256)
         outline = Outline({}, header, header.weight_bytes, str(version.id), version.declared)
         with self._guard:
@@ -166,16 +165,11 @@ class CivitAI:
             peeked: list[tuple[RemoteFile, Outline]] = []
             run_all([lambda: peeked.append(self._peek_listed(version, file))], stop)
             remote = peeked[0][0]
-            entry = self._cache.fetch(
-                name,
-                [RemoteFile(remote.name, remote.url, remote.size, source.sha256 or remote.sha256)],
-                self._client,
-                label=version.label,
-                emit=emit,
-                stop=stop,
-                refused=self._api.refused(version),
-                details={"version": str(version.id), "declared": declaration_details(version.declared)},
-            )
+            files = [RemoteFile(remote.name, remote.url, remote.size, source.sha256 or remote.sha256)]
+            declared = declaration_details(version.declared)
+            details: dict[str, JsonValue] = {"version": str(version.id), "declared": declared}
+            refused = self._api.refused(version)
+            entry = self._cache.fetch(Fetch(name, files, self._client, version.label, emit, stop, refused, details))
         self._cache.note_revision(_key(source), name)
         return entry
 

@@ -35,8 +35,9 @@ class Listing:
 class HubListings:
     """Asks the Hub for listings, and remembers them for ten minutes. Blocking; safe to use from several threads."""
 
-    def __init__(self, endpoint: str, token: str | None, *, offline: bool) -> None:
-        self._endpoint, self._token, self._offline = endpoint.rstrip("/"), token, offline
+    def __init__(self, endpoint: str, token: str | None = None, *, offline: bool = False) -> None:
+        self.offline = offline
+        self._endpoint, self._token = endpoint.rstrip("/"), token
         self._listings: dict[tuple[str, str | None], Listing] = {}
         self._guard = threading.Lock()
 
@@ -49,7 +50,7 @@ class HubListings:
         """The listing of `source` at its revision. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
         if remembered := self.remembered(source):
             return remembered
-        if self._offline:
+        if self.offline:
             raise SourceUnavailable(
                 f"{source.locator} is not in the cache and this worker is offline; "
                 "unset OFFLINE, or put the model on the volume.",

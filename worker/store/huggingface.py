@@ -19,10 +19,10 @@ from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
 from worker.store.hub_errors import ATTEMPTS, refused_by_hub
 from worker.store.hub_listing import HubListings, Listing, declaration_details, remembered_declaration
-from worker.store.local import ReadHeader, read_json, read_outline
+from worker.store.local import read_json, read_outline
 from worker.store.lockfile import LockedFile, LockedModel
 from worker.store.meter import run_all
-from worker.store.remote_header import HeaderParser, read_remote_header
+from worker.store.remote_header import HeaderReader, read_remote_header
 from worker.store.selection import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -39,7 +39,7 @@ from worker.store.selection import (
     pipeline_files,
     single_file,
 )
-from worker.store.transfer import RemoteFile, digest_of
+from worker.store.transfer import Fetch, RemoteFile, digest_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a Hub that just did not answer
@@ -63,21 +63,16 @@ class HuggingFaceHub:
         self,
         cache: VolumeCache,
         client: Client,
+        listings: HubListings,
+        headers: HeaderReader,
         *,
         lookup: Iterable[Path] = (),
         shared: Iterable[Path] = (),
-        read_header: ReadHeader,
-        parser: HeaderParser,
-        endpoint: str = "https://huggingface.co",
-        token: str | None = None,
-        offline: bool = False,
         allow_pickles: bool = False,
     ) -> None:
-        self._cache, self._client = cache, client
+        self._cache, self._client, self._listings, self._headers = cache, client, listings, headers
         self._lookup, self._shared = tuple(lookup), tuple(shared)
-        self._read_header, self._parser = read_header, parser
-        self._offline, self._allow_pickles = offline, allow_pickles
-        self._listings = HubListings(endpoint, token, offline=offline)
+        self._allow_pickles = allow_pickles
         self._outages: dict[tuple[str, str | None], float] = {}  # when the Hub last failed to describe this
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
@@ -131,7 +126,7 @@ class HuggingFaceHub:
         if baked and (files := self._finished(source, baked, variant, stop)):
             return files
         key = (source.locator, source.revision)
-        if self._offline or time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S:
+        if self._listings.offline or time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S:
             return self._kept(source, variant, stop)
         if source.revision and _COMMIT.fullmatch(source.revision):
             return self._finished(source, source.revision, variant, stop)
@@ -170,12 +165,12 @@ class HuggingFaceHub:
         entry = self._cache.entry(_name(source, files.revision or "", variant))
         declared = remembered_declaration(entry.details.get("declared")) if entry else None
         if files.is_single_file:
-            index, beside = self._read_header(files.root), files.root.with_name(ADAPTER_CONFIG)
+            index, beside = self._headers.read(files.root), files.root.with_name(ADAPTER_CONFIG)
             configs = {ADAPTER_CONFIG: read_json(beside)} if beside.is_file() else {}
             return Outline(configs, index, index.weight_bytes, files.revision, declared)
         outline = read_outline(files.root, files.variant, allow_pickles=self._allow_pickles)
         weights = [] if MODEL_INDEX in outline.configs else _weights_in(files.root)
-        header = self._read_header(weights[0]) if len(weights) == 1 else None
+        header = self._headers.read(weights[0]) if len(weights) == 1 else None
         total = header.weight_bytes if header else outline.weight_bytes
         return Outline(outline.configs, header, total, files.revision, declared)
 
@@ -216,7 +211,7 @@ class HuggingFaceHub:
         return Outline(configs, header, header.weight_bytes, listing.commit, listing.declared)
 
     def _remote_header(self, source: ModelSource, file: RemoteFile) -> TensorIndex:
-        return read_remote_header(self._client, file, self._parser, refused_by_hub(source)).index
+        return read_remote_header(self._client, file, self._headers, refused_by_hub(source)).index
 
     def _configs(self, source: ModelSource, listing: Listing, stop: StopSignal) -> Configs:
         """The JSON files that say what the repository is, by their names below the subfolder."""
@@ -308,16 +303,8 @@ class HuggingFaceHub:
         stop: StopSignal,
         details: Mapping[str, JsonValue] | None = None,
     ) -> Entry:
-        return self._cache.fetch(
-            name,
-            files,
-            self._client,
-            label=source.locator,
-            emit=emit,
-            stop=stop,
-            refused=refused_by_hub(source),
-            details=details,
-        )
+        refused = refused_by_hub(source)
+        return self._cache.fetch(Fetch(name, files, self._client, source.locator, emit, stop, refused, details or {}))
 
 
 def _name(source: ModelSource, revision: str | None, variant: str | None) -> str:

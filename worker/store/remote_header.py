@@ -13,6 +13,7 @@ from worker.core.errors import AccessDenied, CorruptFile, SourceUnavailable, Wor
 from worker.core.model import TensorIndex
 from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl, seconds_left
+from worker.store.local import ReadHeader
 from worker.store.transfer import Refused, RemoteFile
 
 GUESS_BYTES = 256 * 2**10  # the headers of half of all checkpoints, and of nearly every LoRA, are shorter
@@ -25,12 +26,14 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class HeaderParser:
+class HeaderReader:
     """How a header is read: `end(prefix, file_bytes, name)` says how many leading bytes hold it, or how many to ask
-    with again; `parse` reads that many. Both raise CorruptFile, UnsafeFormat or UnsupportedModel."""
+    with again; `parse` reads that many; `read` reads that of a file on disk. All raise CorruptFile, UnsafeFormat or
+    UnsupportedModel."""
 
     end: Callable[[bytes, int, str], int]
     parse: Callable[[bytes, int, str], TensorIndex]
+    read: ReadHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +44,17 @@ class RemoteHeader:
     answered: Mapping[str, str]
 
 
-def read_remote_header(client: Client, file: RemoteFile, parser: HeaderParser, refused: Refused) -> RemoteHeader:
+def read_remote_header(client: Client, file: RemoteFile, reader: HeaderReader, refused: Refused) -> RemoteHeader:
     """Read the header of `file`. Blocking, for a minute at most.
 
-    Raises what `refused` makes of a refusal or of an HTML page, what `parser` makes of a file that is no model,
+    Raises what `refused` makes of a refusal or of an HTML page, what `reader` makes of a file that is no model,
     SourceUnavailable for a server that fails or stalls, AccessDenied for a link that leads where it may not.
     """
-    reading = _Reading(client, file, parser, refused)
+    reading = _Reading(client, file, reader, refused)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return reading.run()
-        except WorkerError as error:  # the parser's, which knows of no request
+        except WorkerError as error:  # the reader's, which knows of no request
             error.field = error.field or "model"
             raise
         except RefusedUrl as error:
@@ -68,8 +71,8 @@ def read_remote_header(client: Client, file: RemoteFile, parser: HeaderParser, r
 class _Reading:
     """The bytes of one header so far. A second run goes on where the first one broke off."""
 
-    def __init__(self, client: Client, file: RemoteFile, parser: HeaderParser, refused: Refused) -> None:
-        self._client, self._file, self._parser, self._refused = client, file, parser, refused
+    def __init__(self, client: Client, file: RemoteFile, reader: HeaderReader, refused: Refused) -> None:
+        self._client, self._file, self._reader, self._refused = client, file, reader, refused
         self._prefix = bytearray()
         self._size = 0
         self._etag: str | None = None
@@ -90,9 +93,9 @@ class _Reading:
                 self._accept(answer)
                 while True:
                     self._fill(answer, wanted)
-                    wanted = self._parser.end(bytes(self._prefix), self._size, self._file.name)
+                    wanted = self._reader.end(bytes(self._prefix), self._size, self._file.name)
                     if wanted <= len(self._prefix):
-                        index = self._parser.parse(bytes(self._prefix), self._size, self._file.name)
+                        index = self._reader.parse(bytes(self._prefix), self._size, self._file.name)
                         return RemoteHeader(index, answer.headers)
                     if answer.status == 206:
                         break  # the rest by another request; a whole file is simply read on
@@ -109,19 +112,7 @@ class _Reading:
         is_page = answer.headers.get("content-type", "").startswith("text/html")
         if answer.status not in {200, 206} or is_page:
             raise self._refused(self._file, 200 if answer.status == 206 else answer.status, answer.headers)
-        if answer.status == 200:
-            self._prefix.clear()
-            if answer.length is None and self._file.size is None:
-                raise CorruptFile(
-                    f"{self._file.name}: its server does not say how long it is; download the file to the volume and "
-                    "use file:/path.",
-                    field="model",
-                )
-            self._size = answer.length if answer.length is not None else self._file.size or 0
-        elif match is None or match[1] is None or int(match[1]) != len(self._prefix):
-            raise ConnectionError("its server answered another range than was asked for")
-        else:
-            self._size = int(match[2])
+        self._size = self._whole(answer) if answer.status == 200 else self._range(match)
         self._etag = answer.headers.get("etag")
         if self._file.size is not None and self._size != self._file.size:
             raise CorruptFile(
@@ -129,6 +120,24 @@ class _Reading:
                 "send the job again in a minute.",
                 field="model",
             )
+
+    def _whole(self, answer: Response) -> int:
+        """Begin anew with an answer that is the file from its first byte; returns how long that is."""
+        self._prefix.clear()
+        size = answer.length if answer.length is not None else self._file.size
+        if size is None:
+            raise CorruptFile(
+                f"{self._file.name}: its server does not say how long it is; download the file to the volume and "
+                "use file:/path.",
+                field="model",
+            )
+        return size
+
+    def _range(self, match: re.Match[str] | None) -> int:
+        """How long the whole file is, by the range that an answer holds. Raises ConnectionError for another range."""
+        if match is None or match[1] is None or int(match[1]) != len(self._prefix):
+            raise ConnectionError("its server answered another range than was asked for")
+        return int(match[2])
 
     def _fill(self, answer: Response, wanted: int) -> None:
         if answer.status == 416:

@@ -5,12 +5,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from worker.core.errors import AccessDenied, CorruptFile, DiskFull, SourceUnavailable, WorkerError
+from worker.core.job import StopSignal
+from worker.core.result import Emit
 from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl
 
@@ -48,6 +52,20 @@ Refused = Callable[[RemoteFile, int, Mapping[str, str]], WorkerError]
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """An entry to be fetched, and on whose behalf: `label` is what progress and errors call it."""
+
+    name: str  # of the entry
+    files: Sequence[RemoteFile]
+    client: Client
+    label: str
+    emit: Emit
+    stop: StopSignal
+    refused: Refused
+    details: Mapping[str, JsonValue] = field(default_factory=dict)  # what the entry's manifest is to remember
+
+
+@dataclass(frozen=True, slots=True)
 class Patience:
     """How long a server is borne with. `attempts` are those in a row that bring not one byte; seconds otherwise."""
 
@@ -78,19 +96,17 @@ class Download:
 
     def __init__(
         self,
+        fetch: Fetch,
         file: RemoteFile,
         part: Path,
-        client: Client,
         *,
-        label: str,
         check: Callable[[], None],
         advance: Callable[[int, int, int | None], None],
-        refused: Refused,
         patience: Patience,
     ) -> None:
-        self._file, self._part, self._client = file, part, client
-        self._label = label
-        self._check, self._advance, self._refused = check, advance, refused
+        self._file, self._part, self._client = file, part, fetch.client
+        self._label, self._refused = fetch.label, fetch.refused
+        self._check, self._advance = check, advance
         self._patience = patience
         self._etag_note = part.with_suffix(".etag")
         self._hash = hashlib.sha256()
@@ -180,6 +196,11 @@ class Download:
             offset, total = start, match[2]
         elif start:
             self.discard()
+        self._note(headers, total)
+        return offset
+
+    def _note(self, headers: Mapping[str, str], total: str) -> None:
+        """Remember what the server says of the whole file: its size, and the ETag where no digest is known."""
         if total.isdecimal() and "content-encoding" not in headers:
             if self._total is not None and int(total) != self._total:
                 raise _Damaged
@@ -187,7 +208,6 @@ class Download:
         etag = headers.get("etag", "")
         if etag and not etag.startswith("W/") and not self._is_addressed:
             self._etag_note.write_text(etag)
-        return offset
 
     def _write(self, answer: Response, offset: int) -> None:
         self._check()  # whoever was suspended until now may have lost the part to another

@@ -22,10 +22,9 @@ from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry, EntryFile
-from worker.store.local import ReadHeader
 from worker.store.meter import run_all
-from worker.store.remote_header import HeaderParser, read_remote_header
-from worker.store.transfer import RemoteFile
+from worker.store.remote_header import HeaderReader, read_remote_header
+from worker.store.transfer import Fetch, RemoteFile
 
 MEMORY_S = 600.0  # how long an answer counts before the server is asked again
 _TIMEOUT_S = 15.0
@@ -50,17 +49,8 @@ class _Seen:
 class UrlFiles:
     """Files by URL, fetched into `cache`. `client` holds no token: none is for a host that a caller names."""
 
-    def __init__(
-        self,
-        cache: VolumeCache,
-        client: Client,
-        *,
-        read_header: ReadHeader,
-        parser: HeaderParser,
-        offline: bool = False,
-    ) -> None:
-        self._cache, self._client = cache, client
-        self._read_header, self._parser = read_header, parser
+    def __init__(self, cache: VolumeCache, client: Client, headers: HeaderReader, *, offline: bool = False) -> None:
+        self._cache, self._client, self._headers = cache, client, headers
         self._offline = offline
         self._seen: dict[str, _Seen] = {}
         self._confirmed: dict[str, float] = {}  # when a copy was last found to be what its server has
@@ -69,7 +59,7 @@ class UrlFiles:
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
         """The file's header, and its name as the only thing that is declared. Never weights."""
         kept = self._current(source)
-        header = self._read_header(_only(kept).path) if kept else self._look(source).index
+        header = self._headers.read(_only(kept).path) if kept else self._look(source).index
         return Outline({}, header, header.weight_bytes, declared=Declaration(name=_title(source)))
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
@@ -131,7 +121,7 @@ class UrlFiles:
         if seen is not None and time.monotonic() - seen.at < MEMORY_S:
             return seen
         remote = RemoteFile(_title(source), source.locator)
-        header = read_remote_header(self._client, remote, self._parser, _refused)
+        header = read_remote_header(self._client, remote, self._headers, _refused)
         seen = _Seen(header.index, _validators(header.answered), time.monotonic())
         with self._guard:
             if len(self._seen) >= _MAX_REMEMBERED:
@@ -147,14 +137,7 @@ class UrlFiles:
         file = RemoteFile(f"{stem or 'model'}{suffix}", source.locator, seen.index.file_bytes, source.sha256)
         try:
             entry = self._cache.fetch(
-                name,
-                [file],
-                self._client,
-                label=_title(source),
-                emit=emit,
-                stop=stop,
-                refused=_refused,
-                details=dict(seen.validators),
+                Fetch(name, [file], self._client, _title(source), emit, stop, _refused, dict(seen.validators))
             )
         except CorruptFile:
             self._seen.pop(source.locator, None)  # perhaps it was replaced between the two looks at it
