@@ -20,6 +20,8 @@ class RawServer:
         self.port: int = self._socket.getsockname()[1]
         self.heads: list[str] = []
         self.connections = 0
+        self.answered = 0
+        """Answers that were sent to their end."""
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -47,6 +49,7 @@ class RawServer:
             head = connection.recv(65_536).decode("latin-1")
             self.heads.append(head)
             self._answer(connection, head.split(" ")[1] if " " in head else "")
+            self.answered += 1
         except OSError:
             pass
         finally:
@@ -75,5 +78,17 @@ def trickle(start: bytes, drop: bytes = b"x", pause: float = 0.05) -> Answer:
         for _ in range(2_000):
             connection.sendall(drop)
             time.sleep(pause)
+
+    return answer
+
+
+def silence(start: bytes = b"") -> Answer:
+    """An answer that stops after `start`, and keeps the connection until the client goes."""
+
+    def answer(connection: socket.socket, path: str) -> None:
+        connection.sendall(start)
+        while connection.recv(65_536):
+            pass
+        raise BrokenPipeError
 
     return answer

@@ -57,7 +57,7 @@ def write_pipeline(folder: Path, size: int = 5_000) -> Path:
 
 
 class SlowHub(FakeHub):
-    """Sends the files named in `slow` at a crawl, a kilobyte every twentieth of a second."""
+    """Sends the files named in `slow` at a crawl, and the last of them only when they are named there no more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,8 +78,10 @@ class SlowHub(FakeHub):
         body = file.source.read_bytes()
         for start in range(0, len(body), 1_000):
             await response.write(body[start : start + 1_000])
-            if file.path in self.slow:
+            while file.path in self.slow:
                 await asyncio.sleep(0.05)
+                if start + 2_000 < len(body):
+                    break
         return response
 
 

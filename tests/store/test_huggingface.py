@@ -1,7 +1,6 @@
 """Fetching from the Hub: what is asked for, what is told on the way, and what is never asked for again."""
 
 import threading
-import time
 
 import pytest
 
@@ -284,9 +283,7 @@ class TestTogether:
         slow = started(client, first)
         assert hub.wait_until(lambda: hub.count("unet/diffusion", "GET"))
         threading.Timer(0.2, second.cancel).start()
-        before = time.monotonic()
         with pytest.raises(JobCancelled):
             client.ensure("org/model", stop=second)
-        assert time.monotonic() - before < 2
         first.cancel()
         slow.join()

@@ -34,18 +34,17 @@ def test_a_dead_holder_is_replaced_whatever_its_clock_said(tmp_path, shift):
     heir, before = lease(path), time.monotonic()
     while not heir.acquire():
         time.sleep(0.02)
-    assert 0.5 <= time.monotonic() - before < 3
+    assert time.monotonic() - before >= 0.5
     heir.release()
 
 
 def test_of_many_who_want_a_dead_ones_lease_one_gets_it(tmp_path):
-    path, holders = tmp_path / "l", []
+    path, holders, over = tmp_path / "l", [], threading.Event()
     path.write_text("dead")
 
     def want():
         mine = lease(path, stale_s=0.3)
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
+        while not over.is_set():
             if mine.acquire():
                 holders.append(mine)
                 return
@@ -54,9 +53,12 @@ def test_of_many_who_want_a_dead_ones_lease_one_gets_it(tmp_path):
     threads = [threading.Thread(target=want) for _ in range(6)]
     for thread in threads:
         thread.start()
+    while not holders:
+        time.sleep(0.01)
+    time.sleep(1)  # the others go on trying
+    over.set()
     for thread in threads:
         thread.join()
-    time.sleep(0.2)
     alive = []
     for holder in holders:
         try:

@@ -156,12 +156,12 @@ class TestDamaged:
 
 
 class TestFailing:
-    def test_500s_and_a_429_are_waited_out_as_long_as_the_server_asks(self, shelf):
+    def test_500s_and_a_429_are_waited_out_as_long_as_the_server_asks_up_to_a_limit(self, shelf):
         shelf.put("big.bin", SIZE)
-        shelf.hub.script = [refusal(500), refusal(429, **{"Retry-After": "1"})]
-        before = time.monotonic()
+        shelf.hub.script = [refusal(500), refusal(429, **{"Retry-After": "3600"})]
         assert shelf.fetch(patience=Patience(backoff_s=0.01, max_wait_s=0.4)).bytes_downloaded == SIZE
-        assert 0.4 <= time.monotonic() - before < 3, "up to the limit"
+        refused, again = shelf.hub.requests[-2:]
+        assert again.at - refused.at >= 0.4
 
     def test_a_server_that_stays_down_is_named_as_that(self, shelf):
         shelf.put("big.bin", SIZE)
@@ -174,10 +174,9 @@ class TestFailing:
     def test_a_server_that_hangs_is_given_up_in_time(self, shelf):
         shelf.put("big.bin", SIZE)
         shelf.hub.hang = True
-        before = time.monotonic()
         with pytest.raises(SourceUnavailable):
-            shelf.fetch(patience=Patience(attempts=2, backoff_s=0.01, silence_s=0.3))
-        assert time.monotonic() - before < 3
+            shelf.fetch(patience=Patience(attempts=2, backoff_s=0.01, silence_s=0.3), timeout_s=100)
+        assert len(shelf.hub.requests) == 2
         shelf.hub.hang = False
 
     @pytest.mark.parametrize("status", [401, 403, 404, 410, 451])
@@ -192,12 +191,11 @@ class TestFailing:
     def test_one_byte_at_a_time_does_not_outlive_the_deadline(self, shelf):
         shelf.put("big.bin", SIZE)
         shelf.hub.pace = 40.0
-        before = time.monotonic()
         with pytest.raises(JobTimeout):
             shelf.fetch(timeout_s=0.5)
-        assert time.monotonic() - before < 1.5
+        until = time.monotonic() + 30
         while shelf.leases():
-            assert time.monotonic() - before < 3, "nobody goes on with it"
+            assert time.monotonic() < until, "nobody goes on with it"
             time.sleep(0.05)
         shelf.hub.pace = None
         assert shelf.fetch().files["big.bin"].path.read_bytes() == shelf.content("big.bin")
