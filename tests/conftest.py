@@ -16,6 +16,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ.pop("COLUMNS", None)  # a console that is made when its module is imported would keep this width
 
 from tests import builders, single_files
+from tests.clock import clock as clock
 from tests.watch import plugin as watch
 from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings

@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import json
-import time
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -142,29 +140,41 @@ async def test_concurrency_is_constant_and_starts_the_warm_up_once(context):
     assert calls == [1]
 
 
+class Time:
+    """The door's time, in which only steps and its own waits take any."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.waited = 0.0, []
+        monkeypatch.setattr(serverless, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(serverless, "asyncio", SimpleNamespace(sleep=self._wait))
+
+    async def _wait(self, seconds):
+        self.now += seconds
+        self.waited.append(seconds)
+
+
 class Telling:
     """A progress sender that remembers when it was called."""
 
-    def __init__(self):
-        self.sent = []
+    def __init__(self, time=None):
+        self.sent, self.time = [], time
 
     def __call__(self, job, update):
-        self.sent.append((time.monotonic(), update))
+        self.sent.append((self.time.now if self.time else None, update))
 
 
-async def reporting(monkeypatch, every, seconds, total=1000):
+async def reporting(monkeypatch, every, steps, total=1000):
     """What a door tells of a job that reports a step each 10 ms from another thread."""
     monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", every)
-    told = Telling()
+    time = Time(monkeypatch)
+    told = Telling(time)
     late = []
 
     async def perform(payload, job_id, emit):
         def work():
-            end, step = time.monotonic() + seconds, 0
-            while time.monotonic() < end:
-                step += 1
+            for step in range(1, steps + 1):
+                time.now = step / 100
                 emit(Progress("inference", min(step, total), total, "m"))
-                time.sleep(0.01)
 
         late.append(emit)
         await asyncio.to_thread(work)
@@ -172,15 +182,14 @@ async def reporting(monkeypatch, every, seconds, total=1000):
 
     door = ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told)
     await door.handle({"id": "j", "input": {}})
-    return told.sent, time.monotonic(), late[0]
+    return told.sent, time, late[0]
 
 
 async def test_progress_is_throttled_and_quiet_before_the_answer(monkeypatch):
-    sent, answered, emit = await reporting(monkeypatch, 0.15, 0.7)
+    sent, time, emit = await reporting(monkeypatch, 0.125, 70)
     times = [at for at, _ in sent]
-    assert 3 <= len(times) <= 5
-    assert all(later - earlier >= 0.13 for earlier, later in pairwise(times))
-    assert answered - times[-1] >= 0.2
+    assert times == [0.13, 0.26, 0.39, 0.52, 0.65]
+    assert time.now == pytest.approx(times[-1] + serverless.QUIET_BEFORE_END_S)
     assert sent[0][1] == {"phase": "inference", "step": sent[0][1]["step"], "total": 1000, "message": "m"}
     emit(Progress("inference", 1, 1000))
     assert len(sent) == len(times)
@@ -192,14 +201,13 @@ async def test_updates_are_a_second_apart(monkeypatch):
 
 
 async def test_a_short_job_tells_nothing_and_waits_for_nothing(monkeypatch):
-    started = time.monotonic()
-    sent, answered, _ = await reporting(monkeypatch, 1.0, 0.05)
+    sent, time, _ = await reporting(monkeypatch, 1.0, 50)
     assert sent == []
-    assert answered - started < 0.2
+    assert time.waited == []
 
 
 async def test_the_last_step_is_never_told(monkeypatch):
-    sent, _, _ = await reporting(monkeypatch, 0.0, 0.1, total=3)
+    sent, _, _ = await reporting(monkeypatch, 0.0, 10, total=3)
     assert [update["step"] for _, update in sent] == [1, 2]
 
 
@@ -227,7 +235,7 @@ async def test_a_cancelled_job_answers_nothing(tmp_path):
     context = make_context(tmp_path, FakeEngine())
     context.engine.gate.clear()
     task = asyncio.create_task(door_of(context).handle(job()))
-    await asyncio.to_thread(context.engine.inside.wait, 5)
+    await asyncio.to_thread(context.engine.inside.wait, 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -284,11 +292,12 @@ async def test_a_video_is_saved_as_an_mp4(tmp_path):
 
 async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):
     monkeypatch.setattr(serverless, "PROGRESS_EVERY_S", 0.1)
-    told = Telling()
+    time = Time(monkeypatch)
+    told = Telling(time)
 
     async def perform(payload, job_id, emit):
         emit(Progress("inference", 1, 9, preview=Raster("RGB", 8, 8, bytes(192))))  # too early to be told
-        await asyncio.sleep(0.15)
+        time.now += 0.15
         emit(Progress("inference", 2, 9))
         return {"ok": True}
 

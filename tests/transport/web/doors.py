@@ -1,5 +1,6 @@
 """Every door that draws, as one callable each: asked the same everywhere, and what it said, whatever its shape."""
 
+import http.client
 import json
 import time
 from collections.abc import Callable
@@ -214,3 +215,11 @@ def number_at(door: str, usual: int, *, inside: bool) -> int:
     if inside and door.startswith("v2"):
         return 200
     return {"edit": _EDIT, "socket": _SOCKET}.get(door, {}).get(usual, usual)
+
+
+def hang_up_when_drawn(served: WebWorker, path: str, body: dict[str, Any]) -> None:
+    """Send a request, and hang up once the engine draws for it."""
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    assert served.context.engine.inside.wait(30)
+    connection.close()

@@ -76,7 +76,7 @@ def test_with_the_socket_end_its_jobs(served):
     with talk(served) as socket:
         say(socket, type="run", input=APPLE)
         until(socket, "progress")
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 30
     while served.context.engine.inside.is_set() and time.monotonic() < ends:
         time.sleep(0.01)
     assert not served.context.engine.inside.is_set()

@@ -24,7 +24,7 @@ def guarded(tmp_path):
 
 def asked(served, jobs, **query):
     """The answer once this many jobs are written down, which happens beside their answers."""
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 30
     while True:
         answer = served.http.get("/usage", params=query, headers=bearer(OPERATOR))
         assert answer.status_code == 200, answer.text

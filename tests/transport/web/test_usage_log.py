@@ -80,6 +80,10 @@ class Books:
             for sample in family.samples
         }
 
+    def until_queued(self, count):
+        """Wait until so many jobs wait."""
+        self._once(lambda: self.samples()["queue_length",] == count)
+
     @staticmethod
     def _once(look):
         """What comes in the background: lines are written, and spans are sent, beside the answer."""
@@ -194,10 +198,11 @@ def test_a_job_that_waited_behind_another(kept):
 
     books.engine.gate.clear()
     threads = [threading.Thread(target=ask, args=(word,)) for word in "ab"]
-    for thread in threads:
-        thread.start()
-        assert books.engine.inside.wait(10)
-        time.sleep(0.4)
+    threads[0].start()
+    assert books.engine.inside.wait(30)
+    threads[1].start()
+    books.until_queued(1)
+    time.sleep(0.2)
     books.engine.gate.set()
     for thread in threads:
         thread.join()
@@ -244,9 +249,7 @@ def test_a_job_that_was_cancelled(kept, drawing):
     if drawing:
         assert books.engine.inside.wait(10)
     else:
-        ends = time.monotonic() + 10
-        while books.samples()["queue_length",] != 1 and time.monotonic() < ends:
-            time.sleep(0.02)
+        books.until_queued(1)
     assert books.served.http.post(f"/v2/any/cancel/{job}").json()["status"] == "CANCELLED"
     check_undrawn(books, job, "job_cancelled", "cancelled")
     assert bool(books.engine.ran) is drawing
