@@ -85,7 +85,7 @@ def page() -> str:
 
 def _names() -> Iterator[Sequence[str]]:
     for sampler in SAMPLERS:
-        classes = [_short(sampler.classes.get(kind)) for kind in ("diffusion", "flow", "edm", "cogvideox")]
+        classes = [_short(sampler.classes.get(kind)) for kind in ("diffusion", "flow", "edm", "cogvideo")]
         said = f" with {', '.join(f'{key} {value}' for key, value in sampler.options.items())}"
         classes = [cls + said if cls != "–" and sampler.options else cls for cls in classes]
         yield f"`{sampler.name}`", ", ".join(f"`{name}`" for name in sampler.aliases) or "–", *classes

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalog.families.row import FEW_STEP_SCHEDULERS
 from worker.core.device import DeviceInfo
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
@@ -31,7 +32,13 @@ def plan(
     spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"), dtype=dtype, min_vram_gb=minimum)
     files = ModelFiles(root, total_bytes, parameters=SDXL if parameters is None else parameters, packed=packed or {})
     found = Detection(
-        Kind.PIPELINE, "diffusers", "sdxl", "StableDiffusionXLPipeline", prediction_type=prediction, variant=variant
+        Kind.PIPELINE,
+        "diffusers",
+        "sdxl",
+        "StableDiffusionXLPipeline",
+        prediction_type=prediction,
+        variant=variant,
+        few_steps=FEW_STEP_SCHEDULERS.get(variant or ""),
     )
     info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
     return make_plan(spec, files, found, info, megapixels=1.0)

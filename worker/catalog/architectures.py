@@ -22,7 +22,9 @@ __all__ = [
     "ARCHITECTURES",
     "MEGAPIXEL",
     "Architecture",
+    "alike",
     "architecture",
+    "base_of",
     "by_class",
     "fits",
     "siblings",
@@ -81,10 +83,18 @@ def fits(adapter: str | None, model: str | None) -> bool:
     """Say whether an adapter made for one architecture may be put on another. An unknown base may always be tried."""
     if adapter is None or model is None:
         return True
-    rows = [_IDS.get(name) for name in (adapter, model)]
-    bases = {row.adapter_base if row else name for row, name in zip(rows, (adapter, model), strict=True)}
-    # FLUX.1 and Chroma LoRAs name the same modules: their keys cannot tell them apart
-    return len(bases) == 1 or bases == {"flux1", "chroma"}
+    one, other = (_IDS[name].adapter_base if name in _IDS else name for name in (adapter, model))
+    return one == other or alike(one, other)
+
+
+def alike(one: str, other: str) -> bool:
+    """Say whether the LoRAs of two families name the same modules, so that their keys cannot tell them apart."""
+    return any(name in _IDS and _IDS[name].adapters_like == like for name, like in ((one, other), (other, one)))
+
+
+def base_of(row: Architecture) -> Architecture:
+    """Return the row that adapters for this one are made for: itself, unless it shares another's."""
+    return _IDS[row.adapter_base]
 
 
 def variant_defaults(architecture: str | None, variant: str | None) -> Mapping[str, JsonValue]:

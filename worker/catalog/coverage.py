@@ -84,7 +84,8 @@ def kinds() -> Iterator[KindRow]:
     for companion in COMPANIONS:
         yield KindRow(companion.kind, companion.what, companion.architecture, companion.component_class)
     yield KindRow(Kind.TEXTUAL_INVERSION, "token vectors, for one text encoder or a pair", None, None)
-    yield KindRow(Kind.HYPERNETWORK, "a hypernetwork (in a pickle, where the operator allows those)", "sd1", None)
+    base = next(row.id for row in ARCHITECTURES if row.hypernetworks)
+    yield KindRow(Kind.HYPERNETWORK, "a hypernetwork (in a pickle, where the operator allows those)", base, None)
     for net in CONTROLNETS:
         yield KindRow(Kind.CONTROLNET, net.what, net.architecture, net.component_class)
     for encoder in (*VAES, *TEXT_ENCODERS):

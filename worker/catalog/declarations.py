@@ -15,7 +15,7 @@ did. A contradiction is told in the evidence and changes nothing.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from worker.catalog.architectures import ARCHITECTURES, Architecture, by_class, fits
+from worker.catalog.architectures import ARCHITECTURES, Architecture, alike, by_class, fits
 from worker.catalog.base_models import CIVITAI_KINDS, Base, known_base, says_v_prediction, variant_in
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Confidence, Declaration, Detection, Kind
@@ -27,7 +27,6 @@ _ORDER: tuple[Confidence, ...] = ("low", "medium", "high")
 # Kinds that belong to a base without being one: where nothing shows it, a declaration may say it.
 _ADAPTERS = {Kind.LORA, Kind.TEXTUAL_INVERSION, Kind.CONTROLNET, Kind.T2I_ADAPTER, Kind.IP_ADAPTER, Kind.VAE}
 _ADAPTERS |= {Kind.MOTION_MODULE, Kind.HYPERNETWORK}
-_EPSILON_OR_V = ("sd1", "sd2", "sdxl", "ssd-1b", "segmind-vega")
 _MODELS = {Kind.CHECKPOINT, Kind.DENOISER, Kind.PIPELINE}
 
 
@@ -116,7 +115,7 @@ def _architecture(found: Detection, claims: tuple[_Claim, ...]) -> Detection:
                 evidence=(*found.evidence, f"{claim}: {said}, whose header looks the same"),
                 confidence=_least(found, claim),
             )
-        elif found.kind is Kind.LORA and {said, found.architecture} == {"flux1", "chroma"}:
+        elif found.kind is Kind.LORA and alike(said, found.architecture):
             evidence = (*found.evidence, f"{claim}: {said}")
             return replace(found, architecture=said, evidence=evidence, confidence=_least(found, claim))
         elif not fits(said, found.architecture):
@@ -137,7 +136,8 @@ def _variant(found: Detection, claims: tuple[_Claim, ...]) -> Detection:
 
 
 def _prediction(found: Detection, claims: tuple[_Claim, ...], declared: Declaration | None) -> Detection:
-    if found.prediction_type is not None or found.kind not in _MODELS or found.architecture not in _EPSILON_OR_V:
+    row = _ROWS.get(found.architecture or "")
+    if found.prediction_type is not None or found.kind not in _MODELS or row is None or not row.epsilon_or_v:
         return found
     said: list[tuple[str | None, str, Confidence]] = [
         (claim.base.prediction_type, str(claim), claim.confidence) for claim in claims

@@ -38,15 +38,6 @@ from worker.core.errors import UnsupportedModel
 from worker.core.model import Declaration, Detection, Kind, Outline, Task, TensorIndex
 
 _DENOISER_STARTS = ("model.diffusion_model.", "diffusion_model.", "unet.", "input_blocks.", "double_blocks.")
-_INPAINT_CHANNELS, _EDIT_CHANNELS, _DEPTH_CHANNELS = 9, 8, 5
-_BY_CHANNELS = {
-    ("sd1", _INPAINT_CHANNELS): ("StableDiffusionInpaintPipeline", Task.INPAINTING),
-    ("sd2", _INPAINT_CHANNELS): ("StableDiffusionInpaintPipeline", Task.INPAINTING),
-    ("sdxl", _INPAINT_CHANNELS): ("StableDiffusionXLInpaintPipeline", Task.INPAINTING),
-    ("sd1", _EDIT_CHANNELS): ("StableDiffusionInstructPix2PixPipeline", Task.IMAGE_EDITING),
-    ("sdxl", _EDIT_CHANNELS): ("StableDiffusionXLInstructPix2PixPipeline", Task.IMAGE_EDITING),
-    ("sd2", _DEPTH_CHANNELS): ("StableDiffusionDepth2ImgPipeline", Task.IMAGE_TO_IMAGE),
-}
 _QUOTED = (
     "modelspec.architecture", "modelspec.title", "ss_base_model_version", "ss_network_module", "general.architecture",
 )  # fmt: skip
@@ -252,7 +243,7 @@ def _model(index: TensorIndex, row: Architecture, kind: Kind, found: tuple[str, 
     evidence = [f"{text}: {row.id}" if at == 0 else text for at, text in enumerate(found)]
     pipeline, tasks = next(iter(row.pipelines.values())), tuple(row.pipelines)
     channels = input_channels(index)
-    special = _BY_CHANNELS.get((row.id, channels)) if channels else None
+    special = row.by_channels.get(channels) if channels else None
     if special is not None:
         pipeline, tasks = special[0], (special[1],)
         evidence.append(f"{channels} input channels")

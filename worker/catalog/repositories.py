@@ -16,10 +16,7 @@ _KERNEL = re.compile(r"[/:@]")  # org/kernel, kernel:function, kernel@revision: 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 _CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
 _MAX_DEPTH = 6  # configs of vision language models nest their parts twice
-# Their configs' sample_size is not the size that the pipeline draws by itself.
-_FIXED_SIZE = frozenset({"auraflow", "kandinsky-2.2", "kandinsky-3", "stable-cascade"})
 _INPAINT_CHANNELS = 9
-_INPAINT_APART = frozenset({"kandinsky-2.2"})  # whose other weights cannot see a mask
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -160,7 +157,7 @@ def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list
     if inpaint and configs.get("unet/config.json", {}).get("in_channels") == _INPAINT_CHANNELS:
         evidence.append(f"unet/config.json: {_INPAINT_CHANNELS} input channels")
         return inpaint, (Task.INPAINTING,)
-    if row.id in _INPAINT_APART:
+    if row.inpaints_apart:
         return name, tuple(task for task in row.pipelines if task is not Task.INPAINTING)
     return name, tuple(row.pipelines)
 
@@ -170,7 +167,7 @@ def _native_size(
 ) -> int | None:
     """Return the longer side in pixels: the denoiser's sample_size times what the VAE shrinks by."""
     known = row.native_size if row else None
-    if row is not None and row.id in _FIXED_SIZE:
+    if row is not None and row.fixed_size:
         return known
     part = next((part for part in ("unet", "transformer") if f"{part}/config.json" in configs), None)
     sample = configs[f"{part}/config.json"].get("sample_size") if part else None

@@ -60,7 +60,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         ("dpm2 a", "k_dpm_2_a", "k_dpm_2_ancestral", "kdpm_2_a"),
     ),
     Sampler("lms", {"diffusion": "LMSDiscreteScheduler"}, ("k_lms",)),
-    Sampler("ddim", {"diffusion": "DDIMScheduler", "cogvideox": "CogVideoXDDIMScheduler"}),
+    Sampler("ddim", {"diffusion": "DDIMScheduler", "cogvideo": "CogVideoXDDIMScheduler"}),
     Sampler("ddpm", {"diffusion": "DDPMScheduler"}),
     Sampler("plms", {"diffusion": "PNDMScheduler"}),
     Sampler("lcm", {"diffusion": "LCMScheduler", "flow": "FlowMatchLCMScheduler"}),
@@ -69,7 +69,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("sa_solver", {"diffusion": "SASolverScheduler", "flow": "SASolverScheduler"}),
     Sampler(
         "dpmpp_2m",
-        {**_MULTISTEP, "edm": "EDMDPMSolverMultistepScheduler", "cogvideox": "CogVideoXDPMScheduler"},
+        {**_MULTISTEP, "edm": "EDMDPMSolverMultistepScheduler", "cogvideo": "CogVideoXDPMScheduler"},
         ("dpm++ 2m", "k_dpmpp_2m"),
     ),
     Sampler("dpmpp_2m_sde", _MULTISTEP, ("dpm++ 2m sde", "dpmpp_2m_sde_gpu"), _SDE),

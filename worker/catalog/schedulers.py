@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-Noise = Literal["diffusion", "flow", "edm", "cogvideox"]
+Noise = Literal["diffusion", "flow", "edm", "cogvideo"]
 Options = Mapping[str, JsonValue]
 
 
@@ -124,8 +124,8 @@ _ROWS: tuple[SchedulerClass, ...] = (
         ("edm",),
         schedules={"karras": {"sigma_schedule": "karras"}, "exponential": {"sigma_schedule": "exponential"}},
     ),
-    SchedulerClass("CogVideoXDDIMScheduler", ("cogvideox",), zero_snr=True),
-    SchedulerClass("CogVideoXDPMScheduler", ("cogvideox",), zero_snr=True),
+    SchedulerClass("CogVideoXDDIMScheduler", ("cogvideo",), zero_snr=True),
+    SchedulerClass("CogVideoXDPMScheduler", ("cogvideo",), zero_snr=True),
 )
 CLASSES: Mapping[str, SchedulerClass] = MappingProxyType({row.name: row for row in _ROWS})
 # What the classes of no row may be given: only the models that bring one draw with it.

@@ -217,6 +217,14 @@ class Declaration:
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """A diffusers scheduler class, and what is laid over the model's own config for it."""
+
+    cls: str
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Detection:
     """What the files say a model is, with the reasons. `Kind.UNKNOWN` is an answer, never a guess."""
 
@@ -239,6 +247,7 @@ class Detection:
     parts: tuple[str, ...] = ()  # what a single file holds: "denoiser", "vae", "text_encoder", "text_encoder_2" …
     part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
     component_class: str | None = None  # of a part: the diffusers or transformers class that reads it
+    few_steps: SchedulerConfig | None = None  # what a single file of this variant is sampled with
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,15 +137,6 @@ _EDM: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
         {"sigma_min": 0.002, "sigma_max": 120.0, "sigma_data": 1.0, "prediction_type": "v_prediction"},
     ),
 }
-# What a file of few steps is sampled with, as its authors publish it; the family's own scheduler begins too late.
-_TRAILING: Mapping[str, JsonValue] = {"timestep_spacing": "trailing"}
-_FEW_STEPS: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
-    "turbo": ("EulerAncestralDiscreteScheduler", _TRAILING),
-    "lightning": ("EulerDiscreteScheduler", _TRAILING),
-    "hyper": ("DDIMScheduler", _TRAILING),
-    "lcm": ("LCMScheduler", {}),
-}
-_DIFFUSION = frozenset({"sd1", "sd2", "sdxl", "ssd-1b", "segmind-vega"})  # all others of few steps match flows
 
 
 def _schedule(spec: ModelSpec, files: ModelFiles, detection: Detection) -> tuple[str | None, Mapping[str, JsonValue]]:
@@ -157,10 +148,10 @@ def _schedule(spec: ModelSpec, files: ModelFiles, detection: Detection) -> tuple
         return None, {"prediction_type": spec.prediction_type} if spec.prediction_type else {}
     if detection.prediction_type in _EDM:
         return _EDM[detection.prediction_type]
-    few_steps = _FEW_STEPS.get(detection.variant or "") if detection.architecture in _DIFFUSION else None
-    scheduler, options = (few_steps[0], dict(few_steps[1])) if few_steps else (None, {})
+    few_steps = detection.few_steps
+    scheduler, options = (few_steps.cls, dict(few_steps.options)) if few_steps else (None, {})
     if detection.prediction_type is not None:
         options["prediction_type"] = detection.prediction_type
     if detection.zero_snr:
-        options |= {"rescale_betas_zero_snr": True, **_TRAILING}
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return scheduler, options

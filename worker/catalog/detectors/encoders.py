@@ -2,19 +2,24 @@
 
 from dataclasses import dataclass
 
+from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
 from worker.core.model import Kind, TensorIndex
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """One autoencoder or text encoder. `architecture` is set where only one family uses it."""
+    """One autoencoder or text encoder."""
 
     kind: Kind
     variant: str
     condition: Condition
     component_class: str | None
-    architecture: str | None = None
+
+    @property
+    def architecture(self) -> str | None:
+        """The one family that uses it; None where several do, or where nobody knows."""
+        return next((row.id for row in ARCHITECTURES if self.variant in row.autoencoders), None)
 
 
 _VAE = ("", "first_stage_model.", "vae.")
@@ -30,15 +35,15 @@ def _latents(channels: int) -> Condition:
     return under(_VAE, dimension("decoder.conv_in.weight", 1, channels))
 
 
-def _vae(variant: str, condition: Condition, name: str | None, base: str | None = None) -> Encoder:
-    return Encoder(Kind.VAE, variant, condition, name, base)
+def _vae(variant: str, condition: Condition, name: str | None) -> Encoder:
+    return Encoder(Kind.VAE, variant, condition, name)
 
 
 _BATCH_NORM = has_any("bn.running_mean", "vae.bn.running_mean", "first_stage_model.bn.running_mean")
 _CAUSAL = under(_VAE, has_any("decoder.conv_in.conv.weight"))
 
 VAES: tuple[Encoder, ...] = (
-    _vae("flux2-32", all_of(_KL, _BATCH_NORM), "AutoencoderKLFlux2", "flux2"),
+    _vae("flux2-32", all_of(_KL, _BATCH_NORM), "AutoencoderKLFlux2"),
     _vae("kl-4", all_of(_KL, _latents(4)), "AutoencoderKL"),
     _vae("kl-16", all_of(_KL, _latents(16)), "AutoencoderKL"),
     _vae("kl-8", all_of(_KL, _latents(8)), "AutoencoderKL"),
@@ -48,16 +53,16 @@ VAES: tuple[Encoder, ...] = (
         all_of(dimension("decoder.conv1.weight", 1, 16), _PLAIN_3D),
         all_of(dimension("decoder.conv_in.weight", 1, 16), has_any("decoder.mid_block.resnets.0.norm1.gamma")),
     )), "AutoencoderKLWan"),
-    _vae("wan-48", under(_VAE, dimension("decoder.conv1.weight", 1, 48)), "AutoencoderKLWan", "wan"),
+    _vae("wan-48", under(_VAE, dimension("decoder.conv1.weight", 1, 48)), "AutoencoderKLWan"),
     # LTX-Video and LTX-2 share the width; their saved names tell them apart (`components.py`)
     _vae("ltx-128", under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 128)), None),
     _vae("hunyuan-video-16", all_of(_CAUSAL, under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 16)), under(
         _VAE, has_any("decoder.mid.block_1.conv1.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight"))
-    ), "AutoencoderKLHunyuanVideo", "hunyuan-video"),
+    ), "AutoencoderKLHunyuanVideo"),
     _vae("dc-32", under(_VAE, has_any(
         "decoder.stages.1.op_list.0.main.conv.conv.bias", "decoder.stages.0.0.main.conv.conv.bias",
         "encoder.project_in.conv.bias",
-    )), "AutoencoderDC", "sana"),
+    )), "AutoencoderDC"),
     _vae("tiny", any_of(
         _TINY, has_all("taesd_decoder.1.weight"), has_all("decoder.layers.0.weight", "encoder.layers.0.weight"),
     ), "AutoencoderTiny"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.conditions import Condition, all_of, dimension, has_all, has_any, none_of
 from worker.core.model import TensorIndex
 
@@ -39,7 +40,7 @@ class ImageEncoder:
     width: int
     projection: int | None
     reference: str
-    bases: tuple[str, ...] | None = None  # the families whose adapters mean this one; all of them when None
+    only_named: bool = False  # for the families alone whose row names it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +100,15 @@ LAYOUTS: tuple[Layout, ...] = (
 
 _VIT_L_336 = "Kwai-Kolors/Kolors-IP-Adapter-Plus#image_encoder"
 ENCODERS: tuple[ImageEncoder, ...] = (
-    ImageEncoder("CLIP ViT-L/14 at 336 pixels", 1024, 768, _VIT_L_336, ("kolors",)),
+    ImageEncoder("CLIP ViT-L/14 at 336 pixels", 1024, 768, _VIT_L_336, only_named=True),
     ImageEncoder("CLIP ViT-H/14", 1280, 1024, "h94/IP-Adapter#models/image_encoder"),
     ImageEncoder("CLIP ViT-bigG/14", 1664, 1280, "h94/IP-Adapter#sdxl_models/image_encoder"),
     ImageEncoder("CLIP ViT-L/14", 1024, 768, "openai/clip-vit-large-patch14"),
     ImageEncoder("SigLIP so400m at 384 pixels", 1152, None, "google/siglip-so400m-patch14-384"),
 )
 
-# Which file of a repository is meant when none is named, by family.
-_USUAL: Mapping[str, tuple[str, ...]] = {
-    "sd1": ("models/ip-adapter_sd15.safetensors", "ip-adapter_sd15.safetensors"),
-    "sdxl": ("sdxl_models/ip-adapter_sdxl.safetensors", "ip-adapter_sdxl.safetensors"),
-    "kolors": ("ip_adapter_plus_general.safetensors",),
-}
+_ROWS: Mapping[str, Architecture] = {row.id: row for row in ARCHITECTURES}
+# The files that a repository's name alone can mean, after those that its family names.
 _USUAL_ANYWHERE = ("ip_adapter.safetensors", "ip-adapter.safetensors")
 _FOLDER = "image_encoder"
 
@@ -131,16 +128,20 @@ def need_of(index: TensorIndex, layout: Layout) -> Need | None:
 
 def usual_encoder(need: Need, architecture: str | None) -> ImageEncoder | None:
     """The encoder of that width that adapters of a family were trained on; None where no row has it."""
+    family = _ROWS.get(architecture or "")
     for row in ENCODERS:
         width = row.projection if need.reads == "projection" else row.width
-        if width == need.width and (row.bases is None or architecture in row.bases):
+        if width == need.width and (
+            not row.only_named or (family is not None and family.image_encoder == row.reference)
+        ):
             return row
     return None
 
 
 def usual_files(architecture: str | None) -> tuple[str, ...]:
     """The files that can be meant by a repository's name alone, the first choice first."""
-    return _USUAL.get(architecture or "", ()) + _USUAL_ANYWHERE
+    family = _ROWS.get(architecture or "")
+    return (family.ip_adapter_files if family else ()) + _USUAL_ANYWHERE
 
 
 def encoder_folders(filename: str) -> tuple[str, ...]:

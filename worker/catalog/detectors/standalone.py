@@ -13,8 +13,6 @@ Config = Mapping[str, object]
 # How a transformers model_type serves a pipeline. What is not listed stays a component.
 _IMAGE_ENCODERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "vit")
 _TEXT_ENCODERS = ("clip_text_model", "t5", "umt5", "llama", "mistral", "gemma", "qwen", "phi", "chatglm", "bert")
-_UNETS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-_ADAPTER_WIDTHS = {"full_adapter": "sd1", "full_adapter_xl": "sdxl", "light_adapter": "sd1"}
 
 
 def component(config: Config) -> Detection | None:
@@ -60,12 +58,13 @@ def _base(name: str, config: Config, pipelines: tuple[str, ...]) -> str | None:
     """Return the family that a component is made for: by its text width, or by the one family that uses its class."""
     width = config.get("cross_attention_dim")
     if type(width) is int and name in ("UNet2DConditionModel", "ControlNetModel", "ControlNetUnionModel"):
-        return _UNETS.get(width)
+        return next((row.id for row in ARCHITECTURES if row.text_width == width), None)
     if name == "MotionAdapter":
         levels = config.get("block_out_channels")
-        return {3: "sdxl", 4: "sd1"}.get(len(levels)) if isinstance(levels, list) else None
+        count = len(levels) if isinstance(levels, list) else 0
+        return next((row.id for row in ARCHITECTURES if row.motion_levels == count), None)
     if name == "T2IAdapter":
-        return _ADAPTER_WIDTHS.get(_text(config.get("adapter_type")) or "")
+        return next((row.id for row in ARCHITECTURES if config.get("adapter_type") in row.t2i_adapters), None)
     bases = {row.architecture for row in CONTROLNETS if row.component_class == name and row.architecture}
     if not bases:
         users = set(pipelines)

@@ -11,7 +11,7 @@ from worker.catalog.conditions import (
     none_of,
     shape_is,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, alone, whole
+from worker.catalog.families.row import MEGAPIXEL, Architecture, Prompts, alone, whole
 from worker.core.model import Task
 
 _FLUX2 = has_any("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
@@ -65,6 +65,9 @@ FLUXES: tuple[Architecture, ...] = (
             "hyper": {"num_inference_steps": 8, "guidance_scale": 3.5},
             "lightning": {"num_inference_steps": 8, "guidance_scale": 3.5},
         },
+        prompts=Prompts("clip-t5", {"clip_l": 768, "t5": 4096}),
+        image_prompts=True,
+        lora_note="FLUX.1 and Chroma LoRAs name the same modules",
     ),
     Architecture(
         id="flux1-schnell",
@@ -146,6 +149,7 @@ FLUXES: tuple[Architecture, ...] = (
         ),
         base_repo="black-forest-labs/FLUX.2-dev",
         activation_gb_per_mp=5.0,
+        autoencoders=("flux2-32",),
     ),
     Architecture(
         id="flux2-klein",
@@ -191,5 +195,6 @@ FLUXES: tuple[Architecture, ...] = (
         config="chroma",
         base_repo="lodestones/Chroma1-HD",
         activation_gb_per_mp=4.0,
+        adapters_like="flux1",
     ),
 )

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from worker.catalog.conditions import Condition, ConfigCondition, all_of, has_prefix, under
-from worker.core.model import Task
+from worker.catalog.schedulers import Noise
+from worker.core.model import SchedulerConfig, Task
+from worker.core.prompt import PromptForm
 
 MEGAPIXEL = 1_048_576
 
@@ -16,6 +18,18 @@ DENOISER_PREFIXES = (
 )  # fmt: skip
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.", "te.", "te1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """How a family's pipelines read prompts, where the worker can weigh them: `widths` of the encoders by their names.
+
+    `layers` are those of the smallest encoder.
+    """
+
+    form: PromptForm
+    widths: Mapping[str, int]
+    layers: int = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,34 @@ class Architecture:
     twin: str | None = None  # the row whose single files look exactly like this one's: only a declaration tells
     # what the same shapes are trained to -> defaults that differ; an empty mapping names a variant that runs alike
     variants: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+    # How it is sampled.
+    noise: Noise | None = "flow"  # what the weights predict; None for what is in no one else's terms
+    scheduler: str | None = "FlowMatchEulerDiscreteScheduler"  # that its models bring; None where these differ
+    few_steps: Mapping[str, SchedulerConfig] = field(
+        default_factory=dict
+    )  # a variant -> what its files are sampled with
+    epsilon_or_v: bool = False  # its files may predict either, and do not show it
+    fps: float | None = None  # frames a second of the videos that it was trained on, from its model card
+    fixed_size: bool = False  # its config's sample_size is not the size that the pipeline generates by itself
+    # How it is asked.
+    prompts: Prompts | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)  # beyond its defaults, where no signature can be read
+    # What goes beside it.
+    image_prompts: bool = False  # takes IP-Adapters; where a signature can be read that tells
+    ip_adapter_files: tuple[str, ...] = ()  # that a repository's name alone means, the first choice first
+    image_encoder: str | None = None  # that its IP-Adapters mean, where their width alone says another
+    hypernetworks: bool = False
+    adapters_like: str | None = None  # the row whose LoRAs name the same modules, so that keys cannot tell them apart
+    lora_note: str = ""  # what a LoRA's evidence says beside this base
+    # What tells its parts.
+    text_width: int | None = None  # of the text that a UNet's attention reads, where only this row's has it
+    by_channels: Mapping[int, tuple[str, Task]] = field(
+        default_factory=dict
+    )  # input channels -> class and its one task
+    inpaints_apart: bool = False  # other weights than a repository's own see a mask
+    autoencoders: tuple[str, ...] = ()  # which of `detectors.encoders` only this family uses
+    t2i_adapters: tuple[str, ...] = ()  # the `adapter_type`s of its T2I-Adapters
+    motion_levels: int | None = None  # of its motion modules
 
     @property
     def adapter_base(self) -> str:
@@ -64,6 +106,18 @@ FEW_STEPS: Mapping[str, Mapping[str, JsonValue]] = {
     "hyper": {"num_inference_steps": 8, "guidance_scale": 1.0},
     "lcm": {"num_inference_steps": 6, "guidance_scale": 1.5},
 }
+
+
+# What a file of few steps is sampled with, as its authors publish it; the family's own scheduler begins too late.
+_TRAILING: Mapping[str, JsonValue] = {"timestep_spacing": "trailing"}
+FEW_STEP_SCHEDULERS: Mapping[str, SchedulerConfig] = {
+    "turbo": SchedulerConfig("EulerAncestralDiscreteScheduler", _TRAILING),
+    "lightning": SchedulerConfig("EulerDiscreteScheduler", _TRAILING),
+    "hyper": SchedulerConfig("DDIMScheduler", _TRAILING),
+    "lcm": SchedulerConfig("LCMScheduler"),
+}
+# What Stable Diffusion's pipelines take beside the defaults.
+SD_PARAMETERS: Mapping[str, str] = {"eta": "number", "guidance_rescale": "number", "clip_skip": "integer"}
 
 
 def whole(part: Condition) -> Condition:

@@ -8,7 +8,7 @@ from worker.catalog.conditions import (
     has_any,
     none_of,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, alone, whole
+from worker.catalog.families.row import MEGAPIXEL, Architecture, Prompts, alone, whole
 from worker.core.model import Task
 
 _SD3_NATIVE = has_all("joint_blocks.0.context_block.adaLN_modulation.1.weight", "context_embedder.weight")
@@ -80,6 +80,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=3.5,
         notes={"variants": "the Turbo models have the same keys and want 4 steps at guidance 0"},
         variants={"turbo": {"num_inference_steps": 4, "guidance_scale": 0.0}},
+        prompts=Prompts("clip-pair-t5", {"clip_l": 768, "clip_g": 1280, "t5": 4096}),
+        image_prompts=True,
     ),
     Architecture(
         id="qwen-image",
@@ -230,6 +232,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="fal/AuraFlow-v0.3",
         activation_gb_per_mp=3.0,
         variants={"pony": {}},
+        fixed_size=True,
     ),
     Architecture(
         id="sana",
@@ -243,6 +246,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(_SANA, none_of(_SPRINT))),
         base_repo="Efficient-Large-Model/Sana_1600M_1024px_diffusers",
         activation_gb_per_mp=1.5,
+        scheduler="DPMSolverMultistepScheduler",
+        autoencoders=("dc-32",),
     ),
     Architecture(
         id="sana-sprint",
@@ -258,6 +263,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=1.5,
         family="sana",
         denoiser=alone(all_of(_SANA, _SPRINT)),
+        noise=None,
+        scheduler="SCMScheduler",
     ),
     Architecture(
         id="pixart-alpha",
@@ -271,6 +278,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=2.0,
         denoiser=alone(all_of(_PIXART, _MICRO)),
         variants={"lcm": {"num_inference_steps": 4, "guidance_scale": 0.0}},
+        noise="diffusion",
+        scheduler="DPMSolverMultistepScheduler",
     ),
     Architecture(
         id="pixart-sigma",
@@ -284,6 +293,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(_PIXART, none_of(_MICRO))),
         base_repo="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         activation_gb_per_mp=2.0,
+        noise="diffusion",
+        scheduler="DPMSolverMultistepScheduler",
     ),
     Architecture(
         id="hunyuan-dit",
@@ -297,6 +308,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("mlp_t5.0.weight")),
         base_repo="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers",
         activation_gb_per_mp=3.0,
+        noise="diffusion",
+        scheduler="DDPMScheduler",
     ),
     Architecture(
         id="hunyuan-image",
@@ -346,6 +359,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="zai-org/CogView3-Plus-3B",
         activation_gb_per_mp=3.5,
         denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 2560))),
+        noise="cogvideo",
+        scheduler=None,
     ),
     Architecture(
         id="hidream",

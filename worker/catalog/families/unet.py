@@ -11,7 +11,16 @@ from worker.catalog.conditions import (
     none_of,
     shape_is,
 )
-from worker.catalog.families.row import FEW_STEPS, MEGAPIXEL, Architecture, alone, whole
+from worker.catalog.families.row import (
+    FEW_STEP_SCHEDULERS,
+    FEW_STEPS,
+    MEGAPIXEL,
+    SD_PARAMETERS,
+    Architecture,
+    Prompts,
+    alone,
+    whole,
+)
 from worker.core.model import Task
 
 _LDM = "input_blocks.{}.1.transformer_blocks.{}.attn2.to_k.weight"
@@ -64,6 +73,7 @@ _SDXL_PIPELINES = {
     Task.IMAGE_TO_IMAGE: "StableDiffusionXLImg2ImgPipeline",
     Task.INPAINTING: "StableDiffusionXLInpaintPipeline",
 }
+_CLIP_PAIR = Prompts("clip-pair", {"clip_l": 768, "clip_g": 1280})
 
 UNETS: tuple[Architecture, ...] = (
     Architecture(
@@ -92,6 +102,22 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
         activation_gb_per_mp=2.0,
         variants=FEW_STEPS,
+        noise="diffusion",
+        scheduler="PNDMScheduler",
+        few_steps=FEW_STEP_SCHEDULERS,
+        epsilon_or_v=True,
+        prompts=Prompts("clip", {"clip_l": 768}),
+        image_prompts=True,
+        hypernetworks=True,
+        parameters=SD_PARAMETERS,
+        by_channels={
+            9: ("StableDiffusionInpaintPipeline", Task.INPAINTING),
+            8: ("StableDiffusionInstructPix2PixPipeline", Task.IMAGE_EDITING),
+        },
+        ip_adapter_files=("models/ip-adapter_sd15.safetensors", "ip-adapter_sd15.safetensors"),
+        text_width=768,
+        t2i_adapters=("full_adapter", "light_adapter"),
+        motion_levels=4,
     ),
     Architecture(
         id="sd2",
@@ -110,6 +136,19 @@ UNETS: tuple[Architecture, ...] = (
         activation_gb_per_mp=2.0,
         notes={"prediction_type": "epsilon (base, 512) and v_prediction (768) have the same keys and shapes"},
         variants=FEW_STEPS,
+        noise="diffusion",
+        scheduler="DDIMScheduler",
+        few_steps=FEW_STEP_SCHEDULERS,
+        epsilon_or_v=True,
+        prompts=Prompts("clip", {"clip_l": 1024}, layers=23),
+        image_prompts=True,
+        hypernetworks=True,
+        parameters=SD_PARAMETERS,
+        by_channels={
+            9: ("StableDiffusionInpaintPipeline", Task.INPAINTING),
+            5: ("StableDiffusionDepth2ImgPipeline", Task.IMAGE_TO_IMAGE),
+        },
+        text_width=1024,
     ),
     Architecture(
         id="sdxl",
@@ -145,6 +184,21 @@ UNETS: tuple[Architecture, ...] = (
             "noobai": {"num_inference_steps": 28, "guidance_scale": 5.0},
             "playground": {"num_inference_steps": 50, "guidance_scale": 3.0},
         },
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        few_steps=FEW_STEP_SCHEDULERS,
+        epsilon_or_v=True,
+        prompts=_CLIP_PAIR,
+        image_prompts=True,
+        parameters=SD_PARAMETERS,
+        by_channels={
+            9: ("StableDiffusionXLInpaintPipeline", Task.INPAINTING),
+            8: ("StableDiffusionXLInstructPix2PixPipeline", Task.IMAGE_EDITING),
+        },
+        ip_adapter_files=("sdxl_models/ip-adapter_sdxl.safetensors", "ip-adapter_sdxl.safetensors"),
+        text_width=2048,
+        t2i_adapters=("full_adapter_xl",),
+        motion_levels=3,
     ),
     Architecture(
         id="sdxl-refiner",
@@ -161,6 +215,10 @@ UNETS: tuple[Architecture, ...] = (
         config="sdxl-refiner",
         base_repo="stabilityai/stable-diffusion-xl-refiner-1.0",
         activation_gb_per_mp=3.5,
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        prompts=Prompts("clip-pair", {"clip_g": 1280}),
+        text_width=1280,
     ),
     Architecture(
         id="ssd-1b",
@@ -178,6 +236,11 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="segmind/SSD-1B",
         activation_gb_per_mp=3.5,
         variants=FEW_STEPS,
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        few_steps=FEW_STEP_SCHEDULERS,
+        epsilon_or_v=True,
+        prompts=_CLIP_PAIR,
     ),
     Architecture(
         id="segmind-vega",
@@ -195,6 +258,11 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="segmind/Segmind-Vega",
         activation_gb_per_mp=3.5,
         variants=FEW_STEPS,
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        few_steps=FEW_STEP_SCHEDULERS,
+        epsilon_or_v=True,
+        prompts=_CLIP_PAIR,
     ),
     Architecture(
         id="kolors",
@@ -208,6 +276,11 @@ UNETS: tuple[Architecture, ...] = (
         denoiser=alone(_KOLORS_UNET),
         base_repo="Kwai-Kolors/Kolors-diffusers",
         activation_gb_per_mp=3.5,
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        image_prompts=True,
+        ip_adapter_files=("ip_adapter_plus_general.safetensors",),
+        image_encoder="Kwai-Kolors/Kolors-IP-Adapter-Plus#image_encoder",
     ),
     Architecture(
         id="latent-consistency",
@@ -225,6 +298,8 @@ UNETS: tuple[Architecture, ...] = (
         base_repo="SimianLuo/LCM_Dreamshaper_v7",
         denoiser=alone(_LCM),
         family="sd1",
+        noise="diffusion",
+        scheduler="LCMScheduler",
     ),
     Architecture(
         id="stable-cascade",
@@ -238,6 +313,9 @@ UNETS: tuple[Architecture, ...] = (
         guidance="prior_guidance_scale",
         denoiser=alone(_CASCADE),
         base_repo="stabilityai/stable-cascade",
+        noise=None,
+        scheduler="DDPMWuerstchenScheduler",
+        fixed_size=True,
     ),
     Architecture(
         id="kandinsky-2.2",
@@ -253,6 +331,10 @@ UNETS: tuple[Architecture, ...] = (
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
         base_repo="kandinsky-community/kandinsky-2-2-decoder",
+        noise="diffusion",
+        scheduler="DDPMScheduler",
+        fixed_size=True,
+        inpaints_apart=True,
     ),
     Architecture(
         id="kandinsky-3",
@@ -263,6 +345,9 @@ UNETS: tuple[Architecture, ...] = (
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 25, "guidance_scale": 3.0},
         base_repo="kandinsky-community/kandinsky-3",
+        noise="diffusion",
+        scheduler="DDPMScheduler",
+        fixed_size=True,
     ),
     Architecture(
         id="sd-x4-upscaler",
@@ -274,6 +359,8 @@ UNETS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 9.0},
         denoiser=alone(_X4),
         base_repo="stabilityai/stable-diffusion-x4-upscaler",
+        noise="diffusion",
+        scheduler="DDIMScheduler",
     ),
     Architecture(
         id="sd-latent-upscaler",
@@ -284,5 +371,7 @@ UNETS: tuple[Architecture, ...] = (
         max_pixels=MEGAPIXEL,
         defaults={"num_inference_steps": 20, "guidance_scale": 0.0},
         base_repo="stabilityai/sd-x2-latent-upscaler",
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
     ),
 )

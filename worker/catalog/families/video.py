@@ -37,6 +37,9 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         activation_gb_per_mp=12.0,
         variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
+        scheduler="UniPCMultistepScheduler",
+        fps=16.0,
+        autoencoders=("wan-48",),
     ),
     Architecture(
         id="wan-i2v",
@@ -51,6 +54,8 @@ VIDEOS: tuple[Architecture, ...] = (
         family="wan",
         activation_gb_per_mp=12.0,
         variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
+        scheduler="UniPCMultistepScheduler",
+        fps=16.0,
     ),
     Architecture(
         id="wan-vace",
@@ -64,6 +69,7 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
         family="wan",
         activation_gb_per_mp=12.0,
+        scheduler="UniPCMultistepScheduler",
     ),
     Architecture(
         id="wan-animate",
@@ -77,6 +83,7 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="Wan-AI/Wan2.2-Animate-14B-Diffusers",
         family="wan",
         activation_gb_per_mp=12.0,
+        scheduler="UniPCMultistepScheduler",
     ),
     Architecture(
         id="cogvideox",
@@ -90,6 +97,9 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="zai-org/CogVideoX-5b",
         activation_gb_per_mp=12.0,
         denoiser=alone(all_of(_COGVIDEO, none_of(_FROM_PICTURE))),
+        noise="cogvideo",
+        scheduler=None,
+        fps=8.0,
     ),
     Architecture(
         id="cogvideox-i2v",
@@ -103,6 +113,9 @@ VIDEOS: tuple[Architecture, ...] = (
         family="cogvideox",
         activation_gb_per_mp=12.0,
         denoiser=alone(all_of(_COGVIDEO, _FROM_PICTURE)),
+        noise="cogvideo",
+        scheduler=None,
+        fps=8.0,
     ),
     Architecture(
         id="ltx",
@@ -124,6 +137,7 @@ VIDEOS: tuple[Architecture, ...] = (
         ),
         base_repo="Lightricks/LTX-Video",
         activation_gb_per_mp=8.0,
+        fps=24.0,
     ),
     Architecture(
         id="ltx2",
@@ -137,6 +151,7 @@ VIDEOS: tuple[Architecture, ...] = (
         denoiser=alone(has_all("av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1.weight")),
         base_repo="Lightricks/LTX-2",
         activation_gb_per_mp=10.0,
+        fps=24.0,
     ),
     Architecture(
         id="hunyuan-video",
@@ -153,6 +168,8 @@ VIDEOS: tuple[Architecture, ...] = (
         denoiser=alone(_HUNYUAN),
         base_repo="hunyuanvideo-community/HunyuanVideo",
         activation_gb_per_mp=14.0,
+        fps=15.0,
+        autoencoders=("hunyuan-video-16",),
     ),
     Architecture(
         id="mochi",
@@ -165,6 +182,7 @@ VIDEOS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("blocks.0.attn.qkv_x.weight")),
         base_repo="genmo/mochi-1-preview",
         activation_gb_per_mp=14.0,
+        fps=30.0,
     ),
     Architecture(
         id="svd",
@@ -184,6 +202,9 @@ VIDEOS: tuple[Architecture, ...] = (
         ),
         base_repo="stabilityai/stable-video-diffusion-img2vid-xt",
         activation_gb_per_mp=10.0,
+        noise="diffusion",
+        scheduler="EulerDiscreteScheduler",
+        fps=7.0,
     ),
     Architecture(
         id="animatediff",
@@ -196,6 +217,9 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 25, "guidance_scale": 7.5, "num_frames": 16},
         family="sd1",
         activation_gb_per_mp=10.0,
+        noise="diffusion",
+        scheduler=None,
+        fps=8.0,
     ),
     Architecture(
         id="allegro",
@@ -208,6 +232,8 @@ VIDEOS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(has_all("adaln_single.linear.weight"), dimension("pos_embed.proj.weight", 0, 2304))),
         base_repo="rhymes-ai/Allegro",
         activation_gb_per_mp=12.0,
+        noise="diffusion",
+        scheduler=None,
     ),
     Architecture(
         id="latte",
@@ -219,6 +245,8 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 7.5},
         base_repo="maxin-cn/Latte-1",
         activation_gb_per_mp=12.0,
+        noise="diffusion",
+        scheduler="DDIMScheduler",
     ),
     Architecture(
         id="hunyuan-video-1.5",
@@ -244,5 +272,6 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 6.0, "height": 480, "width": 832},
         base_repo="Efficient-Large-Model/SANA-Video_2B_480p_diffusers",
         activation_gb_per_mp=8.0,
+        scheduler=None,
     ),
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from worker.catalog.architectures import base_of
 from worker.catalog.classes.signatures import call_parameters, part_classes
 from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.controls import takes_controls
@@ -21,11 +22,7 @@ def _words(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
 def _attention_of_unets(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
     """Hypernetworks exist for the UNets of Stable Diffusion 1 and 2."""
     row = architecture_of(spec, detection)
-    return row is not None and row.adapter_base in ("sd1", "sd2")
-
-
-# Where diffusers is not installed: the families whose classes take image prompts.
-_PROMPTED_BY_PICTURES = frozenset({"sd1", "sd2", "sdxl", "kolors", "flux1", "sd3"})
+    return row is not None and base_of(row).hypernetworks
 
 
 def _takes_image_prompts(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
@@ -33,7 +30,7 @@ def _takes_image_prompts(spec: ModelSpec, detection: Detection | None, task: Tas
     signature = call_parameters(pipeline)
     if signature is None:
         row = architecture_of(spec, detection)
-        return row is not None and row.adapter_base in _PROMPTED_BY_PICTURES
+        return row is not None and base_of(row).image_prompts
     # Classes with the first alone are from before there could be several adapters, and fail with what is loaded now.
     both = {"ip_adapter_image", "ip_adapter_image_embeds"} <= signature.keys()
     return both and pipeline_row(pipeline).image_prompts != "none"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from pydantic import JsonValue
 
-from worker.catalog.architectures import variant_defaults
+from worker.catalog.architectures import base_of, variant_defaults
 from worker.catalog.classes.inputs import missing_fields
 from worker.catalog.classes.refusals import PART_OF
 from worker.catalog.classes.signatures import DENIED, Schema, call_parameters, redraws_by_strength
@@ -160,9 +160,8 @@ def _taken(spec: ModelSpec, detection: Detection | None, task: Task) -> Iterator
         guidance = family.guidance if family else "guidance_scale"
         for name in ("width", "height", "num_inference_steps", guidance, *([] if task in FROM_TEXT else ["strength"])):
             found[name] = ({"type": "number" if name in BOUNDS else "integer"}, None)
-        if family is not None and family.adapter_base in ("sd1", "sd2", "sdxl"):
-            found |= {"eta": ({"type": "number"}, None), "guidance_rescale": ({"type": "number"}, None)}
-            found["clip_skip"] = ({"type": "integer"}, None)
+        for name, kind in (base_of(family).parameters if family else {}).items():
+            found[name] = ({"type": kind}, None)
         for name, value in (family.defaults if family else {}).items():
             if name not in found and isinstance(value, int | float):
                 found[name] = ({"type": _json_type(value)}, None)

@@ -2,29 +2,21 @@
 
 from collections.abc import Mapping
 
+from worker.catalog.architectures import base_of
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.tasks import architecture_of
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Detection, ModelSpec
 from worker.core.prompt import PromptForm
 
-# Layers of the smallest encoder of a family's pipelines.
-_CLIP_LAYERS, _SD2_LAYERS = 12, 23
-_FORMS: Mapping[str, PromptForm] = {
-    "sd1": "clip", "sd2": "clip", "sdxl": "clip-pair", "ssd-1b": "clip-pair", "segmind-vega": "clip-pair",
-    "sdxl-refiner": "clip-pair", "flux1": "clip-t5", "sd3": "clip-pair-t5",
-}  # fmt: skip
-_BOTH = {"clip_l": 768, "clip_g": 1280}
-_WIDTHS: Mapping[str, Mapping[str, int]] = {
-    "sd1": {"clip_l": 768}, "sd2": {"clip_l": 1024}, "sdxl": _BOTH, "ssd-1b": _BOTH, "segmind-vega": _BOTH,
-    "sdxl-refiner": {"clip_g": 1280}, "flux1": {"clip_l": 768, "t5": 4096}, "sd3": {**_BOTH, "t5": 4096},
-}  # fmt: skip
+_CLIP_LAYERS = 12  # of the smallest CLIP that pipelines have
 
 
 def prompt_form(spec: ModelSpec, detection: Detection | None, class_name: str | None) -> PromptForm | None:
     """How the class reads prompts; None where it takes no embeddings, or those of encoders that are not weighed."""
     row = architecture_of(spec, detection)
-    form = _FORMS.get(row.adapter_base) if row is not None else None
+    prompts = base_of(row).prompts if row is not None else None
+    form = prompts.form if prompts else None
     signature = call_parameters(class_name or "") or {}
     if (
         form is None
@@ -41,10 +33,10 @@ def prompt_form(spec: ModelSpec, detection: Detection | None, class_name: str | 
 def clip_skip_limit(spec: ModelSpec, detection: Detection | None) -> int:
     """How many layers `clip_skip` may leave out: one has to be left, and all but single encoders lack one already."""
     row = architecture_of(spec, detection)
-    base = row.adapter_base if row is not None else "sd1"
-    if base == "sd2":
-        return _SD2_LAYERS - 1
-    return _CLIP_LAYERS - (1 if _FORMS.get(base, "clip") == "clip" else 2)
+    prompts = base_of(row).prompts if row is not None else None
+    if prompts is None:
+        return _CLIP_LAYERS - 1
+    return prompts.layers - (1 if prompts.form == "clip" else 2)
 
 
 def encoder_widths(
@@ -62,4 +54,5 @@ def encoder_widths(
     row = architecture_of(spec, detection)
     if found or row is None or spec.config is not None:
         return found
-    return dict(_WIDTHS.get(row.adapter_base, {}))
+    prompts = base_of(row).prompts
+    return dict(prompts.widths) if prompts else {}

@@ -36,42 +36,6 @@ _TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
 FIELDS = ("scheduler", "schedule", "shift")
 LISTS = ("timesteps", "sigmas")
 
-# What a family's weights predict and the scheduler that its models bring, where these are not those of most flows.
-# None for what differs from model to model, or is in no one else's terms.
-_OWN: Mapping[str, tuple[Noise | None, str | None]] = {
-    "sd1": ("diffusion", "PNDMScheduler"),
-    "sd2": ("diffusion", "DDIMScheduler"),
-    "sdxl": ("diffusion", "EulerDiscreteScheduler"),
-    "sdxl-refiner": ("diffusion", "EulerDiscreteScheduler"),
-    "ssd-1b": ("diffusion", "EulerDiscreteScheduler"),
-    "segmind-vega": ("diffusion", "EulerDiscreteScheduler"),
-    "kolors": ("diffusion", "EulerDiscreteScheduler"),
-    "latent-consistency": ("diffusion", "LCMScheduler"),
-    "stable-cascade": (None, "DDPMWuerstchenScheduler"),
-    "kandinsky-2.2": ("diffusion", "DDPMScheduler"),
-    "kandinsky-3": ("diffusion", "DDPMScheduler"),
-    "sd-x4-upscaler": ("diffusion", "DDIMScheduler"),
-    "sd-latent-upscaler": ("diffusion", "EulerDiscreteScheduler"),
-    "pixart-alpha": ("diffusion", "DPMSolverMultistepScheduler"),
-    "pixart-sigma": ("diffusion", "DPMSolverMultistepScheduler"),
-    "hunyuan-dit": ("diffusion", "DDPMScheduler"),
-    "cogview3": ("cogvideox", None),
-    "cogvideox": ("cogvideox", None),
-    "cogvideox-i2v": ("cogvideox", None),
-    "svd": ("diffusion", "EulerDiscreteScheduler"),
-    "animatediff": ("diffusion", None),
-    "allegro": ("diffusion", None),
-    "latte": ("diffusion", "DDIMScheduler"),
-    "sana": ("flow", "DPMSolverMultistepScheduler"),
-    "sana-sprint": (None, "SCMScheduler"),
-    "sana-video": ("flow", None),
-    "wan": ("flow", "UniPCMultistepScheduler"),
-    "wan-i2v": ("flow", "UniPCMultistepScheduler"),
-    "wan-vace": ("flow", "UniPCMultistepScheduler"),
-    "wan-animate": ("flow", "UniPCMultistepScheduler"),
-}
-_FLOW: tuple[Noise, str] = ("flow", "FlowMatchEulerDiscreteScheduler")
-
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -335,7 +299,7 @@ def _check_package(cls: str | None, name: str) -> None:
 def native(spec: ModelSpec, detection: Detection | None) -> tuple[Noise | None, str | None]:
     """What the model's weights predict, and the scheduler that it brings, as far as that is known."""
     row = architecture_of(spec, detection)
-    noise, own = _OWN.get(row.id, _FLOW) if row else (None, None)
+    noise, own = (row.noise, row.scheduler) if row else (None, None)
     if detection is None:
         return noise, own
     if detection.prediction_type in ("edm", "edm_v_prediction"):

@@ -1,7 +1,6 @@
 """Which sizes a model draws, how many pictures, how many steps and how many frames."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.catalog.classes.signatures import call_parameters, size_step
@@ -16,13 +15,6 @@ _UNKNOWN_MULTIPLE = 16
 
 # How pipelines call the number of frames.
 FRAME_COUNTS = ("num_frames", "video_length", "frames")
-
-
-# Frames a second of the clips that a family was trained on, from its model card; by row, then by class.
-_FPS: Mapping[str, float] = {
-    "wan": 16, "wan-i2v": 16, "cogvideox": 8, "cogvideox-i2v": 8, "ltx": 24, "ltx2": 24, "hunyuan-video": 15,
-    "mochi": 30, "svd": 7, "animatediff": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +77,8 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
 def default_fps(spec: ModelSpec, detection: Detection | None, class_name: str) -> float:
     """Frames a second of a clip, when a request says nothing."""
     row = architecture_of(spec, detection)
-    if row is not None and row.id in _FPS:
-        return _FPS[row.id]
+    if row is not None and row.fps is not None:
+        return row.fps
     own = (call_parameters(class_name) or {}).get("frame_rate")
     if own is not None and isinstance(own.default, int | float) and 1 <= own.default <= 60:
         return float(own.default)

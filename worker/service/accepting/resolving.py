@@ -217,6 +217,7 @@ def _completed(spec: ModelSpec, found: Detection) -> Detection:
         pipeline=spec.pipeline or found.pipeline or (pipeline_for(spec, found, tasks[0]) if tasks else None),
         native_size=found.native_size or (row.native_size if row else None),
         activation_gb_per_mp=row.activation_gb_per_mp if row else found.activation_gb_per_mp,
+        few_steps=row.few_steps.get(found.variant or "") if row else None,
     )
     check_loadable(spec.id, completed)
     return completed
