@@ -16,9 +16,9 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile
 
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
-test test-all test-zoo check bench: export OMP_NUM_THREADS = 1
+test test-slow test-zoo check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run test test-all test-zoo check bench signatures schedulers clean
+.PHONY: help run test test-slow test-all test-zoo check bench signatures schedulers rooms clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -30,18 +30,20 @@ run: $(READY)  ## Draw the picture of test_input.json into outputs/
 test: $(READY)  ## Run the tests, less the slow ones; ARGS='tests/core -x' for some of them
 	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
-test-all: $(READY)  ## Run every test, which takes minutes more
-	@$(BIN)/python -m pytest $(ARGS)
+test-slow: $(READY)  ## Run the slow tests that test leaves out, less the zoo
+	@$(BIN)/python -m pytest -m "slow and not zoo" $(PARALLEL) $(ARGS)
+
+test-all: test test-slow test-zoo  ## Run every test, which takes many minutes more
 
 test-zoo: $(READY)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
-	@$(BIN)/python -m pytest tests/zoo -m zoo $(ARGS)
+	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
 
 check: $(READY)  ## What CI runs: format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	@$(MAKE) test
 
 bench: $(READY)  ## Measure; ARGS=… goes to the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -52,6 +54,9 @@ signatures: $(READY)  ## Learn the model classes of the installed diffusers, aft
 schedulers: $(READY)  ## Measure which schedulers each pipeline class runs with, after a new diffusers was pinned
 	@$(BIN)/python -m tests.zoo.schedulers
 	@$(BIN)/python -m tools.schedulers_page
+
+rooms: $(READY)  ## Draw docs/rooms.svg, after a wall between rooms was moved
+	@$(BIN)/python -m tools.rooms_page
 
 clean:  ## Remove .venv and what the tools left; pictures and downloaded models stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -143,3 +143,12 @@ def test_every_field_that_a_schema_lists_has_a_row_and_a_meaning() -> None:
     told |= {row[0].strip("`") for row in described}
     assert {*listed_parameters(), *COMMON} - told == set()
     assert len(listed_parameters()) > 200
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code():
+    from tools.rooms_page import PICTURE, floors, picture, reduced
+
+    names = {path.parent.name for path in (PROJECT / "worker").glob("*/__init__.py")}
+    assert {name for floor in floors() for name in floor} == names
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run make rooms"
+    assert reduced([("a", "b"), ("b", "c"), ("a", "c")]) == {("a", "b"), ("b", "c")}

@@ -317,17 +317,30 @@ def test_requirements_are_at_or_above_the_safe_versions() -> None:
 def test_make_targets_exist_and_say_what_they_do() -> None:
     shown = subprocess.run(["make", "help"], cwd=PROJECT_DIR, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^  make ([a-z-]+) +\S", shown, flags=re.MULTILINE))
-    expected = {"help", "run", "test", "test-all", "test-zoo", "check", "bench", "signatures", "schedulers", "clean"}
+    expected = {
+        "help",
+        "run",
+        "test",
+        "test-slow",
+        "test-all",
+        "test-zoo",
+        "check",
+        "bench",
+        "signatures",
+        "schedulers",
+        "rooms",
+        "clean",
+    }
     assert targets == expected
 
 
-def test_ci_is_make_check() -> None:
+def test_ci_is_make_check_and_the_slow_tests() -> None:
     script = PROJECT_DIR / ".ci" / "run"
     text = script.read_text()
     assert script.stat().st_mode & 0o111
     assert text.startswith("#!/usr/bin/env bash\n")
     assert "set -euo pipefail" in text
-    assert "make check" in text
+    assert re.findall(r"^make (\S+)", text, flags=re.MULTILINE) == ["check", "test-slow"]
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
