@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from worker.core.adapter import (
+    Adapter,
+    AdapterFiles,
+    Control,
+    ControlCall,
+    ControlNetSpec,
+    EmbeddingSpec,
+    LoraFiles,
+    VaeSpec,
+)
 from worker.core.fingerprint import fingerprint
 from worker.core.image import Raster
-from worker.core.job import Batch, Job, LoraFiles, Media, SchedulerChoice, StopSignal, VideoRequest
+from worker.core.job import Batch, Job, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
 from worker.core.pipeline import PipelineRow
@@ -16,9 +26,8 @@ from worker.core.request import GenerationRequest, OutputOptions
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
-    *("spec", "detection", "task", "pipeline", "row", "params", "scheduler", "loras", "lightning", "video", "words"),
-    "redraws",
-    *("controls", "control_call", "image_prompts", "embeddings", "hypernetworks", "vae", "finishing"),
+    *("spec", "detection", "task", "pipeline", "row", "params", "scheduler", "lightning", "video", "words"),
+    *("redraws", "adapters", "finishing"),
 }
 OF_ONE_JOB = {
     *("id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at")
@@ -39,7 +48,8 @@ def start_from(raster):
 
 def batch(**changes):
     files = changes.pop("files", ModelFiles(Path("/m"), 10, revision="abc"))
-    loras = changes.pop("lora_files", ())
+    adapters = changes.pop("adapter_files", ())
+    changes.setdefault("adapters", tuple(item.adapter for item in adapters))
     job = Job(
         id="a",
         request=GenerationRequest(prompt="x"),
@@ -54,17 +64,27 @@ def batch(**changes):
         scheduler=None,
         seeds=(1,),
         media=(),
-        loras=(),
         lightning=False,
         output=OutputOptions(),
         stop=StopSignal(60),
     )
-    return Batch((replace(job, **changes),), files, loras)
+    return Batch((replace(job, **changes),), files, adapters)
 
 
 def lora(weight=1.0, sha256="f" * 64, downloaded=0, keys=None):
     files = ModelFiles(Path("/l"), 5, bytes_downloaded=downloaded)
-    return LoraFiles(LoraSpec(model="l", weight=weight), files, sha256, keys or LoraKeys(), Scaling())
+    spec, detection = LoraSpec(model="l", weight=weight), Detection(Kind.LORA, "lora")
+    return LoraFiles(Adapter(spec), files, detection, sha256, keys=keys or LoraKeys(), scaling=Scaling())
+
+
+def embedding(token="zzz", sha256="f" * 64):
+    files, detection = ModelFiles(Path("/e"), 5), Detection(Kind.TEXTUAL_INVERSION, "safetensors")
+    return AdapterFiles(Adapter(EmbeddingSpec(model="e", token=token)), files, detection, sha256)
+
+
+def control(**changes):
+    spec = ControlNetSpec(model="c", scale=changes.pop("scale", 1.0))
+    return Control(spec, **{"picture": picture(), "call": ControlCall("image", "scale", None, None, None), **changes})
 
 
 def test_every_field_of_a_job_is_either_shared_or_its_own():
@@ -115,13 +135,14 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
         {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "eta": 1.0}},
         {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "width": 64}},
         {"scheduler": SchedulerChoice("euler", "EulerDiscreteScheduler")},
-        {"loras": (LoraSpec(model="l"),)},
+        {"adapters": (Adapter(LoraSpec(model="l")),)},
+        {"adapters": (Adapter(VaeSpec(model="v")),)},
         {"lightning": True},
         {"video": VideoRequest(8.0)},
         {"media": start_from(picture())},
         {"files": ModelFiles(Path("/m"), 10, revision="def")},
         {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},
-        {"lora_files": (lora(),)},
+        {"adapter_files": (lora(),)},
     ],
     ids=str,
 )
@@ -136,11 +157,26 @@ def test_pictures_may_differ_but_not_their_sizes():
 
 
 def test_a_lora_is_known_by_content_and_weight():
-    first = batch(lora_files=(lora(),)).batch_key
-    assert batch(lora_files=(lora(downloaded=100, keys=LoraKeys(unknown=("k",))),)).batch_key == first
-    assert batch(lora_files=(lora(weight=0.5),)).batch_key != first
-    assert batch(lora_files=(lora(sha256="e" * 64),)).batch_key != first
-    assert batch(lora_files=(lora(), lora())).batch_key != first
+    first = batch(adapter_files=(lora(),)).batch_key
+    assert batch(adapter_files=(lora(downloaded=100, keys=LoraKeys(unknown=("k",))),)).batch_key == first
+    assert batch(adapter_files=(lora(weight=0.5),)).batch_key != first
+    assert batch(adapter_files=(lora(sha256="e" * 64),)).batch_key != first
+    assert batch(adapter_files=(lora(), lora())).batch_key != first
+
+
+def test_adapters_are_shared_in_their_order():
+    first = batch(adapter_files=(lora(), embedding())).batch_key
+    assert batch(adapter_files=(lora(), embedding())).batch_key == first
+    assert batch(adapter_files=(embedding(), lora())).batch_key != first
+    assert batch(adapter_files=(lora(), embedding(token="yyy"))).batch_key != first
+    assert batch(adapter_files=(lora(), embedding(sha256="e" * 64))).batch_key != first
+
+
+def test_a_control_is_known_by_its_picture_and_how_it_is_followed():
+    first = batch(adapters=(control(),)).batch_key
+    assert batch(adapters=(control(),)).batch_key == first
+    for changes in ({"picture": picture(7)}, {"scale": 0.5}, {"mode": 2}):
+        assert batch(adapters=(control(**changes),)).batch_key != first
 
 
 def test_videos_of_other_lengths_are_kept_apart():

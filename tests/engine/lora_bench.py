@@ -10,9 +10,11 @@ from diffusers import DiffusionPipeline
 
 from tests import builders
 from tests.loras import Lora, merged
-from worker.core.job import LoraFiles
+from worker.core.adapter import Adapter, LoraFiles
 from worker.core.model import LoraSpec, ModelFiles
+from worker.engine.adapters.host import Host
 from worker.engine.adapters.lora import LoraCache
+from worker.engine.pool import Resident
 from worker.service.local.weights import examine_lora
 
 BUILDERS = {"sd1": builders.tiny_sd1, "sdxl": builders.tiny_sdxl, "flux": builders.tiny_flux, "sd3": builders.tiny_sd3}
@@ -46,8 +48,8 @@ class Bench:
 
     def applied(self, files: Sequence[LoraFiles], prompt: str = "a red apple"):
         """The picture with the worker's own way, and what it reports."""
-        with self.cache.applied(self.pipe, files, "tiny") as reports:
-            return self.draw(prompt), reports
+        with self.cache.applied(host(self.pipe, "tiny"), files) as effect:
+            return self.draw(prompt), effect.reports
 
     def assert_untouched(self) -> None:
         """Every weight is bit-equal to what was loaded, and no module has one hook more."""
@@ -70,13 +72,21 @@ def adapter(lora: Lora, path: Path, weight: float = 1.0, **options: object) -> L
     """A LoRA on disk as the service hands it to the engine."""
     file = examine_lora(lora.save(path))
     return LoraFiles(
-        LoraSpec(model=path.name, weight=weight, **options),
+        Adapter(LoraSpec(model=path.name, weight=weight, **options)),
         ModelFiles(path, path.stat().st_size),
+        file.detection,
         file.sha256,
-        file.keys,
-        file.scaling,
-        file.trigger_words,
+        keys=file.keys,
+        scaling=file.scaling,
+        trigger_words=file.trigger_words,
     )
+
+
+def host(pipe, model: str) -> Host:
+    """`pipe` as it stands, to put adapters on."""
+    bare = Host(Resident(model, None, pipe, None), type(pipe).__name__, model)
+    bare.pipe = pipe
+    return bare
 
 
 def assert_same(picture: np.ndarray, reference: np.ndarray) -> None:

@@ -301,7 +301,7 @@ async def test_the_last_two_adapters_stay_ready(served, reads):
 
 async def test_adapters_and_encoder_go_with_their_pipeline(served):
     await served.draw(ip_adapters=served.prompt("sd1-plain", RED))
-    cache = served.engine._adapters._image_prompts
+    cache = served.engine._adapters._appliers["ip_adapters"][1].__self__
     assert (len(cache._caches), len(cache._encoders)) == (1, 1)
     assert served.engine.unload("sd1") == 1
     gc.collect()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import loras
-from tests.engine.lora_bench import Bench, adapter, assert_same
+from tests.engine.lora_bench import Bench, adapter, assert_same, host
 from tests.engine.test_lora_dialects import SETS, paths
 from tests.loras import Lora, Made
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
@@ -170,10 +170,10 @@ def test_a_table_of_the_model_takes_a_difference(benches, tmp_path):
     try:
         diff = loras.normal(1, 2, 8, seed=3)
         lora = Lora({"diffusion_model.head.modulation.diff": diff})
-        with bench.cache.applied(bench.pipe, [adapter(lora, tmp_path / "x.safetensors", 0.5)], "tiny") as (report,):
+        with bench.cache.applied(host(bench.pipe, "tiny"), [adapter(lora, tmp_path / "x.safetensors", 0.5)]) as effect:
             assert torch.allclose(transformer.scale_shift_table.data, 1 + 0.5 * diff)
         assert torch.equal(transformer.scale_shift_table.data, torch.ones(1, 2, 8))
-        assert report.matched == 1
+        assert effect.reports[0].matched == 1
     finally:
         del transformer.scale_shift_table
 

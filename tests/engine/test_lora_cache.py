@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import loras
-from tests.engine.lora_bench import Bench, adapter, assert_same
+from tests.engine.lora_bench import Bench, adapter, assert_same, host
 from tests.engine.test_lora_dialects import SETS, paths
 from tests.loras import AB, Lora
 from worker.core.errors import CorruptFile, IncompatibleAdapter, JobCancelled, UnsupportedModel
@@ -235,7 +235,7 @@ def test_a_model_with_two_denoisers_gets_a_lora_on_both_unless_a_weight_says_oth
     added = 0.5 * x @ down.T @ up.T
     cache = LoraCache(1)
     for weights, wanted in (({}, (1, 1)), ({"transformer_2": 0.0}, (1, 0)), ({"transformer": 0.0}, (0, 1))):
-        with cache.applied(pipe, [adapter(item, tmp_path / "x.safetensors", weights=weights)], "wan"):
+        with cache.applied(host(pipe, "wan"), [adapter(item, tmp_path / "x.safetensors", weights=weights)]):
             for (name, part), factor in zip(parts.items(), wanted, strict=True):
                 assert torch.allclose(part["proj"](x), before[name] + factor * added, atol=1e-5)
     assert all(torch.equal(part["proj"](x), before[name]) for name, part in parts.items())

@@ -228,7 +228,11 @@ async def test_recorded_requests_are_still_taken(tmp_path, line):
     context = make_context(tmp_path, allow_unregistered_models=True)
     job = await context.accept(**record["input"])
     taken = {name: getattr(job, name, None) for name in ("task", "prompt", "negative_prompt", "lightning")}
-    taken |= {"model": job.spec.id, "seeds": [*job.seeds], "loras": [[lora.model, lora.weight] for lora in job.loras]}
+    taken |= {
+        "model": job.spec.id,
+        "seeds": [*job.seeds],
+        "loras": [[lora.spec.model, lora.spec.weight] for lora in job.adapters],
+    }
     taken |= {"scheduler": job.scheduler.name if job.scheduler else None, "output": job.output.model_dump()}
     taken |= {"schedule": job.scheduler.schedule if job.scheduler else None}
     for name, value in record["means"].items():

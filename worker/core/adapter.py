@@ -1,16 +1,17 @@
-"""What a job puts beside its model, as callers name it and as files: ControlNets, image prompts, words, hypernetworks.
+"""What a job puts beside its model: as callers name it, as a job has it, as files, and what is told of it.
 
-LoRAs stand in `model.py`, since a model may own some, and in `lora.py`.
+How callers name a LoRA stands in `model.py`, since a model may own some.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from worker.core.image import Raster
-from worker.core.model import Detection, Kind, ModelFiles, Parsed
+from worker.core.lora import LoraKeys, Scaling
+from worker.core.model import AdapterSpec, Detection, Kind, LoraSpec, ModelFiles
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
@@ -18,20 +19,15 @@ Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 Preprocess = Literal["canny", "lineart", "grayscale", "invert", "threshold", "blur", "tile"]
 
 
-class AdapterSpec(Parsed):
-    """A file beside the model. A reference alone stands for an object that names nothing else."""
-
+class _FileSpec(AdapterSpec):
     model: str = Field(min_length=1, max_length=512, description="A reference, like that of a model.")
     weight_name: str | None = Field(default=None, max_length=512, description="Which file of a repository.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_reference(cls, value: object) -> object:
-        return {"model": value} if isinstance(value, str) else value
 
-
-class ControlNetSpec(AdapterSpec):
+class ControlNetSpec(_FileSpec):
     """A ControlNet or T2I-Adapter, and the picture that it follows from `start` to `end` of the steps."""
+
+    field: ClassVar[str] = "controlnets"
 
     image: str | None = Field(
         default=None, description="The picture to follow, sent like image; the request's own image when left out."
@@ -43,8 +39,10 @@ class ControlNetSpec(AdapterSpec):
     mode: str | None = Field(default=None, max_length=64, description="What the picture shows, for a union ControlNet.")
 
 
-class IPAdapterSpec(AdapterSpec):
+class IPAdapterSpec(_FileSpec):
     """An IP-Adapter, and the picture or pictures that prompt it."""
+
+    field: ClassVar[str] = "ip_adapters"
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -60,16 +58,26 @@ class IPAdapterSpec(AdapterSpec):
     scale: Scale = 1.0
 
 
-class EmbeddingSpec(AdapterSpec):
+class EmbeddingSpec(_FileSpec):
     """A textual inversion, and the word that calls it up in a prompt; its own name when left out."""
+
+    field: ClassVar[str] = "embeddings"
 
     token: str | None = Field(default=None, max_length=64, pattern=r"^[^\s\x00-\x1f]([^\x00-\x1f]*[^\s\x00-\x1f])?$")
 
 
-class HypernetworkSpec(AdapterSpec):
+class HypernetworkSpec(_FileSpec):
     """A hypernetwork, and how much of its change is applied."""
 
+    field: ClassVar[str] = "hypernetworks"
+
     weight: Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)] = 1.0
+
+
+class VaeSpec(AdapterSpec):
+    """The VAE that encodes and decodes in place of the model's own."""
+
+    field: ClassVar[str] = "vae"
 
 
 ADAPTER_SPECS: Mapping[str, type[AdapterSpec]] = {
@@ -80,16 +88,14 @@ ADAPTER_SPECS: Mapping[str, type[AdapterSpec]] = {
 }
 
 
+Spec = TypeVar("Spec", bound=AdapterSpec)
+
+
 @dataclass(frozen=True, slots=True)
-class Control:
-    """One ControlNet or T2I-Adapter of an accepted job, and the picture as it sees it, at the size that is drawn.
+class Adapter(Generic[Spec]):
+    """One adapter of an accepted job: what was asked for, checked. A kind with more to it has a class of its own."""
 
-    `mode` is a union ControlNet's own number for what the picture shows.
-    """
-
-    spec: ControlNetSpec
-    picture: Raster
-    mode: int | None = None
+    spec: Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +113,60 @@ class ControlCall:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePrompt:
-    """One IP-Adapter of an accepted job, and its pictures as they came."""
+class Control(Adapter[ControlNetSpec]):
+    """A ControlNet or T2I-Adapter, the picture as it sees it, at the size that is drawn, and how the class takes it.
 
-    spec: IPAdapterSpec
-    pictures: tuple[Raster, ...]
+    `mode` is a union ControlNet's own number for what the picture shows.
+    """
+
+    picture: Raster
+    call: ControlCall
+    mode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterFiles:
-    """An adapter on disk, checked against the model's architecture."""
+class ImagePrompt(Adapter[IPAdapterSpec]):
+    """An IP-Adapter, and its pictures as they came."""
 
-    kind: Kind
-    spec: AdapterSpec
+    pictures: tuple[Raster, ...]
+
+
+Accepted = TypeVar("Accepted", bound=Adapter[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles(Generic[Accepted]):
+    """A job's adapter on disk, checked against the model's architecture."""
+
+    adapter: Accepted
     files: ModelFiles
     detection: Detection
     sha256: str | None = None
-    unfolded_bytes: int | None = None  # of a control LoRA: what it takes once it is the ControlNet that it stands for
+    bytes_beside: int = 0  # what it takes on the device beside the model, where that is much
 
     @property
-    def bytes_beside(self) -> int:
-        """What it takes on the device beside the model, as far as its stored bytes tell."""
-        return self.unfolded_bytes or self.files.total_bytes
+    def kind(self) -> Kind:
+        """What the file is."""
+        return self.detection.kind
+
+    @property
+    def model(self) -> str:
+        """What the caller named."""
+        return str(self.adapter.spec.model)
+
+    @property
+    def key(self) -> Hashable:
+        """What its content is known by."""
+        return self.sha256 or self.files.root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFiles(AdapterFiles[Adapter[LoraSpec]]):
+    """A LoRA on disk, and what its header says."""
+
+    keys: LoraKeys
+    scaling: Scaling
+    trigger_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

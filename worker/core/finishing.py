@@ -6,21 +6,16 @@ A refiner and an upscaler are models of their own, with sources and files like t
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from worker.core.model import Detection, ModelFiles, ModelSpec, Parsed
+from worker.core.model import Detection, ModelFiles, ModelSpec, ReferenceSpec
 from worker.core.pipeline import PipelineRow
 
 
-class SecondModelSpec(Parsed):
-    """A model that works after the first. A reference alone stands for an object that names nothing else."""
+class SecondModelSpec(ReferenceSpec):
+    """A model that works after the first."""
 
     model: str = Field(min_length=1, max_length=512, description="A model id of models.yaml, or a reference.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_reference(cls, value: object) -> object:
-        return {"model": value} if isinstance(value, str) else value
 
 
 class RefinerSpec(SecondModelSpec):

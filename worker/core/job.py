@@ -4,16 +4,16 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pydantic import JsonValue
 
-from worker.core.adapter import AdapterFiles, Control, ControlCall, EmbeddingSpec, HypernetworkSpec, ImagePrompt
+from worker.core.adapter import Adapter, AdapterFiles, LoraFiles
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.fingerprint import fingerprint
 from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import Raster
-from worker.core.lora import LoraKeys, Scaling
-from worker.core.model import Detection, LoraSpec, ModelFiles, ModelSpec, Task
+from worker.core.model import Detection, ModelFiles, ModelSpec, Task
 from worker.core.pipeline import Form, PipelineRow
 from worker.core.prompt import PromptForm
 from worker.core.request import GenerationRequest, OutputOptions
@@ -139,17 +139,11 @@ class Job:
     scheduler: SchedulerChoice | None
     seeds: tuple[int, ...] = field(metadata=OF_ONE_JOB)
     media: tuple[Media, ...] = field(metadata=OF_ONE_JOB)
-    loras: tuple[LoraSpec, ...]
     lightning: bool
     output: OutputOptions = field(metadata=OF_ONE_JOB)
     stop: StopSignal = field(metadata=OF_ONE_JOB)
     warnings: tuple[str, ...] = field(default=(), metadata=OF_ONE_JOB)
-    controls: tuple[Control, ...] = ()
-    control_call: ControlCall | None = None  # how the class takes them
-    image_prompts: tuple[ImagePrompt, ...] = ()
-    embeddings: tuple[EmbeddingSpec, ...] = ()
-    hypernetworks: tuple[HypernetworkSpec, ...] = ()
-    vae: str | None = None  # a reference; decodes in place of the model's own
+    adapters: tuple[Adapter[Any], ...] = ()  # kind by kind, each in the order in which they were asked for
     finishing: Finishing = field(default_factory=Finishing)
     words: PromptForm | None = None  # how the class reads prompts, where the worker can weigh them; else None
     redraws: bool = True  # at strength 0 what was sent comes back, and nothing is drawn
@@ -184,36 +178,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class LoraFiles:
-    """A LoRA on disk, checked against the model's architecture, and what its header says."""
-
-    spec: LoraSpec
-    files: ModelFiles
-    sha256: str
-    keys: LoraKeys
-    scaling: Scaling
-    trigger_words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """What the engine runs in one pipeline call: jobs that agree in everything but prompt, picture and seeds."""
 
     jobs: tuple[Job, ...]
     files: ModelFiles
-    loras: tuple[LoraFiles, ...] = ()
-    # In the order of the first job's own lists.
-    controls: tuple[AdapterFiles, ...] = ()
-    image_prompts: tuple[AdapterFiles, ...] = ()
-    embeddings: tuple[AdapterFiles, ...] = ()
-    hypernetworks: tuple[AdapterFiles, ...] = ()
-    vae: ModelFiles | None = None
+    adapters: tuple[AdapterFiles[Any], ...] = ()  # in the order of the first job's
     finishing: FinishingFiles = field(default_factory=FinishingFiles)
 
-    @property
-    def adapters(self) -> tuple[LoraFiles | AdapterFiles, ...]:
-        """Everything beside the model."""
-        return (*self.loras, *self.controls, *self.image_prompts, *self.embeddings, *self.hypernetworks)
+    def adapters_of(self, field: str) -> tuple[AdapterFiles[Any], ...]:
+        """Those that came in one of a request's fields."""
+        return tuple(item for item in self.adapters if item.adapter.spec.field == field)
 
     @property
     def batch_key(self) -> str:
@@ -228,8 +203,9 @@ class Batch:
             raise last
 
 
-# How a file came here, and what was read from the content that its digest stands for already.
+# How a file came here, what was read from the content that its digest stands for already, and what the jobs say too.
 _TRANSIENT: Mapping[type, frozenset[str]] = {
     ModelFiles: frozenset({"bytes_downloaded"}),
-    LoraFiles: frozenset({"keys", "scaling", "trigger_words"}),
+    AdapterFiles: frozenset({"adapter"}),
+    LoraFiles: frozenset({"adapter", "keys", "scaling", "trigger_words"}),
 }

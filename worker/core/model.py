@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -89,10 +89,27 @@ class ModelSource(Parsed):
         return f"{text}?{query}" if query else text
 
 
+class ReferenceSpec(Parsed):
+    """What is named by a reference. A reference alone stands for an object that names nothing else."""
+
+    model: str = Field(min_length=1, max_length=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_reference(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class AdapterSpec(ReferenceSpec):
+    """One adapter as a request names it. `field` is the request's field, by which all tables know its kind."""
+
+    field: ClassVar[str]
+
+
 LoraWeight = Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)]
 
 
-class LoraSpec(Parsed):
+class LoraSpec(AdapterSpec):
     """A LoRA that belongs to a model or is asked for by a job. `weight` multiplies its effect; 0 is none.
 
     `weights` replaces `weight` for a component of the pipeline, or for the modules below one: `text_encoder`,
@@ -100,18 +117,14 @@ class LoraSpec(Parsed):
     stands for an object that names nothing else.
     """
 
-    model: str = Field(min_length=1, max_length=512)
+    field: ClassVar[str] = "loras"
+
     weight: LoraWeight = 1.0
     weights: dict[Annotated[str, Field(pattern=r"^\w+(\.\w+)*$", max_length=200)], LoraWeight] = Field(
         default_factory=dict, max_length=64
     )
     weight_name: str | None = None
     name: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_reference(cls, value: object) -> object:
-        return {"model": value} if isinstance(value, str) else value
 
 
 class Lightning(Parsed):

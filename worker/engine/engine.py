@@ -17,7 +17,6 @@ from worker.core.job import Batch, Job, SchedulerChoice
 from worker.core.model import Detection, ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.engine import devices
-from worker.engine.adapters.embeddings import unnamed
 from worker.engine.adapters.stack import AdapterStack
 from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
@@ -117,14 +116,14 @@ class DiffusersEngine:
     def _drawn(self, batch: Batch, emit: Emit) -> EngineReport:
         """What the job's model draws, and its refiner after it where it has one: never both models leased at once."""
         job, refiner, files = batch.jobs[0], batch.jobs[0].finishing.refiner, batch.finishing.refiner
-        beside = sum(item.bytes_beside for item in batch.controls)
+        beside = sum(item.bytes_beside for item in batch.adapters)
         with (
             self._lease(job, job.spec, job.detection, batch.files, emit, beside) as resident,
             self._adapters.applied(resident, batch) as applied,
         ):
             pipe, given = applied.pipe, applied.arguments
             check_clip_skip(pipe, job)
-            notes = {each.id: _notes(pipe, each, batch) for each in batch.jobs}
+            notes = {each.id: self._adapters.notes(batch, each) + notes_on_prompts(pipe, each) for each in batch.jobs}
 
             def call(at_once: int) -> tuple[Outcome, ...]:
                 return call_pipeline(pipe, batch, given, emit, at_once)
@@ -306,11 +305,6 @@ def _keys(batch: Batch) -> list[str]:
     if upscaler is not None and finishing.upscaler is not None:
         found.append(resident_key(upscaler.model, finishing.upscaler))
     return found
-
-
-def _notes(pipe: Any, job: Job, batch: Batch) -> tuple[str, ...]:
-    """What the caller of `job` should know of his prompts."""
-    return unnamed(batch.embeddings, job) + notes_on_prompts(pipe, job)
 
 
 def _megapixels(job: Job) -> float:

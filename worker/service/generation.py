@@ -11,12 +11,11 @@ from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import redraws_by_strength
 from worker.catalog.classes.tasks import draws_video
 from worker.catalog.interface.checking import check_parameters
-from worker.catalog.interface.controls import control_call
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
 from worker.catalog.interface.tasks import pipeline_for
 from worker.catalog.pipelines.table import pipeline_row
-from worker.core.adapter import Control
+from worker.core.adapter import Adapter, Control, VaeSpec
 from worker.core.errors import (
     AccessDenied,
     InvalidRequest,
@@ -192,13 +191,14 @@ class GenerationService:
             scheduler=scheduler,
             seeds=choose_seeds(request),
             media=inputs.media,
-            loras=all_loras(request, spec, lightning),
-            controls=controls,
-            control_call=control_call(pipeline) if controls else None,
-            image_prompts=image_prompts,
-            embeddings=request.embeddings,
-            hypernetworks=request.hypernetworks,
-            vae=request.vae,
+            adapters=(
+                *map(Adapter, all_loras(request, spec, lightning)),
+                *controls,
+                *image_prompts,
+                *map(Adapter, request.embeddings),
+                *map(Adapter, request.hypernetworks),
+                *((Adapter(VaeSpec(model=request.vae)),) if request.vae else ()),
+            ),
             finishing=Finishing(
                 find_refiner(request, spec, detection, pipeline, params, self._resolver),
                 find_upscaler(request, params, self._resolver),

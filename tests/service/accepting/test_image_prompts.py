@@ -118,7 +118,7 @@ def context(models, tmp_path):
 
 def given(context: ServerContext) -> tuple[str, str, str]:
     """The adapter's file that the engine got, and the last folders of its encoder."""
-    (item,) = context.given[-1].image_prompts
+    (item,) = context.given[-1].adapters
     encoder_root = item.files.parts["image_encoder"]
     return item.files.root.name, item.detection.architecture, encoder_root
 
@@ -141,7 +141,7 @@ async def test_a_repository_of_many_files_gives_one_and_its_encoder_alone(contex
     assert '"projection_dim": 1024' in (folder / "config.json").read_text()
     assert context.hub.count("ip-adapter-plus_sd15", "GET") == 0
     assert context.hub.count("sdxl_models/", "GET") == 0
-    assert context.given[-1].jobs[0].image_prompts[0].pictures[0].width == 20
+    assert context.given[-1].jobs[0].adapters[0].pictures[0].width == 20
 
 
 async def test_what_the_projection_reads_decides_which_encoder(context, tmp_path):
@@ -236,10 +236,10 @@ async def test_adapters_that_read_one_encoder_go_together_also_where_it_lies_twi
         {"model": "h94/IP-Adapter", "weight_name": "models/ip-adapter-plus_sd15.safetensors", "image": PICTURE},
     ]
     assert (await context.send(prompt="x", ip_adapters=both)).get("error") is None
-    assert len(context.given[-1].image_prompts) == 2
+    assert len(context.given[-1].adapters) == 2
     both[1] = {"model": "org/copy#mine.safetensors", "image": PICTURE}
     assert (await context.send(prompt="x", ip_adapters=both)).get("error") is None
-    assert len({item.files.parts["image_encoder"] for item in context.given[-1].image_prompts}) == 1
+    assert len({item.files.parts["image_encoder"] for item in context.given[-1].adapters}) == 1
 
 
 async def test_adapters_that_want_two_encoders_are_refused_together(context, tmp_path):

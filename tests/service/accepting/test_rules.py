@@ -91,17 +91,17 @@ async def test_defaults_come_from_the_family_then_the_model_then_the_request(con
 async def test_lightning_sets_steps_guidance_and_lora_unless_switched_off(context):
     job = await context.accept(model="fast")
     assert (job.params["num_inference_steps"], job.params["guidance_scale"]) == (8, 1.0)
-    assert [lora.model for lora in job.loras] == ["org/fast#8steps.safetensors"]
+    assert [lora.spec.model for lora in job.adapters] == ["org/fast#8steps.safetensors"]
     off = await context.accept(model="fast", lightning=False)
     assert off.params["num_inference_steps"] > 8
-    assert off.loras == ()
+    assert off.adapters == ()
     asked = await context.accept(model="fast", num_inference_steps=4)
     assert (asked.lightning, asked.params["num_inference_steps"]) == (True, 4)
 
 
 async def test_own_loras_come_before_the_requests(context):
     job = await context.accept(model="fast", loras=["org/style"])
-    assert [lora.model for lora in job.loras] == ["org/fast#8steps.safetensors", "org/style"]
+    assert [lora.spec.model for lora in job.adapters] == ["org/fast#8steps.safetensors", "org/style"]
 
 
 @pytest.mark.parametrize(("asked", "granted"), [(None, 100), (30, 30), (5000, 100), (0.5, 0.5)])

@@ -25,7 +25,7 @@ def adapters(context, monkeypatch):
     run = context.engine.run
 
     def recording(batch, emit):
-        found.extend(batch.loras)
+        found.extend(batch.adapters_of("loras"))
         return run(batch, emit)
 
     monkeypatch.setattr(context.engine, "run", recording)
@@ -95,7 +95,7 @@ async def test_what_the_header_says_goes_to_the_engine(context, adapters, folder
     assert module.name == "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
     assert adapter.scaling.factor("unet", module.name, rank=4, alpha=None) == 1.5
     assert adapter.trigger_words == ("mywrd style",)
-    assert adapter.spec.weights == {"unet": 0.5}
+    assert adapter.adapter.spec.weights == {"unet": 0.5}
 
 
 @pytest.mark.parametrize(

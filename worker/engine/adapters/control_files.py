@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from worker.core.adapter import AdapterFiles
+from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
 from worker.engine.adapters.control_loras import MARKER, unfolded
 from worker.engine.devices import is_out_of_memory
@@ -33,13 +33,13 @@ _REFINED_BY_LAYERS = "control_layers"
 _SHARED = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "dim", "cross_attention_dim_t5")
 
 
-def load_control(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> nn.Module:
+def load_control(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -> nn.Module:
     """The control in memory, in `dtype`, on the CPU.
 
     Raises IncompatibleAdapter where it does not fit `denoiser`, CorruptFile where it is damaged, UnsupportedModel for
     a single file that needs a config of its own.
     """
-    name, root = item.spec.model, item.files.root
+    name, root = item.model, item.files.root
     try:
         net = _from_folder(item, dtype) if root.is_dir() else _from_file(item, denoiser, dtype)
     except WorkerError:
@@ -58,7 +58,7 @@ def load_control(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> nn.Mo
     return net.requires_grad_(False).eval()
 
 
-def _from_folder(item: AdapterFiles, dtype: torch.dtype) -> Any:
+def _from_folder(item: AdapterFiles[Control], dtype: torch.dtype) -> Any:
     root = item.files.root
     return _class(item).from_pretrained(
         root,
@@ -77,8 +77,8 @@ def _only_variant(root: Path) -> str | None:
     return names[0] if names else None
 
 
-def _from_file(item: AdapterFiles, denoiser: Any, dtype: torch.dtype) -> Any:
-    cls, weights, name = _class(item), load_file(item.files.root), item.spec.model
+def _from_file(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -> Any:
+    cls, weights, name = _class(item), load_file(item.files.root), item.model
     if MARKER in weights:
         net = _without_memory(cls, _config(cls, denoiser.config, weights))
         named = unfolded(weights, net, denoiser, name, dtype)
@@ -288,7 +288,7 @@ def _check_sizes(net: Any, denoiser: Any, name: str) -> None:
             )
 
 
-def _class(item: AdapterFiles) -> Any:
+def _class(item: AdapterFiles[Control]) -> Any:
     return getattr(diffusers, str(item.detection.component_class))
 
 

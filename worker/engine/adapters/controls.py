@@ -7,7 +7,6 @@ while they are needed, so that they never stand in the way of another job's pict
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,18 +15,15 @@ import torch
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from torch import nn
 
-from worker.core.adapter import AdapterFiles, AdapterReport, Control, ControlCall
+from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import UnsupportedModel
-from worker.core.job import Batch
 from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
 from worker.engine.adapters.control_files import load_control
+from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.arguments import to_pil
 from worker.engine.classes import DTYPES
 from worker.engine.loader import view
 from worker.engine.pool import Resident
-
-CAPACITY = 3
-"""How many controls a resident pipeline keeps in host memory; one for SDXL is 2.5 GB."""
 
 _UNIONS = ("ControlNetUnionModel", "FluxControlNetModel", "QwenImageControlNetModel")
 # What holds several of a class, for those that the pipelines do not wrap themselves or wrap only in a list.
@@ -42,57 +38,39 @@ _SEVERAL: Mapping[str, type] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Controlling:
-    """The pipeline to call for a job, what its call gets for the controls, and what they are."""
-
-    pipe: Any
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    reports: tuple[AdapterReport, ...] = ()
-
-
 class ControlCache:
-    """The controls of all resident pipelines. Used from the engine's thread only."""
+    """The controls of all resident pipelines. Used from the engine's thread only.
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    Each pipeline keeps the last `capacity` of its controls in host memory; they are forgotten with the pipeline.
+    """
+
+    def __init__(self, capacity: int) -> None:
         self._caches: AdapterCaches[nn.Module] = AdapterCaches(capacity)
 
     @contextmanager
-    def applied(self, resident: Resident, batch: Batch) -> Iterator[Controlling]:
-        """The resident as the class that the job is for, with its controls where it has some.
+    def applied(self, host: Host, files: Sequence[AdapterFiles[Control]]) -> Iterator[Effect]:
+        """Let the host's pipeline be one of the class that the job is for, with the controls.
 
         Raises IncompatibleAdapter for one whose sizes are not those of the model, CorruptFile for a damaged one.
         """
-        job = batch.jobs[0]
-        call = job.control_call
-        if call is None:
-            yield Controlling(resident.as_class(job.pipeline))
-            return
-        nets = self._loaded(resident, batch.controls)
+        resident, controls = host.resident, [item.adapter for item in files]
+        nets = self._loaded(resident, files)
         with ExitStack() as stack:
             for net in dict.fromkeys(nets):
                 stack.enter_context(_on_device(net, resident))
                 stack.enter_context(_left_as_it_was(net))
             kind = type(nets[0]).__name__
-            holder = _together(kind, nets)
             slot = "adapter" if kind == "T2IAdapter" else "controlnet"
-            pipe = view(resident.pipe, job.pipeline, {slot: holder})
+            host.pipe = view(resident.pipe, host.class_name, {slot: _together(kind, nets)})
             if kind == "ControlNetXSAdapter":
-                _join(pipe, resident)
-            reports = tuple(
-                AdapterReport(item.kind, control.spec.model, control.spec.scale, item.sha256)
-                for control, item in zip(job.controls, batch.controls, strict=True)
-            )
-            yield Controlling(pipe, _arguments(call, job.controls, nets), reports)
+                _join(host.pipe, resident)
+            yield Effect(reports_of(files, "scale"), _arguments(controls, nets))
 
-    def _loaded(self, resident: Resident, files: Sequence[AdapterFiles]) -> list[nn.Module]:
+    def _loaded(self, resident: Resident, files: Sequence[AdapterFiles[Control]]) -> list[nn.Module]:
         denoiser, dtype = denoiser_of(resident.pipe), DTYPES[resident.plan.dtype]
         # Closed before the job draws: they are in host memory, so that nobody has more room when they go.
         with self._caches.opened(denoiser) as cache:
-            return [
-                cache.take(item.sha256 or item.files.root, partial(load_control, item, denoiser, dtype))
-                for item in files
-            ]
+            return [cache.take(item.key, partial(load_control, item, denoiser, dtype)) for item in files]
 
 
 def _together(kind: str, nets: Sequence[nn.Module]) -> Any:
@@ -104,8 +82,9 @@ def _together(kind: str, nets: Sequence[nn.Module]) -> Any:
     return _SEVERAL[kind]([*dict.fromkeys(nets)] if kind in _UNIONS and len(set(nets)) == 1 else [*nets])
 
 
-def _arguments(call: ControlCall, controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[str, Any]:
+def _arguments(controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[str, Any]:
     """What the call gets: single values for one control, lists for several."""
+    call = controls[0].call
     told: list[tuple[str | None, list[Any]]] = [
         (call.pictures, [_picture(control, net) for control, net in zip(controls, nets, strict=True)]),
         (call.scale, [float(control.spec.scale) for control in controls]),

@@ -10,8 +10,8 @@ import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
-from worker.core.adapter import AdapterFiles, EmbeddingSpec
+from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts
 from worker.core.errors import CorruptFile, IncompatibleAdapter
 from worker.core.job import PROMPT_PARAMETERS, Job
-from worker.core.result import AdapterReport
+from worker.engine.adapters.host import Effect, Host, reports_of
+
+Embedding = AdapterFiles[Adapter[EmbeddingSpec]]
 
 # What files call the vectors of each encoder. `*` is for whichever encoder is as wide.
 _ENCODERS: Mapping[str, Sequence[str]] = {
@@ -44,21 +46,19 @@ class Word:
 
 
 @contextmanager
-def taught(pipe: Any, embeddings: Sequence[AdapterFiles]) -> Iterator[tuple[AdapterReport, ...]]:
+def taught(host: Host, embeddings: Sequence[Embedding]) -> Iterator[Effect]:
     """Teach the pipeline's encoders the word of each of `embeddings`, and yield what was taught."""
-    words = [Word(_token(adapter), _vectors(adapter), adapter.spec.model) for adapter in embeddings]
-    with embedded(pipe, words, "embeddings"):
-        yield tuple(
-            AdapterReport(adapter.kind, adapter.spec.model, sha256=adapter.sha256, tokens=(_token(adapter),))
-            for adapter in embeddings
-        )
+    words = [Word(_token(adapter), _vectors(adapter), adapter.model) for adapter in embeddings]
+    with embedded(host.pipe, words, "embeddings"):
+        reports = zip(reports_of(embeddings), embeddings, strict=True)
+        yield Effect([replace(report, tokens=(_token(adapter),)) for report, adapter in reports])
 
 
-def unnamed(embeddings: Sequence[AdapterFiles], job: Job) -> tuple[str, ...]:
+def unnamed(embeddings: Sequence[Embedding], job: Job) -> tuple[str, ...]:
     """A sentence for each of `embeddings` that no prompt of `job` names."""
     texts = [text for text in (job.prompt, job.negative_prompt, *_numbered(job)) if text]
     return tuple(
-        f"{adapter.spec.model} was loaded, but no prompt names {_token(adapter)}."
+        f"{adapter.model} was loaded, but no prompt names {_token(adapter)}."
         for adapter in embeddings
         if not any(re.search(_pattern(_token(adapter)), text) for text in texts)
     )
@@ -177,8 +177,8 @@ def _pattern(word: str) -> str:
     return rf"(?i)(?<!\w){escaped}(?!\w)"
 
 
-def _token(adapter: AdapterFiles) -> str:
-    return cast(EmbeddingSpec, adapter.spec).token or ""
+def _token(adapter: Embedding) -> str:
+    return adapter.adapter.spec.token or ""
 
 
 def _taken(word: str, field: str) -> IncompatibleAdapter:
@@ -194,12 +194,12 @@ def _numbered(job: Job) -> list[str]:
     return [value for value in named if isinstance(value, str)]
 
 
-def _vectors(adapter: AdapterFiles) -> dict[str, Tensor]:
+def _vectors(adapter: Embedding) -> dict[str, Tensor]:
     try:
         tensors = load_file(adapter.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
-            f"embeddings: {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.",
+            f"embeddings: {adapter.model} cannot be read ({type(error).__name__}); fetch it again.",
             field="embeddings",
         ) from None
     parts = embedding_parts({name: tuple(tensor.shape) for name, tensor in tensors.items()})

@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from worker.core.adapter import AdapterFiles, HypernetworkSpec
+from worker.core.adapter import Adapter, AdapterFiles, HypernetworkSpec
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
-from worker.core.result import AdapterReport
 from worker.engine.adapters.adapter_cache import AdapterCaches
+from worker.engine.adapters.host import Effect, Host, reports_of
+
+Hypernetwork = AdapterFiles[Adapter[HypernetworkSpec]]
 
 # Names of AUTOMATIC1111's web UI; "swish" is what it calls torch's hard one.
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -55,25 +57,20 @@ class HypernetworkCache:
         self._caches: AdapterCaches[Networks] = AdapterCaches(capacity)
 
     @contextmanager
-    def applied(self, pipe: Any, adapters: Sequence[AdapterFiles], model: str) -> Iterator[tuple[AdapterReport, ...]]:
-        """Put `adapters` on the UNet of `pipe` in their order, and take them off whatever happens."""
-        if not adapters:
-            yield ()
-            return
-        with self._caches.opened(pipe.unet) as cache, ExitStack() as stack:
+    def applied(self, host: Host, adapters: Sequence[Hypernetwork]) -> Iterator[Effect]:
+        """Put `adapters` on the UNet of the pipeline in their order, and take them off whatever happens."""
+        unet = host.pipe.unet
+        with self._caches.opened(unet) as cache, ExitStack() as stack:
             for adapter in adapters:
-                networks = cache.take(adapter.sha256 or adapter.files.root, partial(_read, adapter))
-                stack.enter_context(_hooked(pipe.unet, networks, adapter, model))
-            yield tuple(
-                AdapterReport(adapter.kind, adapter.spec.model, _weight(adapter), adapter.sha256)
-                for adapter in adapters
-            )
+                networks = cache.take(adapter.key, partial(_read, adapter))
+                stack.enter_context(_hooked(unet, networks, adapter, host.model))
+            yield Effect(reports_of(adapters, "weight"))
 
 
 @contextmanager
-def _hooked(unet: nn.Module, networks: Networks, adapter: AdapterFiles, model: str) -> Iterator[None]:
+def _hooked(unet: nn.Module, networks: Networks, adapter: Hypernetwork, model: str) -> Iterator[None]:
     """The hooks of one hypernetwork; of weight 0 none. Raises IncompatibleAdapter where no attention is as wide."""
-    weight = _weight(adapter)
+    weight = adapter.adapter.spec.weight
     places = [
         (module, networks[module.in_features][side])
         for path, module in unet.named_modules()
@@ -83,7 +80,7 @@ def _hooked(unet: nn.Module, networks: Networks, adapter: AdapterFiles, model: s
     if not places:
         widths = ", ".join(map(str, networks))
         raise IncompatibleAdapter(
-            f"hypernetworks: {adapter.spec.model} is for attention of {widths} channels, and {model} has none of "
+            f"hypernetworks: {adapter.model} is for attention of {widths} channels, and {model} has none of "
             "these; use one that was trained for this model's family.",
             field="hypernetworks",
         )
@@ -104,17 +101,17 @@ def _changing(network: nn.Module, weight: float) -> Callable[[nn.Module, tuple[A
     return change
 
 
-def _read(adapter: AdapterFiles) -> Networks:
+def _read(adapter: Hypernetwork) -> Networks:
     try:
         with safe_open(adapter.files.root, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
-            f"hypernetworks: {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.",
+            f"hypernetworks: {adapter.model} cannot be read ({type(error).__name__}); fetch it again.",
             field="hypernetworks",
         ) from None
-    structure = _structure(metadata, adapter.spec.model)
+    structure = _structure(metadata, adapter.model)
     layers: dict[int, dict[str, dict[int, dict[str, Tensor]]]] = {}
     for name, tensor in tensors.items():
         found = _KEY.fullmatch(name)
@@ -127,7 +124,7 @@ def _read(adapter: AdapterFiles) -> Networks:
         }
     except (KeyError, RuntimeError, ValueError):
         raise CorruptFile(
-            f"hypernetworks: {adapter.spec.model} lacks layers, or they do not fit each other; fetch it again.",
+            f"hypernetworks: {adapter.model} lacks layers, or they do not fit each other; fetch it again.",
             field="hypernetworks",
         ) from None
 
@@ -166,7 +163,3 @@ def _network(layers: Mapping[int, Mapping[str, Tensor]], structure: _Structure, 
     if network(torch.zeros(1, width)).shape != (1, width):
         raise ValueError("another width comes out than went in")
     return network
-
-
-def _weight(adapter: AdapterFiles) -> float:
-    return cast(HypernetworkSpec, adapter.spec).weight

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from worker.core.adapter import AdapterFiles, ImagePrompt
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
 from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
+from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.image_encoders import Encoder, load_encoder
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
@@ -39,6 +40,7 @@ from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
 
 _FIELD = "ip_adapters"
+Prompted = AdapterFiles[ImagePrompt]
 State = Mapping[str, dict[str, Tensor]]
 
 
@@ -84,21 +86,15 @@ class ImagePromptCache:
         self._encoders: AdapterCaches[Encoder] = AdapterCaches(1)
 
     @contextmanager
-    def applied(
-        self,
-        pipe: Any,
-        prompts: Sequence[ImagePrompt],
-        files: Sequence[AdapterFiles],
-        offloading: Offloading,
-        model: str,
-    ) -> Iterator[dict[str, Any]]:
-        """Let `pipe` look at the prompts' pictures; yields what its call gets for them.
+    def applied(self, host: Host, files: Sequence[Prompted]) -> Iterator[Effect]:
+        """Let the pipeline look at the prompts' pictures; yields what its call gets for them.
 
         Raises IncompatibleAdapter for an adapter that does not fit the denoiser, CorruptFile for a damaged one.
         """
-        active = [(prompt, file) for prompt, file in zip(prompts, files, strict=True) if prompt.spec.scale]
+        pipe, offloading, model = host.pipe, host.offloading, host.model
+        active = [file for file in files if file.adapter.spec.scale]
         if not active:
-            yield {}
+            yield Effect(reports_of(files, "scale"))
             return
         denoiser = denoiser_of(pipe)
         family = next((row for row in _FAMILIES if isinstance(denoiser, row.mixin)), None)
@@ -109,15 +105,15 @@ class ImagePromptCache:
             )
         with self._caches.opened(denoiser) as cache, self._encoders.opened(denoiser) as encoders, ExitStack() as stack:
             loaded = [
-                cache.take(file.sha256 or file.files.root, partial(_load, denoiser, family, file, offloading, model))
-                for _, file in active
+                cache.take(file.key, partial(_load, denoiser, family, file, offloading, model)) for file in active
             ]
-            encoder = _encoder(encoders, active[0][1].files.parts["image_encoder"], offloading)
-            for owner, name, value in _changes(denoiser, family, loaded, [item.spec.scale for item, _ in active]):
+            encoder = _encoder(encoders, active[0].files.parts["image_encoder"], offloading)
+            for owner, name, value in _changes(denoiser, family, loaded, [file.adapter.spec.scale for file in active]):
                 stack.enter_context(swapped(owner, name, value))
             stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
             stack.enter_context(swapped(pipe, "feature_extractor", encoder.processor))
-            yield {"ip_adapter_image": _pictures([prompt for prompt, _ in active], family)}
+            pictures = _pictures([file.adapter for file in active], family)
+            yield Effect(reports_of(files, "scale"), {"ip_adapter_image": pictures})
 
 
 def _encoder(cache: AdapterCache[Encoder], folder: Path, offloading: Offloading) -> Encoder:
@@ -162,7 +158,7 @@ def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
     return joined
 
 
-def _load(denoiser: Any, family: _Family, file: AdapterFiles, offloading: Offloading, model: str) -> Loaded:
+def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading, model: str) -> Loaded:
     state = _read(file)
     # What the converters ask of a denoiser, so that nothing of the real one is touched or moved.
     stand_in = SimpleNamespace(
@@ -194,13 +190,13 @@ def _load(denoiser: Any, family: _Family, file: AdapterFiles, offloading: Offloa
     return Loaded(processors, projection)
 
 
-def _read(file: AdapterFiles) -> State:
+def _read(file: Prompted) -> State:
     """The file's tensors as diffusers' converters take them, XLabs' names made plain."""
     try:
         tensors = load_file(file.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
-            f"IP-Adapter {file.spec.model} cannot be read ({type(error).__name__}); fetch it again.", field=_FIELD
+            f"IP-Adapter {file.model} cannot be read ({type(error).__name__}); fetch it again.", field=_FIELD
         ) from None
     state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for name, tensor in tensors.items():
@@ -213,8 +209,8 @@ def _read(file: AdapterFiles) -> State:
     return state
 
 
-def _misfit(file: AdapterFiles, model: str, why: str) -> IncompatibleAdapter:
+def _misfit(file: Prompted, model: str, why: str) -> IncompatibleAdapter:
     return IncompatibleAdapter(
-        f"IP-Adapter {file.spec.model} does not fit {model}: {why}; use one that was trained for this model's family.",
+        f"IP-Adapter {file.model} does not fit {model}: {why}; use one that was trained for this model's family.",
         field=_FIELD,
     )

@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from worker.core.adapter import LoraFiles
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
-from worker.core.job import LoraFiles
 from worker.core.model import LoraSpec
 from worker.core.result import LoraReport
 from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
 from worker.engine.adapters.attaching import attached
 from worker.engine.adapters.embeddings import Word, embedded
+from worker.engine.adapters.host import Effect, Host
 from worker.engine.adapters.matching import DENOISERS, MatchedLora, match_lora
 
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
@@ -39,8 +40,8 @@ _SAMPLES = 3
 
 def _report(adapter: LoraFiles, matched: MatchedLora) -> LoraReport:
     return LoraReport(
-        model=adapter.spec.model,
-        weight=adapter.spec.weight,
+        model=adapter.model,
+        weight=adapter.adapter.spec.weight,
         matched=matched.matched,
         total=matched.total,
         sha256=adapter.sha256,
@@ -61,15 +62,13 @@ class LoraCache:
         self._caches: AdapterCaches[MatchedLora] = AdapterCaches(capacity)
 
     @contextmanager
-    def applied(self, pipe: Any, adapters: Sequence[LoraFiles], model: str) -> Iterator[tuple[LoraReport, ...]]:
-        """Put `adapters` on `pipe`, yield what each matched, and take them off whatever happens.
+    def applied(self, host: Host, adapters: Sequence[LoraFiles]) -> Iterator[Effect]:
+        """Put `adapters` on the pipeline, yield what each matched, and take them off whatever happens.
 
         Their changes add up, in any order and mixture. Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
         denoiser modules find their place: a LoRA that does nothing is an error, never a warning.
         """
-        if not adapters:
-            yield ()
-            return
+        pipe, model = host.pipe, host.model
         denoiser = denoiser_of(pipe)
         if denoiser is None:
             raise UnsupportedModel(
@@ -79,21 +78,21 @@ class LoraCache:
         with self._caches.opened(denoiser) as cache:
             residents = [_resident(cache, pipe, adapter, model) for adapter in adapters]
             changes = [
-                (component, path, change, _weight(adapter.spec, component, path))
+                (component, path, change, _weight(adapter.adapter.spec, component, path))
                 for adapter, resident in zip(adapters, residents, strict=True)
                 for component, path, change in resident.changes
             ]
             with ExitStack() as stack:
                 stack.enter_context(attached(pipe, changes))
                 for adapter, resident in zip(adapters, residents, strict=True):
-                    words = [Word(text, parts, adapter.spec.model) for text, parts in resident.embeddings.items()]
+                    words = [Word(text, parts, adapter.model) for text, parts in resident.embeddings.items()]
                     stack.enter_context(embedded(pipe, words, "loras"))
-                yield tuple(map(_report, adapters, residents))
+                yield Effect([*map(_report, adapters, residents)])
 
 
 def _resident(cache: AdapterCache[MatchedLora], pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
-    _check_weights(adapter.spec, pipe)
-    return cache.take(adapter.sha256, partial(_load, pipe, adapter, model))
+    _check_weights(adapter.adapter.spec, pipe)
+    return cache.take(adapter.key, partial(_load, pipe, adapter, model))
 
 
 def _load(pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
@@ -107,7 +106,7 @@ def _read(adapter: LoraFiles) -> dict[str, Tensor]:
         return load_file(adapter.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
-            f"LoRA {adapter.spec.model} cannot be read ({type(error).__name__}); fetch it again.", field="loras"
+            f"LoRA {adapter.model} cannot be read ({type(error).__name__}); fetch it again.", field="loras"
         ) from None
 
 
@@ -118,7 +117,7 @@ def _verify(matched: MatchedLora, adapter: LoraFiles, model: str) -> None:
         return
     samples = matched.lost[:_SAMPLES]
     raise IncompatibleAdapter(
-        f"LoRA {adapter.spec.model} finds {matched.core_matched} of its {matched.core_total} layers in {model}, fewer "
+        f"LoRA {adapter.model} finds {matched.core_matched} of its {matched.core_total} layers in {model}, fewer "
         f"than {MINIMUM_MATCH:.0%} (not: {'; '.join(samples)}); use a LoRA trained for this model's family.",
         field="loras",
         details={

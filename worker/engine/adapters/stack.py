@@ -1,87 +1,104 @@
 """Everything that a job puts beside its model, in one bracket: on the pipeline for the job, and off again after it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from worker.core.job import Batch
-from worker.core.model import Kind
+from worker.core.adapter import AdapterFiles
+from worker.core.job import Batch, Job
 from worker.core.result import AdapterReport, LoraReport
 from worker.engine.adapters.controls import ControlCache
-from worker.engine.adapters.embeddings import taught
+from worker.engine.adapters.embeddings import taught, unnamed
+from worker.engine.adapters.host import Apply, Effect, Host
 from worker.engine.adapters.hypernetworks import HypernetworkCache
 from worker.engine.adapters.image_prompts import ImagePromptCache
 from worker.engine.adapters.lora import LoraCache
-from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.vae import VaeCache
 from worker.engine.pool import Resident
 
-# Kept ready beside each pipeline: one IP-Adapter of SDXL is 0.7 GB, one of FLUX.1 a gigabyte, a VAE 0.2 GB.
-_RESIDENT_IMAGE_PROMPTS = 2
-_RESIDENT_VAES = 2
+
+def _no_notes(adapters: Sequence[AdapterFiles[Any]], job: Job) -> tuple[str, ...]:
+    return ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Applier:
+    """What applies one kind. `make` is given how many LoRAs a resident pipeline keeps, as the operator set it."""
+
+    make: Callable[[int], Apply]
+    exchanges: bool = False  # whether modules of the pipeline are exchanged, which offloading has to be told of
+    refines: bool = False  # whether it serves the job's refiner too
+    notes: Callable[[Sequence[Any], Job], tuple[str, ...]] = _no_notes  # what only the caller of one job is told
+
+
+# THE TABLE: the request's field -> what applies what came in it, the outermost first. Kept ready beside each pipeline
+# are few: one ControlNet of SDXL is 2.5 GB of host memory, one IP-Adapter 0.7 GB, one of FLUX.1 a gigabyte, a VAE 0.2.
+APPLIERS: Mapping[str, Applier] = {
+    "controlnets": Applier(lambda _: ControlCache(3).applied),
+    "loras": Applier(lambda resident: LoraCache(resident).applied),
+    "embeddings": Applier(lambda _: taught, notes=unnamed),
+    "hypernetworks": Applier(lambda resident: HypernetworkCache(resident).applied),
+    "ip_adapters": Applier(lambda _: ImagePromptCache(2).applied, exchanges=True),
+    "vae": Applier(lambda _: VaeCache(2).applied, exchanges=True, refines=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """The pipeline to call, what its call gets for the adapters, and what they did."""
 
     pipe: Any
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    loras: tuple[LoraReport, ...] = ()
-    adapters: tuple[AdapterReport, ...] = ()
+    arguments: Mapping[str, Any]
+    loras: tuple[LoraReport, ...]
+    adapters: tuple[AdapterReport, ...]
 
 
 class AdapterStack:
     """The adapters of all resident pipelines. Used from the engine's thread only."""
 
     def __init__(self, resident_loras: int) -> None:
-        self._controls = ControlCache()
-        self._loras = LoraCache(resident_loras)
-        self._hypernetworks = HypernetworkCache(resident_loras)
-        self._image_prompts = ImagePromptCache(_RESIDENT_IMAGE_PROMPTS)
-        self._vaes = VaeCache(_RESIDENT_VAES)
+        self._appliers = {name: (row, row.make(resident_loras)) for name, row in APPLIERS.items()}
 
     @contextmanager
     def applied(self, resident: Resident, batch: Batch) -> Iterator[Applied]:
         """Put the batch's adapters on its pipeline, and take them off whatever happens."""
         job = batch.jobs[0]
-        with ExitStack() as stack:
-            control = stack.enter_context(self._controls.applied(resident, batch))
-            pipe, arguments = control.pipe, dict(control.arguments)
-            loras = stack.enter_context(self._loras.applied(pipe, batch.loras, job.spec.id))
-            words = stack.enter_context(taught(pipe, batch.embeddings))
-            networks = stack.enter_context(self._hypernetworks.applied(pipe, batch.hypernetworks, job.spec.id))
-            if batch.vae or batch.image_prompts:
-                offloading = Offloading(pipe, resident)
-                stack.enter_context(offloading.restored())
-                stack.enter_context(self._vaes.applied(pipe, batch.vae, resident.plan, offloading, job.vae or ""))
-                arguments |= stack.enter_context(
-                    self._image_prompts.applied(pipe, job.image_prompts, batch.image_prompts, offloading, job.spec.id)
-                )
-                stack.enter_context(offloading.settled())
-            yield Applied(pipe, arguments, loras, (*control.reports, *words, *networks, *_reports(batch)))
+        host = Host(resident, job.pipeline, job.spec.id)
+        with self._opened(host, batch, [*self._appliers]) as effects:
+            reports = [report for effect in effects for report in effect.reports]
+            yield Applied(
+                host.pipe,
+                {name: value for effect in effects for name, value in effect.arguments.items()},
+                tuple(report for report in reports if isinstance(report, LoraReport)),
+                tuple(report for report in reports if isinstance(report, AdapterReport)),
+            )
 
     @contextmanager
     def refining(self, resident: Resident, class_name: str, batch: Batch) -> Iterator[Any]:
-        """The batch's refiner as `class_name`: it decodes, and so has the batch's VAE."""
-        pipe = resident.as_class(class_name)
-        if batch.vae is None:
-            yield pipe
-            return
-        offloading, name = Offloading(pipe, resident), batch.jobs[0].vae or ""
-        with (
-            offloading.restored(),
-            self._vaes.applied(pipe, batch.vae, resident.plan, offloading, name),
-            offloading.settled(),
-        ):
-            yield pipe
+        """The batch's refiner as `class_name`, with the adapters that serve it too: it decodes, say."""
+        host = Host(resident, class_name, batch.jobs[0].spec.id)
+        with self._opened(host, batch, [name for name, (row, _) in self._appliers.items() if row.refines]):
+            yield host.pipe
 
+    def notes(self, batch: Batch, job: Job) -> tuple[str, ...]:
+        """What the caller of `job` should know of the batch's adapters."""
+        return tuple(
+            note for name, (row, _) in self._appliers.items() for note in row.notes(batch.adapters_of(name), job)
+        )
 
-def _reports(batch: Batch) -> tuple[AdapterReport, ...]:
-    job = batch.jobs[0]
-    prompts = tuple(
-        AdapterReport(file.kind, prompt.spec.model, prompt.spec.scale, file.sha256)
-        for file, prompt in zip(batch.image_prompts, job.image_prompts, strict=True)
-    )
-    return prompts + ((AdapterReport(Kind.VAE, job.vae, sha256=batch.vae.sha256),) if job.vae and batch.vae else ())
+    @contextmanager
+    def _opened(self, host: Host, batch: Batch, names: Sequence[str]) -> Iterator[list[Effect]]:
+        """The adapters of these kinds on `host`, and what each kind did."""
+        present = [(*self._appliers[name], files) for name in names if (files := batch.adapters_of(name))]
+        effects: list[Effect] = []
+        exchanged = False
+        with ExitStack() as stack:
+            for row, apply, files in present:
+                if row.exchanges and not exchanged:
+                    stack.enter_context(host.offloading.restored())
+                    exchanged = True
+                effects.append(stack.enter_context(apply(host, files)))
+            if exchanged:
+                stack.enter_context(host.offloading.settled())
+            yield effects

@@ -1,8 +1,9 @@
 """Another VAE for the length of one job."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import diffusers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
-from worker.core.model import ModelFiles
 from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
+from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
 from worker.engine.components import Component, load_component, read_index
@@ -34,23 +36,20 @@ class VaeCache:
         self._caches: AdapterCaches[Any] = AdapterCaches(capacity)
 
     @contextmanager
-    def applied(
-        self, pipe: Any, files: ModelFiles | None, plan: LoadPlan, offloading: Offloading, name: str
-    ) -> Iterator[None]:
-        """Let `pipe` encode and decode with the VAE in `files`, which a caller called `name`.
+    def applied(self, host: Host, files: Sequence[AdapterFiles[Adapter[VaeSpec]]]) -> Iterator[Effect]:
+        """Let the pipeline encode and decode with the one VAE in `files`.
 
         Raises IncompatibleAdapter where its latents are others than the model's, CorruptFile for a damaged one.
         """
-        if files is None:
-            yield
-            return
+        (file,) = files
+        pipe, path = host.pipe, file.files.root
         own, denoiser = getattr(pipe, "vae", None), denoiser_of(pipe)
         if own is None or denoiser is None:
             raise UnsupportedModel(f"{type(pipe).__name__} has no VAE; leave vae out.", field=_FIELD)
         with self._caches.opened(denoiser) as cache:
-            vae = cache.take(files.root, lambda: _fitting(files.root, own, plan, offloading, name))
+            vae = cache.take(path, partial(_fitting, path, own, host.resident.plan, host.offloading, file.model))
             with swapped(pipe, "vae", vae):
-                yield
+                yield Effect(reports_of(files))
 
 
 def _fitting(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: str) -> Any:

@@ -13,13 +13,9 @@ from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpe
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
-from worker.service.local.adapters.controls import provide_control
-from worker.service.local.adapters.embeddings import provide_embeddings
 from worker.service.local.adapters.fetching import AdapterFetcher, told
-from worker.service.local.adapters.hypernetworks import provide_hypernetwork
-from worker.service.local.adapters.image_prompts import encoder_source, provide_image_prompts
-from worker.service.local.adapters.loras import provide_lora
-from worker.service.local.adapters.vae import provide_vae
+from worker.service.local.adapters.image_prompts import encoder_source
+from worker.service.local.adapters.providers import provide_adapters
 from worker.service.local.completing import SINGLE_FILES, Completion, completion
 from worker.service.local.weights import measure
 from worker.store.store import Store
@@ -65,16 +61,11 @@ class Provisioner:
     def _provide(self, job: Job, emit: Emit) -> Batch:
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
-        loras = tuple(provide_lora(spec, job, self._adapters, emit) for spec in job.loras)
-        controls = tuple(provide_control(control, job, self._adapters, emit) for control in job.controls)
-        image_prompts = provide_image_prompts(job, self._adapters, emit)
-        embeddings = provide_embeddings(job, self._adapters, emit)
-        hypernetworks = tuple(provide_hypernetwork(spec, job, self._adapters, emit) for spec in job.hypernetworks)
-        vae = provide_vae(job, self._adapters, emit) if job.vae else None
+        adapters = provide_adapters(job, self._adapters, emit)
         job, finishing = self._finishing(job, emit)
         spec, files = self.model_files(job.spec, job.detection, emit, job.stop)
         job = replace(job, spec=spec)
-        return Batch((job,), files, loras, controls, image_prompts, embeddings, hypernetworks, vae, finishing)
+        return Batch((job,), files, adapters, finishing)
 
     def _finishing(self, job: Job, emit: Emit) -> tuple[Job, FinishingFiles]:
         """The files of what works after the model, and the job with what was learnt of them."""

@@ -21,9 +21,8 @@ _VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worke
 
 def bytes_downloaded(batch: Batch) -> int:
     """What had to be fetched for a job."""
-    beside = [item.files for item in batch.adapters] + ([batch.vae] if batch.vae else [])
-    found = batch.files.bytes_downloaded + batch.finishing.bytes_downloaded
-    return found + sum(files.bytes_downloaded for files in beside)
+    beside = sum(item.files.bytes_downloaded for item in batch.adapters)
+    return batch.files.bytes_downloaded + batch.finishing.bytes_downloaded + beside
 
 
 def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResult:

@@ -104,12 +104,12 @@ def read_controls(
     if from_text and not request.params.keys() & {"width", "height"}:
         sized |= _at_proportions(pictures[0], params, size_bounds(spec, detection))
     width, height = sized.get("width"), sized.get("height")
-    found = []
+    found, call = [], control_call(recognised.row.pipeline)
     for control, seen, picture in zip(request.controlnets, recognised.detections, pictures, strict=True):
         fitted = fit(picture, width, height) if isinstance(width, int) and isinstance(height, int) else picture
         if control.scale > 0:
             shown = preprocess(fitted, control.preprocess) if control.preprocess else fitted
-            found.append(Control(control, shown, _mode(control, seen)))
+            found.append(Control(control, shown, call, _mode(control, seen)))
     return tuple(found), sized
 
 

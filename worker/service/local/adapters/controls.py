@@ -19,7 +19,7 @@ from worker.service.local.weights import file_sha256
 _FIELD = "controlnets"
 
 
-def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles:
+def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Control]:
     """The file or folder of one control. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
     spec = control.spec
     source = fetcher.source(spec.model, spec.weight_name, _FIELD)
@@ -36,8 +36,9 @@ def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: E
             "name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
             field=_FIELD,
         )
-    unfolded = unfolded_bytes(read_header(files.root)) if found.variant == CONTROL_LORA else None
-    return AdapterFiles(found.kind, spec, files, found, _sha256(files), unfolded)
+    # A control LoRA takes what the ControlNet takes that it stands for.
+    beside = unfolded_bytes(read_header(files.root)) if found.variant == CONTROL_LORA else files.total_bytes
+    return AdapterFiles(control, files, found, _sha256(files), beside)
 
 
 def _found(root: Path, seen: Detection | None) -> Detection:

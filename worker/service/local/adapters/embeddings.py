@@ -1,10 +1,10 @@
 """Textual inversions for a job: fetched, and checked to fit the model's text encoders, before the model is."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from worker.catalog.interface.prompt_encoding import encoder_widths
-from worker.core.adapter import AdapterFiles, EmbeddingSpec
+from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts, own_token
 from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
@@ -20,28 +20,32 @@ _USUAL_NAMES = frozenset({"learned_embeds.safetensors"})
 _DIGEST = re.compile(r"[0-9a-f]{64}(\.\w+)?")
 
 
-def provide_embeddings(job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[AdapterFiles, ...]:
+Embedding = Adapter[EmbeddingSpec]
+
+
+def provide_embeddings(
+    embeddings: Sequence[Embedding], job: Job, fetcher: AdapterFetcher, emit: Emit
+) -> list[AdapterFiles[Embedding]]:
     """The files of all embeddings, each with the word that calls it up. Raises IncompatibleAdapter, SourceError …"""
-    if not job.embeddings:
-        return ()
     widths = encoder_widths(job.spec, job.detection, fetcher.configs(job.spec))
-    found = tuple(_provide(spec, job, widths, fetcher, emit) for spec in job.embeddings)
+    provided = [_provide(embedding, job, widths, fetcher, emit) for embedding in embeddings]
     named: dict[str, str] = {}
-    for adapter, spec in zip(found, job.embeddings, strict=True):
-        token = str(getattr(adapter.spec, "token", ""))
+    for item in provided:
+        token = item.adapter.spec.token or ""
         if token.lower() in named:
             raise IncompatibleAdapter(
-                f"embeddings: {named[token.lower()]} and {spec.model} are both called {token}; "
+                f"embeddings: {named[token.lower()]} and {item.model} are both called {token}; "
                 "give one of them another token.",
                 field=_FIELD,
             )
-        named[token.lower()] = spec.model
-    return found
+        named[token.lower()] = item.model
+    return provided
 
 
 def _provide(
-    spec: EmbeddingSpec, job: Job, widths: Mapping[str, int], fetcher: AdapterFetcher, emit: Emit
-) -> AdapterFiles:
+    embedding: Embedding, job: Job, widths: Mapping[str, int], fetcher: AdapterFetcher, emit: Emit
+) -> AdapterFiles[Embedding]:
+    spec = embedding.spec
     source = fetcher.source(spec.model, spec.weight_name, _FIELD)
     outline, seen = fetcher.look(source, _FIELD)
     if seen is not None and outline.header is not None:  # what is seen not to fit is not even fetched
@@ -50,9 +54,8 @@ def _provide(
     _check(file.detection, file.header, spec, job, widths)
     parts = embedding_parts(_shapes(file.header))
     token = spec.token or own_token(parts, file.header.metadata, _file_name(source, files))
-    return AdapterFiles(
-        Kind.TEXTUAL_INVERSION, spec.model_copy(update={"token": token}), files, file.detection, file.sha256
-    )
+    named = Adapter(spec.model_copy(update={"token": token}))
+    return AdapterFiles(named, files, file.detection, file.sha256)
 
 
 def _check(found: Detection, header: TensorIndex, spec: EmbeddingSpec, job: Job, widths: Mapping[str, int]) -> None:

@@ -1,5 +1,6 @@
 """The files of a job's IP-Adapters, and the image encoder that each was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -12,7 +13,7 @@ from worker.catalog.detectors.image_prompts import (
     usual_encoder,
     usual_files,
 )
-from worker.core.adapter import AdapterFiles, IPAdapterSpec
+from worker.core.adapter import AdapterFiles, ImagePrompt, IPAdapterSpec
 from worker.core.errors import (
     IncompatibleAdapter,
     ModelNotFound,
@@ -30,28 +31,31 @@ _FIELD = "ip_adapters"
 _WEIGHTS = ".safetensors"
 
 
-def provide_image_prompts(job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[AdapterFiles, ...]:
+def provide_image_prompts(
+    prompts: Sequence[ImagePrompt], job: Job, fetcher: AdapterFetcher, emit: Emit
+) -> list[AdapterFiles[ImagePrompt]]:
     """The files of a job's IP-Adapters, each with its `image_encoder` as a part, in their order.
 
     All are looked at before the first is fetched. Raises IncompatibleAdapter, UnsupportedModel, SourceError …
     """
-    found = _with_one_encoder([_look(prompt.spec, job, fetcher, emit) for prompt in job.image_prompts])
-    return tuple(_provide(item, job, fetcher, emit) for item in found)
+    found = _with_one_encoder([_look(prompt, job, fetcher, emit) for prompt in prompts])
+    return [_provide(item, job, fetcher, emit) for item in found]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     """An adapter that suits the job: its file, and where its image encoder comes from."""
 
-    spec: IPAdapterSpec
+    prompt: ImagePrompt
     source: ModelSource
     detection: Detection
     encoder: ModelSource
     encoder_title: str
 
 
-def _look(spec: IPAdapterSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) -> _Found:
+def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) -> _Found:
     """Find the file that is meant, and refuse what does not suit the job; only a pickle is fetched for that."""
+    spec = prompt.spec
     source, header, seen = _chosen(spec, job, fetcher)
     if header is None or seen is None:
         files, examined = _fetch(source, job, fetcher, emit)
@@ -60,7 +64,7 @@ def _look(spec: IPAdapterSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
             source = source.model_copy(update={"locator": str(files.root)})
     need = _need(spec, header, seen, job)
     encoder, title = _encoder(spec.model, source, need, job.detection.architecture, fetcher)
-    return _Found(spec, source, seen, encoder, title)
+    return _Found(prompt, source, seen, encoder, title)
 
 
 def _chosen(
@@ -164,7 +168,7 @@ def _with_one_encoder(found: list[_Found]) -> list[_Found]:
     for item in found:
         copies = first is not None and item.encoder_title == first.encoder_title and item.encoder_title in published
         if first is not None and item.encoder.reference != first.encoder.reference and not copies:
-            listed = "; ".join(f"{other.spec.model} wants {other.encoder_title}" for other in found)
+            listed = "; ".join(f"{other.prompt.spec.model} wants {other.encoder_title}" for other in found)
             raise IncompatibleAdapter(
                 f"{_FIELD}: adapters of one job must share one image encoder ({listed}); send them in jobs of their "
                 "own.",
@@ -173,10 +177,10 @@ def _with_one_encoder(found: list[_Found]) -> list[_Found]:
     return [replace(item, encoder=first.encoder) for item in found] if first is not None else []
 
 
-def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles:
+def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[ImagePrompt]:
     files, examined = _fetch(found.source, job, fetcher, emit)
     # What came may be other than what was looked at.
-    _need(found.spec, examined.header, examined.detection, job)
+    _need(found.prompt.spec, examined.header, examined.detection, job)
     encoder = _fetch_encoder(found, job, fetcher, emit)
     both = replace(
         files,
@@ -184,7 +188,7 @@ def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> Ad
         total_bytes=files.total_bytes + encoder.total_bytes,
         bytes_downloaded=files.bytes_downloaded + encoder.bytes_downloaded,
     )
-    return AdapterFiles(Kind.IP_ADAPTER, found.spec, both, examined.detection, examined.sha256)
+    return AdapterFiles(found.prompt, both, examined.detection, examined.sha256)
 
 
 def _fetch(source: ModelSource, job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[ModelFiles, AdapterFile]:
@@ -195,7 +199,7 @@ def _fetch(source: ModelSource, job: Job, fetcher: AdapterFetcher, emit: Emit) -
 
 def _fetch_encoder(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
     """The encoder's folder. What goes wrong says why it was wanted: nobody has named its repository."""
-    why = f"{_FIELD}: {found.spec.model} needs {found.encoder_title}, which comes from {found.encoder.reference}"
+    why = f"{_FIELD}: {found.prompt.spec.model} needs {found.encoder_title}, which comes from {found.encoder.reference}"
     with told(why, _FIELD):
         files = fetcher.fetch(found.encoder, _FIELD, emit, job.stop)
     if files.is_single_file:

@@ -1,7 +1,8 @@
 """LoRAs for a job: fetched, and checked to be what the job takes them for, before the model is."""
 
+from worker.core.adapter import Adapter, LoraFiles
 from worker.core.errors import UnsupportedModel
-from worker.core.job import Job, LoraFiles
+from worker.core.job import Job
 from worker.core.model import Detection, Kind, LoraSpec
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_family, check_kind
@@ -13,8 +14,9 @@ _APPLIED = ("LoRA", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "full-difference")
 _USUAL_NAMES = frozenset({"pytorch_lora_weights.safetensors", "adapter_model.safetensors"})
 
 
-def provide_lora(lora: LoraSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) -> LoraFiles:
+def provide_lora(adapter: Adapter[LoraSpec], job: Job, fetcher: AdapterFetcher, emit: Emit) -> LoraFiles:
     """The file of one LoRA. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    lora = adapter.spec
     source = fetcher.source(lora.model, lora.weight_name, "loras")
     outline, seen = fetcher.look(source, "loras")
     if seen is not None and outline.header is not None:  # what is seen to be another thing is not even fetched
@@ -22,12 +24,13 @@ def provide_lora(lora: LoraSpec, job: Job, fetcher: AdapterFetcher, emit: Emit) 
     files, examined = fetcher.fetch_file(source, "loras", examine_lora, emit, job.stop, _USUAL_NAMES)
     _check(examined, lora, job)
     return LoraFiles(
-        lora,
+        adapter,
         files,
+        examined.detection,
         examined.sha256,
-        examined.keys,
-        examined.scaling,
-        examined.trigger_words or (outline.declared.trigger_words if outline.declared else ()),
+        keys=examined.keys,
+        scaling=examined.scaling,
+        trigger_words=examined.trigger_words or (outline.declared.trigger_words if outline.declared else ()),
     )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from worker.catalog.detectors.encoders import latent_channels
 from worker.catalog.interface.adapters import INTERCHANGEABLE_VAES
+from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 from worker.core.job import Job
-from worker.core.model import Detection, Kind, ModelFiles, Outline, TensorIndex
+from worker.core.model import Detection, Kind, Outline, TensorIndex
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_kind
 from worker.service.local.adapters.fetching import AdapterFetcher
@@ -22,9 +23,9 @@ _SCALE = 0.18215  # AutoencoderKL's own, where a config says nothing
 _SCALED = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL"})  # the others take latents as they are
 
 
-def provide_vae(job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
+def provide_vae(vae: Adapter[VaeSpec], job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Adapter[VaeSpec]]:
     """The files of the VAE that a job names. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
-    reference = job.vae or ""
+    reference = vae.spec.model
     source = fetcher.source(reference, None, _FIELD)
     outline, seen = fetcher.look(source, _FIELD)
     ours = _own(job, fetcher)
@@ -38,7 +39,9 @@ def provide_vae(job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
         _check(_facts({}, examined.header), examined.detection, ours, reference)
     else:
         _check(_facts(_read_configs(files.root), None), None, ours, reference)
-    return files
+    return AdapterFiles(
+        vae, files, Detection(Kind.VAE, "safetensors" if files.is_single_file else "diffusers"), files.sha256
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""What the file of each kind of adapter is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from worker.core.adapter import AdapterFiles
+from worker.core.result import AdapterReport, LoraReport
+from worker.engine.adapters.offloading import Offloading
+from worker.engine.pool import Resident
+
+
+class Host:
+    """The pipeline that a job's adapters are put on: `resident`, called as `class_name`, of the model id `model`."""
+
+    def __init__(self, resident: Resident, class_name: str, model: str) -> None:
+        self.resident = resident
+        self.class_name = class_name
+        self.model = model
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The pipeline to call. ControlNets set one of their own, before anybody else asks for it."""
+        return self.resident.as_class(self.class_name)
+
+    @cached_property
+    def offloading(self) -> Offloading:
+        """Precision and placement for modules that come into the pipeline."""
+        return Offloading(self.pipe, self.resident)
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What adapters of one kind did: what the call gets for them, and what is told of each."""
+
+    reports: Sequence[LoraReport | AdapterReport] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Puts all of a job's adapters of one kind on its pipeline, and takes them off whatever happens in between.
+Apply = Callable[[Host, Sequence[Any]], AbstractContextManager[Effect]]
+
+
+def reports_of(adapters: Sequence[AdapterFiles[Any]], weight: str | None = None) -> list[AdapterReport]:
+    """A report of each adapter; `weight` is the field of its spec that says how much of it is applied."""
+    return [
+        AdapterReport(item.kind, item.model, getattr(item.adapter.spec, weight) if weight else 1.0, item.sha256)
+        for item in adapters
+    ]
