@@ -12,7 +12,9 @@ from pydantic import JsonValue
 
 from worker.catalog.families.flux import FLUXES
 from worker.catalog.families.independent import INDEPENDENT
+from worker.catalog.families.qwen import QWENS
 from worker.catalog.families.row import MEGAPIXEL, Architecture
+from worker.catalog.families.stable_diffusion import STABLE_DIFFUSIONS
 from worker.catalog.families.transformer import TRANSFORMERS
 from worker.catalog.families.unet import UNETS
 from worker.catalog.families.video import VIDEOS
@@ -31,7 +33,15 @@ __all__ = [
     "variant_defaults",
 ]
 
-ARCHITECTURES: tuple[Architecture, ...] = (*UNETS, *FLUXES, *TRANSFORMERS, *INDEPENDENT, *VIDEOS)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *STABLE_DIFFUSIONS,
+    *UNETS,
+    *FLUXES,
+    *QWENS,
+    *TRANSFORMERS,
+    *INDEPENDENT,
+    *VIDEOS,
+)
 
 
 def _by_id(rows: tuple[Architecture, ...]) -> Mapping[str, Architecture]:

@@ -6,10 +6,12 @@ and tells the dialect, as it does for the engine.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.base_models import declared_base
+from worker.catalog.families.row import LoraRule
 from worker.catalog.lora_keys import read_keys
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys
 from worker.core.model import TensorIndex
@@ -24,7 +26,7 @@ _LOOKS_LIKE = re.compile(r"lora|hada_|lokr_|oft_|on_input|\.ia3_|\.diff|\.[ab]1\
 _REFUSED = {"BOFT": "boft", "peft's OFT": "oft", "the old OFT layout": "oft"}
 _ROLES = (("loha", "hada_"), ("lokr", "lokr_"), ("oft", "oft_"), ("ia3", "on_input"))
 _UNET_BLOCK = re.compile(r"^(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)_")
-_ATTENTION_KEY = re.compile(r"attn2_to_[kv]$")
+_SD2_TEXT = 1024  # channels of a text encoder that no other family has
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,65 +46,34 @@ class _Rule:
 
     base: str
     pattern: re.Pattern[str]
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
+    sizes: LoraRule
+    note: str = ""
 
     def find(self, modules: Iterable[ModuleKeys]) -> ModuleKeys | None:
+        inputs, outputs = self.sizes.inputs, self.sizes.outputs
         named = (module for module in modules if self.pattern.search(_flat(module)))
-        sized = (module for module in named if not self.inputs or module.inputs in self.inputs)
-        return next((module for module in sized if not self.outputs or module.outputs in self.outputs), None)
+        sized = (module for module in named if not inputs or module.inputs in inputs)
+        return next((module for module in sized if not outputs or module.outputs in outputs), None)
 
 
-def _rule(base: str, pattern: str, inputs: tuple[int, ...] = (), outputs: tuple[int, ...] = ()) -> _Rule:
-    return _Rule(base, re.compile(pattern), inputs, outputs)
+def _rules() -> Iterator[_Rule]:
+    """Yield the rules in the order in which they are tried: the names of one family alone before those with a size."""
+    for base, rule in _FOREIGN:
+        yield _Rule(base, re.compile(rule.pattern), rule)
+    rules = [(rule, row) for row in ARCHITECTURES for rule in row.loras]
+    rules.sort(key=lambda pair: (bool(pair[0].inputs or pair[0].outputs), pair[0].general))
+    for rule, row in rules:
+        yield _Rule(row.id, re.compile(rule.pattern), rule, row.lora_note)
 
 
-# First match wins: a name that only one family has stands before one that needs a width.
-_BASES: tuple[_Rule, ...] = (
-    _rule("anima", r"llm_adapter|^blocks_\d+_(?:cross|self)_attn_[kqv]_proj$"),
-    _rule(
-        "krea2", r"^txtfusion|^blocks_\d+_attn_(?:wq|wk|wv|wo|gate)$|^text_fusion|^transformer_blocks_\d+_attn_to_gate$"
-    ),
-    _rule("chroma", r"^distilled_guidance_layer"),
-    _rule("hunyuan-video", r"individual_token_refiner|^double_blocks_\d+_img_(?:mlp_fc[12]|mod_linear)$"),
-    _rule("hunyuan-video", r"^single_transformer_blocks_(?:38|39)_"),  # FLUX.1, whose names these are, ends at 37
-    _rule("auraflow", r"^joint_transformer_blocks_\d|^double_layers_\d"),
-    _rule("hidream", r"^double_stream_blocks_\d"),
-    _rule("flux2-klein", r"^single_blocks_\d+_linear1$", outputs=(27648,)),
-    _rule("flux2-klein", r"^(?:double|single)_blocks_\d+_", inputs=(4096,)),
-    _rule("flux2", r"^(?:double|single)_blocks_\d+_", inputs=(6144,)),
-    _rule("flux2-klein", r"^single_transformer_blocks_\d+_attn_to_qkv_mlp_proj$", inputs=(3072, 4096)),
-    _rule("flux2", r"^single_transformer_blocks_\d+_attn_to_qkv_mlp_proj$", inputs=(6144,)),
-    _rule("flux2", r"^transformer_blocks_\d+_attn_add_[qkv]_proj$", inputs=(6144,)),
-    _rule("flux1", r"^(?:double|single)_blocks_\d+_(?:img|txt|linear|modulation|qkv|proj)", inputs=(3072,)),
-    _rule("flux1", r"^single_transformer_blocks_\d+_(?:attn|proj|norm)", inputs=(3072,)),
-    _rule("sd3", r"^joint_blocks_\d+_", inputs=(1536, 2432)),
-    _rule("z-image", r"^(?:layers|context_refiner|noise_refiner)_\d+_attention", inputs=(3840,)),
-    _rule("lumina2", r"^(?:layers|context_refiner|noise_refiner)_\d+_(?:attention|attn_to)", inputs=(2304,)),
-    _rule("qwen-image", r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)"),
-    _rule("qwen-image", r"^transformer_blocks_(?:19|[2-5]\d)_attn_", inputs=(3072,)),
-    _rule("sd3", r"^transformer_blocks_\d+_attn_(?:to|add)_", inputs=(1536, 2432)),
-    _rule("ltx", r"^transformer_blocks_\d+_attn[12]_to_", inputs=(2048,)),
-    _rule("sana", r"^transformer_blocks_\d+_attn[12]_to_", inputs=(2240,)),
-    _rule("cogview4", r"^transformer_blocks_\d+_attn1_to_", inputs=(4096,)),
-    _rule(
-        "mochi",
-        r"^transformer_blocks_\d+_attn1_(?:add_|to_add_)|^transformer_blocks_4[2-7]_attn1_",
-        inputs=(3072, 1536),
-    ),
-    _rule("cogvideox", r"^transformer_blocks_\d+_attn1_to_", inputs=(1920, 3072)),
-    _rule("wan", r"^blocks_\d+_(?:(?:self|cross)_attn_[qkvo]|ffn_[02])$|^blocks_\d+_attn[12]_to_[qkv]$"),
-    _rule("sdxl", r"^(?:down|up|input|output|mid|middle)_blocks?_.*_transformer_blocks_[2-9]_"),
-    _rule("sd1", _ATTENTION_KEY.pattern, inputs=(768,)),
-    _rule("sd2", _ATTENTION_KEY.pattern, inputs=(1024,)),
-    _rule("sdxl", _ATTENTION_KEY.pattern, inputs=(2048,)),
-    _rule("sdxl-refiner", _ATTENTION_KEY.pattern, inputs=(1280,)),
-)
+# Families that no row has, since diffusers cannot run them.
+_FOREIGN = (("anima", LoraRule(r"llm_adapter|^blocks_\d+_(?:cross|self)_attn_[kqv]_proj$")),)
+_RULES = tuple(_rules())
 
 
 def lora_bases() -> frozenset[str]:
     """Return the architectures that the keys of a LoRA can tell."""
-    return frozenset(rule.base for rule in _BASES)
+    return frozenset(rule.base for rule in _RULES)
 
 
 def detect_lora(index: TensorIndex) -> Lora | None:
@@ -159,19 +130,21 @@ def _flat(module: ModuleKeys) -> str:
 def _base(modules: Sequence[ModuleKeys], evidence: list[str]) -> str | None:
     """Return the base architecture that the modules show, and add the module that shows it to the evidence."""
     denoiser = [module for module in modules if module.component == DENOISER]
-    for rule in _BASES:
+    for rule in _RULES:
         module = rule.find(denoiser)
         if module is not None:
             size = f" takes {module.inputs} channels" if module.inputs else ""
             evidence.append(f"{module.spelling}{size}: {rule.base}")
-            if rule.base == "flux1":
-                evidence.append("FLUX.1 and Chroma LoRAs name the same modules")
+            if rule.note:
+                evidence.append(rule.note)
             return rule.base
     encoders = {module.component: module for module in modules if module.component != DENOISER}
     if "text_encoder_2" in encoders and (not denoiser or any(_UNET_BLOCK.match(_flat(module)) for module in denoiser)):
-        evidence.append(f"{encoders['text_encoder_2'].spelling} of the second text encoder: sdxl")
-        return "sdxl"
-    if not denoiser and any(module.inputs == 1024 for module in encoders.values()):
-        evidence.append("text encoder of 1024 channels: sd2")
-        return "sd2"
+        base = next(row.id for row in ARCHITECTURES if row.prompts and row.prompts.form == "clip-pair")
+        evidence.append(f"{encoders['text_encoder_2'].spelling} of the second text encoder: {base}")
+        return base
+    if not denoiser and any(module.inputs == _SD2_TEXT for module in encoders.values()):
+        base = next(row.id for row in ARCHITECTURES if row.prompts and row.prompts.widths.get("clip_l") == _SD2_TEXT)
+        evidence.append(f"text encoder of {_SD2_TEXT} channels: {base}")
+        return base
     return None

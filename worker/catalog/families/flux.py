@@ -11,7 +11,7 @@ from worker.catalog.conditions import (
     none_of,
     shape_is,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, Prompts, alone, whole
+from worker.catalog.families.row import MEGAPIXEL, Architecture, LoraRule, Name, Prompts, alone, whole
 from worker.core.model import Task
 
 _FLUX2 = has_any("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
@@ -68,6 +68,14 @@ FLUXES: tuple[Architecture, ...] = (
         prompts=Prompts("clip-t5", {"clip_l": 768, "t5": 4096}),
         image_prompts=True,
         lora_note="FLUX.1 and Chroma LoRAs name the same modules",
+        civitai=(Name("Flux.1 D"), Name("Flux.1 Krea", "krea")),
+        names=(Name("flux.*krea", "krea"), Name("flux", general=2)),
+        loras=(
+            LoraRule(
+                r"^(?:double|single)_blocks_\d+_(?:img|txt|linear|modulation|qkv|proj)", inputs=(3072,), general=True
+            ),
+            LoraRule(r"^single_transformer_blocks_\d+_(?:attn|proj|norm)", inputs=(3072,), general=True),
+        ),
     ),
     Architecture(
         id="flux1-schnell",
@@ -86,6 +94,8 @@ FLUXES: tuple[Architecture, ...] = (
         activation_gb_per_mp=4.0,
         notes=_TRUE_CFG,
         family="flux1",
+        civitai=(Name("Flux.1 S"),),
+        names=(Name("flux.*schnell"),),
     ),
     Architecture(
         id="flux1-fill",
@@ -102,6 +112,7 @@ FLUXES: tuple[Architecture, ...] = (
         base_repo="black-forest-labs/FLUX.1-Fill-dev",
         activation_gb_per_mp=4.0,
         family="flux1",
+        names=(Name("flux.*fill"),),
     ),
     Architecture(
         id="flux1-control",
@@ -119,6 +130,7 @@ FLUXES: tuple[Architecture, ...] = (
         base_repo="black-forest-labs/FLUX.1-Depth-dev",
         activation_gb_per_mp=4.0,
         family="flux1",
+        names=(Name("flux.*(?:depth|canny)"),),
     ),
     Architecture(
         id="flux1-kontext",
@@ -134,6 +146,8 @@ FLUXES: tuple[Architecture, ...] = (
         notes=_TRUE_CFG,
         family="flux1",
         twin="flux1",
+        civitai=(Name("Flux.1 Kontext"),),
+        names=(Name(r"flux.?[13]?.?(?:\w+.)?kontext|kontext"),),
     ),
     Architecture(
         id="flux2",
@@ -150,6 +164,13 @@ FLUXES: tuple[Architecture, ...] = (
         base_repo="black-forest-labs/FLUX.2-dev",
         activation_gb_per_mp=5.0,
         autoencoders=("flux2-32",),
+        civitai=(Name("Flux.2 D"),),
+        names=(Name("flux.?2", general=1),),
+        loras=(
+            LoraRule(r"^(?:double|single)_blocks_\d+_", inputs=(6144,)),
+            LoraRule(r"^single_transformer_blocks_\d+_attn_to_qkv_mlp_proj$", inputs=(6144,)),
+            LoraRule(r"^transformer_blocks_\d+_attn_add_[qkv]_proj$", inputs=(6144,)),
+        ),
     ),
     Architecture(
         id="flux2-klein",
@@ -178,6 +199,18 @@ FLUXES: tuple[Architecture, ...] = (
         activation_gb_per_mp=4.0,
         notes={"variants": "the base models have the same keys and want 50 steps at guidance 4"},
         variants={"base": {"num_inference_steps": 50, "guidance_scale": 4.0}},
+        civitai=(
+            Name("Flux.2 Klein 9B"),
+            Name("Flux.2 Klein 4B"),
+            Name("Flux.2 Klein 9B-base", "base"),
+            Name("Flux.2 Klein 4B-base", "base"),
+        ),
+        names=(Name("flux.?2.*klein.*base", "base"), Name("flux.?2.*klein")),
+        loras=(
+            LoraRule(r"^single_blocks_\d+_linear1$", outputs=(27648,)),
+            LoraRule(r"^(?:double|single)_blocks_\d+_", inputs=(4096,)),
+            LoraRule(r"^single_transformer_blocks_\d+_attn_to_qkv_mlp_proj$", inputs=(3072, 4096)),
+        ),
     ),
     Architecture(
         id="chroma",
@@ -196,5 +229,8 @@ FLUXES: tuple[Architecture, ...] = (
         base_repo="lodestones/Chroma1-HD",
         activation_gb_per_mp=4.0,
         adapters_like="flux1",
+        civitai=(Name("Chroma"),),
+        names=(Name("chroma"),),
+        loras=(LoraRule(r"^distilled_guidance_layer"),),
     ),
 )

@@ -5,7 +5,7 @@ Steps and guidance are the defaults of their pipelines in diffusers 0.42.1.
 """
 
 from worker.catalog.conditions import Condition, all_of, dimension, has_all, has_any, none_of
-from worker.catalog.families.row import MEGAPIXEL, Architecture, alone
+from worker.catalog.families.row import MEGAPIXEL, Architecture, Name, alone
 from worker.core.model import Task
 
 
@@ -119,6 +119,8 @@ INDEPENDENT: tuple[Architecture, ...] = (
         max_pixels=6 * MEGAPIXEL,
         defaults={"num_inference_steps": 48},
         base_repo="ideogram-ai/ideogram-v4",
+        civitai=(Name("Ideogram 4.0"),),
+        names=(Name("ideogram.?4"),),
     ),
     Architecture(
         id="dreamlite",
@@ -150,6 +152,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 2.5},
         negative_prompt=False,
         base_repo="Shitao/OmniGen-v1-diffusers",
+        names=(Name("omnigen"),),
     ),
     Architecture(
         id="ernie-image",
@@ -159,6 +162,8 @@ INDEPENDENT: tuple[Architecture, ...] = (
         size_multiple=16,
         max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
+        civitai=(Name("Ernie"),),
+        names=(Name("ernie.?image"),),
     ),
     Architecture(
         id="longcat-image",
@@ -170,6 +175,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 4.5},
         denoiser=alone(_flux_like(3584)),
         base_repo="meituan-longcat/LongCat-Image",
+        names=(Name("longcat.?image", general=1),),
     ),
     Architecture(
         id="longcat-image-edit",
@@ -182,6 +188,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
         base_repo="meituan-longcat/LongCat-Image-Edit",
         twin="longcat-image",
         family="longcat-image",
+        names=(Name("longcat.?image.?edit"),),
     ),
     Architecture(
         id="kandinsky-5",

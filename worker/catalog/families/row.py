@@ -21,6 +21,33 @@ TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", 
 
 
 @dataclass(frozen=True, slots=True)
+class Name:
+    """A name that pages and trainers give a family's models, and what it says of them beyond the family.
+
+    `text` is CivitAI's name to the letter; among `names` it is a pattern, in which `.?` stands for the separators that
+    people use: nothing . - _ space. The more `general` one is, the later it is tried, after those of other families.
+    """
+
+    text: str
+    variant: str | None = None
+    prediction_type: str | None = None
+    general: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRule:
+    """A name of a module that LoRAs for a family change, with `_` for dots; sizes tell families that share the name.
+
+    Names alone are tried before names with a size. A `general` one is tried last: other families' begin the same.
+    """
+
+    pattern: str
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    general: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Prompts:
     """How a family's pipelines read prompts, where the worker can weigh them: `widths` of the encoders by their names.
 
@@ -64,6 +91,9 @@ class Architecture:
     twin: str | None = None  # the row whose single files look exactly like this one's: only a declaration tells
     # what the same shapes are trained to -> defaults that differ; an empty mapping names a variant that runs alike
     variants: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
+    # What it is called.
+    civitai: tuple[Name, ...] = ()  # as CivitAI's `baseModel` has it
+    names: tuple[Name, ...] = ()  # in the Hub's ids and in what trainers write
     # How it is sampled.
     noise: Noise | None = "flow"  # what the weights predict; None for what is in no one else's terms
     scheduler: str | None = "FlowMatchEulerDiscreteScheduler"  # that its models bring; None where these differ
@@ -82,6 +112,7 @@ class Architecture:
     image_encoder: str | None = None  # that its IP-Adapters mean, where their width alone says another
     hypernetworks: bool = False
     adapters_like: str | None = None  # the row whose LoRAs name the same modules, so that keys cannot tell them apart
+    loras: tuple[LoraRule, ...] = ()  # what tells a LoRA for it
     lora_note: str = ""  # what a LoRA's evidence says beside this base
     # What tells its parts.
     text_width: int | None = None  # of the text that a UNet's attention reads, where only this row's has it

@@ -8,21 +8,10 @@ from worker.catalog.conditions import (
     has_any,
     none_of,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, Prompts, alone, whole
+from worker.catalog.families.row import MEGAPIXEL, Architecture, LoraRule, Name, alone
 from worker.core.model import Task
 
-_SD3_NATIVE = has_all("joint_blocks.0.context_block.adaLN_modulation.1.weight", "context_embedder.weight")
-_SD3_DIFFUSERS = all_of(
-    has_all("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight"),
-    dimension("context_embedder.weight", 1, 4096),
-)
 _CONTROLS = has_any("controlnet_blocks.0.weight")  # a ControlNet has its base's way in
-_SD3 = all_of(any_of(_SD3_NATIVE, _SD3_DIFFUSERS), has_any("pos_embed", "pos_embed.pos_embed"), none_of(_CONTROLS))
-_QWEN = all_of(
-    has_all("txt_norm.weight", "img_in.weight", "transformer_blocks.0.attn.add_q_proj.weight"),
-    none_of(has_any("txt_in.text_norm.weight"), _CONTROLS),
-)
-_EDIT_2511 = has_any("__index_timestep_zero__")
 _Z_IMAGE = all_of(has_all("layers.0.adaLN_modulation.0.weight", "cap_pad_token"), none_of(has_any("cap_norm.weight")))
 _LUMINA2 = any_of(
     dimension("cap_embedder.0.weight", 0, 2304), dimension("time_caption_embed.caption_embedder.0.weight", 0, 2304)
@@ -36,7 +25,6 @@ _SANA = any_of(
     all_of(has_all("caption_norm.weight", "patch_embed.proj.weight", "time_embed.linear.weight"), none_of(_CONTROLS)),
 )
 _SPRINT = has_any("cfg_embedder.mlp.0.weight", "time_embed.guidance_embedder.linear_1.weight")
-_LAYERED = has_any("time_text_embed.addition_t_embedding.weight")
 _PIXART = any_of(
     all_of(
         has_all("t_block.1.weight", "y_embedder.y_embedding"),
@@ -56,113 +44,6 @@ _COGVIEW = has_all("time_condition_embed.condition_embedder.linear_1.weight", "p
 
 TRANSFORMERS: tuple[Architecture, ...] = (
     Architecture(
-        id="sd3",
-        title="Stable Diffusion 3 and 3.5",
-        pipelines={
-            Task.TEXT_TO_IMAGE: "StableDiffusion3Pipeline",
-            Task.IMAGE_TO_IMAGE: "StableDiffusion3Img2ImgPipeline",
-            Task.INPAINTING: "StableDiffusion3InpaintPipeline",
-        },
-        classes=(
-            "StableDiffusion3ControlNetPipeline",
-            "StableDiffusion3ControlNetInpaintingPipeline",
-            "StableDiffusion3PAGPipeline",
-            "StableDiffusion3PAGImg2ImgPipeline",
-        ),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=2 * MEGAPIXEL,
-        defaults={"num_inference_steps": 28, "guidance_scale": 7.0},
-        checkpoint=whole(_SD3),
-        denoiser=alone(_SD3),
-        config="sd3",
-        base_repo="stabilityai/stable-diffusion-3.5-medium",
-        activation_gb_per_mp=3.5,
-        notes={"variants": "the Turbo models have the same keys and want 4 steps at guidance 0"},
-        variants={"turbo": {"num_inference_steps": 4, "guidance_scale": 0.0}},
-        prompts=Prompts("clip-pair-t5", {"clip_l": 768, "clip_g": 1280, "t5": 4096}),
-        image_prompts=True,
-    ),
-    Architecture(
-        id="qwen-image",
-        title="Qwen-Image",
-        pipelines={
-            Task.TEXT_TO_IMAGE: "QwenImagePipeline",
-            Task.IMAGE_TO_IMAGE: "QwenImageImg2ImgPipeline",
-            Task.INPAINTING: "QwenImageInpaintPipeline",
-        },
-        classes=("QwenImageControlNetPipeline", "QwenImageControlNetInpaintPipeline"),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "true_cfg_scale": 4.0},
-        guidance="true_cfg_scale",
-        denoiser=alone(all_of(_QWEN, none_of(_EDIT_2511, _LAYERED))),
-        config="qwen-image",
-        base_repo="Qwen/Qwen-Image",
-        activation_gb_per_mp=4.0,
-        notes={"variants": "Qwen-Image-Edit has the same keys and shapes"},
-        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
-    ),
-    Architecture(
-        id="qwen-image-edit",
-        title="Qwen-Image-Edit",
-        pipelines={Task.IMAGE_EDITING: "QwenImageEditPipeline", Task.INPAINTING: "QwenImageEditInpaintPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "true_cfg_scale": 4.0},
-        guidance="true_cfg_scale",
-        base_repo="Qwen/Qwen-Image-Edit",
-        activation_gb_per_mp=6.0,
-        family="qwen-image",
-        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
-        twin="qwen-image",
-    ),
-    Architecture(
-        id="qwen-image-edit-plus",
-        title="Qwen-Image-Edit-2509 and later",
-        pipelines={Task.IMAGE_EDITING: "QwenImageEditPlusPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 40, "true_cfg_scale": 4.0},
-        guidance="true_cfg_scale",
-        denoiser=alone(all_of(_QWEN, _EDIT_2511)),
-        base_repo="Qwen/Qwen-Image-Edit-2509",
-        activation_gb_per_mp=6.0,
-        family="qwen-image",
-        variants={"lightning": {"num_inference_steps": 8, "true_cfg_scale": 1.0}},
-        twin="qwen-image",
-    ),
-    Architecture(
-        id="qwen-image-layered",
-        title="Qwen-Image-Layered",
-        pipelines={Task.IMAGE_EDITING: "QwenImageLayeredPipeline"},
-        native_size=640,
-        size_multiple=16,
-        max_pixels=2 * MEGAPIXEL,
-        defaults={"num_inference_steps": 50, "true_cfg_scale": 4.0},
-        guidance="true_cfg_scale",
-        base_repo="Qwen/Qwen-Image-Layered",
-        activation_gb_per_mp=12.0,
-        family="qwen-image",
-        denoiser=alone(all_of(_QWEN, _LAYERED)),
-    ),
-    Architecture(
-        id="qwen-image-2.1",
-        title="Qwen-Image 2.1",
-        pipelines={Task.TEXT_TO_IMAGE: "QwenImage21Pipeline"},
-        native_size=1024,
-        size_multiple=32,
-        max_pixels=4 * MEGAPIXEL,
-        defaults={"num_inference_steps": 40, "true_cfg_scale": 1.0},
-        guidance="true_cfg_scale",
-        denoiser=alone(has_any("txt_in.text_norm.weight")),
-        base_repo="Qwen/Qwen-Image-2.1",
-        activation_gb_per_mp=4.0,
-    ),
-    Architecture(
         id="z-image",
         title="Z-Image",
         pipelines={
@@ -181,6 +62,9 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=3.5,
         notes={"variants": "Z-Image base has the same keys and wants 50 steps at guidance 4"},
         variants={"turbo": {}, "base": {"num_inference_steps": 50, "guidance_scale": 4.0}},
+        civitai=(Name("ZImageTurbo", "turbo"), Name("ZImageBase", "base")),
+        names=(Name("z.?image.*turbo", "turbo"), Name("z.?image")),
+        loras=(LoraRule(r"^(?:layers|context_refiner|noise_refiner)_\d+_attention", inputs=(3840,)),),
     ),
     Architecture(
         id="krea2",
@@ -194,6 +78,13 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="krea/Krea-2-Raw",
         activation_gb_per_mp=4.0,
         variants={"turbo": {"num_inference_steps": 8, "guidance_scale": 0.0}},
+        civitai=(Name("Krea 2"),),
+        names=(Name("krea.?2.*turbo", "turbo"), Name("krea.?2")),
+        loras=(
+            LoraRule(
+                r"^txtfusion|^blocks_\d+_attn_(?:wq|wk|wv|wo|gate)$|^text_fusion|^transformer_blocks_\d+_attn_to_gate$"
+            ),
+        ),
     ),
     Architecture(
         id="glm-image",
@@ -207,6 +98,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("glyph_projector.net.0.proj.weight", "prior_projector.net.0.proj.weight")),
         base_repo="zai-org/GLM-Image",
         activation_gb_per_mp=5.0,
+        names=(Name("glm.?image"),),
     ),
     Architecture(
         id="lumina2",
@@ -219,6 +111,9 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(_LUMINA2),
         base_repo="Alpha-VLLM/Lumina-Image-2.0",
         activation_gb_per_mp=3.0,
+        civitai=(Name("Lumina"),),
+        names=(Name("lumina.?(?:image.?)?2|lumina"),),
+        loras=(LoraRule(r"^(?:layers|context_refiner|noise_refiner)_\d+_(?:attention|attn_to)", inputs=(2304,)),),
     ),
     Architecture(
         id="auraflow",
@@ -233,6 +128,9 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=3.0,
         variants={"pony": {}},
         fixed_size=True,
+        civitai=(Name("AuraFlow"), Name("Pony V7", "pony")),
+        names=(Name("pony.?(?:diffusion.?)?v7", "pony"), Name("aura.?flow")),
+        loras=(LoraRule(r"^joint_transformer_blocks_\d|^double_layers_\d"),),
     ),
     Architecture(
         id="sana",
@@ -248,6 +146,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=1.5,
         scheduler="DPMSolverMultistepScheduler",
         autoencoders=("dc-32",),
+        names=(Name("sana(?![a-z])", general=1),),
+        loras=(LoraRule(r"^transformer_blocks_\d+_attn[12]_to_", inputs=(2240,)),),
     ),
     Architecture(
         id="sana-sprint",
@@ -265,6 +165,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(_SANA, _SPRINT)),
         noise=None,
         scheduler="SCMScheduler",
+        names=(Name("sana.?sprint"),),
     ),
     Architecture(
         id="pixart-alpha",
@@ -280,6 +181,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         variants={"lcm": {"num_inference_steps": 4, "guidance_scale": 0.0}},
         noise="diffusion",
         scheduler="DPMSolverMultistepScheduler",
+        civitai=(Name("PixArt a"),),
+        names=(Name("pixart", general=1),),
     ),
     Architecture(
         id="pixart-sigma",
@@ -295,6 +198,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=2.0,
         noise="diffusion",
         scheduler="DPMSolverMultistepScheduler",
+        civitai=(Name("PixArt E"),),
+        names=(Name("pixart.*(?:sigma|σ)"),),
     ),
     Architecture(
         id="hunyuan-dit",
@@ -310,6 +215,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=3.0,
         noise="diffusion",
         scheduler="DDPMScheduler",
+        civitai=(Name("Hunyuan 1"),),
+        names=(Name("hunyuan.?dit"),),
     ),
     Architecture(
         id="hunyuan-image",
@@ -334,6 +241,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         ),
         base_repo="hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
         activation_gb_per_mp=2.0,
+        names=(Name("hunyuan.?image"),),
     ),
     Architecture(
         id="cogview4",
@@ -347,6 +255,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="zai-org/CogView4-6B",
         activation_gb_per_mp=3.5,
         denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 4096))),
+        names=(Name("cogview.?4"),),
+        loras=(LoraRule(r"^transformer_blocks_\d+_attn1_to_", inputs=(4096,)),),
     ),
     Architecture(
         id="cogview3",
@@ -361,6 +271,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 2560))),
         noise="cogvideo",
         scheduler=None,
+        names=(Name("cogview.?3"),),
     ),
     Architecture(
         id="hidream",
@@ -373,5 +284,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(has_any("double_stream_blocks.0.block.adaLN_modulation.1.bias")),
         base_repo="HiDream-ai/HiDream-I1-Full",
         activation_gb_per_mp=4.0,
+        civitai=(Name("HiDream"),),
+        names=(Name("hidream"),),
+        loras=(LoraRule(r"^double_stream_blocks_\d"),),
     ),
 )

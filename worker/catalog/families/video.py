@@ -1,7 +1,7 @@
 """Rows of the families that make video."""
 
 from worker.catalog.conditions import all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, shape_is
-from worker.catalog.families.row import MEGAPIXEL, Architecture, alone
+from worker.catalog.families.row import MEGAPIXEL, Architecture, LoraRule, Name, alone
 from worker.core.model import Task
 
 _WAN_HEAD = has_any("head.modulation", "condition_embedder.time_proj.weight")
@@ -40,6 +40,15 @@ VIDEOS: tuple[Architecture, ...] = (
         scheduler="UniPCMultistepScheduler",
         fps=16.0,
         autoencoders=("wan-48",),
+        civitai=(
+            Name("Wan Video"),
+            Name("Wan Video 1.3B t2v"),
+            Name("Wan Video 14B t2v"),
+            Name("Wan Video 2.2 TI2V-5B"),
+            Name("Wan Video 2.2 T2V-A14B", "2.2"),
+        ),
+        names=(Name(r"wan.?(?:\d|video|$)", general=1),),
+        loras=(LoraRule(r"^blocks_\d+_(?:(?:self|cross)_attn_[qkvo]|ffn_[02])$|^blocks_\d+_attn[12]_to_[qkv]$"),),
     ),
     Architecture(
         id="wan-i2v",
@@ -56,6 +65,8 @@ VIDEOS: tuple[Architecture, ...] = (
         variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
         scheduler="UniPCMultistepScheduler",
         fps=16.0,
+        civitai=(Name("Wan Video 14B i2v 480p"), Name("Wan Video 14B i2v 720p"), Name("Wan Video 2.2 I2V-A14B", "2.2")),
+        names=(Name(r"wan.?(?:\d|video).*i2v"),),
     ),
     Architecture(
         id="wan-vace",
@@ -100,6 +111,9 @@ VIDEOS: tuple[Architecture, ...] = (
         noise="cogvideo",
         scheduler=None,
         fps=8.0,
+        civitai=(Name("CogVideoX"),),
+        names=(Name("cogvideox", general=1),),
+        loras=(LoraRule(r"^transformer_blocks_\d+_attn1_to_", inputs=(1920, 3072), general=True),),
     ),
     Architecture(
         id="cogvideox-i2v",
@@ -116,6 +130,7 @@ VIDEOS: tuple[Architecture, ...] = (
         noise="cogvideo",
         scheduler=None,
         fps=8.0,
+        names=(Name("cogvideox.*i2v"),),
     ),
     Architecture(
         id="ltx",
@@ -138,6 +153,9 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="Lightricks/LTX-Video",
         activation_gb_per_mp=8.0,
         fps=24.0,
+        civitai=(Name("LTXV"),),
+        names=(Name("ltx", general=1),),
+        loras=(LoraRule(r"^transformer_blocks_\d+_attn[12]_to_", inputs=(2048,)),),
     ),
     Architecture(
         id="ltx2",
@@ -152,6 +170,8 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="Lightricks/LTX-2",
         activation_gb_per_mp=10.0,
         fps=24.0,
+        civitai=(Name("LTXV2"), Name("LTXV 2.3")),
+        names=(Name("ltx.?(?:video.?)?2"),),
     ),
     Architecture(
         id="hunyuan-video",
@@ -170,6 +190,12 @@ VIDEOS: tuple[Architecture, ...] = (
         activation_gb_per_mp=14.0,
         fps=15.0,
         autoencoders=("hunyuan-video-16",),
+        civitai=(Name("Hunyuan Video"),),
+        names=(Name("hunyuan.?video"),),
+        loras=(
+            LoraRule(r"individual_token_refiner|^double_blocks_\d+_img_(?:mlp_fc[12]|mod_linear)$"),
+            LoraRule(r"^single_transformer_blocks_(?:38|39)_"),
+        ),
     ),
     Architecture(
         id="mochi",
@@ -183,6 +209,13 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="genmo/mochi-1-preview",
         activation_gb_per_mp=14.0,
         fps=30.0,
+        civitai=(Name("Mochi"),),
+        names=(Name("mochi"),),
+        loras=(
+            LoraRule(
+                r"^transformer_blocks_\d+_attn1_(?:add_|to_add_)|^transformer_blocks_4[2-7]_attn1_", inputs=(3072, 1536)
+            ),
+        ),
     ),
     Architecture(
         id="svd",
@@ -205,6 +238,8 @@ VIDEOS: tuple[Architecture, ...] = (
         noise="diffusion",
         scheduler="EulerDiscreteScheduler",
         fps=7.0,
+        civitai=(Name("SVD"), Name("SVD XT")),
+        names=(Name("stable.?video.?diffusion"),),
     ),
     Architecture(
         id="animatediff",
