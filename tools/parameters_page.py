@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import Schema, call_parameters
@@ -18,7 +19,6 @@ from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.field_rules import with_controls
 from worker.catalog.interface.parameters import COMMON, parameters
 from worker.catalog.interface.sampling import measured_pipelines
-from worker.catalog.interface.tasks import media_fields, pipeline_for, tasks_of
 from worker.core.model import ModelSource, ModelSpec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "parameters.md"
@@ -62,9 +62,10 @@ def listed_parameters() -> Mapping[str, tuple[Schema, dict[str, None]]]:
     """Every field that some model's schema has beside those of all requests: its schema, and who takes it."""
     found: dict[str, tuple[Schema, dict[str, None]]] = {}
     for title, spec in _models():
-        fields: dict[str, Schema] = {name: {} for name in media_fields(spec, None)}
-        for task in tasks_of(spec, None):
-            fields |= with_controls(spec, None, task) | parameters(spec, None, task, max_images=1)
+        model = Model(spec)
+        fields: dict[str, Schema] = {name: {} for name in model.media_fields}
+        for call in model.calls:
+            fields |= with_controls(call) | parameters(call)
         for name, schema in fields.items():
             if name not in _ELSEWHERE:
                 found.setdefault(name, (schema, {}))[1][title] = None
@@ -76,7 +77,7 @@ def _models() -> Iterator[tuple[str, ModelSpec]]:
     source, drawn = ModelSource(scheme="hf", locator="org/model"), set[str]()
     for row in ARCHITECTURES:
         spec = ModelSpec(id=row.id, source=source, architecture=row.id)
-        drawn |= {pipeline_for(spec, None, task) or "" for task in row.pipelines}
+        drawn |= {Model(spec).pipeline_for(task) or "" for task in row.pipelines}
         yield row.title, spec
     for name in sorted(measured_pipelines() - drawn):
         if call_parameters(name) is not None and refusal(name) is None:

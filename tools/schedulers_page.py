@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.call import Model
 from worker.catalog.interface.sampling import Fit, fit_of
-from worker.catalog.interface.tasks import declared
 from worker.catalog.samplers import SAMPLERS, UNSERVED, UNSERVED_SCHEDULES
 from worker.catalog.schedulers import CLASSES, SCHEDULES
 from worker.core.model import ModelSource, ModelSpec
@@ -108,7 +108,7 @@ def _families() -> Iterator[Sequence[str]]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for row in ARCHITECTURES:
         spec = ModelSpec(id=row.id, source=ModelSource(scheme="hf", locator=f"org/{row.id}"), architecture=row.id)
-        fit = fit_of(spec, declared(spec), next(iter(row.pipelines)))
+        fit = fit_of(Model.declared(spec).call(next(iter(row.pipelines))))
         groups.setdefault((_samplers(fit), _listed(fit.schedules), "yes" if fit.shifting else "–"), []).append(row.id)
     for outcome, families in groups.items():
         yield ", ".join(families), *outcome

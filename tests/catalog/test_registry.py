@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalog.call import Model, declared
 from worker.catalog.interface.checking import check_parameters
-from worker.catalog.interface.tasks import declared, tasks_of
 from worker.catalog.registry import MAX_BYTES, Registry, RegistryError, load_registry
 from worker.core.errors import InvalidRequest
 from worker.core.model import ModelSource, ModelSpec, Task
@@ -234,14 +234,13 @@ SHIPPED_IDS = list(shipped().models)
 @pytest.mark.parametrize("model", SHIPPED_IDS)
 def test_each_shipped_model_is_ready_before_any_download(model: str) -> None:
     spec = shipped().models[model]
-    detection = declared(spec)
-    assert detection is not None, "no architecture"
+    assert declared(spec) is not None, "no architecture"
     assert spec.tasks
     assert spec.description
     assert spec.tier in shipped().tiers
     assert spec.source.scheme == ("file" if model == "demo" else "hf")
     for task in spec.tasks:
-        effective = check_parameters({}, spec, detection, task, max_images=8, lightning=True)
+        effective = check_parameters({}, Model.declared(spec).call(task, lightning=True), max_images=8)
         assert effective["num_inference_steps"] >= 1
         for name in ("guidance_scale", "true_cfg_scale"):
             if name in spec.defaults and spec.lightning is None and name in effective:
@@ -254,10 +253,12 @@ def test_the_shipped_registry_has_what_it_promises() -> None:
         assert registry.find(name) is not None, name
     assert registry.models["demo"].source.locator == str(SHIPPED.resolve().parent / "models/demo")
     edit = registry.models["Qwen/Qwen-Image-Edit"]
-    assert tasks_of(edit, None) == (Task.IMAGE_EDITING,)
+    assert Model(edit).tasks == (Task.IMAGE_EDITING,)
     assert edit.lightning is not None
-    fast = check_parameters({}, edit, declared(edit), Task.IMAGE_EDITING, max_images=8, lightning=True)
-    slow = check_parameters({}, edit, declared(edit), Task.IMAGE_EDITING, max_images=8)
+    fast, slow = (
+        check_parameters({}, Model.declared(edit).call(Task.IMAGE_EDITING, lightning=lightning), max_images=8)
+        for lightning in (True, False)
+    )
     assert (fast["num_inference_steps"], fast["true_cfg_scale"]) == (8, 1.0)
     assert (slow["num_inference_steps"], slow["true_cfg_scale"]) == (50, 4.0)
 

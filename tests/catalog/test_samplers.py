@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from worker.catalog.call import Model
 from worker.catalog.interface.sampling import FILE, Fit, choose, fit_of
-from worker.catalog.interface.tasks import declared, tasks_of
 from worker.catalog.samplers import SAMPLERS, UNSERVED, UNSERVED_SCHEDULES, folded, names_of, read_name, unserved
 from worker.catalog.schedulers import CLASSES, SCHEDULES
 from worker.core.errors import ParameterOutOfRange
@@ -15,13 +15,14 @@ from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
 
 def family(architecture: str) -> Fit:
     spec = ModelSpec(id="model", source=ModelSource(scheme="hf", locator="org/model"), architecture=architecture)
-    return fit_of(spec, declared(spec), tasks_of(spec, None)[0])
+    model = Model.declared(spec)
+    return fit_of(model.call(model.tasks[0]))
 
 
 def repository(pipeline: str, scheduler: str, **facts: object) -> Fit:
     spec = ModelSpec(id="model", source=ModelSource(scheme="hf", locator="org/model"))
     found = Detection(Kind.PIPELINE, "diffusers", pipeline=pipeline, scheduler=scheduler, **facts)  # type: ignore[arg-type]
-    return fit_of(spec, found, Task.TEXT_TO_IMAGE)
+    return fit_of(Model(spec, found).call(Task.TEXT_TO_IMAGE))
 
 
 def chosen(fit: Fit, **said: object) -> SchedulerChoice:

@@ -10,6 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.pictures import pixels
+from worker.catalog.call import Model
 from worker.catalog.interface.sampling import LISTS, choose, fit_of
 from worker.catalog.samplers import SAMPLERS
 from worker.catalog.schedulers import CLASSES, lists_of
@@ -49,7 +50,7 @@ def fit_for(folder):
     spec = ModelSpec(id="tiny", source=ModelSource(scheme="hf", locator="org/tiny"))
     own = "DDIMScheduler" if folder == "sd1" else "FlowMatchEulerDiscreteScheduler"
     found = Detection(Kind.PIPELINE, "diffusers", pipeline=_PIPELINES[folder], scheduler=own)
-    return fit_of(spec, found, Task.TEXT_TO_IMAGE)
+    return fit_of(Model(spec, found).call(Task.TEXT_TO_IMAGE))
 
 
 @pytest.mark.parametrize("row", CLASSES.values(), ids=lambda row: row.name)
@@ -210,7 +211,7 @@ async def test_v_prediction_and_zero_snr_of_the_models_own_config_stay(zoo):
         Kind.PIPELINE, "diffusers", pipeline=_PIPELINES["sd1"], scheduler="DDIMScheduler",
         prediction_type="v_prediction", zero_snr=True,
     )  # fmt: skip
-    fit = fit_of(spec, found, Task.TEXT_TO_IMAGE)
+    fit = fit_of(Model(spec, found).call(Task.TEXT_TO_IMAGE))
     assert len(fit.classes) > 5
     for name in fit.classes:
         built = build_scheduler(own, choose({"scheduler": name}, {}, fit, "tiny")).config

@@ -14,14 +14,14 @@ import numpy as np
 from tests.zoo.plain import save
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
 from tests.zoo.served import ServedZoo, answered
+from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS
-from worker.catalog.classes.tasks import FROM_TEXT, draws_video, media_slots
+from worker.catalog.classes.tasks import FROM_TEXT
 from worker.catalog.interface.field_rules import with_controls
 from worker.catalog.interface.parameters import COMMON, needed_fields, parameters
-from worker.catalog.interface.tasks import infer_task, pipeline_for
 from worker.catalog.schedulers import SCHEDULES
 from worker.core.errors import WorkerError
-from worker.core.model import Detection, ModelSpec, Task
+from worker.core.model import Task
 from worker.service.accepting.inputs import sent_fields
 from worker.wire.request import decode_generation
 
@@ -67,8 +67,7 @@ class _Walk:
         self.worker, self.recipe, self.folder = zoo.worker, recipe, folder
         self.model = f"file:{folder}"
         self.report = Report(recipe.pipeline)
-        self.spec: ModelSpec = self.worker.resolver.resolve(self.model)
-        self.detection: Detection = self.worker.resolver.detect(self.spec)
+        self.known: Model = self.worker.resolver.known(self.worker.resolver.resolve(self.model))
 
     async def walk(self) -> Report:
         schema = await self.worker.actions.perform({"action": "schema", "model": self.model}, "schema", _silent)
@@ -76,12 +75,12 @@ class _Walk:
         self.report.fields = len(properties)
         tasks = [Task(name) for name in properties["task"]["enum"] if name is not None]
         # What only a class with controls takes is sent in tests/zoo/test_controlled.py.
-        beside = set().union(*(with_controls(self.spec, self.detection, task) for task in tasks))
-        beside -= set().union(*(parameters(self.spec, self.detection, task, max_images=1) for task in tasks))
+        beside = set().union(*(with_controls(self.known.call(task)) for task in tasks))
+        beside -= set().union(*(parameters(self.known.call(task)) for task in tasks))
         left = set(properties) - _SAID - beside
         own = self.recipe.fields()
         request = decode_generation({"model": self.model, **own})
-        usual = infer_task(self.spec, self.detection, sent_fields(request, self.spec, self.detection))
+        usual = self.known.infer_task(sent_fields(request, self.known))
         for task in sorted(tasks, key=lambda task: task != usual):
             base = own if task == usual else self._start(task, own)
             taken = self._taken(task)
@@ -106,7 +105,7 @@ class _Walk:
 
     def _slots(self, task: Task) -> list[set[str]]:
         """For every parameter that takes media the fields that can fill it."""
-        slots = media_slots(pipeline_for(self.spec, self.detection, task), task)
+        slots = self.known.call(task).slots
         named = {slot.parameter for slot in slots}
         found = [
             {slot.parameter, *(name for name in slot.fields if name not in named)}
@@ -123,7 +122,7 @@ class _Walk:
 
     def _taken(self, task: Task) -> set[str]:
         """The fields that the schema has for the sake of `task`."""
-        own = parameters(self.spec, self.detection, task, max_images=1)
+        own = parameters(self.known.call(task))
         return self._media(task) | set(own) | (set(COMMON) - {*FIELDS, "outpaint"})
 
     def _without_siblings(self, task: Task, base: Fields, name: str) -> Fields:
@@ -136,7 +135,7 @@ class _Walk:
 
         At least one is drawn, and they do not all draw the same.
         """
-        if "num_inference_steps" in parameters(self.spec, self.detection, task, max_images=1):
+        if "num_inference_steps" in parameters(self.known.call(task)):
             base = base | {"num_inference_steps": _STEPS}
         tried: list[tuple[str, str, np.ndarray | str]] = []  # what was said, whose scheduler it was, what came of it
         for value in examples or _MOVED[name]:
@@ -159,9 +158,9 @@ class _Walk:
 
     def _start(self, task: Task, own: Fields) -> Fields:
         """A request for another task of the same model than the recipe's."""
-        taken = parameters(self.spec, self.detection, task, max_images=1)
+        taken = parameters(self.known.call(task))
         kept = {name: value for name, value in own.items() if name in taken or name in ("prompt", "negative_prompt")}
-        needed = {name: _picture(name) for name in needed_fields(self.spec, self.detection, task) if name != "prompt"}
+        needed = {name: _picture(name) for name in needed_fields(self.known.call(task)) if name != "prompt"}
         redrawn = {"strength": 1.0} if "strength" in taken else {}
         return {"prompt": "a red apple", **redrawn, **kept, **on_the_wire(needed)}
 
@@ -177,7 +176,7 @@ class _Walk:
         if name == "scheduler":
             return self._own_scheduler()
         if name == "output":
-            moving = draws_video(pipeline_for(self.spec, self.detection, task), task)
+            moving = self.known.call(task).draws_video
             return {"format": "webp" if moving or task in VIDEO_TASKS else "jpeg", "quality": 80, "metadata": True}
         return value_for(name, schema)
 

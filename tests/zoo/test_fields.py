@@ -14,7 +14,6 @@ from tests.zoo.plain import quiet, runs_here
 from tests.zoo.served import ServedZoo
 from worker.catalog.classes.signatures import DENIED
 from worker.catalog.interface.parameters import COMMON, parameters
-from worker.catalog.interface.tasks import tasks_of
 from worker.core.errors import UnknownParameter
 
 # Of each way that a request reaches a pipeline one that runs in a second.
@@ -91,8 +90,6 @@ def _bare(root: Path, pipeline: str) -> Path:
 
 
 def _parameters(worker, folder: Path) -> set[str]:
-    spec = worker.resolver.resolve(f"file:{folder}")
-    detection = worker.resolver.detect(spec)
-    tasks = tasks_of(spec, detection)
-    found = {name for task in tasks for name in parameters(spec, detection, task, max_images=1)}
+    model = worker.resolver.known(worker.resolver.resolve(f"file:{folder}"))
+    found = {name for call in model.calls for name in parameters(call)}
     return {name for name in found if name not in COMMON and not DENIED.fullmatch(name)}

@@ -24,6 +24,7 @@ from worker.core.result import ignore_progress
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.net.fetch import ImageFetcher
+from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
@@ -119,16 +120,9 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
         settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
     )
-    generation = GenerationService(
-        resolver,
-        backend,
-        JobLedger(settings.result_cache_seconds),
-        limits,
-        ImageFetcher(allow_private=settings.allow_private_urls),
-        admission,
-        quotas,
-        aliases=ALIASES,
-    )
+    fetch = ImageFetcher(allow_private=settings.allow_private_urls)
+    acceptor = Acceptor(resolver, limits, fetch, aliases=ALIASES)
+    generation = GenerationService(acceptor, backend, JobLedger(settings.result_cache_seconds), admission, quotas)
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)

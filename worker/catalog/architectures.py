@@ -28,6 +28,7 @@ __all__ = [
     "architecture",
     "base_of",
     "by_class",
+    "find",
     "fits",
     "siblings",
     "variant_defaults",
@@ -77,6 +78,11 @@ def architecture(id: str) -> Architecture:
         hint = f"; did you mean {' or '.join(near)}" if near else ""
         raise ModelNotFound(f"There is no architecture named {id[:60]!r}{hint}.", field="architecture")
     return row
+
+
+def find(id: str | None) -> Architecture | None:
+    """Return the row with this id, or None."""
+    return _IDS.get(id) if id else None
 
 
 def by_class(class_name: str) -> Architecture | None:

@@ -2,11 +2,11 @@
 
 import pytest
 
+from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS, assign, missing_fields, slots_of
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import DENIED, call_parameters, known_pipelines
 from worker.catalog.classes.tasks import FROM_TEXT, class_tasks, draws_video
-from worker.catalog.interface.tasks import infer_task, pipeline_for
 from worker.catalog.pipelines.table import PIPELINES
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
 from worker.core.pipeline import Slot
@@ -48,7 +48,7 @@ def test_every_class_can_be_asked_for_something_or_is_refused_by_name(name):
             assert needed == ()
         else:
             # Sending just what is asked for means this task, or one that the class has too and that needs no more.
-            assert infer_task(SPEC, found(name, *class_tasks(name)), needed) in class_tasks(name)
+            assert Model(SPEC, found(name, *class_tasks(name))).infer_task(needed) in class_tasks(name)
             assert missing_fields(slots_of(name), task, needed) == ()
 
 
@@ -81,7 +81,7 @@ def test_every_class_can_be_asked_for_something_or_is_refused_by_name(name):
     ],
 )  # fmt: skip
 def test_what_is_sent_means_a_task_and_finds_its_parameter(name, sent, task, into):
-    assert infer_task(SPEC, found(name, *class_tasks(name)), sent) is task
+    assert Model(SPEC, found(name, *class_tasks(name))).infer_task(sent) is task
     assert assign(slots_of(name), sent).keys() == into
 
 
@@ -120,5 +120,5 @@ def test_what_draws_a_video_is_told_by_class_or_task():
 def test_a_variant_of_a_family_is_not_run_as_its_main_class():
     spec = SPEC.model_copy(update={"architecture": "sd1"})
     pag = found("StableDiffusionPAGPipeline", Task.TEXT_TO_IMAGE)
-    assert pipeline_for(spec, pag, Task.TEXT_TO_IMAGE) == "StableDiffusionPAGPipeline"
+    assert Model(spec, pag).pipeline_for(Task.TEXT_TO_IMAGE) == "StableDiffusionPAGPipeline"
     assert set(FIELDS) >= {"image", "mask_image", "video"}

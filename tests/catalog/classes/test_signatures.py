@@ -221,12 +221,13 @@ def test_every_number_and_list_of_every_pipeline_is_bounded() -> None:
 def test_neither_torch_nor_diffusers_is_imported() -> None:
     code = (
         "import sys, pathlib\n"
-        "from worker.catalog import registry\nfrom worker.catalog.interface import schema, tasks\n"
+        "from worker.catalog import registry\nfrom worker.catalog.call import Model\n"
+        "from worker.catalog.interface import schema\n"
         "from worker.core.model import ModelSource, Task\n"
         "parse = lambda text: ModelSource(scheme='hf', locator=text)\n"
         "found = registry.load_registry(pathlib.Path('models.yaml'), parse_source=parse)\n"
         "for spec in found.models.values():\n"
-        "    schema.model_schema(spec, tasks.declared(spec), max_images=8, max_loras=8)\n"
+        "    schema.model_schema(Model.declared(spec), max_images=8, max_loras=8)\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & sys.modules.keys()))\n"
     )
     done = subprocess.run(

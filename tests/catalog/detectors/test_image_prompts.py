@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.catalog.corpus import index, stored
+from worker.catalog.call import Model
 from worker.catalog.detector import detect_header
 from worker.catalog.detectors.image_prompts import ENCODERS, encoder_folders, layout_of, need_of, usual_encoder
 from worker.catalog.interface.adapters import adapter_fields
@@ -82,5 +83,5 @@ def test_an_encoder_lies_beside_its_adapter_first():
 )
 def test_a_class_takes_what_its_signature_says(pipeline, fields):
     spec = ModelSpec(id="x", source=ModelSource(scheme="hf", locator="org/x"), pipeline=pipeline)
-    found = {*adapter_fields(spec, None, Task.TEXT_TO_IMAGE)}
+    found = {*adapter_fields(Model(spec).call(Task.TEXT_TO_IMAGE))}
     assert found & {"ip_adapters", "vae"} == fields

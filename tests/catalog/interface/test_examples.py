@@ -5,31 +5,31 @@ from jsonschema import Draft202012Validator
 
 from tests.catalog.interface.test_schema import I2I, T2I, check, model
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.call import Model
 from worker.catalog.interface import sampling
 from worker.catalog.interface.parameters import parameters
 from worker.catalog.interface.sampling import fit_of
 from worker.catalog.interface.schema import model_schema
-from worker.catalog.interface.tasks import declared, tasks_of
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
 def test_an_example_of_a_field_needs_nothing_beside_it(row) -> None:
     spec = model(row.id)
-    schema = model_schema(spec, declared(spec), max_images=4, max_loras=3)
+    schema = model_schema(Model.declared(spec), max_images=4, max_loras=3)
     validator = Draft202012Validator(schema)
     examples = [(name, value) for name, item in schema["properties"].items() for value in item.get("examples", ())]
     assert "scheduler" in dict(examples)
-    for task, request in zip(tasks_of(spec, None), schema["examples"], strict=True):
-        own, fit = parameters(spec, declared(spec), task, max_images=1), fit_of(spec, declared(spec), task)
+    for call, request in zip(Model.declared(spec).calls, schema["examples"], strict=True):
+        own, fit = parameters(call), fit_of(call)
         for name, value in [example for example in examples if example[0] in own]:
-            effective = check({name: value}, spec, task)
+            effective = check({name: value}, spec, call.task)
             assert sampling.choose(effective, effective, fit, "") is not None
             validator.validate(request | {name: value})
 
 
 def test_a_schedule_is_an_example_where_the_models_usual_scheduler_draws_it() -> None:
     plms, solver = model("sd1"), model("sd1", defaults={"scheduler": "dpmpp_2m"})
-    named, usual = (model_schema(spec, declared(spec), max_images=1, max_loras=1) for spec in (plms, solver))
+    named, usual = (model_schema(Model.declared(spec), max_images=1, max_loras=1) for spec in (plms, solver))
     assert "examples" not in named["properties"]["schedule"]  # PLMS has no schedule but its own
     assert "karras" in named["properties"]["schedule"]["description"]
     assert "karras" in usual["properties"]["schedule"]["examples"]
@@ -42,14 +42,14 @@ def test_a_schedule_is_an_example_where_the_models_usual_scheduler_draws_it() ->
 
 def test_an_example_says_nothing_by_two_names() -> None:
     spec = model("qwen-image", pipeline="QwenImageControlNetInpaintPipeline")  # which has both, each with its default
-    schema = model_schema(spec, None, max_images=1, max_loras=1)
+    schema = model_schema(Model(spec), max_images=1, max_loras=1)
     assert {"guidance_scale", "true_cfg_scale"} <= schema["properties"].keys()
     assert {"guidance_scale", "true_cfg_scale"} & schema["examples"][0].keys() == {"true_cfg_scale"}
     Draft202012Validator(schema).validate(schema["examples"][0])
 
 
 def test_an_example_is_one_for_every_task() -> None:
-    examples = model_schema(model("sd3"), None, max_images=1, max_loras=1)["properties"]["scheduler"]["examples"]
-    offered = {task: fit_of(model("sd3"), None, task).names for task in (T2I, I2I)}
+    examples = model_schema(Model(model("sd3")), max_images=1, max_loras=1)["properties"]["scheduler"]["examples"]
+    offered = {task: fit_of(Model(model("sd3")).call(task)).names for task in (T2I, I2I)}
     assert "euler_ancestral" in offered[T2I] and "euler_ancestral" not in offered[I2I]
     assert "euler" in examples and "euler_ancestral" not in examples

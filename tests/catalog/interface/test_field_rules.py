@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from worker.catalog.call import Model
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.clauses import DEFINITIONS, Clause, both, clauses_of, condition, rule
 from worker.catalog.interface.schema import model_schema
-from worker.catalog.interface.tasks import declared
 from worker.core.errors import UnknownParameter
 from worker.core.model import ModelSource, ModelSpec, Task
 
@@ -25,7 +25,7 @@ def model(architecture: str | None = "sd1", **fields: object) -> ModelSpec:
 
 def validator(architecture: str | None, **fields: object) -> Draft202012Validator:
     spec = model(architecture, **fields)
-    schema = model_schema(spec, declared(spec), max_images=8, max_loras=8)
+    schema = model_schema(Model.declared(spec), max_images=8, max_loras=8)
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -143,19 +143,19 @@ def test_what_a_pipeline_calls_private_is_refused_by_name():
     spec = model("flux1-kontext")
     assert "_auto_resize" not in validator("flux1-kontext").schema["properties"]
     with pytest.raises(UnknownParameter, match="_auto_resize is set by the worker") as refused:
-        check_parameters({"_auto_resize": False}, spec, declared(spec), Task.IMAGE_EDITING, max_images=1)
+        check_parameters({"_auto_resize": False}, Model.declared(spec).call(Task.IMAGE_EDITING), max_images=1)
     assert refused.value.field == "_auto_resize"
 
 
 def test_what_is_required_depends_on_the_tasks() -> None:
     both, edit = model(), model("qwen-image-edit", tasks=(Task.IMAGE_EDITING,))
-    first, second = (model_schema(spec, None, max_images=1, max_loras=1) for spec in (both, edit))
+    first, second = (model_schema(Model(spec), max_images=1, max_loras=1) for spec in (both, edit))
     assert first["required"] == second["required"] == ["prompt"]
     assert not Draft202012Validator(second).is_valid({"prompt": "x"})
     for name in ("image", "images"):
         Draft202012Validator(second).validate({"prompt": "x", name: ["https://example.com/a.png"]})
     assert "strength" not in second["properties"]
-    only_text = model_schema(model(tasks=(Task.TEXT_TO_IMAGE,)), None, max_images=1, max_loras=1)
+    only_text = model_schema(Model(model(tasks=(Task.TEXT_TO_IMAGE,))), max_images=1, max_loras=1)
     assert "image" not in only_text["properties"]
     assert "strength" not in only_text["properties"]
-    assert "negative_prompt" not in model_schema(model("glm-image"), None, max_images=1, max_loras=1)["properties"]
+    assert "negative_prompt" not in model_schema(Model(model("glm-image")), max_images=1, max_loras=1)["properties"]

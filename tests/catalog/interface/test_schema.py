@@ -10,6 +10,7 @@ from pydantic import JsonValue
 
 from tests.counting import Count, bytes_read
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.call import UNDETECTED, Model, declared
 from worker.catalog.classes import signatures
 from worker.catalog.interface.adapters import all_adapter_fields
 from worker.catalog.interface.checking import check_defaults, check_parameters, unsupported
@@ -17,7 +18,6 @@ from worker.catalog.interface.parameters import defaults, parameters, takes_nega
 from worker.catalog.interface.sampling import fit_of
 from worker.catalog.interface.schema import model_schema
 from worker.catalog.interface.sizes import image_limit, size_bounds
-from worker.catalog.interface.tasks import declared, pipeline_for, tasks_of
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.model import Detection, Kind, Lightning, ModelSource, ModelSpec, Task
 from worker.core.request import GenerationRequest
@@ -32,8 +32,9 @@ def model(architecture: str = "sd1", **fields: object) -> ModelSpec:
 
 def check(raw: dict[str, JsonValue], spec: ModelSpec | None = None, task: Task = T2I, **options: object):
     spec = spec or model()
-    detection = options.pop("detection", None) or declared(spec)
-    return check_parameters(raw, spec, detection, task, max_images=8, **options)
+    detection = options.pop("detection", None) or declared(spec) or UNDETECTED
+    call = Model(spec, detection).call(task, lightning=bool(options.pop("lightning", False)))
+    return check_parameters(raw, call, max_images=8, **options)
 
 
 def tiny(native: int = 64) -> Detection:
@@ -52,7 +53,7 @@ def test_defaults_stack_family_model_lightning_request() -> None:
     lit = check({}, spec, lightning=True)
     assert (lit["num_inference_steps"], lit["guidance_scale"], lit["eta"]) == (8, 1.0, 0.5)
     assert check({"num_inference_steps": 12}, spec, lightning=True)["num_inference_steps"] == 12
-    assert defaults(spec, declared(spec), T2I, lightning=True) == lit
+    assert defaults(Model.declared(spec).call(T2I, lightning=True)) == lit
 
 
 def test_whole_floats_are_integers_also_in_lists() -> None:
@@ -126,7 +127,7 @@ def test_every_family_s_own_defaults_are_within_its_bounds(row) -> None:
     for task in row.pipelines:
         effective = check({}, spec, task)
         assert check(effective, spec, task) == effective
-        bounds = size_bounds(spec, declared(spec))
+        bounds = size_bounds(Model.declared(spec))
         assert bounds.minimum % bounds.multiple == bounds.maximum % bounds.multiple == 0
         assert bounds.minimum <= bounds.native <= bounds.maximum
 
@@ -203,9 +204,9 @@ def test_unknown_names_say_what_to_do(raw: dict[str, JsonValue], task: Task, par
 
 def test_a_field_of_the_request_that_the_family_cannot_use() -> None:
     spec = model("glm-image")
-    assert not takes_negative_prompt(spec, None)
-    assert takes_negative_prompt(model(), None)
-    error = unsupported("negative_prompt", spec, declared(spec), T2I)
+    assert not takes_negative_prompt(Model(spec).call(T2I))
+    assert takes_negative_prompt(Model(model()).call(T2I))
+    error = unsupported("negative_prompt", Model.declared(spec).call(T2I))
     assert error.message == (
         "negative_prompt is a parameter of other model families, not of org/m (GLM-Image); leave it out."
     )
@@ -251,7 +252,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-NAMES = sorted(parameters(model("sdxl"), None, I2I, max_images=8) | parameters(model(), None, T2I, max_images=8))
+NAMES = sorted(parameters(Model(model("sdxl")).call(I2I)) | parameters(Model(model()).call(T2I)))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -264,7 +265,7 @@ NAMES = sorted(parameters(model("sdxl"), None, I2I, max_images=8) | parameters(m
 )
 def test_whatever_is_sent_is_taken_or_refused_with_its_name(raw, row, data) -> None:
     spec = model(row)
-    task = data.draw(st.sampled_from(tasks_of(spec, None)))
+    task = data.draw(st.sampled_from(Model(spec).tasks))
     try:
         effective = check(raw, spec, task)
     except InvalidRequest as error:
@@ -278,7 +279,7 @@ def test_whatever_is_sent_is_taken_or_refused_with_its_name(raw, row, data) -> N
         error.message.encode("utf-8")
     else:
         json.dumps(effective, allow_nan=False).encode("utf-8")
-        properties = parameters(spec, declared(spec), task, max_images=8)
+        properties = parameters(Model.declared(spec).call(task))
         assert effective.keys() <= properties.keys()
         Draft202012Validator({"properties": properties}).validate(effective)
 
@@ -286,7 +287,7 @@ def test_whatever_is_sent_is_taken_or_refused_with_its_name(raw, row, data) -> N
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
 def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
     spec = model(row.id, description="A model.")
-    schema = model_schema(spec, declared(spec), max_images=4, max_loras=3)
+    schema = model_schema(Model.declared(spec), max_images=4, max_loras=3)
     Draft202012Validator.check_schema(schema)
     json.dumps(schema, allow_nan=False)
     validator = Draft202012Validator(schema)
@@ -298,7 +299,7 @@ def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
         assert name != "params"
     assert schema["properties"]["num_images"]["maximum"] == 4
     assert schema["properties"]["loras"]["anyOf"][0]["maxItems"] == 3
-    offered = fit_of(spec, declared(spec), tasks_of(spec, None)[0])
+    offered = fit_of(Model.declared(spec).calls[0])
     assert set(schema["properties"]["scheduler"]["examples"]) <= set(offered.names)
     assert ("shift" in schema["properties"]) is bool(offered.shifting)
     assert schema["properties"]["task"]["enum"] == [*row.pipelines, None]
@@ -307,7 +308,7 @@ def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
 
 def test_the_schema_and_the_check_agree() -> None:
     spec = model()
-    validator = Draft202012Validator(model_schema(spec, declared(spec), max_images=8, max_loras=8))
+    validator = Draft202012Validator(model_schema(Model.declared(spec), max_images=8, max_loras=8))
     for raw, _ in SENTENCES:
         # Beyond what a schema can say, and null, which doors leave out.
         if not any(part in json.dumps(raw) for part in ("Infinity", "NaN", "u0000", "null")):
@@ -325,7 +326,7 @@ def test_the_schema_and_the_check_agree() -> None:
 
 
 def test_every_common_field_is_there_with_its_bounds() -> None:
-    properties = model_schema(model(), None, max_images=1, max_loras=1)["properties"]
+    properties = model_schema(Model(model()), max_images=1, max_loras=1)["properties"]
     elsewhere = {
         "images",
         "control_image",
@@ -340,12 +341,12 @@ def test_every_common_field_is_there_with_its_bounds() -> None:
 
 
 def test_which_class_serves_a_task() -> None:
-    assert pipeline_for(model(), None, I2I) == "StableDiffusionImg2ImgPipeline"
-    assert pipeline_for(model("", pipeline="NewPipeline"), None, T2I) == "NewPipeline"
-    assert pipeline_for(model(pipeline="NewPipeline"), None, I2I) == "NewPipeline"
-    assert pipeline_for(model(pipeline="StableDiffusionPipeline"), None, I2I) == "StableDiffusionImg2ImgPipeline"
-    assert pipeline_for(model(None), tiny(), I2I) == "StableDiffusionImg2ImgPipeline"
-    assert pipeline_for(model(None), None, T2I) is None
+    assert Model(model()).pipeline_for(I2I) == "StableDiffusionImg2ImgPipeline"
+    assert Model(model("", pipeline="NewPipeline")).pipeline_for(T2I) == "NewPipeline"
+    assert Model(model(pipeline="NewPipeline")).pipeline_for(I2I) == "NewPipeline"
+    assert Model(model(pipeline="StableDiffusionPipeline")).pipeline_for(I2I) == "StableDiffusionImg2ImgPipeline"
+    assert Model(model(None), tiny()).pipeline_for(I2I) == "StableDiffusionImg2ImgPipeline"
+    assert Model(model(None)).pipeline_for(T2I) is None
     assert declared(model(None)) is None
 
 
@@ -359,7 +360,7 @@ def test_without_diffusers_the_table_still_checks(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UnknownParameter, match="did you mean num_inference_steps"):
         check_defaults(model(defaults={"num_inference_step": 3}))
     check_defaults(model(defaults={"some_new_parameter": 3}))  # nothing here can know it
-    schema = model_schema(model(), None, max_images=1, max_loras=1)
+    schema = model_schema(Model(model()), max_images=1, max_loras=1)
     Draft202012Validator(schema).validate(schema["examples"][0])
     assert {"image", "mask_image"} <= schema["properties"].keys()
     signatures.call_parameters.cache_clear()

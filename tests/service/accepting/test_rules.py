@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.fakes.engine import make_context
+from worker.catalog.call import Model
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, UnsupportedModel, WorkerError
 from worker.core.model import ModelSource, ModelSpec, Task
 from worker.core.request import MAX_SEED, GenerationRequest
@@ -237,11 +238,11 @@ async def test_a_small_model_says_kindly_what_it_can_draw(tmp_path):
 
 
 def test_weights_that_a_model_reads_as_prose_are_said():
-    def notes(prompt, words=None, **fields):
-        spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="org/m"))
-        return notes_on(GenerationRequest(prompt=prompt, **fields), spec, "QwenImagePipeline", words)
+    def notes(prompt, architecture="qwen-image", **fields):
+        spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="org/m"), architecture=architecture)
+        return notes_on(GenerationRequest(prompt=prompt, **fields), Model(spec).call(Task.TEXT_TO_IMAGE))
 
     assert notes("a (red:1.3) apple") == ("m reads prompt as prose: the weights and BREAK in it are characters to it.",)
     assert notes("x", negative_prompt="(y:2)")[0].startswith("m reads negative_prompt as prose")
     assert notes("a sign (red) at 12:30") == ()
-    assert notes("a (red:1.3) apple", words="clip") == ()
+    assert notes("a (red:1.3) apple", architecture="sd1") == ()

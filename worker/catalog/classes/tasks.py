@@ -63,9 +63,8 @@ class MediaFaults:
         return bool(self.untaken or self.crowded or self.missing)
 
 
-def media_faults(class_name: str | None, task: Task, sent: Collection[str]) -> MediaFaults:
-    """What `task` would refuse about the media fields `sent`, on this class."""
-    slots = media_slots(class_name, task)
+def media_faults(slots: Collection[Slot], task: Task, sent: Collection[str]) -> MediaFaults:
+    """What `task` would refuse about the media fields `sent`, on a class with these slots."""
     assigned = assign(slots, sent)
     taken = {field for fields in assigned.values() for field in fields}
     single = {slot.parameter for slot in slots if not slot.several}

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from worker.catalog.call import ModelCall
 from worker.catalog.classes.signatures import call_parameters
-from worker.catalog.interface.tasks import pipeline_for
 from worker.catalog.pipelines.controlled import CONTROLLED, MODES, Controlled
 from worker.core.adapter import ControlCall
-from worker.core.model import Detection, ModelSpec, Task
+from worker.core.model import Detection
 
 MAX_CONTROLS = 4  # the request holds no more
 
@@ -28,15 +28,14 @@ def control_call(pipeline: str) -> ControlCall:
     )
 
 
-def controlled_rows(spec: ModelSpec, detection: Detection | None, task: Task) -> tuple[Controlled, ...]:
-    """The rows of the class that serves `task` on this model; none where it cannot be controlled."""
-    plain = pipeline_for(spec, detection, task)
-    return tuple(row for row in CONTROLLED if row.plain == plain)
+def controlled_rows(call: ModelCall) -> tuple[Controlled, ...]:
+    """The rows of the class that is called; none where it cannot be controlled."""
+    return tuple(row for row in CONTROLLED if row.plain == call.pipeline)
 
 
-def takes_controls(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
-    """Whether a request for `task` may hold `controlnets`."""
-    return bool(controlled_rows(spec, detection, task))
+def takes_controls(call: ModelCall) -> bool:
+    """Whether a request may hold `controlnets`."""
+    return bool(controlled_rows(call))
 
 
 def modes_of(control: Detection) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -11,9 +11,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from worker.catalog.call import Model, ModelCall, once
 from worker.catalog.classes.signatures import Schema
-from worker.catalog.interface.tasks import architecture_of, pipeline_for
-from worker.catalog.pipelines.table import pipeline_row
 from worker.catalog.samplers import (
     AUTOMATIC,
     SAMPLERS,
@@ -29,7 +28,6 @@ from worker.catalog.samplers import (
 from worker.catalog.schedulers import CLASSES, SCHEDULES, Noise, Options, lists_of
 from worker.core.errors import ParameterOutOfRange
 from worker.core.job import SchedulerChoice
-from worker.core.model import Detection, ModelSpec, Task
 
 FILE = Path(__file__).parent / "pipeline_schedulers.json"
 _TEXT: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
@@ -75,29 +73,29 @@ class Fit:
         return row.schedules_of(self.noise) if row else {}
 
 
-def fit_of(spec: ModelSpec, detection: Detection | None, task: Task) -> Fit:
-    """The schedulers that fit a model for `task`: by what its weights predict, and by what its pipeline can run."""
-    noise, own = native(spec, detection)
-    pipeline = pipeline_for(spec, detection, task) or ""
-    measured = _measured().get(pipeline)
+@once
+def fit_of(call: ModelCall) -> Fit:
+    """The schedulers that fit a model for its task: by what its weights predict, and by what its pipeline can run."""
+    noise, own = native(call.model)
+    classes = (own,) if own else ()
+    measured = _measured().get(call.pipeline)
     row = CLASSES.get(own or "")
-    alone = Fit(
-        own, noise, (own,) if own else (), frozenset({row.name} if row and row.shifts and noise == "flow" else ())
-    )
-    if noise is None or pipeline_row(pipeline).own_scheduler or measured is None:
-        return alone
+    shifting = frozenset({row.name} if row and row.shifts and noise == "flow" else ())
+    if noise is None or call.row.own_scheduler or measured is None:
+        return Fit(own, noise, classes, shifting)
     if not measured.classes:  # it has a second pipeline inside, which does not see what is set here
-        return Fit(own, None, (own,) if own else ())
+        return Fit(own, None, classes)
     if measured.noise != noise and (measured.noise, noise) != ("diffusion", "edm"):
-        return alone
+        return Fit(own, noise, classes, shifting)
     runs = measured.classes if measured.noise == noise else frozenset(CLASSES)
-    zero_snr = detection is not None and detection.zero_snr
-    found = [
-        row.name
-        for row in CLASSES.values()
-        if noise in row.noise and row.name in runs and (row.zero_snr or not zero_snr) and row.name != own
-    ]
-    return Fit(own, noise, ((own,) if own else ()) + tuple(found), measured.shifting | alone.shifting)
+    fitting = _fitting(noise, call.detection.zero_snr)
+    others = tuple(name for name in fitting if name in runs and name != own)
+    return Fit(own, noise, classes + others, measured.shifting | shifting)
+
+
+def _fitting(noise: Noise, zero_snr: bool) -> list[str]:
+    """The classes that sample such noise, down to zero signal where the model was trained so."""
+    return [row.name for row in CLASSES.values() if noise in row.noise and (row.zero_snr or not zero_snr)]
 
 
 def sampling_properties(fit: Fit) -> dict[str, Schema]:
@@ -151,38 +149,53 @@ def choose(
     lists = [field for field in LISTS if params.get(field) is not None]
     if name is None and schedule is None and shift is None and not lists:
         return None
-    cls, canonical, options = fit.own, None, dict[str, JsonValue]()
+    chosen = _scheduler(name, fit, model) if isinstance(name, str) else _Chosen(fit.own)
+    options = dict(chosen.options)
     if isinstance(name, str):
-        named = _named(name, fit, model)
-        cls = fit.class_of(named.sampler) if named.sampler else named.cls
-        canonical = named.sampler.name if named.sampler and named.sampler.options else cls
-        row = CLASSES.get(cls or "")
-        options |= row.options if row else {}
-        options |= named.sampler.options if named.sampler else {}
-        schedule = _one_schedule(named.schedule, schedule, name)
-        _check_package(cls, name)
+        schedule = _one_schedule(chosen.schedule, schedule, name)
+        _check_package(chosen.cls, name)
     if isinstance(schedule, str):
         schedule = _known_schedule(schedule, fit, model)
-        options |= _schedule(schedule, cls, fit, model)
+        options |= _schedule(schedule, chosen.cls, fit, model)
     if lists:
-        options |= _check_lists(lists, params, cls, schedule, fit)
-    if shift is not None and cls not in fit.shifting:
+        options |= _check_lists(lists, params, chosen.cls, schedule, fit)
+    if shift is not None and chosen.cls not in fit.shifting:
         raise ParameterOutOfRange(
-            f"shift cannot be given to {cls or 'the scheduler of this model'} with {model}; "
+            f"shift cannot be given to {chosen.cls or 'the scheduler of this model'} with {model}; "
             f"leave it out, or send scheduler: {' or '.join(sorted(fit.shifting))}.",
             field="shift",
         )
-    if not canonical and fit.noise is None:
+    if not chosen.name and fit.noise is None:
         return None  # a list alone, for a scheduler of which nothing is known here: the engine will see
     return SchedulerChoice(
-        name=canonical,
-        cls=cls if canonical else None,
+        name=chosen.name,
+        cls=chosen.cls if chosen.name else None,
         options=options,
         schedule=schedule if isinstance(schedule, str) else None,
         shift=float(shift) if isinstance(shift, int | float) else None,
         flow=fit.noise == "flow",
         replaces=frozenset(row.name for row in CLASSES.values() if fit.noise in row.noise) | {fit.own or ""},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A scheduler's class, the name that a request has for it, and what that says beside the class."""
+
+    cls: str | None
+    name: str | None = None
+    options: Options = field(default_factory=dict)
+    schedule: str | None = None
+
+
+def _scheduler(name: str, fit: Fit, model: str) -> _Chosen:
+    """The scheduler that `name` says, if it fits the model."""
+    named = _named(name, fit, model)
+    sampler = named.sampler
+    cls = fit.class_of(sampler) if sampler else named.cls
+    row = CLASSES.get(cls or "")
+    options = {**(row.options if row else {}), **(sampler.options if sampler else {})}
+    return _Chosen(cls, sampler.name if sampler and sampler.options else cls, options, named.schedule)
 
 
 def _is_taken(sent: Mapping[str, JsonValue], usual: Mapping[str, JsonValue], fit: Fit) -> bool:
@@ -202,25 +215,27 @@ def _named(name: str, fit: Fit, model: str) -> Named:
         return Named(cls=fit.own)  # one that stands in no table, and is the model's own
     if named is not None and ((named.sampler and fit.class_of(named.sampler)) or named.cls in fit.classes):
         return named
-    shown = name[:64]
-    names = ", ".join(fit.names) or "none by name, only its own"
-    nearest = unserved(name)
+    text, near = _not_fitting(name, named, fit, model)
+    raise ParameterOutOfRange(text, field="scheduler", hint=f"Did you mean {near}?" if near else None)
+
+
+def _not_fitting(name: str, named: Named | None, fit: Fit, model: str) -> tuple[str, str | None]:
+    """Why a scheduler's name is refused, and the nearest that would be taken."""
+    shown, names, nearest = name[:64], ", ".join(fit.names) or "none by name, only its own", unserved(name)
     if named is not None:
         meant = named.sampler.name if named.sampler else _sampler_of(named.cls)
         same = next((sampler for sampler in SAMPLERS if sampler.name == meant), None)
         near = fit.class_of(same) if same else None
-        text = f"scheduler {shown!r} does not fit {model}; choose one of {names}."
-    elif nearest is not None:
-        near = nearest if nearest in fit.names else None
+        return f"scheduler {shown!r} does not fit {model}; choose one of {names}.", near
+    if nearest is not None:
         text = f"scheduler {shown!r} is none that diffusers has; the nearest to it is {nearest}. {model} takes {names}."
-    elif read_schedule(name) or unserved_schedule(name):
-        near = None
+        return text, nearest if nearest in fit.names else None
+    if read_schedule(name) or unserved_schedule(name):
         text = f"{shown!r} says where the steps are, not how they are made: send it as schedule, or behind a scheduler."
-    else:
-        spellings = [other for sampler in SAMPLERS if fit.class_of(sampler) for other in names_of(sampler)]
-        near = next(iter(difflib.get_close_matches(shown.lower(), [*spellings, *fit.names], n=1)), None)
-        text = f"scheduler {shown!r} is not known for {model}; choose one of {names}."
-    raise ParameterOutOfRange(text, field="scheduler", hint=f"Did you mean {near}?" if near else None)
+        return text, None
+    spellings = [other for sampler in SAMPLERS if fit.class_of(sampler) for other in names_of(sampler)]
+    near = next(iter(difflib.get_close_matches(shown.lower(), [*spellings, *fit.names], n=1)), None)
+    return f"scheduler {shown!r} is not known for {model}; choose one of {names}.", near
 
 
 def _sampler_of(cls: str | None) -> str | None:
@@ -296,12 +311,10 @@ def _check_package(cls: str | None, name: str) -> None:
         )
 
 
-def native(spec: ModelSpec, detection: Detection | None) -> tuple[Noise | None, str | None]:
+def native(model: Model) -> tuple[Noise | None, str | None]:
     """What the model's weights predict, and the scheduler that it brings, as far as that is known."""
-    row = architecture_of(spec, detection)
+    row, detection = model.architecture, model.detection
     noise, own = (row.noise, row.scheduler) if row else (None, None)
-    if detection is None:
-        return noise, own
     if detection.prediction_type in ("edm", "edm_v_prediction"):
         return "edm", detection.scheduler
     if detection.scheduler is None:

@@ -6,27 +6,23 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.signatures import Schema
-from worker.catalog.classes.tasks import FROM_TEXT, media_slots
 from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_one_image_prompt
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.clauses import DEFINITIONS, sent
 from worker.catalog.interface.controls import controlled_rows, known_modes, most_controls
-from worker.catalog.interface.field_rules import formats_of, rules, with_controls
+from worker.catalog.interface.field_rules import examples_of, formats_of, rules, with_controls
 from worker.catalog.interface.parameters import (
     COMMON,
-    defaults,
     meanings,
     needed_fields,
     parameters,
     takes_negative_prompt,
 )
-from worker.catalog.interface.sampling import fit_of, sampling_examples
 from worker.catalog.interface.sizes import image_limit
-from worker.catalog.interface.tasks import infer_task, pipeline_for, tasks_of
-from worker.catalog.pipelines.table import pipeline_row
-from worker.core.model import Detection, ModelSpec, Task
+from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_FRAMES, MAX_PICTURES, GenerationRequest
 
@@ -56,29 +52,33 @@ _TEXT: Schema = {"type": "string", "minLength": 1}
 _SHOWN = ("width", "height", "num_inference_steps", "guidance_scale", "true_cfg_scale")  # in examples
 
 
-def model_schema(spec: ModelSpec, detection: Detection | None, *, max_images: int, max_loras: int) -> Schema:
+def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     """The JSON Schema (2020-12) of a request for this model: its fields, and what each of its tasks takes of them.
 
     A request that fits is accepted, as far as its fields can tell: not what a reference or a picture is, which names a
     scheduler goes by, and what two numbers may be together, which the fields' descriptions say.
     """
-    lightning = spec.lightning is not None
+    spec = model.spec
     generated = GenerationRequest.model_json_schema()
     objects = {name: _tidy(item) for name, item in generated["$defs"].items()}
     properties = {name: dict(item) for name, item in _ENVELOPE.items()}
     properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in COMMON}
-    _write_common(properties, spec, detection)
-    _write_objects(properties, objects, spec, detection, max_loras)
-    tasks = tasks_of(spec, detection)
-    taken = [parameters(spec, detection, task, max_images=max_images, lightning=lightning) for task in tasks]
-    for own in (*taken, *(with_controls(spec, detection, task) for task in tasks)):
+    _write_common(properties, model)
+    _write_objects(properties, objects, model, max_loras)
+    for own in (*map(parameters, model.calls), *map(with_controls, model.calls)):
         # The first task's defaults are the ones shown.
         properties |= {name: item for name, item in own.items() if name not in properties}
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
-    _write_examples(properties, spec, detection, dict(zip(tasks, taken, strict=True)))
-    untaken = _untaken(spec, detection)
-    properties = _with_media({name: item for name, item in properties.items() if name not in untaken}, spec, detection)
-    shared, told = rules(spec, detection, properties, lightning=lightning)
+    _write_examples(properties, model)
+    untaken = _untaken(model)
+    properties = _with_media({name: item for name, item in properties.items() if name not in untaken}, model)
+    return _document(model, properties, objects)
+
+
+def _document(model: Model, properties: Mapping[str, dict[str, Any]], objects: Mapping[str, dict[str, Any]]) -> Schema:
+    """The schema of requests with fields of `properties`, and the rules of which of them go together."""
+    spec = model.spec
+    shared, told = rules(model, properties)
     needed = [name for name in properties if sent(name) in shared]
     conditions: list[JsonValue] = [*(one for one in shared if one not in [sent(name) for name in needed]), *told]
     return {
@@ -91,32 +91,22 @@ def model_schema(spec: ModelSpec, detection: Detection | None, *, max_images: in
         "additionalProperties": False,
         **({"allOf": conditions} if conditions else {}),
         "$defs": {**_used(objects, properties), **DEFINITIONS},
-        "examples": [_example(spec, detection, task) for task in tasks] or [{"model": spec.id}],
+        "examples": [_example(call) for call in model.calls] or [{"model": spec.id}],
     }
 
 
-def _write_common(properties: dict[str, dict[str, Any]], spec: ModelSpec, detection: Detection | None) -> None:
+def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
     """Write into `properties` what this model's own values are for the fields that all have."""
-    properties["model"]["default"] = spec.id
-    properties["task"] = {"enum": [*tasks_of(spec, detection)], "description": properties["task"]["description"]}
-    if "negative_prompt" in spec.defaults:
-        properties["negative_prompt"]["default"] = spec.defaults["negative_prompt"]
+    properties["model"]["default"] = model.spec.id
+    properties["task"] = {"enum": [*model.tasks], "description": properties["task"]["description"]}
+    if "negative_prompt" in model.spec.defaults:
+        properties["negative_prompt"]["default"] = model.spec.defaults["negative_prompt"]
 
 
-def _write_examples(
-    properties: dict[str, dict[str, Any]],
-    spec: ModelSpec,
-    detection: Detection | None,
-    taken: Mapping[Task, Mapping[str, Schema]],
-) -> None:
+def _write_examples(properties: dict[str, dict[str, Any]], model: Model) -> None:
     """Write into `properties` the schedulers and schedules that need nothing beside them, for whichever task."""
-    lightning = spec.lightning is not None
-    found = {
-        task: sampling_examples(fit_of(spec, detection, task), defaults(spec, detection, task, lightning=lightning))
-        for task in taken
-    }
     for name in ("scheduler", "schedule"):
-        lists = [found[task][name] for task, own in taken.items() if name in own]
+        lists = [examples_of(call)[name] for call in model.calls if name in parameters(call)]
         shared = [value for value in lists[0] if all(value in other for other in lists)] if lists else []
         if shared:
             properties[name] = {**properties[name], "examples": shared}
@@ -173,14 +163,13 @@ def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
 def _write_objects(
     properties: dict[str, dict[str, Any]],
     objects: dict[str, dict[str, Any]],
-    spec: ModelSpec,
-    detection: Detection | None,
+    model: Model,
     max_loras: int,
 ) -> None:
     """Write into `properties` what adapters and further models may be, and into `objects` what this model knows."""
     for kind in {*_LISTED.values(), *_SINGLE.values()} - _NEVER_BARE:
-        model = objects[kind]["properties"]["model"]
-        objects[kind] |= {"type": ["object", "string"], "minLength": 1, "maxLength": model["maxLength"]}
+        reference = objects[kind]["properties"]["model"]
+        objects[kind] |= {"type": ["object", "string"], "minLength": 1, "maxLength": reference["maxLength"]}
     for name, kind in _LISTED.items():
         most = {"loras": max_loras}.get(name, properties[name].get("maxItems"))
         several: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/$defs/{kind}"}, "maxItems": most}
@@ -188,47 +177,42 @@ def _write_objects(
         properties[name] = {"anyOf": [several, {"$ref": f"#/$defs/{kind}"}], "description": text}
     for name, kind in _SINGLE.items():
         properties[name] = {"$ref": f"#/$defs/{kind}", "description": properties[name]["description"]}
-    tasks = tasks_of(spec, detection)
-    rows = [row for task in tasks for row in controlled_rows(spec, detection, task)]
+    rows = [row for call in model.calls for row in controlled_rows(call)]
     if rows:
         properties["controlnets"]["anyOf"][0]["maxItems"] = most_controls(rows)
         fields, modes = objects["ControlNetSpec"]["properties"], known_modes(rows)
         fields["mode"] = {**fields["mode"], "enum": [*modes, None]}
         if not modes:
             del fields["mode"]
-    if tasks and all(takes_one_image_prompt(pipeline_for(spec, detection, task) or "") for task in tasks):
+    if model.calls and all(map(takes_one_image_prompt, model.calls)):
         properties["ip_adapters"]["anyOf"][0]["maxItems"] = 1
         adapter = objects["IPAdapterSpec"]
         adapter["properties"]["images"]["maxItems"] = 1
         adapter["oneOf"] = adapter.pop("anyOf")
-    objects["OutputOptions"]["properties"]["format"]["enum"] = [*formats_of(spec, detection, tasks), None]
+    objects["OutputOptions"]["properties"]["format"]["enum"] = [*formats_of(model.calls), None]
 
 
-def _untaken(spec: ModelSpec, detection: Detection | None) -> set[str]:
+def _untaken(model: Model) -> set[str]:
     """The common fields that none of the model's tasks takes."""
-    tasks = tasks_of(spec, detection)
-    offered = {field for task in tasks for field in adapter_fields(spec, detection, task)}
-    found = {*all_adapter_fields()} - offered
-    if not any(takes_negative_prompt(spec, detection, task) for task in tasks or (Task.TEXT_TO_IMAGE,)):
+    found = {*all_adapter_fields()} - {field for call in model.calls for field in adapter_fields(call)}
+    if not any(takes_negative_prompt(call) for call in model.calls or (model.call(Task.TEXT_TO_IMAGE),)):
         found.add("negative_prompt")
-    if Task.INPAINTING not in tasks:
+    if Task.INPAINTING not in model.tasks:
         found.add("outpaint")
-    if spec.lightning is None:
+    if model.spec.lightning is None:
         found.add("lightning")
-    if not pipeline_row(pipeline_for(spec, detection, Task.UPSCALING)).denoises:
+    if not model.call(Task.UPSCALING).row.denoises:
         found.add("loras")
     return found
 
 
-def _with_media(
-    properties: Mapping[str, dict[str, Any]], spec: ModelSpec, detection: Detection | None
-) -> dict[str, dict[str, Any]]:
+def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[str, dict[str, Any]]:
     """`properties` with the media that the model's tasks take and without all others."""
     taken: dict[str, dict[str, Any]] = {}
-    for task in tasks_of(spec, detection):
-        for slot in media_slots(pipeline_for(spec, detection, task), task):
-            for name in (*(slot.fields if task not in FROM_TEXT else ()), slot.own_name):
-                if name is None or (name in FIELDS and task in FROM_TEXT):
+    for call in model.calls:
+        for slot in call.slots:
+            for name in (*(slot.fields if not call.from_text else ()), slot.own_name):
+                if name is None or (name in FIELDS and call.from_text):
                     continue
                 most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
                 text = "The one picture, as image." if (name, most) == ("images", 1) else None
@@ -265,14 +249,14 @@ def _used(objects: Mapping[str, dict[str, Any]], properties: Mapping[str, dict[s
     return used | ({"with_pictures": _WITH_PICTURES} if "controlnets" in properties else {})
 
 
-def _example(spec: ModelSpec, detection: Detection | None, task: Task) -> Schema:
-    """A request for `task`, with the values that most callers would change."""
+def _example(call: ModelCall) -> Schema:
+    """A request for the call's task, with the values that most callers would change."""
     # A prompt that small models know too: the demo model warns of any other thing than those it was taught.
     words: Schema = {"prompt": "a red apple", "video": "https://example.com/input.mp4"}
-    needed = needed_fields(spec, detection, task)
-    own = parameters(spec, detection, task, max_images=1, lightning=spec.lightning is not None)
-    meant = meanings(spec, detection, task)  # what goes by two names is said once, by the model's own
+    needed, own, task = needed_fields(call), parameters(call), call.task
+    meant = meanings(call)  # what goes by two names is said once, by the model's own
     chosen = {name: own[name]["default"] for name in _SHOWN if name not in meant and "default" in own.get(name, {})}
-    said = {} if infer_task(spec, detection, [name for name in needed if name != "prompt"]) is task else {"task": task}
+    inferred = call.model.infer_task([name for name in needed if name != "prompt"])
+    said: Schema = {} if inferred is task else {"task": task}
     sources: Schema = {name: words.get(name, f"https://example.com/{name}.png") for name in needed}
-    return {"model": spec.id} | said | sources | chosen | {"seed": 42}
+    return {"model": call.spec.id} | said | sources | chosen | {"seed": 42}

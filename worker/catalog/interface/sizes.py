@@ -3,11 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from worker.catalog.classes.signatures import call_parameters, size_step
-from worker.catalog.interface.tasks import architecture_of
+from worker.catalog.call import Model, ModelCall, once
+from worker.catalog.classes.signatures import size_step
 from worker.catalog.interface.values import nearest_multiple
-from worker.catalog.pipelines.table import pipeline_row
-from worker.core.model import Detection, ModelSpec
+from worker.core.model import ModelSpec
 
 LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
 # Conservative: sixteen pixels are what an 8x VAE and patches of 2 need together.
@@ -32,15 +31,15 @@ class SizeBounds:
         return nearest_multiple(side, self.multiple, self.minimum, self.maximum)
 
 
-def size_bounds(spec: ModelSpec, detection: Detection | None) -> SizeBounds:
+@once
+def size_bounds(model: Model) -> SizeBounds:
     """The sizes a model draws: its family's, moved by `limits`; tiny models may draw tiny pictures."""
-    row = architecture_of(spec, detection)
-    pipeline = spec.pipeline or (detection.pipeline if detection else None)
-    multiple = row.size_multiple if row else size_step(pipeline) or _UNKNOWN_MULTIPLE
-    native = (detection.native_size if detection else None) or (row.native_size if row else 1024)
-    max_pixels = int(spec.limits.get("max_pixels", row.max_pixels if row else 2048 * 2048))
+    row, limits = model.architecture, model.spec.limits
+    multiple = row.size_multiple if row else size_step(model.pipeline) or _UNKNOWN_MULTIPLE
+    native = model.detection.native_size or (row.native_size if row else 1024)
+    max_pixels = int(limits.get("max_pixels", row.max_pixels if row else 2048 * 2048))
     # Up to an aspect of 4:1 at the most pixels: beyond that no family was trained.
-    side = int(spec.limits.get("max_side", 2 * math.isqrt(max_pixels)))
+    side = int(limits.get("max_side", 2 * math.isqrt(max_pixels)))
     maximum = max(side // multiple, 1) * multiple
     # 4 latent pixels a side are enough where the model itself is tiny; below 64 pixels a real one draws noise.
     drawable = -(-max(64, multiple) // multiple) * multiple
@@ -55,10 +54,10 @@ def image_limit(spec: ModelSpec, max_images: int) -> int:
     return min(max_images, int(spec.limits.get("max_images", max_images)))
 
 
-def step_limit(spec: ModelSpec, detection: Detection | None) -> int:
+def step_limit(model: Model) -> int:
     """How many denoising steps one picture of this model may take."""
-    row = architecture_of(spec, detection)
-    return int(spec.limits.get("max_steps", row.max_steps if row else 150))
+    row = model.architecture
+    return int(model.spec.limits.get("max_steps", row.max_steps if row else 150))
 
 
 def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | None = None) -> tuple[int, int]:
@@ -74,12 +73,12 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
     return width, height
 
 
-def default_fps(spec: ModelSpec, detection: Detection | None, class_name: str) -> float:
-    """Frames a second of a clip, when a request says nothing."""
-    row = architecture_of(spec, detection)
+def default_fps(call: ModelCall) -> float:
+    """Frames a second of a video, when a request says nothing."""
+    row = call.architecture
     if row is not None and row.fps is not None:
         return row.fps
-    own = (call_parameters(class_name) or {}).get("frame_rate")
+    own = (call.signature or {}).get("frame_rate")
     if own is not None and isinstance(own.default, int | float) and 1 <= own.default <= 60:
         return float(own.default)
-    return pipeline_row(class_name).fps
+    return call.row.fps

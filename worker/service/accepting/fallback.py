@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from worker.catalog.architectures import architecture
-from worker.catalog.interface.tasks import tasks_of
+from worker.catalog.call import Model
 from worker.core.errors import (
     AccessDenied,
     DiskFull,
@@ -67,7 +67,7 @@ def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: Model
     others = [
         other
         for other in resolver.registry.models.values()
-        if (spec is None or other.id != spec.id) and (task is None or task in (tasks_of(other, None) or (task,)))
+        if (spec is None or other.id != spec.id) and (task is None or task in (Model(other).tasks or (task,)))
     ]
     base, default = _base(spec), _registered(None, resolver)
     kin = [other for other in others if base is not None and _base(other) == base][:1]

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
 
-from worker.catalog.classes.signatures import call_parameters
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.interface.adapters import HANDED_OVER
-from worker.catalog.interface.tasks import architecture_of, pipeline_for
-from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.finishing import Refiner, Upscaler
 from worker.core.job import Media
-from worker.core.model import Detection, Kind, ModelSpec, Task
+from worker.core.model import Kind, Task
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.compatibility import blamed_on, family_title
 from worker.service.accepting.resolving import ModelResolver
@@ -23,30 +21,41 @@ USUAL_SCALE = 4.0
 
 
 def find_refiner(
-    request: GenerationRequest,
-    spec: ModelSpec,
-    detection: Detection,
-    pipeline: str,
-    params: Mapping[str, JsonValue],
-    resolver: ModelResolver,
+    request: GenerationRequest, call: ModelCall, params: Mapping[str, JsonValue], resolver: ModelResolver
 ) -> Refiner | None:
-    """The request's refiner, if it names one; `pipeline` is the class that hands over to it.
+    """The request's refiner, if it names one; `call` is the one that hands over to it.
 
     Raises IncompatibleAdapter for one of another family.
     """
     if request.refiner is None:
         return None
-    signature = call_parameters(pipeline) or {}
-    if "denoising_end" not in signature:  # some take it all the same, and draw to the end
+    if not call.takes("denoising_end"):  # some take it all the same, and draw to the end
         raise UnknownParameter(
-            f"refiner is not taken here with controlnets: {pipeline} cannot stop before its last step; "
+            f"refiner is not taken here with controlnets: {call.pipeline} cannot stop before its last step; "
             "leave one of the two out.",
             field="refiner",
         )
     for name in HANDED_OVER:
         if params.get(name) is not None:
             raise InvalidRequest(f"{name} is set by refiner.start; send one of the two.", field=name)
-    steps, start = params.get("num_inference_steps"), request.refiner.start
+    _check_start(request.refiner.start, call, params)
+    with blamed_on("refiner"):
+        second = resolver.known(resolver.resolve(request.refiner.model)).call(Task.IMAGE_TO_IMAGE)
+    latents, wanted = _latents_of(second.model), _latents_of(call.model)
+    if latents is None or latents != wanted or not second.takes("denoising_start"):
+        row = second.architecture
+        raise IncompatibleAdapter(
+            f"refiner: {second.spec.id} is {family_title(row.id if row else None)} and cannot go on where "
+            f"{call.spec.id} ({family_title(wanted)}) stops; use a refiner or a checkpoint of that family.",
+            field="refiner",
+            details={"evidence": list(second.detection.evidence)},
+        )
+    return Refiner(request.refiner, second.spec, second.detection, second.row)
+
+
+def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue]) -> None:
+    """Raise ParameterOutOfRange where one of the two models has no step left to draw."""
+    steps, signature = params.get("num_inference_steps"), call.signature or {}
     strength = params.get("strength", signature["strength"].default if "strength" in signature else 1.0)
     redrawn = float(strength) if isinstance(strength, int | float) else 1.0
     # At strength 0 nothing is drawn, and nothing is handed over.
@@ -57,20 +66,6 @@ def find_refiner(
             f"{' or strength' if 'strength' in signature else ''}, or move start towards the middle.",
             field="refiner",
         )
-    with blamed_on("refiner"):
-        model = resolver.resolve(request.refiner.model)
-        found = resolver.detect(model)
-    second = pipeline_for(model, found, Task.IMAGE_TO_IMAGE) or ""
-    latents, wanted = _latents_of(model, found), _latents_of(spec, detection)
-    if latents is None or latents != wanted or "denoising_start" not in (call_parameters(second) or {}):
-        row = architecture_of(model, found)
-        raise IncompatibleAdapter(
-            f"refiner: {model.id} is {family_title(row.id if row else None)} and cannot go on where {spec.id} "
-            f"({family_title(wanted)}) stops; use a refiner or a checkpoint of that family.",
-            field="refiner",
-            details={"evidence": list(found.evidence)},
-        )
-    return Refiner(request.refiner, model, found, pipeline_row(second))
 
 
 def find_upscaler(
@@ -96,17 +91,16 @@ def find_upscaler(
 
 def check_upscaling(
     request: GenerationRequest,
-    spec: ModelSpec,
-    detection: Detection,
+    model: Model,
     params: Mapping[str, JsonValue],
     media: Sequence[Media],
 ) -> None:
     """Refuse what a model that is itself an upscaler file does not take, and a picture that would become too large."""
-    if detection.kind is not Kind.UPSCALER:
+    if model.detection.kind is not Kind.UPSCALER:
         return
     for name, sent in (("loras", request.loras), ("scheduler", request.params.get("scheduler"))):
         if sent:
-            raise UnknownParameter(f"{name} is not taken by {spec.id}, an upscaler; leave it out.", field=name)
+            raise UnknownParameter(f"{name} is not taken by {model.spec.id}, an upscaler; leave it out.", field=name)
     scale = params.get("scale")
     for item in media:
         picture = item.pictures[0]
@@ -126,7 +120,7 @@ def _check_size(width: int, height: int, scale: float | None, field: str, name: 
         )
 
 
-def _latents_of(spec: ModelSpec, detection: Detection) -> str | None:
+def _latents_of(model: Model) -> str | None:
     """The family whose latents a model reads and writes: siblings share them."""
-    row = architecture_of(spec, detection)
+    row = model.architecture
     return (row.sibling or row.id) if row else None

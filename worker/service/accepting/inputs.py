@@ -5,20 +5,17 @@ from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS, assign
-from worker.catalog.classes.signatures import call_parameters
-from worker.catalog.classes.tasks import draws_video, media_faults, media_slots
 from worker.catalog.interface.sizes import (
     FRAME_COUNTS,
     size_bounds,
     size_within,
 )
-from worker.catalog.interface.tasks import architecture_of, media_fields, pipeline_for, tasks_of
-from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import InvalidRequest, ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.job import Media
-from worker.core.model import Detection, ModelSpec, Task
+from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_PICTURES, GenerationRequest
 from worker.media.canvas import enlarge
@@ -43,19 +40,19 @@ class Inputs:
     frames: int | None = None  # of it that are wanted
 
 
-def sent_fields(request: GenerationRequest, spec: ModelSpec, detection: Detection) -> tuple[str, ...]:
+def sent_fields(request: GenerationRequest, model: Model) -> tuple[str, ...]:
     """The media fields that a request holds, also those by a pipeline's own name."""
-    found = [name for name in media_fields(spec, detection) if _value(request, name) is not None]
+    found = [name for name in model.media_fields if _value(request, name) is not None]
     return tuple(found if request.outpaint is None else [*found, "mask_image"])  # which the margins make
 
 
-def check_outpaint(request: GenerationRequest, spec: ModelSpec, detection: Detection) -> None:
+def check_outpaint(request: GenerationRequest, model: Model) -> None:
     """Raise InvalidRequest for margins that the model cannot fill, or that have no one picture to lie around."""
     margins = request.outpaint
     if margins is None:
         return
-    if Task.INPAINTING not in tasks_of(spec, detection) or request.task not in (None, Task.INPAINTING):
-        reason = f"a parameter of inpainting, which {request.task or spec.id} is not for"
+    if Task.INPAINTING not in model.tasks or request.task not in (None, Task.INPAINTING):
+        reason = f"a parameter of inpainting, which {request.task or model.spec.id} is not for"
     elif request.mask_image is not None:
         reason = "a mask by itself; send it or mask_image"
     elif request.image is None:
@@ -67,15 +64,14 @@ def check_outpaint(request: GenerationRequest, spec: ModelSpec, detection: Detec
     raise InvalidRequest(f"outpaint is {reason}.", field="outpaint")
 
 
-def without_media(params: Mapping[str, JsonValue], spec: ModelSpec, detection: Detection) -> dict[str, JsonValue]:
-    """The parameters of a request that are no pictures."""
-    media = media_fields(spec, detection)
-    return {name: value for name, value in params.items() if name not in media}
+def without_media(params: Mapping[str, JsonValue], model: Model) -> dict[str, JsonValue]:
+    """The parameters of a request that are no images or videos."""
+    return {name: value for name, value in params.items() if name not in model.media_fields}
 
 
-def check_fields(spec: ModelSpec, detection: Detection, task: Task, sent: Collection[str]) -> None:
-    """Raise InvalidRequest, naming the field, for media that `task` does not take or does not have."""
-    faults = media_faults(pipeline_for(spec, detection, task), task, sent)
+def check_fields(call: ModelCall, sent: Collection[str]) -> None:
+    """Raise InvalidRequest, naming the field, for media that the call does not take or does not have."""
+    faults, task = call.media_faults(sent), call.task
     for name in faults.untaken:
         raise InvalidRequest(f"{name} is not a field of {task}; leave it out or choose another task.", field=name)
     for names in faults.crowded:
@@ -89,41 +85,42 @@ def check_fields(spec: ModelSpec, detection: Detection, task: Task, sent: Collec
 def read_inputs(
     request: GenerationRequest,
     sent: Collection[str],
-    spec: ModelSpec,
-    detection: Detection,
-    task: Task,
+    call: ModelCall,
     params: Mapping[str, JsonValue],
-    fetch: Fetch,
-    budget: "Budget",
+    reader: "MediaReader",
 ) -> Inputs:
     """Read what was sent and bring it to the size that is drawn. Raises InvalidImage and its kin, naming the field."""
-    pipeline = pipeline_for(spec, detection, task) or ""
-    slots = {slot.parameter: slot for slot in media_slots(pipeline, task)}
+    slots = {slot.parameter: slot for slot in call.slots}
     found: list[tuple[Slot, Media]] = []
     fps: float | None = None
-    made = _canvas(request, size_bounds(spec, detection).multiple, fetch)
+    made = _canvas(request, size_bounds(call.model).multiple, reader)
     for parameter, fields in assign(slots.values(), sent).items():
         slot = slots[parameter]
         own = made.get(fields[0])
-        clip = Clip((budget.take(own, fields[0]),)) if own else _read(request, slot, fields, fetch, budget)
+        clip = Clip((reader.take(own, fields[0]),)) if own else _read(request, slot, fields, reader)
         fps = fps or clip.fps
         found.append((slot, Media(parameter, clip.frames, slot.form, fields[0])))
     if not found:
         return Inputs((), dict(params))
     sized = bool(request.params.keys() & {"width", "height"})
-    if made and "strength" in (call_parameters(pipeline) or {}) and "strength" not in request.params:
+    if made and call.takes("strength") and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
-    effective = _sized(found, spec, detection, task, params, sized)
+    effective = _sized(found, call, params, sized)
     asked = any(name in request.params for name in FRAME_COUNTS)
-    found, effective, frames = _in_step(found, pipeline, effective, asked)
-    return Inputs(tuple(_fitted(found, effective, task)), effective, fps, frames)
+    found, effective, frames = _in_step(found, call, effective, asked)
+    return Inputs(tuple(_fitted(found, effective, call.task)), effective, fps, frames)
 
 
-class Budget:
-    """What all pictures of one request may hold together, those of its adapters too."""
+class MediaReader:
+    """Reads the images of one request, those of its adapters too, and counts what all may hold together."""
 
-    def __init__(self) -> None:
+    def __init__(self, fetch: Fetch) -> None:
+        self.fetch = fetch
         self._pictures = self._pixels = 0
+
+    def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
+        """The image that `text` is or refers to, not counted yet. Raises InvalidImage and its kin, naming `field`."""
+        return read_image(text, self.fetch, field, alpha=alpha)
 
     def take(self, picture: Raster, field: str) -> Raster:
         """`picture`, counted. Raises ParameterOutOfRange, naming `field`, once it is too much."""
@@ -139,11 +136,11 @@ class Budget:
         return picture
 
 
-def _canvas(request: GenerationRequest, multiple: int, fetch: Fetch) -> dict[str, Raster]:
-    """What the margins of `outpaint` make of the picture: itself, enlarged, and its mask."""
+def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> dict[str, Raster]:
+    """What the margins of `outpaint` make of the image: itself, enlarged, and its mask."""
     if request.outpaint is None or request.image is None:
         return {}
-    canvas = enlarge(read_image(request.image, fetch, "image"), request.outpaint, multiple)
+    canvas = enlarge(reader.image(request.image, "image"), request.outpaint, multiple)
     return {"image": canvas.picture, "mask_image": canvas.mask}
 
 
@@ -152,7 +149,7 @@ def _value(request: GenerationRequest, name: str) -> JsonValue:
     return ([*value] or None) if isinstance(value, tuple | list) else value
 
 
-def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: Fetch, budget: Budget) -> Clip:
+def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader: MediaReader) -> Clip:
     pictures: list[Raster] = []
     for name in fields:
         value = _value(request, name)
@@ -161,60 +158,50 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], fetch: 
             raise ParameterOutOfRange(f"{name} must be a text or a list of texts; something else was sent.", field=name)
         words = [str(text) for text in texts]
         if "video" in name:
-            return read_video(words, fetch, name)
+            return read_video(words, reader.fetch, name)
         if len(words) > (MAX_PICTURES if slot.several else 1):
             fix = f"at most {MAX_PICTURES} pictures" if slot.several else "one picture"
             raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
-        pictures += [budget.take(read_image(text, fetch, name, alpha=slot.alpha), name) for text in words]
+        pictures += [reader.take(reader.image(text, name, alpha=slot.alpha), name) for text in words]
     return Clip(tuple(pictures))
 
 
 def _sized(
-    found: list[tuple[Slot, Media]],
-    spec: ModelSpec,
-    detection: Detection,
-    task: Task,
-    params: Mapping[str, JsonValue],
-    sized: bool,
+    found: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], sized: bool
 ) -> dict[str, JsonValue]:
     """`params` with the size that is drawn: as asked for, else the picture's; none where the class decides."""
-    effective = dict(params)
+    effective, task = dict(params), call.task
     fitted = [media for slot, media in found if slot.fitted]
     anchor = min(fitted, key=_rank, default=None)
-    chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and _takes_size(spec, detection, task))
+    chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and call.takes("width"))
     if chooses_itself and not sized:
         # These pipelines choose their own working size from the picture's.
         return {name: value for name, value in effective.items() if name not in ("width", "height")}
     width, height = effective.get("width"), effective.get("height")
     if anchor is not None and not (sized and isinstance(width, int) and isinstance(height, int)):
         picture = anchor.pictures[0]
-        bounds = size_bounds(spec, detection)
+        bounds = size_bounds(call.model)
         if task is Task.UPSCALING:  # what is small is what it is for
             bounds = replace(bounds, minimum=bounds.multiple)
-        effective["width"], effective["height"] = size_within(
-            picture.width, picture.height, bounds, _working_pixels(spec, detection, task)
-        )
-    return _with_area(effective, pipeline_for(spec, detection, task) or "")
+        size = size_within(picture.width, picture.height, bounds, _working_pixels(call))
+        effective["width"], effective["height"] = size
+    return _with_area(effective, call)
 
 
-def _with_area(params: dict[str, JsonValue], pipeline: str) -> dict[str, JsonValue]:
+def _with_area(params: dict[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:
     """FLUX.1 Kontext brings every size to its `max_area`, so a size that was asked for needs that too."""
     width, height = params.get("width"), params.get("height")
-    if "max_area" in (call_parameters(pipeline) or {}) and isinstance(width, int) and isinstance(height, int):
+    if call.takes("max_area") and isinstance(width, int) and isinstance(height, int):
         return {"max_area": width * height} | params
     return params
 
 
-def _takes_size(spec: ModelSpec, detection: Detection, task: Task) -> bool:
-    return "width" in (call_parameters(pipeline_for(spec, detection, task) or "") or {})
-
-
-def _working_pixels(spec: ModelSpec, detection: Detection, task: Task) -> float | None:
-    """How large a frame of a clip is, unless more is asked for: what the family was trained on."""
-    row = architecture_of(spec, detection)
-    if row is None or not draws_video(pipeline_for(spec, detection, task), task):
+def _working_pixels(call: ModelCall) -> float | None:
+    """How large a frame of a video is, unless more is asked for: what the family was trained on."""
+    row, own = call.architecture, call.spec.defaults
+    if row is None or not call.draws_video:
         return None
-    width, height = spec.defaults.get("width"), spec.defaults.get("height")
+    width, height = own.get("width"), own.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):
         width, height = row.defaults.get("width"), row.defaults.get("height")
     known = isinstance(width, int) and isinstance(height, int)
@@ -226,41 +213,44 @@ def _rank(media: Media) -> int:
 
 
 def _in_step(
-    found: list[tuple[Slot, Media]], pipeline: str, params: dict[str, JsonValue], asked: bool
+    found: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], asked: bool
 ) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue], int | None]:
-    """Clips of as many frames as the class can draw, `num_frames` said where it takes that, and how many are wanted.
+    """Pad or cut each video to a number of frames that the class can draw, and set `num_frames` to it where it can be.
 
-    A clip is cut to what is asked for, and its last frame stands still until the next number that can be drawn.
+    Returns the media, the parameters and how many frames are wanted. `asked` says that the request names a number.
     """
-    signature = call_parameters(pipeline) or {}
-    row = pipeline_row(pipeline)
-    name = next((name for name in FRAME_COUNTS[:2] if name in signature), None)
+    name = next((name for name in FRAME_COUNTS[:2] if call.takes(name)), None)
     wanted = params.get(name) if name and asked else None
-    most = wanted if isinstance(wanted, int) and not row.lengthens else None
-    paced: list[tuple[Slot, Media]] = []
-    length = None
-    for slot, media in found:
-        sets_length = slot.fields[:1] == ("video",) or (
-            slot.parameter == "conditioning_frames" and "controlnet_frame_indices" not in signature
-        )
-        if sets_length or (slot.moving and "video" in media.field and slot.form != "condition"):
-            pictures = media.pictures[:most]
-            if sets_length and length is None:
-                length = len(pictures)
-            if sets_length and slot.parameter == "conditioning_frames" and most is not None and len(pictures) < most:
-                raise InvalidRequest(
-                    f"{media.field} holds {len(pictures)} frames and num_frames is {most}; send one for each.",
-                    field=media.field,
-                )
-            more = row.frame_grid.covering(len(pictures)) - len(pictures)
-            media = replace(media, pictures=pictures + pictures[-1:] * more)
-        elif slot.moving and "video" in media.field:
-            media = replace(media, pictures=media.pictures[: row.frame_grid.within(len(media.pictures))])
-        paced.append((slot, media))
-    if name and length is not None and not asked and not row.lengthens:
+    most = wanted if isinstance(wanted, int) and not call.row.lengthens else None
+    paced = [(slot, _paced(slot, media, call, most)) for slot, media in found]
+    length = next((len(media.pictures[:most]) for slot, media in found if _sets_length(slot, call)), None)
+    if name and length is not None and not asked and not call.row.lengthens:
         params = params | {name: length}
-    clip = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
-    return [(slot, _for_every_frame(slot, media, clip)) for slot, media in paced], params, length
+    frames = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
+    return [(slot, _for_every_frame(slot, media, frames)) for slot, media in paced], params, length
+
+
+def _sets_length(slot: Slot, call: ModelCall) -> bool:
+    """Whether what comes back has as many frames as what fills `slot`."""
+    every_frame = slot.parameter == "conditioning_frames" and not call.takes("controlnet_frame_indices")
+    return every_frame or slot.fields[:1] == ("video",)
+
+
+def _paced(slot: Slot, media: Media, call: ModelCall, most: int | None) -> Media:
+    """A video cut to `most` frames, whose last then stands still until the next number that the class can draw."""
+    sets_length, is_video = _sets_length(slot, call), slot.moving and "video" in media.field
+    if not sets_length and not is_video:
+        return media
+    if not sets_length and slot.form == "condition":
+        return replace(media, pictures=media.pictures[: call.row.frame_grid.within(len(media.pictures))])
+    frames = media.pictures[:most]
+    if sets_length and slot.parameter == "conditioning_frames" and most is not None and len(frames) < most:
+        raise InvalidRequest(
+            f"{media.field} holds {len(frames)} frames and num_frames is {most}; send one for each.",
+            field=media.field,
+        )
+    more = call.row.frame_grid.covering(len(frames)) - len(frames)
+    return replace(media, pictures=frames + frames[-1:] * more)
 
 
 def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from worker.catalog.call import Model, declared
 from worker.catalog.capabilities import check_loadable
 from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
-from worker.catalog.interface.tasks import architecture_of, declared, pipeline_for, tasks_of
-from worker.catalog.pipelines.table import pipeline_row
 from worker.catalog.registry import Registry
 from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline
@@ -120,6 +119,10 @@ class ModelResolver:
                 field=field,
             )
 
+    def known(self, spec: ModelSpec) -> Model:
+        """`spec` with what it is. Blocking where it has to peek."""
+        return Model(spec, self.detect(spec))
+
     def detect(self, spec: ModelSpec) -> Detection:
         """What `spec` is: from the registry's own words, else from the files' JSON or header."""
         key = (spec.id, spec.source)
@@ -131,7 +134,7 @@ class ModelResolver:
         whole_repository = spec.source.scheme == "hf" and spec.source.filename is None
         # A base completes a single file only, and which parts that lacks is not declared.
         said = declared(spec) if whole_repository and spec.base is None else None
-        detection = _completed(spec, said or _merged(spec, self._look_at(spec)))
+        detection = _completed(Model(spec, said or _merged(spec, self._look_at(spec))))
         with self._lock:
             if len(self._detections) >= _MEMORY:
                 self._detections.clear()
@@ -202,19 +205,19 @@ def _merged(spec: ModelSpec, found: Detection) -> Detection:
     )
 
 
-def _completed(spec: ModelSpec, found: Detection) -> Detection:
-    """`found` with what the registry and the family's row add to it."""
-    row = architecture_of(spec, found)
+def _completed(model: Model) -> Detection:
+    """What `model` was detected as, with what the registry and the family's row add to it."""
+    spec, found, row = model.spec, model.detection, model.architecture
     # A task whose class is broken is not offered; one that the registry asks for is refused by name.
-    known = tasks_of(spec, found)
+    known = model.tasks
     if row is None:  # a family no row knows serves what diffusers says of it
-        known = tuple(dict.fromkeys((*known, *auto_pipelines(spec.pipeline or found.pipeline))))
-    works = tuple(task for task in known if not pipeline_row(pipeline_for(spec, found, task)).broken)
+        known = tuple(dict.fromkeys((*known, *auto_pipelines(model.pipeline))))
+    works = tuple(task for task in known if not model.call(task).row.broken)
     tasks = spec.tasks or works or known
     completed = replace(
         found,
         tasks=tasks,
-        pipeline=spec.pipeline or found.pipeline or (pipeline_for(spec, found, tasks[0]) if tasks else None),
+        pipeline=model.pipeline or (model.pipeline_for(tasks[0]) if tasks else None),
         native_size=found.native_size or (row.native_size if row else None),
         activation_gb_per_mp=row.activation_gb_per_mp if row else found.activation_gb_per_mp,
         few_steps=row.few_steps.get(found.variant or "") if row else None,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from worker.catalog.architectures import architecture
 from worker.catalog.interface.sizes import size_bounds
-from worker.catalog.interface.tasks import tasks_of
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
@@ -50,17 +49,18 @@ class DeviceIntrospection:
     async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
         """Tell what running `model` here would take: bytes, memory, dtype, offloading, or why it is refused."""
         spec = self._resolver.resolve(model)
-        detection = await asyncio.to_thread(self._resolver.detect, spec)
+        known = await asyncio.to_thread(self._resolver.known, spec)
+        detection = known.detection
         outline = await asyncio.to_thread(self._store.peek, spec.source, spec.variant)
         if device is None:
             device = await self._engine.call(lambda engine: engine.device_info(), "plan")
-        bounds = size_bounds(spec, detection)
+        bounds = size_bounds(known)
         row = architecture(detection.architecture) if detection.architecture else None
         report = PlanReport(
             model=spec.id,
             architecture=detection.architecture,
             pipeline=detection.pipeline,
-            tasks=tuple(tasks_of(spec, detection)),
+            tasks=known.tasks,
             revision=outline.revision,
             weight_bytes=outline.weight_bytes or 0,
             native_size=bounds.native,

@@ -2,12 +2,12 @@
 
 import asyncio
 
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.detector import detect
 from worker.catalog.interface.schema import model_schema
-from worker.catalog.interface.tasks import pipeline_for, tasks_of
 from worker.core.answer import Inspection, ModelList, ModelSchema, ModelSummary
-from worker.core.model import Detection, ModelSpec, Task
+from worker.core.model import ModelSpec, Task
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.job_limits import JobLimits
 from worker.store.store import Store
@@ -32,23 +32,19 @@ class ModelIntrospection:
     def first_model_for(self, task: Task) -> str | None:
         """Name the first model of the registry that serves `task`, as far as is known without its files."""
         for spec in self._resolver.registry.models.values():
-            if task in tasks_of(spec, None) and _is_served(spec, None, task):
+            known = Model(spec)
+            if task in known.tasks and _is_served(known.call(task)):
                 return spec.id
         return None
 
     async def schema(self, model: str | None) -> ModelSchema:
         """Describe a request for `model` as a JSON Schema (2020-12)."""
-        spec = self._resolver.resolve(model)
-        detection = await asyncio.to_thread(self._resolver.detect, spec)
-        served = tuple(task for task in tasks_of(spec, detection) if _is_served(spec, detection, task))
-        document = model_schema(
-            # Only what a request would be accepted for; a model without any such task is described as it is.
-            spec.model_copy(update={"tasks": served}) if served else spec,
-            detection,
-            max_images=self._limits.max_images,
-            max_loras=self._limits.max_loras,
-        )
-        return ModelSchema(document)
+        known = await asyncio.to_thread(self._resolver.known, self._resolver.resolve(model))
+        # Only what a request would be accepted for; a model without any such task is described as it is.
+        served = tuple(call.task for call in known.calls if _is_served(call))
+        described = known.limited_to(served) if served else known
+        limits = self._limits
+        return ModelSchema(model_schema(described, max_images=limits.max_images, max_loras=limits.max_loras))
 
     async def inspect(self, model: str | None) -> Inspection:
         """Tell what `model` is and how that is known; reads headers and JSON, never weights."""
@@ -60,8 +56,8 @@ class ModelIntrospection:
         return Inspection(spec.id, _origin(spec), detect(outline), outline)
 
 
-def _is_served(spec: ModelSpec, detection: Detection | None, task: Task) -> bool:
-    return refusal(pipeline_for(spec, detection, task) or "") is None
+def _is_served(call: ModelCall) -> bool:
+    return refusal(call.pipeline) is None
 
 
 def _origin(spec: ModelSpec) -> str:
@@ -70,14 +66,14 @@ def _origin(spec: ModelSpec) -> str:
 
 
 def _summary(spec: ModelSpec) -> ModelSummary:
-    tasks = tasks_of(spec, None)
+    calls = Model(spec).calls
     return ModelSummary(
         id=spec.id,
         aliases=tuple(spec.aliases),
         description=spec.description,
         architecture=spec.architecture,
-        tasks=tuple(tasks),
-        served=any(_is_served(spec, None, task) for task in tasks) or not tasks,
+        tasks=tuple(call.task for call in calls),
+        served=any(map(_is_served, calls)) or not calls,
         source=_origin(spec),
         tier=spec.tier,
         min_vram_gb=spec.min_vram_gb,

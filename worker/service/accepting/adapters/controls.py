@@ -4,11 +4,12 @@ Which class draws depends on what they are, so their headers are read while the 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.controls import control_call, controlled_rows, modes_of
@@ -17,13 +18,13 @@ from worker.catalog.pipelines.controlled import Controlled
 from worker.core.adapter import Control, ControlNetSpec
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.image import Raster
-from worker.core.model import Detection, Kind, ModelSpec, Task
+from worker.core.model import Detection, Kind
 from worker.core.request import GenerationRequest
 from worker.media.canvas import enlarge
-from worker.media.images import fit, read_image
+from worker.media.images import fit
 from worker.media.preprocessing import preprocess
 from worker.service.accepting.adapters.compatibility import blamed_on, check_family, check_kind
-from worker.service.accepting.inputs import Budget
+from worker.service.accepting.inputs import MediaReader
 from worker.service.accepting.resolving import ModelResolver
 
 _FIELD = "controlnets"
@@ -40,22 +41,16 @@ class Recognised:
     detections: tuple[Detection, ...]
     acts: bool  # whether one of them has a scale above 0: else the class without controls draws
 
-    def called(self, spec: ModelSpec, task: Task) -> ModelSpec:
-        """`spec` as it is called for `task` with controls: the class that draws with them, and its parameters."""
-        return spec.model_copy(update={"pipeline": self.row.pipeline, "tasks": (task,)})
 
-
-def recognise_controls(
-    request: GenerationRequest, spec: ModelSpec, detection: Detection, task: Task, resolver: ModelResolver
-) -> Recognised | None:
+def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: ModelResolver) -> Recognised | None:
     """What the request's controls are; None where it has none. Blocking.
 
-    Raises IncompatibleAdapter for what is no control, or one that the model's class for `task` does not take;
+    Raises IncompatibleAdapter for what is no control, or one that the class of `call` does not take;
     ParameterOutOfRange and UnknownParameter for what they are asked.
     """
     if not request.controlnets:
         return None
-    rows = controlled_rows(spec, detection, task)
+    rows = controlled_rows(call)
     detections = []
     for index, control in enumerate(request.controlnets):
         with blamed_on(_FIELD):
@@ -63,10 +58,10 @@ def recognise_controls(
             found = resolver.look_at_adapter(source)
         if found is None:  # a pickle on a server: what it is shows once it is here, and is checked then
             found = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
-        check_control(found, control.model, spec, detection, task)
+        check_control(found, control.model, call)
         _check_asked(control, found, f"{_FIELD}[{index}]")
         detections.append(found)
-    row = _common_row(request.controlnets, detections, rows, spec, task)
+    row = _common_row(request.controlnets, detections, call)
     _check_together(request.controlnets, row)
     _check_parameters(request, row)
     return Recognised(row, tuple(detections), any(control.scale > 0 for control in request.controlnets))
@@ -84,25 +79,21 @@ def idle_controls(request: GenerationRequest) -> tuple[str, ...]:
 def read_controls(
     request: GenerationRequest,
     recognised: Recognised,
-    spec: ModelSpec,
-    detection: Detection,
+    model: Model,
     params: Mapping[str, JsonValue],
-    fetch: Callable[[str, int], bytes],
-    budget: Budget,
+    reader: MediaReader,
 ) -> tuple[tuple[Control, ...], dict[str, JsonValue]]:
     """The controls that do anything, their pictures as they see them, and `params` with the size that is drawn.
 
     A request from text that asks for no size is drawn at the proportions of the first picture. Raises InvalidImage and
     its kin, naming the field.
     """
-    multiple = size_bounds(spec, detection).multiple
-    pictures = [
-        _picture(request, control, index, multiple, fetch, budget) for index, control in enumerate(request.controlnets)
-    ]
+    bounds = size_bounds(model)
+    pictures = [_picture(request, index, bounds.multiple, reader) for index in range(len(request.controlnets))]
     sized = {**_plain_defaults(recognised.row), **params}
     from_text = not (request.image or request.images)
     if from_text and not request.params.keys() & {"width", "height"}:
-        sized |= _at_proportions(pictures[0], params, size_bounds(spec, detection))
+        sized |= _at_proportions(pictures[0], params, bounds)
     width, height = sized.get("width"), sized.get("height")
     found, call = [], control_call(recognised.row.pipeline)
     for control, seen, picture in zip(request.controlnets, recognised.detections, pictures, strict=True):
@@ -113,7 +104,7 @@ def read_controls(
     return tuple(found), sized
 
 
-def check_control(found: Detection, name: str, spec: ModelSpec, detection: Detection, task: Task) -> None:
+def check_control(found: Detection, name: str, call: ModelCall) -> None:
     """Refuse what is no control, what diffusers has no class for, and what was made for another family."""
     check_kind(found, _KINDS, name, _FIELD, _WHAT)
     if found.component_class is None or found.variant in _UNREAD:
@@ -123,13 +114,14 @@ def check_control(found: Detection, name: str, spec: ModelSpec, detection: Detec
             field=_FIELD,
             details={"evidence": list(found.evidence)},
         )
-    check_family(found, detection.architecture, spec.id, name, _FIELD, _WHAT)
-    rows = controlled_rows(spec, detection, task)
+    check_family(found, call.detection.architecture, call.spec.id, name, _FIELD, _WHAT)
+    rows = controlled_rows(call)
     if not any(row.takes(found) for row in rows):
         kind = f"{found.component_class}{' for inpainting' if found.variant == 'inpainting' else ''}"
         taken = dict.fromkeys(f"{row.component}{' for inpainting' if row.inpaints else ''}" for row in rows)
         raise IncompatibleAdapter(
-            f"{_FIELD}: {name} is a {kind}, which does not serve {task} of {spec.id}; it takes {' or '.join(taken)}.",
+            f"{_FIELD}: {name} is a {kind}, which does not serve {call.task} of {call.spec.id}; "
+            f"it takes {' or '.join(taken)}.",
             field=_FIELD,
             details={"evidence": list(found.evidence)},
         )
@@ -151,26 +143,20 @@ def _check_asked(control: ControlNetSpec, found: Detection, place: str) -> None:
         raise ParameterOutOfRange(f"{place}.mode must be one of {', '.join(modes)}; {sent}.", field=_FIELD)
 
 
-def _common_row(
-    controls: Sequence[ControlNetSpec],
-    detections: Sequence[Detection],
-    rows: Sequence[Controlled],
-    spec: ModelSpec,
-    task: Task,
-) -> Controlled:
+def _common_row(controls: Sequence[ControlNetSpec], detections: Sequence[Detection], call: ModelCall) -> Controlled:
     """The one row that takes all controls. Raises IncompatibleAdapter where their kinds have no class in common."""
-    row = next((row for row in rows if all(row.takes(found) for found in detections)), None)
+    row = next((row for row in controlled_rows(call) if all(row.takes(found) for found in detections)), None)
     if row is None:
         kinds = " and ".join(dict.fromkeys(str(found.component_class) for found in detections))
         raise IncompatibleAdapter(
-            f"{_FIELD}: {kinds} cannot be used together; send controls of one kind for {task} of {spec.id}.",
+            f"{_FIELD}: {kinds} cannot be used together; send controls of one kind for {call.task} of {call.spec.id}.",
             field=_FIELD,
         )
     sources = {(control.model, control.weight_name) for control in controls}
     if len(controls) > 1 and (row.several == "one" or (row.several == "same" and len(sources) > 1)):
         what = "one control" if row.several == "one" else "one ControlNet, which may be given several pictures"
         raise ParameterOutOfRange(
-            f"{_FIELD}: {task} of {spec.id} takes {what}; {len(controls)} were sent.", field=_FIELD
+            f"{_FIELD}: {call.task} of {call.spec.id} takes {what}; {len(controls)} were sent.", field=_FIELD
         )
     return row
 
@@ -214,24 +200,18 @@ def _mode(control: ControlNetSpec, found: Detection) -> int | None:
     return modes.index(named) if named in modes else None
 
 
-def _picture(
-    request: GenerationRequest,
-    control: ControlNetSpec,
-    index: int,
-    multiple: int,
-    fetch: Callable[[str, int], bytes],
-    budget: Budget,
-) -> Raster:
+def _picture(request: GenerationRequest, index: int, multiple: int, reader: MediaReader) -> Raster:
+    control = request.controlnets[index]
     text = control.image or request.image or next(iter(request.images), None)
     if text is None:
         raise InvalidRequest(
             f"{_FIELD}[{index}].image is missing: send the picture to follow as base64, data: URI or https URL.",
             field=_FIELD,
         )
-    picture = read_image(text, fetch, _FIELD)
+    picture = reader.image(text, _FIELD)
     if control.image is None and request.outpaint is not None:  # what is drawn is larger than what was sent
         picture = enlarge(picture, request.outpaint, multiple).picture
-    return budget.take(picture, _FIELD)
+    return reader.take(picture, _FIELD)
 
 
 def _at_proportions(picture: Raster, params: Mapping[str, JsonValue], bounds: SizeBounds) -> dict[str, JsonValue]:

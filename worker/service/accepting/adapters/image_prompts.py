@@ -1,7 +1,6 @@
 """The IP-Adapters of a request with their pictures."""
 
-from collections.abc import Callable
-
+from worker.catalog.call import ModelCall
 from worker.catalog.interface.adapters import takes_one_image_prompt
 from worker.core.adapter import ImagePrompt
 from worker.core.errors import (
@@ -10,15 +9,12 @@ from worker.core.errors import (
 )
 from worker.core.image import Raster
 from worker.core.request import GenerationRequest
-from worker.media.images import read_image
-from worker.service.accepting.inputs import Budget
+from worker.service.accepting.inputs import MediaReader
 
 _FIELD = "ip_adapters"
 
 
-def read_image_prompts(
-    request: GenerationRequest, pipeline: str, fetch: Callable[[str, int], bytes], budget: Budget
-) -> tuple[ImagePrompt, ...]:
+def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: MediaReader) -> tuple[ImagePrompt, ...]:
     """The request's IP-Adapters with their pictures. Raises InvalidImage and its kin, naming the field."""
     prompts = []
     for at, spec in enumerate(request.ip_adapters):
@@ -29,19 +25,19 @@ def read_image_prompts(
                 f"{field}.image is required: the picture to draw after, as base64, data: URI or https URL.",
                 field=_FIELD,
             )
-        pictures = tuple(budget.take(_read(text, fetch, f"{field}.image"), _FIELD) for text in texts)
+        pictures = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in texts)
         prompts.append(ImagePrompt(spec, pictures))
-    if takes_one_image_prompt(pipeline) and sum(len(prompt.pictures) for prompt in prompts) > 1:
+    if takes_one_image_prompt(call) and sum(len(prompt.pictures) for prompt in prompts) > 1:
         raise ParameterOutOfRange(
             f"{_FIELD} takes one adapter with one picture for this model; more were sent.", field=_FIELD
         )
     return tuple(prompts)
 
 
-def _read(text: str, fetch: Callable[[str, int], bytes], name: str) -> Raster:
+def _read(text: str, reader: MediaReader, name: str) -> Raster:
     """A picture; what is wrong with it is said of `name`, and is wrong with the request's field."""
     try:
-        return read_image(text, fetch, name)
+        return reader.image(text, name)
     except InvalidRequest as error:
         error.field = _FIELD
         raise

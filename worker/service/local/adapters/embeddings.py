@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from worker.catalog.call import Model
 from worker.catalog.interface.prompt_encoding import encoder_widths
 from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts, own_token
@@ -27,7 +28,7 @@ def provide_embeddings(
     embeddings: Sequence[Embedding], job: Job, fetcher: AdapterFetcher, emit: Emit
 ) -> list[AdapterFiles[Embedding]]:
     """The files of all embeddings, each with the word that calls it up. Raises IncompatibleAdapter, SourceError …"""
-    widths = encoder_widths(job.spec, job.detection, fetcher.configs(job.spec))
+    widths = encoder_widths(Model(job.spec, job.detection), fetcher.configs(job.spec))
     provided = [_provide(embedding, job, widths, fetcher, emit) for embedding in embeddings]
     named: dict[str, str] = {}
     for item in provided:

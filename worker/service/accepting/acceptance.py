@@ -1,0 +1,216 @@
+"""From a request to a job: everything is checked here that can be checked without weights."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from worker.catalog.call import ModelCall
+from worker.catalog.classes.refusals import refusal
+from worker.catalog.classes.signatures import redraws_by_strength
+from worker.catalog.interface.checking import check_parameters
+from worker.catalog.interface.prompt_encoding import prompt_form
+from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
+from worker.core.adapter import Adapter, Control, ImagePrompt, VaeSpec
+from worker.core.errors import ParameterOutOfRange, UnsupportedModel
+from worker.core.finishing import Finishing
+from worker.core.job import Job, Media, SchedulerChoice, StopSignal, VideoRequest
+from worker.core.model import ModelSpec
+from worker.core.request import GenerationRequest
+from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
+from worker.service.accepting.adapters.fields import check_adapter_fields
+from worker.service.accepting.adapters.image_prompts import read_image_prompts
+from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler
+from worker.service.accepting.inputs import (
+    Inputs,
+    MediaReader,
+    check_fields,
+    check_outpaint,
+    read_inputs,
+    sent_fields,
+    without_media,
+)
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.accepting.rules import (
+    all_loras,
+    check_lightning,
+    check_output,
+    choose_seeds,
+    choose_task,
+    notes_on,
+    read_prompts,
+    second_prompt,
+    take_scheduler,
+    uses_lightning,
+)
+from worker.service.limits.job_limits import JobLimits
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """The call that a request is held against, and the one that draws it.
+
+    With ControlNets both are of the class that takes them; where each has a scale of 0, the class without draws.
+    """
+
+    asked: ModelCall
+    drawn: ModelCall
+    control: Recognised | None
+    sent: tuple[str, ...]  # the media fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of a request: its words and numbers as its class takes them, its images and videos."""
+
+    prompt: str
+    negative_prompt: str | None
+    params: Mapping[str, JsonValue]
+    scheduler: SchedulerChoice | None
+    media: tuple[Media, ...]
+    controls: tuple[Control, ...]
+    image_prompts: tuple[ImagePrompt, ...]
+    video: VideoRequest | None
+    warnings: tuple[str, ...]
+
+
+class Acceptor:
+    """Makes jobs of requests: which call is meant, what goes into it, and what is done with what it draws."""
+
+    def __init__(
+        self,
+        resolver: ModelResolver,
+        limits: JobLimits,
+        fetch: Callable[[str, int], bytes],
+        aliases: Collection[str] = (),
+    ) -> None:
+        self.resolver = resolver
+        self._limits = limits
+        self._fetch = fetch
+        self._aliases = aliases
+
+    def accept(self, request: GenerationRequest, job_id: str) -> Job:
+        """Check everything that can be checked without weights. Blocking.
+
+        Raises InvalidRequest and its kin, naming the field.
+        """
+        calls = self._resolve(request)
+        read = self._read(request, calls)
+        return self._job(request, job_id, calls.drawn, read)
+
+    def _resolve(self, request: GenerationRequest) -> _Calls:
+        """The calls that `request` means, with all the fields that they need and no other."""
+        spec = self.resolver.resolve(request.model)
+        self._check_counts(request, spec)
+        model = self.resolver.known(spec)
+        check_outpaint(request, model)
+        sent = sent_fields(request, model)
+        plain = model.call(choose_task(request, model, sent), lightning=uses_lightning(request, spec))
+        check_adapter_fields(request, plain)
+        control = recognise_controls(request, plain, self.resolver)
+        asked = plain.as_class(control.row.pipeline) if control else plain
+        drawn = plain if control and not control.acts else asked
+        _check_served(drawn)
+        check_fields(drawn, sent)
+        check_output(request.output, drawn)
+        check_lightning(request, spec)
+        return _Calls(asked, drawn, control, sent)
+
+    def _read(self, request: GenerationRequest, calls: _Calls) -> _Read:
+        """The request's parameters, prompts and media, checked and brought to the form that its class takes."""
+        asked, drawn, model = calls.asked, calls.drawn, calls.drawn.model
+        raw = without_media(request.params, model)
+        checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
+        checked, scheduler = take_scheduler(checked, raw, asked)
+        prompt, negative_prompt = read_prompts(request, asked)
+        reader = MediaReader(self._fetch)
+        inputs = read_inputs(request, calls.sent, drawn, checked, reader)
+        image_prompts = read_image_prompts(request, drawn, reader)
+        params, frames = _on_the_frame_grid(inputs, drawn)
+        negative_prompt, unguided = second_prompt(negative_prompt, params, drawn)
+        check_upscaling(request, model, params, inputs.media)
+        controls: tuple[Control, ...] = ()
+        if calls.control is not None:
+            controls, params = read_controls(request, calls.control, model, params, reader)
+        video = VideoRequest(_fps(inputs, params, drawn), frames) if drawn.draws_video else None
+        return _Read(prompt, negative_prompt, params, scheduler, inputs.media, controls, image_prompts, video, unguided)
+
+    def _job(self, request: GenerationRequest, job_id: str, call: ModelCall, read: _Read) -> Job:
+        """The job, with what finishes it."""
+        output = request.output
+        return Job(
+            id=job_id,
+            request=request,
+            spec=call.spec,
+            detection=call.detection,
+            task=call.task,
+            pipeline=call.pipeline,
+            row=call.row,
+            prompt=read.prompt,
+            negative_prompt=read.negative_prompt,
+            params=read.params,
+            scheduler=read.scheduler,
+            seeds=choose_seeds(request),
+            media=read.media,
+            adapters=(
+                *map(Adapter, all_loras(request, call)),
+                *read.controls,
+                *read.image_prompts,
+                *map(Adapter, request.embeddings),
+                *map(Adapter, request.hypernetworks),
+                *((Adapter(VaeSpec(model=request.vae)),) if request.vae else ()),
+            ),
+            finishing=Finishing(
+                find_refiner(request, call, read.params, self.resolver),
+                find_upscaler(request, read.params, self.resolver),
+            ),
+            lightning=call.lightning,
+            output=output.model_copy(update={"format": output.format_of(video=call.draws_video)}),
+            words=prompt_form(call),
+            warnings=notes_on(request, call) + read.warnings + idle_controls(request),
+            stop=StopSignal(self._limits.seconds_for(request, call.spec)),
+            redraws=read.params.get("strength") != 0 or not redraws_by_strength(call.pipeline),
+            video=read.video,
+        )
+
+    def _check_counts(self, request: GenerationRequest, spec: ModelSpec) -> None:
+        limit = image_limit(spec, self._limits.max_images)
+        if request.num_images > limit:
+            raise ParameterOutOfRange(
+                f"num_images must be between 1 and {limit}; {request.num_images} was sent.", field="num_images"
+            )
+        if len(request.loras) > self._limits.max_loras:
+            raise ParameterOutOfRange(
+                f"loras may hold at most {self._limits.max_loras} entries; {len(request.loras)} were sent.",
+                field="loras",
+            )
+
+
+def _check_served(call: ModelCall) -> None:
+    """Raise UnsupportedModel for a call of no class, or of one that makes nothing by itself."""
+    if not call.pipeline:
+        raise UnsupportedModel(f"{call.spec.id} has no pipeline for {call.task}; name another model.", field="model")
+    reason = refusal(call.pipeline)
+    if reason is not None:
+        raise UnsupportedModel(f"{call.spec.id} is a {call.pipeline}, which {reason}.", field="model")
+
+
+def _on_the_frame_grid(inputs: Inputs, call: ModelCall) -> tuple[dict[str, JsonValue], int | None]:
+    """The parameters with as many frames as the class can draw, and how many of these are wanted."""
+    params = inputs.params
+    if call.row.lengthens:
+        return params, None
+    name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
+    asked = params.get(name)
+    if not isinstance(asked, int):
+        return params, inputs.frames
+    return params | {name: call.row.frame_grid.covering(asked)}, asked
+
+
+def _fps(inputs: Inputs, params: Mapping[str, JsonValue], call: ModelCall) -> float:
+    """Frames a second of the video that comes back: as asked for, else as sent, else the family's."""
+    asked = params.get("fps", params.get("frame_rate"))
+    if isinstance(asked, int | float) and asked > 0:
+        return float(asked)
+    sent = inputs.fps if inputs.fps is not None and 1 <= inputs.fps <= 60 else None
+    return sent or default_fps(call)
