@@ -8,7 +8,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import pytest
+
 Answer = Callable[[socket.socket, str], None]
+REAL_LOOKUP = socket.getaddrinfo
 
 
 class RawServer:
@@ -92,3 +95,17 @@ def silence(start: bytes = b"") -> Answer:
         raise BrokenPipeError
 
     return answer
+
+
+def names(monkeypatch: pytest.MonkeyPatch, table: dict[str, list[str]]) -> list[str]:
+    """Resolve the names of `table`, each to its addresses; returns the list of names that were asked for."""
+    asked: list[str] = []
+
+    def lookup(host, port, *args, **kwargs):
+        if host not in table:
+            return REAL_LOOKUP(host, port, *args, **kwargs)
+        asked.append(host)
+        return [answer for address in table[host] for answer in REAL_LOOKUP(address, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    return asked

@@ -7,6 +7,7 @@ import urllib.request
 import pytest
 
 from tests.fakes.bucket import FakeBucket
+from tests.net.servers import RawServer, redirect
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net import bucket as module
 from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, BucketSender
@@ -98,6 +99,13 @@ def test_an_endpoint_that_is_none_is_a_typed_failure(endpoint, monkeypatch):
     with pytest.raises(SourceUnavailable) as caught:
         Bucket(config(endpoint)).put("a.png", b"x", "image/png")
     assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+def test_a_bucket_that_redirects_and_names_no_region_is_asked_twice_and_left(guard):
+    with RawServer(redirect("/elsewhere", 301)) as server, pytest.raises(SourceUnavailable, match="redirects"):
+        Bucket(config(server.url("")), guard).put("a.png", b"x", "image/png")
+    assert [head.split(" ")[0] for head in server.heads] == ["PUT", "HEAD"]
 
 
 def test_keys_do_not_show_in_a_log_line():

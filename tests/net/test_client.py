@@ -1,13 +1,15 @@
 """The store's HTTP client: what it asks for, whom it tells a token, and that nothing can hold it up for ever."""
 
+import gzip
 import ipaddress
 import socket
 import ssl
+import threading
+import time
 
 import pytest
 
-from tests.net import test_fetch as tls
-from tests.net.servers import RawServer, body, redirect, silence, trickle
+from tests.net.servers import RawServer, body, names, redirect, silence, trickle
 from worker.net import guard
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
@@ -66,6 +68,77 @@ class TestAsking:
         with RawServer(body(b"abc")) as server:
             read(Client(allow_private=True).get(server.url("/a%2Fb.safetensors?X-Sig=%2B%2F%3D&r=attachment%3B%20f")))
         assert server.heads[0].startswith("GET /a%2Fb.safetensors?X-Sig=%2B%2F%3D&r=attachment%3B%20f HTTP")
+
+    def test_what_is_quoted_in_another_way_than_urllib3_would_do_it_stays_so(self):
+        with RawServer(body(b"abc")) as server:
+            read(Client(allow_private=True).get(server.url("/a%2fb/%7e//c|d?x=[1]&y=%e4&z=a%20b")))
+        assert server.heads[0].startswith("GET /a%2fb/%7e//c|d?x=[1]&y=%e4&z=a%20b HTTP")
+
+    def test_nothing_is_taken_from_the_environment(self, monkeypatch, tmp_path):
+        passwords = tmp_path / "netrc"
+        passwords.write_text(
+            "machine 127.0.0.1 login me password canary-netrc\ndefault login me password canary-netrc\n"
+        )
+        monkeypatch.setenv("NETRC", str(passwords))
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        with RawServer(body(b"abc")) as server:
+            assert read(Client(allow_private=True).get(server.url())) == b"abc"
+        assert "authorization" not in server.heads[0].lower()
+
+    def test_a_cookie_is_not_brought_back(self):
+        def answer(connection, path):
+            if path == "/x.png":
+                head = b"HTTP/1.1 302 Found\r\nSet-Cookie: a=1; Path=/\r\nLocation: /moved\r\n"
+                connection.sendall(head + b"Content-Length: 0\r\n\r\n")
+            else:
+                body(b"here", "Set-Cookie: b=2; Path=/")(connection, path)
+
+        with RawServer(answer) as server:
+            client = Client(allow_private=True)
+            for _ in range(2):
+                assert read(client.get(server.url())) == b"here"
+        assert len(server.heads) == 4
+        assert not any("cookie" in head.lower() for head in server.heads)
+
+    def test_the_connection_ends_with_the_response_although_the_server_would_keep_it(self):
+        ended = []
+
+        def keep(connection, path):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+            connection.settimeout(10)
+            ended.append(connection.recv(1))
+
+        with RawServer(keep) as server:
+            client = Client(allow_private=True)
+            assert read(client.get(server.url())) == b"abc"
+            client.get(server.url()).close()
+            ends = time.monotonic() + 10
+            while len(ended) < 2 and time.monotonic() < ends:
+                time.sleep(0.01)
+        assert ended == [b"", b""]
+
+    @pytest.mark.parametrize("status", [200, 302, 500])
+    def test_what_is_sent_arrives_whole_and_no_redirect_is_followed(self, status):
+        sent = b"x" * 300_000 + b"end"
+        received = bytearray()
+
+        def take(connection, path):
+            received.extend(server.heads[0].encode("latin-1").partition(b"\r\n\r\n")[2])
+            while not received.endswith(b"end"):
+                received.extend(connection.recv(65_536))
+            redirect("/elsewhere", status)(connection, path)
+
+        with RawServer(take) as server:
+            url = server.url("/hook")
+            with Client(allow_private=True).send("POST", url, headers={"X": "y"}, body=sent) as response:
+                assert response.status == status
+        assert received == sent
+        head = server.heads[0].lower()
+        assert head.startswith("post /hook http/1.1\r\n")
+        assert "\r\ncontent-length: 300003\r\n" in head
+        assert "\r\nx: y\r\n" in head
+        assert len(server.heads) == 1
 
 
 class TestToken:
@@ -182,13 +255,27 @@ class TestTime:
             with pytest.raises(TimeoutError):
                 read(Client(allow_private=True).get(server.url(), timeout_s=0.4))
 
+    def test_a_name_server_that_does_not_answer_is_left_in_time(self, monkeypatch):
+        answer = threading.Event()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer.wait(30) and [])
+        with pytest.raises(TimeoutError):
+            Client().get("https://pictures.example/x", timeout_s=0.2)
+        assert not answer.is_set()
+        answer.set()
+
+    @pytest.mark.parametrize("coding", ["gzip", "br", "identity, GZIP", "zstd"])
+    def test_a_body_that_is_compressed_unasked_is_not_read(self, coding):
+        answer = body(gzip.compress(bytes(10_000)), f"Content-Encoding: {coding}")
+        with RawServer(answer) as server, Client(allow_private=True).get(server.url()) as response:
+            assert response.status == 200
+            for read_it in (response.read, lambda: response.read_all(10_000)):
+                with pytest.raises(RefusedUrl, match="compressed"):
+                    read_it()
+
     def test_a_body_longer_than_the_limit_is_left(self):
         endless = trickle(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65_536, pause=0)
         with RawServer(endless) as server, pytest.raises(ValueError, match="over"):
             read(Client(allow_private=True).get(server.url()))
-
-
-certificate = tls.certificate
 
 
 class TestTls:
@@ -196,7 +283,7 @@ class TestTls:
     def serve(self, monkeypatch, certificate):
         """A server called pictures.example, taken for a public one."""
         monkeypatch.setattr(guard, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
-        tls.names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         return lambda answer: RawServer(answer, context)
@@ -211,6 +298,15 @@ class TestTls:
                 assert read(Client({here: TOKEN}).get(f"{here}/x")) == b"here"
         assert TOKEN in api.heads[0]
         assert TOKEN not in storage.heads[0]
+
+    def test_the_usual_port_is_not_named(self, monkeypatch, serve, certificate):
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+        with serve(body(b"here")) as server:
+            real = socket.create_connection
+            monkeypatch.setattr(socket, "create_connection", lambda at, left: real((at[0], server.port), left))
+            assert read(Client().get("https://pictures.example/x")) == b"here"
+        assert "\r\nhost: pictures.example\r\n" in server.heads[0].lower()
 
     def test_a_body_that_stops_is_left_in_time(self, monkeypatch, serve, certificate):
         trusting = ssl.create_default_context(cafile=str(certificate))

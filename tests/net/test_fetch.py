@@ -1,6 +1,6 @@
 """The guarded GET: what it brings, where it stops, and that it connects to the address it checked."""
 
-import datetime
+import gzip
 import ipaddress
 import socket
 import ssl
@@ -8,27 +8,12 @@ import time
 
 import pytest
 
-from tests.net.servers import RawServer, body, redirect, silence, trickle
+from tests.net.servers import RawServer, body, names, redirect, silence, trickle
 from worker.core.errors import InvalidImage
 from worker.net import guard as module
 from worker.net.fetch import ImageFetcher
 
-REAL_LOOKUP = socket.getaddrinfo
 MEGABYTE = 2**20
-
-
-def names(monkeypatch, table: dict[str, list[str]]) -> list[str]:
-    """Resolve the names of `table`, each to its addresses; returns the list of names that were asked for."""
-    asked: list[str] = []
-
-    def lookup(host, port, *args, **kwargs):
-        if host not in table:
-            return REAL_LOOKUP(host, port, *args, **kwargs)
-        asked.append(host)
-        return [answer for address in table[host] for answer in REAL_LOOKUP(address, port, type=socket.SOCK_STREAM)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    return asked
 
 
 @pytest.fixture
@@ -93,6 +78,11 @@ class TestLimits:
 
     def test_a_declared_size_over_the_limit_is_refused_unread(self, fetch):
         with RawServer(body(b"", length=10**12)) as server, pytest.raises(InvalidImage, match="over 1 MB"):
+            fetch(server.url(), MEGABYTE)
+
+    def test_a_body_that_is_compressed_unasked_is_refused(self, fetch):
+        bomb = body(gzip.compress(bytes(100 * MEGABYTE)), "Content-Encoding: gzip")
+        with RawServer(bomb) as server, pytest.raises(InvalidImage, match="compressed"):
             fetch(server.url(), MEGABYTE)
 
     def test_an_endless_body_is_left_at_the_limit(self, fetch):
@@ -182,31 +172,6 @@ class TestAddresses:
             ImageFetcher()("https://pictures.example/x.png", MEGABYTE)
         assert connected == [("93.184.216.34", 443), ("2606:2800:220:1::1", 443)]
         assert asked == ["pictures.example"]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for pictures.example, signed by itself."""
-    x509 = pytest.importorskip("cryptography.x509")
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pictures.example")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("pictures.example")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "server.pem"
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(made.public_bytes(pem) + private)
-    return path
 
 
 class TestTls:

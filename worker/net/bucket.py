@@ -13,7 +13,7 @@ from typing import Any
 
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net.client import Client
-from worker.net.guard import RefusedUrl, UnknownHost
+from worker.net.guard import REDIRECTS, RefusedUrl, UnknownHost
 
 # A body over this is sent in parts: one that fails is sent again alone.
 PART_BYTES = 8 * 2**20
@@ -109,6 +109,7 @@ class Bucket:
                 read_timeout=30,
             ),
         )
+        client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)
         if self._sender is not None:
             # What such a handler answers is taken for the store's answer, and nothing else is sent.
             client.meta.events.register("before-send.s3", self._sender)
@@ -154,6 +155,13 @@ class _Body(io.BytesIO):
         """The content, block by block."""
         while block := self.read(amount):
             yield block
+
+
+def _refuse_redirect(response: tuple[Any, Any] | None, **_: object) -> None:
+    """End boto3's search for the region of a bucket that redirects: it asks again and again, one call in the other."""
+    answer = response[0] if response else None
+    if answer is not None and answer.status_code in REDIRECTS and "x-amz-bucket-region" not in answer.headers:
+        raise RefusedUrl("it redirects")
 
 
 def _reason(error: Exception) -> str:
