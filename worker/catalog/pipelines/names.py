@@ -50,9 +50,9 @@ _FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
 )
 # Frames a second of the videos that its models were trained on.
 _FPS: tuple[tuple[re.Pattern[str], float], ...] = (
-    (re.compile(r"^(SkyReels|Kandinsky|LTX|HunyuanVideo15|Helios|Lucy)"), 24.0),
-    (re.compile(r"^(Wan|Sana|AnyFlow|ChronoEdit|Cosmos|MotifVideo)"), 16.0),
-    (re.compile(r"^Allegro"), 15.0),
+    (re.compile(r"^(SkyReels|Kandinsky|LTX|HunyuanVideo15|Helios|Lucy)"), 24),
+    (re.compile(r"^(Wan|Sana|AnyFlow|ChronoEdit|Cosmos|MotifVideo)"), 16),
+    (re.compile(r"^Allegro"), 15),
 )
 
 
