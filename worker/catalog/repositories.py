@@ -8,7 +8,7 @@ from worker.catalog.architectures import Architecture, by_class, siblings
 from worker.catalog.detectors.standalone import component, peft_adapter, quantization_method
 from worker.catalog.pipelines.names import named_medium, named_task
 from worker.core.errors import UnsupportedModel
-from worker.core.model import Detection, Kind, Task
+from worker.core.model import DENOISERS, Detection, Kind, Task
 
 Configs = Mapping[str, Mapping[str, object]]
 
@@ -169,7 +169,7 @@ def _native_size(
     known = row.native_size if row else None
     if row is not None and row.fixed_size:
         return known
-    part = next((part for part in ("unet", "transformer") if f"{part}/config.json" in configs), None)
+    part = next((part for part in DENOISERS if f"{part}/config.json" in configs), None)
     sample = configs[f"{part}/config.json"].get("sample_size") if part else None
     sizes = sample if isinstance(sample, list) else [sample]
     if not sizes or not all(type(size) is int and 0 < size <= 16_384 for size in sizes):

@@ -173,6 +173,16 @@ class ModelSpec(Parsed):
     subjects: tuple[str, ...] = ()  # all that a small model can draw, by name
 
 
+# What diffusers calls a denoiser among a repository's parts.
+DENOISERS = ("transformer", "unet")
+# Parts that are never loaded: off by default, and heavier than some models.
+NEVER_LOADED = frozenset({"safety_checker"})
+# Parts that a single file is not completed with either.
+NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}
+# What files end in that are read by unpickling, which can run code.
+PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+
+
 @dataclass(frozen=True, slots=True)
 class TensorIndex:
     """A weight file's header: every tensor's dtype and shape, and the file's own metadata. No weights."""

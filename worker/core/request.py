@@ -1,5 +1,6 @@
 """What a caller asks for, after the door has taken aliases and before any rule was applied."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import ConfigDict, Field, JsonValue, SecretStr
@@ -17,6 +18,13 @@ MAX_FRAMES = 257  # of one video
 
 
 Format = Literal["png", "jpeg", "webp", "gif", "mp4"]
+CONTENT_TYPES: Mapping[Format, str] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+}
 PICTURE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
 FRAME_FORMATS: tuple[Format, ...] = ("png", "jpeg")  # of a video: its frames, each a file of its own
 VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp", *FRAME_FORMATS)

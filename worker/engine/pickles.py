@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from worker.core.errors import CorruptFile, LoadFailed, UnsafeFormat
+from worker.core.model import PICKLES
 from worker.engine.pickle_child import DAMAGED, UNSAFE
 
-PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 _CHILD = Path(__file__).with_name("pickle_child.py")
 _TIMEOUT_S = 1_200
 _BLOCK = 2**22

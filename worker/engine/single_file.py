@@ -18,16 +18,14 @@ from safetensors.torch import load_file
 
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
+from worker.core.model import DENOISERS, NEVER_COMPLETED
 from worker.engine import conversion
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
 from worker.engine.quantization import Weights, dequantize, gguf_config, unpack
 
 _LOG = logging.getLogger(__name__)
-# Never loaded, whatever a file or a base repository holds of them.
-_LEFT_OUT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 _ALIGNMENT = 64  # bytes: a cache line, and what torch allocates at
-_DENOISERS = frozenset({"unet", "transformer"})
 
 
 def load_checkpoint(plan: LoadPlan) -> Any:
@@ -50,7 +48,7 @@ def load_checkpoint(plan: LoadPlan) -> Any:
     for name in wanted:
         if name in plan.parts:
             components[name] = load_part(index, name, plan.parts[name], config, DTYPES[plan.dtype])
-        elif name in index and name not in _LEFT_OUT:
+        elif name in index and name not in NEVER_COMPLETED:
             components[name] = _component(index[name], held, plan, config)
         else:
             components[name] = None
@@ -114,7 +112,7 @@ def _component(component: Component, held: Mapping[str, Weights], plan: LoadPlan
 
 
 def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
-    if packed and component.name not in _DENOISERS:
+    if packed and component.name not in DENOISERS:
         weights, packed = unpack(weights, dtype), False
     if component.library == "transformers":
         model = _text_encoder(component, weights, config, dtype)
@@ -187,11 +185,11 @@ def _held(index: Mapping[str, Component], parts: Mapping[str, list[Weights]]) ->
     """Which component each part of the file is: text encoders of one kind stand in the same order in both."""
     clips = [name for name in sorted(index) if index[name].class_name.startswith("CLIPText")]
     t5s = [name for name in sorted(index) if index[name].is_t5]
-    names = {"denoiser": sorted(_DENOISERS & index.keys()), "vae": ["vae"], "clip": clips, "t5": t5s}
+    names = {"denoiser": sorted(index.keys() & set(DENOISERS)), "vae": ["vae"], "clip": clips, "t5": t5s}
     held: dict[str, Weights] = {}
     for kind, weights in parts.items():
         held.update(zip(names[kind], weights, strict=False))
-    if not held.keys() & _DENOISERS:
+    if not held.keys() & set(DENOISERS):
         raise LoadFailed(
             "The file holds no denoiser that its config knows; its config is of another family.", field="model"
         )

@@ -5,7 +5,7 @@ architecture whose licence forbids commercial use.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class SpandrelUpscalePipeline:
         kept = result[(top - y) * own : (bottom - y) * own, (left - x) * own : (right - x) * own]
         large[top * own : bottom * own, left * own : right * own] = (kept * 255).round().to(torch.uint8).numpy()
 
-    def to(self, device: str) -> "SpandrelUpscalePipeline":
+    def to(self, device: str) -> Self:
         """Move the network."""
         self._network.model.to(device)
         return self

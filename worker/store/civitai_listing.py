@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qsl
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, UnsafeFormat, UnsupportedModel
-from worker.core.model import Declaration, ModelSource
+from worker.core.model import PICKLES, Declaration, ModelSource
 
 # The model types that hold no weights which could draw or help to draw.
 _WEIGHTLESS = {
@@ -33,7 +33,7 @@ _OWN_TYPES = {
 }
 _FORMATS = ("SafeTensor", "GGUF", "PickleTensor")
 _SUFFIXES = {".safetensors": "SafeTensor", ".sft": "SafeTensor", ".gguf": "GGUF"} | dict.fromkeys(
-    (".ckpt", ".pt", ".pth", ".bin"), "PickleTensor"
+    PICKLES, "PickleTensor"
 )
 _MAX_LISTED = 8
 

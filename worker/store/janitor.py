@@ -39,7 +39,7 @@ class Janitor:
         self, root: Path, entries: Entries, *, max_bytes: int | None = None, reserve_bytes: int = RESERVE_BYTES
     ) -> None:
         self._root, self._entries = root, entries
-        self._blobs, self._partial, self._leases = root / "blobs", root / "partial", root / "leases"
+        self._blobs, self._leases = root / "blobs", root / "leases"
         self._max_bytes, self._reserve_bytes = max_bytes, reserve_bytes
         self._swept_at = -_SWEEP_EVERY_S
 

@@ -6,21 +6,19 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from worker.core.errors import InvalidRequest, UnsafeFormat, UnsupportedModel
-from worker.core.model import ModelSource
+from worker.core.model import NEVER_LOADED, PICKLES, ModelSource
 
 MODEL_INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-# What a pipeline may carry but the worker never loads: it is off by default and weighs more than some models.
-SKIPPED_COMPONENTS = frozenset({"safety_checker"})
 # The JSON files that say what a repository is; others may be of any size and shape.
 OUTLINE_NAMES = re.compile(
     r"(model_index|modular_model_index|adapter_config|config)\.json|[^/]+/(config|scheduler_config)\.json"
 )
 MAX_OUTLINE_BYTES = 4_000_000
 _SIDE_FILES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
-_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
+_PICKLES = PICKLES | {".pkl"}
 _WEIGHTS = frozenset({".safetensors", ".gguf"})
 # diffusion_pytorch_model[-00001-of-00002][.fp16][-00001-of-00002].safetensors
 _WEIGHT = re.compile(
@@ -46,7 +44,7 @@ class Selection:
 def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """The parts of a pipeline that are loaded, each with its class name."""
     for name, value in model_index.items():
-        if name.startswith("_") or name in SKIPPED_COMPONENTS or not isinstance(value, list) or len(value) != 2:
+        if name.startswith("_") or name in NEVER_LOADED or not isinstance(value, list) or len(value) != 2:
             continue
         if all(isinstance(word, str) for word in value):  # numbers are a setting, null a part that was left out
             yield name, value[1]

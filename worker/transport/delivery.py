@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from pydantic import JsonValue
 
 from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable
-from worker.core.request import FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
+from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
 from worker.core.result import JobResult
 from worker.media.images import encode, to_base64
 from worker.media.video import encode_video
@@ -24,13 +24,6 @@ _SMALLER_FRAMES: tuple[tuple[Format, int], ...] = (("jpeg", 90), ("jpeg", 75))
 _SMALLER_VIDEO: tuple[tuple[Format, int], ...] = (("mp4", 80), ("mp4", 60), ("mp4", 40))
 # Where an answer holds its files.
 _FILES = ("image", "images", "video", "videos")
-_CONTENT_TYPES: Mapping[Format, str] = {
-    "png": "image/png",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "mp4": "video/mp4",
-}
 
 
 class Uploader(Protocol):
@@ -135,7 +128,7 @@ class Delivery:
         if uploader is None:
             raise SourceUnavailable(f"No {'bucket' if place == 's3' else 'volume'} is configured.")
         found = [
-            uploader.put(f"{_folder(job_id)}/{index}.{format_}", body, _CONTENT_TYPES[format_])
+            uploader.put(f"{_folder(job_id)}/{index}.{format_}", body, CONTENT_TYPES[format_])
             for index, body in enumerate(files)
         ]
         answer = encode_result(result, found, format_, time.monotonic() - started)

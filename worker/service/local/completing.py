@@ -7,12 +7,10 @@ from pathlib import Path
 
 from worker.catalog.architectures import architecture
 from worker.core.errors import UnsupportedModel
-from worker.core.model import Detection, Kind, ModelSpec
+from worker.core.model import DENOISERS, NEVER_COMPLETED, Detection, Kind, ModelSpec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
 SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
-# Never loaded, so never missed.
-_LEFT_OUT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 _T5 = frozenset({"text_encoder_3", "tokenizer_3"})
 # Components without weights, by what their class names end in.
 _WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ImageProcessor", "FeatureExtractor")
@@ -64,7 +62,7 @@ def _missing(config: Path, spec: ModelSpec, detection: Detection) -> list[str]:
     held = _held(index, spec, detection)
     missing = []
     for name, entry in index.items():
-        if not isinstance(entry, list) or None in entry or name in _LEFT_OUT or (name in _T5 and without_t5):
+        if not isinstance(entry, list) or None in entry or name in NEVER_COMPLETED or (name in _T5 and without_t5):
             continue
         if str(entry[-1]).endswith(_WEIGHTLESS):
             if not _is_bundled(config / name, str(entry[-1])):
@@ -84,7 +82,7 @@ def _held(index: Mapping[str, object], spec: ModelSpec, detection: Detection) ->
         return set(components)
     encoders = sorted(name for name in components if name.startswith("text_encoder"))
     count = sum(part.startswith("text_encoder") for part in detection.parts)
-    return {"unet", "transformer", *detection.parts} - set(encoders) | set(encoders[:count])
+    return {*DENOISERS, *detection.parts} - set(encoders) | set(encoders[:count])
 
 
 def _is_bundled(folder: Path, class_name: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
 from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
-from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.model import DENOISERS, PICKLES, Detection, Kind, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
@@ -20,13 +20,10 @@ from worker.service.local.completing import SINGLE_FILES, Completion, completion
 from worker.service.local.weights import measure
 from worker.store.store import Store
 
-_DENOISERS = ("transformer", "unet")
-_PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
-
 
 def refuse_pickles(root: Path) -> Path:
     """`root` itself, unless it is a pickle. Raises UnsafeFormat naming the operator's switch."""
-    if root.suffix in _PICKLES:
+    if root.suffix in PICKLES:
         raise UnsafeFormat(
             f"{root.name[:80]} is a pickle, which can run code when read; use a safetensors file, or let the operator "
             "set ALLOW_PICKLES=true to have pickles of plain tensors converted.",
@@ -161,7 +158,7 @@ class Provisioner:
         if completing.missing:
             return _only(source, completing.missing)
         # All but the part that the single file brings itself, which is the largest.
-        return source.model_copy(update={"without": _DENOISERS}) if _is_whole(source) else source
+        return source.model_copy(update={"without": DENOISERS}) if _is_whole(source) else source
 
 
 def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:

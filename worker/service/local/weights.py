@@ -14,7 +14,7 @@ from worker.catalog.detector import detect_header
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.lora import LoraKeys, Scaling
-from worker.core.model import Detection, ModelFiles, TensorIndex
+from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex
 
 _HASH_BLOCK = 2**22
 _MAX_CONFIG_BYTES = 1_000_000
@@ -65,7 +65,7 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
     packed = _packed(files.root)
     if files.base is not None:
         for name, count in count_parameters(files.base).items():
-            if name in missing if missing is not None else name not in ("unet", "transformer"):
+            if name in missing if missing is not None else name not in DENOISERS:
                 counts[name] = count
     for name, path in files.parts.items():
         counts[name] = count_parameters(path).get(name, 0) or sum(count_parameters(path).values())

@@ -1,6 +1,5 @@
 """A drawn picture as the file itself: which format a caller accepts, and the answer that holds it."""
 
-from collections.abc import Mapping
 from typing import get_args
 
 import pybase64
@@ -9,16 +8,8 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import JsonValue
 
 from worker.core.errors import ParameterOutOfRange
-from worker.core.request import PICTURE_FORMATS, Format
+from worker.core.request import CONTENT_TYPES, PICTURE_FORMATS, Format
 from worker.service.jobs.record import Answer
-
-CONTENT_TYPES: Mapping[Format, str] = {
-    "png": "image/png",
-    "jpeg": "image/jpeg",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "mp4": "video/mp4",
-}
 
 
 def accepted_format(request: Request) -> Format | None:

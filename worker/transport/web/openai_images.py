@@ -14,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 
 from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
+from worker.core.request import CONTENT_TYPES
 from worker.core.result import Progress
 from worker.media.images import to_base64, white_where_transparent
 from worker.service.jobs.record import JobOptions, JobRecord
@@ -22,7 +23,6 @@ from worker.transport.web import openapi
 from worker.transport.web.context import WAITED_FOR, ServerContext, generation, job_id, read_json, unless_gone
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
-from worker.transport.web.file_response import CONTENT_TYPES
 from worker.transport.web.forms import Form, read_form
 
 _PICTURES = "img-"
