@@ -80,7 +80,7 @@ _FORMS: Mapping[Form, Callable[[list[Image.Image]], Any]] = {
 
 def _conditions(media: Media, pictures: list[Image.Image], annotation: Any) -> list[Any]:
     """diffusers' condition objects: one for a whole video, one for each picture."""
-    kind = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
+    kind: Any = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
     if "video" in media.field:
         return [kind(frames=pictures)]
     return [kind(frames=picture) for picture in pictures]

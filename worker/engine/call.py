@@ -143,7 +143,7 @@ def call_once(
     pipe, signature = callee.pipe, callee.signature
     jobs, of_each = _words(pictures)
     job, seeds = jobs[0], [seed for _, seed in pictures]
-    arguments = arguments_of(jobs, signature) | callee.given_for(len(jobs))
+    arguments = {**arguments_of(jobs, signature), **callee.given_for(len(jobs))}
     # One generator per picture: a batch draws what single runs draw.
     generators = generators or [generator_of(seed) for _, seed in pictures]
     if "generator" in signature:
@@ -152,7 +152,8 @@ def call_once(
         if name in signature:
             arguments[name] = of_each
     arguments = worded(pipe, job, arguments, signature)
-    steps = int(job.params.get("num_inference_steps") or job.params.get("num_inversion_steps") or 1)
+    counts = (job.params.get(name) for name in ("num_inference_steps", "num_inversion_steps"))
+    steps = next((count for count in counts if isinstance(count, int) and count), 1)
 
     # A batch's progress is told to all of its jobs, and a picture is only for the one whose it is.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None

@@ -1,5 +1,7 @@
 """The classes that may be loaded, and the dtypes by name."""
 
+from typing import Any
+
 import diffusers
 import torch
 
@@ -9,7 +11,7 @@ from worker.engine.upscaling import SpandrelUpscalePipeline
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def pipeline_class(name: str) -> type:
+def pipeline_class(name: str) -> type[Any]:
     """The class called `name`: a pipeline of diffusers, or the worker's own. Raises UnsupportedModel for all else."""
     if name == SpandrelUpscalePipeline.__name__:
         return SpandrelUpscalePipeline

@@ -27,7 +27,7 @@ class Component:
     class_name: str
 
     @property
-    def cls(self) -> type:
+    def cls(self) -> type[Any]:
         """The class itself: one of diffusers, of transformers, or of a pipeline's own folder in diffusers.
 
         Raises UnsupportedModel for everything else: it would be the repository's code.

@@ -265,7 +265,7 @@ def _set_scheduler(pipe: Any, resident: Resident, wanted: SchedulerChoice | None
 
 @contextmanager
 def _tiled_vae(pipe: Any) -> Iterator[None]:
-    vae = getattr(pipe, "vae", None)
+    vae: Any = getattr(pipe, "vae", None)
     if not hasattr(vae, "enable_tiling"):
         yield
         return
@@ -310,5 +310,5 @@ def _keys(batch: Batch) -> list[str]:
 def _megapixels(job: Job) -> float:
     """Of one of the job's pictures."""
     usual = job.detection.native_size or 1024
-    width, height = job.params.get("width") or usual, job.params.get("height") or usual
-    return float(width) * float(height) / 1e6
+    width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
+    return width * height / 1e6

@@ -96,7 +96,7 @@ FORMATS: Mapping[LoadFormat, Callable[[LoadPlan], Any]] = {
 }
 
 
-def _without_safety_checker(cls: type) -> dict[str, Any]:
+def _without_safety_checker(cls: type[Any]) -> dict[str, Any]:
     taken = cls._get_signature_keys(cls)
     if "safety_checker" in getattr(cls, "_optional_components", []):
         return {"safety_checker": None} | (

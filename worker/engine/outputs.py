@@ -1,8 +1,8 @@
 """What pipelines return, in whichever attribute, nesting, range and library, as 8-bit pixels."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from worker.core.job import Job
 
 _ATTRIBUTES = ("frames", "images", "video", "videos", "image", "prediction", "rgb")
 _BESIDE = {"rgb": "depth"}  # two pictures that belong together
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_MODES: Mapping[int, Literal["L", "RGB", "RGBA"]] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_pictures(output: Any) -> list[Raster]:

@@ -146,8 +146,9 @@ def _schedule(spec: ModelSpec, files: ModelFiles, detection: Detection) -> tuple
     """
     if not files.is_single_file:
         return None, {"prediction_type": spec.prediction_type} if spec.prediction_type else {}
-    if detection.prediction_type in _EDM:
-        return _EDM[detection.prediction_type]
+    edm = _EDM.get(detection.prediction_type or "")
+    if edm is not None:
+        return edm
     few_steps = detection.few_steps
     scheduler, options = (few_steps.cls, dict(few_steps.options)) if few_steps else (None, {})
     if detection.prediction_type is not None:

@@ -48,9 +48,9 @@ def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     if mask is not None:  # it is compared with latents, and wants their size
         mask = mask.resize([side // pipe.vae_scale_factor for side in mask.size])
     else:
-        words = {"target_prompt": job.prompt} | _said_to(pipe.generate_mask, job) | {"source_prompt": source}
-        mask = pipe.generate_mask(image=picture, generator=generator, **words)
-    words = {"prompt": source, "negative_prompt": unlike} | _said_to(pipe.invert, job)
+        seen = {"target_prompt": job.prompt} | _said_to(pipe.generate_mask, job) | {"source_prompt": source}
+        mask = pipe.generate_mask(image=picture, generator=generator, **seen)
+    words: Arguments = {"prompt": source, "negative_prompt": unlike} | _said_to(pipe.invert, job)
     inverted = pipe.invert(image=picture, generator=generator, **words).latents
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     return rest | {"mask_image": mask, "image_latents": inverted}

@@ -40,11 +40,11 @@ class Previewer:
 
     def picture(self, latents: Any) -> Raster | None:
         """The first picture in `latents` after a step; None when it is too early or they are not understood."""
-        now = time.monotonic()
-        if self._map is None or not isinstance(latents, torch.Tensor) or now - self._last < EVERY_S:
+        now, colours_of = time.monotonic(), self._map
+        if colours_of is None or not isinstance(latents, torch.Tensor) or now - self._last < EVERY_S:
             return None
         try:
-            plane = self._plane(latents.detach())
+            plane = self._plane(latents.detach(), colours_of.shape[0] - 1)
         except Exception as error:  # a picture on the way is never worth the job
             _LOG.info("no previews with %s: %s", type(self._pipe).__name__, type(error).__name__)
             self._map = plane = None
@@ -54,14 +54,13 @@ class Previewer:
         plane = plane.float()
         # Some schedulers' latents are many times too large until the noise is gone.
         plane = plane / (plane.std() / 2).clamp(min=1.0)
-        colours = torch.einsum("chw,cr->hwr", plane, self._map[:-1].to(plane.device)) + self._map[-1].to(plane.device)
+        colours = torch.einsum("chw,cr->hwr", plane, colours_of[:-1].to(plane.device)) + colours_of[-1].to(plane.device)
         pixels = ((colours.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().contiguous()
         height, width, _ = pixels.shape
         return Raster("RGB", width, height, pixels.numpy().tobytes())
 
-    def _plane(self, latents: torch.Tensor) -> torch.Tensor | None:
+    def _plane(self, latents: torch.Tensor, channels: int) -> torch.Tensor | None:
         """CxHxW of the first picture, or of a video's middle frame."""
-        channels = self._map.shape[0] - 1
         if latents.ndim == 3:
             latents = self._unpacked(latents, channels)
         if latents.ndim == 5:
@@ -102,7 +101,7 @@ def _map_of(pipe: Any) -> torch.Tensor | None:
 
 def _fit(vae: Any) -> torch.Tensor | None:
     config = vae.config
-    channels = int(getattr(config, "latent_channels", None) or getattr(config, "z_dim", 0))
+    channels = int(getattr(config, "latent_channels", None) or getattr(config, "z_dim", None) or 0)
     if channels < 1:
         return None
     latents = _sample(channels)
@@ -136,7 +135,6 @@ def _denormalised(config: Any, latents: torch.Tensor) -> torch.Tensor:
     return latents + (getattr(config, "shift_factor", None) or 0.0)
 
 
-@torch.no_grad()
 def _decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """1x3xHxW in -1..1, in 32 bits on the CPU."""
     before = vae.dtype
@@ -148,7 +146,8 @@ def _decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
         weight = next(weight for weight in vae.decoder.parameters() if weight.ndim >= 4)
         device = getattr(getattr(vae, "_hf_hook", None), "execution_device", None) or vae.device
         sent = latents.to(device, vae.dtype)
-        colours = vae.decode(sent.unsqueeze(2) if weight.ndim == 5 else sent, return_dict=False)[0]
+        with torch.no_grad():
+            colours = vae.decode(sent.unsqueeze(2) if weight.ndim == 5 else sent, return_dict=False)[0]
         return (colours[:, :, 0] if colours.ndim == 5 else colours)[:, :3].float().cpu()
     finally:
         if upcast:

@@ -29,7 +29,6 @@ _TEXTS = tuple(f"{sign}prompt{end}" for sign in ("", "negative_") for end in (""
 _SHOWN = 60
 
 
-@torch.no_grad()
 def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature) -> dict[str, Any]:
     """`arguments` with embeddings in place of the prompts where those have weights or are too long for `pipe`."""
     form, how = job.words, job.params.get("prompt_weighting", "auto")
@@ -38,7 +37,9 @@ def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature)
     prompts = _Prompts(pipe, form, arguments, signature)
     if how == "auto" and not prompts.need_care():
         return arguments
-    return {name: value for name, value in arguments.items() if name not in _TEXTS} | prompts.embeddings()
+    with torch.no_grad():
+        embeddings = prompts.embeddings()
+    return {name: value for name, value in arguments.items() if name not in _TEXTS} | embeddings
 
 
 def read_alike(pipe: Any, jobs: Sequence[Job]) -> bool:
@@ -102,7 +103,7 @@ class _Prompts:
         positive, negative = self._texts(""), self._texts("negative_")
         skip = self._arguments.get("clip_skip")
         # Without a negative prompt FLUX.1 is not guided by one; the others are, by an empty one.
-        guided = "negative_prompt_embeds" in self._signature and (negative is not None or self._form != "clip-t5")
+        guided = "negative_prompt_embeds" in self._signature and (negative or self._form != "clip-t5")
         plain = negative or [[""] * self._count for _ in positive]
         length = max(self._length(positive), self._length(plain) if guided else 1)
         words, pooled = self._encoded(positive, length, skip)
@@ -110,7 +111,7 @@ class _Prompts:
         if guided:
             # clip_skip is for the prompt alone, as in diffusers.
             words, pooled = self._encoded(plain, length, None)
-            if negative is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
+            if not negative and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
                 words, pooled = torch.zeros_like(words), None if pooled is None else torch.zeros_like(pooled)
             found |= {"negative_prompt_embeds": words, "negative_pooled_prompt_embeds": pooled}
         given = {name: value for name, value in found.items() if value is not None and name in self._signature}
@@ -122,11 +123,11 @@ class _Prompts:
         repeated: dict[str, Any] = {name: value.repeat_interleave(times, dim=0) for name, value in given.items()}
         return repeated | ({"num_images_per_prompt": 1} if times > 1 else {})
 
-    def _texts(self, sign: str) -> list[list[str]] | None:
-        """One text a job, for each encoder; None where there is none at all."""
+    def _texts(self, sign: str) -> list[list[str]]:
+        """One text a job, for each encoder; empty where there is none at all."""
         first = self._arguments.get(f"{sign}prompt")
         if first is None:
-            return None
+            return []
         ends = [*_CLIPS[self._form], *([_T5[self._form]] if self._form in _T5 else [])]
         return [self._spread(self._arguments.get(f"{sign}prompt{end}") or first) for end in ends]
 

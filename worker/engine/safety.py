@@ -123,10 +123,10 @@ def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
             field="SAFETY_CHECKER",
         )
 
-    @torch.inference_mode()
     def judge(picture: Image.Image) -> tuple[str, float]:
         given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
-        shares = model(pixel_values=given).logits[0].float().softmax(-1)
+        with torch.inference_mode():
+            shares = model(pixel_values=given).logits[0].float().softmax(-1)
         return names[max(unsafe, key=lambda index: float(shares[index]))], float(shares[unsafe].sum())
 
     return judge
@@ -135,10 +135,10 @@ def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
 def _concepts(model: Any, processor: Any) -> Judge:
     """Stable Diffusion's own checker, which compares with concepts that it does not name: it says yes or no."""
 
-    @torch.inference_mode()
     def judge(picture: Image.Image) -> tuple[str, float]:
         given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
-        _, found = model(clip_input=given, images=[torch.zeros(1)])
+        with torch.inference_mode():
+            _, found = model(clip_input=given, images=[torch.zeros(1)])
         return "nsfw", float(found[0])
 
     return judge

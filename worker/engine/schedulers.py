@@ -45,18 +45,18 @@ def build_scheduler(own: Any, wanted: SchedulerChoice | None) -> Any:
 def _sound(scheduler: Any) -> Any:
     """The scheduler; one of UniPC's B1 is kept from dividing by zero."""
     if isinstance(scheduler, diffusers.UniPCMultistepScheduler) and scheduler.config.solver_type == "bh1":
-        scheduler.__class__ = _ending_in_b2(type(scheduler))
+        scheduler.__class__ = _ending_in_b2(scheduler.__class__)
     return scheduler
 
 
 @functools.cache
-def _ending_in_b2(cls: type) -> type:
+def _ending_in_b2(cls: type[Any]) -> type[Any]:
     """UniPC whose B1 leaves the step to no noise at all to B2.
 
     That step is of first order, where B is multiplied by zero. B1 is infinite there, so that diffusers 0.42.1 draws
     nothing but NaN; B2 is finite.
     """
-    predict = cls.multistep_uni_p_bh_update  # type: ignore[attr-defined]
+    predict = cls.multistep_uni_p_bh_update
 
     @functools.wraps(predict)
     def predicted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ def _flow_options(config: Mapping[str, Any], taken: Mapping[str, Any], wanted: S
 
 def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
     """Refuse a schedule of the job's own that the scheduler cannot take. Raises ParameterOutOfRange."""
-    scheduler = getattr(pipe, "scheduler", None)
+    scheduler: Any = getattr(pipe, "scheduler", None)
     if not hasattr(scheduler, "set_timesteps"):
         return
     taken = parameters_of(type(scheduler).set_timesteps)

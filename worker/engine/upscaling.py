@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
-class UpscaleOutput(BaseOutput):
+class UpscaleOutput(BaseOutput):  # type: ignore[misc]  # diffusers has no types
     """One picture, HxWxC bytes, in a list."""
 
     images: list[np.ndarray]
@@ -45,7 +45,6 @@ class SpandrelUpscalePipeline:
         self.components = {"model": network.model}
         self.num_timesteps = 0
 
-    @torch.inference_mode()
     def __call__(
         self,
         image: Image.Image,
@@ -109,7 +108,8 @@ class SpandrelUpscalePipeline:
         piece = pixels[y : min(height, bottom + MARGIN), x : min(width, right + MARGIN)].copy()
         known = next(self._network.model.parameters())
         given = torch.from_numpy(piece).permute(2, 0, 1)[None].to(known.device, known.dtype) / 255
-        result = self._network(given)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
+        with torch.inference_mode():
+            result = self._network(given)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
         if not torch.isfinite(result).all():
             raise InvalidOutput("The upscaler returned NaN pixels; its weights may be damaged.")
         own = self._network.scale

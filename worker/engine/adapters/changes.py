@@ -316,7 +316,7 @@ def _operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) 
         return functional.linear(x, weight, bias)
     if isinstance(module, nn.Embedding):
         return functional.embedding(x, weight)
-    convolve: Callable[..., Tensor] = module._conv_forward  # type: ignore[assignment]
+    convolve: Callable[..., Tensor] = module._conv_forward
     return convolve(x, weight, bias)
 
 

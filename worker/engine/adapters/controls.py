@@ -102,7 +102,7 @@ def _arguments(controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[s
 def _picture(control: Control, net: nn.Module) -> Any:
     """The picture, grey for a T2I-Adapter that sees one channel."""
     picture = to_pil(control.picture)
-    one_channel = type(net).__name__ == "T2IAdapter" and net.config.in_channels == 1  # type: ignore[union-attr]
+    one_channel = type(net).__name__ == "T2IAdapter" and net.config.in_channels == 1
     return picture.convert("L") if one_channel else picture
 
 

@@ -108,7 +108,7 @@ def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
 def _taught(pipe: Any, encoder: str, words: Mapping[str, Tensor], field: str) -> Iterator[None]:
     name = encoder.replace("text_encoder", "tokenizer")
     module, original = getattr(pipe, encoder), getattr(pipe, name)
-    known = getattr(original, "taught_words", frozenset())
+    known: frozenset[str] = getattr(original, "taught_words", frozenset())
     for word in words:
         if word.lower() in known:
             raise _taken(word, field)

@@ -147,10 +147,10 @@ def _changes(
 
 def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
     """One processor of several adapters' layers. The layers are shared, the scales are the job's."""
-    first = parts[0]
+    first: nn.Module = parts[0]
     if len(parts) == 1:
         first.scale = list(scales) if isinstance(first.scale, list) else scales[0]
-        return first  # type: ignore[no-any-return]
+        return first
     with torch.device("meta"):  # its own layers are replaced at once
         joined = type(first)(first.hidden_size, first.cross_attention_dim, (4,) * len(parts), list(scales))
     joined.to_k_ip = nn.ModuleList([part.to_k_ip[0] for part in parts])

@@ -103,11 +103,12 @@ def _load(pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
 
 def _read(adapter: LoraFiles) -> dict[str, Tensor]:
     try:
-        return load_file(adapter.files.root)
+        tensors: dict[str, Tensor] = load_file(adapter.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
             f"LoRA {adapter.model} cannot be read ({type(error).__name__}); fetch it again.", field="loras"
         ) from None
+    return tensors
 
 
 def _verify(matched: MatchedLora, adapter: LoraFiles, model: str) -> None:

@@ -282,7 +282,7 @@ _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 def _rank(tensors: Mapping[str, Tensor]) -> int:
     """What an alpha is divided by. Two whole LoKr factors have no rank: LyCORIS then scales by 1."""
     if "a2" in tensors:
-        return min(tensors["a2"].shape[:2])
+        return int(min(tensors["a2"].shape[:2]))
     return next((tensors[role].shape[0] for role in _RANKED if role in tensors), 0)
 
 

@@ -5,9 +5,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from worker.core.adapter import AdapterFiles
+from worker.core.adapter import AdapterFiles, AdapterReport
 from worker.core.job import Batch, Job
-from worker.core.result import AdapterReport, LoraReport
+from worker.core.result import LoraReport
 from worker.engine.adapters.controls import ControlCache
 from worker.engine.adapters.embeddings import taught, unnamed
 from worker.engine.adapters.host import Apply, Effect, Host
