@@ -55,6 +55,22 @@ def settle(found: Detection, metadata: Mapping[str, str], declared: Declaration 
 
 
 def _claims(metadata: Mapping[str, str], declared: Declaration | None, name: str) -> Iterator[_Claim]:
+    """Yield what is declared of the base, then what tags and titles say of variant and prediction."""
+    yield from _base_claims(metadata, declared)
+    titles: list[tuple[str, str, Confidence]] = []
+    if declared is not None:
+        titles += [("the page's tag", tag, "medium") for tag in declared.tags]
+        titles += [("the page's title", declared.name, "low")] if declared.name else []
+    titles += [(f"metadata {key}", metadata[key], "low") for key in _FILE_TITLES if metadata.get(key)]
+    titles += [("the file's name", name, "low")] if name else []
+    for by, text, confidence in titles:
+        prediction = "v_prediction" if says_v_prediction(text) else None
+        base = Base(variant=variant_in(text), prediction_type=prediction)
+        if base.variant or base.prediction_type:
+            yield _Claim(by, text, base, confidence)
+
+
+def _base_claims(metadata: Mapping[str, str], declared: Declaration | None) -> Iterator[_Claim]:
     told: list[tuple[str, str | None, Confidence]] = []
     if declared is not None:
         told.append(("the page", declared.base, "medium"))
@@ -67,17 +83,6 @@ def _claims(metadata: Mapping[str, str], declared: Declaration | None, name: str
         if base is not None and text:
             # what the base is called may name the variant as well: lightx2v/…-Lightning
             yield _Claim(by, text, base if base.variant else replace(base, variant=variant_in(text)), confidence)
-    titles: list[tuple[str, str, Confidence]] = []
-    if declared is not None:
-        titles += [("the page's tag", tag, "medium") for tag in declared.tags]
-        titles += [("the page's title", declared.name, "low")] if declared.name else []
-    titles += [(f"metadata {key}", metadata[key], "low") for key in _FILE_TITLES if metadata.get(key)]
-    titles += [("the file's name", name, "low")] if name else []
-    for by, text, confidence in titles:
-        prediction = "v_prediction" if says_v_prediction(text) else None
-        base = Base(variant=variant_in(text), prediction_type=prediction)
-        if base.variant or base.prediction_type:
-            yield _Claim(by, text, base, confidence)
 
 
 def _unknown(found: Detection, claims: tuple[_Claim, ...]) -> Detection:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -145,9 +145,7 @@ class _Reading:
         if not re.match(NAME, model):
             raise self.fail(at, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
         source = self.revised(at, model, entry)
-        tier = entry.tier or defaults.tier
-        if tier is not None:
-            self.check_tier(at, entry, tier, tiers)
+        tier = self.tier(at, entry, defaults, tiers)
         self.check_family(at, model, entry)
         self.check_limits(at, entry.limits)
         spec = ModelSpec(
@@ -162,12 +160,9 @@ class _Reading:
                 name: self.adapter((*at, "components", name), reference) for name, reference in entry.components.items()
             },
             tier=tier,
-            timeout_s=tiers[tier].timeout_s if tier is not None else None,
+            timeout_s=tiers[tier].timeout_s if tier else None,
             dtype=entry.dtype or defaults.dtype,
-            loras=tuple(
-                lora.model_copy(update={"model": self.adapter((*at, "loras", index), lora.model)})
-                for index, lora in enumerate(entry.loras)
-            ),
+            loras=self.loras((*at, "loras"), entry.loras),
             lightning=entry.lightning
             and entry.lightning.model_copy(update={"lora": self.adapter((*at, "lightning"), entry.lightning.lora)}),
         )
@@ -178,6 +173,13 @@ class _Reading:
             raise self.fail((*at, *where, error.field or ""), error.message) from error
         return spec
 
+    def loras(self, at: _KeyPath, written: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
+        """An entry's LoRAs, their references complete."""
+        return tuple(
+            lora.model_copy(update={"model": self.adapter((*at, index), lora.model)})
+            for index, lora in enumerate(written)
+        )
+
     def revised(self, at: _KeyPath, model: str, entry: Entry) -> ModelSource:
         """An entry's source, at the revision that either of its two fields names."""
         source = self.source((*at, "source"), entry.source or model)
@@ -187,13 +189,17 @@ class _Reading:
             raise self.fail((*at, "revision"), f"revision and source of {model} name different revisions; keep one.")
         return source.model_copy(update={"revision": entry.revision})
 
-    def check_tier(self, at: _KeyPath, entry: Entry, tier: str, tiers: Mapping[str, Tier]) -> None:
-        """A model's tier is one of the file, and large enough."""
+    def tier(self, at: _KeyPath, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> str | None:
+        """A model's tier, or the default one: one of the file, and large enough."""
+        tier = entry.tier or defaults.tier
+        if tier is None:
+            return None
         if tier not in tiers:
             raise self.unknown_tier((*at, "tier"), tier, tiers)
         if entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
             text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
             raise self.fail((*at, "min_vram_gb"), f"{text}; choose a larger tier.")
+        return tier
 
     def check_limits(self, at: _KeyPath, limits: Mapping[str, float]) -> None:
         """Limits have known names, and are whole numbers from 1 up."""

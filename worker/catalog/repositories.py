@@ -61,19 +61,7 @@ def _refuse_code(file: str, config: Mapping[str, object], depth: int = 0) -> Non
 
 def _pipeline(configs: Configs) -> Detection:
     index = configs["model_index.json"]
-    name = index.get("_class_name")
-    if not isinstance(name, str) or not _NAME.match(name) or "Pipeline" not in name:
-        shown = name if isinstance(name, str) else "/".join(map(str, name)) if isinstance(name, list) else "nothing"
-        raise UnsupportedModel(
-            f"model_index.json names {shown[:80]!r} as its pipeline, which needs remote code and is never run here; "
-            "use a model that diffusers has itself."
-        )
-    for part, entry in index.items():
-        if not part.startswith("_"):
-            _refuse_custom_part(part, entry)
-    medium = named_medium(name)
-    if medium is not None:
-        raise UnsupportedModel(f"{name} {medium}, which this worker does not do; use an image or video model.")
+    name = _class_of(index)
     evidence = [f"model_index.json: {name}"]
     row = by_class(name)
     if row is not None:
@@ -97,6 +85,24 @@ def _pipeline(configs: Configs) -> Detection:
         parts=tuple(part for part, entry in index.items() if not part.startswith("_") and _is_there(entry)),
         part_classes=tuple(entry[-1] for entry in index.values() if _is_there(entry) and isinstance(entry[-1], str)),
     )
+
+
+def _class_of(index: Mapping[str, object]) -> str:
+    """Return the name of the pipeline's class. Raises UnsupportedModel for code from elsewhere, and for other media."""
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not _NAME.match(name) or "Pipeline" not in name:
+        shown = name if isinstance(name, str) else "/".join(map(str, name)) if isinstance(name, list) else "nothing"
+        raise UnsupportedModel(
+            f"model_index.json names {shown[:80]!r} as its pipeline, which needs remote code and is never run here; "
+            "use a model that diffusers has itself."
+        )
+    for part, entry in index.items():
+        if not part.startswith("_"):
+            _refuse_custom_part(part, entry)
+    medium = named_medium(name)
+    if medium is not None:
+        raise UnsupportedModel(f"{name} {medium}, which this worker does not do; use an image or video model.")
+    return name
 
 
 def _is_there(entry: object) -> TypeGuard[list[object]]:

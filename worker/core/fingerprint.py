@@ -1,7 +1,7 @@
 """A digest of values by content, so that two of them can be compared once and for all."""
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 
@@ -24,12 +24,9 @@ def _plain(value: object, leave_out: Mapping[type, frozenset[str]]) -> object:
     if isinstance(value, bytes | bytearray | memoryview):
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, BaseModel):
-        named = {name: getattr(value, name) for name in type(value).model_fields}
-        return kind.__name__, _plain(named, leave_out)
+        return kind.__name__, _named(value, type(value).model_fields, leave_out)
     if is_dataclass(value) and not isinstance(value, type):
-        skipped = leave_out.get(kind, frozenset())
-        named = {item.name: getattr(value, item.name) for item in fields(value) if item.name not in skipped}
-        return kind.__name__, _plain(named, leave_out)
+        return kind.__name__, _named(value, (item.name for item in fields(value)), leave_out)
     if isinstance(value, Mapping):
         return "mapping", sorted((repr(_plain(key, leave_out)), _plain(item, leave_out)) for key, item in value.items())
     if isinstance(value, Set):
@@ -37,3 +34,8 @@ def _plain(value: object, leave_out: Mapping[type, frozenset[str]]) -> object:
     if isinstance(value, Sequence):
         return "sequence", [_plain(item, leave_out) for item in value]
     return kind.__name__, id(value)
+
+
+def _named(value: object, names: Iterable[str], leave_out: Mapping[type, frozenset[str]]) -> object:
+    skipped = leave_out.get(type(value), frozenset())
+    return _plain({name: getattr(value, name) for name in names if name not in skipped}, leave_out)

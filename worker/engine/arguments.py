@@ -28,17 +28,7 @@ def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:
     """What all of `jobs` say, for one call; of what the pipeline does not take nothing is passed."""
     first = jobs[0]
     found = {name: native(value, signature[name]) for name, value in first.params.items() if name in signature}
-    prompt = next((name for name in PROMPT_PARAMETERS if name in signature), None)
-    if prompt is not None:
-        found.setdefault(prompt, _stacked([job.prompt for job in jobs]))
-    negatives = [job.negative_prompt for job in jobs]
-    if "negative_prompt" in signature and None not in negatives:
-        found["negative_prompt"] = _stacked(negatives)
-    own = [name for name in found if _NUMBERED.fullmatch(name)]
-    if any(name.startswith("negative") for name in own):
-        found.setdefault("negative_prompt", _stacked([""] * len(jobs)))  # without it the numbered ones are not read
-    for name in own if len(jobs) > 1 else ():  # one for each prompt, as that is a list
-        found[name] = [found[name]] * len(jobs)
+    _add_prompts(found, jobs, signature)
     for index, media in enumerate(first.media):
         values = [converted(job.media[index], signature) for job in jobs]
         found[media.parameter] = _stacked(values) if media.is_single else values[0]
@@ -46,6 +36,21 @@ def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:
         # As floats, so that NaN can be seen: as PIL it has become black already. Only cropping around a mask wants PIL.
         found["output_type"] = "np" if found.get("padding_mask_crop") is None else "pil"
     return found
+
+
+def _add_prompts(arguments: dict[str, Any], jobs: Sequence[Job], signature: Signature) -> None:
+    """The prompts of all jobs, under the names that the pipeline has for them."""
+    prompt = next((name for name in PROMPT_PARAMETERS if name in signature), None)
+    if prompt is not None:
+        arguments.setdefault(prompt, _stacked([job.prompt for job in jobs]))
+    negatives = [job.negative_prompt for job in jobs]
+    if "negative_prompt" in signature and None not in negatives:
+        arguments["negative_prompt"] = _stacked(negatives)
+    numbered = [name for name in arguments if _NUMBERED.fullmatch(name)]
+    if any(name.startswith("negative") for name in numbered):
+        arguments.setdefault("negative_prompt", _stacked([""] * len(jobs)))  # without it the numbered are not read
+    for name in numbered if len(jobs) > 1 else ():  # one for each prompt, as that is a list
+        arguments[name] = [arguments[name]] * len(jobs)
 
 
 def converted(media: Media, signature: Signature) -> Any:

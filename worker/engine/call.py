@@ -152,13 +152,11 @@ def call_once(
         if name in signature:
             arguments[name] = of_each
     arguments = worded(pipe, job, arguments, signature)
-    counts = (job.params.get(name) for name in ("num_inference_steps", "num_inversion_steps"))
-    steps = next((count for count in counts if isinstance(count, int) and count), 1)
 
     # A batch's progress is told to all of its jobs, and a picture is only for the one whose it is.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
 
-    told = Progress("inference", 0, max(steps, 1))
+    told = Progress("inference", 0, _steps_of(job))
 
     def after_step(step: int, latents: Any) -> None:
         nonlocal told
@@ -181,6 +179,12 @@ def call_once(
     if told.step < told.total:  # not every pipeline tells of its last steps
         callee.emit(Progress("inference", told.total, told.total, jobs=len(batch.jobs)))
     return output
+
+
+def _steps_of(job: Job) -> int:
+    """How many steps the job asks for, as far as it says; at least 1."""
+    counts = (job.params.get(name) for name in ("num_inference_steps", "num_inversion_steps"))
+    return next((max(count, 1) for count in counts if isinstance(count, int) and count), 1)
 
 
 def _words(pictures: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:

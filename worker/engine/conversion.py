@@ -34,27 +34,29 @@ def split(weights: Weights) -> dict[str, list[Weights]]:
     Names lose their prefix. `weights` is emptied. What belongs to no part (moving averages, optimizer states, markers)
     is left out.
     """
-    parts: dict[str, list[Weights]] = {}
     statistics = {name: weights.pop(name) for name in _LATENT_STATISTICS if name in weights}
-    for kind, prefixes in (("vae", VAE_PREFIXES), ("clip", CLIP_PREFIXES), ("t5", T5_PREFIXES)):
-        for prefix in prefixes:
-            found = _take(weights, prefix)
-            if not found:
-                continue
-            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in found)
-            parts.setdefault("t5" if is_t5 else kind, []).append(found)
-    for prefix in DENOISER_PREFIXES:
-        found = _take(weights, prefix)
-        if found:
-            parts["denoiser"] = [found]
-            break
-    else:
+    parts = _beside_denoiser(weights)
+    denoiser = next(filter(None, (_take(weights, prefix) for prefix in DENOISER_PREFIXES)), None)
+    if denoiser is None and weights and not parts:
         # A denoiser alone, without any prefix. A file with a VAE or text encoders has one for it.
-        if weights and not parts:
-            parts["denoiser"] = [dict(weights)]
+        denoiser = dict(weights)
+    if denoiser is not None:
+        parts["denoiser"] = [denoiser]
     weights.clear()
     if statistics and "vae" in parts:
         parts["vae"][0].update(statistics)
+    return parts
+
+
+def _beside_denoiser(weights: Weights) -> dict[str, list[Weights]]:
+    """Take the VAE and the text encoders out of a file's weights."""
+    parts: dict[str, list[Weights]] = {}
+    kinds = (("vae", VAE_PREFIXES), ("clip", CLIP_PREFIXES), ("t5", T5_PREFIXES))
+    for kind, prefix in ((kind, prefix) for kind, prefixes in kinds for prefix in prefixes):
+        taken = _take(weights, prefix)
+        if taken:
+            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in taken)
+            parts.setdefault("t5" if is_t5 else kind, []).append(taken)
     return parts
 
 

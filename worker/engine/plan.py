@@ -41,12 +41,7 @@ def make_plan(
     Without per-component counts (`files.parameters`) the stored bytes stand for the weights, taken as half precision.
     `beside_bytes` are those of ControlNets, which are on the device whatever of the model is.
     """
-    if device.type == "cuda" and spec.min_vram_gb is not None and device.total_bytes < spec.min_vram_gb * GIB * 0.95:
-        raise OutOfMemory(
-            f"{spec.id} needs a GPU with {spec.min_vram_gb:g} GB (min_vram_gb in models.yaml) and {device.name} has "
-            f"{device.total_bytes / GIB:.0f} GiB; run it on a larger one.",
-            field="model",
-        )
+    _check_memory(spec, device)
     dtype = target_dtype(spec, device)
     components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()} | dict(files.packed)
     # Unseen weights are taken as stored in half precision, which doubles where the device computes in float32.
@@ -92,6 +87,16 @@ def make_plan(
         field="model",
         details={"needed_gb": round(needs[-1][1] / GIB, 2), "free_gb": round(device.free_bytes / GIB, 2)},
     )
+
+
+def _check_memory(spec: ModelSpec, device: DeviceInfo) -> None:
+    """Raise OutOfMemory for a GPU that is smaller than the registry asks for."""
+    if device.type == "cuda" and spec.min_vram_gb is not None and device.total_bytes < spec.min_vram_gb * GIB * 0.95:
+        raise OutOfMemory(
+            f"{spec.id} needs a GPU with {spec.min_vram_gb:g} GB (min_vram_gb in models.yaml) and {device.name} has "
+            f"{device.total_bytes / GIB:.0f} GiB; run it on a larger one.",
+            field="model",
+        )
 
 
 def pictures_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> int:

@@ -164,14 +164,8 @@ def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
     Raises ModelNotFound naming the files there are, UnsupportedModel when none of them holds weights.
     """
     if source.filename:
-        wanted = source.filename.casefold()
-        named = [file for file in version.files if wanted in {str(file.id), file.name.casefold()}]
-        if not named:
-            raise ModelNotFound(
-                f"{version.label} has no file {source.filename[:80]!r}; it has {_listed(version.files)}.", field="model"
-            )
-        return named[0]
-    if pinned := [file for file in version.files if source.sha256 and file.sha256 == source.sha256]:
+        return _named(version, source.filename)
+    if source.sha256 and (pinned := [file for file in version.files if file.sha256 == source.sha256]):
         return pinned[0]  # what the default is may change: a version can be given more files
     choice = dict(parse_qsl(source.choice or ""))
     matching = [file for file in version.files if _matches(file, choice)]
@@ -180,17 +174,25 @@ def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
             f"{version.label} has no file with {source.choice}; it has {_listed(version.files)}.", field="model"
         )
     types = (*_MAIN_TYPES, _OWN_TYPES.get(version.type, "Model"))
-    usable = [
-        file
-        for file in matching
-        if file.format in _FORMATS and (file.type in types or "type" in choice or not file.type)
-    ]
+    usable = [file for file in matching if _is_usable(file, types, "type" in choice)]
     if not usable:
         has = f"it has {_listed(matching)}" if matching else "it has no files"
         raise UnsupportedModel(
             f"{version.label} holds no weights in a format that can be loaded: {has}.", field="model"
         )
     return min(usable, key=lambda file: (_FORMATS.index(file.format), not file.primary, _rank(file, types), file.id))
+
+
+def _is_usable(file: CivitaiFile, types: Collection[str], any_type: bool) -> bool:
+    return file.format in _FORMATS and (any_type or not file.type or file.type in types)
+
+
+def _named(version: CivitaiVersion, name: str) -> CivitaiFile:
+    """The file of this name or number. Raises ModelNotFound."""
+    for file in version.files:
+        if name.casefold() in {str(file.id), file.name.casefold()}:
+            return file
+    raise ModelNotFound(f"{version.label} has no file {name[:80]!r}; it has {_listed(version.files)}.", field="model")
 
 
 def check_file(file: CivitaiFile, version: CivitaiVersion, source: ModelSource, *, allow_pickles: bool) -> None:

@@ -45,16 +45,11 @@ class Janitor:
 
     def make_room(self, needed: int, label: str, *, keep: Iterable[str] = ()) -> None:
         """Evict until `needed` more bytes fit; `keep` are blobs that stay. Raises DiskFull, having evicted nothing."""
-        if not needed:
-            return
-        lack = self._lack(needed)
+        lack = self._lack(needed) if needed else 0
         if lack <= 0:
             return
         idle = self._idle()
-        busy = [entry for entry in self._entries.all() if entry.name not in {entry.name for entry in idle}]
-        protected = {file.sha256 for entry in busy for file in entry.files.values()} | set(keep)
-        spare = {file.sha256: file.size for entry in idle for file in entry.files.values()}
-        if sum(size for sha256, size in spare.items() if sha256 not in protected) < lack:
+        if self._spare(idle, keep) < lack:
             raise self._full(needed, label)
         for entry in idle:
             if lack <= 0:
@@ -64,6 +59,14 @@ class Janitor:
                 lack -= self.remove(entry, keep=keep)
         if lack > 0:
             raise self._full(needed, label)
+
+    def _spare(self, idle: list[Entry], keep: Iterable[str]) -> int:
+        """Bytes of the blobs that only `idle` entries name, but for those that are to be kept."""
+        names = {entry.name for entry in idle}
+        busy = [entry for entry in self._entries.all() if entry.name not in names]
+        protected = {file.sha256 for entry in busy for file in entry.files.values()} | set(keep)
+        spare = {file.sha256: file.size for entry in idle for file in entry.files.values()}
+        return sum(size for sha256, size in spare.items() if sha256 not in protected)
 
     def remove(self, entry: Entry, *, keep: Iterable[str] = ()) -> int:
         """Remove an entry with the blobs that no other entry names; returns the bytes given back."""

@@ -6,7 +6,7 @@ same source.
 """
 
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from worker.core.errors import InvalidRequest, UnsupportedModel
 from worker.core.model import ModelSource
@@ -158,14 +158,7 @@ def _url(text: str) -> ModelSource:
     if not host or "\\" in text or " " in text:
         raise _not_a_reference(text)
     is_hub, is_civitai = host in _HUGGING_FACE, _CIVITAI.fullmatch(host) is not None
-    named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if parts.username is not None or named & _SECRETS:
-        setting = "HF_TOKEN" if is_hub else "CIVITAI_TOKEN" if is_civitai else None
-        instead = f"the operator sets {setting} instead" if setting else "use a link that needs none"
-        raise InvalidRequest(
-            f"The model's link carries a token or a password, which would end up in logs: leave it out; {instead}.",
-            field="model",
-        )
+    _check_secrets(parts, "HF_TOKEN" if is_hub else "CIVITAI_TOKEN" if is_civitai else None)
     if is_hub:
         return _hub_page(parts.path, text)
     if is_civitai:
@@ -174,6 +167,17 @@ def _url(text: str) -> ModelSource:
         raise _not_a_reference(text)
     netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port is not None else "")
     return ModelSource(scheme="url", locator=urlunsplit((parts.scheme, netloc, parts.path, parts.query, "")))
+
+
+def _check_secrets(parts: SplitResult, setting: str | None) -> None:
+    """Refuse a link with a token; `setting` is where the operator has that of its host."""
+    named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if parts.username is not None or named & _SECRETS:
+        instead = f"the operator sets {setting} instead" if setting else "use a link that needs none"
+        raise InvalidRequest(
+            f"The model's link carries a token or a password, which would end up in logs: leave it out; {instead}.",
+            field="model",
+        )
 
 
 # CivitAI
@@ -210,23 +214,30 @@ def _civitai_source(
     valid = ids and all(_ID.fullmatch(number) and int(number) <= MAX_CIVITAI_ID for number in ids)
     if not valid or (name and not _CIVITAI_NAME.fullmatch(name)):
         raise _not_a_reference(text)
-    if unknown := [key for key, value in choice.items() if key not in _CHOICES or not _CHOICE.fullmatch(value)]:
-        if unknown[0].lower() in _SECRETS:
-            raise InvalidRequest(
-                "The model's reference carries a token, which would end up in logs: leave it out; the operator sets "
-                "CIVITAI_TOKEN instead.",
-                field="model",
-            )
-        raise InvalidRequest(
-            f"{unknown[0][:40]!r} does not choose a file of CivitAI; use {', '.join(_CHOICES)}, each with one word.",
-            field="model",
-        )
+    _check_choice(choice)
     return ModelSource(
         scheme="civitai",
         locator=model or "",
         revision=version,
         filename=name or None,
         choice="&".join(f"{key}={choice[key]}" for key in _CHOICES if key in choice) or None,
+    )
+
+
+def _check_choice(choice: dict[str, str]) -> None:
+    """Refuse words that choose no file."""
+    unknown = next((key for key, value in choice.items() if key not in _CHOICES or not _CHOICE.fullmatch(value)), None)
+    if unknown is None:
+        return
+    if unknown.lower() in _SECRETS:
+        raise InvalidRequest(
+            "The model's reference carries a token, which would end up in logs: leave it out; the operator sets "
+            "CIVITAI_TOKEN instead.",
+            field="model",
+        )
+    raise InvalidRequest(
+        f"{unknown[:40]!r} does not choose a file of CivitAI; use {', '.join(_CHOICES)}, each with one word.",
+        field="model",
     )
 
 

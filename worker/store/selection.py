@@ -71,18 +71,25 @@ def pipeline_files(
         if not wants(component):
             chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
             continue
-        weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])
-        picked, picked_variant = _one_variant(weights, variant)
+        names_of, picked_variant = _inside(component, inside, variant, allow_pickles=allow_pickles)
         used = used or picked_variant
-        if not picked and any(PurePosixPath(name).suffix in _PICKLES for name in inside):
-            raise UnsafeFormat(
-                f"model component {component!r} exists as a pickle only, which can run code when read; "
-                "use a repository or revision with safetensors weights.",
-                field="model",
-            )
-        chosen += picked
-        chosen += [name for name in inside if _is_side_file(name, picked, picked_variant)]
+        chosen += names_of
     return Selection(tuple(dict.fromkeys(chosen)), used)
+
+
+def _inside(
+    component: str, inside: list[str], variant: str | None, *, allow_pickles: bool
+) -> tuple[list[str], str | None]:
+    """The weights of a component's folder with what belongs to them, and the variant that they are."""
+    weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])
+    picked, used = _one_variant(weights, variant)
+    if not picked and any(is_pickle(name) for name in inside):
+        raise UnsafeFormat(
+            f"model component {component!r} exists as a pickle only, which can run code when read; "
+            "use a repository or revision with safetensors weights.",
+            field="model",
+        )
+    return [*picked, *(name for name in inside if _is_side_file(name, picked, used))], used
 
 
 def component_files(

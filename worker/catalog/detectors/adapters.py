@@ -6,7 +6,7 @@ and tells the dialect, as it does for the engine.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.catalog.architectures import ARCHITECTURES
@@ -102,6 +102,23 @@ def detect_lora(index: TensorIndex) -> Lora | None:
 def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
     """Name the file by the tensors it holds, complete or not; plain pairs come last, since they go with anything."""
     roles = {role for module in keys.modules for role in module.keys}
+    relative = _relative(keys, roles)
+    if relative is not None:
+        return relative
+    differences = roles & {"diff", "diff_b"}
+    if not roles & {"down", "up"}:
+        return "full" if differences else None
+    if "dora_scale" in roles:
+        return "dora"
+    if any(name.endswith(_CONTROL) and shape[-1:] == (128,) for name, (_, shape) in index.tensors.items()):
+        return "lora+control"
+    if differences:
+        return "lora+diff"
+    return "lora+embedding" if keys.embeddings else "lora"
+
+
+def _relative(keys: LoraKeys, roles: set[str]) -> str | None:
+    """Name an algorithm whose tensors have names of their own."""
     if keys.refused in _REFUSED:
         return _REFUSED[keys.refused]
     for algorithm, start in _ROLES:
@@ -109,17 +126,8 @@ def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
             return algorithm
     if any(".ia3_l" in key for key in keys.unknown):  # peft's
         return "ia3"
-    if {"a1", "a2", "b1", "b2"} <= roles:  # a weight called a1 or b2 is common; GLoRA has all four, always
-        return "glora"
-    if roles & {"down", "up"}:
-        if "dora_scale" in roles:
-            return "dora"
-        if any(name.endswith(_CONTROL) and shape[-1:] == (128,) for name, (_, shape) in index.tensors.items()):
-            return "lora+control"
-        if roles & {"diff", "diff_b"}:
-            return "lora+diff"
-        return "lora+embedding" if keys.embeddings else "lora"
-    return "full" if roles & {"diff", "diff_b"} else None
+    # a weight called a1 or b2 is common; GLoRA has all four, always
+    return "glora" if {"a1", "a2", "b1", "b2"} <= roles else None
 
 
 def _flat(module: ModuleKeys) -> str:
@@ -139,9 +147,17 @@ def _base(modules: Sequence[ModuleKeys], evidence: list[str]) -> str | None:
                 evidence.append(rule.note)
             return rule.base
     encoders = {module.component: module for module in modules if module.component != DENOISER}
-    if "text_encoder_2" in encoders and (not denoiser or any(_UNET_BLOCK.match(_flat(module)) for module in denoiser)):
+    return _encoders_base(encoders, denoiser, evidence)
+
+
+def _encoders_base(
+    encoders: Mapping[str, ModuleKeys], denoiser: Sequence[ModuleKeys], evidence: list[str]
+) -> str | None:
+    """Return the base that the text encoders show where the denoiser's modules show none."""
+    second = encoders.get("text_encoder_2")
+    if second is not None and (not denoiser or any(_UNET_BLOCK.match(_flat(module)) for module in denoiser)):
         base = next(row.id for row in ARCHITECTURES if row.prompts and row.prompts.form == "clip-pair")
-        evidence.append(f"{encoders['text_encoder_2'].spelling} of the second text encoder: {base}")
+        evidence.append(f"{second.spelling} of the second text encoder: {base}")
         return base
     if not denoiser and any(module.inputs == _SD2_TEXT for module in encoders.values()):
         base = next(row.id for row in ARCHITECTURES if row.prompts and row.prompts.widths.get("clip_l") == _SD2_TEXT)

@@ -10,7 +10,9 @@ Remote files: ask `header_end` with the first bytes, read that many, and ask aga
 """
 
 import json
+import math
 from pathlib import Path
+from typing import TypeGuard
 
 from worker.catalog.formats.gguf import MAGIC, gguf_end, parse_gguf
 from worker.catalog.formats.pickles import read_pickle
@@ -157,19 +159,20 @@ def _entry(tensor: str, entry: object, name: str) -> tuple[str, tuple[int, ...],
     bits = _DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None or not isinstance(dtype, str):
         raise UnsupportedModel(f"{name}: tensor {_short(tensor)} has the unknown dtype {_short(str(dtype))}.")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not _are_sizes(shape):
         raise _damaged(name, tensor, "has a shape that is not a list of sizes")
     if len(shape) > MAX_RANK:
         raise _damaged(name, tensor, f"has {len(shape)} dimensions, more than {MAX_RANK}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(at) is int and at >= 0 for at in offsets):
+    if not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(name, tensor, "has no valid data_offsets")
-    count = 1
-    for size in shape:
-        count *= size
     begin, end = offsets
-    if (end - begin) * 8 != count * bits:
+    if (end - begin) * 8 != math.prod(shape) * bits:
         raise _damaged(name, tensor, f"has {end - begin:,} bytes for a {dtype} of shape {tuple(shape)}")
     return dtype, tuple(shape), (begin, end)
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def _check_layout(spans: list[tuple[int, int]], data_bytes: int, name: str) -> None:

@@ -149,23 +149,11 @@ class _Matcher:
         if "diff" in tensors or "diff_b" in tensors:
             changes.append(_difference(tensors, rows, module))
         kind = algorithm.removesuffix("+dora") if algorithm != "dora" else "lora"
+        scale = self._factor(component, target, tensors)
         if kind in _DELTAS:
-            # Once without numbers: what cannot be multiplied is to fail here, and not in the middle of a picture.
-            bare = {role: tensor.to("meta") for role, tensor in tensors.items()}
-            _DELTAS[kind](bare, 1.0, rows).weight(module, torch.empty(0, device="meta"))
-            delta = _DELTAS[kind](tensors, self._factor(component, target, tensors), rows)
-            magnitude = tensors.get("dora_scale")
-            if magnitude is None:
-                changes.append(delta)
-            else:
-                if magnitude.shape[0] == magnitude.numel():
-                    magnitude = rows.of(magnitude)
-                elif rows.fused:
-                    raise _unsupported("DoRA normed by columns", target)
-                _check_length(magnitude, (target.rows, target.columns // _kernel(module)))
-                changes.append(Decomposed(delta, magnitude, module))
+            changes.append(_delta(kind, tensors, scale, rows, module))
         elif kind == "glora":
-            changes.append(_generalized(tensors, self._factor(component, target, tensors), rows, module))
+            changes.append(_generalized(tensors, scale, rows, module))
         elif kind == "ia3":
             changes.append(_gain(tensors, rows, module))
         elif kind == "oft":
@@ -225,6 +213,23 @@ def _kronecker(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Del
 
 
 _DELTAS = {"lora": _low_rank, "loha": _hadamard, "lokr": _kronecker}
+
+
+def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
+    """A change of low rank or of products, with DoRA's magnitude where the file has one."""
+    # Once without numbers: what cannot be multiplied is to fail here, and not in the middle of an image.
+    bare = {role: tensor.to("meta") for role, tensor in tensors.items()}
+    _DELTAS[kind](bare, 1.0, rows).weight(module, torch.empty(0, device="meta"))
+    delta = _DELTAS[kind](tensors, scale, rows)
+    magnitude = tensors.get("dora_scale")
+    if magnitude is None:
+        return delta
+    if magnitude.shape[0] == magnitude.numel():
+        magnitude = rows.of(magnitude)
+    elif rows.fused:
+        raise _unsupported("DoRA normed by columns", rows.target)
+    _check_length(magnitude, (rows.target.rows, rows.target.columns // _kernel(module)))
+    return Decomposed(delta, magnitude, module)
 
 
 def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:

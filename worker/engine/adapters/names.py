@@ -254,8 +254,7 @@ _UNET_MIDDLE = re.compile(r"^mid_block\.(resnets|attentions)\.(\d+)(?:\.|$)(.*)"
 def aliases(paths: Iterable[str]) -> Iterator[tuple[str, Alias]]:
     """The other names of each of a component's modules, given all of their paths."""
     known = list(paths)
-    resnets = {(side, int(block)) for side, block in re.findall(r"(\w+)_blocks\.(\d+)\.resnets\.", "\n".join(known))}
-    blocks = {place: sum(1 for path in known if _is_resnet(path, place)) for place in resnets}
+    blocks = _resnets(known)
     feed_forwards = {path.replace("net.2", "linear") for path in known if path.endswith("ff_context.net.2")}
     attentive = {int(block) for block in re.findall(r"up_blocks\.(\d+)\.attentions\.", "\n".join(known))}
     for path in known:
@@ -287,6 +286,13 @@ def _named(path: str) -> Iterator[Alias]:
         for alias in family.get(template, ()):
             name = alias.name.replace("#", number[1]) if number else alias.name
             yield Alias(name.replace("layers.", refiner, 1) if refiner else name, alias.part, alias.swapped)
+
+
+def _resnets(paths: list[str]) -> dict[tuple[str, int], int]:
+    """How many resnets each block of a UNet has."""
+    found = re.findall(r"(\w+)_blocks\.(\d+)\.resnets\.", "\n".join(paths))
+    places = {(side, int(block)) for side, block in found}
+    return {place: sum(1 for path in paths if _is_resnet(path, place)) for place in places}
 
 
 def _is_resnet(path: str, place: tuple[str, int]) -> bool:
