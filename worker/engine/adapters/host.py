@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from worker.core.adapter import AdapterFiles
-from worker.core.result import AdapterReport, LoraReport
+from worker.core.adapter import AdapterFiles, AdapterReport
+from worker.core.result import LoraReport
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.pool import Resident
 
