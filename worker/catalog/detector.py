@@ -2,7 +2,7 @@
 
 A file is asked in this order; the first answer stands: LoRA, refused by name, a model class of diffusers by its tensor
 names (`components.py`), the small kinds (`companions.py`), ControlNets, the families (`architectures.py`), autoencoders
-and text encoders (`encoders.py`). Then `trust.py` adds what only a declaration can tell.
+and text encoders (`encoders.py`). Then `declarations.py` adds what only a declaration can tell.
 
 `Detection.format` is the container: `diffusers` for repositories, `safetensors`, `gguf` or `torch` for weight files,
 and `<algorithm>/<dialect>` for LoRAs (see `adapters.py`). `quantization` says what a plain reading of the weights would
