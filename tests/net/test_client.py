@@ -2,6 +2,7 @@
 
 import gzip
 import ipaddress
+import logging
 import socket
 import ssl
 import threading
@@ -85,6 +86,14 @@ class TestAsking:
         with RawServer(body(b"abc")) as server:
             assert read(Client(allow_private=True).get(server.url())) == b"abc"
         assert "authorization" not in server.heads[0].lower()
+
+    def test_no_log_line_of_a_library_holds_what_a_link_may_hold(self, caplog):
+        caplog.set_level(logging.DEBUG, logger="urllib3")
+        with RawServer(body(b"abc", "no header at all", "Broken\x01: yes")) as server:
+            client = Client({server.url(""): TOKEN})
+            read(client.get(server.url("/canary-path?signature=canary-query")))
+        assert caplog.records, "urllib3 says something of each request"
+        assert "canary" not in caplog.text
 
     def test_a_cookie_is_not_brought_back(self):
         def answer(connection, path):

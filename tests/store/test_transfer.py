@@ -1,12 +1,13 @@
 """A server that cuts, stalls, lies or breaks: the right bytes in the end, or a typed refusal and nothing on disk."""
 
+import gzip
 import time
 
 import pytest
 from aiohttp import web
 
 from tests.store.shelf import NAME
-from worker.core.errors import CorruptFile, JobTimeout, SourceUnavailable
+from worker.core.errors import AccessDenied, CorruptFile, JobTimeout, SourceUnavailable
 from worker.store.transfer import Patience
 
 SIZE = 400_000
@@ -129,6 +130,14 @@ class TestDamaged:
         shelf.put("big.bin", SIZE, digest=False, sized=False)
         shelf.hub.script = [web.Response(body=b"\n<!DOCTYPE html><html>log in</html>", content_type=kind)]
         with pytest.raises(SourceUnavailable, match="refused with 200"):
+            shelf.fetch()
+        assert is_clean(shelf)
+
+    def test_a_file_that_is_compressed_unasked_is_not_taken(self, shelf):
+        shelf.put("big.bin", SIZE)
+        packed = gzip.compress(shelf.content("big.bin"))
+        shelf.hub.script = [web.Response(body=packed, headers={"Content-Encoding": "gzip"})]
+        with pytest.raises(AccessDenied, match="compressed"):
             shelf.fetch()
         assert is_clean(shelf)
 

@@ -50,6 +50,7 @@ class Pin:
     """Where one request's connection goes, in place of what its name might mean by now; and who ends it."""
 
     destination: Destination
+    tls: ssl.SSLContext | None
     watchdog: Watchdog
     deadline: float
 
@@ -126,10 +127,9 @@ class _Adapter(HTTPAdapter):
         super().__init__()
         there = pin.destination
         self._pool: urllib3.HTTPConnectionPool = (
-            # The system's certificates, as for every program here; `requests` would bring its own.
-            _TlsPool(there.host, there.port, pin=pin, ssl_context=ssl.create_default_context())
-            if there.tls
-            else _Pool(there.host, there.port, pin=pin)
+            _Pool(there.host, there.port, pin=pin)
+            if pin.tls is None
+            else _TlsPool(there.host, there.port, pin=pin, ssl_context=pin.tls)
         )
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> urllib3.HTTPConnectionPool:

@@ -2,10 +2,12 @@
 
 It opens https URLs at public addresses only (guard.py), follows redirects itself and checks every hop. A token goes to
 the origin that it belongs to and nowhere else: not to the storage host that a download is redirected to, and not to its
-own origin when somebody else's link led there. Nothing is kept between two requests.
+own origin when somebody else's link led there. No connection and no cookie is kept between two requests.
 """
 
 import contextlib
+import functools
+import ssl
 import time
 from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
@@ -158,6 +160,11 @@ class Client:
         """
         return self._exchange(self._checked(url), time.monotonic() + timeout_s, timeout_s, method, headers, body)
 
+    @functools.cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """The system's certificates, read once: that takes as long as a request. `requests` would bring its own."""
+        return ssl.create_default_context()
+
     def _is_trusted(self, parts: SplitResult) -> bool:
         return self._allow_private or _origin(parts) in self._tokens
 
@@ -181,11 +188,12 @@ class Client:
 
         sent = {"User-Agent": USER_AGENT, **headers, "Accept-Encoding": "identity", "Connection": "close"}
         destination = self._resolve(parts, deadline)
+        tls = self._tls if destination.tls else None
         with contextlib.ExitStack() as opened:
             watchdog = Watchdog()
             opened.callback(watchdog.close)
             with watchdog.limit(seconds_left(deadline)):
-                exchange = send(Pin(destination, watchdog, deadline), method, sent, body, timeout_s)
+                exchange = send(Pin(destination, tls, watchdog, deadline), method, sent, body, timeout_s)
                 opened.callback(exchange.close)
             opened.pop_all()
             return Response(exchange, watchdog, timeout_s)

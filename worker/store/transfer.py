@@ -159,6 +159,8 @@ class Download:
         try:
             self._ask(start)
         except RefusedUrl as error:
+            if not self._have():
+                self.discard()
             raise AccessDenied(f"{self._file.name} of {self._label} is not fetched: {error}.", field="model") from None
 
     def _ask(self, start: int) -> None:
