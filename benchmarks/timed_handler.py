@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from worker.transport import delivery  # noqa: E402 -- found only now
+from worker.service.jobs import delivery  # noqa: E402 -- found only now
 
 _call = StableDiffusionPipeline.__call__
 _encode = delivery.encode

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from tests.asking import perform
 from tests.companions import companions
 from tests.fakes.hub import FakeHub
 from tests.pictures import encoded, gradient
@@ -113,6 +114,6 @@ async def test_all_that_is_pulled_serves_without_a_network(command, hub, tmp_pat
     worker = alone(tmp_path)
     for name, fields in {"plain": {}, **JOBS}.items():
         payload = {"prompt": "a zzz apple", "seed": 7, "width": 64, "height": 64, **fields}
-        answer = await worker.actions.perform(payload, name, lambda progress: None)
+        answer = await perform(worker, payload, name, lambda progress: None)
         assert len(answer["images"]) == 1, name
     assert len(hub.requests) == asked

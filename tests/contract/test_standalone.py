@@ -22,6 +22,7 @@ from runpod import AsyncioEndpoint, AsyncioJob
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.asking import perform
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
 from worker.app.build import build_worker
@@ -193,7 +194,7 @@ def test_a_snippet_of_the_page_works(served, snippet, tmp_path):
 
 async def test_a_picture_of_the_server_is_the_one_that_the_worker_draws(endpoint, tmp_path):
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu", warm_up=False))
-    drawn = await worker.actions.perform(FROG, "here", lambda progress: None)
+    drawn = await perform(worker, FROG, "here", lambda progress: None)
     assert picture(endpoint.run_sync({"input": FROG})).tobytes() == picture(drawn).tobytes()
 
 

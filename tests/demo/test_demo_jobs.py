@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image, ImageColor
 
+from tests.asking import perform
 from tests.engine.test_generation import draw
 from tests.pictures import encoded, pixels
 from worker.app.build import build_worker
@@ -154,8 +155,8 @@ async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(dem
 
 
 async def test_the_example_of_its_schema_is_something_that_it_knows(demo):
-    schema = await demo.actions.perform({"action": "schema", "model": "demo"}, "schema", lambda progress: None)
-    answer = await demo.actions.perform(schema["examples"][0], "example", lambda progress: None)
+    schema = await perform(demo, {"action": "schema", "model": "demo"}, "schema", lambda progress: None)
+    answer = await perform(demo, schema["examples"][0], "example", lambda progress: None)
     assert answer["warnings"] == []
     assert pixels(answer).std() > 10
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.asking import perform
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
 from tests.pictures import encoded, gradient, pixels
@@ -43,7 +44,7 @@ async def together(worker, *jobs):
 
 async def warm(worker):
     """Load the model."""
-    await worker.actions.perform({"action": "preload", "model": "tiny"}, "warm", quiet)
+    await perform(worker, {"action": "preload", "model": "tiny"}, "warm", quiet)
 
 
 TEXTS = [{"prompt": "red", "seed": 1}, {"prompt": "a green pear beside a blue plum", "seed": 2}, {"seed": 3}]

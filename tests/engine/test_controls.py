@@ -12,6 +12,7 @@ from diffusers import ControlNetModel, FluxControlNetModel, ZImageControlNetMode
 from jsonschema import Draft202012Validator
 from safetensors.torch import load_file, save_file
 
+from tests.asking import perform
 from tests.controls import original
 from tests.engine.controlled import PICTURE, Shop
 from tests.fakes.hub import FakeHub
@@ -279,8 +280,8 @@ async def test_a_file_is_refused_by_its_header_alone(fresh, header, said):
 
 async def test_the_schema_lists_what_each_family_takes(shop):
     async def schema(name):
-        return await shop.worker.actions.perform(
-            {"action": "schema", "model": f"file:{shop.pairs[name].model}"}, "s", lambda progress: None
+        return await perform(
+            shop.worker, {"action": "schema", "model": f"file:{shop.pairs[name].model}"}, "s", lambda progress: None
         )
 
     union = await schema("union")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.asking import perform
 from tests.engine.test_batches import assert_same
 from tests.pictures import encoded, gradient, pixels
 from worker.app.build import Worker
@@ -75,7 +76,7 @@ def workers(task_worker):
 
 async def ask(worker, **fields):
     payload = {"prompt": "a zzz apple", "width": 64, "height": 64, **fields}
-    return await worker.actions.perform(payload, f"batched-{next(_ids)}", lambda progress: None)
+    return await perform(worker, payload, f"batched-{next(_ids)}", lambda progress: None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +107,7 @@ class Halt:
 @asynccontextmanager
 async def halted(worker: Worker, model: str, at: int) -> AsyncIterator[Halt]:
     """`model`, loaded, with its denoiser held before a step."""
-    await worker.actions.perform({"action": "preload", "model": model}, "preload", lambda progress: None)
+    await perform(worker, {"action": "preload", "model": model}, "preload", lambda progress: None)
     halt = Halt(at)
 
     def hook(engine: Any) -> Any:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from tests.asking import perform
 from tests.pictures import drawn_by_diffusers, encoded, gradient, pixels
 from worker.core.errors import InvalidOutput, ParameterOutOfRange, WorkerError
 
@@ -18,7 +19,7 @@ _ids = itertools.count()
 
 async def draw(worker, **fields):
     # A new id each time: the same job delivered twice would be answered from memory.
-    return await worker.actions.perform({"prompt": "a red apple", "seed": 7, **fields}, f"job-{next(_ids)}", quiet)
+    return await perform(worker, {"prompt": "a red apple", "seed": 7, **fields}, f"job-{next(_ids)}", quiet)
 
 
 async def test_a_picture_is_bit_equal_to_a_direct_call(worker, zoo):
@@ -35,7 +36,7 @@ async def test_a_picture_is_bit_equal_to_a_direct_call(worker, zoo):
     [("tiny-xl", "sdxl", "sdxl"), ("tiny-sd3", "sd3", "sd3"), ("tiny-flux", "flux", "flux1")],
 )
 async def test_other_families_are_detected_and_bit_equal_too(worker, zoo, model, folder, architecture):
-    seen = await worker.actions.perform({"action": "inspect", "model": model}, "i", quiet)
+    seen = await perform(worker, {"action": "inspect", "model": model}, "i", quiet)
     assert seen["architecture"].startswith(architecture)
     answer = await draw(worker, model=model, width=64, height=64, guidance_scale=4)
     size = {"width": 64, "height": 64, "guidance_scale": 4.0, "num_inference_steps": 3}
@@ -55,8 +56,8 @@ async def test_image_i_uses_seed_plus_i_and_equals_its_single_run(worker):
 
 
 async def test_without_a_seed_one_is_chosen_and_reported(worker):
-    first = await worker.actions.perform({"prompt": "x"}, "a", quiet)
-    second = await worker.actions.perform({"prompt": "x"}, "b", quiet)
+    first = await perform(worker, {"prompt": "x"}, "a", quiet)
+    second = await perform(worker, {"prompt": "x"}, "b", quiet)
     assert first["seed"] != second["seed"]
     again = await draw(worker, prompt="x", seed=first["seed"])
     assert np.array_equal(pixels(first), pixels(again))
@@ -64,10 +65,10 @@ async def test_without_a_seed_one_is_chosen_and_reported(worker):
 
 async def test_what_reproduce_says_draws_the_same_picture(worker, zoo):
     lora = f"file:{zoo}/models/lora.safetensors"
-    first = await worker.actions.perform(
-        {"prompt": "x", "num_images": 2, "sampler": "euler_a", "cfg_scale": 4, "loras": [lora]}, "a", quiet
+    first = await perform(
+        worker, {"prompt": "x", "num_images": 2, "sampler": "euler_a", "cfg_scale": 4, "loras": [lora]}, "a", quiet
     )
-    again = await worker.actions.perform(first["reproduce"]["input"], "b", quiet)
+    again = await perform(worker, first["reproduce"]["input"], "b", quiet)
     assert np.array_equal(pixels(first, 0), pixels(again, 0))
     assert np.array_equal(pixels(first, 1), pixels(again, 1))
     assert first["seeds"] == again["seeds"]
@@ -130,13 +131,13 @@ async def test_only_the_allowed_number_of_models_stays(worker):
     assert worker.engine.resident_models == ["tiny"]
     await draw(worker, model="tiny-xl")
     assert worker.engine.resident_models == ["tiny-xl"]
-    answer = await worker.actions.perform({"action": "unload", "model": "tiny-xl"}, "u", quiet)
+    answer = await perform(worker, {"action": "unload", "model": "tiny-xl"}, "u", quiet)
     assert answer["unloaded"]
     assert worker.engine.resident_models == []
 
 
 async def test_preload_makes_the_first_job_warm(worker):
-    answer = await worker.actions.perform({"action": "preload", "model": "tiny"}, "p", quiet)
+    answer = await perform(worker, {"action": "preload", "model": "tiny"}, "p", quiet)
     assert answer["resident"]
     assert worker.engine.resident_models == ["tiny"]
     assert (await draw(worker))["timings"]["load_s"] < 0.05
@@ -178,7 +179,7 @@ async def test_a_broken_pipeline_is_dropped_and_the_next_job_is_clean(worker, mo
 
 async def test_progress_tells_of_loading_and_every_step(worker):
     seen = []
-    await worker.actions.perform({"prompt": "x", "seed": 1}, "job", seen.append)
+    await perform(worker, {"prompt": "x", "seed": 1}, "job", seen.append)
     assert [item.phase for item in seen][:2] == ["load", "load"]
     assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 

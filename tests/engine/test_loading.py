@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from tests import builders, single_files
+from tests.asking import perform
 from tests.pictures import pixels
 from tests.zoo import language
 from worker.app.build import build_worker
@@ -60,7 +61,7 @@ def worker(settings, models):
 
 async def draw(worker, model):
     job = {"prompt": "a red apple", "seed": 7, "model": model}
-    return pixels(await worker.actions.perform(job, f"job-{next(_ids)}", lambda progress: None))
+    return pixels(await perform(worker, job, f"job-{next(_ids)}", lambda progress: None))
 
 
 async def test_a_vae_from_elsewhere_changes_its_own_model_only(worker):

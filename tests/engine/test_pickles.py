@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import builders, single_files
+from tests.asking import perform
 from worker.app.build import build_worker
 from worker.core.errors import CorruptFile, UnsafeFormat, WorkerError
 from worker.engine.pickles import PickleConverter
@@ -178,7 +179,7 @@ async def test_a_pickle_is_refused_where_the_operator_did_not_allow_it(settings,
     for allow in (False, True):
         worker = build_worker(settings.model_copy(update={"models_yaml": path, "allow_pickles": allow}))
         with pytest.raises(WorkerError) as failure:
-            await worker.actions.perform({"model": "old", "prompt": "x"}, f"job-{allow}", lambda progress: None)
+            await perform(worker, {"model": "old", "prompt": "x"}, f"job-{allow}", lambda progress: None)
         assert failure.value.code in {"unsafe_format", "unsupported_model"}
         assert worker.engine.resident_models == []
     assert not marker.exists()
@@ -199,9 +200,9 @@ async def test_a_lora_in_a_pickle_draws_what_its_safetensors_draws_where_the_ope
     torch.save(tensors, folder / "lora.pt")
     job = {"prompt": "x", "seed": 1, "loras": [f"file:{folder}/lora.pt"]}
     with pytest.raises(UnsafeFormat) as refused:
-        await build_worker(settings).actions.perform(job, "a", lambda progress: None)
+        await perform(build_worker(settings), job, "a", lambda progress: None)
     assert refused.value.field == "loras"
     allowed = build_worker(settings.model_copy(update={"allow_pickles": True}))
-    answer = await allowed.actions.perform(job, "b", lambda progress: None)
+    answer = await perform(allowed, job, "b", lambda progress: None)
     plain = {**job, "loras": [f"file:{zoo}/models/lora.safetensors"]}
-    assert answer["image"] == (await allowed.actions.perform(plain, "c", lambda progress: None))["image"]
+    assert answer["image"] == (await perform(allowed, plain, "c", lambda progress: None))["image"]

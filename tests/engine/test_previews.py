@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan, FluxPipeline
 from PIL import Image
 
+from tests.asking import perform
 from tests.fakes.engine import fresh_id
 from tests.pictures import pixels
 from worker.app.build import build_worker
@@ -29,7 +30,7 @@ def every_step(monkeypatch):
 async def draw(worker, **fields):
     seen = []
     job = {"prompt": "a green frog", "seed": 7, **fields}
-    answer = await worker.actions.perform(job, fresh_id(), seen.append)
+    answer = await perform(worker, job, fresh_id(), seen.append)
     return pixels(answer), [item.preview for item in seen if item.preview is not None]
 
 
@@ -82,7 +83,7 @@ async def test_jobs_that_are_drawn_together_are_not_shown_to_each_other(worker):
     async def ask(seed):
         seen = []
         job = {"prompt": "x", "seed": seed, "previews": True}
-        answer = await together.actions.perform(job, fresh_id(), seen.append)
+        answer = await perform(together, job, fresh_id(), seen.append)
         return answer["timings"]["batch_size"], [item.preview for item in seen if item.preview]
 
     assert await asyncio.gather(ask(1), ask(2)) == [(2, []), (2, [])]

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from tests.asking import perform
 from tests.engine.test_isolation import failing_once
 from tests.pictures import encoded, gradient
 
@@ -63,7 +64,7 @@ async def told(worker, fields):
             seen.append((progress.step, progress.total))
 
     fields = {"prompt": "a red apple", "seed": 7, **fields}
-    await worker.actions.perform(fields, f"told-{next(_ids)}", emit)
+    await perform(worker, fields, f"told-{next(_ids)}", emit)
     return seen
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests import builders, tiny_tasks
+from tests.asking import perform
 from tests.controls import apart
 from tests.pictures import encoded, gradient, pixels
 from worker.app.build import build_worker
@@ -56,7 +57,7 @@ def worker(shop):
 
 async def ask(worker, emit=lambda progress: None, **fields):
     fields = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64, **fields}
-    return await worker.actions.perform(fields, f"refine-{next(_ids)}", emit)
+    return await perform(worker, fields, f"refine-{next(_ids)}", emit)
 
 
 def two_pipelines(zoo, shop, start, seed=7, scheduler=None, **base):
@@ -166,7 +167,7 @@ async def test_what_cannot_be_handed_over_is_refused_before_anything_is_loaded(w
 async def test_the_schema_offers_it_where_it_is_taken(worker):
     offered = {}
     for model in ("base", "sd1", "flux", "refiner"):
-        schema = await worker.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+        schema = await perform(worker, {"action": "schema", "model": model}, "s", lambda progress: None)
         offered[model] = "refiner" in schema["properties"]
     assert offered == {"base": True, "sd1": False, "flux": False, "refiner": True}
 

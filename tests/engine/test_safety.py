@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from tests import tiny_tasks
+from tests.asking import perform
 from tests.pictures import pixels
 from worker.app.build import build_worker
 from worker.app.settings import Settings
@@ -80,7 +81,7 @@ def shop(zoo, tmp_path_factory):
 
 async def ask(worker, **fields):
     fields = {"prompt": "a red apple", "seed": 7, **fields}
-    return await worker.actions.perform(fields, f"safety-{next(_ids)}", lambda progress: None)
+    return await perform(worker, fields, f"safety-{next(_ids)}", lambda progress: None)
 
 
 async def test_off_unless_the_operator_says_so(shop):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
+from tests.asking import perform
 from tests.pictures import pixels
 from worker.catalog.call import Model
 from worker.catalog.interface.sampling import LISTS, choose, fit_of
@@ -25,7 +26,7 @@ _PIPELINES = {"sd1": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline
 
 async def draw(worker, **fields):
     job = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64, **fields}
-    return await worker.actions.perform(job, f"scheduled-{next(_ids)}", lambda progress: None)
+    return await perform(worker, job, f"scheduled-{next(_ids)}", lambda progress: None)
 
 
 def loaded(zoo, folder):

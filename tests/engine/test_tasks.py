@@ -9,6 +9,7 @@ import pytest
 from diffusers import FluxKontextPipeline
 from jsonschema import Draft202012Validator
 
+from tests.asking import perform
 from tests.pictures import encoded, gradient, pixels
 from worker.core.errors import InvalidRequest, JobCancelled
 from worker.media.video import decode_video
@@ -25,7 +26,7 @@ PICTURE, OTHER = gradient(64, 64), 255 - gradient(64, 64)
 
 
 async def ask(worker, emit=lambda progress: None, **fields):
-    return await worker.actions.perform({"prompt": "a red apple", "seed": 7, **fields}, f"task-{next(_ids)}", emit)
+    return await perform(worker, {"prompt": "a red apple", "seed": 7, **fields}, f"task-{next(_ids)}", emit)
 
 
 def half_mask(width=64, height=64):
@@ -199,9 +200,7 @@ async def test_a_film_from_a_film_depends_on_it(shop):
 async def test_a_model_without_words_draws_by_its_seed_and_says_so(shop):
     first = await ask(shop, model="ddim")
     assert "reads no prompt" in first["warnings"][0]
-    assert np.array_equal(
-        pixels(first), pixels(await shop.actions.perform({"model": "ddim", "seed": 7}, "d", lambda p: None))
-    )
+    assert np.array_equal(pixels(first), pixels(await perform(shop, {"model": "ddim", "seed": 7}, "d", lambda p: None)))
     assert not np.array_equal(pixels(first), pixels(await ask(shop, model="ddim", seed=8)))
 
 
@@ -264,7 +263,7 @@ async def test_a_pipelines_own_strength_needs_enough_steps_too(task_worker):
     ],
 )
 async def test_the_schema_takes_what_the_worker_takes(shop, model, sent):
-    schema = await shop.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+    schema = await perform(shop, {"action": "schema", "model": model}, "s", lambda progress: None)
     check = Draft202012Validator(schema)
     check.check_schema(schema)
     assert list(check.iter_errors(sent)) == []

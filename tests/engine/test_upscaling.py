@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.asking import perform
 from tests.pictures import encoded, gradient, pixels
 from tests.upscalers import enlarged, real_esrgan, upscaler
 from tests.zoo import RECIPES
@@ -68,7 +69,7 @@ def worker(shop):
 
 
 async def ask(worker, emit=lambda progress: None, **fields):
-    return await worker.actions.perform({"seed": 7, **fields}, f"upscale-{next(_ids)}", emit)
+    return await perform(worker, {"seed": 7, **fields}, f"upscale-{next(_ids)}", emit)
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("esrgan", 4), ("esrgan-x2", 2), ("compact", 4), ("span", 2)])
@@ -219,7 +220,7 @@ async def test_a_picture_that_would_become_too_large_is_refused_before_anything_
 
 
 async def test_its_schema_lists_what_it_takes(worker):
-    schema = await worker.actions.perform({"action": "schema", "model": "esrgan"}, "s", lambda progress: None)
+    schema = await perform(worker, {"action": "schema", "model": "esrgan"}, "s", lambda progress: None)
     assert {"image", "scale", "tile", "output", "num_images"} <= schema["properties"].keys()
     unwanted = {"width", "height", "num_inference_steps", "loras", "scheduler", "refiner", "upscale", "negative_prompt"}
     assert not unwanted & schema["properties"].keys()

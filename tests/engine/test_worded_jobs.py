@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.asking import perform
 from tests.engine.test_generation import draw
 from tests.pictures import encoded, gradient, pixels
 from worker.core.errors import ParameterOutOfRange
@@ -132,7 +133,7 @@ async def test_a_loras_text_encoder_is_heard_in_weighted_prompts_too(worker, set
     ],
 )
 async def test_prompts_of_single_encoders_are_offered_and_read(worker, model, name):
-    schema = await worker.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+    schema = await perform(worker, {"action": "schema", "model": model}, "s", lambda progress: None)
     assert name in schema["properties"]
     drawn = [pixels(await handled(worker, model=model, **words)) for words in ({}, {name: "one"}, {name: "two"})]
     assert len({picture.tobytes() for picture in drawn}) == 3
@@ -151,7 +152,7 @@ async def test_clip_skip_stays_within_the_encoders_layers(worker, model, most):
 
 async def test_the_schema_says_what_is_read_and_bounds_clip_skip_by_the_family(worker):
     async def properties(model):
-        answer = await worker.actions.perform({"action": "schema", "model": model}, "s", lambda progress: None)
+        answer = await perform(worker, {"action": "schema", "model": model}, "s", lambda progress: None)
         return answer["properties"]
 
     first, large, film = [await properties(name) for name in ("tiny", "tiny-xl", "video")]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from tests.asking import perform
 from tests.pictures import encoded, gradient
 from worker.app.build import Worker
 from worker.core.errors import WorkerError
@@ -164,7 +165,7 @@ async def pay(worker: Worker, visit: Visit) -> tuple[str, ...]:
     generation.accept = accept_and_watch  # type: ignore[method-assign]
     payload = {"prompt": "a red apple", "seed": 7, **visit.fields}
     try:
-        answer = await worker.actions.perform(payload, f"visit-{next(_ids)}", _trouble(worker, visit, signals))
+        answer = await perform(worker, payload, f"visit-{next(_ids)}", _trouble(worker, visit, signals))
     except WorkerError as error:
         return (error.code,)
     finally:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.asking import perform
 from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings
 from worker.core.device import DeviceInfo, LoadPlan
@@ -232,7 +233,7 @@ class ServerContext:
 
     async def ask(self, _id: str | None = None, _emit: Emit = lambda progress: None, **payload: Any) -> dict[str, Any]:
         """Return the answer to one input, under a new id unless one is given."""
-        return await self.worker.actions.perform(payload, _id or fresh_id(), _emit)
+        return await perform(self.worker, payload, _id or fresh_id(), _emit)
 
     async def draw(self, _id: str | None = None, **payload: Any) -> dict[str, Any]:
         """Return the answer to a generation with some prompt."""

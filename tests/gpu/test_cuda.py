@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.asking import perform
 from tests.engine.test_generation import draw
 from tests.pictures import pixels
 from worker.app.build import build_worker
@@ -34,14 +35,14 @@ async def test_a_lora_comes_off_exactly(cuda, zoo):
 async def test_unloading_gives_the_memory_back(cuda):
     await draw(cuda)
     used = torch.cuda.memory_allocated()
-    await cuda.actions.perform({"action": "unload", "model": "tiny"}, "u", lambda progress: None)
+    await perform(cuda, {"action": "unload", "model": "tiny"}, "u", lambda progress: None)
     assert torch.cuda.memory_allocated() < used / 2
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 async def test_offloading_draws_the_same(cuda, monkeypatch, offload):
     expected = pixels(await draw(cuda)).astype(int)
-    await cuda.actions.perform({"action": "unload", "model": "tiny"}, "u", lambda progress: None)
+    await perform(cuda, {"action": "unload", "model": "tiny"}, "u", lambda progress: None)
     from dataclasses import replace
 
     from worker.engine import engine

@@ -1,18 +1,20 @@
 """The RunPod door without the SDK: what its handler returns, whatever happens behind it."""
 
 import asyncio
-import base64
 import json
 from types import SimpleNamespace
 
 import pytest
 
+from tests.asking import an_answer
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
+from worker.core.answer import AnswerFile, ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.transport import serverless
-from worker.transport.serverless import ServerlessDoor, save_picture, saving
+from worker.transport.local_run import LocalRun, save_files
+from worker.transport.serverless import ServerlessDoor
 
 
 def door_of(context, **options):
@@ -86,7 +88,7 @@ def circular():
 )
 async def test_an_answer_that_json_cannot_hold_is_replaced_by_an_error(answer):
     async def perform(payload, job_id, emit):
-        return answer
+        return ModelSchema(answer)
 
     got = await acting(perform).handle({"id": "j", "input": {}})
     assert got["code"] == "internal_error"
@@ -95,7 +97,7 @@ async def test_an_answer_that_json_cannot_hold_is_replaced_by_an_error(answer):
 
 async def test_an_empty_answer_is_not_empty():
     async def perform(payload, job_id, emit):
-        return {}
+        return ModelSchema({})
 
     assert await acting(perform).handle({"id": "j", "input": {}})
 
@@ -178,7 +180,7 @@ async def reporting(monkeypatch, every, steps, total=1000):
 
         late.append(emit)
         await asyncio.to_thread(work)
-        return {"ok": True}
+        return ModelSchema({"ok": True})
 
     door = ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told)
     await door.handle({"id": "j", "input": {}})
@@ -242,9 +244,15 @@ async def test_a_cancelled_job_answers_nothing(tmp_path):
     assert not context.engine.inside.is_set()
 
 
+def at_terminal(context, folder, say=lambda line: None):
+    """A handler that saves what it makes."""
+    run = LocalRun(folder, say)
+    return run.reporting(door_of(context, encode=run.encode).handle)
+
+
 async def test_saving_writes_the_pictures_and_names_them(context, tmp_path):
     said = []
-    handler = saving(door_of(context).handle, tmp_path / "out", said.append)
+    handler = at_terminal(context, tmp_path / "out", said.append)
     answer = await handler(job(prompt="A red, red Apple!", seed=3, num_images=2, output={"format": "jpeg"}))
     names = [str(tmp_path / "out" / f"a-red-red-apple-{seed}.jpg") for seed in (3, 4)]
     assert answer["images"] == names
@@ -254,7 +262,7 @@ async def test_saving_writes_the_pictures_and_names_them(context, tmp_path):
 
 
 async def test_saving_never_overwrites(context, tmp_path):
-    handler = saving(door_of(context).handle, tmp_path, lambda line: None)
+    handler = at_terminal(context, tmp_path)
     answers = [await handler(job(seed=3)) for _ in range(3)]
     assert len({answer["image"] for answer in answers}) == 3
     assert len([*tmp_path.glob("x-3*.png")]) == 3
@@ -262,15 +270,15 @@ async def test_saving_never_overwrites(context, tmp_path):
 
 async def test_saving_says_what_failed_and_writes_nothing(context, tmp_path):
     said = []
-    answer = await saving(door_of(context).handle, tmp_path / "out", said.append)(job(widht=3))
+    answer = await at_terminal(context, tmp_path / "out", said.append)(job(widht=3))
     assert said == [f"failed: {answer['error']}"]
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("prompt", ["../../etc/passwd", "", "日本", "x" * 500, "a/b\\c", None, "\0"])
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "", "日本", "x" * 500, "a/b\\c", "\0"])
 def test_a_prompt_never_chooses_the_folder(tmp_path, prompt):
-    answer = {"prompt": prompt, "seeds": [1], "format": "png"}
-    path = save_picture(base64.b64decode("AAAA"), tmp_path, answer, 0)
+    answer = an_answer(AnswerFile("png", b"\0\0\0"), prompt=prompt, seeds=(1,))
+    (path,) = save_files(answer, tmp_path)
     assert path.parent == tmp_path
     assert path.is_file()
     assert len(path.name) < 80
@@ -278,16 +286,18 @@ def test_a_prompt_never_chooses_the_folder(tmp_path, prompt):
 
 async def test_a_video_is_saved_as_an_mp4(tmp_path):
     data = b"\0\0\0\x18ftyp"
-
-    async def handler(job):
-        text = base64.b64encode(data).decode()
-        return {"video": text, "videos": [text], "seeds": [3], "format": "mp4", "prompt": "A walk"}
-
     said = []
-    answer = await saving(handler, tmp_path, said.append)({})
+    made = an_answer(AnswerFile("mp4", data), prompt="A walk", seeds=(3,), num_frames=9, fps=8.0)
+    answer = LocalRun(tmp_path, said.append).encode(made)
     assert (tmp_path / "a-walk-3.mp4").read_bytes() == data
     assert answer["video"] == answer["videos"][0] == str(tmp_path / "a-walk-3.mp4")
     assert said == [f"saved {tmp_path / 'a-walk-3.mp4'}"]
+
+
+def test_the_frames_of_videos_are_saved_under_the_seeds_of_their_videos(tmp_path):
+    made = an_answer(*[AnswerFile("png", b"frame")] * 4, prompt="walk", seeds=(3, 4), num_frames=2, fps=8.0)
+    names = [path.name for path in save_files(made, tmp_path)]
+    assert names == ["walk-3.png", "walk-3-1.png", "walk-4.png", "walk-4-1.png"]
 
 
 async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):
@@ -299,7 +309,7 @@ async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):
         emit(Progress("inference", 1, 9, preview=Raster("RGB", 8, 8, bytes(192))))  # too early to be told
         time.now += 0.15
         emit(Progress("inference", 2, 9))
-        return {"ok": True}
+        return ModelSchema({"ok": True})
 
     await ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told).handle({"id": "j"})
     assert [(update["step"], "preview" in update) for _, update in told.sent] == [(2, True)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.asking import perform
 from tests.fakes.engine import fresh_id, make_context
 from worker.core.adapter import ADAPTER_SPECS
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
@@ -22,7 +23,7 @@ def decoded(payload):
 async def refusal(context, payload):
     """The error that a payload gets; nothing may have been built for it."""
     with pytest.raises(WorkerError) as failure:
-        await context.worker.actions.perform(payload, fresh_id(), lambda progress: None)
+        await perform(context.worker, payload, fresh_id(), lambda progress: None)
     assert context.builder.built == 0
     return failure.value
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.asking import perform
 from tests.zoo.plain import save
 from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
 from tests.zoo.served import ServedZoo, answered
@@ -70,7 +71,7 @@ class _Walk:
         self.known: Model = self.worker.resolver.known(self.worker.resolver.resolve(self.model))
 
     async def walk(self) -> Report:
-        schema = await self.worker.actions.perform({"action": "schema", "model": self.model}, "schema", _silent)
+        schema = await perform(self.worker, {"action": "schema", "model": self.model}, "schema", _silent)
         properties: Mapping[str, Any] = schema["properties"]
         self.report.fields = len(properties)
         tasks = [Task(name) for name in properties["task"]["enum"] if name is not None]
@@ -207,7 +208,7 @@ class _Walk:
         self.report.runs += 1
         payload = {"seed": 0, "output": {"format": "webp"}, **fields, "model": self.model, "task": task.value}
         try:
-            answer = await self.worker.actions.perform(payload, f"field-{next(_ids)}", _silent)
+            answer = await perform(self.worker, payload, f"field-{next(_ids)}", _silent)
         except WorkerError as error:
             return f"{error.code} ({error.field}): {error.message}"
         return answered(answer)

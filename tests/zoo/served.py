@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from tests.asking import perform
 from tests.zoo.plain import Outcome, save
 from tests.zoo.recipe import Recipe
 from worker.app.build import Worker, build_worker
@@ -66,7 +67,7 @@ class ServedZoo:
         """The worker's answer to the recipe's request. Raises WorkerError."""
         # webp holds a picture as well as a film, and Pillow reads both
         payload = {**recipe.fields(), "model": f"file:{folder}", "seed": 0, "output": {"format": "webp"}}
-        return await self.worker.actions.perform(payload, f"zoo-{recipe.pipeline}", lambda progress: None)
+        return await perform(self.worker, payload, f"zoo-{recipe.pipeline}", lambda progress: None)
 
 
 def answered(answer: dict[str, Any]) -> np.ndarray:

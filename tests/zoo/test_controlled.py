@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 
+from tests.asking import perform
 from tests.controls import ROW, apart
 from tests.pictures import encoded, gradient, pixels
 from tests.zoo.plain import quiet
@@ -55,7 +56,7 @@ def test_every_row_names_classes_that_diffusers_has():
 
 def _compare(pipeline, root, worker):
     pair = apart(pipeline, root)
-    answer = asyncio.run(worker.actions.perform(pair.request(), f"controlled-{next(_ids)}", lambda progress: None))
+    answer = asyncio.run(perform(worker, pair.request(), f"controlled-{next(_ids)}", lambda progress: None))
     scale = "adapter_conditioning_scale" if pair.row.component == "T2IAdapter" else "controlnet_conditioning_scale"
     expected = pair.drawn_by_diffusers(answer["parameters"], **{scale: 1.0})
     got = pixels(answer)
@@ -79,4 +80,4 @@ def test_two_pictures_are_both_followed(pipeline, root, worker):
 
 
 def _drawn(worker, request):
-    return pixels(asyncio.run(worker.actions.perform(request, f"controlled-{next(_ids)}", lambda progress: None)))
+    return pixels(asyncio.run(perform(worker, request, f"controlled-{next(_ids)}", lambda progress: None)))

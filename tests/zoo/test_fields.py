@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.asking import perform
 from tests.zoo import RECIPES
 from tests.zoo.fields import check_fields
 from tests.zoo.plain import quiet, runs_here
@@ -69,7 +70,7 @@ def test_a_field_of_other_families_is_refused_by_name_before_anything_is_loaded(
     async def refused(folder: Path, name: str) -> None:
         payload = {**_RECIPES[folder.name].fields(), "model": f"file:{folder}", name: 1}
         with pytest.raises(UnknownParameter) as error:
-            await worker.actions.perform(payload, f"{folder.name}-{name}", lambda progress: None)
+            await perform(worker, payload, f"{folder.name}-{name}", lambda progress: None)
         assert (error.value.field, name in error.value.message) == (name, True)
 
     async def all_refused() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.asking import perform
 from tests.zoo import RECIPES
 from tests.zoo.plain import quiet, save
 from tests.zoo.recipe import Recipe
@@ -115,7 +116,7 @@ def _job(recipe: Recipe, index: int) -> dict[str, Any]:
 
 
 async def _drawn(worker: Worker, job: Mapping[str, Any]) -> list[np.ndarray]:
-    answer = await worker.actions.perform(dict(job), f"together-{next(_ids)}", lambda progress: None)
+    answer = await perform(worker, dict(job), f"together-{next(_ids)}", lambda progress: None)
     return [np.asarray(_opened(text).convert("RGB")).astype(int) for text in answer.get("images") or ()]
 
 

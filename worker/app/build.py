@@ -29,6 +29,7 @@ from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
+from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.idempotency import JobLedger
 from worker.service.jobs.output_folder import OutputFolder
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
@@ -44,7 +45,6 @@ from worker.service.usage.telemetry import MeteredBackend, Observer, Telemetry
 from worker.store.refs import parse_reference
 from worker.store.store import Store
 from worker.transport.actions import Actions
-from worker.transport.delivery import Delivery
 from worker.wire.request import ALIASES
 
 _LOG = logging.getLogger("worker")

@@ -10,7 +10,9 @@ from worker.app.logs import configure_logging
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
-from worker.transport.serverless import ServerlessDoor, saving
+from worker.transport.local_run import LocalRun
+from worker.transport.serverless import ServerlessDoor
+from worker.wire.result import encode_answer
 
 _LOG = logging.getLogger("worker")
 _background: set[asyncio.Task[None]] = set()
@@ -38,16 +40,18 @@ def run_serverless() -> None:
         return
     for warning in (*settings.warnings(), *library_warnings()):
         _LOG.warning("%s", warning)
+    at_terminal = LocalRun(settings.outputs_dir, _say_at_exit) if local else None
     door = ServerlessDoor(
         worker.actions,
         concurrency=settings.jobs_taken,
+        encode=at_terminal.encode if at_terminal else encode_answer,
         send_progress=None if local else runpod.serverless.progress_update,
         on_loop_start=lambda: _begin(worker),
     )
     if not local:
         for check in (check_volume(settings), check_device(settings)):
             runpod.serverless.register_fitness_check(check)
-    handler = saving(door.handle, settings.outputs_dir, _say_at_exit) if local else door.handle
+    handler = at_terminal.reporting(door.handle) if at_terminal else door.handle
     runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
 
 

@@ -1,4 +1,4 @@
-"""Answers to everything that a worker can be asked but to generate: typed, and made into JSON by `wire`."""
+"""Answers to everything that a worker can be asked: typed, and made into JSON by `wire` and the doors only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,47 @@ from pydantic import JsonValue
 
 from worker.core.device import LoadPlan
 from worker.core.model import Detection, Outline, Task
+from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format
+from worker.core.result import JobFacts
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """One file of an answer: its bytes, or where it was put, a URL of a bucket or a path below the volume."""
+
+    format: Format
+    data: bytes = b""
+    url: str | None = None
+    path: str | None = None
+
+    @property
+    def media_type(self) -> str:
+        """Its media type, as HTTP names it."""
+        return CONTENT_TYPES[self.format]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer(JobFacts):
+    """A finished job with its encoded files, ready for any door.
+
+    The files are images, videos, or the frames of videos, one after the other; all are of one `format`. There is a
+    seed for each image or video. `width`, `height`, `num_frames` and `fps` are of the first; 0 frames make an image.
+    `encode_s` is how long the files took.
+    """
+
+    files: tuple[AnswerFile, ...]
+    format: Format
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    num_frames: int = 0
+    fps: float = 0.0
+    encode_s: float = 0.0
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the files are videos; the frames of one are images."""
+        return self.num_frames > 0 and self.format not in FRAME_FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +145,6 @@ class Unloaded:
 
     model: str
     dropped: bool
+
+
+AnyAnswer = Answer | ModelList | ModelSchema | Inspection | PlanReport | WorkerStatus | Preloaded | Unloaded

@@ -11,6 +11,7 @@ from worker.core.errors import WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import Raster
 from worker.core.model import Task
+from worker.core.request import Format
 
 Phase = Literal["download", "load", "inference", "encode"]
 
@@ -59,7 +60,7 @@ class LoraReport:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One picture or one video, with the seed that made it and the job it belongs to.
+    """One image or one video as pixels, with the seed that made it and the job it belongs to.
 
     A video has all of its `frames`, shown `fps` a second; its `raster` is the first of them.
     """
@@ -76,9 +77,47 @@ class Artifact:
         return bool(self.frames)
 
     @property
+    def width(self) -> int:
+        """Pixels from left to right."""
+        return self.raster.width
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+        return self.raster.height
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames a video has; 0 of an image."""
+        return len(self.frames)
+
+    @property
     def byte_size(self) -> int:
         """Bytes of all pixels."""
         return sum(len(frame.data) for frame in self.frames or (self.raster,))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedArtifact:
+    """One image or one video that came as a file: it leaves as it came. A video has `num_frames`, at `fps` a second."""
+
+    data: bytes
+    format: Format
+    seed: int
+    width: int
+    height: int
+    num_frames: int = 0
+    fps: float = 0.0
+
+    @property
+    def is_video(self) -> bool:
+        """Whether this is a video."""
+        return self.num_frames > 0
+
+    @property
+    def byte_size(self) -> int:
+        """Bytes of the file."""
+        return len(self.data)
 
 
 # What one job of a batch came to: its pictures, or why it has none while its companions may.
@@ -166,11 +205,10 @@ class Reproduction:
     input: Mapping[str, JsonValue]
 
 
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """A finished job: pictures or videos as pixels; the door encodes them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """What is known of a finished job beside its images or videos."""
 
-    artifacts: tuple[Artifact, ...]
     model: str
     revision: str | None
     task: Task
@@ -182,4 +220,11 @@ class JobResult:
     reproduce: Reproduction
     adapters: tuple[AdapterReport, ...] = ()
     safety: tuple[SafetyVerdict, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult(JobFacts):
+    """A finished job as its backend hands it over: pixels, or files that are encoded already; never both."""
+
+    artifacts: tuple[Artifact, ...] | tuple[EncodedArtifact, ...]

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from worker.core.answer import Answer, AnyAnswer
 from worker.core.errors import ModelNotFound, WorkerError
 from worker.core.result import Emit
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
+from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.record import JobRecord
 from worker.service.usage.telemetry import Operation, Telemetry
 from worker.transport import request_id
-from worker.transport.delivery import Delivery
 from worker.transport.privacy import kept, redact
-from worker.wire import introspection as wire
 from worker.wire.request import Envelope, decode_envelope, decode_generation, decode_model, decode_nothing
-from worker.wire.result import encode_seconds
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,9 +34,7 @@ class Actions:
     delivery: Delivery
     telemetry: Telemetry
 
-    async def perform(
-        self, payload: object, job_id: str, emit: Emit, caller: str | None = None
-    ) -> dict[str, JsonValue]:
+    async def perform(self, payload: object, job_id: str, emit: Emit, caller: str | None = None) -> AnyAnswer:
         """Answer one input. Raises WorkerError, and CancelledError when the caller took the job back."""
         traced = request_id.traceparent.get()
         with (
@@ -69,31 +66,29 @@ class Actions:
         """Put a job into the books that was turned away before anybody looked into it."""
         self.telemetry.refuse(record.id, request_id.current.get(), record.caller, error)
 
-    async def _answer(self, envelope: Envelope, operation: Operation, emit: Emit) -> dict[str, JsonValue]:
+    async def _answer(self, envelope: Envelope, operation: Operation, emit: Emit) -> AnyAnswer:
         fields = envelope.fields
         match envelope.action:
             case "generate":
                 return await self._generate(fields, operation, emit)
             case "models":
                 decode_nothing(fields)
-                return wire.encode_models(self.introspection.models())
+                return self.introspection.models()
             case "schema":
-                return dict((await self.introspection.schema(decode_model(fields))).document)
+                return await self.introspection.schema(decode_model(fields))
             case "inspect":
-                return wire.encode_inspection(await self.introspection.inspect(decode_model(fields)))
+                return await self.introspection.inspect(decode_model(fields))
             case "plan":
-                return wire.encode_plan(await self.device.plan(decode_model(fields)))
+                return await self.device.plan(decode_model(fields))
             case "status":
                 decode_nothing(fields)
-                return wire.encode_status(self.device.status())
+                return self.device.status()
             case "preload":
-                return wire.encode_preloaded(await self.device.preload(decode_model(fields), emit))
+                return await self.device.preload(decode_model(fields), emit)
             case "unload":
-                return wire.encode_unloaded(await self.device.unload(decode_model(fields)))
+                return await self.device.unload(decode_model(fields))
 
-    async def _generate(
-        self, fields: Mapping[str, JsonValue], operation: Operation, emit: Emit
-    ) -> dict[str, JsonValue]:
+    async def _generate(self, fields: Mapping[str, JsonValue], operation: Operation, emit: Emit) -> Answer:
         request = decode_generation(fields)
         delivery = self.delivery.of(request)
         if delivery.bucket is None:
@@ -101,8 +96,8 @@ class Actions:
         else:  # whose address is looked up
             await asyncio.to_thread(delivery.check, request.output)
         result = await self.generation.generate(request, operation.job_id, emit, operation.caller)
-        answer = await asyncio.to_thread(delivery.encode, result, request.output, operation.job_id)
-        operation.encode_s = encode_seconds(answer)
+        answer = await asyncio.to_thread(delivery.deliver, result, request.output, operation.job_id)
+        operation.encode_s = answer.encode_s
         return answer
 
 

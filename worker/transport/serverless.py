@@ -1,19 +1,16 @@
 """The RunPod door: job dict in, a dict that always survives the SDK out. Traps: docs/tour.md, "The RunPod door"."""
 
 import asyncio
-import base64
-import itertools
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
+from worker.core.answer import AnyAnswer
 from worker.core.errors import DeviceLost, WorkerError
 from worker.core.result import Progress
 from worker.transport import request_id
@@ -21,6 +18,7 @@ from worker.transport.actions import Actions, unexpected
 from worker.transport.progress import encode_progress
 from worker.wire.errors import encode_error
 from worker.wire.request import input_of
+from worker.wire.result import encode_answer
 
 _LOG = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
@@ -28,6 +26,7 @@ PROGRESS_EVERY_S = 1.0
 QUIET_BEFORE_END_S = 0.25
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Encode = Callable[[AnyAnswer], dict[str, JsonValue]]
 Send = Callable[[dict[str, Any], dict[str, JsonValue]], None]
 
 
@@ -39,11 +38,13 @@ class ServerlessDoor:
         actions: Actions,
         *,
         concurrency: int,
+        encode: Encode = encode_answer,
         send_progress: Send | None = None,
         on_loop_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._actions = actions
         self._concurrency = concurrency
+        self._encode = encode
         self._send_progress = send_progress
         self._on_loop_start = on_loop_start
         self._started = False
@@ -66,7 +67,7 @@ class ServerlessDoor:
         request_id.traceparent.set(None)
         progress = _Throttle(job, self._send_progress if _wants_progress(job.get("input")) else None)
         try:
-            answer = await self._actions.perform(input_of(job), job_id, progress)
+            answer = self._encode(await self._actions.perform(input_of(job), job_id, progress))
         except WorkerError as error:
             answer = self._failed(error, job_id)
         except Exception as error:
@@ -127,39 +128,3 @@ def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         return dict(encode_error(unexpected(error), job_id))
     return dict(answer) or {"ok": True}
-
-
-def saving(handler: Handler, folder: Path, say: Callable[[str], None]) -> Handler:
-    """`handler` for a run in a terminal: files go into `folder`, and the answer names them in their place."""
-
-    async def handle(job: dict[str, Any]) -> dict[str, Any]:
-        answer = await handler(job)
-        one, several = ("video", "videos") if "videos" in answer else ("image", "images")
-        files = answer.get(several)
-        if "error" in answer:
-            say(f"failed: {answer['error']}")
-        if not isinstance(files, list) or answer.get(f"{one}_url") or answer.get(f"{one}_path"):
-            return answer
-        paths = [str(save_picture(base64.b64decode(text), folder, answer, index)) for index, text in enumerate(files)]
-        for path in paths:
-            say(f"saved {path}")
-        return answer | {one: paths[0], several: paths}
-
-    return handle
-
-
-def save_picture(data: bytes, folder: Path, answer: Mapping[str, Any], index: int) -> Path:
-    """Write one picture or video under a name that says what it is, and never over another one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = re.sub(r"[^a-z0-9]+", "-", str(answer.get("prompt") or "picture").lower()).strip("-")[:48] or "picture"
-    stem = f"{words}-{answer['seeds'][index]}"
-    extension = "jpg" if answer["format"] == "jpeg" else answer["format"]
-    for count in itertools.count():
-        path = folder / f"{stem}{f'-{count}' if count else ''}.{extension}"
-        try:
-            with path.open("xb") as file:
-                file.write(data)
-            return path
-        except FileExistsError:
-            continue
-    raise AssertionError("unreachable")

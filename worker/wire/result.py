@@ -1,89 +1,104 @@
-"""Answers and progress as callers get them."""
+"""Answers and progress as callers get them: files as base64, made here at the very end."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
 
+import pybase64
 from pydantic import JsonValue
 
-from worker.core.request import FRAME_FORMATS
-from worker.core.result import JobResult, Progress
+from worker.core.answer import (
+    Answer,
+    AnswerFile,
+    AnyAnswer,
+    Inspection,
+    ModelList,
+    ModelSchema,
+    PlanReport,
+    Preloaded,
+    Unloaded,
+    WorkerStatus,
+)
+from worker.core.result import Progress
+from worker.wire import introspection
 
 
-def encode_result(result: JobResult, files: list[str], format_: str, encode_s: float) -> dict[str, JsonValue]:
-    """A result as a caller gets it. `files`: base64 or URLs of pictures, of a video's frames, or of videos."""
-    first = result.artifacts[0]
-    timings = result.timings
-    shown: dict[str, JsonValue] = {"image": files[0], "images": [*files]}
-    if first.is_video:
-        shown = shown if format_ in FRAME_FORMATS else {"video": files[0], "videos": [*files]}
-        shown |= {"num_frames": len(first.frames), "fps": first.fps}
-    return {
-        **shown,
-        "seed": first.seed,
-        "seeds": [item.seed for item in result.artifacts],
-        "model": result.model,
-        "revision": result.revision,
-        "task": result.task.value,
-        "prompt": result.prompt,
-        "width": first.raster.width,
-        "height": first.raster.height,
-        "num_inference_steps": result.parameters.get("num_inference_steps"),
-        "parameters": dict(result.parameters),
-        "format": format_,
-        "loras": [
-            {
-                "model": lora.model,
-                "weight": lora.weight,
-                "matched": lora.matched,
-                "total": lora.total,
-                "sha256": lora.sha256,
-                "algorithm": lora.algorithm,
-                "unmatched": [*lora.unmatched],
-                "trigger_words": [*lora.trigger_words],
-            }
-            for lora in result.loras
-        ],
-        "adapters": [
-            {
-                "kind": item.kind.value,
-                "model": item.model,
-                "weight": item.weight,
-                "sha256": item.sha256,
-                "tokens": [*item.tokens],
-            }
-            for item in result.adapters
-        ],
-        "safety": [{"flagged": item.flagged, "label": item.label, "score": item.score} for item in result.safety],
-        "timings": {
-            "queue_s": round(timings.queue_s, 4),
-            "download_s": round(timings.download_s, 4),
-            "load_s": round(timings.load_s, 4),
-            "inference_s": round(timings.inference_s, 4),
-            "encode_s": round(encode_s, 4),
-            "batch_size": timings.batch_size,
-        },
-        "usage": {
-            "gpu_seconds": round(result.usage.gpu_seconds, 4),
-            "images": result.usage.images,
-            "pixel_steps": result.usage.pixel_steps,
-            "peak_memory_gb": round(result.usage.peak_memory_gb, 3),
-            "bytes_downloaded": result.usage.bytes_downloaded,
-            "cost_usd": None if (cost := result.usage.cost_usd) is None else round(cost, 8),
-        },
+def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
+    """Write the answer to whatever was asked."""
+    match answer:
+        case Answer():
+            return encode_generation(answer, [encode_file(file) for file in answer.files])
+        case ModelList():
+            return introspection.encode_models(answer)
+        case ModelSchema():
+            return dict(answer.document)
+        case Inspection():
+            return introspection.encode_inspection(answer)
+        case PlanReport():
+            return introspection.encode_plan(answer)
+        case WorkerStatus():
+            return introspection.encode_status(answer)
+        case Preloaded():
+            return introspection.encode_preloaded(answer)
+        case Unloaded():
+            return introspection.encode_unloaded(answer)
+
+
+class Base64(str):
+    """A text that was just made as base64: JSON has nothing in it to escape, and who writes it need not look."""
+
+    __slots__ = ()
+
+
+def encode_file(file: AnswerFile) -> str:
+    """Write a file of an answer: where it was put, else its bytes as raw base64, without a data: prefix."""
+    return file.url or file.path or Base64(pybase64.b64encode_as_string(file.data))
+
+
+def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonValue]:
+    """Write a finished job. `files` are what stands for its files, in their order."""
+    kind = "video" if answer.is_video else "image"
+    shown: dict[str, JsonValue] = {kind: files[0], f"{kind}s": [*files]}
+    if answer.num_frames:
+        shown |= {"num_frames": answer.num_frames, "fps": answer.fps}
+    shown |= {
+        "seed": answer.seeds[0],
+        "seeds": [*answer.seeds],
+        "model": answer.model,
+        "revision": answer.revision,
+        "task": answer.task.value,
+        "prompt": answer.prompt,
+        "width": answer.width,
+        "height": answer.height,
+        "num_inference_steps": answer.parameters.get("num_inference_steps"),
+        "parameters": dict(answer.parameters),
+        "format": answer.format,
+        "loras": _loras(answer),
+        "adapters": _adapters(answer),
+        "safety": [{"flagged": item.flagged, "label": item.label, "score": item.score} for item in answer.safety],
+        "timings": _timings(answer),
+        "usage": _usage(answer),
         "reproduce": {
-            "model": result.reproduce.model,
-            "loras": [*result.reproduce.loras],
-            "versions": dict(result.reproduce.versions),
-            "input": dict(result.reproduce.input),
+            "model": answer.reproduce.model,
+            "loras": [*answer.reproduce.loras],
+            "versions": dict(answer.reproduce.versions),
+            "input": dict(answer.reproduce.input),
         },
-        "warnings": [*result.warnings],
+        "warnings": [*answer.warnings],
     }
+    first = answer.files[0]
+    if first.url is not None:
+        shown[f"{kind}_url"] = files[0]
+    elif first.path is not None:
+        shown[f"{kind}_path"] = files[0]
+    return shown
 
 
-def encode_seconds(answer: Mapping[str, JsonValue]) -> float:
-    """What the pictures of an answer of `encode_result` took to encode."""
-    timings = answer["timings"]
-    seconds = timings["encode_s"] if isinstance(timings, dict) else 0.0
-    return seconds if isinstance(seconds, float) else 0.0
+def body_bytes(answer: Answer) -> int:
+    """Measure `answer` as the platform will receive it. Its files, which are ASCII, are counted unwritten."""
+    rest = encode_generation(answer, [""] * len(answer.files))
+    written = json.dumps({"output": rest}, ensure_ascii=False).encode("utf-8", "replace")
+    sizes = [len(file.url or file.path or "") or (len(file.data) + 2) // 3 * 4 for file in answer.files]
+    return len(written) + sum(sizes) + sizes[0]
 
 
 def encode_progress(progress: Progress, preview: str | None = None) -> dict[str, JsonValue]:
@@ -95,3 +110,56 @@ def encode_progress(progress: Progress, preview: str | None = None) -> dict[str,
         "message": progress.message,
     }
     return update if preview is None else update | {"preview": preview}
+
+
+def _loras(answer: Answer) -> list[JsonValue]:
+    return [
+        {
+            "model": lora.model,
+            "weight": lora.weight,
+            "matched": lora.matched,
+            "total": lora.total,
+            "sha256": lora.sha256,
+            "algorithm": lora.algorithm,
+            "unmatched": [*lora.unmatched],
+            "trigger_words": [*lora.trigger_words],
+        }
+        for lora in answer.loras
+    ]
+
+
+def _adapters(answer: Answer) -> list[JsonValue]:
+    return [
+        {
+            "kind": item.kind.value,
+            "model": item.model,
+            "weight": item.weight,
+            "sha256": item.sha256,
+            "tokens": [*item.tokens],
+        }
+        for item in answer.adapters
+    ]
+
+
+def _timings(answer: Answer) -> dict[str, JsonValue]:
+    timings = answer.timings
+    return {
+        "queue_s": round(timings.queue_s, 4),
+        "download_s": round(timings.download_s, 4),
+        "load_s": round(timings.load_s, 4),
+        "inference_s": round(timings.inference_s, 4),
+        "encode_s": round(answer.encode_s, 4),
+        "batch_size": timings.batch_size,
+    }
+
+
+def _usage(answer: Answer) -> dict[str, JsonValue]:
+    usage = answer.usage
+    return {
+        "gpu_seconds": round(usage.gpu_seconds, 4),
+        "images": usage.images,
+        "pixel_steps": usage.pixel_steps,
+        "peak_memory_gb": round(usage.peak_memory_gb, 3),
+        "bytes_downloaded": usage.bytes_downloaded,
+        "cost_usd": None if usage.cost_usd is None else round(usage.cost_usd, 8),
+    }

@@ -6,6 +6,7 @@ import io
 import pytest
 from PIL import Image
 
+from tests.asking import perform
 from tests.fakes.engine import make_context
 from worker.catalog.call import Model
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, UnsupportedModel, WorkerError
@@ -232,7 +233,7 @@ async def test_a_small_model_says_kindly_what_it_can_draw(tmp_path):
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
     known = await worker.actions.generation.accept(GenerationRequest(prompt="two green frogs"), "a")
     assert known.warnings == ()
-    other = await worker.actions.perform({"prompt": "a quokka at the gym", "num_inference_steps": 1}, "b", quiet)
+    other = await perform(worker, {"prompt": "a quokka at the gym", "num_inference_steps": 1}, "b", quiet)
     assert "peach" in other["warnings"][0]
     assert "none of them" in other["warnings"][0]
 

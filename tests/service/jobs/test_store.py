@@ -5,6 +5,8 @@ from contextlib import suppress
 
 import pytest
 
+from tests.asking import an_answer
+from worker.core.answer import AnswerFile
 from worker.core.errors import (
     InvalidRequest,
     JobCancelled,
@@ -40,10 +42,15 @@ class Work:
             await asyncio.sleep(0.01)
             if self.failures:
                 raise self.failures.pop(0)
-            return {"image": payload.get("image", "picture")}
+            return picture(payload.get("image", "picture"))
         except asyncio.CancelledError:
             self.stopped.append(job_id)
             raise
+
+
+def picture(words="picture"):
+    """The answer of a job: one file that holds what was sent."""
+    return an_answer(AnswerFile("png", words.encode()))
 
 
 def unforeseen(error, payload):
@@ -80,7 +87,7 @@ async def test_a_job_goes_from_the_queue_through_work_to_its_answer(store, work,
     work.go.set()
     await reached(job, Status.IN_PROGRESS)
     assert await job.wait(30)
-    assert (job.status, job.outcome()) == (Status.COMPLETED, {"image": "picture"})
+    assert (job.status, job.outcome()) == (Status.COMPLETED, picture())
     assert job.delay_ms >= 1_000_000
     assert 5 <= job.execution_ms < 1_000_000
     assert store.find("a") is job
@@ -162,7 +169,7 @@ async def test_over_the_budget_the_oldest_answers_go_and_the_newest_never(work):
     with pytest.raises(JobNotFound):
         store.find("a")
     assert store.find("b").answer
-    assert store.find("c").answer["image"] == "c" * 10_000
+    assert store.find("c").answer == picture("c" * 10_000)
     await store.close()
 
 
@@ -195,7 +202,7 @@ async def test_a_failed_job_is_retried_under_its_id(store, work):
     store.retry(job)
     assert (job.status, job.error) == (Status.IN_QUEUE, None)
     await job.wait(30)
-    assert job.outcome() == {"image": "kept for that"}
+    assert job.outcome() == picture("kept for that")
     assert (store.counts().retried, store.counts().failed, store.counts().completed) == (1, 1, 1)
     with pytest.raises(InvalidRequest, match="is COMPLETED"):
         store.retry(job)
@@ -255,7 +262,7 @@ async def test_followers_see_every_step_and_the_end(store, work):
     assert await asyncio.gather(*followers) == [[1], [1]]
     assert [item.step for item in job.take_unread()] == [1]
     assert job.take_unread() == []
-    assert job.take_answer() == {"image": "picture"}
+    assert job.take_answer() == picture()
     assert job.take_answer() is None
 
 

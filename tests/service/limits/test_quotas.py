@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.asking import perform
 from tests.fakes.engine import FakeEngine, make_context
 from tests.service.limits.test_admission import started
 from worker.core.errors import InvalidOutput, LoadFailed, Overloaded, QuotaExceeded, RateLimited, WorkerError
@@ -123,8 +124,8 @@ class Paying:
         self.context = make_context(root, self.engine, **{**limits, **changes})
 
     async def draw(self, job_id, **fields):
-        perform = self.context.worker.actions.perform
-        return await perform({"prompt": "an apple", "width": 64, "height": 64, **fields}, job_id, lambda _: None, "a")
+        payload = {"prompt": "an apple", "width": 64, "height": 64, **fields}
+        return await perform(self.context.worker, payload, job_id, caller="a")
 
     @property
     def paid(self):
@@ -216,7 +217,7 @@ async def test_who_takes_a_job_back_pays_for_it_once_it_is_drawn_at(tmp_path):
             loop.call_soon_threadsafe(seen.set)
 
     third = asyncio.create_task(
-        paying.context.worker.actions.perform({"prompt": "x", "width": 64, "height": 64}, "third", tell, "a")
+        perform(paying.context.worker, {"prompt": "x", "width": 64, "height": 64}, "third", tell, "a")
     )
     await seen.wait()
     third.cancel()

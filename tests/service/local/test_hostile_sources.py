@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from tests.asking import perform
 from tests.fakes.civitai import FakeCivitai
 from tests.fakes.hub import FakeHub
 from worker.app.build import build_worker
@@ -82,7 +83,7 @@ async def test_it_is_refused_by_name_and_nothing_of_it_is_kept(name, place, fiel
     reference = published(place, content, sites, connected, tmp_path)
     sent = {"model": reference} if field == "model" else {"loras": [reference]}
     with pytest.raises(WorkerError) as failure:
-        await connected.actions.perform({"prompt": "x", **sent}, "job", lambda progress: None)
+        await perform(connected, {"prompt": "x", **sent}, "job", lambda progress: None)
     assert failure.value.field == field
     assert code in (None, failure.value.code)
     assert words in failure.value.message or (place, name) == ("hf", "page")  # the transfer sees that it is a page

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.asking import perform
 from tests.fakes.collector import Collector
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.service.local.test_backend import begun, cancelled, queued
@@ -251,11 +252,11 @@ async def test_a_stand_in_is_counted_where_it_ran(tmp_path):
 
 
 async def test_every_operation_is_in_the_audit_log_with_who_asked_for_it(watched):
-    actions = watched.context.worker.actions
+    worker = watched.context.worker
     for payload in ({"action": "models"}, {"action": "inspect", "model": "small"}, {"action": "unload"}):
-        await actions.perform(payload, fresh_id(), lambda progress: None, caller="alice")
+        await perform(worker, payload, fresh_id(), caller="alice")
     with pytest.raises(WorkerError):
-        await actions.perform("no object", fresh_id(), lambda progress: None, caller="bob")
+        await perform(worker, "no object", fresh_id(), caller="bob")
     lines = watched.lines()
     assert [(line["caller"], line["action"], line["model"], line["outcome"]) for line in lines] == [
         ("alice", "models", None, "ok"),
@@ -293,7 +294,7 @@ async def test_an_observer_that_fails_fails_no_job(tmp_path, caplog):
     watched = Watched(tmp_path)
     worker = watched.context.worker
     actions = replace(worker.actions, telemetry=Telemetry(worker.resolver.registered_id, [Broken(), worker.metrics]))
-    assert (await actions.perform({"prompt": "x"}, "1", lambda progress: None))["image"]
+    assert (await perform(replace(worker, actions=actions), {"prompt": "x"}))["image"]
     assert "secret words" not in caplog.text
     assert watched.samples()["requests_total", "ok", "text-to-image", "tiny"] == 1
 
@@ -335,7 +336,7 @@ async def test_workers_on_one_volume_write_files_of_their_own(watched, tmp_path)
             records.append(record)
 
     telemetry = Telemetry(worker.resolver.registered_id, [Keeping()])
-    await replace(worker.actions, telemetry=telemetry).perform({"action": "models"}, "1", lambda progress: None)
+    await perform(replace(worker, actions=replace(worker.actions, telemetry=telemetry)), {"action": "models"})
     for name in ("pod/1", "pod-2"):
         usage_log = UsageLog(tmp_path / "shared", name)
         usage_log.note(records[0])

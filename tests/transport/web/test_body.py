@@ -5,6 +5,7 @@ import json
 import pytest
 
 from worker.transport.web.body import LONG, written
+from worker.wire.result import Base64
 
 
 @pytest.mark.parametrize("letters", ["QUJD", '"\\\n', "ä€😀", "\x00\x1f"])
@@ -17,6 +18,14 @@ def test_long_texts_in_many_places_are_read_back_as_they_were(letters):
         "": letters,
     }
     assert json.loads(written(body)) == json.loads(json.dumps(body))
+
+
+def test_base64_is_written_as_it_is():
+    text = Base64("QUJD" * LONG)
+    assert (
+        written({"image": text, "images": [text]})
+        == json.dumps({"image": text, "images": [text]}).replace(" ", "").encode()
+    )
 
 
 def test_a_long_text_is_written_where_it_stands_only():

@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.app.cli.terminal import ERR, OUT, fail, ignore, open_worker, perform, progress_bars
-from worker.transport.serverless import save_picture
+from worker.core.answer import Answer, ModelList
+from worker.transport.local_run import save_files
+from worker.wire.result import encode_answer
 
 app = typer.Typer()
 Model = Annotated[str | None, typer.Argument(help="A model id of models.yaml, an alias, or a reference.")]
@@ -36,12 +38,14 @@ def run(
     with open_worker(unregistered=True) as worker, progress_bars() as show:
         given = {name: value for name, value in fields.items() if value not in (None, [])}
         answer = perform(worker, given, show)
-    folder = output or worker.settings.outputs_dir
-    for warning in answer.get("warnings") or []:
+    if not isinstance(answer, Answer):  # --param action=…
+        OUT.print_json(json.dumps(encode_answer(answer)))
+        return
+    for warning in answer.warnings:
         ERR.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
-    for index, text in enumerate(answer.get("videos") or answer["images"]):
-        uploaded = "image_url" in answer or "video_url" in answer
-        print(text if uploaded else save_picture(base64.b64decode(text), folder, answer, index))  # noqa: T201
+    uploaded = [place for file in answer.files if (place := file.url or file.path)]
+    saved = [] if uploaded else save_files(answer, output or worker.settings.outputs_dir)
+    print(*uploaded, *saved, sep="\n")  # noqa: T201
 
 
 @app.command()
@@ -67,17 +71,18 @@ def models() -> None:
     """List the models of models.yaml."""
     with open_worker() as worker:
         answer = perform(worker, {"action": "models"}, ignore)
+    entries = answer.models if isinstance(answer, ModelList) else ()
     table = Table("model", "aliases", "tasks", "family", "served")
-    for entry in answer["models"]:
-        aliases, tasks = ", ".join(entry["aliases"]), ", ".join(entry["tasks"])
-        table.add_row(entry["id"], aliases, tasks, entry["architecture"] or "", "yes" if entry["served"] else "not yet")
+    for entry in entries:
+        aliases, tasks = ", ".join(entry.aliases), ", ".join(entry.tasks)
+        table.add_row(entry.id, aliases, tasks, entry.architecture or "", "yes" if entry.served else "not yet")
     OUT.print(table)
 
 
 def _answer(payload: dict[str, Any]) -> None:
     with open_worker(unregistered=True) as worker:
         answer = perform(worker, {name: value for name, value in payload.items() if value is not None}, ignore)
-    OUT.print_json(json.dumps(answer))
+    OUT.print_json(json.dumps(encode_answer(answer)))
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings, SettingsError, read_settings
 from worker.catalog.registry import RegistryError
+from worker.core.answer import AnyAnswer
 from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import ModelSource, ModelSpec
 from worker.core.result import Emit, Progress
@@ -57,7 +58,7 @@ def fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def perform(worker: Worker, payload: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def perform(worker: Worker, payload: dict[str, Any], emit: Emit) -> AnyAnswer:
     """Answer one job input. Raises WorkerError."""
     return asyncio.run(worker.actions.perform(payload, "cli", emit))
 

@@ -4,19 +4,18 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from hashlib import sha256
 from weakref import WeakSet
 
 from pydantic import JsonValue
 
+from worker.core.answer import AnyAnswer
 from worker.core.errors import JobCancelled, WorkerError
 from worker.core.result import Progress
-
-Answer = dict[str, JsonValue]
 
 MAX_UNREAD = 100
 DAY_S = 86_400.0
@@ -60,7 +59,7 @@ class JobRecord:
         self.started_at: float | None = None
         self.finished_at: float | None = None
         self.progress: Progress | None = None
-        self.answer: Answer | None = None
+        self.answer: AnyAnswer | None = None
         self.error: WorkerError | None = None
         self.bytes = _weight(payload)
         self.callers = 0
@@ -91,7 +90,7 @@ class JobRecord:
                 await self._ended.wait()
         return self.over
 
-    def outcome(self) -> Answer:
+    def outcome(self) -> AnyAnswer:
         """The answer of a job that is over. Raises the WorkerError that it ended with."""
         if self.answer is None:
             raise self.error or JobCancelled("The job was cancelled.")
@@ -118,7 +117,7 @@ class JobRecord:
         self._unread.clear()
         return found
 
-    def take_answer(self) -> Answer | None:
+    def take_answer(self) -> AnyAnswer | None:
         """The answer, once; None before and afterwards."""
         taken, self._answer_taken = self._answer_taken, self.answer is not None
         return None if taken else self.answer
@@ -136,7 +135,7 @@ class JobRecord:
             feed.items.append(progress)
             feed.news.set()
 
-    def finish(self, status: Status, answer: Answer | None, error: WorkerError | None) -> None:
+    def finish(self, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
         """Enter a final state."""
         self.status, self.answer, self.error = status, answer, error
         self.finished_at = time.monotonic()
@@ -171,14 +170,16 @@ def digest(payload: JsonValue) -> str:
     return sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
-def _weight(value: JsonValue) -> int:
-    """About how many bytes a JSON value holds; its long texts decide."""
-    if isinstance(value, str):
+def _weight(value: object) -> int:
+    """About how many bytes a value holds; its texts and its files decide."""
+    if isinstance(value, str | bytes):
         return 64 + len(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return 64 + sum(64 + len(key) + _weight(part) for key, part in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return 64 + sum(map(_weight, value))
+    if is_dataclass(value):
+        return 64 + sum(_weight(getattr(value, item.name)) for item in fields(value))
     return 32
 
 

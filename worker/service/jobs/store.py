@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from worker.core.answer import AnyAnswer
 from worker.core.errors import (
     InvalidRequest,
     JobCancelled,
@@ -19,11 +20,11 @@ from worker.core.errors import (
     WorkerError,
 )
 from worker.core.result import Emit, Progress
-from worker.service.jobs.record import Answer, JobOptions, JobRecord, Status, digest
+from worker.service.jobs.record import JobOptions, JobRecord, Status, digest
 
 _LOG = logging.getLogger(__name__)
 
-Perform = Callable[[object, str, Emit, str | None], Awaitable[Answer]]
+Perform = Callable[[object, str, Emit, str | None], Awaitable[AnyAnswer]]
 
 RETRY_AFTER_S = 5
 
@@ -203,7 +204,7 @@ class JobStore:
                 loop.call_soon_threadsafe(advance, progress)
 
         status = Status.FAILED
-        answer: Answer | None = None
+        answer: AnyAnswer | None = None
         failure: WorkerError | None = None
         try:
             answer = await self._perform(record.payload, record.id, emit, record.caller)
@@ -236,7 +237,7 @@ class JobStore:
             self._running[record.id].cancel(error.code)  # the reason, for whoever keeps the books
             self._end(record, status, None, error)
 
-    def _end(self, record: JobRecord, status: Status, answer: Answer | None, error: WorkerError | None) -> None:
+    def _end(self, record: JobRecord, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
         record.finish(status, answer, error)
         self._running.pop(record.id, None)
         if limit := self._limits.pop(record.id, None):

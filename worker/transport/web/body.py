@@ -3,8 +3,9 @@
 import json
 import secrets
 
-import pybase64
 from pydantic_core import PydanticSerializationError, to_json
+
+from worker.wire.result import Base64
 
 # From here on a text is written once, however often it stands in a body.
 LONG = 50_000
@@ -39,12 +40,8 @@ def written(body: object) -> bytes:
 
 
 def _long(text: str) -> bytes:
-    """`text` as JSON. In base64 nothing is escaped, and to see that it is base64 takes a tenth of the time."""
-    try:
-        pybase64.b64decode(text, validate=True)
-    except ValueError:
-        return _plainly(text)
-    return b'"%b"' % text.encode()
+    """`text` as JSON; in base64 nothing is escaped."""
+    return b'"%b"' % text.encode() if isinstance(text, Base64) else _plainly(text)
 
 
 def _plainly(value: object) -> bytes:

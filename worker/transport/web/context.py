@@ -15,9 +15,10 @@ from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
+from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobCancelled, JobNotFound, ModelNotFound, UnknownParameter
 from worker.core.model import Task
-from worker.service.jobs.record import Answer, JobOptions, JobRecord
+from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
 from worker.service.limits.api_keys import Keyring
 from worker.service.usage.log import UsageLog
@@ -74,7 +75,7 @@ class ServerContext:
 
     async def draw(self, request: Request, fields: Mapping[str, JsonValue]) -> Answer:
         """Have a generation done while its caller waits, of fields in our own names. Raises as `answer` does."""
-        return (await self.answer(request, generation(fields))).outcome()
+        return generated(await self.answer(request, generation(fields)))
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Hand in a job for whoever sends it. Raises AccessDenied for what is the operator's, and as the store does."""
@@ -103,6 +104,14 @@ class ServerContext:
                 field="model",
             )
         return model
+
+
+def generated(record: JobRecord) -> Answer:
+    """The answer of a generation that is over. Raises the WorkerError that it ended with."""
+    answer = record.outcome()
+    if not isinstance(answer, Answer):
+        raise TypeError(f"a generation was answered with {type(answer).__name__}")
+    return answer
 
 
 def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

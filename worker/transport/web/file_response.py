@@ -1,15 +1,12 @@
 """A drawn picture as the file itself: which format a caller accepts, and the answer that holds it."""
 
-from typing import get_args
-
-import pybase64
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import JsonValue
 
+from worker.core.answer import Answer
 from worker.core.errors import ParameterOutOfRange
 from worker.core.request import CONTENT_TYPES, PICTURE_FORMATS, Format
-from worker.service.jobs.record import Answer
 
 
 def accepted_format(request: Request) -> Format | None:
@@ -37,13 +34,11 @@ def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonV
 
 def encode_file(answer: Answer) -> Response:
     """The first picture or video of an answer, with its seed; where it was uploaded instead, the way there."""
-    headers = {"X-Seed": str(answer["seed"])}
-    url = answer.get("image_url") or answer.get("video_url")
-    if isinstance(url, str):
-        return RedirectResponse(url, 303, headers)
-    kind = next(name for name in get_args(Format) if name == answer["format"])
-    body = pybase64.b64decode(str(answer.get("image") or answer["video"]))
-    return Response(body, headers=headers, media_type=CONTENT_TYPES[kind])
+    headers = {"X-Seed": str(answer.seeds[0])}
+    first = answer.files[0]
+    if first.url is not None:
+        return RedirectResponse(first.url, 303, headers)
+    return Response(first.data, headers=headers, media_type=first.media_type)
 
 
 def _quality(text: str) -> float:

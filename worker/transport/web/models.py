@@ -12,6 +12,7 @@ from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
 from worker.transport.web.errors import error_response, json_response
 from worker.wire.introspection import encode_model, encode_models
+from worker.wire.result import encode_answer
 
 
 def routes(context: ServerContext) -> APIRouter:
@@ -26,7 +27,7 @@ def routes(context: ServerContext) -> APIRouter:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
         payload, caller = {**fields, "action": action}, caller_of(request).name
         answer = await context.actions.perform(payload, request_id.current.get(), ignore_progress, caller)
-        return json_response(answer)
+        return json_response(encode_answer(answer))
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
     async def models() -> Response:

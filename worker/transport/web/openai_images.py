@@ -8,11 +8,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
-import pybase64
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 
+from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
 from worker.core.request import CONTENT_TYPES
 from worker.core.result import Progress
@@ -20,7 +20,15 @@ from worker.media.images import to_base64, white_where_transparent
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.transport.web import openai_schema as words
 from worker.transport.web import openapi
-from worker.transport.web.context import WAITED_FOR, ServerContext, generation, job_id, read_json, unless_gone
+from worker.transport.web.context import (
+    WAITED_FOR,
+    ServerContext,
+    generated,
+    generation,
+    job_id,
+    read_json,
+    unless_gone,
+)
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.forms import Form, read_form
@@ -60,7 +68,7 @@ def routes(context: ServerContext) -> APIRouter:
         if asked.as_url and (context.actions.delivery.bucket is not None or "s3Config" in fields):
             fields, kept = _uploaded(fields), False
         done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
-        answer = done.outcome()
+        answer = generated(done)
         here = kept and not words.is_uploaded(answer)
         content = request.url_for("openai_picture", id=done.id) if here else None
         return json_response(words.encode_images(asked, answer, content))
@@ -128,11 +136,10 @@ def picture_routes(context: ServerContext) -> APIRouter:
     )
     async def content(id: Annotated[str, Path()], variant: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
         answer = context.job_store.find(id).answer if id.startswith(_PICTURES) else None
-        files = words.files_of(answer) if answer else []
-        if answer is None or variant >= len(files):
+        file = answer.files[variant] if isinstance(answer, Answer) and variant < len(answer.files) else None
+        if file is None or not file.data:
             raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
-        kind = next(content for name, content in CONTENT_TYPES.items() if name == answer["format"])
-        return Response(pybase64.b64decode(files[variant]), media_type=kind)
+        return Response(file.data, media_type=file.media_type)
 
     return router
 
@@ -197,9 +204,9 @@ async def _events(
                 raise record.error
             yield _event(words.encode_problem(failure_of(record.error)), "error")
             return
-        answer = record.outcome()
-        for index in range(len(words.files_of(answer))):
-            yield _event(words.encode_completed(kind, answer, index))
+        answer = generated(record)
+        for file in answer.files:
+            yield _event(words.encode_completed(kind, answer, file))
     finally:
         context.job_store.leave(record)
 

@@ -10,13 +10,14 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 from starlette.datastructures import URL
 
+from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.request import PICTURE_FORMATS
-from worker.service.jobs.record import Answer
 from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
+from worker.wire.result import encode_file
 
 MAX_PARTIAL_IMAGES = 3
 Kind = Literal["image_generation", "image_edit"]
@@ -140,18 +141,17 @@ def decode(sent: Mapping[str, JsonValue]) -> Asked:
 def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
     """The answer to a finished request; `content` is where its pictures are served, when that was asked for."""
     data: list[JsonValue] = [
-        {"url": str(content.include_query_params(variant=index))} if content else _datum(answer, index)
-        for index in range(len(files_of(answer)))
+        {"url": str(content.include_query_params(variant=index))} if content else _datum(file)
+        for index, file in enumerate(answer.files)
     ]
-    warnings = answer["warnings"]
     return {
         "created": int(time.time()),
         "data": data,
         **_about(answer),
         "usage": dict(_USAGE),
-        "model": answer["model"],
-        "seeds": answer["seeds"],
-        "warnings": [*asked.warnings, *(warnings if isinstance(warnings, list) else [])],
+        "model": answer.model,
+        "seeds": [*answer.seeds],
+        "warnings": [*asked.warnings, *answer.warnings],
     }
 
 
@@ -169,7 +169,7 @@ def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonVal
     }
 
 
-def encode_completed(kind: Kind, answer: Answer, index: int) -> dict[str, JsonValue]:
+def encode_completed(kind: Kind, answer: Answer, file: AnswerFile) -> dict[str, JsonValue]:
     """An event with one of the pictures."""
     return {
         "type": f"{kind}.completed",
@@ -177,7 +177,7 @@ def encode_completed(kind: Kind, answer: Answer, index: int) -> dict[str, JsonVa
         "quality": "auto",
         "usage": dict(_USAGE),
         **_about(answer),
-        **_datum(answer, index),
+        **_datum(file),
     }
 
 
@@ -208,24 +208,21 @@ def encode_model(id: str, created: int) -> dict[str, JsonValue]:
     return {"id": id, "object": "model", "created": created, "owned_by": owner if slash else "operator"}
 
 
-def files_of(answer: Answer) -> list[str]:
-    """The pictures, or the videos, of an answer: base64 or URLs."""
-    found = answer.get("images") or answer.get("videos")
-    return [str(item) for item in found] if isinstance(found, list) else []
-
-
 def is_uploaded(answer: Answer) -> bool:
     """Whether an answer holds the URLs of its files."""
-    return "image_url" in answer or "video_url" in answer
+    return answer.files[0].url is not None
 
 
 def _about(answer: Answer) -> dict[str, JsonValue]:
-    size = f"{answer['width']}x{answer['height']}"
-    return {"size": size, "output_format": answer["format"], "background": "opaque"}
+    return {
+        "size": f"{answer.width}x{answer.height}",
+        "output_format": answer.format,
+        "background": "opaque",
+    }
 
 
-def _datum(answer: Answer, index: int) -> dict[str, JsonValue]:
-    return {"url" if is_uploaded(answer) else "b64_json": files_of(answer)[index]}
+def _datum(file: AnswerFile) -> dict[str, JsonValue]:
+    return {"b64_json" if file.url is None else "url": encode_file(file)}
 
 
 def _decode_size(size: JsonValue) -> dict[str, JsonValue]:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.service.jobs.record import DAY_S, JobOptions, JobRecord, Status
 from worker.transport.progress import encode_progress
 from worker.wire.errors import encode_error
 from worker.wire.request import input_of
+from worker.wire.result import encode_answer
 
 _JOB = ("input", "webhook", "policy", "s3Config")
 _POLICY = ("executionTimeout", "ttl", "lowPriority")
@@ -49,15 +51,18 @@ def decode_job(body: JsonValue) -> HandedIn:
     return HandedIn(input_of(body), options)
 
 
-def encode_job(record: JobRecord) -> dict[str, JsonValue]:
-    """Where a job stands, as RunPod's /status says it. Progress is `output` until the answer is."""
+def encode_job(record: JobRecord, output: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
+    """Write where a job stands, as RunPod's /status says it. Progress is `output` until the answer is.
+
+    `output` is the answer where it is written already: its files are megabytes.
+    """
     found: dict[str, JsonValue] = {"id": record.id, "status": record.status.value}
     if record.status is not Status.IN_QUEUE:
         found["delayTime"] = record.delay_ms
     if record.over:
         found["executionTime"] = record.execution_ms
     if record.answer is not None:
-        found["output"] = record.answer
+        found["output"] = encode_answer(record.answer) if output is None else output
     elif record.error is not None:
         # The SDK of a worker moves everything but the sentence into output, and so it is here.
         rest = encode_error(record.error, record.options.request_id or record.id)
@@ -70,18 +75,19 @@ def encode_job(record: JobRecord) -> dict[str, JsonValue]:
 
 def encode_run(done: JobRecord) -> dict[str, JsonValue]:
     """A finished job for callers of either kind: those who read the result at the top, and those who read `output`."""
-    output = done.outcome()
-    answer = output | encode_job(done)
-    if isinstance(reproduce := output.get("reproduce"), dict) and isinstance(sent := reproduce["input"], dict):
-        answer["lightning_enabled"] = bool(sent.get("lightning"))
-    return answer
+    answer = done.outcome()
+    output = encode_answer(answer)
+    body = output | encode_job(done, output)
+    if isinstance(answer, Answer):
+        body["lightning_enabled"] = bool(answer.reproduce.input.get("lightning"))
+    return body
 
 
 def encode_chunks(record: JobRecord) -> list[JsonValue]:
     """What happened since the last look: each update once, and the answer once."""
     found: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
     if (answer := record.take_answer()) is not None:
-        found.append({"output": answer})
+        found.append({"output": encode_answer(answer)})
     return found
 
 

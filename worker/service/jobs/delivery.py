@@ -1,29 +1,25 @@
 """Pictures and videos into an answer that fits its transport: measured as it will be sent, and never lost."""
 
 import hashlib
-import json
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
-from pydantic import JsonValue
-
+from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
-from worker.core.result import JobResult
-from worker.media.images import encode, to_base64
+from worker.core.result import Artifact, EncodedArtifact, JobFacts, JobResult
+from worker.media.images import encode
 from worker.media.video import encode_video
-from worker.transport.infotext import comment_on
-from worker.wire.result import encode_result
+from worker.service.jobs.infotext import comment_on
+from worker.wire.result import body_bytes
 
 # Smaller and smaller; each is tried when the one before does not fit.
 _SMALLER: tuple[tuple[Format, int], ...] = (("webp", 90), ("jpeg", 90), ("jpeg", 75))
 _SMALLER_FRAMES: tuple[tuple[Format, int], ...] = (("jpeg", 90), ("jpeg", 75))
 _SMALLER_VIDEO: tuple[tuple[Format, int], ...] = (("mp4", 80), ("mp4", 60), ("mp4", 40))
-# Where an answer holds its files.
-_FILES = ("image", "images", "video", "videos")
 
 
 class Uploader(Protocol):
@@ -54,7 +50,7 @@ class Delivery:
         return replace(self, bucket=self.open_bucket(request.s3Config))
 
     def check(self, output: OutputOptions) -> None:
-        """Refuse what cannot be delivered, before it is drawn."""
+        """Refuse what cannot be delivered, before it is made."""
         if self.bucket is not None:
             self.bucket.check()
         if output.delivery == "s3" and self.bucket is None:
@@ -71,40 +67,54 @@ class Delivery:
                 field="output",
             )
 
-    def encode(self, result: JobResult, output: OutputOptions, job_id: str) -> dict[str, JsonValue]:
-        """The answer within `max_bytes`. Raises ResultTooLarge when nothing makes it fit."""
+    def deliver(self, result: JobResult, output: OutputOptions, job_id: str) -> Answer:
+        """Make the answer, within `max_bytes`. What came encoded leaves as it came.
+
+        Raises ResultTooLarge when nothing makes it fit.
+        """
         started = time.monotonic()
-        video = result.artifacts[0].is_video
-        format_ = output.format_of(video=video)
-        what = "videos" if video else "pictures"
+        format_ = output.format_of(video=result.artifacts[0].is_video)
         files = _files(result, format_, output.quality, metadata=output.metadata)
         notes: list[str] = []
-        if format_ == "jpeg" and any(item.raster.mode == "RGBA" for item in result.artifacts):
+        if format_ == "jpeg" and any(
+            isinstance(item, Artifact) and item.raster.mode == "RGBA" for item in result.artifacts
+        ):
             notes.append("JPEG has no transparency: what was transparent is white; png and webp keep it.")
         if output.delivery != "base64":
             try:
-                return self._put(output.delivery, result, files, format_, job_id, started, notes)
-            except (SourceUnavailable, DiskFull) as error:  # the pictures are drawn and paid for: not lost for that
-                notes.append(f"{error.message} The {what} are in the answer itself.")
-        answer = _inline(result, files, format_, started, notes)
+                return self._put(output.delivery, _answer(result, files, started, notes), job_id, started)
+            except (SourceUnavailable, DiskFull) as error:  # made and paid for: not lost for that
+                notes.append(f"{error.message} The {_noun(result)} are in the answer itself.")
+        answer = _answer(result, files, started, notes)
         if body_bytes(answer) <= self.max_bytes:
             return answer
-        limit = f"the {self.max_bytes / 1e6:g} MB that an answer may have here"
         if self.bucket is not None and output.delivery == "base64":
+            note = f"The {_noun(result)} exceed {self._limit} and were uploaded instead."
             try:
-                note = f"The {what} exceed {limit} and were uploaded instead."
-                return self._put("s3", result, files, format_, job_id, started, [*notes, note])
+                return self._put("s3", _answer(result, files, started, [*notes, note]), job_id, started)
             except SourceUnavailable as error:
                 notes.append(error.message)
-        for smaller, quality in _ladder(format_, output.quality, video=video):
+        return self._shrink(result, output, notes, started)
+
+    @property
+    def _limit(self) -> str:
+        return f"the {self.max_bytes / 1e6:g} MB that an answer may have here"
+
+    def _shrink(self, result: JobResult, output: OutputOptions, notes: list[str], started: float) -> Answer:
+        """The answer in the first smaller encoding that fits."""
+        video, what = result.artifacts[0].is_video, _noun(result)
+        format_ = output.format_of(video=video)
+        encoded = any(isinstance(item, EncodedArtifact) for item in result.artifacts)
+        for smaller, quality in () if encoded else _ladder(format_, output.quality, video=video):
             files = _files(result, smaller, quality, metadata=output.metadata)
-            note = f"As {format_} the {what} exceed {limit}; they were encoded as {smaller} (quality {quality})."
-            answer = _inline(result, files, smaller, started, [*notes, note])
+            note = f"As {format_} the {what} exceed {self._limit}; they were encoded as {smaller} (quality {quality})."
+            answer = _answer(result, files, started, [*notes, note])
             if body_bytes(answer) <= self.max_bytes:
                 return answer
         fewer = "fewer num_frames or a smaller size" if video else "fewer num_images or a smaller size"
         raise ResultTooLarge(
-            f"The {what} exceed {limit} in every format; ask for {fewer}, or let the operator configure a bucket.",
+            f"The {what} exceed {self._limit} in every format; ask for {fewer}, or let the operator configure a "
+            "bucket.",
             field="num_frames" if video and len(result.artifacts) == 1 else "num_images",
             details={
                 "max_bytes": self.max_bytes,
@@ -113,36 +123,20 @@ class Delivery:
             },
         )
 
-    def _put(
-        self,
-        place: Literal["s3", "volume"],
-        result: JobResult,
-        files: list[bytes],
-        format_: Format,
-        job_id: str,
-        started: float,
-        notes: list[str],
-    ) -> dict[str, JsonValue]:
-        """The answer with URLs of the bucket, or paths below the volume, in place of base64."""
+    def _put(self, place: Literal["s3", "volume"], answer: Answer, job_id: str, started: float) -> Answer:
+        """The answer with its files uploaded: URLs of the bucket, or paths below the volume, in place of bytes."""
         uploader = self.bucket if place == "s3" else self.volume
         if uploader is None:
             raise SourceUnavailable(f"No {'bucket' if place == 's3' else 'volume'} is configured.")
-        found = [
-            uploader.put(f"{_folder(job_id)}/{index}.{format_}", body, CONTENT_TYPES[format_])
-            for index, body in enumerate(files)
+        places = [
+            uploader.put(f"{_folder(job_id)}/{index}.{file.format}", file.data, CONTENT_TYPES[file.format])
+            for index, file in enumerate(answer.files)
         ]
-        answer = encode_result(result, found, format_, time.monotonic() - started)
-        what = "video" if "video" in answer else "image"
-        return _noted(answer, notes) | {f"{what}_{'url' if place == 's3' else 'path'}": found[0]}
-
-
-def body_bytes(answer: Mapping[str, JsonValue]) -> int:
-    """The size of `answer` as the platform will receive it. Its files, which are ASCII, are counted unwritten."""
-    files = {name: value for name in _FILES if isinstance(value := answer.get(name), str | list)}
-    inside = [str(text) for value in files.values() for text in ([value] if isinstance(value, str) else value)]
-    rest = {**answer, **{name: "" if isinstance(value, str) else [""] * len(value) for name, value in files.items()}}
-    written = json.dumps({"output": rest}, ensure_ascii=False).encode("utf-8", "replace")
-    return len(written) + sum(map(len, inside))
+        if place == "s3":
+            files = tuple(AnswerFile(answer.format, url=url) for url in places)
+        else:
+            files = tuple(AnswerFile(answer.format, path=path) for path in places)
+        return replace(answer, files=files, encode_s=time.monotonic() - started)
 
 
 def _folder(job_id: str) -> str:
@@ -153,27 +147,39 @@ def _folder(job_id: str) -> str:
     )
 
 
-def _files(result: JobResult, format_: Format, quality: int, *, metadata: bool) -> list[bytes]:
-    found: list[bytes] = []
+def _files(result: JobResult, format_: Format, quality: int, *, metadata: bool) -> tuple[AnswerFile, ...]:
+    files: list[AnswerFile] = []
     for item in result.artifacts:
+        if isinstance(item, EncodedArtifact):
+            files.append(AnswerFile(item.format, item.data))
+            continue
         comment = comment_on(result, item) if metadata else None
         if item.is_video and format_ not in FRAME_FORMATS:
-            found.append(encode_video(item.frames, item.fps, format_, quality, comment))
+            files.append(AnswerFile(format_, encode_video(item.frames, item.fps, format_, quality, comment)))
         else:
-            found += [encode(picture, format_, quality, comment) for picture in item.frames or (item.raster,)]
-    return found
+            images = item.frames or (item.raster,)
+            files += [AnswerFile(format_, encode(image, format_, quality, comment)) for image in images]
+    return tuple(files)
 
 
-def _inline(
-    result: JobResult, files: list[bytes], format_: str, started: float, notes: list[str]
-) -> dict[str, JsonValue]:
-    images = [to_base64(body) for body in files]
-    return _noted(encode_result(result, images, format_, time.monotonic() - started), notes)
+def _answer(result: JobResult, files: tuple[AnswerFile, ...], started: float, notes: list[str]) -> Answer:
+    first = result.artifacts[0]
+    facts = {item.name: getattr(result, item.name) for item in fields(JobFacts)}
+    return Answer(
+        **facts | {"warnings": (*result.warnings, *notes)},
+        files=files,
+        format=files[0].format,
+        seeds=tuple(item.seed for item in result.artifacts),
+        width=first.width,
+        height=first.height,
+        num_frames=first.num_frames,
+        fps=first.fps,
+        encode_s=time.monotonic() - started,
+    )
 
 
-def _noted(answer: dict[str, JsonValue], notes: list[str]) -> dict[str, JsonValue]:
-    warnings = answer["warnings"]
-    return answer | {"warnings": [*(warnings if isinstance(warnings, list) else []), *notes]}
+def _noun(result: JobResult) -> str:
+    return "videos" if result.artifacts[0].is_video else "pictures"
 
 
 def _ladder(format_: Format, quality: int, *, video: bool) -> list[tuple[Format, int]]:

@@ -52,7 +52,7 @@ def _infotext(result: JobResult, artifact: Artifact, request: Mapping[str, JsonV
         lines.append(f"Negative prompt: {negative}")
     pairs = {_NAMES[name]: result.parameters[name] for name in _NAMES if result.parameters.get(name) is not None}
     pairs["Seed"] = artifact.seed
-    pairs["Size"] = f"{artifact.raster.width}x{artifact.raster.height}"
+    pairs["Size"] = f"{artifact.width}x{artifact.height}"
     pairs["Model"] = _plain_reference(result.model)
     if result.loras:
         hashes = ", ".join(

@@ -6,24 +6,30 @@ import json
 import random
 import re
 import urllib.request
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import av
 import pytest
 from PIL import ExifTags, Image
 
+from tests.asking import an_answer
 from tests.fakes.bucket import FakeBucket
 from tests.fakes.engine import FakeEngine, make_context
+from worker.core.answer import AnswerFile
 from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch
 from worker.core.model import ModelFiles
+from worker.core.request import OutputOptions
+from worker.core.result import EncodedArtifact, JobFacts, JobResult, ignore_progress
+from worker.net.bucket import Bucket, BucketConfig
+from worker.service.jobs.delivery import Delivery
+from worker.service.jobs.infotext import comment_on
 from worker.service.local.provisioning import Provisioner
-from worker.transport.delivery import body_bytes
-from worker.transport.infotext import comment_on
 from worker.transport.serverless import ServerlessDoor
 from worker.wire.request import decode_generation
+from worker.wire.result import body_bytes, encode_answer
 
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
@@ -84,9 +90,9 @@ async def test_a_jpeg_stays_a_jpeg(tmp_path):
 
 
 async def test_the_size_is_of_the_body_as_the_platform_gets_it(context):
-    answer = await context.draw(prompt="ü" * 4000)
+    answer = await context.worker.actions.perform({"prompt": "ü" * 4000}, "job", ignore_progress)
     sent = body_bytes(answer)
-    assert sent == len(json.dumps({"output": answer}, ensure_ascii=False).encode())
+    assert sent == len(json.dumps({"output": encode_answer(answer)}, ensure_ascii=False).encode())
     assert sent < 4000 * 2 * 2 + 3000  # twice, in two bytes each; as ASCII it would be six
 
 
@@ -334,7 +340,7 @@ async def test_a_video_over_the_limit_loses_quality_and_it_says_so(tmp_path, dec
     context = noisy_film(tmp_path, whole * 0.8 / 1e6)
     answer = await context.draw(**FILM, seed=1)
     assert answer["format"] == "mp4"
-    assert body_bytes(answer) <= whole * 0.8
+    assert len(json.dumps({"output": answer}, ensure_ascii=False).encode()) <= whole * 0.8
     assert "As mp4 the videos exceed" in answer["warnings"][0]
     with pytest.raises(ResultTooLarge, match="ask for fewer num_frames") as failure:
         await noisy_film(tmp_path, 0.02).draw(**FILM)
@@ -398,3 +404,35 @@ async def test_a_film_says_how_it_was_made_too(tmp_path, declared, format_):
     assert f"Seed: {answer['seed']}" in text
     silent = await context.draw(**FILM, prompt="canary", output={"format": format_})
     assert b"canary" not in base64.b64decode(silent["video"])
+
+
+def came_encoded(*files, **facts):
+    """What a backend hands over whose images were encoded elsewhere."""
+    made = an_answer(AnswerFile("webp", b""), **facts)
+    known = {item.name: getattr(made, item.name) for item in fields(JobFacts)}
+    artifacts = tuple(EncodedArtifact(data, "webp", seed, 640, 480) for seed, data in enumerate(files))
+    return JobResult(**known, artifacts=artifacts)
+
+
+async def test_what_came_encoded_leaves_as_it_came():
+    result = came_encoded(b"RIFF one", b"RIFF two", warnings=("Said elsewhere.",))
+    answer = Delivery(10_000).deliver(result, OutputOptions(format="png", metadata=True), "job")
+    assert [(file.data, file.media_type) for file in answer.files] == [
+        (b"RIFF one", "image/webp"),
+        (b"RIFF two", "image/webp"),
+    ]
+    written = encode_answer(answer)
+    assert (written["format"], written["width"], written["height"], written["seeds"]) == ("webp", 640, 480, [0, 1])
+    assert written["image"] == base64.b64encode(b"RIFF one").decode()
+    assert written["warnings"] == ["Said elsewhere."]
+
+
+async def test_what_came_encoded_and_is_too_large_is_uploaded_or_refused_and_never_encoded_again(bucket):
+    result, output = came_encoded(b"RIFF" * 1_000), OutputOptions()
+    with pytest.raises(ResultTooLarge):
+        Delivery(5_000).deliver(result, output, "job")
+    config = BucketConfig(bucket.endpoint, "pictures", "test-access", "test-secret", url_expires_s=60)
+    answer = Delivery(5_000, Bucket(config)).deliver(result, output, "job")
+    assert answer.files[0].url.startswith(bucket.endpoint)
+    ((_, stored),) = bucket.objects.items()
+    assert (stored.body, stored.content_type) == (b"RIFF" * 1_000, "image/webp")

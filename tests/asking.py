@@ -1,0 +1,39 @@
+"""Answers without a door: to one input, as JSON on both sides; and made up."""
+
+from typing import Any
+
+from worker.app.build import Worker
+from worker.core.answer import Answer, AnswerFile
+from worker.core.model import Task
+from worker.core.result import Emit, Reproduction, Timings, Usage, ignore_progress
+from worker.wire.result import encode_answer
+
+
+async def perform(
+    worker: Worker, payload: object, job_id: str = "job", emit: Emit = ignore_progress, caller: str | None = None
+) -> dict[str, Any]:
+    """Answer one job's input. Raises WorkerError."""
+    return encode_answer(await worker.actions.perform(payload, job_id, emit, caller))
+
+
+def an_answer(*files: AnswerFile, prompt: str = "x", seeds: tuple[int, ...] = (1,), **facts: Any) -> Answer:
+    """Make up the answer of a generation with these files."""
+    return Answer(
+        files=files,
+        format=files[0].format,
+        seeds=seeds,
+        prompt=prompt,
+        **{
+            "width": 64,
+            "height": 64,
+            "model": "m",
+            "revision": None,
+            "task": Task.TEXT_TO_IMAGE,
+            "parameters": {},
+            "loras": (),
+            "timings": Timings(),
+            "usage": Usage(0, 1, 1, 0, 0),
+            "reproduce": Reproduction("m", (), {}, {}),
+            **facts,
+        },
+    )

@@ -1,0 +1,65 @@
+"""A run at a terminal: files go into a folder, and the answer names them in their place."""
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from worker.core.answer import Answer, AnyAnswer
+from worker.transport.serverless import Handler
+from worker.wire.result import encode_answer, encode_generation
+
+
+class LocalRun:
+    """Saves what jobs make into `folder`, and says what it saved and what failed."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._say = say
+
+    def encode(self, answer: AnyAnswer) -> dict[str, JsonValue]:
+        """Save the files of `answer` and write it with their paths; what was uploaded stays where it is."""
+        if not isinstance(answer, Answer) or not answer.files[0].data:
+            return encode_answer(answer)
+        paths = [str(path) for path in save_files(answer, self._folder)]
+        for path in paths:
+            self._say(f"saved {path}")
+        return encode_generation(answer, paths)
+
+    def reporting(self, handler: Handler) -> Handler:
+        """`handler`, which says what failed too."""
+
+        async def handle(job: dict[str, Any]) -> dict[str, Any]:
+            answer = await handler(job)
+            if "error" in answer:
+                self._say(f"failed: {answer['error']}")
+            return answer
+
+        return handle
+
+
+def save_files(answer: Answer, folder: Path) -> list[Path]:
+    """Write each file under a name that says what it is, and never over another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = re.sub(r"[^a-z0-9]+", "-", answer.prompt.lower()).strip("-")[:48] or "picture"
+    extension = "jpg" if answer.format == "jpeg" else answer.format
+    per_seed = len(answer.files) // len(answer.seeds)  # several when the files are a video's frames
+    return [
+        _write_new(file.data, folder, f"{words}-{answer.seeds[index // per_seed]}", extension)
+        for index, file in enumerate(answer.files)
+    ]
+
+
+def _write_new(data: bytes, folder: Path, stem: str, extension: str) -> Path:
+    for count in itertools.count():
+        path = folder / f"{stem}{f'-{count}' if count else ''}.{extension}"
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
