@@ -17,7 +17,8 @@ from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import Schema, call_parameters
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.field_rules import with_controls
-from worker.catalog.interface.parameters import COMMON, parameters
+from worker.catalog.interface.parameters import parameters
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import measured_pipelines
 from worker.core.model import ModelSource, ModelSpec
 
@@ -36,7 +37,7 @@ which bounds and for which task. Families first, then classes of diffusers that 
 """
 _SHOWN = 3
 # A request says these in its own way, or never.
-_ELSEWHERE = {*COMMON, *FIELDS}
+_ELSEWHERE = {*common_fields(), *FIELDS}
 
 
 def page() -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import PROJECT
 from worker.app.build import build_worker
 from worker.app.settings import Settings
-from worker.catalog.interface.parameters import COMMON
+from worker.catalog.interface.request_fields import common_fields
 from worker.core import errors
 from worker.wire.request import ACTIONS, ALIASES
 
@@ -141,7 +141,7 @@ def test_every_field_that_a_schema_lists_has_a_row_and_a_meaning() -> None:
     told = {name for row in rows(API, "## Fields of a generation") for name in re.findall(r"`(\w+)`", row[0])}
     assert told == fields_of_requests()
     told |= {row[0].strip("`") for row in described}
-    assert {*listed_parameters(), *COMMON} - told == set()
+    assert {*listed_parameters(), *common_fields()} - told == set()
     assert len(listed_parameters()) > 200
 
 

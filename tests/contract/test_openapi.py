@@ -50,7 +50,7 @@ def test_every_route_says_what_it_does_and_its_examples_fit_its_schema(document)
 
 
 def test_a_generation_is_described_by_the_fields_that_the_wire_takes(document):
-    from worker.core.request import GenerationRequest
+    from worker.catalog.interface.request_fields import request_fields
 
     described = document["components"]["schemas"]["Generation"]["properties"].keys()
-    assert described == GenerationRequest.model_fields.keys() - {"params"} | {"action"}
+    assert described == request_fields().model_fields.keys() - {"params"} | {"action"}

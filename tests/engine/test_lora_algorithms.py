@@ -116,7 +116,7 @@ def test_a_stack_of_three_algorithms_adds_up_in_any_order(benches, tmp_path, fam
     for order in (files, files[::-1]):
         picture, reports = bench.applied(order)
         assert_same(picture, reference)
-        assert [report.model for report in reports] == [file.spec.model for file in order]
+        assert [report.model for report in reports] == [file.model for file in order]
     bench.assert_untouched()
 
 

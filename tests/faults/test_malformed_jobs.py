@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.counting import Count
 from tests.fakes.engine import fresh_id, make_context
+from worker.catalog.interface.request_fields import common_fields
 from worker.core import errors
-from worker.core.request import GenerationRequest
 from worker.transport.serverless import ServerlessDoor
 from worker.wire.request import ACTIONS, ALIASES
 
@@ -25,7 +25,7 @@ CODES = {
 TEXT_FIELDS = ["prompt", "negative_prompt", "model", "image", "task", "scheduler"]
 NUMBER_FIELDS = ["seed", "num_images", "width", "height", "num_inference_steps", "guidance_scale", "timeout_s"]
 OTHER_FIELDS = ["loras", "output", "lightning", "progress", "strength", "clip_skip", "sigmas", "eta", "action"]
-FIELDS = sorted({*TEXT_FIELDS, *NUMBER_FIELDS, *OTHER_FIELDS, *ALIASES, *GenerationRequest.model_fields})
+FIELDS = sorted({*TEXT_FIELDS, *NUMBER_FIELDS, *OTHER_FIELDS, *ALIASES, *common_fields()})
 
 
 def nested(depth):

@@ -7,7 +7,8 @@ import pytest
 
 from tests.asking import perform
 from tests.fakes.engine import fresh_id, make_context
-from worker.core.adapter import ADAPTER_SPECS
+from worker.catalog.interface.adapters import ADAPTERS
+from worker.catalog.interface.request_fields import request_fields, spread
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
 from worker.core.finishing import UpscaleSpec
 from worker.wire.errors import encode_error
@@ -59,8 +60,10 @@ async def refusal(context, payload):
 def test_an_alias_says_what_the_canonical_name_says(alias, value, canonical, expected):
     through_alias = decoded({"prompt": "x", alias: value})
     assert through_alias == decoded({"prompt": "x", canonical: value})
-    found = getattr(through_alias, canonical, None) or through_alias.params.get(canonical)
-    assert (found[0].model if canonical in {"loras", *ADAPTER_SPECS} else found) == expected
+    if canonical in ADAPTERS:
+        assert [(spec.field, spec.model) for spec in through_alias.adapters] == [(canonical, expected)]
+    else:
+        assert (getattr(through_alias, canonical, None) or through_alias.params.get(canonical)) == expected
     with pytest.raises(InvalidRequest, match=f"{canonical} and {alias} mean the same") as failure:
         decoded({"prompt": "x", canonical: value, alias: value})
     assert failure.value.field == alias
@@ -297,3 +300,18 @@ def test_no_broken_text_leaves_in_an_error():
     error = InvalidRequest("\ud800", field="\udfff", hint="\ud800", details={"\ud800": ["\ud800", b"x"]})
     json.dumps(encode_error(error, "\ud800"), ensure_ascii=False).encode()
     assert encode_error(InvalidRequest(""), "x")["error"]
+
+
+def test_adapters_come_in_one_tuple_kind_by_kind():
+    sent = {"vae": "org/vae", "embeddings": ["org/word"], "loras": ["org/b", {"model": "org/a", "weight": 0.5}]}
+    request = decoded({"prompt": "x", **sent})
+    named = [(spec.field, spec.model) for spec in request.adapters]
+    assert named == [("loras", "org/b"), ("loras", "org/a"), ("embeddings", "org/word"), ("vae", "org/vae")]
+
+
+def test_fields_are_what_they_were_after_a_request_was_made_of_them():
+    sent = {"prompt": "x", "loras": ["org/b"], "controlnets": [{"model": "org/c", "scale": 0.5}], "vae": "org/vae"}
+    fields = spread(decoded(sent))
+    assert fields.model_dump(mode="json", exclude_defaults=True) == sent | {"loras": [{"model": "org/b"}]}
+    assert decoded(fields.model_dump(mode="json", exclude_defaults=True)) == decoded(sent)
+    assert type(fields) is request_fields()

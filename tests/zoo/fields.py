@@ -19,7 +19,8 @@ from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS
 from worker.catalog.classes.tasks import FROM_TEXT
 from worker.catalog.interface.field_rules import with_controls
-from worker.catalog.interface.parameters import COMMON, needed_fields, parameters
+from worker.catalog.interface.parameters import needed_fields, parameters
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.schedulers import SCHEDULES
 from worker.core.errors import WorkerError
 from worker.core.model import Task
@@ -124,7 +125,7 @@ class _Walk:
     def _taken(self, task: Task) -> set[str]:
         """The fields that the schema has for the sake of `task`."""
         own = parameters(self.known.call(task))
-        return self._media(task) | set(own) | (set(COMMON) - {*FIELDS, "outpaint"})
+        return self._media(task) | set(own) | (set(common_fields()) - {*FIELDS, "outpaint"})
 
     def _without_siblings(self, task: Task, base: Fields, name: str) -> Fields:
         """`base` without what fills the same parameter as `name`: as one list they would be too many."""

@@ -14,7 +14,8 @@ from tests.zoo.fields import check_fields
 from tests.zoo.plain import quiet, runs_here
 from tests.zoo.served import ServedZoo
 from worker.catalog.classes.signatures import DENIED
-from worker.catalog.interface.parameters import COMMON, parameters
+from worker.catalog.interface.parameters import parameters
+from worker.catalog.interface.request_fields import common_fields
 from worker.core.errors import UnknownParameter
 
 # Of each way that a request reaches a pipeline one that runs in a second.
@@ -93,4 +94,4 @@ def _bare(root: Path, pipeline: str) -> Path:
 def _parameters(worker, folder: Path) -> set[str]:
     model = worker.resolver.known(worker.resolver.resolve(f"file:{folder}"))
     found = {name for call in model.calls for name in parameters(call)}
-    return {name for name in found if name not in COMMON and not DENIED.fullmatch(name)}
+    return {name for name in found if name not in common_fields() and not DENIED.fullmatch(name)}

@@ -3,7 +3,7 @@
 How callers name a LoRA stands in `model.py`, since a model may own some.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -38,6 +38,11 @@ class ControlNetSpec(_FileSpec):
     preprocess: Preprocess | None = Field(default=None, description="What to make of the picture first.")
     mode: str | None = Field(default=None, max_length=64, description="What the picture shows, for a union ControlNet.")
 
+    @property
+    def sent_images(self) -> tuple[str, ...]:
+        """The image to follow, where it is the control's own."""
+        return () if self.image is None else (self.image,)
+
 
 class IPAdapterSpec(_FileSpec):
     """An IP-Adapter, and the picture or pictures that prompt it."""
@@ -56,6 +61,11 @@ class IPAdapterSpec(_FileSpec):
     image: str | None = Field(default=None, description="The picture to draw after, sent like image.")
     images: tuple[str, ...] = Field(default=(), strict=False, max_length=8)
     scale: Scale = 1.0
+
+    @property
+    def sent_images(self) -> tuple[str, ...]:
+        """The images that prompt it."""
+        return self.images if self.image is None else (self.image, *self.images)
 
 
 class EmbeddingSpec(_FileSpec):
@@ -78,14 +88,6 @@ class VaeSpec(AdapterSpec):
     """The VAE that encodes and decodes in place of the model's own."""
 
     field: ClassVar[str] = "vae"
-
-
-ADAPTER_SPECS: Mapping[str, type[AdapterSpec]] = {
-    "controlnets": ControlNetSpec,
-    "ip_adapters": IPAdapterSpec,
-    "embeddings": EmbeddingSpec,
-    "hypernetworks": HypernetworkSpec,
-}
 
 
 Spec = TypeVar("Spec", bound=AdapterSpec)

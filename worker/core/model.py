@@ -105,6 +105,11 @@ class AdapterSpec(ReferenceSpec):
 
     field: ClassVar[str]
 
+    @property
+    def sent_images(self) -> tuple[str, ...]:
+        """The images that come with it, as they were sent."""
+        return ()
+
 
 LoraWeight = Annotated[float, Field(ge=-10.0, le=10.0, allow_inf_nan=False)]
 

@@ -1,15 +1,15 @@
 """What a caller asks for, after the door has taken aliases and before any rule was applied."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
-from pydantic import ConfigDict, Field, JsonValue, SecretStr
+from pydantic import ConfigDict, Field, JsonValue, SecretStr, field_serializer
 from pydantic.alias_generators import to_camel
 
-from worker.core.adapter import ControlNetSpec, EmbeddingSpec, HypernetworkSpec, IPAdapterSpec
 from worker.core.finishing import RefinerSpec, UpscaleSpec
-from worker.core.model import LoraSpec, Parsed, Task
+from worker.core.model import AdapterSpec, Parsed, Task
 
+Spec = TypeVar("Spec", bound=AdapterSpec)
 MAX_PROMPT_CHARS = 8_000
 MAX_SEED = 2**63 - 1
 MAX_MARGIN = 4_096
@@ -87,22 +87,8 @@ class GenerationRequest(Parsed):
     video: tuple[str, ...] = Field(
         default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of pictures."
     )
-    loras: tuple[LoraSpec, ...] = Field(default=(), strict=False, description="LoRAs to apply, in order.")
-    controlnets: tuple[ControlNetSpec, ...] = Field(
-        default=(), strict=False, max_length=4, description="ControlNets and T2I-Adapters, each with its picture."
-    )
-    ip_adapters: tuple[IPAdapterSpec, ...] = Field(
-        default=(), strict=False, max_length=4, description="IP-Adapters, each with the pictures that prompt it."
-    )
-    embeddings: tuple[EmbeddingSpec, ...] = Field(
-        default=(), strict=False, max_length=16, description="Textual inversions that the prompts may name."
-    )
-    hypernetworks: tuple[HypernetworkSpec, ...] = Field(
-        default=(), strict=False, max_length=4, description="Hypernetworks to apply, in order."
-    )
-    vae: str | None = Field(
-        default=None, min_length=1, max_length=512, description="A reference to the VAE that decodes instead."
-    )
+    # What goes beside the model, kind by kind. Callers send a field for each kind (`catalog.interface.request_fields`).
+    adapters: tuple[AdapterSpec, ...] = ()
     refiner: RefinerSpec | None = Field(default=None, description="The model that draws the last steps.")
     upscale: UpscaleSpec | None = Field(default=None, description="The upscaler that enlarges what was drawn.")
     lightning: bool | None = Field(default=None, description="Whether to use the model's own distillation LoRA.")
@@ -122,3 +108,14 @@ class GenerationRequest(Parsed):
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     previews: bool = Field(default=False, description="Whether progress comes with small pictures of what is drawn.")
     params: dict[str, JsonValue] = Field(default_factory=dict)
+
+    def adapters_of(self, kind: type[Spec]) -> tuple[Spec, ...]:
+        """The adapters of one kind, in the order in which they were sent."""
+        return tuple(spec for spec in self.adapters if isinstance(spec, kind))
+
+    @field_serializer("adapters")
+    def _by_kind(self, adapters: tuple[AdapterSpec, ...]) -> dict[str, list[JsonValue]]:
+        by_kind: dict[str, list[JsonValue]] = {}
+        for spec in adapters:
+            by_kind.setdefault(spec.field, []).append(spec.model_dump(mode="json"))
+        return by_kind

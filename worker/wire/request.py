@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import JsonValue, ValidationError
 
-from worker.core.adapter import ADAPTER_SPECS
+from worker.catalog.interface.adapters import ADAPTERS
+from worker.catalog.interface.request_fields import common_fields, gather, request_fields
 from worker.core.errors import InvalidRequest, UnknownParameter
 from worker.core.request import GenerationRequest
 from worker.wire.texts import kind_of, shown, utf8
@@ -35,14 +36,10 @@ ALIASES: Mapping[str, str] = {
     "sampler_name": "scheduler",
     "schedule_type": "schedule",
     "flow_shift": "shift",
-    "lora": "loras",
-    "controlnet": "controlnets",
-    "ip_adapter": "ip_adapters",
-    "embedding": "embeddings",
-    "hypernetwork": "hypernetworks",
     "upscaler": "upscale",
+    # A list of adapters by the name of one of them: lora, controlnet …
+    **{name.removesuffix("s"): name for name, kind in ADAPTERS.items() if kind.several},
 }
-_COMMON = frozenset(GenerationRequest.model_fields) - {"params"}
 _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 
 
@@ -81,10 +78,11 @@ def decode_envelope(payload: object) -> Envelope:
 
 def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     """Make a request of canonical fields. What only a model's schema knows is left for it in `params`."""
-    common = {name: _whole(value) for name, value in fields.items() if name in _COMMON and value is not None}
-    params = {name: value for name, value in fields.items() if name not in _COMMON and value is not None}
-    for name in ("loras", *ADAPTER_SPECS):
-        if (sent := common.get(name)) is not None:
+    known = common_fields()
+    common = {name: _whole(value) for name, value in fields.items() if name in known and value is not None}
+    params = {name: value for name, value in fields.items() if name not in known and value is not None}
+    for name, kind in ADAPTERS.items():
+        if kind.several and (sent := common.get(name)) is not None:
             common[name] = sent if isinstance(sent, list) else [sent]
     if common.get("image") == []:  # like an empty list of any field
         del common["image"]
@@ -97,7 +95,7 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
         if isinstance(common.get(name), str):
             common[name] = [common[name]]
     try:
-        request = GenerationRequest.model_validate({**common, "params": params})
+        request = gather(request_fields().model_validate({**common, "params": params}))
     except ValidationError as error:
         raise field_error(error) from None
     output = request.output

@@ -6,22 +6,20 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue, ValidationError
 
-from worker.core.adapter import ADAPTER_SPECS
+from worker.catalog.interface.adapters import ADAPTERS
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
 from worker.core.finishing import RefinerSpec, UpscaleSpec
-from worker.core.model import LoraSpec, Parsed
+from worker.core.model import Parsed
 from worker.core.request import Margins, OutputOptions, S3Config
 from worker.wire.texts import shown, utf8
 
 # The fields that hold objects with fields of their own.
 _OBJECTS: Mapping[str, type[Parsed]] = {
-    "loras": LoraSpec,
     "output": OutputOptions,
     "refiner": RefinerSpec,
     "upscale": UpscaleSpec,
     "outpaint": Margins,
     "s3Config": S3Config,
-    **ADAPTER_SPECS,
 }
 _MAX_DEPTH = 16
 _MAX_KEYS = 200
@@ -56,7 +54,9 @@ def field_error(error: ValidationError) -> WorkerError:
     field = utf8(str(loc[0]))[:80] if loc else "input"
     name = utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
     if first["type"] == "extra_forbidden":
-        known = [info.alias or name for name, info in _OBJECTS[field].model_fields.items()]
+        known = [
+            info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()
+        ]
         near = difflib.get_close_matches(str(loc[-1])[:80], known, n=1)
         fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
         return UnknownParameter(f"{name} is not a known field; {fix}", field=field)

@@ -15,12 +15,12 @@ from worker.catalog.classes import signatures
 from worker.catalog.interface.adapters import all_adapter_fields
 from worker.catalog.interface.checking import check_defaults, check_parameters, unsupported
 from worker.catalog.interface.parameters import defaults, parameters, takes_negative_prompt
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import fit_of
 from worker.catalog.interface.schema import model_schema
 from worker.catalog.interface.sizes import image_limit, size_bounds
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.model import Detection, Kind, Lightning, ModelSource, ModelSpec, Task
-from worker.core.request import GenerationRequest
 
 T2I, I2I = Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE
 NAN, INF = float("nan"), float("inf")
@@ -335,7 +335,7 @@ def test_every_common_field_is_there_with_its_bounds() -> None:
         "lightning",
         *all_adapter_fields(),
     }  # of models that take them
-    assert set(GenerationRequest.model_fields) - {"params"} - elsewhere <= properties.keys()
+    assert set(common_fields()) - elsewhere <= properties.keys()
     assert properties["seed"]["maximum"] == 2**63 - 1
     assert properties["prompt"]["description"]
 

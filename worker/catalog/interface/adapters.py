@@ -1,13 +1,15 @@
-"""THE TABLE of what can be put beside a model: which of a request's adapter fields a family or a class takes."""
+"""THE TABLE of adapter kinds: what can be put beside a model, what it is called, and which models take it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from worker.catalog.architectures import base_of
 from worker.catalog.call import ModelCall, once
 from worker.catalog.classes.signatures import part_classes
 from worker.catalog.interface.controls import takes_controls
 from worker.catalog.interface.prompt_encoding import prompt_form
-from worker.core.model import Kind, Task
+from worker.core.adapter import ControlNetSpec, EmbeddingSpec, HypernetworkSpec, IPAdapterSpec, VaeSpec
+from worker.core.model import AdapterSpec, Kind, LoraSpec, Task
 
 Takes = Callable[[ModelCall], bool]
 
@@ -59,24 +61,80 @@ def _draws_images(call: ModelCall) -> bool:
     return call.detection.kind is not Kind.UPSCALER and not call.draws_video
 
 
-# The request's field -> whether a model takes it for a task.
-_TAKES: Mapping[str, Takes] = {
-    "controlnets": takes_controls,
-    "ip_adapters": _takes_image_prompts,
-    "embeddings": _words,
-    "hypernetworks": _attention_of_unets,
-    "vae": _takes_vae,
-    "refiner": _hands_over,
-    "upscale": _draws_images,
+@dataclass(frozen=True, slots=True)
+class AdapterKind:
+    """One kind of adapter: what it is called, what its files are, and which models take it for a task."""
+
+    spec: type[AdapterSpec]
+    title: str  # of one, as people say
+    kinds: tuple[Kind, ...]  # of its files, as `catalog.detector` tells them
+    description: str  # of the request's field
+    takes: Takes | None = None  # None for what every model takes that denoises
+    most: int | None = None  # how many a request may hold; None where the operator says
+    several: bool = True  # whether the field holds a list of specs, or one reference
+    bare: bool = True  # whether a reference alone will do
+
+
+# The request's field -> the kind of what is sent in it. What provides and what applies each kind stands in
+# `service.local.adapters.providers` and `engine.adapters.stack`.
+ADAPTERS: Mapping[str, AdapterKind] = {
+    "loras": AdapterKind(LoraSpec, "LoRA", (Kind.LORA,), "LoRAs to apply, in order."),
+    "controlnets": AdapterKind(
+        ControlNetSpec,
+        "ControlNet or T2I-Adapter",
+        (Kind.CONTROLNET, Kind.T2I_ADAPTER),
+        "ControlNets and T2I-Adapters, each with its picture.",
+        takes_controls,
+        most=4,
+    ),
+    "ip_adapters": AdapterKind(
+        IPAdapterSpec,
+        "IP-Adapter",
+        (Kind.IP_ADAPTER,),
+        "IP-Adapters, each with the pictures that prompt it.",
+        _takes_image_prompts,
+        most=4,
+        bare=False,  # it needs a picture, too
+    ),
+    "embeddings": AdapterKind(
+        EmbeddingSpec,
+        "textual inversion",
+        (Kind.TEXTUAL_INVERSION,),
+        "Textual inversions that the prompts may name.",
+        _words,
+        most=16,
+    ),
+    "hypernetworks": AdapterKind(
+        HypernetworkSpec,
+        "hypernetwork",
+        (Kind.HYPERNETWORK,),
+        "Hypernetworks to apply, in order.",
+        _attention_of_unets,
+        most=4,
+    ),
+    "vae": AdapterKind(
+        VaeSpec,
+        "VAE",
+        (Kind.VAE, Kind.PIPELINE),  # of a whole pipeline its VAE is taken
+        "A reference to the VAE that decodes instead.",
+        _takes_vae,
+        several=False,
+    ),
 }
+# The fields of further models that work after the model -> whether a model takes them for a task.
+_FURTHER: Mapping[str, Takes] = {"refiner": _hands_over, "upscale": _draws_images}
 
 
 @once
 def adapter_fields(call: ModelCall) -> tuple[str, ...]:
     """The adapter fields, LoRAs aside, that a request may hold."""
-    return tuple(field for field, takes in _TAKES.items() if takes(call))
+    return tuple(field for field, takes in _takes().items() if takes(call))
 
 
 def all_adapter_fields() -> tuple[str, ...]:
     """The adapter fields of all models, LoRAs aside."""
-    return tuple(_TAKES)
+    return tuple(_takes())
+
+
+def _takes() -> dict[str, Takes]:
+    return {field: kind.takes for field, kind in ADAPTERS.items() if kind.takes is not None} | dict(_FURTHER)

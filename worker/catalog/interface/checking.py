@@ -11,7 +11,6 @@ from worker.catalog.classes.signatures import DENIED, Schema, redraws_by_strengt
 from worker.catalog.interface import sampling
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.parameters import (
-    COMMON,
     REQUEST_DEFAULTS,
     by_meaning,
     defaults,
@@ -19,6 +18,7 @@ from worker.catalog.interface.parameters import (
     meanings,
     parameters,
 )
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sizes import image_limit, size_bounds
 from worker.catalog.interface.values import check_value
 from worker.core.errors import ParameterOutOfRange, UnknownParameter
@@ -81,7 +81,7 @@ def unsupported(name: str, call: ModelCall, *, aliases: Collection[str] = ()) ->
     name = name[:64]
     shown = json.dumps(name)[1:-1] or "an empty name"
     media = [slot.parameter for slot in call.slots]
-    near = _near(name, [*parameters(call), *media, *COMMON, *aliases])
+    near = _near(name, [*parameters(call), *media, *common_fields(), *aliases])
     hint = f"Did you mean {near}?" if near not in (None, name) else None
     return UnknownParameter(_reason(name, shown, near, call), field=shown, hint=hint)
 
@@ -106,9 +106,9 @@ def _reason_for_any_task(name: str, shown: str, near: str | None, call: ModelCal
     """The same of what has nothing to do with the task."""
     if name in _INSTEAD:
         return f"{name} is set by the worker and cannot be sent to {family}; send {_INSTEAD[name]} instead."
-    if DENIED.fullmatch(name) and name not in COMMON and near is None:
+    if DENIED.fullmatch(name) and name not in common_fields() and near is None:
         return f"{shown} is set by the worker and cannot be sent to {family}; leave it out."
-    if name in BOUNDS or name in COMMON or name in ("negative_prompt", "prompt_weighting"):
+    if name in BOUNDS or name in common_fields() or name in ("negative_prompt", "prompt_weighting"):
         return f"{name} is a parameter of other model families, not of {family}; leave it out."
     text = f"{shown} is not a parameter of {call.task} by {family}"
     return f"{text}; did you mean {near}?" if near is not None else f"{text}; it takes {', '.join(parameters(call))}."

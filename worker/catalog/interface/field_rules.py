@@ -21,13 +21,13 @@ from worker.catalog.interface.clauses import (
 )
 from worker.catalog.interface.controls import control_call, controlled_rows
 from worker.catalog.interface.parameters import (
-    COMMON,
     defaults,
     meanings,
     needed_fields,
     parameters,
     takes_negative_prompt,
 )
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import LISTS, fit_of, needs_scheduler, sampling_examples
 from worker.catalog.samplers import AUTOMATIC
 from worker.core.model import Task
@@ -103,7 +103,7 @@ def _rules_of(call: ModelCall, properties: Mapping[str, Schema]) -> list[Schema]
 
 def _unknown(call: ModelCall, properties: Mapping[str, Schema]) -> list[str]:
     """Those of `properties` that are for other tasks of the model."""
-    known = {*COMMON, *ENVELOPE, *parameters(call), *with_controls(call), *_media_in(properties, call.model)}
+    known = {*common_fields(), *ENVELOPE, *parameters(call), *with_controls(call), *_media_in(properties, call.model)}
     unknown = [name for name in properties if name not in known]
     offered = adapter_fields(call)
     unknown += [name for name in all_adapter_fields() if name in properties and name not in offered]

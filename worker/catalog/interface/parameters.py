@@ -12,16 +12,15 @@ from worker.catalog.classes.refusals import PART_OF
 from worker.catalog.classes.signatures import DENIED, CallParameter, Schema, redraws_by_strength
 from worker.catalog.interface.bounds import BOUNDS, bounded
 from worker.catalog.interface.prompt_encoding import clip_skip_limit, prompt_form
+from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import LISTS, fit_of, sampling_properties
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, size_bounds, step_limit
 from worker.catalog.interface.values import is_valid
 from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Task
 from worker.core.prompt import PROMPT_WEIGHTINGS
-from worker.core.request import GenerationRequest
 
 REQUEST_DEFAULTS = ("negative_prompt",)  # a model's defaults that fill fields of the request itself
-COMMON = tuple(name for name in GenerationRequest.model_fields if name != "params")
 _WEIGHTING = (
     "Whether (word), [word], (word:1.3) and BREAK weigh and part the prompts and long ones are read in chunks, as in "
     "AUTOMATIC1111's web UI: a1111 always, none never, auto where a prompt has such marks or is too long. Models that "
@@ -156,7 +155,7 @@ def _by_signature(call: ModelCall, signature: Mapping[str, CallParameter]) -> di
         if parameter.schema is not None
         and parameter.schema != {"type": "null"}
         and not DENIED.fullmatch(name)
-        and name not in COMMON
+        and name not in common_fields()
         and name not in call.row.untaken
         and not _lacks_part(name, call)
         and not (name == "strength" and call.from_text)

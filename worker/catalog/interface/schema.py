@@ -9,37 +9,29 @@ from pydantic import JsonValue
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.signatures import Schema
-from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_one_image_prompt
+from worker.catalog.interface.adapters import ADAPTERS, adapter_fields, all_adapter_fields, takes_one_image_prompt
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.clauses import DEFINITIONS, sent
 from worker.catalog.interface.controls import controlled_rows, known_modes, most_controls
 from worker.catalog.interface.field_rules import examples_of, formats_of, rules, with_controls
 from worker.catalog.interface.parameters import (
-    COMMON,
     meanings,
     needed_fields,
     parameters,
     takes_negative_prompt,
 )
+from worker.catalog.interface.request_fields import common_fields, request_fields
 from worker.catalog.interface.sizes import image_limit
 from worker.core.model import Task
 from worker.core.pipeline import Slot
-from worker.core.request import MAX_FRAMES, MAX_PICTURES, GenerationRequest
+from worker.core.request import MAX_FRAMES, MAX_PICTURES
 
 _ENVELOPE: Mapping[str, Schema] = {
     "action": {"const": "generate", "description": "What a request is when it says none."},
     "traceparent": {"description": "A W3C trace context, the parent of the job's trace."},
 }
-# Objects that a request may hold in a list, or alone; and those it holds one of. For most a reference alone will do.
-_LISTED: Mapping[str, str] = {
-    "loras": "LoraSpec",
-    "controlnets": "ControlNetSpec",
-    "ip_adapters": "IPAdapterSpec",
-    "embeddings": "EmbeddingSpec",
-    "hypernetworks": "HypernetworkSpec",
-}
+# Objects of which a request holds one each. A reference alone will do.
 _SINGLE: Mapping[str, str] = {"refiner": "RefinerSpec", "upscale": "UpscaleSpec"}
-_NEVER_BARE = frozenset({"IPAdapterSpec"})  # it needs a picture, too
 # Controls of a request that has no picture of its own.
 _WITH_PICTURES: Schema = {
     "description": "Each with the picture that it follows.",
@@ -59,10 +51,10 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     scheduler goes by, and what two numbers may be together, which the fields' descriptions say.
     """
     spec = model.spec
-    generated = GenerationRequest.model_json_schema()
+    generated = request_fields().model_json_schema()
     objects = {name: _tidy(item) for name, item in generated["$defs"].items()}
     properties = {name: dict(item) for name, item in _ENVELOPE.items()}
-    properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in COMMON}
+    properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in common_fields()}
     _write_common(properties, model)
     _write_objects(properties, objects, model, max_loras)
     for own in (*map(parameters, model.calls), *map(with_controls, model.calls)):
@@ -167,10 +159,11 @@ def _write_objects(
     max_loras: int,
 ) -> None:
     """Write into `properties` what adapters and further models may be, and into `objects` what this model knows."""
-    for kind in {*_LISTED.values(), *_SINGLE.values()} - _NEVER_BARE:
+    listed = {name: kind.spec.__name__ for name, kind in ADAPTERS.items() if kind.several}
+    for kind in {*_SINGLE.values(), *(listed[name] for name in listed if ADAPTERS[name].bare)}:
         reference = objects[kind]["properties"]["model"]
         objects[kind] |= {"type": ["object", "string"], "minLength": 1, "maxLength": reference["maxLength"]}
-    for name, kind in _LISTED.items():
+    for name, kind in listed.items():
         most = {"loras": max_loras}.get(name, properties[name].get("maxItems"))
         several: dict[str, Any] = {"type": "array", "items": {"$ref": f"#/$defs/{kind}"}, "maxItems": most}
         text = properties[name]["description"]

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -11,15 +13,15 @@ from worker.catalog.classes.signatures import redraws_by_strength
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
-from worker.core.adapter import Adapter, Control, ImagePrompt, VaeSpec
+from worker.core.adapter import Adapter
 from worker.core.errors import ParameterOutOfRange, UnsupportedModel
 from worker.core.finishing import Finishing
 from worker.core.job import Job, Media, SchedulerChoice, StopSignal, VideoRequest
-from worker.core.model import ModelSpec
+from worker.core.model import LoraSpec, ModelSpec
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
-from worker.service.accepting.adapters.image_prompts import read_image_prompts
+from worker.service.accepting.adapters.reading import read_adapters
 from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler
 from worker.service.accepting.inputs import (
     Inputs,
@@ -32,7 +34,6 @@ from worker.service.accepting.inputs import (
 )
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.accepting.rules import (
-    all_loras,
     check_lightning,
     check_output,
     choose_seeds,
@@ -68,8 +69,7 @@ class _Read:
     params: Mapping[str, JsonValue]
     scheduler: SchedulerChoice | None
     media: tuple[Media, ...]
-    controls: tuple[Control, ...]
-    image_prompts: tuple[ImagePrompt, ...]
+    adapters: tuple[Adapter[Any], ...]
     video: VideoRequest | None
     warnings: tuple[str, ...]
 
@@ -125,15 +125,16 @@ class Acceptor:
         prompt, negative_prompt = read_prompts(request, asked)
         reader = MediaReader(self._fetch)
         inputs = read_inputs(request, calls.sent, drawn, checked, reader)
-        image_prompts = read_image_prompts(request, drawn, reader)
+        adapters = read_adapters(request, drawn, reader)
         params, frames = _on_the_frame_grid(inputs, drawn)
         negative_prompt, unguided = second_prompt(negative_prompt, params, drawn)
         check_upscaling(request, model, params, inputs.media)
-        controls: tuple[Control, ...] = ()
         if calls.control is not None:
-            controls, params = read_controls(request, calls.control, model, params, reader)
+            adapters["controlnets"], params = read_controls(request, calls.control, model, params, reader)
         video = VideoRequest(_fps(inputs, params, drawn), frames) if drawn.draws_video else None
-        return _Read(prompt, negative_prompt, params, scheduler, inputs.media, controls, image_prompts, video, unguided)
+        return _Read(
+            prompt, negative_prompt, params, scheduler, inputs.media, tuple(chain(*adapters.values())), video, unguided
+        )
 
     def _job(self, request: GenerationRequest, job_id: str, call: ModelCall, read: _Read) -> Job:
         """The job, with what finishes it."""
@@ -152,14 +153,7 @@ class Acceptor:
             scheduler=read.scheduler,
             seeds=choose_seeds(request),
             media=read.media,
-            adapters=(
-                *map(Adapter, all_loras(request, call)),
-                *read.controls,
-                *read.image_prompts,
-                *map(Adapter, request.embeddings),
-                *map(Adapter, request.hypernetworks),
-                *((Adapter(VaeSpec(model=request.vae)),) if request.vae else ()),
-            ),
+            adapters=read.adapters,
             finishing=Finishing(
                 find_refiner(request, call, read.params, self.resolver),
                 find_upscaler(request, read.params, self.resolver),
@@ -179,9 +173,10 @@ class Acceptor:
             raise ParameterOutOfRange(
                 f"num_images must be between 1 and {limit}; {request.num_images} was sent.", field="num_images"
             )
-        if len(request.loras) > self._limits.max_loras:
+        loras = request.adapters_of(LoraSpec)
+        if len(loras) > self._limits.max_loras:
             raise ParameterOutOfRange(
-                f"loras may hold at most {self._limits.max_loras} entries; {len(request.loras)} were sent.",
+                f"loras may hold at most {self._limits.max_loras} entries; {len(loras)} were sent.",
                 field="loras",
             )
 

@@ -9,7 +9,7 @@ from worker.catalog.interface.adapters import HANDED_OVER
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.finishing import Refiner, Upscaler
 from worker.core.job import Media
-from worker.core.model import Kind, Task
+from worker.core.model import Kind, LoraSpec, Task
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.compatibility import blamed_on, family_title
 from worker.service.accepting.resolving import ModelResolver
@@ -98,7 +98,7 @@ def check_upscaling(
     """Refuse what a model that is itself an upscaler file does not take, and a picture that would become too large."""
     if model.detection.kind is not Kind.UPSCALER:
         return
-    for name, sent in (("loras", request.loras), ("scheduler", request.params.get("scheduler"))):
+    for name, sent in (("loras", request.adapters_of(LoraSpec)), ("scheduler", request.params.get("scheduler"))):
         if sent:
             raise UnknownParameter(f"{name} is not taken by {model.spec.id}, an upscaler; leave it out.", field=name)
     scale = params.get("scale")

@@ -92,7 +92,7 @@ def all_loras(request: GenerationRequest, call: ModelCall) -> tuple[LoraSpec, ..
     spec, own = call.spec, call.spec.loras
     if call.lightning and spec.lightning is not None:
         own += (LoraSpec(model=spec.lightning.lora, weight=spec.lightning.weight),)
-    return own + request.loras
+    return own + request.adapters_of(LoraSpec)
 
 
 def take_scheduler(

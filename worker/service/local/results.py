@@ -7,9 +7,12 @@ from importlib import metadata
 from pydantic import JsonValue
 
 from worker.catalog.classes.inputs import FIELDS
+from worker.catalog.interface.adapters import ADAPTERS
+from worker.catalog.interface.request_fields import spread
 from worker.catalog.interface.sizes import FRAME_COUNTS
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
+from worker.core.model import LoraSpec
 from worker.core.result import JobResult, Reproduction, Timings, Usage
 from worker.service.local.batch_run import Drawn
 
@@ -128,7 +131,7 @@ def _input(job: Job) -> dict[str, JsonValue]:
         "output",
         *large,
     }
-    fixed: dict[str, JsonValue] = request.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    fixed: dict[str, JsonValue] = spread(request).model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     output = request.output.model_dump(mode="json", exclude={"delivery"}, exclude_defaults=True)
     fixed |= {"output": output} if output else {}
     named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
@@ -138,8 +141,8 @@ def _input(job: Job) -> dict[str, JsonValue]:
         fixed["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:
         fixed |= job.scheduler.parameters
-    if request.loras:
-        fixed["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in request.loras]
+    if loras := request.adapters_of(LoraSpec):
+        fixed["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in loras]
     if job.spec.lightning is not None:
         fixed["lightning"] = job.lightning
     return fixed
@@ -149,8 +152,8 @@ def _large_media(job: Job) -> list[str]:
     """The fields with pictures or videos that are too large to be sent back."""
     sent = {name: getattr(job.request, name) for name in FIELDS}
     sent |= {item.field: job.request.params[item.field] for item in job.media if item.field in job.request.params}
-    sent["ip_adapters"] = [text for spec in job.request.ip_adapters for text in (spec.image or "", *spec.images)]
-    sent["controlnets"] = [control.image or "" for control in job.request.controlnets]
+    for field in reversed([*ADAPTERS]):
+        sent[field] = [text for spec in job.request.adapters if spec.field == field for text in spec.sent_images]
     sizes = {
         name: sum(map(len, value)) if isinstance(value, list | tuple) else len(value or "")
         for name, value in sent.items()

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from worker.core.request import GenerationRequest
+from worker.catalog.interface.request_fields import request_fields
 from worker.service.jobs.record import Status
 from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS
 from worker.wire.request import ACTIONS
@@ -181,7 +181,7 @@ class AnyObject(Documented):
     """A JSON object, described in docs/api.md."""
 
 
-class Generation(GenerationRequest):
+class Generation(request_fields()):  # type: ignore[misc]  # made of the table of adapter kinds
     """What to draw: any field of docs/api.md, and any parameter of the model's own pipeline by its diffusers name."""
 
     action: str | None = Field(default=None, json_schema_extra={"enum": [*ACTIONS, None]})
@@ -229,7 +229,7 @@ def event_stream(*names: str) -> dict[str, Any]:
 
 def generation_schema() -> dict[str, Any]:
     """The schema of a job's input, with room for what only a model's own schema knows."""
-    schema = Generation.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema: dict[str, Any] = Generation.model_json_schema(ref_template="#/components/schemas/{model}")
     schema["properties"].pop("params")
     schema["additionalProperties"] = True
     schema.pop("$defs", None)

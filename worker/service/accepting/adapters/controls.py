@@ -48,11 +48,12 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
     Raises IncompatibleAdapter for what is no control, or one that the class of `call` does not take;
     ParameterOutOfRange and UnknownParameter for what they are asked.
     """
-    if not request.controlnets:
+    controls = request.adapters_of(ControlNetSpec)
+    if not controls:
         return None
     rows = controlled_rows(call)
     detections = []
-    for index, control in enumerate(request.controlnets):
+    for index, control in enumerate(controls):
         with blamed_on(_FIELD):
             source = resolver.adapter_source(control.model, control.weight_name, _FIELD)
             found = resolver.look_at_adapter(source)
@@ -61,17 +62,17 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
         check_control(found, control.model, call)
         _check_asked(control, found, f"{_FIELD}[{index}]")
         detections.append(found)
-    row = _common_row(request.controlnets, detections, call)
-    _check_together(request.controlnets, row)
+    row = _common_row(controls, detections, call)
+    _check_together(controls, row)
     _check_parameters(request, row)
-    return Recognised(row, tuple(detections), any(control.scale > 0 for control in request.controlnets))
+    return Recognised(row, tuple(detections), any(control.scale > 0 for control in controls))
 
 
 def idle_controls(request: GenerationRequest) -> tuple[str, ...]:
     """A word for controls that change nothing: they are not even fetched."""
     return tuple(
         f"{_FIELD}[{index}] has a scale of 0 and was left out."
-        for index, control in enumerate(request.controlnets)
+        for index, control in enumerate(request.adapters_of(ControlNetSpec))
         if control.scale == 0
     )
 
@@ -89,14 +90,15 @@ def read_controls(
     its kin, naming the field.
     """
     bounds = size_bounds(model)
-    pictures = [_picture(request, index, bounds.multiple, reader) for index in range(len(request.controlnets))]
+    controls = request.adapters_of(ControlNetSpec)
+    pictures = [_picture(request, index, bounds.multiple, reader) for index in range(len(controls))]
     sized = {**_plain_defaults(recognised.row), **params}
     from_text = not (request.image or request.images)
     if from_text and not request.params.keys() & {"width", "height"}:
         sized |= _at_proportions(pictures[0], params, bounds)
     width, height = sized.get("width"), sized.get("height")
     found, call = [], control_call(recognised.row.pipeline)
-    for control, seen, picture in zip(request.controlnets, recognised.detections, pictures, strict=True):
+    for control, seen, picture in zip(controls, recognised.detections, pictures, strict=True):
         fitted = fit(picture, width, height) if isinstance(width, int) and isinstance(height, int) else picture
         if control.scale > 0:
             shown = preprocess(fitted, control.preprocess) if control.preprocess else fitted
@@ -201,7 +203,7 @@ def _mode(control: ControlNetSpec, found: Detection) -> int | None:
 
 
 def _picture(request: GenerationRequest, index: int, multiple: int, reader: MediaReader) -> Raster:
-    control = request.controlnets[index]
+    control = request.adapters_of(ControlNetSpec)[index]
     text = control.image or request.image or next(iter(request.images), None)
     if text is None:
         raise InvalidRequest(

@@ -9,8 +9,10 @@ from worker.core.request import GenerationRequest
 def check_adapter_fields(request: GenerationRequest, call: ModelCall) -> None:
     """Raise UnknownParameter for an adapter field that the call does not take."""
     taken = adapter_fields(call)
+    sent = {spec.field for spec in request.adapters}
+    sent |= {field for field in ("refiner", "upscale") if getattr(request, field)}
     for field in all_adapter_fields():
-        if getattr(request, field) and field not in taken:
+        if field in sent and field not in taken:
             listed = f"; it takes {', '.join(('loras', *taken))}" if taken else ""
             raise UnknownParameter(
                 f"{field} is not taken by {call.spec.id} for {call.task}{listed}; leave it out.", field=field

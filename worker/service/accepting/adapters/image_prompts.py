@@ -2,7 +2,7 @@
 
 from worker.catalog.call import ModelCall
 from worker.catalog.interface.adapters import takes_one_image_prompt
-from worker.core.adapter import ImagePrompt
+from worker.core.adapter import ImagePrompt, IPAdapterSpec
 from worker.core.errors import (
     InvalidRequest,
     ParameterOutOfRange,
@@ -17,15 +17,14 @@ _FIELD = "ip_adapters"
 def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: MediaReader) -> tuple[ImagePrompt, ...]:
     """The request's IP-Adapters with their pictures. Raises InvalidImage and its kin, naming the field."""
     prompts = []
-    for at, spec in enumerate(request.ip_adapters):
+    for at, spec in enumerate(request.adapters_of(IPAdapterSpec)):
         field = f"{_FIELD}[{at}]"
-        texts = (*((spec.image,) if spec.image is not None else ()), *spec.images)
-        if not texts:
+        if not spec.sent_images:
             raise InvalidRequest(
                 f"{field}.image is required: the picture to draw after, as base64, data: URI or https URL.",
                 field=_FIELD,
             )
-        pictures = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in texts)
+        pictures = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in spec.sent_images)
         prompts.append(ImagePrompt(spec, pictures))
     if takes_one_image_prompt(call) and sum(len(prompt.pictures) for prompt in prompts) > 1:
         raise ParameterOutOfRange(
