@@ -152,3 +152,19 @@ def test_the_picture_of_the_rooms_is_that_of_the_code():
     assert {name for floor in floors() for name in floor} == names
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run make rooms"
     assert reduced([("a", "b"), ("b", "c"), ("a", "c")]) == {("a", "b"), ("b", "c")}
+
+
+CROWDED = sorted(
+    folder
+    for folder in (PROJECT / "worker").rglob("*")
+    if folder.is_dir() and len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) > 10
+)
+
+
+@pytest.mark.parametrize("folder", CROWDED, ids=lambda folder: folder.name)
+def test_a_room_of_many_files_says_what_each_is_for(folder):
+    text = (folder / "README.md").read_text()
+    assert len(text.splitlines()) <= 40
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    real = {file.name for file in folder.glob("*.py") if file.name != "__init__.py"}
+    assert named == real
