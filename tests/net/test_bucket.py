@@ -89,6 +89,11 @@ def test_a_callers_bucket_is_never_inside_the_workers_own_network(endpoint):
         bucket.put("a.png", b"x", "image/png")
 
 
+def test_a_callers_bucket_has_to_have_a_host():
+    with pytest.raises(InvalidRequest, match="cannot be used: its host cannot be found; name a public https endpoint"):
+        Bucket(config("https://nobody.invalid"), BucketSender(allow_private=False)).check()
+
+
 def test_a_callers_bucket_has_to_speak_https():
     with FakeBucket() as fake, pytest.raises(InvalidRequest, match="only https"):
         Bucket(config(fake.endpoint), BucketSender(allow_private=False)).check()

@@ -149,6 +149,22 @@ class TestAsking:
         assert "\r\nx: y\r\n" in head
         assert len(server.heads) == 1
 
+    @pytest.mark.parametrize("nothing", [None, b""])
+    def test_nothing_is_sent_as_a_body_of_no_bytes(self, nothing):
+        with RawServer(body(b"")) as server:
+            Client(allow_private=True).send("POST", server.url(), headers={}, body=nothing).close()
+        assert "\r\ncontent-length: 0\r\n" in server.heads[0].lower()
+        assert "transfer-encoding" not in server.heads[0].lower()
+
+    def test_an_open_file_is_sent_with_its_length(self, tmp_path):
+        (tmp_path / "body").write_bytes(b"from the disk")
+        with RawServer(body(b"")) as server, (tmp_path / "body").open("rb") as file:
+            Client(allow_private=True).send("PUT", server.url(), headers={"content-length": "13"}, body=file).close()
+            file.seek(5)
+            Client(allow_private=True).send("PUT", server.url(), headers={}, body=file).close()
+        assert [head.lower().count("content-length: ") for head in server.heads] == [1, 1]
+        assert "\r\nContent-Length: 8\r\n" in server.heads[1]
+
 
 class TestToken:
     def test_only_the_origin_that_a_token_belongs_to_sees_it(self):

@@ -3,6 +3,8 @@
 import ipaddress
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -90,6 +92,18 @@ def test_a_private_address_is_never_connected_to(user, host, monkeypatch):
     words = user(f"https://{host}/x")
     assert "its host is not a public one" in words
     assert host not in words
+
+
+def test_a_name_without_an_address_is_told_without_it(user):
+    words = {
+        "images": "its host cannot be found",
+        "models": "its server cannot be reached",
+        "buckets": "refused the upload; check",
+        "webhooks": "it could not be reached in time",
+    }
+    for host in ("nobody.invalid", "n" * 64 + ".invalid"):
+        assert words[user.name] in user(f"https://{host}/x")
+        assert "nobody" not in user(f"https://{host}/x")
 
 
 def test_http_is_not_spoken(user):
@@ -186,3 +200,12 @@ def test_a_body_without_an_end_is_left(user):
         words = user(server.url(), allow_private=True)
     assert words or user.name == "webhooks", "whose answer's body nobody reads"
     assert sum(sent) < 100_000_000, "far from all of it"
+
+
+def test_a_process_that_opens_no_url_does_not_wait_for_the_libraries():
+    code = (
+        "import sys; from worker.net import bucket, client, fetch, webhook;"
+        "client.Client({'https://huggingface.co': None}); fetch.ImageFetcher(); webhook.WebhookSender();"
+        "print(sorted({'requests', 'urllib3', 'boto3'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -80,10 +80,10 @@ def send(pin: Pin, method: str, headers: Mapping[str, str], body: Any, read_time
     """
     with _mapped("its server did not answer in time", "its server cannot be reached"):
         request = requests.PreparedRequest()
-        request.method, request.url, request.body = method, "", body
+        request.method, request.url, request.body = method, "", body or None  # b"" would be sent in no chunks
         request.prepare_headers(headers)
-        if "Content-Length" not in request.headers:
-            request.prepare_content_length(body)
+        if "Content-Length" not in request.headers and "Transfer-Encoding" not in request.headers:
+            request.prepare_content_length(request.body)
         adapter = _Adapter(pin)
         try:
             answer = adapter.send(request, stream=True, timeout=(seconds_left(pin.deadline), read_timeout_s))
