@@ -22,7 +22,6 @@ FAMILY = Architecture(
     title="Toy",
     pipelines={Task.TEXT_TO_IMAGE: "ToyPipeline", Task.IMAGE_EDITING: "ToyPipeline"},
     native_size=512,
-    size_multiple=16,
     max_pixels=1_048_576,
     defaults={"num_inference_steps": 12, "guidance_scale": 3.0},
     denoiser=alone(has_all("toy_blocks.0.weight")),

@@ -33,34 +33,17 @@ _ABSENT = "is in no released version of diffusers"
 # CivitAI's names for what no family here is: why it is refused; None where nothing is known of it.
 _OTHERS: Mapping[str, str | None] = {
     **dict.fromkeys(("Anima", "Flux 3 Video", "MiniMax H3"), _MODULAR),
-    **dict.fromkeys(
-        (
-            "Grok",
-            "Imagen4",
-            "MAI",
-            "Nano Banana",
-            "OpenAI",
-            "Reve",
-            "Seedream",
-            "Sora 2",
-            "Veo 3",
-            "Wan Video 2.5 T2V",
-            "Wan Video 2.5 I2V",
-            "Wan Image 2.7",
-            "Wan Video 2.7",
-            "Vidu Q1",
-            "Kling",
-            "Seedance",
-        ),
-        _HOSTED,
-    ),
-    **dict.fromkeys(
-        ("HappyHorse", "Boogu", "Lens", "MageFlow", "ODOR", "Upscaler", "Other", "Qwen 3", "SD 2.1 Unclip"), None
-    ),
+    **dict.fromkeys((
+        "Grok", "Imagen4", "MAI", "Nano Banana", "OpenAI", "Reve", "Seedream", "Sora 2", "Veo 3", "Wan Video 2.5 T2V",
+        "Wan Video 2.5 I2V", "Wan Image 2.7", "Wan Video 2.7", "Vidu Q1", "Kling", "Seedance",
+    ), _HOSTED),
+    **dict.fromkeys((
+        "HappyHorse", "Boogu", "Lens", "MageFlow", "ODOR", "Upscaler", "Other", "Qwen 3", "SD 2.1 Unclip",
+    ), None),
     "HiDream-O1": _ABSENT,
     "ACE Audio": _AUDIO,
     **dict.fromkeys(("PolyGen", "Tripo", "Hunyuan3D"), _SOLID),
-}
+}  # fmt: skip
 CIVITAI_BASES: Mapping[str, Base] = {
     name.text: Base(row.id, name.variant, name.prediction_type) for row in ARCHITECTURES for name in row.civitai
 } | {name: Base(refused=reason) for name, reason in _OTHERS.items()}

@@ -11,7 +11,7 @@ from worker.catalog.conditions import (
     none_of,
     shape_is,
 )
-from worker.catalog.families.row import MEGAPIXEL, Architecture, LoraRule, Name, Prompts, alone, whole
+from worker.catalog.families.row import Architecture, LoraRule, Name, Prompts, alone, whole
 from worker.core.model import Task
 
 _FLUX2 = has_any("single_stream_modulation.lin.weight", "single_stream_modulation.linear.weight")
@@ -49,9 +49,6 @@ FLUXES: tuple[Architecture, ...] = (
         title="FLUX.1 [dev]",
         pipelines=_FLUX_PIPELINES,
         classes=("FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 28, "guidance_scale": 3.5},
         checkpoint=whole(_FLUX_DEV),
         denoiser=alone(_FLUX_DEV),
@@ -83,9 +80,6 @@ FLUXES: tuple[Architecture, ...] = (
         pipelines=_FLUX_PIPELINES,
         sibling="flux1",
         repository=config_is("transformer/config.json", "guidance_embeds", False),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 4, "guidance_scale": 0.0},
         checkpoint=whole(_FLUX_SCHNELL),
         denoiser=alone(_FLUX_SCHNELL),
@@ -101,9 +95,6 @@ FLUXES: tuple[Architecture, ...] = (
         id="flux1-fill",
         title="FLUX.1 Fill",
         pipelines={Task.INPAINTING: "FluxFillPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 30.0},
         negative_prompt=False,
         checkpoint=whole(_flux(384)),
@@ -119,9 +110,6 @@ FLUXES: tuple[Architecture, ...] = (
         title="FLUX.1 Depth and Canny",
         pipelines={Task.CONTROLNET: "FluxControlPipeline"},
         classes=("FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 30, "guidance_scale": 10.0},
         negative_prompt=False,
         checkpoint=whole(_flux(128)),
@@ -136,9 +124,6 @@ FLUXES: tuple[Architecture, ...] = (
         id="flux1-kontext",
         title="FLUX.1 Kontext",
         pipelines={Task.IMAGE_EDITING: "FluxKontextPipeline", Task.INPAINTING: "FluxKontextInpaintPipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 28, "guidance_scale": 2.5},
         config="flux1",
         base_repo="black-forest-labs/FLUX.1-Kontext-dev",
@@ -153,9 +138,6 @@ FLUXES: tuple[Architecture, ...] = (
         id="flux2",
         title="FLUX.2 [dev]",
         pipelines={Task.TEXT_TO_IMAGE: "Flux2Pipeline", Task.IMAGE_EDITING: "Flux2Pipeline"},
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
         negative_prompt=False,
         denoiser=alone(
@@ -181,9 +163,6 @@ FLUXES: tuple[Architecture, ...] = (
             Task.INPAINTING: "Flux2KleinInpaintPipeline",
         },
         classes=("Flux2KleinKVPipeline",),
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 4, "guidance_scale": 1.0},
         negative_prompt=False,
         denoiser=alone(
@@ -220,9 +199,6 @@ FLUXES: tuple[Architecture, ...] = (
             Task.IMAGE_TO_IMAGE: "ChromaImg2ImgPipeline",
             Task.INPAINTING: "ChromaInpaintPipeline",
         },
-        native_size=1024,
-        size_multiple=16,
-        max_pixels=4 * MEGAPIXEL,
         defaults={"num_inference_steps": 35, "guidance_scale": 5.0},
         denoiser=alone(_CHROMA),
         config="chroma",

@@ -71,10 +71,11 @@ class Architecture:
     id: str
     title: str
     pipelines: Mapping[Task, str]  # the diffusers class that serves each task
-    native_size: int
-    size_multiple: int
-    max_pixels: int
     defaults: Mapping[str, JsonValue]  # by diffusers parameter name
+    # What most image families have.
+    native_size: int = 1024
+    size_multiple: int = 16
+    max_pixels: int = 4 * MEGAPIXEL
     classes: tuple[str, ...] = ()  # further `_class_name`s of this family's repositories
     max_steps: int = 150
     guidance: str = "guidance_scale"  # the parameter that a caller's "guidance" means
@@ -97,9 +98,8 @@ class Architecture:
     # How it is sampled.
     noise: Noise | None = "flow"  # what the weights predict; None for what is in no one else's terms
     scheduler: str | None = "FlowMatchEulerDiscreteScheduler"  # that its models bring; None where these differ
-    few_steps: Mapping[str, SchedulerConfig] = field(
-        default_factory=dict
-    )  # a variant -> what its files are sampled with
+    # A variant -> what its files are sampled with.
+    few_steps: Mapping[str, SchedulerConfig] = field(default_factory=dict)
     epsilon_or_v: bool = False  # its files may predict either, and do not show it
     fps: float | None = None  # frames a second of the videos that it was trained on, from its model card
     fixed_size: bool = False  # its config's sample_size is not the size that the pipeline generates by itself
@@ -116,9 +116,8 @@ class Architecture:
     lora_note: str = ""  # what a LoRA's evidence says beside this base
     # What tells its parts.
     text_width: int | None = None  # of the text that a UNet's attention reads, where only this row's has it
-    by_channels: Mapping[int, tuple[str, Task]] = field(
-        default_factory=dict
-    )  # input channels -> class and its one task
+    # Input channels of the denoiser -> the class and its one task.
+    by_channels: Mapping[int, tuple[str, Task]] = field(default_factory=dict)
     inpaints_apart: bool = False  # other weights than a repository's own see a mask
     autoencoders: tuple[str, ...] = ()  # which of `detectors.encoders` only this family uses
     t2i_adapters: tuple[str, ...] = ()  # the `adapter_type`s of its T2I-Adapters
