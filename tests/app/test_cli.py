@@ -73,7 +73,7 @@ def test_run_never_overwrites_and_takes_a_folder(run, tmp_path):
 def test_run_starts_from_a_picture(run, builder, tmp_path):
     Image.new("RGB", (64, 32), "red").save(tmp_path / "in.png")
     assert run("run", "x", "--image", tmp_path / "in.png", "-p", "strength=0.5").exit_code == 0
-    assert builder.engine.ran[0].task == "image-to-image"
+    assert builder.engine.ran[0].call.task == "image-to-image"
     assert (builder.engine.ran[0].image.width, builder.engine.ran[0].image.height) == (64, 32)
 
 

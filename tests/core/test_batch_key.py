@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalog.call import Model, ModelCall
+from worker.catalog.interface.sizes import size_bounds
 from worker.core.adapter import (
     Adapter,
     AdapterFiles,
@@ -21,12 +23,11 @@ from worker.core.image import Raster
 from worker.core.job import Batch, Job, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
-from worker.core.pipeline import PipelineRow
 from worker.core.request import GenerationRequest, OutputOptions
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
-    *("spec", "detection", "task", "pipeline", "row", "params", "scheduler", "lightning", "video", "words"),
+    *("call", "params", "scheduler", "video", "words"),
     *("redraws", "adapters", "finishing"),
 }
 OF_ONE_JOB = {
@@ -50,21 +51,20 @@ def batch(**changes):
     files = changes.pop("files", ModelFiles(Path("/m"), 10, revision="abc"))
     adapters = changes.pop("adapter_files", ())
     changes.setdefault("adapters", tuple(item.adapter for item in adapters))
+    spec = changes.pop("spec", ModelSpec(id="m", source=source()))
+    called = {"task": Task.TEXT_TO_IMAGE, "pipeline": "StableDiffusionPipeline", "lightning": False}
+    called |= {name: changes.pop(name) for name in called if name in changes}
+    model = Model(spec, Detection(Kind.PIPELINE, changes.pop("format", "diffusers")))
     job = Job(
         id="a",
         request=GenerationRequest(prompt="x"),
-        spec=ModelSpec(id="m", source=source()),
-        detection=Detection(Kind.PIPELINE, "diffusers"),
-        task=Task.TEXT_TO_IMAGE,
-        pipeline="StableDiffusionPipeline",
-        row=PipelineRow("StableDiffusionPipeline"),
+        call=ModelCall(model, **called),
         prompt="x",
         negative_prompt="y",
         params={"num_inference_steps": 5, "guidance_scale": 7.5},
         scheduler=None,
         seeds=(1,),
         media=(),
-        lightning=False,
         output=OutputOptions(),
         stop=StopSignal(60),
     )
@@ -128,6 +128,7 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
     [
         {"spec": ModelSpec(id="n", source=source())},
         {"spec": ModelSpec(id="m", source=source("a/other"))},
+        {"format": "safetensors"},
         {"task": Task.INPAINTING},
         {"pipeline": "StableDiffusionPAGPipeline"},
         {"negative_prompt": None},
@@ -148,6 +149,13 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
 )
 def test_what_a_call_has_but_one_of_keeps_jobs_apart(changes):
     assert batch(**changes).batch_key != batch().batch_key
+
+
+def test_what_was_derived_of_a_call_keeps_nobody_apart():
+    asked = batch()
+    assert asked.jobs[0].call.signature is not None
+    assert size_bounds(asked.jobs[0].call.model).native == 1024
+    assert asked.batch_key == batch().batch_key
 
 
 def test_pictures_may_differ_but_not_their_sizes():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.catalog.call import Model
 from worker.catalog.families.row import FEW_STEP_SCHEDULERS
 from worker.core.device import DeviceInfo
 from worker.core.errors import OutOfMemory
@@ -41,7 +42,7 @@ def plan(
         few_steps=FEW_STEP_SCHEDULERS.get(variant or ""),
     )
     info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
-    return make_plan(spec, files, found, info, megapixels=1.0)
+    return make_plan(Model(spec, found), files, info, megapixels=1.0)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,7 @@ def test_unseen_weights_double_where_the_device_computes_in_full_precision():
         {"parts": {"vae": Path("v")}},
         {"root": Path("n")},
         {"variant": "fp16"},
+        {"config": Path("c")},
     ],
 )
 def test_whatever_changes_the_weights_changes_what_is_resident(change):
@@ -172,7 +174,7 @@ def test_a_controlnet_counts_beside_the_model_however_that_is_offloaded():
 
     def planned(free, beside):
         device = DeviceInfo("cuda", "GPU", 80 * GIB, int(free * GIB))
-        return make_plan(spec, files, found, device, megapixels=1.0, beside_bytes=int(beside * GIB))
+        return make_plan(Model(spec, found), files, device, megapixels=1.0, beside_bytes=int(beside * GIB))
 
     alone = planned(80, 0).estimated_bytes
     assert planned(80, 2.5).estimated_bytes - alone == int(2.5 * GIB)

@@ -139,8 +139,8 @@ async def test_progress_counts_both_and_a_cancel_leaves_nothing(worker):
 async def test_the_published_refiner_is_taken_without_a_look_at_it(worker):
     request = decode_generation({"prompt": "x", "refiner": "org/sdxl-refiner"})
     job = await worker.actions.generation.accept(request, "job")
-    assert job.finishing.refiner.row.name == "StableDiffusionXLImg2ImgPipeline"
-    assert job.finishing.refiner.detection.architecture == "sdxl-refiner"
+    assert job.finishing.refiner.call.pipeline == "StableDiffusionXLImg2ImgPipeline"
+    assert job.finishing.refiner.call.detection.architecture == "sdxl-refiner"
 
 
 @pytest.mark.parametrize(

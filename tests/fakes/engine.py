@@ -12,11 +12,12 @@ from typing import Any
 from tests.asking import perform
 from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
-from worker.core.model import ModelFiles, ModelSpec
+from worker.core.model import ModelFiles
 from worker.core.result import Artifact, Emit, EngineReport, Progress
 from worker.wire.request import decode_envelope, decode_generation
 
@@ -89,9 +90,9 @@ class FakeEngine:
         self.calls.append([each.prompt for each in jobs])
         self.inside.set()
         try:
-            emit(Progress("load", 0, 1, job.spec.id))
+            emit(Progress("load", 0, 1, job.call.spec.id))
             time.sleep(self.load_seconds)
-            emit(Progress("load", 1, 1, job.spec.id))
+            emit(Progress("load", 1, 1, job.call.spec.id))
             for step in range(self.steps):
                 while not (self.gate.wait(0.005) and self.alive.is_set()):
                     if self.alive.wait(0.005):
@@ -106,7 +107,7 @@ class FakeEngine:
             for each in jobs:
                 if each.prompt in self.poison:
                     raise self.poison[each.prompt]
-            self.resident = [job.spec.id]
+            self.resident = [job.call.spec.id]
             outcomes = tuple(self.spoiled.get(each.prompt) or self._artifacts(each) for each in jobs)
             return EngineReport(outcomes, load_s=self.load_s, inference_s=0.5)
         finally:
@@ -123,10 +124,10 @@ class FakeEngine:
         frames = tuple(self.pixels(job, seed + index) for index in range(count))
         return Artifact(job.id, frames[0], seed, frames, job.video.fps)
 
-    def preload(self, spec: ModelSpec, files: ModelFiles, pipeline: str, emit: Emit) -> LoadPlan:
+    def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Say that the model is there now."""
-        self.resident = [spec.id]
-        return LoadPlan(Path(), pipeline, "float32", "cuda", "none", 2 * 2**30, 2**30)
+        self.resident = [model.spec.id]
+        return LoadPlan(Path(), model.detection.pipeline or "", "float32", "cuda", "none", 2 * 2**30, 2**30)
 
     def unload(self, model: str) -> int:
         """Say that it is gone."""

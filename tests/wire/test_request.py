@@ -233,7 +233,7 @@ async def test_recorded_requests_are_still_taken(tmp_path, line):
     job = await context.accept(**record["input"])
     taken = {name: getattr(job, name, None) for name in ("task", "prompt", "negative_prompt", "lightning")}
     taken |= {
-        "model": job.spec.id,
+        "model": job.call.spec.id,
         "seeds": [*job.seeds],
         "loras": [[lora.spec.model, lora.spec.weight] for lora in job.adapters],
     }
@@ -276,8 +276,8 @@ async def test_the_result_has_every_key_of_the_contract(context):
 
 
 async def test_lightning_is_told_and_can_be_switched_off(context):
-    assert (await context.accept(model="fast")).lightning
-    assert not (await context.accept(model="fast", lightning=False)).lightning
+    assert (await context.accept(model="fast")).call.lightning
+    assert not (await context.accept(model="fast", lightning=False)).call.lightning
     error = await refusal(context, {"prompt": "x", "lightning": True})
     assert error.field == "lightning"
     assert "leave it out" in error.message

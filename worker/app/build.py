@@ -15,10 +15,11 @@ from worker.app.settings import (
 )
 from worker.app.stores import bucket_opener, build_bucket, build_store
 from worker.catalog.registry import Registry, RegistryError
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
-from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.model import ModelFiles
 from worker.core.ports import Backend
 from worker.core.result import ignore_progress
 from worker.engine.pickles import PickleConverter
@@ -159,5 +160,5 @@ def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
     return PickleConverter(settings.volume / "converted").convert if settings.allow_pickles else refuse_pickles
 
 
-def _plan(spec: ModelSpec, files: ModelFiles, detection: Detection, device: DeviceInfo, megapixels: float) -> LoadPlan:
-    return make_plan(spec, files, detection, device, megapixels=megapixels)
+def _plan(model: KnownModel, files: ModelFiles, device: DeviceInfo, megapixels: float) -> LoadPlan:
+    return make_plan(model, files, device, megapixels=megapixels)

@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from worker.core.model import Detection, ModelSpec, Task
+from worker.core.pipeline import PipelineRow
 
 
 class KnownModel(Protocol):
@@ -30,6 +31,11 @@ class Call(KnownModel, Protocol):
     @property
     def pipeline(self) -> str:
         """The name of the diffusers class that is called."""
+        ...
+
+    @property
+    def row(self) -> PipelineRow:
+        """The facts of that class."""
         ...
 
     @property

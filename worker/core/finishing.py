@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from worker.core.model import Detection, ModelFiles, ModelSpec, ReferenceSpec
-from worker.core.pipeline import PipelineRow
+from worker.core.call import Call, KnownModel
+from worker.core.model import ModelFiles, ReferenceSpec
 
 
 class SecondModelSpec(ReferenceSpec):
@@ -33,12 +33,10 @@ class UpscaleSpec(SecondModelSpec):
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """An accepted job's refiner: what it is, and the row of the class that it is called as."""
+    """An accepted job's refiner, as it is called."""
 
     spec: RefinerSpec
-    model: ModelSpec
-    detection: Detection
-    row: PipelineRow
+    call: Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,7 @@ class Upscaler:
     """An accepted job's upscaler."""
 
     spec: UpscaleSpec
-    model: ModelSpec
-    detection: Detection
+    model: KnownModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from typing import Any
 from pydantic import JsonValue
 
 from worker.core.adapter import Adapter, AdapterFiles, LoraFiles
+from worker.core.call import Call
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.fingerprint import fingerprint
 from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import Raster
-from worker.core.model import Detection, ModelFiles, ModelSpec, Task
-from worker.core.pipeline import Form, PipelineRow
+from worker.core.model import ModelFiles
+from worker.core.pipeline import Form
 from worker.core.prompt import PromptForm
 from worker.core.request import GenerationRequest, OutputOptions
 
@@ -128,18 +129,13 @@ class Job:
 
     id: str = field(metadata=OF_ONE_JOB)
     request: GenerationRequest = field(metadata=OF_ONE_JOB)
-    spec: ModelSpec
-    detection: Detection
-    task: Task
-    pipeline: str
-    row: PipelineRow  # of that class
+    call: Call
     prompt: str = field(metadata=OF_ONE_JOB)
     negative_prompt: str | None = field(metadata=OF_ONE_JOB)
     params: Mapping[str, JsonValue]
     scheduler: SchedulerChoice | None
     seeds: tuple[int, ...] = field(metadata=OF_ONE_JOB)
     media: tuple[Media, ...] = field(metadata=OF_ONE_JOB)
-    lightning: bool
     output: OutputOptions = field(metadata=OF_ONE_JOB)
     stop: StopSignal = field(metadata=OF_ONE_JOB)
     warnings: tuple[str, ...] = field(default=(), metadata=OF_ONE_JOB)

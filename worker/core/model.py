@@ -292,6 +292,7 @@ class ModelFiles:
     sha256: str | None = None  # of a single file, where it is known
     base: Path | None = None  # a diffusers folder that gives the parts that `root` lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components that come from elsewhere, by name
+    config: Path | None = None  # a folder that describes the parts of a single file
 
     @property
     def is_single_file(self) -> bool:

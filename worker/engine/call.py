@@ -36,7 +36,7 @@ def call_pipeline(
     if not batch.jobs[0].redraws:
         emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
-    callee = Callee.of(pipe, batch.jobs[0].row, given, emit)
+    callee = Callee.of(pipe, batch.jobs[0].call.row, given, emit)
     if at_once > 1 and draws_together(callee, batch.jobs):
         together = replace(batch, jobs=_fitting(batch.jobs, at_once))
         outcomes = _together(callee, together, at_once)

@@ -10,11 +10,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import JobCancelled, JobTimeout, OutOfMemory, WorkerError
 from worker.core.finishing import Upscaler
 from worker.core.job import Batch, Job, SchedulerChoice
-from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.model import ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.engine import devices
 from worker.engine.adapters.stack import AdapterStack
@@ -103,10 +104,10 @@ class DiffusersEngine:
         devices.release_memory()
         raise failure
 
-    def preload(self, spec: ModelSpec, files: ModelFiles, detection: Detection, emit: Emit) -> LoadPlan:
+    def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Make a model resident. Raises LoadFailed, OutOfMemory …"""
-        plan = self._plan(spec, files, detection, megapixels=0.25)
-        with self._pool.lease(resident_key(spec, files), lambda: _load(spec, plan, emit)) as resident:
+        plan = self._plan(model, files, megapixels=0.25)
+        with self._pool.lease(resident_key(model.spec, files), lambda: _load(model.spec, plan, emit)) as resident:
             return resident.plan
 
     def unload(self, model: str) -> int:
@@ -118,7 +119,7 @@ class DiffusersEngine:
         job, refiner, files = batch.jobs[0], batch.jobs[0].finishing.refiner, batch.finishing.refiner
         beside = sum(item.bytes_beside for item in batch.adapters)
         with (
-            self._lease(job, job.spec, job.detection, batch.files, emit, beside) as resident,
+            self._lease(job, job.call, batch.files, emit, beside) as resident,
             self._adapters.applied(resident, batch) as applied,
         ):
             pipe, given = applied.pipe, applied.arguments
@@ -137,8 +138,8 @@ class DiffusersEngine:
             )
         with (
             _blamed_on("refiner"),
-            self._lease(job, refiner.model, refiner.detection, files, emit) as resident,
-            self._adapters.refining(resident, refiner.row.name, batch) as second,
+            self._lease(job, refiner.call, files, emit) as resident,
+            self._adapters.refining(resident, refiner.call.pipeline, batch) as second,
         ):
             artifacts, more = self._draw(
                 second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, last)
@@ -156,7 +157,7 @@ class DiffusersEngine:
         found: list[Artifact] = []
         with (
             _blamed_on("upscale"),
-            self._lease(batch.jobs[0], upscaler.model, upscaler.detection, files, emit) as resident,
+            self._lease(batch.jobs[0], upscaler.model, files, emit) as resident,
         ):
             for index, artifact in enumerate(outcomes[0]):
                 tell = part_of(emit, index, len(outcomes[0]))
@@ -186,7 +187,7 @@ class DiffusersEngine:
 
     @contextmanager
     def _lease(
-        self, job: Job, spec: ModelSpec, detection: Detection, files: ModelFiles, emit: Emit, beside_bytes: int = 0
+        self, job: Job, model: KnownModel, files: ModelFiles, emit: Emit, beside_bytes: int = 0
     ) -> Iterator[Resident]:
         """One of the job's models, loaded if need be."""
         started = time.monotonic()
@@ -194,21 +195,19 @@ class DiffusersEngine:
         def load() -> Resident:
             # Evict first, then look at what is free.
             try:
-                plan = self._plan(spec, files, detection, _megapixels(job), beside_bytes)
+                plan = self._plan(model, files, _megapixels(job), beside_bytes)
             except OutOfMemory:  # beside the others that may stay; a base and its refiner then take turns
                 self._pool.evict_unused()
-                plan = self._plan(spec, files, detection, _megapixels(job), beside_bytes)
-            return _load(spec, plan, emit)
+                plan = self._plan(model, files, _megapixels(job), beside_bytes)
+            return _load(model.spec, plan, emit)
 
-        with self._pool.lease(resident_key(spec, files), load) as resident:
+        with self._pool.lease(resident_key(model.spec, files), load) as resident:
             self._load_s += time.monotonic() - started
             yield resident
 
-    def _plan(
-        self, spec: ModelSpec, files: ModelFiles, detection: Detection, megapixels: float, beside_bytes: int = 0
-    ) -> LoadPlan:
+    def _plan(self, model: KnownModel, files: ModelFiles, megapixels: float, beside_bytes: int = 0) -> LoadPlan:
         device = self.device_info()
-        return make_plan(spec, files, detection, device, megapixels=megapixels, beside_bytes=beside_bytes)
+        return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
 
     def _draw(self, pipe: Any, resident: Resident, batch: Batch, draw: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
         """What `draw` returns for as many pictures in a call as fit, with the job's scheduler in `pipe`.
@@ -299,16 +298,16 @@ def _keys(batch: Batch) -> list[str]:
     """Of every model that has worked for a batch."""
     job, finishing = batch.jobs[0], batch.finishing
     refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
-    found = [resident_key(job.spec, batch.files)]
+    found = [resident_key(job.call.spec, batch.files)]
     if refiner is not None and finishing.refiner is not None:
-        found.append(resident_key(refiner.model, finishing.refiner))
+        found.append(resident_key(refiner.call.spec, finishing.refiner))
     if upscaler is not None and finishing.upscaler is not None:
-        found.append(resident_key(upscaler.model, finishing.upscaler))
+        found.append(resident_key(upscaler.model.spec, finishing.upscaler))
     return found
 
 
 def _megapixels(job: Job) -> float:
     """Of one of the job's pictures."""
-    usual = job.detection.native_size or 1024
+    usual = job.call.detection.native_size or 1024
     width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
     return width * height / 1e6

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadFormat, LoadPlan, Offload
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, DType, Kind, ModelFiles, ModelSpec
@@ -28,9 +29,8 @@ def target_dtype(spec: ModelSpec, device: DeviceInfo) -> DType:
 
 
 def make_plan(
-    spec: ModelSpec,
+    model: KnownModel,
     files: ModelFiles,
-    detection: Detection,
     device: DeviceInfo,
     *,
     megapixels: float,
@@ -41,6 +41,7 @@ def make_plan(
     Without per-component counts (`files.parameters`) the stored bytes stand for the weights, taken as half precision.
     `beside_bytes` are those of ControlNets, which are on the device whatever of the model is.
     """
+    spec, detection = model.spec, model.detection
     _check_memory(spec, device)
     dtype = target_dtype(spec, device)
     components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()} | dict(files.packed)
@@ -56,7 +57,7 @@ def make_plan(
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
     if device.type == "cuda" and detection.kind is not Kind.UPSCALER:  # one small network, nothing to offload
         needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
-    scheduler, options = _schedule(spec, files, detection)
+    scheduler, options = _schedule(model, files)
     for offload, needed in needs:
         if needed <= device.free_bytes:
             reason = f"{needed / GIB:.1f} GiB needed, {device.free_bytes / GIB:.1f} GiB free on {device.name}"
@@ -72,7 +73,7 @@ def make_plan(
                 reserve_bytes=needed - working - (weights if offload == "none" else 0),
                 format=_format(files, detection),
                 variant=files.variant,
-                config=Path(spec.config) if spec.config else None,
+                config=files.config or (Path(spec.config) if spec.config else None),
                 base=files.base,
                 parts=files.parts,
                 scheduler=scheduler,
@@ -117,7 +118,7 @@ def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
         files.root,
         spec.dtype,
         files.variant,
-        spec.config,
+        files.config or spec.config,
         files.base,
         spec.pipeline,
         spec.prediction_type,
@@ -144,11 +145,12 @@ _EDM: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
 }
 
 
-def _schedule(spec: ModelSpec, files: ModelFiles, detection: Detection) -> tuple[str | None, Mapping[str, JsonValue]]:
+def _schedule(model: KnownModel, files: ModelFiles) -> tuple[str | None, Mapping[str, JsonValue]]:
     """The scheduler class, where the config's own is the wrong one, and what is laid over its config.
 
     A single file says it in marker tensors or metadata; a repository has a config, which only the registry overrules.
     """
+    spec, detection = model.spec, model.detection
     if not files.is_single_file:
         return None, {"prediction_type": spec.prediction_type} if spec.prediction_type else {}
     edm = _EDM.get(detection.prediction_type or "")

@@ -56,8 +56,8 @@ def check_clip_skip(pipe: Any, job: Job) -> None:
     most = min(clip.layers for clip in _clips(pipe, job.words)) - (1 if job.words == "clip" else 2)
     if skip > most:
         raise ParameterOutOfRange(
-            f"clip_skip must be at most {most} for {job.spec.id}, whose text encoder has no more layers to leave out; "
-            f"{skip} was sent.",
+            f"clip_skip must be at most {most} for {job.call.spec.id}, whose text encoder has no more layers to leave "
+            f"out; {skip} was sent.",
             field="clip_skip",
         )
 

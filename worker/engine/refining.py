@@ -26,7 +26,7 @@ def begin_pictures(
 ) -> tuple[Begun, ...]:
     """Draw every picture of `batch`'s job until the refiner takes over. Latents are handed over and not decoded."""
     until = {"denoising_end": refiner.spec.start, "output_type": "latent"}
-    callee, job = Callee.of(pipe, batch.jobs[0].row, {**given, **until}, emit), batch.jobs[0]
+    callee, job = Callee.of(pipe, batch.jobs[0].call.row, {**given, **until}, emit), batch.jobs[0]
     found = []
     for index, seed in enumerate(job.seeds):
         generator = generator_of(seed)
@@ -51,7 +51,7 @@ def finish_pictures(
         }
         generator = torch.Generator("cpu")
         generator.set_state(item.noise)
-        callee = Callee.of(pipe, refiner.row, given, emit).part(index, len(begun))
+        callee = Callee.of(pipe, refiner.call.row, given, emit).part(index, len(begun))
         output = call_once(callee, batch, [(job, item.seed)], [generator])
         found += artifacts_of(output, job, item.seed)
     return tuple(found)

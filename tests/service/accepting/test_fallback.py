@@ -62,7 +62,7 @@ async def test_what_fails_on_the_device_counts_too(models, failure):
     context.engine.failures.append(failure)
     answer = await context.draw(model="weak")
     assert answer["model"] == "tiny"
-    assert [job.spec.id for job in context.engine.ran] == ["weak", "tiny"]
+    assert [job.call.spec.id for job in context.engine.ran] == ["weak", "tiny"]
 
 
 async def test_a_request_that_is_wrong_in_itself_is_refused(models):

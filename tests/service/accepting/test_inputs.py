@@ -57,7 +57,7 @@ async def refused(context, kind=InvalidRequest, **fields):
 
 async def test_a_mask_means_inpainting_and_gets_the_pictures_size(context):
     job = await context.accept(image=picture(70, 45), mask=picture(35, 20, (255, 255, 255)))
-    assert (job.task, job.pipeline) == (Task.INPAINTING, "StableDiffusionInpaintPipeline")
+    assert (job.call.task, job.call.pipeline) == (Task.INPAINTING, "StableDiffusionInpaintPipeline")
     assert (job.image.width, job.image.height) == (job.mask.width, job.mask.height) == (72, 48)
     assert job.mask.mode == "L"
     assert set(job.mask.data) == {255}
@@ -71,14 +71,14 @@ async def test_a_mask_without_a_picture_is_refused(context):
 
 async def test_several_pictures_go_where_several_are_taken(context):
     job = await context.accept(model="edit-plus", images=[picture(64, 64), picture(100, 50)])
-    assert job.task is Task.IMAGE_EDITING
+    assert job.call.task is Task.IMAGE_EDITING
     assert [(item.width, item.height) for item in media_of(job)["image"].pictures] == [(64, 64), (100, 50)]
     both = await context.accept(model="edit-plus", image=picture(32, 32), images=picture(48, 48))
     assert [item.width for item in media_of(both)["image"].pictures] == [32, 48]
     nested = await context.accept(model="edit-plus", image=[picture(32, 32), [picture(48, 48), None]])
     assert [item.width for item in media_of(nested)["image"].pictures] == [32, 48]
-    assert (await context.accept(model="flux2")).task is Task.TEXT_TO_IMAGE
-    assert (await context.accept(model="flux2", image=picture())).task is Task.IMAGE_EDITING
+    assert (await context.accept(model="flux2")).call.task is Task.TEXT_TO_IMAGE
+    assert (await context.accept(model="flux2", image=picture())).call.task is Task.IMAGE_EDITING
     error = await refused(context, ParameterOutOfRange, images=[picture()] * 2)
     assert "takes one picture for this model; 2 were sent" in error.message
 
@@ -94,7 +94,7 @@ async def test_pictures_are_counted_together(context, monkeypatch):
 async def test_a_controlnet_takes_its_picture_by_either_name(context):
     for name in ("control_image", "image", "control_images"):
         job = await context.accept(model="control", **{name: picture(128, 64)})
-        assert (job.task, *media_of(job)) == (Task.CONTROLNET, "image")
+        assert (job.call.task, *media_of(job)) == (Task.CONTROLNET, "image")
         assert (job.params["width"], job.params["height"]) == (128, 64)
     assert (await refused(context, model="control")).field == "control_image"
 
@@ -111,7 +111,7 @@ async def test_an_upscaler_keeps_the_size_of_the_picture(context):
 
 async def test_a_picture_becomes_a_film_of_the_familys_size_at_its_own_proportions(context):
     job = await context.accept(model="wan-i2v", image=picture(1600, 400))
-    assert (job.task, job.video.fps) == (Task.IMAGE_TO_VIDEO, 16)
+    assert (job.call.task, job.video.fps) == (Task.IMAGE_TO_VIDEO, 16)
     width, height = job.params["width"], job.params["height"]
     assert abs(width * height / (832 * 480) - 1) < 0.1
     assert 3.5 < width / height < 4.5
@@ -130,7 +130,7 @@ async def test_as_many_frames_are_drawn_as_the_family_can_and_as_many_wanted_as_
 
 async def test_a_films_last_frame_stands_until_the_next_that_can_be_drawn_and_it_sets_the_pace(context):
     job = await context.accept(model="wan", video=film(7))
-    assert (job.task, job.pipeline) == (Task.VIDEO_TO_VIDEO, "WanVideoToVideoPipeline")
+    assert (job.call.task, job.call.pipeline) == (Task.VIDEO_TO_VIDEO, "WanVideoToVideoPipeline")
     frames = media_of(job)["video"].pictures
     assert (len(frames), frames[6] == frames[7] == frames[8], job.video.frames) == (9, True, 7)
     assert job.video.fps == 16

@@ -29,15 +29,15 @@ async def refused(context, kind=InvalidRequest, **fields):
 
 
 async def test_the_task_is_inferred_from_the_inputs(context):
-    assert (await context.accept()).task is Task.TEXT_TO_IMAGE
-    assert (await context.accept(image=picture())).task is Task.IMAGE_TO_IMAGE
-    assert (await context.accept(model="any", image=picture())).task is Task.IMAGE_TO_IMAGE
-    assert (await context.accept(model="editor", image=picture())).task is Task.IMAGE_EDITING
+    assert (await context.accept()).call.task is Task.TEXT_TO_IMAGE
+    assert (await context.accept(image=picture())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(model="any", image=picture())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(model="editor", image=picture())).call.task is Task.IMAGE_EDITING
 
 
 async def test_the_task_may_be_said(context):
-    assert (await context.accept(task="image-to-image", image=picture())).task is Task.IMAGE_TO_IMAGE
-    assert (await context.accept(task="text-to-image")).pipeline == "StableDiffusionPipeline"
+    assert (await context.accept(task="image-to-image", image=picture())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(task="text-to-image")).call.pipeline == "StableDiffusionPipeline"
 
 
 async def test_a_task_that_the_model_does_not_serve_is_refused(context):
@@ -98,7 +98,7 @@ async def test_lightning_sets_steps_guidance_and_lora_unless_switched_off(contex
     assert off.params["num_inference_steps"] > 8
     assert off.adapters == ()
     asked = await context.accept(model="fast", num_inference_steps=4)
-    assert (asked.lightning, asked.params["num_inference_steps"]) == (True, 4)
+    assert (asked.call.lightning, asked.params["num_inference_steps"]) == (True, 4)
 
 
 async def test_own_loras_come_before_the_requests(context):
@@ -222,7 +222,7 @@ async def test_what_reproduce_says_keeps_the_choice_of_lightning(tmp_path):
     first = await context.draw(lightning=False)
     assert first["reproduce"]["input"]["lightning"] is False
     await context.ask(**first["reproduce"]["input"])
-    assert [job.lightning for job in context.engine.ran] == [False, False]
+    assert [job.call.lightning for job in context.engine.ran] == [False, False]
 
 
 async def test_a_small_model_says_kindly_what_it_can_draw(tmp_path):

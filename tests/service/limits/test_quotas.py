@@ -153,7 +153,7 @@ async def test_a_job_that_a_stand_in_draws_is_paid_once(tmp_path, steps):
     paying.engine.failures.append(LoadFailed("Damaged."))
     answer = await paying.draw("1", model="weak", steps=steps)
     assert answer["model"] == "tiny"
-    assert [job.spec.id for job in paying.engine.ran] == ["weak", "tiny"]
+    assert [job.call.spec.id for job in paying.engine.ran] == ["weak", "tiny"]
     assert paying.paid == (1, 64 * 64 * steps)
 
 

@@ -130,7 +130,7 @@ class Simulation:
             if not taken:
                 now = min(item for item in (queue.next_due(), coming[0][0] if coming else None) if item is not None)
                 continue
-            model = taken[0].job.spec.id
+            model = taken[0].job.call.spec.id
             for item in taken:
                 waited[model].append(now - item.came)
             if model != resident:
@@ -170,7 +170,7 @@ def test_the_simulation_can_fail(monkeypatch):
     original = Buckets.take
 
     def greedy(self, now, resident):
-        preferred = [bucket for bucket in self._waiting.values() if bucket[0].job.spec.id in resident]
+        preferred = [bucket for bucket in self._waiting.values() if bucket[0].job.call.spec.id in resident]
         hidden = {key: bucket for key, bucket in self._waiting.items() if bucket not in preferred} if preferred else {}
         for key in hidden:
             del self._waiting[key]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from worker.catalog.call import Model
 from worker.core.errors import AccessDenied, SourceUnavailable, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
@@ -23,50 +24,54 @@ def found(kind, architecture, *parts):
 
 
 def test_a_whole_checkpoint_of_a_bundled_family_needs_nothing():
-    done = completion(spec(), found(Kind.CHECKPOINT, "sdxl", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+    done = completion(
+        Model(spec(), found(Kind.CHECKPOINT, "sdxl", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+    )
     assert (done.base, done.missing) == (None, ())
     assert done.config.name == "sdxl"
 
 
 def test_the_refiners_only_text_encoder_is_its_pipelines_second():
-    done = completion(spec(), found(Kind.CHECKPOINT, "sdxl-refiner", "denoiser", "vae", "text_encoder"))
+    done = completion(Model(spec(), found(Kind.CHECKPOINT, "sdxl-refiner", "denoiser", "vae", "text_encoder")))
     assert (done.base, done.missing) == (None, ())
 
 
 def test_an_all_in_one_flux_takes_its_tokenizer_alone():
-    done = completion(spec(), found(Kind.CHECKPOINT, "flux1", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+    done = completion(
+        Model(spec(), found(Kind.CHECKPOINT, "flux1", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+    )
     assert (done.base, done.missing) == ("black-forest-labs/FLUX.1-dev", ("tokenizer_2",))
 
 
 def test_stable_diffusion_3_without_its_t5_needs_nothing_of_it():
-    done = completion(spec(), found(Kind.CHECKPOINT, "sd3", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+    done = completion(Model(spec(), found(Kind.CHECKPOINT, "sd3", "denoiser", "vae", "text_encoder", "text_encoder_2")))
     assert (done.base, done.missing) == (None, ())
 
 
 def test_a_unet_alone_takes_all_weights_but_its_own_from_the_base():
-    done = completion(spec(), found(Kind.DENOISER, "sdxl", "denoiser"))
+    done = completion(Model(spec(), found(Kind.DENOISER, "sdxl", "denoiser")))
     assert done.base == "stabilityai/stable-diffusion-xl-base-1.0"
     assert set(done.missing) == {"vae", "text_encoder", "text_encoder_2"}
 
 
 def test_a_denoiser_takes_everything_else_from_the_base_that_the_operator_names():
-    done = completion(spec(base="my/base"), found(Kind.DENOISER, "sdxl", "denoiser"))
+    done = completion(Model(spec(base="my/base"), found(Kind.DENOISER, "sdxl", "denoiser")))
     assert (done.config, done.base, done.missing) == (None, "my/base", ())
 
 
 def test_a_checkpoint_without_a_vae_takes_that_alone():
-    done = completion(spec(base="my/base"), found(Kind.CHECKPOINT, "sd1", "denoiser", "text_encoder"))
+    done = completion(Model(spec(base="my/base"), found(Kind.CHECKPOINT, "sd1", "denoiser", "text_encoder")))
     assert (done.base, done.missing) == ("my/base", ("vae",))
 
 
 def test_a_replaced_part_is_not_missed():
-    done = completion(spec(vae="my/vae"), found(Kind.CHECKPOINT, "sd1", "denoiser", "text_encoder"))
+    done = completion(Model(spec(vae="my/vae"), found(Kind.CHECKPOINT, "sd1", "denoiser", "text_encoder")))
     assert done.base is None
 
 
 def test_without_config_and_base_the_refusal_says_what_to_write():
     with pytest.raises(UnsupportedModel, match=r"base in models\.yaml") as failure:
-        completion(spec(), found(Kind.DENOISER, None, "denoiser"))
+        completion(Model(spec(), found(Kind.DENOISER, None, "denoiser")))
     assert failure.value.field == "model"
 
 
@@ -118,18 +123,20 @@ UNET = found(Kind.DENOISER, "sdxl", "denoiser")
 
 
 def provide(store, wanted):
-    return Provisioner(Store({"hf": store}), Names()).model_files(wanted, UNET, lambda progress: None, StopSignal(60))
+    return Provisioner(Store({"hf": store}), Names()).model_files(
+        Model(wanted, UNET), lambda progress: None, StopSignal(60)
+    )
 
 
 def test_the_base_comes_first_and_only_what_is_missing_of_it(shelf):
     store = Shelf(shelf)
-    done, files = provide(store, spec())
+    files = provide(store, spec())
     parts = ("text_encoder", "text_encoder_2", "vae")
     assert [(place, tuple(sorted(only))) for place, only in store.asked] == [
         ("stabilityai/stable-diffusion-xl-base-1.0", parts),
         ("someone/tune", ()),
     ]
-    assert done.config.endswith("sdxl")
+    assert files.config.name == "sdxl"
     assert files.base == shelf / "stabilityai/stable-diffusion-xl-base-1.0"
     assert (files.total_bytes, files.bytes_downloaded) == (20, 2)
     # The base's own UNet is not counted: the file is one.

@@ -30,7 +30,7 @@ def test_a_picture_is_edited(editing):
     drawn = Image.open(io.BytesIO(answer.content))
     assert (drawn.format, drawn.size) == ("PNG", (64, 72))
     job = editing.context.engine.ran[0]
-    assert (job.spec.id, job.prompt, job.seeds) == ("tiny", "make it blue", (7,))
+    assert (job.call.spec.id, job.prompt, job.seeds) == ("tiny", "make it blue", (7,))
     assert job.params["guidance_scale"] == 2.5
     assert job.params["num_inference_steps"] == 4
 
@@ -46,7 +46,7 @@ def test_without_a_model_it_is_the_first_that_edits(served):
     assert (answer.status_code, answer.json()["error"]) == (503, "source_unavailable")
     assert "org/editor" in answer.json()["detail"]
     assert served.http.post("/edit", data={**FORM, "model": "small"}, files=files()).status_code == 200
-    assert served.context.engine.ran[0].spec.id == "tiny"
+    assert served.context.engine.ran[0].call.spec.id == "tiny"
 
 
 @pytest.mark.parametrize(

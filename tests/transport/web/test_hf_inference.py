@@ -37,7 +37,7 @@ def test_a_picture_to_a_picture_with_and_without_words(served):
     assert drawn.size == (64, 64)
     client(served).image_to_image(png(64, 64))
     first, second = served.context.engine.ran
-    assert [job.task.value for job in (first, second)] == ["image-to-image"] * 2
+    assert [job.call.task.value for job in (first, second)] == ["image-to-image"] * 2
     assert (first.prompt, second.prompt) == ("greener", "")
     assert first.params["strength"] == 0.5
 
@@ -62,7 +62,7 @@ def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):
 def test_where_the_model_is_named_and_which_place_goes_first(served):
     def ask(path=PATH, headers=None, **body):
         assert served.http.post(path, json={"inputs": "x", **body}, headers=headers).status_code == 200
-        return served.context.engine.ran[-1].spec.id
+        return served.context.engine.ran[-1].call.spec.id
 
     parameters = {"model_id": "tiny"}
     header = {"X-Model-Id": "any"}
@@ -74,7 +74,7 @@ def test_where_the_model_is_named_and_which_place_goes_first(served):
     assert ask(f"{PATH}/tiny?model_id=any") == "any"
     assert ask(f"{PATH}/any?model_id=any", model_id="small") == "tiny"
     client(served, "?model_id=any").text_to_image("x", extra_body={"model_id": "tiny"})
-    assert served.context.engine.ran[-1].spec.id == "any"
+    assert served.context.engine.ran[-1].call.spec.id == "any"
 
 
 def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(served):

@@ -82,7 +82,7 @@ def test_one_and_several_pictures_are_edited(served, client):
     )
     assert (opened(drawn.data[0]).size, drawn.seeds) == ((64, 64), [3])
     job = served.context.engine.ran[0]
-    assert (job.task.value, job.prompt, job.params["strength"]) == ("image-to-image", "greener", 0.5)
+    assert (job.call.task.value, job.prompt, job.params["strength"]) == ("image-to-image", "greener", 0.5)
     with pytest.raises(openai.BadRequestError, match="2 were sent"):
         client.images.edit(image=[png(64, 64), png(64, 64)], prompt="x")
 
@@ -90,7 +90,7 @@ def test_one_and_several_pictures_are_edited(served, client):
 def test_a_mask_means_its_transparent_part(served, client):
     client.images.edit(image=png(64, 64), mask=mask(64, 64), prompt="x", model="any")
     (job,) = served.context.engine.ran
-    assert job.task.value == "inpainting"
+    assert job.call.task.value == "inpainting"
     (taken,) = next(media.pictures for media in job.media if media.field == "mask_image")
     assert [taken.data[x] for x in (0, 31, 32, 63)] == [255, 255, 0, 0]
 

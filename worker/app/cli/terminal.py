@@ -69,7 +69,7 @@ def sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | No
     loras += [(spec.lightning.lora, None)] if spec.lightning else []
     adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
     try:
-        own = worker.provisioner.sources(spec, worker.resolver.detect(spec))
+        own = worker.provisioner.sources(worker.resolver.known(spec))
     except (UnsupportedModel, ModelNotFound):  # beside a model, or what only another machine can run, or has
         own = worker.provisioner.adapter_sources(spec)
     return [*own, *adapters]

@@ -64,7 +64,7 @@ class AdapterStack:
     def applied(self, resident: Resident, batch: Batch) -> Iterator[Applied]:
         """Put the batch's adapters on its pipeline, and take them off whatever happens."""
         job = batch.jobs[0]
-        host = Host(resident, job.pipeline, job.spec.id)
+        host = Host(resident, job.call.pipeline, job.call.spec.id)
         with self._opened(host, batch, [*self._appliers]) as effects:
             reports = [report for effect in effects for report in effect.reports]
             yield Applied(
@@ -77,7 +77,7 @@ class AdapterStack:
     @contextmanager
     def refining(self, resident: Resident, class_name: str, batch: Batch) -> Iterator[Any]:
         """The batch's refiner as `class_name`, with the adapters that serve it too: it decodes, say."""
-        host = Host(resident, class_name, batch.jobs[0].spec.id)
+        host = Host(resident, class_name, batch.jobs[0].call.spec.id)
         with self._opened(host, batch, [name for name, (row, _) in self._appliers.items() if row.refines]):
             yield host.pipe
 

@@ -50,7 +50,7 @@ def find_refiner(
             field="refiner",
             details={"evidence": list(second.detection.evidence)},
         )
-    return Refiner(request.refiner, second.spec, second.detection, second.row)
+    return Refiner(request.refiner, second)
 
 
 def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue]) -> None:
@@ -75,18 +75,19 @@ def find_upscaler(
     if request.upscale is None:
         return None
     with blamed_on("upscale"):
-        model = resolver.resolve(request.upscale.model)
-        found = resolver.detect(model)
+        model = resolver.known(resolver.resolve(request.upscale.model))
+    found = model.detection
     if found.kind is not Kind.UPSCALER:
         raise IncompatibleAdapter(
-            f"upscale: {model.id} is a {found.kind}, not an upscaler; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
+            f"upscale: {model.spec.id} is a {found.kind}, not an upscaler; "
+            "name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
             field="upscale",
             details={"evidence": list(found.evidence)},
         )
     width, height = params.get("width"), params.get("height")
     if isinstance(width, int) and isinstance(height, int):
         _check_size(width, height, request.upscale.scale, "upscale", "upscale.scale")
-    return Upscaler(request.upscale, model, found)
+    return Upscaler(request.upscale, model)
 
 
 def check_upscaling(

@@ -8,10 +8,11 @@ from pathlib import Path
 from worker.catalog.architectures import architecture
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
-from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.model import ModelFiles
 from worker.core.result import Emit, ignore_progress
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.admission import Load
@@ -20,7 +21,7 @@ from worker.service.local.engine_thread import EngineThread
 from worker.service.local.provisioning import Provisioner
 from worker.store.store import Store
 
-Planner = Callable[[ModelSpec, ModelFiles, Detection, DeviceInfo, float], LoadPlan]
+Planner = Callable[[KnownModel, ModelFiles, DeviceInfo, float], LoadPlan]
 
 
 class DeviceIntrospection:
@@ -79,10 +80,8 @@ class DeviceIntrospection:
         try:
             if spec.source.scheme == "file":  # already here: its headers tell more than its size
                 stop = StopSignal(self._limits.timeout_s)
-                spec, files = await asyncio.to_thread(
-                    self._provisioner.model_files, spec, detection, ignore_progress, stop
-                )
-            plan = self._planner(spec, files, detection, device, bounds.native**2 / 1e6)
+                files = await asyncio.to_thread(self._provisioner.model_files, known, ignore_progress, stop)
+            plan = self._planner(known, files, device, bounds.native**2 / 1e6)
         except WorkerError as error:
             return replace(report, fits=False, reason=error.message)
         return replace(report, fits=True, plan=plan)
@@ -103,12 +102,10 @@ class DeviceIntrospection:
     async def preload(self, model: str | None, emit: Emit, timeout_s: float | None = None) -> Preloaded:
         """Fetch `model` and put it on the device."""
         spec = self._resolver.resolve(model)
-        detection = await asyncio.to_thread(self._resolver.detect, spec)
+        known = await asyncio.to_thread(self._resolver.known, spec)
         stop = StopSignal(timeout_s or self._limits.timeout_s)
-        spec, files = await asyncio.to_thread(self._provisioner.model_files, spec, detection, emit, stop)
-        plan = await self._engine.call(
-            lambda engine: engine.preload(spec, files, detection, emit), f"preload {spec.id}"
-        )
+        files = await asyncio.to_thread(self._provisioner.model_files, known, emit, stop)
+        plan = await self._engine.call(lambda engine: engine.preload(known, files, emit), f"preload {spec.id}")
         return Preloaded(spec.id, plan)
 
     async def unload(self, model: str | None) -> Unloaded:

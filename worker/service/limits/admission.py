@@ -152,7 +152,7 @@ def pixel_steps(job: Job) -> int:
         value = job.params.get(name)
         return int(value) if isinstance(value, int | float) and value > 0 else otherwise
 
-    native = job.detection.native_size or 1024
+    native = job.call.detection.native_size or 1024
     picture = job.image
     width = number("width", picture.width if picture else native)
     height = number("height", picture.height if picture else native)

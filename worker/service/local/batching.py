@@ -71,7 +71,7 @@ class Buckets:
             return []
 
         def batch_run(bucket: list[QueuedJob]) -> float:
-            model = bucket[0].job.spec.id
+            model = bucket[0].job.call.spec.id
             return bucket[0].came + (0.0 if model in resident else self._load_s.get(model, 0.0))
 
         bucket = min(due, key=batch_run)
@@ -202,8 +202,8 @@ class BatchMux:
         if self._batch_run is batch_run:  # its jobs were answered before this, and a next one may have begun since
             self._batch_run = None
         first = batch_run.queued_jobs[0]
-        if batch_run.load_s and first.job.spec.id not in resident:
-            self._buckets.note_load(first.job.spec.id, batch_run.load_s)
+        if batch_run.load_s and first.job.call.spec.id not in resident:
+            self._buckets.note_load(first.job.call.spec.id, batch_run.load_s)
         if batch_run.fits is not None:
             self._buckets.note_fit(first.key, batch_run.fits)
         self._dispatch()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.catalog.architectures import architecture
+from worker.core.call import KnownModel
 from worker.core.errors import UnsupportedModel
-from worker.core.model import DENOISERS, NEVER_COMPLETED, Detection, Kind, ModelSpec
+from worker.core.model import DENOISERS, NEVER_COMPLETED, Kind
 
 CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
 SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
@@ -26,8 +27,9 @@ class Completion:
     missing: tuple[str, ...]
 
 
-def completion(spec: ModelSpec, detection: Detection) -> Completion:
-    """What the single file of `spec` lacks. Raises UnsupportedModel, before any download, when nothing can give it."""
+def completion(model: KnownModel) -> Completion:
+    """What the single file of `model` lacks. Raises UnsupportedModel, before any download, when nothing can give it."""
+    spec, detection = model.spec, model.detection
     row = architecture(detection.architecture) if detection.architecture else None
     bundled = CONFIGS / row.config if row is not None and row.config else None
     config = Path(spec.config) if spec.config else bundled
@@ -45,7 +47,7 @@ def completion(spec: ModelSpec, detection: Detection) -> Completion:
             field="model",
         )
     replaced = {"vae" if spec.vae else "", *spec.components}
-    missing = tuple(name for name in _missing(config, spec, detection) if name not in replaced)
+    missing = tuple(name for name in _missing(config, model) if name not in replaced)
     if missing and base is None:
         raise UnsupportedModel(
             f"{spec.id} holds no {', '.join(missing)}; name the repository that has them as base in models.yaml.",
@@ -55,11 +57,12 @@ def completion(spec: ModelSpec, detection: Detection) -> Completion:
     return Completion(config, base if missing else None, missing)
 
 
-def _missing(config: Path, spec: ModelSpec, detection: Detection) -> list[str]:
+def _missing(config: Path, model: KnownModel) -> list[str]:
+    parts = model.detection.parts
     index: Mapping[str, object] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
     # Stable Diffusion 3 was also published with its CLIPs and without its T5: it is drawn without it then.
-    without_t5 = "text_encoder_2" in detection.parts and "text_encoder_3" not in detection.parts
-    held = _held(index, spec, detection)
+    without_t5 = "text_encoder_2" in parts and "text_encoder_3" not in parts
+    held = _held(index, model)
     missing = []
     for name, entry in index.items():
         if not isinstance(entry, list) or None in entry or name in NEVER_COMPLETED or (name in _T5 and without_t5):
@@ -72,13 +75,14 @@ def _missing(config: Path, spec: ModelSpec, detection: Detection) -> list[str]:
     return missing
 
 
-def _held(index: Mapping[str, object], spec: ModelSpec, detection: Detection) -> set[str]:
+def _held(index: Mapping[str, object], model: KnownModel) -> set[str]:
     """The components whose weights the file has. Where its parts are not listed a checkpoint counts as whole.
 
     Text encoders are counted, not named: the only one of SDXL's refiner is its pipeline's second.
     """
     components = [name for name, entry in index.items() if isinstance(entry, list) and None not in entry]
-    if not detection.parts and detection.kind is Kind.CHECKPOINT and spec.base is None:
+    detection = model.detection
+    if not detection.parts and detection.kind is Kind.CHECKPOINT and model.spec.base is None:
         return set(components)
     encoders = sorted(name for name in components if name.startswith("text_encoder"))
     count = sum(part.startswith("text_encoder") for part in detection.parts)

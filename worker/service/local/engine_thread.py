@@ -7,9 +7,10 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Protocol, TypeVar
 
+from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost
-from worker.core.model import Detection, ModelFiles, ModelSpec
+from worker.core.model import ModelFiles
 from worker.core.ports import Engine
 from worker.core.result import Emit
 
@@ -28,7 +29,7 @@ class ResidentEngine(Engine, Protocol):
         """The device's name and memory, as of now."""
         ...
 
-    def preload(self, spec: ModelSpec, files: ModelFiles, detection: Detection, emit: Emit) -> LoadPlan:
+    def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Make a model resident."""
         ...
 

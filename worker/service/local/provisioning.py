@@ -6,10 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from worker.core.call import KnownModel
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
-from worker.core.finishing import Finishing, FinishingFiles
+from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job, StopSignal
-from worker.core.model import DENOISERS, PICKLES, Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
@@ -59,13 +60,12 @@ class Provisioner:
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
         adapters = provide_adapters(job, self._adapters, emit)
-        job, finishing = self._finishing(job, emit)
-        spec, files = self.model_files(job.spec, job.detection, emit, job.stop)
-        job = replace(job, spec=spec)
+        finishing = self._finishing(job, emit)
+        files = self.model_files(job.call, emit, job.stop)
         return Batch((job,), files, adapters, finishing)
 
-    def _finishing(self, job: Job, emit: Emit) -> tuple[Job, FinishingFiles]:
-        """The files of what works after the model, and the job with what was learnt of them."""
+    def _finishing(self, job: Job, emit: Emit) -> FinishingFiles:
+        """The files of what works after the model."""
         refiner, upscaler, found = job.finishing.refiner, job.finishing.upscaler, FinishingFiles()
         if self._safety_checker is not None:
             with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no pictures"):
@@ -73,26 +73,22 @@ class Provisioner:
                 found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
         if upscaler is not None:
             with blamed_on("upscale"):
-                spec, files = self.model_files(upscaler.model, upscaler.detection, emit, job.stop)
-            upscaler, found = replace(upscaler, model=spec), replace(found, upscaler=files)
+                found = replace(found, upscaler=self.model_files(upscaler.model, emit, job.stop))
         if refiner is not None:
             with blamed_on("refiner"):
-                spec, files = self.model_files(refiner.model, refiner.detection, emit, job.stop)
-            refiner, found = replace(refiner, model=spec), replace(found, refiner=files)
-        return replace(job, finishing=Finishing(refiner, upscaler)), found
+                found = replace(found, refiner=self.model_files(refiner.call, emit, job.stop))
+        return found
 
-    def model_files(
-        self, spec: ModelSpec, detection: Detection, emit: Emit, stop: StopSignal
-    ) -> tuple[ModelSpec, ModelFiles]:
-        """A model's files with the number of weights per component, and its spec with the config they need.
+    def model_files(self, model: KnownModel, emit: Emit, stop: StopSignal) -> ModelFiles:
+        """A model's files with the number of weights per component, and the config that they need.
 
         What is small comes first: a part that cannot be had should not cost the download of the rest.
         """
-        completing = _completing(spec, detection)
+        spec, completing = model.spec, _completing(model)
         parts = {name: self._part(spec, name, source, emit, stop) for name, source in self._part_sources(spec).items()}
         base = self._base(spec, completing, emit, stop) if completing and completing.base else None
         files = self._store.ensure(spec.source, spec.variant, emit, stop)
-        if files.is_single_file and completing is None and detection.kind is not Kind.UPSCALER:
+        if files.is_single_file and completing is None and model.detection.kind is not Kind.UPSCALER:
             raise UnsupportedModel(
                 f"{spec.id} is declared as a repository is, and is the single file {files.root.name[:80]}; "
                 "name that file in its source in models.yaml, after a #.",
@@ -103,21 +99,20 @@ class Provisioner:
             root=self._plain(files.root),
             base=base.root if base else None,
             parts={name: part.root for name, part in parts.items()},
+            config=completing.config if completing else None,
             total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
             bytes_downloaded=sum(other.bytes_downloaded for other in [files, base, *parts.values()] if other),
         )
-        if completing is not None and completing.config is not None:
-            spec = spec.model_copy(update={"config": str(completing.config)})
         needed = completing.missing if completing and completing.config else None
         parameters, packed = measure(files, needed)
-        return spec, replace(files, parameters=parameters, packed=packed)
+        return replace(files, parameters=parameters, packed=packed)
 
-    def sources(self, spec: ModelSpec, detection: Detection) -> list[tuple[ModelSource, str | None]]:
+    def sources(self, model: KnownModel) -> list[tuple[ModelSource, str | None]]:
         """All that a model is made of, itself first, each with its variant; of other repositories the parts it takes.
 
         Blocking. Raises UnsupportedModel where nothing completes it.
         """
-        completing = _completing(spec, detection)
+        spec, completing = model.spec, _completing(model)
         others = [*self._part_sources(spec).values()]
         if completing and completing.base:
             others.append(self._base_source(completing.base, completing))
@@ -161,8 +156,8 @@ class Provisioner:
         return source.model_copy(update={"without": DENOISERS}) if _is_whole(source) else source
 
 
-def _completing(spec: ModelSpec, detection: Detection) -> Completion | None:
-    return completion(spec, detection) if detection.kind in SINGLE_FILES else None
+def _completing(model: KnownModel) -> Completion | None:
+    return completion(model) if model.detection.kind in SINGLE_FILES else None
 
 
 def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:

@@ -31,7 +31,7 @@ def bytes_downloaded(batch: Batch) -> int:
 def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResult:
     """The result of `job`, for which `batch` holds the files and `drawn` the pictures."""
     report, artifacts = drawn.report, drawn.artifacts
-    shown = artifacts[0]
+    shown, spec = artifacts[0], job.call.spec
     first = shown.raster
     parameters: dict[str, JsonValue] = {**_params(job), "width": first.width, "height": first.height}
     if job.scheduler is not None:
@@ -43,9 +43,9 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
     steps = float(str(job.params.get("num_inference_steps") or 1)) * float(str(job.params.get("strength") or 1))
     return JobResult(
         artifacts=artifacts,
-        model=job.spec.id,
+        model=spec.id,
         revision=revision,
-        task=job.task,
+        task=job.call.task,
         prompt=job.prompt,
         parameters=parameters,
         loras=report.loras,
@@ -60,7 +60,7 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
             bytes_downloaded=bytes_downloaded(batch),
         ),
         reproduce=Reproduction(
-            model=job.spec.source.model_copy(update={"revision": revision}).reference if revision else job.spec.id,
+            model=spec.source.model_copy(update={"revision": revision}).reference if revision else spec.id,
             loras=tuple(f"{item.model}#{item.sha256}" for item in report.loras),
             versions=_versions(),
             input=_input(job),
@@ -102,13 +102,13 @@ def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
     refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
     if refiner is not None and batch.finishing.refiner is not None:
         found["refiner"] = {
-            "model": refiner.model.id,
+            "model": refiner.call.spec.id,
             "revision": batch.finishing.refiner.revision,
             "start": refiner.spec.start,
         }
     if upscaler is not None and batch.finishing.upscaler is not None:
         found["upscale"] = {
-            "model": upscaler.model.id,
+            "model": upscaler.model.spec.id,
             "revision": batch.finishing.upscaler.revision,
             "scale": upscaler.spec.scale,
             "tile": upscaler.spec.tile,
@@ -136,15 +136,16 @@ def _input(job: Job) -> dict[str, JsonValue]:
     fixed |= {"output": output} if output else {}
     named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
     fixed |= {name: request.params[name] for name in named if name not in large}
-    fixed |= {"model": job.spec.id, "task": job.task.value, "prompt": job.prompt, "seed": job.seeds[0]} | _params(job)
+    fixed |= {"model": job.call.spec.id, "task": job.call.task.value, "prompt": job.prompt, "seed": job.seeds[0]}
+    fixed |= _params(job)
     if job.negative_prompt is not None:
         fixed["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:
         fixed |= job.scheduler.parameters
     if loras := request.adapters_of(LoraSpec):
         fixed["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in loras]
-    if job.spec.lightning is not None:
-        fixed["lightning"] = job.lightning
+    if job.call.spec.lightning is not None:
+        fixed["lightning"] = job.call.lightning
     return fixed
 
 

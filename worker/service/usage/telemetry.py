@@ -156,8 +156,8 @@ class Telemetry:
             began=operation.began,
             ended=time.monotonic(),
             model=self._label(operation),
-            source=job.spec.source.reference.partition("?")[0] if job else None,
-            task=job.task.value if job else None,
+            source=job.call.spec.source.reference.partition("?")[0] if job else None,
+            task=job.call.task.value if job else None,
             accepted_at=job.accepted_at if job else None,
             timings=result.timings if result else None,
             usage=result.usage if result else None,
@@ -168,7 +168,7 @@ class Telemetry:
     def _label(self, operation: Operation) -> str:
         if operation.action not in _OF_A_MODEL:
             return ""
-        named = operation.job.spec.id if operation.job else operation.named
+        named = operation.job.call.spec.id if operation.job else operation.named
         if named is not None and not isinstance(named, str):
             return UNREGISTERED
         return self._registered(named) or UNREGISTERED

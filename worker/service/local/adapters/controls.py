@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from worker.catalog.call import Model
+from worker.catalog.call import ModelCall
 from worker.catalog.detector import detect_header
 from worker.catalog.detectors.controlnets import CONTROL_LORA, unfolded_bytes
 from worker.catalog.formats.headers import read_header
@@ -29,13 +29,13 @@ def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: E
     if files.root.is_dir() and not (files.root / "config.json").is_file():
         files = replace(files, root=only_weights(files.root, frozenset(), spec.model, _FIELD))
     found = _found(files.root, seen)
-    plain = Model(job.spec, job.detection).call(job.task)
+    plain = ModelCall.of(job.call).model.call(job.call.task)
     check_control(found, spec.model, plain)
-    rows = [row for row in controlled_rows(plain) if row.pipeline == job.pipeline]
+    rows = [row for row in controlled_rows(plain) if row.pipeline == job.call.pipeline]
     if not any(row.takes(found) for row in rows):
         raise IncompatibleAdapter(
-            f"{_FIELD}: {spec.model} turned out to be a {found.component_class}, which {job.pipeline} does not read; "
-            "name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
+            f"{_FIELD}: {spec.model} turned out to be a {found.component_class}, which {job.call.pipeline} does not "
+            "read; name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
             field=_FIELD,
         )
     # A control LoRA takes what the ControlNet takes that it stands for.

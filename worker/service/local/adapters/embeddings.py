@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from worker.catalog.call import Model
+from worker.catalog.call import ModelCall
 from worker.catalog.interface.prompt_encoding import encoder_widths
 from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts, own_token
@@ -28,7 +28,7 @@ def provide_embeddings(
     embeddings: Sequence[Embedding], job: Job, fetcher: AdapterFetcher, emit: Emit
 ) -> list[AdapterFiles[Embedding]]:
     """The files of all embeddings, each with the word that calls it up. Raises IncompatibleAdapter, SourceError …"""
-    widths = encoder_widths(Model(job.spec, job.detection), fetcher.configs(job.spec))
+    widths = encoder_widths(ModelCall.of(job.call).model, fetcher.configs(job.call.spec))
     provided = [_provide(embedding, job, widths, fetcher, emit) for embedding in embeddings]
     named: dict[str, str] = {}
     for item in provided:
@@ -64,15 +64,15 @@ def _check(found: Detection, header: TensorIndex, spec: EmbeddingSpec, job: Job,
     check_kind(found, (Kind.TEXTUAL_INVERSION,), spec.model, _FIELD, _WHAT)
     parts, shapes = embedding_parts(_shapes(header)), _shapes(header)
     if "*" in parts or not parts.keys() <= widths.keys():  # encoders that two families share are told by their names
-        check_family(found, job.detection.architecture, job.spec.id, spec.model, _FIELD, _WHAT)
+        check_family(found, job.call.detection.architecture, job.call.spec.id, spec.model, _FIELD, _WHAT)
     for part, name in parts.items():
         own = set(widths.values()) if part == "*" else {widths[part]} if part in widths else set()
         if widths and shapes[name][-1] not in own:
             encoder = "" if part == "*" else f" for {part}"
             listed = " or ".join(map(str, sorted(own))) or "no such text encoder"
             raise IncompatibleAdapter(
-                f"embeddings: {spec.model} has words of {shapes[name][-1]} numbers{encoder}, and {job.spec.id} has "
-                f"{listed}; use one that was trained for this model's family.",
+                f"embeddings: {spec.model} has words of {shapes[name][-1]} numbers{encoder}, and {job.call.spec.id} "
+                f"has {listed}; use one that was trained for this model's family.",
                 field=_FIELD,
                 details={"adapter": shapes[name][-1], "model": dict(widths)},
             )

@@ -30,4 +30,4 @@ def provide_hypernetwork(
 
 def _check(found: Detection, spec: HypernetworkSpec, job: Job) -> None:
     check_kind(found, (Kind.HYPERNETWORK,), spec.model, _FIELD, _WHAT)
-    check_family(found, job.detection.architecture, job.spec.id, spec.model, _FIELD, _WHAT)
+    check_family(found, job.call.detection.architecture, job.call.spec.id, spec.model, _FIELD, _WHAT)

@@ -63,7 +63,7 @@ def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
         if source.scheme == "file" and files.root.suffix == _WEIGHTS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
     need = _need(spec, header, seen, job)
-    encoder, title = _encoder(spec.model, source, need, job.detection.architecture, fetcher)
+    encoder, title = _encoder(spec.model, source, need, job.call.detection.architecture, fetcher)
     return _Found(prompt, source, seen, encoder, title)
 
 
@@ -82,7 +82,7 @@ def _chosen(
             raise
         several = error
     if source.filename is None and source.scheme in ("hf", "file"):
-        for name in usual_files(job.detection.architecture):
+        for name in usual_files(job.call.detection.architecture):
             # Of a folder that was named only its own files can be meant.
             inside = PurePosixPath(name).name if source.subfolder else name
             usual = source.model_copy(update={"filename": inside})
@@ -102,7 +102,7 @@ def _need(spec: IPAdapterSpec, header: TensorIndex, seen: Detection, job: Job) -
     """Which encoder the adapter wants. Raises IncompatibleAdapter, UnsupportedModel for what cannot be applied."""
     layout = layout_of(header)
     check_kind(seen, (Kind.IP_ADAPTER,), spec.model, _FIELD, "IP-Adapter")
-    check_family(seen, job.detection.architecture, job.spec.id, spec.model, _FIELD, "IP-Adapter")
+    check_family(seen, job.call.detection.architecture, job.call.spec.id, spec.model, _FIELD, "IP-Adapter")
     need = need_of(header, layout) if layout else None
     if layout is None or layout.refused or need is None:
         what = layout.refused if layout and layout.refused else "of a layout that diffusers does not read"
@@ -193,7 +193,7 @@ def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> Ad
 
 def _fetch(source: ModelSource, job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[ModelFiles, AdapterFile]:
     """The adapter's own file, of several the family's usual one."""
-    usual = frozenset(PurePosixPath(name).name for name in usual_files(job.detection.architecture))
+    usual = frozenset(PurePosixPath(name).name for name in usual_files(job.call.detection.architecture))
     return fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, usual)
 
 

@@ -51,4 +51,4 @@ def _check(examined: LoraFile, lora: LoraSpec, job: Job) -> None:
 def _check_kind(found: Detection, lora: LoraSpec, job: Job) -> None:
     """Refuse what is no LoRA, or one for another family."""
     check_kind(found, (Kind.LORA,), lora.model, "loras", "LoRA")
-    check_family(found, job.detection.architecture, job.spec.id, lora.model, "loras", "LoRA")
+    check_family(found, job.call.detection.architecture, job.call.spec.id, lora.model, "loras", "LoRA")

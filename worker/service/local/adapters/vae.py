@@ -79,11 +79,11 @@ def _read_configs(folder: Path) -> dict[str, dict[str, object]]:
 
 def _own(job: Job, fetcher: AdapterFetcher) -> _Facts:
     """What the model's own VAE is, from its configs; where a single file has none, from what completes it."""
-    configs = fetcher.outline(job.spec.source, job.spec.variant).configs
+    configs = fetcher.outline(job.call.spec.source, job.call.spec.variant).configs
     if _INNER_CONFIG in configs:
         return _facts(configs, None)
-    if job.detection.kind in SINGLE_FILES:
-        completing = completion(job.spec, job.detection)
+    if job.call.detection.kind in SINGLE_FILES:
+        completing = completion(job.call)
         if completing.config is not None:
             return _facts(_read_configs(completing.config), None)
         if completing.base is not None:
