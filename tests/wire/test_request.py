@@ -231,8 +231,11 @@ async def test_recorded_requests_are_still_taken(tmp_path, line):
     record = json.loads(line)
     context = make_context(tmp_path, allow_unregistered_models=True)
     job = await context.accept(**record["input"])
-    taken = {name: getattr(job, name, None) for name in ("task", "prompt", "negative_prompt", "lightning")}
-    taken |= {
+    taken = {
+        "task": job.call.task,
+        "lightning": job.call.lightning,
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
         "model": job.call.spec.id,
         "seeds": [*job.seeds],
         "loras": [[lora.spec.model, lora.spec.weight] for lora in job.adapters],

@@ -146,7 +146,7 @@ def test_the_base_comes_first_and_only_what_is_missing_of_it(shelf):
 
 def test_a_vae_from_elsewhere_is_part_of_the_model(shelf):
     store = Shelf(shelf)
-    _, files = provide(store, spec(vae="my/vae"))
+    files = provide(store, spec(vae="my/vae"))
     assert files.parts == {"vae": shelf / "my/vae"}
     assert store.asked[0] == ("my/vae", ("vae",))
     assert files.parameters["vae"] == 83_653_863
