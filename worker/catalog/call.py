@@ -4,7 +4,7 @@ Whatever is true of the three is derived here, or by a function of `catalog.inte
 and derived once: `once` keeps it with the object it is a fact of.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -66,12 +66,19 @@ class Model:
         row, own = self.architecture, self.pipeline
         if own is not None and self._is_its_own_class:
             return class_tasks(own)
-        known = self.detection.tasks or (tuple(row.pipelines) if row else ())
-        if row is not None and self.detection.part_classes:  # a repository says which parts it has
-            known = tuple(task for task in known if self._has_parts(row.pipelines.get(task, own))) or known
+        known = self._family_tasks
         if row is None or own is None:
             return known
         return (*known, *(task for task in class_tasks(own) if task not in known and task not in row.pipelines))
+
+    @property
+    def _family_tasks(self) -> tuple[Task, ...]:
+        """The tasks that were detected, else its family's; those that it has the parts for."""
+        row = self.architecture
+        known = self.detection.tasks or (tuple(row.pipelines) if row else ())
+        if row is None or not self.detection.part_classes:  # only a repository says which parts it has
+            return known
+        return tuple(task for task in known if self._has_parts(row.pipelines.get(task, self.pipeline))) or known
 
     def pipeline_for(self, task: Task) -> str | None:
         """The diffusers class that serves `task`. One outside the family's row serves every task it is declared for."""
@@ -106,14 +113,14 @@ class Model:
             return next((task for task in self.tasks if task in FROM_TEXT), first)
         fitting = [call.task for call in self.calls if call.is_filled_by(sent)]
         if fitting:
-            return next((task for task in fitting if task not in FROM_TEXT), fitting[0])
+            return _beyond_text(fitting, fitting[0])
         guess = _guess(sent)
         # What lacks a field yet is told what it lacks; a guess at another task would only be refused.
         taking = [call.task for call in self.calls if not call.media_faults(sent).untaken]
         if taking:
             return guess if guess in taking else taking[0]
         if guess is Task.IMAGE_TO_IMAGE:  # one image can mean many things, and only the model knows which
-            return next((task for task in self.tasks if task not in FROM_TEXT), guess)
+            return _beyond_text(self.tasks, guess)
         return guess
 
     @cached_property
@@ -125,6 +132,11 @@ class Model:
     def _has_parts(self, class_name: str | None) -> bool:
         """Whether its repository has what `class_name` needs beyond the repository's own class."""
         return needed_parts(class_name) - needed_parts(self.pipeline) <= set(self.detection.parts)
+
+
+def _beyond_text(tasks: Iterable[Task], otherwise: Task) -> Task:
+    """The first of the tasks that starts from more than text."""
+    return next((task for task in tasks if task not in FROM_TEXT), otherwise)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ spoil, `parts` what a file holds, `component_class` the class that reads a part,
 and adapters which one of its kind it is (`kl-16`, `t5-xxl`, `ESRGAN`, `union`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
@@ -156,9 +156,7 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
         )
     users = frozenset(pipelines)
     rows = [row for row in ARCHITECTURES if users & {*row.pipelines.values(), *row.classes}]
-    fits = [(row, found) for row in rows if row.denoiser and (found := row.denoiser.match(index)) is not None]
-    plain = [row for row in rows if row.twin is None and row.sibling is None]
-    row, why = fits[0] if fits else (plain[0], ()) if len(plain) == 1 else (None, ())
+    row, why = _row_among(rows, index)
     if row is not None:
         model = _model(index, row, Kind.DENOISER, why)
         if users & set(row.pipelines.values()):
@@ -175,6 +173,16 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
         quantization=quantization_of(index)[0],
         parts=parts_of(index),
     )
+
+
+def _row_among(rows: Sequence[Architecture], index: TensorIndex) -> tuple[Architecture | None, tuple[str, ...]]:
+    """Return the row whose denoiser the file shows, and what shows it; else the only one that is no other's variant."""
+    for row in rows:
+        evidence = row.denoiser.match(index) if row.denoiser else None
+        if evidence is not None:
+            return row, evidence
+    plain = [row for row in rows if row.twin is None and row.sibling is None]
+    return plain[0] if len(plain) == 1 else None, ()
 
 
 def _base_of(classes: Iterable[ComponentClass]) -> str | None:

@@ -65,6 +65,11 @@ def _base(name: str, config: Config, pipelines: tuple[str, ...]) -> str | None:
         return next((row.id for row in ARCHITECTURES if row.motion_levels == count), None)
     if name == "T2IAdapter":
         return next((row.id for row in ARCHITECTURES if config.get("adapter_type") in row.t2i_adapters), None)
+    return _base_by_users(name, pipelines)
+
+
+def _base_by_users(name: str, pipelines: tuple[str, ...]) -> str | None:
+    """Return the one family whose ControlNets, or whose pipelines, are of this class."""
     bases = {row.architecture for row in CONTROLNETS if row.component_class == name and row.architecture}
     if not bases:
         users = set(pipelines)

@@ -45,10 +45,10 @@ def clauses_of(fields: Sequence[str], holds: Callable[[frozenset[str]], bool]) -
     for clause in _candidates(fields):
         if not bad:
             break
-        refused = [chosen for chosen in bad if not _is_true(clause, chosen)]
-        if refused and all(_is_true(clause, chosen) for chosen in good):
+        left = [chosen for chosen in bad if _is_true(clause, chosen)]
+        if len(left) < len(bad) and all(_is_true(clause, chosen) for chosen in good):
             found.append(clause)
-            bad = [chosen for chosen in bad if chosen not in refused]
+            bad = left
     return tuple(found)
 
 

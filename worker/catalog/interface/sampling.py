@@ -88,14 +88,14 @@ def fit_of(call: ModelCall) -> Fit:
     if measured.noise != noise and (measured.noise, noise) != ("diffusion", "edm"):
         return Fit(own, noise, classes, shifting)
     runs = measured.classes if measured.noise == noise else frozenset(CLASSES)
-    fitting = _fitting(noise, call.detection.zero_snr)
-    others = tuple(name for name in fitting if name in runs and name != own)
+    others = tuple(name for name in _fitting(noise, runs, call.detection.zero_snr) if name != own)
     return Fit(own, noise, classes + others, measured.shifting | shifting)
 
 
-def _fitting(noise: Noise, zero_snr: bool) -> list[str]:
-    """The classes that sample such noise, down to zero signal where the model was trained so."""
-    return [row.name for row in CLASSES.values() if noise in row.noise and (row.zero_snr or not zero_snr)]
+def _fitting(noise: Noise, runs: Collection[str], zero_snr: bool) -> list[str]:
+    """Those of the classes that sample such noise, down to zero signal where the model was trained so."""
+    fitting = (row for row in CLASSES.values() if noise in row.noise and row.name in runs)
+    return [row.name for row in fitting if row.zero_snr or not zero_snr]
 
 
 def sampling_properties(fit: Fit) -> dict[str, Schema]:
@@ -143,9 +143,7 @@ def choose(
 
     Raises ParameterOutOfRange for what does not fit the model, with what does.
     """
-    name, schedule, shift = (said.get(field) for field in FIELDS)
-    if isinstance(schedule, str) and folded(schedule) in AUTOMATIC:
-        schedule = None
+    name, schedule, shift = (_unless_automatic(field, said.get(field)) for field in FIELDS)
     lists = [field for field in LISTS if params.get(field) is not None]
     if name is None and schedule is None and shift is None and not lists:
         return None
@@ -159,14 +157,28 @@ def choose(
         options |= _schedule(schedule, chosen.cls, fit, model)
     if lists:
         options |= _check_lists(lists, params, chosen.cls, schedule, fit)
-    if shift is not None and chosen.cls not in fit.shifting:
+    if shift is not None:
+        _check_shift(chosen.cls, fit, model)
+    if not chosen.name and fit.noise is None:
+        return None  # a list alone, for a scheduler of which nothing is known here: the engine will see
+    return _choice(chosen, options, schedule, shift, fit)
+
+
+def _unless_automatic(field: str, value: JsonValue) -> JsonValue:
+    """`value`; None for a schedule that only says that it is the scheduler's own."""
+    return None if field == "schedule" and isinstance(value, str) and folded(value) in AUTOMATIC else value
+
+
+def _check_shift(cls: str | None, fit: Fit, model: str) -> None:
+    if cls not in fit.shifting:
         raise ParameterOutOfRange(
-            f"shift cannot be given to {chosen.cls or 'the scheduler of this model'} with {model}; "
+            f"shift cannot be given to {cls or 'the scheduler of this model'} with {model}; "
             f"leave it out, or send scheduler: {' or '.join(sorted(fit.shifting))}.",
             field="shift",
         )
-    if not chosen.name and fit.noise is None:
-        return None  # a list alone, for a scheduler of which nothing is known here: the engine will see
+
+
+def _choice(chosen: "_Chosen", options: Options, schedule: JsonValue, shift: JsonValue, fit: Fit) -> SchedulerChoice:
     return SchedulerChoice(
         name=chosen.name,
         cls=chosen.cls if chosen.name else None,
@@ -291,13 +303,17 @@ def _check_lists(
         able = [other for other in fit.classes if name in lists_of(other, fit.noise)]
         fix = f"leave it out, or send scheduler: {', '.join(able)}" if able else "leave it out"
         raise ParameterOutOfRange(f"{name} cannot be given to {cls}, which this job draws with; {fix}.", field=name)
-    values = params[name]
+    _check_numbers(name, params[name], fit)
+    return {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
+
+def _check_numbers(name: str, values: JsonValue, fit: Fit) -> None:
+    """Refuse a list that does not fall, or begins beyond the noise."""
     numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, list) else []
     if any(after >= before for before, after in pairwise(numbers)):
         raise ParameterOutOfRange(f"{name} must fall from each number to the next; sort it downwards.", field=name)
     if name == "timesteps" and numbers and fit.noise == "diffusion" and numbers[0] > 999:
         raise ParameterOutOfRange(f"timesteps begin at 999 at most; {numbers[0]} was sent.", field=name)
-    return {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 
 
 def _check_package(cls: str | None, name: str) -> None:

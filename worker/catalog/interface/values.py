@@ -46,18 +46,24 @@ def _unsafe(root: JsonValue) -> str | None:
     for count, (value, depth) in enumerate(_drain(todo)):
         if depth > _MAX_DEPTH or count > MAX_ITEMS:
             return f"a value nested deeper than {_MAX_DEPTH} or with more than {MAX_ITEMS:,} parts was sent"
-        if isinstance(value, float) and not math.isfinite(value):
-            return "NaN or infinity was sent"
-        if isinstance(value, int) and abs(value) >= 2**63:
-            return "a number beyond 64 bits was sent"
-        if isinstance(value, str) and (len(value) > MAX_TEXT_CHARS or _BAD_TEXT.search(value)):
-            return f"text with a NUL, a lone surrogate or more than {MAX_TEXT_CHARS:,} characters was sent"
         if isinstance(value, dict):
             todo += [(key, depth + 1) for key in value] + [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
             todo += [(item, depth + 1) for item in value]
-        elif not isinstance(value, str | int | float | None):
-            return "something that JSON cannot hold was sent"
+        elif problem := _unsafe_scalar(value):
+            return problem
+    return None
+
+
+def _unsafe_scalar(value: object) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN or infinity was sent"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a number beyond 64 bits was sent"
+    if isinstance(value, str) and (len(value) > MAX_TEXT_CHARS or _BAD_TEXT.search(value)):
+        return f"text with a NUL, a lone surrogate or more than {MAX_TEXT_CHARS:,} characters was sent"
+    if not isinstance(value, str | int | float | None):
+        return "something that JSON cannot hold was sent"
     return None
 
 
@@ -80,7 +86,7 @@ def _whole(value: JsonValue, schema: Schema) -> JsonValue:
 
 def _expected(schema: Schema) -> str:
     """The schema in words, to stand after "must be"."""
-    members, low, high, kind = (schema.get(key) for key in ("anyOf", "minimum", "maximum", "type"))
+    members, kind = schema.get("anyOf"), schema.get("type")
     if isinstance(members, list):
         # null is what a parameter is when it is left out: true, but of no help in an error
         real = [member for member in members if isinstance(member, dict) and member.get("type") != "null"]
@@ -88,9 +94,7 @@ def _expected(schema: Schema) -> str:
     if isinstance(values := schema.get("enum"), list):
         return f"one of {', '.join(str(value) for value in values)}"
     if kind in ("integer", "number"):
-        step = schema.get("multipleOf")
-        noun = f"a multiple of {step}" if step else {"integer": "an integer", "number": "a number"}[str(kind)]
-        return noun if low is None else f"{noun} from {low} up" if high is None else f"{noun} between {low} and {high}"
+        return _expected_number(schema)
     if kind == "array" and isinstance(inner := schema.get("items"), dict):
         least, most = schema.get("minItems"), schema.get("maxItems")
         count = f"{most}" if least == most else f"{least or 0} to {most}"
@@ -98,6 +102,12 @@ def _expected(schema: Schema) -> str:
     if kind == "string":
         return f"text of at most {schema.get('maxLength', MAX_TEXT_CHARS)} characters"
     return {"boolean": "true or false", "null": "null"}.get(str(kind), "a JSON value")
+
+
+def _expected_number(schema: Schema) -> str:
+    low, high, step = (schema.get(key) for key in ("minimum", "maximum", "multipleOf"))
+    noun = f"a multiple of {step}" if step else "an integer" if schema.get("type") == "integer" else "a number"
+    return noun if low is None else f"{noun} from {low} up" if high is None else f"{noun} between {low} and {high}"
 
 
 def _shown(value: object) -> str:
