@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from worker.catalog.architectures import ARCHITECTURES, fits
+from worker.catalog.interface.adapters import ADAPTERS
+from worker.core.call import KnownModel
 from worker.core.errors import (
     IncompatibleAdapter,
     WorkerError,
 )
-from worker.core.model import Detection, Kind
+from worker.core.model import AdapterSpec, Detection, Kind
 
 
 @contextmanager
@@ -22,26 +24,28 @@ def blamed_on(field: str) -> Iterator[None]:
         raise
 
 
-def check_family(found: Detection, wanted: str | None, model: str, name: str, field: str, what: str) -> None:
-    """Raise IncompatibleAdapter where adapter `name`, a `what`, was made for another family than `model`'s."""
+def check_family(found: Detection, spec: AdapterSpec, model: KnownModel) -> None:
+    """Raise IncompatibleAdapter where an adapter was made for another family than that of the model that is called."""
+    wanted = model.detection.architecture
     if fits(found.architecture, wanted):
         return
     raise IncompatibleAdapter(
-        f"{field}: {name} was made for {family_title(found.architecture)} and {model} is {family_title(wanted)}; "
-        f"use a {what} of that family.",
-        field=field,
+        f"{spec.field}: {spec.model} was made for {family_title(found.architecture)} and {model.spec.id} is "
+        f"{family_title(wanted)}; use a {ADAPTERS[spec.field].title} of that family.",
+        field=spec.field,
         details={"adapter": found.architecture, "model": wanted, "evidence": list(found.evidence)},
     )
 
 
-def check_kind(found: Detection, kinds: tuple[Kind, ...], name: str, field: str, what: str) -> None:
-    """Raise IncompatibleAdapter where adapter `name` is not one of `kinds`, which callers call `what`."""
-    if found.kind not in kinds:
-        one = f"{'an' if what[0] in 'AEIOU' else 'a'} {what}"
+def check_kind(found: Detection, spec: AdapterSpec) -> None:
+    """Raise IncompatibleAdapter where an adapter is none of its field's kind."""
+    kind = ADAPTERS[spec.field]
+    if found.kind not in kind.kinds:
+        one = f"{'an' if kind.title[0] in 'AEIOU' else 'a'} {kind.title}"
         seen = "nothing that is known here" if found.kind is Kind.UNKNOWN else f"a {found.kind}"
         raise IncompatibleAdapter(
-            f"{field}: {name} is {seen}, not {one}; name {one} file.",
-            field=field,
+            f"{spec.field}: {spec.model} is {seen}, not {one}; name {one} file.",
+            field=spec.field,
             details={"evidence": list(found.evidence)},
         )
 

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.signatures import call_parameters
+from worker.catalog.interface.adapters import ADAPTERS
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.controls import control_call, controlled_rows, modes_of
 from worker.catalog.interface.sizes import SizeBounds, size_bounds, size_within
@@ -28,8 +29,6 @@ from worker.service.accepting.inputs import MediaReader
 from worker.service.accepting.resolving import ModelResolver
 
 _FIELD = "controlnets"
-_WHAT = "ControlNet or T2I-Adapter"
-_KINDS = (Kind.CONTROLNET, Kind.T2I_ADAPTER)
 _UNREAD = {"xlabs": "a ControlNet in the layout of XLabs"}
 
 
@@ -59,7 +58,7 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
             found = resolver.look_at_adapter(source)
         if found is None:  # a pickle on a server: what it is shows once it is here, and is checked then
             found = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
-        check_control(found, control.model, call)
+        check_control(found, control, call)
         _check_asked(control, found, f"{_FIELD}[{index}]")
         detections.append(found)
     row = _common_row(controls, detections, call)
@@ -106,23 +105,24 @@ def read_controls(
     return tuple(found), sized
 
 
-def check_control(found: Detection, name: str, call: ModelCall) -> None:
+def check_control(found: Detection, spec: ControlNetSpec, call: ModelCall) -> None:
     """Refuse what is no control, what diffusers has no class for, and what was made for another family."""
-    check_kind(found, _KINDS, name, _FIELD, _WHAT)
+    check_kind(found, spec)
     if found.component_class is None or found.variant in _UNREAD:
         what = _UNREAD.get(found.variant or "", "of a layout that diffusers has no class for")
         raise IncompatibleAdapter(
-            f"{_FIELD}: {name} is {what}, and is not read here; use a {_WHAT} that diffusers reads.",
+            f"{_FIELD}: {spec.model} is {what}, and is not read here; use a {ADAPTERS[_FIELD].title} that "
+            "diffusers reads.",
             field=_FIELD,
             details={"evidence": list(found.evidence)},
         )
-    check_family(found, call.detection.architecture, call.spec.id, name, _FIELD, _WHAT)
+    check_family(found, spec, call)
     rows = controlled_rows(call)
     if not any(row.takes(found) for row in rows):
         kind = f"{found.component_class}{' for inpainting' if found.variant == 'inpainting' else ''}"
         taken = dict.fromkeys(f"{row.component}{' for inpainting' if row.inpaints else ''}" for row in rows)
         raise IncompatibleAdapter(
-            f"{_FIELD}: {name} is a {kind}, which does not serve {call.task} of {call.spec.id}; "
+            f"{_FIELD}: {spec.model} is a {kind}, which does not serve {call.task} of {call.spec.id}; "
             f"it takes {' or '.join(taken)}.",
             field=_FIELD,
             details={"evidence": list(found.evidence)},

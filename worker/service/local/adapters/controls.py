@@ -30,7 +30,7 @@ def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: E
         files = replace(files, root=only_weights(files.root, frozenset(), spec.model, _FIELD))
     found = _found(files.root, seen)
     plain = ModelCall.of(job.call).model.call(job.call.task)
-    check_control(found, spec.model, plain)
+    check_control(found, spec, plain)
     rows = [row for row in controlled_rows(plain) if row.pipeline == job.call.pipeline]
     if not any(row.takes(found) for row in rows):
         raise IncompatibleAdapter(

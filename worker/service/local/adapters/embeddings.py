@@ -9,13 +9,13 @@ from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts, own_token
 from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
-from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIndex
+from worker.core.model import Detection, ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_family, check_kind
 from worker.service.local.adapters.fetching import AdapterFetcher
 from worker.service.local.weights import examine_adapter
 
-_FIELD, _WHAT = "embeddings", "textual inversion"
+_FIELD = "embeddings"
 # What diffusers calls the one file of a repository of its own training script.
 _USUAL_NAMES = frozenset({"learned_embeds.safetensors"})
 _DIGEST = re.compile(r"[0-9a-f]{64}(\.\w+)?")
@@ -61,10 +61,10 @@ def _provide(
 
 def _check(found: Detection, header: TensorIndex, spec: EmbeddingSpec, job: Job, widths: Mapping[str, int]) -> None:
     """Refuse what is no textual inversion, is for another family, or as wide as none of the model's encoders."""
-    check_kind(found, (Kind.TEXTUAL_INVERSION,), spec.model, _FIELD, _WHAT)
+    check_kind(found, spec)
     parts, shapes = embedding_parts(_shapes(header)), _shapes(header)
     if "*" in parts or not parts.keys() <= widths.keys():  # encoders that two families share are told by their names
-        check_family(found, job.call.detection.architecture, job.call.spec.id, spec.model, _FIELD, _WHAT)
+        check_family(found, spec, job.call)
     for part, name in parts.items():
         own = set(widths.values()) if part == "*" else {widths[part]} if part in widths else set()
         if widths and shapes[name][-1] not in own:

@@ -30,28 +30,20 @@ class AdapterFetcher:
     """Looks at and fetches adapters for all kinds of them. Blocking."""
 
     def __init__(self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path]) -> None:
-        self._store = store
-        self._resolver = resolver
+        self.store = store
+        self.resolver = resolver
         self._without_pickles = without_pickles
 
     def source(self, reference: str, weight_name: str | None, field: str) -> ModelSource:
         """Where an adapter comes from, if the operator lets callers name it. Raises ModelNotFound and its kin."""
         with blamed_on(field):
-            return self._resolver.adapter_source(reference, weight_name, field)
+            return self.resolver.adapter_source(reference, weight_name, field)
 
     def configs(self, model: ModelSpec) -> Mapping[str, Mapping[str, object]]:
         """The JSON files of a model that is a repository; {} for a single file, or where they cannot be had now."""
         with suppress(WorkerError):
-            return self._store.peek(model.source, model.variant).configs
+            return self.store.peek(model.source, model.variant).configs
         return {}
-
-    def part_source(self, reference: str) -> ModelSource:
-        """Where a part comes from that one of our own tables names."""
-        return self._resolver.part_source(reference)
-
-    def outline(self, source: ModelSource, variant: str | None = None) -> Outline:
-        """What a source says of itself before it is fetched."""
-        return self._store.peek(source, variant)
 
     def look(self, source: ModelSource, field: str) -> tuple[Outline, Detection | None]:
         """What an adapter says it is before it is fetched; None where it has no header to read.
@@ -60,14 +52,14 @@ class AdapterFetcher:
         one that could not be run itself.
         """
         with blamed_on(field):
-            outline = self._store.peek(source)
+            outline = self.store.peek(source)
             told = outline.header is not None or "config.json" in outline.configs
             return outline, detect(outline) if told else None
 
     def fetch(self, source: ModelSource, field: str, emit: Emit, stop: StopSignal) -> ModelFiles:
         """An adapter's files, pickles made harmless or refused."""
         with blamed_on(field):
-            return self._harmless(self._store.ensure(source, None, emit, stop))
+            return self._harmless(self.store.ensure(source, None, emit, stop))
 
     def fetch_file(
         self,
@@ -83,14 +75,14 @@ class AdapterFetcher:
         Of a folder it is the file that has one of `usual_names`, or the only one.
         """
         with blamed_on(field):
-            files = self._store.ensure(source, None, emit, stop)
+            files = self.store.ensure(source, None, emit, stop)
             if not files.is_single_file:
                 files = replace(files, root=only_weights(files.root, usual_names, source.reference, field))
             files = self._harmless(files)
             return files, examine(files.root)
 
     def _harmless(self, files: ModelFiles) -> ModelFiles:
-        with self._store.harmless(files.root):
+        with self.store.harmless(files.root):
             return replace(files, root=self._without_pickles(files.root))
 
 

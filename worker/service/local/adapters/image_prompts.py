@@ -101,8 +101,8 @@ def _chosen(
 def _need(spec: IPAdapterSpec, header: TensorIndex, seen: Detection, job: Job) -> Need:
     """Which encoder the adapter wants. Raises IncompatibleAdapter, UnsupportedModel for what cannot be applied."""
     layout = layout_of(header)
-    check_kind(seen, (Kind.IP_ADAPTER,), spec.model, _FIELD, "IP-Adapter")
-    check_family(seen, job.call.detection.architecture, job.call.spec.id, spec.model, _FIELD, "IP-Adapter")
+    check_kind(seen, spec)
+    check_family(seen, spec, job.call)
     need = need_of(header, layout) if layout else None
     if layout is None or layout.refused or need is None:
         what = layout.refused if layout and layout.refused else "of a layout that diffusers does not read"
@@ -143,7 +143,7 @@ def _encoder(
             field=_FIELD,
             details={"reads": need.reads, "width": need.width},
         )
-    return fetcher.part_source(usual.reference), usual.title
+    return fetcher.resolver.part_source(usual.reference), usual.title
 
 
 def _beside(source: ModelSource) -> list[ModelSource]:

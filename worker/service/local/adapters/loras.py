@@ -3,7 +3,7 @@
 from worker.core.adapter import Adapter, LoraFiles
 from worker.core.errors import UnsupportedModel
 from worker.core.job import Job
-from worker.core.model import Detection, Kind, LoraSpec
+from worker.core.model import Detection, LoraSpec
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_family, check_kind
 from worker.service.local.adapters.fetching import AdapterFetcher
@@ -50,5 +50,5 @@ def _check(examined: LoraFile, lora: LoraSpec, job: Job) -> None:
 
 def _check_kind(found: Detection, lora: LoraSpec, job: Job) -> None:
     """Refuse what is no LoRA, or one for another family."""
-    check_kind(found, (Kind.LORA,), lora.model, "loras", "LoRA")
-    check_family(found, job.call.detection.architecture, job.call.spec.id, lora.model, "loras", "LoRA")
+    check_kind(found, lora)
+    check_family(found, lora, job.call)

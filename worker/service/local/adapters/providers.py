@@ -9,9 +9,9 @@ from worker.core.result import Emit
 from worker.service.local.adapters.controls import provide_control
 from worker.service.local.adapters.embeddings import provide_embeddings
 from worker.service.local.adapters.fetching import AdapterFetcher
-from worker.service.local.adapters.hypernetworks import provide_hypernetwork
 from worker.service.local.adapters.image_prompts import provide_image_prompts
 from worker.service.local.adapters.loras import provide_lora
+from worker.service.local.adapters.plain import provide_file
 from worker.service.local.adapters.vae import provide_vae
 
 # Fetches and checks a job's adapters of one kind, before the model is fetched. Raises WorkerError, naming the field.
@@ -29,7 +29,7 @@ PROVIDERS: Mapping[str, Provide] = {
     "controlnets": each(provide_control),
     "ip_adapters": provide_image_prompts,
     "embeddings": provide_embeddings,
-    "hypernetworks": each(provide_hypernetwork),
+    "hypernetworks": each(provide_file),
     "vae": each(provide_vae),
 }
 

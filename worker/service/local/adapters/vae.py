@@ -25,20 +25,19 @@ _SCALED = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL"})  # the others 
 
 def provide_vae(vae: Adapter[VaeSpec], job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Adapter[VaeSpec]]:
     """The files of the VAE that a job names. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
-    reference = vae.spec.model
-    source = fetcher.source(reference, None, _FIELD)
+    source = fetcher.source(vae.spec.model, None, _FIELD)
     outline, seen = fetcher.look(source, _FIELD)
     ours = _own(job, fetcher)
     if "model_index.json" in outline.configs:
         source = source.model_copy(update={"only": ("vae",)})
-    _check(_facts(outline.configs, outline.header), seen, ours, reference)
+    _check(_facts(outline.configs, outline.header), seen, ours, vae.spec)
     files = fetcher.fetch(source, _FIELD, emit, job.stop)
     if files.is_single_file:
         # A pickle shows only now what it is.
         examined = examine_adapter(files.root)
-        _check(_facts({}, examined.header), examined.detection, ours, reference)
+        _check(_facts({}, examined.header), examined.detection, ours, vae.spec)
     else:
-        _check(_facts(_read_configs(files.root), None), None, ours, reference)
+        _check(_facts(_read_configs(files.root), None), None, ours, vae.spec)
     return AdapterFiles(
         vae, files, Detection(Kind.VAE, "safetensors" if files.is_single_file else "diffusers"), files.sha256
     )
@@ -79,7 +78,7 @@ def _read_configs(folder: Path) -> dict[str, dict[str, object]]:
 
 def _own(job: Job, fetcher: AdapterFetcher) -> _Facts:
     """What the model's own VAE is, from its configs; where a single file has none, from what completes it."""
-    configs = fetcher.outline(job.call.spec.source, job.call.spec.variant).configs
+    configs = fetcher.store.peek(job.call.spec.source, job.call.spec.variant).configs
     if _INNER_CONFIG in configs:
         return _facts(configs, None)
     if job.call.detection.kind in SINGLE_FILES:
@@ -87,7 +86,7 @@ def _own(job: Job, fetcher: AdapterFetcher) -> _Facts:
         if completing.config is not None:
             return _facts(_read_configs(completing.config), None)
         if completing.base is not None:
-            return _facts(_inner(fetcher.outline(fetcher.part_source(completing.base))), None)
+            return _facts(_inner(fetcher.store.peek(fetcher.resolver.part_source(completing.base))), None)
     return _Facts()
 
 
@@ -95,19 +94,19 @@ def _inner(outline: Outline) -> dict[str, Mapping[str, object]]:
     return {name: config for name, config in outline.configs.items() if name == _INNER_CONFIG}
 
 
-def _check(found: _Facts, seen: Detection | None, ours: _Facts, reference: str) -> None:
+def _check(found: _Facts, seen: Detection | None, ours: _Facts, spec: VaeSpec) -> None:
     """Refuse what is no VAE, one of a class that cannot stand in, and one for other latents."""
     if seen is not None:
-        check_kind(seen, (Kind.VAE, Kind.PIPELINE), reference, _FIELD, "VAE")
+        check_kind(seen, spec)
     if found.name is not None and found.name not in INTERCHANGEABLE_VAES:
         raise UnsupportedModel(
-            f"{_FIELD}: {reference} is a {found.name[:60]}, which cannot stand for this model's "
+            f"{_FIELD}: {spec.model} is a {found.name[:60]}, which cannot stand for this model's "
             f"{ours.name or 'AutoencoderKL'}; use one of {', '.join(sorted(INTERCHANGEABLE_VAES))}.",
             field=_FIELD,
         )
     if None not in (found.channels, ours.channels) and found.channels != ours.channels:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {reference} decodes latents of {found.channels} channels and this model's have "
+            f"{_FIELD}: {spec.model} decodes latents of {found.channels} channels and this model's have "
             f"{ours.channels}; use a VAE of its family.",
             field=_FIELD,
             details={"vae": found.channels, "model": ours.channels},
@@ -115,7 +114,7 @@ def _check(found: _Facts, seen: Detection | None, ours: _Facts, reference: str) 
     scaled = found.name in _SCALED and ours.name in _SCALED and found.scale is not None and ours.scale is not None
     if scaled and abs(float(found.scale or 0) - float(ours.scale or 0)) > 1e-6:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {reference} was trained with latents times {found.scale:g} and this model's are times "
+            f"{_FIELD}: {spec.model} was trained with latents times {found.scale:g} and this model's are times "
             f"{ours.scale:g}; use a VAE of its family.",
             field=_FIELD,
             details={"vae": found.scale, "model": ours.scale},
