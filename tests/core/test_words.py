@@ -78,3 +78,18 @@ def test_a_header_knows_its_weights_without_reading_them():
     index = TensorIndex(tensors=tensors, metadata={}, container="safetensors", file_bytes=0)
     assert index.parameters == 6 + 4 + 25 + 1
     assert index.weight_bytes == 12 + 16 + 25 + 8
+
+
+@pytest.mark.parametrize(
+    ("source", "host", "is_repository", "is_local"),
+    [
+        (ModelSource(scheme="hf", locator="org/m"), "huggingface.co", True, False),
+        (ModelSource(scheme="civitai", locator="7"), "civitai.com", False, False),
+        (ModelSource(scheme="url", locator="https://Models.example.org:84/m?a=b"), "models.example.org", False, False),
+        (ModelSource(scheme="url", locator="https:///m.gguf"), "", False, False),
+        (ModelSource(scheme="file", locator="/models/m"), "", False, True),
+    ],
+    ids=lambda value: value.scheme if isinstance(value, ModelSource) else None,
+)  # fmt: skip
+def test_a_source_says_where_it_is(source, host, is_repository, is_local):
+    assert (source.host, source.is_repository, source.is_local) == (host, is_repository, is_local)

@@ -246,14 +246,14 @@ class _Reading:
         except (WorkerError, ValueError) as error:
             message = error.message if isinstance(error, WorkerError) else str(error).splitlines()[0]
             raise self.fail(at, f"{text[:128]} is not a model reference: {message}") from error
-        if source.scheme == "file":
+        if source.is_local:
             return source.model_copy(update={"locator": str(self.beside(source.locator))})
         return source
 
     def adapter(self, at: _KeyPath, text: str) -> str:
         """An adapter's reference, checked, and absolute when it is a file."""
         source = self.source(at, text)
-        return source.reference if source.scheme == "file" else text
+        return source.reference if source.is_local else text
 
     def names_in(self, at: _KeyPath, path: str) -> tuple[str, ...]:
         """The lines of a text file beside this one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -53,6 +54,10 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
+# Of what is named without its host.
+_HOSTS: Mapping[str, str] = {"hf": "huggingface.co", "civitai": "civitai.com", "file": ""}
+
+
 class ModelSource(Parsed):
     """Where bytes come from.
 
@@ -74,6 +79,22 @@ class ModelSource(Parsed):
     def wants(self, component: str) -> bool:
         """Whether the weights of this part of a pipeline's repository are asked for."""
         return component not in self.without and (not self.only or component in self.only)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine, in one of the operator's own folders."""
+        return self.scheme == "file"
+
+    @property
+    def is_repository(self) -> bool:
+        """Whether it is a repository of the Hub, or something in one."""
+        return self.scheme == "hf"
+
+    @property
+    def host(self) -> str:
+        """The host that it comes from; empty where it comes from none."""
+        known = _HOSTS.get(self.scheme)
+        return urlsplit(self.locator).hostname or "" if known is None else known
 
     @property
     def reference(self) -> str:

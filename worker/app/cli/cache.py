@@ -38,7 +38,7 @@ def lock(
         found = {
             lock_key(source, variant): worker.store.lock(source, variant, show, stop)
             for source, variant in wanted
-            if source.scheme != "file"  # the operator's own files: nobody else changes them
+            if not source.is_local  # the operator's own files: nobody else changes them
         }
         path = output or settings_or_exit().lock_file or worker.settings.models_yaml.with_name("models.lock")
         Lockfile(found).write(path)

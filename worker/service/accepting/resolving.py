@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from worker.catalog.call import Model, declared
 from worker.catalog.capabilities import check_loadable
@@ -101,15 +100,15 @@ class ModelResolver:
 
     def check_allowed(self, source: ModelSource, field: str, near: list[str]) -> None:
         """Raise ModelNotFound unless the operator lets callers name this source themselves."""
-        if source.scheme == "file":
+        if source.is_local:
             return  # the store lets nothing through but the operator's own folders
-        org, host = _origin(source)
-        what = source.locator if source.scheme == "hf" else host
+        host, org = source.host, source.locator.split("/")[0].lower() if source.is_repository else None
+        what = source.locator if source.is_repository else host
         denied_orgs = {name.lower() for name in self._policy.denied_orgs}
         if org in denied_orgs or _is_listed(host, self._policy.denied_hosts):
             raise ModelNotFound(f"{field}: {what} is not allowed on this worker.", field=field)
         if not self._policy.allow_unregistered:
-            what = what if source.scheme == "hf" else source.reference.partition("?")[0]
+            what = what if source.is_repository else source.reference.partition("?")[0]
             raise _unknown(what, near, "; the operator can add it there or set ALLOW_UNREGISTERED_MODELS=true", field)
         allowed = (*self._policy.allowed_orgs, *self._policy.allowed_hosts)
         allowed_orgs = {name.lower() for name in self._policy.allowed_orgs}
@@ -131,7 +130,7 @@ class ModelResolver:
         if known is not None:
             return known
         # What lies on this machine is looked at; what would be a request is believed when the registry says it.
-        whole_repository = spec.source.scheme == "hf" and spec.source.filename is None
+        whole_repository = spec.source.is_repository and spec.source.filename is None
         # A base completes a single file only, and which parts that lacks is not declared.
         said = declared(spec) if whole_repository and spec.base is None else None
         detection = _completed(Model(spec, said or _merged(spec, self._look_at(spec))))
@@ -156,13 +155,6 @@ class ModelResolver:
             if reference in [lora.model for lora in spec.loras] + lightning:
                 return True
         return False
-
-
-def _origin(source: ModelSource) -> tuple[str | None, str]:
-    """Whose model it is, where that is known, and the host that it comes from."""
-    if source.scheme == "hf":
-        return source.locator.split("/")[0].lower(), "huggingface.co"
-    return None, "civitai.com" if source.scheme == "civitai" else urlsplit(source.locator).hostname or ""
 
 
 def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:

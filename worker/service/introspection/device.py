@@ -78,7 +78,7 @@ class DeviceIntrospection:
             parameters={"model": outline.header.parameters} if outline.header else {},
         )
         try:
-            if spec.source.scheme == "file":  # already here: its headers tell more than its size
+            if spec.source.is_local:  # already here: its headers tell more than its size
                 stop = StopSignal(self._limits.timeout_s)
                 files = await asyncio.to_thread(self._provisioner.model_files, known, ignore_progress, stop)
             plan = self._planner(known, files, device, bounds.native**2 / 1e6)

@@ -62,7 +62,7 @@ def _is_served(call: ModelCall) -> bool:
 
 def _origin(spec: ModelSpec) -> str:
     """Tell where a model comes from; of a file not where it lies, which is the operator's business."""
-    return spec.source.reference if spec.source.scheme == "hf" else spec.source.scheme
+    return spec.source.reference if spec.source.is_repository else spec.source.scheme
 
 
 def _summary(spec: ModelSpec) -> ModelSummary:

@@ -166,4 +166,4 @@ def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
 
 
 def _is_whole(source: ModelSource) -> bool:
-    return source.scheme == "hf" and source.filename is None and source.subfolder is None
+    return source.is_repository and source.filename is None and source.subfolder is None

@@ -60,7 +60,7 @@ def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
     if header is None or seen is None:
         files, examined = _fetch(source, job, fetcher, emit)
         header, seen = examined.header, examined.detection
-        if source.scheme == "file" and files.root.suffix == _WEIGHTS and source.filename is None:
+        if source.is_local and files.root.suffix == _WEIGHTS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
     need = _need(spec, header, seen, job)
     encoder, title = _encoder(spec.model, source, need, job.call.detection.architecture, fetcher)
@@ -81,7 +81,7 @@ def _chosen(
         if not error.details or "files" not in error.details:
             raise
         several = error
-    if source.filename is None and source.scheme in ("hf", "file"):
+    if source.filename is None and (source.is_repository or source.is_local):
         for name in usual_files(job.call.detection.architecture):
             # Of a folder that was named only its own files can be meant.
             inside = PurePosixPath(name).name if source.subfolder else name
@@ -149,10 +149,10 @@ def _encoder(
 def _beside(source: ModelSource) -> list[ModelSource]:
     """The folders of the adapter's own repository in which an encoder may be."""
     root, name = source.locator, "/".join(filter(None, (source.subfolder, source.filename)))
-    if source.scheme == "file" and not name:
+    if source.is_local and not name:
         path = PurePosixPath(root)
         root, name = str(path.parent), path.name
-    if source.scheme not in ("hf", "file"):
+    if not source.is_repository and not source.is_local:
         return []
     bare = {"locator": root, "filename": None, "sha256": None}
     return [source.model_copy(update={**bare, "subfolder": folder}) for folder in encoder_folders(name)]
