@@ -67,12 +67,12 @@ class AdapterKind:
 
     spec: type[AdapterSpec]
     title: str  # of one, as people say
-    kinds: tuple[Kind, ...]  # of its files, as `catalog.detector` tells them
+    kinds: tuple[Kind, ...]  # of its files, as `catalog.detector` tells them; of a whole pipeline a part is taken
     description: str  # of the request's field
     takes: Takes | None = None  # None for what every model takes that denoises
     most: int | None = None  # how many a request may hold; None where the operator says
     several: bool = True  # whether the field holds a list of specs, or one reference
-    bare: bool = True  # whether a reference alone will do
+    bare: bool = True  # whether a reference alone will do; not where it needs an image too
 
 
 # The request's field -> the kind of what is sent in it. What provides and what applies each kind stands in
@@ -80,47 +80,26 @@ class AdapterKind:
 ADAPTERS: Mapping[str, AdapterKind] = {
     "loras": AdapterKind(LoraSpec, "LoRA", (Kind.LORA,), "LoRAs to apply, in order."),
     "controlnets": AdapterKind(
-        ControlNetSpec,
-        "ControlNet or T2I-Adapter",
-        (Kind.CONTROLNET, Kind.T2I_ADAPTER),
-        "ControlNets and T2I-Adapters, each with its picture.",
-        takes_controls,
-        most=4,
+        ControlNetSpec, "ControlNet or T2I-Adapter", (Kind.CONTROLNET, Kind.T2I_ADAPTER),
+        "ControlNets and T2I-Adapters, each with its picture.", takes_controls, most=4,
     ),
     "ip_adapters": AdapterKind(
-        IPAdapterSpec,
-        "IP-Adapter",
-        (Kind.IP_ADAPTER,),
-        "IP-Adapters, each with the pictures that prompt it.",
-        _takes_image_prompts,
-        most=4,
-        bare=False,  # it needs a picture, too
+        IPAdapterSpec, "IP-Adapter", (Kind.IP_ADAPTER,),
+        "IP-Adapters, each with the pictures that prompt it.", _takes_image_prompts, most=4, bare=False,
     ),
     "embeddings": AdapterKind(
-        EmbeddingSpec,
-        "textual inversion",
-        (Kind.TEXTUAL_INVERSION,),
-        "Textual inversions that the prompts may name.",
-        _words,
-        most=16,
+        EmbeddingSpec, "textual inversion", (Kind.TEXTUAL_INVERSION,),
+        "Textual inversions that the prompts may name.", _words, most=16,
     ),
     "hypernetworks": AdapterKind(
-        HypernetworkSpec,
-        "hypernetwork",
-        (Kind.HYPERNETWORK,),
-        "Hypernetworks to apply, in order.",
-        _attention_of_unets,
-        most=4,
+        HypernetworkSpec, "hypernetwork", (Kind.HYPERNETWORK,),
+        "Hypernetworks to apply, in order.", _attention_of_unets, most=4,
     ),
     "vae": AdapterKind(
-        VaeSpec,
-        "VAE",
-        (Kind.VAE, Kind.PIPELINE),  # of a whole pipeline its VAE is taken
-        "A reference to the VAE that decodes instead.",
-        _takes_vae,
-        several=False,
+        VaeSpec, "VAE", (Kind.VAE, Kind.PIPELINE),
+        "A reference to the VAE that decodes instead.", _takes_vae, several=False,
     ),
-}
+}  # fmt: skip
 # The fields of further models that work after the model -> whether a model takes them for a task.
 _FURTHER: Mapping[str, Takes] = {"refiner": _hands_over, "upscale": _draws_images}
 
