@@ -17,6 +17,9 @@ from benchmarks.figures import Figure, median_of
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
 from worker.core.image import Raster
+from worker.core.result import ignore_progress
+from worker.transport.job_input import read_input
+from worker.wire.result import encode_answer
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -87,7 +90,9 @@ def overhead() -> list[Figure]:
         for index in range(23):
             started = time.perf_counter()
             payload = {"prompt": "a red apple", "seed": index}
-            answer = await worker.actions.perform(payload, f"bench-{index}", lambda progress: None)
+            answer = encode_answer(
+                await worker.operations.perform(read_input(payload), f"bench-{index}", ignore_progress)
+            )
             job = time.perf_counter() - started
             generator = torch.Generator("cpu").manual_seed(index)
             alone = median_of(lambda g=generator: pipe("a red apple", num_inference_steps=16, generator=g), 1)

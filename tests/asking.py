@@ -6,6 +6,7 @@ from worker.app.build import Worker
 from worker.core.answer import Answer, AnswerFile
 from worker.core.model import Task
 from worker.core.result import Emit, Reproduction, Timings, Usage, ignore_progress
+from worker.transport.job_input import read_input
 from worker.wire.result import encode_answer
 
 
@@ -13,7 +14,7 @@ async def perform(
     worker: Worker, payload: object, job_id: str = "job", emit: Emit = ignore_progress, caller: str | None = None
 ) -> dict[str, Any]:
     """Answer one job's input. Raises WorkerError."""
-    return encode_answer(await worker.actions.perform(payload, job_id, emit, caller))
+    return encode_answer(await worker.operations.perform(read_input(payload), job_id, emit, caller))
 
 
 def an_answer(*files: AnswerFile, prompt: str = "x", seeds: tuple[int, ...] = (1,), **facts: Any) -> Answer:

@@ -17,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from worker.app.build import Worker, build_worker
 from worker.app.settings import PROJECT_DIR, Settings
+from worker.core.answer import Answer
+from worker.core.result import ignore_progress
+from worker.transport.job_input import read_input
 
 DEMO = PROJECT_DIR / "models/demo"
 _CELL, _GAP, _STRIP = 128, 8, 34
@@ -59,9 +62,11 @@ class Studio:
         self._jobs += 1
         sent = {name: _encoded(value) if isinstance(value, Image.Image) else value for name, value in fields.items()}
         payload = {"prompt": prompt, "seed": 7, **sent}
-        asked = self._worker.actions.perform(payload, f"gallery-{self._jobs}", lambda progress: None)
+        asked = self._worker.operations.perform(read_input(payload), f"gallery-{self._jobs}", ignore_progress)
         answer = self._runner.run(asked)
-        return Image.open(io.BytesIO(base64.b64decode(answer["image"]))).convert("RGB")
+        if not isinstance(answer, Answer):
+            raise TypeError(f"the worker answered with {type(answer).__name__}")
+        return Image.open(io.BytesIO(answer.files[0].data)).convert("RGB")
 
 
 def edit(studio: Studio) -> Row:

@@ -11,12 +11,12 @@ from PIL import Image
 from tests.fakes.engine import make_context
 from tests.fakes.web_worker import WebWorker
 from worker.app.logs import JsonFormatter, TextFormatter
+from worker.app.queue import build_door
 from worker.app.settings import Settings
 from worker.core.errors import OutOfMemory
-from worker.transport import privacy, request_id
-from worker.transport.privacy import keep_always, kept, redact
-from worker.transport.request_id import RequestIdFilter
-from worker.transport.serverless import ServerlessDoor
+from worker.service.usage import privacy, request_id
+from worker.service.usage.privacy import keep_always, kept, redact
+from worker.service.usage.request_id import RequestIdFilter
 
 PROMPT = 'a canary-prompt "in quotes" on the branch of an unlikely tree, ünlike others'
 OPERATORS_TOKEN = "hf_canaryTokenOfTheOperator42"
@@ -113,7 +113,7 @@ def test_no_log_line_file_or_number_holds_a_word_a_key_or_a_picture(tmp_path, lo
 
 async def test_the_queues_door_is_as_silent(tmp_path, log):
     context = make_context(tmp_path)
-    door = ServerlessDoor(context.worker.actions, concurrency=1)
+    door = build_door(context.worker, concurrency=1)
     raised = failures("x")[:3]
     for index, failure in enumerate(raised):
         context.engine.failures = [failure]
@@ -121,7 +121,7 @@ async def test_the_queues_door_is_as_silent(tmp_path, log):
     context.worker.usage_log.close()
     for place in (log.getvalue(), *files_below(tmp_path / "volume").values()):
         assert not [canary for canary in CANARIES if canary in place]
-    found = [line for line in lines(log) if line["logger"] == "worker.transport.serverless"]
+    found = [line for line in lines(log) if line["logger"] == "worker.service.jobs.store"]
     assert [line["request_id"] for line in found] == ["job-0", "job-1", "job-2"]
 
 

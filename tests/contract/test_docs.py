@@ -14,7 +14,8 @@ from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.catalog.interface.request_fields import common_fields
 from worker.core import errors
-from worker.wire.request import ACTIONS, ALIASES
+from worker.core.job_input import ACTIONS
+from worker.wire.request import ALIASES
 
 README = (PROJECT / "README.md").read_text()
 API = (PROJECT / "docs/api.md").read_text()
@@ -75,7 +76,7 @@ async def test_the_readmes_requests_are_accepted_and_its_error_is_the_real_one(t
     assert len(inputs) == 2
     from worker.wire.request import decode_envelope, decode_generation
 
-    accept = worker.actions.generation.accept
+    accept = worker.operations.generation.accept
     job = await accept(decode_generation(decode_envelope(inputs[0]).fields), "x")
     assert job.seeds == (42, 43)
     with pytest.raises(errors.ParameterOutOfRange) as failure:

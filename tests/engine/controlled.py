@@ -6,7 +6,7 @@ import json
 from tests.controls import apart
 from tests.pictures import encoded, gradient, pixels
 from tests.zoo.served import zoo_worker
-from worker.transport.serverless import ServerlessDoor
+from worker.app.queue import build_door
 
 PICTURE = gradient(64, 64)
 PIPELINES = {
@@ -25,7 +25,7 @@ class Shop:
         self.root = root
         self.pairs = {name: apart(pipeline, root) for name, pipeline in pipelines.items()}
         self.worker = zoo_worker(root)
-        self.door = ServerlessDoor(self.worker.actions, concurrency=1)
+        self.door = build_door(self.worker, concurrency=1)
         self._usual = {}
 
     async def ask(self, name, *controls, **fields):

@@ -20,8 +20,8 @@ from tests.pictures import encoded, gradient, pixels
 from tests.zoo.families.controlnet import awake
 from tests.zoo.plain import quiet
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
-from worker.transport.serverless import ServerlessDoor
 
 OTHER = PICTURE[::-1].copy()
 
@@ -307,7 +307,7 @@ def from_the_hub(shop, hub, volume, **changes):
     worker = build_worker(
         Settings(**settings, volume_dir=volume, hf_endpoint=hub.endpoint, device="cpu", warm_up=False, **changes)
     )
-    return ServerlessDoor(worker.actions, concurrency=1), worker
+    return build_door(worker, concurrency=1), worker
 
 
 async def test_a_control_from_the_hub_is_looked_at_before_its_weights_are_fetched(shop, tmp_path):

@@ -11,15 +11,15 @@ from tests.engine.test_generation import draw
 from tests.engine.test_isolation import failing_once, on_engine
 from tests.pictures import pixels
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.core.errors import IncompatibleAdapter, UnknownParameter, UnsafeFormat, WorkerError
-from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()
 
 
 async def handled(worker, **fields):
     """What RunPod's platform gets back."""
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     return await door.handle({"id": f"words-{next(_ids)}", "input": {"seed": 7, **fields}})
 
 

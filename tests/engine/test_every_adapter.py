@@ -16,7 +16,7 @@ from tests.asking import perform
 from tests.engine.test_batches import assert_same
 from tests.pictures import encoded, gradient, pixels
 from worker.app.build import Worker
-from worker.transport.serverless import ServerlessDoor
+from worker.app.queue import build_door
 
 TEXTS = ({"prompt": "red", "seed": 1}, {"prompt": "a green pear beside a blue plum", "seed": 2}, {"seed": 3})
 PICTURE, OTHER = encoded(gradient(64, 64)), encoded(255 - gradient(64, 64))
@@ -133,7 +133,7 @@ async def test_what_comes_after_a_cancelled_job_is_as_if_it_had_never_been(share
     """The platform's stop in the middle of the steps, with something of every kind beside the model."""
     worker, plain = shared
     fields = dict(beside(zoo / "models")[name])
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     job = {"prompt": "a zzz apple", "seed": 7, "width": 64, "height": 64, "num_inference_steps": 4, **fields}
     bare = {name: job[name] for name in ("prompt", "seed", "width", "height", "num_inference_steps", "model")}
     fresh, _ = workers

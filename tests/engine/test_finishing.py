@@ -12,10 +12,10 @@ from tests.engine.test_safety import classifier
 from tests.pictures import pixels
 from tests.upscalers import enlarged, upscaler
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
 from worker.core.errors import OutOfMemory
 from worker.engine import engine as engine_module
-from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()
 SMALL = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64}
@@ -45,7 +45,7 @@ def shop(zoo, tmp_path_factory):
 
 
 async def handle(worker, **fields):
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     return await door.handle({"id": f"finish-{next(_ids)}", "input": {**SMALL, **fields}})
 
 
@@ -83,7 +83,7 @@ async def test_models_that_do_not_fit_together_take_turns(shop, monkeypatch):
             raise OutOfMemory("No room beside the others.", field="model")
         return plan(*args, **options)
 
-    await worker.actions.device.unload("refiner")
+    await worker.operations.device.unload("refiner")
     monkeypatch.setattr(engine_module, "make_plan", small_device)
     answer = await handle(worker, refiner="refiner")
     assert np.array_equal(pixels(answer), expected)
@@ -100,7 +100,7 @@ async def test_one_that_cannot_be_had_is_a_sentence_with_its_field(shop, field):
 
 async def test_an_upscaler_is_inspected_and_planned_like_any_model(shop):
     worker = build_worker(shop())
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     seen = await door.handle({"id": "i", "input": {"action": "inspect", "model": "large"}})
     assert (seen["kind"], seen["tasks"], seen["variant"]) == ("upscaler", ["upscaling"], "ESRGAN")
     plan = await door.handle({"id": "p", "input": {"action": "plan", "model": "large"}})

@@ -12,6 +12,7 @@ from tests.engine.test_isolation import on_engine
 from tests.hypernetworks import CROSS, SELF, flat, pickled, told
 from tests.pictures import drawn_by_diffusers, pixels
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.core.errors import (
     CorruptFile,
     IncompatibleAdapter,
@@ -20,7 +21,6 @@ from worker.core.errors import (
     UnsupportedModel,
     WorkerError,
 )
-from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()
 
@@ -52,7 +52,7 @@ def trusting(settings):
 
 
 async def handled(worker, **fields):
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     return await door.handle({"id": f"hyper-{next(_ids)}", "input": {"prompt": "a red apple", "seed": 7, **fields}})
 
 

@@ -20,10 +20,10 @@ from tests import image_prompts as tiny
 from tests.fakes.engine import fresh_id
 from tests.pictures import encoded, gradient, pixels
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
 from worker.engine.adapters import image_prompts as engine_side
 from worker.engine.loader import place
-from worker.transport.serverless import ServerlessDoor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RED = np.full((40, 30, 3), (200, 30, 30), np.uint8)
@@ -75,7 +75,7 @@ class Shop:
             max_resident_models=4,
         )
         self.worker = build_worker(settings)
-        self._door = ServerlessDoor(self.worker.actions, concurrency=1)
+        self._door = build_door(self.worker, concurrency=1)
 
     async def draw(self, **fields: Any) -> dict[str, Any]:
         return await self._door.handle({"id": fresh_id(), "input": {"prompt": "a red apple", "seed": 7, **fields}})

@@ -114,7 +114,7 @@ async def test_image_to_image_is_refined_too(worker):
 
 async def test_progress_counts_both_and_a_cancel_leaves_nothing(worker):
     before = pixels(await ask(worker))
-    generation, seen, jobs = worker.actions.generation, [], []
+    generation, seen, jobs = worker.operations.generation, [], []
     accept = generation.accept
 
     async def accept_and_keep(request, job_id):
@@ -138,7 +138,7 @@ async def test_progress_counts_both_and_a_cancel_leaves_nothing(worker):
 
 async def test_the_published_refiner_is_taken_without_a_look_at_it(worker):
     request = decode_generation({"prompt": "x", "refiner": "org/sdxl-refiner"})
-    job = await worker.actions.generation.accept(request, "job")
+    job = await worker.operations.generation.accept(request, "job")
     assert job.finishing.refiner.call.pipeline == "StableDiffusionXLImg2ImgPipeline"
     assert job.finishing.refiner.call.detection.architecture == "sdxl-refiner"
 

@@ -209,7 +209,7 @@ async def test_a_pipeline_without_callbacks_tells_its_steps_and_stops_at_one(sho
     await ask(shop, seen.append, model="ddim", num_inference_steps=3)
     assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
-    generation, steps = shop.actions.generation, []
+    generation, steps = shop.operations.generation, []
     accept = generation.accept
 
     async def accept_and_keep(request, job_id):

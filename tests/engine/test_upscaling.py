@@ -18,6 +18,7 @@ from tests.upscalers import enlarged, real_esrgan, upscaler
 from tests.zoo import RECIPES
 from tests.zoo.plain import save
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
 from worker.core.errors import (
     IncompatibleAdapter,
@@ -30,7 +31,6 @@ from worker.core.errors import (
     UnsupportedModel,
 )
 from worker.engine.compatibility import import_spandrel
-from worker.transport.serverless import ServerlessDoor
 
 import_spandrel()
 from spandrel.architectures.Compact import Compact  # noqa: E402 -- found only now
@@ -156,7 +156,7 @@ async def test_what_is_transparent_stays_so(worker):
 
 
 async def test_it_stops_between_tiles(worker):
-    generation, steps = worker.actions.generation, []
+    generation, steps = worker.operations.generation, []
     accept, jobs = generation.accept, []
 
     async def accept_and_keep(request, job_id):
@@ -273,7 +273,7 @@ async def test_upscalers_of_diffusers_run_through_the_door(tmp_path, pipeline, s
     worker = build_worker(
         Settings(models_yaml=tmp_path / "models.yaml", default_model="it", volume_dir=tmp_path, device="cpu")
     )
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     fields = {**_RECIPES[pipeline].fields(), "seed": 1}
     first = await door.handle({"id": "a", "input": fields})
     assert "error" not in first, first

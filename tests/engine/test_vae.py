@@ -16,8 +16,8 @@ from tests import builders, single_files
 from tests.fakes.engine import fresh_id
 from tests.pictures import encoded, gradient, pixels
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
-from worker.transport.serverless import ServerlessDoor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -57,7 +57,7 @@ class Served:
             models_yaml=root / "models.yaml", default_model="sd1", volume_dir=volume, device="cpu", warm_up=False
         )
         self.worker = build_worker(settings)
-        self._door = ServerlessDoor(self.worker.actions, concurrency=1)
+        self._door = build_door(self.worker, concurrency=1)
 
     async def draw(self, **fields: Any) -> dict[str, Any]:
         return await self._door.handle({"id": fresh_id(), "input": {"prompt": "a red apple", "seed": 7, **fields}})

@@ -9,16 +9,16 @@ import pytest
 from tests.asking import perform
 from tests.engine.test_generation import draw
 from tests.pictures import encoded, gradient, pixels
+from worker.app.queue import build_door
 from worker.core.errors import ParameterOutOfRange
 from worker.core.request import GenerationRequest
-from worker.transport.serverless import ServerlessDoor
 
 _ids = itertools.count()
 MODELS = ("tiny", "tiny-xl", "tiny-flux", "tiny-sd3")
 
 
 async def handled(worker, **fields):
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
     return await door.handle({"id": f"worded-{next(_ids)}", "input": {"prompt": "a red apple", "seed": 7, **fields}})
 
 
@@ -61,7 +61,7 @@ async def test_jobs_that_share_a_call_draw_what_each_draws_alone(worker, model):
     # Weighted, prose to a T5, plain, and longer than CLIP's window.
     prompts = ["a (red:1.5) apple", "a (red) pear", "a pear", "a red apple, " * 12]
     await handled(worker, model=model)
-    service, dark = worker.actions.generation, {"negative_prompt": "dark"} if model != "tiny-flux" else {}
+    service, dark = worker.operations.generation, {"negative_prompt": "dark"} if model != "tiny-flux" else {}
     jobs = [
         await service.accept(GenerationRequest(model=model, prompt=text, seed=7 + at, **dark), text)
         for at, text in enumerate(prompts)

@@ -153,7 +153,7 @@ def visits(models: Path) -> tuple[Visit, ...]:
 async def pay(worker: Worker, visit: Visit) -> tuple[str, ...]:
     """What the worker answers to `visit`: its pictures as base64, or its error's code."""
     signals: list[_Signal] = []
-    generation = worker.actions.generation
+    generation = worker.operations.generation
     accept = generation.accept
 
     async def accept_and_watch(request: Any, job_id: str) -> Job:

@@ -243,7 +243,7 @@ class ServerContext:
     async def accept(self, **fields: Any) -> Job:
         """Return what the service makes of a request, without running it."""
         request = decode_generation(decode_envelope({"prompt": "an apple", **fields}).fields)
-        return await self.worker.actions.generation.accept(request, fresh_id())
+        return await self.worker.operations.generation.accept(request, fresh_id())
 
 
 def make_context(root: Path, engine: FakeEngine | None = None, **changes: Any) -> ServerContext:

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from tests.counting import Count
 from tests.fakes.engine import fresh_id, make_context
+from worker.app.queue import build_door
 from worker.catalog.interface.request_fields import common_fields
 from worker.core import errors
-from worker.transport.serverless import ServerlessDoor
-from worker.wire.request import ACTIONS, ALIASES
+from worker.core.job_input import ACTIONS
+from worker.wire.request import ALIASES
 
 CODES = {
     error.code
@@ -133,7 +134,7 @@ def context(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def door(context):
-    return ServerlessDoor(context.worker.actions, concurrency=1)
+    return build_door(context.worker, concurrency=1)
 
 
 def handled(loop, door, payload):
@@ -186,7 +187,7 @@ def test_an_input_of_any_type_gets_a_typed_error(context, door, loop, payload):
 
 def test_nothing_that_can_be_generated_is_unforeseen(context, loop):
     """What is by chance a good job is drawn, by the fake; everything else must be refused before that."""
-    door = ServerlessDoor(context.worker.actions, concurrency=1)
+    door = build_door(context.worker, concurrency=1)
     counts, codes = [], set()
 
     @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck])

@@ -163,7 +163,7 @@ async def test_a_schema_offers_the_tasks_that_would_be_accepted_and_their_media(
     from worker.app.settings import Settings
 
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
-    schema = (await worker.actions.introspection.schema("sdxl")).document
+    schema = (await worker.operations.introspection.schema("sdxl")).document
     assert schema["properties"]["task"]["enum"] == ["text-to-image", "image-to-image", "inpainting", None]
     assert {"image", "mask_image", "strength", "padding_mask_crop"} <= schema["properties"].keys()
     assert not {"video", "control_image", "num_frames", "fps"} & schema["properties"].keys()

@@ -6,15 +6,15 @@ import pytest
 
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.core.errors import DeviceLost, OutOfMemory
-from worker.transport.serverless import ServerlessDoor
 
 PROMPT = "canary-prompt-5309 of an unlikely kind"
 TOKEN = "hf_canaryTokenOfTheOperator42"
 
 
 def door_of(worker):
-    return ServerlessDoor(worker.actions, concurrency=1)
+    return build_door(worker, concurrency=1)
 
 
 async def handle(door, **fields):

@@ -2,28 +2,35 @@
 
 import asyncio
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from tests.asking import an_answer
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
+from worker.app.queue import build_door
 from worker.core.answer import AnswerFile, ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.result import Progress
+from worker.service.jobs.store import JobStore
 from worker.transport import serverless
 from worker.transport.local_run import LocalRun, save_files
 from worker.transport.serverless import ServerlessDoor
 
 
 def door_of(context, **options):
-    return ServerlessDoor(context.worker.actions, concurrency=2, **options)
+    return build_door(context.worker, concurrency=2, **options)
+
+
+def door_over(perform, **options):
+    """A door in front of work that does as `perform` does."""
+    return ServerlessDoor(JobStore(perform), lambda record: nullcontext(), **options)
 
 
 def acting(perform):
-    """A door in front of actions that do as `perform` does."""
-    return ServerlessDoor(SimpleNamespace(perform=perform), concurrency=2)
+    return door_over(perform, concurrency=2)
 
 
 def job(**payload):
@@ -59,7 +66,7 @@ async def test_a_broken_job_gets_an_error_that_can_be_posted(context, broken):
     "failure", [ValueError("secret \ud800"), KeyError("secret"), RecursionError(), MemoryError("secret"), OSError(28)]
 )
 async def test_an_unforeseen_exception_becomes_an_error_without_its_text(failure):
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         raise failure
 
     answer = await acting(perform).handle({"id": "j", "input": {}})
@@ -87,7 +94,7 @@ def circular():
     ],
 )
 async def test_an_answer_that_json_cannot_hold_is_replaced_by_an_error(answer):
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         return ModelSchema(answer)
 
     got = await acting(perform).handle({"id": "j", "input": {}})
@@ -96,14 +103,14 @@ async def test_an_answer_that_json_cannot_hold_is_replaced_by_an_error(answer):
 
 
 async def test_an_empty_answer_is_not_empty():
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         return ModelSchema({})
 
     assert await acting(perform).handle({"id": "j", "input": {}})
 
 
 async def test_an_error_without_words_still_fails_the_job():
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         raise InvalidRequest("")
 
     assert (await acting(perform).handle({"id": "j", "input": {}}))["error"]
@@ -172,7 +179,7 @@ async def reporting(monkeypatch, every, steps, total=1000):
     told = Telling(time)
     late = []
 
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         def work():
             for step in range(1, steps + 1):
                 time.now = step / 100
@@ -182,7 +189,7 @@ async def reporting(monkeypatch, every, steps, total=1000):
         await asyncio.to_thread(work)
         return ModelSchema({"ok": True})
 
-    door = ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told)
+    door = door_over(perform, concurrency=1, send_progress=told)
     await door.handle({"id": "j", "input": {}})
     return told.sent, time, late[0]
 
@@ -305,11 +312,11 @@ async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):
     time = Time(monkeypatch)
     told = Telling(time)
 
-    async def perform(payload, job_id, emit):
+    async def perform(job, job_id, emit, caller):
         emit(Progress("inference", 1, 9, preview=Raster("RGB", 8, 8, bytes(192))))  # too early to be told
         time.now += 0.15
         emit(Progress("inference", 2, 9))
         return ModelSchema({"ok": True})
 
-    await ServerlessDoor(SimpleNamespace(perform=perform), concurrency=1, send_progress=told).handle({"id": "j"})
+    await door_over(perform, concurrency=1, send_progress=told).handle({"id": "j"})
     assert [(update["step"], "preview" in update) for _, update in told.sent] == [(2, True)]

@@ -244,7 +244,7 @@ class Watch:
 def _formatters() -> list[Callable[[logging.LogRecord], str]]:
     """Both ways in which a worker writes a record. Only once there is one: the module knows what is private."""
     from worker.app.logs import TEXT, JsonFormatter, TextFormatter
-    from worker.transport.request_id import RequestIdFilter
+    from worker.service.usage.request_id import RequestIdFilter
 
     add_id = RequestIdFilter()
     text, lines = TextFormatter(TEXT), JsonFormatter()

@@ -41,7 +41,7 @@ WORKER = f"""
 import asyncio, json, logging, subprocess, sys
 from pathlib import Path
 from tests.fakes.engine import make_context
-from worker.transport.privacy import kept
+from worker.service.usage.privacy import kept
 
 LOG, OTHER = logging.getLogger("some.library"), logging.getLogger("other")
 PROMPT, TOKEN, PICTURE = {PROMPT!r}, {TOKEN!r}, {PICTURE_TEXT!r}

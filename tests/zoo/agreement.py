@@ -189,14 +189,14 @@ def _with_pictures(example: Payload) -> Payload:
 
 def schema_of(zoo: ServedZoo, folder: Path) -> dict[str, Any]:
     """The schema that the worker publishes for a repository."""
-    return asyncio.run(zoo.worker.actions.introspection.schema(f"file:{folder}")).document
+    return asyncio.run(zoo.worker.operations.introspection.schema(f"file:{folder}")).document
 
 
 def refusal_of(zoo: ServedZoo, payload: Payload) -> WorkerError | None:
     """What the worker says to a request before it loads anything; None where it goes on to load."""
     try:
         request = decode_generation(decode_envelope(payload).fields)
-        asyncio.run(zoo.worker.actions.generation.accept(request, "agreement"))
+        asyncio.run(zoo.worker.operations.generation.accept(request, "agreement"))
     except WorkerError as error:
         return error
     return None

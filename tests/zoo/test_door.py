@@ -15,8 +15,8 @@ from tests.zoo import RECIPES
 from tests.zoo.plain import quiet, save
 from tests.zoo.recipe import Picture, on_the_wire
 from tests.zoo.served import ServedZoo
+from worker.app.queue import build_door
 from worker.media.video import decode_video
-from worker.transport.serverless import ServerlessDoor
 
 _RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
 _OTHER = Picture(seed=2)
@@ -81,7 +81,7 @@ class Doorway:
     """The worker's door, and the repositories behind it."""
 
     def __init__(self, zoo: ServedZoo) -> None:
-        self.zoo, self.door, self.jobs = zoo, ServerlessDoor(zoo.worker.actions, concurrency=1), 0
+        self.zoo, self.door, self.jobs = zoo, build_door(zoo.worker, concurrency=1), 0
 
     def ask(self, pipeline: str, **fields: Any) -> dict[str, Any]:
         """The answer to the recipe's request with `fields` instead, as the platform gets it."""

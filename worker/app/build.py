@@ -31,7 +31,6 @@ from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
 from worker.service.jobs.delivery import Delivery
-from worker.service.jobs.idempotency import JobLedger
 from worker.service.jobs.output_folder import OutputFolder
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
 from worker.service.limits.job_limits import JobLimits
@@ -40,12 +39,12 @@ from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.provisioning import Provisioner, refuse_pickles
+from worker.service.operations import Operations
 from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
 from worker.service.usage.telemetry import MeteredBackend, Observer, Telemetry
 from worker.store.refs import parse_reference
 from worker.store.store import Store
-from worker.transport.actions import Actions
 from worker.wire.request import ALIASES
 
 _LOG = logging.getLogger("worker")
@@ -59,7 +58,7 @@ class Worker:
     resolver: ModelResolver
     store: Store
     provisioner: Provisioner
-    actions: Actions
+    operations: Operations
     engine: EngineThread
     metrics: Metrics
     usage_log: UsageLog
@@ -85,7 +84,7 @@ class Worker:
         names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
         for name in names:
             try:
-                await self.actions.device.preload(name, ignore_progress)
+                await self.operations.device.preload(name, ignore_progress)
             except WorkerError as error:
                 _LOG.warning("warm-up of %s: %s", name, error.message)
 
@@ -123,7 +122,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     )
     fetch = ImageFetcher(allow_private=settings.allow_private_urls)
     acceptor = Acceptor(resolver, limits, fetch, aliases=ALIASES)
-    generation = GenerationService(acceptor, backend, JobLedger(settings.result_cache_seconds), admission, quotas)
+    generation = GenerationService(acceptor, backend, admission, quotas)
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
@@ -135,8 +134,8 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     metrics = Metrics(__version__, load)
     usage_log = UsageLog(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
-    actions = Actions(generation, introspection, device, delivery, telemetry)
-    return Worker(settings, resolver, store, provisioner, actions, engine, metrics, usage_log, quotas)
+    operations = Operations(generation, introspection, device, delivery, telemetry)
+    return Worker(settings, resolver, store, provisioner, operations, engine, metrics, usage_log, quotas)
 
 
 def _tracing(settings: Settings) -> list[Observer]:

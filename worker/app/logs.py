@@ -5,8 +5,8 @@ import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from worker.transport.privacy import keep_always, redact
-from worker.transport.request_id import RequestIdFilter
+from worker.service.usage.privacy import keep_always, redact
+from worker.service.usage.request_id import RequestIdFilter
 
 TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
 # The libraries' own chatter hides what matters, and some of it names files and URLs.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from typing import Any
 
 from worker.app.build import Worker, build_worker
 from worker.app.fitness import check_device, check_volume, library_warnings
@@ -10,11 +11,13 @@ from worker.app.logs import configure_logging
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
+from worker.service.jobs.store import JobStore, StoreBounds
 from worker.transport.local_run import LocalRun
 from worker.transport.serverless import ServerlessDoor
 from worker.wire.result import encode_answer
 
 _LOG = logging.getLogger("worker")
+_REMEMBERED_BYTES = 128 * 2**20  # of results
 _background: set[asyncio.Task[None]] = set()
 
 
@@ -41,8 +44,8 @@ def run_serverless() -> None:
     for warning in (*settings.warnings(), *library_warnings()):
         _LOG.warning("%s", warning)
     at_terminal = LocalRun(settings.outputs_dir, _say_at_exit) if local else None
-    door = ServerlessDoor(
-        worker.actions,
+    door = build_door(
+        worker,
         concurrency=settings.jobs_taken,
         encode=at_terminal.encode if at_terminal else encode_answer,
         send_progress=None if local else runpod.serverless.progress_update,
@@ -55,10 +58,16 @@ def run_serverless() -> None:
     runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
 
 
+def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
+    """The door over a worker. Results are remembered, for RunPod may deliver a job twice."""
+    bounds = StoreBounds(worker.settings.result_cache_seconds, _REMEMBERED_BYTES, max_under_way=None)
+    return ServerlessDoor(JobStore(worker.operations.perform, bounds), worker.operations.repeated, **options)
+
+
 def _begin(worker: Worker) -> None:
     """What needs the running loop: the signals, once RunPod's SDK has its own handlers, and the warm-up."""
     hear_reload(worker.reload)
-    hear_shutdown(worker.actions.generation.admission.close, worker.settings.shutdown_grace_seconds)
+    hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
     if worker.settings.warm_up:
         task = asyncio.get_running_loop().create_task(worker.warm_up())
         _background.add(task)  # the loop itself holds tasks weakly

@@ -20,9 +20,8 @@ from worker.app.settings import Settings, SettingsError
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.net.webhook import WebhookSender
-from worker.service.jobs.store import JobStore
+from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
-from worker.transport.actions import unexpected
 from worker.transport.web.auth import Authenticator
 from worker.transport.web.context import ServerContext, State
 from worker.transport.web.server import create_app
@@ -83,17 +82,14 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     webhooks = Webhooks(sender)
-    job_store = JobStore(
-        worker.actions.perform,
-        unexpected,
-        retention_s=settings.job_retention_seconds,
-        max_bytes=int(settings.job_retention_mb * 2**20),
+    bounds = StoreBounds(
+        settings.job_retention_seconds,
+        int(settings.job_retention_mb * 2**20),
         # One bound for both books: a job that is handed in must not be taken here and then fail for want of a place.
-        max_under_way=settings.max_concurrent_jobs + settings.max_queued_jobs,
-        admit=worker.actions.admit,
-        notify=webhooks.notify,
-        refused=worker.actions.refuse,
+        settings.max_concurrent_jobs + settings.max_queued_jobs,
     )
+    hooks = StoreHooks(worker.operations.admit, worker.operations.refuse, webhooks.notify)
+    job_store = JobStore(worker.operations.perform, bounds, hooks)
     warm = asyncio.Event()
 
     def state() -> State:
@@ -107,7 +103,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
             await worker.warm_up()
         warm.set()
 
-    admission, grace_s = worker.actions.generation.admission, settings.shutdown_grace_seconds
+    admission, grace_s = worker.operations.generation.admission, settings.shutdown_grace_seconds
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -119,12 +115,12 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         warming.cancel()
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        books = (worker.actions.telemetry.close, worker.quotas.close)
+        books = (worker.operations.telemetry.close, worker.quotas.close)
         await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, books))
 
     gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
     context = ServerContext(
-        worker.actions,
+        worker.operations,
         job_store,
         webhooks,
         state,

@@ -18,43 +18,36 @@ from worker.core.request import GenerationRequest
 from worker.core.result import Emit, JobResult, Progress
 from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.fallback import replacements
-from worker.service.jobs.idempotency import JobLedger
 from worker.service.limits.admission import Admission
 from worker.service.limits.quotas import Quotas, Reservation
 from worker.service.usage.telemetry import accepted
 
 
 class GenerationService:
-    """Accepts requests and has them drawn, each job once."""
+    """Accepts requests and has them generated."""
 
     def __init__(
         self,
         acceptor: Acceptor,
         backend: Backend,
-        ledger: JobLedger,
         admission: Admission,
         quotas: Quotas,
     ) -> None:
         self._acceptor = acceptor
         self._backend = backend
-        self._ledger = ledger
         self.admission = admission
         self._quotas = quotas
 
     async def generate(
         self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None = None
     ) -> JobResult:
-        """Accept and run one job. A second delivery of the same id and request gets the first one's result.
+        """Accept and run one job.
 
         `caller` is whoever a door knows to have sent it, for his quotas.
         """
-
-        async def run() -> JobResult:
-            self.check_open(caller)  # before anything is read or fetched for it
-            with self._quotas.reserve(caller) as reservation:
-                return await self._run(request, job_id, emit, reservation)
-
-        return await self._ledger.once(job_id, request, run)
+        self.check_open(caller)  # before anything is read or fetched for it
+        with self._quotas.reserve(caller) as reservation:
+            return await self._run(request, job_id, emit, reservation)
 
     def check_open(self, caller: str | None) -> None:
         """Refuse what would be refused whatever it is. Raises Overloaded and its kin, ShuttingDown."""

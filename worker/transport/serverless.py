@@ -6,15 +6,21 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pydantic import JsonValue
 
 from worker.core.answer import AnyAnswer
 from worker.core.errors import DeviceLost, WorkerError
-from worker.core.result import Progress
-from worker.transport import request_id
-from worker.transport.actions import Actions, unexpected
+from worker.core.job_input import JobInput
+from worker.core.request import GenerationRequest
+from worker.core.result import Emit, Progress
+from worker.service.jobs.record import JobOptions, JobRecord
+from worker.service.jobs.store import JobStore
+from worker.service.usage import request_id
+from worker.service.usage.privacy import unforeseen
+from worker.transport.job_input import read_input
 from worker.transport.progress import encode_progress
 from worker.wire.errors import encode_error
 from worker.wire.request import input_of
@@ -30,19 +36,26 @@ Encode = Callable[[AnyAnswer], dict[str, JsonValue]]
 Send = Callable[[dict[str, Any], dict[str, JsonValue]], None]
 
 
+# RunPod may deliver a job again while it runs or once it is answered; no other caller ever asks for it.
+_DELIVERED = JobOptions(kept=False, replayed=True, redelivered=True)
+Repeated = Callable[[JobRecord], AbstractContextManager[None]]
+
+
 class ServerlessDoor:
     """The handler that RunPod's SDK calls for every job."""
 
     def __init__(
         self,
-        actions: Actions,
+        job_store: JobStore,
+        repeated: Repeated,
         *,
         concurrency: int,
         encode: Encode = encode_answer,
         send_progress: Send | None = None,
         on_loop_start: Callable[[], None] = lambda: None,
     ) -> None:
-        self._actions = actions
+        self._job_store = job_store
+        self._repeated = repeated
         self._concurrency = concurrency
         self._encode = encode
         self._send_progress = send_progress
@@ -65,18 +78,32 @@ class ServerlessDoor:
         job_id = str(job.get("id") or "local")
         request_id.current.set(request_id.accept(job_id))
         request_id.traceparent.set(None)
-        progress = _Throttle(job, self._send_progress if _wants_progress(job.get("input")) else None)
+        asked = read_input(input_of(job))
+        progress = _Throttle(job, self._send_progress if _wants_progress(asked) else None)
         try:
-            answer = self._encode(await self._actions.perform(input_of(job), job_id, progress))
+            answer = self._encode(await self._perform(asked, job_id, progress))
         except WorkerError as error:
             answer = self._failed(error, job_id)
         except Exception as error:
-            answer = self._failed(unexpected(error, job.get("input")), job_id)
+            answer = self._failed(unforeseen(error, asked.request), job_id)
         await progress.settle()
         return _survivable(answer, job_id)
 
+    async def _perform(self, asked: JobInput, job_id: str, progress: Emit) -> AnyAnswer:
+        record = self._job_store.submit(asked, job_id, _DELIVERED)
+        again = record.over or record.callers > 1
+        if not again:
+            record.follow(progress)
+        try:
+            with self._repeated(record) if again else nullcontext():
+                await record.wait()
+                return record.outcome()
+        finally:
+            self._job_store.leave(record)
+            if record.over:  # this delivery may have been cancelled, and the device must be free then
+                await self._job_store.settled(record)
+
     def _failed(self, error: WorkerError, job_id: str) -> dict[str, JsonValue]:
-        _LOG.info("job %s: %s", job_id, error.code)
         answer = encode_error(error, job_id)
         if isinstance(error, DeviceLost):
             self._lost = True
@@ -84,8 +111,8 @@ class ServerlessDoor:
         return answer
 
 
-def _wants_progress(payload: object) -> bool:
-    return not isinstance(payload, dict) or payload.get("progress") is not False
+def _wants_progress(asked: JobInput) -> bool:
+    return not isinstance(asked.request, GenerationRequest) or asked.request.progress
 
 
 class _Throttle:
@@ -126,5 +153,5 @@ def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
         # As the SDK writes it: there half a surrogate pair is an error, and the answer would never be posted.
         json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
-        return dict(encode_error(unexpected(error), job_id))
+        return dict(encode_error(unforeseen(error), job_id))
     return dict(answer) or {"ok": True}

@@ -1,21 +1,22 @@
 """JSON to requests: aliases in, canonical names on."""
 
 import difflib
+import hashlib
+import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import JsonValue, ValidationError
 
 from worker.catalog.interface.adapters import ADAPTERS
 from worker.catalog.interface.request_fields import common_fields, gather, request_fields
-from worker.core.errors import InvalidRequest, UnknownParameter
+from worker.core.errors import InvalidRequest, UnknownParameter, WorkerError
+from worker.core.job_input import ACTIONS, Action, JobInput, ModelRequest, Request, WorkerRequest
 from worker.core.request import GenerationRequest
 from worker.wire.texts import kind_of, shown, utf8
 from worker.wire.validation import check_json, field_error
-
-Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "preload", "unload"]
-ACTIONS: tuple[Action, ...] = get_args(Action)
 
 # What callers may write -> the canonical name. Nowhere else.
 ALIASES: Mapping[str, str] = {
@@ -56,6 +57,41 @@ def input_of(job: Mapping[str, Any]) -> Any:
     """Take the input out of a job as it is handed in; RunPod's API has the caller's bucket beside it."""
     payload, bucket = job.get("input"), job.get("s3Config")
     return {"s3Config": bucket, **payload} if bucket is not None and isinstance(payload, dict) else payload
+
+
+def decode_input(payload: object) -> JobInput:
+    """Read a job's `input`. What is wrong with it stands in the place of the request; nothing is raised for it."""
+    action: Action | Literal["unknown"] = "unknown"
+    model: object = None
+    traceparent: object = None
+    request: Request | WorkerError
+    try:
+        envelope = decode_envelope(payload)
+        action, model, traceparent = envelope.action, envelope.fields.get("model"), envelope.traceparent
+        request = _decode_request(envelope.action, envelope.fields)
+    except WorkerError as error:
+        request = error
+    return JobInput(request, fingerprint(payload), action, model, traceparent)
+
+
+def fingerprint(payload: object) -> str:
+    """Digest what was sent: the same for the same JSON, whatever the order of its keys. No JSON is only itself."""
+    try:
+        text = json.dumps(payload, sort_keys=True)  # as ASCII: no text is too broken to be told apart
+    except (TypeError, ValueError, RecursionError):
+        return uuid.uuid4().hex
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _decode_request(action: Action, fields: Mapping[str, JsonValue]) -> Request:
+    match action:
+        case "generate":
+            return decode_generation(fields)
+        case "models" | "status":
+            decode_nothing(fields)
+            return WorkerRequest(action)
+        case _:
+            return ModelRequest(action, decode_model(fields))
 
 
 def decode_envelope(payload: object) -> Envelope:

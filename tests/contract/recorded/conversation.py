@@ -35,9 +35,9 @@ from tests.fakes.engine import FakeEngine, make_context
 from tests.fakes.web_worker import Listener, WebWorker
 from tests.transport.web.uploads import noise
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import PROJECT_DIR, Settings
 from worker.core import errors
-from worker.transport.serverless import ServerlessDoor
 
 FOLDER = Path(__file__).parent / "exchanges"
 _MODELS = Path(__file__).parent / "shelf/models.yaml"
@@ -161,7 +161,7 @@ def _queue(runner: asyncio.Runner, real: bool, settings: dict[str, Any], folder:
     else:
         context = make_context(folder, models_yaml=_MODELS, **settings)
         worker, engine = context.worker, context.engine
-    door = ServerlessDoor(worker.actions, concurrency=1)
+    door = build_door(worker, concurrency=1)
 
     def ask(name: str, send: dict[str, Any]) -> Answer:
         # As it is posted.

@@ -13,8 +13,8 @@ from tests.fakes.engine import Builder, fresh_id
 from tests.fakes.hub import FakeHub
 from tests.pictures import encoded, gradient
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.app.settings import Settings
-from worker.transport.serverless import ServerlessDoor
 
 PICTURE = encoded(gradient(20, 30))
 SD1 = {"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)}
@@ -79,7 +79,7 @@ class ServerContext:
         return await self.send(**fields)
 
     async def send(self, **fields: Any) -> dict[str, Any]:
-        door = ServerlessDoor(self.worker.actions, concurrency=1)
+        door = build_door(self.worker, concurrency=1)
         return await door.handle({"id": fresh_id(), "input": fields})
 
     def fetched(self) -> list[str]:

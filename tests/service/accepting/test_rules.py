@@ -231,7 +231,7 @@ async def test_a_small_model_says_kindly_what_it_can_draw(tmp_path):
     from worker.app.settings import Settings
 
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu"))
-    known = await worker.actions.generation.accept(GenerationRequest(prompt="two green frogs"), "a")
+    known = await worker.operations.generation.accept(GenerationRequest(prompt="two green frogs"), "a")
     assert known.warnings == ()
     other = await perform(worker, {"prompt": "a quokka at the gym", "num_inference_steps": 1}, "b", quiet)
     assert "peach" in other["warnings"][0]

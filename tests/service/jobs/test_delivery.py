@@ -7,59 +7,24 @@ import random
 import re
 import urllib.request
 from dataclasses import fields, replace
-from pathlib import Path
 
-import av
 import pytest
 from PIL import ExifTags, Image
 
 from tests.asking import an_answer
-from tests.fakes.bucket import FakeBucket
-from tests.fakes.engine import FakeEngine, make_context
+from tests.fakes.engine import make_context
+from tests.service.jobs.delivering import MAGIC, bucket_settings, files, noise, noisy
+from worker.app.queue import build_door
 from worker.core.answer import AnswerFile
 from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
-from worker.core.image import Raster
-from worker.core.job import Batch
-from worker.core.model import ModelFiles
 from worker.core.request import OutputOptions
 from worker.core.result import EncodedArtifact, JobFacts, JobResult, ignore_progress
 from worker.net.bucket import Bucket, BucketConfig
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.infotext import comment_on
-from worker.service.local.provisioning import Provisioner
-from worker.transport.serverless import ServerlessDoor
+from worker.transport.job_input import read_input
 from worker.wire.request import decode_generation
 from worker.wire.result import body_bytes, encode_answer
-
-MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
-
-
-def noise(job, seed):
-    """A picture that no lossless format makes smaller."""
-    return Raster("RGB", 128, 128, random.Random(seed).randbytes(128 * 128 * 3))
-
-
-def noisy(tmp_path, limit_mb, **settings):
-    return make_context(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
-
-
-def bucket_settings(bucket):
-    return {
-        "bucket_endpoint_url": bucket.endpoint,
-        "bucket_name": "pictures",
-        "bucket_access_key_id": "test-access",
-        "bucket_secret_access_key": "test-secret",
-    }
-
-
-def files(answer):
-    return [base64.b64decode(text, validate=True) for text in answer["images"]]
-
-
-@pytest.fixture
-def bucket():
-    with FakeBucket() as server:
-        yield server
 
 
 async def test_pictures_that_fit_are_left_alone(tmp_path):
@@ -90,7 +55,7 @@ async def test_a_jpeg_stays_a_jpeg(tmp_path):
 
 
 async def test_the_size_is_of_the_body_as_the_platform_gets_it(context):
-    answer = await context.worker.actions.perform({"prompt": "ü" * 4000}, "job", ignore_progress)
+    answer = await context.worker.operations.perform(read_input({"prompt": "ü" * 4000}), "job", ignore_progress)
     sent = body_bytes(answer)
     assert sent == len(json.dumps({"output": encode_answer(answer)}, ensure_ascii=False).encode())
     assert sent < 4000 * 2 * 2 + 3000  # twice, in two bytes each; as ASCII it would be six
@@ -157,7 +122,7 @@ async def test_a_callers_own_bucket_gets_what_he_asked_for(tmp_path, bucket):
 async def test_runpods_place_for_a_bucket_is_beside_the_input(tmp_path, bucket):
     context = make_context(tmp_path, allow_private_urls=True)
     job = {"id": "b-1", "input": {"prompt": "x"}, "s3Config": bucket.s3_config()}
-    answer = await ServerlessDoor(context.worker.actions, concurrency=1).handle(job)
+    answer = await build_door(context.worker, concurrency=1).handle(job)
     assert answer["image_url"].startswith(bucket.endpoint)
 
 
@@ -221,12 +186,6 @@ async def test_metadata_in_a_png_draws_the_picture_again(context):
     assert Image.open(io.BytesIO(files(again)[0])).tobytes() == Image.open(io.BytesIO(files(answer)[0])).tobytes()
 
 
-async def test_metadata_of_a_films_frames_says_how_many_there_are(tmp_path, declared):
-    answer = await make_context(tmp_path).draw(**FILM, output={"metadata": True, "format": "png"})
-    text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
-    assert json.loads(text)["input"]["num_frames"] == FILM["num_frames"]
-
-
 _SAID = (
     "a red, red apple\nNegative prompt: blurry\n"
     "Steps: 3, Sampler: EulerAncestralDiscreteScheduler, CFG scale: 4, Seed: "
@@ -258,7 +217,7 @@ async def test_metadata_is_the_infotext_that_other_tools_read(context, format_):
 
 async def test_no_picture_no_token_and_no_query_gets_into_a_file(context):
     request = decode_generation({"prompt": "like https://user:pw@example.com/a.png?token=hf_secret#part says"})
-    result = await context.worker.actions.generation.generate(request, "job", lambda progress: None)
+    result = await context.worker.operations.generation.generate(request, "job", lambda progress: None)
     secrets = {
         "image": "https://example.com/in.png?X-Amz-Signature=hf_secret",
         "mask_image": "aGZfc2VjcmV0" * 9,
@@ -296,114 +255,6 @@ async def test_a_large_input_picture_is_not_sent_back(context):
     assert "leaves out image" in answer["warnings"][0]
     again = await context.ask(**answer["reproduce"]["input"], image=large)
     assert again["images"] == answer["images"]
-
-
-def noisy_film(tmp_path, limit_mb, **settings):
-    return make_context(tmp_path, FakeEngine(noise), max_response_mb=limit_mb, **settings)
-
-
-FILM = {"model": "video", "width": 128, "height": 128, "num_frames": 9}
-
-
-@pytest.fixture
-def declared(monkeypatch):
-    """The shelf's video model is only declared: its files are never looked for."""
-
-    async def provide(self, job, emit):
-        return Batch((job,), ModelFiles(root=Path(), total_bytes=0))
-
-    monkeypatch.setattr(Provisioner, "provide", provide)
-
-
-async def test_a_video_is_an_mp4_in_place_of_an_image(tmp_path, declared):
-    answer = await noisy_film(tmp_path, 9.5).draw(**FILM, num_images=2)
-    assert (answer["format"], answer["num_frames"], answer["fps"]) == ("mp4", 9, 8.0)
-    assert answer["video"] == answer["videos"][0]
-    assert len(answer["videos"]) == 2
-    assert not {"image", "images"} & answer.keys()
-    assert base64.b64decode(answer["video"])[4:8] == b"ftyp"
-    assert answer["usage"]["pixel_steps"] == 128 * 128 * 50 * 9 * 2
-
-
-@pytest.mark.parametrize(("format_", "magic"), [("gif", b"GIF8"), ("webp", b"RIFF"), ("mp4", b"\0\0\0")])
-async def test_a_video_comes_in_the_format_asked_for(tmp_path, declared, format_, magic):
-    answer = await noisy_film(tmp_path, 9.5).draw(**FILM, output={"format": format_}, fps=5)
-    assert (answer["format"], answer["fps"]) == (format_, 5)
-    data = base64.b64decode(answer["video"])
-    assert data.startswith(magic)
-    if format_ != "mp4":
-        assert Image.open(io.BytesIO(data)).n_frames == 9
-
-
-async def test_a_video_over_the_limit_loses_quality_and_it_says_so(tmp_path, declared):
-    whole = len((await noisy_film(tmp_path, 9.5).draw(**FILM, seed=1))["video"])
-    context = noisy_film(tmp_path, whole * 0.8 / 1e6)
-    answer = await context.draw(**FILM, seed=1)
-    assert answer["format"] == "mp4"
-    assert len(json.dumps({"output": answer}, ensure_ascii=False).encode()) <= whole * 0.8
-    assert "As mp4 the videos exceed" in answer["warnings"][0]
-    with pytest.raises(ResultTooLarge, match="ask for fewer num_frames") as failure:
-        await noisy_film(tmp_path, 0.02).draw(**FILM)
-    assert failure.value.field == "num_frames"
-
-
-async def test_a_video_can_be_uploaded(tmp_path, bucket, declared):
-    context = noisy_film(tmp_path, 9.5, **bucket_settings(bucket))
-    answer = await context.draw(**FILM, output={"delivery": "s3"})
-    assert answer["video_url"] == answer["video"] == answer["videos"][0]
-    ((_, stored),) = bucket.objects.items()
-    assert stored.content_type == "video/mp4"
-
-
-async def test_a_video_can_come_as_its_frames(tmp_path, declared):
-    context = make_context(tmp_path)
-    answer = await context.draw(**FILM, num_images=2, output={"format": "png"})
-    assert (answer["format"], answer["num_frames"], answer["fps"], len(answer["images"])) == ("png", 9, 8.0, 18)
-    assert answer["image"] == answer["images"][0]
-    assert "video" not in answer
-    assert len(answer["seeds"]) == 2
-    sizes = {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in answer["images"]}
-    assert sizes == {(128, 128)}
-
-
-async def test_frames_that_do_not_fit_are_encoded_smaller_or_uploaded(tmp_path, bucket, declared):
-    answer = await noisy_film(tmp_path, 0.4).draw(**FILM, output={"format": "png"})
-    assert (answer["format"], len(answer["images"])) == ("jpeg", 9)
-    assert "encoded as jpeg" in answer["warnings"][-1]
-    sent = await noisy_film(tmp_path, 9.5, **bucket_settings(bucket)).draw(
-        **FILM, output={"format": "jpeg", "delivery": "s3"}
-    )
-    assert sent["image_url"] == sent["images"][0]
-    assert {stored.content_type for stored in bucket.objects.values()} == {"image/jpeg"}
-    assert len(bucket.objects) == 9
-
-
-@pytest.mark.parametrize(("model", "format_"), [("tiny", "mp4"), ("tiny", "gif")])
-async def test_a_format_of_the_other_kind_is_refused_before_drawing(tmp_path, model, format_):
-    context = make_context(tmp_path)
-    with pytest.raises(InvalidRequest, match=f"{format_} is not for") as failure:
-        await context.draw(model=model, output={"format": format_})
-    assert failure.value.field == "output"
-    assert context.builder.built == 0
-
-
-@pytest.mark.parametrize("format_", ["mp4", "gif", "webp"])
-async def test_a_film_says_how_it_was_made_too(tmp_path, declared, format_):
-    context = make_context(tmp_path)
-    answer = await context.draw(**FILM, prompt="canary", output={"metadata": True, "format": format_})
-    data = base64.b64decode(answer["video"])
-    if format_ == "mp4":
-        with av.open(io.BytesIO(data)) as container:
-            text = container.metadata["comment"]
-    elif format_ == "gif":
-        text = Image.open(io.BytesIO(data)).info["comment"].decode()
-    else:
-        exif = Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.Exif)
-        text = exif[ExifTags.Base.UserComment].decode("utf-16-be", "replace")
-    assert "canary" in text
-    assert f"Seed: {answer['seed']}" in text
-    silent = await context.draw(**FILM, prompt="canary", output={"format": format_})
-    assert b"canary" not in base64.b64decode(silent["video"])
 
 
 def came_encoded(*files, **facts):

@@ -5,8 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.asking import an_answer
-from worker.core.answer import AnswerFile
+from tests.service.jobs.working import Work, asked, picture
 from worker.core.errors import (
     InvalidRequest,
     JobCancelled,
@@ -19,42 +18,7 @@ from worker.core.errors import (
 from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.service.jobs.record import JobOptions, JobRecord, Status
-from worker.service.jobs.store import JobStore
-
-
-class Work:
-    """What is done with each job: it begins when `began` is awaited, and ends as it is told."""
-
-    def __init__(self):
-        self.runs = []
-        self.stopped = []
-        self.go = asyncio.Event()
-        self.failures = []
-
-    async def __call__(self, payload, job_id, emit, caller):
-        self.runs.append(job_id)
-        try:
-            if payload.get("waits"):
-                await self.go.wait()
-            emit(Progress("inference", 1, 2))
-            if payload.get("hangs"):
-                await asyncio.Event().wait()
-            await asyncio.sleep(0.01)
-            if self.failures:
-                raise self.failures.pop(0)
-            return picture(payload.get("image", "picture"))
-        except asyncio.CancelledError:
-            self.stopped.append(job_id)
-            raise
-
-
-def picture(words="picture"):
-    """The answer of a job: one file that holds what was sent."""
-    return an_answer(AnswerFile("png", words.encode()))
-
-
-def unforeseen(error, payload):
-    return WorkerError("The worker failed.")
+from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 
 
 @pytest.fixture
@@ -64,7 +28,7 @@ async def work():
 
 @pytest.fixture
 async def store(work):
-    found = JobStore(work, unforeseen)
+    found = JobStore(work)
     yield found
     await found.close()
 
@@ -80,12 +44,12 @@ async def reached(record, status):
 
 
 async def test_a_job_goes_from_the_queue_through_work_to_its_answer(store, work, clock):
-    job = store.submit({"waits": True}, "a", kept())
+    job = store.submit(asked(waits=True), "a", kept())
     await asyncio.sleep(0.02)
-    assert (job.status, store.counts().in_queue) == (Status.IN_QUEUE, 1)
+    assert (job.status, store.counts().in_queue) == (Status.QUEUED, 1)
     await clock.pass_by(1_000)
     work.go.set()
-    await reached(job, Status.IN_PROGRESS)
+    await reached(job, Status.RUNNING)
     assert await job.wait(30)
     assert (job.status, job.outcome()) == (Status.COMPLETED, picture())
     assert job.delay_ms >= 1_000_000
@@ -105,7 +69,7 @@ async def test_a_job_goes_from_the_queue_through_work_to_its_answer(store, work,
 )
 async def test_a_failure_has_its_state_and_its_error(store, work, failure, status, code):
     work.failures = [failure]
-    job = store.submit({}, "a", kept())
+    job = store.submit(asked(), "a", kept())
     await job.wait(30)
     assert job.status is status
     with pytest.raises(WorkerError) as raised:
@@ -115,8 +79,8 @@ async def test_a_failure_has_its_state_and_its_error(store, work, failure, statu
 
 
 async def test_a_cancelled_job_is_cancelled_at_once_and_its_work_stops(store, work):
-    job = store.submit({"hangs": True}, "a", kept())
-    await reached(job, Status.IN_PROGRESS)
+    job = store.submit(asked(hangs=True), "a", kept())
+    await reached(job, Status.RUNNING)
     store.cancel(job)
     assert job.status is Status.CANCELLED
     await asyncio.sleep(0.02)
@@ -126,9 +90,9 @@ async def test_a_cancelled_job_is_cancelled_at_once_and_its_work_stops(store, wo
 
 
 async def test_what_runs_longer_than_its_limit_is_timed_out_but_waiting_does_not_count(store, work):
-    job = store.submit({"waits": True, "hangs": True}, "a", kept(execution_timeout_s=0.1))
+    job = store.submit(asked(waits=True, hangs=True), "a", kept(execution_timeout_s=0.1))
     await asyncio.sleep(0.2)
-    assert job.status is Status.IN_QUEUE
+    assert job.status is Status.QUEUED
     work.go.set()
     await job.wait(30)
     assert job.status is Status.TIMED_OUT
@@ -138,8 +102,8 @@ async def test_what_runs_longer_than_its_limit_is_timed_out_but_waiting_does_not
 
 
 async def test_a_jobs_whole_life_can_be_limited(store, work, clock):
-    store.submit({"hangs": True}, "a", kept(ttl_s=100))
-    done = store.submit({}, "b", kept(ttl_s=100))
+    store.submit(asked(hangs=True), "a", kept(ttl_s=100))
+    done = store.submit(asked(), "b", kept(ttl_s=100))
     await done.wait(30)
     assert store.find("b").answer
     await clock.pass_by(101)
@@ -150,8 +114,8 @@ async def test_a_jobs_whole_life_can_be_limited(store, work, clock):
 
 
 async def test_an_answer_is_kept_for_its_time(work, clock):
-    store = JobStore(work, unforeseen, retention_s=100)
-    job = store.submit({}, "a", kept())
+    store = JobStore(work, StoreBounds(retention_s=100))
+    job = store.submit(asked(), "a", kept())
     await job.wait(30)
     await clock.pass_by(50)
     assert store.find("a").answer
@@ -162,23 +126,24 @@ async def test_an_answer_is_kept_for_its_time(work, clock):
 
 
 async def test_over_the_budget_the_oldest_answers_go_and_the_newest_never(work):
-    store = JobStore(work, unforeseen, max_bytes=25_000)
+    store = JobStore(work, StoreBounds(max_bytes=250_000))
     for name in "abc":
-        job = store.submit({"image": name * 10_000}, name, kept())
+        job = store.submit(asked(shown=name * 100_000), name, kept())
         await job.wait(30)
     with pytest.raises(JobNotFound):
         store.find("a")
     assert store.find("b").answer
-    assert store.find("c").answer == picture("c" * 10_000)
+    assert 100_000 < store.find("c").bytes < 110_000  # as stored: the file and little else
+    assert store.find("c").answer == picture("c" * 100_000)
     await store.close()
 
 
 async def test_too_many_jobs_are_refused_with_a_time_to_come_again(work):
-    store = JobStore(work, unforeseen, max_under_way=2)
+    store = JobStore(work, StoreBounds(max_under_way=2))
     for name in "ab":
-        store.submit({"waits": True}, name, kept())
+        store.submit(asked(waits=True), name, kept())
     with pytest.raises(Overloaded) as refused:
-        store.submit({"waits": True}, "c", kept())
+        store.submit(asked(waits=True), "c", kept())
     assert refused.value.details["retry_after_s"] > 0
     with pytest.raises(JobNotFound):
         store.find("c")
@@ -188,59 +153,59 @@ async def test_too_many_jobs_are_refused_with_a_time_to_come_again(work):
 
 
 async def test_too_many_bytes_of_jobs_are_refused_too(work):
-    store = JobStore(work, unforeseen, max_bytes=1_000)
+    store = JobStore(work, StoreBounds(max_bytes=10_000))
     with pytest.raises(Overloaded):
-        store.submit({"image": "x" * 2_000}, "a", kept())
+        store.submit(asked(shown="x" * 20_000), "a", kept())
     await store.close()
     assert work.runs == []
 
 
 async def test_a_failed_job_is_retried_under_its_id(store, work):
     work.failures = [OutOfMemory("Too large.")]
-    job = store.submit({"image": "kept for that"}, "a", kept())
+    job = store.submit(asked(shown="kept for that"), "a", kept())
     await job.wait(30)
+    assert job.can_be_retried
     store.retry(job)
-    assert (job.status, job.error) == (Status.IN_QUEUE, None)
+    assert (job.status, job.error) == (Status.QUEUED, None)
     await job.wait(30)
     assert job.outcome() == picture("kept for that")
     assert (store.counts().retried, store.counts().failed, store.counts().completed) == (1, 1, 1)
-    with pytest.raises(InvalidRequest, match="is COMPLETED"):
-        store.retry(job)
+    assert not job.can_be_retried
 
 
 async def test_purging_takes_what_waits_and_leaves_what_runs(store, work):
-    running = store.submit({"hangs": True}, "a", kept())
-    await reached(running, Status.IN_PROGRESS)
-    waiting = [store.submit({"waits": True}, name, kept()) for name in "bc"]
-    awaited = store.submit({"waits": True}, "d", kept(kept=False))
+    running = store.submit(asked(hangs=True), "a", kept())
+    await reached(running, Status.RUNNING)
+    waiting = [store.submit(asked(waits=True), name, kept()) for name in "bc"]
+    awaited = store.submit(asked(waits=True), "d", kept(kept=False))
     assert store.purge() == 2
     assert [job.status for job in waiting] == [Status.CANCELLED] * 2
-    assert (running.status, awaited.status) == (Status.IN_PROGRESS, Status.IN_QUEUE)
+    assert (running.status, awaited.status) == (Status.RUNNING, Status.QUEUED)
 
 
 async def test_the_same_id_and_payload_is_the_same_job(store, work):
-    first = store.submit({"image": "x"}, "a", kept())
-    assert store.submit({"image": "x"}, "a", kept()) is first
+    first = store.submit(asked(shown="x"), "a", kept())
+    assert store.submit(asked(shown="x"), "a", kept()) is first
     await first.wait(30)
-    assert store.submit({"image": "x"}, "a", kept()) is first
+    assert store.submit(asked(shown="x"), "a", kept()) is first
     assert work.runs == ["a"]
     with pytest.raises(InvalidRequest, match="another request") as refused:
-        store.submit({"image": "y"}, "a", kept())
+        store.submit(asked(shown="y"), "a", kept())
     assert refused.value.field == "Idempotency-Key"
 
 
 async def test_the_same_id_again_after_a_failure_is_another_try(store, work):
     work.failures = [OutOfMemory("Too large.")]
-    job = store.submit({}, "a", kept())
+    job = store.submit(asked(), "a", kept())
     await job.wait(30)
-    assert store.submit({}, "a", kept()) is job
+    assert store.submit(asked(), "a", kept()) is job
     await job.wait(30)
     assert job.status is Status.COMPLETED
 
 
 async def test_a_job_that_only_callers_wait_for_ends_with_the_last_of_them(store, work):
-    job = store.submit({"hangs": True}, "a", kept(kept=False))
-    assert store.submit({"hangs": True}, "a", kept(kept=False)) is job
+    job = store.submit(asked(hangs=True), "a", kept(kept=False))
+    assert store.submit(asked(hangs=True), "a", kept(kept=False)) is job
     store.leave(job)
     await asyncio.sleep(0.02)
     assert not job.over
@@ -251,7 +216,7 @@ async def test_a_job_that_only_callers_wait_for_ends_with_the_last_of_them(store
 
 
 async def test_followers_see_every_step_and_the_end(store, work):
-    job = store.submit({"waits": True}, "a", kept())
+    job = store.submit(asked(waits=True), "a", kept())
 
     async def follow():
         return [item.step async for item in job.watch()]
@@ -267,7 +232,7 @@ async def test_followers_see_every_step_and_the_end(store, work):
 
 
 async def test_of_the_previews_only_the_last_is_held_and_whoever_looks_now_and_then_sees_it(work):
-    job = JobRecord("a", {}, JobOptions())
+    job = JobRecord("a", asked(), JobOptions())
     one, two = (Raster("RGB", 1, 1, bytes([value] * 3)) for value in (1, 2))
     for step, preview in enumerate((one, two, None)):
         job.advance(Progress("inference", step, 3, preview=preview))
@@ -277,18 +242,18 @@ async def test_of_the_previews_only_the_last_is_held_and_whoever_looks_now_and_t
 
 async def test_everyone_is_told_of_each_end_once(work):
     told = []
-    store = JobStore(work, unforeseen, notify=told.append)
-    done = store.submit({}, "a", kept())
+    store = JobStore(work, hooks=StoreHooks(ended=told.append))
+    done = store.submit(asked(), "a", kept())
     await done.wait(30)
-    store.cancel(store.submit({"hangs": True}, "b", kept()))
+    store.cancel(store.submit(asked(hangs=True), "b", kept()))
     await asyncio.sleep(0.02)
     await store.close()
     assert [(job.id, job.status) for job in told] == [("a", Status.COMPLETED), ("b", Status.CANCELLED)]
 
 
 async def test_closing_stops_all_work(store, work):
-    jobs = [store.submit({"hangs": True}, name, kept()) for name in "ab"]
-    await asyncio.gather(*(reached(job, Status.IN_PROGRESS) for job in jobs))
+    jobs = [store.submit(asked(hangs=True), name, kept()) for name in "ab"]
+    await asyncio.gather(*(reached(job, Status.RUNNING) for job in jobs))
     with suppress(asyncio.CancelledError):
         await store.close()
     assert sorted(work.stopped) == ["a", "b"]

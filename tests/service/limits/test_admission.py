@@ -10,7 +10,7 @@ from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 
 async def started(context, count):
     """Wait until so many jobs have their places or wait for one."""
-    admission = context.worker.actions.generation.admission
+    admission = context.worker.operations.generation.admission
     async with asyncio.timeout(10):
         while admission.running + admission.queued < count:
             await asyncio.sleep(0.005)
@@ -46,7 +46,7 @@ async def test_a_job_that_waits_for_its_place_times_out_and_gives_way(held):
     await started(held, 1)
     with pytest.raises(Exception, match=r"timeout_s of 0\.2 seconds"):
         await held.draw(seed=2, timeout_s=0.2)
-    assert held.worker.actions.generation.admission.queued == 0
+    assert held.worker.operations.generation.admission.queued == 0
     held.engine.gate.set()
     assert (await first)["seed"] == 1
 

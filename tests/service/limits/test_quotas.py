@@ -9,7 +9,10 @@ from tests.asking import perform
 from tests.fakes.engine import FakeEngine, make_context
 from tests.service.limits.test_admission import started
 from worker.core.errors import InvalidOutput, LoadFailed, Overloaded, QuotaExceeded, RateLimited, WorkerError
+from worker.service.jobs.record import JobOptions
+from worker.service.jobs.store import JobStore
 from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.transport.job_input import read_input
 
 WORK = 64 * 64 * 5  # of the context's model, at its own steps
 
@@ -136,8 +139,13 @@ class Paying:
 
 async def test_a_second_delivery_costs_nothing(tmp_path):
     paying = Paying(tmp_path)
-    first = await paying.draw("same-job", seed=1)
-    assert (await paying.draw("same-job", seed=1))["image"] == first["image"]
+    store, answers = JobStore(paying.context.worker.operations.perform), []
+    for _ in range(2):
+        asked = read_input({"prompt": "an apple", "width": 64, "height": 64, "seed": 1})
+        record = store.submit(asked, "same-job", JobOptions(), "a")
+        await record.wait()
+        answers.append(record.outcome())
+    assert answers[0] is answers[1]
     assert paying.paid == (1, WORK)
     assert await paying.context.draw("platforms-job")  # a platform's jobs are nobody's
     assert paying.paid == (1, WORK)

@@ -16,12 +16,12 @@ from tests.asking import perform
 from tests.fakes.collector import Collector
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.service.local.test_backend import begun, cancelled, queued
+from worker.app.queue import build_door
 from worker.core.errors import DiskFull, EngineFailure, OutOfMemory, WorkerError
 from worker.service.usage.log import UsageLog, read_usage, sum_usage
+from worker.service.usage.request_id import accept_trace, traceparent
 from worker.service.usage.telemetry import Telemetry
 from worker.service.usage.tracing import Tracing
-from worker.transport.request_id import accept_trace, traceparent
-from worker.transport.serverless import ServerlessDoor
 
 CALLERS_TRACE, CALLERS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{CALLERS_TRACE}-{CALLERS_SPAN}-01"
@@ -35,8 +35,8 @@ class Watched:
         self.exporter = InMemorySpanExporter()
         worker = self.context.worker
         observers = [worker.metrics, worker.usage_log, Tracing("1", SimpleSpanProcessor(self.exporter))]
-        actions = replace(worker.actions, telemetry=Telemetry(worker.resolver.registered_id, observers))
-        self.context = replace(self.context, worker=replace(worker, actions=actions))
+        operations = replace(worker.operations, telemetry=Telemetry(worker.resolver.registered_id, observers))
+        self.context = replace(self.context, worker=replace(worker, operations=operations))
 
     async def failure(self, **payload):
         with pytest.raises(WorkerError) as raised:
@@ -120,7 +120,7 @@ async def test_metrics_trace_and_usage_of_a_job_are_those_of_its_result(watched)
 @pytest.mark.parametrize(("price", "cost"), [(None, None), (0.0, 0.0), (3.6, 0.00075)])
 async def test_a_result_of_the_queue_has_its_cost_where_a_price_is_set(tmp_path, price, cost):
     context = make_context(tmp_path, gpu_price_per_hour=price)
-    answer = await ServerlessDoor(context.worker.actions, concurrency=1).handle({"id": "1", "input": {"prompt": "x"}})
+    answer = await build_door(context.worker, concurrency=1).handle({"id": "1", "input": {"prompt": "x"}})
     assert answer["usage"]["gpu_seconds"] == 0.75
     assert answer["usage"]["cost_usd"] == cost
 
@@ -201,7 +201,7 @@ async def test_jobs_without_a_picture_are_counted_under_their_codes(tmp_path):
     context.engine.gate.clear()
     codes.append(await watched.failure(timeout_s=0.2))
     context.engine.gate.set()
-    await context.worker.actions.generation.admission.close(0)
+    await context.worker.operations.generation.admission.close(0)
     codes.append(await watched.failure())
     assert codes[-4:] == ["overloaded", "job_cancelled", "job_timeout", "shutting_down"]
 
@@ -232,11 +232,12 @@ async def test_a_job_that_is_cancelled_for_its_time_is_counted_as_late(watched):
 
 
 async def test_a_second_delivery_is_noted_and_not_paid_twice(watched):
-    job = fresh_id()
-    answers = [await watched.context.draw(job, seed=1) for _ in range(2)]
+    door = build_door(watched.context.worker, concurrency=2)
+    answers = [await door.handle({"id": "twice", "input": {"prompt": "x", "seed": 1}}) for _ in range(2)]
     assert answers[0]["image"] == answers[1]["image"]
     lines = watched.lines()
     assert [("gpu_seconds" in line, line["outcome"]) for line in lines] == [(True, "ok"), (False, "ok")]
+    assert {(line["job_id"], line["action"], line["model"]) for line in lines} == {("twice", "generate", "tiny")}
     assert watched.samples()["images_total", "tiny"] == 1
 
 
@@ -293,8 +294,10 @@ async def test_an_observer_that_fails_fails_no_job(tmp_path, caplog):
 
     watched = Watched(tmp_path)
     worker = watched.context.worker
-    actions = replace(worker.actions, telemetry=Telemetry(worker.resolver.registered_id, [Broken(), worker.metrics]))
-    assert (await perform(replace(worker, actions=actions), {"prompt": "x"}))["image"]
+    operations = replace(
+        worker.operations, telemetry=Telemetry(worker.resolver.registered_id, [Broken(), worker.metrics])
+    )
+    assert (await perform(replace(worker, operations=operations), {"prompt": "x"}))["image"]
     assert "secret words" not in caplog.text
     assert watched.samples()["requests_total", "ok", "text-to-image", "tiny"] == 1
 
@@ -336,7 +339,7 @@ async def test_workers_on_one_volume_write_files_of_their_own(watched, tmp_path)
             records.append(record)
 
     telemetry = Telemetry(worker.resolver.registered_id, [Keeping()])
-    await perform(replace(worker, actions=replace(worker.actions, telemetry=telemetry)), {"action": "models"})
+    await perform(replace(worker, operations=replace(worker.operations, telemetry=telemetry)), {"action": "models"})
     for name in ("pod/1", "pod-2"):
         usage_log = UsageLog(tmp_path / "shared", name)
         usage_log.note(records[0])

@@ -50,7 +50,7 @@ def accounts(served):
 
 def refused(served, door, status, code, headers=None, inside=False, **sent):
     """Ask, and hold the refusal against what is right here; nothing was run for it, and nothing charged."""
-    engine, admission = served.context.engine, served.context.worker.actions.generation.admission
+    engine, admission = served.context.engine, served.context.worker.operations.generation.admission
     before = (len(engine.ran), served.context.builder.built, accounts(served), admission.running, admission.queued)
     said = ask(served, door, headers, **sent)
     assert (said.status, said.code) == (number_at(door, status, inside=inside), code), said
@@ -139,7 +139,7 @@ def test_a_full_queue(guarded, door):
 @every_door
 def test_a_worker_that_is_being_stopped(guarded, door):
     served = guarded(shutdown_grace_seconds=1, rate_limit_per_minute=1)
-    asyncio.run(served.context.worker.actions.generation.admission.close(0))
+    asyncio.run(served.context.worker.operations.generation.admission.close(0))
     refused(served, door, 503, "shutting_down")
     assert accounts(served) == {}
 
@@ -181,7 +181,7 @@ def test_a_caller_who_left_while_his_job_waited(guarded, door):
     if door.startswith("v2") or door == "socket":
         pytest.skip("whoever hands a job in asks later; a conversation's end is tested with it")
     served = guarded(max_concurrent_jobs=64)
-    admission, ran = served.context.worker.actions.generation.admission, len(served.context.engine.ran)
+    admission, ran = served.context.worker.operations.generation.admission, len(served.context.engine.ran)
     patient = served.http
     with busy(served), httpx.Client(base_url=served.origin, timeout=httpx.Timeout(10, read=0.3)) as served.http:
         try:

@@ -116,7 +116,7 @@ def test_a_job_that_ran_too_long_is_counted_as_late(served):
 
 def test_a_callers_trace_is_taken_from_the_header(served, tmp_path):
     from tests.service.usage.test_telemetry import CALLERS_TRACE, TRACEPARENT
-    from worker.transport.request_id import traceparent
+    from worker.service.usage.request_id import traceparent
 
     seen = []
     run = served.context.engine.run

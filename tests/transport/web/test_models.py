@@ -59,7 +59,7 @@ def test_without_a_warm_up_it_is_ready_at_once(served):
 
 
 def test_every_line_of_a_request_carries_its_id(served, caplog):
-    from worker.transport.request_id import RequestIdFilter
+    from worker.service.usage.request_id import RequestIdFilter
 
     caplog.handler.addFilter(RequestIdFilter())
     with caplog.at_level(logging.INFO, "worker"):

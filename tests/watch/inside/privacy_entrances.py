@@ -1,8 +1,8 @@
 """The places at which private things come into a worker, and what of them is private. Standard library only.
 
 Used in the tests' own processes and, through `sitecustomize`, in the workers that tests start. It has its own idea of
-what is private and knows nothing of the worker's (`worker/transport/privacy.py`): all that a job holds is private but
-what `PUBLIC` names, so that a field which the worker forgot to hide is found.
+what is private and knows nothing of the worker's (`worker/service/usage/privacy.py`): all that a job holds is private
+but what `PUBLIC` names, so that a field which the worker forgot to hide is found.
 """
 
 import base64
@@ -63,6 +63,12 @@ def tell_payload(payload: object, tell: Tell) -> None:
         tell(kind, texts)
 
 
+def _tell_request(request: Any, tell: Tell) -> None:
+    """Tell what is private in a request that was read; there is nothing in what is none."""
+    if hasattr(request, "model_dump"):
+        tell_payload(request.model_dump(exclude={"task"}, exclude_none=True), tell)
+
+
 def _private(value: object, *, public: bool = False, depth: int = 0) -> Iterator[tuple[str, str]]:
     if depth > _DEEPEST:
         return
@@ -114,17 +120,22 @@ def _tell_settings(settings: Any, tell: Tell) -> None:
 # --- where -----------------------------------------------------------------------------------------------------------
 
 
-def _actions(module: ModuleType, tell: Tell) -> None:
-    perform = module.Actions.perform
+def _operations(module: ModuleType, tell: Tell) -> None:
+    perform = module.Operations.perform
 
     @functools.wraps(perform)
-    async def heard(self: Any, payload: object, *args: Any, **named: Any) -> Any:
-        tell_payload(payload, tell)
-        answer = await perform(self, payload, *args, **named)
+    async def heard(self: Any, job: Any, *args: Any, **named: Any) -> Any:
+        _tell_request(job.request, tell)
+        answer = await perform(self, job, *args, **named)
         _tell_answer(answer, tell)
         return answer
 
-    module.Actions.perform = heard
+    module.Operations.perform = heard
+
+
+def _inputs(module: ModuleType, tell: Tell) -> None:
+    # What was handed in, as it was: also what is refused.
+    _before(module, "decode_input", lambda payload: tell_payload(payload, tell))
 
 
 def _before(owner: Any, name: str, note: Callable[..., None]) -> None:
@@ -141,14 +152,14 @@ def _before(owner: Any, name: str, note: Callable[..., None]) -> None:
 
 def _generation(module: ModuleType, tell: Tell) -> None:
     def note(service: object, request: Any, *_: Any, **__: Any) -> None:
-        tell_payload(request.model_dump(exclude={"task"}, exclude_none=True), tell)
+        _tell_request(request, tell)
 
     _before(module.GenerationService, "accept", note)
 
 
 def _job_store(module: ModuleType, tell: Tell) -> None:
-    def note(store: object, payload: object, id: str, options: Any, *_: Any, **__: Any) -> None:
-        tell_payload(payload, tell)
+    def note(store: object, job: Any, id: str, options: Any, *_: Any, **__: Any) -> None:
+        _tell_request(job.request, tell)
         tell(KEY, [*_keys_of_link(options.webhook or "")])
 
     _before(module.JobStore, "submit", note)
@@ -205,12 +216,13 @@ def _texts(values: Iterable[object]) -> list[str]:
 ENTRANCES: dict[str, Callable[[ModuleType, Tell], None]] = {
     "worker.app.build": _app,
     "worker.service.generation": _generation,
+    "worker.service.operations": _operations,
+    "worker.wire.request": _inputs,
     "worker.service.limits.api_keys": _keys,
     "worker.service.usage.metrics": _metrics,
     "worker.service.jobs.store": _job_store,
     "worker.service.usage.tracing": _tracing,
     "worker.net.client": _client,
-    "worker.transport.actions": _actions,
     "worker.transport.web.context": _context,
 }
 

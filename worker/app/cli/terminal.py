@@ -20,6 +20,7 @@ from worker.core.answer import AnyAnswer
 from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import ModelSource, ModelSpec
 from worker.core.result import Emit, Progress
+from worker.transport.job_input import read_input
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -60,7 +61,7 @@ def fail(message: str) -> NoReturn:
 
 def perform(worker: Worker, payload: dict[str, Any], emit: Emit) -> AnyAnswer:
     """Answer one job input. Raises WorkerError."""
-    return asyncio.run(worker.actions.perform(payload, "cli", emit))
+    return asyncio.run(worker.operations.perform(read_input(payload), "cli", emit))
 
 
 def sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:

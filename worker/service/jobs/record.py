@@ -1,35 +1,35 @@
 """One job that was handed in: where it stands, who follows it, and what came of it."""
 
 import asyncio
-import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
-from hashlib import sha256
 from weakref import WeakSet
 
-from pydantic import JsonValue
+from pydantic import BaseModel
 
 from worker.core.answer import AnyAnswer
 from worker.core.errors import JobCancelled, WorkerError
-from worker.core.result import Progress
+from worker.core.job_input import JobInput
+from worker.core.result import Emit, Progress
 
 MAX_UNREAD = 100
+_DEEPEST = 24  # nothing that is JSON or ours is nested more
 DAY_S = 86_400.0
 
 
 class Status(StrEnum):
-    """Where a job stands, in RunPod's words."""
+    """Where a job stands."""
 
-    IN_QUEUE = "IN_QUEUE"
-    IN_PROGRESS = "IN_PROGRESS"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    TIMED_OUT = "TIMED_OUT"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,18 @@ class JobOptions:
     request_id: str | None = None  # of the request that handed the job in
     kept: bool = True  # whether the answer can be asked for later; else the job is its waiting callers'
     replayed: bool = False  # whether, all the same, the answer is kept for whoever sends the same job again
+    redelivered: bool = False  # whether the same id with another input is another job, as of a queue, and no mistake
 
 
 class JobRecord:
     """Changed by its store only, and on the event loop only, where it is read too."""
 
-    def __init__(self, job_id: str, payload: JsonValue, options: JobOptions, caller: str | None = None) -> None:
+    def __init__(self, job_id: str, job: JobInput, options: JobOptions, caller: str | None = None) -> None:
         self.id = job_id
         self.caller = caller
-        self.payload: JsonValue = payload
+        self.job = job
         self.options = options
-        self.digest = digest(payload)
-        self.status = Status.IN_QUEUE
+        self.status = Status.QUEUED
         self.attempt = 1
         self.created_at = time.monotonic()
         self.started_at: float | None = None
@@ -61,17 +61,24 @@ class JobRecord:
         self.progress: Progress | None = None
         self.answer: AnyAnswer | None = None
         self.error: WorkerError | None = None
-        self.bytes = _weight(payload)
+        self.bytes = weight(job)
         self.callers = 0
+        self.work: asyncio.Task[None] | None = None
         self._answer_taken = False
         self._ended = asyncio.Event()
         self._unread: deque[Progress] = deque(maxlen=MAX_UNREAD)
+        self._followers: list[Emit] = []
         self._feeds: WeakSet[_Feed] = WeakSet()  # one is gone with its reader
 
     @property
     def over(self) -> bool:
         """Whether this job has ended, in whatever way."""
-        return self.status not in (Status.IN_QUEUE, Status.IN_PROGRESS)
+        return self.status not in (Status.QUEUED, Status.RUNNING)
+
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether this job ended in a way that another try may change."""
+        return self.status in (Status.FAILED, Status.TIMED_OUT)
 
     @property
     def delay_ms(self) -> int:
@@ -102,6 +109,15 @@ class JobRecord:
         self._feeds.add(feed)
         return self._read(feed)
 
+    def follow(self, emit: Emit) -> None:
+        """Have `emit` called with what happens from now on, at once and in the thread in which it happens."""
+        self._followers.append(emit)
+
+    def tell(self, progress: Progress) -> None:
+        """Tell followers of progress. Safe in any thread."""
+        for emit in (*self._followers,):
+            emit(progress)
+
     async def _read(self, feed: "_Feed") -> AsyncGenerator[Progress, None]:
         while True:
             while feed.items:
@@ -126,7 +142,7 @@ class JobRecord:
         """Take note of progress; the first makes the job one that is worked on."""
         if self.started_at is None:
             self.started_at = time.monotonic()
-            self.status = Status.IN_PROGRESS
+            self.status = Status.RUNNING
         self.progress = progress.after(self.progress)
         if self._unread and self._unread[-1].preview is not None:  # of pictures only the last is worth its memory
             self._unread[-1] = replace(self._unread[-1], preview=None)
@@ -140,9 +156,9 @@ class JobRecord:
         self.status, self.answer, self.error = status, answer, error
         self.finished_at = time.monotonic()
         if status is Status.COMPLETED:
-            self.payload = None  # only what failed can be tried again
+            self.job = replace(self.job, request=None)  # only what failed can be tried again
             self.started_at = self.started_at or self.created_at
-        self.bytes = _weight(self.payload) + _weight(answer)
+        self.bytes = weight(self.job) + weight(answer)
         self._ended.set()
         for feed in self._feeds:
             feed.news.set()
@@ -150,7 +166,7 @@ class JobRecord:
     def begin_anew(self) -> None:
         """Enter the queue again."""
         self.attempt += 1
-        self.status, self.answer, self.error = Status.IN_QUEUE, None, None
+        self.status, self.answer, self.error = Status.QUEUED, None, None
         self.created_at, self.started_at, self.finished_at = time.monotonic(), None, None
         self.progress = None
         self._unread.clear()
@@ -165,22 +181,22 @@ class _Feed:
         self.news = asyncio.Event()
 
 
-def digest(payload: JsonValue) -> str:
-    """What makes two payloads the same."""
-    return sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
-
-
-def _weight(value: object) -> int:
-    """About how many bytes a value holds; its texts and its files decide."""
+def weight(value: object, depth: int = 0) -> int:
+    """Estimate how many bytes a value holds; its texts and its files decide."""
     if isinstance(value, str | bytes):
         return 64 + len(value)
+    if depth > _DEEPEST:
+        return 64
+    parts: Iterable[object] = ()
     if isinstance(value, Mapping):
-        return 64 + sum(64 + len(key) + _weight(part) for key, part in value.items())
-    if isinstance(value, list | tuple):
-        return 64 + sum(map(_weight, value))
-    if is_dataclass(value):
-        return 64 + sum(_weight(getattr(value, item.name)) for item in fields(value))
-    return 32
+        parts = (*value.keys(), *value.values())
+    elif isinstance(value, list | tuple):
+        parts = value
+    elif isinstance(value, BaseModel):
+        parts = [getattr(value, name) for name in type(value).model_fields]
+    elif is_dataclass(value):
+        parts = [getattr(value, item.name) for item in fields(value)]
+    return 64 + sum(weight(part, depth + 1) for part in parts)
 
 
 def _milliseconds(start: float, end: float | None) -> int:

@@ -1,4 +1,8 @@
-"""Every job of this process that was handed in, and its answer for as long as that is kept. In memory."""
+"""Every job of this process that was handed in, and its answer for as long as that is kept. In memory.
+
+The same job twice is one job. With a key of its caller's (Idempotency-Key) the same id and input are it, and another
+input under that id is refused; from a queue, which may deliver a job again, another input is another job.
+"""
 
 import asyncio
 import logging
@@ -6,8 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-
-from pydantic import JsonValue
 
 from worker.core.answer import AnyAnswer
 from worker.core.errors import (
@@ -19,14 +21,17 @@ from worker.core.errors import (
     ShuttingDown,
     WorkerError,
 )
+from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
-from worker.service.jobs.record import JobOptions, JobRecord, Status, digest
+from worker.service.jobs.record import JobOptions, JobRecord, Status
+from worker.service.usage.privacy import unforeseen
 
 _LOG = logging.getLogger(__name__)
 
-Perform = Callable[[object, str, Emit, str | None], Awaitable[AnyAnswer]]
+Perform = Callable[[JobInput, str, Emit, str | None], Awaitable[AnyAnswer]]
 
 RETRY_AFTER_S = 5
+_Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,54 +57,58 @@ def _no_books(record: JobRecord, error: WorkerError) -> None:
     """When nobody counts."""
 
 
-class JobStore:
-    """Jobs by id. Used on one event loop.
+@dataclass(frozen=True, slots=True)
+class StoreBounds:
+    """How long answers are kept, how many bytes jobs and answers may be, and how many jobs may be under way.
 
-    An answer is kept for `retention_s`; when all that is held exceeds `max_bytes`, the oldest answers go first.
-    `admit` raises for a job that is not to be taken now. `notify` is called for each job that ended, `refused` for each
-    that was not taken.
+    When all that is held exceeds `max_bytes`, the oldest answers go first. Without `max_under_way` every job is taken:
+    somebody else bounds how many come.
     """
 
-    def __init__(
-        self,
-        perform: Perform,
-        unforeseen: Callable[[Exception, object], WorkerError],
-        *,
-        retention_s: float = 1_800.0,
-        max_bytes: int = 512 * 2**20,
-        max_under_way: int = 1_000,
-        admit: Callable[[JobRecord], None] = _anybody,
-        notify: Callable[[JobRecord], None] = _nobody,
-        refused: Callable[[JobRecord, WorkerError], None] = _no_books,
-    ) -> None:
+    retention_s: float = 1_800.0
+    max_bytes: int = 512 * 2**20
+    max_under_way: int | None = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHooks:
+    """Who is asked and told. `admit` raises for a job that is not to be taken now; `refused` is told of each that was
+    not, `ended` of each that ended.
+    """
+
+    admit: Callable[[JobRecord], None] = _anybody
+    refused: Callable[[JobRecord, WorkerError], None] = _no_books
+    ended: Callable[[JobRecord], None] = _nobody
+
+
+class JobStore:
+    """Jobs by id. Used on one event loop. `perform` answers one input."""
+
+    def __init__(self, perform: Perform, bounds: StoreBounds | None = None, hooks: StoreHooks | None = None) -> None:
         self._perform = perform
-        self._unforeseen = unforeseen
-        self._retention_s = retention_s
-        self._max_bytes = max_bytes
-        self._max_under_way = max_under_way
-        self._admit = admit
-        self._notify = notify
-        self._refused = refused
-        self._jobs: dict[str, JobRecord] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._bounds = bounds or StoreBounds()
+        self._hooks = hooks or StoreHooks()
+        self._jobs: dict[_Key, JobRecord] = {}
+        self._running: dict[_Key, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # those too that were told to stop and have not yet
-        self._limits: dict[str, asyncio.TimerHandle] = {}
-        self._lives: dict[str, asyncio.TimerHandle] = {}
+        self._limits: dict[_Key, asyncio.TimerHandle] = {}
+        self._lives: dict[_Key, asyncio.TimerHandle] = {}
         self._completed = self._failed = self._retried = 0
 
-    def submit(self, payload: JsonValue, job_id: str, options: JobOptions, caller: str | None = None) -> JobRecord:
-        """Hand in a job of `caller`. The same id and payload are the same job; without an answer it runs again.
+    def submit(self, job: JobInput, job_id: str, options: JobOptions, caller: str | None = None) -> JobRecord:
+        """Hand in a job of `caller`. The same id and input are the same job; without an answer it runs again.
 
-        Raises InvalidRequest for a known id with another payload, Overloaded when too many jobs are under way, and what
-        `admit` raises.
+        Raises InvalidRequest for a known id with another input, unless `options` say that this is another job;
+        Overloaded when too many jobs are under way, and what `admit` raises.
         """
-        record = self._jobs.get(job_id)
+        new = JobRecord(job_id, job, options, caller)
+        record = self._jobs.get(_key(new))
         if record is None:
-            record = JobRecord(job_id, payload, options, caller)
+            record = new
             self._check_taken(record)
-            self._jobs[job_id] = record
+            self._jobs[_key(record)] = record
             self._start(record)
-        elif record.digest != digest(payload):
+        elif record.job.fingerprint != job.fingerprint:
             raise InvalidRequest(
                 "This Idempotency-Key came with another request before; use a new one.", field="Idempotency-Key"
             )
@@ -113,7 +122,7 @@ class JobStore:
     def find(self, job_id: str) -> JobRecord:
         """The job with this id. Raises JobNotFound."""
         try:
-            return self._jobs[job_id]
+            return self._jobs[job_id, ""]
         except KeyError:
             raise JobNotFound("No job has this id, or what came of it is no longer kept; submit it again.") from None
 
@@ -127,12 +136,13 @@ class JobStore:
         if record.callers <= 0:
             self.cancel(record)
 
+    async def settled(self, record: JobRecord) -> None:
+        """Wait until nothing works for a job any more, cancelled as it may be."""
+        if record.work is not None:
+            await asyncio.wait({record.work})
+
     def retry(self, record: JobRecord) -> None:
-        """Run a failed or timed out job again, under its id. Raises InvalidRequest for any other."""
-        if record.status not in (Status.FAILED, Status.TIMED_OUT):
-            raise InvalidRequest(
-                f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {record.status}.", field="id"
-            )
+        """Run a job again that can be retried, under its id."""
         self._check_taken(record)
         self._retried += 1
         record.begin_anew()
@@ -140,7 +150,7 @@ class JobStore:
 
     def purge(self) -> int:
         """Cancel every job that waits without a caller who waits for it; returns how many."""
-        waiting = [job for job in self._jobs.values() if job.status is Status.IN_QUEUE and job.options.kept]
+        waiting = [job for job in self._jobs.values() if job.status is Status.QUEUED and job.options.kept]
         for record in waiting:
             self.cancel(record)
         return len(waiting)
@@ -149,8 +159,8 @@ class JobStore:
         """How many jobs there are."""
         states = [job.status for job in self._jobs.values()]
         return Counts(
-            in_queue=states.count(Status.IN_QUEUE),
-            in_progress=states.count(Status.IN_PROGRESS),
+            in_queue=states.count(Status.QUEUED),
+            in_progress=states.count(Status.RUNNING),
             completed=self._completed,
             failed=self._failed,
             retried=self._retried,
@@ -164,21 +174,23 @@ class JobStore:
         for record in [*self._jobs.values()]:
             self._stop(record, Status.FAILED, error)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for job_id in [*self._jobs]:
-            self._forget(job_id)
+        for key in [*self._jobs]:
+            self._forget(key)
 
     def _check_taken(self, new: JobRecord) -> None:
         try:
-            self._admit(new)
+            self._hooks.admit(new)
             self._check_room(new)
         except WorkerError as error:
-            self._refused(new, error)
+            self._hooks.refused(new, error)
             raise
 
     def _check_room(self, new: JobRecord) -> None:
+        if self._bounds.max_under_way is None:
+            return
         under_way = [job for job in self._jobs.values() if not job.over]
         held = sum(job.bytes for job in under_way)
-        if len(under_way) >= self._max_under_way or held + new.bytes > self._max_bytes:
+        if len(under_way) >= self._bounds.max_under_way or held + new.bytes > self._bounds.max_bytes:
             raise Overloaded(
                 f"{len(under_way)} jobs are waiting or running, which is all that this worker holds; "
                 f"come again in {RETRY_AFTER_S} seconds.",
@@ -187,7 +199,7 @@ class JobStore:
 
     def _start(self, record: JobRecord) -> None:
         task = asyncio.get_running_loop().create_task(self._run(record, record.attempt))
-        self._running[record.id] = task
+        self._running[_key(record)] = record.work = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._forget_in(record, record.options.ttl_s)
@@ -200,6 +212,7 @@ class JobStore:
                 self._advance(record, progress)
 
         def emit(progress: Progress) -> None:
+            record.tell(progress)
             with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(advance, progress)
 
@@ -207,7 +220,7 @@ class JobStore:
         answer: AnyAnswer | None = None
         failure: WorkerError | None = None
         try:
-            answer = await self._perform(record.payload, record.id, emit, record.caller)
+            answer = await self._perform(record.job, record.id, emit, record.caller)
             status = Status.COMPLETED
         except JobTimeout as error:
             status, failure = Status.TIMED_OUT, error
@@ -216,7 +229,9 @@ class JobStore:
         except WorkerError as error:
             failure = error
         except Exception as error:
-            failure = self._unforeseen(error, record.payload)
+            failure = unforeseen(error, record.job.request)
+        except asyncio.CancelledError:  # by the store, which has ended it; or the process is ending
+            status, failure = Status.CANCELLED, JobCancelled("The job was cancelled.")
         if not record.over and record.attempt == attempt:
             self._end(record, status, answer, failure)
 
@@ -227,52 +242,56 @@ class JobStore:
                 f"The job ran longer than its executionTimeout of {limit * 1000:g} ms; raise it, or ask for less.",
                 field="policy",
             )
-            self._limits[record.id] = asyncio.get_running_loop().call_later(
+            self._limits[_key(record)] = asyncio.get_running_loop().call_later(
                 limit, self._stop, record, Status.TIMED_OUT, error
             )
         record.advance(progress)
 
     def _stop(self, record: JobRecord, status: Status, error: WorkerError) -> None:
         if not record.over:
-            self._running[record.id].cancel(error.code)  # the reason, for whoever keeps the books
+            self._running[_key(record)].cancel(error.code)  # the reason, for whoever keeps the books
             self._end(record, status, None, error)
 
     def _end(self, record: JobRecord, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
         record.finish(status, answer, error)
-        self._running.pop(record.id, None)
-        if limit := self._limits.pop(record.id, None):
+        self._running.pop(_key(record), None)
+        if limit := self._limits.pop(_key(record), None):
             limit.cancel()
         self._completed += status is Status.COMPLETED
         self._failed += status in (Status.FAILED, Status.TIMED_OUT)
         _LOG.info("job %s: %s", record.id, error.code if error else "completed")
         kept = record.options.kept or (record.options.replayed and answer is not None)
-        if kept and record.id in self._jobs:
-            life = record.created_at + record.options.ttl_s - time.monotonic()
-            self._forget_in(record, min(self._retention_s, life))
+        life = min(self._bounds.retention_s, record.created_at + record.options.ttl_s - time.monotonic())
+        if kept and life > 0 and _key(record) in self._jobs:
+            self._forget_in(record, life)
             self._drop_oldest(but=record)
         else:
-            self._forget(record.id)
-        self._notify(record)
+            self._forget(_key(record))
+        self._hooks.ended(record)
 
     def _drop_oldest(self, but: JobRecord) -> None:
-        held = sum(job.bytes for job in self._jobs.values())
-        if held <= self._max_bytes:
+        held, limit = sum(job.bytes for job in self._jobs.values()), self._bounds.max_bytes
+        if held <= limit:
             return
         for job in sorted((job for job in self._jobs.values() if job.over), key=lambda job: job.finished_at or 0.0):
-            if held <= self._max_bytes or job is but:
+            if held <= limit or (job is but and not job.options.redelivered):
                 break
             held -= job.bytes
-            self._forget(job.id)
+            self._forget(_key(job))
 
     def _forget_in(self, record: JobRecord, seconds: float) -> None:
-        if timer := self._lives.pop(record.id, None):
+        if timer := self._lives.pop(_key(record), None):
             timer.cancel()
         loop = asyncio.get_running_loop()
-        self._lives[record.id] = loop.call_later(max(0.0, seconds), self._forget, record.id)
+        self._lives[_key(record)] = loop.call_later(max(0.0, seconds), self._forget, _key(record))
 
-    def _forget(self, job_id: str) -> None:
-        record = self._jobs.pop(job_id, None)
-        if timer := self._lives.pop(job_id, None):
+    def _forget(self, key: _Key) -> None:
+        record = self._jobs.pop(key, None)
+        if timer := self._lives.pop(key, None):
             timer.cancel()
         if record is not None:
             self.cancel(record)
+
+
+def _key(record: JobRecord) -> _Key:
+    return record.id, record.job.fingerprint if record.options.redelivered else ""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from worker.core import errors
+from worker.core.answer import Answer
 from worker.core.errors import JobCancelled, WorkerError
 from worker.core.job import Job
 from worker.core.ports import Backend
@@ -185,6 +186,12 @@ def accepted(job: Job) -> None:
     """Tell the operation under way of the job that was made of it, before that waits for anything."""
     if (operation := _current.get()) is not None:
         operation.job = job
+
+
+def delivered(answer: Answer) -> None:
+    """Tell the operation under way of the answer that it came to."""
+    if (operation := _current.get()) is not None:
+        operation.encode_s = answer.encode_s
 
 
 class MeteredBackend:

@@ -21,10 +21,11 @@ from worker.core.model import Task
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
 from worker.service.limits.api_keys import Keyring
+from worker.service.operations import Operations
+from worker.service.usage import request_id
 from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
-from worker.transport import request_id
-from worker.transport.actions import Actions
+from worker.transport.job_input import read_input
 from worker.transport.web.auth import Authenticator, caller_of, check_admin
 from worker.transport.web.webhooks import Webhooks
 
@@ -46,7 +47,7 @@ _SALT = secrets.token_bytes(32)
 class ServerContext:
     """Everything behind the doors. `state` is asked anew for every health check."""
 
-    actions: Actions
+    operations: Operations
     job_store: JobStore
     webhooks: Webhooks
     state: Callable[[], State]
@@ -79,13 +80,13 @@ class ServerContext:
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Hand in a job for whoever sends it. Raises AccessDenied for what is the operator's, and as the store does."""
-        action = payload.get("action") if isinstance(payload, dict) else None
-        if action in ADMIN_ACTIONS:
-            check_admin(connection, f"action {action} needs one of this worker's admin keys.", "action")
+        asked = read_input(payload)
+        if asked.action in ADMIN_ACTIONS:
+            check_admin(connection, f"action {asked.action} needs one of this worker's admin keys.", "action")
         # A WebSocket's headers are of all its jobs.
         replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
         options = replace(options, replayed=replayed, request_id=request_id.current.get())
-        return self.job_store.submit(payload, id, options, caller_of(connection).name)
+        return self.job_store.submit(asked, id, options, caller_of(connection).name)
 
     def find(self, connection: HTTPConnection, id: str) -> JobRecord:
         """This caller's job with this id. Raises JobNotFound, for another's job too."""
@@ -96,7 +97,7 @@ class ServerContext:
 
     def editor(self) -> str:
         """The model that edits pictures for callers who name none. Raises ModelNotFound."""
-        model = self.edit_model or self.actions.introspection.first_model_for(Task.IMAGE_EDITING)
+        model = self.edit_model or self.operations.introspection.first_model_for(Task.IMAGE_EDITING)
         if model is None:
             raise ModelNotFound(
                 "No model of models.yaml edits pictures; name one as model, or let the operator add one or set "

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.core import errors
 from worker.core.errors import InvalidRequest, WorkerError
-from worker.transport import request_id
-from worker.transport.actions import unexpected
+from worker.service.usage import request_id
+from worker.service.usage.privacy import unforeseen
 from worker.transport.web.body import written
 from worker.wire.errors import encode_error
 
@@ -91,7 +91,7 @@ def failure_of(error: Exception) -> Failure:
         field = str(first["loc"][-1])[:80]
         error = InvalidRequest(f"{field} is not valid: {first['msg']}.", field=field)
     elif not isinstance(error, WorkerError):
-        error = unexpected(error)
+        error = unforeseen(error)
     headers = {}
     if (seconds := error.details.get("retry_after_s")) is not None:
         headers["Retry-After"] = str(seconds)
@@ -171,6 +171,6 @@ class Boundary:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            failure = unexpected(error)
+            failure = unforeseen(error)
             if not started and scope["type"] == "http":
                 await error_response(failure)(scope, receive, send_with_id)

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from worker.core.errors import InvalidRequest, Overloaded, WorkerError
 from worker.core.result import Progress
 from worker.service.jobs.record import JobRecord
-from worker.transport import request_id
+from worker.service.usage import request_id
 from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.context import WAITED_FOR, ServerContext

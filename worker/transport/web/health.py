@@ -16,7 +16,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))
     async def health() -> Response:
         state = context.state()
-        body = encode_status(context.actions.device.status()) | {
+        body = encode_status(context.operations.device.status()) | {
             "status": state,
             "gpu_available": context.gpu_available,
         }

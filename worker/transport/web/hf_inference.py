@@ -113,7 +113,7 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            {"model_id": model.id, **encode_model(model)} for model in context.actions.introspection.served_models()
+            {"model_id": model.id, **encode_model(model)} for model in context.operations.introspection.served_models()
         ]
         return json_response({"models": found})
 

@@ -6,7 +6,8 @@ from pydantic import JsonValue
 
 from worker.core.errors import InvalidRequest, ModelNotFound
 from worker.core.result import ignore_progress
-from worker.transport import request_id
+from worker.service.usage import request_id
+from worker.transport.job_input import read_input
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
@@ -25,13 +26,13 @@ def routes(context: ServerContext) -> APIRouter:
     async def perform(request: Request, action: str, fields: JsonValue) -> Response:
         if not isinstance(fields, dict) or "action" in fields:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
-        payload, caller = {**fields, "action": action}, caller_of(request).name
-        answer = await context.actions.perform(payload, request_id.current.get(), ignore_progress, caller)
+        asked, caller = read_input({**fields, "action": action}), caller_of(request).name
+        answer = await context.operations.perform(asked, request_id.current.get(), ignore_progress, caller)
         return json_response(encode_answer(answer))
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
     async def models() -> Response:
-        return json_response(encode_models(context.actions.introspection.models()))
+        return json_response(encode_models(context.operations.introspection.models()))
 
     # Before the next one, whose path would take it in.
     @router.get("/models/{id:path}/schema", summary="The JSON Schema of a request for a model", responses=finding)
@@ -43,7 +44,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
     async def model(id: str) -> Response:
-        for listed in context.actions.introspection.models().models:
+        for listed in context.operations.introspection.models().models:
             if listed.is_named(id):
                 return json_response(encode_model(listed))
         return error_response(ModelNotFound("models.yaml has no such model; GET /models lists them.", field="id"), 404)

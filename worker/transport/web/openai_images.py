@@ -65,7 +65,7 @@ def routes(context: ServerContext) -> APIRouter:
         if asked.stream:
             return await _stream(context, request, asked, kind)
         fields, kept = asked.fields, asked.as_url
-        if asked.as_url and (context.actions.delivery.bucket is not None or "s3Config" in fields):
+        if asked.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
             fields, kept = _uploaded(fields), False
         done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
         answer = generated(done)
@@ -105,7 +105,7 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def models() -> Response:
         found: list[JsonValue] = [
-            words.encode_model(model.id, started) for model in context.actions.introspection.served_models()
+            words.encode_model(model.id, started) for model in context.operations.introspection.served_models()
         ]
         return json_response({"object": "list", "data": found})
 
@@ -115,7 +115,7 @@ def routes(context: ServerContext) -> APIRouter:
         responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
     )
     async def model(id: str) -> Response:
-        for served in context.actions.introspection.served_models():
+        for served in context.operations.introspection.served_models():
             if served.is_named(id):
                 return json_response(words.encode_model(served.id, started))
         unknown = ModelNotFound("models.yaml has no such model; GET /v1/models lists them.", field="model")

@@ -8,9 +8,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from worker.catalog.interface.request_fields import request_fields
-from worker.service.jobs.record import Status
-from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS
-from worker.wire.request import ACTIONS
+from worker.core.job_input import ACTIONS
+from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS, Status
 
 GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}
 _POLICY_MS = {"type": ["number", "null"], "minimum": MIN_POLICY_MS, "maximum": MAX_POLICY_MS}

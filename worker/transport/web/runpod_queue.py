@@ -10,7 +10,7 @@ from worker.transport.web import openapi
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, job_id, read_json
 from worker.transport.web.errors import json_response
-from worker.transport.web.runpod_schema import decode_job, encode_chunks, encode_job
+from worker.transport.web.runpod_schema import check_retry, decode_job, encode_chunks, encode_job, encode_status
 
 Endpoint = Annotated[str, Path(description="Any name: this server is one endpoint.")]
 Id = Annotated[str, Path(description="The id that /run answered.")]
@@ -33,7 +33,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/run", summary="Hand a job in", responses=asking, openapi_extra=takes_job)
     async def run(endpoint: Endpoint, request: Request) -> Response:
         record = await submit(request)
-        return json_response({"id": record.id, "status": record.status.value})
+        return json_response(encode_status(record))
 
     @router.post(
         "/runsync", summary="Hand a job in, and wait for it a while", responses=asking, openapi_extra=takes_job
@@ -54,19 +54,20 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def stream(endpoint: Endpoint, id: Id, request: Request) -> Response:
         record = context.find(request, id)
-        return json_response({"status": record.status.value, "stream": encode_chunks(record)})
+        return json_response(encode_chunks(record))
 
     @router.post("/cancel/{id}", summary="Take a job back", responses=finding)
     async def cancel(endpoint: Endpoint, id: Id, request: Request) -> Response:
         record = context.find(request, id)
         context.job_store.cancel(record)
-        return json_response({"id": record.id, "status": record.status.value})
+        return json_response(encode_status(record))
 
     @router.post("/retry/{id}", summary="Run a failed or timed out job again", responses=trying)
     async def retry(endpoint: Endpoint, id: Id, request: Request) -> Response:
         record = context.find(request, id)
+        check_retry(record)
         context.job_store.retry(record)
-        return json_response({"id": record.id, "status": record.status.value})
+        return json_response(encode_status(record))
 
     @router.post(
         "/purge-queue", summary="Cancel every job that waits", responses=openapi.answers(openapi.Purged, 401, 403, 500)

@@ -1,13 +1,16 @@
 """RunPod's words for a job: what is handed in, where it stands, what came of it."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from pydantic import JsonValue
 
 from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
-from worker.service.jobs.record import DAY_S, JobOptions, JobRecord, Status
+from worker.service.jobs.record import DAY_S, JobOptions, JobRecord
+from worker.service.jobs.record import Status as JobStatus
 from worker.transport.progress import encode_progress
 from worker.wire.errors import encode_error
 from worker.wire.request import input_of
@@ -16,6 +19,27 @@ from worker.wire.result import encode_answer
 _JOB = ("input", "webhook", "policy", "s3Config")
 _POLICY = ("executionTimeout", "ttl", "lowPriority")
 MIN_POLICY_MS, MAX_POLICY_MS = 1_000, 604_800_000  # up to a week, as on RunPod
+
+
+class Status(StrEnum):
+    """Where a job stands, in RunPod's words."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+
+_STATUS: Mapping[JobStatus, Status] = {
+    JobStatus.QUEUED: Status.IN_QUEUE,
+    JobStatus.RUNNING: Status.IN_PROGRESS,
+    JobStatus.COMPLETED: Status.COMPLETED,
+    JobStatus.FAILED: Status.FAILED,
+    JobStatus.CANCELLED: Status.CANCELLED,
+    JobStatus.TIMED_OUT: Status.TIMED_OUT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +75,18 @@ def decode_job(body: JsonValue) -> HandedIn:
     return HandedIn(input_of(body), options)
 
 
+def encode_status(record: JobRecord) -> dict[str, JsonValue]:
+    """Write where a job stands, and no more."""
+    return {"id": record.id, "status": _STATUS[record.status].value}
+
+
 def encode_job(record: JobRecord, output: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
     """Write where a job stands, as RunPod's /status says it. Progress is `output` until the answer is.
 
     `output` is the answer where it is written already: its files are megabytes.
     """
-    found: dict[str, JsonValue] = {"id": record.id, "status": record.status.value}
-    if record.status is not Status.IN_QUEUE:
+    found = encode_status(record)
+    if record.status is not JobStatus.QUEUED:
         found["delayTime"] = record.delay_ms
     if record.over:
         found["executionTime"] = record.execution_ms
@@ -83,12 +112,21 @@ def encode_run(done: JobRecord) -> dict[str, JsonValue]:
     return body
 
 
-def encode_chunks(record: JobRecord) -> list[JsonValue]:
-    """What happened since the last look: each update once, and the answer once."""
+def encode_chunks(record: JobRecord) -> dict[str, JsonValue]:
+    """Write where a job stands and what happened since the last look: each update once, and the answer once."""
     found: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
     if (answer := record.take_answer()) is not None:
         found.append({"output": encode_answer(answer)})
-    return found
+    return {"status": _STATUS[record.status].value, "stream": found}
+
+
+def check_retry(record: JobRecord) -> None:
+    """Raise InvalidRequest for a job that cannot be run again."""
+    if not record.can_be_retried:
+        raise InvalidRequest(
+            f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {_STATUS[record.status].value}.",
+            field="id",
+        )
 
 
 def _check_names(found: dict[str, JsonValue], known: tuple[str, ...], what: str) -> None:

@@ -5,11 +5,18 @@ quotes its input is logged because its text helps, and whose input that was can 
 """
 
 import json
+import logging
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count, groupby, islice
 
+from pydantic import BaseModel, SecretStr
+
+from worker.core.errors import WorkerError
+
+_LOG = logging.getLogger(__name__)
 _HIDDEN = "[private]"
 # Fields whose texts are the caller's own affair; model names, tasks and schedulers are not.
 _PRIVATE = re.compile(r"prompt|text|instruct|caption|image|mask|video|secret|token|key|access|password", re.IGNORECASE)
@@ -23,7 +30,7 @@ _PATTERNS = (
     (re.compile(r"\b(Bearer\s+|hf_)[A-Za-z0-9._~+/-]{8,}=*"), r"\1[private]"),
 )
 # Nothing is known of the payload yet: beyond these it is refused, or is no job that anybody sends.
-_DEEPEST, _MOST = 16, 1_000
+_DEEPEST, _MOST = 24, 1_000
 
 _ids = count()
 _kept: dict[int, tuple[str, ...]] = {}
@@ -36,14 +43,21 @@ def keep_always(texts: Iterable[str]) -> None:
 
 
 @contextmanager
-def kept(payload: object) -> Iterator[None]:
-    """Let what is private in a job's input be in no line, whoever writes it, until this is left."""
+def kept(request: object) -> Iterator[None]:
+    """Let what is private in a request, or in JSON, be in no line, whoever writes it, until this is left."""
     own = next(_ids)
-    _kept[own] = tuple(dict.fromkeys(islice(_private(payload), _MOST)))
+    _kept[own] = tuple(dict.fromkeys(islice(_private(request), _MOST)))
     try:
         yield
     finally:
         del _kept[own]
+
+
+def unforeseen(error: Exception, request: object = None) -> WorkerError:
+    """Our name for an exception that nothing on the road foresaw; its text goes to the log only, redacted."""
+    with kept(request):
+        _LOG.error("unforeseen %s\n%s", type(error).__name__, redact("".join(traceback.format_exception(error))))
+    return WorkerError("The worker failed on this job in an unforeseen way; its log has the details.")
 
 
 def redact(line: str) -> str:
@@ -61,10 +75,14 @@ def redact(line: str) -> str:
 def _private(value: object, *, inside: bool = False, depth: int = 0) -> Iterator[str]:
     if depth > _DEEPEST:
         return
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    elif isinstance(value, SecretStr):
+        value = value.get_secret_value()
     if isinstance(value, dict):
         for name, part in value.items():
             yield from _private(part, inside=inside or bool(_PRIVATE.search(str(name))), depth=depth + 1)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for part in value:
             yield from _private(part, inside=inside, depth=depth + 1)
     elif inside and isinstance(value, str) and len(value) > 3:
