@@ -128,7 +128,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
     introspection = ModelIntrospection(resolver, store, limits)
-    device = DeviceIntrospection(resolver, store, provisioner, engine, _plan, limits, __version__, load)
+    device = DeviceIntrospection(resolver, store, provisioner, engine, _plan, limits, load)
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
     metrics = Metrics(__version__, load)

@@ -23,8 +23,9 @@ from worker.net.webhook import WebhookSender
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
 from worker.transport.web.auth import Authenticator
-from worker.transport.web.context import ServerContext, State
+from worker.transport.web.context import ServerContext
 from worker.transport.web.server import create_app
+from worker.transport.web.state import State
 from worker.transport.web.webhooks import Webhooks
 
 _LOG = logging.getLogger("worker")
@@ -74,14 +75,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     """
     settings = worker.settings
     authenticator = Authenticator(build_keyring(settings), settings.cors_origins)
-    secret = settings.webhook_secret
-    try:
-        sender = WebhookSender(
-            secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
-        )
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    webhooks = Webhooks(sender)
+    webhooks = _webhooks(settings)
     bounds = StoreBounds(
         settings.job_retention_seconds,
         int(settings.job_retention_mb * 2**20),
@@ -132,6 +126,17 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         edit_model=settings.edit_model,
     )
     return create_app(context, lifespan, settings.cors_origins)
+
+
+def _webhooks(settings: Settings) -> Webhooks:
+    secret = settings.webhook_secret
+    try:
+        sender = WebhookSender(
+            secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return Webhooks(sender)
 
 
 def reload(worker: Worker, authenticator: Authenticator) -> None:

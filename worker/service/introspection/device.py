@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from worker import __version__
 from worker.catalog.architectures import architecture
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
@@ -35,7 +36,6 @@ class DeviceIntrospection:
         engine: EngineThread,
         planner: Planner,
         limits: JobLimits,
-        version: str,
         load: Callable[[], Load],
     ) -> None:
         self._resolver = resolver
@@ -44,7 +44,6 @@ class DeviceIntrospection:
         self._engine = engine
         self._planner = planner
         self._limits = limits
-        self._version = version
         self._load = load
 
     async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
@@ -91,7 +90,7 @@ class DeviceIntrospection:
         load = self._load()
         return WorkerStatus(
             status="lost" if self._engine.lost else "ready" if self._engine.ready else "starting",
-            version=self._version,
+            version=__version__,
             running=self._engine.running,
             jobs_running=load.running,
             jobs_queued=load.queued,

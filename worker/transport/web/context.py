@@ -8,7 +8,7 @@ import secrets
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -27,10 +27,10 @@ from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
 from worker.transport.job_input import read_input
 from worker.transport.web.auth import Authenticator, caller_of, check_admin
+from worker.transport.web.state import State
 from worker.transport.web.webhooks import Webhooks
 
 T = TypeVar("T")
-State = Literal["starting", "ready", "lost"]
 
 # Of a job whose caller waits for it.
 WAITED_FOR = JobOptions(kept=False)

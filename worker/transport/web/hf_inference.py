@@ -54,16 +54,7 @@ class DiffusersModels(BaseModel):
 def routes(context: ServerContext) -> APIRouter:
     """POST /diffusers/generate and its other paths, GET /diffusers/models."""
 
-    def encode_failure(failure: Failure) -> Response:
-        body = dict(failure.body)
-        if models := failure.supported_models:
-            body["supported_models"] = [*models]
-        latin = failure.message.encode("latin-1", "replace").decode("latin-1")
-        message = "".join(char if char.isprintable() else " " for char in latin)  # a header holds no more
-        headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}
-        return json_response(body, failure.status, headers)
-
-    router = APIRouter(tags=["Hugging Face's inference API"], route_class=answered_by(encode_failure))
+    router = APIRouter(tags=["Hugging Face's inference API"], route_class=answered_by(_encode_failure))
     failures = openapi.refusals(*openapi.ASKING, 409, shape=HubError)
     responses = openapi.files("image/png", "image/jpeg", "image/webp", "video/mp4") | failures
     body = openapi.takes(
@@ -118,6 +109,16 @@ def routes(context: ServerContext) -> APIRouter:
         return json_response({"models": found})
 
     return router
+
+
+def _encode_failure(failure: Failure) -> Response:
+    body = dict(failure.body)
+    if models := failure.supported_models:
+        body["supported_models"] = [*models]
+    latin = failure.message.encode("latin-1", "replace").decode("latin-1")
+    message = "".join(char if char.isprintable() else " " for char in latin)  # a header holds no more
+    headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}
+    return json_response(body, failure.status, headers)
 
 
 def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:

@@ -51,32 +51,15 @@ def routes(context: ServerContext) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
     started = int(time.time())
 
-    def asking(kind: words.Kind) -> dict[int | str, dict[str, Any]]:
-        found = openapi.answers(words.Images, *openapi.ASKING, 409, shape=words.OpenAIError)
-        found[200]["content"] = openapi.event_stream(f"{kind}.partial_image", f"{kind}.completed", "error")
-        return found
-
     body = openapi.takes(
         {"type": "object", "required": ["prompt"], "properties": words.SCHEMA, "additionalProperties": True},
         picture={"prompt": "a red apple", "size": "256x256", "n": 1, "seed": 7},
     )
 
-    async def respond(request: Request, asked: words.Asked, kind: words.Kind) -> Response:
-        if asked.stream:
-            return await _stream(context, request, asked, kind)
-        fields, kept = asked.fields, asked.as_url
-        if asked.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
-            fields, kept = _uploaded(fields), False
-        done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
-        answer = generated(done)
-        here = kept and not words.is_uploaded(answer)
-        content = request.url_for("openai_picture", id=done.id) if here else None
-        return json_response(words.encode_images(asked, answer, content))
-
     @router.post(
         "/images/generations",
         summary="Words to pictures",
-        responses=asking("image_generation"),
+        responses=_responses("image_generation"),
         openapi_extra=body,
         description=f"With `stream` the pictures come as server-sent events.{_MORE}",
     )
@@ -84,19 +67,19 @@ def routes(context: ServerContext) -> APIRouter:
         sent = await read_json(request, context.max_body_bytes)
         if not isinstance(sent, dict):
             raise InvalidRequest('The body must be {"prompt": "…"}.', field="body")
-        return await respond(request, words.decode(sent), "image_generation")
+        return await _respond(context, request, words.decode(sent), "image_generation")
 
     @router.post(
         "/images/edits",
         summary="Pictures and words to pictures",
-        responses=asking("image_edit"),
+        responses=_responses("image_edit"),
         openapi_extra=openapi.takes_form(_FORM, "image", "prompt"),
         description=f"The model is `model`, else EDIT_MODEL, else the first editing model there is.{_MORE}",
     )
     async def edits(request: Request) -> Response:
         fields = await asyncio.to_thread(_decode_edit, await read_form(request, context.max_body_bytes))
         fields.setdefault("model", context.editor())
-        return await respond(request, words.decode(fields), "image_edit")
+        return await _respond(context, request, words.decode(fields), "image_edit")
 
     @router.get(
         "/models",
@@ -142,6 +125,25 @@ def picture_routes(context: ServerContext) -> APIRouter:
         return Response(file.data, media_type=file.media_type)
 
     return router
+
+
+def _responses(kind: words.Kind) -> dict[int | str, dict[str, Any]]:
+    responses = openapi.answers(words.Images, *openapi.ASKING, 409, shape=words.OpenAIError)
+    responses[200]["content"] = openapi.event_stream(f"{kind}.partial_image", f"{kind}.completed", "error")
+    return responses
+
+
+async def _respond(context: ServerContext, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
+    if asked.stream:
+        return await _stream(context, request, asked, kind)
+    fields, kept = asked.fields, asked.as_url
+    if asked.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
+        fields, kept = _uploaded(fields), False
+    done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
+    answer = generated(done)
+    here = kept and not words.is_uploaded(answer)
+    content = request.url_for("openai_picture", id=done.id) if here else None
+    return json_response(words.encode_images(asked, answer, content))
 
 
 def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -10,7 +10,14 @@ from worker.transport.web import openapi
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, job_id, read_json
 from worker.transport.web.errors import json_response
-from worker.transport.web.runpod_schema import check_retry, decode_job, encode_chunks, encode_job, encode_status
+from worker.transport.web.runpod_schema import (
+    check_retry,
+    decode_job,
+    encode_chunks,
+    encode_health,
+    encode_job,
+    encode_status,
+)
 
 Endpoint = Annotated[str, Path(description="Any name: this server is one endpoint.")]
 Id = Annotated[str, Path(description="The id that /run answered.")]
@@ -22,8 +29,6 @@ def routes(context: ServerContext) -> APIRouter:
     router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
     takes_job = openapi.takes(openapi.JOB_SCHEMA, picture={"input": openapi.GENERATION})
     asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
-    finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
-    trying = finding | openapi.refusals(429, 503)
 
     async def submit(request: Request, prefix: str = "") -> JobRecord:
         job = decode_job(await read_json(request, context.max_body_bytes))
@@ -42,6 +47,29 @@ def routes(context: ServerContext) -> APIRouter:
         record = await submit(request, "sync-")
         await record.wait(wait / 1000)
         return json_response(encode_job(record))
+
+    _add_job_routes(router, context)
+
+    @router.post(
+        "/purge-queue", summary="Cancel every job that waits", responses=openapi.answers(openapi.Purged, 401, 403, 500)
+    )
+    async def purge_queue(endpoint: Endpoint, request: Request) -> Response:
+        check_admin(request, "Emptying the queue needs one of this worker's admin keys.")
+        return json_response({"removed": context.job_store.purge(), "status": "completed"})
+
+    @router.get(
+        "/health", summary="How many jobs there are", responses=openapi.answers(openapi.EndpointHealth, 401, 500)
+    )
+    async def health(endpoint: Endpoint) -> Response:
+        return json_response(encode_health(context.job_store.counts(), context.state()))
+
+    return router
+
+
+def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
+    """Those that ask for a job, or say what shall become of it."""
+    finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
+    trying = finding | openapi.refusals(429, 503)
 
     @router.get("/status/{id}", summary="Where a job stands, and its result", responses=finding)
     async def status(endpoint: Endpoint, id: Id, request: Request) -> Response:
@@ -68,35 +96,3 @@ def routes(context: ServerContext) -> APIRouter:
         check_retry(record)
         context.job_store.retry(record)
         return json_response(encode_status(record))
-
-    @router.post(
-        "/purge-queue", summary="Cancel every job that waits", responses=openapi.answers(openapi.Purged, 401, 403, 500)
-    )
-    async def purge_queue(endpoint: Endpoint, request: Request) -> Response:
-        check_admin(request, "Emptying the queue needs one of this worker's admin keys.")
-        return json_response({"removed": context.job_store.purge(), "status": "completed"})
-
-    @router.get(
-        "/health", summary="How many jobs there are", responses=openapi.answers(openapi.EndpointHealth, 401, 500)
-    )
-    async def health(endpoint: Endpoint) -> Response:
-        counts, state = context.job_store.counts(), context.state()
-        jobs = {
-            "completed": counts.completed,
-            "failed": counts.failed,
-            "inProgress": counts.in_progress,
-            "inQueue": counts.in_queue,
-            "retried": counts.retried,
-        }
-        busy = counts.in_progress > 0
-        workers = {
-            "idle": int(state == "ready" and not busy),
-            "initializing": int(state == "starting"),
-            "ready": int(state == "ready"),
-            "running": int(state == "ready" and busy),
-            "throttled": 0,
-            "unhealthy": int(state == "lost"),
-        }
-        return json_response({"jobs": jobs, "workers": workers})
-
-    return router

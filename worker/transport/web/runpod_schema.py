@@ -11,7 +11,9 @@ from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.service.jobs.record import DAY_S, JobOptions, JobRecord
 from worker.service.jobs.record import Status as JobStatus
+from worker.service.jobs.store import Counts
 from worker.transport.progress import encode_progress
+from worker.transport.web.state import State
 from worker.wire.errors import encode_error
 from worker.wire.request import input_of
 from worker.wire.result import encode_answer
@@ -118,6 +120,28 @@ def encode_chunks(record: JobRecord) -> dict[str, JsonValue]:
     if (answer := record.take_answer()) is not None:
         found.append({"output": encode_answer(answer)})
     return {"status": _STATUS[record.status].value, "stream": found}
+
+
+def encode_health(counts: Counts, state: State) -> dict[str, JsonValue]:
+    """Write how many jobs there are, and what the one worker behind this endpoint does."""
+    busy = counts.in_progress > 0
+    return {
+        "jobs": {
+            "completed": counts.completed,
+            "failed": counts.failed,
+            "inProgress": counts.in_progress,
+            "inQueue": counts.in_queue,
+            "retried": counts.retried,
+        },
+        "workers": {
+            "idle": int(state == "ready" and not busy),
+            "initializing": int(state == "starting"),
+            "ready": int(state == "ready"),
+            "running": int(state == "ready" and busy),
+            "throttled": 0,
+            "unhealthy": int(state == "lost"),
+        },
+    }
 
 
 def check_retry(record: JobRecord) -> None:
