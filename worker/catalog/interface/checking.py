@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import JsonValue
 
@@ -63,17 +63,23 @@ def check_defaults(spec: ModelSpec) -> None:
     # Without a family or without diffusers here nothing says which further names the pipeline takes.
     complete = any(call.signature for call in calls)
     for name, value in {**spec.defaults, **(spec.lightning.defaults if spec.lightning else {})}.items():
-        if name in REQUEST_DEFAULTS or (row is None and name in ("width", "height")):
-            check_value(
-                name, value, {"type": "string"} if name in REQUEST_DEFAULTS else {"type": "integer", "minimum": 1}
-            )
+        if name in REQUEST_DEFAULTS:
+            check_value(name, value, {"type": "string"})
+        elif row is None and name in ("width", "height"):
+            check_value(name, value, {"type": "integer", "minimum": 1})
         elif name in merged and name != "num_images":
             check_value(name, value, merged[name])
         elif complete or _near(name, merged):
             raise unsupported(name, calls[0])
-    for call in calls if row else ():  # together, too: a size over max_pixels would refuse every request
+    if row is not None:
+        _check_whole(calls, spec.id)
+
+
+def _check_whole(calls: Sequence[ModelCall], model: str) -> None:
+    """Raise what a request without any parameter would raise: a size over max_pixels would refuse each."""
+    for call in calls:
         whole = check_parameters({}, call, max_images=1)
-        sampling.choose(whole, whole, sampling.fit_of(call), spec.id)
+        sampling.choose(whole, whole, sampling.fit_of(call), model)
 
 
 def unsupported(name: str, call: ModelCall, *, aliases: Collection[str] = ()) -> UnknownParameter:

@@ -105,17 +105,24 @@ def model_defaults(call: ModelCall) -> dict[str, JsonValue]:
     if not call.from_text:
         merged = {name: value for name, value in merged.items() if name not in ("width", "height")}
     elif (row or native) and (not {"width", "height"} <= merged.keys() or (native is not None and native < 256)):
-        # Where nothing tells, the pipeline's own size is the best guess.
-        size = size_bounds(call.model)
-        side = size.nearest(min(size.native, math.isqrt(size.max_pixels)))
-        merged |= {"width": side, "height": side}
+        merged |= _native_size(call)
     if row is not None:
         merged |= by_meaning(variant_defaults(row.id, call.detection.variant), names)
-    own = {name: value for name, value in spec.defaults.items() if name not in REQUEST_DEFAULTS}
-    merged |= by_meaning(own, names)
+    merged |= by_meaning(_without_request_fields(spec.defaults), names)
     if call.lightning and spec.lightning is not None:
         merged |= {"num_inference_steps": spec.lightning.steps} | by_meaning(spec.lightning.defaults, names)
     return merged
+
+
+def _without_request_fields(defaults: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {name: value for name, value in defaults.items() if name not in REQUEST_DEFAULTS}
+
+
+def _native_size(call: ModelCall) -> dict[str, JsonValue]:
+    """A square of the size that the model was trained for, within its bounds: the best guess where nothing tells."""
+    size = size_bounds(call.model)
+    side = size.nearest(min(size.native, math.isqrt(size.max_pixels)))
+    return {"width": side, "height": side}
 
 
 def by_meaning(values: Mapping[str, JsonValue], names: Mapping[str, str]) -> dict[str, JsonValue]:

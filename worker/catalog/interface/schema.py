@@ -1,7 +1,7 @@
 """A request for a model as JSON Schema (2020-12): its fields, and for which task which of them go together."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import JsonValue
@@ -144,12 +144,15 @@ def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(members, list):
         real = [member for member in members if member != {"type": "null"}]
         if len(real) == 1 and isinstance(real[0].get("type"), str):
-            return _nullable({**real[0], **{key: value for key, value in item.items() if key != "anyOf"}})
+            return _nullable({**real[0], **_without("anyOf", item)})
         return {**item, "anyOf": [*real, {"type": "null"}]}
     if "$ref" in item:
-        rest = {key: value for key, value in item.items() if key != "$ref"}
-        return {"anyOf": [{"$ref": item["$ref"]}, {"type": "null"}], **rest}
+        return {"anyOf": [{"$ref": item["$ref"]}, {"type": "null"}], **_without("$ref", item)}
     return {"enum": [item["const"], None], "description": item["description"]} if "const" in item else dict(item)
+
+
+def _without(key: str, item: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name != key}
 
 
 def _write_objects(
@@ -202,16 +205,12 @@ def _untaken(model: Model) -> set[str]:
 def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[str, dict[str, Any]]:
     """`properties` with the media that the model's tasks take and without all others."""
     taken: dict[str, dict[str, Any]] = {}
-    for call in model.calls:
-        for slot in call.slots:
-            for name in (*(slot.fields if not call.from_text else ()), slot.own_name):
-                if name is None or (name in FIELDS and call.from_text):
-                    continue
-                most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
-                text = "The one picture, as image." if (name, most) == ("images", 1) else None
-                text = text or properties.get(name, {}).get("description") or meaning(name)
-                text = text or f"For {name} of the pipeline, sent like image."
-                taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
+    for name, slot in _media_names(model):
+        most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
+        text = "The one picture, as image." if (name, most) == ("images", 1) else None
+        text = text or properties.get(name, {}).get("description") or meaning(name)
+        text = text or f"For {name} of the pipeline, sent like image."
+        taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
     kept = {name: taken.get(name, item) for name, item in properties.items() if name not in FIELDS or name in taken}
     for name in ("width", "height") if taken else ():
         if "default" in kept.get(name, {}):  # which is that of a request from text
@@ -220,6 +219,16 @@ def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[
                 "description": f"{kept[name]['description']} A picture that is sent keeps its own.",
             }
     return kept | {name: item for name, item in taken.items() if name not in kept}
+
+
+def _media_names(model: Model) -> Iterator[tuple[str, Slot]]:
+    """The names under which each task's media can be sent, each with what it is."""
+    for call in model.calls:
+        for slot in call.slots:
+            for name in slot.fields if not call.from_text else ():
+                yield name, slot
+            if slot.own_name is not None and not (slot.own_name in FIELDS and call.from_text):
+                yield slot.own_name, slot
 
 
 def _most(name: str, slot: Slot) -> int:

@@ -220,14 +220,18 @@ def _in_step(
     Returns the media, the parameters and how many frames are wanted. `asked` says that the request names a number.
     """
     name = next((name for name in FRAME_COUNTS[:2] if call.takes(name)), None)
-    wanted = params.get(name) if name and asked else None
-    most = wanted if isinstance(wanted, int) and not call.row.lengthens else None
+    most = _most_frames(params.get(name) if name and asked else None, call)
     paced = [(slot, _paced(slot, media, call, most)) for slot, media in found]
     length = next((len(media.pictures[:most]) for slot, media in found if _sets_length(slot, call)), None)
     if name and length is not None and not asked and not call.row.lengthens:
         params = params | {name: length}
     frames = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
     return [(slot, _for_every_frame(slot, media, frames)) for slot, media in paced], params, length
+
+
+def _most_frames(wanted: JsonValue, call: ModelCall) -> int | None:
+    """How many frames of a video are kept where so many are `wanted`; None is all."""
+    return wanted if isinstance(wanted, int) and not call.row.lengthens else None
 
 
 def _sets_length(slot: Slot, call: ModelCall) -> bool:
@@ -262,11 +266,7 @@ def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
 
 def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
     """Every picture of the drawn one's size, masks as one channel; references and examples as they came."""
-    width, height = params.get("width"), params.get("height")
-    first = min((media for slot, media in found if slot.fitted), key=_rank, default=None)
-    if not (isinstance(width, int) and isinstance(height, int)):
-        # One size for picture and mask, also where the pipeline chooses which.
-        width, height = (first.pictures[0].width, first.pictures[0].height) if first else (0, 0)
+    width, height = _common_size(found, params)
     # An editing model that takes several pictures sees them all at the size asked for, as it does with one.
     for slot, media in found:
         fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
@@ -278,6 +278,15 @@ def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], ta
         if "mask" in slot.form or slot.fields == ("mask_image",) or slot.parameter == "mask_video":
             pictures = tuple(to_mask(picture) for picture in pictures)
         yield replace(media, pictures=pictures)
+
+
+def _common_size(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue]) -> tuple[int, int]:
+    """Width and height of image and mask: one for both, also where the pipeline chooses which."""
+    width, height = params.get("width"), params.get("height")
+    if isinstance(width, int) and isinstance(height, int):
+        return width, height
+    first = min((media for slot, media in found if slot.fitted), key=_rank, default=None)
+    return (first.pictures[0].width, first.pictures[0].height) if first else (0, 0)
 
 
 def _bounded(picture: Raster) -> Raster:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.catalog.architectures import architecture
+from worker.catalog.architectures import Architecture, architecture
 from worker.core.call import KnownModel
 from worker.core.errors import UnsupportedModel
-from worker.core.model import DENOISERS, NEVER_COMPLETED, Kind
+from worker.core.model import DENOISERS, NEVER_COMPLETED, Kind, ModelSpec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
 SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
@@ -31,8 +31,7 @@ def completion(model: KnownModel) -> Completion:
     """What the single file of `model` lacks. Raises UnsupportedModel, before any download, when nothing can give it."""
     spec, detection = model.spec, model.detection
     row = architecture(detection.architecture) if detection.architecture else None
-    bundled = CONFIGS / row.config if row is not None and row.config else None
-    config = Path(spec.config) if spec.config else bundled
+    config = _config(spec, row)
     if spec.base is not None and spec.config is None and not set(detection.parts) - {"denoiser"}:
         # What the operator names is more than the family's usual: its tokenizers and sizes belong to its encoders.
         return Completion(None, spec.base, ())
@@ -41,11 +40,7 @@ def completion(model: KnownModel) -> Completion:
         if base is not None:
             # Nothing here describes this family: all that is not the denoiser, and every config, is the base's.
             return Completion(None, base, ())
-        raise UnsupportedModel(
-            f"{spec.id} is a single file of {row.title if row else 'an unknown family'}, whose configuration is not "
-            "bundled; name the diffusers repository that it was made from as base in models.yaml.",
-            field="model",
-        )
+        raise _undescribed(spec, row)
     replaced = {"vae" if spec.vae else "", *spec.components}
     missing = tuple(name for name in _missing(config, model) if name not in replaced)
     if missing and base is None:
@@ -55,6 +50,21 @@ def completion(model: KnownModel) -> Completion:
             details={"missing": list(missing)},
         )
     return Completion(config, base if missing else None, missing)
+
+
+def _undescribed(spec: ModelSpec, row: Architecture | None) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{spec.id} is a single file of {row.title if row else 'an unknown family'}, whose configuration is not "
+        "bundled; name the diffusers repository that it was made from as base in models.yaml.",
+        field="model",
+    )
+
+
+def _config(spec: ModelSpec, row: Architecture | None) -> Path | None:
+    """The operator's own config, else the bundled one of the family."""
+    if spec.config:
+        return Path(spec.config)
+    return CONFIGS / row.config if row is not None and row.config else None
 
 
 def _missing(config: Path, model: KnownModel) -> list[str]:
