@@ -1,6 +1,7 @@
 """Which models a caller may name, and what a name means."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -162,3 +163,19 @@ async def test_a_declaration_that_the_files_contradict_is_refused(context, tmp_p
     path.write_text(json.dumps(registry))
     with pytest.raises(UnsupportedModel, match=r"declared as sdxl .* but its files say sd1"):
         await make_context(tmp_path / "x", models_yaml=path).draw(model="wrong")
+
+
+@pytest.mark.parametrize(
+    ("title", "scheduler"),
+    [
+        ("Apples Lightning", "EulerDiscreteScheduler"),
+        ("Apples Turbo", "EulerAncestralDiscreteScheduler"),
+        ("Apples", None),
+    ],
+)
+def test_a_file_of_few_steps_is_sampled_as_its_family_says(context, tmp_path, title, scheduler):
+    titled = replace(stored("sd1-no-vae"), metadata={"modelspec.title": title})
+    path = sparse_file(tmp_path / "models/apples.safetensors", titled)
+    found = context.worker.resolver.detect(resolved(context, f"file:{path}"))
+    assert found.architecture == "sd1"
+    assert (found.few_steps.cls if found.few_steps else None) == scheduler
