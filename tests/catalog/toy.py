@@ -93,9 +93,9 @@ async def report(root: Path) -> dict[str, object]:
         "page": [known_base("Toy 1").variant, known_base("org/toynet-v2").architecture],
         "schema": (await context.ask(action="schema", model="toy"))["properties"],
         "job": {
-            "task": job.task.value,
-            "pipeline": job.pipeline,
-            "alone": job.row.alone,
+            "task": job.call.task.value,
+            "pipeline": job.call.pipeline,
+            "alone": job.call.row.alone,
             "steps": job.params["num_inference_steps"],
             "images": len(job.media[0].pictures),
         },
