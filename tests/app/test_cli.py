@@ -15,6 +15,7 @@ from tests.conftest import PROJECT
 from tests.fakes.engine import Builder, FakeEngine, shelf
 from worker.app import build as composition
 from worker.app.cli import commands as cli
+from worker.app.cli import terminal
 from worker.core.image import Raster
 
 
@@ -23,7 +24,7 @@ def builder(monkeypatch):
     """The engine of every worker that a command builds."""
     found = Builder(FakeEngine())
     build = composition.build_worker
-    monkeypatch.setattr(cli, "build_worker", lambda settings: build(settings, build_engine=found))
+    monkeypatch.setattr(terminal, "build_worker", lambda settings: build(settings, build_engine=found))
     yield found
     logging.disable(logging.NOTSET)  # commands keep the libraries quiet, for good: they are processes of their own
 
