@@ -120,6 +120,19 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     for name, kind in ADAPTERS.items():
         if kind.several and (sent := common.get(name)) is not None:
             common[name] = sent if isinstance(sent, list) else [sent]
+    _sort_media(common)
+    try:
+        request = gather(request_fields().model_validate({**common, "params": params}))
+    except ValidationError as error:
+        raise field_error(error) from None
+    output = request.output
+    if request.s3Config is not None and "delivery" not in output.model_fields_set:  # why else would it be sent
+        return request.model_copy(update={"output": output.model_copy(update={"delivery": "s3"})})
+    return request
+
+
+def _sort_media(common: dict[str, JsonValue]) -> None:
+    """Several images are `images` and one is `image`, however they were sent; a list is flat, and one text a list."""
     if common.get("image") == []:  # like an empty list of any field
         del common["image"]
     if isinstance(common.get("image"), list) and (several := _flat(common["image"])):
@@ -130,14 +143,6 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     for name in _LISTS:
         if isinstance(common.get(name), str):
             common[name] = [common[name]]
-    try:
-        request = gather(request_fields().model_validate({**common, "params": params}))
-    except ValidationError as error:
-        raise field_error(error) from None
-    output = request.output
-    if request.s3Config is not None and "delivery" not in output.model_fields_set:  # why else would it be sent
-        return request.model_copy(update={"output": output.model_copy(update={"delivery": "s3"})})
-    return request
 
 
 def decode_model(fields: Mapping[str, JsonValue]) -> str | None:

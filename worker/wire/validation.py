@@ -54,12 +54,7 @@ def field_error(error: ValidationError) -> WorkerError:
     field = utf8(str(loc[0]))[:80] if loc else "input"
     name = utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
     if first["type"] == "extra_forbidden":
-        known = [
-            info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()
-        ]
-        near = difflib.get_close_matches(str(loc[-1])[:80], known, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
-        return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
+        return _unknown_key(name, str(loc[-1]), field)
     if first["type"] == "missing":
         return ParameterOutOfRange(f"{name} is missing; add it.", field=field)
     limits = {key: _plainly(value) for key, value in first.get("ctx", {}).items()}
@@ -71,6 +66,14 @@ def field_error(error: ValidationError) -> WorkerError:
     size = f"{limits.get('actual_length')} were" if first["type"] == "too_long" else size
     hint = f"Did you mean {near[0]}?" if near else None
     return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
+
+
+def _unknown_key(name: str, key: str, field: str) -> UnknownParameter:
+    """The error for a key that the object in `field` does not have."""
+    known = [info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()]
+    near = difflib.get_close_matches(key[:80], known, n=1)
+    fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+    return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
 
 
 def _plainly(value: object) -> object:
@@ -90,17 +93,26 @@ def check_json(value: JsonValue) -> None:
             raise InvalidRequest(f"{name} is nested more than {_MAX_DEPTH} deep; flatten it.", field=name)
         if parts + len(todo) > _MAX_PARTS:
             raise InvalidRequest(f"{name} has too many parts; at most {_MAX_PARTS:,} are taken.", field=name)
-        if isinstance(item, float) and not math.isfinite(item):
-            raise ParameterOutOfRange(f"{name} must be a finite number; NaN or infinity was sent.", field=name)
-        if isinstance(item, int) and abs(item) >= _MAX_WHOLE:
-            raise ParameterOutOfRange(f"{name} must be a number of at most 64 bits; a larger one was sent.", field=name)
         if isinstance(item, dict):
-            if len(item) > _MAX_KEYS or not all(isinstance(key, str) for key in item):
-                raise InvalidRequest(f"{name} may hold at most {_MAX_KEYS} named fields.", field=name)
-            if not all(key.strip() for key in item):
-                raise InvalidRequest(f"{name} holds a field without a name; name it or leave it out.", field=name)
+            _check_keys(name, item)
             todo += [(utf8(key)[:80] if depth == 0 else name, part, depth + 1) for key, part in item.items()]
         elif isinstance(item, list):
             todo += [(name, part, depth + 1) for part in item[:_MAX_PARTS]]
-        elif not isinstance(item, str | int | float | None):
-            raise InvalidRequest(f"{name} holds something that JSON does not have; send plain JSON.", field=name)
+        else:
+            _check_scalar(name, item)
+
+
+def _check_keys(name: str, item: Mapping[str, object]) -> None:
+    if len(item) > _MAX_KEYS or not all(isinstance(key, str) for key in item):
+        raise InvalidRequest(f"{name} may hold at most {_MAX_KEYS} named fields.", field=name)
+    if not all(key.strip() for key in item):
+        raise InvalidRequest(f"{name} holds a field without a name; name it or leave it out.", field=name)
+
+
+def _check_scalar(name: str, item: object) -> None:
+    if isinstance(item, float) and not math.isfinite(item):
+        raise ParameterOutOfRange(f"{name} must be a finite number; NaN or infinity was sent.", field=name)
+    if isinstance(item, int) and abs(item) >= _MAX_WHOLE:
+        raise ParameterOutOfRange(f"{name} must be a number of at most 64 bits; a larger one was sent.", field=name)
+    if not isinstance(item, str | int | float | None):
+        raise InvalidRequest(f"{name} holds something that JSON does not have; send plain JSON.", field=name)
