@@ -46,7 +46,7 @@ class Answer(JobFacts):
 
     @property
     def is_video(self) -> bool:
-        """Whether the files are videos; the frames of one are images."""
+        """True when the files are videos; the frames of one are images."""
         return self.num_frames > 0 and self.format not in FRAME_FORMATS
 
 
@@ -88,7 +88,7 @@ class ModelSchema:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a source is, before any weight is fetched."""
+    """The nature of a source, read before any weight is fetched."""
 
     model: str
     source: str
@@ -98,7 +98,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """What running one model on one device would take. `fits` is None where the size of its weights is not known.
+    """The needs of one model on one device. `fits` is None where the size of its weights is not known.
 
     `reason` says why it does not fit, or why that is not known; `plan` is how it would be loaded where it fits.
     """
@@ -120,7 +120,7 @@ class PlanReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """Whether a worker is ready, how many jobs it has, what it runs now and which models are resident."""
+    """The state of a worker: its jobs, what it runs now and which models are resident."""
 
     status: str
     version: str
@@ -133,7 +133,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class Preloaded:
-    """How a model now lies on the device."""
+    """A model that is on the device now, as `plan` says."""
 
     model: str
     plan: LoadPlan

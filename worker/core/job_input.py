@@ -1,4 +1,4 @@
-"""What a job asks for, once its input was read: one of three kinds of request, or why it cannot be taken."""
+"""A job's input, once it was read: one of three kinds of request, or why it cannot be taken."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -73,7 +73,7 @@ class Artifact:
 
     @property
     def is_video(self) -> bool:
-        """Whether this is a video."""
+        """True of a video."""
         return bool(self.frames)
 
     @property
@@ -88,7 +88,7 @@ class Artifact:
 
     @property
     def num_frames(self) -> int:
-        """How many frames a video has; 0 of an image."""
+        """The frames of a video; 0 of an image."""
         return len(self.frames)
 
     @property
@@ -111,7 +111,7 @@ class EncodedArtifact:
 
     @property
     def is_video(self) -> bool:
-        """Whether this is a video."""
+        """True of a video."""
         return self.num_frames > 0
 
     @property
@@ -207,7 +207,7 @@ class Reproduction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What is known of a finished job beside its images or videos."""
+    """The facts of a finished job, beside its images or videos."""
 
     model: str
     revision: str | None

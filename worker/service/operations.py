@@ -1,4 +1,4 @@
-"""What can be asked of a worker: one method an action, typed in and out.
+"""Everything that can be asked of a worker: one method an action, typed in and out.
 
 `perform` is the one way in, for jobs of every door. The two brackets around a job stand here, because here is where
 every job begins and ends: the one of telemetry, in which usage, metrics and traces learn of it once, and the one of

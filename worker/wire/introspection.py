@@ -1,4 +1,4 @@
-"""What a worker tells of models and of itself, as callers get it."""
+"""Facts about models and a worker, as callers get them."""
 
 from collections.abc import Mapping
 

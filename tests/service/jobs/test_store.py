@@ -171,6 +171,8 @@ async def test_a_failed_job_is_retried_under_its_id(store, work):
     assert job.outcome() == picture("kept for that")
     assert (store.counts().retried, store.counts().failed, store.counts().completed) == (1, 1, 1)
     assert not job.can_be_retried
+    with pytest.raises(ValueError, match="completed cannot be retried"):
+        store.retry(job)
 
 
 async def test_purging_takes_what_waits_and_leaves_what_runs(store, work):

@@ -1,1 +1,1 @@
-"""What is known of models and of this worker without generating: `models.py` without a device, `device.py` with one."""
+"""Facts about models and this worker, without generating: `models.py` needs no device, `device.py` has one."""

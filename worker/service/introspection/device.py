@@ -1,4 +1,4 @@
-"""What needs the device: plans, the worker's status, models put on the device and taken off it."""
+"""Everything that needs the device: plans, the worker's status, models put on the device and taken off it."""
 
 import asyncio
 from collections.abc import Callable

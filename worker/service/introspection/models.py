@@ -1,4 +1,4 @@
-"""What is known of models without a device: the registry, the schemas of requests, what a source is."""
+"""Facts about models that need no device: the registry, the schemas of requests, what a source is."""
 
 import asyncio
 

@@ -36,7 +36,7 @@ class Uploader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How answers leave this worker. `max_bytes` is of the whole JSON body. Blocking: call it in a thread."""
+    """The way by which answers leave. `max_bytes` is of the whole JSON body. Blocking: call it in a thread."""
 
     max_bytes: int
     bucket: Uploader | None = None
@@ -44,7 +44,7 @@ class Delivery:
     volume: Uploader | None = None
 
     def of(self, request: GenerationRequest) -> "Delivery":
-        """How this request's answer leaves: by the caller's own bucket where he names one."""
+        """Choose the way of this request's answer: the caller's own bucket where they name one."""
         if request.s3Config is None or self.open_bucket is None:
             return self
         return replace(self, bucket=self.open_bucket(request.s3Config))
@@ -183,7 +183,7 @@ def _noun(result: JobResult) -> str:
 
 
 def _ladder(format_: Format, quality: int, *, video: bool) -> list[tuple[Format, int]]:
-    """What is smaller than the format and quality that did not fit."""
+    """List what is smaller than the format and quality that did not fit."""
     if video and format_ in FRAME_FORMATS:
         return [step for step in _SMALLER_FRAMES if format_ != "jpeg" or step[1] < quality]
     if video:

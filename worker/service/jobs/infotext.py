@@ -33,7 +33,7 @@ _NAMES: Mapping[str, str] = {
 
 
 def comment_on(result: JobResult, artifact: Artifact) -> Comment:
-    """What goes into the file of `artifact`."""
+    """Write what goes into the file of `artifact`."""
     request = _public({**result.reproduce.input, "seed": artifact.seed})
     known = request if isinstance(request, dict) else {}
     about: dict[str, JsonValue] = {

@@ -22,7 +22,7 @@ DAY_S = 86_400.0
 
 
 class Status(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -34,7 +34,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """What a caller sets beside the job itself."""
+    """Options that a caller sets beside the job itself."""
 
     execution_timeout_s: float | None = None  # from the first sign of work on
     ttl_s: float = DAY_S  # of the whole job, its answer included
@@ -72,22 +72,22 @@ class JobRecord:
 
     @property
     def over(self) -> bool:
-        """Whether this job has ended, in whatever way."""
+        """True once this job has ended, in whatever way."""
         return self.status not in (Status.QUEUED, Status.RUNNING)
 
     @property
     def can_be_retried(self) -> bool:
-        """Whether this job ended in a way that another try may change."""
+        """True of a job that ended in a way that another try may change."""
         return self.status in (Status.FAILED, Status.TIMED_OUT)
 
     @property
     def delay_ms(self) -> int:
-        """How long it waited until work on it began."""
+        """Milliseconds until work on it began."""
         return _milliseconds(self.created_at, self.started_at or self.finished_at)
 
     @property
     def execution_ms(self) -> int:
-        """How long it has been worked on."""
+        """Milliseconds of work on it."""
         return _milliseconds(self.started_at, self.finished_at) if self.started_at is not None else 0
 
     async def wait(self, timeout_s: float | None = None) -> bool:
@@ -104,7 +104,7 @@ class JobRecord:
         return self.answer
 
     def watch(self) -> AsyncGenerator[Progress, None]:
-        """What happens with this job from this call on, until it is over. A slow reader misses the oldest."""
+        """Yield what happens with this job from this call on, until it is over. A slow reader misses the oldest."""
         feed = _Feed(self.progress)
         self._feeds.add(feed)
         return self._read(feed)
@@ -128,7 +128,7 @@ class JobRecord:
             await feed.news.wait()
 
     def take_unread(self) -> list[Progress]:
-        """What happened since this was last asked, each update once."""
+        """Take what happened since this was last asked, each update once."""
         found = [*self._unread]
         self._unread.clear()
         return found

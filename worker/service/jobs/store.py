@@ -36,7 +36,7 @@ _Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many jobs stand where now, and how many ended how since the start."""
+    """Numbers of jobs: by state now, and by end since the start."""
 
     in_queue: int
     in_progress: int
@@ -59,7 +59,7 @@ def _no_books(record: JobRecord, error: WorkerError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoreBounds:
-    """How long answers are kept, how many bytes jobs and answers may be, and how many jobs may be under way.
+    """Bounds on how long answers are kept, how many bytes are held, and how many jobs may be under way.
 
     When all that is held exceeds `max_bytes`, the oldest answers go first. Without `max_under_way` every job is taken:
     somebody else bounds how many come.
@@ -72,8 +72,10 @@ class StoreBounds:
 
 @dataclass(frozen=True, slots=True)
 class StoreHooks:
-    """Who is asked and told. `admit` raises for a job that is not to be taken now; `refused` is told of each that was
-    not, `ended` of each that ended.
+    """Functions that are asked and told.
+
+    `admit` raises for a job that is not to be taken now; `refused` is told of each that was not, `ended` of each that
+    ended.
     """
 
     admit: Callable[[JobRecord], None] = _anybody
@@ -143,6 +145,8 @@ class JobStore:
 
     def retry(self, record: JobRecord) -> None:
         """Run a job again that can be retried, under its id."""
+        if not record.can_be_retried:
+            raise ValueError(f"a job that is {record.status} cannot be retried")
         self._check_taken(record)
         self._retried += 1
         record.begin_anew()
@@ -156,7 +160,7 @@ class JobStore:
         return len(waiting)
 
     def counts(self) -> Counts:
-        """How many jobs there are."""
+        """Count the jobs."""
         states = [job.status for job in self._jobs.values()]
         return Counts(
             in_queue=states.count(Status.QUEUED),

@@ -1,4 +1,4 @@
-"""Whether a server can be sent work."""
+"""The state of a server: what load balancers and orchestrators ask for."""
 
 from typing import Literal
 
