@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.hypernetworks import flat, pickled, told
 from tests.pictures import pixels
 from worker.app.build import build_worker
+from worker.app.queue import build_door
 from worker.catalog.interface.adapters import ADAPTERS, AdapterKind
 from worker.core.adapter import AdapterFiles
 from worker.core.model import AdapterSpec, Kind
@@ -20,7 +21,6 @@ from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.stack import APPLIERS, Applier
 from worker.service.local.adapters.plain import provide_file
 from worker.service.local.adapters.providers import PROVIDERS, each
-from worker.transport.serverless import ServerlessDoor
 
 # What a file of AnimateDiff for Stable Diffusion 1.x has, as far as the detector looks.
 TENSORS = {f"down_blocks.{at}.motion_modules.0.norm.weight": torch.full((320,), 0.5) for at in (0, 3)}
@@ -59,7 +59,7 @@ def door(settings, zoo, tmp_path, monkeypatch):
     monkeypatch.setitem(ADAPTERS, "toys", kind)
     monkeypatch.setitem(PROVIDERS, "toys", each(provide_file))
     monkeypatch.setitem(APPLIERS, "toys", Applier(lambda _: added))
-    return ServerlessDoor(build_worker(settings.model_copy(update=own)).actions, concurrency=1)
+    return build_door(build_worker(settings.model_copy(update=own)), concurrency=1)
 
 
 async def handled(door, job_id, **fields):
