@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from worker.app.cli import commands as cli
+from worker.app.cli import server
 from worker.service.usage.bars import draw_bars
 
 
@@ -66,7 +67,7 @@ def some():
 def test_a_long_name_is_whole_on_a_narrow_screen(run, monkeypatch):
     name = "an-organisation/a-model-of-its-own-with-a-name-as-long-as-this"
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(cli, "_OUT", Console())
+    monkeypatch.setattr(server, "OUT", Console())
     shown = rows(run([line(model=name)], "--by", "model"))
     assert "".join(row[0] for row in shown) == name
 
