@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
@@ -27,6 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def imports() -> list[Figure]:
     """How long the gateway side and the engine take to import, each in a process of its own."""
     figures = []
+    medians = {}
     for module in ("worker.app.build", "worker.engine.engine"):
         code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
 
@@ -34,19 +36,10 @@ def imports() -> list[Figure]:
             done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
             return float(done.stdout)
 
-        figures.append(Figure(f"import {module}", statistics.median(run() for _ in range(5)), "s", 5))
-    return figures
-
-
-def detection() -> list[Figure]:
-    """Reading and detecting an SDXL checkpoint's header."""
-    from tests.catalog.corpus import sparse_file, stored
-    from worker.catalog.detector import detect_header
-    from worker.catalog.formats.headers import read_header
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = sparse_file(Path(folder) / "sdxl.safetensors", stored("sdxl"))
-        return [Figure("inspect an SDXL file", median_of(lambda: detect_header(read_header(path)), 20) * 1e3, "ms", 20)]
+        medians[module] = statistics.median(run() for _ in range(5))
+        figures.append(Figure(f"import {module}", medians[module], "s", 5))
+    share = medians["worker.app.build"] / medians["worker.engine.engine"]
+    return [*figures, Figure("the first of these, against the second", share, "x", 5, at_most=0.5)]
 
 
 def encoding() -> list[Figure]:
@@ -132,6 +125,7 @@ def queue() -> list[Figure]:
 MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "imports": imports,
     "detection": detection,
+    "checking": checking,
     "encoding": encoding,
     "overhead": overhead,
     "queue": queue,
