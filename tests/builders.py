@@ -28,7 +28,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -152,6 +152,8 @@ def tiny_flux(folder: str | Path, *, seed: int = 4) -> Path:
         guidance_embeds=True,
     ).eval()
     enliven(transformer, factor=12.0)
+    # Tokens are normalised: beside a bias their length, which is what a word's weight changes, is seen.
+    transformer.context_embedder.bias.data.mul_(80)
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=vae(scaling_factor=0.3611, shift_factor=0.1159),
@@ -251,6 +253,34 @@ def enliven(model: torch.nn.Module, factor: float = 3.0) -> None:
                 continue
             if "attn2.to_" in name or ".attn.add_" in name or "context_embedder" in name or "add_embedding" in name:
                 weight.mul_(factor)
+
+
+def enliven_control(control: torch.nn.Module) -> torch.nn.Module:
+    """Give what a ControlNet starts at zero, and what reads its image, so much weight that a few steps show it."""
+    for name, weight in control.named_parameters():
+        if weight.ndim > 1 and (name.startswith(("controlnet_", "control_")) or not weight.any()):
+            torch.nn.init.normal_(weight, std=0.3)
+    return control
+
+
+def enliven_saved(folder: Path, *, attention: float = 5.0, latents: float = 1.0) -> None:
+    """Scale up what carries prompts and images into the picture of a saved pipeline that hardly listens to them.
+
+    `attention` is for what tokens see of one another, `latents` for what a VAE makes of an image.
+    """
+    factors = {
+        "transformer": ((".to_", attention), ("proj_out.weight", 5.0)),
+        "prior_prior": ((".to_", 6.0), ("clip_", 10.0)),
+        "decoder": (("effnet_mapper", 5.0),),
+        "vae": (("quant_conv.weight", latents),),
+    }
+    for part, scaled in factors.items():
+        for path in (folder / part).glob("*.safetensors"):
+            tensors = load_file(path)
+            for name, tensor in tensors.items():
+                if tensor.ndim > 1:
+                    tensor *= next((factor for text, factor in scaled if text in name and "post" not in name), 1.0)
+            save_file(tensors, path, metadata={"format": "pt"})
 
 
 def vae(**changes: object) -> AutoencoderKL:

@@ -7,7 +7,7 @@ from diffusers import AutoencoderTiny, ControlNetModel, DiffusionPipeline, FluxC
 from safetensors.torch import save_file
 
 from tests import builders, hypernetworks, image_prompts, upscalers
-from tests.zoo.families.controlnet import awake
+from tests.builders import enliven_control
 
 _HINT = (8, 8, 16, 16)  # channels of what reads a control picture
 
@@ -41,14 +41,14 @@ def _controls(folder: Path, models: Path) -> None:
     for family in ("sd1", "sdxl"):
         unet = DiffusionPipeline.from_pretrained(models / family, safety_checker=None).unet
         net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_HINT)
-        awake(net.eval()).save_pretrained(folder / f"control-{family}")
+        enliven_control(net.eval()).save_pretrained(folder / f"control-{family}")
     channels = list(unet.config.block_out_channels)
     T2IAdapter(channels=channels, num_res_blocks=1, downscale_factor=8).eval().save_pretrained(folder / "t2i-sd1")
     transformer = DiffusionPipeline.from_pretrained(models / "flux").transformer
     kept = ("in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads")
     kept += ("joint_attention_dim", "pooled_projection_dim", "axes_dims_rope", "guidance_embeds", "patch_size")
     net = FluxControlNetModel(**{name: transformer.config[name] for name in kept})
-    awake(net.eval()).save_pretrained(folder / "control-flux")
+    enliven_control(net.eval()).save_pretrained(folder / "control-flux")
 
 
 def _vae(folder: Path) -> None:

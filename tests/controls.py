@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tests.single_files import ldm_unet_name, weights
 from tests.zoo import RECIPES
@@ -60,8 +60,6 @@ class Pair:
 def apart(pipeline: str, root: Path) -> Pair:
     """Save the recipe of `pipeline`, then its control and all the rest beside it."""
     row, both = ROW[pipeline], save(RECIPE[pipeline], root / pipeline)
-    if row.component != "T2IAdapter":
-        _strengthen(both / "controlnet")
     model, control = root / f"{pipeline}-model", root / f"{pipeline}-control"
     slot = "adapter" if row.component == "T2IAdapter" else "controlnet"
     shutil.copytree(both, model)
@@ -70,16 +68,6 @@ def apart(pipeline: str, root: Path) -> Pair:
     del index[slot]
     (model / "model_index.json").write_text(json.dumps(index | {"_class_name": row.plain}))
     return Pair(row, model, control, both)
-
-
-def _strengthen(folder: Path) -> None:
-    """Give what a ControlNet starts at zero so much weight that a few steps show it."""
-    (path,) = folder.glob("*.safetensors")
-    generator, tensors = torch.Generator().manual_seed(3), load_file(path)
-    for name, tensor in tensors.items():
-        if name.startswith(("controlnet_", "control_")) and tensor.ndim > 1:
-            tensors[name] = torch.randn(tensor.shape, generator=generator) * 0.3
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def original(control: Path, path: Path) -> Path:

@@ -35,6 +35,7 @@ def _parts(folder: Path) -> dict[str, object]:
 def kontext(flux: Path, folder: Path) -> Path:
     """Save the parts of a tiny FLUX.1 as FLUX.1 Kontext."""
     FluxKontextPipeline(**_parts(flux)).save_pretrained(folder)
+    builders.enliven_saved(folder, attention=20.0)
     return folder
 
 
@@ -66,9 +67,7 @@ def controlnet(folder: str | Path, *, sd1: Path) -> Path:
     torch.manual_seed(12)
     parts = _parts(sd1)
     net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 8, 16, 16)).eval()
-    with torch.no_grad():  # an untrained ControlNet adds nothing: its last layers are zero
-        for block in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
-            torch.nn.init.normal_(block.weight, std=0.2)
+    builders.enliven_control(net)
     names = {name: part for name, part in parts.items() if name != "image_encoder"}
     StableDiffusionControlNetPipeline(**names, controlnet=net, requires_safety_checker=False).save_pretrained(folder)
     return Path(folder)

@@ -9,7 +9,7 @@ import torch
 from tests.companions import vectors
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import failing_once, on_engine
-from tests.pictures import pixels
+from tests.pictures import assert_all_differ, assert_differs, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.core.errors import IncompatibleAdapter, UnknownParameter, UnsafeFormat, WorkerError
@@ -49,7 +49,7 @@ async def test_every_layout_draws_the_same_by_its_own_word(settings, kept, layou
     by_token = {"model": kept("reference.safetensors", {"emb_params": vectors(2)}), "token": "zzz"}
     wanted = await handled(worker, prompt="a zzz cat", embeddings=[by_token])
     assert np.array_equal(pixels(answer), pixels(wanted))
-    assert not np.array_equal(pixels(answer), pixels(await handled(worker, prompt=f"a {word} cat")))
+    assert_differs(pixels(answer), pixels(await handled(worker, prompt=f"a {word} cat")))
 
 
 FAMILIES = {
@@ -84,7 +84,7 @@ async def test_a_word_is_read_whole_in_any_case_and_in_every_prompt(worker, kept
     assert longer["warnings"] == [f"{word['model']} was loaded, but no prompt names jinx."]
     negative = await handled(worker, prompt="a cat", negative_prompt="jinx", embeddings=[word])
     assert negative["warnings"] == []
-    assert not np.array_equal(pixels(negative), pixels(await handled(worker, prompt="a cat", negative_prompt="jinx")))
+    assert_differs(pixels(negative), pixels(await handled(worker, prompt="a cat", negative_prompt="jinx")))
 
 
 async def test_a_word_can_be_weighted(worker, kept):
@@ -92,7 +92,7 @@ async def test_a_word_can_be_weighted(worker, kept):
     drawn = [
         pixels(await handled(worker, prompt=f"a {text} cat", **job)) for text in ("jinx", "(jinx:1.5)", "(jinx:0)")
     ]
-    assert len({picture.tobytes() for picture in drawn}) == 3
+    assert_all_differ(*drawn)
 
 
 async def test_of_two_words_the_longer_is_read_where_both_could_be(worker, kept):

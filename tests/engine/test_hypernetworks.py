@@ -10,7 +10,7 @@ import torch
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import on_engine
 from tests.hypernetworks import CROSS, SELF, flat, pickled, told
-from tests.pictures import drawn_by_diffusers, pixels
+from tests.pictures import assert_all_differ, assert_differs, drawn_by_diffusers, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.core.errors import (
@@ -88,7 +88,7 @@ async def test_it_draws_what_a1111s_formula_says(worker, zoo, kept, said):
     difference = np.abs(pixels(answer).astype(int) - reference)
     assert difference.max() <= 1
     plain = drawn_by_diffusers(zoo / "models/sd1", 7, prompt="a red apple", num_inference_steps=3)
-    assert np.abs(pixels(answer).astype(int) - plain).max() > 3
+    assert_differs(pixels(answer).astype(int), plain)
 
 
 async def test_a_pickle_keeps_its_structure_when_it_is_converted(trusting, kept):
@@ -97,7 +97,7 @@ async def test_a_pickle_keeps_its_structure_when_it_is_converted(trusting, kept)
     second = await handled(trusting, hypernetworks=[kept("style.safetensors", flat(saved), told(saved))])
     bare = await handled(trusting, hypernetworks=[kept("bare.safetensors", flat(saved))])
     assert np.array_equal(pixels(first), pixels(second))
-    assert not np.array_equal(pixels(first), pixels(bare))
+    assert_differs(pixels(first), pixels(bare))
 
 
 async def test_the_oldest_names_draw_the_same(worker, kept):
@@ -119,7 +119,7 @@ async def test_weight_0_changes_nothing_and_nothing_is_left_bit_for_bit(worker, 
     none = await handled(worker, hypernetworks=[{"model": style, "weight": 0}])
     assert np.array_equal(pixels(none), plain)
     full = await handled(worker, hypernetworks=[style])
-    assert not np.array_equal(pixels(full), plain)
+    assert_differs(pixels(full), plain)
     assert on_engine(worker, hooks) == before
     assert np.array_equal(pixels(await handled(worker)), plain)
     assert np.array_equal(pixels(await handled(worker, hypernetworks=[style])), pixels(full))  # from the cache
@@ -130,7 +130,7 @@ async def test_several_are_applied_in_their_order_and_beside_a_lora(worker, zoo,
     second = kept("b.safetensors", flat(pickled((CROSS,))), {"activation_func": "tanh"})
     lora = f"file:{zoo}/models/lora.safetensors"
     drawn = [
-        pixels(await handled(worker, **fields)).tobytes()
+        pixels(await handled(worker, **fields))
         for fields in (
             {"hypernetworks": [first]},
             {"hypernetworks": [first, second]},
@@ -138,7 +138,7 @@ async def test_several_are_applied_in_their_order_and_beside_a_lora(worker, zoo,
             {"hypernetworks": [first, second], "loras": [lora]},
         )
     ]
-    assert len(set(drawn)) == 4
+    assert_all_differ(*drawn)
 
 
 async def test_every_task_takes_them(worker, kept):
@@ -147,7 +147,7 @@ async def test_every_task_takes_them(worker, kept):
     style = kept("a.safetensors", flat(pickled()), {"activation_func": "relu"})
     picture = {"image": encoded(gradient(64, 64)), "strength": 0.7}
     changed = await handled(worker, **picture, hypernetworks=[style])
-    assert not np.array_equal(pixels(changed), pixels(await handled(worker, **picture)))
+    assert_differs(pixels(changed), pixels(await handled(worker, **picture)))
 
 
 REFUSED = {

@@ -12,7 +12,7 @@ import transformers
 
 from tests import builders, single_files
 from tests.asking import perform
-from tests.pictures import pixels
+from tests.pictures import assert_differs, pixels
 from tests.zoo import language
 from worker.app.build import build_worker
 from worker.core.device import LoadPlan
@@ -68,7 +68,7 @@ async def test_a_vae_from_elsewhere_changes_its_own_model_only(worker):
     plain = await draw(worker, "plain")
     assert np.array_equal(await draw(worker, "file"), plain)
     changed = await draw(worker, "with-vae")
-    assert not np.array_equal(changed, plain)
+    assert_differs(changed, plain)
     assert np.array_equal(await draw(worker, "repository-with-vae"), changed)
     assert np.array_equal(await draw(worker, "file"), plain)
 
@@ -84,8 +84,8 @@ async def test_models_that_share_files_stay_apart_when_both_are_resident(setting
 
 async def test_a_component_of_another_repository_is_used(worker):
     mixed = await draw(worker, "mixed")
-    assert not np.array_equal(mixed, await draw(worker, "plain"))
-    assert not np.array_equal(mixed, await draw(worker, "other"))
+    assert_differs(mixed, await draw(worker, "plain"))
+    assert_differs(mixed, await draw(worker, "other"))
 
 
 async def test_a_unet_alone_takes_the_rest_of_its_base(worker):
@@ -109,7 +109,7 @@ async def test_a_unet_without_a_base_is_refused_naming_what_it_lacks(worker):
 
 @pytest.mark.parametrize("model", ["velocity", "repository-velocity"])
 async def test_a_declared_prediction_reaches_the_scheduler(worker, model):
-    assert not np.array_equal(await draw(worker, model), await draw(worker, "plain"))
+    assert_differs(await draw(worker, model), await draw(worker, "plain"))
 
 
 async def test_damaged_files_leave_nothing_behind(worker):

@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.test_generation import draw
-from tests.pictures import pixels
+from tests.pictures import assert_differs, pixels
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 
 
@@ -18,7 +18,7 @@ def lora(zoo):
 async def test_a_lora_that_fits_changes_the_picture_and_leaves_no_trace(worker, zoo, name):
     before = pixels(await draw(worker))
     answer = await draw(worker, loras=[{"model": f"file:{zoo}/models/{name}.safetensors", "weight": 1.0}])
-    assert not np.array_equal(pixels(answer), before)
+    assert_differs(pixels(answer), before)
     report = answer["loras"][0]
     assert report["matched"] == report["total"] > 0
     assert len(report["sha256"]) == 64
@@ -38,8 +38,8 @@ async def test_two_loras_are_both_applied(worker, zoo, lora):
     other = f"file:{zoo}/models/kohya.safetensors"
     both = await draw(worker, loras=[lora, {"model": other, "weight": 0.7}])
     assert [item["model"] for item in both["loras"]] == [lora, other]
-    assert not np.array_equal(pixels(both), pixels(await draw(worker, loras=[lora])))
-    assert not np.array_equal(pixels(both), pixels(await draw(worker, loras=[{"model": other, "weight": 0.7}])))
+    assert_differs(pixels(both), pixels(await draw(worker, loras=[lora])))
+    assert_differs(pixels(both), pixels(await draw(worker, loras=[{"model": other, "weight": 0.7}])))
 
 
 async def test_a_lora_that_matches_nothing_is_an_error(worker, zoo, tmp_path, lora):

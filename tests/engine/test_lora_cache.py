@@ -12,6 +12,7 @@ from tests import loras
 from tests.engine.lora_bench import Bench, adapter, assert_same, host
 from tests.engine.test_lora_dialects import SETS, paths
 from tests.loras import AB, Lora
+from tests.pictures import assert_all_differ, assert_differs
 from worker.core.errors import CorruptFile, IncompatibleAdapter, JobCancelled, UnsupportedModel
 from worker.engine.adapters import lora as lora_module
 from worker.engine.adapters.lora import LoraCache
@@ -68,7 +69,7 @@ def test_a_resident_lora_is_known_by_what_it_holds_not_by_its_name(bench, tmp_pa
     other, _ = bench.applied([two])
     same, _ = bench.applied([adapter(plain(bench, 2), tmp_path / "copy.safetensors")])
     assert len(reads) == 2
-    assert not np.array_equal(picture, other)
+    assert_differs(picture, other)
     assert np.array_equal(other, same)
 
 
@@ -302,7 +303,7 @@ def test_a_word_for_two_encoders_changes_both(xl, tmp_path):
     two, _ = xl.applied([adapter(Lora(item.tensors | words), tmp_path / "b")], "mywrd")
     only = {key: value for key, value in words.items() if key.endswith("clip_l")}
     three, _ = xl.applied([adapter(Lora(item.tensors | only), tmp_path / "c")], "mywrd")
-    assert len({picture.tobytes() for picture in (one, two, three)}) == 3
+    assert_all_differ(one, two, three)
     xl.assert_untouched()
 
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+_KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")  # whose pictures are compared bit for bit
 
 
 class WorkerProcess:
@@ -33,7 +34,7 @@ class WorkerProcess:
         self.script = Path(script).resolve()
         self.args = args
         # one thread: several workers share the machine, and a tiny model gains nothing from more
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+        kept = {name: os.environ[name] for name in _KEPT + _KERNELS if name in os.environ} | {"OMP_NUM_THREADS": "1"}
         self.env = kept | dict(env or {})
         self.cwd = Path(cwd) if cwd is not None else self.script.parent
         self.started_at = 0.0

@@ -18,6 +18,7 @@ import torch
 import transformers
 from PIL import Image
 
+from tests.builders import enliven_control
 from tests.zoo.recipe import Recipe
 
 torch.set_num_threads(1)
@@ -56,7 +57,9 @@ def save(recipe: Recipe, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pipeline = recipe.build()
-        _wake(pipeline)
+        for name, part in pipeline.components.items():
+            if name.startswith("controlnet"):
+                enliven_control(part)
     pipeline.save_pretrained(folder, safe_serialization=True)
     if recipe.moved:
         index = folder / "model_index.json"
@@ -65,16 +68,6 @@ def save(recipe: Recipe, folder: Path) -> Path:
             named[component][0] = library
         index.write_text(json.dumps(named, indent=2))
     return folder
-
-
-def _wake(pipeline: Any) -> None:
-    """Fill the zero layers of ControlNets, whose picture would else change nothing."""
-    for name, part in pipeline.components.items():
-        if not name.startswith("controlnet"):
-            continue
-        for weight in part.parameters():
-            if weight.ndim > 1 and not weight.any():
-                torch.nn.init.normal_(weight)
 
 
 def load(recipe: Recipe, folder: Path) -> Any:

@@ -13,7 +13,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a caller sends: a colour gradient, other colours for another seed; RGB, or RGBA and opaque."""
+    """A picture that a caller sends: a colour gradient, mirrored and of other colours for another seed.
+
+    RGB, or RGBA and opaque.
+    """
 
     width: int = 64
     height: int = 64
@@ -22,6 +25,7 @@ class Picture:
 
     def draw(self) -> Image.Image:
         x, y = np.meshgrid(np.linspace(0, 255, self.width), np.linspace(0, 255, self.height))
+        x, y = (x[:, ::-1] if self.seed & 1 else x), (y[::-1] if self.seed & 2 else y)
         blue = np.full_like(x, (40 + 90 * self.seed) % 256)
         return Image.fromarray(np.stack([x, y, blue], axis=-1).astype(np.uint8)).convert(self.mode)
 

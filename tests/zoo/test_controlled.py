@@ -9,7 +9,7 @@ import pytest
 
 from tests.asking import perform
 from tests.controls import ROW, apart
-from tests.pictures import encoded, gradient, pixels
+from tests.pictures import assert_differs, encoded, gradient, pixels
 from tests.zoo.plain import quiet
 from tests.zoo.served import zoo_worker
 from worker.catalog.classes.signatures import call_parameters
@@ -76,7 +76,7 @@ def test_two_pictures_are_both_followed(pipeline, root, worker):
     second = first | {"image": encoded(gradient(64, 64)[::-1].copy()), "scale": 0.6}
     pictures = [_drawn(worker, request | {"controlnets": sent}) for sent in ([first], [second], [first, second])]
     for one, other in itertools.combinations(pictures, 2):
-        assert not np.array_equal(one, other)
+        assert_differs(one, other)
 
 
 def _drawn(worker, request):

@@ -25,7 +25,7 @@ class _Calls:
 
 
 def gadgets(marker: str):
-    touch = f"open({marker!r}, 'w')"
+    touch = f"open({marker!r}, 'w').close()"
     yield "os.system", pickle.dumps(_Calls(os.system, f"touch {marker}"))
     yield "subprocess", pickle.dumps(_Calls(subprocess.check_call, ["touch", marker]))
     yield "exec", pickle.dumps(_Calls(exec, touch))

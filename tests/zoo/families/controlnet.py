@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
@@ -34,22 +33,14 @@ def with_controlnet(base: dict[str, Any], **changes: object) -> dict[str, Any]:
     """The parts of a UNet pipeline and a ControlNet that fits its UNet."""
     config = {**_SHARED, "down_block_types": base["unet"].config.down_block_types}
     config["cross_attention_dim"] = base["unet"].config.cross_attention_dim
-    return {**base, "controlnet": awake(ControlNetModel(**{**config, **changes}).eval())}
+    return {**base, "controlnet": ControlNetModel(**{**config, **changes}).eval()}
 
 
 def with_xl_controlnet(base: dict[str, Any], kind: type = ControlNetModel, **changes: object) -> dict[str, Any]:
     """The parts of an XL pipeline and a ControlNet that fits its UNet."""
     config = {**_SHARED, **xl_config(**changes)}
     del config["up_block_types"]
-    return {**base, "controlnet": awake(kind(**config).eval())}
-
-
-def awake(controlnet: torch.nn.Module) -> torch.nn.Module:
-    """Give the layers that a ControlNet starts at zero some weight, so that the control is seen."""
-    for weight in controlnet.parameters():
-        if not weight.any() and weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.05)
-    return controlnet
+    return {**base, "controlnet": kind(**config).eval()}
 
 
 def _union(base: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +59,7 @@ def _xs(*, xl: bool) -> dict[str, Any]:
     adapter = ControlNetXSAdapter.from_unet(
         unet, block_out_channels=[16, 32], num_attention_heads=[2, 4], conditioning_embedding_out_channels=(8, 8, 8, 8)
     )
-    return {**base, "controlnet": awake(adapter.eval())}
+    return {**base, "controlnet": adapter.eval()}
 
 
 def _adapter(base: dict[str, Any], kind: str, factor: int) -> dict[str, Any]:
@@ -77,13 +68,13 @@ def _adapter(base: dict[str, Any], kind: str, factor: int) -> dict[str, Any]:
 
 
 def _sd3_control(**changes: object) -> dict[str, Any]:
-    return {**sd3(), "controlnet": awake(SD3ControlNetModel(**{**SD3, "num_layers": 1, **changes}).eval())}
+    return {**sd3(), "controlnet": SD3ControlNetModel(**{**SD3, "num_layers": 1, **changes}).eval()}
 
 
 def _hunyuan_control() -> dict[str, Any]:
     config = {**HUNYUAN, "transformer_num_layers": 4}
     del config["num_layers"], config["learn_sigma"]
-    return {**hunyuan_dit(), "controlnet": awake(HunyuanDiT2DControlNetModel(**config).eval())}
+    return {**hunyuan_dit(), "controlnet": HunyuanDiT2DControlNetModel(**config).eval()}
 
 
 def _sd1_inpaint() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from diffusers import (
 )
 
 from tests.zoo import parts
-from tests.zoo.families.controlnet import awake, with_controlnet
+from tests.zoo.families.controlnet import with_controlnet
 from tests.zoo.families.stable_diffusion import PROMPT, SIZED, bare, sd1
 from tests.zoo.families.stable_diffusion_xl import sdxl
 from tests.zoo.parts import WIDTH
@@ -50,7 +50,7 @@ def _sparse() -> dict[str, Any]:
         cross_attention_dim=WIDTH,
         down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
     )
-    return {**animated(bare()), "controlnet": awake(controlnet.eval())}
+    return {**animated(bare()), "controlnet": controlnet.eval()}
 
 
 def _stable_video() -> dict[str, Any]:
