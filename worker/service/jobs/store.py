@@ -140,7 +140,7 @@ class JobStore:
 
     async def settled(self, record: JobRecord) -> None:
         """Wait until nothing works for a job any more, cancelled as it may be."""
-        if record.work is not None:
+        if record.work is not None and not record.work.done():
             await asyncio.wait({record.work})
 
     def retry(self, record: JobRecord) -> None:
