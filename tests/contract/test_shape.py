@@ -1,0 +1,53 @@
+"""The measure of the code: files, functions, parameter lists and branches stay few enough to be read."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from radon.complexity import cc_visit
+
+WORKER = Path(__file__).parents[2] / "worker"
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_COMPLEXITY = 400, 60, 7, 15
+# What is one decision with many sides, and would not be clearer in pieces.
+INTRICATE = {
+    "service/local/provisioning.py Provisioner.model_files",
+    "service/local/adapters/image_prompts.py _chosen",
+}
+FILES = sorted(WORKER.rglob("*.py"))
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function of the worker, with its place."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.relative_to(WORKER)}:{node.lineno} {node.name}", node
+
+
+def test_no_file_is_long() -> None:
+    lines = {str(path.relative_to(WORKER)): len(path.read_text().splitlines()) for path in FILES}
+    assert len(lines) > 100
+    assert not {name: count for name, count in lines.items() if count > MAX_FILE_LINES}
+
+
+def test_no_function_is_long() -> None:
+    lengths = {place: (node.end_lineno or 0) - node.lineno + 1 for place, node in functions()}
+    assert not {place: count for place, count in lengths.items() if count > MAX_FUNCTION_LINES}
+
+
+def test_no_function_takes_many_parameters() -> None:
+    counts = {}
+    for place, node in functions():
+        names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        counts[place] = len([name for name in names if name not in ("self", "cls")])
+    assert not {place: count for place, count in counts.items() if count > MAX_PARAMETERS}
+
+
+def test_no_function_has_many_branches() -> None:
+    intricate = {
+        f"{path.relative_to(WORKER)} {block.fullname}": block.complexity
+        for path in FILES
+        for block in cc_visit(path.read_text())
+        if block.letter != "C" and block.complexity > MAX_COMPLEXITY
+    }
+    assert intricate.keys() == INTRICATE
