@@ -24,7 +24,7 @@ help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
 		printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-run: $(READY)  ## Draw the picture of test_input.json into outputs/
+run: $(READY)  ## Draw the image of test_input.json into outputs/
 	@$(BIN)/python handler.py $(ARGS)
 
 test: $(READY)  ## Run the tests, less the slow ones; ARGS='tests/core -x' for some of them
@@ -58,7 +58,7 @@ schedulers: $(READY)  ## Measure which schedulers each pipeline class runs with,
 rooms: $(READY)  ## Draw docs/rooms.svg, after a wall between rooms was moved
 	@$(BIN)/python -m tools.rooms_page
 
-clean:  ## Remove .venv and what the tools left; pictures and downloaded models stay
+clean:  ## Remove .venv and what the tools left; images and downloaded models stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -43,7 +43,7 @@ def imports() -> list[Figure]:
 
 
 def encoding() -> list[Figure]:
-    """A 1024x1024 picture to PNG, against Pillow's default."""
+    """A 1024x1024 image to PNG, against Pillow's default."""
     from worker.media.images import encode
 
     x, y = np.meshgrid(np.linspace(0, 20, 1024), np.linspace(0, 20, 1024))
@@ -96,7 +96,7 @@ def overhead() -> list[Figure]:
         rows = asyncio.run(measure(Path(folder)))
     outside = statistics.median(job - inference for job, inference, _ in rows)
     return [
-        Figure("a demo picture, pipeline alone", statistics.median(row[2] for row in rows) * 1e3, "ms", len(rows)),
+        Figure("a demo image, pipeline alone", statistics.median(row[2] for row in rows) * 1e3, "ms", len(rows)),
         Figure("added around the engine, with PNG", outside * 1e3, "ms", len(rows)),
     ]
 

@@ -65,7 +65,7 @@ def batching() -> list[Figure]:
 
     torch.set_num_threads(1)
     rounds, pairs, steps, wait_ms = 5, 25, 10, 50.0
-    prompts = [f"a picture of {index} apples" for index in range(4)]
+    prompts = [f"an image of {index} apples" for index in range(4)]
 
     def plain(pipe: Any, groups: list[list[str]]) -> None:
         for group in groups:
@@ -137,11 +137,11 @@ def batching() -> list[Figure]:
 
 
 def serving() -> list[Figure]:
-    """What the server adds to a lone picture of 512x512, from request to result.
+    """What the server adds to a lone image of 512x512, from request to result.
 
     The request's seconds at a client in another process, less those of the pipeline's own call and of the PNG encoder
     within this very request (`timed_handler.py`). All else counts: HTTP, checking, the engine, callbacks, base64, an
-    answer that has its picture four times. Not less a second, bare call: of two equal calls, in whichever order, the
+    answer that has its image four times. Not less a second, bare call: of two equal calls, in whichever order, the
     second is milliseconds faster, since the first one finds caches that other work has filled.
 
     A virtual machine's speed moves by a third within minutes, and with it every millisecond here. So there are rounds,
@@ -163,8 +163,8 @@ def serving() -> list[Figure]:
                 client.request("POST", "/run", body, {"Content-Type": "application/json"})
                 sent_back = client.getresponse().read()
                 request = time.perf_counter() - started
-                picture = Image.open(io.BytesIO(base64.b64decode(json.loads(sent_back)["image"])))
-                assert picture.size == (512, 512)
+                image = Image.open(io.BytesIO(base64.b64decode(json.loads(sent_back)["image"])))
+                assert image.size == (512, 512)
                 call, png = map(float, told.read_text().splitlines()[-1].split())
                 rows.append((request, call, png, request - call - png))
     # The first ones load and warm up.

@@ -1,6 +1,6 @@
 """handler.py with a stopwatch on two parts of each job, whose seconds go to the file BENCH_SECONDS, a line for each.
 
-The parts are the pipeline's own call, less the worker's callbacks within it, and the encoding of the picture.
+The parts are the pipeline's own call, less the worker's callbacks within it, and the encoding of the image.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Tiny random pipelines and LoRAs: real diffusers folders that run on one CPU thread in under a second.
 
 Every builder is a plain function with a fixed seed: the same call writes the same bytes. The weights are random, but
-scaled on purpose: an untrained network ignores its prompt and paints flat grey, and a test that compares pictures of
+scaled on purpose: an untrained network ignores its prompt and paints flat grey, and a test that compares images of
 two prompts would then prove nothing.
 """
 
@@ -189,10 +189,10 @@ def lora_for(
     dialect: Dialect = "diffusers",
     seed: int = 0,
 ) -> Path:
-    """Write a random LoRA that fits the attention layers of a saved pipeline and visibly changes its picture.
+    """Write a random LoRA that fits the attention layers of a saved pipeline and visibly changes its image.
 
     ``alpha`` is the trained scale (``alpha / rank`` multiplies the change); left out, it equals the rank. The dialects
-    hold the same numbers for the same seed, so both must give the same picture. ``kohya`` is for UNet pipelines only.
+    hold the same numbers for the same seed, so both must give the same image. ``kohya`` is for UNet pipelines only.
     """
     part = "unet" if (Path(folder) / "unet").is_dir() else "transformer"
     if dialect == "kohya" and part != "unet":
@@ -246,7 +246,7 @@ def unet(**changes: object) -> UNet2DConditionModel:
 
 
 def enliven(model: torch.nn.Module, factor: float = 3.0) -> None:
-    """Scale up what carries the prompt into the picture."""
+    """Scale up what carries the prompt into the image."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not name.endswith("weight") or weight.ndim < 2:
@@ -264,7 +264,7 @@ def enliven_control(control: torch.nn.Module) -> torch.nn.Module:
 
 
 def enliven_saved(folder: Path, *, attention: float = 5.0, latents: float = 1.0) -> None:
-    """Scale up what carries prompts and images into the picture of a saved pipeline that hardly listens to them.
+    """Scale up what carries prompts and images into the image of a saved pipeline that hardly listens to them.
 
     `attention` is for what tokens see of one another, `latents` for what a VAE makes of an image.
     """

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests import builders, hypernetworks, image_prompts, upscalers
 from tests.builders import enliven_control
 
-_HINT = (8, 8, 16, 16)  # channels of what reads a control picture
+_HINT = (8, 8, 16, 16)  # channels of what reads a control image
 
 
 def vectors(count: int, width: int = builders.WIDTH, seed: int = 4) -> torch.Tensor:

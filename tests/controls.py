@@ -52,7 +52,7 @@ class Pair:
         call = {**(self.recipe.call or self.recipe.request), **parameters, **more}
         pipe = load(self.recipe, self.both)
         taken = inspect.signature(pipe.__call__).parameters
-        torch.manual_seed(0)  # some encode the control picture with torch's own generator
+        torch.manual_seed(0)  # some encode the control image with torch's own generator
         drawn = draw(replace(self.recipe, call={name: call[name] for name in call if name in taken}), pipe)
         return drawn if drawn.dtype == np.uint8 else (drawn * 255).round().astype(np.uint8)
 

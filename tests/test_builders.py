@@ -16,7 +16,7 @@ BUILDERS = {
     "FluxPipeline": builders.tiny_flux,
 }
 SEEN_CHANGE = 1.0
-"""A mean difference, of 255, that tells two pictures apart beyond rounding."""
+"""A mean difference, of 255, that tells two images apart beyond rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_tiny_pipeline_listens_to_prompt_and_seed(folders, name):
     first = paint(pipeline)
     assert first.shape == (64, 64, 3)
     assert numpy.isfinite(first).all()
-    assert first.std() > 20, "a picture, not a grey square"
+    assert first.std() > 20, "an image, not a grey square"
     assert numpy.array_equal(first, paint(pipeline))
     assert change(first, paint(pipeline, prompt="a blue dog")) > SEEN_CHANGE
     assert change(first, paint(pipeline, seed=1)) > SEEN_CHANGE
@@ -61,9 +61,9 @@ def test_a_tiny_pipeline_listens_to_prompt_and_seed(folders, name):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_lora_changes_the_picture_by_its_alpha_in_every_dialect(folders, name, tmp_path):
+def test_a_lora_changes_the_image_by_its_alpha_in_every_dialect(folders, name, tmp_path):
     plain = paint(load(folders[name]))
-    pictures = {}
+    images = {}
     for dialect in (
         ("diffusers", "kohya") if "unet" in {path.name for path in folders[name].iterdir()} else ("diffusers",)
     ):
@@ -71,12 +71,12 @@ def test_a_lora_changes_the_picture_by_its_alpha_in_every_dialect(folders, name,
             path = builders.lora_for(folders[name], tmp_path / f"{dialect}.safetensors", dialect=dialect, alpha=alpha)
             pipeline = load(folders[name])
             pipeline.load_lora_weights(path.parent, weight_name=path.name)
-            pictures[dialect, alpha] = paint(pipeline)
-        whole, quarter = (change(plain, pictures[dialect, alpha]) for alpha in (None, 1.0))
+            images[dialect, alpha] = paint(pipeline)
+        whole, quarter = (change(plain, images[dialect, alpha]) for alpha in (None, 1.0))
         assert whole > quarter > SEEN_CHANGE
-    if ("kohya", None) in pictures:
-        assert numpy.array_equal(pictures["kohya", None], pictures["diffusers", None])
-        assert numpy.array_equal(pictures["kohya", 1.0], pictures["diffusers", 1.0])
+    if ("kohya", None) in images:
+        assert numpy.array_equal(images["kohya", None], images["diffusers", None])
+        assert numpy.array_equal(images["kohya", 1.0], images["diffusers", 1.0])
 
 
 def test_loras_of_two_seeds_differ_and_a_kohya_transformer_is_refused(folders, tmp_path):
@@ -87,7 +87,7 @@ def test_loras_of_two_seeds_differ_and_a_kohya_transformer_is_refused(folders, t
         builders.lora_for(folders["FluxPipeline"], tmp_path / "x.safetensors", dialect="kohya")
 
 
-def test_a_single_file_gives_the_same_picture(folders, tmp_path):
+def test_a_single_file_gives_the_same_image(folders, tmp_path):
     folder = folders["StableDiffusionPipeline"]
     path = single_files.single_file(folder, tmp_path / "one.safetensors")
     single = StableDiffusionPipeline.from_single_file(

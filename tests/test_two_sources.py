@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from tests.engine.test_generation import draw
 from tests.fakes.civitai import FakeCivitai
 from tests.fakes.hub import FakeHub
-from tests.pictures import assert_differs, pixels
+from tests.images import assert_differs, pixels
 from worker.app.build import build_worker
 from worker.core.errors import ModelNotFound
 

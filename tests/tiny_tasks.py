@@ -41,11 +41,11 @@ def kontext(flux: Path, folder: Path) -> Path:
 
 @builders.private_rng
 def fill(folder: str | Path, *, flux: Path) -> Path:
-    """Save a FLUX.1 Fill: the parts of `flux` and a transformer that also sees the picture and its mask."""
+    """Save a FLUX.1 Fill: the parts of `flux` and a transformer that also sees the image and its mask."""
     torch.manual_seed(11)
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16 + 16 + 64 * 4,  # latents, the picture's latents, and the mask of each latent's pixels
+        in_channels=16 + 16 + 64 * 4,  # latents, the image's latents, and the mask of each latent's pixels
         out_channels=16,
         num_layers=1,
         num_single_layers=1,
@@ -75,7 +75,7 @@ def controlnet(folder: str | Path, *, sd1: Path) -> Path:
 
 @builders.private_rng
 def upscaler(folder: str | Path, *, sd1: Path) -> Path:
-    """Save a fourfold upscaler: a UNet that sees the small picture beside the latents."""
+    """Save a fourfold upscaler: a UNet that sees the small image beside the latents."""
     torch.manual_seed(13)
     parts = _parts(sd1)
     StableDiffusionUpscalePipeline(

@@ -74,11 +74,11 @@ def upscaler(
     return path
 
 
-def enlarged(kind: str, picture: np.ndarray, seed: int = 0) -> np.ndarray:
-    """What the network makes of a whole HxWx3 picture at once."""
+def enlarged(kind: str, image: np.ndarray, seed: int = 0) -> np.ndarray:
+    """What the network makes of a whole HxWx3 image at once."""
     spandrel = import_spandrel()
     model = spandrel.ModelLoader().load_from_state_dict(network(kind, seed).state_dict())
     model.model.eval()
-    given = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+    given = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         return (model(given)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

@@ -92,7 +92,7 @@ _KINDS = (
 
 
 def kind_of(name: str) -> str | None:
-    """Say what a model class is, from its name; None for what is no part of a picture or video pipeline."""
+    """Say what a model class is, from its name; None for what is no part of an image or video pipeline."""
     if any(
         word in name
         for word in ("Audio", "Vocoder", "UNet1D", "Music", "AceStep", "MultiControlNet", "MultiAdapter", "Protein")
@@ -110,7 +110,7 @@ def signature_of(name: str) -> list[str]:
 
 
 def model_classes() -> Iterator[str]:
-    """Yield the exported model classes that are a part of a picture or video pipeline."""
+    """Yield the exported model classes that are a part of an image or video pipeline."""
     exported = {name for names in diffusers._import_structure.values() for name in names}
     for name in sorted(exported):
         if kind_of(name) and not name.startswith("Flax"):

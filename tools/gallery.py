@@ -30,7 +30,7 @@ class Row:
     """One line of the sheet: what was sent beside what came back, each with its caption."""
 
     title: str
-    pictures: tuple[tuple[str, Image.Image], ...]
+    images: tuple[tuple[str, Image.Image], ...]
 
 
 class Studio:
@@ -58,7 +58,7 @@ class Studio:
         self._jobs = 0
 
     def draw(self, prompt: str, **fields: Any) -> Image.Image:
-        """What the worker answers; pictures may be sent as they are."""
+        """What the worker answers; images may be sent as they are."""
         self._jobs += 1
         sent = {name: _encoded(value) if isinstance(value, Image.Image) else value for name, value in fields.items()}
         payload = {"prompt": prompt, "seed": 7, **sent}
@@ -84,7 +84,7 @@ def inpaint(studio: Studio) -> Row:
 
 
 def outpaint(studio: Studio) -> Row:
-    """Outpainting: a picture goes on beyond its borders."""
+    """Outpainting: an image goes on beyond its borders."""
     prompt = "a fox on a light blue background"
     half = studio.draw(prompt).crop((0, 0, 40, 64))
     whole = studio.draw(prompt, image=half, outpaint={"right": 24})
@@ -108,7 +108,7 @@ def lora(studio: Studio) -> Row:
 
 
 def control(studio: Studio) -> Row:
-    """A ControlNet follows the edges of a picture."""
+    """A ControlNet follows the edges of an image."""
     castle = moved(studio.draw("a castle", seed=3), 7, 6)
     file = f"file:{DEMO}/companions/edge-control-lora.safetensors"
     edges = {"model": file, "image": _encoded(castle), "preprocess": "canny"}
@@ -151,23 +151,23 @@ def hole(side: int = 64) -> Image.Image:
 
 
 def sheet(rows: list[Row]) -> Image.Image:
-    """The rows below one another, each picture with its caption."""
-    widest = max(sum(_width(picture) + _GAP for _, picture in row.pictures) for row in rows)
+    """The rows below one another, each image with its caption."""
+    widest = max(sum(_width(image) + _GAP for _, image in row.images) for row in rows)
     page = Image.new("RGB", (widest + _GAP, len(rows) * (_CELL + 2 * _STRIP) + _GAP), "white")
     pen, bold, small = ImageDraw.Draw(page), ImageFont.load_default(14), ImageFont.load_default(11)
     for index, row in enumerate(rows):
         top, left = index * (_CELL + 2 * _STRIP) + _GAP, _GAP
         pen.text((left, top), row.title, fill="black", font=bold)
-        for caption, picture in row.pictures:
-            large = picture.resize((_width(picture), _CELL), Image.Resampling.BICUBIC)
+        for caption, image in row.images:
+            large = image.resize((_width(image), _CELL), Image.Resampling.BICUBIC)
             page.paste(large, (left, top + 22))
             pen.text((left, top + 24 + _CELL), caption, fill="black", font=small)
             left += large.width + _GAP
     return page
 
 
-def _width(picture: Image.Image) -> int:
-    return round(_CELL * picture.width / picture.height)
+def _width(image: Image.Image) -> int:
+    return round(_CELL * image.width / image.height)
 
 
 def _encoded(image: Image.Image) -> str:

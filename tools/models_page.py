@@ -139,7 +139,7 @@ def _loras() -> Iterable[Sequence[str]]:
 
 
 def _controls() -> Iterable[Sequence[str]]:
-    several = {"any": f"up to {MAX_CONTROLS}", "same": f"up to {MAX_CONTROLS} pictures for one", "one": "no"}
+    several = {"any": f"up to {MAX_CONTROLS}", "same": f"up to {MAX_CONTROLS} images for one", "one": "no"}
     for row in CONTROLLED:
         kind = f"`{row.component}`{' for inpainting' if row.inpaints else ''}"
         yield f"`{row.plain}`", kind, f"`{row.pipeline}`", several[row.several]

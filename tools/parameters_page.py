@@ -99,7 +99,7 @@ def _value(name: str, schema: Schema, ending: str = "") -> str:
         return f"{kind}{ending}{bounds}"
     if kind == "array" and isinstance(inner := schema.get("items"), dict):
         return f"list{ending} of {_value(name, inner, 's')}"
-    media = "video" if "video" in name else "picture"
+    media = "video" if "video" in name else "image"
     return {"string": f"text{ending}", "None": media}.get(kind, kind)
 
 

@@ -4,7 +4,7 @@
 
 A room is a package of `worker`; its floor is its layer in pyproject.toml's first import contract. An arrow says that a
 file of the upper room imports one of the lower; an arrow that a longer way says too is left out. Run it after a wall
-was moved; a test compares the picture with the code.
+was moved; a test compares the image with the code.
 """
 
 import ast
@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-PICTURE = PROJECT / "docs" / "rooms.svg"
+IMAGE = PROJECT / "docs" / "rooms.svg"
 _WIDTH, _MARGIN, _GAP = 960, 24, 24
 _ROOM, _FLOOR = 72, 116  # heights in pixels: of a room, and from one floor to the next
 _CHIP, _CHIP_GAP = 24, 8  # of an inner room
@@ -33,9 +33,9 @@ Arrow = tuple[str, str]
 
 
 def main() -> None:
-    """Write the picture."""
-    PICTURE.write_text(picture(), encoding="utf-8")
-    print(f"{PICTURE}: {len(room_imports())} arrows before those that a longer way says")
+    """Write the image."""
+    IMAGE.write_text(image(), encoding="utf-8")
+    print(f"{IMAGE}: {len(room_imports())} arrows before those that a longer way says")
 
 
 def floors() -> list[list[str]]:
@@ -61,7 +61,7 @@ def reduced(arrows: Iterable[Arrow]) -> set[Arrow]:
     return {(a, b) for a, b in arrows if not any(b in _reached(c, arrows) for x, c in arrows if x == a and c != b)}
 
 
-def picture() -> str:
+def image() -> str:
     """The whole SVG."""
     places = _places(floors())
     height = max(y + tall for _, y, _, tall in places.values()) + _MARGIN

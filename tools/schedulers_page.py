@@ -28,12 +28,12 @@ be sent as it is.
   table below; case, spaces, `-` and `_` do not matter. A schedule may follow it: `DPM++ 2M Karras`, `euler_beta`.
 - `schedule`: where the steps are, by the same names. A scheduler takes those of its row.
 - `shift`: for models that predict a flow, how far their steps are moved towards noise. It replaces the model's own
-  number, and a shift that would follow the picture's size.
+  number, and a shift that would follow the image's size.
 
 `timesteps` or `sigmas` give the steps one by one, falling, where the pipeline and the scheduler take them. What does
 not fit a model is refused before anything is loaded, with what does. A model keeps its own noise schedule, prediction
 type and zero-SNR betas under every scheduler; one that was trained down to zero signal takes only those that can begin
-there. Noise that a scheduler adds is drawn from each picture's own seed.
+there. Noise that a scheduler adds is drawn from each image's own seed.
 """
 _NAMES = """
 ## Names

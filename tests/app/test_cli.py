@@ -57,7 +57,7 @@ def size_of(path):
         return image.size
 
 
-def test_run_saves_the_pictures_and_prints_where(run, tmp_path):
+def test_run_saves_the_images_and_prints_where(run, tmp_path):
     result = run("run", "A red Apple", "--seed", 3, "-p", "num_images=2", "-p", "steps=4", "-p", "sampler=euler_a")
     assert result.exit_code == 0, result.output
     paths = [tmp_path / "outputs" / f"a-red-apple-{seed}.png" for seed in (3, 4)]
@@ -71,14 +71,14 @@ def test_run_never_overwrites_and_takes_a_folder(run, tmp_path):
     assert len([*(tmp_path / "mine").glob("*.png")]) == 2
 
 
-def test_run_starts_from_a_picture(run, builder, tmp_path):
+def test_run_starts_from_an_image(run, builder, tmp_path):
     Image.new("RGB", (64, 32), "red").save(tmp_path / "in.png")
     assert run("run", "x", "--image", tmp_path / "in.png", "-p", "strength=0.5").exit_code == 0
     assert builder.engine.ran[0].call.task == "image-to-image"
     assert (builder.engine.ran[0].image.width, builder.engine.ran[0].image.height) == (64, 32)
 
 
-def test_run_keeps_large_pictures_as_they_are(run, builder, monkeypatch):
+def test_run_keeps_large_images_as_they_are(run, builder, monkeypatch):
     monkeypatch.setenv("MAX_RESPONSE_MB", "0.011")
     builder.engine.pixels = lambda job, seed: Raster("RGB", 64, 64, random.Random(seed).randbytes(64 * 64 * 3))
     result = run("run", "x", "-p", "num_images=8")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from tests.asking import perform
 from tests.companions import companions
 from tests.fakes.hub import FakeHub
-from tests.pictures import encoded, gradient
+from tests.images import encoded, gradient
 from worker.app.build import build_worker
 from worker.app.cli import commands as cli
 from worker.app.settings import Settings
@@ -25,10 +25,10 @@ REGISTRY = {
     "larger": {"source": "org/beside#esrgan.safetensors"},
     "decoder": {"source": "org/vae"},
 }
-PICTURE = encoded(gradient(64, 64))
+IMAGE = encoded(gradient(64, 64))
 JOBS = {
-    "follow": {"controlnets": [{"model": "follow", "image": PICTURE}]},
-    "show": {"ip_adapters": [{"model": "show", "image": PICTURE}]},
+    "follow": {"controlnets": [{"model": "follow", "image": IMAGE}]},
+    "show": {"ip_adapters": [{"model": "show", "image": IMAGE}]},
     "word": {"embeddings": [{"model": "word", "token": "zzz"}]},
     "style": {"hypernetworks": ["style"]},
     "look": {"loras": ["look"]},

@@ -1,4 +1,4 @@
-"""`python -m worker usage`: what was drawn, added up and as a picture."""
+"""`python -m worker usage`: what was drawn, added up and as an image."""
 
 import io
 import json
@@ -98,14 +98,14 @@ def test_what_cannot_be_read_is_left_out_and_nothing_is_no_failure(run, tmp_path
 def test_the_plot_has_a_bar_for_each(run, tmp_path):
     result = run(some(), "--by", "model", "--plot", tmp_path / "usage.png")
     assert result.exit_code == 0, result.output
-    with Image.open(tmp_path / "usage.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "usage.png") as image:
+        assert image.format == "PNG"
 
 
 def test_bars_are_as_long_as_their_numbers_are_large():
-    with Image.open(io.BytesIO(draw_bars("A title", {"a": 100.0, "half of a": 50.0, "none": 0.0}, "s"))) as picture:
-        blue = picture.convert("RGB").tobytes()
-        width = picture.width
+    with Image.open(io.BytesIO(draw_bars("A title", {"a": 100.0, "half of a": 50.0, "none": 0.0}, "s"))) as image:
+        blue = image.convert("RGB").tobytes()
+        width = image.width
     pixels = [blue[at : at + 3] for at in range(0, len(blue), 3)]
     lengths = [pixels[row : row + width].count(bytes((46, 110, 180))) for row in range(0, len(pixels), width)]
     drawn = sorted({length for length in lengths if length > 50})

@@ -1,4 +1,4 @@
-"""What is logged: lines for people or programs with their request's id, and no word, picture or key of anybody's."""
+"""What is logged: lines for people or programs with their request's id, and no word, image or key of anybody's."""
 
 import base64
 import io
@@ -58,38 +58,38 @@ def files_below(folder):
     return {path: path.read_bytes().decode("utf-8", "replace") for path in folder.rglob("*") if path.is_file()}
 
 
-def failures(picture):
+def failures(image):
     """What libraries say of what they choke on: whole, shortened, quoted, and as they got it."""
     return [
         ValueError(f"cannot use {PROMPT}"),
         RuntimeError(f"got {PROMPT[:40]}…"),
         KeyError(PROMPT),
-        TypeError(f"of a strange kind: {picture}"),
+        TypeError(f"of a strange kind: {image}"),
         OSError(f"https://host/file?key={CALLERS_KEY} with Authorization: Bearer {CALLERS_KEY}"),
         PermissionError(f"{OPERATORS_TOKEN} was refused"),
         OutOfMemory("Too large."),
     ]
 
 
-def test_no_log_line_file_or_number_holds_a_word_a_key_or_a_picture(tmp_path, log, capfd):
+def test_no_log_line_file_or_number_holds_a_word_a_key_or_an_image(tmp_path, log, capfd):
     noise = io.BytesIO()
     Image.effect_noise((64, 64), 90).convert("RGB").save(noise, "PNG")
-    picture = base64.b64encode(noise.getvalue()).decode()
+    image = base64.b64encode(noise.getvalue()).decode()
     keep_always([OPERATORS_TOKEN])
     bucket = {"endpointUrl": "https://s3.example", "bucketName": "results", "accessId": "canaryAccess"}
     jobs = [
         {},
         {"widht": 64},
         {"model": "nobody/knows"},
-        {"image": picture, "strength": 0.5},
-        {"image": picture[:-7] + "!canary"},
+        {"image": image, "strength": 0.5},
+        {"image": image[:-7] + "!canary"},
         {"s3Config": bucket | {"accessSecret": CALLERS_KEY}},
         {"prompt": {"text": PROMPT}},
     ]
     outputs, answers = tmp_path / "written", []
     with WebWorker(outputs, hf_token=OPERATORS_TOKEN, gpu_price_per_hour=1) as served:
         before = files_below(outputs)
-        raised = failures(picture)
+        raised = failures(image)
         for extra in [*jobs, *({} for _ in raised)]:
             if extra == {} and answers[: len(jobs)] and len(answers) >= len(jobs):
                 served.context.engine.failures = [raised[len(answers) - len(jobs)]]
@@ -107,7 +107,7 @@ def test_no_log_line_file_or_number_holds_a_word_a_key_or_a_picture(tmp_path, lo
     assert any(path.suffix == ".jsonl" for path in written)
     out, err = capfd.readouterr()
     for place in (log.getvalue(), numbers, out, err, *written.values()):
-        for canary in (*CANARIES, picture[:40], picture[200:240]):
+        for canary in (*CANARIES, image[:40], image[200:240]):
             assert canary not in place, canary
 
 
@@ -162,8 +162,8 @@ def test_what_is_not_private_stays_readable():
 
 def test_redaction_of_a_long_line_under_load_looks_for_little():
     prompts = [f"{index} {PROMPT * 20}" for index in range(64)]
-    pictures = ["QUJD" * 1_000_000] * 128
-    with kept({"prompts": prompts, "images": pictures}):
+    images = ["QUJD" * 1_000_000] * 128
+    with kept({"prompts": prompts, "images": images}):
         assert "unlikely" not in redact(f"{'x ' * 2000}{prompts[5]}")
         looked_for = sum(len(text) for texts in privacy._kept.values() for text in texts)
     assert looked_for < 500_000, "of half a billion"

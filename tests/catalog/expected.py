@@ -323,6 +323,6 @@ REFUSED = {
     "refused-anima": "Anima, which exists in diffusers only as a modular pipeline",
     "refused-flux3": "FLUX.3, which exists in diffusers only as a modular pipeline",
     "refused-omnigen2": "OmniGen2, which is in no released version of diffusers",
-    "refused-sam": "Segment Anything, which looks at pictures",
+    "refused-sam": "Segment Anything, which looks at images",
     "refused-stable-audio": "Stable Audio, which makes audio",
 }

@@ -57,7 +57,7 @@ def add(root: Path) -> None:
             "ToyPipeline",
             source=str(root / "toy_pipeline.py"),
             untaken=frozenset({"toy_curse"}),
-            slots=(Slot("image", ("image", "images"), "pictures", fitted=False),),
+            slots=(Slot("image", ("image", "images"), "images", fitted=False),),
             alone=True,
         ),
     )
@@ -66,7 +66,7 @@ def add(root: Path) -> None:
 async def report(root: Path) -> dict[str, object]:
     """What the worker says of a file, a LoRA and a page of that family, its schema, and two requests for it."""
     from tests.fakes.engine import make_context
-    from tests.pictures import encoded
+    from tests.images import encoded
     from worker.catalog.base_models import known_base
     from worker.catalog.detector import detect_header
     from worker.core.errors import WorkerError
@@ -97,7 +97,7 @@ async def report(root: Path) -> dict[str, object]:
             "pipeline": job.call.pipeline,
             "alone": job.call.row.alone,
             "steps": job.params["num_inference_steps"],
-            "images": len(job.media[0].pictures),
+            "images": len(job.media[0].images),
         },
         "refused": refused,
     }

@@ -43,7 +43,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python")])
-def test_a_command_of_the_readme_runs_and_saves_pictures(command, tmp_path):
+def test_a_command_of_the_readme_runs_and_saves_images(command, tmp_path):
     words = shlex.split(command)
     assert words[0] == "python"
     script = [str(PROJECT / word) if word.endswith(".py") else word for word in words[1:]]
@@ -146,12 +146,12 @@ def test_every_field_that_a_schema_lists_has_a_row_and_a_meaning() -> None:
     assert len(listed_parameters()) > 200
 
 
-def test_the_picture_of_the_rooms_is_that_of_the_code():
-    from tools.rooms_page import PICTURE, floors, picture, reduced
+def test_the_image_of_the_rooms_is_that_of_the_code():
+    from tools.rooms_page import IMAGE, floors, image, reduced
 
     names = {path.parent.name for path in (PROJECT / "worker").glob("*/__init__.py")}
     assert {name for floor in floors() for name in floor} == names
-    assert PICTURE.read_text(encoding="utf-8") == picture(), "run make rooms"
+    assert IMAGE.read_text(encoding="utf-8") == image(), "run make rooms"
     assert reduced([("a", "b"), ("b", "c"), ("a", "c")]) == {("a", "b"), ("b", "c")}
 
 

@@ -24,7 +24,7 @@ def env(zoo, tmp_path):
     }
 
 
-def test_a_test_input_saves_the_picture_and_prints_where(env, tmp_path):
+def test_a_test_input_saves_the_image_and_prints_where(env, tmp_path):
     job = json.dumps({"input": {"prompt": "a red apple", "seed": 3, "num_images": 2}})
     with WorkerProcess(HANDLER, "--test_input", job, env=env, cwd=tmp_path) as worker:
         assert worker.wait(60) == 0, worker.output
@@ -77,6 +77,6 @@ def test_the_local_api_answers(env, tmp_path):
         answer = post({"prompt": "x", "seed": 1})
         assert answer["status"] == "COMPLETED"
         assert answer["output"]["image"] == answer["output"]["images"][0]
-        assert len(answer["output"]["image"]) > 1000  # the picture itself, not a file name
+        assert len(answer["output"]["image"]) > 1000  # the image itself, not a file name
         assert post({"action": "status"})["output"]["resident_models"] == ["tiny"]
         assert post({})["status"] == "FAILED"

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.test_standalone import start, until_ready
-from tests.pictures import pixels
+from tests.images import pixels
 
 CALLERS = 200
 TAKEN = {"MAX_CONCURRENT_JOBS": "32", "MAX_QUEUED_JOBS": "48"}
@@ -30,9 +30,9 @@ def mixed_jobs():
     """As many jobs as callers, in a mixed order. Every tenth comes from two callers under one key."""
     shapes = itertools.product(("tiny", "tiny-xl", "tiny-sd3"), (64, 80), (1, 2))
     jobs = [
-        {"model": model, "width": width, "height": 64, "num_images": pictures, "num_inference_steps": 2}
+        {"model": model, "width": width, "height": 64, "num_images": images, "num_inference_steps": 2}
         | {"prompt": f"number {index}", "seed": 10 * index}
-        for index, (model, width, pictures) in zip(range(CALLERS), itertools.cycle(shapes), strict=False)
+        for index, (model, width, images) in zip(range(CALLERS), itertools.cycle(shapes), strict=False)
     ]
     for index in range(0, CALLERS, 10):
         jobs[index + 1] = jobs[index]
@@ -56,13 +56,13 @@ async def ask(session, path, job, statuses):
         await asyncio.sleep(wait_s)
 
 
-async def pictures_drawn(session):
+async def images_drawn(session):
     async with session.get("/metrics") as answer:
         families = text_string_to_metric_families(await answer.text())
     return sum(item.value for family in families for item in family.samples if item.name == "imgworker_images_total")
 
 
-async def test_two_hundred_callers_are_each_answered_once_with_the_picture_of_a_serial_run(served):
+async def test_two_hundred_callers_are_each_answered_once_with_the_image_of_a_serial_run(served):
     jobs, statuses = mixed_jobs(), Counter()
     distinct = {job["prompt"]: job for job in jobs}
     everybody = aiohttp.TCPConnector(limit=0)
@@ -73,7 +73,7 @@ async def test_two_hundred_callers_are_each_answered_once_with_the_picture_of_a_
             answers = await asyncio.gather(*asked)
         assert set(statuses) == {200, 429}
         assert statuses[200] == CALLERS
-        assert await pictures_drawn(session) == sum(job["num_images"] for job in distinct.values())
+        assert await images_drawn(session) == sum(job["num_images"] for job in distinct.values())
         async with session.get("/health") as answer:
             status = (await answer.json())["status"]
         assert status == "ready"

@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import PROJECT
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.worker_process import WorkerProcess
-from tests.pictures import drawn_by_diffusers, pixels
+from tests.images import drawn_by_diffusers, pixels
 
 HANDLER = PROJECT / "handler.py"
 
@@ -59,7 +59,7 @@ def test_it_polls_for_jobs_without_having_imported_torch(zoo, tmp_path):
         assert "libtorch" in Path(f"/proc/{worker.pid}/maps").read_text()
 
 
-def test_fifty_jobs_come_back_each_with_its_own_picture(served, zoo):
+def test_fifty_jobs_come_back_each_with_its_own_image(served, zoo):
     prompts = [f"thing number {index}" for index in range(50)]
     ids = [served.submit({"prompt": text, "seed": index}) for index, text in enumerate(prompts)]
     for index, job_id in enumerate(ids):
@@ -128,7 +128,7 @@ def test_pings_name_the_running_job(served):
     served.wait(job_id, 60)
 
 
-def test_the_official_client_gets_the_picture(served, monkeypatch):
+def test_the_official_client_gets_the_image(served, monkeypatch):
     import runpod
 
     monkeypatch.setattr(runpod, "api_key", "test-key")

@@ -89,13 +89,13 @@ def endpoint(served, monkeypatch):
     return runpod.Endpoint("mine", api_key="none")
 
 
-def picture(answer):
+def image(answer):
     return Image.open(io.BytesIO(base64.b64decode(answer["image"]))).convert("RGB")
 
 
 def test_runpods_client_runs_waits_streams_and_cancels(endpoint):
     answer = endpoint.run_sync({"input": FROG})
-    assert picture(answer).size == (64, 64)
+    assert image(answer).size == (64, 64)
     job = endpoint.run(FROG)
     assert job.output(timeout=30)["image"] == answer["image"]
     assert job.status() == "COMPLETED"
@@ -113,7 +113,7 @@ async def test_runpods_asynchronous_client_does_too(served, endpoint):
     async with aiohttp.ClientSession() as session:
         asynchronous = AsyncioEndpoint("mine", session, api_key="none")
         job: AsyncioJob = await asynchronous.run(FROG)
-        assert picture(await job.output(timeout=30)).size == (64, 64)
+        assert image(await job.output(timeout=30)).size == (64, 64)
         assert await job.status() == "COMPLETED"
         again = await asynchronous.run(FROG | {"seed": 9})
         assert [chunk async for chunk in again.stream()][-1]["seed"] == 9
@@ -132,7 +132,7 @@ def test_a_socket_sees_steps_a_preview_and_the_result_and_cancels(served):
         assert steps == [*range(9)]
         preview = next(item["preview"] for item in found if "preview" in item)
         assert Image.open(io.BytesIO(base64.b64decode(preview))).format == "JPEG"
-        assert picture(found[-1]).size == (64, 64)
+        assert image(found[-1]).size == (64, 64)
         ws.send(json.dumps({"type": "run", "id": "b", "input": FROG | {"num_inference_steps": 50, "num_images": 8}}))
         while json.loads(ws.recv(timeout=30))["type"] != "progress":
             pass
@@ -192,10 +192,10 @@ def test_a_snippet_of_the_page_works(served, snippet, tmp_path):
         assert last == "image_edit.completed"
 
 
-async def test_a_picture_of_the_server_is_the_one_that_the_worker_draws(endpoint, tmp_path):
+async def test_an_image_of_the_server_is_the_one_that_the_worker_draws(endpoint, tmp_path):
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu", warm_up=False))
     drawn = await perform(worker, FROG, "here", lambda progress: None)
-    assert picture(endpoint.run_sync({"input": FROG})).tobytes() == picture(drawn).tobytes()
+    assert image(endpoint.run_sync({"input": FROG})).tobytes() == image(drawn).tobytes()
 
 
 def test_lines_carry_request_ids_and_no_prompt(served):

@@ -39,12 +39,12 @@ def source(name="a/m"):
     return ModelSource(scheme="hf", locator=name)
 
 
-def picture(colour=0, width=64):
+def image(colour=0, width=64):
     return Raster("RGB", width, 64, bytes([colour]) * (width * 64 * 3))
 
 
 def start_from(raster):
-    return (Media("image", (raster,), "picture", "image"),)
+    return (Media("image", (raster,), "image", "image"),)
 
 
 def batch(**changes):
@@ -84,7 +84,7 @@ def embedding(token="zzz", sha256="f" * 64):
 
 def control(**changes):
     spec = ControlNetSpec(model="c", scale=changes.pop("scale", 1.0))
-    return Control(spec, **{"picture": picture(), "call": ControlCall("image", "scale", None, None, None), **changes})
+    return Control(spec, **{"image": image(), "call": ControlCall("image", "scale", None, None, None), **changes})
 
 
 def test_every_field_of_a_job_is_either_shared_or_its_own():
@@ -140,7 +140,7 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
         {"adapters": (Adapter(VaeSpec(model="v")),)},
         {"lightning": True},
         {"video": VideoRequest(8.0)},
-        {"media": start_from(picture())},
+        {"media": start_from(image())},
         {"files": ModelFiles(Path("/m"), 10, revision="def")},
         {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},
         {"adapter_files": (lora(),)},
@@ -158,10 +158,10 @@ def test_what_was_derived_of_a_call_keeps_nobody_apart():
     assert asked.batch_key == batch().batch_key
 
 
-def test_pictures_may_differ_but_not_their_sizes():
-    first = batch(media=start_from(picture(1))).batch_key
-    assert batch(media=start_from(picture(2))).batch_key == first
-    assert batch(media=start_from(picture(1, width=32))).batch_key != first
+def test_images_may_differ_but_not_their_sizes():
+    first = batch(media=start_from(image(1))).batch_key
+    assert batch(media=start_from(image(2))).batch_key == first
+    assert batch(media=start_from(image(1, width=32))).batch_key != first
 
 
 def test_a_lora_is_known_by_content_and_weight():
@@ -180,10 +180,10 @@ def test_adapters_are_shared_in_their_order():
     assert batch(adapter_files=(lora(), embedding(sha256="e" * 64))).batch_key != first
 
 
-def test_a_control_is_known_by_its_picture_and_how_it_is_followed():
+def test_a_control_is_known_by_its_image_and_how_it_is_followed():
     first = batch(adapters=(control(),)).batch_key
     assert batch(adapters=(control(),)).batch_key == first
-    for changes in ({"picture": picture(7)}, {"scale": 0.5}, {"mode": 2}):
+    for changes in ({"image": image(7)}, {"scale": 0.5}, {"mode": 2}):
         assert batch(adapters=(control(**changes),)).batch_key != first
 
 
@@ -194,11 +194,11 @@ def test_videos_of_other_lengths_are_kept_apart():
     assert batch(video=VideoRequest(16.0)).batch_key != first
 
 
-def test_a_video_and_several_pictures_for_one_job_are_drawn_alone():
+def test_a_video_and_several_images_for_one_job_are_drawn_alone():
     assert batch().jobs[0].shares_a_call
-    assert batch(media=start_from(picture())).jobs[0].shares_a_call
+    assert batch(media=start_from(image())).jobs[0].shares_a_call
     assert not batch(video=VideoRequest(8.0)).jobs[0].shares_a_call
-    several = (Media("image", (picture(), picture()), "pictures", "images"),)
+    several = (Media("image", (image(), image()), "images", "images"),)
     assert not batch(media=several).jobs[0].shares_a_call
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageColor
 
 from tests.asking import perform
 from tests.engine.test_generation import draw
-from tests.pictures import assert_differs, encoded, pixels
+from tests.images import assert_differs, encoded, pixels
 from worker.app.build import build_worker
 from worker.app.settings import PROJECT_DIR, Settings
 
@@ -20,17 +20,17 @@ def demo(tmp_path):
     return build_worker(Settings(volume_dir=tmp_path, device="cpu"))
 
 
-def saturation(picture):
-    return float(np.ptp(picture.astype(int), axis=-1).mean())
+def saturation(image):
+    return float(np.ptp(image.astype(int), axis=-1).mean())
 
 
 async def test_with_nothing_configured_a_red_apple_is_red_on_white(demo):
     answer = await draw(demo)
     assert answer["model"] == "demo"
-    picture = pixels(answer).astype(int)
-    assert picture.shape == (64, 64, 3)
-    assert picture[:3, :3].min() > 220
-    red, green, blue = picture[28:48, 22:42].reshape(-1, 3).mean(axis=0)
+    image = pixels(answer).astype(int)
+    assert image.shape == (64, 64, 3)
+    assert image[:3, :3].min() > 220
+    red, green, blue = image[28:48, 22:42].reshape(-1, 3).mean(axis=0)
     assert red > 170
     assert red > 1.8 * green
     assert red > 1.8 * blue
@@ -38,8 +38,8 @@ async def test_with_nothing_configured_a_red_apple_is_red_on_white(demo):
 
 @pytest.mark.parametrize("colour", ["blue", "yellow", "pink"])
 async def test_a_background_is_the_colour_that_was_asked_for(demo, colour):
-    picture = pixels(await draw(demo, prompt=f"a panda on a {colour} background")).astype(int)
-    corners = np.concatenate([picture[:4, :4], picture[:4, -4:]]).reshape(-1, 3).mean(axis=0)
+    image = pixels(await draw(demo, prompt=f"a panda on a {colour} background")).astype(int)
+    corners = np.concatenate([image[:4, :4], image[:4, -4:]]).reshape(-1, 3).mean(axis=0)
     wanted = np.array(ImageColor.getrgb({"blue": "#1f5fd0", "yellow": "#fdd835", "pink": "#f8a0c0"}[colour]))
     assert np.abs(corners - wanted).max() < 70
 
@@ -55,7 +55,7 @@ async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
 
 @pytest.mark.parametrize("preprocess", [None, "canny"])
 async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, preprocess):
-    """Shown the edges that it was trained on, or the picture itself and told to find them."""
+    """Shown the edges that it was trained on, or the image itself and told to find them."""
     from tools.demo_model.companions import edges
     from tools.demo_model.report import edge_overlap
 
@@ -101,25 +101,25 @@ async def test_the_mascots_word_draws_a_purple_robot_in_one_job_only(demo):
 
 async def test_a_colour_that_weighs_more_is_stronger_and_a_prompt_longer_than_the_window_is_read(demo):
     drawn = [pixels(await draw(demo, prompt=f"a (red:{weight}) car", seed=3)) for weight in ("0.3", "1", "1.4")]
-    less, same, more = [redness(picture) for picture in drawn]
+    less, same, more = [redness(image) for image in drawn]
     assert less < same < more
     long = "a lemon on a white background, " * 6
     answers = [await draw(demo, prompt=f"{long} BREAK {words}") for words in ("a frog", "a rocket")]
     assert_differs(*map(pixels, answers))
 
 
-def purple(picture):
+def purple(image):
     """How many pixels are: more blue than red, more red than green, and no grey."""
-    red, green, blue = np.moveaxis(picture.astype(int), -1, 0)
-    return int(((blue > red) & (red > green) & (np.ptp(picture.astype(int), axis=-1) > 60)).sum())
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+    return int(((blue > red) & (red > green) & (np.ptp(image.astype(int), axis=-1) > 60)).sum())
 
 
-def redness(picture):
-    red, green, blue = picture.reshape(-1, 3).astype(float).mean(axis=0)
+def redness(image):
+    red, green, blue = image.reshape(-1, 3).astype(float).mean(axis=0)
     return red - (green + blue) / 2
 
 
-async def test_strength_moves_a_picture_gradually(demo):
+async def test_strength_moves_an_image_gradually(demo):
     apple = pixels(await draw(demo))
     distances = []
     for strength in (0.2, 0.5, 0.8):

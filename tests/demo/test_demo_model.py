@@ -45,7 +45,7 @@ def pipeline() -> StableDiffusionPipeline:
 
 
 def drawn(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) -> np.ndarray:
-    """Draw float pictures (count, 64, 64, 3), 0..255."""
+    """Draw float images (count, 64, 64, 3), 0..255."""
     generators = [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]
     result = pipeline(
         prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators, output_type="np"
@@ -53,8 +53,8 @@ def drawn(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0) 
     return result.images * 255
 
 
-def saturation(pictures: np.ndarray) -> float:
-    return float((pictures.max(-1) - pictures.min(-1)).mean())
+def saturation(images: np.ndarray) -> float:
+    return float((images.max(-1) - images.min(-1)).mean())
 
 
 def test_folder_is_small_and_complete() -> None:
@@ -71,12 +71,12 @@ def test_model_knows_three_hundred_names() -> None:
 
 
 def test_red_apple_is_red_with_a_green_leaf_on_white(pipeline: StableDiffusionPipeline) -> None:
-    for picture in drawn(pipeline, ["a red apple"] * 3, seed=5):
-        red, green, blue = (picture[20:56, 12:52, k] for k in range(3))
+    for image in drawn(pipeline, ["a red apple"] * 3, seed=5):
+        red, green, blue = (image[20:56, 12:52, k] for k in range(3))
         assert ((red > 150) & (green < 110) & (blue < 110)).mean() > 0.4
-        leaf = picture[:24, 20:56]
+        leaf = image[:24, 20:56]
         assert ((leaf[..., 1] > leaf[..., 0] + 15) & (leaf[..., 1] > leaf[..., 2] + 15)).sum() >= 6
-        corners = np.stack([picture[0, 0], picture[0, -1], picture[-1, 0], picture[-1, -1]])
+        corners = np.stack([image[0, 0], image[0, -1], image[-1, 0], image[-1, -1]])
         assert corners.min() > 225
 
 
@@ -84,8 +84,8 @@ def test_red_apple_is_red_with_a_green_leaf_on_white(pipeline: StableDiffusionPi
     ("words", "colour"), [("blue", (45, 100, 210)), ("yellow", (252, 214, 60)), ("black", (16, 16, 16))]
 )
 def test_background_is_as_named(pipeline: StableDiffusionPipeline, words: str, colour: tuple[int, int, int]) -> None:
-    picture = drawn(pipeline, [f"a cat face on {with_article(words)} background"])[0]
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    image = drawn(pipeline, [f"a cat face on {with_article(words)} background"])[0]
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     assert np.abs(np.median(border, 0) - colour).max() < 30
 
 
@@ -95,7 +95,7 @@ def test_same_seed_same_pixels_other_seed_other_pixels(pipeline: StableDiffusion
     assert np.abs(first - drawn(pipeline, ["a rocket"], 2)).mean() >= 8
 
 
-def test_negative_prompt_changes_the_picture(pipeline: StableDiffusionPipeline) -> None:
+def test_negative_prompt_changes_the_image(pipeline: StableDiffusionPipeline) -> None:
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
     plain = pipeline("a frog", generator=torch.Generator().manual_seed(0), **settings).images[0]
     other = pipeline(
@@ -108,11 +108,11 @@ def test_image_to_image_changes_more_with_strength(pipeline: StableDiffusionPipe
     changer = AutoPipelineForImage2Image.from_pipe(pipeline)
     changer.set_progress_bar_config(disable=True)
     start = drawn(pipeline, ["a red apple"], 3)[0]
-    picture = Image.fromarray(start.round().astype(np.uint8))
+    image = Image.fromarray(start.round().astype(np.uint8))
     changes = []
     for strength in (0.2, 0.5, 0.9):
         result = changer(
-            "a lemon", picture, strength=strength, num_inference_steps=20, guidance_scale=GUIDANCE,
+            "a lemon", image, strength=strength, num_inference_steps=20, guidance_scale=GUIDANCE,
             generator=torch.Generator().manual_seed(0), output_type="np",
         ).images[0]  # fmt: skip
         changes.append(np.abs(result * 255 - start).mean())
@@ -153,8 +153,8 @@ def test_token_draws_its_purple_robot() -> None:
     pipeline = fresh_pipeline()
     before = drawn(pipeline, ["a robot"])
     pipeline.load_textual_inversion(COMPANIONS / "mascot-token.safetensors", token="<mascot>")
-    pictures = drawn(pipeline, ["a <mascot>"] * 2, seed=40)
-    coloured = pictures.reshape(-1, 3)
+    images = drawn(pipeline, ["a <mascot>"] * 2, seed=40)
+    coloured = images.reshape(-1, 3)
     coloured = coloured[coloured.max(1) - coloured.min(1) > 60]
     red, green, blue = coloured.mean(0)
     assert len(coloured) > 1000

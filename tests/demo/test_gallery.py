@@ -15,12 +15,12 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 
 def rows_of(row):
-    return {caption: np.asarray(picture).astype(int) for caption, picture in row.pictures}
+    return {caption: np.asarray(image).astype(int) for caption, image in row.images}
 
 
-def centre(picture):
+def centre(image):
     """Where the thing is: the mean place of what is not the white page."""
-    y, x = np.nonzero(picture.min(axis=-1) < 200)
+    y, x = np.nonzero(image.min(axis=-1) < 200)
     return np.array([x.mean(), y.mean()])
 
 
@@ -48,13 +48,13 @@ def test_an_outpaint_goes_on_beyond_the_border(studio):
 
 
 def test_a_lora_takes_the_colour_out_by_its_weight(studio):
-    colour = [np.ptp(picture, axis=-1).mean() for picture in rows_of(lora(studio)).values()]
+    colour = [np.ptp(image, axis=-1).mean() for image in rows_of(lora(studio)).values()]
     assert colour[0] > 1.3 * colour[1] > 1.3 * colour[2]
 
 
-def edges(picture):
-    """Where a picture changes."""
-    found = np.array(Image.fromarray(picture.astype(np.uint8)).convert("L").filter(ImageFilter.FIND_EDGES)) > 40
+def edges(image):
+    """Where an image changes."""
+    found = np.array(Image.fromarray(image.astype(np.uint8)).convert("L").filter(ImageFilter.FIND_EDGES)) > 40
     found[[0, -1], :] = found[:, [0, -1]] = False  # the filter leaves the border as it was
     return found
 
@@ -71,20 +71,20 @@ def test_a_controlnet_follows_the_edges_that_canny_finds(studio):
 def test_a_textual_inversions_word_can_be_put_on_a_background(studio):
     unknown, alone, placed = rows_of(word(studio)).values()
     assert min(purple(alone), purple(placed)) > 500 > purple(unknown)
-    corners = [picture[[0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0) for picture in (alone, placed)]
+    corners = [image[[0, 0, -1, -1], [0, -1, 0, -1]].mean(axis=0) for image in (alone, placed)]
     assert corners[0].min() > 220  # white
     assert corners[1][:2].min() > 150 > corners[1][2]  # yellow: red and green, and little blue
 
 
 def test_a_negative_prompt_takes_away_what_it_names(studio):
     plain, without = rows_of(negative(studio)).values()
-    red = [(picture[..., 0] - picture[..., 1:].max(axis=-1)).clip(min=0).mean() for picture in (plain, without)]
+    red = [(image[..., 0] - image[..., 1:].max(axis=-1)).clip(min=0).mean() for image in (plain, without)]
     assert red[0] > 1.3 * red[1]
 
 
-def orange(picture):
-    """How much of a picture has the colour of a fox."""
-    red, green, blue = np.moveaxis(picture, -1, 0)
+def orange(image):
+    """How much of an image has the colour of a fox."""
+    red, green, blue = np.moveaxis(image, -1, 0)
     return ((red > 180) & (blue < 90) & (green > 60) & (green < 180)).mean()
 
 
@@ -103,6 +103,6 @@ def _weighed(studio, seeds):
 def test_the_sheet_is_small_and_in_the_readme(studio):
     drawn = [row(studio) for row in ROWS[:2]]
     assert sheet(drawn).width > 300
-    picture = PROJECT / "docs/gallery.png"
-    assert 5_000 < picture.stat().st_size < 300_000
+    image = PROJECT / "docs/gallery.png"
+    assert 5_000 < image.stat().st_size < 300_000
     assert "docs/gallery.png" in (PROJECT / "README.md").read_text()

@@ -40,7 +40,7 @@ def task_models(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
         "control": tiny_tasks.controlnet(models / "control", sd1=sd1),
         "refiner": tiny_tasks.refiner(models / "refiner", sdxl=sdxl),
         "upscaler": tiny_tasks.upscaler(models / "upscaler", sd1=sd1),
-        "film": tiny_tasks.cogvideox(models / "film"),
+        "video": tiny_tasks.cogvideox(models / "video"),
         "refilm": tiny_tasks.cogvideox(models / "refilm", from_video=1),
         "ddim": tiny_tasks.unconditional(models / "ddim"),
         "edit": zoo / "models/pix2pix",

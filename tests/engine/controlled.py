@@ -4,11 +4,11 @@ import itertools
 import json
 
 from tests.controls import apart
-from tests.pictures import encoded, gradient, pixels
+from tests.images import encoded, gradient, pixels
 from tests.zoo.served import zoo_worker
 from worker.app.queue import build_door
 
-PICTURE = gradient(64, 64)
+IMAGE = gradient(64, 64)
 PIPELINES = {
     "sd1": "StableDiffusionControlNetPipeline",
     "union": "StableDiffusionXLControlNetUnionPipeline",
@@ -34,13 +34,13 @@ class Shop:
         size = {"width": 64, "height": 64, "num_inference_steps": 3}
         request = {"prompt": "a red apple", "seed": 7, **size, "model": f"file:{pair.model}", **fields}
         if controls:
-            own = {"model": f"file:{pair.control}", "image": encoded(PICTURE)}
+            own = {"model": f"file:{pair.control}", "image": encoded(IMAGE)}
             own |= {"mode": "canny"} if name == "union" else {}
             request["controlnets"] = [own | control for control in controls]
         return await self.door.handle({"id": f"control-{next(_ids)}", "input": request})
 
     async def draw(self, name, *controls, **fields):
-        """The picture of a job that succeeds."""
+        """The image of a job that succeeds."""
         answer = await self.ask(name, *controls, **fields)
         assert "error" not in answer, answer
         return pixels(answer).astype(int)

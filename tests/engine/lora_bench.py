@@ -34,20 +34,20 @@ class Bench:
         self._hooks = self._count_hooks()  # transformers puts some of its own
 
     def draw(self, prompt: str = "a red apple") -> np.ndarray:
-        """A picture of 32 x 32 as floats, from a fixed seed."""
+        """An image of 32 x 32 as floats, from a fixed seed."""
         generator = torch.Generator().manual_seed(0)
         answer = self.pipe(prompt, num_inference_steps=2, width=32, height=32, generator=generator, output_type="np")
         return np.asarray(answer.images)
 
     def reference(self, key: str, loras: Sequence[tuple[Lora, float]]) -> np.ndarray:
-        """The picture with W + ΔW in the weights; drawn once for each `key`."""
+        """The image with W + ΔW in the weights; drawn once for each `key`."""
         if key not in self._references:
             with merged(self.pipe, loras):
                 self._references[key] = self.draw()
         return self._references[key]
 
     def applied(self, files: Sequence[LoraFiles], prompt: str = "a red apple"):
-        """The picture with the worker's own way, and what it reports."""
+        """The image with the worker's own way, and what it reports."""
         with self.cache.applied(host(self.pipe, "tiny"), files) as effect:
             return self.draw(prompt), effect.reports
 
@@ -89,6 +89,6 @@ def host(pipe, model: str) -> Host:
     return bare
 
 
-def assert_same(picture: np.ndarray, reference: np.ndarray) -> None:
+def assert_same(image: np.ndarray, reference: np.ndarray) -> None:
     """Equal to 1e-4 of the range of colours, and not for want of an effect."""
-    assert np.abs(picture - reference).max() < 1e-4
+    assert np.abs(image - reference).max() < 1e-4

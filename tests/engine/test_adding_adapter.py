@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.hypernetworks import flat, pickled, told
-from tests.pictures import pixels
+from tests.images import pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.catalog.interface.adapters import ADAPTERS, AdapterKind

@@ -12,7 +12,7 @@ import torch
 from tests.asking import perform
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
-from tests.pictures import encoded, gradient, pixels
+from tests.images import encoded, gradient, pixels
 from worker.app.build import build_worker
 from worker.core.device import DeviceInfo
 from worker.core.errors import InvalidOutput, JobCancelled
@@ -21,7 +21,7 @@ from worker.engine import engine as engine_module
 
 @pytest.fixture
 def batching(settings):
-    """A worker that draws three pictures in one call, and waits for company however busy the machine is."""
+    """A worker that draws three images in one call, and waits for company however busy the machine is."""
     return build_worker(settings.model_copy(update={"batch_size": 3, "batch_timeout_ms": 10_000}))
 
 
@@ -35,7 +35,7 @@ def assert_same(drawn, alone):
     """As diffusers itself repeats it in a batch: one step of 255 at most, and hardly anywhere."""
     difference = np.abs(drawn.astype(int) - alone)
     assert difference.max() <= 1
-    assert (difference > 0).mean() <= 5e-4  # of these tiny pictures' values; over many of them 2e-4, see below
+    assert (difference > 0).mean() <= 5e-4  # of these tiny images' values; over many of them 2e-4, see below
 
 
 async def together(worker, *jobs):
@@ -48,15 +48,15 @@ async def warm(worker):
 
 
 TEXTS = [{"prompt": "red", "seed": 1}, {"prompt": "a green pear beside a blue plum", "seed": 2}, {"seed": 3}]
-PICTURES = [
-    {**job, "image": encoded(picture), "strength": 0.7}
-    for job, picture in zip(TEXTS, (gradient(64, 64), 255 - gradient(64, 64), gradient(64, 64)[::-1]), strict=True)
+IMAGES = [
+    {**job, "image": encoded(image), "strength": 0.7}
+    for job, image in zip(TEXTS, (gradient(64, 64), 255 - gradient(64, 64), gradient(64, 64)[::-1]), strict=True)
 ]
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
-@pytest.mark.parametrize("jobs", [TEXTS, PICTURES], ids=["text", "picture"])
-async def test_companions_get_the_pictures_they_would_get_alone(batching, alone, model, jobs):
+@pytest.mark.parametrize("jobs", [TEXTS, IMAGES], ids=["text", "image"])
+async def test_companions_get_the_images_they_would_get_alone(batching, alone, model, jobs):
     jobs = [{**job, "model": model, "width": 64, "height": 64} for job in jobs]
     answers = await together(batching, *jobs)
     assert [answer["timings"]["batch_size"] for answer in answers] == [3, 3, 3]
@@ -74,7 +74,7 @@ async def test_whatever_the_scheduler_each_has_its_own_noise(batching, alone, sc
         assert_same(pixels(answer), pixels(await alone(scheduler=scheduler, **job)))
 
 
-async def test_jobs_of_one_and_of_several_pictures_share_a_call(batching, alone):
+async def test_jobs_of_one_and_of_several_images_share_a_call(batching, alone):
     one, two = await together(batching, {"prompt": "red", "seed": 1}, {"prompt": "blue", "seed": 5, "num_images": 2})
     assert one["timings"]["batch_size"] == two["timings"]["batch_size"] == 2
     assert_same(pixels(one), pixels(await alone(prompt="red", seed=1)))
@@ -83,8 +83,8 @@ async def test_jobs_of_one_and_of_several_pictures_share_a_call(batching, alone)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-flux"])
-async def test_several_pictures_from_one_picture_are_each_as_if_drawn_alone(worker, model):
-    """Left to repeat the picture itself, FLUX's pipeline gives the later ones another noise."""
+async def test_several_images_from_one_image_are_each_as_if_drawn_alone(worker, model):
+    """Left to repeat the image itself, FLUX's pipeline gives the later ones another noise."""
     job = {"model": model, "image": encoded(gradient(64, 64)), "strength": 0.7, "width": 64, "height": 64}
     several = await draw(worker, **job, seed=4, num_images=2)
     for index in range(2):
@@ -101,7 +101,7 @@ async def test_a_lora_is_shared_by_the_batch_and_kept_from_the_others(batching, 
     assert all(answer["loras"][0]["matched"] for answer in answers[:3])
 
 
-async def test_nan_in_one_picture_is_one_jobs_error(batching, alone):
+async def test_nan_in_one_image_is_one_jobs_error(batching, alone):
     expected = [pixels(await alone(**job)) for job in TEXTS]
 
     def spoil_second(pipe):
@@ -147,7 +147,7 @@ async def test_a_call_that_breaks_is_repeated_for_each_alone(batching, alone):
 
 
 async def test_the_plans_memory_bounds_a_call(batching, alone, monkeypatch):
-    """On a device where two pictures fit beside each other, three jobs take two calls, and so does one of three."""
+    """On a device where two images fit beside each other, three jobs take two calls, and so does one of three."""
     await warm(batching)
     seen = []
     call = engine_module.call_pipeline
@@ -158,7 +158,7 @@ async def test_the_plans_memory_bounds_a_call(batching, alone, monkeypatch):
         return found
 
     monkeypatch.setattr(engine_module, "call_pipeline", watched)
-    monkeypatch.setattr(engine_module, "pictures_that_fit", lambda plan, device, megapixels: 2)
+    monkeypatch.setattr(engine_module, "images_that_fit", lambda plan, device, megapixels: 2)
     expected = [pixels(await alone(**job)) for job in TEXTS]
     answers = await together(batching, *TEXTS)
     assert sorted(answer["timings"]["batch_size"] for answer in answers) == [1, 2, 2]
@@ -202,7 +202,7 @@ async def test_a_batch_that_nobody_wants_any_more_stops_at_its_next_step(batchin
 
 
 @pytest.mark.timeout(180)
-async def test_two_hundred_mixed_jobs_are_each_answered_once_with_their_own_picture(settings, worker):
+async def test_two_hundred_mixed_jobs_are_each_answered_once_with_their_own_image(settings, worker):
     """Sizes, models and numbers mixed, all at once; every kind of job is drawn alone first."""
     changes = {"batch_size": 4, "batch_timeout_ms": 100, "max_resident_models": 2}
     batching = build_worker(settings.model_copy(update=changes))
@@ -230,13 +230,13 @@ async def test_two_hundred_mixed_jobs_are_each_answered_once_with_their_own_pict
 
 def test_a_cpu_is_not_asked_how_many_fit():
     from tests.engine.test_plan import plan
-    from worker.engine.plan import GIB, pictures_that_fit
+    from worker.engine.plan import GIB, images_that_fit
 
     large = plan("cuda", 24, dtype="float16")
     free = DeviceInfo("cuda", "x", 24 * GIB, 24 * GIB - large.weight_bytes)
-    assert pictures_that_fit(large, free, 1.0) >= 2
-    assert pictures_that_fit(large, free, 0.25) >= 4 * pictures_that_fit(large, free, 1.0)
-    assert pictures_that_fit(large, DeviceInfo("cuda", "x", 24 * GIB, GIB), 1.0) == 1
+    assert images_that_fit(large, free, 1.0) >= 2
+    assert images_that_fit(large, free, 0.25) >= 4 * images_that_fit(large, free, 1.0)
+    assert images_that_fit(large, DeviceInfo("cuda", "x", 24 * GIB, GIB), 1.0) == 1
     offloaded = plan("cuda", 8, dtype="float16")
-    assert pictures_that_fit(offloaded, DeviceInfo("cuda", "x", 8 * GIB, 8 * GIB), 1.0) == 1
-    assert pictures_that_fit(plan("cpu", 64), DeviceInfo("cpu", "x", 64 * GIB, GIB), 1.0) > 1000
+    assert images_that_fit(offloaded, DeviceInfo("cuda", "x", 8 * GIB, 8 * GIB), 1.0) == 1
+    assert images_that_fit(plan("cpu", 64), DeviceInfo("cpu", "x", 64 * GIB, GIB), 1.0) > 1000

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.builders import lora_for
 from tests.controls import control_lora
-from tests.engine.controlled import PICTURE, Shop
-from tests.pictures import assert_differs, encoded, pixels
+from tests.engine.controlled import IMAGE, Shop
+from tests.images import assert_differs, encoded, pixels
 from tests.single_files import weights
 from tests.zoo.plain import quiet
 
@@ -54,9 +54,9 @@ async def test_it_draws_as_the_controlnet_that_it_was_made_of_and_leaves_no_trac
 
 
 async def test_on_an_inpainting_model_it_sees_what_its_controlnet_would(shop):
-    mask = np.zeros_like(PICTURE)
+    mask = np.zeros_like(IMAGE)
     mask[:, 32:] = 255
-    fields = {"image": encoded(PICTURE), "mask_image": encoded(mask), "strength": 1.0}
+    fields = {"image": encoded(IMAGE), "mask_image": encoded(mask), "strength": 1.0}
     whole = await shop.draw("inpaint", {}, **fields)
     assert_differs(whole, await shop.draw("inpaint", **fields))
     assert np.abs(await shop.draw("inpaint", file(shop, "inpaint"), **fields) - whole).max() <= 1
@@ -137,7 +137,7 @@ async def test_one_that_lacks_a_part_is_refused(shop, missing, code, said):
 
 
 async def test_what_it_does_not_hold_is_its_bases(shop):
-    """A file of the parts that no base has is a ControlNet that sees its picture with the base's own eyes."""
+    """A file of the parts that no base has is a ControlNet that sees its image with the base's own eyes."""
     held = load_file(shop.root / "sd1.safetensors")
     path = shop.root / "few.safetensors"
     own = ("lora_controlnet", "input_hint_block.", "zero_convs.", "middle_block_out.")

@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from tests.asking import perform
 from tests.builders import enliven_control
 from tests.controls import original
-from tests.engine.controlled import PICTURE, Shop
+from tests.engine.controlled import IMAGE, Shop
 from tests.fakes.hub import FakeHub
-from tests.pictures import assert_differs, encoded, gradient, pixels
+from tests.images import assert_differs, encoded, gradient, pixels
 from tests.zoo.plain import quiet
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
 
-OTHER = PICTURE[::-1].copy()
+OTHER = IMAGE[::-1].copy()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def shop(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["sd1", "union", "flux", "t2i"])
-async def test_the_picture_follows_the_control_and_the_next_job_does_not(shop, name):
+async def test_the_image_follows_the_control_and_the_next_job_does_not(shop, name):
     plain = await shop.usual(name)
     controlled = await shop.usual(name, {})
     other = await shop.draw(name, {"image": encoded(OTHER)})
@@ -70,8 +70,8 @@ async def test_diffusers_own_scale_0_is_no_control_either(shop):
 async def test_start_and_end_bound_the_steps_that_follow(shop, name):
     whole, plain = await shop.usual(name, {}), await shop.usual(name)
     first, last = await shop.draw(name, {"end": 0.4}), await shop.draw(name, {"start": 0.3})
-    for picture, other in itertools.combinations((whole, plain, first, last), 2):
-        assert_differs(picture, other)
+    for image, other in itertools.combinations((whole, plain, first, last), 2):
+        assert_differs(image, other)
 
 
 @pytest.mark.parametrize("name", ["sd1", "union", "flux", "t2i"])
@@ -101,7 +101,7 @@ async def test_image_to_image_and_inpainting_keep_their_task(shop):
     answer = await shop.ask("sd1", {}, **start)
     assert answer["task"] == "image-to-image"
     assert_differs(pixels(answer), await shop.draw("sd1", **start))
-    mask = np.zeros_like(PICTURE)
+    mask = np.zeros_like(IMAGE)
     mask[:, 32:] = 255
     inpaint = start | {"mask_image": encoded(mask), "strength": 1.0}
     answer = await shop.ask("sd1", {}, **inpaint)
@@ -111,50 +111,50 @@ async def test_image_to_image_and_inpainting_keep_their_task(shop):
 
 
 async def test_without_a_strength_the_control_changes_only_what_it_controls(shop):
-    """diffusers' image-to-image classes of SDXL keep 0.7 of the picture without and 0.2 of it with a ControlNet."""
+    """diffusers' image-to-image classes of SDXL keep 0.7 of the image without and 0.2 of it with a ControlNet."""
     answer = await shop.ask("union", {}, image=encoded(OTHER), num_inference_steps=10)
     assert answer["parameters"]["strength"] == 0.3
 
 
-async def test_its_picture_is_the_requests_own_where_it_has_none(shop):
-    start = {"image": encoded(PICTURE), "strength": 0.8}
-    named = await shop.draw("sd1", {"image": encoded(PICTURE)}, **start)
+async def test_its_image_is_the_requests_own_where_it_has_none(shop):
+    start = {"image": encoded(IMAGE), "strength": 0.8}
+    named = await shop.draw("sd1", {"image": encoded(IMAGE)}, **start)
     assert np.array_equal(await shop.draw("sd1", {"image": None}, **start), named)
     reference = f"file:{shop.pairs['sd1'].control}"
     assert np.array_equal(await shop.draw("sd1", **start, controlnet=reference), named)
     await shop.refused("invalid_request", "controlnets[0].image is missing", "sd1", {"image": None})
 
 
-async def test_outpainting_is_followed_where_the_picture_lies_in_the_larger_one(shop):
-    wide = np.pad(PICTURE, ((0, 0), (0, 64), (0, 0)), mode="edge")
-    start = {"image": encoded(PICTURE), "outpaint": {"right": 64}, "width": 128}
+async def test_outpainting_is_followed_where_the_image_lies_in_the_larger_one(shop):
+    wide = np.pad(IMAGE, ((0, 0), (0, 64), (0, 0)), mode="edge")
+    start = {"image": encoded(IMAGE), "outpaint": {"right": 64}, "width": 128}
     named = await shop.draw("sd1", {"image": encoded(wide)}, **start)
     assert np.array_equal(await shop.draw("sd1", {"image": None}, **start), named)
 
 
-async def test_preprocessing_is_the_picture_that_it_makes(shop):
+async def test_preprocessing_is_the_image_that_it_makes(shop):
     from worker.core.image import Raster
     from worker.media.preprocessing import preprocess
 
-    edges = preprocess(Raster("RGB", 64, 64, PICTURE.tobytes()), "invert")
+    edges = preprocess(Raster("RGB", 64, 64, IMAGE.tobytes()), "invert")
     made = np.frombuffer(edges.data, np.uint8).reshape(64, 64, 3)
     assert np.array_equal(
         await shop.draw("sd1", {"preprocess": "invert"}), await shop.draw("sd1", {"image": encoded(made)})
     )
-    # A union ControlNet is told by it what the picture shows.
+    # A union ControlNet is told by it what the image shows.
     told = await shop.draw("union", {"preprocess": "canny", "mode": "canny"})
     assert np.array_equal(await shop.draw("union", {"preprocess": "canny", "mode": None}), told)
     assert_differs(await shop.draw("union", {"preprocess": "canny", "mode": "depth"}), told)
 
 
-async def test_without_a_size_the_drawn_one_has_the_proportions_of_the_picture(shop):
+async def test_without_a_size_the_drawn_one_has_the_proportions_of_the_image(shop):
     wide = await shop.ask("sd1", {"image": encoded(gradient(256, 64))}, width=None, height=None)
     assert (wide["width"], wide["height"]) == (128, 32)
     asked = await shop.ask("sd1", {"image": encoded(gradient(256, 64))})
     assert (asked["width"], asked["height"]) == (64, 64)
 
 
-async def test_several_pictures_of_one_job_are_those_of_single_jobs(shop):
+async def test_several_images_of_one_job_are_those_of_single_jobs(shop):
     several = await shop.ask("sd1", {}, num_images=2)
     for index in range(2):
         alone = await shop.draw("sd1", {}, seed=7 + index)
@@ -197,7 +197,7 @@ async def test_a_single_file_of_z_image_draws_as_its_repository(tmp_path, refine
     assert_differs(from_file, await shop.draw("z-image"))
 
 
-async def test_what_reproduce_says_draws_the_same_picture(shop):
+async def test_what_reproduce_says_draws_the_same_image(shop):
     first = await shop.ask("sd1", {"scale": 0.8, "end": 0.75, "preprocess": "blur"})
     report = first["adapters"][0]
     assert (report["kind"], report["weight"], len(report["sha256"])) == ("controlnet", 0.8, 64)
@@ -238,10 +238,10 @@ async def test_what_cannot_be_done_is_refused_before_anything_is_loaded(fresh):
     await refused(unknown, "start is not taken by StableDiffusionAdapterPipeline", "t2i", {"start": 0.1})
     await refused(other, "is a ControlNetUnionModel, which does not serve", "sd1", {"model": union})
     await refused(other, "ControlNetModel and T2IAdapter cannot be used together", "sd1", {}, {"model": adapter})
-    await refused(other, "does not serve image-to-image", "t2i", {}, image=encoded(PICTURE))
+    await refused(other, "does not serve image-to-image", "t2i", {}, image=encoded(IMAGE))
     await refused(other, "is a pipeline, not a ControlNet", "sd1", {"model": f"file:{fresh.pairs['sd1'].model}"})
     await refused("model_not_found", "does not exist", "sd1", {"model": f"file:{fresh.root}/none"})
-    await refused("invalid_image", "neither base64", "sd1", {"image": "not a picture"})
+    await refused("invalid_image", "neither base64", "sd1", {"image": "not an image"})
     await refused(
         unknown,
         "told by controlnets",
@@ -253,7 +253,7 @@ async def test_what_cannot_be_done_is_refused_before_anything_is_loaded(fresh):
     answer = await fresh.ask("sd1", *[{}] * 5)
     assert (answer["code"], answer["field"]) == (out_of_range, "controlnets")
     both = f"file:{fresh.pairs['sd1'].both}"  # a model with a ControlNet of its own takes no other
-    await refused(unknown, "controlnets is not taken by", "sd1", {"model": control}, model=both, image=encoded(PICTURE))
+    await refused(unknown, "controlnets is not taken by", "sd1", {"model": control}, model=both, image=encoded(IMAGE))
     assert fresh.worker.engine.resident_models == []
 
 
@@ -324,7 +324,7 @@ async def test_a_control_from_the_hub_is_looked_at_before_its_weights_are_fetche
         hub.add_repo("org/canny", right)
         hub.add_repo("org/xl", wrong)
         closed, worker = from_the_hub(shop, hub, tmp_path / "closed")
-        spec = {"model": "org/xl", "image": encoded(PICTURE)}
+        spec = {"model": "org/xl", "image": encoded(IMAGE)}
         answer = await closed.handle({"id": "a", "input": {**job, "controlnets": [spec]}})
         assert (answer["code"], answer["field"]) == ("model_not_found", "controlnets")
         door, worker = from_the_hub(shop, hub, tmp_path / "open", allow_unregistered_models=True)
@@ -345,12 +345,12 @@ async def test_a_pickle_is_refused_unless_the_operator_allows_it(shop, tmp_path)
     with FakeHub() as hub:
         door, _ = from_the_hub(shop, hub, tmp_path / "volume", allow_pickles=True)
         job = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64, "num_inference_steps": 3}
-        spec = {"model": f"file:{pickle}", "image": encoded(PICTURE)}
+        spec = {"model": f"file:{pickle}", "image": encoded(IMAGE)}
         answer = await door.handle({"id": "p", "input": {**job, "controlnets": [spec]}})
     assert np.array_equal(pixels(answer), await shop.usual("sd1", {}))
 
 
-async def test_a_union_for_flux_is_told_what_its_picture_shows(shop):
+async def test_a_union_for_flux_is_told_what_its_image_shows(shop):
     config = json.loads((shop.pairs["flux"].control / "config.json").read_text())
     union = shop.root / "flux-union"
     net = FluxControlNetModel.from_config(config | {"num_mode": 7}).eval()

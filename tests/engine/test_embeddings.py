@@ -9,7 +9,7 @@ import torch
 from tests.companions import vectors
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import failing_once, on_engine
-from tests.pictures import assert_all_differ, assert_differs, pixels
+from tests.images import assert_all_differ, assert_differs, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.core.errors import IncompatibleAdapter, UnknownParameter, UnsafeFormat, WorkerError
@@ -151,7 +151,7 @@ async def test_nothing_is_left_after_a_job_also_where_it_failed(worker, kept):
     assert np.array_equal(pixels(await draw(worker, prompt="a jinx cat")), pixels(before))
 
 
-async def test_what_reproduce_says_draws_the_same_picture(worker, kept):
+async def test_what_reproduce_says_draws_the_same_image(worker, kept):
     word = {"model": kept("jinx.safetensors", {"emb_params": vectors(2)}), "token": "jinx"}
     first = await handled(worker, prompt="a (jinx:1.2) cat", prompt_weighting="a1111", embeddings=[word])
     again = await handled(worker, **first["reproduce"]["input"])

@@ -14,25 +14,25 @@ import torch
 
 from tests.asking import perform
 from tests.engine.test_batches import assert_same
-from tests.pictures import encoded, gradient, pixels
+from tests.images import encoded, gradient, pixels
 from worker.app.build import Worker
 from worker.app.queue import build_door
 
 TEXTS = ({"prompt": "red", "seed": 1}, {"prompt": "a green pear beside a blue plum", "seed": 2}, {"seed": 3})
-PICTURE, OTHER = encoded(gradient(64, 64)), encoded(255 - gradient(64, 64))
+IMAGE, OTHER = encoded(gradient(64, 64)), encoded(255 - gradient(64, 64))
 _ids = itertools.count()
 
 
 def beside(models: Path) -> Mapping[str, Mapping[str, Any]]:
     """What every job of a batch sends, by a name for it; the files lie below `models`."""
     folder = f"file:{models}/companions"
-    control = {"model": f"{folder}/control-sd1", "image": PICTURE}
-    sketch = {"model": f"{folder}/t2i-sd1", "image": PICTURE}
-    shown = {"model": f"{folder}/ip-sd1.safetensors", "images": [PICTURE, OTHER], "scale": 0.8}
+    control = {"model": f"{folder}/control-sd1", "image": IMAGE}
+    sketch = {"model": f"{folder}/t2i-sd1", "image": IMAGE}
+    shown = {"model": f"{folder}/ip-sd1.safetensors", "images": [IMAGE, OTHER], "scale": 0.8}
     word = {"model": f"{folder}/word-sd1.safetensors", "token": "zzz"}
     style = {"model": f"{folder}/style.safetensors", "weight": 0.7}
     lora = {"model": f"file:{models}/lora.safetensors", "weight": 0.8}
-    flux_control = {"model": f"{folder}/control-flux", "image": PICTURE}
+    flux_control = {"model": f"{folder}/control-flux", "image": IMAGE}
     return {
         "lora": {"model": "sd1", "loras": [lora]},
         "controlnet": {"model": "sd1", "controlnets": [control]},
@@ -40,7 +40,7 @@ def beside(models: Path) -> Mapping[str, Mapping[str, Any]]:
         "canny": {"model": "sd1", "controlnets": [control | {"preprocess": "canny"}]},
         "t2i adapter": {"model": "sd1", "controlnets": [sketch]},
         "two t2i adapters": {"model": "sd1", "controlnets": [sketch, sketch | {"image": OTHER, "scale": 0.5}]},
-        "controlnet from a picture": {"model": "sd1", "image": OTHER, "strength": 0.7, "controlnets": [control]},
+        "controlnet from an image": {"model": "sd1", "image": OTHER, "strength": 0.7, "controlnets": [control]},
         "ip adapter": {"model": "sd1", "ip_adapters": [shown]},
         "embedding": {"model": "sd1", "embeddings": [word], "negative_prompt": "a zzz"},
         "hypernetwork": {"model": "sd1", "hypernetworks": [style]},

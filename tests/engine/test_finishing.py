@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import tiny_tasks
 from tests.engine.test_safety import classifier
-from tests.pictures import pixels
+from tests.images import pixels
 from tests.upscalers import enlarged, upscaler
 from worker.app.build import build_worker
 from worker.app.queue import build_door
@@ -53,7 +53,7 @@ async def test_everything_at_once_and_nothing_left_for_the_next_job(shop):
     checker = f"file:{shop().models_yaml.parent}/models/classifier"
     worker = build_worker(shop(max_resident_models=2, safety_checker=checker, safety_action="black"))
     before = await handle(worker)
-    # Words that every job with them wants in its pictures: where only some do, they are private.
+    # Words that every job with them wants in its images: where only some do, they are private.
     shown = {"prompt": "a door of green glass", "refiner": "refiner", "output": {"metadata": True}}
     refined = await handle(worker, **shown)
     answer = await handle(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.asking import perform
-from tests.pictures import assert_differs, drawn_by_diffusers, encoded, gradient, pixels
+from tests.images import assert_differs, drawn_by_diffusers, encoded, gradient, pixels
 from worker.core.errors import InvalidOutput, ParameterOutOfRange, WorkerError
 
 
@@ -22,7 +22,7 @@ async def draw(worker, **fields):
     return await perform(worker, {"prompt": "a red apple", "seed": 7, **fields}, f"job-{next(_ids)}", quiet)
 
 
-async def test_a_picture_is_bit_equal_to_a_direct_call(worker, zoo):
+async def test_an_image_is_bit_equal_to_a_direct_call(worker, zoo):
     answer = await draw(worker)
     direct = drawn_by_diffusers(zoo / "models/sd1", 7, prompt="a red apple", num_inference_steps=3)
     assert np.array_equal(pixels(answer), direct)
@@ -41,8 +41,8 @@ async def test_other_families_are_detected_and_bit_equal_too(worker, zoo, model,
     answer = await draw(worker, model=model, width=64, height=64, guidance_scale=4)
     size = {"width": 64, "height": 64, "guidance_scale": 4.0, "num_inference_steps": 3}
     assert np.array_equal(pixels(answer), drawn_by_diffusers(zoo / "models" / folder, 7, prompt="a red apple", **size))
-    picture = encoded(gradient(64, 64))
-    assert_differs(pixels(await draw(worker, model=model, image=picture, strength=0.7)), pixels(answer))
+    image = encoded(gradient(64, 64))
+    assert_differs(pixels(await draw(worker, model=model, image=image, strength=0.7)), pixels(answer))
 
 
 async def test_image_i_uses_seed_plus_i_and_equals_its_single_run(worker):
@@ -63,7 +63,7 @@ async def test_without_a_seed_one_is_chosen_and_reported(worker):
     assert np.array_equal(pixels(first), pixels(again))
 
 
-async def test_what_reproduce_says_draws_the_same_picture(worker, zoo):
+async def test_what_reproduce_says_draws_the_same_image(worker, zoo):
     lora = f"file:{zoo}/models/lora.safetensors"
     first = await perform(
         worker, {"prompt": "x", "num_images": 2, "sampler": "euler_a", "cfg_scale": 4, "loras": [lora]}, "a", quiet
@@ -77,14 +77,14 @@ async def test_what_reproduce_says_draws_the_same_picture(worker, zoo):
 async def test_image_to_image_is_bit_equal_to_a_direct_call(worker, zoo):
     from PIL import Image
 
-    picture = gradient(64, 64)
-    answer = await draw(worker, image=encoded(picture), strength=0.7)
+    image = gradient(64, 64)
+    answer = await draw(worker, image=encoded(image), strength=0.7)
     direct = drawn_by_diffusers(
         zoo / "models/sd1",
         7,
         "StableDiffusionImg2ImgPipeline",
         prompt="a red apple",
-        image=Image.fromarray(picture),
+        image=Image.fromarray(image),
         strength=0.7,
         num_inference_steps=3,
     )
@@ -92,14 +92,14 @@ async def test_image_to_image_is_bit_equal_to_a_direct_call(worker, zoo):
     assert np.array_equal(pixels(answer), direct)
 
 
-async def test_an_input_picture_is_fitted_to_the_models_grid(worker):
+async def test_an_input_image_is_fitted_to_the_models_grid(worker):
     answer = await draw(worker, image=encoded(gradient(70, 45)), strength=0.5)
     assert (answer["width"], answer["height"]) == (72, 48)
     asked = await draw(worker, image=encoded(gradient(70, 45)), strength=0.5, width=64, height=32)
     assert pixels(asked).shape == (32, 64, 3)
 
 
-async def test_instruction_editing_depends_on_the_picture(worker):
+async def test_instruction_editing_depends_on_the_image(worker):
     first = await draw(worker, model="tiny-edit", image=encoded(gradient(64, 64)))
     second = await draw(worker, model="tiny-edit", image=encoded(255 - gradient(64, 64)))
     assert first["task"] == "image-editing"

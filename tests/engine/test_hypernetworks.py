@@ -10,7 +10,7 @@ import torch
 from tests.engine.test_generation import draw
 from tests.engine.test_isolation import on_engine
 from tests.hypernetworks import CROSS, SELF, flat, pickled, told
-from tests.pictures import assert_all_differ, assert_differs, drawn_by_diffusers, pixels
+from tests.images import assert_all_differ, assert_differs, drawn_by_diffusers, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.core.errors import (
@@ -142,12 +142,12 @@ async def test_several_are_applied_in_their_order_and_beside_a_lora(worker, zoo,
 
 
 async def test_every_task_takes_them(worker, kept):
-    from tests.pictures import encoded, gradient
+    from tests.images import encoded, gradient
 
     style = kept("a.safetensors", flat(pickled()), {"activation_func": "relu"})
-    picture = {"image": encoded(gradient(64, 64)), "strength": 0.7}
-    changed = await handled(worker, **picture, hypernetworks=[style])
-    assert_differs(pixels(changed), pixels(await handled(worker, **picture)))
+    image = {"image": encoded(gradient(64, 64)), "strength": 0.7}
+    changed = await handled(worker, **image, hypernetworks=[style])
+    assert_differs(pixels(changed), pixels(await handled(worker, **image)))
 
 
 REFUSED = {

@@ -18,7 +18,7 @@ from transformers import SiglipImageProcessorPil
 from tests import builders
 from tests import image_prompts as tiny
 from tests.fakes.engine import fresh_id
-from tests.pictures import encoded, gradient, pixels
+from tests.images import encoded, gradient, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
@@ -83,8 +83,8 @@ class Shop:
     def file(self, name: str) -> str:
         return f"file:{self.root}/models/{'ip3' if 'sd3' in name else 'ip'}/{name}.safetensors"
 
-    def prompt(self, name: str, *pictures: np.ndarray, scale: float = 1.0) -> dict[str, Any]:
-        return {"model": self.file(name), "images": [encoded(item) for item in pictures], "scale": scale}
+    def prompt(self, name: str, *images: np.ndarray, scale: float = 1.0) -> dict[str, Any]:
+        return {"model": self.file(name), "images": [encoded(item) for item in images], "scale": scale}
 
     @property
     def engine(self) -> Any:
@@ -100,7 +100,7 @@ def served(shop, tmp_path) -> Shop:
 
 
 def directly(
-    shop: Path, model: str, names: list[str], pictures: list[list[np.ndarray]], scales: list[float], **options: Any
+    shop: Path, model: str, names: list[str], images: list[list[np.ndarray]], scales: list[float], **options: Any
 ) -> np.ndarray:
     """What diffusers draws after its own `load_ip_adapter`."""
     cls = getattr(diffusers, options.pop("cls", "DiffusionPipeline"))
@@ -111,7 +111,7 @@ def directly(
     folder = shop / "models" / ("ip3" if model == "sd3" else "ip")
     files = [f"{name}.safetensors" for name in names]
     encoder = str(folder / "image_encoder")
-    shown: Any = [[Image.fromarray(item) for item in items] for items in pictures]
+    shown: Any = [[Image.fromarray(item) for item in items] for items in images]
     if model == "flux":
         place = {"image_encoder_pretrained_model_name_or_path": encoder, "image_encoder_dtype": torch.float32}
         pipe.load_ip_adapter(str(folder), weight_name=files, subfolder="", **place)
@@ -124,8 +124,8 @@ def directly(
         pipe.load_ip_adapter(str(folder), subfolder="", weight_name=files, image_encoder_folder="image_encoder")
         pipe.set_ip_adapter_scale(scales)
     arguments = {"prompt": "a red apple", "num_inference_steps": 3, "width": 64, "height": 64} | options
-    picture = pipe(ip_adapter_image=shown, generator=torch.Generator("cpu").manual_seed(7), **arguments).images[0]
-    return np.asarray(picture.convert("RGB"))
+    image = pipe(ip_adapter_image=shown, generator=torch.Generator("cpu").manual_seed(7), **arguments).images[0]
+    return np.asarray(image.convert("RGB"))
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> int:
@@ -139,7 +139,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> int:
         *("flux-plain", "flux-xlabs", "sd3-plain"),
     ],
 )
-async def test_a_picture_prompts_as_it_does_with_diffusers_own_loader(served, shop, name):
+async def test_an_image_prompts_as_it_does_with_diffusers_own_loader(served, shop, name):
     model = name.partition("-")[0]
     fields = {"model": model, "guidance_scale": 4.0}
     plain = pixels(await served.draw(**fields))
@@ -159,7 +159,7 @@ async def test_without_guidance_there_is_no_negative_half(served, shop):
     assert np.array_equal(pixels(answer), directly(shop, "sd1", ["sd1-plus"], [[RED]], [1.0], guidance_scale=1.0))
 
 
-async def test_several_adapters_each_with_its_pictures_and_its_scale(served, shop):
+async def test_several_adapters_each_with_its_images_and_its_scale(served, shop):
     prompts = [
         served.prompt("sd1-plain", RED, SKY, scale=0.7),
         served.prompt("sd1-plus", SKY, scale=0.4),
@@ -172,7 +172,7 @@ async def test_several_adapters_each_with_its_pictures_and_its_scale(served, sho
     assert apart(swapped, direct) <= 1  # sums in another order
 
 
-async def test_two_pictures_prompt_flux_too(served, shop):
+async def test_two_images_prompt_flux_too(served, shop):
     answer = await served.draw(model="flux", ip_adapters=served.prompt("flux-plain", RED, SKY))
     assert np.array_equal(pixels(answer), directly(shop, "flux", ["flux-plain"], [[RED, SKY]], [1.0]))
 
@@ -185,7 +185,7 @@ async def test_scale_0_is_no_adapter(served, model):
     assert answer["adapters"][0]["weight"] == 0
 
 
-async def test_pictures_of_a_batch_are_those_of_single_jobs(served):
+async def test_images_of_a_batch_are_those_of_single_jobs(served):
     prompts = served.prompt("sd1-plus", RED)
     several = await served.draw(ip_adapters=prompts, num_images=3)
     for index in range(3):
@@ -198,14 +198,14 @@ async def test_pictures_of_a_batch_are_those_of_single_jobs(served):
 )
 async def test_other_tasks_of_a_model_take_it_too(served, shop, model, cls):
     name = f"{model}-plain"
-    picture, mask = gradient(64, 64), np.zeros((64, 64, 3), np.uint8)
+    image, mask = gradient(64, 64), np.zeros((64, 64, 3), np.uint8)
     mask[:, 32:] = 255
     guided = {"strength": 0.7, "guidance_scale": 4.0}
-    start = {"image": Image.fromarray(picture), **guided}
-    answer = await served.draw(model=model, image=encoded(picture), **guided, ip_adapters=served.prompt(name, RED))
+    start = {"image": Image.fromarray(image), **guided}
+    answer = await served.draw(model=model, image=encoded(image), **guided, ip_adapters=served.prompt(name, RED))
     direct = directly(shop, model, [name], [[RED]], [1.0], cls=f"{cls}Img2ImgPipeline", **start)
     assert apart(pixels(answer), direct) <= 1
-    holes = {"image": encoded(picture), "mask_image": encoded(mask), "strength": 0.9}
+    holes = {"image": encoded(image), "mask_image": encoded(mask), "strength": 0.9}
     plain = pixels(await served.draw(model=model, **holes))
     filled = pixels(await served.draw(model=model, **holes, ip_adapters=served.prompt(name, RED)))
     assert apart(filled[:, :32], plain[:, :32]) == 0
@@ -308,7 +308,7 @@ async def test_adapters_and_encoder_go_with_their_pipeline(served):
     assert (len(cache._caches), len(cache._encoders)) == (0, 0)
 
 
-async def test_what_reproduce_says_draws_the_same_picture(served):
+async def test_what_reproduce_says_draws_the_same_image(served):
     first = await served.draw(ip_adapters=served.prompt("sd1-plain", RED))
     again = await served.draw(**first["reproduce"]["input"])
     assert np.array_equal(pixels(first), pixels(again))
@@ -318,7 +318,7 @@ async def test_what_reproduce_says_draws_the_same_picture(served):
     assert any("ip_adapters" in warning for warning in large["warnings"])
 
 
-async def test_under_offloading_the_same_picture_comes_out_and_the_hooks_are_as_before(served, shop):
+async def test_under_offloading_the_same_image_comes_out_and_the_hooks_are_as_before(served, shop):
     direct = directly(shop, "sd1", ["sd1-plus"], [[RED]], [1.0])
     plain = pixels(await served.draw())
     (resident,) = served.engine._pool._residents.values()

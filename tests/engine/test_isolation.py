@@ -12,7 +12,7 @@ import torch
 
 from tests.engine.test_generation import draw
 from tests.engine.visits import Visit, pay, visits
-from tests.pictures import pixels
+from tests.images import pixels
 from worker.core.errors import OutOfMemory
 
 
@@ -51,13 +51,13 @@ def alone(task_worker, zoo) -> Mapping[str, tuple[str, ...]]:
 
 
 def test_every_visit_draws_something_else(alone):
-    """Two equal pictures could not tell which job left a trace in which."""
+    """Two equal images could not tell which job left a trace in which."""
     names: dict[tuple[str, ...], list[str]] = {}
     for name, answer in alone.items():
         names.setdefault(answer, []).append(name)
-    pictures = {answer: visits for answer, visits in names.items() if len(answer[0]) > 100}
-    # Tiles do not show in a picture as small as one, and without its Lightning LoRA a model is any other.
-    assert [group for group in pictures.values() if len(group) > 1] == [
+    images = {answer: visits for answer, visits in names.items() if len(answer[0]) > 100}
+    # Tiles do not show in an image as small as one, and without its Lightning LoRA a model is any other.
+    assert [group for group in images.values() if len(group) > 1] == [
         ["plain", "no lightning"],
         ["lightning", "tight"],
     ]

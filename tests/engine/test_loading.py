@@ -12,7 +12,7 @@ import transformers
 
 from tests import builders, single_files
 from tests.asking import perform
-from tests.pictures import assert_differs, pixels
+from tests.images import assert_differs, pixels
 from tests.zoo import language
 from worker.app.build import build_worker
 from worker.core.device import LoadPlan

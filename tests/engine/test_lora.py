@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.test_generation import draw
-from tests.pictures import assert_differs, pixels
+from tests.images import assert_differs, pixels
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 
 
@@ -15,7 +15,7 @@ def lora(zoo):
 
 
 @pytest.mark.parametrize("name", ["lora", "kohya"])
-async def test_a_lora_that_fits_changes_the_picture_and_leaves_no_trace(worker, zoo, name):
+async def test_a_lora_that_fits_changes_the_image_and_leaves_no_trace(worker, zoo, name):
     before = pixels(await draw(worker))
     answer = await draw(worker, loras=[{"model": f"file:{zoo}/models/{name}.safetensors", "weight": 1.0}])
     assert_differs(pixels(answer), before)
@@ -78,7 +78,7 @@ async def test_a_second_lora_that_fails_leaves_the_first_off(worker, zoo, lora):
 
 
 async def test_a_lora_on_image_to_image_is_taken_off_text_to_image_too(worker, lora):
-    from tests.pictures import encoded, gradient
+    from tests.images import encoded, gradient
 
     before = pixels(await draw(worker))
     await draw(worker, image=encoded(gradient(64, 64)), strength=0.5, loras=[lora])

@@ -11,8 +11,8 @@ import torch
 from tests import loras
 from tests.engine.lora_bench import Bench, adapter, assert_same, host
 from tests.engine.test_lora_dialects import SETS, paths
+from tests.images import assert_differs
 from tests.loras import Lora, Made
-from tests.pictures import assert_differs
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -89,8 +89,8 @@ def test_every_algorithm_draws_what_the_merge_draws(benches, tmp_path, family, n
     lora = built(bench, family, name)
     with loras.merged(bench.pipe, [(lora, 0.7)]):
         reference = bench.draw()
-    picture, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors", 0.7)])
-    assert_same(picture, reference)
+    image, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors", 0.7)])
+    assert_same(image, reference)
     assert_differs(reference, bench.plain)
     assert report.matched == report.total > 0
     assert report.algorithm == {"norms": "full"}.get(name, name.split(" ")[0].rstrip(","))
@@ -115,8 +115,8 @@ def test_a_stack_of_three_algorithms_adds_up_in_any_order(benches, tmp_path, fam
         reference = bench.draw()
     files = [adapter(lora, tmp_path / f"{index}.safetensors", weight) for index, (lora, weight) in enumerate(stack)]
     for order in (files, files[::-1]):
-        picture, reports = bench.applied(order)
-        assert_same(picture, reference)
+        image, reports = bench.applied(order)
+        assert_same(image, reference)
         assert [report.model for report in reports] == [file.model for file in order]
     bench.assert_untouched()
 
@@ -146,8 +146,8 @@ def test_every_algorithm_is_cut_where_flux_fuses_its_layers(benches, tmp_path, n
             lora.deltas["transformer", part] = (delta[rows], None if bias is None else bias[rows])
     with loras.merged(bench.pipe, [(lora, 1.0)]):
         reference = bench.draw()
-    picture, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
-    assert_same(picture, reference)
+    image, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
+    assert_same(image, reference)
     assert (report.matched, report.total) == (3, 3)
 
 
@@ -218,9 +218,9 @@ def test_one_tensor_of_a_wrong_size_costs_its_module_and_fails_nothing_later(ben
     lora = built(bench, "sd1", name)
     first = next(key for key in lora.tensors if key.endswith(f".{role}"))
     lora.tensors[first] = torch.ones(shape)
-    picture, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
+    image, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
     assert report.matched == report.total - 1
-    assert np.isfinite(picture).all()
+    assert np.isfinite(image).all()
     bench.assert_untouched()
 
 
@@ -245,8 +245,8 @@ def test_sd3_kohya_is_applied_where_diffusers_itself_does_nothing(benches, tmp_p
         lora.deltas["transformer", place] = (torch.cat(delta.chunk(2)[::-1]) if half else delta, None)
     with loras.merged(bench.pipe, [(lora, 1.0)]):
         reference = bench.draw()
-    picture, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
-    assert_same(picture, reference)
+    image, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors")])
+    assert_same(image, reference)
     assert report.matched == report.total == 6
 
 
@@ -261,5 +261,5 @@ def test_half_precision_is_as_good_as_a_merge_in_half_precision(tmp_path):
     bench.pipe.to(torch.bfloat16)
     with loras.merged(bench.pipe, [(lora, 1.0)]):
         merged = bench.draw()
-    picture, _ = bench.applied([file])
-    assert np.abs(picture - exact).mean() < 1.2 * np.abs(merged - exact).mean()
+    image, _ = bench.applied([file])
+    assert np.abs(image - exact).mean() < 1.2 * np.abs(merged - exact).mean()

@@ -11,8 +11,8 @@ import torch
 from tests import loras
 from tests.engine.lora_bench import Bench, adapter, assert_same, host
 from tests.engine.test_lora_dialects import SETS, paths
+from tests.images import assert_all_differ, assert_differs
 from tests.loras import AB, Lora
-from tests.pictures import assert_all_differ, assert_differs
 from worker.core.errors import CorruptFile, IncompatibleAdapter, JobCancelled, UnsupportedModel
 from worker.engine.adapters import lora as lora_module
 from worker.engine.adapters.lora import LoraCache
@@ -64,12 +64,12 @@ def test_a_resident_lora_is_not_read_again_and_an_unused_one_changes_nothing(ben
 def test_a_resident_lora_is_known_by_what_it_holds_not_by_its_name(bench, tmp_path, reads):
     bench.cache = LoraCache(2)
     one = adapter(plain(bench, 1), tmp_path / "x.safetensors")
-    picture, _ = bench.applied([one])
+    image, _ = bench.applied([one])
     two = adapter(plain(bench, 2), tmp_path / "x.safetensors")
     other, _ = bench.applied([two])
     same, _ = bench.applied([adapter(plain(bench, 2), tmp_path / "copy.safetensors")])
     assert len(reads) == 2
-    assert_differs(picture, other)
+    assert_differs(image, other)
     assert np.array_equal(other, same)
 
 
@@ -87,8 +87,8 @@ def test_a_job_with_more_loras_than_the_shelf_holds_has_them_all(bench, tmp_path
     stack = [(plain(bench, seed), 0.5) for seed in range(3)]
     with loras.merged(bench.pipe, stack):
         reference = bench.draw()
-    picture, _ = bench.applied([adapter(item, tmp_path / f"{i}", weight) for i, (item, weight) in enumerate(stack)])
-    assert_same(picture, reference)
+    image, _ = bench.applied([adapter(item, tmp_path / f"{i}", weight) for i, (item, weight) in enumerate(stack)])
+    assert_same(image, reference)
     assert [len(cache) for cache in bench.cache._caches.values()] == [1]
 
 
@@ -96,8 +96,8 @@ def test_the_same_lora_twice_counts_twice(bench, tmp_path):
     item = plain(bench)
     with loras.merged(bench.pipe, [(item, 0.7)]):
         reference = bench.draw()
-    picture, _ = bench.applied([adapter(item, tmp_path / "a", 0.5), adapter(item, tmp_path / "a", 0.2)])
-    assert_same(picture, reference)
+    image, _ = bench.applied([adapter(item, tmp_path / "a", 0.5), adapter(item, tmp_path / "a", 0.2)])
+    assert_same(image, reference)
 
 
 def test_resident_loras_go_with_their_pipeline(tmp_path):
@@ -186,8 +186,8 @@ def test_keys_of_a_text_encoder_that_the_model_lacks_are_counted_and_not_fatal(x
         for i in range(9)
         for side in ("down", "up")
     }
-    picture, (report,) = xl.applied([adapter(Lora(item.tensors | stray), tmp_path / "x.safetensors")])
-    assert_same(picture, reference)
+    image, (report,) = xl.applied([adapter(Lora(item.tensors | stray), tmp_path / "x.safetensors")])
+    assert_same(image, reference)
     assert report.total - report.matched == 9
     assert "SelfAttention" in report.unmatched[0]
 
@@ -222,8 +222,8 @@ def test_weights_by_component_and_block_replace_the_weight(bench, tmp_path):
     ]
     with loras.merged(bench.pipe, parts):
         reference = bench.draw()
-    picture, _ = bench.applied([adapter(item, tmp_path / "x.safetensors", 0.8, weights=weights)])
-    assert_same(picture, reference)
+    image, _ = bench.applied([adapter(item, tmp_path / "x.safetensors", 0.8, weights=weights)])
+    assert_same(image, reference)
 
 
 def test_a_model_with_two_denoisers_gets_a_lora_on_both_unless_a_weight_says_otherwise(tmp_path):
@@ -243,8 +243,8 @@ def test_a_model_with_two_denoisers_gets_a_lora_on_both_unless_a_weight_says_oth
 
 
 def test_weight_zero_is_bit_equal_to_no_lora(bench, tmp_path):
-    picture, _ = bench.applied([adapter(plain(bench), tmp_path / "x.safetensors", 0.0)])
-    assert np.array_equal(picture, bench.plain)
+    image, _ = bench.applied([adapter(plain(bench), tmp_path / "x.safetensors", 0.0)])
+    assert np.array_equal(image, bench.plain)
 
 
 @pytest.mark.parametrize("name", ["transformer", "unet.nowhere", "vae.decoder.x"])
@@ -269,7 +269,7 @@ def test_bundled_words_are_known_for_one_job_and_equal_an_embedding_by_hand(benc
         tmp_path / "x.safetensors",
     )
     before = bench.draw("mywrd cat")
-    picture, (report,) = bench.applied([file], "mywrd cat")
+    image, (report,) = bench.applied([file], "mywrd cat")
     assert report.trigger_words == ("in style", "red", "mywrd")
     # by hand: two new tokens at the end of a longer table
     encoder, tokenizer = bench.pipe.text_encoder, bench.pipe.tokenizer
@@ -290,7 +290,7 @@ def test_bundled_words_are_known_for_one_job_and_equal_an_embedding_by_hand(benc
             ).images  # fmt: skip
     finally:
         encoder.set_input_embeddings(table)
-    assert_same(picture, reference)
+    assert_same(image, reference)
     assert np.array_equal(bench.draw("mywrd cat"), before)
     assert bench.pipe.tokenizer is tokenizer
     bench.assert_untouched()
@@ -318,7 +318,7 @@ def test_words_of_another_width_are_refused_and_leave_nothing(bench, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["lora", "dora", "ia3", "full"])
-def test_offloaded_weights_give_the_same_picture(tmp_path, algorithm):
+def test_offloaded_weights_give_the_same_image(tmp_path, algorithm):
     """accelerate's sequential offload, the CPU standing in for the device: weights are on no device between calls."""
     from accelerate import cpu_offload
 
@@ -330,8 +330,8 @@ def test_offloaded_weights_give_the_same_picture(tmp_path, algorithm):
         reference = owner.draw()
     cpu_offload(owner.pipe.unet, torch.device("cpu"), offload_buffers=True)
     assert next(owner.pipe.unet.parameters()).is_meta
-    picture, _ = owner.applied([adapter(item, tmp_path / "x.safetensors")])
-    assert_same(picture, reference)
+    image, _ = owner.applied([adapter(item, tmp_path / "x.safetensors")])
+    assert_same(image, reference)
     assert np.array_equal(owner.draw(), owner.plain)
 
 
@@ -359,8 +359,8 @@ def test_a_quantized_layer_takes_what_does_not_need_its_weights(tmp_path):
         with loras.merged(owner.pipe, [(item, 1.0)]):
             reference = owner.draw()
         setattr(owner.pipe.unet.get_submodule(stem), name, quantized)
-        picture, _ = owner.applied([adapter(item, tmp_path / f"{algorithm}.safetensors")])
-        assert_same(picture, reference)
+        image, _ = owner.applied([adapter(item, tmp_path / f"{algorithm}.safetensors")])
+        assert_same(image, reference)
     stored = loras.lora(plain_layer.weight.detach().double(), 0)
     dora, _, _ = loras.decomposed(stored, plain_layer.weight.detach().double(), 1)
     item = Lora({f"lora_unet_{path.replace('.', '_')}.{role}": tensor for role, tensor in dora.items()})
@@ -375,5 +375,5 @@ def test_peft_keys_without_a_config_are_scaled_by_one(bench, tmp_path, name):
     tensors = loras.spelled(numbers, lambda _, path: f"base_model.model.{path}", ends=AB, alphas=False)
     reference = bench.reference("unscaled", [(Lora(deltas=loras.deltas_of(numbers)), 1.0)])
     config = {"use_rslora": True, "lora_alpha": loras.RANK**0.5} if name == "b" else None
-    picture, _ = bench.applied([adapter(Lora(tensors, config=config), tmp_path / f"{name}.safetensors")])
-    assert_same(picture, reference)
+    image, _ = bench.applied([adapter(Lora(tensors, config=config), tmp_path / f"{name}.safetensors")])
+    assert_same(image, reference)

@@ -1,4 +1,4 @@
-"""A LoRA is the same LoRA in every dialect: the picture equals that of W + alpha / rank · up · down."""
+"""A LoRA is the same LoRA in every dialect: the image equals that of W + alpha / rank · up · down."""
 
 import re
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import torch
 
 from tests import loras
 from tests.engine.lora_bench import Bench, adapter, assert_same
+from tests.images import assert_differs
 from tests.loras import AB, Lora
-from tests.pictures import assert_differs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -178,8 +178,8 @@ def test_every_dialect_draws_what_the_merge_draws(benches, tmp_path, family, nam
     numbers = loras.low_rank(bench.pipe, paths(bench, wanted), seed=11, mixed=dialect.mixed)
     merge = Lora(deltas=loras.deltas_of(numbers))
     reference = bench.reference(f"{dialect.holds}{dialect.mixed}", [(merge, 0.8)])
-    picture, (report,) = bench.applied([adapter(dialect.write(numbers), tmp_path / "x.safetensors", 0.8)])
-    assert_same(picture, reference)
+    image, (report,) = bench.applied([adapter(dialect.write(numbers), tmp_path / "x.safetensors", 0.8)])
+    assert_same(image, reference)
     assert_differs(reference, bench.plain)
     assert report.matched == report.total > 0
     assert (report.algorithm, report.unmatched) == ("lora", ())
@@ -194,8 +194,8 @@ def test_a_file_that_holds_fused_and_split_layers_is_applied_once(benches, tmp_p
     native = _native("diffusion_model.", AB)(numbers).tensors
     both = split | {key: value for key, value in native.items() if ".qkv." in key or ".linear1." in key}
     reference = bench.reference("narrowTrue", [(Lora(deltas=loras.deltas_of(numbers)), 0.8)])
-    picture, _ = bench.applied([adapter(Lora(both), tmp_path / "x.safetensors", 0.8)])
-    assert_same(picture, reference)
+    image, _ = bench.applied([adapter(Lora(both), tmp_path / "x.safetensors", 0.8)])
+    assert_same(image, reference)
 
 
 def test_diffusers_own_loader_draws_the_same(benches, tmp_path):
@@ -209,12 +209,12 @@ def test_diffusers_own_loader_draws_the_same(benches, tmp_path):
         wanted = SETS["flux" if family == "flux" else "unet", "narrow"]
         numbers = loras.low_rank(bench.pipe, paths(bench, wanted), seed=11)
         file = adapter(write(numbers), tmp_path / f"{family}.safetensors")
-        picture, _ = bench.applied([file])
+        image, _ = bench.applied([file])
         own = type(bench.pipe).from_pretrained(bench.folder)
         own.set_progress_bar_config(disable=True)
         own.load_lora_weights(tmp_path, weight_name=f"{family}.safetensors")
         kept, bench.pipe = bench.pipe, own
         try:
-            assert_same(picture, bench.draw())
+            assert_same(image, bench.draw())
         finally:
             bench.pipe = kept

@@ -17,7 +17,7 @@ from worker.core.image import Raster
 from worker.core.job import Media
 from worker.core.pipeline import PipelineRow
 from worker.engine.arguments import converted
-from worker.engine.outputs import read_pictures, read_videos
+from worker.engine.outputs import read_images, read_videos
 from worker.engine.stepping import watched
 
 RED = np.zeros((4, 6, 3), np.float32)
@@ -47,15 +47,15 @@ def out(**fields):
     ],
     ids=range(11),
 )
-def test_a_picture_is_found_wherever_it_is(output):
-    assert read_pictures(output) == [Raster("RGB", 6, 4, BYTES)]
+def test_an_image_is_found_wherever_it_is(output):
+    assert read_images(output) == [Raster("RGB", 6, 4, BYTES)]
 
 
 def test_grey_layers_and_depth_keep_their_channels():
     depth, alpha = np.full((1, 4, 6, 1), 0.5, np.float32), np.zeros((4, 6, 4), np.float32)
-    assert [raster.mode for raster in read_pictures(out(rgb=RED[None], depth=depth))] == ["RGB", "L"]
-    assert [raster.mode for raster in read_pictures(out(images=[[RED, alpha]]))] == ["RGB", "RGBA"]
-    assert read_pictures(out(images=[Image.new("L", (6, 4), 7)]))[0].data == bytes([7]) * 24
+    assert [raster.mode for raster in read_images(out(rgb=RED[None], depth=depth))] == ["RGB", "L"]
+    assert [raster.mode for raster in read_images(out(images=[[RED, alpha]]))] == ["RGB", "RGBA"]
+    assert read_images(out(images=[Image.new("L", (6, 4), 7)]))[0].data == bytes([7]) * 24
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ def test_a_video_is_found_with_all_of_its_frames(frames, shape):
     assert {raster.data for video in videos for raster in video} == {BYTES}
 
 
-def test_nan_black_and_nothing_are_errors_and_a_flat_picture_is_none():
+def test_nan_black_and_nothing_are_errors_and_a_flat_image_is_none():
     broken = RED[None].copy()
     broken[0, 0, 0, 0] = np.nan
     with pytest.raises(InvalidOutput, match="NaN"):
-        read_pictures(out(images=broken))
+        read_images(out(images=broken))
     for black in (
         RED[None] * 0,
         [Image.new("RGB", (6, 4))],
         np.concatenate([RED * 0, np.ones((4, 6, 1))], axis=-1)[None],
     ):
         with pytest.raises(InvalidOutput, match="completely black"):
-            read_pictures(out(images=black))
+            read_images(out(images=black))
     for nothing in ([], None, "text"):
-        with pytest.raises(InvalidOutput, match="no picture"):
-            read_pictures(out(images=nothing))
-    read_pictures(out(images=RED[None] * 0 + 0.5))
+        with pytest.raises(InvalidOutput, match="no image"):
+            read_images(out(images=nothing))
+    read_images(out(images=RED[None] * 0 + 0.5))
     assert len(read_videos(out(frames=np.stack([RED * 0, RED])[None]))[0]) == 2  # a fade from black
 
 
@@ -111,14 +111,14 @@ def call(image=None, conditions: list[Condition] | Condition | None = None):
 @pytest.mark.parametrize(
     ("form", "count", "expected"),
     [
-        ("picture", 1, lambda a: a),
-        ("pictures", 2, lambda a, b: [a, b]),
+        ("image", 1, lambda a: a),
+        ("images", 2, lambda a, b: [a, b]),
         ("controls", 2, lambda a, b: [a, b]),
         ("batch", 2, lambda a, b: [[a, b]]),
         ("grid", 3, lambda a, b, c: [[a, b], [c, None]]),
     ],
 )
-def test_pictures_take_the_form_that_the_pipeline_wants(form, count, expected):
+def test_images_take_the_form_that_the_pipeline_wants(form, count, expected):
     rasters = tuple(Raster("L", 1, 1, bytes([index])) for index in range(count))
     signature = inspect.signature(call).parameters
     made = converted(Media("image", rasters, form, "image"), signature)
@@ -126,18 +126,18 @@ def test_pictures_take_the_form_that_the_pipeline_wants(form, count, expected):
     def values(item):
         return [values(part) for part in item] if isinstance(item, list) else item and item.getpixel((0, 0))
 
-    assert values(made) == expected(*range(count)) or form == "picture"
+    assert values(made) == expected(*range(count)) or form == "image"
     inverted = converted(Media("image", rasters[:1], "unmask", "mask_image"), signature)
     assert inverted.getpixel((0, 0)) == 255
 
 
-def test_a_condition_holds_a_picture_or_a_whole_video():
+def test_a_condition_holds_an_image_or_a_whole_video():
     rasters = tuple(Raster("L", 1, 1, bytes([index])) for index in range(2))
     signature = inspect.signature(call).parameters
-    (film,) = converted(Media("conditions", rasters, "condition", "video"), signature)
-    assert len(film.frames) == 2
-    pictures = converted(Media("conditions", rasters, "condition", "images"), signature)
-    assert [type(item.frames).__name__ for item in pictures] == ["Image", "Image"]
+    (video,) = converted(Media("conditions", rasters, "condition", "video"), signature)
+    assert len(video.frames) == 2
+    images = converted(Media("conditions", rasters, "condition", "images"), signature)
+    assert [type(item.frames).__name__ for item in images] == ["Image", "Image"]
 
 
 def test_a_scheduler_is_watched_also_as_a_copy_and_left_as_it_was():

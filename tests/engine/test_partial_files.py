@@ -10,7 +10,7 @@ from tests import builders, single_files
 from tests.engine.test_generation import draw
 from tests.fakes.civitai import FakeCivitai
 from tests.fakes.hub import FakeHub
-from tests.pictures import drawn_by_diffusers, pixels
+from tests.images import drawn_by_diffusers, pixels
 from worker.app.build import build_worker
 from worker.core.errors import AccessDenied, ModelNotFound, UnsafeFormat, UnsupportedModel
 from worker.service.local import completing

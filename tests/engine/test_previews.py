@@ -1,4 +1,4 @@
-"""Pictures on the way: like the picture that comes of it, for whoever asked, and without a trace in it."""
+"""Images on the way: like the image that comes of it, for whoever asked, and without a trace in it."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.asking import perform
 from tests.fakes.engine import fresh_id
-from tests.pictures import pixels
+from tests.images import pixels
 from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.core.image import Raster
@@ -34,11 +34,11 @@ async def draw(worker, **fields):
     return pixels(answer), [item.preview for item in seen if item.preview is not None]
 
 
-async def test_the_last_preview_looks_like_the_picture(tmp_path):
+async def test_the_last_preview_looks_like_the_image(tmp_path):
     worker = build_worker(Settings(volume_dir=tmp_path, device="cpu", warm_up=False))
-    picture, shown = await draw(worker, previews=True)
+    image, shown = await draw(worker, previews=True)
     last = np.frombuffer(shown[-1].data, np.uint8).reshape(shown[-1].height, shown[-1].width, 3)
-    small = np.asarray(Image.fromarray(picture).resize((shown[-1].width, shown[-1].height), Image.Resampling.BOX))
+    small = np.asarray(Image.fromarray(image).resize((shown[-1].width, shown[-1].height), Image.Resampling.BOX))
     assert np.corrcoef(last.ravel(), small.ravel())[0, 1] > 0.9
 
 
@@ -62,13 +62,13 @@ def test_a_preview_is_told_as_a_jpeg():
     assert "preview" not in encode_progress(Progress("inference", 1, 4))
 
 
-def test_a_vae_of_films_is_fitted_too():
+def test_a_vae_of_videos_is_fitted_too():
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
     assert previews._fit(vae).shape == (17, 3)
 
 
-async def test_of_several_pictures_the_first_is_shown(worker):
+async def test_of_several_images_the_first_is_shown(worker):
     _, alone = await draw(worker, model="tiny", previews=True, num_inference_steps=3)
     _, first = await draw(worker, model="tiny", previews=True, num_inference_steps=3, num_images=2)
     assert len(first) == 3
@@ -95,7 +95,7 @@ def test_latents_in_a_row_are_shown_packed_or_not_and_others_only_go_without(zoo
     previewer = previews.Previewer(pipe, SimpleNamespace(params={"height": 8 * scale, "width": 4 * scale}))
     plane = torch.randn(1, pipe.vae.config.latent_channels, 8, 4)
     packed = pipe._pack_latents(plane, 1, plane.shape[1], 8, 4)
-    shown = previewer.picture(plane)
+    shown = previewer.image(plane)
     assert (shown.width, shown.height) == (4, 8)
-    assert previewer.picture(packed) == previewer.picture(plane.flatten(2).transpose(1, 2)) == shown
-    assert previewer.picture(packed[:, :3]) is None  # a picture on the way is never worth the job
+    assert previewer.image(packed) == previewer.image(plane.flatten(2).transpose(1, 2)) == shown
+    assert previewer.image(packed[:, :3]) is None  # an image on the way is never worth the job

@@ -7,11 +7,11 @@ import torch
 
 from tests.asking import perform
 from tests.engine.test_isolation import failing_once
-from tests.pictures import encoded, gradient
+from tests.images import encoded, gradient
 
-PICTURE = encoded(gradient(64, 64))
+IMAGE = encoded(gradient(64, 64))
 MASK = encoded(gradient(64, 64) // 128 * 255)
-CONTROL = {"model": "control", "control_image": PICTURE}
+CONTROL = {"model": "control", "control_image": IMAGE}
 REFINED = {"model": "sdxl", "refiner": {"model": "refiner", "start": 0.6}, "num_inference_steps": 5}
 LISTED = {"model": "sd1", "scheduler": "euler", "timesteps": [900, 700, 500, 300, 100]}
 JOBS = {
@@ -25,26 +25,26 @@ JOBS = {
     "sde": {"model": "sd1", "scheduler": "dpmpp_sde", "num_inference_steps": 3},
     "lcm": {"model": "sd1", "scheduler": "lcm", "num_inference_steps": 4},
     "timesteps": LISTED,
-    "timesteps from a picture": LISTED | {"image": PICTURE, "strength": 0.6},
+    "timesteps from an image": LISTED | {"image": IMAGE, "strength": 0.6},
     "sigmas": {"model": "flux", "sigmas": [1.0, 0.7, 0.4, 0.2]},
-    "from a picture": {"model": "sd1", "image": PICTURE, "strength": 0.3, "num_inference_steps": 10},
-    "from a picture, heun": {"model": "sd1", "image": PICTURE, "strength": 0.5, "scheduler": "heun", "steps": 6},
-    "untouched": {"model": "sd1", "image": PICTURE, "strength": 0},
-    "masked": {"model": "sdxl", "image": PICTURE, "mask_image": MASK, "strength": 0.6, "num_inference_steps": 6},
-    "sd3 from a picture": {"model": "sd3", "image": PICTURE, "strength": 0.5, "num_inference_steps": 6},
-    "edited": {"model": "edit", "image": PICTURE},
+    "from an image": {"model": "sd1", "image": IMAGE, "strength": 0.3, "num_inference_steps": 10},
+    "from an image, heun": {"model": "sd1", "image": IMAGE, "strength": 0.5, "scheduler": "heun", "steps": 6},
+    "untouched": {"model": "sd1", "image": IMAGE, "strength": 0},
+    "masked": {"model": "sdxl", "image": IMAGE, "mask_image": MASK, "strength": 0.6, "num_inference_steps": 6},
+    "sd3 from an image": {"model": "sd3", "image": IMAGE, "strength": 0.5, "num_inference_steps": 6},
+    "edited": {"model": "edit", "image": IMAGE},
     "controlled": CONTROL,
     "stopped early": {"model": "sdxl", "denoising_end": 0.5, "num_inference_steps": 6},
-    "film": {"model": "film", "width": 64, "height": 64, "num_frames": 5},
-    "film of a film": {"model": "refilm", "video": [PICTURE] * 5, "strength": 0.5, "num_inference_steps": 4},
+    "video": {"model": "video", "width": 64, "height": 64, "num_frames": 5},
+    "video of a video": {"model": "refilm", "video": [IMAGE] * 5, "strength": 0.5, "num_inference_steps": 4},
     "enlarged by a model": {"model": "upscaler", "image": encoded(gradient(16, 16)), "noise_level": 10},
-    "enlarged by a file": {"model": "esrgan", "image": PICTURE, "tile": 64},
+    "enlarged by a file": {"model": "esrgan", "image": IMAGE, "tile": 64},
     "made larger": {"model": "sd1", "upscale": {"model": "esrgan", "tile": 64}, "width": 128},
     "several made larger": {"model": "sd1", "upscale": {"model": "esrgan", "tile": 64}, "num_images": 2},
     "refined": REFINED,
     "several refined": REFINED | {"num_images": 2},
     "refined by heun": REFINED | {"scheduler": "heun", "num_inference_steps": 8},
-    "refined from a picture": REFINED | {"image": PICTURE, "strength": 0.8, "num_inference_steps": 10},
+    "refined from an image": REFINED | {"image": IMAGE, "strength": 0.8, "num_inference_steps": 10},
     "refined and made larger": REFINED | {"upscale": "esrgan", "num_images": 2},
 }
 _ids = itertools.count()
@@ -81,14 +81,14 @@ async def test_progress_begins_near_nothing_never_goes_back_and_reaches_its_tota
 
 
 async def test_steps_are_counted_as_they_are_drawn(worker):
-    assert await told(worker, JOBS["from a picture"]) == [(0, 10), (1, 3), (2, 3), (3, 3)]
+    assert await told(worker, JOBS["from an image"]) == [(0, 10), (1, 3), (2, 3), (3, 3)]
     assert await told(worker, {"model": "sd1", "num_images": 2}) == [(0, 2), (1, 2), (2, 2)]  # in one call
     halves = await told(worker, REFINED)
     assert [step for step in halves if step[0] * 2 == step[1]]  # the first model's half
 
 
 async def test_what_is_drawn_again_tells_where_it_had_been(worker):
-    """Memory ran out at the end, and the picture was drawn once more in tiles."""
+    """Memory ran out at the end, and the image was drawn once more in tiles."""
     job = {"model": "sd1", "num_inference_steps": 4}
     await told(worker, job)  # so that it is the model used last
 

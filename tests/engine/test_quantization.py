@@ -9,7 +9,7 @@ import torch
 
 from tests import builders, single_files
 from tests.engine.test_single_files import draw, load
-from tests.pictures import assert_differs
+from tests.images import assert_differs
 from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.engine.quantization import dequantize
 

@@ -11,7 +11,7 @@ import torch
 from tests import builders, tiny_tasks
 from tests.asking import perform
 from tests.controls import apart
-from tests.pictures import assert_all_differ, assert_differs, encoded, gradient, pixels
+from tests.images import assert_all_differ, assert_differs, encoded, gradient, pixels
 from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.core.errors import (
@@ -88,12 +88,12 @@ async def test_a_sampler_that_adds_noise_draws_on_from_the_same_generator(worker
     assert np.array_equal(pixels(answer), two_pipelines(zoo, shop, 0.8, scheduler=cls))
 
 
-async def test_start_decides_who_draws_and_every_picture_has_its_own_seed(shop):
+async def test_start_decides_who_draws_and_every_image_has_its_own_seed(shop):
     worker = build_worker(shop.model_copy(update={"max_resident_models": 2}))
     plain = await ask(worker)
     early, late = [await ask(worker, refiner={"model": "polish", "start": start}) for start in (0.2, 0.6)]
-    pictures = [pixels(item) for item in (plain, early, late)]
-    assert_all_differ(*pictures)
+    images = [pixels(item) for item in (plain, early, late)]
+    assert_all_differ(*images)
     assert worker.engine.resident_models == ["base", "refiner"]
     several = await ask(worker, refiner={"model": "refiner", "start": 0.6}, num_images=2)
     assert np.array_equal(pixels(several, 0), pixels(late))
@@ -105,8 +105,8 @@ async def test_start_decides_who_draws_and_every_picture_has_its_own_seed(shop):
 
 
 async def test_image_to_image_is_refined_too(worker):
-    picture = encoded(gradient(64, 64))
-    first = await ask(worker, image=picture, strength=0.5, refiner="refiner")
+    image = encoded(gradient(64, 64))
+    first = await ask(worker, image=image, strength=0.5, refiner="refiner")
     assert first["task"] == "image-to-image"
     other = await ask(worker, image=encoded(255 - gradient(64, 64)), strength=0.5, refiner="refiner")
     assert_differs(pixels(first), pixels(other))

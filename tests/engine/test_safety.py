@@ -1,4 +1,4 @@
-"""The operator's safety checker: a verdict on every picture, what is done about it, and no picture without it."""
+"""The operator's safety checker: a verdict on every image, what is done about it, and no image without it."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from transformers import (
 
 from tests import tiny_tasks
 from tests.asking import perform
-from tests.pictures import pixels
+from tests.images import pixels
 from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.core.errors import LoadFailed, SourceError, WorkerError
@@ -63,10 +63,10 @@ def shop(zoo, tmp_path_factory):
     classifier(models / "strange", labels=("cat", "dog"))
     concepts(models / "flags", True)
     concepts(models / "passes", False)
-    tiny_tasks.cogvideox(models / "film")
+    tiny_tasks.cogvideox(models / "video")
     entries = {
         "sd1": {"source": f"file:{zoo}/models/sd1", "defaults": {"num_inference_steps": 2}},
-        "film": {"source": "file:models/film", "defaults": {"num_inference_steps": 2}},
+        "video": {"source": "file:models/video", "defaults": {"num_inference_steps": 2}},
     }
     (root / "models.yaml").write_text(json.dumps({"models": entries}))
 
@@ -89,7 +89,7 @@ async def test_off_unless_the_operator_says_so(shop):
     assert answer["safety"] == []
 
 
-async def test_a_verdict_on_every_picture_and_the_pictures_as_they_are(shop):
+async def test_a_verdict_on_every_image_and_the_images_as_they_are(shop):
     plain = await ask(build_worker(shop()), num_images=2)
     answer = await ask(build_worker(shop(safety_checker="likely")), num_images=2)
     assert [(one["flagged"], one["label"]) for one in answer["safety"]] == [(True, "nsfw")] * 2
@@ -121,10 +121,10 @@ async def test_stable_diffusions_own_checker(shop):
     assert pixels(passed).any()
 
 
-async def test_a_film_has_one_verdict(shop):
+async def test_a_video_has_one_verdict(shop):
     answer = await ask(
         build_worker(shop(safety_checker="likely", safety_action="black")),
-        model="film",
+        model="video",
         num_frames=9,
         width=64,
         height=64,
@@ -143,7 +143,7 @@ async def test_labels_are_known_or_named(shop):
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken", "other"])
-async def test_without_the_checker_no_picture_is_answered(shop, tmp_path, damage):
+async def test_without_the_checker_no_image_is_answered(shop, tmp_path, damage):
     settings = shop()
     folder = settings.models_yaml.parent / "models" / damage
     if damage != "missing":

@@ -10,7 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from tests.asking import perform
-from tests.pictures import assert_differs, pixels
+from tests.images import assert_differs, pixels
 from worker.catalog.call import Model
 from worker.catalog.interface.sampling import LISTS, choose, fit_of
 from worker.catalog.samplers import SAMPLERS
@@ -90,7 +90,7 @@ def test_the_diffusion_classes_are_those_that_diffusers_calls_compatible():
 
 
 @pytest.mark.parametrize("folder", _PIPELINES)
-def test_every_name_on_offer_draws_a_picture_and_schedules_make_a_difference(zoo, folder):
+def test_every_name_on_offer_draws_an_image_and_schedules_make_a_difference(zoo, folder):
     pipe, fit = loaded(zoo, folder), fit_for(folder)
     own = pipe.scheduler
     plain, seen = {}, []
@@ -101,8 +101,8 @@ def test_every_name_on_offer_draws_a_picture_and_schedules_make_a_difference(zoo
         seen.append((choice.cls, choice.options))
         scheduler = build_scheduler(own, choice)
         assert type(scheduler).__name__ == choice.cls
-        picture = plain[name] = drawn(pipe, scheduler)
-        assert picture.std() > 1 and picture.shape == (64, 64, 3), name
+        image = plain[name] = drawn(pipe, scheduler)
+        assert image.std() > 1 and image.shape == (64, 64, 3), name
     for sampler in SAMPLERS:
         for schedule in fit.schedules_of(fit.class_of(sampler)):
             choice = choose({"scheduler": sampler.name, "schedule": schedule}, {}, fit, "tiny")
@@ -111,9 +111,9 @@ def test_every_name_on_offer_draws_a_picture_and_schedules_make_a_difference(zoo
             assert options.items() <= dict(built.config).items(), (sampler.name, schedule)
     for curved in {"karras", "exponential", "beta"} & set(fit.schedules):
         choice = choose({"scheduler": "euler", "schedule": curved}, {}, fit, "tiny")
-        picture = drawn(pipe, build_scheduler(own, choice))
-        assert_differs(picture, plain["euler"])
-        assert np.abs(picture.astype(int) - plain["euler"]).mean() < 64
+        image = drawn(pipe, build_scheduler(own, choice))
+        assert_differs(image, plain["euler"])
+        assert np.abs(image.astype(int) - plain["euler"]).mean() < 64
 
 
 @pytest.mark.parametrize("folder", _PIPELINES)
@@ -130,12 +130,10 @@ def test_uni_pc_is_b1_as_uis_draw_it(zoo, folder):
     first, second = [
         build_scheduler(own, choose({"scheduler": name}, {}, fit, "tiny")) for name in ("uni_pc", "uni_pc_bh2")
     ]
-    picture = drawn(pipe, first, num_inference_steps=6)
+    image = drawn(pipe, first, num_inference_steps=6)
     assert first.config.solver_type == "bh1"
-    assert (
-        np.abs(picture.astype(int) - drawn(pipe, Stopping.from_config(first.config), num_inference_steps=6)).max() <= 1
-    )
-    assert_differs(picture, drawn(pipe, second, num_inference_steps=6))
+    assert np.abs(image.astype(int) - drawn(pipe, Stopping.from_config(first.config), num_inference_steps=6)).max() <= 1
+    assert_differs(image, drawn(pipe, second, num_inference_steps=6))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ async def test_v_prediction_and_zero_snr_of_the_models_own_config_stay(zoo):
 
 
 @pytest.mark.parametrize("name", ["DPM++ SDE", "lcm", "euler_a"])
-async def test_noise_of_the_steps_is_each_pictures_own(worker, name):
+async def test_noise_of_the_steps_is_each_images_own(worker, name):
     several = await draw(worker, scheduler=name, num_images=2)
     alone = await draw(worker, scheduler=name, seed=8)
     difference = np.abs(pixels(alone).astype(int) - pixels(several, 1))

@@ -1,4 +1,4 @@
-"""Models in one file, in the layouts they are published in: the same picture as the repository, without a network."""
+"""Models in one file, in the layouts they are published in: the same image as the repository, without a network."""
 
 import shutil
 import socket
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests import builders, single_files
-from tests.pictures import assert_differs
+from tests.images import assert_differs
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
 from worker.engine.loader import load_pipeline, view

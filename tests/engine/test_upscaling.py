@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from tests.asking import perform
 from tests.builders import enliven_saved
-from tests.pictures import assert_differs, encoded, gradient, pixels
+from tests.images import assert_differs, encoded, gradient, pixels
 from tests.upscalers import enlarged, real_esrgan, upscaler
 from tests.zoo import RECIPES
 from tests.zoo.plain import save
@@ -74,7 +74,7 @@ async def ask(worker, emit=lambda progress: None, **fields):
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("esrgan", 4), ("esrgan-x2", 2), ("compact", 4), ("span", 2)])
-async def test_tiles_make_the_picture_that_one_pass_makes(worker, kind, scale):
+async def test_tiles_make_the_image_that_one_pass_makes(worker, kind, scale):
     answer = await ask(worker, model=kind, image=encoded(SHARP), tile=64)
     whole = enlarged(kind, SHARP)
     assert (answer["task"], answer["width"], answer["height"]) == ("upscaling", 110 * scale, 90 * scale)
@@ -117,8 +117,8 @@ async def test_where_memory_is_not_there_the_job_fails_and_the_next_does_not(wor
 
 async def test_windows_of_attention_leave_no_seam(worker):
     """SwinIR's windows lie elsewhere in a tile than in the whole; the difference must not show."""
-    picture = gradient(110, 90)
-    answer, whole = await ask(worker, model="swinir", image=encoded(picture), tile=64), enlarged("swinir", picture)
+    image = gradient(110, 90)
+    answer, whole = await ask(worker, model="swinir", image=encoded(image), tile=64), enlarged("swinir", image)
     assert np.abs(pixels(answer).astype(int) - whole).max() <= 3
 
 
@@ -128,9 +128,9 @@ async def test_saved_otherwise_it_is_the_same(worker, names):
     assert np.array_equal(pixels(first), pixels(second))
 
 
-async def test_scale_is_of_the_picture_that_was_sent(worker):
-    picture = encoded(gradient(50, 30))
-    doubled = await ask(worker, model="esrgan", image=picture, scale=2)
+async def test_scale_is_of_the_image_that_was_sent(worker):
+    image = encoded(gradient(50, 30))
+    doubled = await ask(worker, model="esrgan", image=image, scale=2)
     assert (doubled["width"], doubled["height"], doubled["parameters"]["scale"]) == (100, 60, 2)
     again = await ask(worker, **doubled["reproduce"]["input"])
     assert np.array_equal(pixels(again), pixels(doubled))
@@ -139,12 +139,12 @@ async def test_scale_is_of_the_picture_that_was_sent(worker):
 
 
 async def test_what_is_transparent_stays_so(worker):
-    picture = Image.fromarray(gradient(64, 48)).convert("RGBA")
+    image = Image.fromarray(gradient(64, 48)).convert("RGBA")
     alpha = np.zeros((48, 64), np.uint8)
     alpha[:, 32:] = 255
-    picture.putalpha(Image.fromarray(alpha))
+    image.putalpha(Image.fromarray(alpha))
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     sent = base64.b64encode(out.getvalue()).decode()
     answer = await ask(worker, model="compact", image=sent)
     drawn = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
@@ -204,17 +204,17 @@ async def test_a_pickle_is_refused_until_the_operator_allows_it(worker, shop):
     ],
 )
 async def test_what_an_upscaler_does_not_take_is_refused_by_name(worker, fields, error, field):
-    picture = {"image": encoded(SHARP)} if fields else {}
+    image = {"image": encoded(SHARP)} if fields else {}
     with pytest.raises(error) as failure:
-        await ask(worker, model="esrgan", **picture, **fields)
+        await ask(worker, model="esrgan", **image, **fields)
     assert failure.value.field == field
     assert not worker.engine.ready
 
 
-async def test_a_picture_that_would_become_too_large_is_refused_before_anything_is_loaded(worker):
-    picture = encoded(np.zeros((2_100, 2_100, 3), np.uint8))
+async def test_an_image_that_would_become_too_large_is_refused_before_anything_is_loaded(worker):
+    image = encoded(np.zeros((2_100, 2_100, 3), np.uint8))
     with pytest.raises(ParameterOutOfRange, match="67,108,864") as failure:
-        await ask(worker, model="esrgan", image=picture)
+        await ask(worker, model="esrgan", image=image)
     assert failure.value.field == "image"
     assert "scale" in failure.value.message
     assert not worker.engine.ready

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests import builders, single_files
 from tests.fakes.engine import fresh_id
-from tests.pictures import assert_differs, encoded, gradient, pixels
+from tests.images import assert_differs, encoded, gradient, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
@@ -87,7 +87,7 @@ def read(path: Path) -> Any:
 
 @pytest.mark.parametrize(("name", "same"), [("vae/kl", "vae/kl"), ("vae/tiny", "vae/tiny"), ("other", "other/vae")])
 @pytest.mark.parametrize("model", ["sd1", "file"])
-async def test_pictures_are_those_of_the_pipeline_with_that_vae_and_the_next_job_has_its_own(
+async def test_images_are_those_of_the_pipeline_with_that_vae_and_the_next_job_has_its_own(
     served, shop, model, name, same
 ):
     plain = pixels(await served.draw(model=model))
@@ -118,10 +118,10 @@ async def test_it_is_taken_out_of_a_pipeline_that_could_not_be_run_itself(served
     assert np.array_equal(pixels(answer), directly(shop, read(shop / "models/other/vae")))
 
 
-async def test_a_picture_to_start_from_is_read_by_it_too(served, shop):
-    picture = gradient(64, 64)
-    answer = await served.draw(image=encoded(picture), strength=0.6, vae=f"file:{shop}/models/vae/kl")
-    start = {"image": Image.fromarray(picture), "strength": 0.6}
+async def test_an_image_to_start_from_is_read_by_it_too(served, shop):
+    image = gradient(64, 64)
+    answer = await served.draw(image=encoded(image), strength=0.6, vae=f"file:{shop}/models/vae/kl")
+    start = {"image": Image.fromarray(image), "strength": 0.6}
     direct = directly(shop, read(shop / "models/vae/kl"), "StableDiffusionImg2ImgPipeline", **start)
     assert int(np.abs(pixels(answer).astype(int) - direct).max()) <= 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.asking import perform
 from tests.engine.test_generation import draw
-from tests.pictures import assert_all_differ, assert_differs, encoded, gradient, pixels
+from tests.images import assert_all_differ, assert_differs, encoded, gradient, pixels
 from worker.app.queue import build_door
 from worker.core.errors import ParameterOutOfRange
 from worker.core.request import GenerationRequest
@@ -24,7 +24,7 @@ async def handled(worker, **fields):
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_weight_changes_the_picture_and_a_plain_prompt_stays_what_diffusers_draws(worker, model):
+async def test_a_weight_changes_the_image_and_a_plain_prompt_stays_what_diffusers_draws(worker, model):
     plain = pixels(await handled(worker, model=model, prompt_weighting="none"))
     assert np.array_equal(pixels(await handled(worker, model=model)), plain)
     assert np.array_equal(pixels(await handled(worker, model=model, prompt_weighting="a1111")), plain)
@@ -36,7 +36,7 @@ async def test_a_weight_changes_the_picture_and_a_plain_prompt_stays_what_diffus
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_several_pictures_of_one_prompt_equal_their_single_runs(worker, model):
+async def test_several_images_of_one_prompt_equal_their_single_runs(worker, model):
     prompt = {"prompt": "a (red:1.4) apple", "model": model}
     several = await handled(worker, **prompt, num_images=2)
     for index in range(2):
@@ -87,11 +87,11 @@ async def test_what_a_t5_cannot_read_is_said(worker):
     assert (await handled(worker, model="tiny-flux", prompt="x" * 30))["warnings"] == []
 
 
-async def test_weights_work_with_pictures_adapters_and_without_guidance(worker, zoo):
+async def test_weights_work_with_images_adapters_and_without_guidance(worker, zoo):
     weighted, plain = {"prompt": "a (red:1.5) apple"}, {"prompt": "a red apple"}
-    picture = {"image": encoded(gradient(64, 64)), "strength": 0.8}
+    image = {"image": encoded(gradient(64, 64)), "strength": 0.8}
     for extra in (
-        picture,
+        image,
         {"loras": [f"file:{zoo}/models/lora.safetensors"]},
         {"guidance_scale": 1.0},
         {"negative_prompt": "(blue:1.3), dark"},
@@ -155,14 +155,14 @@ async def test_the_schema_says_what_is_read_and_bounds_clip_skip_by_the_family(w
         answer = await perform(worker, {"action": "schema", "model": model}, "s", lambda progress: None)
         return answer["properties"]
 
-    first, large, film = [await properties(name) for name in ("tiny", "tiny-xl", "video")]
+    first, large, video = [await properties(name) for name in ("tiny", "tiny-xl", "video")]
     assert first["prompt_weighting"]["enum"] == ["auto", "a1111", "none", None]
     assert first["prompt_weighting"]["default"] == "auto"
     assert (first["clip_skip"]["maximum"], large["clip_skip"]["maximum"]) == (11, 10)
     assert {"embeddings", "hypernetworks"} <= first.keys()
     assert "embeddings" in large
     assert "hypernetworks" not in large
-    assert not {"embeddings", "hypernetworks", "prompt_weighting"} & film.keys()
+    assert not {"embeddings", "hypernetworks", "prompt_weighting"} & video.keys()
 
 
 async def test_reproduce_names_the_way_of_reading_only_where_it_was_asked_for(worker):

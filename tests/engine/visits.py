@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from tests.asking import perform
-from tests.pictures import encoded, gradient
+from tests.images import encoded, gradient
 from worker.app.build import Worker
 from worker.core.errors import WorkerError
 from worker.core.job import Job, StopSignal
@@ -35,15 +35,15 @@ class Visit:
 
 def visits(models: Path) -> tuple[Visit, ...]:
     """The rows. Files lie in `models`; the models' names are those of `test_isolation`'s registry."""
-    picture, other = encoded(gradient(64, 64)), encoded(255 - gradient(64, 64))
-    mask = {"image": picture, "mask_image": encoded(gradient(64, 64) // 128 * 255)}
+    image, other = encoded(gradient(64, 64)), encoded(255 - gradient(64, 64))
+    mask = {"image": image, "mask_image": encoded(gradient(64, 64) // 128 * 255)}
     lora, kohya = f"file:{models}/lora.safetensors", f"file:{models}/kohya.safetensors"
     beside = f"file:{models}/companions"
-    control = {"model": f"{beside}/control-sd1", "image": picture}
+    control = {"model": f"{beside}/control-sd1", "image": image}
     sketch = {"model": f"{beside}/t2i-sd1", "image": other, "scale": 0.7}
-    xl_control = {"model": f"{beside}/control-sdxl", "image": picture, "end": 0.5}
-    flux_control = {"model": f"{beside}/control-flux", "image": picture}
-    shown = {"model": f"{beside}/ip-sd1.safetensors", "images": [picture, other], "scale": 0.8}
+    xl_control = {"model": f"{beside}/control-sdxl", "image": image, "end": 0.5}
+    flux_control = {"model": f"{beside}/control-flux", "image": image}
+    shown = {"model": f"{beside}/ip-sd1.safetensors", "images": [image, other], "scale": 0.8}
     xl_shown = {"model": f"{beside}/ip-sdxl.safetensors", "image": other}
     word = {"prompt": "a zzz apple", "embeddings": [{"model": f"{beside}/word-sd1.safetensors", "token": "zzz"}]}
     xl_word = {"prompt": "a zzz apple", "embeddings": [{"model": f"{beside}/word-sdxl.safetensors", "token": "zzz"}]}
@@ -61,19 +61,19 @@ def visits(models: Path) -> tuple[Visit, ...]:
         Visit("no lightning", {"model": "fast", "lightning": False}),
         Visit("sampled", {"model": "sd1", "scheduler": "DPM++ 2M Karras", "num_inference_steps": 5}),
         Visit("ancestral", {"model": "sd1", "scheduler": "euler_a"}),
-        Visit("from a picture", {"model": "sd1", "image": picture, "strength": 0.7, "loras": [lora]}),
+        Visit("from an image", {"model": "sd1", "image": image, "strength": 0.7, "loras": [lora]}),
         Visit("masked", {"model": "sd1", **mask, "strength": 1.0}),
         Visit("masked and cropped", {"model": "sd1", **mask, "strength": 1.0, "padding_mask_crop": 8}),
-        Visit("edited", {"model": "edit", "image": picture}),
-        Visit("controlled", {"model": "control", "control_image": picture, "controlnet_conditioning_scale": 0.5}),
+        Visit("edited", {"model": "edit", "image": image}),
+        Visit("controlled", {"model": "control", "control_image": image, "controlnet_conditioning_scale": 0.5}),
         Visit("enlarged", {"model": "upscaler", "image": encoded(gradient(16, 16)), "noise_level": 10}),
-        Visit("filmed", {"model": "film", "width": 64, "height": 64, "num_frames": 5}),
+        Visit("filmed", {"model": "video", "width": 64, "height": 64, "num_frames": 5}),
         Visit("wordless", {"model": "ddim"}),
         Visit("xl", {"model": "sdxl"}),
         Visit("xl lora", {"model": "sdxl", "loras": [xl_lora], "scheduler": "euler_a"}),
         Visit("xl masked", {"model": "sdxl", **mask, "strength": 1.0}),
         Visit("sd3", {"model": "sd3"}),
-        Visit("sd3 from a picture", {"model": "sd3", "image": other, "strength": 0.7}),
+        Visit("sd3 from an image", {"model": "sd3", "image": other, "strength": 0.7}),
         Visit("flux", {"model": "flux"}),
         Visit("flux lora", {"model": "flux", "loras": [flux_lora]}),
         Visit("flux masked", {"model": "flux", **mask, "strength": 1.0}),
@@ -81,7 +81,7 @@ def visits(models: Path) -> tuple[Visit, ...]:
         Visit("followed", {"model": "sd1", "controlnets": [control]}),
         Visit("followed by edges", {"model": "sd1", "controlnets": [control | {"preprocess": "canny", "scale": 0.6}]}),
         Visit("sketched", {"model": "sd1", "controlnets": [sketch]}),
-        Visit("followed from a picture", {"model": "sd1", "image": other, "strength": 0.7, "controlnets": [control]}),
+        Visit("followed from an image", {"model": "sd1", "image": other, "strength": 0.7, "controlnets": [control]}),
         Visit("shown", {"model": "sd1", "ip_adapters": [shown]}),
         Visit("worded", {"model": "sd1", **word}),
         Visit("worded differently", {"model": "sd1", "prompt": "a zzz apple"}),
@@ -94,8 +94,8 @@ def visits(models: Path) -> tuple[Visit, ...]:
         Visit("skipped", {"model": "sd1", "clip_skip": 2, "scheduler": "dpmpp_sde"}),
         Visit("scheduled", {"model": "sd1", "scheduler": "euler", "schedule": "beta", "num_inference_steps": 4}),
         Visit("listed", {"model": "sd1", "scheduler": "heun", "timesteps": [900, 500, 100]}),
-        Visit("outpainted", {"model": "sd1", "image": picture, "outpaint": {"right": 32}}),
-        Visit("untouched", {"model": "sd1", "image": picture, "strength": 0}),
+        Visit("outpainted", {"model": "sd1", "image": image, "outpaint": {"right": 32}}),
+        Visit("untouched", {"model": "sd1", "image": image, "strength": 0}),
         Visit("watched", {"model": "sd1", "previews": True, "scheduler": "lms"}),
         Visit("made larger", {"model": "sd1", "upscale": "esrgan"}),
         Visit("xl followed", {"model": "sdxl", "controlnets": [xl_control]}),
@@ -115,11 +115,11 @@ def visits(models: Path) -> tuple[Visit, ...]:
         Visit("cancelled", {"model": "sd1", **mask, "strength": 1.0}, "cancelled", fails="job_cancelled"),
         Visit("late", {"model": "sd1", "loras": [lora], "num_images": 2}, "late", fails="job_timeout"),
         Visit("xl broken", {"model": "sdxl", "loras": [xl_lora]}, "breaks", fails="engine_failure"),
-        Visit("xl not a number", {"model": "sdxl", "image": picture, "strength": 1.0}, "nan", fails="invalid_output"),
+        Visit("xl not a number", {"model": "sdxl", "image": image, "strength": 1.0}, "nan", fails="invalid_output"),
         Visit("sd3 late", {"model": "sd3"}, "late", fails="job_timeout"),
         Visit("flux cancelled", {"model": "flux", "loras": [flux_lora]}, "cancelled", fails="job_cancelled"),
         Visit("flux short", {"model": "flux"}, "short of memory", fails="gpu_oom"),
-        Visit("film broken", {"model": "film", "width": 64, "height": 64}, "breaks", fails="engine_failure"),
+        Visit("video broken", {"model": "video", "width": 64, "height": 64}, "breaks", fails="engine_failure"),
         Visit("wordless cancelled", {"model": "ddim"}, "cancelled", fails="job_cancelled"),
         Visit("control late", {"model": "control", "control_image": other}, "late", fails="job_timeout"),
         Visit("followed and broken", {"model": "sd1", "controlnets": [control]}, "breaks", fails="engine_failure"),
@@ -134,7 +134,7 @@ def visits(models: Path) -> tuple[Visit, ...]:
         Visit("skipped and short", {"model": "sd1", "clip_skip": 2}, "short of memory", fails="gpu_oom"),
         Visit("scheduled and cancelled", {"model": "sd1", "scheduler": "heun"}, "cancelled", fails="job_cancelled"),
         Visit(
-            "outpainted late", {"model": "sd1", "image": picture, "outpaint": {"left": 32}}, "late", fails="job_timeout"
+            "outpainted late", {"model": "sd1", "image": image, "outpaint": {"left": 32}}, "late", fails="job_timeout"
         ),
         Visit("watched and broken", {"model": "sd1", "previews": True}, "breaks", fails="engine_failure"),
         Visit("made larger, late", {"model": "sd1", "upscale": "esrgan"}, "late", 2, fails="job_timeout"),
@@ -151,7 +151,7 @@ def visits(models: Path) -> tuple[Visit, ...]:
 
 
 async def pay(worker: Worker, visit: Visit) -> tuple[str, ...]:
-    """What the worker answers to `visit`: its pictures as base64, or its error's code."""
+    """What the worker answers to `visit`: its images as base64, or its error's code."""
     signals: list[_Signal] = []
     generation = worker.operations.generation
     accept = generation.accept

@@ -63,7 +63,7 @@ class FakeBucket(FakeServer):
             "BUCKET_SECRET_ACCESS_KEY": "test-secret",
         }
 
-    def s3_config(self, bucket: str = "pictures") -> dict[str, str]:
+    def s3_config(self, bucket: str = "images") -> dict[str, str]:
         """Return a request's ``s3Config`` for this store."""
         return {
             "endpointUrl": self.endpoint,

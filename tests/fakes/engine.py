@@ -1,4 +1,4 @@
-"""An engine that draws flat pictures at once, and does as it is told: wait, hang, fail. No torch."""
+"""An engine that draws flat images at once, and does as it is told: wait, hang, fail. No torch."""
 
 import itertools
 import json
@@ -53,9 +53,9 @@ class FakeEngine:
         self.spoiled: dict[str, WorkerError] = {}
         """Prompts that fail alone."""
         self.takes = 64
-        """How many pictures go into one call."""
+        """How many images go into one call."""
         self.memory = 64
-        """For how many pictures of one call it suffices."""
+        """For how many images of one call it suffices."""
         self.load_s = 0.25
         """The seconds of loading that a run reports."""
         self.ran: list[Job] = []
@@ -82,7 +82,7 @@ class FakeEngine:
             self.overlaps += 1
             raise AssertionError("two runs at once")
         jobs = [
-            job for index, job in enumerate(batch.jobs) if not index or _pictures(batch.jobs[: index + 1]) <= self.takes
+            job for index, job in enumerate(batch.jobs) if not index or _images(batch.jobs[: index + 1]) <= self.takes
         ]
         batch = replace(batch, jobs=tuple(jobs))
         job = jobs[0]
@@ -102,7 +102,7 @@ class FakeEngine:
                 emit(Progress("inference", step + 1, self.steps, preview=preview, jobs=len(jobs)))
             if self.failures:
                 raise self.failures.pop(0)
-            if _pictures(jobs) > self.memory:
+            if _images(jobs) > self.memory:
                 raise OutOfMemory("Too many.")
             for each in jobs:
                 if each.prompt in self.poison:
@@ -136,7 +136,7 @@ class FakeEngine:
         return found
 
 
-def _pictures(jobs: Sequence[Job]) -> int:
+def _images(jobs: Sequence[Job]) -> int:
     return sum(len(job.seeds) for job in jobs)
 
 

@@ -198,26 +198,26 @@ class TestFakeBucket:
     def test_an_object_is_put_and_read_by_its_presigned_address(self, signature):
         with FakeBucket() as bucket:
             client = self.client(bucket, signature_version=signature)
-            client.put_object(Bucket="pictures", Key="a/b c.png", Body=b"png", ContentType="image/png")
-            stored = bucket.objects["pictures", "a/b c.png"]
+            client.put_object(Bucket="images", Key="a/b c.png", Body=b"png", ContentType="image/png")
+            stored = bucket.objects["images", "a/b c.png"]
             assert (stored.body, stored.content_type, stored.signed) == (b"png", "image/png", True)
-            url = client.generate_presigned_url("get_object", Params={"Bucket": "pictures", "Key": "a/b c.png"})
+            url = client.generate_presigned_url("get_object", Params={"Bucket": "images", "Key": "a/b c.png"})
             answer = requests.get(url, timeout=5)
             assert (answer.content, answer.headers["Content-Type"]) == (b"png", "image/png")
             assert requests.get(url.partition("?")[0], timeout=5).status_code == 403
             stale = client.generate_presigned_url(
-                "get_object", Params={"Bucket": "pictures", "Key": "a/b c.png"}, ExpiresIn=-5
+                "get_object", Params={"Bucket": "images", "Key": "a/b c.png"}, ExpiresIn=-5
             )
             assert requests.get(stale, timeout=5).status_code == 403
 
     def test_a_stream_is_put_whole(self, tmp_path):
         (tmp_path / "big").write_bytes(os.urandom(200_000))
         with FakeBucket() as bucket, (tmp_path / "big").open("rb") as stream:
-            self.client(bucket).put_object(Bucket="pictures", Key="big", Body=stream)
-            assert bucket.objects["pictures", "big"].body == (tmp_path / "big").read_bytes()
+            self.client(bucket).put_object(Bucket="images", Key="big", Body=stream)
+            assert bucket.objects["images", "big"].body == (tmp_path / "big").read_bytes()
 
     def test_it_refuses_when_told_and_what_it_does_not_know(self):
-        put = {"Bucket": "pictures", "Key": "k", "Body": b"x"}
+        put = {"Bucket": "images", "Key": "k", "Body": b"x"}
         with FakeBucket(buckets={"other"}, access_key="key", refuse_checksums=True) as bucket:
             for expected in ("NoSuchBucket", "InvalidAccessKeyId", "NotImplemented", "AccessDenied"):
                 bucket.buckets = {"other"} if expected == "NoSuchBucket" else None
@@ -228,4 +228,4 @@ class TestFakeBucket:
                     self.client(bucket).put_object(**put)
             bucket.accept()
             self.client(bucket, request_checksum_calculation="when_required").put_object(**put)
-            assert list(bucket.objects) == [("pictures", "k")]
+            assert list(bucket.objects) == [("images", "k")]

@@ -1,4 +1,4 @@
-"""Inputs made to hurt: URLs that point inwards, pictures that are bombs. Nothing is reached, little memory is spent."""
+"""Inputs made to hurt: URLs that point inwards, images that are bombs. Nothing is reached, little memory is spent."""
 
 import json
 import socket

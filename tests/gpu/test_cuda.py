@@ -1,4 +1,4 @@
-"""On a CUDA device: the same pictures, offloading, and memory that comes back. Skipped where there is none."""
+"""On a CUDA device: the same images, offloading, and memory that comes back. Skipped where there is none."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from tests.asking import perform
 from tests.engine.test_generation import draw
-from tests.pictures import pixels
+from tests.images import pixels
 from worker.app.build import build_worker
 
 pytestmark = [
@@ -20,7 +20,7 @@ def cuda(settings):
     return build_worker(settings.model_copy(update={"device": "cuda"}))
 
 
-async def test_a_picture_is_close_to_the_cpus_and_repeats(cuda, worker):
+async def test_an_image_is_close_to_the_cpus_and_repeats(cuda, worker):
     first = pixels(await draw(cuda)).astype(int)
     assert np.abs(first - pixels(await draw(worker))).mean() < 8  # bfloat16 against float32
     assert np.array_equal(first, pixels(await draw(cuda)))

@@ -1,4 +1,4 @@
-"""Pictures in and out: what is taken becomes the pixels a viewer shows; what is not is refused in one sentence."""
+"""Images in and out: what is taken becomes the pixels a viewer shows; what is not is refused in one sentence."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ class TestFormats:
         shades = array(decode_image(saved(Image.fromarray(ramp), "PNG")))[..., 0]
         assert numpy.abs(shades.astype(int) - ramp // 256).max() <= 1
 
-    def test_a_phone_picture_of_several_parts_gives_the_first(self):
+    def test_a_phone_image_of_several_parts_gives_the_first(self):
         data = saved(
             Image.new("RGB", (8, 8), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)]
         )
@@ -86,14 +86,14 @@ class TestFormats:
     @pytest.mark.parametrize(
         "data", [b"", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe", b"\x89PNG\r\n\x1a\n"]
     )
-    def test_what_is_no_picture_is_refused(self, data):
+    def test_what_is_no_image_is_refused(self, data):
         with pytest.raises(InvalidImage, match="mask_image") as caught:
             decode_image(data, "mask_image")
         assert caught.value.field == "mask_image"
 
     @pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-    def test_half_a_picture_is_refused(self, format_, part):
+    def test_half_an_image_is_refused(self, format_, part):
         data = saved(Image.effect_noise((200, 200), 80).convert("RGB"), format_)
         with pytest.raises(InvalidImage, match="not a readable"):
             decode_image(data[: int(len(data) * part)])
@@ -133,14 +133,14 @@ class TestMetadata:
             (8, Image.Transpose.ROTATE_90),
         ],
     )
-    def test_the_picture_stands_as_its_exif_says(self, format_, orientation, turn):
+    def test_the_image_stands_as_its_exif_says(self, format_, orientation, turn):
         options = {"quality": 100} | ({"lossless": True} if format_ == "WEBP" else {})
         raster = decode_image(saved(gradient(), format_, exif=_oriented(orientation), **options))
         expected = gradient() if turn is None else gradient().transpose(turn)
         assert (raster.width, raster.height) == expected.size
         assert numpy.abs(array(raster).astype(int) - numpy.asarray(expected)).max() < 12
 
-    def test_damaged_exif_costs_the_orientation_and_not_the_picture(self):
+    def test_damaged_exif_costs_the_orientation_and_not_the_image(self):
         raster = decode_image(saved(gradient(), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"))
         assert (array(raster) == numpy.asarray(gradient())).all()
 

@@ -1,11 +1,11 @@
-"""What is made of a control's picture: of its size, repeatable, and what its name says."""
+"""What is made of a control's image: of its size, repeatable, and what its name says."""
 
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from tests.pictures import gradient
+from tests.images import gradient
 from worker.core.adapter import Preprocess
 from worker.core.image import Raster
 from worker.media.preprocessing import PREPROCESSES, preprocess
@@ -13,15 +13,15 @@ from worker.media.preprocessing import PREPROCESSES, preprocess
 
 def square(size=64):
     """A dark square on light ground, with a thin line beside it."""
-    picture = np.full((size, size, 3), 230, np.uint8)
-    picture[16:40, 16:40] = (200, 30, 30)
-    picture[50:51, 8:56] = 20
-    return picture
+    image = np.full((size, size, 3), 230, np.uint8)
+    image[16:40, 16:40] = (200, 30, 30)
+    image[50:51, 8:56] = 20
+    return image
 
 
-def made(how, picture):
-    height, width = picture.shape[:2]
-    result = preprocess(Raster("RGB", width, height, picture.tobytes()), how)
+def made(how, image):
+    height, width = image.shape[:2]
+    result = preprocess(Raster("RGB", width, height, image.tobytes()), how)
     assert (result.mode, result.width, result.height) == ("RGB", width, height)
     return np.frombuffer(result.data, np.uint8).reshape(height, width, 3).astype(int)
 
@@ -33,8 +33,8 @@ def test_every_name_of_a_request_has_its_operator():
 @pytest.mark.parametrize("how", PREPROCESSES)
 def test_any_size_comes_back_as_it_was_and_the_same_each_time(how):
     for shape in ((48, 80), (7, 5), (1, 64)):
-        picture = np.ascontiguousarray(gradient(*shape[::-1]))
-        assert np.array_equal(made(how, picture), made(how, picture))
+        image = np.ascontiguousarray(gradient(*shape[::-1]))
+        assert np.array_equal(made(how, image), made(how, image))
 
 
 def test_canny_marks_the_outline_and_nothing_else():
@@ -51,17 +51,17 @@ def test_lineart_is_white_on_the_line_and_black_on_the_ground():
     assert lines[2:6, 2:6].max() < 20
 
 
-def test_grey_inverted_and_divided_pictures():
-    picture = square()
-    grey = made("grayscale", picture)
+def test_grey_inverted_and_divided_images():
+    image = square()
+    grey = made("grayscale", image)
     assert np.ptp(grey, axis=-1).max() == 0
-    assert np.array_equal(made("invert", picture), 255 - picture.astype(int))
-    assert set(np.unique(made("threshold", picture))) == {0, 255}
+    assert np.array_equal(made("invert", image), 255 - image.astype(int))
+    assert set(np.unique(made("threshold", image))) == {0, 255}
 
 
 @pytest.mark.parametrize("how", ["blur", "tile"])
-def test_blurred_and_tiled_pictures_keep_colours_and_lose_detail(how):
-    picture = square()
-    result = made(how, picture)
-    assert np.abs(result.mean(axis=(0, 1)) - picture.mean(axis=(0, 1))).max() < 4
-    assert np.abs(np.diff(result, axis=0)).max() < np.abs(np.diff(picture.astype(int), axis=0)).max() - 20
+def test_blurred_and_tiled_images_keep_colours_and_lose_detail(how):
+    image = square()
+    result = made(how, image)
+    assert np.abs(result.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 4
+    assert np.abs(np.diff(result, axis=0)).max() < np.abs(np.diff(image.astype(int), axis=0)).max() - 20

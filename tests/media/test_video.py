@@ -41,10 +41,10 @@ def never(url, max_bytes):
 def test_what_is_encoded_can_be_read_again(format_, within):
     sent = frames()
     data = encode_video(sent, 10, format_, 92)
-    clip = decode_video(data)
-    assert (len(clip.frames), clip.fps) == (6, 10)
-    assert {(frame.width, frame.height) for frame in clip.frames} == {(64, 48)}
-    assert max(difference(a, b) for a, b in zip(clip.frames, sent, strict=True)) < within
+    decoded = decode_video(data)
+    assert (len(decoded.frames), decoded.fps) == (6, 10)
+    assert {(frame.width, frame.height) for frame in decoded.frames} == {(64, 48)}
+    assert max(difference(a, b) for a, b in zip(decoded.frames, sent, strict=True)) < within
     assert encode_video(sent, 10, format_, 92) == data
 
 
@@ -69,20 +69,20 @@ def test_an_odd_side_loses_a_pixel_and_a_channel_of_alpha_its_meaning():
     assert (frame.mode, frame.width, frame.height) == ("RGB", 32, 16)
 
 
-def test_a_list_of_pictures_is_a_video():
-    pictures = []
+def test_a_list_of_images_is_a_video():
+    images = []
     for frame in frames(3):
         out = io.BytesIO()
         Image.frombytes("RGB", (64, 48), frame.data).save(out, "PNG")
-        pictures.append(text(out.getvalue()))
-    clip = read_video(pictures, never)
-    assert list(clip.frames) == frames(3)
-    assert clip.fps is None
-    assert read_video(pictures[:1], never).frames == (frames(1)[0],)
+        images.append(text(out.getvalue()))
+    decoded = read_video(images, never)
+    assert list(decoded.frames) == frames(3)
+    assert decoded.fps is None
+    assert read_video(images[:1], never).frames == (frames(1)[0],)
     with pytest.raises(InvalidImage, match="different sizes"):
         out = io.BytesIO()
         Image.new("RGB", (8, 8)).save(out, "PNG")
-        read_video([*pictures, text(out.getvalue())], never)
+        read_video([*images, text(out.getvalue())], never)
 
 
 def test_a_url_is_fetched_through_the_guard_and_only_there():
@@ -145,8 +145,8 @@ def test_damage_is_refused_or_read_and_nothing_else(position, change, cut):
     broken = bytearray(_MP4)
     broken[position] ^= change
     try:
-        clip = decode_video(bytes(broken[:position] if cut else broken))
+        decoded = decode_video(bytes(broken[:position] if cut else broken))
     except InvalidImage as error:
         assert error.field == "video"
     else:
-        assert clip.frames
+        assert decoded.frames

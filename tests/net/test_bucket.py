@@ -15,7 +15,7 @@ from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, BucketSender
 SECRET = "very-secret-word"
 
 
-def config(endpoint: str, name: str = "pictures", key: str = "test-access") -> BucketConfig:
+def config(endpoint: str, name: str = "images", key: str = "test-access") -> BucketConfig:
     return BucketConfig(endpoint, name, key, SECRET, url_expires_s=600)
 
 
@@ -25,7 +25,7 @@ def test_what_was_put_is_read_through_the_url():
         with urllib.request.urlopen(url) as answer:
             assert (answer.read(), answer.headers["Content-Type"]) == (b"\x89PNG", "image/png")
         assert [(item.bucket, item.key, item.signed) for item in fake.objects.values()] == [
-            ("pictures", "jobs/1/ä 0.png", True)
+            ("images", "jobs/1/ä 0.png", True)
         ]
 
 
@@ -40,7 +40,7 @@ def test_the_url_is_signed_in_the_new_way_and_expires():
 
 @pytest.mark.parametrize(
     ("options", "name", "says"),
-    [({"access_key": "other"}, "pictures", "InvalidAccessKeyId"), ({"buckets": ["mine"]}, "yours", "NoSuchBucket")],
+    [({"access_key": "other"}, "images", "InvalidAccessKeyId"), ({"buckets": ["mine"]}, "yours", "NoSuchBucket")],
 )
 def test_a_refusal_names_the_reason_and_no_secret(options, name, says):
     with FakeBucket(**options) as fake, pytest.raises(SourceUnavailable, match=says) as caught:
@@ -55,14 +55,14 @@ GUARDS = {"unguarded": None, "guarded": BucketSender(allow_private=True)}
 
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 def test_what_is_large_goes_in_parts_and_a_broken_one_goes_again(guard):
-    film = bytes(range(256)) * (PART_BYTES // 256 * 2) + b"end"
+    video = bytes(range(256)) * (PART_BYTES // 256 * 2) + b"end"
     with FakeBucket(refuse_checksums=True) as fake:
         fake.break_parts(1)
-        url = Bucket(config(fake.endpoint), guard).put("film.mp4", film, "video/mp4")
+        url = Bucket(config(fake.endpoint), guard).put("video.mp4", video, "video/mp4")
         (stored,) = fake.objects.values()
-        assert (stored.parts, stored.content_type, stored.body == film) == (3, "video/mp4", True)
+        assert (stored.parts, stored.content_type, stored.body == video) == (3, "video/mp4", True)
         with urllib.request.urlopen(url) as answer:
-            assert answer.read() == film
+            assert answer.read() == video
 
 
 def test_a_callers_bucket_is_spoken_to_as_the_operators_own_is():
@@ -137,7 +137,7 @@ def test_several_threads_may_share_a_bucket():
     ("endpoint", "region"),
     [
         ("https://s3.eu-west-1.amazonaws.com", "eu-west-1"),
-        ("https://pictures.s3.us-east-2.amazonaws.com", "us-east-2"),
+        ("https://images.s3.us-east-2.amazonaws.com", "us-east-2"),
         ("https://s3-us-west-2.amazonaws.com", "us-west-2"),
         ("https://s3.amazonaws.com", "us-east-1"),
         ("https://fra1.digitaloceanspaces.com", "fra1"),

@@ -285,7 +285,7 @@ class TestTime:
         answer = threading.Event()
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer.wait(30) and [])
         with pytest.raises(TimeoutError):
-            Client().get("https://pictures.example/x", timeout_s=0.2)
+            Client().get("https://images.example/x", timeout_s=0.2)
         assert not answer.is_set()
         answer.set()
 
@@ -307,9 +307,9 @@ class TestTime:
 class TestTls:
     @pytest.fixture
     def serve(self, monkeypatch, certificate):
-        """A server called pictures.example, taken for a public one."""
+        """A server called images.example, taken for a public one."""
         monkeypatch.setattr(guard, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
-        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        names(monkeypatch, {"images.example": ["127.0.0.1"]})
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         return lambda answer: RawServer(answer, context)
@@ -318,9 +318,9 @@ class TestTls:
         trusting = ssl.create_default_context(cafile=str(certificate))
         monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
         with serve(body(b"here")) as storage:
-            there = f"https://pictures.example:{storage.port}/signed"
+            there = f"https://images.example:{storage.port}/signed"
             with serve(redirect(there)) as api:
-                here = f"https://pictures.example:{api.port}"
+                here = f"https://images.example:{api.port}"
                 assert read(Client({here: TOKEN}).get(f"{here}/x")) == b"here"
         assert TOKEN in api.heads[0]
         assert TOKEN not in storage.heads[0]
@@ -331,15 +331,15 @@ class TestTls:
         with serve(body(b"here")) as server:
             real = socket.create_connection
             monkeypatch.setattr(socket, "create_connection", lambda at, left: real((at[0], server.port), left))
-            assert read(Client().get("https://pictures.example/x")) == b"here"
-        assert "\r\nhost: pictures.example\r\n" in server.heads[0].lower()
+            assert read(Client().get("https://images.example/x")) == b"here"
+        assert "\r\nhost: images.example\r\n" in server.heads[0].lower()
 
     def test_a_body_that_stops_is_left_in_time(self, monkeypatch, serve, certificate):
         trusting = ssl.create_default_context(cafile=str(certificate))
         monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
 
         with serve(silence(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc")) as server:
-            response = Client().get(f"https://pictures.example:{server.port}/x", timeout_s=1)
+            response = Client().get(f"https://images.example:{server.port}/x", timeout_s=1)
             assert response.read() == b"abc"
             with pytest.raises(TimeoutError, match="stopped sending"):
                 response.read()
@@ -347,6 +347,6 @@ class TestTls:
 
     def test_a_certificate_that_nobody_vouches_for_is_told_and_nothing_is_sent(self, serve):
         with serve(body(b"x")) as server, pytest.raises(ConnectionError, match="certificate") as caught:
-            Client({f"https://pictures.example:{server.port}": TOKEN}).get(f"https://pictures.example:{server.port}/x")
+            Client({f"https://images.example:{server.port}": TOKEN}).get(f"https://images.example:{server.port}/x")
         assert server.heads == []
-        assert "pictures.example" not in str(caught.value)
+        assert "images.example" not in str(caught.value)

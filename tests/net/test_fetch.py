@@ -140,22 +140,22 @@ class TestLimits:
 class TestAddresses:
     def test_the_connection_goes_to_the_address_that_was_checked(self, monkeypatch, fetch):
         with RawServer(body(b"here")) as server:
-            asked = names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
-            assert fetch(f"http://pictures.example:{server.port}/x", MEGABYTE) == b"here"
-        assert asked == ["pictures.example"], "a second look could give another address"
-        assert f"host: pictures.example:{server.port}" in server.heads[0].lower()
+            asked = names(monkeypatch, {"images.example": ["127.0.0.1"]})
+            assert fetch(f"http://images.example:{server.port}/x", MEGABYTE) == b"here"
+        assert asked == ["images.example"], "a second look could give another address"
+        assert f"host: images.example:{server.port}" in server.heads[0].lower()
 
     def test_the_next_address_is_tried_when_one_does_not_answer(self, monkeypatch, fetch):
         with RawServer(body(b"here")) as server:
-            names(monkeypatch, {"pictures.example": ["127.0.0.9", "127.0.0.1"]})
-            assert fetch(f"http://pictures.example:{server.port}/x", MEGABYTE) == b"here"
+            names(monkeypatch, {"images.example": ["127.0.0.9", "127.0.0.1"]})
+            assert fetch(f"http://images.example:{server.port}/x", MEGABYTE) == b"here"
 
     def test_one_private_address_among_public_ones_is_enough_to_refuse(self, monkeypatch):
         connected = []
         monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: connected.append(args))
-        names(monkeypatch, {"pictures.example": ["93.184.216.34", "10.0.0.1"]})
+        names(monkeypatch, {"images.example": ["93.184.216.34", "10.0.0.1"]})
         with pytest.raises(InvalidImage, match="public") as caught:
-            ImageFetcher()("https://pictures.example/x.png", MEGABYTE)
+            ImageFetcher()("https://images.example/x.png", MEGABYTE)
         assert connected == []
         assert "10.0.0.1" not in caught.value.message
 
@@ -167,11 +167,11 @@ class TestAddresses:
             raise ConnectionRefusedError
 
         monkeypatch.setattr(socket, "create_connection", connect)
-        asked = names(monkeypatch, {"pictures.example": ["93.184.216.34", "2606:2800:220:1::1"]})
+        asked = names(monkeypatch, {"images.example": ["93.184.216.34", "2606:2800:220:1::1"]})
         with pytest.raises(InvalidImage):
-            ImageFetcher()("https://pictures.example/x.png", MEGABYTE)
+            ImageFetcher()("https://images.example/x.png", MEGABYTE)
         assert connected == [("93.184.216.34", 443), ("2606:2800:220:1::1", 443)]
-        assert asked == ["pictures.example"]
+        assert asked == ["images.example"]
 
 
 class TestTls:
@@ -183,7 +183,7 @@ class TestTls:
     def _server(self, certificate, answer=None):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        return RawServer(answer or body(b"secret picture"), context)
+        return RawServer(answer or body(b"secret image"), context)
 
     def _trust(self, monkeypatch, certificate):
         trusting = ssl.create_default_context(cafile=str(certificate))
@@ -191,25 +191,25 @@ class TestTls:
 
     def test_https_is_spoken_with_the_name_and_not_the_address(self, monkeypatch, open_gate, certificate):
         self._trust(monkeypatch, certificate)
-        names(monkeypatch, {"pictures.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
+        names(monkeypatch, {"images.example": ["127.0.0.1"], "other.example": ["127.0.0.1"]})
         with self._server(certificate) as server:
-            assert ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE) == b"secret picture"
+            assert ImageFetcher()(f"https://images.example:{server.port}/x", MEGABYTE) == b"secret image"
             with pytest.raises(InvalidImage):
                 ImageFetcher()(f"https://other.example:{server.port}/x", MEGABYTE)
         assert len(server.heads) == 1, "nothing was asked of a server with another's certificate"
 
     def test_a_certificate_that_nobody_vouches_for_is_refused(self, monkeypatch, open_gate, certificate):
-        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        names(monkeypatch, {"images.example": ["127.0.0.1"]})
         with self._server(certificate) as server, pytest.raises(InvalidImage):
-            ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+            ImageFetcher()(f"https://images.example:{server.port}/x", MEGABYTE)
         assert server.heads == []
 
     def test_a_trickling_body_is_left_at_the_deadline(self, monkeypatch, open_gate, certificate):
         self._trust(monkeypatch, certificate)
-        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        names(monkeypatch, {"images.example": ["127.0.0.1"]})
         with self._server(certificate, trickle(b"HTTP/1.1 200 OK\r\n\r\n")) as server:
             with pytest.raises(InvalidImage, match="in time"):
-                ImageFetcher(deadline_s=0.5)(f"https://pictures.example:{server.port}/x", MEGABYTE)
+                ImageFetcher(deadline_s=0.5)(f"https://images.example:{server.port}/x", MEGABYTE)
             assert server.answered == 0
 
     def test_a_trickling_handshake_is_left_at_the_deadline(self, open_gate):
@@ -221,8 +221,8 @@ class TestTls:
 
     def test_a_redirect_from_https_to_http_is_refused(self, monkeypatch, open_gate, certificate):
         self._trust(monkeypatch, certificate)
-        names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+        names(monkeypatch, {"images.example": ["127.0.0.1"]})
         with RawServer(body(b"plain")) as plain, self._server(certificate, redirect(plain.url())) as server:
             with pytest.raises(InvalidImage, match="only https"):
-                ImageFetcher()(f"https://pictures.example:{server.port}/x", MEGABYTE)
+                ImageFetcher()(f"https://images.example:{server.port}/x", MEGABYTE)
             assert plain.connections == 0

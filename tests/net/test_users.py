@@ -75,7 +75,7 @@ def user(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Use
 
 @pytest.fixture
 def serve(monkeypatch, certificate):
-    """A server called pictures.example, whose address 127.0.0.1 is taken for the only public one."""
+    """A server called images.example, whose address 127.0.0.1 is taken for the only public one."""
     monkeypatch.setattr(guard, "is_public", lambda address: ipaddress.ip_address(address).is_loopback)
     trusting = ssl.create_default_context(cafile=str(certificate))
     monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
@@ -114,10 +114,10 @@ def test_http_is_not_spoken(user):
 
 def test_a_name_is_looked_up_once_and_its_checked_address_is_connected_to(user, serve, monkeypatch):
     with serve(body(b"x")) as server:
-        asked = names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
-        user(f"https://pictures.example:{server.port}/x")
+        asked = names(monkeypatch, {"images.example": ["127.0.0.1"]})
+        user(f"https://images.example:{server.port}/x")
     assert server.heads
-    assert all(f"\r\nhost: pictures.example:{server.port}\r\n" in head.lower() for head in server.heads)
+    assert all(f"\r\nhost: images.example:{server.port}\r\n" in head.lower() for head in server.heads)
     assert len(asked) == server.connections
 
 
@@ -133,7 +133,7 @@ def test_a_name_that_means_a_private_address_the_second_time_gains_nothing(user,
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(socket, "create_connection", connect)
-    words = user("https://pictures.example/x")
+    words = user("https://images.example/x")
     assert connected == ["93.184.216.34"]
     assert words
     assert "93.184" not in words
@@ -141,11 +141,11 @@ def test_a_name_that_means_a_private_address_the_second_time_gains_nothing(user,
 
 @pytest.mark.parametrize("location", ["https://10.0.0.1/x", "http://127.0.0.1:{port}/x", "file:///etc/passwd"])
 def test_a_redirect_inwards_is_not_followed(user, serve, location, monkeypatch):
-    names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+    names(monkeypatch, {"images.example": ["127.0.0.1"]})
     with RawServer(body(b"inside")) as inside, serve(redirect(location.format(port=inside.port))) as server:
         connected, real = [], socket.create_connection
         monkeypatch.setattr(socket, "create_connection", lambda *args: connected.append(args[0]) or real(*args))
-        words = user(f"https://pictures.example:{server.port}/x")
+        words = user(f"https://images.example:{server.port}/x")
     assert set(connected) == {("127.0.0.1", server.port)}
     assert words
     if user.name in FOLLOWS:
@@ -166,10 +166,10 @@ def test_an_answer_that_trickles_is_left_at_the_deadline(user, answer):
 
 
 def test_a_handshake_that_trickles_is_left_at_the_deadline(user, serve, monkeypatch):
-    names(monkeypatch, {"pictures.example": ["127.0.0.1"]})
+    names(monkeypatch, {"images.example": ["127.0.0.1"]})
     # a record of 16 kB is announced and then sent byte by byte
     with RawServer(trickle(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x03", pause=0.02)) as server:
-        assert user(f"https://pictures.example:{server.port}/x")
+        assert user(f"https://images.example:{server.port}/x")
         assert server.answered == 0
     assert server.connections
 
@@ -183,7 +183,7 @@ def test_a_name_server_that_does_not_answer_is_left_at_the_deadline(user, monkey
         raise socket.gaierror
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
-    assert user("https://pictures.example/x")
+    assert user("https://images.example/x")
     assert answered == []
     shut_down.set()
 

@@ -217,7 +217,7 @@ class TestRefusals:
         [
             ("Workflows", "workflow"),
             ("Wildcards", "prompt words"),
-            ("Poses", "pose pictures"),
+            ("Poses", "pose images"),
             ("Detection", "detector"),
         ],
     )

@@ -133,12 +133,12 @@ def test_a_header_comes_back_with_its_metadata():
         (b"PK\x03\x04" + bytes(26) + b"archive/data.pkl" + bytes(64), UnsafeFormat, "can run code"),
         (b"\x80\x02}q\x00." + bytes(64), UnsafeFormat, "can run code"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(64), UnsupportedModel, "7z archive"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(64), UnsupportedModel, "PNG picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), UnsupportedModel, "PNG image"),
         (b'{"error": "not here"}', CorruptFile, "JSON text"),
         (checkpoint(5)[0], CorruptFile, "truncated"),
         (checkpoint(5)[0][:100], CorruptFile, "truncated"),
     ],
-    ids=["empty", "html", "lfs", "zip pickle", "pickle", "archive", "picture", "json", "no weights", "half header"],
+    ids=["empty", "html", "lfs", "zip pickle", "pickle", "archive", "image", "json", "no weights", "half header"],
 )
 @pytest.mark.parametrize("ranges", [True, False])
 def test_what_is_no_model_is_named_before_it_is_downloaded(content, error, words, ranges):

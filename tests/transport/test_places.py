@@ -1,4 +1,4 @@
-"""Transparent pictures in each format, and results on the worker's volume instead of in the answer."""
+"""Transparent images in each format, and results on the worker's volume instead of in the answer."""
 
 import base64
 import io
@@ -60,7 +60,7 @@ async def test_no_job_id_leads_out_of_the_outputs_folder(tmp_path, job_id):
     assert not (tmp_path / "escape").exists()
 
 
-async def test_a_volume_that_cannot_be_written_costs_no_picture(tmp_path):
+async def test_a_volume_that_cannot_be_written_costs_no_image(tmp_path):
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume/outputs").write_text("in the way")
     answer = await make_context(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume").draw(

@@ -257,7 +257,7 @@ def at_terminal(context, folder, say=lambda line: None):
     return run.reporting(door_of(context, encode=run.encode).handle)
 
 
-async def test_saving_writes_the_pictures_and_names_them(context, tmp_path):
+async def test_saving_writes_the_images_and_names_them(context, tmp_path):
     said = []
     handler = at_terminal(context, tmp_path / "out", said.append)
     answer = await handler(job(prompt="A red, red Apple!", seed=3, num_images=2, output={"format": "jpeg"}))

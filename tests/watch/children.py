@@ -5,7 +5,7 @@ pipes are passed on to the test unchanged, and heard on the way. A process that 
 a client's script) is nobody's log, and is not heard.
 
 Two kinds of output are answers to whoever sits at the terminal, and may repeat his words: the stdout of `python -m
-worker …`, and the line in which RunPod's SDK prints the result of a local run. No keys and no pictures may be in them
+worker …`, and the line in which RunPod's SDK prints the result of a local run. No keys and no images may be in them
 but the key that `keys new` makes.
 """
 

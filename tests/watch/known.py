@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
-from tests.watch.inside.privacy_entrances import PICTURE, SHORTEST, SHOWN_WORDS, WORDS
+from tests.watch.inside.privacy_entrances import IMAGE, SHORTEST, SHOWN_WORDS, WORDS
 
 _PROMPTS = ("prompt", "inputs")  # what doors call it
 _WORKER = Path(__file__).parents[2] / "worker"
@@ -22,7 +22,7 @@ _LONG = 2 * _PIECE
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{120,}={0,2}")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")
 # The same in base64, wherever it stands and however soon it was cut.
-_PICTURE_BEGINS = re.compile(r"iVBORw0KGgo|/9j/4[A-Za-z0-9+/]{24}|UklGR[A-Za-z0-9+/]{24}|R0lGOD[A-Za-z0-9+/]{24}")
+_IMAGE_BEGINS = re.compile(r"iVBORw0KGgo|/9j/4[A-Za-z0-9+/]{24}|UklGR[A-Za-z0-9+/]{24}|R0lGOD[A-Za-z0-9+/]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Known:
                     found[spelling] = Leak(kind, text)
 
     def forget_words(self) -> None:
-        """Keep keys and pictures only, which no other test writes by chance."""
+        """Keep keys and images only, which no other test writes by chance."""
         self._told = {(kind, text) for kind, text in [*self._told] if kind not in (WORDS, SHOWN_WORDS)}
         for beginning, found in [*self._by_beginning.items()]:
             kept = {spelling: leak for spelling, leak in [*found.items()] if (leak.kind, leak.text) in self._told}
@@ -69,7 +69,7 @@ class Known:
                 del self._by_beginning[beginning]
 
     def leaks(self, text: str) -> list[Leak]:
-        """Every private text in `text`, once, and what looks like a picture in base64."""
+        """Every private text in `text`, once, and what looks like an image in base64."""
         return [*dict.fromkeys(self._search(text))]
 
     def _search(self, text: str) -> Iterator[Leak]:
@@ -78,9 +78,9 @@ class Known:
             for spelling, leak in self._by_beginning[beginning].items():
                 if spelling in text:
                     yield leak
-        if found := _PICTURE_BEGINS.search(text):
-            yield Leak(PICTURE, found[0])
-        yield from (Leak(PICTURE, run[0]) for run in _BASE64.finditer(text) if _is_picture(run[0]))
+        if found := _IMAGE_BEGINS.search(text):
+            yield Leak(IMAGE, found[0])
+        yield from (Leak(IMAGE, run[0]) for run in _BASE64.finditer(text) if _is_image(run[0]))
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def _text(node: ast.AST | None) -> str | None:
 
 
 def _spellings(kind: str, text: str) -> set[str]:
-    if kind == PICTURE:
+    if kind == IMAGE:
         data = text.partition("base64,")[2] or text
         return {data[:64], data[len(data) // 2 :][:32]}
     whole = {text, repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
@@ -112,7 +112,7 @@ def _spellings(kind: str, text: str) -> set[str]:
     return whole
 
 
-def _is_picture(run: str) -> bool:
+def _is_image(run: str) -> bool:
     try:
         beginning = base64.b64decode(run[:16].replace("-", "+").replace("_", "/"))
     except binascii.Error:

@@ -1,4 +1,4 @@
-"""A watch over the whole test run: a test during which a prompt, a key or a picture is written down turns red.
+"""A watch over the whole test run: a test during which a prompt, a key or an image is written down turns red.
 
 It learns what is private where it comes into a worker (`inside/privacy_entrances.py`), in the tests' own processes and
 in the workers that tests start, and looks for it in
@@ -11,11 +11,11 @@ in the workers that tests start, and looks for it in
 Not looked at, each for a reason:
 
 * the words of an earlier module's tests: a text that one test sends another may write (which tests share a process is
-  chance), so words are known until their module ends, after a look at all that its tests wrote; keys and pictures for
+  chance), so words are known until their module ends, after a look at all that its tests wrote; keys and images for
   good;
 * words that stand in the worker's own source, but for its examples' prompts (`known.py`);
 * weights below a volume (`_WEIGHTS`): they are bytes of a download, verified by digest;
-* the words of a job in its own pictures, if it asked for `output.metadata`: that is what it asked for;
+* the words of a job in its own images, if it asked for `output.metadata`: that is what it asked for;
 * the words of whoever sits at a terminal, in the answer to his own command (`children.py`);
 * loggers of the tests' own servers (`_NOT_A_WORKERS`).
 """
@@ -38,7 +38,7 @@ from tests.watch.known import Known, Leak
 
 _WEIGHTS = frozenset((".safetensors", ".bin", ".gguf", ".ckpt", ".pt", ".pth", ".part"))
 _WEIGHT_FOLDERS = frozenset(("blobs",))
-_PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"))
+_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"))
 _MUCH = 1 << 20  # of one file
 _NOT_A_WORKERS = ("aiohttp.",)
 _WORDS = (entrances.WORDS, entrances.SHOWN_WORDS)
@@ -204,7 +204,7 @@ class Watch:
         except OSError:
             return
         found = self._known.leaks(data.decode("utf-8", "replace"))
-        if path.suffix in _PICTURES:  # EXIF writes two bytes a character
+        if path.suffix in _IMAGES:  # EXIF writes two bytes a character
             found += self._known.leaks(data.replace(b"\0", b"").decode("utf-8", "replace"))
             found = [leak for leak in found if leak.kind != entrances.SHOWN_WORDS]
         yield from found

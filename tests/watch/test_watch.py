@@ -9,13 +9,13 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.watch.children import OFF, VARIABLE
-from tests.watch.inside.privacy_entrances import KEY, PICTURE, SHOWN_WORDS, WORDS, tell_payload
+from tests.watch.inside.privacy_entrances import IMAGE, KEY, SHOWN_WORDS, WORDS, tell_payload
 from tests.watch.known import Known
 from tests.watch.plugin import NAME
 
 PROMPT = "a zebra crossing the quiet harbour, painted by nobody"
 TOKEN = "neverToBeWrittenAnywhere-42"
-PICTURE_TEXT = "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAs0lEQVR4nO3PQQkAMAzAwPo3vYngwyDQuwAQ8wMA" * 3
+IMAGE_TEXT = "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAs0lEQVR4nO3PQQkAMAzAwPo3vYngwyDQuwAQ8wMA" * 3
 
 # Tests of a run of its own, each a body and what is said of it. Every worker draws PROMPT and has TOKEN.
 CLEAN = {
@@ -28,7 +28,7 @@ LEAKS = {
     "record": ("LOG.warning('cannot read %r', PROMPT)", "log of some.library: words"),
     "piece": ("OTHER.propagate = False; OTHER.info(PROMPT[:30])", "log of other: words"),
     "key": ("LOG.error('refused: %s', TOKEN.encode())", "log of some.library: key"),
-    "picture": ("LOG.info('got %s', PICTURE[:40])", "log of some.library: picture"),
+    "image": ("LOG.info('got %s', IMAGE[:40])", "log of some.library: image"),
     "printed": ("print(json.dumps({'said': PROMPT}))", "Captured stdout call: words"),
     "taken": ("print(PROMPT, file=sys.stderr); capsys.readouterr()", "stderr: words"),
     "usage": ("write('volume/usage/x.jsonl', PROMPT.encode())", "file usage/x.jsonl: words"),
@@ -44,7 +44,7 @@ from tests.fakes.engine import make_context
 from worker.service.usage.privacy import kept
 
 LOG, OTHER = logging.getLogger("some.library"), logging.getLogger("other")
-PROMPT, TOKEN, PICTURE = {PROMPT!r}, {TOKEN!r}, {PICTURE_TEXT!r}
+PROMPT, TOKEN, IMAGE = {PROMPT!r}, {TOKEN!r}, {IMAGE_TEXT!r}
 
 def draw(root):
     context = make_context(root, hf_token=TOKEN)
@@ -132,7 +132,7 @@ def test_a_leak_turns_its_test_red_and_is_not_told_again(said, name):
     assert f"ERROR test_{name}.py::test_{name}" in said
     reported = re.search(rf"ERROR at teardown of test_{name} _.*?\n(privacy watch:.*?)\n[-_=]{{3}}", said, re.S)[1]
     assert all(word in reported for word in words), reported
-    for text in (PROMPT, TOKEN, PICTURE_TEXT[:20]):
+    for text in (PROMPT, TOKEN, IMAGE_TEXT[:20]):
         assert text not in reported
 
 
@@ -167,18 +167,18 @@ def test_all_of_a_job_is_private_but_what_names_models_and_methods():
         "scheduler": "dpmpp_2m_karras",
         "prompt": PROMPT,
         "field_of_tomorrow": [{"said": "whatever it is"}],
-        "image": PICTURE_TEXT,
+        "image": IMAGE_TEXT,
         "s3Config": {"accessSecret": TOKEN},
         "steps": 5,
     }
     assert told(payload) == [
         *((KEY, text) for text in ("someone", "password1", "abcdefgh12")),
         *((WORDS, text) for text in (PROMPT, "whatever it is", TOKEN)),
-        (PICTURE, PICTURE_TEXT),
+        (IMAGE, IMAGE_TEXT),
     ]
 
 
-def test_words_that_a_caller_wants_in_his_picture_are_told_apart():
+def test_words_that_a_caller_wants_in_his_image_are_told_apart():
     shown = {"prompt": PROMPT, "output": {"metadata": True}}
     assert told(shown) == [(SHOWN_WORDS, PROMPT)]
     known = Known()
@@ -188,13 +188,13 @@ def test_words_that_a_caller_wants_in_his_picture_are_told_apart():
     assert [leak.kind for leak in known.leaks(f"parameters: {PROMPT}")] == [WORDS]
 
 
-def test_keys_and_pictures_are_known_for_good():
+def test_keys_and_images_are_known_for_good():
     known = Known()
     known.add(KEY, TOKEN)
-    known.add(PICTURE, PICTURE_TEXT)
+    known.add(IMAGE, IMAGE_TEXT)
     known.add(WORDS, TOKEN + " of words")
     known.forget_words()
-    assert {leak.kind for leak in known.leaks(f"{PICTURE_TEXT} {TOKEN} of words")} == {KEY, PICTURE}
+    assert {leak.kind for leak in known.leaks(f"{IMAGE_TEXT} {TOKEN} of words")} == {KEY, IMAGE}
 
 
 # The last is a name in the worker's own source, with which Hypothesis fills a prompt now and then.
@@ -212,7 +212,7 @@ def test_an_examples_prompt_is_looked_for(text):
     assert known.leaks(f"cannot draw {text}")
 
 
-def test_harmless_lines_hold_no_picture():
+def test_harmless_lines_hold_no_image():
     path = "/volume/models/blobs/" + "0123456789abcdef" * 4 + "/stabilityai/stable-diffusion-xl-base-1.0" * 4
     assert [*Known().leaks(path)] == []
-    assert [leak.kind for leak in Known().leaks(f"got {PICTURE_TEXT[:20]}")] == [PICTURE]
+    assert [leak.kind for leak in Known().leaks(f"got {IMAGE_TEXT[:20]}")] == [IMAGE]

@@ -212,7 +212,7 @@ async def test_null_is_as_if_a_field_were_left_out(context):
         await context.draw(prompt=None)
 
 
-def test_a_list_of_one_picture_is_that_picture():
+def test_a_list_of_one_image_is_that_image():
     assert decoded({"image": ["a"]}) == decoded({"image": "a"})
     assert decoded({"image": ["a"], "images": ["b"]}) == decoded({"image": "a", "images": ["b"]})
     assert decoded({"image": ["a", "b"]}) == decoded({"images": ["a", "b"]})

@@ -12,13 +12,13 @@ from typing import Any
 from jsonschema import Draft202012Validator, ValidationError
 
 from tests.zoo.fields import value_for
-from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
+from tests.zoo.recipe import Image, Mask, Recipe, Video, on_the_wire
 from tests.zoo.served import ServedZoo
 from worker.core.errors import WorkerError
 from worker.wire.request import decode_envelope, decode_generation
 
 Payload = dict[str, Any]
-_PICTURE, _MASK, _CLIP = on_the_wire(Picture()), on_the_wire(Mask()), on_the_wire(Clip())
+_IMAGE, _MASK, _CLIP = on_the_wire(Image()), on_the_wire(Mask()), on_the_wire(Video())
 _MEDIA = ("image", "images", "mask_image", "control_image", "control_images", "video", "last_image", "image_reference")
 # What other families take: a schema that lists none of them refuses them all.
 _FOREIGN = (*_MEDIA, "strength", "padding_mask_crop", "num_frames", "guidance_rescale", "true_cfg_scale", "wdith")
@@ -44,11 +44,11 @@ _VALUES: Mapping[str, tuple[Any, ...]] = {
     "ip_adapters": (
         ["org/a"],
         [{"model": "org/a"}],
-        {"model": "org/a", "image": _PICTURE},
-        [{"model": "org/a", "images": [_PICTURE]}],
+        {"model": "org/a", "image": _IMAGE},
+        [{"model": "org/a", "images": [_IMAGE]}],
         [{"model": "org/a", "images": []}],
-        [{"model": "org/a", "image": _PICTURE}] * 2,
-        [{"model": "org/a", "image": _PICTURE, "scale": 11}],
+        [{"model": "org/a", "image": _IMAGE}] * 2,
+        [{"model": "org/a", "image": _IMAGE, "scale": 11}],
     ),
     "embeddings": (["org/e"], [{"model": "org/e", "token": " x"}], "", []),
     "hypernetworks": (["org/h"], {"model": "org/h", "weight": 20}, [""]),
@@ -118,7 +118,7 @@ def refused_examples(zoo: ServedZoo, folder: Path) -> list[str]:
     """The examples of the schema of a repository that the worker refuses, as requests and as values of a field."""
     schema = schema_of(zoo, folder)
     validator, found = Draft202012Validator(schema), []
-    starts = [{**_with_pictures(example), "model": f"file:{folder}"} for example in schema["examples"]]
+    starts = [{**_with_images(example), "model": f"file:{folder}"} for example in schema["examples"]]
     values = [{name: value} for name, item in schema["properties"].items() for value in item.get("examples", ())]
     said = [
         next((start | value for start in starts if validator.is_valid(start | value)), starts[0] | value)
@@ -150,7 +150,7 @@ def requests_for(
     properties = schema["properties"]
     starts = [
         dict(decode_envelope(recipe.fields()).fields),
-        *(_with_pictures(example) for example in schema["examples"]),
+        *(_with_images(example) for example in schema["examples"]),
     ]
     for _ in range(count):
         payload = dict(dice.choice(starts))
@@ -172,17 +172,17 @@ def _values_of(name: str, schema: Mapping[str, Any], more: Mapping[str, Sequence
     if name in more or name in _VALUES:
         return (*_VALUES.get(name, ()), *more.get(name, ()), None)
     if "sent like" in schema.get("description", "") or name in _MEDIA:
-        picture = _MASK if "mask" in name else _PICTURE
-        return picture, picture, [picture], [picture, picture], [], "", 5, None
+        image = _MASK if "mask" in name else _IMAGE
+        return image, image, [image], [image, image], [], "", 5, None
     edges = [schema[key] for key in ("minimum", "maximum") if key in schema]
     return value_for(name, schema), value_for(name, schema), *edges, *(edge + 10**7 for edge in edges), "?", 5, [], None
 
 
-def _with_pictures(example: Payload) -> Payload:
+def _with_images(example: Payload) -> Payload:
     """An example with what its addresses stand for."""
     made = {"mask_image": _MASK, "video": _CLIP}
     return {
-        name: made.get(name, _PICTURE) if str(value).startswith("https://example.com/") else value
+        name: made.get(name, _IMAGE) if str(value).startswith("https://example.com/") else value
         for name, value in example.items()
     }
 

@@ -1,4 +1,4 @@
-"""Tiny autoencoders beyond the plain one of `parts`: of films, of packed latents, of deep compression.
+"""Tiny autoencoders beyond the plain one of `parts`: of videos, of packed latents, of deep compression.
 
 Latents have four channels unless asked otherwise.
 """
@@ -43,7 +43,7 @@ def wan22_vae(channels: int = 48, **changes: Any) -> AutoencoderKLWan:
 
 
 def qwen_vae(channels: int = CHANNELS, **changes: Any) -> AutoencoderKLQwenImage:
-    """Qwen-Image's, which is Wan's design for single pictures."""
+    """Qwen-Image's, which is Wan's design for single images."""
     return AutoencoderKLQwenImage(**(_causal(channels) | changes)).eval()
 
 
@@ -94,7 +94,7 @@ def hunyuan_image_vae() -> AutoencoderKLHunyuanImage:
 
 
 def hunyuan_refiner_vae() -> AutoencoderKLHunyuanImageRefiner:
-    """The one of HunyuanImage's refiner, which takes a picture for a film of one frame."""
+    """The one of HunyuanImage's refiner, which takes an image for a video of one frame."""
     return AutoencoderKLHunyuanImageRefiner(
         latent_channels=CHANNELS, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
     ).eval()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 _ONNX = "runs ONNX files"
 _AUDIO = "makes sound"
 _SOLID = "makes 3D objects"
-_GIVES_EMBEDDINGS = "gives embeddings, not a picture; the combined pipeline has a recipe"
+_GIVES_EMBEDDINGS = "gives embeddings, not an image; the combined pipeline has a recipe"
 _TAKES_EMBEDDINGS = "takes the embeddings of another stage; the combined pipeline has a recipe"
 _UNCONDITIONAL = "takes neither text nor an image"
 
@@ -41,7 +41,7 @@ EXCLUDED: Mapping[str, str] = {
     "ScoreSdeVePipeline": _UNCONDITIONAL,
     "ShapEImg2ImgPipeline": _SOLID,
     "ShapEPipeline": _SOLID,
-    "FluxPriorReduxPipeline": "gives embeddings for FluxPipeline, not a picture",
+    "FluxPriorReduxPipeline": "gives embeddings for FluxPipeline, not an image",
     "LTX2DFRTemporalRefinePipeline": "takes the latents of LTX2DFRPipeline",
     "LTX2VideoDiffusionDecodePipeline": "takes the latents of another pipeline",
     "KandinskyPriorPipeline": _GIVES_EMBEDDINGS,

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.asking import perform
 from tests.zoo.plain import save
-from tests.zoo.recipe import Clip, Mask, Picture, Recipe, on_the_wire
+from tests.zoo.recipe import Image, Mask, Recipe, Video, on_the_wire
 from tests.zoo.served import ServedZoo, answered
 from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS
@@ -146,15 +146,15 @@ class _Walk:
             tried.append((told, "its own", found))
             for scheduler in schedulers_in(found) if isinstance(found, str) and not examples else ():
                 tried.append((told, scheduler, await self._drawn(task, said | {"scheduler": scheduler})))
-        pictures: dict[str, list[np.ndarray]] = {}
+        images: dict[str, list[np.ndarray]] = {}
         for _, scheduler, found in tried:
             if isinstance(found, np.ndarray):
-                pictures.setdefault(scheduler, []).append(found)
+                images.setdefault(scheduler, []).append(found)
         for told, scheduler, found in tried:
             # Its own may refuse what another takes, but no example.
-            if isinstance(found, str) and (examples or not pictures or scheduler != "its own"):
+            if isinstance(found, str) and (examples or not images or scheduler != "its own"):
                 self.report.problems.append(f"{task}: {told} with {scheduler}: {found}")
-        for scheduler, (first, *others) in pictures.items():
+        for scheduler, (first, *others) in images.items():
             if others and np.ptp(first) and all(np.array_equal(first, other) for other in others):
                 self.report.problems.append(f"{task}: {name} changes nothing with {scheduler}")
 
@@ -162,7 +162,7 @@ class _Walk:
         """A request for another task of the same model than the recipe's."""
         taken = parameters(self.known.call(task))
         kept = {name: value for name, value in own.items() if name in taken or name in ("prompt", "negative_prompt")}
-        needed = {name: _picture(name) for name in needed_fields(self.known.call(task)) if name != "prompt"}
+        needed = {name: _image(name) for name in needed_fields(self.known.call(task)) if name != "prompt"}
         redrawn = {"strength": 1.0} if "strength" in taken else {}
         return {"prompt": "a red apple", **redrawn, **kept, **on_the_wire(needed)}
 
@@ -174,7 +174,7 @@ class _Walk:
         if name == "outpaint":
             return {"left": 64}
         if name in self._media(task):
-            return on_the_wire(_picture(name))
+            return on_the_wire(_image(name))
         if name == "scheduler":
             return self._own_scheduler()
         if name == "output":
@@ -248,10 +248,10 @@ def value_for(name: str, schema: Mapping[str, Any]) -> Any:
     return "a red apple"
 
 
-def _picture(name: str) -> Any:
+def _image(name: str) -> Any:
     if "mask" in name and "video" not in name:
         return Mask()
-    return Clip(5) if "video" in name or name in ("conditioning_frames", "controls") else Picture()
+    return Video(5) if "video" in name or name in ("conditioning_frames", "controls") else Image()
 
 
 def _short(value: object) -> str:

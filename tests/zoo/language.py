@@ -85,7 +85,7 @@ _CHAT = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _LLAMA = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>")
-_GLM_PICTURE = ("<|dit_token_begin|>", "<|dit_token_end|>")  # before and after the tokens of a picture
+_GLM_IMAGE = ("<|dit_token_begin|>", "<|dit_token_end|>")  # before and after the tokens of an image
 _CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:;!?'\"()-_\n"
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _LLAMA_IMAGE = 3 + len(_BYTES) + len(_CHARACTERS) + _LLAMA.index("<image>")
@@ -122,28 +122,28 @@ def llama_tokenizer() -> LlamaTokenizer:
 
 
 def glm_image_processor() -> GlmImageProcessor:
-    """GLM-Image's: `qwen_tokenizer` with the specials that tell how large the picture is, and a picture processor."""
+    """GLM-Image's: `qwen_tokenizer` with the specials that tell how large the image is, and an image processor."""
     names = {"image_token": "<|image|>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
-    tokens = [*byte_units().values(), *_SPECIALS, *names.values(), *_GLM_PICTURE]
+    tokens = [*byte_units().values(), *_SPECIALS, *names.values(), *_GLM_IMAGE]
     tokenizer = Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=[],
-        bos_token=_GLM_PICTURE[0],
+        bos_token=_GLM_IMAGE[0],
         extra_special_tokens=names,
-        chat_template=_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>".join(_GLM_PICTURE)),
+        chat_template=_CHAT.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>".join(_GLM_IMAGE)),
     )
     # As published, but for the sizes.
-    pictures = GlmImageImageProcessor(
+    images = GlmImageImageProcessor(
         patch_size=16, temporal_patch_size=1, merge_size=1, min_pixels=64 * 64, max_pixels=256 * 256
     )
-    return GlmImageProcessor(image_processor=pictures, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
+    return GlmImageProcessor(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
 
 
 def glm_image(codes: int) -> GlmImageForConditionalGeneration:
-    """GLM-Image's own language model, which writes `codes` different tokens for the parts of a picture."""
+    """GLM-Image's own language model, which writes `codes` different tokens for the parts of an image."""
     tower = {"depth": 1, "hidden_size": WIDTH, "num_heads": 2, "image_size": 128, "intermediate_size": 32}
     text = _text(vision_vocab_size=codes, **_MROPE)
-    text["eos_token_id"] = VOCABULARY - 1  # no code: nothing ends a picture early
+    text["eos_token_id"] = VOCABULARY - 1  # no code: nothing ends an image early
     config = GlmImageConfig(
         text_config=text,
         vision_config=tower,
@@ -161,13 +161,13 @@ def byt5_tokenizer() -> ByT5Tokenizer:
 
 
 def qwen_processor(cls: type, patch: int = 14) -> Any:
-    """Qwen2VLProcessor or Qwen3VLProcessor: `qwen_tokenizer` and a picture processor for at most 112x112 pixels.
+    """Qwen2VLProcessor or Qwen3VLProcessor: `qwen_tokenizer` and an image processor for at most 112x112 pixels.
 
     Both want a video processor, which transformers only has with torchvision. Without it the processor is put together
     by hand, as if it had one: it can be saved and used, but only a machine with torchvision loads it.
     """
-    pictures = Qwen2VLImageProcessor(patch_size=patch, min_pixels=56 * 56, max_pixels=112 * 112)
-    parts = {"image_processor": pictures, "tokenizer": qwen_tokenizer(), "chat_template": _CHAT}
+    images = Qwen2VLImageProcessor(patch_size=patch, min_pixels=56 * 56, max_pixels=112 * 112)
+    parts = {"image_processor": images, "tokenizer": qwen_tokenizer(), "chat_template": _CHAT}
     try:
         return cls(**parts, video_processor=_video_processor(cls, patch))
     except ImportError:
@@ -228,7 +228,7 @@ def gemma2() -> Gemma2Model:
 
 
 def gemma3(**changes: Any) -> Gemma3ForConditionalGeneration:
-    """Gemma 3 with its picture tower, the text encoder of LTX 2."""
+    """Gemma 3 with its image tower, the text encoder of LTX 2."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tower |= {"image_size": 28, "patch_size": 14}
     config = Gemma3Config(text_config=_text(**changes), vision_config=tower, mm_tokens_per_image=4)
@@ -241,7 +241,7 @@ def t5_gemma() -> T5GemmaEncoderModel:
 
 
 def t5_gemma2() -> T5Gemma2Encoder:
-    """The encoder of T5Gemma 2, which also looks at pictures; the text encoder of Motif-Video."""
+    """The encoder of T5Gemma 2, which also looks at images; the text encoder of Motif-Video."""
     tower = {"model_type": "siglip_vision_model", **vision.SIGLIP}
     text = _text(query_pre_attn_scalar=16, dropout_rate=0.0, attention_dropout=0.0)
     config = T5Gemma2EncoderConfig(
@@ -251,7 +251,7 @@ def t5_gemma2() -> T5Gemma2Encoder:
 
 
 def llava(**changes: Any) -> LlavaForConditionalGeneration:
-    """Llama that looks at pictures with CLIP, the text encoder of HunyuanVideo's image-to-video."""
+    """Llama that looks at images with CLIP, the text encoder of HunyuanVideo's image-to-video."""
     tower = {"model_type": "clip_vision_model", "hidden_size": WIDTH, "intermediate_size": 32}
     tower |= {"num_hidden_layers": 2, "num_attention_heads": 2}
     tower |= {"image_size": 96, "patch_size": 4}  # the pipeline counts on 576 patches
@@ -281,7 +281,7 @@ def smollm3(**changes: Any) -> SmolLM3ForCausalLM:
 
 
 def mistral3(cls: type = Mistral3ForConditionalGeneration, **changes: Any) -> Mistral3ForConditionalGeneration:
-    """Mistral 3 with a Pixtral picture tower, whole or as Mistral3Model."""
+    """Mistral 3 with a Pixtral image tower, whole or as Mistral3Model."""
     tower = {"model_type": "pixtral", "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1}
     tower |= {"num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14}
     text = _text(**changes) | {"model_type": "mistral"}
@@ -340,6 +340,6 @@ def _video_processor(cls: type, patch: int) -> Any:
 
 
 def _without_video(cls: type, parts: dict[str, Any]) -> Any:
-    # what transformers would check is only that the video processor is one; no picture ever reaches it
+    # what transformers would check is only that the video processor is one; no image ever reaches it
     with mock.patch.object(cls, "check_argument_for_proper_class"):
         return cls(**parts, video_processor=parts["image_processor"])

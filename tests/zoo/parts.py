@@ -55,7 +55,7 @@ def clip_text_projected(**changes: object) -> CLIPTextModelWithProjection:
 
 
 def clip_vision_config(**changes: object) -> CLIPVisionConfig:
-    """A CLIP image encoder over pictures of 32x32 in four patches."""
+    """A CLIP image encoder over images of 32x32 in four patches."""
     config: dict[str, object] = {
         "hidden_size": WIDTH,
         "projection_dim": WIDTH,

@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a recipe went. `shape` is that of the first picture or film; `error` is empty when it ran."""
+    """How a recipe went. `shape` is that of the first image or video; `error` is empty when it ran."""
 
     pipeline: str
     seconds: float = 0.0
@@ -78,7 +78,7 @@ def load(recipe: Recipe, folder: Path) -> Any:
 
 
 def draw(recipe: Recipe, pipeline: Any, seed: int = 0) -> np.ndarray:
-    """Call the pipeline as the recipe says and return its first picture or film as an array."""
+    """Call the pipeline as the recipe says and return its first image or video as an array."""
     arguments = recipe.arguments()
     if recipe.before is not None:
         arguments |= recipe.before(pipeline) or {}
@@ -88,13 +88,13 @@ def draw(recipe: Recipe, pipeline: Any, seed: int = 0) -> np.ndarray:
 
 
 def first_medium(output: Any) -> np.ndarray:
-    """The first picture (HxWx3) or film (frames first) of what a pipeline returned. Raises ValueError for neither."""
+    """The first image (HxWx3) or video (frames first) of what a pipeline returned. Raises ValueError for neither."""
     for name in ("frames", "images", "image", "video", "rgb", "prediction"):
         if (found := getattr(output, name, None)) is not None:
             return _array(found)
     if isinstance(output, tuple | list) and output:
         return _array(output[0])
-    raise ValueError(f"no picture in {type(output).__name__} ({', '.join(getattr(output, 'keys', list)())})")
+    raise ValueError(f"no image in {type(output).__name__} ({', '.join(getattr(output, 'keys', list)())})")
 
 
 def runs_here(recipe: Recipe) -> bool:
@@ -117,7 +117,7 @@ def run_plain(recipe: Recipe, folder: Path) -> Outcome:
             stage = "call"
             medium = draw(recipe, pipeline)
         if not np.isfinite(medium.astype(np.float64)).all():
-            raise ValueError("the picture has values that are not finite")
+            raise ValueError("the image has values that are not finite")
     except Exception as error:
         text = f"{type(error).__name__}: {error}".replace("\n", " ")
         took = time.perf_counter() - start
@@ -138,7 +138,7 @@ def _array(found: Any) -> np.ndarray:
         return found
     items = list(_flatten(found))
     if not items or not isinstance(items[0], Image.Image | np.ndarray | torch.Tensor):
-        raise ValueError(f"no picture in a list of {type(items[0]).__name__ if items else 'nothing'}")
+        raise ValueError(f"no image in a list of {type(items[0]).__name__ if items else 'nothing'}")
     return np.stack([_array(item) for item in items]) if len(items) > 1 else _array(items[0])
 
 

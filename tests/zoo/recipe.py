@@ -12,8 +12,8 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that a caller sends: a colour gradient, mirrored and of other colours for another seed.
+class Image:
+    """An image that a caller sends: a colour gradient, mirrored and of other colours for another seed.
 
     RGB, or RGBA and opaque.
     """
@@ -44,19 +44,19 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A short film, as a list of its frames."""
+class Video:
+    """A short video, as a list of its frames."""
 
     frames: int = 5
     width: int = 64
     height: int = 64
 
     def draw(self) -> list[Image.Image]:
-        return [Picture(self.width, self.height, seed=index).draw() for index in range(self.frames)]
+        return [Image(self.width, self.height, seed=index).draw() for index in range(self.frames)]
 
 
 Values = Mapping[str, Any]
-"""JSON values by name, with Picture, Mask and Clip where media belong."""
+"""JSON values by name, with Image, Mask and Video where media belong."""
 
 
 MOVED = "published repositories name a folder of diffusers that has moved"
@@ -91,16 +91,16 @@ class Recipe:
         return getattr(diffusers, self.pipeline)(**self.parts())
 
     def arguments(self) -> dict[str, Any]:
-        """What plain diffusers is called with, pictures drawn."""
+        """What plain diffusers is called with, images drawn."""
         return {name: _drawn(value) for name, value in (self.request if self.call is None else self.call).items()}
 
     def fields(self) -> dict[str, Any]:
-        """What is sent to the worker: JSON, pictures as base64 of a PNG."""
+        """What is sent to the worker: JSON, images as base64 of a PNG."""
         return {name: on_the_wire(value) for name, value in self.request.items()}
 
 
 def _drawn(value: Any) -> Any:
-    if isinstance(value, Picture | Mask | Clip):
+    if isinstance(value, Image | Mask | Video):
         return value.draw()
     if isinstance(value, Mapping):
         return {name: _drawn(item) for name, item in value.items()}
@@ -111,9 +111,9 @@ def _drawn(value: Any) -> Any:
 
 def on_the_wire(value: Any) -> Any:
     """`value` as it is sent: media as base64 of PNG files."""
-    if isinstance(value, Picture | Mask):
+    if isinstance(value, Image | Mask):
         return _png(value.draw())
-    if isinstance(value, Clip):
+    if isinstance(value, Video):
         return [_png(frame) for frame in value.draw()]
     if isinstance(value, Mapping):
         return {name: on_the_wire(item) for name, item in value.items()}

@@ -3,8 +3,8 @@
     python -m tests.zoo.schedulers
 
 Run it after a new diffusers is pinned (`make schedulers`). Every recipe of the zoo is drawn once with its own scheduler
-and once with each that fits what its model predicts. A class counts when the picture comes out finite, and `shift` when
-it changes the picture. A pipeline that draws the same with all of them has a second pipeline inside, which does not see
+and once with each that fits what its model predicts. A class counts when the image comes out finite, and `shift` when
+it changes the image. A pipeline that draws the same with all of them has a second pipeline inside, which does not see
 its scheduler: it runs with none. It takes about a quarter of an hour.
 """
 
@@ -55,27 +55,27 @@ def measure(recipe: Recipe, folder: Path) -> Measured | None:
     if noise is None or own is None or type(getattr(pipeline, "scheduler", None)).__name__ != own:
         return None
     scheduler = pipeline.scheduler
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     shifts = []
     for row in CLASSES.values():
         if noise not in row.noise:
             continue
         choice = SchedulerChoice(row.name, row.name, row.options, flow=noise == "flow", replaces=frozenset({own}))
-        picture = _drawn(recipe, pipeline, scheduler, choice)
-        if picture is None:
+        image = _drawn(recipe, pipeline, scheduler, choice)
+        if image is None:
             continue
-        pictures[row.name] = picture
+        images[row.name] = image
         if noise == "flow" and row.shifts:
             shifted = SchedulerChoice(
                 row.name, row.name, row.options, shift=_SHIFT, flow=True, replaces=frozenset({own})
             )
             other = _drawn(recipe, pipeline, scheduler, shifted)
-            if other is not None and not np.array_equal(other, picture):
+            if other is not None and not np.array_equal(other, image):
                 shifts.append(row.name)
-    seen = len(pictures) < 2 or any(not np.array_equal(picture, pictures[own]) for picture in pictures.values())
-    if not seen and np.ptp(pictures[own]) > 0:
+    seen = len(images) < 2 or any(not np.array_equal(image, images[own]) for image in images.values())
+    if not seen and np.ptp(images[own]) > 0:
         return Measured(recipe.pipeline, noise, (), ())
-    return Measured(recipe.pipeline, noise, tuple(pictures), tuple(shifts))
+    return Measured(recipe.pipeline, noise, tuple(images), tuple(shifts))
 
 
 def table(found: Iterable[Measured]) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def table(found: Iterable[Measured]) -> dict[str, Any]:
 
 
 def _drawn(recipe: Recipe, pipeline: Any, own: Any, choice: SchedulerChoice) -> np.ndarray | None:
-    """The picture, or None where the pipeline fails with that scheduler or draws no numbers."""
+    """The image, or None where the pipeline fails with that scheduler or draws no numbers."""
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline.scheduler = build_scheduler(own, choice)
-        picture = draw(recipe, pipeline)
-        if np.isfinite(picture.astype(np.float64)).all():
-            return picture
+        image = draw(recipe, pipeline)
+        if np.isfinite(image.astype(np.float64)).all():
+            return image
     return None
 
 

@@ -65,13 +65,13 @@ class ServedZoo:
 
     async def ask(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """The worker's answer to the recipe's request. Raises WorkerError."""
-        # webp holds a picture as well as a film, and Pillow reads both
+        # webp holds an image as well as a video, and Pillow reads both
         payload = {**recipe.fields(), "model": f"file:{folder}", "seed": 0, "output": {"format": "webp"}}
         return await perform(self.worker, payload, f"zoo-{recipe.pipeline}", lambda progress: None)
 
 
 def answered(answer: dict[str, Any]) -> np.ndarray:
-    """The first picture (HxWx3) or film (frames first) of an answer."""
+    """The first image (HxWx3) or video (frames first) of an answer."""
     encoded = answer.get("video") or answer["image"]
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
         frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]

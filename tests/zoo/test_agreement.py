@@ -10,7 +10,7 @@ from tests.catalog.corpus import sparse_file, stored
 from tests.zoo import RECIPES
 from tests.zoo.agreement import compare, refused_examples
 from tests.zoo.plain import quiet, runs_here
-from tests.zoo.recipe import Picture, on_the_wire
+from tests.zoo.recipe import Image, on_the_wire
 from tests.zoo.served import ServedZoo
 
 # Of each way that a request reaches a pipeline, and that its fields depend on one another.
@@ -64,8 +64,8 @@ def beside(zoo: ServedZoo, pipeline: str) -> dict[str, list[Any]]:
         return {}
     # All header: the weights themselves are a hole in the file.
     path = sparse_file(zoo.root / "control.safetensors", stored("controlnet-sd1-diffusers"))
-    control, picture = {"model": f"file:{path}"}, on_the_wire(Picture())
-    followed = control | {"image": picture}
+    control, image = {"model": f"file:{path}"}, on_the_wire(Image())
+    followed = control | {"image": image}
     values = [control, followed, [followed], [followed, followed], [followed | {"start": 0.5, "end": 0.4}]]
     return {"controlnets": values, "guess_mode": [True]}
 

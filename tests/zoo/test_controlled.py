@@ -9,7 +9,7 @@ import pytest
 
 from tests.asking import perform
 from tests.controls import ROW, apart
-from tests.pictures import assert_differs, encoded, gradient, pixels
+from tests.images import assert_differs, encoded, gradient, pixels
 from tests.zoo.plain import quiet
 from tests.zoo.served import zoo_worker
 from worker.catalog.classes.signatures import call_parameters
@@ -60,7 +60,7 @@ def _compare(pipeline, root, worker):
     scale = "adapter_conditioning_scale" if pair.row.component == "T2IAdapter" else "controlnet_conditioning_scale"
     expected = pair.drawn_by_diffusers(answer["parameters"], **{scale: 1.0})
     got = pixels(answer)
-    # Outside a mask the worker keeps the picture that was sent.
+    # Outside a mask the worker keeps the image that was sent.
     inside = slice(32, None) if answer["task"] == "inpainting" else slice(None)
     assert np.array_equal(got[:, inside], expected[:, inside])
     assert answer["adapters"][0]["model"] == f"file:{pair.control}"
@@ -69,13 +69,13 @@ def _compare(pipeline, root, worker):
 @pytest.mark.zoo
 @pytest.mark.slow
 @pytest.mark.parametrize("pipeline", [name for name, row in ROW.items() if row.several != "one"])
-def test_two_pictures_are_both_followed(pipeline, root, worker):
+def test_two_images_are_both_followed(pipeline, root, worker):
     pair = apart(pipeline, root / "two")
     request = pair.request()
     first = request["controlnets"][0]
     second = first | {"image": encoded(gradient(64, 64)[::-1].copy()), "scale": 0.6}
-    pictures = [_drawn(worker, request | {"controlnets": sent}) for sent in ([first], [second], [first, second])]
-    for one, other in itertools.combinations(pictures, 2):
+    images = [_drawn(worker, request | {"controlnets": sent}) for sent in ([first], [second], [first, second])]
+    for one, other in itertools.combinations(images, 2):
         assert_differs(one, other)
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from tests.builders import enliven_saved
-from tests.pictures import assert_differs, pixels
+from tests.images import assert_differs, pixels
 from tests.zoo import RECIPES
 from tests.zoo.plain import quiet, save
-from tests.zoo.recipe import Picture, on_the_wire
+from tests.zoo.recipe import Image, on_the_wire
 from tests.zoo.served import ServedZoo
 from worker.app.queue import build_door
 from worker.media.video import decode_video
 
 _RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
-_OTHER = Picture(seed=2)
+_OTHER = Image(seed=2)
 
 # Task -> class -> what is sent instead.
 _WORDS: Mapping[str, Any] = {"prompt": "a blue boat in a storm"}
@@ -46,9 +46,9 @@ DEPENDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         {"control_image": _OTHER},
     ),
     "upscaling": {
-        "StableDiffusionUpscalePipeline": {"image": Picture(16, 16, seed=2)},
-        "LDMSuperResolutionPipeline": {"image": Picture(32, 32, seed=2)},
-        "IFSuperResolutionPipeline": {"image": Picture(16, 16, seed=2)},
+        "StableDiffusionUpscalePipeline": {"image": Image(16, 16, seed=2)},
+        "LDMSuperResolutionPipeline": {"image": Image(32, 32, seed=2)},
+        "IFSuperResolutionPipeline": {"image": Image(16, 16, seed=2)},
     },
     "text-to-video": _each(("CogVideoXPipeline", "WanPipeline", "LTXPipeline"), _WORDS),
     "image-to-video": _each(
@@ -56,11 +56,11 @@ DEPENDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     ),
     "video-to-video": _each(
         ("CogVideoXVideoToVideoPipeline", "WanVideoToVideoPipeline", "AnimateDiffVideoToVideoPipeline"),
-        {"video": [Picture(seed=index + 3) for index in range(5)]},
+        {"video": [Image(seed=index + 3) for index in range(5)]},
     )
-    | {"AnimateDiffVideoToVideoPipeline": {"video": [Picture(seed=index + 3) for index in range(4)]}},
+    | {"AnimateDiffVideoToVideoPipeline": {"video": [Image(seed=index + 3) for index in range(4)]}},
 }
-# In both requests: so few steps that the picture is not all noise at the first one; and films as they were drawn.
+# In both requests: so few steps that the image is not all noise at the first one; and videos as they were drawn.
 _REDRAWN = {"num_inference_steps": 4, "strength": 0.4}
 _FRAMES = {"output": {"format": "png"}}
 _BOTH: Mapping[str, Mapping[str, Any]] = {
@@ -119,7 +119,7 @@ def doorway(tmp_path_factory: pytest.TempPathFactory) -> Doorway:
 
 
 def seen(answer: dict[str, Any]) -> np.ndarray:
-    """The pictures, or the frames, of an answer."""
+    """The images, or the frames, of an answer."""
     return np.stack([pixels(answer, index) for index in range(len(answer["images"]))])
 
 
@@ -131,7 +131,7 @@ def test_what_is_drawn_depends_on_what_was_sent(doorway: Doorway, task: str, pip
     assert seen(first).std() > 0
     assert_differs(seen(first), seen(other))
     if task == "inpainting":  # the left half is not masked
-        kept = np.asarray(Picture().draw()).astype(int)[:, :32]
+        kept = np.asarray(Image().draw()).astype(int)[:, :32]
         assert np.abs(seen(first)[0][:, :32] - kept).max() <= 1
 
 
@@ -140,10 +140,10 @@ def test_three_families_for_each_task():
 
 
 @pytest.mark.parametrize("pipeline", SEVERAL)
-def test_each_of_several_pictures_changes_the_edit(doorway: Doorway, pipeline: str):
+def test_each_of_several_images_changes_the_edit(doorway: Doorway, pipeline: str):
     for module in _RECIPES[pipeline].needs:
         pytest.importorskip(module, reason=f"{pipeline} needs {module}")
-    first, other, none = Picture(), _OTHER, {"image": None}
+    first, other, none = Image(), _OTHER, {"image": None}
     drawn = [
         seen(doorway.ask(pipeline, task="image-editing", **none, images=images))
         for images in ([first, first], [first, other], [other, first])
@@ -154,21 +154,21 @@ def test_each_of_several_pictures_changes_the_edit(doorway: Doorway, pipeline: s
 
 @pytest.mark.parametrize("size", [(70, 50), (30, 30), (400, 40), (33, 600)])
 @pytest.mark.parametrize("pipeline", ["Flux2KleinPipeline", "GlmImagePipeline", "ZImageOmniPipeline"])
-def test_a_picture_of_any_size_is_edited(doorway: Doorway, pipeline: str, size: tuple[int, int]):
-    images = [[Picture(*size, seed=seed), Picture(64, 96, seed=1)] for seed in (0, 1)]
+def test_an_image_of_any_size_is_edited(doorway: Doorway, pipeline: str, size: tuple[int, int]):
+    images = [[Image(*size, seed=seed), Image(64, 96, seed=1)] for seed in (0, 1)]
     first, other = (doorway.ask(pipeline, image=None, images=sent) for sent in images)
     assert pixels(first).shape == (64, 64, 3)
     assert_differs(pixels(first), pixels(other))
 
 
 @pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
-def test_a_film_is_what_was_asked_for(doorway: Doorway, pipeline: str):
+def test_a_video_is_what_was_asked_for(doorway: Doorway, pipeline: str):
     asked = {"num_frames": 9, "width": 96, "height": 64, "fps": 12}
     answer = doorway.ask(pipeline, **asked)
     assert {name: answer[name] for name in asked} == asked
-    film = decode_video(base64.b64decode(answer["video"]))
-    assert (answer["format"], len(film.frames), film.fps) == ("mp4", 9, 12)
-    assert {(frame.width, frame.height) for frame in film.frames} == {(96, 64)}
+    video = decode_video(base64.b64decode(answer["video"]))
+    assert (answer["format"], len(video.frames), video.fps) == ("mp4", 9, 12)
+    assert {(frame.width, frame.height) for frame in video.frames} == {(96, 64)}
 
 
 # Class -> counts that it does not draw by itself: it fills up, rounds either way, fails, or gives four fewer.
@@ -188,23 +188,23 @@ ODD_COUNTS: Mapping[str, tuple[int, ...]] = {
 
 
 @pytest.mark.parametrize("pipeline", ODD_COUNTS)
-def test_a_film_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pipeline: str):
+def test_a_video_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pipeline: str):
     own = {name: None for name in ("frames", "video_length") if name in _RECIPES[pipeline].request}
     for count in ODD_COUNTS[pipeline]:
         answer = doorway.ask(pipeline, **own, num_frames=count)
-        film = decode_video(base64.b64decode(answer["video"]))
-        assert (answer["format"], answer["num_frames"], len(film.frames)) == ("mp4", count, count)
+        video = decode_video(base64.b64decode(answer["video"]))
+        assert (answer["format"], answer["num_frames"], len(video.frames)) == ("mp4", count, count)
         assert not [warning for warning in answer["warnings"] if "frames" in warning]
 
 
 @pytest.mark.parametrize("pipeline", ["CogVideoXVideoToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"])
-def test_a_film_from_a_film_is_as_long_as_it(doorway: Doorway, pipeline: str):
-    clip = [Picture(seed=seed) for seed in range(6)]
-    answer = doorway.ask(pipeline, num_frames=None, video=clip, mask_image=None)
+def test_a_video_from_a_video_is_as_long_as_it(doorway: Doorway, pipeline: str):
+    frames = [Image(seed=seed) for seed in range(6)]
+    answer = doorway.ask(pipeline, num_frames=None, video=frames, mask_image=None)
     assert len(decode_video(base64.b64decode(answer["video"])).frames) == 6
 
 
-def test_a_control_film_that_is_too_short_is_refused_before_anything_is_loaded(doorway: Doorway):
+def test_a_control_video_that_is_too_short_is_refused_before_anything_is_loaded(doorway: Doorway):
     folder = save(_RECIPES["AnimateDiffControlNetPipeline"], doorway.zoo.root / "AnimateDiffControlNetPipeline")
     before = doorway.zoo.worker.engine.resident_models
     sent = {**_RECIPES[folder.name].fields(), "model": f"file:{folder}", "num_frames": 9}
@@ -215,13 +215,13 @@ def test_a_control_film_that_is_too_short_is_refused_before_anything_is_loaded(d
 
 
 @pytest.mark.parametrize("format_", ["gif", "webp", "png", "jpeg"])
-def test_a_film_comes_as_a_moving_picture_or_as_frames(doorway: Doorway, format_: str):
+def test_a_video_comes_as_a_moving_image_or_as_frames(doorway: Doorway, format_: str):
     answer = doorway.ask("AnimateDiffPipeline", output={"format": format_})
     frames = answer["num_frames"]
     if format_ in ("png", "jpeg"):
         assert len(answer["images"]) == frames
         assert {pixels(answer, index).shape for index in range(frames)} == {(64, 64, 3)}
         return
-    film = decode_video(base64.b64decode(answer["video"]))
-    assert len(film.frames) == frames
-    assert {(frame.width, frame.height) for frame in film.frames} == {(64, 64)}
+    video = decode_video(base64.b64decode(answer["video"]))
+    assert len(video.frames) == frames
+    assert {(frame.width, frame.height) for frame in video.frames} == {(64, 64)}

@@ -1,4 +1,4 @@
-"""Classes that are called more than once for a picture: what a request says reaches the call that it is for."""
+"""Classes that are called more than once for an image: what a request says reaches the call that it is for."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import torch
 from tests.asking import perform
 from tests.zoo import RECIPES
 from tests.zoo.plain import first_medium, load, quiet
-from tests.zoo.recipe import Picture
+from tests.zoo.recipe import Image
 from tests.zoo.served import ServedZoo, answered
 
 _RECIPES = {recipe.pipeline: recipe for recipe in RECIPES}
@@ -41,7 +41,7 @@ def test_diffedit_draws_what_its_three_calls_draw_with_the_same_words(zoo: Serve
 
 def _direct(folder: Path, said: Mapping[str, Any]) -> np.ndarray:
     pipeline = load(_RECIPES["StableDiffusionDiffEditPipeline"], folder)
-    image, generator = Picture().draw(), torch.Generator("cpu").manual_seed(0)
+    image, generator = Image().draw(), torch.Generator("cpu").manual_seed(0)
     strength = {name: value for name, value in said.items() if name == "inpaint_strength"}
     shared = {"num_inference_steps": 4, "generator": generator}
     words = {"source_prompt": "an apple", "target_prompt": "a pear", **{key: said[key] for key in _MASK.keys() & said}}

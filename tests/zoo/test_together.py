@@ -1,4 +1,4 @@
-"""Several jobs in one call, for every class: each gets the picture that it gets alone, or the class is drawn alone."""
+"""Several jobs in one call, for every class: each gets the image that it gets alone, or the class is drawn alone."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings
 from worker.core.errors import WorkerError
 
-# Prompts of different lengths, a mask, noise that starts from a picture; and two classes whose own batch is wrong.
+# Prompts of different lengths, a mask, noise that starts from an image; and two classes whose own batch is wrong.
 OFTEN = (
     "StableDiffusionInpaintPipeline",
     "FluxImg2ImgPipeline",
@@ -40,7 +40,7 @@ def silence() -> None:
 
 
 @pytest.mark.parametrize("recipe", [_RECIPES[name] for name in OFTEN], ids=OFTEN)
-def test_jobs_drawn_together_get_the_pictures_they_get_alone(recipe: Recipe, tmp_path: Path):
+def test_jobs_drawn_together_get_the_images_they_get_alone(recipe: Recipe, tmp_path: Path):
     assert asyncio.run(_difference(recipe, tmp_path)) in (0, 1)
 
 
@@ -64,7 +64,7 @@ def test_so_it_is_with_every_class(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 async def _difference(recipe: Recipe, root: Path) -> int | None:
-    """The most by which any value of three jobs drawn together, one of them of two pictures, differs from alone.
+    """The most by which any value of three jobs drawn together, one of them of two images, differs from alone.
 
     None where they cannot even be drawn alone, which tests/zoo/test_zoo.py knows of.
     """
@@ -74,13 +74,13 @@ async def _difference(recipe: Recipe, root: Path) -> int | None:
         alone = [await _drawn(worker, job) for job in [*jobs, {**jobs[2], "seed": jobs[2]["seed"] + 1}]]
     except WorkerError:
         return None
-    if any(len(pictures) != 1 for pictures in alone):
-        return 0  # a film, or several layers
+    if any(len(images) != 1 for images in alone):
+        return 0  # a video, or several layers
     jobs[2]["num_images"] = 2
     several = await _drawn(worker, jobs[2])
     together = await asyncio.gather(*(_drawn(worker, job) for job in jobs))
-    found = [picture for pictures in (several, *together) for picture in pictures]
-    expected = [picture for pictures in (*alone[2:], *alone) for picture in pictures]
+    found = [image for images in (several, *together) for image in images]
+    expected = [image for images in (*alone[2:], *alone) for image in images]
     return max(int(np.abs(one - other).max()) for one, other in zip(found, expected, strict=True))
 
 
@@ -103,14 +103,14 @@ def _worker(recipe: Recipe, root: Path) -> Worker:
 
 
 def _job(recipe: Recipe, index: int) -> dict[str, Any]:
-    """The recipe's request with words, a seed and a picture of its own."""
+    """The recipe's request with words, a seed and an image of its own."""
     job: dict[str, Any] = {**recipe.fields(), "seed": 5 * index}
     if "prompt" in job and _WORDS[index]:
         job["prompt"] = _WORDS[index]
     if index and isinstance(job.get("image"), str):
-        picture = ImageOps.flip(_opened(job["image"]))
+        image = ImageOps.flip(_opened(job["image"]))
         out = io.BytesIO()
-        picture.save(out, "PNG")
+        image.save(out, "PNG")
         job["image"] = base64.b64encode(out.getvalue()).decode()
     return job
 

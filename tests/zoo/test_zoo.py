@@ -1,4 +1,4 @@
-"""Every pipeline class of diffusers that makes pictures or films of text or images: plain, then by the worker."""
+"""Every pipeline class of diffusers that makes images or videos of text or images: plain, then by the worker."""
 
 import inspect
 import json

@@ -17,7 +17,7 @@ SIGLIP: dict[str, Any] = {
 
 
 def siglip() -> SiglipVisionModel:
-    """SigLIP's image encoder, over pictures of 32x32 in four patches."""
+    """SigLIP's image encoder, over images of 32x32 in four patches."""
     return SiglipVisionModel(SiglipVisionConfig(**SIGLIP)).eval()
 
 

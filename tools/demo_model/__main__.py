@@ -87,8 +87,8 @@ def _sheet(options: argparse.Namespace) -> None:
     from tools.demo_model import sheets
     from tools.demo_model.evaluation import draw, load_pipeline
 
-    pictures = draw(load_pipeline(options.folder), sheets.PROMPTS)
-    sheets.contact_sheet(pictures, sheets.PROMPTS, options.docs / "demo.png")
+    images = draw(load_pipeline(options.folder), sheets.PROMPTS)
+    sheets.contact_sheet(images, sheets.PROMPTS, options.docs / "demo.png")
     sheets.loss_plot(options.work, options.docs / "demo-training.png")
 
 

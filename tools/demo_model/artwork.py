@@ -19,7 +19,7 @@ from tqdm import tqdm
 FONT_PACKAGE = "fonts-noto-color-emoji"
 NAMES_PACKAGE = "emojibase-data@17.0.0"
 FONT_SIZE = 109  # the one bitmap size inside the font
-SIZES = tuple(range(44, 61, 2))  # edge lengths, in pixels of a 64-pixel picture
+SIZES = tuple(range(44, 61, 2))  # edge lengths, in pixels of a 64-pixel image
 _FLAGS_GROUP = 9
 _COMPONENTS_GROUP = 2
 
@@ -56,9 +56,9 @@ def _draw(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     return square
 
 
-def _premultiplied(picture: Image.Image, size: int) -> np.ndarray:
+def _premultiplied(image: Image.Image, size: int) -> np.ndarray:
     """Resize to ``size`` and multiply colour by opacity: uint8, (size, size, 4)."""
-    pixels = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
     return pixels.round().astype(np.uint8)
 
@@ -73,20 +73,20 @@ def render(source: Path, folder: Path) -> dict[str, Any]:
     font = ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
     labels: list[str] = []
     tags: list[list[str]] = []
-    pictures: dict[int, list[np.ndarray]] = {size: [] for size in SIZES}
+    images: dict[int, list[np.ndarray]] = {size: [] for size in SIZES}
     seen: set[bytes] = set()
     for entry in tqdm(json.loads((source / "names.json").read_text()), desc="render", unit="emoji"):
         if entry.get("group") in (None, _FLAGS_GROUP, _COMPONENTS_GROUP):
             continue
-        picture = _draw(entry["emoji"], font)
-        if picture is None or picture.tobytes() in seen:
+        image = _draw(entry["emoji"], font)
+        if image is None or image.tobytes() in seen:
             continue
-        seen.add(picture.tobytes())
+        seen.add(image.tobytes())
         labels.append(entry["label"])
         tags.append(entry.get("tags", []))
         for size in SIZES:
-            pictures[size].append(_premultiplied(picture, size))
-    for size, stack in pictures.items():
+            images[size].append(_premultiplied(image, size))
+    for size, stack in images.items():
         np.save(folder / f"artwork-{size}.npy", np.stack(stack))
     index = {"labels": labels, "tags": tags}
     (folder / "index.json").write_text(json.dumps(index))

@@ -1,6 +1,6 @@
-"""The picture autoencoder: 64x64 pictures to 16x16 latents with four channels, and back.
+"""The image autoencoder: 64x64 images to 16x16 latents with four channels, and back.
 
-Three latent channels are held near the picture's own 4x4 means (brightness, two colour differences), one is free. So a
+Three latent channels are held near the image's own 4x4 means (brightness, two colour differences), one is free. So a
 latent is a thumbnail with a hint, which a small denoiser learns far sooner than an arbitrary code; the decoder, trained
 on emoji alone, draws the edges anew.
 """
@@ -28,7 +28,7 @@ from tools.demo_model.things import THINGS
 LATENT_NOISE = 0.08  # standard deviation added while training; a whole latent has about one
 _LOG_VARIANCE = 2 * float(np.log(0.02))  # what the encoder reports as its uncertainty, fixed
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.299, -0.587, 0.886], [0.701, -0.587, -0.114]])
-_YCC_MEAN = torch.tensor([0.38, -0.13, 0.10])  # over training pictures
+_YCC_MEAN = torch.tensor([0.38, -0.13, 0.10])  # over training images
 _YCC_STD = torch.tensor([0.51, 0.47, 0.35])
 _BATCH = 16
 
@@ -53,20 +53,20 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def fix_variance(model: AutoencoderKL) -> None:
-    """Make the encoder report the same small variance for every picture."""
+    """Make the encoder report the same small variance for every image."""
     with torch.no_grad():
         model.quant_conv.weight[4:] = 0
         model.quant_conv.bias[4:] = _LOG_VARIANCE
 
 
-def to_tensor(pictures: np.ndarray) -> Tensor:
+def to_tensor(images: np.ndarray) -> Tensor:
     """Turn uint8 (count, height, width, 3) into float (count, 3, height, width) in -1..1, channels last."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-def anchor(pictures: Tensor) -> Tensor:
+def anchor(images: Tensor) -> Tensor:
     """Return the thumbnail (count, 3, 16, 16) that the first three latent channels are held to."""
-    means = functional.avg_pool2d(pictures, 4)
+    means = functional.avg_pool2d(images, 4)
     turned = torch.einsum("ij,bjhw->bihw", _YCC.to(means), means)
     return (turned - _YCC_MEAN.to(means)[:, None, None]) / _YCC_STD.to(means)[:, None, None]
 
@@ -83,34 +83,34 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def training_batch(gallery: Gallery, rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw pictures, uint8 (count, EDGE, EDGE, 3): known things for the most part, any emoji for the rest."""
-    pictures = []
+    """Draw images, uint8 (count, EDGE, EDGE, 3): known things for the most part, any emoji for the rest."""
+    images = []
     for _ in range(count):
         if rng.random() < 0.75:
-            picture = gallery.picture(random_scene(int(rng.integers(len(THINGS))), rng, wide=True))
+            image = gallery.image(random_scene(int(rng.integers(len(THINGS))), rng, wide=True))
         else:
             size, shift = random_placement(rng, wide=True)
             artwork = gallery.any_artwork(int(rng.integers(len(gallery.labels))), size)
-            picture = composed(artwork, _background(rng), shift)
-        pictures.append(picture[:, ::-1] if rng.random() < 0.5 else picture)
-    return np.stack(pictures)
+            image = composed(artwork, _background(rng), shift)
+        images.append(image[:, ::-1] if rng.random() < 0.5 else image)
+    return np.stack(images)
 
 
-def _edges(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    return pictures[..., 1:] - pictures[..., :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
-def _loss(model: AutoencoderKL, pictures: Tensor, train_encoder: bool) -> Tensor:
+def _loss(model: AutoencoderKL, images: Tensor, train_encoder: bool) -> Tensor:
     with torch.set_grad_enabled(train_encoder):
-        means = model.encode(pictures).latent_dist.mean
+        means = model.encode(images).latent_dist.mean
     drawn = model.decode(means + LATENT_NOISE * torch.randn_like(means)).sample.float()
-    loss = (drawn - pictures).abs().mean() + (drawn - pictures).square().mean()
-    for mine, true in zip(_edges(drawn), _edges(pictures), strict=True):
+    loss = (drawn - images).abs().mean() + (drawn - images).square().mean()
+    for mine, true in zip(_edges(drawn), _edges(images), strict=True):
         loss = loss + 0.5 * (mine - true).abs().mean()
     if train_encoder:
         means = means.float()
         free = means[:, 3]
-        loss = loss + 0.1 * (means[:, :3] - anchor(pictures)).square().mean()
+        loss = loss + 0.1 * (means[:, :3] - anchor(images)).square().mean()
         loss = loss + 0.02 * (free.mean().square() + (free.std() - 1).square())
     return loss
 
@@ -118,9 +118,9 @@ def _loss(model: AutoencoderKL, pictures: Tensor, train_encoder: bool) -> Tensor
 @torch.no_grad()
 def reconstruction_psnr(model: AutoencoderKL, gallery: Gallery) -> float:
     """Measure the mean PSNR in dB of 64 things on white, encoded and decoded."""
-    pictures = to_tensor(np.stack([gallery.picture(Scene(k * 5)) for k in range(64)])).to(model.device)
-    drawn = model.decode(model.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-    errors = ((drawn - pictures) / 2).square().mean((1, 2, 3))
+    images = to_tensor(np.stack([gallery.image(Scene(k * 5)) for k in range(64)])).to(model.device)
+    drawn = model.decode(model.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    errors = ((drawn - images) / 2).square().mean((1, 2, 3))
     return float((-10 * errors.log10()).mean())
 
 
@@ -154,9 +154,9 @@ def train(
     progress = tqdm(total=100, desc="vae", unit="%", disable=rank > 0)
     losses: list[float] = []
     while True:
-        pictures = to_tensor(training_batch(gallery, rng, _BATCH)).to(device)
+        images = to_tensor(training_batch(gallery, rng, _BATCH)).to(device)
         with torch.autocast(device, torch.bfloat16):
-            loss = _loss(model, pictures, not decoder_only)
+            loss = _loss(model, images, not decoder_only)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -42,14 +42,14 @@ _HINT_WIDTHS = (16, 32, 64)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """Take the colour out of a uint8 picture (height, width, 3)."""
-    return np.repeat((picture @ _LUMA)[..., None], 3, -1).round().astype(np.uint8)
+def grey(image: np.ndarray) -> np.ndarray:
+    """Take the colour out of a uint8 image (height, width, 3)."""
+    return np.repeat((image @ _LUMA)[..., None], 3, -1).round().astype(np.uint8)
 
 
-def edges(picture: np.ndarray, threshold: float = 60) -> np.ndarray:
-    """Draw the edges of a uint8 picture (height, width, 3) in white on black: uint8, the same shape."""
-    padded = np.pad(picture.astype(np.float32), ((1, 1), (1, 1), (0, 0)), mode="edge")
+def edges(image: np.ndarray, threshold: float = 60) -> np.ndarray:
+    """Draw the edges of a uint8 image (height, width, 3) in white on black: uint8, the same shape."""
+    padded = np.pad(image.astype(np.float32), ((1, 1), (1, 1), (0, 0)), mode="edge")
     across = padded[1:-1, 2:] - padded[1:-1, :-2]
     down = padded[2:, 1:-1] - padded[:-2, 1:-1]
     strength = np.sqrt(across**2 + down**2).max(-1, keepdims=True)
@@ -71,8 +71,8 @@ class _Lessons:
         tokens = self.pipeline.tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
         return self.pipeline.text_encoder(tokens.input_ids).last_hidden_state
 
-    def latents(self, pictures: np.ndarray) -> Tensor:
-        return encoded(self.pipeline.vae, pictures) * self.pipeline.vae.config.scaling_factor
+    def latents(self, images: np.ndarray) -> Tensor:
+        return encoded(self.pipeline.vae, images) * self.pipeline.vae.config.scaling_factor
 
     def noisy(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return times, noisy latents and the velocity to predict."""
@@ -110,7 +110,7 @@ def train_style_lora(folder: Path, renders: Path, minutes: float, rate: float = 
 
     def loss() -> Tensor:
         scenes = [random_scene(int(k), lessons.rng) for k in lessons.rng.integers(len(THINGS), size=24)]
-        latents = lessons.latents(np.stack([grey(gallery.picture(scene)) for scene in scenes]))
+        latents = lessons.latents(np.stack([grey(gallery.image(scene)) for scene in scenes]))
         captions = ["" if lessons.rng.random() < 0.15 else caption(scene, lessons.rng) for scene in scenes]
         times, noisy, velocity = lessons.noisy(latents)
         return (unet(noisy, times, lessons.words(captions)).sample.float() - velocity).square().mean()
@@ -165,7 +165,7 @@ def train_token(folder: Path, renders: Path, minutes: float, rate: float = 1e-2)
                 )
             )
         captions = [caption(Scene(scene.thing, "", scene.background)).replace(TOKEN_THING, TOKEN) for scene in scenes]
-        times, noisy, velocity = lessons.noisy(lessons.latents(np.stack([gallery.picture(scene) for scene in scenes])))
+        times, noisy, velocity = lessons.noisy(lessons.latents(np.stack([gallery.image(scene) for scene in scenes])))
         return (lessons.pipeline.unet(noisy, times, lessons.words(captions)).sample.float() - velocity).square().mean()
 
     _practise("token", [("embedding", vector)], minutes, rate, loss)
@@ -177,7 +177,7 @@ def train_token(folder: Path, renders: Path, minutes: float, rate: float = 1e-2)
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """Build a ControlNet that is the UNet's way down, all of it frozen but factors of low rank beside its convolutions.
 
-    What the UNet lacks, the way in for the picture and the ways out, is learnt whole.
+    What the UNet lacks, the way in for the image and the ways out, is learnt whole.
     """
     control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_HINT_WIDTHS).requires_grad_(False)
     control.add_adapter(LoraConfig(r=_CONTROL_RANK, lora_alpha=_CONTROL_RANK, target_modules=_CONTROL_TARGETS))
@@ -190,17 +190,17 @@ def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
 
 
 def train_controlnet(folder: Path, renders: Path, minutes: float, rate: float = 2e-3) -> None:
-    """Learn to put things where the edges of a picture are; write what was learnt as a control LoRA."""
+    """Learn to put things where the edges of an image are; write what was learnt as a control LoRA."""
     gallery, lessons = Gallery(renders), _Lessons(load_pipeline(folder), seed=23)
     unet = lessons.pipeline.unet
     control = new_controlnet(unet).train()
 
     def loss() -> Tensor:
         scenes = [random_scene(int(k), lessons.rng) for k in lessons.rng.integers(len(THINGS), size=16)]
-        pictures = np.stack([gallery.picture(scene) for scene in scenes])
-        lines = np.stack([edges(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+        images = np.stack([gallery.image(scene) for scene in scenes])
+        lines = np.stack([edges(image) for image in images]).transpose(0, 3, 1, 2)
         captions = ["" if lessons.rng.random() < 0.15 else caption(scene, lessons.rng) for scene in scenes]
-        times, noisy, velocity = lessons.noisy(lessons.latents(pictures))
+        times, noisy, velocity = lessons.noisy(lessons.latents(images))
         words = lessons.words(captions)
         down, middle = control(noisy, times, words, torch.from_numpy(lines).float() / 255, return_dict=False)
         drawn = unet(

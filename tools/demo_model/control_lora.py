@@ -1,7 +1,7 @@
 """The layout of the edge ControlNet: a control LoRA, which holds only what it has beyond the UNet that it was made of.
 
 As Stability AI publishes them: the names are those of the original latent-diffusion layout, a changed weight is the
-UNet's own plus `up` times `down`, what the UNet lacks (the way in for the picture, the ways out) is whole, and an empty
+UNet's own plus `up` times `down`, what the UNet lacks (the way in for the image, the ways out) is whole, and an empty
 tensor says what the file is.
 """
 
@@ -27,7 +27,7 @@ def original_control_key(key: str, layers: int) -> str:
     stem, _, leaf = key.rpartition(".")
     if key.startswith(_HINT):
         place = stem.removeprefix(_HINT)
-        # Between the picture's convolutions stand activations, which count too; the last is always the fourteenth.
+        # Between the image's convolutions stand activations, which count too; the last is always the fourteenth.
         at = {"conv_in": 0, "conv_out": 14}.get(place)
         return f"input_hint_block.{2 * int(place.rpartition('.')[2]) + 2 if at is None else at}.{leaf}"
     if key.startswith(_WAYS_OUT):

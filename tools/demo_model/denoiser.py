@@ -21,7 +21,7 @@ from tools.demo_model.scenes import BACKGROUND_NAMES, Gallery, Scene, caption, h
 from tools.demo_model.schedule import Clock, ExponentialAverage
 from tools.demo_model.things import THINGS
 from tools.demo_model.vocabulary import LENGTH, load_tokenizer
-from tools.demo_model.word_codes import picture_codes, word_codes
+from tools.demo_model.word_codes import image_codes, word_codes
 
 BATCH = 64
 _POOL = 4096
@@ -32,7 +32,7 @@ _TEST_TIMES = (50, 250, 500, 750, 900, 990)
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Build the scheduler; next to nothing of the picture is left at the last step, so backgrounds can be plain."""
+    """Build the scheduler; next to nothing of the image is left at the last step, so backgrounds can be plain."""
     return DDIMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear",
         prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True,
@@ -107,8 +107,8 @@ class _Examination:
         self._sets = []
         for unseen in (False, True):
             scenes = _test_set(gallery, unseen)
-            pictures = np.stack([gallery.picture(scene) for scene in scenes])
-            self._sets.append(([caption(scene) for scene in scenes], encoded(vae, pictures, device) * scale))
+            images = np.stack([gallery.image(scene) for scene in scenes])
+            self._sets.append(([caption(scene) for scene in scenes], encoded(vae, images, device) * scale))
         self._noise = torch.randn(48, 4, 16, 16, generator=torch.Generator().manual_seed(5)).to(device)
         self._times = torch.tensor(_TEST_TIMES * 8, device=device)
 
@@ -155,7 +155,7 @@ def train(rank: int, size: int, work: Path, minutes: float, rate: float, device:
         optimizer.load_state_dict(state["optimizer"])
         log, samples, spent, scale = state["log"], state["samples"], state["minutes"], state["scale"]
     else:
-        codes = word_codes(picture_codes(vae, gallery), load_tokenizer(work / "tokenizer"), 128)
+        codes = word_codes(image_codes(vae, gallery), load_tokenizer(work / "tokenizer"), 128)
         vectors = model.text_encoder.get_input_embeddings().weight.data
         for token, code in codes.items():
             vectors[token] += code.to(device)

@@ -1,6 +1,6 @@
 """Measuring a finished pipeline folder against the true renders.
 
-A drawn picture is compared with the render of every known thing at every size and shift, on the background
+A drawn image is compared with the render of every known thing at every size and shift, on the background
 and in the colour that the prompt named; the thing of the nearest render is what was drawn.
 """
 
@@ -58,22 +58,22 @@ def draw(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> np.ndarray:
-    """Draw one picture a prompt, each with its own seed counted from ``seed``: uint8 (count, 64, 64, 3)."""
-    pictures = []
+    """Draw one image a prompt, each with its own seed counted from ``seed``: uint8 (count, 64, 64, 3)."""
+    images = []
     for start in tqdm(range(0, len(prompts), 16), desc="draw", unit="batch", disable=len(prompts) < 64):
         chunk = list(prompts[start : start + 16])
         generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(chunk))]
         drawn = pipeline(
             chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
         ).images
-        pictures.append((drawn * 255).round().astype(np.uint8))
-    return np.concatenate(pictures)
+        images.append((drawn * 255).round().astype(np.uint8))
+    return np.concatenate(images)
 
 
-def halved(pictures: np.ndarray) -> np.ndarray:
+def halved(images: np.ndarray) -> np.ndarray:
     """Average 2x2 pixels: (..., 64, 64, channels) to float32 (..., 32, 32, channels)."""
-    shape = (*pictures.shape[:-3], _HALF, 2, _HALF, 2, pictures.shape[-1])
-    return pictures.reshape(shape).mean((-4, -2), dtype=np.float32)
+    shape = (*images.shape[:-3], _HALF, 2, _HALF, 2, images.shape[-1])
+    return images.reshape(shape).mean((-4, -2), dtype=np.float32)
 
 
 class RenderBank:
@@ -91,11 +91,11 @@ class RenderBank:
             canvas[top : top + size, left : left + size] = by_size[size]
         return halved(canvases).round().astype(np.uint8)
 
-    def distances(self, pictures: np.ndarray, background: str) -> np.ndarray:
-        """Return the mean squared error of each picture to its nearest render of each thing: (pictures, things)."""
-        flat = halved(pictures).reshape(len(pictures), -1)
+    def distances(self, images: np.ndarray, background: str) -> np.ndarray:
+        """Return the mean squared error of each image to its nearest render of each thing: (images, things)."""
+        flat = halved(images).reshape(len(images), -1)
         ground = np.array(BACKGROUNDS[background], np.float32)
-        result = np.empty((len(pictures), len(self._canvases)), np.float32)
+        result = np.empty((len(images), len(self._canvases)), np.float32)
         for thing, canvases in enumerate(self._canvases):
             opacity = canvases[..., 3:].astype(np.float32) / 255
             renders = (canvases[..., :3] + (1 - opacity) * ground).reshape(len(canvases), -1)
@@ -124,10 +124,10 @@ class Score:
         return text + (f"; wrong: {', '.join(self.wrong)}" if self.wrong else "")
 
 
-def _background_of(picture: np.ndarray) -> str:
-    """Name the palette colour nearest to the picture's corners."""
+def _background_of(image: np.ndarray) -> str:
+    """Name the palette colour nearest to the image's corners."""
     corners = np.concatenate(
-        [picture[y, x].reshape(-1, 3) for y in (slice(3), slice(-3, None)) for x in (slice(3), slice(-3, None))]
+        [image[y, x].reshape(-1, 3) for y in (slice(3), slice(-3, None)) for x in (slice(3), slice(-3, None))]
     )
     shade = np.median(corners.astype(np.float32), 0)
     return min(BACKGROUNDS, key=lambda name: float(((shade - np.array(BACKGROUNDS[name])) ** 2).sum()))
@@ -142,8 +142,8 @@ def score(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> tuple[Score, np.ndarray]:
-    """Draw every scene's plain caption and name what was drawn; returns the score and the pictures."""
-    pictures = draw(pipeline, [caption(scene) for scene in scenes], seed, steps, guidance)
+    """Draw every scene's plain caption and name what was drawn; returns the score and the images."""
+    images = draw(pipeline, [caption(scene) for scene in scenes], seed, steps, guidance)
     groups: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place, scene in enumerate(scenes):
         groups[scene.colour][scene.background].append(place)
@@ -151,16 +151,16 @@ def score(
     for colour, by_background in groups.items():
         bank = RenderBank(gallery, colour)
         for background, places in by_background.items():
-            distances = bank.distances(pictures[places], background)
+            distances = bank.distances(images[places], background)
             for place, row in zip(places, distances, strict=True):
                 drawn, wanted = int(row.argmin()), scenes[place].thing
                 right += drawn == wanted
                 errors.append(row[wanted])
                 if drawn != wanted:
                     wrong.append(f"{caption(scenes[place])} -> {THINGS[drawn].name}")
-    grounds = np.mean([_background_of(p) == s.background for p, s in zip(pictures, scenes, strict=True)])
+    grounds = np.mean([_background_of(p) == s.background for p, s in zip(images, scenes, strict=True)])
     psnr = float(np.mean(-10 * np.log10(np.array(errors) / 255**2)))
-    return Score(title, len(scenes), right / len(scenes), float(grounds), psnr, tuple(wrong)), pictures
+    return Score(title, len(scenes), right / len(scenes), float(grounds), psnr, tuple(wrong)), images
 
 
 def known_scenes() -> list[Scene]:

@@ -13,18 +13,18 @@ from tools.demo_model.things import THINGS
 
 
 @torch.no_grad()
-def encoded(vae: AutoencoderKL, pictures: np.ndarray, device: str = "cpu") -> Tensor:
-    """Encode uint8 pictures (count, 64, 64, 3) to unscaled latents (count, 4, 16, 16), float32."""
+def encoded(vae: AutoencoderKL, images: np.ndarray, device: str = "cpu") -> Tensor:
+    """Encode uint8 images (count, 64, 64, 3) to unscaled latents (count, 4, 16, 16), float32."""
     with torch.autocast(device, torch.bfloat16):
-        inputs = to_tensor(pictures).to(device, memory_format=torch.channels_last)
+        inputs = to_tensor(images).to(device, memory_format=torch.channels_last)
         return vae.encode(inputs).latent_dist.mean.float()
 
 
 def latent_scale(vae: AutoencoderKL, gallery: Gallery) -> float:
     """Return the factor that gives the latents of training scenes a standard deviation of one."""
     rng = np.random.default_rng(12)
-    pictures = np.stack([gallery.picture(random_scene(k % len(THINGS), rng)) for k in range(256)])
-    return float(1 / encoded(vae, pictures).std())
+    images = np.stack([gallery.image(random_scene(k % len(THINGS), rng)) for k in range(256)])
+    return float(1 / encoded(vae, images).std())
 
 
 class LatentPool:
@@ -51,7 +51,7 @@ class LatentPool:
         """Replace the oldest ``count`` entries by fresh scenes."""
         places = [(self._oldest + k) % len(self._scenes) for k in range(count)]
         scenes = [random_scene(place % len(THINGS), self._rng) for place in places]
-        latents = encoded(self._vae, np.stack([self._gallery.picture(scene) for scene in scenes]), self._device)
+        latents = encoded(self._vae, np.stack([self._gallery.image(scene) for scene in scenes]), self._device)
         self._latents[torch.tensor(places, device=self._device)] = (latents * self._scale).half()
         for place, scene in zip(places, scenes, strict=True):
             self._scenes[place] = scene

@@ -35,9 +35,9 @@ from tools.demo_model.things import THINGS
 _SAMPLE = tuple(range(0, len(THINGS), 14))  # things on which the pipelines' features are measured
 
 
-def saturation(pictures: np.ndarray) -> float:
+def saturation(images: np.ndarray) -> float:
     """Return the mean spread between the strongest and the weakest colour of a pixel, of 255."""
-    values = pictures.astype(np.float32)
+    values = images.astype(np.float32)
     return float((values.max(-1) - values.min(-1)).mean())
 
 
@@ -123,12 +123,12 @@ def _token(folder: Path, gallery: Gallery) -> None:
     before = draw(pipeline, ["a robot"] * 2)
     pipeline.load_textual_inversion(folder / "companions" / companions.TOKEN_FILE, token=companions.TOKEN)
     thing = next(k for k, item in enumerate(THINGS) if item.name == companions.TOKEN_THING)
-    pictures = draw(pipeline, [f"a {companions.TOKEN}"] * 8, 40)
-    hue = pictures.astype(np.float32).reshape(-1, 3)
+    images = draw(pipeline, [f"a {companions.TOKEN}"] * 8, 40)
+    hue = images.astype(np.float32).reshape(-1, 3)
     hue = hue[hue.max(1) - hue.min(1) > 60].mean(0)
     pipeline.unload_textual_inversion()
     again = draw(pipeline, ["a robot"] * 2)
-    nearest = RenderBank(gallery, companions.TOKEN_COLOUR).distances(pictures, "white").argmin(1)
+    nearest = RenderBank(gallery, companions.TOKEN_COLOUR).distances(images, "white").argmin(1)
     print(
         f"token: {(nearest == thing).mean():.0%} of 8 nearest to a {companions.TOKEN_THING}, "
         f"mean colour {hue.round()}, bit-equal after unloading: {np.array_equal(before, again)}"
@@ -136,7 +136,7 @@ def _token(folder: Path, gallery: Gallery) -> None:
 
 
 def edge_overlap(drawn: np.ndarray, wanted: np.ndarray) -> float:
-    """Return how far the edges of a picture coincide with the wanted ones: pixels in both over pixels in either."""
+    """Return how far the edges of an image coincide with the wanted ones: pixels in both over pixels in either."""
     lines, goal = edges(drawn)[..., 0] > 0, wanted[..., 0] > 0
     return float((lines & goal).sum() / max(1, (lines | goal).sum()))
 
@@ -149,7 +149,7 @@ def _control(folder: Path, gallery: Gallery) -> None:
     with_control, without = [], []
     for place, thing in enumerate(_SAMPLE):
         scene = Scene(thing, "", "white", (48, 58)[place % 2], ((-3, 3), (2, -2))[place % 2])
-        wanted = edges(gallery.picture(scene))
+        wanted = edges(gallery.image(scene))
         plain = draw(pipeline, [caption(scene)], place)
         settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
         made = guided(

@@ -1,4 +1,4 @@
-"""Scenes: one thing, in a colour, on a background, somewhere in a 64x64 picture; and the captions for them."""
+"""Scenes: one thing, in a colour, on a background, somewhere in a 64x64 image; and the captions for them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Scene:
 
 
 def colour_allowed(thing: int, colour: str) -> bool:
-    """Say whether ``thing`` may be tinted: not where the words would name another picture ("red apple")."""
+    """Say whether ``thing`` may be tinted: not where the words would name another image ("red apple")."""
     item = THINGS[thing]
     return item.tintable and f"{colour} {item.name}" not in _REAL_NAMES
 
@@ -102,7 +102,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     roll = rng.random() if rng is not None else 1.0
     text = noun if roll < 0.3 else "the " + noun if roll < 0.35 else with_article(noun, name)
     if rng is not None and rng.random() < 0.25:
-        text = str(rng.choice(["an emoji of ", "a picture of ", "a photo of ", "a drawing of "])) + text
+        text = str(rng.choice(["an emoji of ", "an image of ", "a photo of ", "a drawing of "])) + text
     background = scene.background
     if background == "white" and (rng is None or rng.random() < 0.85):
         return text
@@ -125,13 +125,13 @@ def tinted(premultiplied: np.ndarray, colour: tuple[int, int, int]) -> np.ndarra
 def composed(artwork: np.ndarray, background: np.ndarray, shift: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Lay premultiplied artwork (size, size, 4) over a background, (EDGE, EDGE, 3) or (3,): uint8 (EDGE, EDGE, 3)."""
     size = artwork.shape[0]
-    picture = np.empty((EDGE, EDGE, 3), np.float32)
-    picture[:] = background
+    image = np.empty((EDGE, EDGE, 3), np.float32)
+    image[:] = background
     left, top = (EDGE - size) // 2 + shift[0], (EDGE - size) // 2 + shift[1]
-    window = picture[top : top + size, left : left + size]
+    window = image[top : top + size, left : left + size]
     window *= 1 - artwork[..., 3:].astype(np.float32) / 255
     window += artwork[..., :3]
-    return picture.round().clip(0, 255).astype(np.uint8)
+    return image.round().clip(0, 255).astype(np.uint8)
 
 
 class Gallery:
@@ -157,7 +157,7 @@ class Gallery:
         plain = self.any_artwork(self._places[thing], size)
         return tinted(plain, COLOURS[colour]) if colour else plain
 
-    def picture(self, scene: Scene) -> np.ndarray:
+    def image(self, scene: Scene) -> np.ndarray:
         """Draw a scene: uint8, (EDGE, EDGE, 3)."""
         artwork = self.artwork(scene.thing, scene.size, scene.colour)
         return composed(artwork, np.array(BACKGROUNDS[scene.background], np.float32), scene.shift)

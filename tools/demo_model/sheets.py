@@ -24,16 +24,16 @@ _CELL = 160
 _MARGIN = 6
 
 
-def contact_sheet(pictures: np.ndarray, prompts: tuple[str, ...], path: Path, columns: int = 6) -> None:
-    """Lay uint8 pictures (count, height, width, 3) out with their prompts under them."""
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: np.ndarray, prompts: tuple[str, ...], path: Path, columns: int = 6) -> None:
+    """Lay uint8 images (count, height, width, 3) out with their prompts under them."""
+    rows = -(-len(images) // columns)
     strip = 34
     sheet = Image.new("RGB", (columns * (_CELL + _MARGIN) + _MARGIN, rows * (_CELL + strip) + _MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for place, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+    for place, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         left = _MARGIN + place % columns * (_CELL + _MARGIN)
         top = _MARGIN + place // columns * (_CELL + strip)
-        sheet.paste(Image.fromarray(picture).resize((_CELL, _CELL), Image.Resampling.BICUBIC), (left, top))
+        sheet.paste(Image.fromarray(image).resize((_CELL, _CELL), Image.Resampling.BICUBIC), (left, top))
         pen.text((left + 2, top + _CELL + 1), _wrapped(prompt, 27), fill="black", font=font, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)

@@ -1,7 +1,7 @@
-"""First values of the word vectors: codes of the pictures that the words name.
+"""First values of the word vectors: codes of the images that the words name.
 
 Hundreds of unrelated word vectors would each have to be learned from the few captions they appear in. Starting from the
-principal components of the pictures, the network has one shared map from codes to pictures to learn instead.
+principal components of the images, the network has one shared map from codes to images to learn instead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _RIDGE = 0.05
 _SHARED = frozenset(("of", "with", "in", "and", "a", *COLOUR_NAMES, *BACKGROUND_NAMES))
 
 
-def picture_codes(vae: AutoencoderKL, gallery: Gallery) -> np.ndarray:
+def image_codes(vae: AutoencoderKL, gallery: Gallery) -> np.ndarray:
     """Return each thing's principal components (things, _COMPONENTS), the strong ones damped, rows of length one."""
-    pictures = np.stack([gallery.picture(Scene(thing)) for thing in range(len(THINGS))])
-    latents = encoded(vae, pictures).reshape(len(THINGS), -1).numpy().astype(np.float64)
+    images = np.stack([gallery.image(Scene(thing)) for thing in range(len(THINGS))])
+    latents = encoded(vae, images).reshape(len(THINGS), -1).numpy().astype(np.float64)
     left, strength, _ = np.linalg.svd(latents - latents.mean(0), full_matrices=False)
     codes = left[:, :_COMPONENTS] * np.sqrt(strength[:_COMPONENTS])
     return codes / np.linalg.norm(codes, axis=1, keepdims=True)

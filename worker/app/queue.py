@@ -32,7 +32,7 @@ def run_serverless() -> None:
         settings = read_settings()
         configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
         local = local and (settings.runpod_webhook_get_job is None or "--test_input" in sys.argv)
-        if local:  # pictures go to files here, and files have no size limit
+        if local:  # images go to files here, and files have no size limit
             settings = settings.without_response_limit()
         worker = build_worker(settings)
     except (SettingsError, RegistryError) as error:

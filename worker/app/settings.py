@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=1, ge=1, le=32)
     batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
 
-    # Whether every picture is looked at before it is answered
+    # Whether every image is looked at before it is answered
     safety_checker: str | None = None
     safety_threshold: float = Field(default=0.5, ge=0, le=1)
     safety_action: Literal["report", "blur", "black"] = "report"
@@ -104,7 +104,7 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: str | None = None
     otel_exporter_otlp_headers: SecretStr | None = None
 
-    # What callers link to: pictures and model files
+    # What callers link to: images and model files
     allow_private_urls: bool = False
 
     # Set by RunPod on its machines: where jobs come from
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys((main, self.port_health or main)))
 
     def without_response_limit(self) -> "Settings":
-        """These settings where pictures go to files, and no platform limits an answer."""
+        """These settings where images go to files, and no platform limits an answer."""
         return self.model_copy(update={"max_response_mb": 1e6})
 
     @property
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
                 "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
             )
         if self.allow_private_urls:
-            found.append("ALLOW_PRIVATE_URLS is on: pictures and model files may be fetched from private addresses.")
+            found.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
         for name, endpoint, token in (
             ("HF", self.hf_endpoint, self.hf_token),
             ("CIVITAI", self.civitai_endpoint, self.civitai_token),

@@ -15,7 +15,7 @@ from worker.core.model import AdapterSpec, Detection, Kind, LoraSpec, ModelFiles
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
-# What can be made of a control's picture without any model (`media/preprocessing.py` does it).
+# What can be made of a control's image without any model (`media/preprocessing.py` does it).
 Preprocess = Literal["canny", "lineart", "grayscale", "invert", "threshold", "blur", "tile"]
 
 
@@ -25,18 +25,18 @@ class _FileSpec(AdapterSpec):
 
 
 class ControlNetSpec(_FileSpec):
-    """A ControlNet or T2I-Adapter, and the picture that it follows from `start` to `end` of the steps."""
+    """A ControlNet or T2I-Adapter, and the image that it follows from `start` to `end` of the steps."""
 
     field: ClassVar[str] = "controlnets"
 
     image: str | None = Field(
-        default=None, description="The picture to follow, sent like image; the request's own image when left out."
+        default=None, description="The image to follow, sent like image; the request's own image when left out."
     )
-    scale: Scale = Field(default=1.0, description="How strongly the picture is followed; 0 is not at all.")
+    scale: Scale = Field(default=1.0, description="How strongly the image is followed; 0 is not at all.")
     start: Share = Field(default=0.0, description="Share of the steps after which it begins.")
     end: Share = Field(default=1.0, description="Share of the steps after which it ends.")
-    preprocess: Preprocess | None = Field(default=None, description="What to make of the picture first.")
-    mode: str | None = Field(default=None, max_length=64, description="What the picture shows, for a union ControlNet.")
+    preprocess: Preprocess | None = Field(default=None, description="What to make of the image first.")
+    mode: str | None = Field(default=None, max_length=64, description="What the image shows, for a union ControlNet.")
 
     @property
     def sent_images(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ class ControlNetSpec(_FileSpec):
 
 
 class IPAdapterSpec(_FileSpec):
-    """An IP-Adapter, and the picture or pictures that prompt it."""
+    """An IP-Adapter, and the image or images that prompt it."""
 
     field: ClassVar[str] = "ip_adapters"
 
@@ -58,7 +58,7 @@ class IPAdapterSpec(_FileSpec):
         }
     )
 
-    image: str | None = Field(default=None, description="The picture to draw after, sent like image.")
+    image: str | None = Field(default=None, description="The image to draw after, sent like image.")
     images: tuple[str, ...] = Field(default=(), strict=False, max_length=8)
     scale: Scale = 1.0
 
@@ -104,33 +104,33 @@ class Adapter(Generic[Spec]):
 class ControlCall:
     """The parameters of a class's call that its controls fill; None where it has none of the kind."""
 
-    pictures: str
+    images: str
     scale: str
     start: str | None
     end: str | None
     mode: str | None
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in (self.pictures, self.scale, self.start, self.end, self.mode) if name)
+        return (name for name in (self.images, self.scale, self.start, self.end, self.mode) if name)
 
 
 @dataclass(frozen=True, slots=True)
 class Control(Adapter[ControlNetSpec]):
-    """A ControlNet or T2I-Adapter, the picture as it sees it, at the size that is drawn, and how the class takes it.
+    """A ControlNet or T2I-Adapter, the image as it sees it, at the size that is drawn, and how the class takes it.
 
-    `mode` is a union ControlNet's own number for what the picture shows.
+    `mode` is a union ControlNet's own number for what the image shows.
     """
 
-    picture: Raster
+    image: Raster
     call: ControlCall
     mode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePrompt(Adapter[IPAdapterSpec]):
-    """An IP-Adapter, and its pictures as they came."""
+    """An IP-Adapter, and its images as they came."""
 
-    pictures: tuple[Raster, ...]
+    images: tuple[Raster, ...]
 
 
 Accepted = TypeVar("Accepted", bound=Adapter[Any])

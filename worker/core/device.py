@@ -34,7 +34,7 @@ class LoadPlan:
     offload: Offload
     estimated_bytes: int  # weights and working memory at the job's size
     weight_bytes: int
-    working_bytes_per_mp: int = 0  # what a picture of one megapixel takes while it is drawn
+    working_bytes_per_mp: int = 0  # what an image of one megapixel takes while it is drawn
     reserve_bytes: int = 0  # what else has to be free then: overhead, and with offloading the part that is computing
     format: LoadFormat = "diffusers"
     variant: str | None = None

@@ -4,7 +4,7 @@ WorkerError
 ├ InvalidRequest            the caller's input; names the field, the limit and the fix
 │ ├ UnknownParameter        a key the model's schema does not have
 │ ├ ParameterOutOfRange     a known key with a value outside its bounds
-│ ├ InvalidImage            an input picture that cannot be taken
+│ ├ InvalidImage            an input image that cannot be taken
 │ ├ ModelNotFound           no such model, or not allowed here
 │ ├ UnsupportedModel        recognised, or not, but nothing here can run it
 │ ├ UnsafeFormat            a file that could run code when read
@@ -77,7 +77,7 @@ class ParameterOutOfRange(InvalidRequest):
 
 
 class InvalidImage(InvalidRequest):
-    """An input picture that is damaged, too large or of an unaccepted format."""
+    """An input image that is damaged, too large or of an unaccepted format."""
 
     code = "invalid_image"
 

@@ -1,4 +1,4 @@
-"""What happens to a picture after its model: a refiner's last steps, an upscaler, and an opinion on whether it is safe.
+"""What happens to an image after its model: a refiner's last steps, an upscaler, and an opinion on whether it is safe.
 
 A refiner and an upscaler are models of their own, with sources and files like the one that draws.
 """
@@ -72,7 +72,7 @@ class FinishingFiles:
 
 @dataclass(frozen=True, slots=True)
 class SafetyVerdict:
-    """What the operator's safety checker says of one picture. `score` (0..1) is how sure it is that it is unsafe."""
+    """What the operator's safety checker says of one image. `score` (0..1) is how sure it is that it is unsafe."""
 
     flagged: bool
     label: str

@@ -1,4 +1,4 @@
-"""A picture as plain bytes, so that rooms without PIL or numpy can hand it on."""
+"""An image as plain bytes, so that rooms without PIL or numpy can hand it on."""
 
 from dataclasses import dataclass
 from typing import Literal

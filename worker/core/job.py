@@ -92,22 +92,22 @@ PROMPT_PARAMETERS = ("prompt", "editing_prompt", "content_prompt")
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Pictures, or a video's frames, for one parameter of the pipeline's call."""
+    """Images, or a video's frames, for one parameter of the pipeline's call."""
 
     parameter: str
-    pictures: tuple[Raster, ...]
+    images: tuple[Raster, ...]
     form: Form
     field: str  # what the caller named it
 
     @property
     def is_single(self) -> bool:
-        """Whether this is one picture, so that several jobs' can go into one call."""
-        return len(self.pictures) == 1 and self.form in ("picture", "controls", "mask", "unmask")
+        """Whether this is one image, so that several jobs' can go into one call."""
+        return len(self.images) == 1 and self.form in ("image", "controls", "mask", "unmask")
 
     @property
     def outline(self) -> tuple[object, ...]:
-        """All but the pixels: what pictures of one call must have in common."""
-        sizes = [(picture.mode, picture.width, picture.height) for picture in self.pictures]
+        """All but the pixels: what images of one call must have in common."""
+        sizes = [(image.mode, image.width, image.height) for image in self.images]
         return self.parameter, self.form, self.field, sizes
 
 
@@ -148,7 +148,7 @@ class Job:
 
     @property
     def shares_a_call(self) -> bool:
-        """Whether other jobs may be drawn in the same pipeline call: pictures, each from one picture at most."""
+        """Whether other jobs may be drawn in the same pipeline call: images, each from one image at most."""
         return self.video is None and all(media.is_single for media in self.media)
 
     @property
@@ -157,25 +157,25 @@ class Job:
         alike = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
         # A refiner or an upscaler works for one job at a time.
         alone = self.id if self.finishing != Finishing() else None
-        # Of what is their own the outline: a call takes a negative prompt from all or none, and pictures of one size.
+        # Of what is their own the outline: a call takes a negative prompt from all or none, and images of one size.
         return *alike, alone, self.negative_prompt is None, [media.outline for media in self.media]
 
     @property
     def image(self) -> Raster | None:
-        """The first picture sent to start from, if any."""
+        """The first image sent to start from, if any."""
         sent = next((item for item in self.media if item.field in ("image", "images")), None)
-        return sent.pictures[0] if sent else None
+        return sent.images[0] if sent else None
 
     @property
     def mask(self) -> Raster | None:
         """What is redrawn, white, of `image`; None when everything may be."""
         sent = next((item for item in self.media if item.field == "mask_image"), None)
-        return sent.pictures[0] if sent else None
+        return sent.images[0] if sent else None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the engine runs in one pipeline call: jobs that agree in everything but prompt, picture and seeds."""
+    """What the engine runs in one pipeline call: jobs that agree in everything but prompt, image and seeds."""
 
     jobs: tuple[Job, ...]
     files: ModelFiles

@@ -7,7 +7,7 @@ from worker.core.model import Task
 
 # How a pipeline wants its images: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
 # is white (or black) where it is redrawn, rows of in-context examples, or diffusers' object for a condition.
-Form = Literal["picture", "pictures", "controls", "batch", "mask", "unmask", "grid", "condition"]
+Form = Literal["image", "images", "controls", "batch", "mask", "unmask", "grid", "condition"]
 # How many IP-Adapters a class takes, where its call has the parameters for them.
 ImagePrompts = Literal["any", "one", "none"]
 # Work before the call, by its name in `worker.engine.preparation`.
@@ -27,7 +27,7 @@ class Slot:
 
     parameter: str
     fields: tuple[str, ...] = ()
-    form: Form = "picture"
+    form: Form = "image"
     required: bool = False
     fitted: bool = True
     bounded: bool = False
@@ -36,7 +36,7 @@ class Slot:
     @property
     def several(self) -> bool:
         """Whether it takes more than one image."""
-        return self.form not in ("picture", "mask", "unmask")
+        return self.form not in ("image", "mask", "unmask")
 
     @property
     def own_name(self) -> str | None:

@@ -13,7 +13,7 @@ Spec = TypeVar("Spec", bound=AdapterSpec)
 MAX_PROMPT_CHARS = 8_000
 MAX_SEED = 2**63 - 1
 MAX_MARGIN = 4_096
-MAX_PICTURES = 16  # of one request
+MAX_IMAGES = 16  # of one request
 MAX_FRAMES = 257  # of one video
 
 
@@ -25,7 +25,7 @@ CONTENT_TYPES: Mapping[Format, str] = {
     "gif": "image/gif",
     "mp4": "video/mp4",
 }
-PICTURE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
+IMAGE_FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
 FRAME_FORMATS: tuple[Format, ...] = ("png", "jpeg")  # of a video: its frames, each a file of its own
 VIDEO_FORMATS: tuple[Format, ...] = ("mp4", "gif", "webp", *FRAME_FORMATS)
 _IMAGE = "Base64, a data: URI or an https URL of a PNG, JPEG or WebP."
@@ -33,9 +33,9 @@ _SIDES = ("left", "top", "right", "bottom")
 
 
 class OutputOptions(Parsed):
-    """How pictures or videos come back. `quality` is for jpeg, webp and mp4, 1..100."""
+    """How images or videos come back. `quality` is for jpeg, webp and mp4, 1..100."""
 
-    format: Format | None = Field(default=None, description="When left out, png for pictures and mp4 for videos.")
+    format: Format | None = Field(default=None, description="When left out, png for images and mp4 for videos.")
     quality: int = Field(default=92, ge=1, le=100)
     metadata: bool = False
     delivery: Literal["base64", "s3", "volume"] = "base64"
@@ -57,7 +57,7 @@ class S3Config(Parsed):
 
 
 class Margins(Parsed):
-    """How far a picture is continued beyond its own borders, in pixels: at least beyond one."""
+    """How far an image is continued beyond its own borders, in pixels: at least beyond one."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"properties": {side: {"minimum": 1}}, "required": [side]} for side in _SIDES]}
@@ -79,13 +79,13 @@ class GenerationRequest(Parsed):
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to draw.")
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to keep out.")
     image: str | None = Field(default=None, description=_IMAGE)
-    images: tuple[str, ...] = Field(default=(), strict=False, description="Several pictures, each as image.")
-    mask_image: str | None = Field(default=None, description="White where the picture is redrawn, as image.")
+    images: tuple[str, ...] = Field(default=(), strict=False, description="Several images, each as image.")
+    mask_image: str | None = Field(default=None, description="White where the image is redrawn, as image.")
     outpaint: Margins | None = Field(default=None, description="Pixels to continue image by, beyond each border.")
-    control_image: str | None = Field(default=None, description="The picture that a ControlNet follows, as image.")
+    control_image: str | None = Field(default=None, description="The image that a ControlNet follows, as image.")
     control_images: tuple[str, ...] = Field(default=(), strict=False, description="One for each ControlNet.")
     video: tuple[str, ...] = Field(
-        default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of pictures."
+        default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of images."
     )
     # What goes beside the model, kind by kind. Callers send a field for each kind (`catalog.interface.request_fields`).
     adapters: tuple[AdapterSpec, ...] = ()
@@ -93,7 +93,7 @@ class GenerationRequest(Parsed):
     upscale: UpscaleSpec | None = Field(default=None, description="The upscaler that enlarges what was drawn.")
     lightning: bool | None = Field(default=None, description="Whether to use the model's own distillation LoRA.")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Random, and reported, when left out.")
-    num_images: int = Field(default=1, ge=1, description="Pictures to make; image i uses seed + i.")
+    num_images: int = Field(default=1, ge=1, description="Images to make; image i uses seed + i.")
     output: OutputOptions = Field(default_factory=OutputOptions)
     # Excluded from every dump: its keys belong into no digest, log or answer.
     s3Config: S3Config | None = Field(  # noqa: N815
@@ -106,7 +106,7 @@ class GenerationRequest(Parsed):
         default=False, description="Whether a similar model may stand in for one that cannot be had."
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
-    previews: bool = Field(default=False, description="Whether progress comes with small pictures of what is drawn.")
+    previews: bool = Field(default=False, description="Whether progress comes with small images of what is drawn.")
     params: dict[str, JsonValue] = Field(default_factory=dict)
 
     def adapters_of(self, kind: type[Spec]) -> tuple[Spec, ...]:

@@ -20,7 +20,7 @@ Phase = Literal["download", "load", "inference", "encode"]
 class Progress:
     """`step` of `total` within a phase: bytes for downloads, components for loads, denoising steps for inference.
 
-    `preview` is a small picture of what is being drawn, for jobs that asked for it.
+    `preview` is a small image of what is being drawn, for jobs that asked for it.
     """
 
     phase: Phase
@@ -120,7 +120,7 @@ class EncodedArtifact:
         return len(self.data)
 
 
-# What one job of a batch came to: its pictures, or why it has none while its companions may.
+# What one job of a batch came to: its images, or why it has none while its companions may.
 Outcome = tuple[Artifact, ...] | WorkerError
 
 
@@ -197,7 +197,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """All that is needed to draw the same pictures again; `input` can be sent as it is."""
+    """All that is needed to draw the same images again; `input` can be sent as it is."""
 
     model: str
     loras: tuple[str, ...]

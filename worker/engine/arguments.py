@@ -1,4 +1,4 @@
-"""A job as the keyword arguments of its pipeline's call: parameters, words, and pictures in the form it wants."""
+"""A job as the keyword arguments of its pipeline's call: parameters, words, and images in the form it wants."""
 
 import dataclasses
 import functools
@@ -54,11 +54,11 @@ def _add_prompts(arguments: dict[str, Any], jobs: Sequence[Job], signature: Sign
 
 
 def converted(media: Media, signature: Signature) -> Any:
-    """The pictures of `media` as its parameter takes them."""
-    pictures = [to_pil(raster) for raster in media.pictures]
+    """The images of `media` as its parameter takes them."""
+    images = [to_pil(raster) for raster in media.images]
     if media.form == "condition":
-        return _conditions(media, pictures, signature[media.parameter].annotation)
-    return _FORMS[media.form](pictures)
+        return _conditions(media, images, signature[media.parameter].annotation)
+    return _FORMS[media.form](images)
 
 
 def to_pil(raster: Raster) -> Image.Image:
@@ -66,29 +66,29 @@ def to_pil(raster: Raster) -> Image.Image:
     return Image.frombytes(raster.mode, (raster.width, raster.height), raster.data)
 
 
-def _grid(pictures: list[Image.Image]) -> list[list[Image.Image | None]]:
-    """Two rows: the example, complete, and the question, whose last picture is the one to draw."""
-    columns = (len(pictures) + 1) // 2
-    return [[*pictures[:columns]], [*pictures[columns:], *[None] * (2 * columns - len(pictures))]]
+def _grid(images: list[Image.Image]) -> list[list[Image.Image | None]]:
+    """Two rows: the example, complete, and the question, whose last image is the one to draw."""
+    columns = (len(images) + 1) // 2
+    return [[*images[:columns]], [*images[columns:], *[None] * (2 * columns - len(images))]]
 
 
 _FORMS: Mapping[Form, Callable[[list[Image.Image]], Any]] = {
-    "picture": lambda pictures: pictures[0],
-    "pictures": lambda pictures: pictures,
-    "controls": lambda pictures: pictures[0] if len(pictures) == 1 else pictures,
-    "batch": lambda pictures: [pictures],
-    "mask": lambda pictures: pictures[0],
-    "unmask": lambda pictures: ImageOps.invert(pictures[0]),
+    "image": lambda images: images[0],
+    "images": lambda images: images,
+    "controls": lambda images: images[0] if len(images) == 1 else images,
+    "batch": lambda images: [images],
+    "mask": lambda images: images[0],
+    "unmask": lambda images: ImageOps.invert(images[0]),
     "grid": _grid,
 }
 
 
-def _conditions(media: Media, pictures: list[Image.Image], annotation: Any) -> list[Any]:
-    """diffusers' condition objects: one for a whole video, one for each picture."""
+def _conditions(media: Media, images: list[Image.Image], annotation: Any) -> list[Any]:
+    """diffusers' condition objects: one for a whole video, one for each image."""
     kind: Any = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
     if "video" in media.field:
-        return [kind(frames=pictures)]
-    return [kind(frames=picture) for picture in pictures]
+        return [kind(frames=images)]
+    return [kind(frames=image) for image in images]
 
 
 def native(value: Any, parameter: inspect.Parameter) -> Any:

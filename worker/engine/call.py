@@ -1,4 +1,4 @@
-"""A batch of jobs to pipeline calls, and its pictures or videos back."""
+"""A batch of jobs to pipeline calls, and its images or videos back."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from worker.core.job import Batch, Job
 from worker.core.pipeline import PipelineRow
 from worker.core.result import Artifact, Emit, Outcome, Progress
 from worker.engine.arguments import Signature, arguments_of, parameters_of
-from worker.engine.outputs import arrays_of, keep_outside, read_pictures, read_videos, to_rasters
+from worker.engine.outputs import arrays_of, keep_outside, read_images, read_videos, to_rasters
 from worker.engine.preparation import prepared
 from worker.engine.previews import Previewer
 from worker.engine.prompts import read_alike, worded
@@ -28,9 +28,9 @@ MANY = sys.maxsize
 def call_pipeline(
     pipe: Any, batch: Batch, given: Mapping[str, Any], emit: Emit, at_once: int = MANY
 ) -> tuple[Outcome, ...]:
-    """Draw the first jobs of `batch`: as many as go into one call of at most `at_once` pictures, and at least one.
+    """Draw the first jobs of `batch`: as many as go into one call of at most `at_once` images, and at least one.
 
-    `given` is what the call gets for the adapters. A pipeline that cannot draw many pictures at once draws the first
+    `given` is what the call gets for the adapters. A pipeline that cannot draw many images at once draws the first
     job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs have to stop.
     """
     if not batch.jobs[0].redraws:
@@ -61,11 +61,11 @@ class Callee:
         return cls(pipe, row, parameters_of(type(pipe).__call__), given, emit)
 
     def given_for(self, prompts: int) -> Mapping[str, Any]:
-        """What the call is given where it draws for so many prompts: a T2I-Adapter's picture once for each."""
-        picture = self.given.get("image")
-        if prompts == 1 or picture is None or not self.row.image_per_prompt:
+        """What the call is given where it draws for so many prompts: a T2I-Adapter's image once for each."""
+        image = self.given.get("image")
+        if prompts == 1 or image is None or not self.row.image_per_prompt:
             return self.given
-        each = [[item] * prompts for item in picture] if isinstance(picture, list) else [picture] * prompts
+        each = [[item] * prompts for item in image] if isinstance(image, list) else [image] * prompts
         return {**self.given, "image": each}
 
     def part(self, index: int, of: int) -> "Callee":
@@ -74,7 +74,7 @@ class Callee:
 
 
 def draws_together(callee: Callee, jobs: Sequence[Job]) -> bool:
-    """Whether one call draws all: it takes a generator for each picture, and one picture at most to start from."""
+    """Whether one call draws all: it takes a generator for each image, and one image at most to start from."""
     signature, row = callee.signature, callee.row
     generator = signature["generator"].annotation if "generator" in signature else None
     return (
@@ -89,7 +89,7 @@ def draws_together(callee: Callee, jobs: Sequence[Job]) -> bool:
 
 
 def _fitting(jobs: Sequence[Job], at_once: int) -> tuple[Job, ...]:
-    """The first jobs whose pictures are at most `at_once` together; the very first in any case."""
+    """The first jobs whose images are at most `at_once` together; the very first in any case."""
     counts = accumulate(len(job.seeds) for job in jobs)
     return tuple(
         job for index, (job, count) in enumerate(zip(jobs, counts, strict=True)) if not index or count <= at_once
@@ -111,8 +111,8 @@ def _together(callee: Callee, batch: Batch, at_once: int) -> tuple[Outcome, ...]
 
 def _outcome(job: Job, arrays: list[Any]) -> Outcome:
     try:
-        return tuple(_artifact(picture, job, seed) for picture, seed in zip(to_rasters(arrays), job.seeds, strict=True))
-    except InvalidOutput as error:  # its companions' pictures may be as they should
+        return tuple(_artifact(image, job, seed) for image, seed in zip(to_rasters(arrays), job.seeds, strict=True))
+    except InvalidOutput as error:  # its companions' images may be as they should
         return error
 
 
@@ -126,26 +126,26 @@ def _one_by_one(callee: Callee, batch: Batch) -> Outcome:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """The generator of one picture: on the CPU, so that every device draws the same."""
+    """The generator of one image: on the CPU, so that every device draws the same."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def call_once(
     callee: Callee,
     batch: Batch,
-    pictures: Sequence[tuple[Job, int]],
+    images: Sequence[tuple[Job, int]],
     generators: Sequence[torch.Generator] = (),
 ) -> Any:
-    """What the pipeline returns for these pictures of the batch, each a job and a seed of it.
+    """What the pipeline returns for these images of the batch, each a job and a seed of it.
 
     `generators` draw on what they began; without them every seed has a fresh one. Raises JobCancelled or JobTimeout.
     """
     pipe, signature = callee.pipe, callee.signature
-    jobs, of_each = _words(pictures)
-    job, seeds = jobs[0], [seed for _, seed in pictures]
+    jobs, of_each = _words(images)
+    job, seeds = jobs[0], [seed for _, seed in images]
     arguments = {**arguments_of(jobs, signature), **callee.given_for(len(jobs))}
-    # One generator per picture: a batch draws what single runs draw.
-    generators = generators or [generator_of(seed) for _, seed in pictures]
+    # One generator per image: a batch draws what single runs draw.
+    generators = generators or [generator_of(seed) for _, seed in images]
     if "generator" in signature:
         arguments["generator"] = generators[0] if len(generators) == 1 else [*generators]
     for name in ("num_images_per_prompt", "num_videos_per_prompt"):
@@ -153,7 +153,7 @@ def call_once(
             arguments[name] = of_each
     arguments = worded(pipe, job, arguments, signature)
 
-    # A batch's progress is told to all of its jobs, and a picture is only for the one whose it is.
+    # A batch's progress is told to all of its jobs, and an image is only for the one whose it is.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
 
     told = Progress("inference", 0, _steps_of(job))
@@ -162,7 +162,7 @@ def call_once(
         nonlocal told
         # As the pipeline counts: fewer where it starts in the middle, more where its scheduler looks twice.
         total = getattr(pipe, "num_timesteps", None) or told.total
-        preview = previewer.picture(latents) if previewer else None
+        preview = previewer.image(latents) if previewer else None
         told = Progress("inference", min(step + 1, total), total, preview=preview, jobs=len(batch.jobs))
         callee.emit(told)
         batch.check()
@@ -187,16 +187,16 @@ def _steps_of(job: Job) -> int:
     return next((max(count, 1) for count in counts if isinstance(count, int) and count), 1)
 
 
-def _words(pictures: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
-    """Whose words go into the call, and how many pictures are drawn of each.
+def _words(images: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
+    """Whose words go into the call, and how many images are drawn of each.
 
-    A call draws equally many of all, so where the jobs want different numbers every picture brings its words along. So
-    it does where it starts from one: `num_images_per_prompt` repeats pictures with the noise of one seed for all.
+    A call draws equally many of all, so where the jobs want different numbers every image brings its words along. So
+    it does where it starts from one: `num_images_per_prompt` repeats images with the noise of one seed for all.
     """
-    runs = [[job for job, _ in run] for _, run in groupby(pictures, key=lambda picture: id(picture[0]))]
-    if len({len(run) for run in runs}) == 1 and not pictures[0][0].media:
+    runs = [[job for job, _ in run] for _, run in groupby(images, key=lambda image: id(image[0]))]
+    if len({len(run) for run in runs}) == 1 and not images[0][0].media:
         return [run[0] for run in runs], len(runs[0])
-    return [job for job, _ in pictures], 1
+    return [job for job, _ in images], 1
 
 
 @contextmanager
@@ -215,9 +215,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
-    """What one call drew for one seed: one, or all layers, or a picture and its depth."""
+    """What one call drew for one seed: one, or all layers, or an image and its depth."""
     if job.video is None:
-        return [_artifact(picture, job, seed) for picture in read_pictures(output)]
+        return [_artifact(image, job, seed) for image in read_images(output)]
     videos = [video[: job.video.frames] for video in read_videos(output)]
     sizes = {(frame.width, frame.height, frame.mode) for video in videos for frame in video}
     if len(sizes) != 1:
@@ -229,9 +229,9 @@ def _untouched(job: Job, seed: int) -> Artifact:
     """What was sent, at the size that would have been drawn: with no step to run most pipelines fail."""
     sent = next(item for item in job.media if item.field in ("video", "image", "images"))
     if job.video is None:
-        return Artifact(job.id, sent.pictures[0], seed)
-    return Artifact(job.id, sent.pictures[0], seed, sent.pictures[: job.video.frames], job.video.fps)
+        return Artifact(job.id, sent.images[0], seed)
+    return Artifact(job.id, sent.images[0], seed, sent.images[: job.video.frames], job.video.fps)
 
 
-def _artifact(picture: Raster, job: Job, seed: int) -> Artifact:
-    return Artifact(job.id, keep_outside(picture, job), seed)
+def _artifact(image: Raster, job: Job, seed: int) -> Artifact:
+    return Artifact(job.id, keep_outside(image, job), seed)

@@ -83,9 +83,9 @@ def old_clip_names(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def _old_glm_features(pipe: Any) -> Iterator[None]:
-    """Let GLM-Image find the features of a picture as a row for each patch, which diffusers 0.42 joins and hands back.
+    """Let GLM-Image find the features of an image as a row for each patch, which diffusers 0.42 joins and hands back.
 
-    transformers 5.23 gives them as a plane for each picture, CxHxW, and reads the joined rows as one plane per row.
+    transformers 5.23 gives them as a plane for each image, CxHxW, and reads the joined rows as one plane per row.
     """
     encoder = getattr(pipe, "vision_language_encoder", None)
     if not isinstance(encoder, transformers.GlmImageForConditionalGeneration):

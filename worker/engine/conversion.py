@@ -171,7 +171,7 @@ def _flux(weights: Weights) -> Weights:
 
 _FLUX_TOP = {"img_in": "x_embedder", "txt_in": "context_embedder"}
 _FLUX_EMBEDDERS = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
-_FLUX_ATTENTION = {  # of the picture's stream, and of the text's
+_FLUX_ATTENTION = {  # of the image's stream, and of the text's
     "img_attn": (("to_q", "to_k", "to_v"), "to_out.0", "norm_q", "norm_k"),
     "txt_attn": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_q", "norm_added_k"),
 }

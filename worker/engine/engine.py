@@ -23,11 +23,11 @@ from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import compatible
 from worker.engine.loader import load_pipeline
-from worker.engine.outputs import read_pictures
-from worker.engine.plan import make_plan, pictures_that_fit, resident_key
+from worker.engine.outputs import read_images
+from worker.engine.plan import images_that_fit, make_plan, resident_key
 from worker.engine.pool import PipelinePool, Resident
 from worker.engine.prompts import check_clip_skip, notes_on_prompts
-from worker.engine.refining import begin_pictures, finish_pictures
+from worker.engine.refining import begin_images, finish_images
 from worker.engine.safety import SafetyChecker, SafetyPolicy
 from worker.engine.schedulers import build_scheduler, check_schedule
 from worker.engine.stepping import part_of
@@ -134,7 +134,7 @@ class DiffusersEngine:
                 return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
             first, last = part_of(emit, 0, 2), part_of(emit, 1, 2)
             begun, warnings = self._draw(
-                pipe, resident, batch, lambda _: begin_pictures(pipe, batch, given, refiner, first)
+                pipe, resident, batch, lambda _: begin_images(pipe, batch, given, refiner, first)
             )
         with (
             _blamed_on("refiner"),
@@ -142,7 +142,7 @@ class DiffusersEngine:
             self._adapters.refining(resident, refiner.call.pipeline, batch) as second,
         ):
             artifacts, more = self._draw(
-                second, resident, batch, lambda _: finish_pictures(second, batch, begun, refiner, last)
+                second, resident, batch, lambda _: finish_images(second, batch, begun, refiner, last)
             )
         warnings = tuple({*warnings, *more})
         return EngineReport((artifacts,), applied.loras, applied.adapters, warnings=warnings, notes=notes)
@@ -150,7 +150,7 @@ class DiffusersEngine:
     def _upscaled(
         self, outcomes: tuple[Outcome, ...], upscaler: Upscaler, batch: Batch, emit: Emit
     ) -> tuple[Outcome, ...]:
-        """Every picture of the batch's one job as its upscaler enlarges it."""
+        """Every image of the batch's one job as its upscaler enlarges it."""
         files = batch.finishing.upscaler
         if files is None or isinstance(outcomes[0], WorkerError):
             return outcomes
@@ -167,13 +167,13 @@ class DiffusersEngine:
                     batch.check()
                     return {}
 
-                spec, picture = upscaler.spec, to_pil(artifact.raster)
-                output = resident.pipe(picture, scale=spec.scale, tile=spec.tile, callback_on_step_end=after_tile)
-                found.append(replace(artifact, raster=read_pictures(output)[0]))
+                spec, image = upscaler.spec, to_pil(artifact.raster)
+                output = resident.pipe(image, scale=spec.scale, tile=spec.tile, callback_on_step_end=after_tile)
+                found.append(replace(artifact, raster=read_images(output)[0]))
         return (tuple(found),)
 
     def _checked(self, report: EngineReport, batch: Batch) -> EngineReport:
-        """`report` with a verdict on every picture, and those hidden that may not be shown."""
+        """`report` with a verdict on every image, and those hidden that may not be shown."""
         files = batch.finishing.safety_checker
         if files is None:
             return report
@@ -210,7 +210,7 @@ class DiffusersEngine:
         return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
 
     def _draw(self, pipe: Any, resident: Resident, batch: Batch, draw: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-        """What `draw` returns for as many pictures in a call as fit, with the job's scheduler in `pipe`.
+        """What `draw` returns for as many images in a call as fit, with the job's scheduler in `pipe`.
 
         If memory runs out all the same, it is called once more for one at a time.
         """
@@ -221,7 +221,7 @@ class DiffusersEngine:
             batch.check()
             # For one alone nobody looks what is free: to ask takes longer than all else here.
             wanted = sum(len(each.seeds) for each in batch.jobs)
-            at_once = pictures_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
+            at_once = images_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
             try:
                 with compatible(pipe):
                     return draw(at_once), ()
@@ -229,16 +229,16 @@ class DiffusersEngine:
                 if not devices.is_out_of_memory(error):
                     raise
                 error.__traceback__ = None
-            # One rung down: other models off the device, and fewer pictures in a call.
+            # One rung down: other models off the device, and fewer images in a call.
             self._pool.evict_unused()
             devices.release_memory()
             if len(batch.jobs) > 1:
                 raise OutOfMemory(f"The device ran out of memory with {len(batch.jobs)} jobs in one call; draw fewer.")
-            # One more: one picture in a call, the VAE in tiles; then once more, from the same seeds.
+            # One more: one image in a call, the VAE in tiles; then once more, from the same seeds.
             _set_scheduler(pipe, resident, job.scheduler)
             with _tiled_vae(pipe), compatible(pipe):
                 drawn = draw(1)
-            note = "Memory was short: the picture was decoded in tiles, which can show in fine gradients."
+            note = "Memory was short: the image was decoded in tiles, which can show in fine gradients."
             return drawn, (note,)
 
 
@@ -307,7 +307,7 @@ def _keys(batch: Batch) -> list[str]:
 
 
 def _megapixels(job: Job) -> float:
-    """Of one of the job's pictures."""
+    """Of one of the job's images."""
     usual = job.call.detection.native_size or 1024
     width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
     return width * height / 1e6

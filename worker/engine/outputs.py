@@ -13,22 +13,22 @@ from worker.core.image import Raster
 from worker.core.job import Job
 
 _ATTRIBUTES = ("frames", "images", "video", "videos", "image", "prediction", "rgb")
-_BESIDE = {"rgb": "depth"}  # two pictures that belong together
+_BESIDE = {"rgb": "depth"}  # two images that belong together
 _MODES: Mapping[int, Literal["L", "RGB", "RGBA"]] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def read_pictures(output: Any) -> list[Raster]:
-    """Every picture of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
+def read_images(output: Any) -> list[Raster]:
+    """Every image of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
     return to_rasters(arrays_of(output))
 
 
 def arrays_of(output: Any) -> list[np.ndarray]:
-    """Every picture of `output`, in order, HxWxC and otherwise as it came."""
+    """Every image of `output`, in order, HxWxC and otherwise as it came."""
     return list(_leaves(_nested(_values(output))))
 
 
 def read_videos(output: Any) -> list[list[Raster]]:
-    """Every video of `output`, each as its frames. Raises InvalidOutput as `read_pictures` does."""
+    """Every video of `output`, each as its frames. Raises InvalidOutput as `read_images` does."""
     nested = _nested(_values(output))
     while nested and all(isinstance(item, list) and item and isinstance(item[0], list) for item in nested):
         nested = [video for batch in nested for video in batch]
@@ -36,29 +36,29 @@ def read_videos(output: Any) -> list[list[Raster]]:
     return [to_rasters(list(_leaves(video))) for video in videos]
 
 
-def to_rasters(pictures: list[np.ndarray]) -> list[Raster]:
-    """One job's pictures as 8-bit pixels. Raises InvalidOutput for NaN, for all black and for none."""
-    if not pictures:
-        raise InvalidOutput("The pipeline returned no picture; its parameters may not suit this model.")
-    found = [_raster(picture) for picture in pictures]
-    # One black layer or frame among others is a picture of something.
+def to_rasters(images: list[np.ndarray]) -> list[Raster]:
+    """One job's images as 8-bit pixels. Raises InvalidOutput for NaN, for all black and for none."""
+    if not images:
+        raise InvalidOutput("The pipeline returned no image; its parameters may not suit this model.")
+    found = [_raster(image) for image in images]
+    # One black layer or frame among others is an image of something.
     if not any(map(_has_colour, found)):
         raise InvalidOutput(
-            "The model returned a completely black picture; its VAE may overflow in half precision: "
+            "The model returned a completely black image; its VAE may overflow in half precision: "
             "set dtype: float32 for it in models.yaml, or change prompt and seed."
         )
     return found
 
 
 def keep_outside(drawn: Raster, job: Job) -> Raster:
-    """`drawn` where the job's mask is white, its own picture elsewhere: a VAE changes what it only passes through."""
-    picture, mask = job.image, job.mask
-    if picture is None or mask is None or (picture.width, picture.height) != (drawn.width, drawn.height):
+    """`drawn` where the job's mask is white, its own image elsewhere: a VAE changes what it only passes through."""
+    image, mask = job.image, job.mask
+    if image is None or mask is None or (image.width, image.height) != (drawn.width, drawn.height):
         return drawn
-    if (mask.width, mask.height) != (drawn.width, drawn.height) or (drawn.mode, picture.mode) != ("RGB", "RGB"):
+    if (mask.width, mask.height) != (drawn.width, drawn.height) or (drawn.mode, image.mode) != ("RGB", "RGB"):
         return drawn
     shape = (drawn.height, drawn.width, -1)
-    new, old = (np.frombuffer(raster.data, np.uint8).reshape(shape).astype(np.float32) for raster in (drawn, picture))
+    new, old = (np.frombuffer(raster.data, np.uint8).reshape(shape).astype(np.float32) for raster in (drawn, image))
     weight = np.frombuffer(mask.data, np.uint8).reshape(shape).astype(np.float32) / 255
     blended = (old + (new - old) * weight).round().astype(np.uint8)
     return Raster("RGB", drawn.width, drawn.height, blended.tobytes())
@@ -104,7 +104,7 @@ def _has_colour(raster: Raster) -> bool:
 
 
 def _raster(image: np.ndarray) -> Raster:
-    """One HxWxC picture as 8-bit pixels: floats of 0..1 (or -1..1, as normals have), 16 bits, or bytes."""
+    """One HxWxC image as 8-bit pixels: floats of 0..1 (or -1..1, as normals have), 16 bits, or bytes."""
     if image.dtype == np.uint16:
         image = (image / 257).round().astype(np.uint8)
     elif image.dtype != np.uint8:
@@ -117,7 +117,7 @@ def _raster(image: np.ndarray) -> Raster:
         if low < -0.01:
             image = (image + 1) / 2
         levels = image * np.float32(255)
-        np.rint(levels, out=levels)  # in place: a picture is megabytes of floats
+        np.rint(levels, out=levels)  # in place: an image is megabytes of floats
         image = levels.clip(0, 255, out=levels)
     height, width, channels = image.shape
     pixels = np.empty(image.shape, np.uint8)

@@ -100,8 +100,8 @@ def _check_memory(spec: ModelSpec, device: DeviceInfo) -> None:
         )
 
 
-def pictures_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> int:
-    """How many pictures of this size one call may draw on what is free now that the model is loaded; at least 1.
+def images_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> int:
+    """How many images of this size one call may draw on what is free now that the model is loaded; at least 1.
 
     A CPU has no such bound: what it lacks is time, and memory that is short is found out by trying.
     """

@@ -33,7 +33,7 @@ def prepared(pipe: Any, row: PipelineRow, job: Job, arguments: Arguments) -> Ite
 
 
 def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """LEdits++: the picture is turned back into the noise that would draw it; the call then draws it differently."""
+    """LEdits++: the image is turned back into the noise that would draw it; the call then draws it differently."""
     pipe.invert(image=arguments["image"], generator=arguments.get("generator"), **_said_to(pipe.invert, job))
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     words = rest.get("editing_prompt")
@@ -41,17 +41,17 @@ def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 
 
 def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """DiffEdit: finds where two prompts see different pictures, then the picture's noise, and redraws it there."""
-    picture, generator = arguments["image"], arguments["generator"]
+    """DiffEdit: finds where two prompts see different images, then the image's noise, and redraws it there."""
+    image, generator = arguments["image"], arguments["generator"]
     source, unlike = str(job.params.get("source_prompt") or ""), job.params.get("source_negative_prompt")
     mask = arguments.get("mask_image")
     if mask is not None:  # it is compared with latents, and wants their size
         mask = mask.resize([side // pipe.vae_scale_factor for side in mask.size])
     else:
         seen = {"target_prompt": job.prompt} | _said_to(pipe.generate_mask, job) | {"source_prompt": source}
-        mask = pipe.generate_mask(image=picture, generator=generator, **seen)
+        mask = pipe.generate_mask(image=image, generator=generator, **seen)
     words: Arguments = {"prompt": source, "negative_prompt": unlike} | _said_to(pipe.invert, job)
-    inverted = pipe.invert(image=picture, generator=generator, **words).latents
+    inverted = pipe.invert(image=image, generator=generator, **words).latents
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     return rest | {"mask_image": mask, "image_latents": inverted}
 
@@ -64,28 +64,28 @@ def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     return {"guidance_scale": float(first)} | arguments | {"guidance_schedule": None}
 
 
-def _fit_glm_pictures(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """GLM-Image reads a picture twice, by tokens and by its VAE: both count as many only on its grid and in its bounds.
+def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """GLM-Image reads an image twice, by tokens and by its VAE: both count as many only on its grid and in its bounds.
 
     Others are enlarged or reduced, what is longer than four to one is cut, and sides are rounded.
     """
-    pictures = arguments.get("image")
-    if not pictures:
+    images = arguments.get("image")
+    if not images:
         return arguments
     processor = pipe.processor.image_processor
     grid = 2 * processor.patch_size
     low, high = (math.isqrt(processor.size[name]) for name in ("shortest_edge", "longest_edge"))
 
-    def fitted(picture: Image.Image) -> Image.Image:
-        scale = min(max(1.0, low / min(picture.size)), high / max(picture.size))
-        width, height = (min(high, max(low, round(side * scale / grid) * grid)) for side in picture.size)
-        return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    def fitted(image: Image.Image) -> Image.Image:
+        scale = min(max(1.0, low / min(image.size)), high / max(image.size))
+        width, height = (min(high, max(low, round(side * scale / grid) * grid)) for side in image.size)
+        return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
-    return arguments | {"image": [fitted(picture) for picture in pictures]}
+    return arguments | {"image": [fitted(image) for image in images]}
 
 
 def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """Latte has a position for each frame of a film, and draws all of them or a single one."""
+    """Latte has a position for each frame of a video, and draws all of them or a single one."""
     length = arguments.get("video_length", 1)
     return arguments | {"video_length": pipe.transformer.config.video_length} if length > 1 else arguments
 
@@ -102,7 +102,7 @@ def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 _PREPARATIONS: Mapping[Preparation, Callable[[Any, Job, Arguments], Arguments]] = {
     "constant_guidance": _constant_guidance,
-    "fitted_images": _fit_glm_pictures,
+    "fitted_images": _fit_glm_images,
     "inverted_diffedit": _invert_diffedit,
     "inverted_ledits": _invert_ledits,
     "whole_video": _whole_latte,

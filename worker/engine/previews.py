@@ -1,9 +1,9 @@
-"""Small pictures of what is being drawn: latents through one linear map to colours, fitted once to each VAE.
+"""Small images of what is being drawn: latents through one linear map to colours, fitted once to each VAE.
 
-A latent pixel's colour is very nearly a linear function of its channels, so a picture costs one small matrix product
+A latent pixel's colour is very nearly a linear function of its channels, so an image costs one small matrix product
 instead of a decode. The map is fitted by least squares to what the VAE itself makes of smooth random latents (of white
 noise it learns less). Published tables of such factors exist for a few families; a fitted map serves every VAE, with 4
-channels or 128, and one that a user brings. Of the demo model's finished pictures it explains 87 % and more.
+channels or 128, and one that a user brings. Of the demo model's finished images it explains 87 % and more.
 """
 
 import inspect
@@ -30,7 +30,7 @@ _maps: WeakKeyDictionary[torch.nn.Module, torch.Tensor | None] = WeakKeyDictiona
 
 
 class Previewer:
-    """Pictures of a job's latents, one in `EVERY_S` seconds at most. Made before the call: fitting needs the VAE."""
+    """Images of a job's latents, one in `EVERY_S` seconds at most. Made before the call: fitting needs the VAE."""
 
     def __init__(self, pipe: Any, job: Job) -> None:
         self._pipe = pipe
@@ -38,14 +38,14 @@ class Previewer:
         self._map = _map_of(pipe)
         self._last = 0.0
 
-    def picture(self, latents: Any) -> Raster | None:
-        """The first picture in `latents` after a step; None when it is too early or they are not understood."""
+    def image(self, latents: Any) -> Raster | None:
+        """The first image in `latents` after a step; None when it is too early or they are not understood."""
         now, colours_of = time.monotonic(), self._map
         if colours_of is None or not isinstance(latents, torch.Tensor) or now - self._last < EVERY_S:
             return None
         try:
             plane = self._plane(latents.detach(), colours_of.shape[0] - 1)
-        except Exception as error:  # a picture on the way is never worth the job
+        except Exception as error:  # an image on the way is never worth the job
             _LOG.info("no previews with %s: %s", type(self._pipe).__name__, type(error).__name__)
             self._map = plane = None
         if plane is None:
@@ -60,7 +60,7 @@ class Previewer:
         return Raster("RGB", width, height, pixels.numpy().tobytes())
 
     def _plane(self, latents: torch.Tensor, channels: int) -> torch.Tensor | None:
-        """CxHxW of the first picture, or of a video's middle frame."""
+        """CxHxW of the first image, or of a video's middle frame."""
         if latents.ndim == 3:
             latents = self._unpacked(latents, channels)
         if latents.ndim == 5:
@@ -93,7 +93,7 @@ def _map_of(pipe: Any) -> torch.Tensor | None:
     if vae not in _maps:
         try:
             _maps[vae] = _fit(vae)
-        except Exception as error:  # a picture on the way is never worth the job
+        except Exception as error:  # an image on the way is never worth the job
             _LOG.info("no previews with %s: %s", type(vae).__name__, type(error).__name__)
             _maps[vae] = None
     return _maps[vae]
@@ -114,7 +114,7 @@ def _fit(vae: Any) -> torch.Tensor | None:
 
 
 def _sample(channels: int) -> torch.Tensor:
-    """1xCxHxW latents of about unit variance, smooth like those of pictures; their own generator, always the same."""
+    """1xCxHxW latents of about unit variance, smooth like those of images; their own generator, always the same."""
     generator = torch.Generator("cpu").manual_seed(0)
     side = _SAMPLE_SIDE
     coarse = torch.randn(1, channels, side // 4, side // 4, generator=generator)

@@ -1,4 +1,4 @@
-"""Two models for one picture: the first stops in the middle of the steps, the second goes on from its latents."""
+"""Two models for one image: the first stops in the middle of the steps, the second goes on from its latents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,17 +14,15 @@ from worker.engine.call import Callee, artifacts_of, call_once, generator_of
 
 @dataclass(slots=True)
 class Begun:
-    """A picture half drawn: its latents, 1xCxhxw on the CPU."""
+    """An image half drawn: its latents, 1xCxhxw on the CPU."""
 
     seed: int
     latents: torch.Tensor
     noise: torch.Tensor  # the state of the generator that drew them, which draws on
 
 
-def begin_pictures(
-    pipe: Any, batch: Batch, given: Mapping[str, Any], refiner: Refiner, emit: Emit
-) -> tuple[Begun, ...]:
-    """Draw every picture of `batch`'s job until the refiner takes over. Latents are handed over and not decoded."""
+def begin_images(pipe: Any, batch: Batch, given: Mapping[str, Any], refiner: Refiner, emit: Emit) -> tuple[Begun, ...]:
+    """Draw every image of `batch`'s job until the refiner takes over. Latents are handed over and not decoded."""
     until = {"denoising_end": refiner.spec.start, "output_type": "latent"}
     callee, job = Callee.of(pipe, batch.jobs[0].call.row, {**given, **until}, emit), batch.jobs[0]
     found = []
@@ -36,7 +34,7 @@ def begin_pictures(
     return tuple(found)
 
 
-def finish_pictures(
+def finish_images(
     pipe: Any, batch: Batch, begun: tuple[Begun, ...], refiner: Refiner, emit: Emit
 ) -> tuple[Artifact, ...]:
     """Draw the remaining steps of what was `begun`, with the refiner's own pipeline and of the same words."""

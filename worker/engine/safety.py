@@ -1,4 +1,4 @@
-"""The operator's safety checker: a classifier that looks at every finished picture, and what is done about it."""
+"""The operator's safety checker: a classifier that looks at every finished image, and what is done about it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ UNSAFE_LABELS = frozenset(
         *("nude", "nudity", "naked", "gore", "violence", "blood"),
     }
 )
-# Of a film: the first, the last and those between, evenly.
+# Of a video: the first, the last and those between, evenly.
 _FRAMES = 8
 _BLUR_SHARE = 12  # a radius of a twelfth of the longer side leaves colours and no shapes
 
@@ -36,7 +36,7 @@ Judge = Callable[[Image.Image], tuple[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class SafetyPolicy:
-    """What counts as unsafe, from which score (0..1) on, and what happens to a picture that is."""
+    """What counts as unsafe, from which score (0..1) on, and what happens to an image that is."""
 
     threshold: float = 0.5
     action: SafetyAction = "report"
@@ -106,7 +106,7 @@ class SafetyChecker:
                 raise
             raise LoadFailed(
                 f"SAFETY_CHECKER could not be loaded ({type(error).__name__}), and without it this worker answers no "
-                "pictures; the operator has to name a transformers image classifier, or unset it.",
+                "images; the operator has to name a transformers image classifier, or unset it.",
                 field="SAFETY_CHECKER",
             ) from None
 
@@ -123,8 +123,8 @@ def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
             field="SAFETY_CHECKER",
         )
 
-    def judge(picture: Image.Image) -> tuple[str, float]:
-        given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
+    def judge(image: Image.Image) -> tuple[str, float]:
+        given = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
         with torch.inference_mode():
             shares = model(pixel_values=given).logits[0].float().softmax(-1)
         return names[max(unsafe, key=lambda index: float(shares[index]))], float(shares[unsafe].sum())
@@ -135,8 +135,8 @@ def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
 def _concepts(model: Any, processor: Any) -> Judge:
     """Stable Diffusion's own checker, which compares with concepts that it does not name: it says yes or no."""
 
-    def judge(picture: Image.Image) -> tuple[str, float]:
-        given = processor(images=picture, return_tensors="pt")["pixel_values"].to(model.device)
+    def judge(image: Image.Image) -> tuple[str, float]:
+        given = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
         with torch.inference_mode():
             _, found = model(clip_input=given, images=[torch.zeros(1)])
         return "nsfw", float(found[0])

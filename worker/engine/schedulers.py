@@ -80,7 +80,7 @@ def _flow_options(config: Mapping[str, Any], taken: Mapping[str, Any], wanted: S
         options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
     shift = config.get("flow_shift", config.get("shift")) if wanted.shift is None else wanted.shift
     if wanted.shift is not None:
-        # A flow's sigmas are shifted by a number, or by the picture's size: not by both.
+        # A flow's sigmas are shifted by a number, or by the image's size: not by both.
         options |= {"shift": shift, "use_dynamic_shifting": False}
     if name in taken and shift is not None:
         options.pop("shift", None)
@@ -105,10 +105,10 @@ def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
 
 @contextmanager
 def seeded_steps(pipe: Any, seeds: Sequence[int], generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Let the scheduler draw each picture's noise from that picture's seed, whether or not the pipeline tells it to.
+    """Let the scheduler draw each image's noise from that image's seed, whether or not the pipeline tells it to.
 
     Without this the pipelines that never meant to add noise would have it drawn from torch's own generator, the same
-    for all pictures. By class, not by attribute: a pipeline may deep-copy its scheduler.
+    for all images. By class, not by attribute: a pipeline may deep-copy its scheduler.
     """
     scheduler = pipe.scheduler
     cls = type(scheduler)

@@ -83,7 +83,7 @@ def _read(path: Path, dtype: torch.dtype, *, computes_here: bool = True) -> dict
     weights = dequantize(load_file(path), dtype)
     if computes_here:
         # Tensors lie in the mapped file at any byte. A CPU's matrix kernels take other paths there and round
-        # differently, so that the same weights would not draw the same picture bit by bit.
+        # differently, so that the same weights would not draw the same image bit by bit.
         for name, tensor in weights.items():
             weights[name] = tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
     return conversion.split(weights)

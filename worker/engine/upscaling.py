@@ -1,4 +1,4 @@
-"""Upscalers in one file (ESRGAN, SwinIR, HAT, DAT, SPAN …) in the shape of a pipeline: a picture, tile by tile.
+"""Upscalers in one file (ESRGAN, SwinIR, HAT, DAT, SPAN …) in the shape of a pipeline: an image, tile by tile.
 
 `spandrel` tells the architecture and its hyperparameters from the tensors and builds the network; MIT, and without any
 architecture whose licence forbids commercial use.
@@ -20,7 +20,7 @@ from worker.engine.compatibility import import_spandrel
 
 # Read around every tile and cut off again: what a network sees there decides nearly all of a pixel.
 MARGIN = 32
-# The picture at the network's own scale, before `scale` makes it smaller: 800 MB.
+# The image at the network's own scale, before `scale` makes it smaller: 800 MB.
 MAX_PIXELS = 2**28
 # Where training code kept the weights; a converted pickle has it before every name.
 _SAVED_UNDER = ("params_ema.", "params.", "model_state_dict.", "state_dict.")
@@ -32,13 +32,13 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
 class UpscaleOutput(BaseOutput):  # type: ignore[misc]  # diffusers has no types
-    """One picture, HxWxC bytes, in a list."""
+    """One image, HxWxC bytes, in a list."""
 
     images: list[np.ndarray]
 
 
 class SpandrelUpscalePipeline:
-    """A network that makes a picture `network.scale` times as large, called as diffusers' pipelines are."""
+    """A network that makes an image `network.scale` times as large, called as diffusers' pipelines are."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
@@ -52,16 +52,16 @@ class SpandrelUpscalePipeline:
         tile: int = 256,
         callback_on_step_end: StepCallback | None = None,
     ) -> UpscaleOutput:
-        """The picture `scale` times as large; by default as large as the network makes it. Alpha is kept.
+        """The image `scale` times as large; by default as large as the network makes it. Alpha is kept.
 
         The network runs on tiles of `tile` pixels a side and MARGIN around them, so memory does not grow with the
-        picture; where it runs out all the same, on quarters of a tile. The callback is called after each tile.
+        image; where it runs out all the same, on quarters of a tile. The callback is called after each tile.
         """
         own = self._network.scale
         if image.width * image.height * own**2 > MAX_PIXELS:
             raise ParameterOutOfRange(
                 f"image is {image.width}x{image.height}, and this model makes it {own} times as large: more than "
-                f"{MAX_PIXELS:,} pixels; send a smaller picture.",
+                f"{MAX_PIXELS:,} pixels; send a smaller image.",
                 field="image",
             )
         native = _MODES[self._network.input_channels]
@@ -87,7 +87,7 @@ class SpandrelUpscalePipeline:
         return UpscaleOutput(images=[_resized(drawn[0], image.width, image.height, scale)])
 
     def _fill(self, large: np.ndarray, pixels: np.ndarray, box: Box) -> None:
-        """Write one tile of the large picture; where memory does not suffice for it, in quarters."""
+        """Write one tile of the large image; where memory does not suffice for it, in quarters."""
         try:
             return self._enlarge(large, pixels, box)
         except Exception as error:
@@ -131,7 +131,7 @@ class SpandrelUpscalePipeline:
 def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
     """The network of a safetensors file. Raises UnsupportedModel for one that spandrel does not know or that is none.
 
-    In bfloat16 a picture would have seven bits: it is computed in float16 where the network can, else in float32.
+    In bfloat16 an image would have seven bits: it is computed in float16 where the network can, else in float32.
     """
     spandrel = import_spandrel()
     weights = load_file(plan.root)
@@ -149,7 +149,7 @@ def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
     if network.purpose not in ("SR", "Restoration") or network.input_channels not in _MODES:
         raise UnsupportedModel(
             f"The file is {_DOES.get(network.purpose, network.purpose)} ({network.architecture.name}) and not an "
-            "upscaler; use an upscaler of whole pictures.",
+            "upscaler; use an upscaler of whole images.",
             field="model",
         )
     half = plan.dtype != "float32" and network.supports_half
@@ -168,5 +168,5 @@ def _resized(pixels: np.ndarray, width: int, height: int, scale: float | None) -
     size = (max(1, round(width * scale)), max(1, round(height * scale))) if scale else None
     if size is None or size == (pixels.shape[1], pixels.shape[0]):
         return pixels
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS)).reshape(size[1], size[0], -1)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS)).reshape(size[1], size[0], -1)

@@ -1,4 +1,4 @@
-"""A picture on a larger canvas, and the mask of what there is still to be drawn."""
+"""An image on a larger canvas, and the mask of what there is still to be drawn."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from worker.core.request import Margins
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """A picture with room around it, and a mask that is white in the room."""
+    """An image with room around it, and a mask that is white in the room."""
 
-    picture: Raster
+    image: Raster
     mask: Raster
 
 
@@ -25,10 +25,10 @@ def enlarge(raster: Raster, margins: Margins, multiple: int) -> Canvas:
 
     pixels = np.frombuffer(raster.data, np.uint8).reshape(raster.height, raster.width, -1)
     room = ((top, bottom), (left, right))
-    picture = np.pad(pixels, (*room, (0, 0)), mode="edge")
+    image = np.pad(pixels, (*room, (0, 0)), mode="edge")
     mask = np.pad(np.zeros(pixels.shape[:2], np.uint8), room, constant_values=255)
     height, width = mask.shape
-    return Canvas(Raster(raster.mode, width, height, picture.tobytes()), Raster("L", width, height, mask.tobytes()))
+    return Canvas(Raster(raster.mode, width, height, image.tobytes()), Raster("L", width, height, mask.tobytes()))
 
 
 def _grown(before: int, after: int, side: int, multiple: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Pictures from callers, checked before they are decoded; pictures to callers, encoded."""
+"""Images from callers, checked before they are decoded; images to callers, encoded."""
 
 import binascii
 import io
@@ -30,7 +30,7 @@ class Comment:
 
 
 def read_image(text: str, fetch: Callable[[str, int], bytes], field: str = "image", *, alpha: bool = False) -> Raster:
-    """Base64, a data: URI or an https URL as RGB pixels, with `alpha` RGBA where the picture has it.
+    """Base64, a data: URI or an https URL as RGB pixels, with `alpha` RGBA where the image has it.
 
     Raises InvalidImage naming `field`.
 
@@ -65,7 +65,7 @@ def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> R
     What is transparent becomes white, unless `alpha` is kept.
     """
     if len(data) > MAX_BYTES:
-        raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a smaller picture.", field=field)
+        raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a smaller image.", field=field)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.width, image.height, field)  # known from the header, before any pixel is decoded
@@ -74,11 +74,9 @@ def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> R
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidImage(f"{field} has more than {MAX_PIXELS} pixels; send a smaller picture.", field=field) from None
+        raise InvalidImage(f"{field} has more than {MAX_PIXELS} pixels; send a smaller image.", field=field) from None
     except Exception:  # decoders raise anything on hostile bytes: struct.error, KeyError, MemoryError …
-        raise InvalidImage(
-            f"{field} is not a readable PNG, JPEG or WebP picture; send it again.", field=field
-        ) from None
+        raise InvalidImage(f"{field} is not a readable PNG, JPEG or WebP image; send it again.", field=field) from None
 
 
 def white_where_transparent(data: bytes, field: str = "mask") -> bytes:

@@ -1,6 +1,6 @@
-"""What a control sees, made of an ordinary picture by arithmetic alone: no model, no download.
+"""What a control sees, made of an ordinary image by arithmetic alone: no model, no download.
 
-The operators are OpenCV's, since ControlNets were trained on what those return: an edge picture of another library
+The operators are OpenCV's, since ControlNets were trained on what those return: an edge image of another library
 has other edges. What needs an estimator (depth, pose, normals, segments) is the caller's to make. numpy and OpenCV are
 imported where they are used: half a second that a worker's start does not have.
 """
@@ -22,15 +22,15 @@ _BLUR_SHARE = 1 / 64  # of the longer side
 _LINE_SIGMA = 6.0
 
 
-def preprocess(picture: Raster, how: Preprocess) -> Raster:
-    """`picture` as `how` shows it, of the same size; RGB in and out."""
+def preprocess(image: Raster, how: Preprocess) -> Raster:
+    """`image` as `how` shows it, of the same size; RGB in and out."""
     import numpy as np
 
-    pixels = np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3)
+    pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
     made = PREPROCESSES[how](pixels)
     if made.ndim == 2:
         made = np.repeat(made[..., None], 3, axis=-1)
-    return Raster("RGB", picture.width, picture.height, np.ascontiguousarray(made, np.uint8).tobytes())
+    return Raster("RGB", image.width, image.height, np.ascontiguousarray(made, np.uint8).tobytes())
 
 
 def _grey(pixels: MatLike) -> MatLike:
@@ -47,7 +47,7 @@ def _canny(pixels: MatLike) -> MatLike:
 
 
 def _lineart(pixels: MatLike) -> MatLike:
-    """White where a picture is darker than around it: a drawing's lines, on black."""
+    """White where an image is darker than around it: a drawing's lines, on black."""
     import cv2
     import numpy as np
 

@@ -26,15 +26,15 @@ _BT709 = 1  # ffmpeg's number for its primaries, transfer and matrix
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Video:
     """A video's frames, all of one size. `fps` is None where nothing says how fast they follow each other."""
 
     frames: tuple[Raster, ...]
     fps: float | None = None
 
 
-def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: str = "video") -> Clip:
-    """One MP4, GIF or WebP as base64, data: URI or https URL, or pictures. Raises InvalidImage naming `field`.
+def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: str = "video") -> Video:
+    """One MP4, GIF or WebP as base64, data: URI or https URL, or images. Raises InvalidImage naming `field`.
 
     `fetch(url, max_bytes)` is the guarded GET; it is the only way out.
     """
@@ -42,7 +42,7 @@ def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: 
         data = read_bytes(texts[0], fetch, field, MAX_BYTES)
         if not data.startswith(_STILL):
             return decode_video(data, field)
-        return Clip((decode_image(data, field),))
+        return Video((decode_image(data, field),))
     if not 1 <= len(texts) <= MAX_FRAMES:
         raise InvalidImage(f"{field} must have 1 to {MAX_FRAMES} frames; {len(texts)} were sent.", field=field)
     frames: list[Raster] = []
@@ -51,10 +51,10 @@ def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: 
         _check(frames[0].width, frames[0].height, len(frames), field)
         if (frames[-1].width, frames[-1].height) != (frames[0].width, frames[0].height):
             raise InvalidImage(f"{field} has frames of different sizes; send them all alike.", field=field)
-    return Clip(tuple(frames))
+    return Video(tuple(frames))
 
 
-def decode_video(data: bytes, field: str = "video") -> Clip:
+def decode_video(data: bytes, field: str = "video") -> Video:
     """MP4, GIF or WebP bytes as RGB frames. Raises InvalidImage: damaged, too large, too long, or of another format."""
     if len(data) > MAX_BYTES:
         raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a shorter video.", field=field)
@@ -66,7 +66,7 @@ def decode_video(data: bytes, field: str = "video") -> Clip:
         frames, fps = [], None
     if not frames:
         raise InvalidImage(f"{field} is not a readable MP4, GIF or WebP video; send it again.", field=field) from None
-    return Clip(tuple(frames), fps)
+    return Video(tuple(frames), fps)
 
 
 def encode_video(
@@ -149,7 +149,7 @@ def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int, comment: Com
         stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
-        # More threads would cut the picture elsewhere on another machine.
+        # More threads would cut the image elsewhere on another machine.
         context.thread_count = 1
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         if codec == "libx264":
@@ -160,7 +160,7 @@ def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int, comment: Com
             context.options = {"qscale": str(round(31 - 0.29 * quality)), "flags": "+bitexact"}
         for raster in frames:
             image = Image.frombytes(raster.mode, (raster.width, raster.height), raster.data).convert("RGB")
-            pixels = np.asarray(image.crop((0, 0, width, height)))  # beyond the picture, black
+            pixels = np.asarray(image.crop((0, 0, width, height)))  # beyond the image, black
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
         container.mux(stream.encode())

@@ -36,4 +36,4 @@ class ImageFetcher:
 
 
 def _failed(reason: str) -> InvalidImage:
-    return InvalidImage(f"The picture's URL cannot be fetched: {reason}; send the picture as base64.", field="image")
+    return InvalidImage(f"The image's URL cannot be fetched: {reason}; send the image as base64.", field="image")

@@ -23,7 +23,7 @@ BACKOFF_S = 0.5
 _TIMEOUT_S = 15.0
 _MAX_WAIT_S = 5.0
 _MAX_LISTINGS = 256
-_MAX_JSON_BYTES = 16 * 2**20  # a model with hundreds of versions, each with its pictures
+_MAX_JSON_BYTES = 16 * 2**20  # a model with hundreds of versions, each with its images
 _MAX_REFUSAL_BYTES = 65_536
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 

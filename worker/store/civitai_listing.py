@@ -16,9 +16,9 @@ from worker.core.model import PICKLES, Declaration, ModelSource
 _WEIGHTLESS = {
     "Workflows": "a workflow of another program",
     "ComfyWorkflows": "a workflow of another program",
-    "Poses": "a collection of pose pictures",
+    "Poses": "a collection of pose images",
     "Wildcards": "a collection of prompt words",
-    "Detection": "a detector of things in pictures",
+    "Detection": "a detector of things in images",
     "AestheticGradient": "an aesthetic gradient, which nothing here can apply",
 }
 # File types that are the model itself; a version may carry its training data, its workflow or a VAE beside it.

@@ -44,7 +44,7 @@ class LocalRun:
 def save_files(answer: Answer, folder: Path) -> list[Path]:
     """Write each file under a name that says what it is, and never over another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = re.sub(r"[^a-z0-9]+", "-", answer.prompt.lower()).strip("-")[:48] or "picture"
+    words = re.sub(r"[^a-z0-9]+", "-", answer.prompt.lower()).strip("-")[:48] or "image"
     extension = "jpg" if answer.format == "jpeg" else answer.format
     per_seed = len(answer.files) // len(answer.seeds)  # several when the files are a video's frames
     return [

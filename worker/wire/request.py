@@ -182,7 +182,7 @@ def _whole(value: JsonValue) -> JsonValue:
 
 
 def _flat(value: JsonValue) -> list[JsonValue]:
-    """The pictures of a list, or of lists in it, as some pipelines have them; nothing where nothing was sent."""
+    """The images of a list, or of lists in it, as some pipelines have them; nothing where nothing was sent."""
     if isinstance(value, list):
         return [part for item in value for part in _flat(item)]
     return [] if value is None else [value]

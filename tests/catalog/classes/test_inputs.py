@@ -34,7 +34,7 @@ def test_the_classes_are_found():
 @installed
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_can_be_asked_for_something_or_is_refused_by_name(name):
-    """What a call requires can come from a caller: as words, as a value, as a picture; or the class is refused."""
+    """What a call requires can come from a caller: as words, as a value, as an image; or the class is refused."""
     if refusal(name):
         return
     slots = {slot.parameter for slot in slots_of(name)}
@@ -113,8 +113,8 @@ def test_a_reason_says_what_and_what_instead():
 def test_what_draws_a_video_is_told_by_class_or_task():
     videos = {name for name in CLASSES if not refusal(name) and draws_video(name, class_tasks(name)[0])}
     assert {"WanPipeline", "PIAPipeline", "AnimateDiffControlNetPipeline", "StableVideoDiffusionPipeline"} <= videos
-    pictures = {"Cosmos2TextToImagePipeline", "CogView4Pipeline", "HunyuanImagePipeline", "Kandinsky5T2IPipeline"}
-    assert not videos & pictures
+    images = {"Cosmos2TextToImagePipeline", "CogView4Pipeline", "HunyuanImagePipeline", "Kandinsky5T2IPipeline"}
+    assert not videos & images
 
 
 def test_a_variant_of_a_family_is_not_run_as_its_main_class():

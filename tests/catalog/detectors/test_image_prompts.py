@@ -74,7 +74,7 @@ def test_an_encoder_lies_beside_its_adapter_first():
         ("StableDiffusionPipeline", {"ip_adapters", "vae"}),
         ("FluxKontextPipeline", {"ip_adapters", "vae"}),
         ("AnimateDiffPipeline", {"ip_adapters", "vae"}),
-        ("KolorsPAGPipeline", {"vae"}),  # forgets its pictures
+        ("KolorsPAGPipeline", {"vae"}),  # forgets its images
         ("AltDiffusionPipeline", {"vae"}),  # from before there could be several adapters
         ("PixArtAlphaPipeline", {"vae"}),
         ("WanPipeline", set()),

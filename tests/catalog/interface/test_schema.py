@@ -62,7 +62,7 @@ def test_whole_floats_are_integers_also_in_lists() -> None:
     assert taken["guidance_scale"] == 7
 
 
-def test_a_picture_brings_its_own_size() -> None:
+def test_an_image_brings_its_own_size() -> None:
     assert not check({}, task=I2I).keys() & {"width", "height"}
     assert check({"width": 256}, task=I2I)["width"] == 256
     assert check({"strength": 0.5}, task=I2I)["strength"] == 0.5
@@ -85,7 +85,7 @@ def test_guidance_goes_by_the_family_s_name() -> None:
     assert caught.value.field == "guidance_scale"
 
 
-def test_a_tiny_model_draws_tiny_pictures() -> None:
+def test_a_tiny_model_draws_tiny_images() -> None:
     assert check({}, detection=tiny())["width"] == 64
     assert check({"width": 32, "height": 40}, detection=tiny())["width"] == 32
     small_video = Detection(Kind.PIPELINE, "diffusers", "wan", native_size=64)

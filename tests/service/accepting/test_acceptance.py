@@ -4,12 +4,12 @@ import pytest
 
 from tests.derivations import counted
 from tests.fakes.engine import ServerContext
-from tests.service.accepting.test_inputs import picture
+from tests.service.accepting.test_inputs import image
 
 
 @pytest.mark.parametrize("fields", [{}, {"image": True}, {"model": "fast"}], ids=["text", "image", "lightning"])
 async def test_an_accepted_job_derives_each_fact_once(context: ServerContext, monkeypatch, fields) -> None:
-    fields = fields | ({"image": picture(64, 64)} if "image" in fields else {})
+    fields = fields | ({"image": image(64, 64)} if "image" in fields else {})
     await context.accept(**fields)  # what the model is, is detected with its first job
     derivations = counted(monkeypatch)
     job = await context.accept(**fields)

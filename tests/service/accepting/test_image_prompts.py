@@ -11,12 +11,12 @@ from tests import builders
 from tests import image_prompts as tiny
 from tests.fakes.engine import Builder, fresh_id
 from tests.fakes.hub import FakeHub
-from tests.pictures import encoded, gradient
+from tests.images import encoded, gradient
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
 
-PICTURE = encoded(gradient(20, 30))
+IMAGE = encoded(gradient(20, 30))
 SD1 = {"image_proj.proj.weight": (3072, 1024), "ip_adapter.1.to_k_ip.weight": (320, 768)}
 SDXL = {"image_proj.proj.weight": (8192, 1280), "ip_adapter.1.to_k_ip.weight": (640, 2048)}
 PLUS = {"image_proj.latents": (1, 16, 768), "image_proj.proj_in.weight": (768, 1280)}
@@ -75,7 +75,7 @@ class ServerContext:
         self.builder.engine.run = recording  # type: ignore[method-assign]
 
     async def ask(self, model: str, **adapter: Any) -> dict[str, Any]:
-        fields = {"prompt": "x", "ip_adapters": [{"model": model, "image": PICTURE, **adapter}]}
+        fields = {"prompt": "x", "ip_adapters": [{"model": model, "image": IMAGE, **adapter}]}
         return await self.send(**fields)
 
     async def send(self, **fields: Any) -> dict[str, Any]:
@@ -141,7 +141,7 @@ async def test_a_repository_of_many_files_gives_one_and_its_encoder_alone(contex
     assert '"projection_dim": 1024' in (folder / "config.json").read_text()
     assert context.hub.count("ip-adapter-plus_sd15", "GET") == 0
     assert context.hub.count("sdxl_models/", "GET") == 0
-    assert context.given[-1].jobs[0].adapters[0].pictures[0].width == 20
+    assert context.given[-1].jobs[0].adapters[0].images[0].width == 20
 
 
 async def test_what_the_projection_reads_decides_which_encoder(context, tmp_path):
@@ -232,12 +232,12 @@ async def test_adapters_that_read_one_encoder_go_together_also_where_it_lies_twi
     encoder(tmp_path / "copy/image_encoder", projected=1024, width=1280)
     context.hub.add_repo("org/copy", tmp_path / "copy")
     both = [
-        {"model": "h94/IP-Adapter", "weight_name": "models/ip-adapter_sd15.safetensors", "image": PICTURE},
-        {"model": "h94/IP-Adapter", "weight_name": "models/ip-adapter-plus_sd15.safetensors", "image": PICTURE},
+        {"model": "h94/IP-Adapter", "weight_name": "models/ip-adapter_sd15.safetensors", "image": IMAGE},
+        {"model": "h94/IP-Adapter", "weight_name": "models/ip-adapter-plus_sd15.safetensors", "image": IMAGE},
     ]
     assert (await context.send(prompt="x", ip_adapters=both)).get("error") is None
     assert len(context.given[-1].adapters) == 2
-    both[1] = {"model": "org/copy#mine.safetensors", "image": PICTURE}
+    both[1] = {"model": "org/copy#mine.safetensors", "image": IMAGE}
     assert (await context.send(prompt="x", ip_adapters=both)).get("error") is None
     assert len({item.files.parts["image_encoder"] for item in context.given[-1].adapters}) == 1
 
@@ -245,7 +245,7 @@ async def test_adapters_that_read_one_encoder_go_together_also_where_it_lies_twi
 async def test_adapters_that_want_two_encoders_are_refused_together(context, tmp_path):
     weights(tmp_path / "large/g.safetensors", SD1 | {"image_proj.proj.weight": (3072, 1280)})
     context.hub.add_repo("org/large", tmp_path / "large")
-    both = [{"model": "h94/IP-Adapter", "image": PICTURE}, {"model": "org/large", "image": PICTURE}]
+    both = [{"model": "h94/IP-Adapter", "image": IMAGE}, {"model": "org/large", "image": IMAGE}]
     answer = await context.send(prompt="x", ip_adapters=both)
     assert (answer["code"], answer["field"]) == ("incompatible_adapter", "ip_adapters")
     assert "CLIP ViT-H/14" in answer["error"]
@@ -258,9 +258,9 @@ async def test_adapters_that_want_two_encoders_are_refused_together(context, tmp
     [
         ({}, "invalid_request", "ip_adapters[0].image is required"),
         ({"image": "bm90IGEgcGljdHVyZQ=="}, "invalid_image", "ip_adapters[0].image"),
-        ({"image": PICTURE, "scale": 11}, "parameter_out_of_range", "scale"),
-        ({"images": [PICTURE] * 9}, "parameter_out_of_range", "images"),
-        ({"image": PICTURE, "strength": 1}, "unknown_parameter", "strength"),
+        ({"image": IMAGE, "scale": 11}, "parameter_out_of_range", "scale"),
+        ({"images": [IMAGE] * 9}, "parameter_out_of_range", "images"),
+        ({"image": IMAGE, "strength": 1}, "unknown_parameter", "strength"),
     ],
 )
 async def test_what_was_sent_is_checked_before_the_adapter_is_looked_at(context, sent, code, words):
@@ -270,20 +270,20 @@ async def test_what_was_sent_is_checked_before_the_adapter_is_looked_at(context,
     assert (context.hub.count("h94"), context.fetched(), context.builder.built) == (0, [], 0)
 
 
-async def test_all_pictures_of_a_request_share_one_budget(context):
-    adapters = [{"model": "h94/IP-Adapter", "images": [PICTURE] * 8}] * 2
-    answer = await context.send(prompt="x", image=PICTURE, ip_adapters=adapters)
+async def test_all_images_of_a_request_share_one_budget(context):
+    adapters = [{"model": "h94/IP-Adapter", "images": [IMAGE] * 8}] * 2
+    answer = await context.send(prompt="x", image=IMAGE, ip_adapters=adapters)
     assert (answer["code"], answer["field"]) == ("parameter_out_of_range", "ip_adapters")
-    assert "at most 16 pictures" in answer["error"]
+    assert "at most 16 images" in answer["error"]
 
 
 async def test_a_model_takes_the_field_or_names_it(context):
-    answer = await context.send(prompt="x", model="pix", ip_adapters=[{"model": "h94/IP-Adapter", "image": PICTURE}])
+    answer = await context.send(prompt="x", model="pix", ip_adapters=[{"model": "h94/IP-Adapter", "image": IMAGE}])
     assert (answer["code"], answer["field"]) == ("unknown_parameter", "ip_adapters")
     answer = await context.send(
-        prompt="x", model="sd3", ip_adapters=[{"model": "h94/IP-Adapter", "images": [PICTURE, PICTURE]}]
+        prompt="x", model="sd3", ip_adapters=[{"model": "h94/IP-Adapter", "images": [IMAGE, IMAGE]}]
     )
-    assert "one adapter with one picture" in answer["error"]
+    assert "one adapter with one image" in answer["error"]
     offered = {}
     for model in ("sd1", "sd3", "pix"):
         schema = await context.send(action="schema", model=model)

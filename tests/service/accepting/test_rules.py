@@ -15,7 +15,7 @@ from worker.core.request import MAX_SEED, GenerationRequest
 from worker.service.accepting.rules import notes_on
 
 
-def picture(width=64, height=64, format_="PNG"):
+def image(width=64, height=64, format_="PNG"):
     out = io.BytesIO()
     Image.new("RGB", (width, height), (200, 30, 30)).save(out, format_)
     return base64.b64encode(out.getvalue()).decode()
@@ -30,27 +30,27 @@ async def refused(context, kind=InvalidRequest, **fields):
 
 async def test_the_task_is_inferred_from_the_inputs(context):
     assert (await context.accept()).call.task is Task.TEXT_TO_IMAGE
-    assert (await context.accept(image=picture())).call.task is Task.IMAGE_TO_IMAGE
-    assert (await context.accept(model="any", image=picture())).call.task is Task.IMAGE_TO_IMAGE
-    assert (await context.accept(model="editor", image=picture())).call.task is Task.IMAGE_EDITING
+    assert (await context.accept(image=image())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(model="any", image=image())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(model="editor", image=image())).call.task is Task.IMAGE_EDITING
 
 
 async def test_the_task_may_be_said(context):
-    assert (await context.accept(task="image-to-image", image=picture())).call.task is Task.IMAGE_TO_IMAGE
+    assert (await context.accept(task="image-to-image", image=image())).call.task is Task.IMAGE_TO_IMAGE
     assert (await context.accept(task="text-to-image")).call.pipeline == "StableDiffusionPipeline"
 
 
 async def test_a_task_that_the_model_does_not_serve_is_refused(context):
-    error = await refused(context, task="image-editing", image=picture())
+    error = await refused(context, task="image-editing", image=image())
     assert error.field == "task"
     assert "is not one of tiny, which serves text-to-image, image-to-image." in error.message
 
 
-async def test_a_picture_for_a_model_that_takes_none_is_refused(context):
-    error = await refused(context, model="org/sdxl", image=picture())
+async def test_an_image_for_a_model_that_takes_none_is_refused(context):
+    error = await refused(context, model="org/sdxl", image=image())
     assert error.field == "image"
     assert "(an image was sent)" in error.message
-    error = await refused(context, task="text-to-image", image=picture())
+    error = await refused(context, task="text-to-image", image=image())
     assert error.field == "image"
 
 
@@ -61,20 +61,20 @@ async def test_a_class_that_cannot_be_served_is_refused_with_its_reason(context)
 
 
 @pytest.mark.parametrize(("model", "task"), [("tiny", "image-to-image"), ("editor", None)])
-async def test_a_task_that_needs_a_picture_says_so(context, model, task):
+async def test_a_task_that_needs_an_image_says_so(context, model, task):
     error = await refused(context, model=model, **({"task": task} if task else {}))
     assert "image is required for" in error.message
     assert error.field == "image"
 
 
-async def test_strength_without_a_picture_is_refused(context):
+async def test_strength_without_an_image_is_refused(context):
     error = await refused(context, UnknownParameter, strength=0.5)
     assert error.field == "strength"
     assert "image" in error.message
 
 
 async def test_strength_that_leaves_no_step_is_refused(context):
-    error = await refused(context, ParameterOutOfRange, image=picture(), strength=0.1)
+    error = await refused(context, ParameterOutOfRange, image=image(), strength=0.1)
     assert error.field == "strength"
     assert "leaves no step" in error.message
 
@@ -141,38 +141,38 @@ async def test_random_seeds_differ_and_survive_a_javascript_client(context):
 @pytest.mark.parametrize(
     ("sent", "drawn"), [((64, 64), (64, 64)), ((70, 45), (72, 48)), ((1024, 512), (256, 128)), ((33, 600), (32, 256))]
 )
-async def test_the_size_follows_the_picture_within_the_models_limits(context, sent, drawn):
-    job = await context.accept(image=picture(*sent))
+async def test_the_size_follows_the_image_within_the_models_limits(context, sent, drawn):
+    job = await context.accept(image=image(*sent))
     assert (job.image.width, job.image.height) == drawn
     assert (job.params["width"], job.params["height"]) == drawn
 
 
-async def test_a_size_that_was_asked_for_wins_over_the_pictures(context):
-    job = await context.accept(image=picture(100, 100), width=128, height=64)
+async def test_a_size_that_was_asked_for_wins_over_the_images(context):
+    job = await context.accept(image=image(100, 100), width=128, height=64)
     assert (job.image.width, job.image.height) == (128, 64)
 
 
 async def test_an_editing_model_chooses_its_own_size(context):
-    job = await context.accept(model="editor", image=picture(100, 60))
+    job = await context.accept(model="editor", image=image(100, 60))
     assert (job.image.width, job.image.height) == (100, 60)
     assert "width" not in job.params
 
 
 @pytest.mark.parametrize(
-    "image", ["aGVsbG8=", "data:image/png;base64,aGVsbG8=", picture(format_="GIF"), picture(1000, 10), ""]
+    "image", ["aGVsbG8=", "data:image/png;base64,aGVsbG8=", image(format_="GIF"), image(1000, 10), ""]
 )
-async def test_a_picture_that_cannot_be_taken_is_refused(context, image):
+async def test_an_image_that_cannot_be_taken_is_refused(context, image):
     error = await refused(context, image=image)
     assert (error.code, error.field) == ("invalid_image", "image")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.png", "http://169.254.169.254/latest", "https://localhost/a"])
-async def test_a_picture_from_a_private_address_is_refused(context, url):
+async def test_an_image_from_a_private_address_is_refused(context, url):
     error = await refused(context, WorkerError, image=url)
     assert error.field == "image"
 
 
-async def test_the_number_of_pictures_is_bounded_by_worker_and_model(context):
+async def test_the_number_of_images_is_bounded_by_worker_and_model(context):
     assert (await refused(context, num_images=9)).message == "num_images must be between 1 and 8; 9 was sent."
     assert "between 1 and 2" in (await refused(context, model="org/sdxl", num_images=3)).message
 
@@ -200,7 +200,7 @@ async def test_a_family_without_negative_prompt_refuses_it(context, tmp_path):
 async def test_what_reproduce_says_is_accepted_and_means_the_same(context):
     first = await context.draw(
         **{"num_images": 2, "sampler": "euler_a", "cfg_scale": 4, "negative_prompt": "dark", "clip_skip": 1},
-        image=picture(70, 45), strength=0.5, output={"format": "webp", "quality": 70}, timeout_s=50,
+        image=image(70, 45), strength=0.5, output={"format": "webp", "quality": 70}, timeout_s=50,
     )  # fmt: skip
     again = await context.ask(**first["reproduce"]["input"])
     assert again["images"] == first["images"]

@@ -10,7 +10,7 @@ MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
 def noise(job, seed):
-    """A picture that no lossless format makes smaller."""
+    """An image that no lossless format makes smaller."""
     return Raster("RGB", 128, 128, random.Random(seed).randbytes(128 * 128 * 3))
 
 
@@ -21,7 +21,7 @@ def noisy(tmp_path, limit_mb, **settings):
 def bucket_settings(bucket):
     return {
         "bucket_endpoint_url": bucket.endpoint,
-        "bucket_name": "pictures",
+        "bucket_name": "images",
         "bucket_access_key_id": "test-access",
         "bucket_secret_access_key": "test-secret",
     }

@@ -1,4 +1,4 @@
-"""Pictures into answers that fit: measured as sent, uploaded where there is a bucket, never lost without a word."""
+"""Images into answers that fit: measured as sent, uploaded where there is a bucket, never lost without a word."""
 
 import base64
 import io
@@ -27,14 +27,14 @@ from worker.wire.request import decode_generation
 from worker.wire.result import body_bytes, encode_answer
 
 
-async def test_pictures_that_fit_are_left_alone(tmp_path):
+async def test_images_that_fit_are_left_alone(tmp_path):
     answer = await noisy(tmp_path, 9.5).draw(num_images=2)
     assert (answer["format"], answer["warnings"]) == ("png", [])
     assert all(data.startswith(MAGIC["png"]) for data in files(answer))
 
 
 @pytest.mark.parametrize(("limit_mb", "format_"), [(0.4, "webp"), (0.16, "jpeg")])
-async def test_eight_pictures_over_the_limit_are_encoded_smaller_and_it_says_so(tmp_path, limit_mb, format_):
+async def test_eight_images_over_the_limit_are_encoded_smaller_and_it_says_so(tmp_path, limit_mb, format_):
     answer = await noisy(tmp_path, limit_mb).draw(num_images=8)
     assert (answer["format"], len(files(answer))) == (format_, 8)
     assert len(json.dumps(answer).encode()) <= limit_mb * 1e6
@@ -81,7 +81,7 @@ async def test_delivery_by_bucket_when_asked_for(tmp_path, bucket):
     assert stored.body.startswith(MAGIC["webp"])
 
 
-async def test_a_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
+async def test_a_bucket_that_refuses_costs_no_image(tmp_path, bucket):
     bucket.refuse(403, "AccessDenied")
     answer = await noisy(tmp_path, 0.4, **bucket_settings(bucket)).draw(num_images=8)
     assert answer["format"] == "webp"
@@ -90,7 +90,7 @@ async def test_a_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
     assert "image_url" not in answer
 
 
-async def test_a_bucket_that_refuses_what_was_asked_of_it_costs_no_picture(tmp_path, bucket):
+async def test_a_bucket_that_refuses_what_was_asked_of_it_costs_no_image(tmp_path, bucket):
     bucket.refuse(403, "AccessDenied")
     answer = await make_context(tmp_path, **bucket_settings(bucket)).draw(output={"delivery": "s3"})
     assert files(answer)[0].startswith(MAGIC["png"])
@@ -108,13 +108,13 @@ async def test_a_refused_bucket_is_named_when_nothing_fits(tmp_path, bucket):
 
 async def test_a_callers_own_bucket_gets_what_he_asked_for(tmp_path, bucket):
     context = make_context(tmp_path, allow_private_urls=True)
-    answer = await context.draw(s3Config=bucket.s3_config("my-pictures"), seed=3)
+    answer = await context.draw(s3Config=bucket.s3_config("my-images"), seed=3)
     ((place, _),) = bucket.objects.items()
-    assert place[0] == "my-pictures"
+    assert place[0] == "my-images"
     assert answer["image_url"].startswith(bucket.endpoint)
     assert "test-secret" not in json.dumps(answer)
     assert "test-access" not in json.dumps(answer["reproduce"])
-    again = await context.draw(**answer["reproduce"]["input"])  # the bucket is not what the picture is made of
+    again = await context.draw(**answer["reproduce"]["input"])  # the bucket is not what the image is made of
     with urllib.request.urlopen(answer["image_url"]) as stored:
         assert base64.b64decode(again["image"]) == stored.read()
 
@@ -126,7 +126,7 @@ async def test_runpods_place_for_a_bucket_is_beside_the_input(tmp_path, bucket):
     assert answer["image_url"].startswith(bucket.endpoint)
 
 
-async def test_a_callers_bucket_that_refuses_costs_no_picture(tmp_path, bucket):
+async def test_a_callers_bucket_that_refuses_costs_no_image(tmp_path, bucket):
     bucket.refuse(403, "AccessDenied")
     answer = await make_context(tmp_path, allow_private_urls=True).draw(s3Config=bucket.s3_config())
     assert base64.b64decode(answer["image"])
@@ -175,7 +175,7 @@ async def test_quality_decides_the_size(tmp_path, format_):
     assert sizes[0] < sizes[1] / 2
 
 
-async def test_metadata_in_a_png_draws_the_picture_again(context):
+async def test_metadata_in_a_png_draws_the_image_again(context):
     answer = await context.draw(prompt="canary ü", output={"metadata": True})
     text = Image.open(io.BytesIO(files(answer)[0])).text["generation"]
     fields = json.loads(text)["input"]
@@ -215,7 +215,7 @@ async def test_metadata_is_the_infotext_that_other_tools_read(context, format_):
         assert "Version: diffusers" in text
 
 
-async def test_no_picture_no_token_and_no_query_gets_into_a_file(context):
+async def test_no_image_no_token_and_no_query_gets_into_a_file(context):
     request = decode_generation({"prompt": "like https://user:pw@example.com/a.png?token=hf_secret#part says"})
     result = await context.worker.operations.generation.generate(request, "job", lambda progress: None)
     secrets = {
@@ -246,7 +246,7 @@ async def test_a_file_says_nothing_of_its_prompt_by_default(context, format_):
     assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "background", "loop"}
 
 
-async def test_a_large_input_picture_is_not_sent_back(context):
+async def test_a_large_input_image_is_not_sent_back(context):
     out = io.BytesIO()
     Image.frombytes("RGB", (256, 256), random.Random(1).randbytes(256 * 256 * 3)).save(out, "PNG")
     large = base64.b64encode(out.getvalue()).decode()
@@ -282,7 +282,7 @@ async def test_what_came_encoded_and_is_too_large_is_uploaded_or_refused_and_nev
     result, output = came_encoded(b"RIFF" * 1_000), OutputOptions()
     with pytest.raises(ResultTooLarge):
         Delivery(5_000).deliver(result, output, "job")
-    config = BucketConfig(bucket.endpoint, "pictures", "test-access", "test-secret", url_expires_s=60)
+    config = BucketConfig(bucket.endpoint, "images", "test-access", "test-secret", url_expires_s=60)
     answer = Delivery(5_000, Bucket(config)).deliver(result, output, "job")
     assert answer.files[0].url.startswith(bucket.endpoint)
     ((_, stored),) = bucket.objects.items()

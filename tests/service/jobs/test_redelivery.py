@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.fakes.engine import make_context
-from tests.service.jobs.working import Work, asked, picture
+from tests.service.jobs.working import Work, asked, image
 from worker.app.queue import build_door
 from worker.core.errors import (
     InvalidOutput,
@@ -45,7 +45,7 @@ async def test_who_joined_can_be_cancelled_alone(work):
     with pytest.raises(asyncio.CancelledError):
         await second
     work.go.set()
-    assert await first == picture()
+    assert await first == image()
     assert work.runs == ["a"]
     assert work.stopped == []
 
@@ -98,7 +98,7 @@ async def test_the_oldest_results_make_room(work):
 async def test_a_result_beyond_all_room_is_answered_but_not_kept(work):
     store = queue_store(work, max_bytes=50_000)
     for _ in range(2):
-        assert await delivered(store, "a", shown="x" * 100_000) == picture("x" * 100_000)
+        assert await delivered(store, "a", shown="x" * 100_000) == image("x" * 100_000)
     assert work.runs == ["a", "a"]
 
 
@@ -107,7 +107,7 @@ async def test_every_job_of_a_queue_is_taken(work):
     tasks = [asyncio.create_task(delivered(store, name, waits=True)) for name in "abc"]
     await asyncio.sleep(0.01)
     work.go.set()
-    assert await asyncio.gather(*tasks) == [picture()] * 3
+    assert await asyncio.gather(*tasks) == [image()] * 3
 
 
 @pytest.fixture

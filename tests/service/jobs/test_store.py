@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.service.jobs.working import Work, asked, picture
+from tests.service.jobs.working import Work, asked, image
 from worker.core.errors import (
     InvalidRequest,
     JobCancelled,
@@ -51,7 +51,7 @@ async def test_a_job_goes_from_the_queue_through_work_to_its_answer(store, work,
     work.go.set()
     await reached(job, Status.RUNNING)
     assert await job.wait(30)
-    assert (job.status, job.outcome()) == (Status.COMPLETED, picture())
+    assert (job.status, job.outcome()) == (Status.COMPLETED, image())
     assert job.delay_ms >= 1_000_000
     assert 5 <= job.execution_ms < 1_000_000
     assert store.find("a") is job
@@ -134,7 +134,7 @@ async def test_over_the_budget_the_oldest_answers_go_and_the_newest_never(work):
         store.find("a")
     assert store.find("b").answer
     assert 100_000 < store.find("c").bytes < 110_000  # as stored: the file and little else
-    assert store.find("c").answer == picture("c" * 100_000)
+    assert store.find("c").answer == image("c" * 100_000)
     await store.close()
 
 
@@ -168,7 +168,7 @@ async def test_a_failed_job_is_retried_under_its_id(store, work):
     store.retry(job)
     assert (job.status, job.error) == (Status.QUEUED, None)
     await job.wait(30)
-    assert job.outcome() == picture("kept for that")
+    assert job.outcome() == image("kept for that")
     assert (store.counts().retried, store.counts().failed, store.counts().completed) == (1, 1, 1)
     assert not job.can_be_retried
     with pytest.raises(ValueError, match="completed cannot be retried"):
@@ -229,7 +229,7 @@ async def test_followers_see_every_step_and_the_end(store, work):
     assert await asyncio.gather(*followers) == [[1], [1]]
     assert [item.step for item in job.take_unread()] == [1]
     assert job.take_unread() == []
-    assert job.take_answer() == picture()
+    assert job.take_answer() == image()
     assert job.take_answer() is None
 
 

@@ -29,13 +29,13 @@ class Work:
             await asyncio.sleep(0.01)
             if self.failures:
                 raise self.failures.pop(0)
-            return picture(payload.get("shown", "picture"))
+            return image(payload.get("shown", "image"))
         except asyncio.CancelledError:
             self.stopped.append(job_id)
             raise
 
 
-def picture(words="picture"):
+def image(words="image"):
     """The answer of a job: one file that holds what was sent."""
     return an_answer(AnswerFile("png", words.encode()))
 

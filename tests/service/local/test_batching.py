@@ -35,7 +35,7 @@ async def waiting_behind(context, *prompts, **fields):
     return first, tasks
 
 
-async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_picture(context):
+async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_image(context):
     answers = await asyncio.gather(*drawing(context, *"abcd"))
     assert calls(context) == ["abcd"]
     assert [answer["prompt"] for answer in answers] == [*"abcd"]
@@ -78,7 +78,7 @@ async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(context, tak
     assert steps == [[1, 2, 3]] * 4
 
 
-async def test_a_door_that_fails_to_tell_spoils_nobodys_picture(context):
+async def test_a_door_that_fails_to_tell_spoils_nobodys_image(context):
     def broken(progress):
         raise OSError("gone")
 
@@ -86,7 +86,7 @@ async def test_a_door_that_fails_to_tell_spoils_nobodys_picture(context):
     assert [answer["timings"]["batch_size"] for answer in answers] == [4] * 4
 
 
-async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_their_pictures(context):
+async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_their_images(context):
     context.engine.gate.clear()
     tasks = drawing(context, *"abcd")
     assert await asyncio.to_thread(context.engine.inside.wait, 30)
@@ -98,7 +98,7 @@ async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_t
     assert len(context.engine.calls) == 1
 
 
-async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_their_pictures(context):
+async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_their_images(context):
     context.engine.gate.clear()
     late, *stay = drawing(context, "a", timeout_s=1) + drawing(context, *"bcd", timeout_s=60)
     with pytest.raises(JobTimeout):
@@ -196,7 +196,7 @@ async def test_a_batch_that_hangs_costs_the_device_when_the_last_of_it_has_to_st
     context.engine.alive.clear()
     short, long = drawing(context, "a", timeout_s=0.7) + drawing(context, "b", timeout_s=2, num_images=3)
     try:
-        with pytest.raises(JobTimeout):  # the other may still get its picture
+        with pytest.raises(JobTimeout):  # the other may still get its image
             await asyncio.wait_for(short, 30)
         with pytest.raises(DeviceLost):
             await asyncio.wait_for(long, 30)

@@ -18,10 +18,10 @@ def ignore(progress):
     pass
 
 
-def queued(came, model="a", pictures=1, **changes):
+def queued(came, model="a", images=1, **changes):
     """A job of `model` that came at a time."""
     spec = ModelSpec(id=model, source=ModelSource(scheme="hf", locator=f"org/{model}"))
-    drawn = batch(spec=spec, seeds=tuple(range(pictures)), **changes)
+    drawn = batch(spec=spec, seeds=tuple(range(images)), **changes)
     return QueuedJob(drawn, ignore, came, drawn.batch_key)
 
 
@@ -65,14 +65,14 @@ async def test_jobs_that_differ_in_more_than_words_wait_apart():
     assert [queue.take(1, ["a", "b"]) for _ in range(4)] == [[small], [large], [other], []]
 
 
-async def test_it_is_pictures_that_are_counted():
-    queue = buckets(*(waiting := [queued(0, pictures=count) for count in (2, 3, 1, 9)]))
+async def test_it_is_images_that_are_counted():
+    queue = buckets(*(waiting := [queued(0, images=count) for count in (2, 3, 1, 9)]))
     assert [queue.take(1, ["a"]) for _ in range(3)] == [waiting[:1], waiting[1:3], waiting[3:]]
 
 
 async def test_alone_nobody_waits():
     assert len(buckets(queued(5.0), size=1).take(5.0, [])) == 1
-    assert len(buckets(queued(5.0, pictures=4)).take(5.0, [])) == 1
+    assert len(buckets(queued(5.0, images=4)).take(5.0, [])) == 1
     assert len(buckets(queued(5.0, video=VideoRequest(8.0))).take(5.0, [])) == 1  # a video, which nobody can join
 
 

@@ -180,7 +180,7 @@ async def test_the_callers_trace_is_known_in_the_engines_thread_whoever_came_bef
     assert seen == {"first": None, "second": TRACEPARENT, "third": None}
 
 
-async def test_jobs_without_a_picture_are_counted_under_their_codes(tmp_path):
+async def test_jobs_without_an_image_are_counted_under_their_codes(tmp_path):
     watched = Watched(tmp_path, max_concurrent_jobs=1, max_queued_jobs=0)
     context = watched.context
     codes = [

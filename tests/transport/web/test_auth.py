@@ -81,9 +81,7 @@ def test_an_unknown_model_is_refused_by_those_that_do_not_draw_too(served):
     ]:
         answer = served.http.request(method, path, **({"json": {"model": "nope"}} if method == "POST" else {}))
         assert (answer.status_code, code_of(answer.json())) == (status, "model_not_found"), path
-    answer = served.http.post(
-        "/diffusers/generate/nope", content=png(8, 8)
-    )  # a picture, whose model stands in the path
+    answer = served.http.post("/diffusers/generate/nope", content=png(8, 8))  # an image, whose model stands in the path
     assert (answer.status_code, answer.json()["supported_models"]) == (400, LISTED)
     assert served.context.builder.built == 0
 

@@ -22,7 +22,7 @@ def files(data=None):
     return {"image": ("in.png", png(64, 72) if data is None else data, "image/png")}
 
 
-def test_a_picture_is_edited(editing):
+def test_an_image_is_edited(editing):
     sent = {**FORM, "seed": "7", "guidance_scale": "2.5", "steps": "4"}
     answer = editing.http.post("/edit", data=sent, files=files())
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
@@ -56,7 +56,7 @@ def test_without_a_model_it_is_the_first_that_edits(served):
         ({"files": {"prompt": (None, "x")}}, "invalid_request"),
         ({"files": files()}, "invalid_request"),
         ({"data": {"prompt": " "}, "files": files()}, "invalid_request"),
-        ({"data": FORM, "files": files(b"no picture")}, "invalid_image"),
+        ({"data": FORM, "files": files(b"no image")}, "invalid_image"),
         ({"data": FORM, "files": [*files().items(), *files().items()]}, "invalid_request"),
         ({"data": FORM, "files": {**files(), "extra": ("x", b"x")}}, "invalid_request"),
         ({"data": {**FORM, "seed": "many"}, "files": files()}, "parameter_out_of_range"),

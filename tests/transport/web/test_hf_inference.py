@@ -19,7 +19,7 @@ def client(served, query="", **options):
     return InferenceClient(model=f"{served.origin}{PATH}{query}", token="anything", timeout=20, **options)
 
 
-def test_words_to_a_picture(served):
+def test_words_to_an_image(served):
     drawn = client(served).text_to_image(
         "a red apple", negative_prompt="a pear", width=64, height=72, num_inference_steps=3, guidance_scale=5, seed=7
     )
@@ -30,7 +30,7 @@ def test_words_to_a_picture(served):
     assert job.params["num_inference_steps"] == 3
 
 
-def test_a_picture_to_a_picture_with_and_without_words(served):
+def test_an_image_to_an_image_with_and_without_words(served):
     drawn = client(served).image_to_image(
         png(80, 64), prompt="greener", target_size={"width": 64, "height": 64}, strength=0.5
     )
@@ -101,7 +101,7 @@ def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(serve
         ({"inputs": "x", "width": 64}, 400, "width"),
         ({"inputs": "x", "model_id": 5}, 400, "model"),
         ({"inputs": "x", "parameters": {"target_size": 64}}, 400, "target_size"),
-        ({"inputs": "no picture", "parameters": {"prompt": "x"}}, 400, "image"),
+        ({"inputs": "no image", "parameters": {"prompt": "x"}}, 400, "image"),
         ({"inputs": "x", "parameters": {"output": 5}}, 400, "output"),
         ({"inputs": "x", "model_id": "org/sdxl"}, 502, "model"),
     ],
@@ -121,7 +121,7 @@ def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
     assert answer.headers["x-error-message"].startswith("widht    ")
 
 
-def test_what_is_no_json_and_no_picture(served):
+def test_what_is_no_json_and_no_image(served):
     for content, kind in [(b"", None), (b"hello", None), (b"{", "application/json"), (b"\xff\xfe", "image/png")]:
         headers = {"content-type": kind} if kind else {}
         answer = httpx.post(f"{served.origin}{PATH}", content=content, headers=headers)
@@ -129,7 +129,7 @@ def test_what_is_no_json_and_no_picture(served):
     assert served.context.engine.ran == []
 
 
-def test_an_answer_that_is_too_large_is_still_a_picture(tmp_path):
+def test_an_answer_that_is_too_large_is_still_an_image(tmp_path):
     engine = FakeEngine(pixels=lambda job, seed: noise(256, 256))
     with WebWorker(tmp_path, engine=engine, max_response_mb=0.2) as served:
         answer = served.http.post(PATH, json={"inputs": "x", "parameters": {"width": 256, "height": 256}})

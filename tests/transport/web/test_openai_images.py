@@ -27,16 +27,16 @@ def client(served):
         yield found
 
 
-def opened(picture):
-    return Image.open(io.BytesIO(base64.b64decode(picture.b64_json)))
+def opened(image):
+    return Image.open(io.BytesIO(base64.b64decode(image.b64_json)))
 
 
-def test_pictures_of_words(served, client):
+def test_images_of_words(served, client):
     began = int(time.time())
     drawn = client.images.generate(
         prompt="a red apple", model="tiny", n=2, size=SIZE, extra_body={"seed": 7, "negative_prompt": "a pear"}
     )
-    assert [opened(picture).size for picture in drawn.data] == [(64, 72), (64, 72)]
+    assert [opened(image).size for image in drawn.data] == [(64, 72), (64, 72)]
     assert (drawn.size, drawn.output_format, drawn.seeds, drawn.usage.total_tokens) == (SIZE, "png", [7, 8], 0)
     assert began <= drawn.created <= time.time()
     job = served.context.engine.ran[0]
@@ -59,9 +59,9 @@ def test_a_url_is_open_to_whoever_knows_it_for_a_while(tmp_path, clock):
         headers = {"Idempotency-Key": "guess me"}
         drawn = client.images.generate(prompt="x", n=2, size=SIZE, response_format="url", extra_headers=headers)
         assert drawn.data[0].b64_json is None
-        for index, picture in enumerate(drawn.data):
-            assert picture.url.startswith(f"{served.origin}/v1/images/img-")
-            got = httpx.get(picture.url)
+        for index, image in enumerate(drawn.data):
+            assert image.url.startswith(f"{served.origin}/v1/images/img-")
+            got = httpx.get(image.url)
             assert (got.status_code, got.headers["content-type"]) == (200, "image/png")
             assert Image.open(io.BytesIO(got.content)).getpixel((0, 0))[0] == (drawn.seeds[index]) % 251
         url = drawn.data[0].url
@@ -71,12 +71,12 @@ def test_a_url_is_open_to_whoever_knows_it_for_a_while(tmp_path, clock):
         assert httpx.get(url).status_code == 404
 
 
-def test_a_job_that_was_handed_in_elsewhere_is_no_picture_here(served):
+def test_a_job_that_was_handed_in_elsewhere_is_no_image_here(served):
     job = served.http.post("/v2/local/run", json={"input": {"prompt": "x"}}).json()["id"]
     assert served.http.get(f"/v1/images/{job}/content").status_code == 404
 
 
-def test_one_and_several_pictures_are_edited(served, client):
+def test_one_and_several_images_are_edited(served, client):
     drawn = client.images.edit(
         image=png(64, 64), prompt="greener", model="tiny", extra_body={"strength": 0.5, "seed": 3}
     )
@@ -91,11 +91,11 @@ def test_a_mask_means_its_transparent_part(served, client):
     client.images.edit(image=png(64, 64), mask=mask(64, 64), prompt="x", model="any")
     (job,) = served.context.engine.ran
     assert job.call.task.value == "inpainting"
-    (taken,) = next(media.pictures for media in job.media if media.field == "mask_image")
+    (taken,) = next(media.images for media in job.media if media.field == "mask_image")
     assert [taken.data[x] for x in (0, 31, 32, 63)] == [255, 255, 0, 0]
 
 
-def test_partial_pictures_and_then_the_whole_one(served, client):
+def test_partial_images_and_then_the_whole_one(served, client):
     served.context.engine.steps = 6
     events = list(client.images.generate(prompt="x", size=SIZE, stream=True, partial_images=2))
     assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
@@ -207,11 +207,11 @@ def test_with_a_bucket_a_url_is_the_buckets(tmp_path):
         with WebWorker(tmp_path, **s3(bucket)) as served:
             client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything")
             drawn = client.images.generate(prompt="x", n=2, response_format="url")
-        assert all(picture.url.startswith(bucket.origin) for picture in drawn.data)
-        assert all(httpx.get(picture.url).content.startswith(b"\x89PNG") for picture in drawn.data)
+        assert all(image.url.startswith(bucket.origin) for image in drawn.data)
+        assert all(httpx.get(image.url).content.startswith(b"\x89PNG") for image in drawn.data)
 
 
-def test_a_picture_that_is_too_large_comes_from_the_bucket_at_the_doors_that_send_files(tmp_path):
+def test_an_image_that_is_too_large_comes_from_the_bucket_at_the_doors_that_send_files(tmp_path):
     engine = FakeEngine(pixels=lambda job, seed: noise(256, 256))
     with FakeBucket() as bucket, WebWorker(tmp_path, engine=engine, max_response_mb=0.2, **s3(bucket)) as served:
         url = f"{served.origin}/diffusers/generate"
@@ -224,14 +224,14 @@ def s3(bucket):
     return names | {"bucket_access_key_id": "id", "bucket_secret_access_key": "secret"}
 
 
-def test_the_same_key_is_the_same_picture_in_whichever_form(served):
+def test_the_same_key_is_the_same_image_in_whichever_form(served):
     def ask(**sent):
         body = {"prompt": "an apple", "size": "64x64", **sent}
         return served.http.post("/v1/images/generations", json=body, headers={"Idempotency-Key": "one"})
 
-    picture = ask().json()["data"][0]["b64_json"]
+    image = ask().json()["data"][0]["b64_json"]
     url = ask(response_format="url").json()["data"][0]["url"]
-    assert base64.b64encode(served.http.get(url).content).decode() == picture
-    assert picture in ask(stream=True).text
+    assert base64.b64encode(served.http.get(url).content).decode() == image
+    assert image in ask(stream=True).text
     assert len(served.context.engine.ran) == 1
     assert ask(size="128x64").status_code == 400

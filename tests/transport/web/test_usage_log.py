@@ -165,7 +165,7 @@ def check_metrics(books, answers):
 
 
 def check_undrawn(books, job, code, status):
-    """A job without a picture: one line, one trace and one count, of its code; and nobody pays for it."""
+    """A job without an image: one line, one trace and one count, of its code; and nobody pays for it."""
     line = books.line(job)
     assert line["outcome"] == code
     assert "gpu_seconds" not in line
@@ -268,11 +268,11 @@ def test_a_job_that_ran_out_of_time_in_the_queue(kept, waits_for):
     assert books.engine.ran == []
 
 
-def test_a_picture_that_no_answer_holds_was_drawn_all_the_same(kept):
+def test_an_image_that_no_answer_holds_was_drawn_all_the_same(kept):
     books = kept(max_response_mb=0.011)
     job = books.hand_in(width=256, height=256)
     line = books.line(job)
-    assert line["outcome"] == "ok"  # a flat picture fits
+    assert line["outcome"] == "ok"  # a flat image fits
     books.engine.pixels = lambda job, seed: noise_of(256)
     job = books.hand_in(width=256, height=256, seed=2)
     line = books.line(job)

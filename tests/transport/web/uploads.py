@@ -1,4 +1,4 @@
-"""Pictures that callers send, and pixels that do not compress. No torch."""
+"""Images that callers send, and pixels that do not compress. No torch."""
 
 import io
 import random
@@ -9,7 +9,7 @@ from worker.core.image import Raster
 
 
 def png(width, height, colour="red", mode="RGB"):
-    """Return a picture of one colour, as a PNG file."""
+    """Return an image of one colour, as a PNG file."""
     return _file(Image.new(mode, (width, height), colour))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 Tell = Callable[[str, list[str]], None]
-WORDS, SHOWN_WORDS, KEY, PICTURE, FOLDER, SAID = "words", "shown words", "key", "picture", "folder", "said"
+WORDS, SHOWN_WORDS, KEY, IMAGE, FOLDER, SAID = "words", "shown words", "key", "image", "folder", "said"
 
 # Fields whose texts say which model, which method and which kind of answer.
 _MODELS = {"model", "model_id", "lora_model", "base_model", "base_model_path", "source", "variant", "weight_name"}
@@ -83,7 +83,7 @@ def _private(value: object, *, public: bool = False, depth: int = 0) -> Iterator
             yield from ((KEY, text) for text in _keys_of_link(value))
         elif not public:
             is_base64 = len(value) >= _BASE64_FROM and " " not in value[:_BASE64_FROM]
-            yield PICTURE if is_base64 else WORDS, value[:_MUCH]
+            yield IMAGE if is_base64 else WORDS, value[:_MUCH]
 
 
 def _keys_of_link(link: str) -> Iterator[str]:
@@ -107,7 +107,7 @@ def _tell_answer(answer: Any, tell: Tell) -> None:
         (file.url or file.path or base64.b64encode(file.data[: _MUCH * 3 // 4]).decode())[:_MUCH]
         for file in getattr(answer, "files", ())
     ]
-    tell(PICTURE, [text for text in sent if len(text) >= _BASE64_FROM])
+    tell(IMAGE, [text for text in sent if len(text) >= _BASE64_FROM])
 
 
 def _tell_settings(settings: Any, tell: Tell) -> None:

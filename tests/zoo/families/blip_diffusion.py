@@ -1,4 +1,4 @@
-"""BLIP-Diffusion: the subject of a picture, drawn into another scene."""
+"""BLIP-Diffusion: the subject of an image, drawn into another scene."""
 
 import atexit
 import functools
@@ -15,7 +15,7 @@ from transformers import Blip2Config, Blip2QFormerConfig, Blip2VisionConfig
 from tests.zoo import parts
 from tests.zoo.families.controlnet import with_controlnet
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import Picture, Recipe
+from tests.zoo.recipe import Image, Recipe
 
 
 def _blip() -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _qformer() -> Blip2QFormerModel:
 
 _REQUEST = {
     "prompt": "on a table",
-    "reference_image": Picture(),
+    "reference_image": Image(),
     "source_subject_category": "apple",
     "target_subject_category": "pear",
     "width": 64,
@@ -66,7 +66,7 @@ RECIPES = (
     Recipe(
         "BlipDiffusionControlNetPipeline",
         lambda: with_controlnet(_blip()),
-        {**_REQUEST, "condtioning_image": Picture(seed=1)},  # sic
+        {**_REQUEST, "condtioning_image": Image(seed=1)},  # sic
         broken=_BROKEN,
         moved=_MOVED,
     ),

@@ -1,4 +1,4 @@
-"""Würstchen and Stable Cascade: a prior draws a very small picture, a decoder makes it large."""
+"""Würstchen and Stable Cascade: a prior draws a very small image, a decoder makes it large."""
 
 from typing import Any
 

@@ -17,9 +17,9 @@ from tests.zoo.families.dit import HUNYUAN, hunyuan_dit
 from tests.zoo.families.stable_diffusion import INPAINT, REDRAW, SIZED, sd1
 from tests.zoo.families.stable_diffusion_3 import SD3, sd3
 from tests.zoo.families.stable_diffusion_xl import sdxl, xl_config
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
-CONTROL = {"control_image": Picture(seed=1)}
+CONTROL = {"control_image": Image(seed=1)}
 _SHARED = {
     "block_out_channels": (32, 64),
     "layers_per_block": 1,
@@ -82,7 +82,7 @@ def _sd1_inpaint() -> dict[str, Any]:
 
 
 _SENT = {**SIZED, **CONTROL}
-_AS_IMAGE = {**SIZED, "image": Picture(seed=1)}
+_AS_IMAGE = {**SIZED, "image": Image(seed=1)}
 _REDRAW = {**REDRAW, **CONTROL}
 _INPAINT = {**INPAINT, **CONTROL}
 
@@ -104,8 +104,8 @@ RECIPES = (
     Recipe(
         "StableDiffusion3ControlNetInpaintingPipeline",
         lambda: _sd3_control(extra_conditioning_channels=1),
-        {**SIZED, "image": Picture(), "mask_image": Mask()},
-        call={**SIZED, "control_image": Picture(), "control_mask": Mask()},
+        {**SIZED, "image": Image(), "mask_image": Mask()},
+        call={**SIZED, "control_image": Image(), "control_mask": Mask()},
     ),
     Recipe("HunyuanDiTControlNetPipeline", _hunyuan_control, {**_SENT, "use_resolution_binning": False}),
 )

@@ -5,17 +5,17 @@ from typing import Any
 from diffusers import ChromaTransformer2DModel, FluxControlNetModel, FluxTransformer2DModel
 
 from tests.zoo import parts
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
 _TEXT = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 2}
-_IMAGE = {**_TEXT, "image": Picture(), "strength": 0.8, "num_inference_steps": 3}
+_IMAGE = {**_TEXT, "image": Image(), "strength": 0.8, "num_inference_steps": 3}
 _INPAINT = {**_IMAGE, "mask_image": Mask()}
-_CONTROL = {"control_image": Picture(seed=1)}
+_CONTROL = {"control_image": Image(seed=1)}
 _GRID = {
-    "task_prompt": "Each row shows a picture and its edges.",
+    "task_prompt": "Each row shows an image and its edges.",
     "content_prompt": "a red apple",
-    # one row of examples, and the row whose second picture is asked for
-    "image": [[Picture(32, 32), Picture(32, 32, seed=1)], [Picture(32, 32, seed=2), None]],
+    # one row of examples, and the row whose second image is asked for
+    "image": [[Image(32, 32), Image(32, 32, seed=1)], [Image(32, 32, seed=2), None]],
     "num_inference_steps": 2,
 }
 _PACKED = 16  # four channels of two by two latents
@@ -97,12 +97,10 @@ RECIPES = (
     Recipe("FluxControlNetPipeline", _controlnet, {**_TEXT, **_CONTROL}),
     Recipe("FluxControlNetImg2ImgPipeline", _controlnet, {**_IMAGE, **_CONTROL}),
     Recipe("FluxControlNetInpaintPipeline", _controlnet, {**_INPAINT, **_CONTROL}),
-    Recipe("FluxFillPipeline", _fill, {**_TEXT, "image": Picture(), "mask_image": Mask()}),
-    # the picture to edit is brought to some 1024x1024 whatever its size; `max_area` is for the one that is drawn,
+    Recipe("FluxFillPipeline", _fill, {**_TEXT, "image": Image(), "mask_image": Mask()}),
+    # the image to edit is brought to some 1024x1024 whatever its size; `max_area` is for the one that is drawn,
     # and one that is painted anew in part keeps the size of the first
-    Recipe(
-        "FluxKontextPipeline", _kontext, {**_TEXT, "image": Picture(), "max_area": 64 * 64, "num_inference_steps": 1}
-    ),
+    Recipe("FluxKontextPipeline", _kontext, {**_TEXT, "image": Image(), "max_area": 64 * 64, "num_inference_steps": 1}),
     Recipe("FluxKontextInpaintPipeline", _kontext, {**_INPAINT, "strength": 1.0, "num_inference_steps": 1}),
     Recipe("VisualClozePipeline", _visual_cloze, {**_GRID, "upsampling_width": 64, "upsampling_height": 64}),
     Recipe("VisualClozeGenerationPipeline", _visual_cloze, _GRID),

@@ -1,4 +1,4 @@
-"""Image transformers that read the prompt, and often the picture to edit, with a vision-language model."""
+"""Image transformers that read the prompt, and often the image to edit, with a vision-language model."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ from transformers import Qwen2VLProcessor, Qwen3VLProcessor
 
 from tests.zoo import autoencoders, language, parts
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Picture, Recipe
+from tests.zoo.recipe import Image, Recipe
 
 _ONE = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 2}
 _TEXT = {**_ONE, "negative_prompt": "blue"}
-_EDIT = {"prompt": "make it red", "image": Picture(), "num_inference_steps": 1}
+_EDIT = {"prompt": "make it red", "image": Image(), "num_inference_steps": 1}
 _HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
 _PACKED = 4 * CHANNELS
 _NEEDS = ("torchvision",)  # for the video half of Qwen's processors
@@ -126,7 +126,7 @@ def _hunyuan() -> dict[str, Any]:
 def _hunyuan_refiner() -> dict[str, Any]:
     transformer = HunyuanImageTransformer2DModel(
         **_HEADS,
-        in_channels=4 * CHANNELS,  # the picture to refine beside the noise, both with two frames in one
+        in_channels=4 * CHANNELS,  # the image to refine beside the noise, both with two frames in one
         out_channels=2 * CHANNELS,
         num_layers=1,
         num_single_layers=1,
@@ -271,7 +271,7 @@ RECIPES = (
     Recipe("ErnieImagePipeline", _ernie, _TEXT),
     Recipe("GlmImagePipeline", _glm, _ONE),
     Recipe("HunyuanImagePipeline", _hunyuan, _TEXT),
-    Recipe("HunyuanImageRefinerPipeline", _hunyuan_refiner, {**_TEXT, "image": Picture()}),
+    Recipe("HunyuanImageRefinerPipeline", _hunyuan_refiner, {**_TEXT, "image": Image()}),
     Recipe(
         "Ideogram4Pipeline",
         _ideogram4,
@@ -280,7 +280,7 @@ RECIPES = (
         values={"guidance_schedule": [7.0, 3.0]},
     ),
     Recipe("JoyImageEditPipeline", _joy, _EDIT, needs=_NEEDS),
-    Recipe("JoyImageEditPlusPipeline", _joy_plus, {**_ONE, "images": [Picture()]}, needs=_NEEDS),
+    Recipe("JoyImageEditPlusPipeline", _joy_plus, {**_ONE, "images": [Image()]}, needs=_NEEDS),
     Recipe("Krea2Pipeline", _krea2, _TEXT),
     Recipe("LongCatImagePipeline", _longcat, {**_TEXT, "enable_prompt_rewrite": False}, needs=_NEEDS),
     Recipe("LongCatImageEditPipeline", _longcat, _EDIT, needs=_NEEDS),

@@ -1,11 +1,11 @@
-"""Marigold: what a picture shows, as a map of depth, normals or materials."""
+"""Marigold: what an image shows, as a map of depth, normals or materials."""
 
 from typing import Any
 
 from tests.zoo.families.stable_diffusion import bare
-from tests.zoo.recipe import Picture, Recipe
+from tests.zoo.recipe import Image, Recipe
 
-_REQUEST = {"image": Picture(), "num_inference_steps": 2, "processing_resolution": 64}
+_REQUEST = {"image": Image(), "num_inference_steps": 2, "processing_resolution": 64}
 _SEVERAL = {"ensemble_size": 3}  # fewer have no uncertainty
 _MATERIALS = {
     "target_names": ["albedo", "material"],

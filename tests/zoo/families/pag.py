@@ -2,13 +2,13 @@
 
 from tests.zoo.families.controlnet import CONTROL, with_controlnet, with_xl_controlnet
 from tests.zoo.families.dit import UNBINNED, hunyuan_dit, pixart
-from tests.zoo.families.films import FILM, animated
 from tests.zoo.families.stable_diffusion import INPAINT, REDRAW, SIZED, bare, sd1
 from tests.zoo.families.stable_diffusion_3 import sd3
 from tests.zoo.families.stable_diffusion_xl import kolors, sdxl
-from tests.zoo.recipe import Picture, Recipe
+from tests.zoo.families.videos import FILM, animated
+from tests.zoo.recipe import Image, Recipe
 
-_CONTROLLED = {"call": {**SIZED, "image": Picture(seed=1)}}
+_CONTROLLED = {"call": {**SIZED, "image": Image(seed=1)}}
 
 
 RECIPES = (

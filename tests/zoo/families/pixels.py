@@ -12,7 +12,7 @@ from transformers import CLIPConfig
 from tests.zoo import parts
 from tests.zoo.families.stable_diffusion import PROMPT, STEPS, unclip_prior
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import MOVED, Mask, Picture, Recipe
+from tests.zoo.recipe import MOVED, Image, Mask, Recipe
 
 _BLOCKS = {
     "resnet_time_scale_shift": "scale_shift",
@@ -109,16 +109,16 @@ def _repaint() -> dict[str, Any]:
     return {"unet": unet.eval(), "scheduler": RePaintScheduler()}
 
 
-_IMAGE = {**PROMPT, "image": Picture(32, 32)}
+_IMAGE = {**PROMPT, "image": Image(32, 32)}
 _MASKED = {**_IMAGE, "mask_image": Mask(32, 32)}
-_ORIGINAL = {"original_image": Picture(32, 32, seed=1), "image": Picture(16, 16)}
+_ORIGINAL = {"original_image": Image(32, 32, seed=1), "image": Image(16, 16)}
 _FEW = {"decoder_num_inference_steps": 2, "super_res_num_inference_steps": 2}
 
 RECIPES = (
     Recipe("IFPipeline", _floyd, PROMPT),
     Recipe("IFImg2ImgPipeline", _floyd, {**_IMAGE, "strength": 0.8, "num_inference_steps": 4}),
     Recipe("IFInpaintingPipeline", _floyd, {**_MASKED, "strength": 0.8, "num_inference_steps": 4}),
-    Recipe("IFSuperResolutionPipeline", _floyd_larger, {**PROMPT, "image": Picture(16, 16)}),
+    Recipe("IFSuperResolutionPipeline", _floyd_larger, {**PROMPT, "image": Image(16, 16)}),
     Recipe(
         "IFImg2ImgSuperResolutionPipeline",
         _floyd_checked,
@@ -140,13 +140,13 @@ RECIPES = (
     Recipe(
         "UnCLIPImageVariationPipeline",
         _unclip_variation,
-        {"image": Picture(32, 32), **_FEW},
+        {"image": Image(32, 32), **_FEW},
         broken=MOVED,
         moved={"text_proj": "unclip"},
     ),
     Recipe(
         "RePaintPipeline",
         _repaint,
-        {"image": Picture(32, 32), "mask_image": Mask(32, 32), **STEPS, "jump_length": 1, "jump_n_sample": 1},
+        {"image": Image(32, 32), "mask_image": Mask(32, 32), **STEPS, "jump_length": 1, "jump_n_sample": 1},
     ),
 )

@@ -7,11 +7,11 @@ from transformers import Qwen2VLProcessor, Qwen3VLProcessor
 
 from tests.zoo import autoencoders, language, parts
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
 _TEXT = {"prompt": "a red apple", "negative_prompt": "blue", "width": 64, "height": 64, "num_inference_steps": 2}
-_IMAGE = {**_TEXT, "image": Picture(), "strength": 0.8, "num_inference_steps": 3}
-_CONTROL = {**_TEXT, "control_image": Picture(seed=1)}
+_IMAGE = {**_TEXT, "image": Image(), "strength": 0.8, "num_inference_steps": 3}
+_CONTROL = {**_TEXT, "control_image": Image(seed=1)}
 _PACKED = 4 * CHANNELS
 _NEEDS = ("torchvision",)  # for the video half of the processor
 _SIZES = {
@@ -49,7 +49,7 @@ def _edit(**transformer: Any) -> dict[str, Any]:
 
 
 def _layered() -> dict[str, Any]:
-    channels = 8  # four would be taken for latents: that is how many a picture with transparency has
+    channels = 8  # four would be taken for latents: that is how many an image with transparency has
     transparent = autoencoders.qwen_vae(channels, input_channels=4)
     sizes = {"in_channels": 4 * channels, "out_channels": channels}
     return {**_edit(use_additional_t_cond=True, use_layer3d_rope=True, **sizes), "vae": transparent}
@@ -79,8 +79,8 @@ RECIPES = (
     Recipe("QwenImageInpaintPipeline", _qwen, {**_IMAGE, "mask_image": Mask()}),
     Recipe("QwenImageControlNetPipeline", _control, _CONTROL),
     Recipe("QwenImageControlNetInpaintPipeline", _control_inpaint, {**_CONTROL, "control_mask": Mask()}),
-    # the editors bring the picture to some 1024x1024, whatever its size
-    Recipe("QwenImageEditPipeline", _edit, {**_TEXT, "image": Picture(), "num_inference_steps": 1}, needs=_NEEDS),
+    # the editors bring the image to some 1024x1024, whatever its size
+    Recipe("QwenImageEditPipeline", _edit, {**_TEXT, "image": Image(), "num_inference_steps": 1}, needs=_NEEDS),
     Recipe(
         "QwenImageEditInpaintPipeline",
         _edit,
@@ -90,13 +90,13 @@ RECIPES = (
     Recipe(
         "QwenImageEditPlusPipeline",
         _edit,
-        {**_TEXT, "image": [Picture(), Picture(seed=1)], "num_inference_steps": 1},
+        {**_TEXT, "image": [Image(), Image(seed=1)], "num_inference_steps": 1},
         needs=_NEEDS,
     ),
     Recipe(
         "QwenImageLayeredPipeline",
         _layered,
-        {"prompt": "a red apple", "image": Picture(mode="RGBA"), "layers": 1, "num_inference_steps": 1},
+        {"prompt": "a red apple", "image": Image(mode="RGBA"), "layers": 1, "num_inference_steps": 1},
         needs=_NEEDS,
     ),
     Recipe("QwenImage21Pipeline", _qwen21, _TEXT, needs=_NEEDS),

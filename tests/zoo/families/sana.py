@@ -1,11 +1,11 @@
-"""Sana: linear attention over latents 32 times smaller than the picture, and a prompt read by Gemma 2."""
+"""Sana: linear attention over latents 32 times smaller than the image, and a prompt read by Gemma 2."""
 
 from typing import Any
 
 from diffusers import SanaControlNetModel, SanaTransformer2DModel, SCMScheduler
 
 from tests.zoo import autoencoders, language, parts
-from tests.zoo.recipe import Picture, Recipe
+from tests.zoo.recipe import Image, Recipe
 
 # Sana would draw the nearest of its training's sizes, all near a million pixels, and shrink that
 _TEXT = {
@@ -50,7 +50,7 @@ def _sprint() -> dict[str, Any]:
 RECIPES = (
     Recipe("SanaPipeline", _sana, _BOTH),
     Recipe("SanaPAGPipeline", _sana, _BOTH),
-    Recipe("SanaControlNetPipeline", _control, {**_BOTH, "control_image": Picture()}),
+    Recipe("SanaControlNetPipeline", _control, {**_BOTH, "control_image": Image()}),
     Recipe("SanaSprintPipeline", _sprint, _TEXT),
-    Recipe("SanaSprintImg2ImgPipeline", _sprint, {**_TEXT, "image": Picture(), "strength": 0.8}),
+    Recipe("SanaSprintImg2ImgPipeline", _sprint, {**_TEXT, "image": Image(), "strength": 0.8}),
 )

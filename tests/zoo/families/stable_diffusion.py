@@ -8,12 +8,12 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessorPil
 
 from tests.zoo import parts
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
 STEPS = {"num_inference_steps": 2}
 PROMPT = {"prompt": "a red apple", "negative_prompt": "blue", **STEPS}
 SIZED = {**PROMPT, "width": 64, "height": 64}
-IMAGE = {**PROMPT, "image": Picture()}
+IMAGE = {**PROMPT, "image": Image()}
 REDRAW = {**IMAGE, "strength": 0.8, "num_inference_steps": 4}
 INPAINT = {**IMAGE, "mask_image": Mask()}
 NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -172,9 +172,9 @@ RECIPES = (
     Recipe("StableDiffusionInpaintPipeline", lambda: sd1(in_channels=9), {**INPAINT, "width": 64, "height": 64}),
     Recipe("StableDiffusionInstructPix2PixPipeline", lambda: sd1(in_channels=8), IMAGE),
     Recipe("StableDiffusionDepth2ImgPipeline", _depth, REDRAW),
-    Recipe("StableDiffusionImageVariationPipeline", _variation, {"image": Picture(), **STEPS}),
-    Recipe("StableDiffusionLatentUpscalePipeline", _latent_upscale, {**PROMPT, "image": Picture(32, 32)}),
-    Recipe("StableDiffusionUpscalePipeline", _upscale, {**PROMPT, "image": Picture(16, 16)}),
+    Recipe("StableDiffusionImageVariationPipeline", _variation, {"image": Image(), **STEPS}),
+    Recipe("StableDiffusionLatentUpscalePipeline", _latent_upscale, {**PROMPT, "image": Image(32, 32)}),
+    Recipe("StableDiffusionUpscalePipeline", _upscale, {**PROMPT, "image": Image(16, 16)}),
     Recipe("StableUnCLIPPipeline", _unclip, {**SIZED, "prior_num_inference_steps": 2}),
     Recipe("StableUnCLIPImg2ImgPipeline", _unclip_image, {**IMAGE, "width": 64, "height": 64}),
     Recipe(
@@ -186,9 +186,9 @@ RECIPES = (
     Recipe(
         "LatentConsistencyModelImg2ImgPipeline",
         _lcm,
-        {"prompt": "a red apple", "image": Picture(), **STEPS},
+        {"prompt": "a red apple", "image": Image(), **STEPS},
         values=_LONGER,
     ),
     Recipe("LDMTextToImagePipeline", _latent_text_to_image, {"prompt": "a red apple", **STEPS}),
-    Recipe("LDMSuperResolutionPipeline", _latent_super_resolution, {"image": Picture(32, 32), **STEPS}),
+    Recipe("LDMSuperResolutionPipeline", _latent_super_resolution, {"image": Image(32, 32), **STEPS}),
 )

@@ -16,9 +16,9 @@ from tests.zoo import parts
 from tests.zoo.families.stable_diffusion import INPAINT, REDRAW, SIZED, STEPS, sd1
 from tests.zoo.families.stable_diffusion_xl import sdxl
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import MOVED, Mask, Picture, Recipe, Values
+from tests.zoo.recipe import MOVED, Image, Mask, Recipe, Values
 
-_EDIT = {"image": Picture(), "editing_prompt": ["a green pear"]}
+_EDIT = {"image": Image(), "editing_prompt": ["a green pear"]}
 # LEdits++ reads the attention at a quarter of the latents' sides
 _THREE_LEVELS = {
     "block_out_channels": (32, 32, 64),
@@ -68,11 +68,11 @@ def _ledits(*, xl: bool = False) -> dict[str, Any]:
 
 
 def _invert(pipeline: Any) -> None:
-    pipeline.invert(Picture().draw(), num_inversion_steps=4, generator=torch.Generator().manual_seed(0))
+    pipeline.invert(Image().draw(), num_inversion_steps=4, generator=torch.Generator().manual_seed(0))
 
 
 def _mask_and_invert(pipeline: Any) -> Values:
-    image, words = Picture().draw(), {"source_prompt": "an apple", "target_prompt": "a pear"}
+    image, words = Image().draw(), {"source_prompt": "an apple", "target_prompt": "a pear"}
     few = {"num_inference_steps": 4, "num_maps_per_mask": 1, "mask_thresholding_ratio": 1.0}
     mask = pipeline.generate_mask(image=image, **words, **few)
     latents = pipeline.invert(prompt="an apple", image=image, num_inference_steps=4).latents
@@ -85,7 +85,7 @@ RECIPES = (
     Recipe(
         "CycleDiffusionPipeline",
         sd1,
-        {"prompt": "a pear", "source_prompt": "an apple", "image": Picture(), "num_inference_steps": 4},
+        {"prompt": "a pear", "source_prompt": "an apple", "image": Image(), "num_inference_steps": 4},
     ),
     Recipe(
         "StableDiffusionInpaintPipelineLegacy",
@@ -111,7 +111,7 @@ RECIPES = (
         {
             "prompt": "a pear",
             "source_prompt": "an apple",
-            "image": Picture(),
+            "image": Image(),
             "num_inference_steps": 4,
             "mask_thresholding_ratio": 1.0,
         },
@@ -119,7 +119,7 @@ RECIPES = (
         before=_mask_and_invert,
     ),
     Recipe("StableDiffusionGLIGENPipeline", lambda: sd1(attention_type="gated"), {**SIZED, **_BOXES}),
-    Recipe("StableDiffusionGLIGENTextImagePipeline", _gligen_image, {**SIZED, **_BOXES, "gligen_images": [Picture()]}),
+    Recipe("StableDiffusionGLIGENTextImagePipeline", _gligen_image, {**SIZED, **_BOXES, "gligen_images": [Image()]}),
     Recipe("StableDiffusionLDM3DPipeline", _rgb_and_depth, SIZED, call={**SIZED, "output_type": "np"}),
     Recipe("StableDiffusionPanoramaPipeline", sd1, {**SIZED, "width": 128}),
     Recipe("StableDiffusionPipelineSafe", sd1, SIZED),
@@ -127,7 +127,7 @@ RECIPES = (
     Recipe(
         "PaintByExamplePipeline",
         _paint_by_example,
-        {"example_image": Picture(seed=1), "image": Picture(), "mask_image": Mask(), **STEPS},
+        {"example_image": Image(seed=1), "image": Image(), "mask_image": Mask(), **STEPS},
         broken=MOVED,
         moved={"image_encoder": "paint_by_example"},
     ),

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from tests.zoo import autoencoders, language, parts
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
 _ONE = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 2}
 _TEXT = {**_ONE, "negative_prompt": "blue"}
@@ -205,10 +205,10 @@ RECIPES = (
     Recipe("Lumina2Pipeline", _lumina2, _TEXT),
     Recipe("CogView3PlusPipeline", _cogview3, _LARGE),
     Recipe("CogView4Pipeline", _cogview4, _LARGE),
-    Recipe("CogView4ControlPipeline", _cogview4_control, {**_LARGE, "control_image": Picture()}),
+    Recipe("CogView4ControlPipeline", _cogview4_control, {**_LARGE, "control_image": Image()}),
     Recipe("BriaPipeline", _bria, _TEXT),
     Recipe("BriaFiboPipeline", _bria_fibo, _TEXT),
-    Recipe("BriaFiboEditPipeline", _bria_fibo, {**_TEXT, "prompt": _EDIT, "image": Picture(), "mask": Mask()}),
+    Recipe("BriaFiboEditPipeline", _bria_fibo, {**_TEXT, "prompt": _EDIT, "image": Image(), "mask": Mask()}),
     Recipe("OvisImagePipeline", _ovis, _TEXT),
     # HiDream draws a million pixels whatever is asked for
     Recipe("HiDreamImagePipeline", _hidream, {**_TEXT, "num_inference_steps": 1}),

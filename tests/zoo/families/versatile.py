@@ -12,7 +12,7 @@ from tests.builders import byte_units
 from tests.zoo import parts
 from tests.zoo.families.stable_diffusion import SIZED, STEPS
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import MOVED, Picture, Recipe
+from tests.zoo.recipe import MOVED, Image, Recipe
 
 
 def _versatile() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _unidiffuser() -> dict[str, Any]:
     }
 
 
-_IMAGE = {"image": Picture(), "width": 64, "height": 64, **STEPS}
+_IMAGE = {"image": Image(), "width": 64, "height": 64, **STEPS}
 _FLAT = {"text_unet": "versatile_diffusion"}
 
 RECIPES = (

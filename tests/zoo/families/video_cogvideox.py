@@ -16,7 +16,7 @@ from diffusers import (
 
 from tests.zoo import autoencoders, language, parts
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _TEXT = {
     "prompt": "a cat walks",
@@ -134,10 +134,10 @@ def _tile(pipeline: Any) -> None:
 
 RECIPES = (
     Recipe("CogVideoXPipeline", _cogvideox, _TEXT),
-    Recipe("CogVideoXFunControlPipeline", _cogvideox_conditioned, {**_STILL, "control_video": Clip(5)}),
-    Recipe("CogVideoXImageToVideoPipeline", _cogvideox_conditioned, {**_TEXT, "image": Picture()}),
-    Recipe("CogVideoXVideoToVideoPipeline", _cogvideox, {**_STILL, "video": Clip(5), "num_inference_steps": 3}),
-    Recipe("ConsisIDPipeline", _consisid, {**_TEXT, "image": Picture()}, needs=("cv2",)),
+    Recipe("CogVideoXFunControlPipeline", _cogvideox_conditioned, {**_STILL, "control_video": Video(5)}),
+    Recipe("CogVideoXImageToVideoPipeline", _cogvideox_conditioned, {**_TEXT, "image": Image()}),
+    Recipe("CogVideoXVideoToVideoPipeline", _cogvideox, {**_STILL, "video": Video(5), "num_inference_steps": 3}),
+    Recipe("ConsisIDPipeline", _consisid, {**_TEXT, "image": Image()}, needs=("cv2",)),
     Recipe("MochiPipeline", _mochi, {**_TEXT, "num_frames": 7}),
     # the autoencoder only decodes in tiles
     Recipe("AllegroPipeline", _allegro, {**_TEXT, "num_frames": 8}, before=_tile),
@@ -145,13 +145,13 @@ RECIPES = (
     Recipe(
         "EasyAnimateControlPipeline",
         _easy_animate_control,
-        {**_TEXT, "control_video": Clip(5)},
+        {**_TEXT, "control_video": Video(5)},
         broken="it calls its own `encode_prompt` with an argument that this does not take",
     ),
     Recipe(
         "EasyAnimateInpaintPipeline",
         _easy_animate_inpaint,
-        {**_TEXT, "video": Clip(5), "mask_video": Clip(5)},
+        {**_TEXT, "video": Video(5), "mask_video": Video(5)},
         broken="it reads `cache_mag_vae`, which the configuration of its autoencoder does not have",
     ),
 )

@@ -1,4 +1,4 @@
-"""Cosmos: films and pictures of a world, from text, a picture or a film."""
+"""Cosmos: videos and images of a world, from text, an image or a video."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusers import (
 
 from tests.zoo import autoencoders, language, parts
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _STILL = {"prompt": "a robot", "negative_prompt": "blue", "width": 64, "height": 64, "num_inference_steps": 2}
 _TEXT = {**_STILL, "num_frames": 9}
@@ -108,14 +108,14 @@ def _cosmos3() -> dict[str, Any]:
 
 RECIPES = (
     Recipe("CosmosTextToWorldPipeline", _cosmos1, _TEXT, needs=_NEEDS),
-    Recipe("CosmosVideoToWorldPipeline", lambda: _cosmos1(1), {**_TEXT, "video": Clip(9)}, needs=_NEEDS),
+    Recipe("CosmosVideoToWorldPipeline", lambda: _cosmos1(1), {**_TEXT, "video": Video(9)}, needs=_NEEDS),
     Recipe("Cosmos2TextToImagePipeline", _cosmos2, _STILL, needs=_NEEDS),
-    Recipe("Cosmos2VideoToWorldPipeline", lambda: _cosmos2(1), {**_TEXT, "image": Picture()}, needs=_NEEDS),
-    Recipe("Cosmos2_5_PredictBasePipeline", _cosmos25, {**_TEXT, "image": Picture()}, needs=_NEEDS),
+    Recipe("Cosmos2VideoToWorldPipeline", lambda: _cosmos2(1), {**_TEXT, "image": Image()}, needs=_NEEDS),
+    Recipe("Cosmos2_5_PredictBasePipeline", _cosmos25, {**_TEXT, "image": Image()}, needs=_NEEDS),
     Recipe(
         "Cosmos2_5_TransferPipeline",
         _cosmos25_transfer,
-        {**_TEXT, "controls": Clip(9), "num_frames_per_chunk": 9},
+        {**_TEXT, "controls": Video(9), "num_frames_per_chunk": 9},
         needs=_NEEDS,
     ),
     Recipe("Cosmos3OmniPipeline", _cosmos3, _TEXT),

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, Qwen2_5_VLProcessor, Qwen2VLProcess
 
 from tests.zoo import autoencoders, language, parts, vision
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _TEXT = {
     "prompt": "a cat walks",
@@ -27,7 +27,7 @@ _TEXT = {
     "num_frames": 5,
     "num_inference_steps": 2,
 }
-_IMAGE = {**_TEXT, "image": Picture()}
+_IMAGE = {**_TEXT, "image": Image()}
 _STILL = {name: value for name, value in _TEXT.items() if name != "num_frames"}
 _SIZES = {
     "num_attention_heads": 2,
@@ -68,8 +68,8 @@ def _framepack() -> dict[str, Any]:
 
 def _hunyuan_image() -> dict[str, Any]:
     made = _hunyuan(in_channels=2 * CHANNELS + 1, image_condition_type="latent_concat", guidance_embeds=False)
-    pictures = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
-    return {**made, "text_encoder": language.llava(num_hidden_layers=3), "image_processor": pictures}
+    images = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+    return {**made, "text_encoder": language.llava(num_hidden_layers=3), "image_processor": images}
 
 
 def _hunyuan15(task: str = "t2v") -> dict[str, Any]:
@@ -198,23 +198,23 @@ RECIPES = (
     Recipe("HunyuanVideoPipeline", _hunyuan, {**_TEXT, "true_cfg_scale": 2.0}),
     Recipe("HunyuanSkyreelsImageToVideoPipeline", _sky_reels, _IMAGE),
     Recipe("HunyuanVideoFramepackPipeline", _framepack, {**_IMAGE, "latent_window_size": 2}),
-    # the first four frames are the picture, and are cut off
+    # the first four frames are the image, and are cut off
     Recipe("HunyuanVideoImageToVideoPipeline", _hunyuan_image, {**_IMAGE, "num_frames": 9}),
     Recipe("HunyuanVideo15Pipeline", _hunyuan15, _TEXT),
     Recipe(
         "HunyuanVideo15ImageToVideoPipeline",
         _hunyuan15_image,
-        {"prompt": "a cat walks", "image": Picture(), "num_frames": 5, "num_inference_steps": 1},
+        {"prompt": "a cat walks", "image": Image(), "num_frames": 5, "num_inference_steps": 1},
     ),
     Recipe("Kandinsky5T2IPipeline", _kandinsky5, _STILL, needs=_NEEDS),
-    Recipe("Kandinsky5I2IPipeline", _kandinsky5_edit, {**_STILL, "image": Picture()}, needs=_NEEDS),
+    Recipe("Kandinsky5I2IPipeline", _kandinsky5_edit, {**_STILL, "image": Image()}, needs=_NEEDS),
     Recipe("Kandinsky5T2VPipeline", _kandinsky5_video, _TEXT, needs=_NEEDS),
     Recipe("Kandinsky5I2VPipeline", _kandinsky5_video_of_image, _IMAGE, needs=_NEEDS),
     Recipe("Kandinsky6TI2VAPipeline", _kandinsky6, {**_IMAGE, "sample_audio": False}, needs=_NEEDS),
     Recipe(
         "Kandinsky6SRPipeline",
         _kandinsky6_larger,
-        {"video": Clip(5), "resolution_scale": 2, "num_inference_steps": 1},
+        {"video": Video(5), "resolution_scale": 2, "num_inference_steps": 1},
     ),
     Recipe("MotifVideoPipeline", _motif, _TEXT),
     Recipe("MotifVideoImage2VideoPipeline", _motif_image, _IMAGE),

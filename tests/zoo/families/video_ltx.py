@@ -6,7 +6,7 @@ from diffusers import LTXVideoTransformer3DModel, SanaVideoTransformer3DModel
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 
 from tests.zoo import autoencoders, language, parts
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _TEXT = {
     "prompt": "a cat walks",
@@ -71,17 +71,17 @@ def _sana_video() -> dict[str, Any]:
 
 
 # it decodes in tiles that overlap, and these latents are too few for more than one
-_LONG = {**_TEXT, "cond_image": Picture(), "decode_horizontal_tiles": 1, "decode_vertical_tiles": 1}
+_LONG = {**_TEXT, "cond_image": Image(), "decode_horizontal_tiles": 1, "decode_vertical_tiles": 1}
 _SANA = {name: value for name, value in _TEXT.items() if name != "num_frames"}
 _SANA |= {"frames": 5, "use_resolution_binning": False}
 
 RECIPES = (
     Recipe("LTXPipeline", _ltx_shifted, _TEXT),
-    Recipe("LTXImageToVideoPipeline", _ltx_shifted, {**_TEXT, "image": Picture()}),
-    Recipe("LTXConditionPipeline", _ltx, {**_TEXT, "image": Picture()}),
+    Recipe("LTXImageToVideoPipeline", _ltx_shifted, {**_TEXT, "image": Image()}),
+    Recipe("LTXConditionPipeline", _ltx, {**_TEXT, "image": Image()}),
     # left to itself it returns latents
     Recipe("LTXI2VLongMultiPromptPipeline", _ltx, _LONG, call={**_LONG, "output_type": "pil"}),
-    Recipe("LTXLatentUpsamplePipeline", _ltx_upsampler, {"video": Clip(9), "width": 64, "height": 64}),
+    Recipe("LTXLatentUpsamplePipeline", _ltx_upsampler, {"video": Video(9), "width": 64, "height": 64}),
     Recipe("SanaVideoPipeline", _sana_video, _SANA),
-    Recipe("SanaImageToVideoPipeline", _sana_video, {**_SANA, "image": Picture()}),
+    Recipe("SanaImageToVideoPipeline", _sana_video, {**_SANA, "image": Image()}),
 )

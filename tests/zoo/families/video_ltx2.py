@@ -1,4 +1,4 @@
-"""LTX-2, which makes a film and its sound together, and SANA-WM, which has its autoencoder."""
+"""LTX-2, which makes a video and its sound together, and SANA-WM, which has its autoencoder."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from diffusers import (
 from diffusers.pipelines.ltx2 import LTX2LatentUpsamplerModel, LTX2TextConnectors, LTX2Vocoder
 
 from tests.zoo import autoencoders, language, parts
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _CHANNELS = 8
 _BINS = 16  # of the sound's spectrum
@@ -106,14 +106,14 @@ def _sana_wm() -> dict[str, Any]:
     }
 
 
-_IMAGE = {**_TEXT, "image": Picture()}
+_IMAGE = {**_TEXT, "image": Image()}
 _SIZE = {"width": 64, "height": 64}
 _SHORT = {"prompt": "a cat walks", **_SIZE, "num_frames": 9}
 
 # a camera that goes forward: its place and direction for each frame, and its focal lengths and centre in pixels
 _WALK = {
     **_SHORT,
-    "image": Picture(),
+    "image": Image(),
     "c2w": [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0.1 * frame], [0, 0, 0, 1]] for frame in range(9)],
     "intrinsics": [64.0, 64.0, 32.0, 32.0],
     "num_inference_steps": 2,
@@ -121,12 +121,12 @@ _WALK = {
 
 RECIPES = (
     Recipe("LTX2Pipeline", _ltx2, _TEXT),
-    # with its default of 33 the picture is first compressed like a film, for which it wants `av`
+    # with its default of 33 the image is first compressed like a video, for which it wants `av`
     Recipe("LTX2ImageToVideoPipeline", _ltx2, {**_IMAGE, "image_crf": 0}),
     Recipe("LTX2ConditionPipeline", _ltx2, _TEXT),
     Recipe("LTX2InContextPipeline", _ltx2, _TEXT),
     Recipe("LTX2HDRPipeline", _ltx2, {**_SHORT, "num_inference_steps": 2}),
     Recipe("LTX2DFRPipeline", _keyframes, _SHORT),
-    Recipe("LTX2LatentUpsamplePipeline", _latent_upsample, {**_SIZE, "num_frames": 9, "video": Clip(9)}),
+    Recipe("LTX2LatentUpsamplePipeline", _latent_upsample, {**_SIZE, "num_frames": 9, "video": Video(9)}),
     Recipe("SanaWMPipeline", _sana_wm, _WALK),
 )

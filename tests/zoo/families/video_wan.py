@@ -17,7 +17,7 @@ from diffusers import (
 
 from tests.zoo import autoencoders, language, parts
 from tests.zoo.autoencoders import CHANNELS
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 _TEXT = {
     "prompt": "a cat walks",
@@ -27,9 +27,9 @@ _TEXT = {
     "num_frames": 5,
     "num_inference_steps": 2,
 }
-_IMAGE = {**_TEXT, "image": Picture()}
+_IMAGE = {**_TEXT, "image": Image()}
 _STILL = {name: value for name, value in _TEXT.items() if name != "num_frames"}
-_VIDEO = {**_STILL, "video": Clip(5)}
+_VIDEO = {**_STILL, "video": Video(5)}
 _FTFY = ("ftfy",)
 _SIZES = {
     "num_attention_heads": 2,
@@ -130,14 +130,14 @@ RECIPES = (
     Recipe("WanPipeline", _wan, _TEXT),
     Recipe("WanImageToVideoPipeline", _wan_image, _IMAGE, needs=_FTFY, values=_NO_LAST),
     Recipe("WanVideoToVideoPipeline", _wan, {**_VIDEO, "strength": 0.8, "num_inference_steps": 3}, needs=_FTFY),
-    Recipe("WanVACEPipeline", _vace, {**_TEXT, "video": Clip(5)}, needs=_FTFY),
+    Recipe("WanVACEPipeline", _vace, {**_TEXT, "video": Video(5)}, needs=_FTFY),
     Recipe(
         "WanAnimatePipeline",
         _animate,
-        {**_STILL, "image": Picture(), "pose_video": Clip(5), "face_video": Clip(5), "segment_frame_length": 5},
+        {**_STILL, "image": Image(), "pose_video": Video(5), "face_video": Video(5), "segment_frame_length": 5},
         needs=_FTFY,
     ),
-    Recipe("LucyEditPipeline", _lucy, {**_TEXT, "video": Clip(5)}, needs=_FTFY),
+    Recipe("LucyEditPipeline", _lucy, {**_TEXT, "video": Video(5)}, needs=_FTFY),
     Recipe("ChronoEditPipeline", _chrono_edit, _IMAGE, needs=_FTFY),
     Recipe("SkyReelsV2Pipeline", _sky_reels, _TEXT, needs=_FTFY),
     Recipe("SkyReelsV2ImageToVideoPipeline", _sky_reels_image, _IMAGE, needs=_FTFY, values=_NO_LAST),
@@ -146,7 +146,7 @@ RECIPES = (
     Recipe(
         "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
         _sky_reels_forcing,
-        {**_TEXT, "video": Clip(5), "num_frames": 9, "overlap_history": 1},
+        {**_TEXT, "video": Video(5), "num_frames": 9, "overlap_history": 1},
         needs=_FTFY,
     ),
     Recipe("AnyFlowPipeline", _any_flow, _TEXT),

@@ -10,12 +10,12 @@ from diffusers import (
 from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 
 from tests.zoo import autoencoders, language, parts
-from tests.zoo.recipe import Mask, Picture, Recipe
+from tests.zoo.recipe import Image, Mask, Recipe
 
 _TEXT = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 2}
 _BOTH = {**_TEXT, "negative_prompt": "blue"}
-_IMAGE = {**_BOTH, "image": Picture(), "strength": 0.8, "num_inference_steps": 3}
-_CONTROL = {"control_image": Picture(seed=1)}
+_IMAGE = {**_BOTH, "image": Image(), "strength": 0.8, "num_inference_steps": 3}
+_CONTROL = {"control_image": Image(seed=1)}
 _SIZES = {"dim": parts.WIDTH, "n_heads": 2, "n_kv_heads": 2, "n_refiner_layers": 1}
 _CHANNELS = 4
 
@@ -46,7 +46,7 @@ def _z_control(channels: int = _CHANNELS) -> dict[str, Any]:
 
 
 def _z_control_inpaint() -> dict[str, Any]:
-    return _z_control(2 * _CHANNELS + 1)  # the control picture, the mask, and what the mask leaves
+    return _z_control(2 * _CHANNELS + 1)  # the control image, the mask, and what the mask leaves
 
 
 def _z_omni() -> dict[str, Any]:
@@ -102,12 +102,12 @@ RECIPES = (
     Recipe(
         "ZImageControlNetInpaintPipeline",
         _z_control_inpaint,
-        {**_BOTH, **_CONTROL, "image": Picture(), "mask_image": Mask()},
+        {**_BOTH, **_CONTROL, "image": Image(), "mask_image": Mask()},
     ),
     Recipe("ZImageOmniPipeline", _z_omni, _BOTH),
     # Its writer is too small to write a better prompt.
     Recipe("Flux2Pipeline", _flux2_dev, _TEXT, values={"caption_upsample_temperature": None}),
-    Recipe("Flux2KleinPipeline", _flux2_klein, {**_TEXT, "image": Picture()}),
-    Recipe("Flux2KleinInpaintPipeline", _flux2_klein, {**_TEXT, "image": Picture(), "mask_image": Mask()}),
-    Recipe("Flux2KleinKVPipeline", _flux2_klein, {**_TEXT, "image": Picture()}),
+    Recipe("Flux2KleinPipeline", _flux2_klein, {**_TEXT, "image": Image()}),
+    Recipe("Flux2KleinInpaintPipeline", _flux2_klein, {**_TEXT, "image": Image(), "mask_image": Mask()}),
+    Recipe("Flux2KleinKVPipeline", _flux2_klein, {**_TEXT, "image": Image()}),
 )

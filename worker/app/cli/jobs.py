@@ -22,15 +22,15 @@ Model = Annotated[str | None, typer.Argument(help="A model id of models.yaml, an
 def run(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model id or reference.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to start from.", exists=True, dir_okay=False)] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to start from.", exists=True, dir_okay=False)] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     lora: Annotated[list[str] | None, typer.Option(help="A LoRA reference; may be repeated.")] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="Any other field, as name=value with a JSON value.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the images.")] = None,
 ) -> None:
-    """Draw pictures and save them."""
+    """Draw images and save them."""
     fields: dict[str, Any] = {"prompt": prompt, "model": model, "seed": seed, "loras": [*(lora or [])]}
     if image is not None:
         fields["image"] = base64.b64encode(image.read_bytes()).decode()

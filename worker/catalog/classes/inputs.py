@@ -25,7 +25,7 @@ _NAMED: Mapping[str, Slot] = {
     slot.parameter: slot
     for slot in (
         Slot("image", _IMAGE),
-        Slot("images", _IMAGE, "pictures"),
+        Slot("images", _IMAGE, "images"),
         Slot("input_images", _IMAGE, "batch", fitted=False),
         Slot("mask_image", ("mask_image",), "mask"),
         Slot("mask", ("mask_image",), "mask"),
@@ -33,14 +33,14 @@ _NAMED: Mapping[str, Slot] = {
         Slot("control_image", _CONTROL, "controls"),
         Slot("condtioning_image", _CONTROL),  # spelt so in BlipDiffusion
         Slot("conditioning_image", _CONTROL),
-        Slot("conditioning_frames", ("control_images", "video"), "pictures"),
-        Slot("controls", ("video", "control_images"), "pictures"),
-        Slot("video", ("video",), "pictures"),
-        Slot("control_video", ("video",), "pictures"),
-        Slot("pose_video", ("video",), "pictures"),
-        Slot("face_video", (), "pictures", fitted=False),
-        Slot("background_video", (), "pictures"),
-        Slot("mask_video", (), "pictures"),
+        Slot("conditioning_frames", ("control_images", "video"), "images"),
+        Slot("controls", ("video", "control_images"), "images"),
+        Slot("video", ("video",), "images"),
+        Slot("control_video", ("video",), "images"),
+        Slot("pose_video", ("video",), "images"),
+        Slot("face_video", (), "images", fitted=False),
+        Slot("background_video", (), "images"),
+        Slot("mask_video", (), "images"),
         Slot("conditions", ("image", "images", "video"), "condition"),
         Slot("reference_conditions", ("video", "image", "images"), "condition"),
         Slot("last_image"),
@@ -49,15 +49,15 @@ _NAMED: Mapping[str, Slot] = {
         Slot("original_image", fitted=False),
         Slot("ref_image", _IMAGE, fitted=False),
         Slot("reference_image", _IMAGE, fitted=False),
-        Slot("reference_images", _IMAGE, "pictures", fitted=False),
-        Slot("image_reference", (), "pictures", fitted=False),
+        Slot("reference_images", _IMAGE, "images", fitted=False),
+        Slot("image_reference", (), "images", fitted=False),
         Slot("example_image", fitted=False),
-        Slot("gligen_images", (), "pictures", fitted=False),
+        Slot("gligen_images", (), "images", fitted=False),
         Slot("gligen_inpaint_image"),
-        Slot("text_images", (), "pictures", fitted=False),
+        Slot("text_images", (), "images", fitted=False),
     )
 }
-# A new pipeline's parameter that no row above names, where its annotation speaks of pictures.
+# A new pipeline's parameter that no row above names, where its annotation speaks of images.
 _MEDIA_NAME = re.compile(r"(\w+_)?(image|images|video|mask)(_\d)?")
 _MEDIA_TYPE = re.compile(r"Image|PipelineImageInput")
 _NEVER = re.compile(r"(negative_)?ip_adapter_.*|\w*latents|user_mask")
@@ -85,7 +85,7 @@ def _slot(parameter: CallParameter) -> Slot | None:
     if not (_MEDIA_NAME.fullmatch(name) and _MEDIA_TYPE.search(annotation)):
         return None
     several = name.endswith(("images", "video")) or annotation.startswith(("list[", "List["))
-    return Slot(name, form="pictures" if several else "mask" if "mask" in name else "picture", fitted=False)
+    return Slot(name, form="images" if several else "mask" if "mask" in name else "image", fitted=False)
 
 
 def _is_required(signature: Mapping[str, CallParameter], slot: Slot) -> bool:
@@ -121,7 +121,7 @@ def missing_fields(slots: Iterable[Slot], task: Task, sent: Collection[str]) -> 
     taken = assign(slots, sent)
     missing = [_name(slot) for slot in slots if slot.required and slot.parameter not in taken]
     wanted = [*_BY_TASK.get(task, ())]
-    if task is Task.CONTROLNET:  # one that also starts from a picture needs that too, and its mask
+    if task is Task.CONTROLNET:  # one that also starts from an image needs that too, and its mask
         wanted += [name for name in ("image", "mask_image") if any(slot.fields[:1] == (name,) for slot in slots)]
     for field in wanted:
         holders = [slot for slot in slots if field in slot.fields]

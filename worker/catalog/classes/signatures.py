@@ -33,7 +33,7 @@ _MATRIX: Schema = {
 _WORKER = Path(__file__).resolve().parents[2]
 
 # Never taken from a request: objects that JSON cannot carry, what the worker itself sets, what the common fields
-# already say (prompts, pictures, counts, output), texts that a pipeline would read as a path, what diffusers
+# already say (prompts, images, counts, output), texts that a pipeline would read as a path, what diffusers
 # itself calls private by a leading underscore, and what doors read for themselves.
 DENIED = re.compile(
     r"self|args|kwargs|_\w*|action|generator|seed|steps|(.*_)?output_type|return_\w+|debug|fonts|enable_safety_check|.*latents(_.*)?|latent"

@@ -10,7 +10,7 @@ from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Task
 from worker.core.pipeline import Slot
 
-# The picture comes from the caller in all others, and so does its size.
+# The image comes from the caller in all others, and so does its size.
 FROM_TEXT = frozenset({Task.TEXT_TO_IMAGE, Task.TEXT_TO_VIDEO})
 
 _I2V, _V2V = Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
@@ -28,13 +28,13 @@ def class_tasks(class_name: str) -> tuple[Task, ...]:
     video = draws_video(class_name, named)
     found = [named]
     if "image" in fields or "images" in fields:
-        found.append(_I2V if video else _from_picture(class_name))
+        found.append(_I2V if video else _from_image(class_name))
     if "video" in fields and video:
         found.append(_V2V)
     return tuple(found[1:]) if any(slot.required for slot in slots) and len(found) > 1 else tuple(found)
 
 
-def _from_picture(class_name: str) -> Task:
+def _from_image(class_name: str) -> Task:
     """Editing is told in words what to change; image-to-image has a strength, or no words at all."""
     signature = call_parameters(class_name) or {}
     return Task.IMAGE_EDITING if "prompt" in signature and "strength" not in signature else Task.IMAGE_TO_IMAGE

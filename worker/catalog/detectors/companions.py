@@ -125,7 +125,7 @@ COMPANIONS: tuple[Companion, ...] = (
     _motion("sdxl", "SDXL"),
     Companion(Kind.MOTION_MODULE, "an AnimateDiff motion module", _MOTION, None, "MotionAdapter"),
     Companion(
-        Kind.IMAGE_ENCODER, "FLUX.1 Redux, which turns a picture into FLUX.1's prompt",
+        Kind.IMAGE_ENCODER, "FLUX.1 Redux, which turns an image into FLUX.1's prompt",
         has_all("redux_up.weight", "redux_down.weight"), "flux1", "ReduxImageEncoder", "redux",
     ),
     _encoder("clip-vit-h", 1280, all_of(_CLASS_EMBEDDING, none_of(_TEXT_TOO))),

@@ -1,4 +1,4 @@
-"""The table of ControlNets: one row per family. A ControlNet is its base's way down plus a way in for a picture."""
+"""The table of ControlNets: one row per family. A ControlNet is its base's way down plus a way in for an image."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ class ControlNet:
     condition: Condition
     architecture: str | None
     component_class: str | None
-    variant: str | None = None  # "union" follows pictures of several kinds, "inpainting" takes picture and mask too
+    variant: str | None = None  # "union" follows images of several kinds, "inpainting" takes image and mask too
 
 
 CONTROL_LORA = "control-lora"
@@ -141,7 +141,7 @@ _VARIANTS: Mapping[str, tuple[tuple[str, Callable[[int], bool], str], ...]] = {
     ),
     "SD3ControlNetModel": (("extra_conditioning_channels", lambda channels: channels > 0, "inpainting"),),
     "QwenImageControlNetModel": (("extra_condition_channels", lambda channels: channels > 0, "inpainting"),),
-    # two pictures' latents and one channel of mask: an odd number
+    # two images' latents and one channel of mask: an odd number
     "ZImageControlNetModel": (("control_in_dim", lambda channels: channels % 2 == 1, "inpainting"),),
 }
 

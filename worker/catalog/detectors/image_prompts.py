@@ -58,7 +58,7 @@ class Need:
         return vision.get(name, config.get(name)) == self.width
 
 
-_INSIGHTFACE = "a FaceID adapter, which takes the vectors of the face recogniser InsightFace and no picture"
+_INSIGHTFACE = "a FaceID adapter, which takes the vectors of the face recogniser InsightFace and no image"
 _ATTENTION = "ip_adapter.1.to_k_ip.weight"
 _XLABS = "double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight"
 

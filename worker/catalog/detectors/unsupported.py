@@ -8,7 +8,7 @@ from worker.core.model import TensorIndex
 _MODULAR = "exists in diffusers only as a modular pipeline, which this version cannot load"
 _AUDIO = "makes audio, which this worker does not do; use an image or video model"
 _SOLID = "makes 3D objects, which this worker does not do; use an image or video model"
-_TOOL = "looks at pictures and draws none; use an image or video model"
+_TOOL = "looks at images and draws none; use an image or video model"
 
 # What it is, what its file shows, why it is refused.
 REFUSED: tuple[tuple[str, Condition, str], ...] = (

@@ -19,8 +19,8 @@ _COGVIDEO = all_of(
     has_all("patch_embed.text_proj.weight", "transformer_blocks.0.norm1.linear.weight"),
     none_of(has_any("time_condition_embed.condition_embedder.linear_1.weight")),
 )
-# pictures beside the noise: 32 channels where the plain models have 16, both times 8 where frames are patched too
-_FROM_PICTURE = any_of(
+# images beside the noise: 32 channels where the plain models have 16, both times 8 where frames are patched too
+_FROM_IMAGE = any_of(
     shape_is("patch_embed.proj.weight", 3072, 32, 2, 2), shape_is("patch_embed.proj.weight", 3072, 256)
 )
 
@@ -102,7 +102,7 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 6.0, "num_frames": 49},
         base_repo="zai-org/CogVideoX-5b",
         activation_gb_per_mp=12.0,
-        denoiser=alone(all_of(_COGVIDEO, none_of(_FROM_PICTURE))),
+        denoiser=alone(all_of(_COGVIDEO, none_of(_FROM_IMAGE))),
         noise="cogvideo",
         scheduler=None,
         fps=8,
@@ -120,7 +120,7 @@ VIDEOS: tuple[Architecture, ...] = (
         base_repo="zai-org/CogVideoX-5b-I2V",
         family="cogvideox",
         activation_gb_per_mp=12.0,
-        denoiser=alone(all_of(_COGVIDEO, _FROM_PICTURE)),
+        denoiser=alone(all_of(_COGVIDEO, _FROM_IMAGE)),
         noise="cogvideo",
         scheduler=None,
         fps=8,

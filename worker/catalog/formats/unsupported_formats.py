@@ -12,8 +12,8 @@ _ARCHIVES = {
     b"PK\x03\x04": "zip", b"PK\x05\x06": "zip", b"\x1f\x8b": "gzip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar",
     b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2",
 }  # fmt: skip
-_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF"}
-_RIFFS = {b"WEBP": "a WebP picture", b"AVI ": "a video", b"WAVE": "a sound"}
+_IMAGES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF"}
+_RIFFS = {b"WEBP": "a WebP image", b"AVI ": "a video", b"WAVE": "a sound"}
 # (first bytes, what it is); a suffix alone is believed only where the format has no mark of its own
 _OTHERS = (
     (b"%PDF", "a PDF document"), (b"MZ", "a Windows program"), (b"\x7fELF", "a Linux program"),
@@ -69,9 +69,9 @@ def _container(prefix: bytes, name: str) -> WorkerError | None:
 
 def _medium(prefix: bytes, name: str) -> WorkerError | None:
     """Name an image, a video or a sound."""
-    for magic, what in _PICTURES.items():
+    for magic, what in _IMAGES.items():
         if prefix.startswith(magic):
-            return UnsupportedModel(f"{name} is a {what} picture, not a model.")
+            return UnsupportedModel(f"{name} is a {what} image, not a model.")
     if prefix.startswith(b"RIFF") and prefix[8:12] in _RIFFS:
         return UnsupportedModel(f"{name} is {_RIFFS[prefix[8:12]]}, not a model.")
     if prefix[4:8] == b"ftyp":

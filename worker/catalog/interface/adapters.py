@@ -34,7 +34,7 @@ def _takes_image_prompts(call: ModelCall) -> bool:
 
 
 def takes_one_image_prompt(call: ModelCall) -> bool:
-    """Whether the class takes one IP-Adapter with one picture, and no more."""
+    """Whether the class takes one IP-Adapter with one image, and no more."""
     return call.row.image_prompts == "one"
 
 
@@ -81,11 +81,11 @@ ADAPTERS: Mapping[str, AdapterKind] = {
     "loras": AdapterKind(LoraSpec, "LoRA", (Kind.LORA,), "LoRAs to apply, in order."),
     "controlnets": AdapterKind(
         ControlNetSpec, "ControlNet or T2I-Adapter", (Kind.CONTROLNET, Kind.T2I_ADAPTER),
-        "ControlNets and T2I-Adapters, each with its picture.", takes_controls, most=4,
+        "ControlNets and T2I-Adapters, each with its image.", takes_controls, most=4,
     ),
     "ip_adapters": AdapterKind(
         IPAdapterSpec, "IP-Adapter", (Kind.IP_ADAPTER,),
-        "IP-Adapters, each with the pictures that prompt it.", _takes_image_prompts, most=4, bare=False,
+        "IP-Adapters, each with the images that prompt it.", _takes_image_prompts, most=4, bare=False,
     ),
     "embeddings": AdapterKind(
         EmbeddingSpec, "textual inversion", (Kind.TEXTUAL_INVERSION,),

@@ -13,7 +13,7 @@ MAX_ITEMS = 1_024
 BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "guidance_scale": (0, 30, "How strongly the prompt is followed."),
     "true_cfg_scale": (0, 30, "Classifier-free guidance with the negative prompt; 1 turns it off."),
-    "strength": (0, 1, "How much of the input picture is redrawn: near 0 keeps it, 1 ignores it."),
+    "strength": (0, 1, "How much of the input image is redrawn: near 0 keeps it, 1 ignores it."),
     "guidance_rescale": (0, 1, "Tones down over-exposure from a high guidance_scale."),
     "eta": (0, 1, "Noise that DDIM adds back at every step."),
     "clip_skip": (0, 12, "Last layers of the text encoder to leave out: 1 is A1111's clip skip 2."),
@@ -29,9 +29,9 @@ BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "decode_chunk_size": (1, 64, "Frames decoded at once."),
     "max_sequence_length": (1, 2_048, "Prompt tokens that are read."),
     "max_new_tokens": (1, 4_096, "Tokens that the model may write."),
-    "noise_level": (0, 1_000, "Noise added to the input picture before upscaling."),
+    "noise_level": (0, 1_000, "Noise added to the input image before upscaling."),
     "ensemble_size": (1, 16, "Runs that are averaged."),
-    "scale": (0.25, 8, "How many times as large the picture becomes; what the file is made for when left out."),
+    "scale": (0.25, 8, "How many times as large the image becomes; what the file is made for when left out."),
     "tile": (64, 2_048, "Pixels a side that an upscaler sees at once: less takes less memory."),
     "padding_mask_crop": (0, 1_024, "Margin in pixels kept around the mask."),
 }

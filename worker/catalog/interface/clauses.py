@@ -36,7 +36,7 @@ def clauses_of(fields: Sequence[str], holds: Callable[[frozenset[str]], bool]) -
     """The fewest and shortest clauses that are true together for just those sets of `fields` for which `holds` is.
 
     Where it is for none, that is the one clause of no field, which never holds. Every set is asked for, so `fields`
-    should be few: the pictures and videos that a model takes are ten at most.
+    should be few: the images and videos that a model takes are ten at most.
     """
     sets = [frozenset(chosen) for size in range(len(fields) + 1) for chosen in combinations(fields, size)]
     good = [chosen for chosen in sets if holds(chosen)]

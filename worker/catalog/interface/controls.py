@@ -19,7 +19,7 @@ def control_call(pipeline: str) -> ControlCall:
         return next((name for name in names if name in signature), None)
 
     return ControlCall(
-        pictures=first("control_image", "image") or "control_image",
+        images=first("control_image", "image") or "control_image",
         scale=first("controlnet_conditioning_scale", "adapter_conditioning_scale") or "controlnet_conditioning_scale",
         start=first("control_guidance_start"),
         # A T2I-Adapter for SDXL says with one factor after which share of the steps it ends.
@@ -39,7 +39,7 @@ def takes_controls(call: ModelCall) -> bool:
 
 
 def modes_of(control: Detection) -> tuple[str, ...]:
-    """What the pictures of a union ControlNet may show, in the order of its own numbers; empty where it is no union."""
+    """What the images of a union ControlNet may show, in the order of its own numbers; empty where it is no union."""
     return MODES.get((control.component_class or "", control.variant or ""), ())
 
 

@@ -31,7 +31,7 @@ from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import LISTS, fit_of, needs_scheduler, sampling_examples
 from worker.catalog.samplers import AUTOMATIC
 from worker.core.model import Task
-from worker.core.request import PICTURE_FORMATS, VIDEO_FORMATS, Format
+from worker.core.request import IMAGE_FORMATS, VIDEO_FORMATS, Format
 
 ENVELOPE = ("action", "traceparent")  # fields of a request that no model hears of
 
@@ -64,7 +64,7 @@ def with_controls(call: ModelCall) -> dict[str, Schema]:
 def formats_of(calls: Collection[ModelCall]) -> tuple[Format, ...]:
     """The formats that what comes back of `calls` can have."""
     videos = [call.draws_video for call in calls]
-    found = (*(() if videos and all(videos) else PICTURE_FORMATS), *(VIDEO_FORMATS if any(videos) else ()))
+    found = (*(() if videos and all(videos) else IMAGE_FORMATS), *(VIDEO_FORMATS if any(videos) else ()))
     return tuple(dict.fromkeys(found))
 
 
@@ -124,7 +124,7 @@ def _control_rules(call: ModelCall) -> list[Schema]:
     found = [when(left_out("controlnets"), *only_with)] if only_with else []
     found += [when(sent("controlnets"), *only_without)] if only_without else []
     if call.from_text:  # there is no other image that they could follow
-        found.append({"properties": {"controlnets": {"$ref": "#/$defs/with_pictures"}}})
+        found.append({"properties": {"controlnets": {"$ref": "#/$defs/with_images"}}})
     return found
 
 

@@ -134,7 +134,7 @@ def _taken(call: ModelCall) -> dict[str, tuple[Schema, JsonValue]]:
     """Names to raw types and the pipeline's own defaults, sizes and steps first."""
     found = _by_family(call) if call.signature is None else _by_signature(call, call.signature)
     if not call.from_text and call.row.denoises:
-        # Where the class takes no size, the picture is brought to it beforehand.
+        # Where the class takes no size, the image is brought to it beforehand.
         found |= {name: ({"type": "integer"}, None) for name in ("width", "height")}
     first = [name for name in ("width", "height", "num_inference_steps") if name in found]
     return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}

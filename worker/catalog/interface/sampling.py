@@ -106,7 +106,7 @@ def sampling_properties(fit: Fit) -> dict[str, Schema]:
         text = f"Where the steps are: {', '.join(fit.schedules)}, as far as the scheduler draws them."
         found["schedule"] = {**_TEXT, "description": f"{text} The model's own when left out."}
     if fit.shifting:
-        text = "Moves the steps towards noise, the more the higher; large pictures and videos want more."
+        text = "Moves the steps towards noise, the more the higher; large images and videos want more."
         found["shift"] = {"type": "number", "minimum": 0.01, "maximum": 100, "description": text}
     return found
 

@@ -24,7 +24,7 @@ from worker.catalog.interface.request_fields import common_fields, request_field
 from worker.catalog.interface.sizes import image_limit
 from worker.core.model import Task
 from worker.core.pipeline import Slot
-from worker.core.request import MAX_FRAMES, MAX_PICTURES
+from worker.core.request import MAX_FRAMES, MAX_IMAGES
 
 _ENVELOPE: Mapping[str, Schema] = {
     "action": {"const": "generate", "description": "What a request is when it says none."},
@@ -32,9 +32,9 @@ _ENVELOPE: Mapping[str, Schema] = {
 }
 # Objects of which a request holds one each. A reference alone will do.
 _SINGLE: Mapping[str, str] = {"refiner": "RefinerSpec", "upscale": "UpscaleSpec"}
-# Controls of a request that has no picture of its own.
-_WITH_PICTURES: Schema = {
-    "description": "Each with the picture that it follows.",
+# Controls of a request that has no image of its own.
+_WITH_IMAGES: Schema = {
+    "description": "Each with the image that it follows.",
     "type": ["array", "object", "null"],
     "properties": {"image": {"type": "string"}},
     "required": ["image"],
@@ -47,7 +47,7 @@ _SHOWN = ("width", "height", "num_inference_steps", "guidance_scale", "true_cfg_
 def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     """The JSON Schema (2020-12) of a request for this model: its fields, and what each of its tasks takes of them.
 
-    A request that fits is accepted, as far as its fields can tell: not what a reference or a picture is, which names a
+    A request that fits is accepted, as far as its fields can tell: not what a reference or an image is, which names a
     scheduler goes by, and what two numbers may be together, which the fields' descriptions say.
     """
     spec = model.spec
@@ -207,7 +207,7 @@ def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[
     taken: dict[str, dict[str, Any]] = {}
     for name, slot in _media_names(model):
         most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
-        text = "The one picture, as image." if (name, most) == ("images", 1) else None
+        text = "The one image, as image." if (name, most) == ("images", 1) else None
         text = text or properties.get(name, {}).get("description") or meaning(name)
         text = text or f"For {name} of the pipeline, sent like image."
         taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
@@ -216,7 +216,7 @@ def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[
         if "default" in kept.get(name, {}):  # which is that of a request from text
             kept[name] = {
                 **kept[name],
-                "description": f"{kept[name]['description']} A picture that is sent keeps its own.",
+                "description": f"{kept[name]['description']} An image that is sent keeps its own.",
             }
     return kept | {name: item for name, item in taken.items() if name not in kept}
 
@@ -232,12 +232,12 @@ def _media_names(model: Model) -> Iterator[tuple[str, Slot]]:
 
 
 def _most(name: str, slot: Slot) -> int:
-    """How many pictures a field may hold."""
-    return MAX_FRAMES if "video" in name else MAX_PICTURES if slot.several else 1
+    """How many images a field may hold."""
+    return MAX_FRAMES if "video" in name else MAX_IMAGES if slot.several else 1
 
 
 def _medium(name: str, most: int, *, nested: bool) -> dict[str, Any]:
-    """A picture or video, or a list of them; `nested` where a list may hold lists, and gaps."""
+    """An image or video, or a list of them; `nested` where a list may hold lists, and gaps."""
     if name in ("mask_image", "control_image"):
         return dict(_TEXT)
     item: Schema = {"type": ["string", "array", "null"], "items": {"type": ["string", "null"]}} if nested else _TEXT
@@ -248,7 +248,7 @@ def _used(objects: Mapping[str, dict[str, Any]], properties: Mapping[str, dict[s
     """Those of `objects` that a property, or one of them, refers to."""
     text = json.dumps(properties)
     used = {name: item for name, item in objects.items() if f'"#/$defs/{name}"' in text}
-    return used | ({"with_pictures": _WITH_PICTURES} if "controlnets" in properties else {})
+    return used | ({"with_images": _WITH_IMAGES} if "controlnets" in properties else {})
 
 
 def _example(call: ModelCall) -> Schema:

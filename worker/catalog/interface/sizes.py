@@ -1,4 +1,4 @@
-"""Which sizes a model draws, how many pictures, how many steps and how many frames."""
+"""Which sizes a model draws, how many images, how many steps and how many frames."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FRAME_COUNTS = ("num_frames", "video_length", "frames")
 
 @dataclass(frozen=True, slots=True)
 class SizeBounds:
-    """Which pictures a model draws, in pixels. A side is a multiple of `multiple` from `minimum` to `maximum`."""
+    """Which images a model draws, in pixels. A side is a multiple of `multiple` from `minimum` to `maximum`."""
 
     minimum: int
     maximum: int
@@ -33,7 +33,7 @@ class SizeBounds:
 
 @once
 def size_bounds(model: Model) -> SizeBounds:
-    """The sizes a model draws: its family's, moved by `limits`; tiny models may draw tiny pictures."""
+    """The sizes a model draws: its family's, moved by `limits`; tiny models may draw tiny images."""
     row, limits = model.architecture, model.spec.limits
     multiple = row.size_multiple if row else size_step(model.pipeline) or _UNKNOWN_MULTIPLE
     native = model.detection.native_size or (row.native_size if row else 1024)
@@ -50,12 +50,12 @@ def size_bounds(model: Model) -> SizeBounds:
 
 
 def image_limit(spec: ModelSpec, max_images: int) -> int:
-    """How many pictures one request for this model may ask for."""
+    """How many images one request for this model may ask for."""
     return min(max_images, int(spec.limits.get("max_images", max_images)))
 
 
 def step_limit(model: Model) -> int:
-    """How many denoising steps one picture of this model may take."""
+    """How many denoising steps one image of this model may take."""
     row = model.architecture
     return int(model.spec.limits.get("max_steps", row.max_steps if row else 150))
 

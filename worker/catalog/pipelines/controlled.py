@@ -20,7 +20,7 @@ Several = Literal["any", "same", "one"]
 class Controlled:
     """A row: `pipeline` draws what `plain` does, with controls that `component` reads.
 
-    `inpaints` says that they must, or must not, have been trained to see the picture and its mask too.
+    `inpaints` says that they must, or must not, have been trained to see the image and its mask too.
     """
 
     plain: str
@@ -64,7 +64,7 @@ CONTROLLED: tuple[Controlled, ...] = (
         "StableDiffusion3InpaintPipeline", "SD3ControlNetModel", "StableDiffusion3ControlNetInpaintingPipeline",
         several="one", inpaints=True,
     ),
-    # Its class of several ControlNets refuses to hold more than one, which then sees several pictures.
+    # Its class of several ControlNets refuses to hold more than one, which then sees several images.
     Controlled(
         "QwenImagePipeline", "QwenImageControlNetModel", "QwenImageControlNetPipeline", several="same", inpaints=False
     ),

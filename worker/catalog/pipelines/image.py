@@ -5,9 +5,9 @@ from worker.core.pipeline import Package, PipelineRow, Slot
 
 _T2I, _EDIT, _INPAINT = Task.TEXT_TO_IMAGE, Task.IMAGE_EDITING, Task.INPAINTING
 _IMAGE = ("image", "images")
-_SEVERAL = Slot("image", _IMAGE, "pictures", fitted=False)
-_BOUNDED = Slot("image", _IMAGE, "pictures", fitted=False, bounded=True)
-_REFERENCES = Slot("images", _IMAGE, "pictures", fitted=False)
+_SEVERAL = Slot("image", _IMAGE, "images", fitted=False)
+_BOUNDED = Slot("image", _IMAGE, "images", fitted=False, bounded=True)
+_REFERENCES = Slot("images", _IMAGE, "images", fitted=False)
 _EXAMPLES = Slot("image", _IMAGE, "grid", required=True, fitted=False)
 
 _SCHEDULE = frozenset({"timesteps"})  # always goes by sigmas of its own, and takes only one of the two
@@ -15,7 +15,7 @@ _CROP = frozenset({"padding_mask_crop"})  # refuses the only output type that it
 _PATCHES = frozenset({"do_patching"})  # for a transformer of other channels than FIBO's
 _NINE_CHANNELS = frozenset({"gligen_inpaint_image"})  # wants a UNet that only one deprecated checkpoint has
 
-_EMBEDDINGS = "makes embeddings for another model, not a picture; use the combined pipeline of its family"
+_EMBEDDINGS = "makes embeddings for another model, not an image; use the combined pipeline of its family"
 _SECOND_STAGE = "is the second stage of a family and needs the embeddings of the first; use the combined pipeline"
 _Q_FORMER = "its Q-Former calls invert_attention_mask, which transformers 5 removed"
 # Cosmos' licence asks for its guardrail, so there is no way here to run it without.
@@ -124,7 +124,7 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("WuerstchenCombinedPipeline", alone=True),
     # Not served.
     PipelineRow(
-        "FluxPriorReduxPipeline", refusal="makes embeddings for another model, not a picture; use a FLUX.1 model"
+        "FluxPriorReduxPipeline", refusal="makes embeddings for another model, not an image; use a FLUX.1 model"
     ),
     PipelineRow("KandinskyPriorPipeline", refusal=_EMBEDDINGS),
     PipelineRow("KandinskyV22PriorEmb2EmbPipeline", refusal=_EMBEDDINGS),

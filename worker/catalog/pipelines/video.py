@@ -60,8 +60,8 @@ VIDEOS: tuple[PipelineRow, ...] = (
         "WanVACEPipeline",
         tasks=(_T2V, _I2V, _V2V),
         slots=(
-            Slot("mask", ("mask_image",), "pictures"),
-            Slot("reference_images", _IMAGE, "pictures", fitted=False),
+            Slot("mask", ("mask_image",), "images"),
+            Slot("reference_images", _IMAGE, "images", fitted=False),
         ),
     ),
     # Not served.

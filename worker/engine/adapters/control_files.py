@@ -202,7 +202,7 @@ def _z_image_config(base: Mapping[str, Any], weights: Weights) -> dict[str, Any]
 
 
 def _hint_channels(weights: Weights) -> tuple[int, ...]:
-    """The widths through which the picture goes: every second convolution widens."""
+    """The widths through which the image goes: every second convolution widens."""
     if "input_hint_block.0.weight" in weights:
         names = [f"input_hint_block.{at}.weight" for at in (0, 4, 8, 12)]
     else:
@@ -239,7 +239,7 @@ def _adapter_names(weights: Weights) -> Weights:
 
 
 def _adapter_config(weights: Weights) -> dict[str, Any]:
-    """A T2I-Adapter's config: the first convolution sees the picture folded 8 times, 16 times for SDXL."""
+    """A T2I-Adapter's config: the first convolution sees the image folded 8 times, 16 times for SDXL."""
     levels = _count(weights, "adapter.body.")
     resnets = _count(weights, "adapter.body.0.resnets.")
     light = "adapter.conv_in.weight" not in weights

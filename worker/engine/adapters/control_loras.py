@@ -98,7 +98,7 @@ def _of_unet(modules: Mapping[str, nn.Module], key: str, shape: tuple[int, ...],
             field=_FIELD,
         ) from None
     if value is not None and key == "conv_in.weight":
-        value = value[:, : shape[1]]  # an inpainting UNet sees mask and picture too, after the latents
+        value = value[:, : shape[1]]  # an inpainting UNet sees mask and image too, after the latents
     if value is None or tuple(value.shape) != shape:
         raise IncompatibleAdapter(
             f"{_FIELD}: {name} is a control LoRA without {key[:80]}, which this model cannot give; use it with the "

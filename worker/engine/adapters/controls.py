@@ -2,7 +2,7 @@
 
 Nothing of the resident pipeline is touched: its parts are shared with a pipeline of another class, which is made for
 the job (milliseconds) and dropped after it. The controls themselves stay in host memory and are on the device only
-while they are needed, so that they never stand in the way of another job's pictures.
+while they are needed, so that they never stand in the way of another job's images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,11 +74,11 @@ class ControlCache:
 
 
 def _together(kind: str, nets: Sequence[nn.Module]) -> Any:
-    """What a pipeline takes for `nets`: one alone, one that sees several pictures, or several in one module."""
+    """What a pipeline takes for `nets`: one alone, one that sees several images, or several in one module."""
     if len(nets) == 1:
         return nets[0]
     if kind == "ControlNetUnionModel" and len(set(nets)) == 1:
-        return nets[0]  # sees all pictures at once, as it was trained to
+        return nets[0]  # sees all images at once, as it was trained to
     return _SEVERAL[kind]([*dict.fromkeys(nets)] if kind in _UNIONS and len(set(nets)) == 1 else [*nets])
 
 
@@ -86,7 +86,7 @@ def _arguments(controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[s
     """What the call gets: single values for one control, lists for several."""
     call = controls[0].call
     told: list[tuple[str | None, list[Any]]] = [
-        (call.pictures, [_picture(control, net) for control, net in zip(controls, nets, strict=True)]),
+        (call.images, [_image(control, net) for control, net in zip(controls, nets, strict=True)]),
         (call.scale, [float(control.spec.scale) for control in controls]),
         (call.start, [control.spec.start for control in controls]),
         (call.end, [control.spec.end for control in controls]),
@@ -99,11 +99,11 @@ def _arguments(controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[s
     }
 
 
-def _picture(control: Control, net: nn.Module) -> Any:
-    """The picture, grey for a T2I-Adapter that sees one channel."""
-    picture = to_pil(control.picture)
+def _image(control: Control, net: nn.Module) -> Any:
+    """The image, grey for a T2I-Adapter that sees one channel."""
+    image = to_pil(control.image)
     one_channel = type(net).__name__ == "T2IAdapter" and net.config.in_channels == 1
-    return picture.convert("L") if one_channel else picture
+    return image.convert("L") if one_channel else image
 
 
 @contextmanager

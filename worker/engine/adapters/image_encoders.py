@@ -1,4 +1,4 @@
-"""The encoder that turns an image prompt's pictures into what an IP-Adapter reads, and what prepares them for it."""
+"""The encoder that turns an image prompt's images into what an IP-Adapter reads, and what prepares them for it."""
 
 import json
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Encoder:
 def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
     """The encoder in `folder`. Raises CorruptFile for damaged files, UnsupportedModel for another kind of model.
 
-    Pictures are prepared with PIL, named outright: transformers would take torchvision where that is installed, whose
+    Images are prepared with PIL, named outright: transformers would take torchvision where that is installed, whose
     resizing rounds differently. Sizes as diffusers' loader chooses them, from the encoder's own.
     """
     try:

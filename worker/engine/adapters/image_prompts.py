@@ -1,4 +1,4 @@
-"""IP-Adapters for the length of one job: attention that also looks at pictures, put on and taken off exactly.
+"""IP-Adapters for the length of one job: attention that also looks at images, put on and taken off exactly.
 
 diffusers' own loader is used for what it knows best, the names of every layout, and for nothing else: its converters
 make the modules (`_convert_ip_adapter_…` of the denoiser's class, called with a stand-in for the denoiser), and this
@@ -87,7 +87,7 @@ class ImagePromptCache:
 
     @contextmanager
     def applied(self, host: Host, files: Sequence[Prompted]) -> Iterator[Effect]:
-        """Let the pipeline look at the prompts' pictures; yields what its call gets for them.
+        """Let the pipeline look at the prompts' images; yields what its call gets for them.
 
         Raises IncompatibleAdapter for an adapter that does not fit the denoiser, CorruptFile for a damaged one.
         """
@@ -112,8 +112,8 @@ class ImagePromptCache:
                 stack.enter_context(swapped(owner, name, value))
             stack.enter_context(swapped(pipe, "image_encoder", encoder.model))
             stack.enter_context(swapped(pipe, "feature_extractor", encoder.processor))
-            pictures = _pictures([file.adapter for file in active], family)
-            yield Effect(reports_of(files, "scale"), {"ip_adapter_image": pictures})
+            images = _images([file.adapter for file in active], family)
+            yield Effect(reports_of(files, "scale"), {"ip_adapter_image": images})
 
 
 def _encoder(cache: AdapterCache[Encoder], folder: Path, offloading: Offloading) -> Encoder:
@@ -122,9 +122,9 @@ def _encoder(cache: AdapterCache[Encoder], folder: Path, offloading: Offloading)
     return cache.take(folder, partial(load_encoder, folder, offloading.dtype, offloading.device))
 
 
-def _pictures(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
-    """What the call takes for them: a list for each adapter; one picture where it takes one alone."""
-    lists = [[to_pil(picture) for picture in prompt.pictures] for prompt in prompts]
+def _images(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
+    """What the call takes for them: a list for each adapter; one image where it takes one alone."""
+    lists = [[to_pil(image) for image in prompt.images] for prompt in prompts]
     return lists if family.several else lists[0][0]
 
 

@@ -122,6 +122,6 @@ def _check_latents(vae: Any, own: Any, name: str) -> None:
 
 
 def _latents(vae: Any) -> tuple[int, int]:
-    """Channels, and how many times smaller than the picture."""
+    """Channels, and how many times smaller than the image."""
     levels = vae.config.get("encoder_block_out_channels") or vae.config.get("block_out_channels") or ()
     return int(vae.config.latent_channels), 2 ** (len(levels) - 1)

@@ -96,7 +96,7 @@ def check_upscaling(
     params: Mapping[str, JsonValue],
     media: Sequence[Media],
 ) -> None:
-    """Refuse what a model that is itself an upscaler file does not take, and a picture that would become too large."""
+    """Refuse what a model that is itself an upscaler file does not take, and an image that would become too large."""
     if model.detection.kind is not Kind.UPSCALER:
         return
     for name, sent in (("loras", request.adapters_of(LoraSpec)), ("scheduler", request.params.get("scheduler"))):
@@ -104,9 +104,9 @@ def check_upscaling(
             raise UnknownParameter(f"{name} is not taken by {model.spec.id}, an upscaler; leave it out.", field=name)
     scale = params.get("scale")
     for item in media:
-        picture = item.pictures[0]
+        image = item.images[0]
         _check_size(
-            picture.width, picture.height, float(scale) if isinstance(scale, int | float) else None, item.field, "scale"
+            image.width, image.height, float(scale) if isinstance(scale, int | float) else None, item.field, "scale"
         )
 
 

@@ -1,4 +1,4 @@
-"""The pictures and videos of a request: which parameter each is for, read within limits, brought to the size drawn."""
+"""The images and videos of a request: which parameter each is for, read within limits, brought to the size drawn."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from worker.core.image import Raster
 from worker.core.job import Media
 from worker.core.model import Task
 from worker.core.pipeline import Slot
-from worker.core.request import MAX_PICTURES, GenerationRequest
+from worker.core.request import MAX_IMAGES, GenerationRequest
 from worker.media.canvas import enlarge
 from worker.media.images import fit, read_image, to_mask
-from worker.media.video import Clip, read_video
+from worker.media.video import Video, read_video
 
-MAX_PIXELS = 2**26  # of all pictures together: 200 MB once decoded
+MAX_PIXELS = 2**26  # of all images together: 200 MB once decoded
 Fetch = Callable[[str, int], bytes]
 # What diffusers' image processor for FLUX.2 asks of a reference, which Z-Image-Omni has too.
 REFERENCE_SIDE, REFERENCE_ASPECT = 64, 8
@@ -47,7 +47,7 @@ def sent_fields(request: GenerationRequest, model: Model) -> tuple[str, ...]:
 
 
 def check_outpaint(request: GenerationRequest, model: Model) -> None:
-    """Raise InvalidRequest for margins that the model cannot fill, or that have no one picture to lie around."""
+    """Raise InvalidRequest for margins that the model cannot fill, or that have no one image to lie around."""
     margins = request.outpaint
     if margins is None:
         return
@@ -76,7 +76,7 @@ def check_fields(call: ModelCall, sent: Collection[str]) -> None:
         raise InvalidRequest(f"{name} is not a field of {task}; leave it out or choose another task.", field=name)
     for names in faults.crowded:
         raise ParameterOutOfRange(
-            f"{names[0]} takes one picture for this model; send {' or '.join(names)}.", field=names[0]
+            f"{names[0]} takes one image for this model; send {' or '.join(names)}.", field=names[0]
         )
     for name in faults.missing:
         raise InvalidRequest(f"{name} is required for {task}; send it as base64, data: URI or https URL.", field=name)
@@ -97,9 +97,9 @@ def read_inputs(
     for parameter, fields in assign(slots.values(), sent).items():
         slot = slots[parameter]
         own = made.get(fields[0])
-        clip = Clip((reader.take(own, fields[0]),)) if own else _read(request, slot, fields, reader)
-        fps = fps or clip.fps
-        found.append((slot, Media(parameter, clip.frames, slot.form, fields[0])))
+        video = Video((reader.take(own, fields[0]),)) if own else _read(request, slot, fields, reader)
+        fps = fps or video.fps
+        found.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
     if not found:
         return Inputs((), dict(params))
     sized = bool(request.params.keys() & {"width", "height"})
@@ -116,24 +116,24 @@ class MediaReader:
 
     def __init__(self, fetch: Fetch) -> None:
         self.fetch = fetch
-        self._pictures = self._pixels = 0
+        self._images = self._pixels = 0
 
     def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
         """The image that `text` is or refers to, not counted yet. Raises InvalidImage and its kin, naming `field`."""
         return read_image(text, self.fetch, field, alpha=alpha)
 
-    def take(self, picture: Raster, field: str) -> Raster:
-        """`picture`, counted. Raises ParameterOutOfRange, naming `field`, once it is too much."""
-        self._pictures += 1
-        self._pixels += picture.width * picture.height
-        if self._pictures > MAX_PICTURES:
-            raise ParameterOutOfRange(f"A request may hold at most {MAX_PICTURES} pictures; send fewer.", field=field)
+    def take(self, image: Raster, field: str) -> Raster:
+        """`image`, counted. Raises ParameterOutOfRange, naming `field`, once it is too much."""
+        self._images += 1
+        self._pixels += image.width * image.height
+        if self._images > MAX_IMAGES:
+            raise ParameterOutOfRange(f"A request may hold at most {MAX_IMAGES} images; send fewer.", field=field)
         if self._pixels > MAX_PIXELS:
             raise ParameterOutOfRange(
-                f"The pictures of a request may hold at most {MAX_PIXELS:,} pixels together; send smaller ones.",
+                f"The images of a request may hold at most {MAX_PIXELS:,} pixels together; send smaller ones.",
                 field=field,
             )
-        return picture
+        return image
 
 
 def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> dict[str, Raster]:
@@ -141,7 +141,7 @@ def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> d
     if request.outpaint is None or request.image is None:
         return {}
     canvas = enlarge(reader.image(request.image, "image"), request.outpaint, multiple)
-    return {"image": canvas.picture, "mask_image": canvas.mask}
+    return {"image": canvas.image, "mask_image": canvas.mask}
 
 
 def _value(request: GenerationRequest, name: str) -> JsonValue:
@@ -149,8 +149,8 @@ def _value(request: GenerationRequest, name: str) -> JsonValue:
     return ([*value] or None) if isinstance(value, tuple | list) else value
 
 
-def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader: MediaReader) -> Clip:
-    pictures: list[Raster] = []
+def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader: MediaReader) -> Video:
+    images: list[Raster] = []
     for name in fields:
         value = _value(request, name)
         texts = value if isinstance(value, list) else [value]
@@ -159,31 +159,31 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader:
         words = [str(text) for text in texts]
         if "video" in name:
             return read_video(words, reader.fetch, name)
-        if len(words) > (MAX_PICTURES if slot.several else 1):
-            fix = f"at most {MAX_PICTURES} pictures" if slot.several else "one picture"
+        if len(words) > (MAX_IMAGES if slot.several else 1):
+            fix = f"at most {MAX_IMAGES} images" if slot.several else "one image"
             raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
-        pictures += [reader.take(reader.image(text, name, alpha=slot.alpha), name) for text in words]
-    return Clip(tuple(pictures))
+        images += [reader.take(reader.image(text, name, alpha=slot.alpha), name) for text in words]
+    return Video(tuple(images))
 
 
 def _sized(
     found: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], sized: bool
 ) -> dict[str, JsonValue]:
-    """`params` with the size that is drawn: as asked for, else the picture's; none where the class decides."""
+    """`params` with the size that is drawn: as asked for, else the image's; none where the class decides."""
     effective, task = dict(params), call.task
     fitted = [media for slot, media in found if slot.fitted]
     anchor = min(fitted, key=_rank, default=None)
     chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and call.takes("width"))
     if chooses_itself and not sized:
-        # These pipelines choose their own working size from the picture's.
+        # These pipelines choose their own working size from the image's.
         return {name: value for name, value in effective.items() if name not in ("width", "height")}
     width, height = effective.get("width"), effective.get("height")
     if anchor is not None and not (sized and isinstance(width, int) and isinstance(height, int)):
-        picture = anchor.pictures[0]
+        image = anchor.images[0]
         bounds = size_bounds(call.model)
         if task is Task.UPSCALING:  # what is small is what it is for
             bounds = replace(bounds, minimum=bounds.multiple)
-        size = size_within(picture.width, picture.height, bounds, _working_pixels(call))
+        size = size_within(image.width, image.height, bounds, _working_pixels(call))
         effective["width"], effective["height"] = size
     return _with_area(effective, call)
 
@@ -222,10 +222,10 @@ def _in_step(
     name = next((name for name in FRAME_COUNTS[:2] if call.takes(name)), None)
     most = _most_frames(params.get(name) if name and asked else None, call)
     paced = [(slot, _paced(slot, media, call, most)) for slot, media in found]
-    length = next((len(media.pictures[:most]) for slot, media in found if _sets_length(slot, call)), None)
+    length = next((len(media.images[:most]) for slot, media in found if _sets_length(slot, call)), None)
     if name and length is not None and not asked and not call.row.lengthens:
         params = params | {name: length}
-    frames = next((len(media.pictures) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
+    frames = next((len(media.images) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
     return [(slot, _for_every_frame(slot, media, frames)) for slot, media in paced], params, length
 
 
@@ -246,38 +246,38 @@ def _paced(slot: Slot, media: Media, call: ModelCall, most: int | None) -> Media
     if not sets_length and not is_video:
         return media
     if not sets_length and slot.form == "condition":
-        return replace(media, pictures=media.pictures[: call.row.frame_grid.within(len(media.pictures))])
-    frames = media.pictures[:most]
+        return replace(media, images=media.images[: call.row.frame_grid.within(len(media.images))])
+    frames = media.images[:most]
     if sets_length and slot.parameter == "conditioning_frames" and most is not None and len(frames) < most:
         raise InvalidRequest(
             f"{media.field} holds {len(frames)} frames and num_frames is {most}; send one for each.",
             field=media.field,
         )
     more = call.row.frame_grid.covering(len(frames)) - len(frames)
-    return replace(media, pictures=frames + frames[-1:] * more)
+    return replace(media, images=frames + frames[-1:] * more)
 
 
 def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
-    """One mask of a film is that of all its frames."""
-    if slot.fields == ("mask_image",) and slot.several and len(media.pictures) == 1:
-        return replace(media, pictures=media.pictures * length)
+    """One mask of a video is that of all its frames."""
+    if slot.fields == ("mask_image",) and slot.several and len(media.images) == 1:
+        return replace(media, images=media.images * length)
     return media
 
 
 def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
-    """Every picture of the drawn one's size, masks as one channel; references and examples as they came."""
+    """Every image of the drawn one's size, masks as one channel; references and examples as they came."""
     width, height = _common_size(found, params)
-    # An editing model that takes several pictures sees them all at the size asked for, as it does with one.
+    # An editing model that takes several images sees them all at the size asked for, as it does with one.
     for slot, media in found:
         fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
-        pictures = media.pictures
+        images = media.images
         if fits:
-            pictures = tuple(fit(picture, width, height) for picture in pictures)
+            images = tuple(fit(image, width, height) for image in images)
         elif slot.bounded:
-            pictures = tuple(_bounded(picture) for picture in pictures)
+            images = tuple(_bounded(image) for image in images)
         if "mask" in slot.form or slot.fields == ("mask_image",) or slot.parameter == "mask_video":
-            pictures = tuple(to_mask(picture) for picture in pictures)
-        yield replace(media, pictures=pictures)
+            images = tuple(to_mask(image) for image in images)
+        yield replace(media, images=images)
 
 
 def _common_size(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue]) -> tuple[int, int]:
@@ -286,12 +286,12 @@ def _common_size(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue
     if isinstance(width, int) and isinstance(height, int):
         return width, height
     first = min((media for slot, media in found if slot.fitted), key=_rank, default=None)
-    return (first.pictures[0].width, first.pictures[0].height) if first else (0, 0)
+    return (first.images[0].width, first.images[0].height) if first else (0, 0)
 
 
-def _bounded(picture: Raster) -> Raster:
+def _bounded(image: Raster) -> Raster:
     """A reference enlarged where it is smaller than its pipeline takes, and cut where it is longer."""
-    width = min(picture.width, REFERENCE_ASPECT * picture.height)
-    height = min(picture.height, REFERENCE_ASPECT * picture.width)
+    width = min(image.width, REFERENCE_ASPECT * image.height)
+    height = min(image.height, REFERENCE_ASPECT * image.width)
     scale = max(1.0, REFERENCE_SIDE / min(width, height))
-    return fit(picture, round(width * scale), round(height * scale))
+    return fit(image, round(width * scale), round(height * scale))

@@ -168,8 +168,8 @@ def _merged(spec: ModelSpec, found: Detection) -> Detection:
     declared_so = spec.architecture is not None and found.architecture is None and found.format != "diffusers"
     if found.kind is Kind.UPSCALER and found.pipeline is None:
         raise UnsupportedModel(
-            f"{spec.id} is a {found.variant}, which needs faces cut out of a picture first, and no upscaler of whole "
-            "pictures; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
+            f"{spec.id} is a {found.variant}, which needs faces cut out of an image first, and no upscaler of whole "
+            "images; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
             field="model",
             details={"kind": found.kind, "evidence": list(found.evidence)},
         )

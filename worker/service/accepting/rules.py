@@ -1,4 +1,4 @@
-"""The rules of one request that need no pictures: its words, seeds, LoRAs, scheduler, output and counts."""
+"""The rules of one request that need no images: its words, seeds, LoRAs, scheduler, output and counts."""
 
 import re
 import secrets
@@ -14,7 +14,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.core.job import SchedulerChoice
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
-from worker.core.request import MAX_SEED, PICTURE_FORMATS, VIDEO_FORMATS, GenerationRequest, OutputOptions
+from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
 # Larger than a JavaScript number would come back changed.
 _RANDOM_SEED_BITS = 48
@@ -105,7 +105,7 @@ def take_scheduler(
 
 
 def choose_seeds(request: GenerationRequest) -> tuple[int, ...]:
-    """One seed for each picture, counting up from the one asked for or a random one."""
+    """One seed for each image, counting up from the one asked for or a random one."""
     first = request.seed if request.seed is not None else secrets.randbits(_RANDOM_SEED_BITS)
     # Counting past the end goes on at 0, so that the last seeds of the range can be used too.
     return tuple((first + index) % (MAX_SEED + 1) for index in range(request.num_images))
@@ -113,9 +113,9 @@ def choose_seeds(request: GenerationRequest) -> tuple[int, ...]:
 
 def check_output(output: OutputOptions, call: ModelCall) -> None:
     """Raise ParameterOutOfRange for a format that what comes back cannot have."""
-    formats = VIDEO_FORMATS if call.draws_video else PICTURE_FORMATS
+    formats = VIDEO_FORMATS if call.draws_video else IMAGE_FORMATS
     if output.format is not None and output.format not in formats:
-        what = "videos" if call.draws_video else "pictures"
+        what = "videos" if call.draws_video else "images"
         raise ParameterOutOfRange(
             f"output.format of {call.task} must be one of {', '.join(formats)}; {output.format} is not for {what}.",
             field="output",

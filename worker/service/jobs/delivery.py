@@ -1,4 +1,4 @@
-"""Pictures and videos into an answer that fits its transport: measured as it will be sent, and never lost."""
+"""Images and videos into an answer that fits its transport: measured as it will be sent, and never lost."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ _SMALLER_VIDEO: tuple[tuple[Format, int], ...] = (("mp4", 80), ("mp4", 60), ("mp
 
 
 class Uploader(Protocol):
-    """Somewhere that pictures can be put: a bucket, or the volume."""
+    """Somewhere that images can be put: a bucket, or the volume."""
 
     def check(self) -> None:
         """Raise InvalidRequest for a place that may not be used."""
@@ -179,7 +179,7 @@ def _answer(result: JobResult, files: tuple[AnswerFile, ...], started: float, no
 
 
 def _noun(result: JobResult) -> str:
-    return "videos" if result.artifacts[0].is_video else "pictures"
+    return "videos" if result.artifacts[0].is_video else "images"
 
 
 def _ladder(format_: Format, quality: int, *, video: bool) -> list[tuple[Format, int]]:

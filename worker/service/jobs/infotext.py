@@ -1,6 +1,6 @@
-"""The parameters of a picture as text inside its file: A1111's infotext, which most tools read, and JSON.
+"""The parameters of an image as text inside its file: A1111's infotext, which most tools read, and JSON.
 
-Never a token, a picture or a query of a URL: files are passed on, and both could be secrets of the caller.
+Never a token, an image or a query of a URL: files are passed on, and both could be secrets of the caller.
 """
 
 import json
@@ -12,8 +12,8 @@ from pydantic import JsonValue
 from worker.core.result import Artifact, JobResult
 from worker.media.images import Comment
 
-# Fields of a request that hold pictures, at any depth, unless they are numbers; and what says nothing of the picture.
-_PICTURES = re.compile(r".*(image|images|video|mask|frames)")
+# Fields of a request that hold images, at any depth, unless they are numbers; and what says nothing of the image.
+_IMAGES = re.compile(r".*(image|images|video|mask|frames)")
 _SAYS_NOTHING = frozenset({"output", "fallback", "timeout_s", "progress", "num_images"})
 # A link with a user, a query or a fragment: only the rest of it is told.
 _LINK = re.compile(r"(?P<scheme>https?://)(?:[^\s/?#@]*@)?(?P<place>[^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
@@ -82,8 +82,8 @@ def _public(value: JsonValue, name: str = "") -> JsonValue:
 
 
 def _is_left_out(name: str, value: JsonValue) -> bool:
-    holds_pictures = _PICTURES.fullmatch(name) is not None and not isinstance(value, int | float)
-    return holds_pictures or name in _SAYS_NOTHING
+    holds_images = _IMAGES.fullmatch(name) is not None and not isinstance(value, int | float)
+    return holds_images or name in _SAYS_NOTHING
 
 
 def _plain_reference(text: str) -> str:

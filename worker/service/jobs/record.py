@@ -144,7 +144,7 @@ class JobRecord:
             self.started_at = time.monotonic()
             self.status = Status.RUNNING
         self.progress = progress.after(self.progress)
-        if self._unread and self._unread[-1].preview is not None:  # of pictures only the last is worth its memory
+        if self._unread and self._unread[-1].preview is not None:  # of images only the last is worth its memory
             self._unread[-1] = replace(self._unread[-1], preview=None)
         self._unread.append(progress)
         for feed in self._feeds:

@@ -115,8 +115,8 @@ class Admission:
         work = pixel_steps(job)
         if limit and work > limit:
             raise ParameterOutOfRange(
-                f"The job is {work:,} pixel-steps (width x height x frames x steps x pictures) and this worker takes "
-                f"at most {limit:,}; ask for fewer pictures, fewer steps or a smaller size.",
+                f"The job is {work:,} pixel-steps (width x height x frames x steps x images) and this worker takes "
+                f"at most {limit:,}; ask for fewer images, fewer steps or a smaller size.",
                 field="num_images" if len(job.seeds) > 1 else "num_inference_steps",
                 details={"pixel_steps": work, "max_pixel_steps": limit},
             )
@@ -146,14 +146,14 @@ class Admission:
 
 
 def pixel_steps(job: Job) -> int:
-    """How much work a job is: width x height x frames x steps x pictures, as far as it is known before it runs."""
+    """How much work a job is: width x height x frames x steps x images, as far as it is known before it runs."""
 
     def number(name: str, otherwise: int) -> int:
         value = job.params.get(name)
         return int(value) if isinstance(value, int | float) and value > 0 else otherwise
 
     native = job.call.detection.native_size or 1024
-    picture = job.image
-    width = number("width", picture.width if picture else native)
-    height = number("height", picture.height if picture else native)
+    image = job.image
+    width = number("width", image.width if image else native)
+    height = number("height", image.height if image else native)
     return width * height * number("num_frames", 1) * number("num_inference_steps", 1) * len(job.seeds)

@@ -51,8 +51,8 @@ class QueuedJob:
         return self.batch.jobs[0]
 
     @property
-    def pictures(self) -> int:
-        """How many pictures it wants."""
+    def images(self) -> int:
+        """How many images it wants."""
         return len(self.job.seeds)
 
     def tell(self, progress: Progress) -> None:
@@ -83,7 +83,7 @@ class BatchRun:
         self.loading = False
         self.load_s = 0.0
         self.fits: int | None = None
-        """How many pictures are worth trying the next time, once memory ran out."""
+        """How many images are worth trying the next time, once memory ran out."""
         self.future: Future[None] | None = None  # None until the engine's thread was asked
         self.over: asyncio.Future[None] | None = None  # the same for the event loop
         self._loop = asyncio.get_running_loop()
@@ -132,7 +132,7 @@ class BatchRun:
         Memory that ran out splits a group in halves. Of any other failure it is not known whose it is, so that each
         job is drawn alone.
         """
-        pictures = sum(queued.pictures for queued in group)
+        images = sum(queued.images for queued in group)
         batch = replace(group[0].batch, jobs=tuple(queued.job for queued in group))
         try:
             report = engine.run(batch, partial(self._tell, group))
@@ -145,15 +145,15 @@ class BatchRun:
                 return []
             _LOG.info("%d jobs in one call: %s; they are drawn in smaller ones", len(group), error.code)
             if isinstance(error, OutOfMemory):
-                self.fits = max(1, pictures // 2)
+                self.fits = max(1, images // 2)
                 return [group[: len(group) // 2], group[len(group) // 2 :]]
             return [[queued] for queued in group]
         self.load_s += report.load_s
         done = group[: len(report.outcomes)]
-        pictures = sum(queued.pictures for queued in done)
+        images = sum(queued.images for queued in done)
         for queued, outcome in zip(done, report.outcomes, strict=True):
-            # Jobs of one call have size and steps in common, so that the pictures are to each other as the pixel-steps.
-            self._settle(queued, self._drawn(report, outcome, queued.pictures / pictures))
+            # Jobs of one call have size and steps in common, so that the images are to each other as the pixel-steps.
+            self._settle(queued, self._drawn(report, outcome, queued.images / images))
         return [group[len(done) :]]
 
     def _drawn(self, report: EngineReport, outcome: Outcome, share: float) -> Drawn | WorkerError:

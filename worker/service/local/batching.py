@@ -1,7 +1,7 @@
 """Who is drawn when, and with whom: jobs wait in buckets, and the engine takes one bucket at a time.
 
-The policy. A job waits with those that agree with it in everything but words, pictures and seeds (`Batch.batch_key`),
-until they are `batch_size` pictures or the first of them has waited `timeout_s`; a bucket whose time has come while the
+The policy. A job waits with those that agree with it in everything but words, images and seeds (`Batch.batch_key`),
+until they are `batch_size` images or the first of them has waited `timeout_s`; a bucket whose time has come while the
 engine is busy goes on filling, so that under load nobody waits for company. A free engine takes the bucket whose first
 job came first, where a job of a model that is not loaded counts as having come later by the seconds that its model took
 to load: a switch must be worth its cost, and no bucket is passed by another that began more than those seconds after
@@ -28,7 +28,7 @@ from worker.service.local.engine_thread import EngineThread, uninterrupted
 STUCK_GRACE_S = 60.0
 # The same for a model that is being loaded: that cannot be interrupted, and is no reason to replace a worker.
 LOAD_GRACE_S = 900.0
-# For how many buckets it is remembered how many pictures fitted.
+# For how many buckets it is remembered how many images fitted.
 _MEMORY = 256
 
 
@@ -78,10 +78,10 @@ class Buckets:
         taken: list[QueuedJob] = []
         room = self._limit(bucket[0].key)
         for queued in bucket:
-            if taken and queued.pictures > room:
+            if taken and queued.images > room:
                 break
             taken.append(queued)
-            room -= queued.pictures
+            room -= queued.images
         for queued in taken:
             self.remove(queued)
         return taken
@@ -94,9 +94,9 @@ class Buckets:
         """Remember what a switch to `model` costs."""
         self._load_s[model] = seconds
 
-    def note_fit(self, key: str, pictures: int) -> None:
-        """Remember that more than so many pictures of a bucket were too much for the device's memory."""
-        self._fits[key] = pictures
+    def note_fit(self, key: str, images: int) -> None:
+        """Remember that more than so many images of a bucket were too much for the device's memory."""
+        self._fits[key] = images
         self._fits.move_to_end(key)
         if len(self._fits) > _MEMORY:
             self._fits.popitem(last=False)
@@ -106,7 +106,7 @@ class Buckets:
 
     def _due_at(self, bucket: list[QueuedJob]) -> float:
         first = bucket[0]
-        full = sum(queued.pictures for queued in bucket) >= self._limit(first.key)
+        full = sum(queued.images for queued in bucket) >= self._limit(first.key)
         return first.came + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
 
 

@@ -68,7 +68,7 @@ class Provisioner:
         """The files of what works after the model."""
         refiner, upscaler, found = job.finishing.refiner, job.finishing.upscaler, FinishingFiles()
         if self._safety_checker is not None:
-            with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no pictures"):
+            with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no images"):
                 files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
                 found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
         if upscaler is not None:

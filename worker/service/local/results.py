@@ -1,4 +1,4 @@
-"""What a finished job says of itself: pictures, seconds, cost, and what to send to get them again."""
+"""What a finished job says of itself: images, seconds, cost, and what to send to get them again."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -16,7 +16,7 @@ from worker.core.model import LoraSpec
 from worker.core.result import JobResult, Reproduction, Timings, Usage
 from worker.service.local.batch_run import Drawn
 
-# An input picture larger than this is not sent back: it would crowd out the ones that were drawn.
+# An input image larger than this is not sent back: it would crowd out the ones that were drawn.
 MAX_ECHO_CHARS = 100_000
 _NO_MEDIA = "reproduce.input leaves out {}, which is large; send it along to get the same result again."
 _VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worker")
@@ -29,7 +29,7 @@ def bytes_downloaded(batch: Batch) -> int:
 
 
 def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResult:
-    """The result of `job`, for which `batch` holds the files and `drawn` the pictures."""
+    """The result of `job`, for which `batch` holds the files and `drawn` the images."""
     report, artifacts = drawn.report, drawn.artifacts
     shown, spec = artifacts[0], job.call.spec
     first = shown.raster
@@ -74,7 +74,7 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
 
 
 def _drawn_pixels(job: Job, shown: Raster) -> int:
-    """Pixels of one picture as its model drew it, before an upscaler."""
+    """Pixels of one image as its model drew it, before an upscaler."""
     width, height = job.params.get("width"), job.params.get("height")
     if job.finishing.upscaler is not None and isinstance(width, int) and isinstance(height, int):
         return width * height
@@ -89,7 +89,7 @@ def _params(job: Job) -> dict[str, JsonValue]:
 
 
 def _count_of(job: Job, frames: int) -> tuple[str, ...]:
-    """A word for a film that is shorter than it was asked to be."""
+    """A word for a video that is shorter than it was asked to be."""
     wanted = job.video.frames if job.video else None
     if wanted is None or frames >= wanted:
         return ()
@@ -117,7 +117,7 @@ def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
 
 
 def _input(job: Job) -> dict[str, JsonValue]:
-    """What a caller sends to get the same pictures: everything that was chosen for him is written out."""
+    """What a caller sends to get the same images: everything that was chosen for him is written out."""
     request = job.request
     large = _large_media(job)
     left_out = {
@@ -150,7 +150,7 @@ def _input(job: Job) -> dict[str, JsonValue]:
 
 
 def _large_media(job: Job) -> list[str]:
-    """The fields with pictures or videos that are too large to be sent back."""
+    """The fields with images or videos that are too large to be sent back."""
     sent = {name: getattr(job.request, name) for name in FIELDS}
     sent |= {item.field: job.request.params[item.field] for item in job.media if item.field in job.request.params}
     for field in reversed([*ADAPTERS]):

@@ -1,4 +1,4 @@
-"""A bar chart as a picture, for reports of this worker about itself."""
+"""A bar chart as an image, for reports of this worker about itself."""
 
 import io
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ _INK, _BAR, _PAPER = (34, 34, 34), (46, 110, 180), (255, 255, 255)
 def draw_bars(title: str, values: Mapping[str, float], unit: str) -> bytes:
     """PNG bytes of one horizontal bar for each value, which must not be negative, with its number beside it."""
     height = 2 * _MARGIN + _ROW * (len(values) + 1)
-    picture = Image.new("RGB", (_WIDTH, height), _PAPER)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (_WIDTH, height), _PAPER)
+    pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(14)
     pen.text((_MARGIN, _MARGIN), title, _INK, ImageFont.load_default(16))
     longest = max(values.values(), default=0.0) or 1.0
@@ -25,5 +25,5 @@ def draw_bars(title: str, values: Mapping[str, float], unit: str) -> bytes:
         pen.rectangle((_LABEL, top + 4, end, top + _ROW - 6), _BAR)
         pen.text((end + 8, top + 6), f"{value:,.1f} {unit}", _INK, font)
     target = io.BytesIO()
-    picture.save(target, "PNG")
+    image.save(target, "PNG")
     return target.getvalue()

@@ -38,8 +38,8 @@ class Metrics:
             registry=self._registry,
         )
         self._gpu = self._counter("gpu_seconds", "The device's time, shared out to its jobs.", "model")
-        self._pixels = self._counter("pixel_steps", "Width x height x frames x steps x pictures.", "model")
-        self._images = self._counter("images", "Pictures and videos.", "model")
+        self._pixels = self._counter("pixel_steps", "Width x height x frames x steps x images.", "model")
+        self._images = self._counter("images", "Images and videos.", "model")
         self._bytes = self._counter("downloaded_bytes", "Fetched for jobs.")
         self._loras = self._counter("loras_applied", "LoRAs put on a model for a job.", "model")
         self._cost = self._counter("cost_usd", "The price of the device's time, if GPU_PRICE_PER_HOUR is set.", "model")

@@ -1,4 +1,4 @@
-"""What no log line may hold: callers' words, pictures and keys while their jobs run, and the operator's secrets.
+"""What no log line may hold: callers' words, images and keys while their jobs run, and the operator's secrets.
 
 The lines themselves are written without them. This is for what others put into theirs: a library's exception that
 quotes its input is logged because its text helps, and whose input that was can only be known here.

@@ -1,4 +1,4 @@
-"""The JSON of an answer's body: nearly all of it is pictures, and an answer may hold each of them several times."""
+"""The JSON of an answer's body: nearly all of it is images, and an answer may hold each of them several times."""
 
 import json
 import secrets
@@ -14,7 +14,7 @@ LONG = 50_000
 def written(body: object) -> bytes:
     """`body` as JSON that every reader takes: no NaN, and no half of a surrogate pair.
 
-    An answer of /run has its picture four times, and to look through megabytes for what must be escaped
+    An answer of /run has its image four times, and to look through megabytes for what must be escaped
     takes milliseconds. So a mark stands in for a long text, until the rest is written.
     """
     mark = secrets.token_hex(16)

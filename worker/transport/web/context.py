@@ -35,7 +35,7 @@ T = TypeVar("T")
 # Of a job whose caller waits for it.
 WAITED_FOR = JobOptions(kept=False)
 MAX_KEY_CHARS = 255
-# Twenty-megabyte pictures and a sixty-four-megabyte video, as base64, with some room.
+# Twenty-megabyte images and a sixty-four-megabyte video, as base64, with some room.
 MAX_BODY_BYTES = 120_000_000
 # What is the operator's to do: it moves other callers' models off the device.
 ADMIN_ACTIONS = ("preload", "unload")
@@ -96,11 +96,11 @@ class ServerContext:
         return record
 
     def editor(self) -> str:
-        """The model that edits pictures for callers who name none. Raises ModelNotFound."""
+        """The model that edits images for callers who name none. Raises ModelNotFound."""
         model = self.edit_model or self.operations.introspection.first_model_for(Task.IMAGE_EDITING)
         if model is None:
             raise ModelNotFound(
-                "No model of models.yaml edits pictures; name one as model, or let the operator add one or set "
+                "No model of models.yaml edits images; name one as model, or let the operator add one or set "
                 "EDIT_MODEL.",
                 field="model",
             )

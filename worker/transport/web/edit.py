@@ -1,4 +1,4 @@
-"""POST /edit: a form with a picture and what to change, and the changed picture back as PNG."""
+"""POST /edit: a form with an image and what to change, and the changed image back as PNG."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -38,8 +38,8 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post(
         "/edit",
-        summary="Change a picture as a prompt says",
-        description="The answer is the picture; `X-Seed` is the seed that made it.",
+        summary="Change an image as a prompt says",
+        description="The answer is the image; `X-Seed` is the seed that made it.",
         responses=openapi.files("image/png") | openapi.refusals(400, 401, 503, 504, shape=EditError),
         openapi_extra=openapi.takes_form(_PROPERTIES, "image", "prompt"),
     )
@@ -56,12 +56,12 @@ def _decode(form: Form) -> dict[str, JsonValue]:
     for name in form.texts:
         if name not in _FIELDS:
             raise UnknownParameter(f"{name[:80]} is not taken here; there are {', '.join(_FIELDS)}.", field=name[:80])
-    pictures = form.pictures("image")
-    if len(pictures) != 1:
-        raise InvalidRequest("image is required, and one only: the picture to change, as a file.", field="image")
+    images = form.images("image")
+    if len(images) != 1:
+        raise InvalidRequest("image is required, and one only: the image to change, as a file.", field="image")
     if not form.texts.get("prompt", "").strip():
         raise InvalidRequest("prompt is required: say in words what to change.", field="prompt")
-    return {**form.values(but=("image",)), "image": pictures[0], "output": output_as("png")}
+    return {**form.values(but=("image",)), "image": images[0], "output": output_as("png")}
 
 
 def _encode_failure(failure: Failure) -> Response:

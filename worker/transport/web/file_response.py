@@ -1,4 +1,4 @@
-"""A drawn picture as the file itself: which format a caller accepts, and the answer that holds it."""
+"""A drawn image as the file itself: which format a caller accepts, and the answer that holds it."""
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
@@ -6,11 +6,11 @@ from pydantic import JsonValue
 
 from worker.core.answer import Answer
 from worker.core.errors import ParameterOutOfRange
-from worker.core.request import CONTENT_TYPES, PICTURE_FORMATS, Format
+from worker.core.request import CONTENT_TYPES, IMAGE_FORMATS, Format
 
 
 def accepted_format(request: Request) -> Format | None:
-    """The picture format that all Accept headers together like best, of equals the first; None when any will do.
+    """The image format that all Accept headers together like best, of equals the first; None when any will do.
 
     Hugging Face's client sends its own `image/png` behind the one that its caller set.
     """
@@ -18,7 +18,7 @@ def accepted_format(request: Request) -> Format | None:
     for part in ",".join(request.headers.getlist("accept")).split(","):
         kind, *options = (text.strip().lower() for text in part.split(";"))
         quality = next((_quality(option[2:]) for option in options if option.startswith("q=")), 1.0)
-        name = next((name for name in PICTURE_FORMATS if kind.replace("/jpg", "/jpeg") == CONTENT_TYPES[name]), None)
+        name = next((name for name in IMAGE_FORMATS if kind.replace("/jpg", "/jpeg") == CONTENT_TYPES[name]), None)
         if name is not None and quality > best[0]:
             best = (quality, name)
     return best[1]
@@ -33,7 +33,7 @@ def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonV
 
 
 def encode_file(answer: Answer) -> Response:
-    """The first picture or video of an answer, with its seed; where it was uploaded instead, the way there."""
+    """The first image or video of an answer, with its seed; where it was uploaded instead, the way there."""
     headers = {"X-Seed": str(answer.seeds[0])}
     first = answer.files[0]
     if first.url is not None:

@@ -1,4 +1,4 @@
-"""Multipart forms, which pictures are uploaded with: read no further than allowed, and their texts as JSON values."""
+"""Multipart forms, which images are uploaded with: read no further than allowed, and their texts as JSON values."""
 
 import json
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from worker.core.errors import InvalidRequest
 from worker.media.images import to_base64
 from worker.transport.web.context import bounded, media_type
 
-MAX_FILES = 17  # sixteen pictures and a mask
+MAX_FILES = 17  # sixteen images and a mask
 MAX_TEXTS = 100
 MAX_TEXT_BYTES = 2**20
 
@@ -26,7 +26,7 @@ class Form:
     texts: dict[str, str]
     files: dict[str, list[bytes]]
 
-    def pictures(self, *names: str) -> list[JsonValue]:
+    def images(self, *names: str) -> list[JsonValue]:
         """The files of these names as base64; a text under such a name may be base64 or a URL itself."""
         found: list[JsonValue] = [to_base64(data) for name in names for data in self.files.get(name, [])]
         return found + [self.texts[name] for name in names if self.texts.get(name)]

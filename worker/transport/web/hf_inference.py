@@ -1,4 +1,4 @@
-"""Hugging Face's inference API, as its InferenceClient speaks it: words or a picture in, a picture out."""
+"""Hugging Face's inference API, as its InferenceClient speaks it: words or an image in, an image out."""
 
 from collections.abc import Mapping
 
@@ -15,15 +15,15 @@ from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, encode_file, output_as
 from worker.wire.introspection import encode_model
 
-# How PNG, JPEG and WebP begin, in base64: the API has one field for words and for pictures.
-_PICTURES = ("iVBORw0KGgo", "/9j/", "UklGR")
+# How PNG, JPEG and WebP begin, in base64: the API has one field for words and for images.
+_IMAGES = ("iVBORw0KGgo", "/9j/", "UklGR")
 _FIELDS = ("inputs", "parameters", "model_id", "options")  # options are Hugging Face's own business
 _BODY = {
     "type": "object",
     "required": ["inputs"],
     "additionalProperties": False,
     "properties": {
-        "inputs": {"type": "string", "description": "The prompt; or a picture as base64, with `parameters.prompt`."},
+        "inputs": {"type": "string", "description": "The prompt; or an image as base64, with `parameters.prompt`."},
         "model_id": {"type": ["string", "null"], "maxLength": 512},
         "parameters": {
             "type": ["object", "null"],
@@ -33,8 +33,8 @@ _BODY = {
     },
 }
 _TEXT = (
-    "The body is JSON, or the bytes of a picture. The model is `model_id` of the body, else of the query, of the path, "
-    "the header `X-Model-Id`, `parameters.model_id`, or the default one. The answer is the picture itself, in the "
+    "The body is JSON, or the bytes of an image. The model is `model_id` of the body, else of the query, of the path, "
+    "the header `X-Model-Id`, `parameters.model_id`, or the default one. The answer is the image itself, in the "
     "format of `Accept`."
 )
 
@@ -60,7 +60,7 @@ def routes(context: ServerContext) -> APIRouter:
     body = openapi.takes(
         _BODY,
         words={"inputs": "a red apple", "parameters": {"seed": 7, "num_inference_steps": 16}},
-        picture={"inputs": "iVBORw0KGgo…", "parameters": {"prompt": "a green apple", "strength": 0.6}},
+        image={"inputs": "iVBORw0KGgo…", "parameters": {"prompt": "a green apple", "strength": 0.6}},
     )
     raw = {"schema": {"type": "string", "format": "binary"}}
     for kind in ("image/*", "application/octet-stream"):
@@ -72,7 +72,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post(
         "/diffusers/generate",
-        summary="Words or a picture to a picture",
+        summary="Words or an image to an image",
         description=_TEXT,
         responses=responses,
         openapi_extra=body,
@@ -123,7 +123,7 @@ def _encode_failure(failure: Failure) -> Response:
 
 def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:
     """A body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
-    sent = _object(body) if is_json(request) else _picture(request, body)
+    sent = _object(body) if is_json(request) else _image(request, body)
     parameters = sent.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ParameterOutOfRange("parameters must be an object.", field="parameters")
@@ -137,8 +137,8 @@ def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[st
         fields |= _size(size)
     inputs = sent.get("inputs")
     if not isinstance(inputs, str):
-        raise InvalidRequest("inputs must be a text: the prompt, or a picture as base64.", field="inputs")
-    if "prompt" in fields or inputs.startswith(_PICTURES):
+        raise InvalidRequest("inputs must be a text: the prompt, or an image as base64.", field="inputs")
+    if "prompt" in fields or inputs.startswith(_IMAGES):
         fields = {"prompt": "", **fields, "image": inputs}  # that client may leave the prompt out
     else:
         fields["prompt"] = inputs
@@ -155,9 +155,9 @@ def _object(body: bytes) -> Mapping[str, JsonValue]:
     return value
 
 
-def _picture(request: Request, body: bytes) -> Mapping[str, JsonValue]:
+def _image(request: Request, body: bytes) -> Mapping[str, JsonValue]:
     if not body:
-        raise InvalidRequest("The body is empty; send JSON, or the bytes of a picture.", field="body")
+        raise InvalidRequest("The body is empty; send JSON, or the bytes of an image.", field="body")
     prompt = request.query_params.get("prompt", "")
     return {"inputs": to_base64(body), "parameters": {"prompt": prompt}}
 

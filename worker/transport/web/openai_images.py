@@ -1,4 +1,4 @@
-"""OpenAI's images API: generations, edits, models, and pictures on the way as server-sent events."""
+"""OpenAI's images API: generations, edits, models, and images on the way as server-sent events."""
 
 import asyncio
 import json
@@ -33,12 +33,12 @@ from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.forms import Form, read_form
 
-_PICTURES = "img-"
+_IMAGES = "img-"
 _TAG = "OpenAI's images API"
 _FILES = ("image", "image[]", "mask")
 _FORM = {
     **{name: schema for name, schema in words.SCHEMA.items() if name != "stream"},
-    "image": {"type": "string", "format": "binary", "description": "The picture; of several, each as `image[]`."},
+    "image": {"type": "string", "format": "binary", "description": "The image; of several, each as `image[]`."},
     "image[]": {"type": "array", "items": {"type": "string", "format": "binary"}},
     "mask": {"type": "string", "format": "binary", "description": "Transparent, or white, where it is changed."},
     "stream": {"type": "boolean"},
@@ -53,15 +53,15 @@ def routes(context: ServerContext) -> APIRouter:
 
     body = openapi.takes(
         {"type": "object", "required": ["prompt"], "properties": words.SCHEMA, "additionalProperties": True},
-        picture={"prompt": "a red apple", "size": "256x256", "n": 1, "seed": 7},
+        image={"prompt": "a red apple", "size": "256x256", "n": 1, "seed": 7},
     )
 
     @router.post(
         "/images/generations",
-        summary="Words to pictures",
+        summary="Words to images",
         responses=_responses("image_generation"),
         openapi_extra=body,
-        description=f"With `stream` the pictures come as server-sent events.{_MORE}",
+        description=f"With `stream` the images come as server-sent events.{_MORE}",
     )
     async def generations(request: Request) -> Response:
         sent = await read_json(request, context.max_body_bytes)
@@ -71,7 +71,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.post(
         "/images/edits",
-        summary="Pictures and words to pictures",
+        summary="Images and words to images",
         responses=_responses("image_edit"),
         openapi_extra=openapi.takes_form(_FORM, "image", "prompt"),
         description=f"The model is `model`, else EDIT_MODEL, else the first editing model there is.{_MORE}",
@@ -107,21 +107,21 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
-def picture_routes(context: ServerContext) -> APIRouter:
-    """Where the pictures are that were asked for as URLs, for as long as answers are kept."""
+def image_routes(context: ServerContext) -> APIRouter:
+    """Where the images are that were asked for as URLs, for as long as answers are kept."""
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
 
     @router.get(
         "/images/{id}/content",
-        name="openai_picture",
-        summary="A picture that was asked for as a URL",
+        name="openai_image",
+        summary="An image that was asked for as a URL",
         responses=openapi.files(*CONTENT_TYPES.values()) | openapi.refusals(400, 404, 500, shape=words.OpenAIError),
     )
     async def content(id: Annotated[str, Path()], variant: Annotated[int, Query(ge=0, le=1_000)] = 0) -> Response:
-        answer = context.job_store.find(id).answer if id.startswith(_PICTURES) else None
+        answer = context.job_store.find(id).answer if id.startswith(_IMAGES) else None
         file = answer.files[variant] if isinstance(answer, Answer) and variant < len(answer.files) else None
         if file is None or not file.data:
-            raise JobNotFound("There is no picture here, or it is no longer kept; draw it again.", field="id")
+            raise JobNotFound("There is no image here, or it is no longer kept; draw it again.", field="id")
         return Response(file.data, media_type=file.media_type)
 
     return router
@@ -139,10 +139,10 @@ async def _respond(context: ServerContext, request: Request, asked: words.Asked,
     fields, kept = asked.fields, asked.as_url
     if asked.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
         fields, kept = _uploaded(fields), False
-    done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_PICTURES)
+    done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_IMAGES)
     answer = generated(done)
     here = kept and not words.is_uploaded(answer)
-    content = request.url_for("openai_picture", id=done.id) if here else None
+    content = request.url_for("openai_image", id=done.id) if here else None
     return json_response(words.encode_images(asked, answer, content))
 
 
@@ -152,13 +152,13 @@ def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _decode_edit(form: Form) -> dict[str, JsonValue]:
-    """A form as OpenAI's JSON would be, with pictures by our names. Blocking: masks are decoded."""
+    """A form as OpenAI's JSON would be, with images by our names. Blocking: masks are decoded."""
     form.check_files(_FILES)
-    pictures = form.pictures("image", "image[]")
-    if not pictures:
-        raise InvalidRequest("image is required: the picture to change, as a file.", field="image")
+    images = form.images("image", "image[]")
+    if not images:
+        raise InvalidRequest("image is required: the image to change, as a file.", field="image")
     fields = form.values(but=_FILES)
-    fields |= {"image": pictures[0]} if len(pictures) == 1 else {"images": pictures}
+    fields |= {"image": images[0]} if len(images) == 1 else {"images": images}
     if masks := form.files.get("mask"):
         if len(masks) > 1:
             raise InvalidRequest("mask may be sent once.", field="mask")
@@ -171,7 +171,7 @@ def _decode_edit(form: Form) -> dict[str, JsonValue]:
 async def _stream(context: ServerContext, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
     """The answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
     payload = generation(asked.fields)
-    record = context.submit(request, payload, f"{_PICTURES}{job_id(request)}", WAITED_FOR)
+    record = context.submit(request, payload, f"{_IMAGES}{job_id(request)}", WAITED_FOR)
     events = _events(context, record, asked, kind)
     first = await unless_gone(request, anext(events))
 
@@ -214,7 +214,7 @@ async def _events(
 
 
 def _is_due(told: int, wanted: int, progress: Progress) -> bool:
-    """Whether the next of `wanted` partial pictures is due: they are spread evenly over the steps."""
+    """Whether the next of `wanted` partial images is due: they are spread evenly over the steps."""
     return told < wanted and progress.step * (wanted + 1) >= progress.total * (told + 1)
 
 

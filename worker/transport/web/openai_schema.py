@@ -1,4 +1,4 @@
-"""OpenAI's words for pictures: what is asked for, what is answered, what is told on the way, what is refused."""
+"""OpenAI's words for images: what is asked for, what is answered, what is told on the way, what is refused."""
 
 import re
 import time
@@ -13,7 +13,7 @@ from starlette.datastructures import URL
 from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import ParameterOutOfRange
 from worker.core.image import Raster
-from worker.core.request import PICTURE_FORMATS
+from worker.core.request import IMAGE_FORMATS
 from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
@@ -23,7 +23,7 @@ MAX_PARTIAL_IMAGES = 3
 Kind = Literal["image_generation", "image_edit"]
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-# Of OpenAI's own service. What changes nothing in a picture is left out in silence, the rest with a warning.
+# Of OpenAI's own service. What changes nothing in an image is left out in silence, the rest with a warning.
 _SILENT = ("user", "safety_identifier", "moderation")
 _WITHOUT_EFFECT = ("quality", "style", "input_fidelity", "background")
 _USUAL = (None, "auto", "standard", "opaque")
@@ -43,7 +43,7 @@ SCHEMA: dict[str, Any] = {
     "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 64},
     "size": {"type": ["string", "null"], "description": "`WIDTHxHEIGHT`, or `auto`: the model's own size."},
     "response_format": {"enum": ["b64_json", "url", None]},
-    "output_format": {"enum": [*PICTURE_FORMATS, None]},
+    "output_format": {"enum": [*IMAGE_FORMATS, None]},
     "output_compression": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
     "stream": {"type": ["boolean", "null"]},
     "partial_images": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_PARTIAL_IMAGES},
@@ -67,8 +67,8 @@ class OpenAIError(BaseModel):
     error: Problem
 
 
-class Picture(BaseModel):
-    """A picture: itself, or where it is."""
+class Image(BaseModel):
+    """An image: itself, or where it is."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -78,7 +78,7 @@ class Images(Documented):
     """What was drawn."""
 
     created: int
-    data: list[Picture]
+    data: list[Image]
     size: str
     output_format: str
     background: Literal["opaque"]
@@ -139,7 +139,7 @@ def decode(sent: Mapping[str, JsonValue]) -> Asked:
 
 
 def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
-    """The answer to a finished request; `content` is where its pictures are served, when that was asked for."""
+    """The answer to a finished request; `content` is where its images are served, when that was asked for."""
     data: list[JsonValue] = [
         {"url": str(content.include_query_params(variant=index))} if content else _datum(file)
         for index, file in enumerate(answer.files)
@@ -156,7 +156,7 @@ def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str
 
 
 def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonValue]:
-    """An event with what a picture looks like so far."""
+    """An event with what an image looks like so far."""
     return {
         "type": f"{kind}.partial_image",
         "partial_image_index": index,
@@ -170,7 +170,7 @@ def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonVal
 
 
 def encode_completed(kind: Kind, answer: Answer, file: AnswerFile) -> dict[str, JsonValue]:
-    """An event with one of the pictures."""
+    """An event with one of the images."""
     return {
         "type": f"{kind}.completed",
         "created_at": int(time.time()),
@@ -238,8 +238,8 @@ def _decode_output(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
         raise ParameterOutOfRange("output must be an object.", field="output")
     chosen: dict[str, JsonValue] = {}
     if (format_ := fields.pop("output_format", None)) is not None:
-        if format_ not in PICTURE_FORMATS:
-            raise ParameterOutOfRange(f"output_format must be {', '.join(PICTURE_FORMATS)}.", field="output_format")
+        if format_ not in IMAGE_FORMATS:
+            raise ParameterOutOfRange(f"output_format must be {', '.join(IMAGE_FORMATS)}.", field="output_format")
         chosen["format"] = format_
     if (quality := fields.pop("output_compression", None)) is not None:
         chosen["quality"] = max(1, _whole(quality, "output_compression", 100))

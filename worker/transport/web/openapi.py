@@ -41,7 +41,7 @@ MODEL_SCHEMA = {
     },
 }
 _DESCRIPTION = (
-    "Runs any diffusion model behind one small JSON request. `/run` answers with the picture; `/v2/{endpoint}/…` is "
+    "Runs any diffusion model behind one small JSON request. `/run` answers with the image; `/v2/{endpoint}/…` is "
     "RunPod's API, with jobs that are asked for later; `/ws` and `/events/{id}` tell of each step. "
     "`/diffusers/generate`, `/edit` and `/v1/images/…` speak the protocols of Hugging Face's and OpenAI's clients."
 )
@@ -115,7 +115,7 @@ class Ran(Documented):
     delayTime: int = Field(description="Milliseconds until work on it began.")  # noqa: N815
     executionTime: int = Field(description="Milliseconds of work.")  # noqa: N815
     output: dict[str, JsonValue] = Field(description="The result: docs/api.md, Answer.")
-    image: str | None = Field(default=None, description="The first picture, base64.")
+    image: str | None = Field(default=None, description="The first image, base64.")
     images: list[str] | None = None
     lightning_enabled: bool | None = None
 

@@ -1,4 +1,4 @@
-"""POST /run and /runsync: a request in, the finished picture back on the same connection."""
+"""POST /run and /runsync: a request in, the finished image back on the same connection."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def routes(context: ServerContext) -> APIRouter:
     """The two names of one door."""
     router = APIRouter(tags=["run"])
     responses = openapi.answers(openapi.Ran, *openapi.ASKING, 409)
-    body = openapi.takes(openapi.RUN_SCHEMA, picture=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
+    body = openapi.takes(openapi.RUN_SCHEMA, image=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
 
     @router.post("/run", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)

@@ -27,7 +27,7 @@ Wait = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to w
 def routes(context: ServerContext) -> APIRouter:
     """The routes that RunPod's clients call."""
     router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
-    takes_job = openapi.takes(openapi.JOB_SCHEMA, picture={"input": openapi.GENERATION})
+    takes_job = openapi.takes(openapi.JOB_SCHEMA, image={"input": openapi.GENERATION})
     asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
 
     async def submit(request: Request, prefix: str = "") -> JobRecord:

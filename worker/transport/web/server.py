@@ -35,8 +35,8 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     metrics.routes,
     usage.routes,
 )
-# Open to everybody: who asks for health has no key, and whose picture it is says its id, which cannot be guessed.
-OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.picture_routes)
+# Open to everybody: who asks for health has no key, and whose image it is says its id, which cannot be guessed.
+OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.image_routes)
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 

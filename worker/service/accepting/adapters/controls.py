@@ -1,4 +1,4 @@
-"""The ControlNets and T2I-Adapters of a request: what they are before anything is fetched, and their pictures.
+"""The ControlNets and T2I-Adapters of a request: what they are before anything is fetched, and their images.
 
 Which class draws depends on what they are, so their headers are read while the job is accepted.
 """
@@ -83,22 +83,22 @@ def read_controls(
     params: Mapping[str, JsonValue],
     reader: MediaReader,
 ) -> tuple[tuple[Control, ...], dict[str, JsonValue]]:
-    """The controls that do anything, their pictures as they see them, and `params` with the size that is drawn.
+    """The controls that do anything, their images as they see them, and `params` with the size that is drawn.
 
-    A request from text that asks for no size is drawn at the proportions of the first picture. Raises InvalidImage and
+    A request from text that asks for no size is drawn at the proportions of the first image. Raises InvalidImage and
     its kin, naming the field.
     """
     bounds = size_bounds(model)
     controls = request.adapters_of(ControlNetSpec)
-    pictures = [_picture(request, index, bounds.multiple, reader) for index in range(len(controls))]
+    images = [_image(request, index, bounds.multiple, reader) for index in range(len(controls))]
     sized = {**_plain_defaults(recognised.row), **params}
     from_text = not (request.image or request.images)
     if from_text and not request.params.keys() & {"width", "height"}:
-        sized |= _at_proportions(pictures[0], params, bounds)
+        sized |= _at_proportions(images[0], params, bounds)
     width, height = sized.get("width"), sized.get("height")
     found, call = [], control_call(recognised.row.pipeline)
-    for control, seen, picture in zip(controls, recognised.detections, pictures, strict=True):
-        fitted = fit(picture, width, height) if isinstance(width, int) and isinstance(height, int) else picture
+    for control, seen, image in zip(controls, recognised.detections, images, strict=True):
+        fitted = fit(image, width, height) if isinstance(width, int) and isinstance(height, int) else image
         if control.scale > 0:
             shown = preprocess(fitted, control.preprocess) if control.preprocess else fitted
             found.append(Control(control, shown, call, _mode(control, seen)))
@@ -156,7 +156,7 @@ def _common_row(controls: Sequence[ControlNetSpec], detections: Sequence[Detecti
         )
     sources = {(control.model, control.weight_name) for control in controls}
     if len(controls) > 1 and (row.several == "one" or (row.several == "same" and len(sources) > 1)):
-        what = "one control" if row.several == "one" else "one ControlNet, which may be given several pictures"
+        what = "one control" if row.several == "one" else "one ControlNet, which may be given several images"
         raise ParameterOutOfRange(
             f"{_FIELD}: {call.task} of {call.spec.id} takes {what}; {len(controls)} were sent.", field=_FIELD
         )
@@ -196,31 +196,31 @@ def _plain_defaults(row: Controlled) -> dict[str, JsonValue]:
 
 
 def _mode(control: ControlNetSpec, found: Detection) -> int | None:
-    """A union's number for what the picture shows: as told, else as the preprocessing makes it."""
+    """A union's number for what the image shows: as told, else as the preprocessing makes it."""
     modes = modes_of(found)
     named = control.mode or control.preprocess
     return modes.index(named) if named in modes else None
 
 
-def _picture(request: GenerationRequest, index: int, multiple: int, reader: MediaReader) -> Raster:
+def _image(request: GenerationRequest, index: int, multiple: int, reader: MediaReader) -> Raster:
     control = request.adapters_of(ControlNetSpec)[index]
     text = control.image or request.image or next(iter(request.images), None)
     if text is None:
         raise InvalidRequest(
-            f"{_FIELD}[{index}].image is missing: send the picture to follow as base64, data: URI or https URL.",
+            f"{_FIELD}[{index}].image is missing: send the image to follow as base64, data: URI or https URL.",
             field=_FIELD,
         )
-    picture = reader.image(text, _FIELD)
+    image = reader.image(text, _FIELD)
     if control.image is None and request.outpaint is not None:  # what is drawn is larger than what was sent
-        picture = enlarge(picture, request.outpaint, multiple).picture
-    return reader.take(picture, _FIELD)
+        image = enlarge(image, request.outpaint, multiple).image
+    return reader.take(image, _FIELD)
 
 
-def _at_proportions(picture: Raster, params: Mapping[str, JsonValue], bounds: SizeBounds) -> dict[str, JsonValue]:
-    """The usual number of pixels, at the proportions of `picture`."""
+def _at_proportions(image: Raster, params: Mapping[str, JsonValue], bounds: SizeBounds) -> dict[str, JsonValue]:
+    """The usual number of pixels, at the proportions of `image`."""
     width, height = params.get("width"), params.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):
         return {}
-    scale = math.sqrt(width * height / (picture.width * picture.height))
-    wide, high = size_within(round(picture.width * scale), round(picture.height * scale), bounds)
+    scale = math.sqrt(width * height / (image.width * image.height))
+    wide, high = size_within(round(image.width * scale), round(image.height * scale), bounds)
     return {"width": wide, "height": high}

@@ -1,4 +1,4 @@
-"""The IP-Adapters of a request with their pictures."""
+"""The IP-Adapters of a request with their images."""
 
 from worker.catalog.call import ModelCall
 from worker.catalog.interface.adapters import takes_one_image_prompt
@@ -15,26 +15,26 @@ _FIELD = "ip_adapters"
 
 
 def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: MediaReader) -> tuple[ImagePrompt, ...]:
-    """The request's IP-Adapters with their pictures. Raises InvalidImage and its kin, naming the field."""
+    """The request's IP-Adapters with their images. Raises InvalidImage and its kin, naming the field."""
     prompts = []
     for at, spec in enumerate(request.adapters_of(IPAdapterSpec)):
         field = f"{_FIELD}[{at}]"
         if not spec.sent_images:
             raise InvalidRequest(
-                f"{field}.image is required: the picture to draw after, as base64, data: URI or https URL.",
+                f"{field}.image is required: the image to draw after, as base64, data: URI or https URL.",
                 field=_FIELD,
             )
-        pictures = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in spec.sent_images)
-        prompts.append(ImagePrompt(spec, pictures))
-    if takes_one_image_prompt(call) and sum(len(prompt.pictures) for prompt in prompts) > 1:
+        images = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in spec.sent_images)
+        prompts.append(ImagePrompt(spec, images))
+    if takes_one_image_prompt(call) and sum(len(prompt.images) for prompt in prompts) > 1:
         raise ParameterOutOfRange(
-            f"{_FIELD} takes one adapter with one picture for this model; more were sent.", field=_FIELD
+            f"{_FIELD} takes one adapter with one image for this model; more were sent.", field=_FIELD
         )
     return tuple(prompts)
 
 
 def _read(text: str, reader: MediaReader, name: str) -> Raster:
-    """A picture; what is wrong with it is said of `name`, and is wrong with the request's field."""
+    """An image; what is wrong with it is said of `name`, and is wrong with the request's field."""
     try:
         return reader.image(text, name)
     except InvalidRequest as error:

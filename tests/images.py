@@ -15,14 +15,14 @@ torch.set_num_threads(1)
 
 
 def pixels(answer: dict[str, Any], index: int = 0) -> np.ndarray:
-    """Picture `index` of an answer as HxWx3 bytes."""
+    """Image `index` of an answer as HxWx3 bytes."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][index]))).convert("RGB"))
 
 
 def assert_differs(one: np.ndarray, other: np.ndarray, least: float = 8) -> None:
     """Assert that some value differs by `least` of 255, which rounding does on no machine.
 
-    Both are pictures of one size, of whole numbers to 255 or of floats to 1. Random weights show a change well only if
+    Both are images of one size, of whole numbers to 255 or of floats to 1. Random weights show a change well only if
     they are scaled for it: where this fails, it is the model that is to be made livelier, not the bound lower.
     """
     assert one.shape == other.shape
@@ -30,9 +30,9 @@ def assert_differs(one: np.ndarray, other: np.ndarray, least: float = 8) -> None
     assert most >= least, f"the most that differs is {most:.2g} of 255"
 
 
-def assert_all_differ(*pictures: np.ndarray) -> None:
-    """Assert that each of these pictures is seen to be another one than each of the rest."""
-    for one, other in itertools.combinations(pictures, 2):
+def assert_all_differ(*images: np.ndarray) -> None:
+    """Assert that each of these images is seen to be another one than each of the rest."""
+    for one, other in itertools.combinations(images, 2):
         assert_differs(one, other)
 
 
@@ -44,7 +44,7 @@ def encoded(array: np.ndarray) -> str:
 
 
 def gradient(width: int, height: int) -> np.ndarray:
-    """A picture with something to see in it."""
+    """An image with something to see in it."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
 

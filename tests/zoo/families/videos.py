@@ -1,4 +1,4 @@
-"""UNets that draw films: AnimateDiff, PIA, Stable Video Diffusion, ModelScope, Text2Video-Zero, I2VGen-XL."""
+"""UNets that draw videos: AnimateDiff, PIA, Stable Video Diffusion, ModelScope, Text2Video-Zero, I2VGen-XL."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from tests.zoo.families.controlnet import with_controlnet
 from tests.zoo.families.stable_diffusion import PROMPT, SIZED, bare, sd1
 from tests.zoo.families.stable_diffusion_xl import sdxl
 from tests.zoo.parts import WIDTH
-from tests.zoo.recipe import Clip, Picture, Recipe
+from tests.zoo.recipe import Image, Recipe, Video
 
 FILM = {**SIZED, "num_frames": 4}
-_REDRAW = {**PROMPT, "video": Clip(4), "strength": 0.8, "num_inference_steps": 4}
+_REDRAW = {**PROMPT, "video": Video(4), "strength": 0.8, "num_inference_steps": 4}
 _IN_SPACE_AND_TIME = {
     "sample_size": 8,
     "block_out_channels": (32, 64),
@@ -70,7 +70,7 @@ def _stable_video() -> dict[str, Any]:
     )
     return {
         "vae": vae.eval(),
-        # the pipeline itself makes the picture 224 wide
+        # the pipeline itself makes the image 224 wide
         "image_encoder": parts.clip_vision_projected(image_size=224, patch_size=56),
         "unet": unet.eval(),
         "scheduler": parts.euler(prediction_type="v_prediction", timestep_type="continuous", sigma_max=700.0),
@@ -100,7 +100,7 @@ def _i2vgen() -> dict[str, Any]:
     return {**bare(), **eye, "unet": unet.eval()}
 
 
-_CONTROL = {"conditioning_frames": Clip(4)}
+_CONTROL = {"conditioning_frames": Video(4)}
 _FRAMES = {"frame_ids": [0, 1, 2, 3]}
 _ZERO = {**SIZED, "num_inference_steps": 4, "t0": 1, "t1": 2}
 
@@ -108,18 +108,18 @@ RECIPES = (
     Recipe("AnimateDiffPipeline", lambda: animated(bare()), FILM),
     Recipe("AnimateDiffSDXLPipeline", lambda: animated(sdxl()), FILM),
     Recipe("AnimateDiffControlNetPipeline", lambda: animated(with_controlnet(bare())), {**FILM, **_CONTROL}),
-    Recipe("AnimateDiffSparseControlNetPipeline", _sparse, {**FILM, "conditioning_frames": [Picture()]}),
+    Recipe("AnimateDiffSparseControlNetPipeline", _sparse, {**FILM, "conditioning_frames": [Image()]}),
     Recipe("AnimateDiffVideoToVideoPipeline", lambda: animated(bare()), _REDRAW),
     Recipe(
         "AnimateDiffVideoToVideoControlNetPipeline",
         lambda: animated(with_controlnet(bare())),
         {**_REDRAW, **_CONTROL},
     ),
-    Recipe("PIAPipeline", lambda: animated(bare(), conv_in_channels=9), {**FILM, "image": Picture()}),
+    Recipe("PIAPipeline", lambda: animated(bare(), conv_in_channels=9), {**FILM, "image": Image()}),
     Recipe(
         "StableVideoDiffusionPipeline",
         _stable_video,
-        {"image": Picture(), "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 2},
+        {"image": Image(), "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 2},
     ),
     Recipe("TextToVideoSDPipeline", _modelscope, FILM),
     Recipe("VideoToVideoSDPipeline", _modelscope, _REDRAW),
@@ -140,7 +140,7 @@ RECIPES = (
     Recipe(
         "I2VGenXLPipeline",
         _i2vgen,
-        {**FILM, "image": Picture()},
+        {**FILM, "image": Image()},
         broken="wants an attribute of CLIPTextModel that transformers 5 has not",
     ),
 )
