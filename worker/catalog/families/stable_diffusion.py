@@ -1,7 +1,6 @@
 """Rows of Stable Diffusion's own families, and of what was distilled from them."""
 
 from worker.catalog.conditions import (
-    Condition,
     all_of,
     any_of,
     config_is,
@@ -9,7 +8,6 @@ from worker.catalog.conditions import (
     has_all,
     has_any,
     none_of,
-    shape_is,
 )
 from worker.catalog.families.row import (
     FEW_STEP_SCHEDULERS,
@@ -23,43 +21,15 @@ from worker.catalog.families.row import (
     alone,
     whole,
 )
+from worker.catalog.families.unet_shapes import GUIDED, KOLORS, TIME, WAY_UP, cross_attention, depth
 from worker.core.model import Task
 
-_LDM = "input_blocks.{}.1.transformer_blocks.{}.attn2.to_k.weight"
-_DIFFUSERS = "down_blocks.{}.attentions.0.transformer_blocks.{}.attn2.to_k.weight"
-# A ControlNet has the way down and the middle of its UNet; only a denoiser has the way up.
-_WAY_UP = has_any("output_blocks.0.0.in_layers.0.weight", "up_blocks.0.resnets.0.conv1.weight")
-_TIME = has_any(
-    "input_blocks.1.1.time_stack.0.norm1.weight",
-    "down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight",
-    "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight",
-)
-_KOLORS = dimension("encoder_hid_proj.weight", 1, 4096)
-
-
-def _cross_attention(level: int, width: int, context: int) -> Condition:
-    """Text of `context` channels enters level 0 or 1 of a UNet that is `width` wide there."""
-    return any_of(
-        shape_is(_LDM.format((1, 4)[level], 0), width, context), shape_is(_DIFFUSERS.format(level, 0), width, context)
-    )
-
-
-def _depth(blocks: int) -> Condition:
-    """The third level has exactly `blocks` transformer blocks in its first attention."""
-    last, beyond = blocks - 1, blocks
-    return all_of(
-        has_any(_LDM.format(7, last), _DIFFUSERS.format(2, last)),
-        none_of(has_any(_LDM.format(7, beyond), _DIFFUSERS.format(2, beyond))),
-    )
-
-
-_GUIDED = has_any("time_embedding.cond_proj.weight")  # guidance as an input: what distillation leaves behind
-_SD1 = all_of(_cross_attention(0, 320, 768), _WAY_UP, none_of(_TIME, _GUIDED))
-_SD2 = all_of(_cross_attention(0, 320, 1024), _WAY_UP, none_of(_TIME))
-_SDXL = all_of(_cross_attention(1, 640, 2048), _depth(10), _WAY_UP, none_of(_KOLORS, _TIME))
-_SSD1B = all_of(_cross_attention(1, 640, 2048), _depth(4), _WAY_UP, none_of(_KOLORS))
-_VEGA = all_of(_cross_attention(1, 640, 2048), _depth(2), _WAY_UP, none_of(_KOLORS))
-_REFINER = all_of(_cross_attention(1, 768, 1280), _WAY_UP)
+_SD1 = all_of(cross_attention(0, 320, 768), WAY_UP, none_of(TIME, GUIDED))
+_SD2 = all_of(cross_attention(0, 320, 1024), WAY_UP, none_of(TIME))
+_SDXL = all_of(cross_attention(1, 640, 2048), depth(10), WAY_UP, none_of(KOLORS, TIME))
+_SSD1B = all_of(cross_attention(1, 640, 2048), depth(4), WAY_UP, none_of(KOLORS))
+_VEGA = all_of(cross_attention(1, 640, 2048), depth(2), WAY_UP, none_of(KOLORS))
+_REFINER = all_of(cross_attention(1, 768, 1280), WAY_UP)
 _SD3_NATIVE = has_all("joint_blocks.0.context_block.adaLN_modulation.1.weight", "context_embedder.weight")
 _SD3_DIFFUSERS = all_of(
     has_all("pos_embed.pos_embed", "transformer_blocks.0.attn.add_q_proj.weight"),
