@@ -5,16 +5,16 @@
     <root>/entries/<name>/files/…    the source's own file names, as relative links to blobs
     <root>/entries/<name>/.pin       there is one: never evicted
     <root>/partial/<key>.part        a download on its way (`.etag` beside it where no digest is known)
-    <root>/leases/<key>              who is fetching that file now
-    <root>/revisions/<name>          what a branch, or another name that moves, stood for when it was last asked for
+    <root>/leases/<key>              the worker that is fetching that file now
+    <root>/revisions/<name>          the revision of a branch, or of another name that moves, at the last request
     <root>/digests/<key>             the SHA-256 of a file that was asked for by git's digest, or by URL alone
 
-An entry is what belongs together: a repository at a commit, a file of CivitAI, a URL. Its name is the source's text,
-escaped. Files that several entries have in common lie here once.
+An entry holds files that belong together: a repository at a commit, a file of CivitAI, a URL. Its name is the
+source's text, escaped. Files that several entries have in common lie here once.
 
 Nothing here needs a lock: a blob appears by a rename once its digest was checked, an entry by the rename of its
 manifest, and both can be repeated by anybody. A lease (lease.py) only saves the second transfer. A file that was
-changed on disk is noticed by size or time and hashed again; what is wrong is removed and fetched anew.
+changed on disk is noticed by size or time and hashed again; a wrong one is removed and fetched anew.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ _WORKERS = 4  # files that are fetched at a time
 class VolumeCache:
     """Model files below `root`; `lookup` roots are other caches of this layout, read first and never written.
 
-    `max_bytes` is what the models may take together, unless the volume has less. Times in seconds are how often a
-    lease is moved and when it counts as dead.
+    `max_bytes` is the most that the models may take together, unless the volume has less. `beat_s` is the pause between
+    two beats of a lease, `stale_s` the silence after which it counts as dead, both in seconds.
     """
 
     def __init__(
@@ -62,45 +62,45 @@ class VolumeCache:
     # Reading
 
     def entry(self, name: str, check: Callable[[], None] = lambda: None) -> Entry | None:
-        """The entry called `name`, complete and unharmed, and marked as used; else None.
+        """Return the complete, unharmed entry called `name` and mark it as used; else None.
 
         `check` may raise; it is called while a file that was touched is hashed again, which can take seconds.
         """
         for entries in (*self._lookup, self._entries):
-            found = entries.verified(name, check)
-            if found is not None:
+            entry = entries.verified(name, check)
+            if entry is not None:
                 entries.touch(name)
-                return found
+                return entry
         return None
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        """What the manifests say of all entries whose name begins with `prefix`, the last used first."""
-        found = [entry for entries in (*self._lookup, self._entries) for entry in entries.all()]
-        return sorted((entry for entry in found if entry.name.startswith(prefix)), key=lambda entry: -entry.last_used)
+        """Return all entries whose name begins with `prefix`, as their manifests have them, the last used first."""
+        listed = [entry for entries in (*self._lookup, self._entries) for entry in entries.all()]
+        return sorted((entry for entry in listed if entry.name.startswith(prefix)), key=lambda entry: -entry.last_used)
 
     def revision(self, name: str, *, baked: bool = False) -> str | None:
-        """What `name` stood for when it was last fetched; with `baked`, only as the `lookup` caches have it."""
+        """Return the revision that `name` stood for at its last fetch; with `baked`, only of the `lookup` caches."""
         for entries in self._lookup if baked else (self._entries, *self._lookup):
             if noted := entries.revision(name):
                 return noted
         return None
 
     def note_revision(self, name: str, revision: str) -> None:
-        """Remember what a moving name stands for now, for the day when its source does not answer."""
+        """Remember the revision of a moving name, for the day when its source does not answer."""
         if self._entries.revision(name) != revision:
             self._entries.note_revision(name, revision)
 
     # Fetching
 
     def fetch(self, fetch: Fetch) -> Entry:
-        """The entry with all of its files, transferred where no blob of theirs is on the volume. Blocking.
+        """Return the entry with all of its files; transfer those whose blob is not on the volume. Blocking.
 
         Raises what `fetch.refused` makes of an HTTP refusal or of an HTML page in a file's place, CorruptFile,
         DiskFull, SourceUnavailable, JobTimeout, JobCancelled.
         """
-        kept = self.entry(fetch.name, fetch.stop.check)
-        if kept is not None and _covers(kept, fetch.files):
-            return kept
+        cached = self.entry(fetch.name, fetch.stop.check)
+        if cached is not None and _covers(cached, fetch.files):
+            return cached
         with disk_errors(fetch.label):
             return self._fetch(fetch)
 
@@ -111,29 +111,29 @@ class VolumeCache:
         try:
             while True:
                 meter.check()
-                found = self._on_volume(fetch, meter)
-                # The largest first: what begins last should not be what takes longest.
+                files = self._on_volume(fetch, meter)
+                # The largest first: the last file to begin should not be the slowest.
                 missing = sorted(
-                    (file for file in fetch.files if file.name not in found), key=lambda file: -(file.size or 0)
+                    (file for file in fetch.files if file.name not in files), key=lambda file: -(file.size or 0)
                 )
                 needed = sum(self._left(file) for file in missing)
-                self._janitor.make_room(needed, fetch.label, keep=[file.sha256 for file in found.values()])
+                self._janitor.make_room(needed, fetch.label, keep=[file.sha256 for file in files.values()])
 
-                def obtaining(file: RemoteFile, found: dict[str, EntryFile] = found) -> Callable[[], None]:
-                    return lambda: found.update({file.name: self._obtain(fetch, file, meter)})
+                def obtaining(file: RemoteFile, files: dict[str, EntryFile] = files) -> Callable[[], None]:
+                    return lambda: files.update({file.name: self._obtain(fetch, file, meter)})
 
                 run_all(map(obtaining, missing), fetch.stop, _WORKERS)
-                entry = self._entries.publish(fetch.name, found, fetch.details)
-                # What was here already may have been evicted while the rest was fetched: rare, and healed by a turn.
-                if all(file.path.is_file() for file in found.values()):
+                entry = self._entries.publish(fetch.name, files, fetch.details)
+                # A blob that was here already may have been evicted meanwhile: rare, and mended by another round.
+                if all(file.path.is_file() for file in files.values()):
                     return replace(entry, bytes_downloaded=meter.received)
         finally:
             meter.close()
 
     def _on_volume(self, fetch: Fetch, meter: ByteMeter) -> dict[str, EntryFile]:
-        """Those of the files whose content lies here and is right."""
-        known = {file.sha256: file.mtime_ns for entry in self._entries.all() for file in entry.files.values()}
-        found: dict[str, EntryFile] = {}
+        """Return the files whose content lies on the volume and is right."""
+        verified_times = {file.sha256: file.mtime_ns for entry in self._entries.all() for file in entry.files.values()}
+        files: dict[str, EntryFile] = {}
         for file in fetch.files:
             noted = self._note(file.key) if file.git_sha1 else None
             sha256 = file.sha256 or (noted[0] if noted else None)
@@ -141,16 +141,18 @@ class VolumeCache:
             if sha256 is None or not blob.is_file():
                 continue
             size = blob.stat().st_size if file.size is None else file.size
-            # What no manifest vouches for (its download was killed before the last file) is hashed.
-            here = EntryFile(self._entries.path_of(fetch.name, file.name), size, sha256, known.get(sha256, -1))
-            checked = self._entries.recheck(here, meter.check)
+            # A blob that no manifest vouches for is hashed: its download was killed before the last file.
+            candidate = EntryFile(
+                self._entries.path_of(fetch.name, file.name), size, sha256, verified_times.get(sha256, -1)
+            )
+            checked = self._entries.recheck(candidate, meter.check)
             if checked is not None:
-                found[file.name] = checked
+                files[file.name] = checked
                 meter.finished(file.name)
-        return found
+        return files
 
     def _obtain(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter) -> EntryFile:
-        """`file` as a blob: fetched by us, or by whoever else is at it already."""
+        """Return `file` as a blob, fetched by this worker or by another one that holds its lease."""
         path = self._entries.path_of(fetch.name, file.name)
         before = self._note(file.key)
         lease = Lease(self.root / "leases" / file.key, beat_s=self._beat_s, stale_s=self._stale_s)
@@ -158,7 +160,7 @@ class VolumeCache:
             while True:
                 meter.check()
                 leads = lease.acquire()
-                # What was not here a moment ago was checked by whoever published it since.
+                # A blob that was not here a moment ago was checked by the worker that published it.
                 published = self._published(file, path, before)
                 if published is not None:
                     meter.finished(file.name)
@@ -172,8 +174,8 @@ class VolumeCache:
                     time.sleep(_POLL_S)
 
     def _transfer(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter, lease: Lease) -> EntryFile:
-        part = self._part(file)
-        part.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._part(file)
+        partial.parent.mkdir(parents=True, exist_ok=True)
 
         def check() -> None:
             meter.check()
@@ -182,7 +184,7 @@ class VolumeCache:
         download = Download(
             fetch,
             file,
-            part,
+            partial,
             check=check,
             advance=lambda done, received, size: meter.advance(file.name, done, received, size),
             patience=self._patience,
@@ -194,8 +196,8 @@ class VolumeCache:
         # Whole seconds survive image layers, archives and object stores; finer times would cost a hash on each of them.
         mtime_ns = int(time.time()) * 10**9
         try:
-            os.utime(part, ns=(mtime_ns, mtime_ns))
-            part.replace(blob)
+            os.utime(partial, ns=(mtime_ns, mtime_ns))
+            partial.replace(blob)
         except FileNotFoundError:
             raise LeaseLost from None  # another published it from under us
         _sync_folder(blob.parent)
@@ -218,7 +220,7 @@ class VolumeCache:
         return EntryFile(path, state.st_size, sha256, state.st_mtime_ns)
 
     def _note(self, key: str) -> tuple[str, int] | None:
-        """The SHA-256 noted for a file without one, and when."""
+        """Return the SHA-256 noted for a file without one, and the time of the note."""
         path = self.root / "digests" / key
         try:
             return path.read_text().split()[0], path.stat().st_mtime_ns
@@ -234,31 +236,31 @@ class VolumeCache:
     # Keeping house
 
     def matching(self, text: str) -> list[Entry]:
-        """The entries that an operator means by `text`: one by its name, or all of a model or repository."""
-        found = list(self._entries.all())
-        exact = [entry for entry in found if entry.name == text]
-        return exact or [entry for entry in found if entry.name.partition(":")[2].split("@")[0].split("#")[0] == text]
+        """Return the entries that an operator means by `text`: one by its name, or all of a model or repository."""
+        entries = list(self._entries.all())
+        exact = [entry for entry in entries if entry.name == text]
+        return exact or [entry for entry in entries if entry.name.partition(":")[2].split("@")[0].split("#")[0] == text]
 
     def pin(self, entry: Entry, *, pinned: bool) -> None:
         """Never evict an entry, or let it be evicted again."""
         self._entries.pin(entry.name, pinned=pinned)
 
     def remove(self, entry: Entry) -> int:
-        """Remove an entry with the blobs that no other names; returns the bytes given back."""
+        """Remove an entry with the blobs that no other names, and return the bytes given back."""
         return self._janitor.remove(entry)
 
     def discard(self, path: Path) -> None:
-        """Remove the entry that `path` lies in, if it is one of this cache: what it holds must not stay."""
+        """Remove the entry that `path` lies in, if it is one of this cache: its content must not stay."""
         for entry in self._entries.all():
             if path == entry.root or entry.root in path.parents:
                 self.remove(entry)
 
     def prune(self, older_than_s: float = GARBAGE_AGE_S) -> Swept:
-        """Sweep what belongs to no entry and was not touched for `older_than_s`."""
+        """Sweep the files that belong to no entry and were not touched for `older_than_s`."""
         return self._janitor.sweep(older_than_s)
 
     def damaged(self, entry: Entry, check: Callable[[], None] = lambda: None) -> list[str]:
-        """Hash every file of an entry; the names of those that are missing or wrong, which are removed."""
+        """Hash every file of an entry; remove the missing or wrong ones and return their names."""
         return [
             name
             for name, file in sorted(entry.files.items())
@@ -271,7 +273,7 @@ class VolumeCache:
 
 
 def _covers(entry: Entry, files: Sequence[RemoteFile]) -> bool:
-    """Whether an entry has all of `files`, with the content that is known of them."""
+    """True if an entry has all of `files`, with the content that is known of them."""
     return all(file.name in entry.files and file.sha256 in {None, entry.files[file.name].sha256} for file in files)
 
 

@@ -1,4 +1,4 @@
-"""Models from CivitAI: a version's file, chosen, checked for what CivitAI warns of, fetched into the volume cache."""
+"""Models from CivitAI: a version's file, chosen, checked against CivitAI's warnings, fetched into the volume cache."""
 
 import re
 import threading
@@ -50,38 +50,38 @@ class CivitAI:
         self._guard = threading.Lock()
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """The header of the file that `source` means, with what the model's page declares. Never weights."""
-        kept = self._on_disk(source)
-        if kept is None:
-            listed = self._listing_or_kept(source)
-            if isinstance(listed, CivitaiVersion):
-                return self._peek_listed(listed, self._choose(listed, source))[1]
-            kept = listed
-        header = self._headers.read(_only(kept).path)
-        declared = remembered_declaration(kept.details.get("declared"))
-        return Outline({}, header, header.weight_bytes, _version_of(kept), declared)
+        """Return the header of the file that `source` means, with its page's declarations. Never weights."""
+        entry = self._on_disk(source)
+        if entry is None:
+            version = self._version_or_copy(source)
+            if isinstance(version, CivitaiVersion):
+                return self._peek_listed(version, self._choose(version, source))[1]
+            entry = version
+        header = self._headers.read(_only(entry).path)
+        declared = remembered_declaration(entry.details.get("declared"))
+        return Outline({}, header, header.weight_bytes, _version_of(entry), declared)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The file on disk, downloaded where it is not. Raises SourceError, AccessDenied, UnsafeFormat …"""
-        kept = self._on_disk(source, stop)
-        if kept is None:
-            told: list[CivitaiVersion | Entry] = []
-            run_all([lambda: told.append(self._listing_or_kept(source))], stop)
-            kept = told[0] if isinstance(told[0], Entry) else self._fetch(told[0], source, emit, stop)
-        file = _only(kept)
+        """Return the file on disk, downloaded if it is missing. Raises SourceError, AccessDenied, UnsafeFormat …"""
+        entry = self._on_disk(source, stop)
+        if entry is None:
+            results: list[CivitaiVersion | Entry] = []
+            run_all([lambda: results.append(self._version_or_copy(source))], stop)
+            entry = results[0] if isinstance(results[0], Entry) else self._fetch(results[0], source, emit, stop)
+        file = _only(entry)
         return ModelFiles(
             file.path,
-            kept.total_bytes,
-            revision=_version_of(kept),
-            bytes_downloaded=kept.bytes_downloaded,
+            entry.total_bytes,
+            revision=_version_of(entry),
+            bytes_downloaded=entry.bytes_downloaded,
             sha256=file.sha256,
         )
 
     def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
-        """What `source` stands for on CivitAI now; fetched only where CivitAI names no digest."""
-        listed = self._listing_or_kept(source)
-        if isinstance(listed, CivitaiVersion):
-            remote, outline = self._peek_listed(listed, self._choose(listed, source))
+        """Lock what CivitAI has for `source` now; fetch the file only if CivitAI names no digest."""
+        version = self._version_or_copy(source)
+        if isinstance(version, CivitaiVersion):
+            remote, outline = self._peek_listed(version, self._choose(version, source))
             if remote.sha256 and remote.size:
                 return LockedModel(outline.revision, {remote.name: LockedFile(remote.size, remote.sha256)})
         return locked_from_disk(self.ensure(source, variant, ignore_progress, stop), stop.check)
@@ -89,11 +89,11 @@ class CivitAI:
     # On disk
 
     def _on_disk(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:
-        """The file, where no question is needed to know that it is the right one: a version's files do not change."""
+        """Return the file if it is surely the right one without a request: a version's files do not change."""
         key = _key(source)
         recent = time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S
         if source.revision or self._offline or recent:
-            return self._kept(source, stop)
+            return self._older_copy(source, stop)
         if baked := self._cache.revision(key, baked=True):
             return self._finished(baked, source, stop)
         remembered = self._api.remembered(source)
@@ -103,8 +103,8 @@ class CivitAI:
             else None
         )
 
-    def _kept(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:
-        """The copy that `source` meant when it was last fetched."""
+    def _older_copy(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:
+        """Return the copy that `source` meant at its last fetch."""
         name = self._cache.revision(_key(source))
         return self._finished(name, source, stop) if name else None
 
@@ -116,22 +116,22 @@ class CivitAI:
 
     # On CivitAI
 
-    def _listing_or_kept(self, source: ModelSource) -> CivitaiVersion | Entry:
-        """What CivitAI says of `source`, or the copy from before when it says nothing."""
+    def _version_or_copy(self, source: ModelSource) -> CivitaiVersion | Entry:
+        """Return CivitAI's version for `source`, or the copy from before when CivitAI does not answer."""
         if self._offline:
             raise SourceUnavailable(
                 f"{_key(source)} is not in the cache and this worker is offline; unset OFFLINE, or put the model on "
                 "the volume.",
                 field="model",
             )
-        kept = self._kept(source)
+        entry = self._older_copy(source)
         try:
-            return self._api.version(source, attempts=1 if kept else ATTEMPTS)
+            return self._api.version(source, attempts=1 if entry else ATTEMPTS)
         except SourceUnavailable:
-            if kept is None:
+            if entry is None:
                 raise
             self._outages[_key(source)] = time.monotonic()
-            return kept
+            return entry
 
     def _choose(self, version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
         check_version(version, source, self._hosted_only)
@@ -140,13 +140,13 @@ class CivitAI:
         return file
 
     def _peek_listed(self, version: CivitaiVersion, file: CivitaiFile) -> tuple[RemoteFile, Outline]:
-        """The file as it is fetched, now with its exact size, and its outline. Remembered."""
+        """Return the file as it is fetched, with its exact size, and its outline. Remembered."""
         with self._guard:
-            known = self._outlines.get(file.id)
-        if known is not None:
-            return known
+            remembered = self._outlines.get(file.id)
+        if remembered is not None:
+            return remembered
         remote = self._api.download(version, file, _file_name(file))
-        if file.format == "PickleTensor":  # where it is allowed at all: what is in it shows when it is here
+        if file.format == "PickleTensor":  # where it is allowed at all: its content shows once it is on disk
             return remote, Outline(revision=str(version.id), declared=version.declared)
         header = read_remote_header(self._client, remote, self._headers, self._api.refused(version)).index
         sized = RemoteFile(remote.name, remote.url, header.file_bytes, file.sha256)
@@ -175,7 +175,7 @@ class CivitAI:
 
 
 def _key(source: ModelSource) -> str:
-    """The question that `source` asks, whatever its digest."""
+    """Return the question that `source` asks, whatever its digest."""
     return source.model_copy(update={"sha256": None}).reference
 
 
@@ -184,7 +184,7 @@ def _entry_name(version: CivitaiVersion, file: CivitaiFile) -> str:
 
 
 def _file_name(file: CivitaiFile) -> str:
-    """A name for the disk: the remote one is only a hint of what a person calls it."""
+    """Return a name for the disk: the remote one is only a hint of what a person calls it."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(file.name).stem).strip("._-")[:80]
     suffix = PurePosixPath(file.name).suffix.lower()
     return (stem or str(file.id)) + (suffix if suffix in {".pt", ".pth", ".bin"} else _SUFFIXES[file.format])

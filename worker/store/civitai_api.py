@@ -1,4 +1,4 @@
-"""CivitAI's API: versions asked for and remembered, and each way it says no as a sentence with its own fix."""
+"""CivitAI's API: versions asked for and remembered, and each refusal as a sentence with its own fix."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def civitai_hosts(endpoint: str, token: str | None) -> dict[str, str | None]:
-    """The hosts that CIVITAI_TOKEN is for, as Client takes them: CivitAI's own, or the operator's mirror alone."""
+    """Return the hosts that CIVITAI_TOKEN is for, as Client takes them: CivitAI's own, or the operator's mirror."""
     return dict.fromkeys(_SITES if endpoint.rstrip("/") in _SITES else (endpoint,), token)
 
 
@@ -42,12 +42,12 @@ class CivitaiApi:
         self._guard = threading.Lock()
 
     def remembered(self, source: ModelSource) -> CivitaiVersion | None:
-        """What the API said of `source` a short while ago."""
+        """Return the version that the API named for `source` a short while ago."""
         at, version = self._versions.get((source.locator, source.revision), (0.0, None))
         return version if time.monotonic() - at < MEMORY_S else None
 
     def version(self, source: ModelSource, attempts: int = ATTEMPTS) -> CivitaiVersion:
-        """The version that `source` names, or the newest of its model.
+        """Return the version that `source` names, or the newest of its model.
 
         Raises ModelNotFound, AccessDenied, SourceUnavailable.
         """
@@ -66,20 +66,20 @@ class CivitaiApi:
         return version
 
     def download(self, version: CivitaiVersion, file: CivitaiFile, name: str) -> RemoteFile:
-        """Where `file` is had. By its number: the links that describe a file by its properties may answer 404."""
+        """Return `file` with its URL, by its number: links that describe a file by its properties may answer 404."""
         return RemoteFile(
             name, f"{self._endpoint}/api/download/models/{version.id}?fileId={file.id}", sha256=file.sha256
         )
 
     def refused(self, version: CivitaiVersion) -> Refused:
-        """What an answer to a download means that is not the file."""
+        """Return the function that turns a refused download into an error."""
 
         def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:
             deadline = self._early_access_deadline(file.url) if status == 403 else None
             if deadline is not None:
-                until = deadline or version.early_access_until
+                end = deadline or version.early_access_until
                 return AccessDenied(
-                    f"{version.label} is in early access{f' until {until}' if until else ''}: buy access with the "
+                    f"{version.label} is in early access{f' until {end}' if end else ''}: buy access with the "
                     "account of CIVITAI_TOKEN, or use an older version.",
                     field="model",
                 )
@@ -87,51 +87,51 @@ class CivitaiApi:
 
         return refused
 
-    def _ask(self, path: str, what: str, attempts: int) -> Mapping[str, object]:
-        failure: WorkerError = _unavailable(what)
+    def _ask(self, path: str, title: str, attempts: int) -> Mapping[str, object]:
+        failure: WorkerError = _unavailable(title)
         for attempt in range(1, attempts + 1):
             wait = BACKOFF_S * attempt
             try:
-                with self._client.get(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as answer:
-                    if answer.status == 200:
-                        value = json.loads(answer.read_all(_MAX_JSON_BYTES))
+                with self._client.get(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as response:
+                    if response.status == 200:
+                        value = json.loads(response.read_all(_MAX_JSON_BYTES))
                         if isinstance(value, dict):
                             return value
                         raise ValueError("no JSON object")
-                    failure = self._api_refusal(what, answer.status, answer.headers)
-                    if answer.status not in _BUSY:
+                    failure = self._api_refusal(title, response.status, response.headers)
+                    if response.status not in _BUSY:
                         raise failure
-                    wait = _seconds(answer.headers) or wait
+                    wait = _seconds(response.headers) or wait
             except RefusedUrl as error:
                 raise SourceUnavailable(
                     f"CivitAI's answer is not taken: {error}; check CIVITAI_ENDPOINT.", field="model"
                 ) from None
             except (OSError, ValueError, RecursionError):
-                failure = _unavailable(what)
+                failure = _unavailable(title)
             if attempt < attempts:
                 if wait > _MAX_WAIT_S:
-                    break  # the caller is told how long it takes, instead of waiting for it
+                    break  # the caller learns how long it takes, instead of waiting for it
                 time.sleep(wait)
         raise failure
 
-    def _api_refusal(self, what: str, status: int, headers: Mapping[str, str]) -> WorkerError:
+    def _api_refusal(self, name: str, status: int, headers: Mapping[str, str]) -> WorkerError:
         if status in {401, 403}:
             if self._has_token:
                 return AccessDenied(
-                    f"CivitAI refuses this worker's token when asked for {what}; set CIVITAI_TOKEN to a valid API key.",
+                    f"CivitAI refuses this worker's token when asked for {name}; set CIVITAI_TOKEN to a valid API key.",
                     field="model",
                 )
-            return AccessDenied(f"CivitAI shows {what} to members only; set CIVITAI_TOKEN.", field="model")
+            return AccessDenied(f"CivitAI shows {name} to members only; set CIVITAI_TOKEN.", field="model")
         if status in {400, 404, 410}:
             return ModelNotFound(
-                f"CivitAI has no {what}, or it was removed; check the number on the model's page.", field="model"
+                f"CivitAI has no {name}, or it was removed; check the number on the model's page.", field="model"
             )
         if status == 429:
             return SourceUnavailable(
                 f"CivitAI takes no more requests from this worker for now; send the job again {_later(headers)}.",
                 field="model",
             )
-        return _unavailable(what)
+        return _unavailable(name)
 
     def _refusal(
         self, version: CivitaiVersion, file: RemoteFile, status: int, headers: Mapping[str, str]
@@ -168,9 +168,9 @@ class CivitaiApi:
         return _unavailable(label)
 
     def _early_access_deadline(self, url: str) -> str | None:
-        """When early access ends, as the refusal itself says: "" without a time, None for another refusal."""
-        with contextlib.suppress(OSError, ValueError, RecursionError), self._client.get(url, end=1) as answer:
-            value = json.loads(answer.read_all(_MAX_REFUSAL_BYTES))
+        """Return the end of early access that a refusal names: "" without a time, None for another refusal."""
+        with contextlib.suppress(OSError, ValueError, RecursionError), self._client.get(url, end=1) as response:
+            value = json.loads(response.read_all(_MAX_REFUSAL_BYTES))
             if isinstance(value, dict) and str(value.get("error", "")).lower().startswith("early access"):
                 deadline = value.get("deadline")
                 return deadline[:40] if isinstance(deadline, str) and deadline.isprintable() else ""
@@ -178,8 +178,8 @@ class CivitaiApi:
 
 
 def _seconds(headers: Mapping[str, str]) -> float | None:
-    asked = headers.get("retry-after", "")
-    return float(asked) if asked.isdecimal() and len(asked) < 8 else None
+    seconds = headers.get("retry-after", "")
+    return float(seconds) if seconds.isdecimal() and len(seconds) < 8 else None
 
 
 def _later(headers: Mapping[str, str]) -> str:
@@ -187,5 +187,5 @@ def _later(headers: Mapping[str, str]) -> str:
     return f"in {seconds:.0f} s" if seconds else "later"
 
 
-def _unavailable(what: str) -> SourceUnavailable:
-    return SourceUnavailable(f"CivitAI did not deliver {what}; send the job again in a minute.", field="model")
+def _unavailable(title: str) -> SourceUnavailable:
+    return SourceUnavailable(f"CivitAI did not deliver {title}; send the job again in a minute.", field="model")

@@ -1,4 +1,4 @@
-"""What CivitAI's API says of a model: its JSON read with care, the version and the file that a source means.
+"""CivitAI's descriptions of models: JSON read with care, and the version and the file that a source means.
 
 Pure: no request is made here. The vocabulary grows every month, so an unknown word is kept as it is and never an error.
 """
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, UnsafeFormat, UnsupportedModel
 from worker.core.model import PICKLES, Declaration, ModelSource
 
-# The model types that hold no weights which could draw or help to draw.
+# The model types that hold no weights which could generate or help to generate.
 _WEIGHTLESS = {
     "Workflows": "a workflow of another program",
     "ComfyWorkflows": "a workflow of another program",
@@ -54,12 +54,12 @@ class CivitaiFile:
     scans: Mapping[str, str]  # which scan -> Success, Pending, Danger, Error
 
     def words(self) -> Mapping[str, str]:
-        """What a reference may choose this file by."""
+        """Return the properties by which a reference may choose this file."""
         return {"type": self.type, "format": self.format, "size": self.size, "fp": self.fp, "quantType": self.quant}
 
     def __str__(self) -> str:
-        words = " ".join(filter(None, (self.type, self.format, self.size, self.fp, self.quant)))
-        return f"{self.id} ({self.name[:60]}: {words})"
+        properties = " ".join(filter(None, (self.type, self.format, self.size, self.fp, self.quant)))
+        return f"{self.id} ({self.name[:60]}: {properties})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +85,32 @@ class CivitaiVersion:
 
     @property
     def declared(self) -> Declaration:
-        """What the model's page says of it."""
+        """The declarations of the model's page."""
         return Declaration(
             base=self.base, kind=self.type or None, tags=self.tags, trigger_words=self.trained_words, name=self.name
         )
 
 
 def newest_version(model: Mapping[str, object], now: datetime) -> int:
-    """The number of the newest published version that everybody may have, else of the newest one published.
+    """Return the number of the newest published version open to everybody, else of the newest one published.
 
     Early access can still be bought: name such a version to get it. Raises ModelNotFound.
     """
     published: list[tuple[bool, datetime, int, int]] = []
-    for place, item in enumerate(_objects(model.get("modelVersions"))):
+    for index, item in enumerate(_objects(model.get("modelVersions"))):
         at = _time(item.get("publishedAt"))
         number = _number(item.get("id"))
         if number is None or at is None or at > now or _text(item.get("status")) not in {"", "Published"}:
             continue
         public = _text(item.get("availability")) not in {"EarlyAccess", "Private"}
-        published.append((public, at, -place, number))
+        published.append((public, at, -index, number))
     if not published:
         raise ModelNotFound(f"civitai:{_number(model.get('id')) or '?'} has no published version.", field="model")
     return max(published)[-1]
 
 
 def read_version(value: Mapping[str, object], model: Mapping[str, object]) -> CivitaiVersion:
-    """A version's JSON, with its model's where that was asked for too. Raises SourceUnavailable for something else."""
+    """Read a version's JSON, with its model's if that was fetched too. Raises SourceUnavailable for anything else."""
     owner = _object(value.get("model"))
     number, model_id = _number(value.get("id")), _number(value.get("modelId")) or _number(model.get("id"))
     if number is None or model_id is None:
@@ -132,7 +132,7 @@ def read_version(value: Mapping[str, object], model: Mapping[str, object]) -> Ci
 
 
 def check_version(version: CivitaiVersion, source: ModelSource, hosted_only: Collection[str]) -> None:
-    """Refuse by name what has no weights that could be had. Raises ModelNotFound, UnsupportedModel, AccessDenied."""
+    """Refuse by name a version without weights to be had. Raises ModelNotFound, UnsupportedModel, AccessDenied."""
     if source.locator and source.locator != str(version.model_id):
         raise ModelNotFound(
             f"Version {version.id} belongs to civitai:{version.model_id}, not to civitai:{source.locator}; "
@@ -159,14 +159,14 @@ def check_version(version: CivitaiVersion, source: ModelSource, hosted_only: Col
 
 
 def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
-    """The file that `source` names or describes, by default the model itself in its safest format.
+    """Choose the file that `source` names or describes, by default the model itself in its safest format.
 
     Raises ModelNotFound naming the files there are, UnsupportedModel when none of them holds weights.
     """
     if source.filename:
         return _named(version, source.filename)
     if source.sha256 and (pinned := [file for file in version.files if file.sha256 == source.sha256]):
-        return pinned[0]  # what the default is may change: a version can be given more files
+        return pinned[0]  # the default may change: a version can be given more files
     choice = dict(parse_qsl(source.choice or ""))
     matching = [file for file in version.files if _matches(file, choice)]
     if choice and not matching:
@@ -176,9 +176,9 @@ def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
     types = (*_MAIN_TYPES, _OWN_TYPES.get(version.type, "Model"))
     usable = [file for file in matching if _is_usable(file, types, "type" in choice)]
     if not usable:
-        has = f"it has {_listed(matching)}" if matching else "it has no files"
+        contents = f"it has {_listed(matching)}" if matching else "it has no files"
         raise UnsupportedModel(
-            f"{version.label} holds no weights in a format that can be loaded: {has}.", field="model"
+            f"{version.label} holds no weights in a format that can be loaded: {contents}.", field="model"
         )
     return min(usable, key=lambda file: (_FORMATS.index(file.format), not file.primary, _rank(file, types), file.id))
 
@@ -188,7 +188,7 @@ def _is_usable(file: CivitaiFile, types: Collection[str], any_type: bool) -> boo
 
 
 def _named(version: CivitaiVersion, name: str) -> CivitaiFile:
-    """The file of this name or number. Raises ModelNotFound."""
+    """Return the file of this name or number. Raises ModelNotFound."""
     for file in version.files:
         if name.casefold() in {str(file.id), file.name.casefold()}:
             return file
@@ -204,9 +204,9 @@ def check_file(file: CivitaiFile, version: CivitaiVersion, source: ModelSource, 
                 field="model",
             )
         if result not in {"", "Success"}:
-            found = "found it dangerous" if result == "Danger" else f"ended with {result[:40]!r}"
+            ending = "found it dangerous" if result == "Danger" else f"ended with {result[:40]!r}"
             raise UnsafeFormat(
-                f"{file.name[:80]!r} of {version.label} is not used: CivitAI's {scan} scan {found}; use another file.",
+                f"{file.name[:80]!r} of {version.label} is not used: CivitAI's {scan} scan {ending}; use another file.",
                 field="model",
             )
     if file.format == "PickleTensor" and not allow_pickles:
@@ -233,19 +233,19 @@ def _rank(file: CivitaiFile, types: Sequence[str]) -> int:
 
 
 def _matches(file: CivitaiFile, choice: Mapping[str, str]) -> bool:
-    words = file.words()
+    properties = file.words()
     for key, value in choice.items():
         # One of the API's endpoints leaves the quantization out; people write it into the name.
-        said = words[key] or (file.name if key == "quantType" else "")
-        found = value.casefold() in said.casefold() if key == "quantType" else value.casefold() == said.casefold()
-        if not found:
+        text = properties[key] or (file.name if key == "quantType" else "")
+        is_match = value.casefold() in text.casefold() if key == "quantType" else value.casefold() == text.casefold()
+        if not is_match:
             return False
     return True
 
 
 def _listed(files: Sequence[CivitaiFile]) -> str:
-    listed = "; ".join(str(file) for file in files[:_MAX_LISTED])
-    return f"{listed}; and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else listed or "none"
+    names = "; ".join(str(file) for file in files[:_MAX_LISTED])
+    return f"{names}; and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else names or "none"
 
 
 def _file(item: Mapping[str, object]) -> CivitaiFile | None:
@@ -277,7 +277,7 @@ def _objects(value: object) -> list[Mapping[str, object]]:
 
 
 def _text(value: object) -> str:
-    """A short printable text; anything else is none."""
+    """Return a short printable text, or "" for anything else."""
     return "".join(char for char in value[:300] if char.isprintable()) if isinstance(value, str) else ""
 
 

@@ -1,4 +1,4 @@
-"""What belongs together on the volume: folders of links to blobs, each made valid by one manifest, `.ok`."""
+"""Entries: files that belong together on the volume, as links to blobs, made valid by one manifest, `.ok`."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ class EntryFile:
 class Entry:
     """Files that belong together, complete and verified. `root` is the folder that the files' names are relative to.
 
-    `details` is what the source wants to remember with them; `last_used` is in seconds since the epoch.
+    `details` are values that the source wants to remember; `last_used` is in seconds since the epoch.
     """
 
     name: str
@@ -65,30 +65,28 @@ class Entries:
         self._hashed: dict[str, int] = {}  # digest -> time of a blob that was found right though its manifest is older
 
     def read(self, name: str) -> Entry | None:
-        """The entry as its manifest has it, its files not looked at; None when there is none."""
+        """Return the entry as its manifest has it, its files not looked at; None when there is none."""
         entry = self.read_folder(self.folder(name))
         # Two names meet in one folder where the file system does not tell cases apart.
         return entry if entry is not None and entry.name == name else None
 
     def all(self) -> Iterator[Entry]:
-        """Every entry, as its manifest has it."""
+        """Yield every entry, as its manifest has it."""
         for folder in sorted(self._root.iterdir()) if self._root.is_dir() else []:
             entry = self.read_folder(folder)
             if entry is not None:
                 yield entry
 
     def verified(self, name: str, check: Callable[[], None]) -> Entry | None:
-        """The entry, if each of its files is what was verified once; a file that was touched since is hashed again.
+        """Return the entry if each file is still as it was verified; a file touched since is hashed again.
 
-        A file that is not what it was is removed with its manifest, so that it is fetched again.
+        A changed file is removed with its manifest, so that it is fetched again.
         """
         entry = self.read(name)
         if entry is None:
             return None
-        files = {
-            file: self.recheck(found, check) if found.path.is_file() else None for file, found in entry.files.items()
-        }
-        sound = {file: found for file, found in files.items() if found is not None}
+        files = {file: self.recheck(blob, check) if blob.path.is_file() else None for file, blob in entry.files.items()}
+        sound = {file: blob for file, blob in files.items() if blob is not None}
         if len(sound) < len(files):
             if not self._read_only:
                 (self.folder(name) / OK).unlink(missing_ok=True)
@@ -99,7 +97,7 @@ class Entries:
         return replace(entry, files=sound)
 
     def recheck(self, file: EntryFile, check: Callable[[], None], *, thorough: bool = False) -> EntryFile | None:
-        """The file with its blob's present time if the content is still right; else None, and the blob is removed."""
+        """Return the file with its blob's present time if the content is still right; else None, the blob removed."""
         blob = self._blobs / file.sha256
         try:
             state = blob.stat()
@@ -130,14 +128,14 @@ class Entries:
         return entry
 
     def revision(self, name: str) -> str | None:
-        """What was noted for a name that moves."""
+        """Return the revision that was noted for a moving name."""
         try:
             return (self._revisions / escape(name)).read_text().strip() or None
         except OSError:
             return None
 
     def note_revision(self, name: str, revision: str) -> None:
-        """Note what a name that moves stands for now."""
+        """Note the present revision of a moving name."""
         write_atomically(self._revisions / escape(name), revision)
 
     def touch(self, name: str) -> None:
@@ -158,11 +156,11 @@ class Entries:
         shutil.rmtree(folder, ignore_errors=True)
 
     def folder(self, name: str) -> Path:
-        """Where the entry called `name` lies."""
+        """Return the folder of the entry called `name`."""
         return self._root / escape(name)
 
     def path_of(self, name: str, file: str) -> Path:
-        """Where the link to a file of an entry lies. Raises CorruptFile for a name that leaves the entry."""
+        """Return the path of the link to a file of an entry. Raises CorruptFile for a name that leaves the entry."""
         path = PurePosixPath(file)
         hostile = path.is_absolute() or ".." in path.parts or "\\" in file or "\0" in file or not path.parts
         if hostile or any(len(part.encode("utf-8", "surrogatepass")) > _MAX_PART_BYTES for part in path.parts):
@@ -172,21 +170,21 @@ class Entries:
         return self.folder(name) / FILES / path
 
     def read_folder(self, folder: Path) -> Entry | None:
-        """The entry in `folder`, as its manifest has it."""
+        """Return the entry in `folder`, as its manifest has it."""
         manifest = folder / OK
         try:
             value = json.loads(manifest.read_bytes())
             used = manifest.stat().st_mtime
-            found, details = value["name"], value["details"]
+            name, details = value["name"], value["details"]
             files = {
                 file: EntryFile(folder / FILES / file, int(item["size"]), str(item["sha256"]), int(item["mtime_ns"]))
                 for file, item in value["files"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        if not isinstance(found, str) or not files or not isinstance(details, dict):
+        if not isinstance(name, str) or not files or not isinstance(details, dict):
             return None
-        return Entry(found, folder / FILES, files, details, pinned=(folder / PIN).exists(), last_used=used)
+        return Entry(name, folder / FILES, files, details, pinned=(folder / PIN).exists(), last_used=used)
 
     def _write_manifest(self, entry: Entry) -> None:
         files = {
@@ -198,14 +196,14 @@ class Entries:
 
 
 def known_digest(path: Path) -> str | None:
-    """The SHA-256 of a file of an entry, which its blob is named by; None for a file that lies elsewhere."""
+    """Return the SHA-256 of an entry's file, which its blob is named by; None for a file that lies elsewhere."""
     blob = path.resolve()
     ours = blob.parent.name == "blobs" and (blob.parent.parent / "entries").is_dir()
     return blob.name if ours and _SHA256.fullmatch(blob.name) else None
 
 
 def escape(name: str) -> str:
-    """A file name for any text: everything but letters, digits, `.`, `_` and `-` escaped, and cut where it is long."""
+    """Return a file name for any text: all but letters, digits, `.`, `_` and `-` escaped, and cut if it is long."""
     escaped = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else _hex(char) for char in name)
     if len(escaped) > _MAX_NAME_CHARS or escaped.startswith("."):
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
@@ -216,12 +214,12 @@ def escape(name: str) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the content of `path` in one step that survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}")
-    with part.open("w", encoding="utf-8") as file:
+    partial = path.with_name(f".{uuid.uuid4().hex}")
+    with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    partial.replace(path)
 
 
 def _hex(char: str) -> str:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def with_retries(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Run `call`, again after a broken connection or a busy server: huggingface_hub itself retries neither."""
+    """Run `call`, and again after a broken connection or a busy server: huggingface_hub itself retries neither."""
     import httpx2
     from huggingface_hub import errors as hub
 
@@ -35,8 +35,8 @@ def with_retries(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
             status = error.response.status_code if error.response is not None else 0
             if attempt == attempts or not (status == 429 or status >= 500):
                 raise
-            asked = error.response.headers.get("Retry-After", "")
-            wait = min(float(asked), MAX_WAIT_S) if asked.isdecimal() else wait
+            retry_after = error.response.headers.get("Retry-After", "")
+            wait = min(float(retry_after), MAX_WAIT_S) if retry_after.isdecimal() else wait
         except RecursionError:
             raise
         except (httpx2.TransportError, RuntimeError):
@@ -49,7 +49,7 @@ def with_retries(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
 
 @contextmanager
 def hub_errors(source: ModelSource) -> Iterator[None]:
-    """Turn what the Hub client raises into one sentence about `source`; no URL, path or token gets through."""
+    """Turn the Hub client's exceptions into one sentence about `source`; no URL, path or token gets through."""
     import httpx2
     from huggingface_hub import errors as hub
 
@@ -86,7 +86,7 @@ def hub_errors(source: ModelSource) -> Iterator[None]:
 
 
 def refused_by_hub(source: ModelSource) -> Refused:
-    """What an answer of the Hub that is not the file means for `source`; the Hub names the reason in a header."""
+    """Return the function that turns a refused file of `source` into an error; a header of the Hub names the reason."""
     repo = source.locator
 
     def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:

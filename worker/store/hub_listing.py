@@ -1,4 +1,4 @@
-"""One commit of a repository as the Hub describes it: its files with sizes and digests, and what its page declares."""
+"""One commit of a repository as the Hub describes it: files with sizes and digests, and the page's declarations."""
 
 import threading
 import time
@@ -42,12 +42,12 @@ class HubListings:
         self._guard = threading.Lock()
 
     def remembered(self, source: ModelSource) -> Listing | None:
-        """What the Hub said of `source` a short while ago."""
+        """Return the Hub's listing of `source` from a short while ago."""
         listing = self._listings.get((source.locator, source.revision))
         return listing if listing and time.monotonic() - listing.asked_at < MEMORY_S else None
 
     def ask(self, source: ModelSource, attempts: int = ATTEMPTS) -> Listing:
-        """The listing of `source` at its revision. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
+        """Return the listing of `source` at its revision. Raises ModelNotFound, AccessDenied, SourceUnavailable."""
         if remembered := self.remembered(source):
             return remembered
         if self.offline:
@@ -88,7 +88,7 @@ class HubListings:
 
 
 def remembered_declaration(value: JsonValue) -> Declaration | None:
-    """A declaration as `asdict` made it, read back from an entry's details; None for what is none."""
+    """Read a declaration back from an entry's details, as `asdict` made it; None for anything else."""
     if not isinstance(value, dict) or not value.keys() <= Declaration.__dataclass_fields__.keys():
         return None
     fields: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
@@ -96,12 +96,12 @@ def remembered_declaration(value: JsonValue) -> Declaration | None:
 
 
 def declaration_details(declared: Declaration) -> dict[str, JsonValue]:
-    """A declaration as JSON, for an entry's details."""
+    """Return a declaration as JSON, for an entry's details."""
     return {name: list(item) if isinstance(item, tuple) else item for name, item in asdict(declared).items()}
 
 
 def _declared(info: Any) -> Declaration:
-    """What a repository's page says of it. The card is its author's free text: every value may have any type."""
+    """Read the declarations of a repository's page. The card is free text: every value may have any type."""
     card = info.card_data.to_dict() if info.card_data else {}
     tags = tuple(str(tag) for tag in [*(info.tags or []), info.pipeline_tag] if tag)[:_MAX_TAGS]
     lowered = {tag.lower() for tag in tags}

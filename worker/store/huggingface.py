@@ -55,8 +55,8 @@ class HuggingFaceHub:
     """Repositories of the Hub, fetched into `cache`.
 
     `lookup` are folders in the Hub's own layout that hold repositories whole and are taken unasked: RunPod's cached
-    models. `shared` are caches of other tools in that layout, of this worker's first version too: what they hold of
-    the commit that the Hub names is used where it lies. Neither is written.
+    models. `shared` are caches of other tools in that layout, of this worker's first version too: their files of the
+    commit that the Hub names are used in place. Neither is written.
     """
 
     def __init__(
@@ -76,39 +76,39 @@ class HuggingFaceHub:
         self._outages: dict[tuple[str, str | None], float] = {}  # when the Hub last failed to describe this
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """JSON files, or one file's header: a few kilobytes, never weights."""
+        """Return JSON files, or one file's header: a few kilobytes, never weights."""
         check_filename(source, allow_pickles=self._allow_pickles)
         stop = StopSignal(_PEEK_TIMEOUT_S)
         try:
-            found = self._on_disk(source, variant, stop)
-            if found is None:
-                listing = self._listing_or_kept(source, variant, stop)
+            files = self._on_disk(source, variant, stop)
+            if files is None:
+                listing = self._listing_or_copy(source, variant, stop)
                 if isinstance(listing, Listing):
                     return self._peek_listed(source, listing, variant, stop)
-                found = listing
+                files = listing
         except JobTimeout:
             raise SourceUnavailable(
                 f"The Hub did not deliver {source.locator} in time; send the job again in a minute.", field="model"
             ) from None
-        return self._outline_of(found, source, variant)
+        return self._outline_of(files, source, variant)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The model's files on disk, downloaded where they are not. Raises SourceError, AccessDenied, DiskFull …"""
+        """Return the model's files on disk, downloaded if missing. Raises SourceError, AccessDenied, DiskFull …"""
         check_filename(source, allow_pickles=self._allow_pickles)
         return self._on_disk(source, variant, stop) or self._download(source, variant, emit, stop)
 
     def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
-        """What `source` stands for on the Hub now; only files without a digest there, all small, are fetched."""
+        """Lock what the Hub has for `source` now; only files without a digest there, all small, are fetched."""
         check_filename(source, allow_pickles=self._allow_pickles)
         listing = self._listings.ask(source)
         configs = self._configs(source, listing, stop)
         chosen = self._choose(source, listing, configs, variant)
         files = {name: replace(listing.files[_below(source, name)], name=name) for name in chosen.names}
         locked = {name: LockedFile(file.size or 0, file.sha256) for name, file in files.items() if file.sha256}
-        rest = [file for name, file in files.items() if name not in locked]
-        if rest:
+        unlocked = [file for name, file in files.items() if name not in locked]
+        if unlocked:
             entry = self._fetch(
-                f"{_name(source, listing.commit, variant)}?small", rest, source, ignore_progress, stop, _ASIDE
+                f"{_name(source, listing.commit, variant)}?small", unlocked, source, ignore_progress, stop, _ASIDE
             )
             locked |= {name: LockedFile(file.size, file.sha256) for name, file in entry.files.items()}
         return LockedModel(listing.commit, locked)
@@ -116,10 +116,10 @@ class HuggingFaceHub:
     # On disk
 
     def _on_disk(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
-        """The files, where no question to the Hub is needed to know that they are the right ones."""
+        """Return the files if they are surely the right ones without a question to the Hub."""
         for cache in self._lookup:
-            for found in disk.find_snapshots(cache, source.locator, source.revision):
-                files = disk.complete_files(found, source, variant, guess=True, allow_pickles=self._allow_pickles)
+            for snapshot in disk.find_snapshots(cache, source.locator, source.revision):
+                files = disk.complete_files(snapshot, source, variant, guess=True, allow_pickles=self._allow_pickles)
                 if files is not None and _is_pinned_content(source, files, stop):
                     return files
         baked = self._cache.revision(_name(source, source.revision, variant), baked=True)
@@ -127,32 +127,32 @@ class HuggingFaceHub:
             return files
         key = (source.locator, source.revision)
         if self._listings.offline or time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S:
-            return self._kept(source, variant, stop)
+            return self._older_copy(source, variant, stop)
         if source.revision and _COMMIT.fullmatch(source.revision):
             return self._finished(source, source.revision, variant, stop)
         remembered = self._listings.remembered(source)
         return self._finished(source, remembered.commit, variant, stop) if remembered else None
 
     def _finished(self, source: ModelSource, commit: str, variant: str | None, stop: StopSignal) -> ModelFiles | None:
-        """What was fetched of this commit, if all of it is still there and unharmed."""
+        """Return the files fetched of this commit, if all of them are still there and unharmed."""
         entry = self._cache.entry(_name(source, commit, variant), stop.check)
         files = _model_files(entry, source) if entry else None
         return files if files and _is_pinned_content(source, files, stop) else None
 
-    def _kept(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
-        """The best copy on this machine, perhaps an older one; another tool's is taken when nothing is missing."""
+    def _older_copy(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
+        """Return the best copy on this machine, perhaps an older one; another tool's if nothing of it is missing."""
         commit = self._cache.revision(_name(source, source.revision, variant)) or source.revision
         if commit and (files := self._finished(source, commit, variant, stop)):
             return files
         for cache in self._shared:
-            for found in disk.find_snapshots(cache, source.locator, source.revision):
-                files = disk.complete_files(found, source, variant, allow_pickles=self._allow_pickles)
+            for snapshot in disk.find_snapshots(cache, source.locator, source.revision):
+                files = disk.complete_files(snapshot, source, variant, allow_pickles=self._allow_pickles)
                 if files is not None and _is_pinned_content(source, files, stop):
                     return files
         return None
 
     def _in_shared(self, source: ModelSource, listing: Listing, chosen: Selection) -> ModelFiles | None:
-        """The chosen files in another tool's cache, if all are there with the sizes that the Hub names."""
+        """Return the chosen files in another tool's cache, if all are there with the sizes that the Hub names."""
         for cache in self._shared:
             folder = disk.repo_folder(cache, source.locator) / "snapshots" / listing.commit / (source.subfolder or "")
             sizes = {name: _size(folder / name) for name in chosen.names}
@@ -176,18 +176,18 @@ class HuggingFaceHub:
 
     # On the Hub
 
-    def _listing_or_kept(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Listing | ModelFiles:
-        """What the Hub says of `source`, or the copy from before when it says nothing."""
-        kept = self._kept(source, variant, stop)
-        told: list[Listing] = []
+    def _listing_or_copy(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Listing | ModelFiles:
+        """Return the Hub's listing of `source`, or the copy from before when the Hub does not answer."""
+        files = self._older_copy(source, variant, stop)
+        listings: list[Listing] = []
         try:
-            run_all([lambda: told.append(self._listings.ask(source, attempts=1 if kept else ATTEMPTS))], stop)
+            run_all([lambda: listings.append(self._listings.ask(source, attempts=1 if files else ATTEMPTS))], stop)
         except SourceUnavailable:
-            if kept is None:
+            if files is None:
                 raise
             self._outages[source.locator, source.revision] = time.monotonic()
-            return kept
-        return told[0]
+            return files
+        return listings[0]
 
     def _peek_listed(self, source: ModelSource, listing: Listing, variant: str | None, stop: StopSignal) -> Outline:
         if finished := self._finished(source, listing.commit, variant, stop):
@@ -198,7 +198,7 @@ class HuggingFaceHub:
         chosen = self._choose(source, listing, configs, variant)
         weights = [name for name in chosen.names if is_weights(name)]
         total = sum(listing.files[_below(source, name)].size or 0 for name in weights)
-        # The same that will lie on disk, or a model would be described otherwise once it is there.
+        # The same names as on disk later, or a model would be described otherwise once it is there.
         configs = {
             PurePosixPath(name).name if chosen.main else name: config
             for name, config in configs.items()
@@ -214,15 +214,15 @@ class HuggingFaceHub:
         return read_remote_header(self._client, file, self._headers, refused_by_hub(source)).index
 
     def _configs(self, source: ModelSource, listing: Listing, stop: StopSignal) -> Configs:
-        """The JSON files that say what the repository is, by their names below the subfolder."""
-        listed = _names(source, listing)
+        """Return the JSON files that describe the repository, by their names below the subfolder."""
+        candidates = _names(source, listing)
         if source.filename:
-            listed = [name for name in file_selection(source.filename, listed).names if name != source.filename]
+            candidates = [name for name in file_selection(source.filename, candidates).names if name != source.filename]
         else:
-            listed = [name for name in listed if OUTLINE_NAMES.fullmatch(name)]
+            candidates = [name for name in candidates if OUTLINE_NAMES.fullmatch(name)]
         names = [
             name
-            for name in sorted(listed, key=lambda name: name != MODEL_INDEX)
+            for name in sorted(candidates, key=lambda name: name != MODEL_INDEX)
             if (listing.files[_below(source, name)].size or 0) <= MAX_OUTLINE_BYTES
         ][:_MAX_OUTLINE_FILES]
         if not names:
@@ -234,7 +234,7 @@ class HuggingFaceHub:
         return {name: read_json(entry.files[name].path) for name in names}
 
     def _choose(self, source: ModelSource, listing: Listing, configs: Configs, variant: str | None) -> Selection:
-        """The files to fetch, by their names below the subfolder."""
+        """Choose the files to fetch, by their names below the subfolder."""
         names = _names(source, listing)
         if not names:
             raise ModelNotFound(f"{source.locator} has no folder {source.subfolder!r} at this revision.", field="model")
@@ -253,7 +253,7 @@ class HuggingFaceHub:
         return self._sound(source, listing, file_selection(name, names))
 
     def _sound(self, source: ModelSource, listing: Listing, chosen: Selection) -> Selection:
-        """`chosen`, if its one file can be what is asked for. Raises CorruptFile before anything is fetched."""
+        """Return `chosen` if its one file can be the requested one. Raises CorruptFile before anything is fetched."""
         file = listing.files[_below(source, chosen.main or "")]
         if file.size is not None and file.size < _MIN_WEIGHT_BYTES:
             raise CorruptFile(f"{file.name} of {source.locator} is empty; name another file.", field="model")
@@ -268,7 +268,7 @@ class HuggingFaceHub:
     # Onto the disk
 
     def _download(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        listing = self._listing_or_kept(source, variant, stop)
+        listing = self._listing_or_copy(source, variant, stop)
         if isinstance(listing, ModelFiles):
             return listing
         name = _name(source, listing.commit, variant)
@@ -308,7 +308,7 @@ class HuggingFaceHub:
 
 
 def _name(source: ModelSource, revision: str | None, variant: str | None) -> str:
-    """The entry of a source at a commit; with the revision that was asked for, the name of that question."""
+    """Return the entry of a source at a commit; with the revision that was asked for, the name of that question."""
     below = "/".join(filter(None, (source.subfolder, source.filename)))
     chosen = {
         "variant": None if source.filename else variant,
@@ -333,7 +333,7 @@ def _model_files(entry: Entry, source: ModelSource) -> ModelFiles:
 
 
 def _is_pinned_content(source: ModelSource, files: ModelFiles, stop: StopSignal) -> bool:
-    """Whether the files are what the caller's own digest says, where there is one."""
+    """True if the files have the caller's own digest, or the caller sent none."""
     if source.sha256 is None:
         return True
     if not files.is_single_file:
@@ -342,7 +342,7 @@ def _is_pinned_content(source: ModelSource, files: ModelFiles, stop: StopSignal)
 
 
 def _names(source: ModelSource, listing: Listing) -> list[str]:
-    """The files of a repository by their names below the source's subfolder."""
+    """Return the files of a repository by their names below the source's subfolder."""
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     return [name.removeprefix(prefix) for name in listing.files if name.startswith(prefix)]
 

@@ -1,4 +1,4 @@
-"""Room on the volume: the least recently used models go, what is pinned or in use stays, garbage is swept."""
+"""Room on the volume: the least recently used models go, pinned and used ones stay, garbage is swept."""
 
 import contextlib
 import shutil
@@ -11,19 +11,19 @@ from pathlib import Path
 from worker.core.errors import DiskFull
 from worker.store.entries import OK, PIN, Entries, Entry
 
-# A use is a lease by time: whoever was given an entry opens its files within this, and a file that is open outlives
-# its name. So no worker has to keep a mark alive, and none that died can hold one.
+# A use is a lease by time: a job opens the files of its entry within this, and an open file outlives its name.
+# So no worker has to keep a mark alive, and none that died can hold one.
 IN_USE_S = 15 * 60.0
 GARBAGE_AGE_S = 24 * 3600.0  # younger than this it may belong to a download that goes on
 RESERVE_BYTES = 512 * 2**20  # for results, logs and other users of the volume
-_LEASE_AGE_S = 600.0  # a lease that has not moved for so long is nobody's, whatever age garbage must have
-_SMALL = 32  # what needs less than this part of the reserve may take it from there
+_LEASE_AGE_S = 600.0  # a lease that has not moved for so long has no holder, whatever age garbage must have
+_SMALL = 32  # a need of less than this part of the reserve may be met from it
 _SWEEP_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What was removed: how many files, and their bytes."""
+    """The removed files: their number and their bytes."""
 
     files: int = 0
     total_bytes: int = 0
@@ -61,7 +61,7 @@ class Janitor:
             raise self._full(needed, label)
 
     def _spare(self, idle: list[Entry], keep: Iterable[str]) -> int:
-        """Bytes of the blobs that only `idle` entries name, but for those that are to be kept."""
+        """Return the bytes of the blobs that only `idle` entries name, without the blobs to be kept."""
         names = {entry.name for entry in idle}
         busy = [entry for entry in self._entries.all() if entry.name not in names]
         protected = {file.sha256 for entry in busy for file in entry.files.values()} | set(keep)
@@ -69,11 +69,11 @@ class Janitor:
         return sum(size for sha256, size in spare.items() if sha256 not in protected)
 
     def remove(self, entry: Entry, *, keep: Iterable[str] = ()) -> int:
-        """Remove an entry with the blobs that no other entry names; returns the bytes given back."""
+        """Remove an entry with the blobs that no other entry names, and return the bytes given back."""
         self._entries.remove(entry.name)
-        named = {file.sha256 for other in self._entries.all() for file in other.files.values()} | set(keep)
+        protected = {file.sha256 for other in self._entries.all() for file in other.files.values()} | set(keep)
         freed = 0
-        for sha256 in {file.sha256 for file in entry.files.values()} - named:
+        for sha256 in {file.sha256 for file in entry.files.values()} - protected:
             if not (self._leases / sha256).exists():  # somebody is fetching it anew
                 freed += _unlink(self._blobs / sha256)
         return freed
@@ -86,19 +86,19 @@ class Janitor:
                 self.sweep()
 
     def sweep(self, older_than_s: float = GARBAGE_AGE_S) -> Swept:
-        """Remove what no entry names and nobody has touched for `older_than_s`: partial files, leases, lost blobs."""
+        """Remove files that no entry names and nobody touched for `older_than_s`: partial files, leases, lost blobs."""
         if not self._root.is_dir():
             return Swept()
         limit = self._now() - older_than_s
         swept = self._sweep_entries(limit)
-        named = {file.sha256 for entry in self._entries.all() for file in entry.files.values()}
+        referenced = {file.sha256 for entry in self._entries.all() for file in entry.files.values()}
         for path in self._children("leases"):
             swept += _unlink_old(path, min(limit, self._now() - _LEASE_AGE_S))
         for path in self._children("partial"):
             if not (self._leases / path.stem).exists():
                 swept += _unlink_old(path, limit)
         for path in self._children("blobs"):
-            if path.name not in named and not (self._leases / path.name).exists():
+            if path.name not in referenced and not (self._leases / path.name).exists():
                 swept += _unlink_old(path, limit)
         for path in self._children("digests"):
             if not (self._blobs / path.read_text()[:64]).exists():
@@ -110,7 +110,7 @@ class Janitor:
         return sum(_size(path) for folder in ("blobs", "partial") for path in self._children(folder))
 
     def _sweep_entries(self, limit: float) -> Swept:
-        """Entries without a manifest or with links to nothing, and what a killed writer left in them."""
+        """Remove entries without a manifest or with links to nothing, and what a killed writer left in others."""
         swept = Swept()
         for folder in self._children("entries"):
             entry = self._entries.read_folder(folder)
@@ -135,13 +135,13 @@ class Janitor:
         return lack
 
     def _idle(self) -> list[Entry]:
-        """What may be evicted, the least recently used first."""
+        """Return the entries that may be evicted, the least recently used first."""
         limit = self._now() - IN_USE_S
-        found = [entry for entry in self._entries.all() if not entry.pinned and entry.last_used < limit]
-        return sorted(found, key=lambda entry: entry.last_used)
+        entries = [entry for entry in self._entries.all() if not entry.pinned and entry.last_used < limit]
+        return sorted(entries, key=lambda entry: entry.last_used)
 
     def _now(self) -> float:
-        """The time as the volume's server has it, whose clock gave all files theirs."""
+        """Return the time as the volume's server has it, whose clock gave all files theirs."""
         probe = self._root / f".{uuid.uuid4().hex}"
         try:
             probe.touch()

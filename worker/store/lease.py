@@ -1,6 +1,6 @@
 """The right to fetch one file, which passes to another worker when its holder dies, on whatever host.
 
-A lease is a small file that names its holder and whose modification time the holder moves every `beat_s`. Whoever
+A lease is a small file that names its holder. The holder moves its modification time every `beat_s`. A worker that
 wants it watches: a lease that has not moved for `stale_s` of the watcher's own clock is dead and is taken over. So no
 two clocks are compared, and no lock of the operating system is used: flock and fcntl do nothing on some network file
 systems, and hang on others.
@@ -26,7 +26,7 @@ Pulse = tuple[bytes, int]
 
 
 class LeaseLost(Exception):
-    """Another worker took the lease over: what it protects must not be written any more."""
+    """The loss of a lease to another worker: the file that it protects must not be written any more."""
 
 
 class Lease:
@@ -52,7 +52,7 @@ class Lease:
         self.release()
 
     def acquire(self) -> bool:
-        """Try to become the holder. To be called again until it is True: only over time does a dead lease show."""
+        """Try to become the holder. Call it again until it returns True: a dead lease shows only over time."""
         if not self._create() and not (self._is_dead() and self._take_over()):
             return False
         self._lost, self._moved_at = False, time.monotonic()
@@ -62,7 +62,7 @@ class Lease:
         return True
 
     def check(self, *, look: bool = False) -> None:
-        """Raise LeaseLost when another has it. Looks at the file only with `look`, or after missed heartbeats."""
+        """Raise LeaseLost when another worker has it. Reads the file only with `look`, or after missed heartbeats."""
         late = time.monotonic() - self._moved_at > 2 * self._beat_s  # this process was suspended, or starved
         if self._lost or ((look or late) and not self._is_mine()):
             self._lost = True
@@ -118,7 +118,7 @@ class Lease:
         return pulse is not None and pulse[0] == self._id
 
     def _pulse(self) -> Pulse | None:
-        """Holder and modification time. Opened each time: NFS answers a bare stat from memory, for up to a minute."""
+        """Return holder and time. The file is opened anew: NFS answers a bare stat from memory, for up to a minute."""
         try:
             with self._path.open("rb") as file:
                 return file.read(64), os.fstat(file.fileno()).st_mtime_ns

@@ -30,7 +30,7 @@ class LocalFolders:
         self._allow_pickles = allow_pickles
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """JSON files of a folder, or the header of a file."""
+        """Return JSON files of a folder, or the header of a file."""
         path = self._resolve(source)
         if path.is_file():
             header = self._read_header(path)
@@ -38,7 +38,7 @@ class LocalFolders:
         return read_outline(path, variant, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The folder or file itself: nothing is copied."""
+        """Return the folder or file itself: nothing is copied."""
         path = self._resolve(source)
         chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles)
         if chosen is None:
@@ -65,7 +65,7 @@ class LocalFolders:
 
 
 def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = False) -> Outline:
-    """What a diffusers folder says of itself in JSON. Raises CorruptFile for JSON that is none."""
+    """Read a diffusers folder's own description in JSON. Raises CorruptFile for invalid JSON."""
     configs: dict[str, dict[str, object]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         name = path.relative_to(folder).as_posix()
@@ -78,7 +78,7 @@ def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = Fal
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from disk. Raises CorruptFile."""
+    """Read a JSON object from disk. Raises CorruptFile."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Selection | None:
-    """What a pipeline in `folder` is made of; None if it is none. Raises UnsafeFormat for pickles."""
+    """Return the files of the pipeline in `folder`; None if it is none. Raises UnsafeFormat for pickles."""
     index = folder / MODEL_INDEX
     if not index.is_file():
         return None

@@ -1,4 +1,4 @@
-"""models.lock: which revision and which bytes each model of the registry was, so that a deploy can be repeated exactly.
+"""models.lock: the revision and the digests of each model of the registry, so that a deploy can be repeated exactly.
 
 JSON, sorted, one entry per reference (with its variant): the revision that it stood for, and size and SHA-256 of every
 file. Where it exists, a reference means that revision, and a file with another digest is refused.
@@ -34,7 +34,7 @@ class LockedFile:
 
 @dataclass(frozen=True, slots=True)
 class LockedModel:
-    """What a reference stood for: files by their names below the model's folder, or the one file."""
+    """A locked reference: files by their names below the model's folder, or the one file."""
 
     revision: str | None
     files: Mapping[str, LockedFile]
@@ -49,7 +49,7 @@ class Lockfile:
 
     @classmethod
     def read(cls, path: Path) -> "Lockfile":
-        """The lockfile at `path`. Raises LockfileError for one that is damaged or of another version."""
+        """Read the lockfile at `path`. Raises LockfileError for one that is damaged or of another version."""
         try:
             value = json.loads(path.read_bytes())
             if value["version"] != VERSION:
@@ -74,11 +74,11 @@ class Lockfile:
         write_atomically(path, json.dumps({"version": VERSION, "models": models}, indent=2, sort_keys=True) + "\n")
 
     def find(self, source: ModelSource, variant: str | None) -> LockedModel | None:
-        """What `source` is locked to, if it is."""
+        """Return the locked model of `source`, if there is one."""
         return self.models.get(lock_key(source, variant))
 
     def pin(self, source: ModelSource, variant: str | None) -> ModelSource:
-        """`source` at its locked revision, and with its digest where it is one file; itself if it is not locked."""
+        """Return `source` at its locked revision, one file with its digest too; unchanged if it is not locked."""
         locked = self.find(source, variant)
         if locked is None:
             return source
@@ -95,7 +95,7 @@ class Lockfile:
         for name, expected in locked.files.items():
             if "/" in name and not source.wants(name.partition("/")[0]):
                 continue
-            # What belongs to a single file lies beside it.
+            # The companions of a single file lie beside it.
             path = files.root.with_name(PurePosixPath(name).name) if files.is_single_file else files.root / name
             if not path.is_file() or self._digest(path, may_go_on) != expected.sha256:
                 raise CorruptFile(
@@ -105,8 +105,8 @@ class Lockfile:
                 )
 
     def _digest(self, path: Path, may_go_on: Callable[[], None]) -> str:
-        if known := known_digest(path):
-            return known
+        if digest := known_digest(path):
+            return digest
         state = path.stat()
         key = (path, state.st_size, state.st_mtime_ns)
         if key not in self._digests:
@@ -115,22 +115,22 @@ class Lockfile:
 
 
 def lock_key(source: ModelSource, variant: str | None) -> str:
-    """What a model is locked under: its reference, and the variant of its weights."""
+    """Return the key of a model in the lockfile: its reference, and the variant of its weights."""
     return f"{source.reference} (variant {variant})" if variant else source.reference
 
 
 def locked_from_disk(files: ModelFiles, may_go_on: Callable[[], None]) -> LockedModel:
-    """The lock of files that were fetched; those that the volume cache did not verify are hashed."""
+    """Lock files that were fetched; those that the volume cache did not verify are hashed."""
     root = files.root
     paths = [root] if files.is_single_file else sorted(path for path in root.rglob("*") if path.is_file())
     folder = root.parent if files.is_single_file else root
-    found = {
+    locked = {
         path.relative_to(folder).as_posix(): LockedFile(
             path.stat().st_size, known_digest(path) or digest_of(path, hashlib.sha256(), may_go_on)
         )
         for path in paths
     }
-    return LockedModel(files.revision, found)
+    return LockedModel(files.revision, locked)
 
 
 def _locked_model(value: Mapping[str, object]) -> LockedModel:

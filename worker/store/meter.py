@@ -9,15 +9,15 @@ from worker.core.job import StopSignal
 from worker.core.result import Emit, Progress
 
 _POLL_S = 0.1
-_TELL_EVERY_S = 0.1  # a gigabyte is some 16,000 pieces, and whoever listens has other things to do
+_TELL_EVERY_S = 0.1  # a gigabyte is some 16,000 pieces, and the listener has other things to do
 
 
 class GivenUp(Exception):
-    """The job that this download was for has ended."""
+    """The end of a download whose job has ended."""
 
 
 def run_all(tasks: Iterable[Callable[[], object]], stop: StopSignal, workers: int = 1) -> None:
-    """Run every task in up to `workers` threads; raises the first failure, or what `stop` raises, without delay.
+    """Run every task in up to `workers` threads; raises the first failure, or that of `stop`, without delay.
 
     The threads are daemons and are left behind: a read that hangs must hold up neither the job nor the end of the
     process. They take no new task once this returns.
@@ -53,7 +53,7 @@ def run_all(tasks: Iterable[Callable[[], object]], stop: StopSignal, workers: in
 
 
 class ByteMeter:
-    """Tells of the bytes of parallel downloads, and stops them when the job is stopped or `close` was called."""
+    """Reports the bytes of parallel downloads, and stops them when the job is stopped or `close` was called."""
 
     def __init__(self, label: str, sizes: Mapping[str, int], emit: Emit, stop: StopSignal) -> None:
         self.received = 0  # over the wire, repeated attempts included
@@ -75,16 +75,16 @@ class ByteMeter:
             raise GivenUp
 
     def advance(self, name: str, done: int, received: int = 0, size: int | None = None) -> None:
-        """`done` bytes of `name` are on disk, whoever fetched them; `received` of them came just now, by this job.
+        """Count `done` bytes of `name` on disk, whoever fetched them; this job received `received` of them just now.
 
-        `size` is what the server says of a file whose size nobody knew before.
+        `size` is the server's figure for a file whose size nobody knew before.
         """
         with self._lock:  # held while telling, so that a listener never sees the count go back
             self.received += received
             if size is not None:
                 self._sizes.setdefault(name, size)
             self._done[name] = max(min(done, self._sizes.get(name, done)), self._done.get(name, 0))
-            unknown = sum(count for known, count in self._done.items() if known not in self._sizes)
+            unknown = sum(count for file, count in self._done.items() if file not in self._sizes)
             step, total = sum(self._done.values()), sum(self._sizes.values()) + unknown
             now = time.monotonic()
             if not self._closed and (now - self._told_at >= _TELL_EVERY_S or step == total):
@@ -92,5 +92,5 @@ class ByteMeter:
                 self._emit(Progress("download", step, total, self._label))
 
     def finished(self, name: str) -> None:
-        """`name` is on disk, whether it was fetched or lay there already."""
+        """Count `name` as complete on disk, fetched or not."""
         self.advance(name, self._sizes.get(name, 0))

@@ -20,7 +20,7 @@ _REPO = re.compile(rf"{_NAME}/\w([\w.-]*\w)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w./+-]{0,127}", re.ASCII)
 _PIN = re.compile(r"[?&#]sha256=([^?&#]*)", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# What tells a file from a folder where a reference could name either: folders are called v1.5 and FLUX.1-dev, too.
+# The extensions that tell a file from a folder: folders are called v1.5 and FLUX.1-dev, too.
 _FILE = re.compile(
     r"\.(safetensors|sft|gguf|ckpt|pth?|bin|pkl|onnx|msgpack|h5|json|ya?ml|txt|md|py|zip)$", re.IGNORECASE
 )
@@ -53,7 +53,7 @@ _FORMS = (
 
 
 def parse_reference(text: str) -> ModelSource:
-    """Read a reference. Raises InvalidRequest for what is none, UnsupportedModel for a source not served here."""
+    """Read a reference. Raises InvalidRequest if it is none, UnsupportedModel for a source not served here."""
     text = text.strip()
     if not text or len(text) > MAX_REFERENCE_CHARS or not text.isprintable():
         raise _not_a_reference(text)
@@ -78,15 +78,15 @@ def _parse(text: str) -> ModelSource:
 
 
 def _without_pin(text: str) -> tuple[str, str | None]:
-    found = list(_PIN.finditer(text))
-    if not found:
+    pins = list(_PIN.finditer(text))
+    if not pins:
         return text, None
-    sha256 = found[0][1].lower()
-    if len(found) > 1 or not _SHA256.fullmatch(sha256):
+    sha256 = pins[0][1].lower()
+    if len(pins) > 1 or not _SHA256.fullmatch(sha256):
         raise InvalidRequest("The model's sha256 must be one digest of 64 hexadecimal digits.", field="model")
-    before, after = text[: found[0].start()], text[found[0].end() :]
-    if after.startswith("&") and found[0][0][0] != "&":
-        after = found[0][0][0] + after[1:]
+    before, after = text[: pins[0].start()], text[pins[0].end() :]
+    if after.startswith("&") and pins[0][0][0] != "&":
+        after = pins[0][0][0] + after[1:]
     return (before + after).strip(), sha256
 
 
@@ -113,7 +113,7 @@ def _file(text: str) -> ModelSource:
 
 
 def _with_below(source: ModelSource, below: str, text: str) -> ModelSource:
-    """`source` with the file or the folder that stands behind the `#`."""
+    """Return `source` with the file or the folder that stands behind the `#`."""
     if not below:
         return source
     if _FILE.search(below):
@@ -122,22 +122,22 @@ def _with_below(source: ModelSource, below: str, text: str) -> ModelSource:
         path, key = below.rstrip("/"), "subfolder"
     segments = path.split("/")
     hostile = not path.isprintable() or "\\" in path or "?" in path or _PIN.search(f"#{path}")
-    if hostile or any(part != part.strip() or part in {"", ".", ".."} for part in segments):
+    if hostile or any(segment != segment.strip() or segment in {"", ".", ".."} for segment in segments):
         raise _not_a_reference(text)
     return source.model_copy(update={key: path})
 
 
 def _hub_page(path: str, text: str) -> ModelSource:
-    segments = [unquote(part) for part in path.split("/") if part]
-    repo, action, rest = "/".join(segments[:2]), segments[2:3], segments[3:]
+    segments = [unquote(segment) for segment in path.split("/") if segment]
+    repo, action, tail = "/".join(segments[:2]), segments[2:3], segments[3:]
     if segments[:1] and segments[0] in _NOT_MODELS:
         raise _not_a_reference(text)
     if len(segments) == 2:
         return _hub(repo)
-    if rest and action[0] in {"tree", "blob", "resolve", "raw"}:
-        # A pull request's revision is the one that has slashes of its own.
-        end = 3 if rest[:2] == ["refs", "pr"] else 1
-        revision, below = "/".join(rest[:end]), "/".join(rest[end:])
+    if tail and action[0] in {"tree", "blob", "resolve", "raw"}:
+        # Only a pull request's revision has slashes of its own.
+        end = 3 if tail[:2] == ["refs", "pr"] else 1
+        revision, below = "/".join(tail[:end]), "/".join(tail[end:])
         if action[0] != "tree" and not _FILE.search(below):
             raise _not_a_reference(text)
         return _hub(f"{repo}@{revision}" + (f"#{below}" if below else ""))
@@ -170,9 +170,9 @@ def _url(text: str) -> ModelSource:
 
 
 def _check_secrets(parts: SplitResult, setting: str | None) -> None:
-    """Refuse a link with a token; `setting` is where the operator has that of its host."""
-    named = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if parts.username is not None or named & _SECRETS:
+    """Refuse a link with a token; `setting` is the operator's variable for the token of its host."""
+    names = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
+    if parts.username is not None or names & _SECRETS:
         instead = f"the operator sets {setting} instead" if setting else "use a link that needs none"
         raise InvalidRequest(
             f"The model's link carries a token or a password, which would end up in logs: leave it out; {instead}.",
@@ -184,8 +184,8 @@ def _check_secrets(parts: SplitResult, setting: str | None) -> None:
 
 
 def _civitai(below_scheme: str, text: str) -> ModelSource:
-    rest, _, query = below_scheme.rpartition("?") if "?" in below_scheme else (below_scheme, "", "")
-    ids, _, name = rest.partition("#")
+    path, _, query = below_scheme.rpartition("?") if "?" in below_scheme else (below_scheme, "", "")
+    ids, _, name = path.partition("#")
     match = _CIVITAI_IDS.fullmatch(ids)
     if match is None:
         raise _not_a_reference(text)
@@ -245,14 +245,14 @@ def _air(text: str) -> ModelSource:
     match = _AIR.fullmatch(text)
     if match is None:
         raise _not_a_reference(text)
-    source, rest = match["source"].lower(), match["rest"]
-    if source == "civitai" and (ids := _AIR_CIVITAI.fullmatch(rest)):
+    source, address = match["source"].lower(), match["rest"]
+    if source == "civitai" and (ids := _AIR_CIVITAI.fullmatch(address)):
         model, version, file, kind = ids.groups()
         # A file's number says more than its format.
         choice = {"format": _AIR_FORMATS.get(kind.lower(), kind)} if kind and not file else {}
         return _civitai_source(model, version, file or "", choice, text)
     if source == "huggingface":
-        return _hub(rest.replace("+", "#", 1))
+        return _hub(address.replace("+", "#", 1))
     if source == "civitai":
         raise _not_a_reference(text)
     raise UnsupportedModel(
@@ -261,5 +261,5 @@ def _air(text: str) -> ModelSource:
 
 
 def _not_a_reference(text: str) -> InvalidRequest:
-    shown = re.sub(r"//[^/@]*@", "//", text.partition("?")[0])  # neither passwords nor tokens are repeated
-    return InvalidRequest(f"{shown[:80]!r} is no model id and no reference; write {_FORMS}.", field="model")
+    public = re.sub(r"//[^/@]*@", "//", text.partition("?")[0])  # neither passwords nor tokens are repeated
+    return InvalidRequest(f"{public[:80]!r} is no model id and no reference; write {_FORMS}.", field="model")

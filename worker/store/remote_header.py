@@ -1,4 +1,4 @@
-"""A remote file's header by range requests: what a 7 GB checkpoint is, for a few hundred kilobytes.
+"""A remote file's header by range requests: a few hundred kilobytes tell what a 7 GB checkpoint is.
 
 The first request guesses how long the header is, the next asks for exactly what is missing. A server that answers a
 range with the whole file is read no further than the header.
@@ -27,9 +27,11 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class HeaderReader:
-    """How a header is read: `end(prefix, file_bytes, name)` says how many leading bytes hold it, or how many to ask
-    with again; `parse` reads that many; `read` reads that of a file on disk. All raise CorruptFile, UnsafeFormat or
-    UnsupportedModel."""
+    """The functions that read a header. All raise CorruptFile, UnsafeFormat or UnsupportedModel.
+
+    `end(prefix, file_bytes, name)` returns how many leading bytes hold it, or how many to call it with again; `parse`
+    reads that many; `read` reads the header of a file on disk.
+    """
 
     end: Callable[[bytes, int, str], int]
     parse: Callable[[bytes, int, str], TensorIndex]
@@ -38,7 +40,7 @@ class HeaderReader:
 
 @dataclass(frozen=True, slots=True)
 class RemoteHeader:
-    """A remote file's header, and what its server said of the file: HTTP headers in lower case."""
+    """A remote file's header, and its server's HTTP headers, with names in lower case."""
 
     index: TensorIndex
     answered: Mapping[str, str]
@@ -47,14 +49,14 @@ class RemoteHeader:
 def read_remote_header(client: Client, file: RemoteFile, reader: HeaderReader, refused: Refused) -> RemoteHeader:
     """Read the header of `file`. Blocking, for a minute at most.
 
-    Raises what `refused` makes of a refusal or of an HTML page, what `reader` makes of a file that is no model,
-    SourceUnavailable for a server that fails or stalls, AccessDenied for a link that leads where it may not.
+    Raises the error of `refused` for a refusal or an HTML page, and that of `reader` for a file that is no model.
+    Raises SourceUnavailable for a server that fails or stalls, AccessDenied for a link to a forbidden address.
     """
     reading = _Reading(client, file, reader, refused)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return reading.run()
-        except WorkerError as error:  # the reader's, which knows of no request
+        except WorkerError as error:  # from the reader, which knows of no request
             error.field = error.field or "model"
             raise
         except RefusedUrl as error:
@@ -80,40 +82,40 @@ class _Reading:
 
     def run(self) -> RemoteHeader:
         """Ask until the header is here. Raises OSError."""
-        wanted = max(GUESS_BYTES, len(self._prefix) + 1)
+        needed = max(GUESS_BYTES, len(self._prefix) + 1)
         for _ in range(_MAX_REQUESTS):
             opened = self._client.get(
                 self._file.url,
                 start=len(self._prefix),
-                end=wanted,
+                end=needed,
                 etag=self._etag,
                 timeout_s=min(20.0, seconds_left(self._deadline)),
             )
-            with opened as answer:
-                self._accept(answer)
+            with opened as response:
+                self._accept(response)
                 while True:
-                    self._fill(answer, wanted)
-                    wanted = self._reader.end(bytes(self._prefix), self._size, self._file.name)
-                    if wanted <= len(self._prefix):
+                    self._fill(response, needed)
+                    needed = self._reader.end(bytes(self._prefix), self._size, self._file.name)
+                    if needed <= len(self._prefix):
                         index = self._reader.parse(bytes(self._prefix), self._size, self._file.name)
-                        return RemoteHeader(index, answer.headers)
-                    if answer.status == 206:
+                        return RemoteHeader(index, response.headers)
+                    if response.status == 206:
                         break  # the rest by another request; a whole file is simply read on
         raise ConnectionError("its server sends too little at a time")
 
-    def _accept(self, answer: Response) -> None:
-        """Take note of how long the file is, and where the body begins."""
-        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
-        if answer.status in _BUSY:
-            raise ConnectionError(f"its server answered {answer.status}")
-        if answer.status == 416 and match and int(match[2]) == 0:
+    def _accept(self, response: Response) -> None:
+        """Note the length of the file, and the place where the body begins."""
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if response.status in _BUSY:
+            raise ConnectionError(f"its server answered {response.status}")
+        if response.status == 416 and match and int(match[2]) == 0:
             self._size = 0
             return
-        is_page = answer.headers.get("content-type", "").startswith("text/html")
-        if answer.status not in {200, 206} or is_page:
-            raise self._refused(self._file, 200 if answer.status == 206 else answer.status, answer.headers)
-        self._size = self._whole(answer) if answer.status == 200 else self._range(match)
-        self._etag = answer.headers.get("etag")
+        is_page = response.headers.get("content-type", "").startswith("text/html")
+        if response.status not in {200, 206} or is_page:
+            raise self._refused(self._file, 200 if response.status == 206 else response.status, response.headers)
+        self._size = self._whole(response) if response.status == 200 else self._range(match)
+        self._etag = response.headers.get("etag")
         if self._file.size is not None and self._size != self._file.size:
             raise CorruptFile(
                 f"{self._file.name} has {self._size:,} bytes where {self._file.size:,} were announced; "
@@ -121,10 +123,10 @@ class _Reading:
                 field="model",
             )
 
-    def _whole(self, answer: Response) -> int:
-        """Begin anew with an answer that is the file from its first byte; returns how long that is."""
+    def _whole(self, response: Response) -> int:
+        """Begin anew with a response that is the file from its first byte, and return the file's length."""
         self._prefix.clear()
-        size = answer.length if answer.length is not None else self._file.size
+        size = response.length if response.length is not None else self._file.size
         if size is None:
             raise CorruptFile(
                 f"{self._file.name}: its server does not say how long it is; download the file to the volume and "
@@ -134,14 +136,14 @@ class _Reading:
         return size
 
     def _range(self, match: re.Match[str] | None) -> int:
-        """How long the whole file is, by the range that an answer holds. Raises ConnectionError for another range."""
+        """Return the whole file's length, from the range of a response. Raises ConnectionError for another range."""
         if match is None or match[1] is None or int(match[1]) != len(self._prefix):
             raise ConnectionError("its server answered another range than was asked for")
         return int(match[2])
 
-    def _fill(self, answer: Response, wanted: int) -> None:
-        if answer.status == 416:
+    def _fill(self, response: Response, needed: int) -> None:
+        if response.status == 416:
             return
-        while len(self._prefix) < wanted and (block := answer.read(wanted - len(self._prefix))):
+        while len(self._prefix) < needed and (block := response.read(needed - len(self._prefix))):
             self._prefix += block
             seconds_left(self._deadline)

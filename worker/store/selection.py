@@ -1,4 +1,4 @@
-"""Which files of a repository are its model: one set of weights per component, and pickles only where allowed."""
+"""The files of a repository that are its model: one set of weights per component, and pickles only where allowed."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ _WEIGHTS = frozenset({".safetensors", ".gguf"})
 _WEIGHT = re.compile(
     r"^(?P<stem>[\w-]+?)(-\d{5}-of-\d{5})?(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.(safetensors|bin)$"
 )
-# What save_pretrained calls the weights of one component.
+# The names that save_pretrained gives to the weights of one component.
 _COMPONENT_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
 _LORA_NAME = "pytorch_lora_weights.safetensors"
 
@@ -42,11 +42,11 @@ class Selection:
 
 
 def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """The parts of a pipeline that are loaded, each with its class name."""
+    """Yield the parts of a pipeline that are loaded, each with its class name."""
     for name, value in model_index.items():
         if name.startswith("_") or name in NEVER_LOADED or not isinstance(value, list) or len(value) != 2:
             continue
-        if all(isinstance(word, str) for word in value):  # numbers are a setting, null a part that was left out
+        if all(isinstance(item, str) for item in value):  # numbers are a setting, null a part that was left out
             yield name, value[1]
 
 
@@ -62,12 +62,12 @@ def pipeline_files(
 
     A component that is not wanted is described and not fetched: its config comes along, its weights do not.
     """
-    listed = sorted(names)
-    chosen = [name for name in listed if name in {MODEL_INDEX, MODULAR_INDEX}]
+    files = sorted(names)
+    chosen = [name for name in files if name in {MODEL_INDEX, MODULAR_INDEX}]
     used: str | None = None
     for component, _ in components(model_index):
-        # What lies deeper (onnx, openvino, checkpoints) is of no use to a pipeline.
-        inside = [name for name in listed if name.startswith(f"{component}/") and name.count("/") == 1]
+        # Deeper files (onnx, openvino, checkpoints) are of no use to a pipeline.
+        inside = [name for name in files if name.startswith(f"{component}/") and name.count("/") == 1]
         if not wants(component):
             chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
             continue
@@ -80,7 +80,7 @@ def pipeline_files(
 def _inside(
     component: str, inside: list[str], variant: str | None, *, allow_pickles: bool
 ) -> tuple[list[str], str | None]:
-    """The weights of a component's folder with what belongs to them, and the variant that they are."""
+    """Return the weights of a component's folder with their side files, and the variant of the weights."""
     weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])
     picked, used = _one_variant(weights, variant)
     if not picked and any(is_pickle(name) for name in inside):
@@ -98,35 +98,35 @@ def component_files(
     """Choose the files of a repository that is one component; None if it is none by its config and file names."""
     if not isinstance(config.get("_class_name") or config.get("model_type"), str):
         return None
-    listed = sorted(name for name in names if "/" not in name)
-    ours = [name for name in listed if (match := _WEIGHT.match(name)) and match["stem"] in _COMPONENT_STEMS]
-    weights = _with_suffix(ours, ".safetensors") or (_with_suffix(ours, ".bin") if allow_pickles else [])
+    files = sorted(name for name in names if "/" not in name)
+    candidates = [name for name in files if (match := _WEIGHT.match(name)) and match["stem"] in _COMPONENT_STEMS]
+    weights = _with_suffix(candidates, ".safetensors") or (_with_suffix(candidates, ".bin") if allow_pickles else [])
     picked, used = _one_variant(weights, variant)
-    if not picked or _LORA_NAME in listed:
+    if not picked or _LORA_NAME in files:
         return None
-    sides = [name for name in listed if _is_side_file(name, picked, used)]
+    sides = [name for name in files if _is_side_file(name, picked, used)]
     return Selection((*picked, *sides), used)
 
 
 def file_selection(name: str, names: Collection[str]) -> Selection:
-    """One weight file, with the config of its adapter where one lies beside it."""
+    """Return one weight file, with the config of its adapter if one lies beside it."""
     beside = str(PurePosixPath(name).with_name(ADAPTER_CONFIG))
     return Selection((name, beside) if beside in names else (name,), None, name)
 
 
 def single_file(names: Iterable[str], what: str, *, allow_pickles: bool = False) -> str:
-    """The one weight file of a repository that is no pipeline. Raises UnsupportedModel naming the choices."""
-    listed = sorted(names)
-    pickles = [name for name in listed if PurePosixPath(name).suffix in _PICKLES]
-    found = [name for name in listed if PurePosixPath(name).suffix in _WEIGHTS] or (pickles if allow_pickles else [])
-    preferred = [name for name in found if PurePosixPath(name).name == _LORA_NAME]
-    if len(preferred) == 1 or len(found) == 1:
-        return (preferred or found)[0]
-    if found:
+    """Return the one weight file of a repository that is no pipeline. Raises UnsupportedModel naming the choices."""
+    files = sorted(names)
+    pickles = [name for name in files if PurePosixPath(name).suffix in _PICKLES]
+    weights = [name for name in files if PurePosixPath(name).suffix in _WEIGHTS] or (pickles if allow_pickles else [])
+    preferred = [name for name in weights if PurePosixPath(name).name == _LORA_NAME]
+    if len(preferred) == 1 or len(weights) == 1:
+        return (preferred or weights)[0]
+    if weights:
         raise UnsupportedModel(
-            f"{what} has {len(found)} weight files; name one, as in {what}#{found[0]}.",
+            f"{what} has {len(weights)} weight files; name one, as in {what}#{weights[0]}.",
             field="model",
-            details={"files": found[:20]},
+            details={"files": weights[:20]},
         )
     if pickles:
         raise UnsafeFormat(
@@ -141,11 +141,11 @@ def single_file(names: Iterable[str], what: str, *, allow_pickles: bool = False)
 
 def check_filename(source: ModelSource, *, allow_pickles: bool = False) -> None:
     """Refuse a name that leaves its repository, or that is no weight file, before anything is looked up."""
-    for part in filter(None, (source.filename, source.subfolder)):
-        path = PurePosixPath(part)
-        if path.is_absolute() or "\\" in part or "\0" in part or ".." in path.parts:
+    for text in filter(None, (source.filename, source.subfolder)):
+        path = PurePosixPath(text)
+        if path.is_absolute() or "\\" in text or "\0" in text or ".." in path.parts:
             raise InvalidRequest(
-                f"{part[:80]!r} is no name within {source.locator}; name one of its files.", field="model"
+                f"{text[:80]!r} is no name within {source.locator}; name one of its files.", field="model"
             )
     name = source.filename
     if name is None:
@@ -164,26 +164,26 @@ def check_filename(source: ModelSource, *, allow_pickles: bool = False) -> None:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights, by its name."""
+    """True if a file holds weights, by its name."""
     return PurePosixPath(name).suffix in _WEIGHTS | _PICKLES
 
 
 def is_pickle(name: str) -> bool:
-    """Whether a file is a pickle, by its name."""
+    """True if a file is a pickle, by its name."""
     return PurePosixPath(name).suffix in _PICKLES
 
 
 def is_shard(name: str) -> bool:
-    """Whether a weight file is one of several that belong together."""
+    """True if a weight file is one of several that belong together, by its name."""
     return re.search(r"-\d{5}-of-\d{5}", name) is not None
 
 
-def _one_variant(weights: list[str], wanted: str | None) -> tuple[list[str], str | None]:
+def _one_variant(weights: list[str], preferred: str | None) -> tuple[list[str], str | None]:
     by_variant: dict[str | None, list[str]] = {}
     for name in weights:
         match = _WEIGHT.match(PurePosixPath(name).name)
         by_variant.setdefault(match["variant"] if match else None, []).append(name)
-    for variant in (wanted, None, "fp16", *sorted(filter(None, by_variant))):
+    for variant in (preferred, None, "fp16", *sorted(filter(None, by_variant))):
         if variant in by_variant:
             return by_variant[variant], variant
     return [], None
@@ -198,8 +198,8 @@ def _is_side_file(name: str, weights: list[str], variant: str | None) -> bool:
         return True
     # Shard indexes: only the one of the chosen weights.
     container = PurePosixPath(weights[0]).suffix[1:] if weights else "safetensors"
-    rest = [part for part in parts[1:] if part not in {container, "index", "json"}]
-    return container in parts and rest == ([variant] if variant else [])
+    labels = [label for label in parts[1:] if label not in {container, "index", "json"}]
+    return container in parts and labels == ([variant] if variant else [])
 
 
 def _with_suffix(names: list[str], suffix: str) -> list[str]:

@@ -36,17 +36,17 @@ class CachedRepository:
 
 
 def list_repositories(cache: Path) -> list[CachedRepository]:
-    """Every model repository in `cache`, largest first."""
+    """Return every model repository in `cache`, largest first."""
     if not cache.is_dir():
         return []
     from huggingface_hub import scan_cache_dir
 
-    found = [
+    repositories = [
         CachedRepository(repo.repo_id, cache, repo.nb_files, repo.size_on_disk, repo.last_accessed)
         for repo in scan_cache_dir(cache).repos
         if repo.repo_type == "model"
     ]
-    return sorted(found, key=lambda repo: -repo.total_bytes)
+    return sorted(repositories, key=lambda repo: -repo.total_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,62 +58,62 @@ class Snapshot:
 
 
 def repo_folder(cache: Path, repo: str) -> Path:
-    """Where the Hub's cache keeps `repo`; names are case-sensitive."""
+    """Return the folder of `repo` in the Hub's cache; names are case-sensitive."""
     return cache / f"models--{repo.replace('/', '--')}"
 
 
 def find_snapshots(cache: Path, repo: str, revision: str | None) -> Iterator[Snapshot]:
-    """The snapshots in `cache` that may stand for `revision` (default: main), best first; complete or not."""
+    """Yield the snapshots in `cache` that may stand for `revision` (default: main), best first; complete or not."""
     folder = repo_folder(cache, repo)
     reference = folder / "refs" / (revision or "main")
-    named = reference.read_text().strip() if reference.is_file() else revision
-    if named and (folder / "snapshots" / named).is_dir():
-        yield Snapshot(folder / "snapshots" / named, named)
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    if commit and (folder / "snapshots" / commit).is_dir():
+        yield Snapshot(folder / "snapshots" / commit, commit)
     if revision is None:
         # RunPod's cached-model layout may lack refs, and a file may be newer than the pipeline beside it.
-        others = [path for path in (folder / "snapshots").glob("*") if path.is_dir() and path.name != named]
+        others = [path for path in (folder / "snapshots").glob("*") if path.is_dir() and path.name != commit]
         for path in sorted(others, key=lambda path: (-path.stat().st_mtime, path.name)):
             yield Snapshot(path, path.name)
 
 
 def complete_files(
-    found: Snapshot, source: ModelSource, variant: str | None, *, guess: bool = False, allow_pickles: bool = False
+    snapshot: Snapshot, source: ModelSource, variant: str | None, *, guess: bool = False, allow_pickles: bool = False
 ) -> ModelFiles | None:
-    """What `source` names in a snapshot that another tool put there, when nothing of it is missing.
+    """Return the files that `source` names in a snapshot of another tool, if none is missing.
 
     With `guess`, the only file of a folder that is no pipeline stands for the repository: right where repositories
     are cached whole, wrong where somebody may have fetched one file of many.
     """
-    folder = found.folder / (source.subfolder or "")
+    folder = snapshot.folder / (source.subfolder or "")
     if source.filename:
-        return _file(found, folder / source.filename) if (folder / source.filename).is_file() else None
+        return _file(snapshot, folder / source.filename) if (folder / source.filename).is_file() else None
     names = file_names(folder)
     try:
         chosen = _complete_selection(folder, names, variant, source.wants, allow_pickles)
         if chosen is not None:
             total = sum((folder / name).stat().st_size for name in chosen.names)
-            return ModelFiles(folder, total, revision=found.commit, variant=chosen.variant)
+            return ModelFiles(folder, total, revision=snapshot.commit, variant=chosen.variant)
         if not guess or MODEL_INDEX in names:
             return None
         top = [name for name in names if "/" not in name]
-        return _file(found, folder / single_file(top, source.locator, allow_pickles=allow_pickles))
+        return _file(snapshot, folder / single_file(top, source.locator, allow_pickles=allow_pickles))
     except (CorruptFile, UnsafeFormat, UnsupportedModel):
         return None
 
 
 def file_names(folder: Path) -> list[str]:
-    """Every file below `folder`, relative to it; links to nothing are left out."""
+    """Return every file below `folder`, relative to it; links to nothing are left out."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _file(found: Snapshot, path: Path) -> ModelFiles:
-    return ModelFiles(path, path.stat().st_size, revision=found.commit)
+def _file(snapshot: Snapshot, path: Path) -> ModelFiles:
+    return ModelFiles(path, path.stat().st_size, revision=snapshot.commit)
 
 
 def _complete_selection(
     folder: Path, names: list[str], variant: str | None, wants: Callable[[str], bool], allow_pickles: bool
 ) -> Selection | None:
-    """A pipeline or a component with all its files; None if one is missing, or if the folder is neither."""
+    """Return a pipeline or a component with all its files; None if one is missing, or if the folder is neither."""
     if MODEL_INDEX in names:
         index = read_json(folder / MODEL_INDEX)
         chosen = pipeline_files(index, names, variant, wants=wants, allow_pickles=allow_pickles)
@@ -130,7 +130,7 @@ def _complete_selection(
 
 
 def _is_whole(folder: Path, component: str, cls: str, files: list[str]) -> bool:
-    """Whether a component has all that its class loads: files at all, config and weights together, every shard."""
+    """True if a component has all that its class loads: files, config and weights together, every shard."""
     weights = {name for name in files if is_weights(name)}
     if not files or (not _WEIGHTLESS.search(cls) and bool(weights) != (f"{component}{CONFIG}" in files)):
         return False

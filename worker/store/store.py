@@ -16,11 +16,11 @@ class Source(Protocol):
     """One scheme of ModelSource."""
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """What the source says of itself, without its weights."""
+        """Return the source's own description, without its weights."""
         ...
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The source's files on disk."""
+        """Return the source's files on disk."""
         ...
 
 
@@ -29,14 +29,14 @@ class Lockable(Protocol):
     """A source that knows the digests of its files before they are fetched."""
 
     def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
-        """The revision and the files that `source` stands for now."""
+        """Return the revision and the files that `source` stands for now."""
         ...
 
 
 class Store:
     """Peek at a source, or have its files; one row per scheme of ModelSource.
 
-    `lock` says what references mean; `discard` removes what was fetched to a path.
+    `lock` fixes the meaning of references; `discard` removes the files fetched to a path.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Store:
         self._discard = discard
 
     def peek(self, source: ModelSource, variant: str | None = None) -> Outline:
-        """What the source says of itself, without its weights. Blocking."""
+        """Return the source's own description, without its weights. Blocking."""
         return self._schemes[source.scheme].peek(self._lock.pin(source, variant), variant)
 
     def look(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Outline:
-        """As `peek`; what shows itself only as a whole, an allowed pickle, is fetched for it. Blocking."""
+        """Peek; a file that can be read only as a whole, an allowed pickle, is fetched for it. Blocking."""
         outline = self.peek(source, variant)
         if outline.header is not None or outline.configs:
             return outline
@@ -64,7 +64,7 @@ class Store:
 
     @contextmanager
     def harmless(self, root: Path) -> Iterator[None]:
-        """Remove what was fetched to `root` when the block inside finds that it could run code."""
+        """Remove the files fetched to `root` when the block inside discovers that they could run code."""
         try:
             yield
         except UnsafeFormat:
@@ -72,13 +72,13 @@ class Store:
             raise
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The source's files on disk, fetched if need be, and true to the lockfile. Blocking."""
+        """Return the source's files on disk, fetched if need be, and true to the lockfile. Blocking."""
         files = self._schemes[source.scheme].ensure(self._lock.pin(source, variant), variant, emit, stop)
         self._lock.check(source, variant, files, stop.check)
         return files
 
     def lock(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> LockedModel:
-        """What `source` stands for now, for a lockfile; fetched only where its digests cannot be known otherwise."""
+        """Return what `source` stands for now, for a lockfile; files are fetched only if their digests are unknown."""
         scheme = self._schemes[source.scheme]
         if isinstance(scheme, Lockable):
             return scheme.lock(source, variant, stop)

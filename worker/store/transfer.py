@@ -28,8 +28,8 @@ _PAGE = (b"<!doctype html", b"<html")
 class RemoteFile:
     """A file as its source describes it before it is fetched.
 
-    `name` is where it lies in its entry, "unet/config.json" say. What is known of size (bytes) and digests (lower-case
-    hex; `git_sha1` is git's blob id, which the Hub gives of small files) must be true of what arrives.
+    `name` is its path in its entry, "unet/config.json" say. Size (bytes) and digests (lower-case hex) must be true of
+    the file that arrives, if they are known. `git_sha1` is git's blob id, which the Hub gives of small files.
     """
 
     name: str
@@ -40,20 +40,20 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """What two files of the same content share, as far as is known: a name for leases and partial files."""
+        """The part that two files of the same content share, as far as known: a name for leases and partial files."""
         if self.sha256:
             return self.sha256
         return f"git-{self.git_sha1}" if self.git_sha1 else f"url-{hashlib.sha256(self.url.encode()).hexdigest()}"
 
 
-# What a source makes of an answer that is not the file: the file, the status (200 for an HTML page in place of
+# Turns a response that is not the file into an error: the file, the status (200 for an HTML page in place of
 # weights), and the headers in lower case.
 Refused = Callable[[RemoteFile, int, Mapping[str, str]], WorkerError]
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """An entry to be fetched, and on whose behalf: `label` is what progress and errors call it."""
+    """An entry to be fetched for a job; `label` is its name in progress and errors."""
 
     name: str  # of the entry
     files: Sequence[RemoteFile]
@@ -62,12 +62,12 @@ class Fetch:
     emit: Emit
     stop: StopSignal
     refused: Refused
-    details: Mapping[str, JsonValue] = field(default_factory=dict)  # what the entry's manifest is to remember
+    details: Mapping[str, JsonValue] = field(default_factory=dict)  # for the entry's manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a server is borne with. `attempts` are those in a row that bring not one byte; seconds otherwise."""
+    """The limits of waiting for a server, in seconds. `attempts` are those in a row that bring not one byte."""
 
     attempts: int = 3
     backoff_s: float = 0.5
@@ -76,7 +76,7 @@ class Patience:
 
 
 class _BrokenOff(Exception):
-    """The connection or the server failed; `wait_s` is what the server asked for."""
+    """A connection or a server that failed; `wait_s` is the pause that the server asked for."""
 
     def __init__(self, wait_s: float | None = None) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class _BrokenOff(Exception):
 
 
 class _Damaged(Exception):
-    """What arrived is not what was announced."""
+    """A file that does not match its announced size or digest."""
 
 
 class Download:
     """One file on its way to `part`, a file that another attempt, in any process, may have begun.
 
     `check` is called for every piece that arrives and raises to end the download, so that a server which sends one
-    byte a second ends with the deadline too; `advance` is told the bytes on disk, those just received, and the size.
+    byte a second ends with the deadline too. `advance` gets the bytes on disk, those just received, and the size.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Download:
         self._total = file.size
 
     def run(self) -> tuple[str, int]:
-        """Fetch what is missing; returns SHA-256 and size. Raises CorruptFile, DiskFull, SourceUnavailable …"""
+        """Fetch the missing bytes; return SHA-256 and size. Raises CorruptFile, DiskFull, SourceUnavailable …"""
         for _ in range(2):
             try:
                 with disk_errors(self._label):
@@ -131,7 +131,7 @@ class Download:
         )
 
     def discard(self) -> None:
-        """Remove what was received. The next attempt makes a new file: a suspended writer may still have this one."""
+        """Remove the received bytes. The next attempt makes a new file: a suspended writer may still have this one."""
         self._part.unlink(missing_ok=True)
         self._etag_note.unlink(missing_ok=True)
         self._hash, self._hashed = hashlib.sha256(), 0
@@ -166,25 +166,25 @@ class Download:
     def _ask(self, start: int) -> None:
         etag = self._etag_note.read_text() if start and not self._is_addressed else None
         try:
-            answer = self._client.get(self._file.url, start=start, etag=etag, timeout_s=self._patience.silence_s)
+            response = self._client.get(self._file.url, start=start, etag=etag, timeout_s=self._patience.silence_s)
         except RefusedUrl:
             raise
         except OSError:
             raise _BrokenOff from None
-        with answer:
-            if answer.status == 416 and answer.headers.get("content-range", "") == f"bytes */{start}":
+        with response:
+            if response.status == 416 and response.headers.get("content-range", "") == f"bytes */{start}":
                 self._total = start  # all of it lies here; the digest will tell
                 return
-            self._write(answer, self._accept(answer, start))
+            self._write(response, self._accept(response, start))
         if self._total is not None and self._have() < self._total:
             raise _BrokenOff
 
-    def _accept(self, answer: Response, start: int) -> int:
-        """The offset at which the body begins. Raises what a source makes of a refusal."""
-        status, headers = answer.status, answer.headers
+    def _accept(self, response: Response, start: int) -> int:
+        """Return the offset at which the body begins. Raises the source's error for a refusal."""
+        status, headers = response.status, response.headers
         if status in _BUSY:
-            asked = headers.get("retry-after", "")
-            raise _BrokenOff(min(float(asked), self._patience.max_wait_s) if asked.isdecimal() else None)
+            retry_after = headers.get("retry-after", "")
+            raise _BrokenOff(min(float(retry_after), self._patience.max_wait_s) if retry_after.isdecimal() else None)
         if status == 416:
             self.discard()  # there is less of it than lies here already, so it is another file
             raise _BrokenOff
@@ -202,7 +202,7 @@ class Download:
         return offset
 
     def _note(self, headers: Mapping[str, str], total: str) -> None:
-        """Remember what the server says of the whole file: its size, and the ETag where no digest is known."""
+        """Remember the size of the whole file that the server names, and the ETag if no digest is known."""
         if total.isdecimal() and "content-encoding" not in headers:
             if self._total is not None and int(total) != self._total:
                 raise _Damaged
@@ -211,20 +211,20 @@ class Download:
         if etag and not etag.startswith("W/") and not self._is_addressed:
             self._etag_note.write_text(etag)
 
-    def _write(self, answer: Response, offset: int) -> None:
-        self._check()  # whoever was suspended until now may have lost the part to another
+    def _write(self, response: Response, offset: int) -> None:
+        self._check()  # a worker that was suspended until now may have lost the part to another
         with self._part.open("r+b" if offset else "wb") as out:
             out.seek(offset)
-            while block := _read(answer):
+            while block := _read(response):
                 self._check()
                 if offset == 0 and block.lstrip()[:16].lower().startswith(_PAGE):
                     self.discard()
-                    raise self._refused(self._file, 200, answer.headers)
+                    raise self._refused(self._file, 200, response.headers)
                 if self._hashed == offset:
                     self._hash.update(block)
                     self._hashed += len(block)
                 out.write(block)
-                out.flush()  # what lies in this process's memory is lost when it is killed
+                out.flush()  # the bytes in this process's memory are lost when it is killed
                 offset += len(block)
                 if self._total is not None and offset > self._total:
                     raise _Damaged
@@ -235,7 +235,7 @@ class Download:
         size = self._have()
         if self._file.size is not None and size != self._file.size:
             raise _Damaged
-        # What another attempt wrote is read back; what this one received went through the digest on its way.
+        # Bytes of another attempt are read back; those of this one went through the digest on their way.
         fresh = self._hashed == size
         sha256 = self._hash.hexdigest() if fresh else digest_of(self._part, hashlib.sha256(), self._check)
         if self._file.sha256 and sha256 != self._file.sha256:
@@ -248,14 +248,14 @@ class Download:
         return sha256, size
 
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        end = time.monotonic() + seconds
+        while (remaining := end - time.monotonic()) > 0:
             self._check()
-            time.sleep(min(left, 0.1))
+            time.sleep(min(remaining, 0.1))
 
     @property
     def _is_addressed(self) -> bool:
-        """Whether a digest will tell if the parts belong together; else only the server's ETag can."""
+        """True if a digest tells that the parts belong together; else only the server's ETag can."""
         return bool(self._file.sha256 or self._file.git_sha1)
 
     def _resumable(self) -> int:
@@ -282,7 +282,7 @@ class Download:
 
 @contextmanager
 def disk_errors(label: str) -> Iterator[None]:
-    """What the volume refuses while `label` is fetched, as one sentence."""
+    """Turn the volume's refusals into one sentence, while `label` is fetched."""
     try:
         yield
     except OSError as error:
@@ -297,9 +297,9 @@ def disk_errors(label: str) -> Iterator[None]:
         ) from None
 
 
-def _read(answer: Response) -> bytes:
+def _read(response: Response) -> bytes:
     try:
-        return answer.read(_BLOCK)
+        return response.read(_BLOCK)
     except RefusedUrl:
         raise
     except OSError:
@@ -307,7 +307,7 @@ def _read(answer: Response) -> bytes:
 
 
 def digest_of(path: Path, digest: "hashlib._Hash", check: Callable[[], None]) -> str:
-    """The hex digest of a file; `check` is called after every few megabytes and may raise."""
+    """Return the hex digest of a file; `check` is called after every few megabytes and may raise."""
     with path.open("rb") as file:
         while block := file.read(4 * _BLOCK):
             digest.update(block)

@@ -1,6 +1,6 @@
 """A weight file behind a plain https link: described by its header, fetched into the volume cache, asked for again.
 
-Whether a caller may name a host is the resolver's to decide; that the host is a public one is the client's.
+The resolver decides which hosts a caller may name; the client ensures that a host is a public one.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _VALIDATORS = {"etag": "if-none-match", "last-modified": "if-modified-since"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _RemoteModel:
     """A file as its server described it. `at` is a time of `time.monotonic`."""
 
     index: TensorIndex
@@ -42,7 +42,7 @@ class _Seen:
 
     @property
     def version(self) -> str:
-        """What is another text when the file is another, as far as its server tells."""
+        """A text that differs when the file does, as far as its server tells."""
         return _digest(f"{sorted(self.validators.items())} {self.index.file_bytes}")
 
 
@@ -52,32 +52,32 @@ class UrlFiles:
     def __init__(self, cache: VolumeCache, client: Client, headers: HeaderReader, *, offline: bool = False) -> None:
         self._cache, self._client, self._headers = cache, client, headers
         self._offline = offline
-        self._seen: dict[str, _Seen] = {}
-        self._confirmed: dict[str, float] = {}  # when a copy was last found to be what its server has
+        self._seen: dict[str, _RemoteModel] = {}
+        self._confirmed: dict[str, float] = {}  # when a copy was last known to be its server's file
         self._guard = threading.Lock()
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """The file's header, and its name as the only thing that is declared. Never weights."""
-        kept = self._current(source)
-        header = self._headers.read(_only(kept).path) if kept else self._look(source).index
+        """Return the file's header, and its name as the only declaration. Never weights."""
+        entry = self._current(source)
+        header = self._headers.read(_only(entry).path) if entry else self._look(source).index
         return Outline({}, header, header.weight_bytes, declared=Declaration(name=_title(source)))
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """The file on disk, downloaded where it is not or is another by now. Raises SourceError, AccessDenied …"""
-        found: list[Entry | _Seen] = []
-        run_all([lambda: found.append(self._current(source) or self._look(source))], stop)
-        entry = found[0] if isinstance(found[0], Entry) else self._fetch(source, found[0], emit, stop)
+        """Return the file on disk, downloaded if missing or changed by now. Raises SourceError, AccessDenied …"""
+        results: list[Entry | _RemoteModel] = []
+        run_all([lambda: results.append(self._current(source) or self._look(source))], stop)
+        entry = results[0] if isinstance(results[0], Entry) else self._fetch(source, results[0], emit, stop)
         file = _only(entry)
         return ModelFiles(file.path, entry.total_bytes, bytes_downloaded=entry.bytes_downloaded, sha256=file.sha256)
 
     # On disk
 
     def _current(self, source: ModelSource) -> Entry | None:
-        """The copy on disk, if it is still what the link leads to, or what its server has cannot be known."""
+        """Return the copy on disk, if the link still leads to it or its server's file cannot be known."""
         key = _key(source)
         name = self._cache.revision(key)
-        kept = self._cache.entry(name) if name else None
-        if kept is None or (source.sha256 and _only(kept).sha256 != source.sha256):
+        entry = self._cache.entry(name) if name else None
+        if entry is None or (source.sha256 and _only(entry).sha256 != source.sha256):
             if self._offline:
                 raise SourceUnavailable(
                     f"{_title(source)} is not in the cache and this worker is offline; unset OFFLINE, or put the file "
@@ -87,27 +87,27 @@ class UrlFiles:
             return None
         confirmed = time.monotonic() - self._confirmed.get(key, -MEMORY_S) < MEMORY_S
         if source.sha256 or self._offline or confirmed:
-            return kept
+            return entry
         try:
-            unchanged = self._is_unchanged(source, kept)
+            unchanged = self._is_unchanged(source, entry)
         except SourceUnavailable:
             unchanged = True
         if unchanged:
             self._confirmed[key] = time.monotonic()
-        return kept if unchanged else None
+        return entry if unchanged else None
 
-    def _is_unchanged(self, source: ModelSource, kept: Entry) -> bool:
-        noted = {name: kept.details[name] for name in _VALIDATORS if isinstance(kept.details.get(name), str)}
-        asked = {_VALIDATORS[name]: str(value) for name, value in noted.items()}
+    def _is_unchanged(self, source: ModelSource, entry: Entry) -> bool:
+        noted = {name: entry.details[name] for name in _VALIDATORS if isinstance(entry.details.get(name), str)}
+        conditions = {_VALIDATORS[name]: str(value) for name, value in noted.items()}
         try:
-            # A server that knows no conditions says what it has, and need not send more than a byte of it.
-            with self._client.get(source.locator, end=1, headers=asked, timeout_s=_TIMEOUT_S) as answer:
-                if answer.status == 304:
+            # A server that knows no conditions describes its file, and need not send more than a byte of it.
+            with self._client.get(source.locator, end=1, headers=conditions, timeout_s=_TIMEOUT_S) as response:
+                if response.status == 304:
                     return True
-                if answer.status not in {200, 206}:
-                    raise _refused(RemoteFile(_title(source), source.locator), answer.status, answer.headers)
-                total = answer.headers.get("content-range", f"/{answer.length}").rpartition("/")[2]
-                return _validators(answer.headers) == noted and total in {"*", "None", str(_only(kept).size)}
+                if response.status not in {200, 206}:
+                    raise _refused(RemoteFile(_title(source), source.locator), response.status, response.headers)
+                total = response.headers.get("content-range", f"/{response.length}").rpartition("/")[2]
+                return _validators(response.headers) == noted and total in {"*", "None", str(_only(entry).size)}
         except RefusedUrl as error:
             raise AccessDenied(f"{_title(source)} is not fetched: {error}.", field="model") from None
         except OSError:
@@ -115,29 +115,29 @@ class UrlFiles:
 
     # Behind the link
 
-    def _look(self, source: ModelSource) -> _Seen:
-        """The file's header. Remembered: a model is described before it is fetched."""
-        seen = self._seen.get(source.locator)
-        if seen is not None and time.monotonic() - seen.at < MEMORY_S:
-            return seen
+    def _look(self, source: ModelSource) -> _RemoteModel:
+        """Return the file's header. Remembered: a model is described before it is fetched."""
+        model = self._seen.get(source.locator)
+        if model is not None and time.monotonic() - model.at < MEMORY_S:
+            return model
         remote = RemoteFile(_title(source), source.locator)
         header = read_remote_header(self._client, remote, self._headers, _refused)
-        seen = _Seen(header.index, _validators(header.answered), time.monotonic())
+        model = _RemoteModel(header.index, _validators(header.answered), time.monotonic())
         with self._guard:
             if len(self._seen) >= _MAX_REMEMBERED:
                 self._seen.clear()
-            self._seen[source.locator] = seen
-        return seen
+            self._seen[source.locator] = model
+        return model
 
-    def _fetch(self, source: ModelSource, seen: _Seen, emit: Emit, stop: StopSignal) -> Entry:
+    def _fetch(self, source: ModelSource, model: _RemoteModel, emit: Emit, stop: StopSignal) -> Entry:
         key = _key(source)
-        name = f"{key}#{seen.version}"
-        suffix = ".gguf" if seen.index.container == "gguf" else ".safetensors"
+        name = f"{key}#{model.version}"
+        suffix = ".gguf" if model.index.container == "gguf" else ".safetensors"
         stem = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(_title(source)).stem).strip("._-")[:80]
-        file = RemoteFile(f"{stem or 'model'}{suffix}", source.locator, seen.index.file_bytes, source.sha256)
+        file = RemoteFile(f"{stem or 'model'}{suffix}", source.locator, model.index.file_bytes, source.sha256)
         try:
             entry = self._cache.fetch(
-                Fetch(name, [file], self._client, _title(source), emit, stop, _refused, dict(seen.validators))
+                Fetch(name, [file], self._client, _title(source), emit, stop, _refused, dict(model.validators))
             )
         except CorruptFile:
             self._seen.pop(source.locator, None)  # perhaps it was replaced between the two looks at it
@@ -148,7 +148,7 @@ class UrlFiles:
 
 
 def _refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:
-    """What an answer means that is not the file."""
+    """Turn a response that is not the file into an error."""
     if status == 200:
         return CorruptFile(
             f"{file.name} is a web page, not a model: link to the file itself, with a link that needs no login.",
@@ -162,8 +162,8 @@ def _refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> Worke
         )
     if status in {404, 410}:
         return ModelNotFound(f"{file.name} is not there; check the link.", field="model")
-    asked = headers.get("retry-after", "")
-    when = f"in {asked} s" if asked.isdecimal() and len(asked) < 8 else "in a minute"
+    retry_after = headers.get("retry-after", "")
+    when = f"in {retry_after} s" if retry_after.isdecimal() and len(retry_after) < 8 else "in a minute"
     return SourceUnavailable(
         f"{file.name} cannot be had: its server answered {status}; send the job again {when}.", field="model"
     )
@@ -174,13 +174,13 @@ def _validators(headers: Mapping[str, str]) -> dict[str, JsonValue]:
 
 
 def _key(source: ModelSource) -> str:
-    """The entry of a link. What stands behind its `?` may be a signature, which is not for listings."""
+    """Return the entry of a link. The part behind its `?` may be a signature, which is not for listings."""
     parts = urlsplit(source.locator)
     return f"url:{parts.netloc}{parts.path}" + (f"?{_digest(parts.query)}" if parts.query else "")
 
 
 def _title(source: ModelSource) -> str:
-    """The last word of the link: what a person calls the file."""
+    """Return the last word of the link: the name that a person gives the file."""
     name = PurePosixPath(unquote(urlsplit(source.locator).path)).name[:80]
     return "".join(char if char.isprintable() else "_" for char in name) or "the file"
 
