@@ -1,1 +1,1 @@
-"""What exists: the registry, the tables of model families and adapters, and the detector. No network, no torch."""
+"""The registry, the tables of model families and adapters, and the detector. No network, no torch."""

@@ -74,8 +74,8 @@ def architecture(id: str) -> Architecture:
     """Return the row with this id. Raises ModelNotFound naming the nearest ids."""
     row = _IDS.get(id)
     if row is None:
-        near = get_close_matches(id, _IDS, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}" if near else ""
+        nearest = get_close_matches(id, _IDS, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(nearest)}" if nearest else ""
         raise ModelNotFound(f"There is no architecture named {id[:60]!r}{hint}.", field="architecture")
     return row
 
@@ -96,7 +96,7 @@ def siblings(row: Architecture) -> tuple[Architecture, ...]:
 
 
 def fits(adapter: str | None, model: str | None) -> bool:
-    """Say whether an adapter made for one architecture may be put on another. An unknown base may always be tried."""
+    """True if an adapter made for one architecture may be put on another. An unknown base may always be tried."""
     if adapter is None or model is None:
         return True
     one, other = (_IDS[name].adapter_base if name in _IDS else name for name in (adapter, model))
@@ -104,7 +104,7 @@ def fits(adapter: str | None, model: str | None) -> bool:
 
 
 def alike(one: str, other: str) -> bool:
-    """Say whether the LoRAs of two families name the same modules, so that their keys cannot tell them apart."""
+    """True if the LoRAs of two families name the same modules, so that their keys cannot tell them apart."""
     return any(name in _IDS and _IDS[name].adapters_like == like for name, like in ((one, other), (other, one)))
 
 

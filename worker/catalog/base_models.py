@@ -1,9 +1,9 @@
-"""What pages and trainers call a base model, as an architecture and a variant of it.
+"""Names that pages and trainers give a base model, read as an architecture and a variant of it.
 
-Three vocabularies: CivitAI's `baseModel` (a closed list of 99 names, 2026-08), the Hub's `base_model` ids, and what
-trainers write into a file (`ss_base_model_version`, `modelspec.architecture`). A family's names stand in its row. A
-name that nobody here knows is None, never an error; the first grows every month. How far each is trusted is said in
-`declarations.py`.
+There are three vocabularies: CivitAI's `baseModel` (a closed list of 99 names, 2026-08), the Hub's `base_model` ids,
+and the words that trainers write into a file (`ss_base_model_version`, `modelspec.architecture`). A family's names
+stand in its row. An unknown name is None, never an error: CivitAI's list grows every month. `declarations.py` tells
+how far each vocabulary is trusted.
 """
 
 import re
@@ -16,7 +16,7 @@ from worker.core.model import Kind
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a declared base means. `refused` says why nothing here can run it, as the end of a sentence."""
+    """The meaning of a declared base. `refused` is the reason why nothing here can run it, as the end of a sentence."""
 
     architecture: str | None = None
     variant: str | None = None
@@ -30,7 +30,7 @@ _AUDIO = "makes audio, which this worker does not do"
 _SOLID = "makes 3D objects, which this worker does not do"
 _ABSENT = "is in no released version of diffusers"
 
-# CivitAI's names for what no family here is: why it is refused; None where nothing is known of it.
+# CivitAI's names for models of no family here: the reason for the refusal; None where nothing is known of one.
 _OTHERS: Mapping[str, str | None] = {
     **dict.fromkeys(("Anima", "Flux 3 Video", "MiniMax H3"), _MODULAR),
     **dict.fromkeys((
@@ -59,7 +59,7 @@ CIVITAI_KINDS: Mapping[str, Kind] = {
     "VisionLanguage": Kind.TEXT_ENCODER,
 }  # fmt: skip
 
-# Names in ids and in what trainers write, of what is refused; as patterns, like those of the families.
+# Names of refused models, as the Hub's ids and trainers write them: patterns, like those of the families.
 _REFUSED_NAMES = (
     ("flux.?3", _MODULAR),
     ("hidream.?o1", _ABSENT),
@@ -78,7 +78,7 @@ def _names() -> Iterator[tuple[str, Base]]:
 
 
 _NAMES = tuple((re.compile(rf"(?<![a-z0-9]){pattern}"), base) for pattern, base in _names())
-# What the same shapes are trained to, in words that stand alone in a title or a tag.
+# Words for variants of the same shapes, each standing alone in a title or a tag.
 _VARIANTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(rf"(?<![a-z]){word}(?![a-z])"), variant)
     for word, variant in (
@@ -92,12 +92,12 @@ _CIVITAI_LOW = {name.lower(): base for name, base in CIVITAI_BASES.items()}
 
 
 def known_base(text: str) -> Base | None:
-    """Return what a declared base means: CivitAI's exact name first, then the words of ids and trainers."""
-    low = text.strip().lower()[:200]
-    exact = _CIVITAI_LOW.get(low)
+    """Return the meaning of a declared base: CivitAI's exact name first, then the words of ids and trainers."""
+    lowered = text.strip().lower()[:200]
+    exact = _CIVITAI_LOW.get(lowered)
     if exact is not None:
         return exact
-    return next((base for pattern, base in _NAMES if pattern.search(low)), None)
+    return next((base for pattern, base in _NAMES if pattern.search(lowered)), None)
 
 
 def declared_base(text: str) -> str | None:
@@ -108,10 +108,10 @@ def declared_base(text: str) -> str | None:
 
 def variant_in(text: str) -> str | None:
     """Return the variant that a title or tag names, or None."""
-    low = text.lower()[:200]
-    return next((variant for pattern, variant in _VARIANTS if pattern.search(low)), None)
+    lowered = text.lower()[:200]
+    return next((variant for pattern, variant in _VARIANTS if pattern.search(lowered)), None)
 
 
 def says_v_prediction(text: str) -> bool:
-    """Say whether a title or tag names v-prediction, as NoobAI's and its merges' do."""
+    """True if a title or tag names v-prediction, as NoobAI's and its merges' do."""
     return _V_WORDS.search(text.lower()[:200]) is not None

@@ -1,4 +1,4 @@
-"""What the loader reads and what it refuses, as data: checked before a download, and printed in docs/models.md."""
+"""Storages that the loader reads or refuses, as data: checked before a download, and printed in docs/models.md."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from worker.core.model import Detection
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One way in which weights are stored. `refusal` says why it is not read; `package` what reading it needs."""
+    """One way of storing weights. `refusal` is the reason why it is not read; `package` is needed to read it."""
 
     id: str
     title: str
@@ -48,43 +48,46 @@ STORAGES: Mapping[str, Storage] = {
         Storage("nunchaku_lite", "Nunchaku Lite", package="kernels", distribution="kernels"),
     )
 }
-# What the classes of some parts import, by the name in model_index.json: their video processors exist with it only.
+# Packages that the classes of some parts import, by the name in model_index.json: without it their video processors do
+# not exist.
 PART_PACKAGES: Mapping[str, tuple[str, str]] = dict.fromkeys(
     ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor", "PixtralProcessor"), ("torchvision", "torchvision")
 )
 
 
-def storage_of(found: Detection) -> str | None:
-    """How `found` stores its weights, by an id of STORAGES; None for plain ones."""
-    if found.quantization is not None:
-        return found.quantization
-    suffix = found.format.partition("/")[2]
+def storage_of(detection: Detection) -> str | None:
+    """Return the storage of a model's weights, by its id in STORAGES; None for plain weights."""
+    if detection.quantization is not None:
+        return detection.quantization
+    suffix = detection.format.partition("/")[2]
     return suffix if suffix in STORAGES else None
 
 
-def check_loadable(model: str, found: Detection) -> None:
-    """Refuse what no loader here can read, naming the kind, the reason and the way round. Raises UnsupportedModel."""
-    storage = storage_of(found)
+def check_loadable(model: str, detection: Detection) -> None:
+    """Refuse a model that no loader here can read.
+
+    Raises UnsupportedModel with the kind, the reason and the way round."""
+    storage = storage_of(detection)
     row = STORAGES.get(storage) if storage else None
     if storage is not None and row is None:
         raise UnsupportedModel(
             f"{model} is quantized as {storage[:40]}, which no loader here reads; use a plain or GGUF version of it.",
             field="model",
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
     if row is not None and row.refusal:
         raise UnsupportedModel(
             f"{model} is stored as {row.title}, which is not read here: {row.refusal}; "
             "use a plain fp16, bf16, fp8 or GGUF version of it.",
             field="model",
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
     if row is not None and row.package:
         _need(model, f"{row.title} weights", row.package, row.distribution)
-    for name in found.part_classes:
+    for name in detection.part_classes:
         if name in PART_PACKAGES:
             _need(model, name, *PART_PACKAGES[name])
-    check_pipeline(model, found.pipeline)
+    check_pipeline(model, detection.pipeline)
 
 
 def check_pipeline(model: str, pipeline: str | None) -> None:
@@ -101,10 +104,10 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
         _need(model, pipeline, row.package.name, row.package.distribution)
 
 
-def _need(model: str, what: str, package: str, distribution: str) -> None:
+def _need(model: str, user: str, package: str, distribution: str) -> None:
     if find_spec(package) is None:
         raise UnsupportedModel(
-            f"{what}, which {model} has, needs the Python package {distribution}, which is not installed here; "
+            f"{user}, which {model} has, needs the Python package {distribution}, which is not installed here; "
             "let the operator add it to the image.",
             field="model",
             details={"package": distribution},

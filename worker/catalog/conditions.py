@@ -1,8 +1,8 @@
-"""Predicates over a weight file's header, as data: a row of a table says what it looks for, nothing runs on import.
+"""Predicates over a weight file's header, as data: the condition of a table's row. Nothing runs on import.
 
-A condition is a frozen object. Calling it answers yes or no; `match` answers with the evidence, or with None; `score`
-says how much of it holds, so that an unknown file can be told what it resembles most. Names are looked up, not
-searched, so that forty rows cost microseconds.
+A condition is a frozen object. Calling it answers yes or no. `match` returns the evidence, or None. `score` is the
+share of it that holds: it finds the rows that an unknown file resembles most. Names are looked up, not searched, so
+that forty rows cost microseconds.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,23 +13,23 @@ from worker.core.model import TensorIndex
 
 
 class Condition(Protocol):
-    """What a row asks of a header. `prefix` stands before every tensor name it looks for."""
+    """A row's condition on a header. `prefix` stands before every tensor name it looks for."""
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
-        """Return short facts that show it holds, or None."""
+        """Return short facts that show that the condition holds, or None."""
         ...
 
     def score(self, index: TensorIndex, prefix: str = "") -> float:
-        """Return how much of it holds, 0..1."""
+        """Return the share of the condition that holds, 0..1."""
         ...
 
     def __call__(self, index: TensorIndex) -> bool:
-        """Say whether it holds."""
+        """True if the condition holds."""
         ...
 
 
 class _Predicate:
-    """What all conditions share: the answer and the score follow from the evidence."""
+    """The common part of all conditions: the answer and the score follow from the evidence."""
 
     __slots__ = ()
 
@@ -49,8 +49,8 @@ class _Has(_Predicate):
     enough: int
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
-        found = [prefix + name for name in self.names if prefix + name in index.tensors]
-        return tuple(f"has {name}" for name in found[: self.enough]) if len(found) >= self.enough else None
+        names = [prefix + name for name in self.names if prefix + name in index.tensors]
+        return tuple(f"has {name}" for name in names[: self.enough]) if len(names) >= self.enough else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ class _Prefixed(_Predicate):
     prefixes: tuple[str, ...]
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
-        wanted = tuple(prefix + start for start in self.prefixes)
+        prefixes = tuple(prefix + start for start in self.prefixes)
         for name in index.tensors:
-            if name.startswith(wanted):
+            if name.startswith(prefixes):
                 return (f"has {name}",)
         return None
 
@@ -105,15 +105,15 @@ class _All(_Predicate):
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
         evidence: list[str] = []
         for part in self.parts:
-            found = part.match(index, prefix)
-            if found is None:
+            facts = part.match(index, prefix)
+            if facts is None:
                 return None
-            evidence.extend(found)
+            evidence.extend(facts)
         return tuple(evidence)
 
     def score(self, index: TensorIndex, prefix: str = "") -> float:
-        asked = [part for part in self.parts if not isinstance(part, _None)]  # what is absent everywhere shows nothing
-        return sum(part.score(index, prefix) for part in asked) / len(asked)
+        parts = [part for part in self.parts if not isinstance(part, _None)]  # an absence shows nothing
+        return sum(part.score(index, prefix) for part in parts) / len(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +122,9 @@ class _Any(_Predicate):
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
         for part in self.parts:
-            found = part.match(index, prefix)
-            if found is not None:
-                return found
+            facts = part.match(index, prefix)
+            if facts is not None:
+                return facts
         return None
 
     def score(self, index: TensorIndex, prefix: str = "") -> float:
@@ -146,9 +146,9 @@ class _Under(_Predicate):
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
         for start in self.prefixes:
-            found = self.part.match(index, prefix + start)
-            if found is not None:
-                return found
+            facts = self.part.match(index, prefix + start)
+            if facts is not None:
+                return facts
         return None
 
     def score(self, index: TensorIndex, prefix: str = "") -> float:
@@ -156,47 +156,47 @@ class _Under(_Predicate):
 
 
 def has_all(*names: str) -> Condition:
-    """Every one of these tensors is there."""
+    """Condition that all of these tensors are in the file."""
     return _Has(names, len(names))
 
 
 def has_any(*names: str) -> Condition:
-    """At least one of these tensors is there."""
+    """Condition that at least one of these tensors is in the file."""
     return _Has(names, 1)
 
 
 def has_prefix(*prefixes: str) -> Condition:
-    """Some tensor's name starts like one of these."""
+    """Condition that some tensor's name starts with one of these."""
     return _Prefixed(prefixes)
 
 
 def dimension(name: str, axis: int, *values: int) -> Condition:
-    """The tensor is there and its size along `axis` is one of `values`."""
+    """Condition that the tensor is in the file and its size along `axis` is one of `values`."""
     return _Dimension(name, axis, values)
 
 
 def shape_is(name: str, *shape: int) -> Condition:
-    """The tensor is there with exactly this shape."""
+    """Condition that the tensor is in the file with exactly this shape."""
     return _Shape(name, shape)
 
 
 def all_of(*parts: Condition) -> Condition:
-    """Every part holds."""
+    """Condition that every part holds."""
     return _All(parts)
 
 
 def any_of(*parts: Condition) -> Condition:
-    """At least one part holds; the first that does gives the evidence."""
+    """Condition that at least one part holds; the first that does gives the evidence."""
     return _Any(parts)
 
 
 def none_of(*parts: Condition) -> Condition:
-    """No part holds."""
+    """Condition that no part holds."""
     return _None(parts)
 
 
 def under(prefixes: Iterable[str], part: Condition) -> Condition:
-    """`part` holds for the names below one of these prefixes."""
+    """Condition that `part` holds for the names below one of these prefixes."""
     return _Under(tuple(prefixes), part)
 
 
@@ -209,16 +209,16 @@ class ConfigCondition:
     values: tuple[object, ...]
 
     def match(self, configs: Mapping[str, Mapping[str, object]]) -> tuple[str, ...] | None:
-        """Return the fact that shows it holds, or None."""
+        """Return the fact that shows that the condition holds, or None."""
         config = configs.get(self.file)
         if config is None or self.key not in config:
             return None
         value = config[self.key]
         # True == 1 in Python, and a flag is not a size
-        same = any(type(value) is type(wanted) and value == wanted for wanted in self.values)
-        return (f"{self.file}: {self.key} is {value}",) if same else None
+        matches = any(type(value) is type(expected) and value == expected for expected in self.values)
+        return (f"{self.file}: {self.key} is {value}",) if matches else None
 
 
 def config_is(file: str, key: str, *values: object) -> ConfigCondition:
-    """The repository's `file` has one of these values at its top-level `key`."""
+    """Condition that the repository's `file` has one of these values at its top-level `key`."""
     return ConfigCondition(file, key, values)

@@ -1,4 +1,4 @@
-"""What is recognised, as rows for docs/models.md: read off the tables, so that the page promises what they hold."""
+"""Rows for docs/models.md: everything recognised, read off the tables, so that the page promises what they hold."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from worker.core.model import Kind, Task
 
 @dataclass(frozen=True, slots=True)
 class FamilyRow:
-    """One model family: what it does, in which files it comes, what may go on it, and how its variants are told."""
+    """One model family: its tasks, the files it comes in, its variants, and the adapters that fit it."""
 
     architecture: str
     title: str
@@ -42,7 +42,7 @@ class KindRow:
 
 @dataclass(frozen=True, slots=True)
 class RefusedRow:
-    """Something that is recognised and not run, and why."""
+    """A kind of model that is recognised and not run, with the reason."""
 
     what: str
     why: str
@@ -69,18 +69,18 @@ def families() -> Iterator[FamilyRow]:
 def _files(row: Architecture, saved: set[str]) -> tuple[str, ...]:
     """Name the forms in which a family's files are recognised; a twin's look like those of the other row."""
     files = ["diffusers"]
-    like = next((other for other in ARCHITECTURES if other.id == row.twin), row)
-    if like.checkpoint:
+    model = next((candidate for candidate in ARCHITECTURES if candidate.id == row.twin), row)
+    if model.checkpoint:
         files.append("checkpoint")
-    if like.denoiser or saved & set(like.pipelines.values()):
+    if model.denoiser or saved & set(model.pipelines.values()):
         files.append("denoiser")
-    if like.denoiser:
+    if model.denoiser:
         files.append("gguf")
     return tuple(files)
 
 
 def kinds() -> Iterator[KindRow]:
-    """Yield the kinds of files that go beside a model, and those that nothing here uses."""
+    """Yield the kinds of files that complete a model, and those that nothing here uses."""
     for companion in COMPANIONS:
         yield KindRow(companion.kind, companion.what, companion.architecture, companion.component_class)
     yield KindRow(Kind.TEXTUAL_INVERSION, "token vectors, for one text encoder or a pair", None, None)
@@ -93,11 +93,11 @@ def kinds() -> Iterator[KindRow]:
 
 
 def refusals() -> Iterator[RefusedRow]:
-    """Yield what is recognised by name and refused: by header, by pipeline class, by declared base."""
-    for what, _, why in REFUSED:
-        yield RefusedRow(what, why)
-    for pattern, why in OTHER_MEDIA:
-        yield RefusedRow(f"pipeline classes like {pattern.pattern.replace('^', '')}", why)
+    """Yield the models that are recognised and refused: by header, by pipeline class, by declared base."""
+    for title, _, reason in REFUSED:
+        yield RefusedRow(title, reason)
+    for pattern, reason in OTHER_MEDIA:
+        yield RefusedRow(f"pipeline classes like {pattern.pattern.replace('^', '')}", reason)
     for name, base in CIVITAI_BASES.items():
         if base.refused:
             yield RefusedRow(f"CivitAI's {name}", base.refused)

@@ -1,13 +1,16 @@
-"""Header or model_index.json in, Detection with evidence out. "Unknown" is an answer, never a guess.
+"""Detection of models: from a header or a model_index.json to a Detection with evidence.
 
-A file is asked in this order; the first answer stands: LoRA, refused by name, a model class of diffusers by its tensor
-names (`components.py`), the small kinds (`companions.py`), ControlNets, the families (`architectures.py`), autoencoders
-and text encoders (`encoders.py`). Then `declarations.py` adds what only a declaration can tell.
+"Unknown" is an answer, never a guess.
+
+The tables are tried on a file in this order, and the first match wins: LoRAs, refused kinds, model classes of diffusers
+by their tensor names (`components.py`), the small kinds (`companions.py`), ControlNets, the families
+(`architectures.py`), autoencoders and text encoders (`encoders.py`). Then `declarations.py` adds the facts that only a
+declaration can tell.
 
 `Detection.format` is the container: `diffusers` for repositories, `safetensors`, `gguf` or `torch` for weight files,
-and `<algorithm>/<dialect>` for LoRAs (see `adapters.py`). `quantization` says what a plain reading of the weights would
-spoil, `parts` what a file holds, `component_class` the class that reads a part, and `variant` for encoders, upscalers
-and adapters which one of its kind it is (`kl-16`, `t5-xxl`, `ESRGAN`, `union`).
+and `<algorithm>/<dialect>` for LoRAs (see `adapters.py`). `quantization` names a storage that a plain reading of the
+weights would spoil. `parts` are those that a file holds, and `component_class` is the class that reads a part. For
+encoders, upscalers and adapters `variant` tells which one of its kind it is (`kl-16`, `t5-xxl`, `ESRGAN`, `union`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,66 +49,73 @@ _NEAR_ENOUGH = 0.2
 
 
 def detect(outline: Outline) -> Detection:
-    """Say what a source is from its JSON files, or from one file's header, and from what is declared of it.
+    """Detect a source by its JSON files, or by one file's header, and by its declarations.
 
-    Raises UnsupportedModel for what is recognised and cannot run here: remote code, modular repositories, other media.
+    Raises UnsupportedModel if it is recognised and cannot run here: remote code, modular repositories, other media.
     """
-    found = detect_repository(outline.configs)
-    if found is not None and (found.kind is Kind.PIPELINE or outline.header is None):
-        return settle(found, {}, outline.declared)
+    repository = detect_repository(outline.configs)
+    if repository is not None and (repository.kind is Kind.PIPELINE or outline.header is None):
+        return settle(repository, {}, outline.declared)
     if outline.header is None:
         return Detection(Kind.UNKNOWN, "unknown", evidence=("no model_index.json and no weights to look at",))
-    seen = detect_header(outline.header, declared=outline.declared)
-    if found is None:
-        return seen
-    if found.kind is Kind.LORA and seen.kind is Kind.LORA:
-        base = seen.architecture or found.architecture
-        return replace(seen, architecture=base, evidence=(*seen.evidence, *found.evidence))
-    if seen.kind is Kind.UNKNOWN:
-        return found
-    return _with_config(seen, found) if seen.kind is found.kind else seen
+    header = detect_header(outline.header, declared=outline.declared)
+    if repository is None:
+        return header
+    if repository.kind is Kind.LORA and header.kind is Kind.LORA:
+        base = header.architecture or repository.architecture
+        return replace(header, architecture=base, evidence=(*header.evidence, *repository.evidence))
+    if header.kind is Kind.UNKNOWN:
+        return repository
+    return _with_config(header, repository) if header.kind is repository.kind else header
 
 
-def _with_config(seen: Detection, found: Detection) -> Detection:
-    """Complete a header's answer with its config.json, which names the class where several have the same names."""
-    known = component_classes().get(found.component_class or "")
-    answer = replace(
-        seen,
-        architecture=seen.architecture or found.architecture,
-        evidence=(*seen.evidence, *found.evidence),
-        component_class=found.component_class or seen.component_class,
-        confidence="high" if known else seen.confidence,
-        quantization=found.quantization or seen.quantization,
-        variant=seen.variant or found.variant,
+def _with_config(header: Detection, config: Detection) -> Detection:
+    """Complete a header's detection with that of its config.json.
+
+    The config names the class where several classes have the same tensor names."""
+    component = component_classes().get(config.component_class or "")
+    detection = replace(
+        header,
+        architecture=header.architecture or config.architecture,
+        evidence=(*header.evidence, *config.evidence),
+        component_class=config.component_class or header.component_class,
+        confidence="high" if component else header.confidence,
+        quantization=config.quantization or header.quantization,
+        variant=header.variant or config.variant,
     )
-    if known is None or not known.pipelines or seen.pipeline is None or seen.pipeline in known.pipelines:
-        return answer
-    pipeline = known.pipelines[0]  # the header's guess belongs to a sibling class
-    return replace(answer, architecture=found.architecture, pipeline=pipeline, tasks=(named_task(pipeline),))
+    if (
+        component is None
+        or not component.pipelines
+        or header.pipeline is None
+        or header.pipeline in component.pipelines
+    ):
+        return detection
+    pipeline = component.pipelines[0]  # the header's guess belongs to a sibling class
+    return replace(detection, architecture=config.architecture, pipeline=pipeline, tasks=(named_task(pipeline),))
 
 
 def detect_header(index: TensorIndex, name: str = "", declared: Declaration | None = None) -> Detection:
-    """Say what a weight file is from its names, shapes and metadata; `name` is the file's and only a hint.
+    """Detect a weight file by its names, shapes and metadata; `name` is the file's and only a hint.
 
-    Raises UnsupportedModel for what is recognised and cannot run here.
+    Raises UnsupportedModel if it is recognised and cannot run here.
     """
     return settle(_examine(index, name), index.metadata, declared, name)
 
 
 def _examine(index: TensorIndex, name: str) -> Detection:
-    found = _lora(index)
-    if found is not None:
-        return found
+    detection = _lora(index)
+    if detection is not None:
+        return detection
     refuse(index)
     likeness = None if parts_beside(index) else resemble(index)  # a class is one part alone
     if likeness is not None:
-        found = _of_class(index, likeness)
-        if found is not None:
-            return found
+        detection = _of_class(index, likeness)
+        if detection is not None:
+            return detection
     for step in (_companion, _controlnet, _denoiser, _encoder):
-        found = step(index)
-        if found is not None:
-            return found
+        detection = step(index)
+        if detection is not None:
+            return detection
     return _unknown(index, name)
 
 
@@ -124,26 +134,26 @@ def _lora(index: TensorIndex) -> Detection | None:
 
 
 def _of_class(index: TensorIndex, likeness: Likeness) -> Detection | None:
-    """Answer for a file whose tensor names are those of a diffusers class; rows tell the base and the variant."""
+    """Return the detection of a file with the tensor names of a diffusers class; rows tell the base and the variant."""
     names = " or ".join(row.name for row in likeness.classes)
     fact = f"the tensor names are those of diffusers' {names} ({likeness.share:.0%})"
-    only = likeness.classes[0] if len(likeness.classes) == 1 else None
+    single = likeness.classes[0] if len(likeness.classes) == 1 else None
     kind = likeness.classes[0].kind
     if kind is Kind.DENOISER:
-        found = _of_denoiser(index, likeness.classes)
+        detection = _of_denoiser(index, likeness.classes)
     else:
-        found = {Kind.CONTROLNET: _controlnet, Kind.VAE: _encoder}.get(kind, _companion)(index)
-    other = found is not None and only is not None and found.component_class not in (None, only.name)
-    generic = kind is Kind.VAE and found is not None and found.component_class is None
-    if found is None or found.kind is not kind or other or generic:
-        base, weights = _base_of(likeness.classes), quantization_of(index)[0]
+        detection = {Kind.CONTROLNET: _controlnet, Kind.VAE: _encoder}.get(kind, _companion)(index)
+    differs = detection is not None and single is not None and detection.component_class not in (None, single.name)
+    generic = kind is Kind.VAE and detection is not None and detection.component_class is None
+    if detection is None or detection.kind is not kind or differs or generic:
+        base, quantization = _base_of(likeness.classes), quantization_of(index)[0]
         parts = ("vae",) if kind is Kind.VAE else ()
-        found = Detection(kind, index.container, architecture=base, quantization=weights, parts=parts)
+        detection = Detection(kind, index.container, architecture=base, quantization=quantization, parts=parts)
     return replace(
-        found,
-        evidence=(*found.evidence, fact),
-        component_class=only.name if only else found.component_class,
-        confidence="high" if only else "medium",
+        detection,
+        evidence=(*detection.evidence, fact),
+        component_class=single.name if single else detection.component_class,
+        confidence="high" if single else "medium",
     )
 
 
@@ -156,15 +166,15 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
         )
     users = frozenset(pipelines)
     rows = [row for row in ARCHITECTURES if users & {*row.pipelines.values(), *row.classes}]
-    row, why = _row_among(rows, index)
+    row, evidence = _row_among(rows, index)
     if row is not None:
-        model = _model(index, row, Kind.DENOISER, why)
+        model = _model(index, row, Kind.DENOISER, evidence)
         if users & set(row.pipelines.values()):
             return model
         return replace(model, pipeline=pipelines[0], tasks=(named_task(pipelines[0]),))
     if rows:  # a class that several families share, and none of them is recognised
-        near = tuple(row.id for row in rows[:_MAX_NEAR])
-        return Detection(Kind.DENOISER, index.container, near=near, quantization=quantization_of(index)[0])
+        nearest = tuple(row.id for row in rows[:_MAX_NEAR])
+        return Detection(Kind.DENOISER, index.container, near=nearest, quantization=quantization_of(index)[0])
     return Detection(
         Kind.DENOISER,
         index.container,
@@ -176,13 +186,15 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
 
 
 def _row_among(rows: Sequence[Architecture], index: TensorIndex) -> tuple[Architecture | None, tuple[str, ...]]:
-    """Return the row whose denoiser the file shows, and what shows it; else the only one that is no other's variant."""
+    """Return the row whose denoiser the file shows, with the evidence.
+
+    Failing that, return the only row that is no other's variant, or None."""
     for row in rows:
         evidence = row.denoiser.match(index) if row.denoiser else None
         if evidence is not None:
             return row, evidence
-    plain = [row for row in rows if row.twin is None and row.sibling is None]
-    return plain[0] if len(plain) == 1 else None, ()
+    originals = [row for row in rows if row.twin is None and row.sibling is None]
+    return originals[0] if len(originals) == 1 else None, ()
 
 
 def _base_of(classes: Iterable[ComponentClass]) -> str | None:
@@ -193,10 +205,10 @@ def _base_of(classes: Iterable[ComponentClass]) -> str | None:
 
 
 def _companion(index: TensorIndex) -> Detection | None:
-    found = find_companion(index)
-    if found is None:
+    match = find_companion(index)
+    if match is None:
         return None
-    row, evidence = found
+    row, evidence = match
     upscales = row.kind is Kind.UPSCALER and row.variant != FACE_RESTORER
     return Detection(
         row.kind,
@@ -211,17 +223,17 @@ def _companion(index: TensorIndex) -> Detection | None:
 
 
 def _controlnet(index: TensorIndex) -> Detection | None:
-    found = find_controlnet(index)
-    if found is None:
+    match = find_controlnet(index)
+    if match is None:
         return None
-    row, evidence = found
-    weights, why = quantization_of(index)
+    row, evidence = match
+    quantization, reasons = quantization_of(index)
     return Detection(
         Kind.CONTROLNET,
         index.container,
         architecture=row.architecture,
-        evidence=evidence + why,
-        quantization=weights,
+        evidence=evidence + reasons,
+        quantization=quantization,
         variant=CONTROL_LORA if is_control_lora(index) else row.variant,
         component_class=row.component_class,
     )
@@ -230,25 +242,25 @@ def _controlnet(index: TensorIndex) -> Detection | None:
 def _denoiser(index: TensorIndex) -> Detection | None:
     """Find the row whose condition holds; the parts beside the denoiser tell a checkpoint from a denoiser alone."""
     for row in ARCHITECTURES:
-        found = row.checkpoint.match(index) if row.checkpoint else None
-        if found is not None:
-            return _model(index, row, Kind.CHECKPOINT, found)
-        found = row.denoiser.match(index) if row.denoiser else None
-        if found is not None:
-            return _model(index, row, Kind.CHECKPOINT if parts_beside(index) else Kind.DENOISER, found)
+        evidence = row.checkpoint.match(index) if row.checkpoint else None
+        if evidence is not None:
+            return _model(index, row, Kind.CHECKPOINT, evidence)
+        evidence = row.denoiser.match(index) if row.denoiser else None
+        if evidence is not None:
+            return _model(index, row, Kind.CHECKPOINT if parts_beside(index) else Kind.DENOISER, evidence)
     return _nunchaku(index)
 
 
 def _nunchaku(index: TensorIndex) -> Detection | None:
-    """4-bit files of Nunchaku rename and pack everything; their metadata names the class."""
+    """Detect a 4-bit file of Nunchaku by its metadata: these files rename and pack all tensors."""
     name = index.metadata.get("model_class", "")
     base = declared_base(name.removeprefix("Nunchaku")) if name.startswith("Nunchaku") else None
     row = next((row for row in ARCHITECTURES if row.id == base), None)
     return _model(index, row, Kind.DENOISER, (f"metadata model_class is {name[:60]}",)) if row else None
 
 
-def _model(index: TensorIndex, row: Architecture, kind: Kind, found: tuple[str, ...]) -> Detection:
-    evidence = [f"{text}: {row.id}" if at == 0 else text for at, text in enumerate(found)]
+def _model(index: TensorIndex, row: Architecture, kind: Kind, facts: tuple[str, ...]) -> Detection:
+    evidence = [f"{text}: {row.id}" if position == 0 else text for position, text in enumerate(facts)]
     pipeline, tasks = next(iter(row.pipelines.values())), tuple(row.pipelines)
     channels = input_channels(index)
     special = row.by_channels.get(channels) if channels else None
@@ -257,10 +269,10 @@ def _model(index: TensorIndex, row: Architecture, kind: Kind, found: tuple[str, 
         evidence.append(f"{channels} input channels")
     if kind is Kind.CHECKPOINT:
         evidence.extend(missing_parts(index))
-    weights, why = quantization_of(index)
-    evidence.extend(why)
-    prediction, zero_snr, why = prediction_of(index)
-    evidence.extend(why)
+    quantization, reasons = quantization_of(index)
+    evidence.extend(reasons)
+    prediction, zero_snr, reasons = prediction_of(index)
+    evidence.extend(reasons)
     return Detection(
         kind,
         index.container,
@@ -271,30 +283,30 @@ def _model(index: TensorIndex, row: Architecture, kind: Kind, found: tuple[str, 
         zero_snr=zero_snr,
         native_size=row.native_size,
         evidence=(*evidence, *_metadata(index)),
-        quantization=weights,
+        quantization=quantization,
         parts=parts_of(index),
     )
 
 
 def _has_denoiser(index: TensorIndex) -> bool:
-    """Say whether a denoiser that no row knows is in the file, so that it is not taken for one of its parts."""
+    """True if the file holds a denoiser that no row knows; such a file must not be taken for one of its parts."""
     return any(name.startswith(_DENOISER_STARTS) for name in index.tensors)
 
 
 def _encoder(index: TensorIndex) -> Detection | None:
     if _has_denoiser(index):
         return None
-    found = find_encoder(index)
-    if found is None:
+    match = find_encoder(index)
+    if match is None:
         return None
-    row, evidence = found
-    weights, why = quantization_of(index)
+    row, evidence = match
+    quantization, reasons = quantization_of(index)
     return Detection(
         row.kind,
         index.container,
         architecture=row.architecture,
-        evidence=evidence + why,
-        quantization=weights,
+        evidence=evidence + reasons,
+        quantization=quantization,
         variant=row.variant,
         parts=("vae",) if row.kind is Kind.VAE else ("text_encoder",),
         component_class=row.component_class,
@@ -309,12 +321,15 @@ def _unknown(index: TensorIndex, name: str) -> Detection:
             scores.append((score, row.id))
     scores.sort(key=lambda scored: -scored[0])
     sample = next(iter(index.tensors), "")
-    where = f" in {name[:60]}" if name else ""
-    evidence = (f"{len(index.tensors)} tensors{where} that no row knows, the first is {sample[:80]}", *_metadata(index))
-    near = tuple(id for _, id in scores[:_MAX_NEAR])
-    return Detection(Kind.UNKNOWN, index.container, evidence=evidence, near=near)
+    location = f" in {name[:60]}" if name else ""
+    evidence = (
+        f"{len(index.tensors)} tensors{location} that no row knows, the first is {sample[:80]}",
+        *_metadata(index),
+    )
+    nearest = tuple(id for _, id in scores[:_MAX_NEAR])
+    return Detection(Kind.UNKNOWN, index.container, evidence=evidence, near=nearest)
 
 
 def _metadata(index: TensorIndex) -> tuple[str, ...]:
-    """Quote what the file says of itself: a hint for people, no proof."""
+    """Return quotes of the file's metadata: a hint for people, no proof."""
     return tuple(f"metadata {key} is {index.metadata[key][:60]}" for key in _QUOTED if index.metadata.get(key))

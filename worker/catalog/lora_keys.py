@@ -1,7 +1,7 @@
-"""What the keys of a LoRA file say: which module of which component each tensor changes, and the part it plays there.
+"""Keys of a LoRA file: the component and module that each tensor changes, and the tensor's role there.
 
-Every trainer spells the same thing in its own way. This page undoes the spelling of whole keys (prefixes, adapter
-names, `lora_down` for `lora_A`); what the modules themselves are called, the engine asks the loaded model.
+Every trainer spells the same thing in its own way. This module undoes the spelling of whole keys (prefixes, adapter
+names, `lora_down` for `lora_A`). The engine asks the loaded model for the names of the modules themselves.
 
 | dialect | a key |
 |---|---|
@@ -27,7 +27,7 @@ from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
 DIALECTS = ("xlabs", "kohya", "peft", "comfy", "diffusers", "bare")
 
 _WRAPPER = "base_model.model."  # peft's; stripped first, any number of times
-# The beginning of a key, the component it stands for, and whose spelling that is; the first that fits is stripped.
+# The start of a key, its component, and the dialect of that spelling; the first that fits is stripped.
 # `conditional_transformer.` is of Ideogram 4, `lora_prior_unet_` of Stable Cascade's prior. LyCORIS puts `lycoris_`
 # before the modules of whatever it wraps, and only text encoders have a `text_model`.
 PREFIXES: tuple[tuple[str, str, str], ...] = (
@@ -71,7 +71,7 @@ _XLABS = re.compile(r"\.processor\d?\.(?:proj|qkv)_lora[12]?$")
 _SIDES = {"A": "down", "B": "up"}
 _ROLES = {"lora_magnitude_vector": "dora_scale", "w_norm": "diff", "b_norm": "diff_b"}
 
-# What nothing here can apply, by what its keys hold; read before anything is loaded.
+# Algorithms that cannot be applied here, by their keys; checked before anything is loaded.
 _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("BOFT", re.compile(r"\.boft_[RrSs]\b|\.boft_blocks$")),
     ("peft's OFT", re.compile(r"\.oft_[rR]\b")),
@@ -80,7 +80,7 @@ _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("a LoRA that replaces whole weights", re.compile(r"\.(?:set_weight|reshape_weight)$")),
 )
 _DIFFERENCES = frozenset({"diff", "diff_b"})
-# An algorithm's tensors: what it cannot do without, and what may be beside. The first that a module has names it.
+# An algorithm's tensors: those it needs, and those that may be beside. The first match is the module's algorithm.
 _ALGORITHMS = tuple(
     (name, frozenset(needed.split()), _DIFFERENCES.union(needed.split(), optional.split()))
     for name, needed, optional in (
@@ -125,22 +125,22 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
 
 
 def _algorithm(keys: Mapping[str, str]) -> str | None:
-    """What the tensors of these roles are a change of; None when they are no complete one."""
-    held = set(keys)
+    """Return the algorithm that tensors of these roles make up; None when they are no complete one."""
+    roles = set(keys)
     # A LoKr factor is there whole, or as two halves.
-    held |= {whole for whole in ("lokr_w1", "lokr_w2") if {f"{whole}_a", f"{whole}_b"} <= held}
+    roles |= {whole for whole in ("lokr_w1", "lokr_w2") if {f"{whole}_a", f"{whole}_b"} <= roles}
     for name, needed, allowed in _ALGORITHMS:
-        if needed <= held:
-            if not held <= allowed:
+        if needed <= roles:
+            if not roles <= allowed:
                 return None
-            if "dora_scale" in held:
+            if "dora_scale" in roles:
                 return "dora" if name == "lora" else f"{name}+dora"
             return name
-    return "full" if held and held <= _DIFFERENCES else None
+    return "full" if roles and roles <= _DIFFERENCES else None
 
 
 def _split(key: str, ia3: AbstractSet[str]) -> tuple[str, str] | None:
-    """A key as the module's spelling and the tensor's role; `ia3` are the modules whose weight is a gain."""
+    """Split a key into the module's spelling and the tensor's role; `ia3` are the modules whose weight is a gain."""
     stem = key.removesuffix(".weight")
     if stem in ia3:
         return stem, "weight"
@@ -154,7 +154,7 @@ def _split(key: str, ia3: AbstractSet[str]) -> tuple[str, str] | None:
 
 
 def _place(stem: str) -> tuple[tuple[str, str], str, str]:
-    """The component and the module's name in it, the name as it is spelled, and the dialect of the spelling."""
+    """Return component and module name, the name as it is spelled, and the dialect of the spelling."""
     bare = stem
     while bare.startswith(_WRAPPER):
         bare = bare.removeprefix(_WRAPPER)
@@ -169,7 +169,7 @@ def _place(stem: str) -> tuple[tuple[str, str], str, str]:
 
 
 def _widths(keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int | None, int | None]:
-    """The channels that a module takes and gives, by the shapes of its tensors; None where they do not show."""
+    """Return a module's input and output channels, by the shapes of its tensors; None where they do not show."""
     sizes = {role: shapes[key] for role, key in keys.items() if len(shapes[key]) > 1}
     if {"a1", "a2", "b1", "b2"} <= sizes.keys():  # the other of each two has the rank there, in both layouts of GLoRA
         return max(sizes["a1"][0], sizes["a2"][0]), max(sizes["b1"][0], sizes["b2"][0])
@@ -181,7 +181,7 @@ def _widths(keys: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> t
 
 
 def read_scaling(metadata: Mapping[str, str], adapter_config: Mapping[str, JsonValue] | None = None) -> Scaling:
-    """The scaling in a file's metadata (diffusers), or in the adapter_config.json beside it (peft)."""
+    """Return the scaling in a file's metadata (diffusers), or in the adapter_config.json beside it (peft)."""
     flat = _json_object(metadata.get("lora_adapter_metadata", "")) or {}
     settings: dict[str, dict[str, JsonValue]] = {}
     for key, value in flat.items():
@@ -193,7 +193,7 @@ def read_scaling(metadata: Mapping[str, str], adapter_config: Mapping[str, JsonV
 
 
 def trigger_words(metadata: Mapping[str, str], embeddings: Iterable[str] = ()) -> tuple[str, ...]:
-    """The words that a file says will call up what it was trained on; its own tokens among them."""
+    """Return the file's trigger words, which call up its subject, and the tokens of its embeddings; at most 16."""
     phrase = metadata.get("modelspec.trigger_phrase", "")
     words = [word.strip()[:100] for word in phrase.split(",") if word.strip()]
     return tuple(dict.fromkeys([*words, *embeddings]))[:16]

@@ -1,4 +1,4 @@
-"""models.yaml in, Registry out. Whatever is wrong with the file stops the start, with its line and the fix."""
+"""Reader of models.yaml into a Registry. Any mistake in the file stops the start, with its line and the fix."""
 
 import difflib
 import json
@@ -24,8 +24,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 12
 _OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAINERS|SCALEDOWN|TIMEOUT)")
 _SETTINGS = {"MAX_CONTAINERS": "max_containers", "SCALEDOWN": "scaledown_s", "TIMEOUT": "timeout_s"}
-# diffusers reads this one itself.
-_FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})
+_FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one itself
 # Plain texts become numbers as in JSON, without YAML's surprises: `no` stays a word, 12:30 and 010 no numbers.
 _INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+([eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2})")
@@ -33,7 +32,7 @@ _WORDS: Mapping[str, JsonValue] = {"": None, "~": None, "null": None, "true": Tr
 
 _KeyPath = tuple[str | int, ...]
 _T = TypeVar("_T", bound=BaseModel)
-# What a model is by the same name here and in ModelSpec.
+# Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
     *("defaults", "limits", "fallback"),
@@ -51,36 +50,36 @@ class RegistryError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models this worker knows by name, and the GPU tiers they are assigned to."""
+    """The models that this worker knows by name, and their GPU tiers."""
 
     models: Mapping[str, ModelSpec]
     tiers: Mapping[str, Tier]
 
     def find(self, id_or_alias: str) -> ModelSpec | None:
-        """The model with this id or alias, in any letter case; None when there is none."""
-        wanted = id_or_alias.strip().casefold()
+        """Return the model with this id or alias, in any letter case, or None."""
+        folded = id_or_alias.strip().casefold()
         for spec in self.models.values():
-            if wanted in (name.casefold() for name in (spec.id, *spec.aliases)):
+            if folded in (name.casefold() for name in (spec.id, *spec.aliases)):
                 return spec
         return None
 
     def nearest(self, text: str) -> list[str]:
-        """Names of up to three models that look like `text`, best first."""
+        """Return the names of up to three models that look like `text`, best first."""
         owners = {
             name.casefold(): (spec.id, name) for spec in self.models.values() for name in (spec.id, *spec.aliases)
         }
         # People remember a model by the part after the organisation.
         owners = {**{name.rpartition("/")[2]: owner for name, owner in owners.items()}, **owners}
-        wanted = text.strip().casefold()[:200]
-        found = [name for name in owners if wanted and wanted in name]
-        found += difflib.get_close_matches(wanted, owners, n=9, cutoff=0.55)
-        return list(dict(reversed([owners[name] for name in reversed(found)])).values())[:3]
+        folded = text.strip().casefold()[:200]
+        names = [name for name in owners if folded and folded in name]
+        names += difflib.get_close_matches(folded, owners, n=9, cutoff=0.55)
+        return list(dict(reversed([owners[name] for name in reversed(names)])).values())[:3]
 
     def with_model(self, spec: ModelSpec) -> "Registry":
-        """This registry with `spec` added, or in place of the model with the same id."""
-        taken = {name.casefold(): other.id for other in self.models.values() for name in (other.id, *other.aliases)}
+        """Return this registry with `spec` added or replaced. Raises ValueError if another model has its name."""
+        owners = {name.casefold(): model.id for model in self.models.values() for name in (model.id, *model.aliases)}
         for name in (spec.id, *spec.aliases):
-            owner = taken.get(name.casefold(), spec.id)
+            owner = owners.get(name.casefold(), spec.id)
             if owner != spec.id:
                 raise ValueError(f"{name} already names the model {owner}; choose another id or alias.")
         return replace(self, models=MappingProxyType({**self.models, spec.id: spec}))
@@ -101,22 +100,22 @@ def load_registry(
 
 
 class _Reading:
-    """One reading of one file: the plain data, and the line of every key and value in it."""
+    """One reading of one file, with the line of every key and value in it."""
 
     def __init__(self, path: Path, parse_source: Callable[[str], ModelSource]) -> None:
         self.path = path
         self.parse_source = parse_source
         self.lines: dict[_KeyPath, int] = {}
 
-    def fail(self, at: _KeyPath | int, sentence: str) -> RegistryError:
-        """The error for a place in the file: a line, or the nearest known line above a key path."""
-        return RegistryError(self.path.name, at if isinstance(at, int) else self.line(at), sentence)
+    def fail(self, place: _KeyPath | int, sentence: str) -> RegistryError:
+        """Return the error for a place in the file: a line, or the nearest known line above a key path."""
+        return RegistryError(self.path.name, place if isinstance(place, int) else self.line(place), sentence)
 
-    def line(self, at: _KeyPath) -> int:
-        """The line of the longest part of a key path that the file has."""
-        while at and at not in self.lines:
-            at = at[:-1]
-        return self.lines.get(at, 1)
+    def line(self, keys: _KeyPath) -> int:
+        """Return the line of the longest part of a key path that the file has."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return self.lines.get(keys, 1)
 
     def registry(self, overrides: Mapping[str, str]) -> Registry:
         data = self.data()
@@ -127,9 +126,9 @@ class _Reading:
         models: dict[str, ModelSpec] = {}
         owners: dict[str, tuple[str, int]] = {}
         for model, entry in file.models.items():
-            at: _KeyPath = ("models", model)
-            spec = self.spec(model, self.parsed(Entry, {} if entry is None else entry, at), file.defaults, tiers)
-            for place, name in [(at, model), *(((*at, "aliases", i), name) for i, name in enumerate(spec.aliases))]:
+            keys: _KeyPath = ("models", model)
+            spec = self.spec(model, self.parsed(Entry, {} if entry is None else entry, keys), file.defaults, tiers)
+            for place, name in [(keys, model), *(((*keys, "aliases", i), name) for i, name in enumerate(spec.aliases))]:
                 if name.casefold() in owners:
                     owner, line = owners[name.casefold()]
                     raise self.fail(place, f"{name} already names {owner} (line {line}); choose another id or alias.")
@@ -140,135 +139,136 @@ class _Reading:
         return Registry(MappingProxyType(models), MappingProxyType(tiers))
 
     def spec(self, model: str, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> ModelSpec:
-        """One entry as the rest of the house sees it, checked against the tables."""
-        at: _KeyPath = ("models", model)
+        """Return one entry as a ModelSpec, checked against the tables."""
+        keys: _KeyPath = ("models", model)
         if not re.match(NAME, model):
-            raise self.fail(at, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
-        source = self.revised(at, model, entry)
-        tier = self.tier(at, entry, defaults, tiers)
-        self.check_family(at, model, entry)
-        self.check_limits(at, entry.limits)
+            raise self.fail(keys, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
+        source = self.revised(keys, model, entry)
+        tier = self.tier(keys, entry, defaults, tiers)
+        self.check_family(keys, model, entry)
+        self.check_limits(keys, entry.limits)
         spec = ModelSpec(
             **{name: getattr(entry, name) for name in _SHARED},
             id=model,
             source=source,
             config=str(self.beside(entry.config)) if entry.config else None,
-            subjects=self.names_in((*at, "subjects"), entry.subjects) if entry.subjects else (),
-            base=entry.base and self.adapter((*at, "base"), entry.base),
-            vae=entry.vae and self.adapter((*at, "vae"), entry.vae),
+            subjects=self.names_in((*keys, "subjects"), entry.subjects) if entry.subjects else (),
+            base=entry.base and self.adapter((*keys, "base"), entry.base),
+            vae=entry.vae and self.adapter((*keys, "vae"), entry.vae),
             components={
-                name: self.adapter((*at, "components", name), reference) for name, reference in entry.components.items()
+                name: self.adapter((*keys, "components", name), reference)
+                for name, reference in entry.components.items()
             },
             tier=tier,
             timeout_s=tiers[tier].timeout_s if tier else None,
             dtype=entry.dtype or defaults.dtype,
-            loras=self.loras((*at, "loras"), entry.loras),
+            loras=self.loras((*keys, "loras"), entry.loras),
             lightning=entry.lightning
-            and entry.lightning.model_copy(update={"lora": self.adapter((*at, "lightning"), entry.lightning.lora)}),
+            and entry.lightning.model_copy(update={"lora": self.adapter((*keys, "lightning"), entry.lightning.lora)}),
         )
         try:
             check_defaults(spec)
         except WorkerError as error:
-            where = ("defaults",) if error.field in spec.defaults else ("lightning", "defaults")
-            raise self.fail((*at, *where, error.field or ""), error.message) from error
+            section = ("defaults",) if error.field in spec.defaults else ("lightning", "defaults")
+            raise self.fail((*keys, *section, error.field or ""), error.message) from error
         return spec
 
-    def loras(self, at: _KeyPath, written: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
-        """An entry's LoRAs, their references complete."""
+    def loras(self, keys: _KeyPath, loras: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
+        """Return an entry's LoRAs with complete references."""
         return tuple(
-            lora.model_copy(update={"model": self.adapter((*at, index), lora.model)})
-            for index, lora in enumerate(written)
+            lora.model_copy(update={"model": self.adapter((*keys, index), lora.model)})
+            for index, lora in enumerate(loras)
         )
 
-    def revised(self, at: _KeyPath, model: str, entry: Entry) -> ModelSource:
-        """An entry's source, at the revision that either of its two fields names."""
-        source = self.source((*at, "source"), entry.source or model)
+    def revised(self, keys: _KeyPath, model: str, entry: Entry) -> ModelSource:
+        """Return an entry's source, at the revision that either of its two fields names."""
+        source = self.source((*keys, "source"), entry.source or model)
         if entry.revision is None:
             return source
         if source.revision not in (None, entry.revision):
-            raise self.fail((*at, "revision"), f"revision and source of {model} name different revisions; keep one.")
+            raise self.fail((*keys, "revision"), f"revision and source of {model} name different revisions; keep one.")
         return source.model_copy(update={"revision": entry.revision})
 
-    def tier(self, at: _KeyPath, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> str | None:
-        """A model's tier, or the default one: one of the file, and large enough."""
+    def tier(self, keys: _KeyPath, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> str | None:
+        """Return a model's tier, or the default one: one of the file, and large enough."""
         tier = entry.tier or defaults.tier
         if tier is None:
             return None
         if tier not in tiers:
-            raise self.unknown_tier((*at, "tier"), tier, tiers)
+            raise self.unknown_tier((*keys, "tier"), tier, tiers)
         if entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
             text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
-            raise self.fail((*at, "min_vram_gb"), f"{text}; choose a larger tier.")
+            raise self.fail((*keys, "min_vram_gb"), f"{text}; choose a larger tier.")
         return tier
 
-    def check_limits(self, at: _KeyPath, limits: Mapping[str, float]) -> None:
-        """Limits have known names, and are whole numbers from 1 up."""
+    def check_limits(self, keys: _KeyPath, limits: Mapping[str, float]) -> None:
+        """Check that limits have known names and are whole numbers from 1 up."""
         for name, value in limits.items():
-            where = (*at, "limits", name)
+            limit_path = (*keys, "limits", name)
             if name not in LIMIT_KEYS:
-                raise self.fail(where, f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
+                raise self.fail(limit_path, f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
             if value < 1 or value != int(value):
-                raise self.fail(where, f"limits.{name} must be a whole number from 1 up; {value:g} was written.")
+                raise self.fail(limit_path, f"limits.{name} must be a whole number from 1 up; {value:g} was written.")
 
-    def check_family(self, at: _KeyPath, model: str, entry: Entry) -> None:
-        """The declared architecture and tasks must be in the table."""
+    def check_family(self, keys: _KeyPath, model: str, entry: Entry) -> None:
+        """Check that the declared architecture and tasks are in the table."""
         if len(set(entry.tasks)) < len(entry.tasks):
-            raise self.fail((*at, "tasks"), f"tasks of {model} names a task twice; remove one.")
+            raise self.fail((*keys, "tasks"), f"tasks of {model} names a task twice; remove one.")
         if entry.architecture is None:
             return
         rows = {row.id: row for row in architectures.ARCHITECTURES}
         row = rows.get(entry.architecture)
         if row is None:
-            near = difflib.get_close_matches(entry.architecture, rows, n=1, cutoff=0.3) or sorted(rows)
-            text = f"architecture {entry.architecture!r} is not known; did you mean {near[0]}?"
-            raise self.fail((*at, "architecture"), text)
+            nearest = difflib.get_close_matches(entry.architecture, rows, n=1, cutoff=0.3) or sorted(rows)
+            text = f"architecture {entry.architecture!r} is not known; did you mean {nearest[0]}?"
+            raise self.fail((*keys, "architecture"), text)
         for index, task in enumerate(entry.tasks):
             if task not in row.pipelines and entry.pipeline is None:
                 text = f"{row.title} has no {task}; its tasks are {', '.join(row.pipelines)}, or declare a pipeline."
-                raise self.fail((*at, "tasks", index), text)
+                raise self.fail((*keys, "tasks", index), text)
 
     def check_fallback(self, model: str, spec: ModelSpec, owners: Mapping[str, str]) -> None:
-        """A fallback is another model of this file."""
+        """Check that a fallback is another model of this file."""
         if spec.fallback is None:
             return
-        at: _KeyPath = ("models", model, "fallback")
+        keys: _KeyPath = ("models", model, "fallback")
         owner = owners.get(spec.fallback.casefold())
         if owner is None:
-            near = difflib.get_close_matches(spec.fallback.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)
-            raise self.fail(at, f"fallback {spec.fallback} is no model of this file; did you mean {owners[near[0]]}?")
+            hits = difflib.get_close_matches(spec.fallback.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)
+            raise self.fail(keys, f"fallback {spec.fallback} is no model of this file; did you mean {owners[hits[0]]}?")
         if owner == model:
-            raise self.fail(at, f"{model} cannot be its own fallback; name another model.")
+            raise self.fail(keys, f"{model} cannot be its own fallback; name another model.")
 
-    def source(self, at: _KeyPath, text: str) -> ModelSource:
-        """A reference as a source; a relative file is meant from the folder of this registry."""
+    def source(self, keys: _KeyPath, text: str) -> ModelSource:
+        """Parse a reference into a source; a relative file starts from the folder of this registry."""
         try:
             source = self.parse_source(text)
         except (WorkerError, ValueError) as error:
             message = error.message if isinstance(error, WorkerError) else str(error).splitlines()[0]
-            raise self.fail(at, f"{text[:128]} is not a model reference: {message}") from error
+            raise self.fail(keys, f"{text[:128]} is not a model reference: {message}") from error
         if source.is_local:
             return source.model_copy(update={"locator": str(self.beside(source.locator))})
         return source
 
-    def adapter(self, at: _KeyPath, text: str) -> str:
-        """An adapter's reference, checked, and absolute when it is a file."""
-        source = self.source(at, text)
+    def adapter(self, keys: _KeyPath, text: str) -> str:
+        """Check an adapter's reference and return it, absolute if it is a file."""
+        source = self.source(keys, text)
         return source.reference if source.is_local else text
 
-    def names_in(self, at: _KeyPath, path: str) -> tuple[str, ...]:
-        """The lines of a text file beside this one."""
+    def names_in(self, keys: _KeyPath, path: str) -> tuple[str, ...]:
+        """Return the lines of a text file beside this one."""
         try:
             text = self.beside(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise self.fail(at, f"{path} cannot be read as UTF-8 text; check the path.") from None
+            raise self.fail(keys, f"{path} cannot be read as UTF-8 text; check the path.") from None
         return tuple(line.strip() for line in text.splitlines() if line.strip())
 
     def beside(self, path: str) -> Path:
-        """`path` itself when absolute, else below the folder of this registry."""
+        """Return `path` itself when absolute, else below the folder of this registry."""
         return (self.path.resolve().parent / path).resolve()
 
     def overridden(self, tiers: Mapping[str, Tier], overrides: Mapping[str, str]) -> dict[str, Tier]:
-        """The tiers with the operator's overrides on top."""
+        """Return the tiers with the operator's overrides on top."""
         by_name = {re.sub(r"[^A-Z0-9]", "_", name.upper()): name for name in tiers}
         changed = dict(tiers)
         for variable, value in sorted(overrides.items()):
@@ -277,8 +277,8 @@ class _Reading:
                 continue
             name = by_name.get(match["tier"])
             if name is None:
-                known = ", ".join(by_name) or "none"
-                raise self.fail(("tiers",), f"{variable} names no tier of this file; the tiers are {known}.")
+                names = ", ".join(by_name) or "none"
+                raise self.fail(("tiers",), f"{variable} names no tier of this file; the tiers are {names}.")
             setting = _SETTINGS[match["setting"]]
             if not re.fullmatch(r"[0-9]{1,9}", value.strip()):
                 raise self.fail(("tiers", name), f"{variable} must be a whole number; {value[:32]!r} was set.")
@@ -289,12 +289,12 @@ class _Reading:
                 raise self.fail(("tiers", name), f"{variable} {_reason(error)}; {value.strip()} was set.") from error
         return changed
 
-    def unknown_tier(self, at: _KeyPath, tier: str, tiers: Mapping[str, Tier]) -> RegistryError:
-        """The error for a tier that the file does not define."""
-        return self.fail(at, f"tier {tier} is not defined; the tiers are {', '.join(tiers) or 'none'}.")
+    def unknown_tier(self, keys: _KeyPath, tier: str, tiers: Mapping[str, Tier]) -> RegistryError:
+        """Return the error for a tier that the file does not define."""
+        return self.fail(keys, f"tier {tier} is not defined; the tiers are {', '.join(tiers) or 'none'}.")
 
     def data(self) -> dict[str, JsonValue]:
-        """The file as plain data, refusing what YAML allows and a registry never needs."""
+        """Return the file as plain data; refuse features of YAML that a registry never needs."""
         try:
             raw = self.path.read_bytes()
         except OSError as error:
@@ -335,13 +335,13 @@ class _Reading:
             if depth > MAX_DEPTH:
                 raise self.fail(line, f"is nested deeper than {MAX_DEPTH} levels; flatten it.")
 
-    def value(self, node: Node, at: _KeyPath) -> JsonValue:
-        """A YAML node as plain data, its line noted under `at`."""
-        self.lines.setdefault(at, node.start_mark.line + 1)
+    def value(self, node: Node, keys: _KeyPath) -> JsonValue:
+        """Return a YAML node as plain data, and note its line under `keys`."""
+        self.lines.setdefault(keys, node.start_mark.line + 1)
         if isinstance(node, SequenceNode):
-            return [self.value(item, (*at, index)) for index, item in enumerate(node.value)]
+            return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
         if isinstance(node, MappingNode):
-            return self.mapping(node, at)
+            return self.mapping(node, keys)
         text = str(node.value)
         if not isinstance(node, ScalarNode) or node.style is not None:
             return text
@@ -349,43 +349,43 @@ class _Reading:
             return int(text)
         return float(text) if _FLOAT.fullmatch(text) else _WORDS.get(text, text)
 
-    def mapping(self, node: MappingNode, at: _KeyPath) -> dict[str, JsonValue]:
-        """A YAML mapping with text keys, each once."""
-        found: dict[str, JsonValue] = {}
+    def mapping(self, node: MappingNode, keys: _KeyPath) -> dict[str, JsonValue]:
+        """Return a YAML mapping with text keys, each once."""
+        result: dict[str, JsonValue] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, ScalarNode) or not key.value:
                 raise self.fail(line, "a key must be plain text; quote it if it is.")
             name = str(key.value)
-            if name in found:
-                first = self.lines[(*at, name)]
+            if name in result:
+                first = self.lines[(*keys, name)]
                 raise self.fail(line, f"{name} is already defined at line {first}; remove one of the two.")
-            self.lines[(*at, name)] = line
-            found[name] = self.value(value, (*at, name))
-        return found
+            self.lines[(*keys, name)] = line
+            result[name] = self.value(value, (*keys, name))
+        return result
 
-    def parsed(self, kind: type[_T], data: JsonValue, at: _KeyPath) -> _T:
-        """`data` as `kind`; pydantic's first complaint with its line and in our words."""
+    def parsed(self, kind: type[_T], data: JsonValue, keys: _KeyPath) -> _T:
+        """Parse `data` as `kind`; raise pydantic's first complaint with its line, in our words."""
         try:
             return kind.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, nothing else is coerced
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where: _KeyPath = (*at, *first["loc"])
-            name = ".".join(str(part) for part in where) or "the file"
+            error_path: _KeyPath = (*keys, *first["loc"])
+            name = ".".join(str(part) for part in error_path) or "the file"
             if first["type"] == "extra_forbidden":
-                known = [str(field) for field in _fields(kind, first["loc"][:-1])]
-                near = difflib.get_close_matches(str(where[-1]), known, n=1)
-                fix = f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}."
-                raise self.fail(where, f"unknown key {name}; {fix}") from error
+                fields = [str(field) for field in _fields(kind, first["loc"][:-1])]
+                nearest = difflib.get_close_matches(str(error_path[-1]), fields, n=1)
+                fix = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(fields)}."
+                raise self.fail(error_path, f"unknown key {name}; {fix}") from error
             if first["type"] == "missing":
-                raise self.fail(where, f"{name} is missing; add it.") from error
-            sent = json.dumps(first["input"], default=str)
-            quote = ": put it in quotes" if first["type"] == "string_type" and not sent.startswith(("[", "{")) else ""
-            raise self.fail(where, f"{name} {_reason(error)}; {sent[:64]} was written{quote}.") from error
+                raise self.fail(error_path, f"{name} is missing; add it.") from error
+            value = json.dumps(first["input"], default=str)
+            quote = ": put it in quotes" if first["type"] == "string_type" and not value.startswith(("[", "{")) else ""
+            raise self.fail(error_path, f"{name} {_reason(error)}; {value[:64]} was written{quote}.") from error
 
 
 def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that a mapping inside `kind` may have."""
+    """Return the keys that a mapping inside `kind` may have."""
     nested: dict[str, type[BaseModel]] = {
         "defaults": EntryDefaults,
         "tiers": Tier,

@@ -1,4 +1,4 @@
-"""The shape of models.yaml: what a key is called, and which values it may have."""
+"""The schema of models.yaml: its keys, and the values that they may have."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@#+/-]{0,255}$"
 
 
 class EntryDefaults(Parsed):
-    """What holds for every model that says nothing else."""
+    """Defaults for every model that says nothing else."""
 
     dtype: DType | None = None
     tier: str | None = None
@@ -44,7 +44,7 @@ class Entry(Parsed):
 
 
 class RegistryFile(Parsed):
-    """The whole file; its models are read one by one, so that a mistake names its own line."""
+    """The whole file; its models are read one by one, so that a mistake has its own line."""
 
     defaults: EntryDefaults = Field(default_factory=EntryDefaults)
     tiers: dict[str, Tier] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A repository's JSON files in, Detection out: diffusers pipelines here, what stands alone in `standalone.py`."""
+"""Detection of repositories by their JSON files: diffusers pipelines here, single components in `standalone.py`."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 def detect_repository(configs: Configs) -> Detection | None:
-    """Say what a repository is, or None when its JSON files do not tell. Raises UnsupportedModel."""
+    """Detect a repository by its JSON files; None when they do not tell. Raises UnsupportedModel."""
     for file, config in configs.items():
         _refuse_code(file, config)
     if "model_index.json" in configs:
@@ -40,7 +40,7 @@ def detect_repository(configs: Configs) -> Detection | None:
 
 
 def _refuse_code(file: str, config: Mapping[str, object], depth: int = 0) -> None:
-    """Raise UnsupportedModel where a config, at any depth, asks for code from elsewhere."""
+    """Raise UnsupportedModel if a config asks, at any depth, for code from elsewhere."""
     for key in _CODE_KEYS:
         if config.get(key):
             raise UnsupportedModel(
@@ -125,9 +125,9 @@ def _quantization(configs: Configs, evidence: list[str]) -> str | None:
 
 
 def _refuse_custom_part(part: str, entry: object) -> None:
-    """A part is [library, class]; a library that is a path or a module of the repository is code from there.
+    """Raise UnsupportedModel if a part's library is a path or a module of the repository: its code comes from there.
 
-    A list without any text is a setting of the pipeline: which layers of the text encoder are read, say.
+    A part is [library, class]. A list without any text is a setting of the pipeline, such as the text encoder's layers.
     """
     if not isinstance(entry, list) or not any(isinstance(name, str | list | dict) for name in entry):
         return
@@ -140,19 +140,19 @@ def _refuse_custom_part(part: str, entry: object) -> None:
 
 
 def _sibling(row: Architecture, configs: Configs, evidence: list[str]) -> Architecture:
-    for other in siblings(row):
-        found = other.repository.match(configs) if other.repository else None
-        if found is not None:
-            evidence.extend(f"{fact}: {other.id}" for fact in found)
-            return other
+    for sibling in siblings(row):
+        facts = sibling.repository.match(configs) if sibling.repository else None
+        if facts is not None:
+            evidence.extend(f"{fact}: {sibling.id}" for fact in facts)
+            return sibling
     return row
 
 
 def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list[str]) -> tuple[str, tuple[Task, ...]]:
     """Return the class that runs the repository, and its tasks.
 
-    A family's main class stands for all of its tasks: the others take the same weights. Any other class was saved by
-    someone who meant just that task.
+    A family's main class stands for all of its tasks: the others take the same weights. A repository with another class
+    is meant for that class's task only.
     """
     if row is None:
         return name, (named_task(name),)
@@ -171,18 +171,18 @@ def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list
 def _native_size(
     row: Architecture | None, configs: Configs, index: Mapping[str, object], evidence: list[str]
 ) -> int | None:
-    """Return the longer side in pixels: the denoiser's sample_size times what the VAE shrinks by."""
-    known = row.native_size if row else None
+    """Return the longer side in pixels: the denoiser's sample_size times the VAE's compression."""
+    default = row.native_size if row else None
     if row is not None and row.fixed_size:
-        return known
+        return default
     part = next((part for part in DENOISERS if f"{part}/config.json" in configs), None)
     sample = configs[f"{part}/config.json"].get("sample_size") if part else None
     sizes = sample if isinstance(sample, list) else [sample]
     if not sizes or not all(type(size) is int and 0 < size <= 16_384 for size in sizes):
-        return known
+        return default
     factor = _shrink(configs.get("vae/config.json")) if "vae" in index else 1
     if factor is None:
-        return known
+        return default
     evidence.append(f"{part}/config.json: sample_size {sample} x {factor}")
     return int(max(sizes) * factor)
 

@@ -1,7 +1,7 @@
 """The names that people use for samplers and schedules: those of A1111, ComfyUI, InvokeAI, Replicate and diffusers.
 
-A sampler is a way to step and a schedule says where the steps are; many names say both ("DPM++ 2M Karras"). A name
-for something that diffusers does not have stands here too, with what comes nearest: it is refused, never replaced.
+A sampler is a way to step, and a schedule places the steps; many names hold both ("DPM++ 2M Karras"). Names that
+diffusers does not serve stand here too, each with the nearest one that it serves: they are refused, never replaced.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from worker.catalog.schedulers import CLASSES, SCHEDULES, Noise, Options
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """One sampler under its ComfyUI name. `classes` says which class it is, for the kinds of model that have it."""
+    """One sampler under its ComfyUI name. `classes` holds its class for each kind of noise that it serves."""
 
     name: str
     classes: Mapping[Noise, str]
@@ -22,7 +22,7 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a name says: a sampler or a class, and a schedule where it names one."""
+    """The meaning of a name: a sampler or a class, and a schedule where it names one."""
 
     sampler: Sampler | None = None
     cls: str | None = None
@@ -91,7 +91,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("uni_pc_bh2", _UNIPC, (), {"solver_type": "bh2"}),
 )
 
-# What these names add up to where they are no sampler of their own.
+# Names that mean a sampler and a schedule of other names.
 _COMPOUND: Mapping[str, tuple[str, str]] = {"karrasdpm": ("dpmpp_2m", "karras")}
 # Other names of classes.
 _CLASS_ALIASES: Mapping[str, str] = {
@@ -100,7 +100,7 @@ _CLASS_ALIASES: Mapping[str, str] = {
 }
 # Other names of schedules. `_k` is InvokeAI's.
 _SCHEDULE_ALIASES: Mapping[str, str] = {"uniform": "normal", "k": "karras"}
-# What says that the model's own schedule is meant.
+# Names for the model's own schedule.
 AUTOMATIC = frozenset({"automatic"})
 
 # Samplers that people name and diffusers 0.42.1 does not have -> the one that comes nearest.
@@ -146,40 +146,40 @@ UNSERVED_SCHEDULES: Mapping[str, str] = {
 
 
 def folded(name: str) -> str:
-    """A name without what people write differently: case, spaces, `-` and `_`."""
+    """Return a name without the signs that people write differently: case, spaces, `-` and `_`."""
     return "".join(char for char in name.lower().replace("++", "pp") if char.isalnum())
 
 
 def read_name(name: str) -> Named | None:
-    """What `name` says, or None when it is no name of a sampler, with or without a schedule."""
-    found = _whole(folded(name))
-    if found is not None:
-        return found
+    """Read a name of a sampler, with or without a schedule; None when it is no such name."""
+    named = _whole(folded(name))
+    if named is not None:
+        return named
     for head, schedule in _splits(name):
-        found = _whole(head)
-        if found is not None and found.schedule is None:
-            return Named(found.sampler, found.cls, schedule)
+        named = _whole(head)
+        if named is not None and named.schedule is None:
+            return Named(named.sampler, named.cls, schedule)
     return None
 
 
 def read_schedule(name: str) -> str | None:
-    """The schedule of this name, or None when it is none that diffusers has."""
+    """Return the schedule of this name, or None when it is none that diffusers has."""
     return _SCHEDULES.get(folded(name))
 
 
 def unserved(name: str) -> str | None:
-    """The nearest sampler to a name for one that diffusers does not have; None for every other name."""
+    """Return the nearest sampler to a name for one that diffusers does not have; None for every other name."""
     heads = [folded(name), *(head for head, _ in _splits(name))]
     return next((_UNSERVED[head] for head in heads if head in _UNSERVED), None)
 
 
 def unserved_schedule(name: str) -> str | None:
-    """The nearest schedule to a name for one that diffusers does not have; None for every other name."""
-    return {folded(other): near for other, near in UNSERVED_SCHEDULES.items()}.get(folded(name))
+    """Return the nearest schedule to a name for one that diffusers does not have; None for every other name."""
+    return {folded(alias): nearest for alias, nearest in UNSERVED_SCHEDULES.items()}.get(folded(name))
 
 
 def names_of(sampler: Sampler) -> tuple[str, ...]:
-    """The sampler's name and the others for it."""
+    """Return the sampler's name and its aliases."""
     return (sampler.name, *sampler.aliases)
 
 
@@ -193,7 +193,7 @@ def _whole(head: str) -> Named | None:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """What stands before a schedule's name, for each schedule that `name` ends with; the longest schedule first."""
+    """Yield the text before a schedule's name, for each schedule that `name` ends with; the longest schedule first."""
     whole = folded(name)
     for ending in sorted(_SCHEDULES, key=len, reverse=True):
         # A letter alone may end any word: it has to stand apart.

@@ -1,7 +1,7 @@
-"""The scheduler classes of diffusers that a model can be sampled with, and what each of them takes.
+"""The scheduler classes of diffusers that can sample a model, and the options of each.
 
-Which of them fit a model follows from what its weights predict: the noise of a diffusion, a flow, or noise in EDM's
-terms. A class that stands in no row fits only the models that bring it.
+The weights' kind of noise decides which of them fit a model: the noise of a diffusion, a flow, or noise in EDM's terms.
+A class that stands in no row fits only the models that bring it.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ Options = Mapping[str, JsonValue]
 
 @dataclass(frozen=True, slots=True)
 class SchedulerClass:
-    """One class. `schedules` says by which options it draws a schedule of that name; `lists` what a caller may give.
+    """One class. `schedules` holds its options for each schedule by name; `lists` are those that a caller may give.
 
-    Both stand apart for flows, which some classes also sample. `zero_snr` tells whether it can begin without any
-    signal, as models that were trained down to there need.
+    Both stand apart for flows, which some classes also sample. `zero_snr` is true if it can begin without any signal,
+    as models that were trained down to zero signal need.
     """
 
     name: str
@@ -31,15 +31,15 @@ class SchedulerClass:
     flow_lists: frozenset[str] = frozenset()
     options: Options = field(default_factory=dict)  # always laid over the config
     zero_snr: bool = False
-    shifts: bool = False  # whether `shift` can be given for a flow
-    package: str = ""  # what diffusers needs for it, by its name in an index, which is its import name too
+    shifts: bool = False  # true if `shift` can be given for a flow
+    package: str = ""  # that diffusers needs for it, by its name in an index, which is its import name too
 
     def schedules_of(self, noise: Noise | None) -> Mapping[str, Options]:
-        """The schedules by name for a model of this kind; none for one whose kind is not known."""
+        """Return the schedules by name for a model of this kind of noise; none where the kind is unknown."""
         return {} if noise is None else self.flow_schedules if noise == "flow" else self.schedules
 
     def lists_of(self, noise: Noise | None) -> frozenset[str]:
-        """Which of `timesteps` and `sigmas` may be given for a model of this kind."""
+        """Return those of `timesteps` and `sigmas` that may be given for a model of this kind."""
         return self.flow_lists if noise == "flow" else self.lists
 
 
@@ -56,7 +56,7 @@ _EVEN: Mapping[str, Options] = {
     "sgm_uniform": _TRAILING,
     "ddim_uniform": _LEADING,
 }
-# These solvers leave the last of one timestep more away: what they call linspace is the UIs' `sgm_uniform`.
+# These solvers leave the last of one timestep more away: their linspace is the UIs' `sgm_uniform`.
 _SOLVED: Mapping[str, Options] = {"simple": _TRAILING, "sgm_uniform": _LINSPACE}
 _SOLVED_ONLY: Mapping[str, Options] = {"sgm_uniform": _PLAIN}  # it has no other spacing
 # From the noisiest sigma to the cleanest, as the UIs do; other spacings would begin below the noisiest.
@@ -128,7 +128,7 @@ _ROWS: tuple[SchedulerClass, ...] = (
     SchedulerClass("CogVideoXDPMScheduler", ("cogvideo",), zero_snr=True),
 )
 CLASSES: Mapping[str, SchedulerClass] = MappingProxyType({row.name: row for row in _ROWS})
-# What the classes of no row may be given: only the models that bring one draw with it.
+# Lists that classes of no row may be given: only the models that bring such a class generate with it.
 _LISTS_OF_OTHERS: Mapping[str, frozenset[str]] = {
     "CMStochasticIterativeScheduler": _TIMESTEPS,
     "DDPMWuerstchenScheduler": _TIMESTEPS,
@@ -143,5 +143,5 @@ SCHEDULES = ("normal", "karras", "exponential", "beta", "sgm_uniform", "simple",
 
 
 def lists_of(cls: str, noise: Noise | None) -> frozenset[str]:
-    """Which of `timesteps` and `sigmas` may be given to a class, in a row or not, for a model of this kind."""
+    """Return those of `timesteps` and `sigmas` that a class, in a row or not, takes for a model of this kind."""
     return CLASSES[cls].lists_of(noise) if cls in CLASSES else _LISTS_OF_OTHERS.get(cls, frozenset())

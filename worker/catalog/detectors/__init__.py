@@ -1,1 +1,1 @@
-"""What a file or a component is: one table for each kind, read by the detector in one order."""
+"""Tables that recognise files and components: one for each kind, read by the detector in one order."""

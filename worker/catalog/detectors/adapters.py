@@ -1,4 +1,4 @@
-"""The second table: what a LoRA file is (algorithm, dialect, base).
+"""Detection of LoRA files: algorithm, dialect and base.
 
 `Detection.format` of an adapter is `<algorithm>/<dialect>`: `lora/kohya`, `dora/diffusers`, `loha/kohya` …
 `full` is differences of whole weights; `lora+…` holds more than low-rank pairs. worker.catalog.lora_keys reads the keys
@@ -20,9 +20,9 @@ ALGORITHMS = (
     "lora", "dora", "loha", "lokr", "boft", "oft", "glora", "ia3", "full", "lora+diff", "lora+embedding", "lora+control"
 )  # fmt: skip
 _CONTROL = ("img_in.lora_A.weight", "x_embedder.lora_A.weight")  # a FLUX.1 LoRA that also reads a control image
-# No name of a model's own tensor but a few looks so: most files are told apart without being read as a LoRA.
+# Few tensors of a model have names like these: most files are told apart without being read as a LoRA.
 _LOOKS_LIKE = re.compile(r"lora|hada_|lokr_|oft_|on_input|\.ia3_|\.diff|\.[ab]1\.weight$|w_norm")
-# Algorithms whose tensors have names of their own: by what the reader refuses, or by how a role begins.
+# Algorithms whose tensors have names of their own: by the reader's name for a refused one, or by the start of a role.
 _REFUSED = {"BOFT": "boft", "peft's OFT": "oft", "the old OFT layout": "oft"}
 _ROLES = (("loha", "hada_"), ("lokr", "lokr_"), ("oft", "oft_"), ("ia3", "on_input"))
 _UNET_BLOCK = re.compile(r"^(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)_")
@@ -31,7 +31,7 @@ _SD2_TEXT = 1024  # channels of a text encoder that no other family has
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """What the keys of a LoRA say."""
+    """The facts that the keys of a LoRA show."""
 
     algorithm: str
     dialect: str
@@ -72,7 +72,7 @@ _RULES = tuple(_rules())
 
 
 def lora_bases() -> frozenset[str]:
-    """Return the architectures that the keys of a LoRA can tell."""
+    """Return the architectures that a LoRA's keys can show."""
     return frozenset(rule.base for rule in _RULES)
 
 
@@ -100,7 +100,9 @@ def detect_lora(index: TensorIndex) -> Lora | None:
 
 
 def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
-    """Name the file by the tensors it holds, complete or not; plain pairs come last, since they go with anything."""
+    """Return the algorithm of the file's tensors, complete or not.
+
+    Plain pairs come last, since they go with anything."""
     roles = {role for module in keys.modules for role in module.keys}
     relative = _relative(keys, roles)
     if relative is not None:
@@ -118,7 +120,7 @@ def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
 
 
 def _relative(keys: LoraKeys, roles: set[str]) -> str | None:
-    """Name an algorithm whose tensors have names of their own."""
+    """Return the algorithm whose tensors have names of their own, or None."""
     if keys.refused in _REFUSED:
         return _REFUSED[keys.refused]
     for algorithm, start in _ROLES:
@@ -131,7 +133,7 @@ def _relative(keys: LoraKeys, roles: set[str]) -> str | None:
 
 
 def _flat(module: ModuleKeys) -> str:
-    """Return the module's name as every dialect can be compared."""
+    """Return the module's name in a form in which all dialects can be compared."""
     return module.name.replace(".", "_")
 
 

@@ -1,4 +1,4 @@
-"""The table of what goes beside a model, or belongs to another program: one row per kind of file and base.
+"""The table of files that complete a model, or belong to another program: one row per kind of file and base.
 
 First match wins; a test asserts that each stored header matches the rows of one kind only. ControlNets stand in
 `controlnets.py`, autoencoders and text encoders in `encoders.py`, LoRAs in `adapters.py`.
@@ -14,7 +14,7 @@ from worker.core.model import Kind, TensorIndex
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """One kind of file. `what` is said in the evidence; `architecture` is the base it belongs to."""
+    """One kind of file. `what` is its name in the evidence; `architecture` is the base it belongs to."""
 
     kind: Kind
     what: str
@@ -49,11 +49,11 @@ _TEXT_TOO = has_any(
 
 
 def _ip(base: str, width: int, *more: Condition) -> Companion:
-    keys = any_of(*(dimension(f"ip_adapter.{at}.to_k_ip.weight", 1, width) for at in (0, 1)))
+    keys = any_of(*(dimension(f"ip_adapter.{block}.to_k_ip.weight", 1, width) for block in (0, 1)))
     return Companion(Kind.IP_ADAPTER, f"an IP-Adapter for {width}-channel attention", all_of(_IP, keys, *more), base)
 
 
-def _motion(base: str, what: str) -> Companion:
+def _motion(base: str, title: str) -> Companion:
     first = "down_blocks.0.motion_modules.0."
     keys = any_of(
         dimension(f"{first}temporal_transformer.norm.weight", 0, 320), dimension(f"{first}norm.weight", 0, 320)
@@ -62,7 +62,7 @@ def _motion(base: str, what: str) -> Companion:
     deep = fourth if base == "sd1" else none_of(fourth)
     return Companion(
         Kind.MOTION_MODULE,
-        f"an AnimateDiff motion module for {what}",
+        f"an AnimateDiff motion module for {title}",
         all_of(_MOTION, keys, deep),
         base,
         "MotionAdapter",
@@ -151,7 +151,7 @@ COMPANIONS: tuple[Companion, ...] = (
 )  # fmt: skip
 
 _MOST_VECTORS = 128
-# What a single set of vectors of this width was made for.
+# The family that a single set of vectors of this width was made for.
 _EMBEDDING_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl", 4096: "flux1"}
 # The sets that only one family's encoders read.
 _EMBEDDING_SETS = (
@@ -164,14 +164,14 @@ _HYPERNETWORK = re.compile(r"(\d+)\.[01]\.linear(?:[12]|\.\d+)\.(?:weight|bias)"
 def find_companion(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
     """Return the row that the file matches, with the evidence; None when it is none of these kinds."""
     for row in COMPANIONS:
-        found = row.condition.match(index)
-        if found is not None:
-            return row, (f"{found[0] if found else 'its tensors'}: {row.what}", *found[1:3])
+        facts = row.condition.match(index)
+        if facts is not None:
+            return row, (f"{facts[0] if facts else 'its tensors'}: {row.what}", *facts[1:3])
     return _hypernetwork(index) or _embedding(index)
 
 
 def _hypernetwork(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
-    """Hypernetworks of A1111: pairs of small networks below the width of the attention that they change."""
+    """Detect a hypernetwork of A1111: pairs of small networks below the width of the attention that they change."""
     if not index.tensors or not all(map(_HYPERNETWORK.fullmatch, index.tensors)):
         return None
     widths = {name.partition(".")[0] for name in index.tensors}
@@ -181,14 +181,14 @@ def _hypernetwork(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | Non
 
 
 def _embedding(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
-    """Textual inversions hold a few vectors as wide as their text encoder, or one set for each of several encoders."""
+    """Detect a textual inversion: a few vectors as wide as their text encoder, or such a set for each of several."""
     shapes = {name: shape for name, (_, shape) in index.tensors.items()}
     parts = embedding_parts(shapes)
     if not parts:
         return None
     name = next(iter(parts.values()))
     shape = shapes[name]
-    base = next((family for wanted, family in _EMBEDDING_SETS if wanted <= parts.keys()), None)
+    base = next((family for required, family in _EMBEDDING_SETS if required <= parts.keys()), None)
     if base is not None:
         row = Companion(Kind.TEXTUAL_INVERSION, "token vectors for several encoders", has_all(), base, None, "pair")
         return row, (f"has {' and '.join(sorted(parts))}: token vectors for several text encoders",)

@@ -1,8 +1,8 @@
-"""Signatures of diffusers' model classes: a raw component file, without its config, is known by its tensor names.
+"""Signatures of diffusers' model classes: a component file without its config is recognised by its tensor names.
 
-The table is made from the installed diffusers by `python -m tools.component_signatures`; nothing of diffusers is needed
-to read it. A file resembles a class by the share of names that both have (Jaccard); below `ENOUGH` it is no match, and
-classes with an equal share are a tie, which the answer lists in full.
+`python -m tools.component_signatures` makes the table from the installed diffusers; reading it needs nothing of
+diffusers. A file resembles a class by the share of names that both have (Jaccard). A share below `ENOUGH` is no match.
+Classes with an equal share are a tie, and the result lists them all.
 """
 
 import gzip
@@ -42,7 +42,7 @@ class ComponentClass:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """The classes that a file resembles most, more than one when their names are the same, and how much (0..1)."""
+    """The classes that a file resembles most, several if their names are the same, and the share of names (0..1)."""
 
     classes: tuple[ComponentClass, ...]
     share: float
@@ -98,7 +98,7 @@ def resemble_names(names: Iterable[str]) -> Likeness | None:
 
 
 def _without_prefix(names: Iterable[str]) -> list[str]:
-    """Take off what tools put before a component's names, when it stands before nearly all of them."""
+    """Return the names without a tool's prefix, if nearly all of them have it."""
     listed = list(names)
     for prefix in _PREFIXES:
         bare = [name[len(prefix) :] for name in listed if name.startswith(prefix)]

@@ -36,14 +36,17 @@ _DIT = has_any("controlnet_blocks.0.weight")
 
 
 def _context(width: int) -> Condition:
-    """Text of `width` channels enters at the first or the second level; of a control LoRA `down` reads it."""
-    modules = [*(_ATTENTION[0].format(at) for at in (1, 2, 4)), *(_ATTENTION[1].format(at) for at in (0, 1))]
+    """Condition that text of `width` channels enters level 0 or 1; in a control LoRA `down` reads it."""
+    modules = [
+        *(_ATTENTION[0].format(block) for block in (1, 2, 4)),
+        *(_ATTENTION[1].format(block) for block in (0, 1)),
+    ]
     return any_of(*(dimension(f"{module}.{leaf}", 1, width) for leaf in ("weight", "down") for module in modules))
 
 
-def _unet(what: str, base: str, width: int) -> ControlNet:
+def _unet(title: str, base: str, width: int) -> ControlNet:
     condition = all_of(_UNET, _context(width), none_of(_UNION, has_any("control_to_base_for_conv_in.weight")))
-    return ControlNet(f"a ControlNet for {what}", under(_PREFIXES, condition), base, "ControlNetModel")
+    return ControlNet(f"a ControlNet for {title}", under(_PREFIXES, condition), base, "ControlNetModel")
 
 
 CONTROLNETS: tuple[ControlNet, ...] = (
@@ -132,7 +135,7 @@ CONTROLNETS: tuple[ControlNet, ...] = (
 )  # fmt: skip
 
 
-# What a config.json says of a ControlNet beyond its class: class -> key, what its value is then, the variant.
+# Variants that a ControlNet's config.json shows: class -> key, condition on its value, variant.
 _VARIANTS: Mapping[str, tuple[tuple[str, Callable[[int], bool], str], ...]] = {
     "FluxControlNetModel": (("num_mode", lambda modes: modes > 0, "union"),),
     "ControlNetUnionModel": (
@@ -158,22 +161,23 @@ def configured_variant(class_name: str, config: Mapping[str, object]) -> str | N
 def find_controlnet(index: TensorIndex) -> tuple[ControlNet, tuple[str, ...]] | None:
     """Return the row that the file matches, with the evidence; None when it is no ControlNet."""
     for row in CONTROLNETS:
-        found = row.condition.match(index)
-        if found is not None:
-            what = f"{row.what}, a control LoRA" if is_control_lora(index) else row.what
-            return row, (f"{found[0]}: {what}", *found[1:3])
+        facts = row.condition.match(index)
+        if facts is not None:
+            title = f"{row.what}, a control LoRA" if is_control_lora(index) else row.what
+            return row, (f"{facts[0]}: {title}", *facts[1:3])
     return None
 
 
 def is_control_lora(index: TensorIndex) -> bool:
-    """Whether the file is a control LoRA: its authors mark it with an empty tensor."""
+    """True if the file is a control LoRA: its authors mark it with an empty tensor."""
     return "lora_controlnet" in index.tensors
 
 
 def unfolded_bytes(index: TensorIndex) -> int:
-    """The bytes of the ControlNet that a control LoRA becomes, in half precision: each pair of factors is a weight.
+    """Return the bytes, in half precision, of the ControlNet that a control LoRA becomes.
 
-    What the file leaves to the base is not counted; published files change every weight.
+    Each pair of factors is a weight. Weights that the file leaves to the base are not counted; published files change
+    every weight.
     """
     sizes = {name: shape for name, (_, shape) in index.tensors.items()}
     weights = 0

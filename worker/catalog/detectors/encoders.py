@@ -1,4 +1,4 @@
-"""Autoencoders and text encoders that lie in a file of their own: which one, and which class reads it."""
+"""The tables of autoencoders and text encoders in files of their own, each with the class that reads it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Encoder:
 
     @property
     def architecture(self) -> str | None:
-        """The one family that uses it; None where several do, or where nobody knows."""
+        """The one family that uses it; None where several do, or where the family is unknown."""
         return next((row.id for row in ARCHITECTURES if self.variant in row.autoencoders), None)
 
 
@@ -156,7 +156,7 @@ _FIRST_LAYERS = ("decoder.conv_in.weight", "decoder.layers.0.weight", "decoder.1
 
 
 def latent_channels(index: TensorIndex) -> int | None:
-    """How many channels the latents of a VAE's file have; None where its first layer is not found."""
+    """Return the number of latent channels of a VAE's file; None where its first layer is not found."""
     for name in (prefix + layer for prefix in _VAE for layer in _FIRST_LAYERS):
         if name in index.tensors and len(index.tensors[name][1]) == 4:
             return index.tensors[name][1][1]
@@ -166,8 +166,8 @@ def latent_channels(index: TensorIndex) -> int | None:
 def find_encoder(index: TensorIndex) -> tuple[Encoder, tuple[str, ...]] | None:
     """Return the autoencoder or text encoder that the file is, with the evidence; None when it is neither."""
     for row in (*VAES, *TEXT_ENCODERS):
-        found = row.condition.match(index)
-        if found is not None:
-            what = "VAE" if row.kind is Kind.VAE else "text encoder"
-            return row, (f"{found[0]}: the {what} {row.variant}", *found[1:3])
+        facts = row.condition.match(index)
+        if facts is not None:
+            title = "VAE" if row.kind is Kind.VAE else "text encoder"
+            return row, (f"{facts[0]}: the {title} {row.variant}", *facts[1:3])
     return None

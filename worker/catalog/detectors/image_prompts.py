@@ -1,4 +1,4 @@
-"""THE TABLES of IP-Adapters: how their files are laid out, which image encoder each was trained on, and where that is.
+"""THE TABLES of IP-Adapters: the layouts of their files, the image encoders they were trained on, and where these are.
 
 Widths and names as published by their authors (h94/IP-Adapter, XLabs-AI/flux-ip-adapter, Kwai-Kolors,
 InstantX) and as diffusers 0.42.1 reads them.
@@ -13,7 +13,7 @@ from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.conditions import Condition, all_of, dimension, has_all, has_any, none_of
 from worker.core.model import TensorIndex
 
-# What a projection reads of its encoder: the projected vector, or what the last layer but one says of each patch.
+# The output of its encoder that a projection reads: the projected vector, or the last layer but one for each patch.
 Reads = Literal["projection", "patches"]
 
 
@@ -21,7 +21,7 @@ Reads = Literal["projection", "patches"]
 class Layout:
     """One layout of IP-Adapter files. The tensor `input_name` has the encoder's width along `axis`.
 
-    `refused` says why files of this layout cannot be applied here.
+    `refused` is the reason why files of this layout cannot be applied here.
     """
 
     title: str
@@ -45,13 +45,13 @@ class ImageEncoder:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What an adapter's header says of the encoder it wants: what it reads, and how wide that is."""
+    """The encoder that an adapter's header asks for: the output it reads, and the width of that."""
 
     reads: Reads
     width: int
 
     def met_by(self, config: Mapping[str, object]) -> bool:
-        """Whether the encoder that this config.json describes is one of that width. A whole CLIP counts too."""
+        """True if the config.json describes an encoder of that width. A whole CLIP counts too."""
         inner = config.get("vision_config")
         vision = inner if isinstance(inner, Mapping) else config
         name = "projection_dim" if self.reads == "projection" else "hidden_size"
@@ -114,12 +114,12 @@ _FOLDER = "image_encoder"
 
 
 def layout_of(index: TensorIndex) -> Layout | None:
-    """How an IP-Adapter's file is laid out; None for one that no row knows."""
+    """Return the layout of an IP-Adapter's file; None for one that no row knows."""
     return next((row for row in LAYOUTS if row.condition(index)), None)
 
 
 def need_of(index: TensorIndex, layout: Layout) -> Need | None:
-    """Which encoder a file of `layout` wants; None where its projection is not there."""
+    """Return the encoder that a file of `layout` needs; None where its projection is missing."""
     tensor = index.tensors.get(layout.input_name)
     if tensor is None or not tensor[1]:
         return None
@@ -127,7 +127,7 @@ def need_of(index: TensorIndex, layout: Layout) -> Need | None:
 
 
 def usual_encoder(need: Need, architecture: str | None) -> ImageEncoder | None:
-    """The encoder of that width that adapters of a family were trained on; None where no row has it."""
+    """Return the encoder of that width that a family's adapters were trained on; None where no row has it."""
     family = _ROWS.get(architecture or "")
     for row in ENCODERS:
         width = row.projection if need.reads == "projection" else row.width
@@ -139,12 +139,12 @@ def usual_encoder(need: Need, architecture: str | None) -> ImageEncoder | None:
 
 
 def usual_files(architecture: str | None) -> tuple[str, ...]:
-    """The files that can be meant by a repository's name alone, the first choice first."""
+    """Return the files that a repository's name alone can mean, the first choice first."""
     family = _ROWS.get(architecture or "")
     return (family.ip_adapter_files if family else ()) + _USUAL_ANYWHERE
 
 
 def encoder_folders(filename: str) -> tuple[str, ...]:
-    """Where the encoder lies in the repository that a file comes from: beside it, or where h94/IP-Adapter has them."""
+    """Return the folders of a file's repository that can hold the encoder: beside it, then as in h94/IP-Adapter."""
     beside = PurePosixPath(filename).parent / _FOLDER
     return tuple(dict.fromkeys((beside.as_posix(), _FOLDER, f"models/{_FOLDER}", f"sdxl_models/{_FOLDER}")))

@@ -10,13 +10,13 @@ from worker.core.model import Detection, Kind
 
 Config = Mapping[str, object]
 
-# How a transformers model_type serves a pipeline. What is not listed stays a component.
+# Kinds of part by transformers' model_type. A type that is not listed stays a component.
 _IMAGE_ENCODERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "vit")
 _TEXT_ENCODERS = ("clip_text_model", "t5", "umt5", "llama", "mistral", "gemma", "qwen", "phi", "chatglm", "bert")
 
 
 def component(config: Config) -> Detection | None:
-    """Answer for a config.json that no model_index.json stands beside, or None when it names no class."""
+    """Detect a component by a config.json without a model_index.json beside it; None if it names no class."""
     name = _text(config.get("_class_name"))
     if name is not None:
         return _diffusers(name[:80], config)
@@ -40,13 +40,13 @@ def component(config: Config) -> Detection | None:
 
 
 def _diffusers(name: str, config: Config) -> Detection:
-    known = component_classes().get(name)
-    kind = known.kind if known else Kind.COMPONENT
+    row = component_classes().get(name)
+    kind = row.kind if row else Kind.COMPONENT
     return Detection(
         kind,
         "diffusers",
-        architecture=_base(name, config, known.pipelines if known else ()),
-        pipeline=known.pipelines[0] if known and kind is Kind.DENOISER and len(known.pipelines) == 1 else None,
+        architecture=_base(name, config, row.pipelines if row else ()),
+        pipeline=row.pipelines[0] if row and kind is Kind.DENOISER and len(row.pipelines) == 1 else None,
         evidence=(f"config.json: {name}",),
         quantization=quantization_method(config),
         variant=configured_variant(name, config),
@@ -55,7 +55,7 @@ def _diffusers(name: str, config: Config) -> Detection:
 
 
 def _base(name: str, config: Config, pipelines: tuple[str, ...]) -> str | None:
-    """Return the family that a component is made for: by its text width, or by the one family that uses its class."""
+    """Return the family of a component: by its text width, or by the one family that uses its class."""
     width = config.get("cross_attention_dim")
     if type(width) is int and name in ("UNet2DConditionModel", "ControlNetModel", "ControlNetUnionModel"):
         return next((row.id for row in ARCHITECTURES if row.text_width == width), None)
@@ -78,7 +78,7 @@ def _base_by_users(name: str, pipelines: tuple[str, ...]) -> str | None:
 
 
 def peft_adapter(config: Config) -> Detection:
-    """Answer for an adapter_config.json, as peft writes it beside the adapter's weights."""
+    """Detect an adapter by its adapter_config.json, as peft writes it beside the weights."""
     algorithm = str(config.get("peft_type", "LORA")).lower()[:20]
     if algorithm == "lora" and config.get("use_dora") is True:
         algorithm = "dora"
@@ -91,15 +91,15 @@ def peft_adapter(config: Config) -> Detection:
 
 
 def quantization_method(config: Config) -> str | None:
-    """Return what a config's `quantization_config` names: bitsandbytes_4bit, torchao, sdnq, nunchaku …, or None."""
-    told = config.get("quantization_config")
-    if not isinstance(told, Mapping):
+    """Return the method in a config's `quantization_config`: bitsandbytes_4bit, torchao, sdnq, nunchaku …, or None."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
         return None
-    method = told.get("quant_method")
+    method = quantization.get("quant_method")
     if not isinstance(method, str) or not method:
         return "unnamed"
     if method == "bitsandbytes":
-        return "bitsandbytes_4bit" if told.get("load_in_4bit") is True else "bitsandbytes_8bit"
+        return "bitsandbytes_4bit" if quantization.get("load_in_4bit") is True else "bitsandbytes_8bit"
     return method[:40]
 
 

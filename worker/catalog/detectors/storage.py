@@ -1,4 +1,4 @@
-"""How a file stores its weights, what it predicts, which parts of a pipeline it holds: all from names and dtypes."""
+"""Facts of a weight file by its names and dtypes: its storage, its prediction type, its parts of a pipeline."""
 
 import re
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from worker.catalog.families.row import DENOISER_PREFIXES
 from worker.core.model import TensorIndex
 
-# What tools write beside quantized weights. Read like plain ones, these give garbage without an error.
+# Names that tools write beside quantized weights. Read like plain ones, such weights give garbage without an error.
 _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
 _SVDQUANT = (".qweight", ".wscales", ".proj_down", ".smooth_factor")
 _BNB = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$|\.(?:absmax|quant_map)$")
 
-# Component of a pipeline -> how single files begin its names. First match in a file wins for each component.
+# Component of a pipeline -> the starts of its names in single files. The first match wins for each component.
 _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vae", ("first_stage_model.", "vae.")),
     (
@@ -34,7 +34,7 @@ _ALL_STARTS = tuple(start for _, starts in _PARTS for start in starts)
 
 
 def quantization_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
-    """Return how the weights are quantized (fp8, fp8-scaled, nf4, svdquant, gguf; None for plain) and the evidence."""
+    """Return the weights' quantization (fp8, fp8-scaled, nf4, svdquant, gguf; None for plain) and the evidence."""
     if index.container == "gguf":
         types = sorted({dtype for dtype, _ in index.tensors.values()} - {"F32", "F16", "BF16"})
         return ("gguf", (f"GGUF with {', '.join(types)[:80]}",)) if types else (None, ("GGUF with plain weights",))
@@ -54,31 +54,31 @@ def quantization_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
 
 
 def prediction_of(index: TensorIndex) -> tuple[str | None, bool, tuple[str, ...]]:
-    """Return what the model predicts, whether down to zero signal, and the evidence.
+    """Return the prediction type, True if the noise goes down to zero signal, and the evidence.
 
-    Marker tensors that trainers leave come first, then the metadata. None where neither tells.
+    Marker tensors of trainers come first, then the metadata. The type is None where neither tells.
     """
-    has = index.tensors.keys()
-    zero = "ztsnr" in has or index.metadata.get("modelspec.zero_terminal_snr", "").lower() == "true"
-    told = ("has ztsnr",) if "ztsnr" in has else ()
-    if "edm_vpred.sigma_max" in has:
-        return "edm_v_prediction", zero, ("has edm_vpred.sigma_max",)
-    if "edm_mean" in has and "edm_std" in has:
-        return "edm", zero, ("has edm_mean and edm_std",)
-    if "v_pred" in has:
-        return "v_prediction", zero, ("has v_pred", *told)
+    names = index.tensors.keys()
+    zero_snr = "ztsnr" in names or index.metadata.get("modelspec.zero_terminal_snr", "").lower() == "true"
+    evidence = ("has ztsnr",) if "ztsnr" in names else ()
+    if "edm_vpred.sigma_max" in names:
+        return "edm_v_prediction", zero_snr, ("has edm_vpred.sigma_max",)
+    if "edm_mean" in names and "edm_std" in names:
+        return "edm", zero_snr, ("has edm_mean and edm_std",)
+    if "v_pred" in names:
+        return "v_prediction", zero_snr, ("has v_pred", *evidence)
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         text = index.metadata.get(key, "").lower()
         if text in ("v", "v_prediction", "v-prediction", "vpred"):
-            return "v_prediction", zero, (f"metadata {key} is {text}", *told)
+            return "v_prediction", zero_snr, (f"metadata {key} is {text}", *evidence)
         if text in ("epsilon", "eps"):
-            return "epsilon", zero, (f"metadata {key} is {text}", *told)
+            return "epsilon", zero_snr, (f"metadata {key} is {text}", *evidence)
     # Stability's own 2.x checkpoints: the base models stopped at 220,000 and 550,000 steps, the 768 ones went on
     steps = {"110000": "v_prediction", "140000": "v_prediction", "220000": "epsilon", "550000": "epsilon"}
     step = index.metadata.get("global_step", "")
     if index.container == "torch" and step in steps:
-        return steps[step], zero, (f"global_step is {step}", *told)
-    return None, zero, told
+        return steps[step], zero_snr, (f"global_step is {step}", *evidence)
+    return None, zero_snr, evidence
 
 
 def parts_of(index: TensorIndex) -> tuple[str, ...]:
@@ -97,16 +97,16 @@ def parts_beside(index: TensorIndex) -> tuple[str, ...]:
 
 
 def missing_parts(index: TensorIndex) -> Iterator[str]:
-    """Yield what a checkpoint lacks, as facts for its evidence."""
-    held = parts_beside(index)
-    if "vae" not in held:
+    """Yield the parts that a checkpoint lacks, as facts for its evidence."""
+    parts = parts_beside(index)
+    if "vae" not in parts:
         yield "no VAE in the file"
-    if "text_encoder" not in held:
+    if "text_encoder" not in parts:
         yield "no text encoder in the file"
 
 
 def input_channels(index: TensorIndex) -> int | None:
-    """Return how many channels a UNet takes in: 4 for plain ones, 9 to inpaint, 8 to edit, 5 with depth."""
+    """Return the number of a UNet's input channels: 4 for plain ones, 9 to inpaint, 8 to edit, 5 with depth."""
     for prefix in DENOISER_PREFIXES:
         for name in ("input_blocks.0.0.weight", "conv_in.weight"):
             tensor = index.tensors.get(prefix + name)

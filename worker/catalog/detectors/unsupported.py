@@ -1,4 +1,4 @@
-"""Files that are recognised and that nothing here can run, each with its reason: a table like the others."""
+"""The table of files that are recognised and cannot run here, each with its reason."""
 
 from worker.catalog.conditions import Condition, any_of, has_all, has_any, has_prefix
 from worker.catalog.families.row import alone
@@ -10,7 +10,7 @@ _AUDIO = "makes audio, which this worker does not do; use an image or video mode
 _SOLID = "makes 3D objects, which this worker does not do; use an image or video model"
 _TOOL = "looks at images and draws none; use an image or video model"
 
-# What it is, what its file shows, why it is refused.
+# Name, condition on the file, reason for the refusal.
 REFUSED: tuple[tuple[str, Condition, str], ...] = (
     ("FLUX.3", alone(has_any("early_stream_modulations.image.lin.weight", "x_embedders.image.weight")), _MODULAR),
     ("Anima", alone(has_any("llm_adapter.blocks.0.cross_attn.q_proj.weight", "llm_adapter.embed.weight")), _MODULAR),
@@ -31,7 +31,7 @@ REFUSED: tuple[tuple[str, Condition, str], ...] = (
 
 def refuse(index: TensorIndex) -> None:
     """Raise UnsupportedModel if the file is one of these."""
-    for what, condition, why in REFUSED:
-        found = condition.match(index)
-        if found is not None:
-            raise UnsupportedModel(f"This is {what}, which {why}.", details={"evidence": list(found)[:3]})
+    for title, condition, reason in REFUSED:
+        evidence = condition.match(index)
+        if evidence is not None:
+            raise UnsupportedModel(f"This is {title}, which {reason}.", details={"evidence": list(evidence)[:3]})

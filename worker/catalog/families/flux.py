@@ -27,7 +27,7 @@ _FLUX_GUIDANCE = has_any("guidance_in.in_layer.weight", "time_text_embed.guidanc
 
 
 def _flux(channels: int) -> Condition:
-    """FLUX.1 with `channels` packed latent channels in: 64 draws, 384 fills, 128 follows a control image."""
+    """FLUX.1 with `channels` packed input channels: 64 generates, 384 fills, 128 follows a control image."""
     packed = shape_is("img_in.weight", 3072 * channels // 2, 1)  # two 4-bit numbers in a byte
     entry = any_of(shape_is("img_in.weight", 3072, channels), shape_is("x_embedder.weight", 3072, channels), packed)
     return all_of(_FLUX_BLOCKS, entry)

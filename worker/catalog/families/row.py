@@ -1,4 +1,4 @@
-"""What one row of the architecture table holds, and the words that all rows share."""
+"""The row of the architecture table, and constants that all rows share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from worker.core.prompt import PromptForm
 
 MEGAPIXEL = 1_048_576
 
-# How tools spell the denoiser's place in a file: nothing, LDM and ComfyUI, trainers, diffusers.
+# Prefixes of the denoiser's names in a file: none, LDM's and ComfyUI's, trainers', diffusers'.
 DENOISER_PREFIXES = (
     "", "model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "transformer.", "unet.", "net.",
 )  # fmt: skip
@@ -22,7 +22,7 @@ TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name that pages and trainers give a family's models, and what it says of them beyond the family.
+    """A name that pages and trainers give a family's models, with the variant and prediction type that it implies.
 
     `text` is CivitAI's name to the letter; among `names` it is a pattern, in which `.?` stands for the separators that
     people use: nothing . - _ space. The more `general` one is, the later it is tried, after those of other families.
@@ -36,9 +36,9 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class LoraRule:
-    """A name of a module that LoRAs for a family change, with `_` for dots; sizes tell families that share the name.
+    """A name of a module that a family's LoRAs change, with `_` for dots; sizes tell families that share the name.
 
-    Names alone are tried before names with a size. A `general` one is tried last: other families' begin the same.
+    Names alone are tried before names with a size. A `general` one is tried last: other families' names start alike.
     """
 
     pattern: str
@@ -49,7 +49,7 @@ class LoraRule:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """How a family's pipelines read prompts, where the worker can weigh them: `widths` of the encoders by their names.
+    """The prompts of a family's pipelines, where the worker can weigh them: form, and `widths` of the encoders by name.
 
     `layers` are those of the smallest encoder.
     """
@@ -80,41 +80,41 @@ class Architecture:
     max_steps: int = 150
     guidance: str = "guidance_scale"  # the parameter that a caller's "guidance" means
     negative_prompt: bool = True
-    checkpoint: Condition | None = None  # what a single file with the whole model shows
-    denoiser: Condition | None = None  # what the UNet or transformer alone shows
+    checkpoint: Condition | None = None  # on a single file with the whole model
+    denoiser: Condition | None = None  # on the UNet or transformer alone
     config: str | None = None  # folder below catalog/configs, when single files load offline
-    base_repo: str | None = None  # where missing parts come from otherwise
+    base_repo: str | None = None  # the source of missing parts otherwise
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
     notes: Mapping[str, str] = field(default_factory=dict)
     family: str = ""  # the row whose LoRAs fit this one; its own id when empty
     sibling: str | None = None  # the row that owns the classes of this one
-    repository: ConfigCondition | None = None  # what tells a sibling's repository apart
+    repository: ConfigCondition | None = None  # tells a sibling's repository apart
     twin: str | None = None  # the row whose single files look exactly like this one's: only a declaration tells
-    # what the same shapes are trained to -> defaults that differ; an empty mapping names a variant that runs alike
+    # variant of the same shapes -> defaults that differ; an empty mapping names a variant that runs alike
     variants: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
-    # What it is called.
+    # Its names.
     civitai: tuple[Name, ...] = ()  # as CivitAI's `baseModel` has it
     names: tuple[Name, ...] = ()  # in the Hub's ids and in what trainers write
-    # How it is sampled.
-    noise: Noise | None = "flow"  # what the weights predict; None for what is in no one else's terms
+    # Its sampling.
+    noise: Noise | None = "flow"  # the weights' kind of noise; None for a kind that no other family has
     scheduler: str | None = "FlowMatchEulerDiscreteScheduler"  # that its models bring; None where these differ
-    # A variant -> what its files are sampled with.
+    # Variant -> the scheduler for its files.
     few_steps: Mapping[str, SchedulerConfig] = field(default_factory=dict)
     epsilon_or_v: bool = False  # its files may predict either, and do not show it
     fps: float | None = None  # frames a second of the videos that it was trained on, from its model card
     fixed_size: bool = False  # its config's sample_size is not the size that the pipeline generates by itself
-    # How it is asked.
+    # Its prompts and parameters.
     prompts: Prompts | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)  # beyond its defaults, where no signature can be read
-    # What goes beside it.
+    # Its adapters.
     image_prompts: bool = False  # takes IP-Adapters; where a signature can be read that tells
     ip_adapter_files: tuple[str, ...] = ()  # that a repository's name alone means, the first choice first
     image_encoder: str | None = None  # that its IP-Adapters mean, where their width alone says another
     hypernetworks: bool = False
     adapters_like: str | None = None  # the row whose LoRAs name the same modules, so that keys cannot tell them apart
-    loras: tuple[LoraRule, ...] = ()  # what tells a LoRA for it
-    lora_note: str = ""  # what a LoRA's evidence says beside this base
-    # What tells its parts.
+    loras: tuple[LoraRule, ...] = ()  # rules that recognise a LoRA for it
+    lora_note: str = ""  # added to a LoRA's evidence for this base
+    # Its parts.
     text_width: int | None = None  # of the text that a UNet's attention reads, where only this row's has it
     # Input channels of the denoiser -> the class and its one task.
     by_channels: Mapping[int, tuple[str, Task]] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Architecture:
         return self.family or self.id
 
 
-# Distilled models draw in few steps and without guidance: what their authors publish.
+# Distilled models generate in few steps and without guidance, as their authors publish.
 FEW_STEPS: Mapping[str, Mapping[str, JsonValue]] = {
     "turbo": {"num_inference_steps": 4, "guidance_scale": 0.0},
     "lightning": {"num_inference_steps": 8, "guidance_scale": 1.0},
@@ -138,7 +138,7 @@ FEW_STEPS: Mapping[str, Mapping[str, JsonValue]] = {
 }
 
 
-# What a file of few steps is sampled with, as its authors publish it; the family's own scheduler begins too late.
+# Schedulers for files of few steps, as their authors publish; the family's own scheduler begins too late.
 _TRAILING: Mapping[str, JsonValue] = {"timestep_spacing": "trailing"}
 FEW_STEP_SCHEDULERS: Mapping[str, SchedulerConfig] = {
     "turbo": SchedulerConfig("EulerAncestralDiscreteScheduler", _TRAILING),
@@ -146,15 +146,15 @@ FEW_STEP_SCHEDULERS: Mapping[str, SchedulerConfig] = {
     "hyper": SchedulerConfig("DDIMScheduler", _TRAILING),
     "lcm": SchedulerConfig("LCMScheduler"),
 }
-# What Stable Diffusion's pipelines take beside the defaults.
+# Parameters of Stable Diffusion's pipelines beside the defaults.
 SD_PARAMETERS: Mapping[str, str] = {"eta": "number", "guidance_rescale": "number", "clip_skip": "integer"}
 
 
 def whole(part: Condition) -> Condition:
-    """`part` holds in a file that also has a VAE or a text encoder: the whole model, not the denoiser alone."""
+    """Condition that `part` holds in a whole model: a file that also has a VAE or a text encoder."""
     return all_of(under(("model.diffusion_model.",), part), has_prefix(*VAE_PREFIXES, *TEXT_ENCODER_PREFIXES))
 
 
 def alone(part: Condition) -> Condition:
-    """`part` holds under any of the prefixes that tools give the denoiser."""
+    """Condition that `part` holds under any of the prefixes that tools give the denoiser."""
     return under(DENOISER_PREFIXES, part)

@@ -1,1 +1,1 @@
-"""What a weight file says before anybody knows what it is: its header, and what it is when it has none."""
+"""Readers of weight files' headers, and names for files that are no weights."""

@@ -1,8 +1,8 @@
 """A GGUF file's header: key-value pairs and tensor infos, from a prefix that may turn out too short.
 
 `GGUF`, u32 version, u64 tensor count, u64 pair count, the pairs, the tensor infos, padding, the weights; everything
-little-endian. How long the header is stands nowhere: one reads on until it is complete, which is what `gguf_end`
-answers for. Strings, counts and nesting are bounded, since the file may come from anyone.
+little-endian. No field holds the header's length: one reads on until the header is complete, and `gguf_end` tells how
+far. Strings, counts and nesting are bounded, since the file may come from anyone.
 """
 
 import math
@@ -37,7 +37,7 @@ _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF flattens what GGUF ca
 
 
 class _TooShortError(Exception):
-    """The prefix ends inside the header; `needed` bytes would have carried the reader on."""
+    """The prefix ends inside the header; the reader needs the first `needed` bytes to go on."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -45,7 +45,7 @@ class _TooShortError(Exception):
 
 
 class _Reader:
-    """Walks over a prefix and never past its end."""
+    """Reader of a prefix that never goes past its end."""
 
     def __init__(self, prefix: bytes, name: str) -> None:
         self._bytes = prefix
@@ -59,9 +59,9 @@ class _Reader:
             raise UnsupportedModel(f"{self._name} has a header of more than {MAX_HEADER_BYTES:,} bytes, the limit.")
         if end > len(self._bytes):
             raise _TooShortError(end)
-        taken = self._bytes[self.at : end]
+        data = self._bytes[self.at : end]
         self.at = end
-        return taken
+        return data
 
     def number(self, form: str) -> int | float | bool:
         value: int | float | bool = struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -99,9 +99,9 @@ class _Reader:
 
 
 def gguf_end(prefix: bytes, file_bytes: int, name: str) -> int:
-    """Say how many leading bytes hold the header, or how many to read before asking again if `prefix` is too short.
+    """Return the number of leading bytes that hold the header, or to read before asking again if `prefix` is too short.
 
-    The answer is larger than `prefix` as long as more is needed. Raises CorruptFile and UnsupportedModel.
+    The result is larger than `prefix` as long as more bytes are needed. Raises CorruptFile and UnsupportedModel.
     """
     try:
         return _parse(prefix, file_bytes, name)[1]
@@ -176,9 +176,9 @@ def _original(noted: object, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _aligned(at: int, alignment: object) -> int:
+def _aligned(position: int, alignment: object) -> int:
     step = alignment if type(alignment) is int and 0 < alignment <= 2**16 else 32
-    return -(-at // step) * step
+    return -(-position // step) * step
 
 
 def _truncated(name: str, needed: int, file_bytes: int) -> CorruptFile:

@@ -1,12 +1,12 @@
-"""A weight file's header, read without its weights: names, dtypes, shapes, and whether the file is whole.
+"""A weight file's header, read without its weights: names, dtypes and shapes, and a check that the file is whole.
 
-safetensors is 8 bytes of length (little endian), that many bytes of JSON, then the tensors without a gap. Nothing of
-the weights is read; the file's size against the header's last offset is the one cheap test for truncation. GGUF files
-are parsed by `gguf.py`, torch pickles (only where the operator allows them) by `pickles.py`, and what is no model at
-all is named by `unsupported_formats.py`.
+safetensors is 8 bytes of length (little endian), that many bytes of JSON, then the tensors without a gap. None of the
+weights are read; comparing the file's size with the header's last offset is the one cheap test for truncation.
+`gguf.py` parses GGUF files, and `pickles.py` torch pickles, only where the operator allows them.
+`unsupported_formats.py` names files that are no model.
 
 Remote files: ask `header_end` with the first bytes, read that many, and ask again until the answer is covered; then
-`parse_header`. For safetensors the first answer is final; a GGUF header is as long as it turns out to be.
+call `parse_header`. For safetensors the first answer is final; the length of a GGUF header shows only as it is read.
 """
 
 import json
@@ -63,9 +63,10 @@ def read_header(path: Path, allow_pickles: bool = False) -> TensorIndex:
 
 
 def header_end(prefix: bytes, file_bytes: int, name: str) -> int:
-    """Say how many leading bytes of the file hold its header. `prefix` is its first bytes, best 512 or more.
+    """Return the number of leading bytes that hold a file's header. `prefix` is its first bytes, best 512 or more.
 
-    An answer larger than `prefix` means: read that many and ask again.
+    A result larger than `prefix` means: read that many and ask again. Raises CorruptFile and UnsupportedModel, or the
+    error of `name_unsupported`.
     """
     if file_bytes == 0:
         raise CorruptFile(f"{name} is empty; download it again.")
@@ -129,17 +130,17 @@ def _load(text: bytes, name: str) -> dict[str, object]:
 
 
 class _DuplicateNameError(Exception):
-    """A JSON object that has one key twice, of which json would silently keep the last."""
+    """A JSON object has one key twice; json would silently keep the last."""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in pairs:
-            if key in seen:
+            if key in keys:
                 raise _DuplicateNameError(key)
-            seen.add(key)
+            keys.add(key)
     return result
 
 
@@ -152,7 +153,7 @@ def _metadata(value: object, name: str) -> dict[str, str]:
 
 
 def _entry(tensor: str, entry: object, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """Take one tensor's entry apart. Every value is checked: the header may come from anyone."""
+    """Read one tensor's entry: dtype, shape and span. Every value is checked: the header may come from anyone."""
     if not isinstance(entry, dict):
         raise _damaged(name, tensor, "has an entry that is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -176,18 +177,20 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _check_layout(spans: list[tuple[int, int]], data_bytes: int, name: str) -> None:
-    at = 0
+    position = 0
     for begin, end in sorted(spans):
-        if begin != at:
-            fault = "overlap" if begin < at else "leave a hole"
-            raise CorruptFile(f"{name} is damaged: its tensors {fault} at byte {min(begin, at):,}; download it again.")
-        at = end
-    if data_bytes < at:
+        if begin != position:
+            fault = "overlap" if begin < position else "leave a hole"
+            raise CorruptFile(
+                f"{name} is damaged: its tensors {fault} at byte {min(begin, position):,}; download it again."
+            )
+        position = end
+    if data_bytes < position:
         raise CorruptFile(
-            f"{name} is truncated: {data_bytes:,} of {at:,} bytes of weights are there; download it again."
+            f"{name} is truncated: {data_bytes:,} of {position:,} bytes of weights are there; download it again."
         )
-    if data_bytes > at:
-        raise CorruptFile(f"{name} has {data_bytes - at:,} bytes after its last tensor; download it again.")
+    if data_bytes > position:
+        raise CorruptFile(f"{name} has {data_bytes - position:,} bytes after its last tensor; download it again.")
 
 
 def _damaged(name: str, tensor: str, fault: str) -> CorruptFile:

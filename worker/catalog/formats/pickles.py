@@ -2,8 +2,8 @@
 
 A pickle is a program that may call any function. Here every name it asks for becomes an inert `_Stub`: calling one,
 building one or setting its items does nothing, and no module is imported. Only three things are understood: a storage
-(its type), a tensor (its storage and shape), and containers. This answers what a file is; it does not make loading it
-safe, so it is reached only when the operator allows pickles.
+(its type), a tensor (its storage and shape), and containers. This recognises a file; it does not make loading it safe,
+so it is reached only when the operator allows pickles.
 """
 
 import pickle
@@ -45,7 +45,7 @@ class _Tensor:
 
 
 class _Stub:
-    """Stands for whatever a pickle names. Everything that can be done to it does nothing."""
+    """Stand-in for any name in a pickle. All operations on it do nothing."""
 
     __slots__ = ("name",)
 
@@ -59,23 +59,23 @@ class _Stub:
     def __setitem__(self, key: object, value: object) -> None: ...
 
 
-def _call(called: object, arguments: object) -> object:
-    """Do what a pickle asks for, if it is to make a tensor or a dict; anything else becomes a stub."""
-    given = arguments if isinstance(arguments, tuple) else ()
-    name = called.name if isinstance(called, _Stub) else ""
+def _call(function: object, arguments: object) -> object:
+    """Make the tensor or the dict that a pickle asks for; any other call returns a stub."""
+    values = arguments if isinstance(arguments, tuple) else ()
+    name = function.name if isinstance(function, _Stub) else ""
     if name == "collections.OrderedDict":
         return {}
-    if name == "torch._utils._rebuild_parameter" and given:
-        return given[0]
+    if name == "torch._utils._rebuild_parameter" and values:
+        return values[0]
     if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_tensor"):
-        storage, shape = (given[0], given[2]) if len(given) > 2 else (None, None)
+        storage, shape = (values[0], values[2]) if len(values) > 2 else (None, None)
         if isinstance(storage, _Storage) and isinstance(shape, tuple) and all(type(size) is int for size in shape):
             return _Tensor(storage.dtype, shape)
     return _Stub()
 
 
 class _Inert(pickle._Unpickler):  # the one in Python: each opcode is a method that can be replaced
-    """Reads a pickle's containers and calls nothing."""
+    """Unpickler that reads a pickle's containers and calls nothing."""
 
     stack: list[Any]
     append: Callable[[object], None]
@@ -126,7 +126,7 @@ def read_pickle(path: Path) -> TensorIndex:
     """Read names, dtypes and shapes of a torch file. Raises CorruptFile, UnsafeFormat or UnsupportedModel."""
     name, size = path.name, path.stat().st_size
     try:
-        found = _zipped(path) if zipfile.is_zipfile(path) else _legacy(path)
+        root = _zipped(path) if zipfile.is_zipfile(path) else _legacy(path)
     except UnsupportedModel:
         raise
     except (zipfile.BadZipFile, EOFError):
@@ -135,7 +135,7 @@ def read_pickle(path: Path) -> TensorIndex:
         ) from None
     except Exception:  # a hostile pickle can fail in any way
         raise CorruptFile(f"{name} holds a pickle that cannot be followed: it is damaged; download it again.") from None
-    tensors, metadata = _flatten(found, name)
+    tensors, metadata = _flatten(root, name)
     if not tensors:
         raise UnsafeFormat(f"{name} is a pickle without tensors: a program, and no weights; name a file with weights.")
     return TensorIndex(tensors, metadata, "torch", size)
@@ -158,16 +158,18 @@ def _zipped(path: Path) -> object:
 def _legacy(path: Path) -> object:
     with path.open("rb") as file:
         stream = BytesIO(file.read(MAX_PICKLE_BYTES))
-    found = _Inert(stream).load()
-    if found != _LEGACY_MAGIC:
-        return found  # an ordinary pickle is its own object
+    value = _Inert(stream).load()
+    if value != _LEGACY_MAGIC:
+        return value  # an ordinary pickle is its own object
     for _ in _LEGACY_PICKLES:
-        found = _Inert(stream).load()
-    return found
+        value = _Inert(stream).load()
+    return value
 
 
 def _flatten(root: object, name: str) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """Name every tensor by its way down from the root, and take the root's numbers and texts as metadata."""
+    """Return the tensors by their paths from the root, and the root's numbers and texts as metadata.
+
+    Raises UnsupportedModel for more than MAX_TENSORS."""
     metadata: dict[str, str] = {}
     if isinstance(root, dict):
         for key, value in list(root.items())[: 10 * _TOLD]:
@@ -185,7 +187,7 @@ def _flatten(root: object, name: str) -> tuple[dict[str, tuple[str, tuple[int, .
 
 @dataclass(slots=True)
 class _Budget:
-    """How many more values may be looked at: a few bytes of pickle can refer to one list a billion times."""
+    """The number of values that may still be visited: a few bytes of pickle can refer to one list a billion times."""
 
     left: int
 

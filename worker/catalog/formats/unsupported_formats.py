@@ -1,4 +1,4 @@
-"""What a file is that is neither safetensors nor GGUF, said from its first bytes, with the fix."""
+"""Names for files that are neither safetensors nor GGUF, by their first bytes, with the fix."""
 
 import re
 
@@ -14,7 +14,7 @@ _ARCHIVES = {
 }  # fmt: skip
 _IMAGES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF"}
 _RIFFS = {b"WEBP": "a WebP image", b"AVI ": "a video", b"WAVE": "a sound"}
-# (first bytes, what it is); a suffix alone is believed only where the format has no mark of its own
+# (first bytes, name); a suffix alone is believed only where the format has no mark of its own
 _OTHERS = (
     (b"%PDF", "a PDF document"), (b"MZ", "a Windows program"), (b"\x7fELF", "a Linux program"),
     (b"ftrt", "a TensorRT engine, which runs on one kind of GPU only"), (b"\x89HDF", "a Keras (HDF5) model"),
@@ -29,23 +29,25 @@ _WORKFLOWS = (b'"class_type"', b'"last_node_id"', b'"last_link_id"', b'"nodes"')
 
 
 def name_unsupported(prefix: bytes, name: str) -> WorkerError:
-    """Return the error that says what the file is instead, and what to do. `prefix` is best 512 bytes or more."""
+    """Return the error that names the file's real kind and the fix. `prefix` is best 512 bytes or more."""
     for look in (_answer, _container, _medium, _document):
         error = look(prefix, name)
         if error is not None:
             return error
-    other = next((what for magic, what in _OTHERS if prefix.startswith(magic)), None) or _SUFFIXES.get(_suffix(name))
-    if other is None and prefix[:1] == b"\x08" and (b"pytorch" in prefix[:64] or b"onnx" in prefix[:256].lower()):
-        other = "an ONNX model"  # protobuf: field 1 is the version, field 2 who wrote it
-    if other is not None:
-        return UnsupportedModel(f"{name} is {other}, which nothing here can run; use the safetensors version.")
+    description = next((text for magic, text in _OTHERS if prefix.startswith(magic)), None) or _SUFFIXES.get(
+        _suffix(name)
+    )
+    if description is None and prefix[:1] == b"\x08" and (b"pytorch" in prefix[:64] or b"onnx" in prefix[:256].lower()):
+        description = "an ONNX model"  # protobuf: field 1 is the version, field 2 who wrote it
+    if description is not None:
+        return UnsupportedModel(f"{name} is {description}, which nothing here can run; use the safetensors version.")
     if _is_text(prefix):
         return UnsupportedModel(f"{name} is a text, not weights; name the weight file itself.")
     return UnsupportedModel(f"{name} is not a safetensors file; use a model in the safetensors format.")
 
 
 def _answer(prefix: bytes, name: str) -> WorkerError | None:
-    """Name what a source gave in the file's place."""
+    """Return the error for a source's answer in the file's place: a web page, or a git-LFS pointer."""
     if prefix.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         return CorruptFile(
             f"{name} is an HTML page, not a model: the link needs a login or a token, or leads to a web page."
@@ -56,7 +58,7 @@ def _answer(prefix: bytes, name: str) -> WorkerError | None:
 
 
 def _container(prefix: bytes, name: str) -> WorkerError | None:
-    """Name a pickle or an archive."""
+    """Return the error for a pickle or an archive."""
     if prefix.startswith(b"PK"):
         return _zip(prefix, name, _suffix(name))
     if _is_bare_pickle(prefix):
@@ -68,10 +70,10 @@ def _container(prefix: bytes, name: str) -> WorkerError | None:
 
 
 def _medium(prefix: bytes, name: str) -> WorkerError | None:
-    """Name an image, a video or a sound."""
-    for magic, what in _IMAGES.items():
+    """Return the error for an image, a video or a sound."""
+    for magic, format_name in _IMAGES.items():
         if prefix.startswith(magic):
-            return UnsupportedModel(f"{name} is a {what} image, not a model.")
+            return UnsupportedModel(f"{name} is a {format_name} image, not a model.")
     if prefix.startswith(b"RIFF") and prefix[8:12] in _RIFFS:
         return UnsupportedModel(f"{name} is {_RIFFS[prefix[8:12]]}, not a model.")
     if prefix[4:8] == b"ftyp":
@@ -80,7 +82,7 @@ def _medium(prefix: bytes, name: str) -> WorkerError | None:
 
 
 def _document(prefix: bytes, name: str) -> WorkerError | None:
-    """Name a JSON text, or a file too short for any header."""
+    """Return the error for a JSON text, or for a file too short for any header."""
     if prefix.lstrip().startswith((b"{", b"[")):
         return _json(prefix, name)
     if len(prefix) < 9:
@@ -93,7 +95,7 @@ def _suffix(name: str) -> str:
 
 
 def is_pickle(prefix: bytes) -> bool:
-    """Say whether the file is a torch pickle, zipped or bare, by its first bytes."""
+    """True if the file is a torch pickle, zipped or bare, by its first bytes."""
     zipped = prefix.startswith(b"PK\x03\x04") and any(mark in prefix for mark in (b"data.pkl", b"/.format_version"))
     return zipped or _is_bare_pickle(prefix)
 

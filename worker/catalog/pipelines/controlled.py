@@ -1,8 +1,8 @@
-"""THE TABLE of control: which class draws with a ControlNet or T2I-Adapter, in place of the one that draws without.
+"""THE TABLE of control: the class that generates with a ControlNet or T2I-Adapter, in place of the one without.
 
-A model keeps its task; only its class changes. What that class calls the images, scales and steps is read from its
-call signature, so that a row of control holds names of classes and nothing else. The odd ones among those classes have
-rows of their own, as all odd classes.
+A model keeps its task; only its class changes. The class's call signature tells its names for images, scales and steps,
+so that a row of control holds names of classes and nothing else. The odd ones among those classes have rows of their
+own, as all odd classes.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ Several = Literal["any", "same", "one"]
 
 @dataclass(frozen=True, slots=True)
 class Controlled:
-    """A row: `pipeline` draws what `plain` does, with controls that `component` reads.
+    """A row: `pipeline` generates as `plain` does, with controls that `component` reads.
 
-    `inpaints` says that they must, or must not, have been trained to see the image and its mask too.
+    `inpaints` true or false: the controls must, or must not, have been trained to see the image and its mask too.
     """
 
     plain: str
@@ -30,7 +30,7 @@ class Controlled:
     inpaints: bool | None = None
 
     def takes(self, control: Detection) -> bool:
-        """Whether a control of this kind is read by this row's class."""
+        """True if this row's class reads a control of this kind."""
         fits = self.inpaints is None or self.inpaints is (control.variant == "inpainting")
         return fits and control.component_class == self.component
 

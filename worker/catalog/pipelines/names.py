@@ -1,17 +1,17 @@
-"""The names of classes: what an ordinary one tells of its task, of its frames, and of other media that it makes."""
+"""Facts that the names of ordinary classes tell: the task, the frames, and other media that they make."""
 
 import re
 
 from worker.core.model import Task
 from worker.core.pipeline import FrameGrid
 
-# What these classes return is a video, whatever their task is called.
+# These classes return a video, whatever the name of their task.
 _VIDEO = (
     r"^AnimateDiff|Video|T2V|I2V|^Mochi|^Allegro|^Latte|^SkyReels|^Wan|^Helios|^EasyAnimate|^LTX|^ChronoEdit|^PIA|^Lucy"
     r"|^AnyFlow|^SanaWM|^ConsisID|TI2VA|^I2VGen|World|^Cosmos(?!2TextToImage)|^Kandinsky6|^CogVideo"
 )
 _IS_VIDEO = re.compile(_VIDEO)
-# What a class does; the first that is found wins.
+# The task of a class; the first match wins.
 _TASKS: tuple[tuple[re.Pattern[str], Task], ...] = tuple(
     (re.compile(pattern), task)
     for pattern, task in (
@@ -26,7 +26,7 @@ _TASKS: tuple[tuple[re.Pattern[str], Task], ...] = tuple(
         (r"Img2Img|ImageVariation|Depth2Img|Refiner|Emb2Emb|CycleDiffusion", Task.IMAGE_TO_IMAGE),
     )
 )
-# What makes something else; these are refused.
+# Classes that make other media; these are refused.
 OTHER_MEDIA = (
     (re.compile(r"Audio|Music|DanceDiffusion|AceStep|Spectrogram"), "makes audio"),
     (re.compile(r"^ShapE"), "makes 3D objects"),
@@ -35,8 +35,8 @@ OTHER_MEDIA = (
     (re.compile(r"^Onnx|Onnx"), "is an ONNX pipeline"),
     (re.compile(r"^Flax"), "is a Flax pipeline"),
 )
-# Measured with diffusers 0.42.1: a video's VAE makes one of several frames. What a class is not told on its grid it
-# refuses, or rounds either way, or fills up.
+# Measured with diffusers 0.42.1: a video's VAE makes one of several frames. A class refuses a number of frames off its
+# grid, or rounds it either way, or fills up.
 _FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
     (re.compile(r"^LTX2DFR"), FrameGrid(8, least=9)),
     (re.compile(r"^(LTX|SanaWM)"), FrameGrid(8)),
@@ -57,17 +57,17 @@ _FPS: tuple[tuple[re.Pattern[str], float], ...] = (
 
 
 def named_task(name: str) -> Task:
-    """Infer what a class does from its name; text-to-image when the name says nothing."""
+    """Infer a class's task from its name; text-to-image when the name says nothing."""
     return next((task for pattern, task in _TASKS if pattern.search(name)), Task.TEXT_TO_IMAGE)
 
 
 def named_medium(name: str) -> str | None:
-    """Say which other medium a class makes, as the end of a sentence; None for images and videos."""
-    return next((what for pattern, what in OTHER_MEDIA if pattern.search(name)), None)
+    """Return the other medium that a class makes, as the end of a sentence; None for images and videos."""
+    return next((medium for pattern, medium in OTHER_MEDIA if pattern.search(name)), None)
 
 
 def is_video(name: str) -> bool:
-    """Say whether a class of this name returns videos."""
+    """True if a class of this name returns videos."""
     return _IS_VIDEO.search(name) is not None
 
 

@@ -32,7 +32,7 @@ UPSCALE_PIPELINE = next(row.name for row in PIPELINES.values() if not row.denois
 
 
 def pipeline_row(name: str | None) -> PipelineRow:
-    """Return the facts of a class: its row, completed by what its name says; an ordinary class's where it has none."""
+    """Return the facts of a class: its row, or an ordinary class's, completed by the facts that its name tells."""
     return _row(name or "")
 
 
