@@ -15,14 +15,14 @@ KOLORS = dimension("encoder_hid_proj.weight", 1, 4096)
 
 
 def cross_attention(level: int, width: int, context: int) -> Condition:
-    """Text of `context` channels enters level 0 or 1 of a UNet that is `width` wide there."""
+    """Condition that text of `context` channels enters level 0 or 1 of a UNet that is `width` wide there."""
     return any_of(
         shape_is(_LDM.format((1, 4)[level], 0), width, context), shape_is(_DIFFUSERS.format(level, 0), width, context)
     )
 
 
 def depth(blocks: int) -> Condition:
-    """The third level has exactly `blocks` transformer blocks in its first attention."""
+    """Condition that the third level has exactly `blocks` transformer blocks in its first attention."""
     last, beyond = blocks - 1, blocks
     return all_of(
         has_any(_LDM.format(7, last), _DIFFUSERS.format(2, last)),
@@ -30,4 +30,4 @@ def depth(blocks: int) -> Condition:
     )
 
 
-GUIDED = has_any("time_embedding.cond_proj.weight")  # guidance as an input: what distillation leaves behind
+GUIDED = has_any("time_embedding.cond_proj.weight")  # guidance as an input: a mark of distillation
