@@ -62,6 +62,7 @@ async def images_drawn(session):
     return sum(item.value for family in families for item in family.samples if item.name == "imgworker_images_total")
 
 
+@pytest.mark.slow
 async def test_two_hundred_callers_are_each_answered_once_with_the_image_of_a_serial_run(served):
     jobs, statuses = mixed_jobs(), Counter()
     distinct = {job["prompt"]: job for job in jobs}

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,17 @@ SEVERAL = (
     "StableCascadeCombinedPipeline",
     "ZImageOmniPipeline",
 )
-_ROWS = [(task, name) for task, rows in DEPENDS.items() for name in rows]
+
+
+def _often(rows: Iterable[Any], each: int) -> list[Any]:
+    """The first `each` of these rows for `make test`, and the rest of the table for `make test-all`."""
+    return [
+        pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=() if at < each else pytest.mark.slow)
+        for at, row in enumerate(rows)
+    ]
+
+
+_ROWS = [row for task, rows in DEPENDS.items() for row in _often([(task, name) for name in rows], 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +133,7 @@ def seen(answer: dict[str, Any]) -> np.ndarray:
     return np.stack([pixels(answer, index) for index in range(len(answer["images"]))])
 
 
-@pytest.mark.parametrize(("task", "pipeline"), _ROWS, ids=[f"{task}-{name}" for task, name in _ROWS])
+@pytest.mark.parametrize(("task", "pipeline"), _ROWS)
 def test_what_is_drawn_depends_on_what_was_sent(doorway: Doorway, task: str, pipeline: str):
     both = _BOTH.get(task, {})
     first, other = doorway.ask(pipeline, **both), doorway.ask(pipeline, **both | DEPENDS[task][pipeline])
@@ -139,7 +149,7 @@ def test_three_families_for_each_task():
     assert all(len(rows) >= 3 for rows in DEPENDS.values())
 
 
-@pytest.mark.parametrize("pipeline", SEVERAL)
+@pytest.mark.parametrize("pipeline", _often(SEVERAL, 1))
 def test_each_of_several_images_changes_the_edit(doorway: Doorway, pipeline: str):
     for module in _RECIPES[pipeline].needs:
         pytest.importorskip(module, reason=f"{pipeline} needs {module}")
@@ -153,7 +163,7 @@ def test_each_of_several_images_changes_the_edit(doorway: Doorway, pipeline: str
 
 
 @pytest.mark.parametrize("size", [(70, 50), (30, 30), (400, 40), (33, 600)])
-@pytest.mark.parametrize("pipeline", ["Flux2KleinPipeline", "GlmImagePipeline", "ZImageOmniPipeline"])
+@pytest.mark.parametrize("pipeline", _often(("Flux2KleinPipeline", "GlmImagePipeline", "ZImageOmniPipeline"), 1))
 def test_an_image_of_any_size_is_edited(doorway: Doorway, pipeline: str, size: tuple[int, int]):
     images = [[Image(*size, seed=seed), Image(64, 96, seed=1)] for seed in (0, 1)]
     first, other = (doorway.ask(pipeline, image=None, images=sent) for sent in images)
@@ -187,7 +197,7 @@ ODD_COUNTS: Mapping[str, tuple[int, ...]] = {
 }
 
 
-@pytest.mark.parametrize("pipeline", ODD_COUNTS)
+@pytest.mark.parametrize("pipeline", _often(ODD_COUNTS, 3))
 def test_a_video_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pipeline: str):
     own = {name: None for name in ("frames", "video_length") if name in _RECIPES[pipeline].request}
     for count in ODD_COUNTS[pipeline]:
