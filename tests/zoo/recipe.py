@@ -8,7 +8,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
-from PIL import Image
+import PIL.Image
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Image:
     seed: int = 0
     mode: str = "RGB"
 
-    def draw(self) -> Image.Image:
+    def draw(self) -> PIL.Image.Image:
         x, y = np.meshgrid(np.linspace(0, 255, self.width), np.linspace(0, 255, self.height))
         x, y = (x[:, ::-1] if self.seed & 1 else x), (y[::-1] if self.seed & 2 else y)
         blue = np.full_like(x, (40 + 90 * self.seed) % 256)
-        return Image.fromarray(np.stack([x, y, blue], axis=-1).astype(np.uint8)).convert(self.mode)
+        return PIL.Image.fromarray(np.stack([x, y, blue], axis=-1).astype(np.uint8)).convert(self.mode)
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Mask:
     width: int = 64
     height: int = 64
 
-    def draw(self) -> Image.Image:
+    def draw(self) -> PIL.Image.Image:
         mask = np.zeros((self.height, self.width), np.uint8)
         mask[:, self.width // 2 :] = 255
-        return Image.fromarray(mask)
+        return PIL.Image.fromarray(mask)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Video:
     width: int = 64
     height: int = 64
 
-    def draw(self) -> list[Image.Image]:
+    def draw(self) -> list[PIL.Image.Image]:
         return [Image(self.width, self.height, seed=index).draw() for index in range(self.frames)]
 
 
@@ -122,7 +122,7 @@ def on_the_wire(value: Any) -> Any:
     return value
 
 
-def _png(image: Image.Image) -> str:
+def _png(image: PIL.Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, "PNG")
     return base64.b64encode(out.getvalue()).decode()
