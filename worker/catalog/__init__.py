@@ -1,1 +1,1 @@
-"""The registry, the tables of model families and adapters, and the detector. No network, no torch."""
+"""Models, families and detection. The registry, the tables and the detector; no network, no torch."""
