@@ -99,13 +99,13 @@ def fits(adapter: str | None, model: str | None) -> bool:
     """True if an adapter made for one architecture may be put on another. An unknown base may always be tried."""
     if adapter is None or model is None:
         return True
-    one, other = (_IDS[name].adapter_base if name in _IDS else name for name in (adapter, model))
-    return one == other or alike(one, other)
+    adapter_base, model_base = (_IDS[name].adapter_base if name in _IDS else name for name in (adapter, model))
+    return adapter_base == model_base or alike(adapter_base, model_base)
 
 
 def alike(one: str, other: str) -> bool:
     """True if the LoRAs of two families name the same modules, so that their keys cannot tell them apart."""
-    return any(name in _IDS and _IDS[name].adapters_like == like for name, like in ((one, other), (other, one)))
+    return any(name in _IDS and _IDS[name].adapters_like == base for name, base in ((one, other), (other, one)))
 
 
 def base_of(row: Architecture) -> Architecture:

@@ -25,7 +25,7 @@ class FamilyRow:
     tasks: tuple[Task, ...]
     files: tuple[str, ...]  # "diffusers", "checkpoint", "denoiser", "gguf"
     variants: tuple[str, ...]
-    loras_recognised: bool  # whether a LoRA's keys tell this base
+    loras_recognised: bool  # true if a LoRA's keys show this base
     twin: str | None  # the family whose files look the same; CivitAI's baseModel or the Hub's tags decide
     controlnets: tuple[str, ...]
 
@@ -51,28 +51,32 @@ class RefusedRow:
 def families() -> Iterator[FamilyRow]:
     """Yield one row for each architecture, in the table's order."""
     bases = lora_bases()
-    saved = {name for row in component_classes().values() if row.kind is Kind.DENOISER for name in row.pipelines}
+    saved_pipelines = {
+        name for row in component_classes().values() if row.kind is Kind.DENOISER for name in row.pipelines
+    }
     for row in ARCHITECTURES:
-        nets = tuple(dict.fromkeys(net.what for net in CONTROLNETS if net.architecture == row.adapter_base))
+        controlnets = tuple(
+            dict.fromkeys(controlnet.what for controlnet in CONTROLNETS if controlnet.architecture == row.adapter_base)
+        )
         yield FamilyRow(
             row.id,
             row.title,
             tuple(row.pipelines),
-            _files(row, saved),
+            _files(row, saved_pipelines),
             tuple(row.variants),
             row.adapter_base in bases,
             row.twin,
-            nets,
+            controlnets,
         )
 
 
-def _files(row: Architecture, saved: set[str]) -> tuple[str, ...]:
+def _files(row: Architecture, saved_pipelines: set[str]) -> tuple[str, ...]:
     """Name the forms in which a family's files are recognised; a twin's look like those of the other row."""
     files = ["diffusers"]
     model = next((candidate for candidate in ARCHITECTURES if candidate.id == row.twin), row)
     if model.checkpoint:
         files.append("checkpoint")
-    if model.denoiser or saved & set(model.pipelines.values()):
+    if model.denoiser or saved_pipelines & set(model.pipelines.values()):
         files.append("denoiser")
     if model.denoiser:
         files.append("gguf")
@@ -86,8 +90,8 @@ def kinds() -> Iterator[KindRow]:
     yield KindRow(Kind.TEXTUAL_INVERSION, "token vectors, for one text encoder or a pair", None, None)
     base = next(row.id for row in ARCHITECTURES if row.hypernetworks)
     yield KindRow(Kind.HYPERNETWORK, "a hypernetwork (in a pickle, where the operator allows those)", base, None)
-    for net in CONTROLNETS:
-        yield KindRow(Kind.CONTROLNET, net.what, net.architecture, net.component_class)
+    for controlnet in CONTROLNETS:
+        yield KindRow(Kind.CONTROLNET, controlnet.what, controlnet.architecture, controlnet.component_class)
     for encoder in (*VAES, *TEXT_ENCODERS):
         yield KindRow(encoder.kind, encoder.variant, encoder.architecture, encoder.component_class)
 

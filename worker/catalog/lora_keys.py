@@ -46,7 +46,7 @@ PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("text_model.", "text_encoder", "bare"),
 )  # fmt: skip
 # Of these prefixes the end is the beginning of the module's name.
-_KEPT = {"lycoris_text_model_": "text_model_", "text_model.": "text_model."}
+_MODULE_STARTS = {"lycoris_text_model_": "text_model_", "text_model.": "text_model."}
 
 # `.default` and the like: the name of the adapter, which peft writes into its keys. A quantized model of Nunchaku has
 # `lora_down` without `.weight`, and is no LoRA.
@@ -100,7 +100,7 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
     if refused is None and any(name.endswith(".oft_blocks") and len(shape) == 4 for name, shape in shapes.items()):
         refused = "BOFT"
     grouped: dict[tuple[str, str], dict[str, str]] = {}
-    spelled: dict[tuple[str, str], str] = {}
+    spellings: dict[tuple[str, str], str] = {}
     dialects: set[str] = set()
     embeddings: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
@@ -110,15 +110,15 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
             embeddings.setdefault(embedding["token"], {})[embedding["part"]] = key
         elif parts := _split(key, ia3):
             stem, role = parts
-            place, spelling, dialect = _place(stem)
-            grouped.setdefault(place, {})[role] = key
-            spelled.setdefault(place, spelling)
+            target, spelling, dialect = _target(stem)
+            grouped.setdefault(target, {})[role] = key
+            spellings.setdefault(target, spelling)
             dialects.add(dialect)
         else:
             unknown.append(key)
     modules = tuple(
-        ModuleKeys(*place, keys, _algorithm(keys), spelled[place], *_widths(keys, shapes))
-        for place, keys in grouped.items()
+        ModuleKeys(*target, keys, _algorithm(keys), spellings[target], *_widths(keys, shapes))
+        for target, keys in grouped.items()
     )
     dialect = next((name for name in DIALECTS if name in dialects), "bare")
     return LoraKeys(modules, embeddings, tuple(unknown), refused, dialect)
@@ -153,17 +153,17 @@ def _split(key: str, ia3: AbstractSet[str]) -> tuple[str, str] | None:
     return None
 
 
-def _place(stem: str) -> tuple[tuple[str, str], str, str]:
+def _target(stem: str) -> tuple[tuple[str, str], str, str]:
     """Return component and module name, the name as it is spelled, and the dialect of the spelling."""
-    bare = stem
-    while bare.startswith(_WRAPPER):
-        bare = bare.removeprefix(_WRAPPER)
-    prefix, component, dialect = next((row for row in PREFIXES if bare.startswith(row[0])), ("", DENOISER, "bare"))
-    if bare is not stem:
+    stripped = stem
+    while stripped.startswith(_WRAPPER):
+        stripped = stripped.removeprefix(_WRAPPER)
+    prefix, component, dialect = next((row for row in PREFIXES if stripped.startswith(row[0])), ("", DENOISER, "bare"))
+    if stripped is not stem:
         dialect = "peft"
     if _XLABS.search(stem):
         dialect = "xlabs"
-    spelling = _KEPT.get(prefix, "") + bare.removeprefix(prefix)
+    spelling = _MODULE_STARTS.get(prefix, "") + stripped.removeprefix(prefix)
     name = _PROCESSOR_END.sub(r"\1", spelling).replace(".processor", "")
     return (component, name.lstrip("_.") if prefix else name), spelling, dialect
 

@@ -270,7 +270,7 @@ class _Reading:
     def overridden(self, tiers: Mapping[str, Tier], overrides: Mapping[str, str]) -> dict[str, Tier]:
         """Return the tiers with the operator's overrides on top."""
         by_name = {re.sub(r"[^A-Z0-9]", "_", name.upper()): name for name in tiers}
-        changed = dict(tiers)
+        result = dict(tiers)
         for variable, value in sorted(overrides.items()):
             match = _OVERRIDE.fullmatch(variable)
             if match is None or variable in _FOREIGN:
@@ -282,12 +282,12 @@ class _Reading:
             setting = _SETTINGS[match["setting"]]
             if not re.fullmatch(r"[0-9]{1,9}", value.strip()):
                 raise self.fail(("tiers", name), f"{variable} must be a whole number; {value[:32]!r} was set.")
-            data = changed[name].model_dump() | {setting: int(value)}
+            data = result[name].model_dump() | {setting: int(value)}
             try:
-                changed[name] = Tier.model_validate(data)
+                result[name] = Tier.model_validate(data)
             except ValidationError as error:
                 raise self.fail(("tiers", name), f"{variable} {_reason(error)}; {value.strip()} was set.") from error
-        return changed
+        return result
 
     def unknown_tier(self, keys: _KeyPath, tier: str, tiers: Mapping[str, Tier]) -> RegistryError:
         """Return the error for a tier that the file does not define."""
@@ -358,8 +358,8 @@ class _Reading:
                 raise self.fail(line, "a key must be plain text; quote it if it is.")
             name = str(key.value)
             if name in result:
-                first = self.lines[(*keys, name)]
-                raise self.fail(line, f"{name} is already defined at line {first}; remove one of the two.")
+                first_line = self.lines[(*keys, name)]
+                raise self.fail(line, f"{name} is already defined at line {first_line}; remove one of the two.")
             self.lines[(*keys, name)] = line
             result[name] = self.value(value, (*keys, name))
         return result

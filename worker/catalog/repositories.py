@@ -157,8 +157,8 @@ def _tasks(row: Architecture | None, name: str, configs: Configs, evidence: list
     if row is None:
         return name, (named_task(name),)
     if name != next(iter(row.pipelines.values())):
-        named = tuple(task for task, pipeline in row.pipelines.items() if pipeline == name)
-        return name, named or (named_task(name),)
+        tasks = tuple(task for task, pipeline in row.pipelines.items() if pipeline == name)
+        return name, tasks or (named_task(name),)
     inpaint = row.pipelines.get(Task.INPAINTING)
     if inpaint and configs.get("unet/config.json", {}).get("in_channels") == _INPAINT_CHANNELS:
         evidence.append(f"unet/config.json: {_INPAINT_CHANNELS} input channels")
@@ -176,28 +176,28 @@ def _native_size(
     if row is not None and row.fixed_size:
         return default
     part = next((part for part in DENOISERS if f"{part}/config.json" in configs), None)
-    sample = configs[f"{part}/config.json"].get("sample_size") if part else None
-    sizes = sample if isinstance(sample, list) else [sample]
+    sample_size = configs[f"{part}/config.json"].get("sample_size") if part else None
+    sizes = sample_size if isinstance(sample_size, list) else [sample_size]
     if not sizes or not all(type(size) is int and 0 < size <= 16_384 for size in sizes):
         return default
-    factor = _shrink(configs.get("vae/config.json")) if "vae" in index else 1
+    factor = _compression(configs.get("vae/config.json")) if "vae" in index else 1
     if factor is None:
         return default
-    evidence.append(f"{part}/config.json: sample_size {sample} x {factor}")
+    evidence.append(f"{part}/config.json: sample_size {sample_size} x {factor}")
     return int(max(sizes) * factor)
 
 
-def _shrink(vae: Mapping[str, object] | None) -> int | None:
+def _compression(vae: Mapping[str, object] | None) -> int | None:
     if vae is None:
         return None
     for key in ("spatial_compression_ratio", "scale_factor_spatial"):
         value = vae.get(key)
         if type(value) is int and 0 < value <= 256:
             return value
-    for key, less in (("block_out_channels", 1), ("encoder_block_out_channels", 1), ("temperal_downsample", 0)):
+    for key, offset in (("block_out_channels", 1), ("encoder_block_out_channels", 1), ("temperal_downsample", 0)):
         value = vae.get(key)
         if isinstance(value, list) and 0 < len(value) <= 9:
-            return int(2 ** (len(value) - less))
+            return int(2 ** (len(value) - offset))
     return None
 
 

@@ -152,11 +152,11 @@ def folded(name: str) -> str:
 
 def read_name(name: str) -> Named | None:
     """Read a name of a sampler, with or without a schedule; None when it is no such name."""
-    named = _whole(folded(name))
+    named = _read_unsplit(folded(name))
     if named is not None:
         return named
     for head, schedule in _splits(name):
-        named = _whole(head)
+        named = _read_unsplit(head)
         if named is not None and named.schedule is None:
             return Named(named.sampler, named.cls, schedule)
     return None
@@ -183,7 +183,7 @@ def names_of(sampler: Sampler) -> tuple[str, ...]:
     return (sampler.name, *sampler.aliases)
 
 
-def _whole(head: str) -> Named | None:
+def _read_unsplit(head: str) -> Named | None:
     if head in _COMPOUND:
         sampler, schedule = _COMPOUND[head]
         return Named(_SAMPLERS[folded(sampler)], None, schedule)
@@ -194,12 +194,12 @@ def _whole(head: str) -> Named | None:
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
     """Yield the text before a schedule's name, for each schedule that `name` ends with; the longest schedule first."""
-    whole = folded(name)
+    text = folded(name)
     for ending in sorted(_SCHEDULES, key=len, reverse=True):
         # A letter alone may end any word: it has to stand apart.
-        apart = len(ending) > 1 or name.lower().rstrip().endswith(("_" + ending, " " + ending))
-        if whole.endswith(ending) and len(whole) > len(ending) and apart:
-            yield whole.removesuffix(ending), _SCHEDULES[ending]
+        is_word = len(ending) > 1 or name.lower().rstrip().endswith(("_" + ending, " " + ending))
+        if text.endswith(ending) and len(text) > len(ending) and is_word:
+            yield text.removesuffix(ending), _SCHEDULES[ending]
 
 
 _SCHEDULES = {folded(name): name for name in SCHEDULES} | dict(_SCHEDULE_ALIASES)

@@ -104,9 +104,9 @@ def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
 
     Plain pairs come last, since they go with anything."""
     roles = {role for module in keys.modules for role in module.keys}
-    relative = _relative(keys, roles)
-    if relative is not None:
-        return relative
+    named = _distinct_algorithm(keys, roles)
+    if named is not None:
+        return named
     differences = roles & {"diff", "diff_b"}
     if not roles & {"down", "up"}:
         return "full" if differences else None
@@ -119,7 +119,7 @@ def _algorithm(keys: LoraKeys, index: TensorIndex) -> str | None:
     return "lora+embedding" if keys.embeddings else "lora"
 
 
-def _relative(keys: LoraKeys, roles: set[str]) -> str | None:
+def _distinct_algorithm(keys: LoraKeys, roles: set[str]) -> str | None:
     """Return the algorithm whose tensors have names of their own, or None."""
     if keys.refused in _REFUSED:
         return _REFUSED[keys.refused]

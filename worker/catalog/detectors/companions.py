@@ -48,22 +48,24 @@ _TEXT_TOO = has_any(
 )
 
 
-def _ip(base: str, width: int, *more: Condition) -> Companion:
+def _ip(base: str, width: int, *conditions: Condition) -> Companion:
     keys = any_of(*(dimension(f"ip_adapter.{block}.to_k_ip.weight", 1, width) for block in (0, 1)))
-    return Companion(Kind.IP_ADAPTER, f"an IP-Adapter for {width}-channel attention", all_of(_IP, keys, *more), base)
+    return Companion(
+        Kind.IP_ADAPTER, f"an IP-Adapter for {width}-channel attention", all_of(_IP, keys, *conditions), base
+    )
 
 
 def _motion(base: str, title: str) -> Companion:
-    first = "down_blocks.0.motion_modules.0."
+    prefix = "down_blocks.0.motion_modules.0."
     keys = any_of(
-        dimension(f"{first}temporal_transformer.norm.weight", 0, 320), dimension(f"{first}norm.weight", 0, 320)
+        dimension(f"{prefix}temporal_transformer.norm.weight", 0, 320), dimension(f"{prefix}norm.weight", 0, 320)
     )
-    fourth = has_prefix("down_blocks.3.motion_modules.")
-    deep = fourth if base == "sd1" else none_of(fourth)
+    fourth_level = has_prefix("down_blocks.3.motion_modules.")
+    depth = fourth_level if base == "sd1" else none_of(fourth_level)
     return Companion(
         Kind.MOTION_MODULE,
         f"an AnimateDiff motion module for {title}",
-        all_of(_MOTION, keys, deep),
+        all_of(_MOTION, keys, depth),
         base,
         "MotionAdapter",
     )

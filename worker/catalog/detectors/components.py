@@ -90,18 +90,18 @@ def resemble_names(names: Iterable[str]) -> Likeness | None:
     share = ENOUGH
     for name, count in shared.items():
         row = classes[name]
-        alike = count / (len(patterns) + len(row.names) - count)
-        if count >= min(_FEWEST_NAMES, len(row.names)) and alike >= share:
-            best = [row] if alike > share else [*best, row]
-            share = alike
+        similarity = count / (len(patterns) + len(row.names) - count)
+        if count >= min(_FEWEST_NAMES, len(row.names)) and similarity >= share:
+            best = [row] if similarity > share else [*best, row]
+            share = similarity
     return Likeness(tuple(sorted(best, key=lambda row: row.name)), share) if best else None
 
 
 def _without_prefix(names: Iterable[str]) -> list[str]:
     """Return the names without a tool's prefix, if nearly all of them have it."""
-    listed = list(names)
+    all_names = list(names)
     for prefix in _PREFIXES:
-        bare = [name[len(prefix) :] for name in listed if name.startswith(prefix)]
-        if len(bare) > 0.9 * len(listed):
-            return bare
-    return listed
+        stripped = [name[len(prefix) :] for name in all_names if name.startswith(prefix)]
+        if len(stripped) > 0.9 * len(all_names):
+            return stripped
+    return all_names

@@ -20,7 +20,7 @@ class ControlNet:
 
 
 CONTROL_LORA = "control-lora"
-"""The variant of a ControlNet whose file holds only what it has beyond the base's UNet."""
+"""The variant of a ControlNet whose file holds only its additions to the base's UNet."""
 
 _PREFIXES = ("", "control_model.", "controlnet.", "lora_controlnet.", "model.diffusion_model.", "diffusion_model.")
 _UNET = any_of(

@@ -98,8 +98,8 @@ _EVERY_BIAS = has_any("encoder.block.1.layer.0.SelfAttention.relative_attention_
 
 def _clip(variant: str, width: int, name: str) -> Encoder:
     names = any_of(*(dimension(key, 0, width) for key in (_CLIP, _BARE_CLIP)), dimension(_OPEN_CLIP, 1, width))
-    whole = none_of(has_any("vision_model.encoder.layers.0.self_attn.q_proj.weight"))
-    return Encoder(Kind.TEXT_ENCODER, variant, all_of(under(_TEXT, names), whole), name)
+    text_only = none_of(has_any("vision_model.encoder.layers.0.self_attn.q_proj.weight"))
+    return Encoder(Kind.TEXT_ENCODER, variant, all_of(under(_TEXT, names), text_only), name)
 
 
 def _t5(variant: str, width: int) -> Encoder:
@@ -107,13 +107,13 @@ def _t5(variant: str, width: int) -> Encoder:
     return Encoder(Kind.TEXT_ENCODER, variant, under(_TEXT, names), "T5EncoderModel")
 
 
-def _llm(variant: str, width: int, name: str | None, *more: Condition) -> Encoder:
+def _llm(variant: str, width: int, name: str | None, *conditions: Condition) -> Encoder:
     names = any_of(
         all_of(dimension(_LLM, 1, width), dimension(_EMBED, 1, width)),
         all_of(dimension(_LLM_GGUF, 1, width), dimension(_EMBED_GGUF, 1, width)),
     )
-    inner = [part for part in more if part is not _SEES and part is not _BLIND]
-    outer = [part for part in more if part is _SEES or part is _BLIND]
+    inner = [part for part in conditions if part is not _SEES and part is not _BLIND]
+    outer = [part for part in conditions if part is _SEES or part is _BLIND]
     return Encoder(Kind.TEXT_ENCODER, variant, all_of(under(_TEXT, all_of(names, *inner)), *outer), name)
 
 

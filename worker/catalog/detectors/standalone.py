@@ -29,13 +29,13 @@ def component(config: Config) -> Detection | None:
     elif model.startswith(_TEXT_ENCODERS):
         kind = Kind.TEXT_ENCODER
     architectures = config.get("architectures")
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    class_name = architectures[0] if isinstance(architectures, list) and architectures else None
     return Detection(
         kind,
         "transformers",
         evidence=(f"config.json: model_type {model[:80]}, a transformers model",),
         quantization=quantization_method(config),
-        component_class=_text(named),
+        component_class=_text(class_name),
     )
 
 

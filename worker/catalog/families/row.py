@@ -72,7 +72,7 @@ class Architecture:
     title: str
     pipelines: Mapping[Task, str]  # the diffusers class that serves each task
     defaults: Mapping[str, JsonValue]  # by diffusers parameter name
-    # What most image families have.
+    # Defaults that most image families share.
     native_size: int = 1024
     size_multiple: int = 16
     max_pixels: int = 4 * MEGAPIXEL
@@ -94,7 +94,7 @@ class Architecture:
     variants: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
     # Its names.
     civitai: tuple[Name, ...] = ()  # as CivitAI's `baseModel` has it
-    names: tuple[Name, ...] = ()  # in the Hub's ids and in what trainers write
+    names: tuple[Name, ...] = ()  # in the Hub's ids and in trainers' metadata
     # Its sampling.
     noise: Noise | None = "flow"  # the weights' kind of noise; None for a kind that no other family has
     scheduler: str | None = "FlowMatchEulerDiscreteScheduler"  # that its models bring; None where these differ

@@ -1,4 +1,4 @@
-"""Rows of Stable Diffusion's own families, and of what was distilled from them."""
+"""Rows of Stable Diffusion's own families, and of models distilled from them."""
 
 from worker.catalog.conditions import (
     all_of,

@@ -37,7 +37,7 @@ _PIXART = any_of(
         none_of(has_any("temporal_transformer_blocks.0.attn1.to_k.weight")),
     ),
 )  # fmt: skip
-# The 1024 models of PixArt-α are told the image's size and aspect; Σ and the small α models are not.
+# The 1024 models of PixArt-α take the image's size and aspect as inputs; Σ and the small α models do not.
 _MICRO = has_any("csize_embedder.mlp.0.weight", "adaln_single.emb.resolution_embedder.linear_1.weight")
 _COGVIEW = has_all("time_condition_embed.condition_embedder.linear_1.weight", "patch_embed.text_proj.weight")
 

@@ -1,4 +1,4 @@
-"""Shapes by which the UNets of Stable Diffusion and its kin are told apart."""
+"""Shapes that distinguish the UNets of Stable Diffusion and its kin."""
 
 from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_any, none_of, shape_is
 

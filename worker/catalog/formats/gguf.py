@@ -20,10 +20,9 @@ MAX_ITEMS = 2_000_000  # of all arrays together
 MAX_NAME = 512
 MAX_RANK = 8
 _FIRST_READ = 2**20  # enough for a denoiser, whose pairs are few
-_SHOWN = 200
 _VERSIONS = (2, 3)
 
-# ggml_type of llama.cpp -> our word for it, which core.model knows the size of
+# ggml_type of llama.cpp -> our name for it; core.model knows its size
 _TYPES: Mapping[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
@@ -33,7 +32,7 @@ _TYPES: Mapping[int, str] = {
 # gguf_metadata_value_type -> struct format; 8 is a string, 9 an array
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
-_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF flattens what GGUF cannot hold and notes the shape here
+_ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF flattens shapes that GGUF cannot hold, and notes them here
 
 
 class _TooShortError(Exception):
@@ -169,10 +168,10 @@ def _tensor(reader: _Reader) -> tuple[str, str, tuple[int, ...], int]:
     return name, _TYPES[kind], sizes[::-1], offset
 
 
-def _original(noted: object, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _original(noted_shape: object, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that ComfyUI-GGUF noted, if it holds as many numbers as the stored one."""
-    if isinstance(noted, tuple) and all(type(size) is int and size >= 0 for size in noted):
-        return noted if math.prod(noted) == math.prod(shape) else shape
+    if isinstance(noted_shape, tuple) and all(type(size) is int and size >= 0 for size in noted_shape):
+        return noted_shape if math.prod(noted_shape) == math.prod(shape) else shape
     return shape
 
 

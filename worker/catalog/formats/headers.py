@@ -23,7 +23,7 @@ from worker.core.model import TensorIndex
 MAX_HEADER_BYTES = 32 * 2**20  # the largest real ones (kohya's tag tables, merge recipes) stay below 10 MiB
 MAX_TENSORS = 50_000  # a mixture of experts in 4 bits needs about 20,000
 MAX_RANK = 8
-FORMAT_LIMIT = 100_000_000  # what the format itself allows
+FORMAT_LIMIT = 100_000_000  # the format's own limit
 SNIFF_BYTES = 512
 
 _DTYPE_BITS = {
@@ -47,10 +47,10 @@ def read_header(path: Path, allow_pickles: bool = False) -> TensorIndex:
             if allow_pickles and is_pickle(prefix):
                 return read_pickle(path)
             while len(prefix) < (end := header_end(prefix, size, name)):
-                more = file.read(end - len(prefix))
-                if not more:
+                chunk = file.read(end - len(prefix))
+                if not chunk:
                     raise CorruptFile(f"{name} became shorter while it was read; download it again.")
-                prefix += more
+                prefix += chunk
     except FileNotFoundError:
         raise CorruptFile(f"{name} is not there; download it again.") from None
     except IsADirectoryError:

@@ -21,7 +21,7 @@ MAX_PICKLE_BYTES = 2 * 2**20  # Stable Diffusion 1.5 with its training state nee
 MAX_ENTRIES = 100_000
 MAX_TENSORS = 50_000
 MAX_DEPTH = 6
-_TOLD = 64  # pairs of metadata
+_MAX_PAIRS = 64  # pairs of metadata
 _WRAPPERS = ("state_dict", "params_ema", "params", "model_state_dict", "module", "model")
 # torch before 1.6 wrote several pickles: this number, then these
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -172,8 +172,8 @@ def _flatten(root: object, name: str) -> tuple[dict[str, tuple[str, tuple[int, .
     Raises UnsupportedModel for more than MAX_TENSORS."""
     metadata: dict[str, str] = {}
     if isinstance(root, dict):
-        for key, value in list(root.items())[: 10 * _TOLD]:
-            if isinstance(key, str) and type(value) in (str, int, float) and len(metadata) < _TOLD:
+        for key, value in list(root.items())[: 10 * _MAX_PAIRS]:
+            if isinstance(key, str) and type(value) in (str, int, float) and len(metadata) < _MAX_PAIRS:
                 metadata[key[:80]] = str(value)[:200]
         wrapped = next((root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)), None)
         root = wrapped if wrapped is not None else root

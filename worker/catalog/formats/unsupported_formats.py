@@ -30,8 +30,8 @@ _WORKFLOWS = (b'"class_type"', b'"last_node_id"', b'"last_link_id"', b'"nodes"')
 
 def name_unsupported(prefix: bytes, name: str) -> WorkerError:
     """Return the error that names the file's real kind and the fix. `prefix` is best 512 bytes or more."""
-    for look in (_answer, _container, _medium, _document):
-        error = look(prefix, name)
+    for recognise in (_answer, _container, _medium, _document):
+        error = recognise(prefix, name)
         if error is not None:
             return error
     description = next((text for magic, text in _OTHERS if prefix.startswith(magic)), None) or _SUFFIXES.get(

@@ -82,7 +82,8 @@ CONTROLLED: tuple[Controlled, ...] = (
 )  # fmt: skip
 
 _SDXL_UNION = ("pose", "depth", "softedge", "canny", "normal", "segment")
-# What a union's numbers mean, as its authors list them: xinsir's for SDXL, InstantX's and Shakker Labs' for FLUX.1.
+# The meanings of a union's numbers, as its authors list them:
+# xinsir's for SDXL, InstantX's and Shakker Labs' for FLUX.1.
 MODES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("ControlNetUnionModel", "union"): _SDXL_UNION,
     ("ControlNetUnionModel", "union-promax"): (*_SDXL_UNION, "tile", "repaint"),

@@ -101,16 +101,16 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("StableDiffusion3PAGImg2ImgPipeline", image_prompts="one"),
     PipelineRow("StableDiffusion3PAGPipeline", image_prompts="one"),
     PipelineRow("StableDiffusion3Pipeline", image_prompts="one"),
-    # One call for several images generates others.
+    # One call for several images gives other images than single calls do.
     PipelineRow("CogView4ControlPipeline", alone=True),
     PipelineRow("CycleDiffusionPipeline", alone=True),
     PipelineRow("HiDreamImagePipeline", alone=True),
     PipelineRow("StableDiffusionPanoramaPipeline", alone=True),
-    # So it does where their prompts differ in length.
+    # One call gives other images where the prompts differ in length.
     PipelineRow("CogView4Pipeline", alone=True),
     PipelineRow("Kandinsky3Img2ImgPipeline", alone=True),
     PipelineRow("Kandinsky3Pipeline", alone=True),
-    # It fails.
+    # One call for several images fails.
     PipelineRow("KandinskyCombinedPipeline", alone=True),
     PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True),
     PipelineRow("KandinskyInpaintCombinedPipeline", alone=True),
@@ -137,7 +137,7 @@ IMAGES: tuple[PipelineRow, ...] = (
     ),
     PipelineRow("WuerstchenDecoderPipeline", refusal=_SECOND_STAGE),
     PipelineRow("WuerstchenPriorPipeline", refusal=_EMBEDDINGS),
-    # Broken with the installed libraries; a test looks whether each reason still holds.
+    # Broken with the installed libraries; a test checks that each reason still holds.
     PipelineRow("BlipDiffusionPipeline", broken=_Q_FORMER),
     PipelineRow(
         "ChromaInpaintPipeline",
