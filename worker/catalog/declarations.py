@@ -8,8 +8,8 @@
    header), the variant (Turbo, Lightning, Pony …), the prediction type, the base of a LoRA whose keys do not tell.
 5. Titles and file names: a hint. They decide no architecture; a variant or v-prediction from there has low confidence.
 
-`confidence` is high where the files show it, medium where a declaration or a tie between equal classes decided, and low
-where only a name did. A contradiction goes into the evidence and changes nothing.
+`confidence` is high where the files show it. It is medium where a declaration or a tie between equal classes decided,
+and low where only a name did. A contradiction goes into the evidence and changes nothing.
 """
 
 from collections.abc import Iterator, Mapping
