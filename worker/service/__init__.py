@@ -1,1 +1,1 @@
-"""The rules of a job: what is accepted, what runs when, what is remembered. No torch, no web framework."""
+"""The rules of a job: acceptance, order of runs, records. No torch, no web framework."""

@@ -1,4 +1,4 @@
-"""From a request to a job, and from a job to its result: a generation is accepted before anything is loaded."""
+"""Generation: from a request to a job, and from a job to its result. A job is accepted before anything is loaded."""
 
 import asyncio
 from contextlib import suppress
@@ -24,7 +24,7 @@ from worker.service.usage.telemetry import accepted
 
 
 class GenerationService:
-    """Accepts requests and has them generated."""
+    """Accepts requests and has the backend generate them."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class GenerationService:
     ) -> JobResult:
         """Accept and run one job.
 
-        `caller` is whoever a door knows to have sent it, for his quotas.
+        `caller` is the name of the sender as the door knows it, for their quotas.
         """
         self.check_open(caller)  # before anything is read or fetched for it
         with self._quotas.reserve(caller) as reservation:
             return await self._run(request, job_id, emit, reservation)
 
     def check_open(self, caller: str | None) -> None:
-        """Refuse what would be refused whatever it is. Raises Overloaded and its kin, ShuttingDown."""
+        """Refuse now if every job of `caller` would be refused. Raises Overloaded and its subclasses, ShuttingDown."""
         self.admission.check_open()
         self._quotas.check(caller)
 
@@ -58,28 +58,28 @@ class GenerationService:
         try:
             return await self._attempt(request, job_id, emit, reservation)
         except WorkerError as error:
-            for other in replacements(request, error, self._acceptor.resolver):
-                # A stand-in that fails too leaves the first failure to tell: that is of what was asked for.
+            for replacement in replacements(request, error, self._acceptor.resolver):
+                # When a fallback fails too, the first failure is raised: it is of the model that was asked for.
                 with suppress(InvalidRequest, SourceError, AccessDenied, LoadFailed, OutOfMemory):
-                    result = await self._attempt(other.request, job_id, emit, reservation)
-                    return replace(result, warnings=(other.warning, *result.warnings))
+                    result = await self._attempt(replacement.request, job_id, emit, reservation)
+                    return replace(result, warnings=(replacement.warning, *result.warnings))
             raise
 
     async def _attempt(
         self, request: GenerationRequest, job_id: str, emit: Emit, reservation: Reservation
     ) -> JobResult:
-        def told(progress: Progress) -> None:
+        def note_and_emit(progress: Progress) -> None:
             reservation.note(progress)
             emit(progress)
 
         job = await self.accept(request, job_id)
         accepted(job)
         work = self.admission.check_work(job)
-        self.admission.check_open()  # it may have filled up meanwhile; and who is turned away pays nothing
+        self.admission.check_open()  # the queue may be full by now, and a refused caller pays nothing
         self._quotas.charge(reservation, work)
         async with self.admission.admitted(job):
-            return await self._backend.generate(job, told)
+            return await self._backend.generate(job, note_and_emit)
 
     async def accept(self, request: GenerationRequest, job_id: str) -> Job:
-        """Check everything that can be checked without weights. Raises InvalidRequest and its kin, naming the field."""
+        """Check all that needs no weights. Raises InvalidRequest and its subclasses, naming the field."""
         return await asyncio.to_thread(self._acceptor.accept, request, job_id)

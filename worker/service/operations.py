@@ -1,9 +1,8 @@
-"""Everything that can be asked of a worker: one method an action, typed in and out.
+"""The operations of a worker: one method an action, typed in and out.
 
-`perform` is the one way in, for jobs of every door. The two brackets around a job stand here, because here is where
-every job begins and ends: the one of telemetry, in which usage, metrics and traces learn of it once, and the one of
-privacy, in which no log line holds its words. What no job can come to is decided before: reading the input is
-`wire.request`'s, keeping jobs and answers is `jobs.store`'s.
+`perform` is the one way in, for jobs of every door. Every job begins and ends here, so two contexts enclose it here.
+Telemetry tells usage log, metrics and traces of the job once. Privacy keeps the job's words out of all log lines.
+`wire.request` reads the input before, and `jobs.store` keeps jobs and answers.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ from worker.service.usage.telemetry import Telemetry, delivered
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """Everything that a worker does when it is asked."""
+    """The actions of a worker."""
 
     generation: GenerationService
     introspection: ModelIntrospection
@@ -47,18 +46,18 @@ class Operations:
     telemetry: Telemetry
 
     async def perform(self, job: JobInput, job_id: str, emit: Emit, caller: str | None = None) -> AnyAnswer:
-        """Answer one input. Raises WorkerError, and CancelledError when the caller took the job back.
+        """Answer one input. Raises WorkerError, and CancelledError when the caller cancelled the job.
 
-        `caller` is whoever a door knows to have sent it, for his quotas.
+        `caller` is the name of the sender as the door knows it, for their quotas.
         """
-        traced = request_id.traceparent.get()
+        parent = request_id.traceparent.get()
         with (
             kept(job.request),
-            self.telemetry.operation(job_id, request_id.current.get(), caller, traced) as operation,
+            self.telemetry.operation(job_id, request_id.current.get(), caller, parent) as operation,
         ):
-            if (sent := request_id.accept_trace(job.traceparent)) is not None:
-                operation.traceparent = sent
-                request_id.traceparent.set(sent)
+            if (sent_parent := request_id.accept_trace(job.traceparent)) is not None:
+                operation.traceparent = sent_parent
+                request_id.traceparent.set(sent_parent)
             operation.asks(job.action, job.named_model)
             try:
                 return await self._answer(job, job_id, emit, caller)
@@ -68,11 +67,11 @@ class Operations:
                 raise
 
     async def generate(self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None = None) -> Answer:
-        """Accept and run one generation, and encode what came of it."""
+        """Accept and run one generation, and encode its result."""
         delivery = self.delivery.of(request)
         if delivery.bucket is None:
             delivery.check(request.output)
-        else:  # whose address is looked up
+        else:  # its address is looked up, which blocks
             await asyncio.to_thread(delivery.check, request.output)
         result = await self.generation.generate(request, job_id, emit, caller)
         answer = await asyncio.to_thread(delivery.deliver, result, request.output, job_id)
@@ -88,15 +87,15 @@ class Operations:
         return await self.introspection.schema(model)
 
     async def inspect(self, model: str | None) -> Inspection:
-        """Tell what `model` is and how that is known."""
+        """Detect what `model` is, with the evidence."""
         return await self.introspection.inspect(model)
 
     async def plan(self, model: str | None) -> PlanReport:
-        """Tell what running `model` here would take."""
+        """Plan a run of `model` on this worker's device."""
         return await self.device.plan(model)
 
     def status(self) -> WorkerStatus:
-        """Tell whether the worker is ready, what it runs and what is resident."""
+        """Report if the worker is ready, what it runs and what is resident."""
         return self.device.status()
 
     async def preload(self, model: str | None, emit: Emit) -> Preloaded:
@@ -108,23 +107,23 @@ class Operations:
         return await self.device.unload(model)
 
     def admit(self, record: JobRecord) -> None:
-        """Turn a generation away at the door that would be turned away inside, whatever it is.
+        """Refuse a generation at the door if every generation of its caller would be refused.
 
-        Raises Overloaded and its kin, ShuttingDown.
+        Raises Overloaded and its subclasses, ShuttingDown.
         """
         if record.job.action == "generate":
             self.generation.check_open(record.caller)
 
     def refuse(self, record: JobRecord, error: WorkerError) -> None:
-        """Put a job into the books that was turned away before anybody looked into it."""
+        """Log a job that was refused before its input was read."""
         self.telemetry.refuse(record.id, request_id.current.get(), record.caller, error)
 
     @contextmanager
     def repeated(self, record: JobRecord) -> Iterator[None]:
-        """Put a job into the books that was delivered again and is answered by the first delivery's work."""
-        traced = request_id.traceparent.get()
-        with self.telemetry.operation(record.id, request_id.current.get(), record.caller, traced) as operation:
-            operation.traceparent = request_id.accept_trace(record.job.traceparent) or traced
+        """Log a job that was delivered again and is answered by the first delivery's work."""
+        parent = request_id.traceparent.get()
+        with self.telemetry.operation(record.id, request_id.current.get(), record.caller, parent) as operation:
+            operation.traceparent = request_id.accept_trace(record.job.traceparent) or parent
             operation.asks(record.job.action, record.job.named_model)
             yield
 

@@ -1,4 +1,4 @@
-"""From a request to a job: everything is checked here that can be checked without weights."""
+"""From a request to a job: all checks that need no weights."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -49,20 +49,20 @@ from worker.service.limits.job_limits import JobLimits
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
-    """The call that a request is held against, and the one that draws it.
+    """The call that a request is checked against, and the one that generates it.
 
-    With ControlNets both are of the class that takes them; where each has a scale of 0, the class without draws.
+    With ControlNets both are of the class that takes them. If each has a scale of 0, the class without generates.
     """
 
     asked: ModelCall
-    drawn: ModelCall
+    generating: ModelCall
     control: Recognised | None
     sent: tuple[str, ...]  # the media fields
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What was read of a request: its words and numbers as its class takes them, its images and videos."""
+    """The contents of a request: its words and numbers as its class takes them, its images and videos."""
 
     prompt: str
     negative_prompt: str | None
@@ -75,7 +75,7 @@ class _Read:
 
 
 class Acceptor:
-    """Makes jobs of requests: which call is meant, what goes into it, and what is done with what it draws."""
+    """Makes jobs of requests: resolves the call, reads its inputs, and adds the finishing."""
 
     def __init__(
         self,
@@ -90,16 +90,16 @@ class Acceptor:
         self._aliases = aliases
 
     def accept(self, request: GenerationRequest, job_id: str) -> Job:
-        """Check everything that can be checked without weights. Blocking.
+        """Return the job of `request`, after all checks that need no weights. Blocking.
 
-        Raises InvalidRequest and its kin, naming the field.
+        Raises InvalidRequest and its subclasses, naming the field.
         """
         calls = self._resolve(request)
         read = self._read(request, calls)
-        return self._job(request, job_id, calls.drawn, read)
+        return self._job(request, job_id, calls.generating, read)
 
     def _resolve(self, request: GenerationRequest) -> _Calls:
-        """The calls that `request` means, with all the fields that they need and no other."""
+        """Return the calls that `request` means, with all the fields that they need and no other."""
         spec = self.resolver.resolve(request.model)
         self._check_counts(request, spec)
         model = self.resolver.known(spec)
@@ -109,35 +109,35 @@ class Acceptor:
         check_adapter_fields(request, plain)
         control = recognise_controls(request, plain, self.resolver)
         asked = plain.as_class(control.row.pipeline) if control else plain
-        drawn = plain if control and not control.acts else asked
-        _check_served(drawn)
-        check_fields(drawn, sent)
-        check_output(request.output, drawn)
+        generating = plain if control and not control.acts else asked
+        _check_served(generating)
+        check_fields(generating, sent)
+        check_output(request.output, generating)
         check_lightning(request, spec)
-        return _Calls(asked, drawn, control, sent)
+        return _Calls(asked, generating, control, sent)
 
     def _read(self, request: GenerationRequest, calls: _Calls) -> _Read:
-        """The request's parameters, prompts and media, checked and brought to the form that its class takes."""
-        asked, drawn, model = calls.asked, calls.drawn, calls.drawn.model
+        """Read the request's parameters, prompts and media, in the form that its class takes."""
+        asked, generating, model = calls.asked, calls.generating, calls.generating.model
         raw = without_media(request.params, model)
         checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
         checked, scheduler = take_scheduler(checked, raw, asked)
         prompt, negative_prompt = read_prompts(request, asked)
         reader = MediaReader(self._fetch)
-        inputs = read_inputs(request, calls.sent, drawn, checked, reader)
-        adapters = read_adapters(request, drawn, reader)
-        params, frames = _on_the_frame_grid(inputs, drawn)
-        negative_prompt, unguided = second_prompt(negative_prompt, params, drawn)
+        inputs = read_inputs(request, calls.sent, generating, checked, reader)
+        adapters = read_adapters(request, generating, reader)
+        params, frames = _on_the_frame_grid(inputs, generating)
+        negative_prompt, unguided = second_prompt(negative_prompt, params, generating)
         check_upscaling(request, model, params, inputs.media)
         if calls.control is not None:
             adapters["controlnets"], params = read_controls(request, calls.control, model, params, reader)
-        video = VideoRequest(_fps(inputs, params, drawn), frames) if drawn.draws_video else None
+        video = VideoRequest(_fps(inputs, params, generating), frames) if generating.draws_video else None
         return _Read(
             prompt, negative_prompt, params, scheduler, inputs.media, tuple(chain(*adapters.values())), video, unguided
         )
 
     def _job(self, request: GenerationRequest, job_id: str, call: ModelCall, read: _Read) -> Job:
-        """The job, with what finishes it."""
+        """Return the job, with its refiner and upscaler."""
         output = request.output
         return Job(
             id=job_id,
@@ -177,7 +177,7 @@ class Acceptor:
 
 
 def _check_served(call: ModelCall) -> None:
-    """Raise UnsupportedModel for a call of no class, or of one that makes nothing by itself."""
+    """Raise UnsupportedModel for a call without a class, or of one that makes nothing by itself."""
     if not call.pipeline:
         raise UnsupportedModel(f"{call.spec.id} has no pipeline for {call.task}; name another model.", field="model")
     reason = refusal(call.pipeline)
@@ -186,21 +186,21 @@ def _check_served(call: ModelCall) -> None:
 
 
 def _on_the_frame_grid(inputs: Inputs, call: ModelCall) -> tuple[dict[str, JsonValue], int | None]:
-    """The parameters with as many frames as the class can draw, and how many of these are wanted."""
+    """Return the parameters with a number of frames that the class can generate, and the number that is wanted."""
     params = inputs.params
     if call.row.lengthens:
         return params, None
     name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
-    asked = params.get(name)
-    if not isinstance(asked, int):
+    wanted = params.get(name)
+    if not isinstance(wanted, int):
         return params, inputs.frames
-    return params | {name: call.row.frame_grid.covering(asked)}, asked
+    return params | {name: call.row.frame_grid.covering(wanted)}, wanted
 
 
 def _fps(inputs: Inputs, params: Mapping[str, JsonValue], call: ModelCall) -> float:
-    """Frames a second of the video that comes back: as asked for, else as sent, else the family's."""
-    asked = params.get("fps", params.get("frame_rate"))
-    if isinstance(asked, int | float) and asked > 0:
-        return float(asked)
+    """Return the frames a second of the generated video: as asked for, else of the sent video, else the family's."""
+    wanted = params.get("fps", params.get("frame_rate"))
+    if isinstance(wanted, int | float) and wanted > 0:
+        return float(wanted)
     sent = inputs.fps if inputs.fps is not None and 1 <= inputs.fps <= 60 else None
     return sent or default_fps(call)

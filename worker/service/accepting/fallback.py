@@ -1,4 +1,4 @@
-"""Another model in place of one that cannot be had: which failures count, and which model stands in."""
+"""Fallback to another model if one cannot be had: the failures that count, and the models that stand in."""
 
 from dataclasses import dataclass
 
@@ -18,23 +18,24 @@ from worker.core.model import ModelSpec, Task
 from worker.core.request import GenerationRequest
 from worker.service.accepting.resolving import ModelResolver
 
-# The model cannot be had, whatever is asked of it. A request that is wrong in itself stays wrong on another model.
+# Failures of the model itself. A request that is wrong in itself stays wrong on another model.
 _CANNOT_BE_HAD = (SourceUnavailable, AccessDenied, DiskFull, OutOfMemory, LoadFailed, UnsupportedModel, ModelNotFound)
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """The request for the model that stands in, and the sentence that says so."""
+    """The request for the model that stands in, and the warning that says so."""
 
     request: GenerationRequest
     warning: str
 
 
 def replacements(request: GenerationRequest, error: WorkerError, resolver: ModelResolver) -> list[Replacement]:
-    """What to try after `error`, best first: the model's registered fallback, or with `fallback: true` similar models.
+    """List the requests to try after `error`, best first.
 
-    None when nothing was asked to stand in, or the failure is not of the model. A stand-in has no fallback itself: when
-    none of them can be had either, the job ends with the first failure.
+    These are for the model's registered fallback, or with `fallback: true` for similar models. The list is empty if no
+    fallback was asked for, or the failure is not of the model. A replacement has no fallback itself: if none of them
+    can be had either, the job ends with the first failure.
     """
     if not isinstance(error, _CANNOT_BE_HAD) or error.field not in (None, "model"):
         return []
@@ -62,7 +63,7 @@ def _registered(model: str | None, resolver: ModelResolver) -> ModelSpec | None:
 
 
 def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: ModelResolver) -> list[ModelSpec]:
-    """Registered models for the same task: the first of the same family, and the default model, which is at hand."""
+    """List registered models for the same task: the first of the same family, and the default model."""
     task = request.task or (Task.TEXT_TO_IMAGE if request.image is None else None)
     others = [
         other
@@ -70,8 +71,8 @@ def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: Model
         if (spec is None or other.id != spec.id) and (task is None or task in (Model(other).tasks or (task,)))
     ]
     base, default = _base(spec), _registered(None, resolver)
-    kin = [other for other in others if base is not None and _base(other) == base][:1]
-    return [*kin, *(other for other in others if other is default and other not in kin)]
+    siblings = [other for other in others if base is not None and _base(other) == base][:1]
+    return [*siblings, *(other for other in others if other is default and other not in siblings)]
 
 
 def _base(spec: ModelSpec | None) -> str | None:

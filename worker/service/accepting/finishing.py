@@ -1,4 +1,4 @@
-"""The refiner and the upscaler of a request: found, and checked against its model, before anything is fetched."""
+"""The refiner and the upscaler of a request: resolved, and checked against its model, before anything is fetched."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,22 +14,22 @@ from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.compatibility import blamed_on, family_title
 from worker.service.accepting.resolving import ModelResolver
 
-# Of what an upscaler makes: 200 MB of pixels, and all that one answer can carry.
+# Pixels of an upscaled image: 200 MB, and all that one answer can carry.
 MAX_PIXELS = 2**26
-# What most upscalers are made for; which one it is shows only once it is loaded.
+# The scale of most upscalers; an upscaler's own shows only once it is loaded.
 USUAL_SCALE = 4.0
 
 
 def find_refiner(
     request: GenerationRequest, call: ModelCall, params: Mapping[str, JsonValue], resolver: ModelResolver
 ) -> Refiner | None:
-    """The request's refiner, if it names one; `call` is the one that hands over to it.
+    """Return the request's refiner, if it names one; `call` hands over to it.
 
-    Raises IncompatibleAdapter for one of another family.
+    Raises IncompatibleAdapter for one of another family, UnknownParameter and InvalidRequest.
     """
     if request.refiner is None:
         return None
-    if not call.takes("denoising_end"):  # some take it all the same, and draw to the end
+    if not call.takes("denoising_end"):  # some take it all the same, and generate to the end
         raise UnknownParameter(
             f"refiner is not taken here with controlnets: {call.pipeline} cannot stop before its last step; "
             "leave one of the two out.",
@@ -54,15 +54,15 @@ def find_refiner(
 
 
 def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue]) -> None:
-    """Raise ParameterOutOfRange where one of the two models has no step left to draw."""
+    """Raise ParameterOutOfRange if one of the two models has no step left."""
     steps, signature = params.get("num_inference_steps"), call.signature or {}
     strength = params.get("strength", signature["strength"].default if "strength" in signature else 1.0)
-    redrawn = float(strength) if isinstance(strength, int | float) else 1.0
-    # At strength 0 nothing is drawn, and nothing is handed over.
-    if isinstance(steps, int) and redrawn and not steps - int(steps * redrawn) < int(steps * start) < steps:
-        of = f"{steps} steps at strength {redrawn:g}" if "strength" in signature else f"{steps} steps"
+    share = float(strength) if isinstance(strength, int | float) else 1.0
+    # At strength 0 nothing is generated, and nothing is handed over.
+    if isinstance(steps, int) and share and not steps - int(steps * share) < int(steps * start) < steps:
+        schedule = f"{steps} steps at strength {share:g}" if "strength" in signature else f"{steps} steps"
         raise ParameterOutOfRange(
-            f"refiner.start {start:g} of {of} leaves one of the two models none; raise num_inference_steps"
+            f"refiner.start {start:g} of {schedule} leaves one of the two models none; raise num_inference_steps"
             f"{' or strength' if 'strength' in signature else ''}, or move start towards the middle.",
             field="refiner",
         )
@@ -71,18 +71,18 @@ def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue])
 def find_upscaler(
     request: GenerationRequest, params: Mapping[str, JsonValue], resolver: ModelResolver
 ) -> Upscaler | None:
-    """The request's upscaler, if it names one. Raises IncompatibleAdapter for what is none."""
+    """Return the request's upscaler, if it names one. Raises IncompatibleAdapter for another kind of model."""
     if request.upscale is None:
         return None
     with blamed_on("upscale"):
         model = resolver.known(resolver.resolve(request.upscale.model))
-    found = model.detection
-    if found.kind is not Kind.UPSCALER:
+    detection = model.detection
+    if detection.kind is not Kind.UPSCALER:
         raise IncompatibleAdapter(
-            f"upscale: {model.spec.id} is a {found.kind}, not an upscaler; "
+            f"upscale: {model.spec.id} is a {detection.kind}, not an upscaler; "
             "name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
             field="upscale",
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
     width, height = params.get("width"), params.get("height")
     if isinstance(width, int) and isinstance(height, int):
@@ -96,7 +96,7 @@ def check_upscaling(
     params: Mapping[str, JsonValue],
     media: Sequence[Media],
 ) -> None:
-    """Refuse what a model that is itself an upscaler file does not take, and an image that would become too large."""
+    """Refuse, for a model that is itself an upscaler, fields that it does not take and images that grow too large."""
     if model.detection.kind is not Kind.UPSCALER:
         return
     for name, sent in (("loras", request.adapters_of(LoraSpec)), ("scheduler", request.params.get("scheduler"))):
@@ -113,15 +113,15 @@ def check_upscaling(
 def _check_size(width: int, height: int, scale: float | None, field: str, name: str) -> None:
     times = scale or USUAL_SCALE
     if width * height * times**2 > MAX_PIXELS:
-        taken = f"{name} {times:g}" if scale else f"{name} (taken as {times:g} when left out)"
+        factor = f"{name} {times:g}" if scale else f"{name} (taken as {times:g} when left out)"
         raise ParameterOutOfRange(
-            f"{width}x{height} pixels with {taken} become more than {MAX_PIXELS:,}; lower {name} or the size.",
+            f"{width}x{height} pixels with {factor} become more than {MAX_PIXELS:,}; lower {name} or the size.",
             field=field,
             details={"max_pixels": MAX_PIXELS},
         )
 
 
 def _latents_of(model: Model) -> str | None:
-    """The family whose latents a model reads and writes: siblings share them."""
+    """Return the family whose latents a model reads and writes: siblings share them."""
     row = model.architecture
     return (row.sibling or row.id) if row else None

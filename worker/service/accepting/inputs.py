@@ -1,4 +1,4 @@
-"""The images and videos of a request: which parameter each is for, read within limits, brought to the size drawn."""
+"""The images and videos of a request: assigned to parameters, read within limits, fitted to the generated size."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,26 +24,26 @@ from worker.media.video import Video, read_video
 
 MAX_PIXELS = 2**26  # of all images together: 200 MB once decoded
 Fetch = Callable[[str, int], bytes]
-# What diffusers' image processor for FLUX.2 asks of a reference, which Z-Image-Omni has too.
+# The bounds of diffusers' image processor for FLUX.2 on a reference; Z-Image-Omni has them too.
 REFERENCE_SIDE, REFERENCE_ASPECT = 64, 8
-# What decides the size when several are sent.
+# The field that decides the size when several are sent.
 _ANCHORS = ("image", "images", "video", "control_image", "control_images", "mask_image")
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A request's media for one pipeline, and the parameters as they follow from them."""
+    """A request's media for one pipeline, and the parameters that follow from them."""
 
     media: tuple[Media, ...]
     params: dict[str, JsonValue]
     fps: float | None = None  # of the video that was sent
-    frames: int | None = None  # of it that are wanted
+    frames: int | None = None  # of that video that are wanted
 
 
 def sent_fields(request: GenerationRequest, model: Model) -> tuple[str, ...]:
-    """The media fields that a request holds, also those by a pipeline's own name."""
-    found = [name for name in model.media_fields if _value(request, name) is not None]
-    return tuple(found if request.outpaint is None else [*found, "mask_image"])  # which the margins make
+    """List the media fields that a request holds, also those by a pipeline's own name."""
+    fields = [name for name in model.media_fields if _value(request, name) is not None]
+    return tuple(fields if request.outpaint is None else [*fields, "mask_image"])  # which the margins imply
 
 
 def check_outpaint(request: GenerationRequest, model: Model) -> None:
@@ -65,7 +65,7 @@ def check_outpaint(request: GenerationRequest, model: Model) -> None:
 
 
 def without_media(params: Mapping[str, JsonValue], model: Model) -> dict[str, JsonValue]:
-    """The parameters of a request that are no images or videos."""
+    """Return the parameters of a request that are no images or videos."""
     return {name: value for name, value in params.items() if name not in model.media_fields}
 
 
@@ -89,41 +89,41 @@ def read_inputs(
     params: Mapping[str, JsonValue],
     reader: "MediaReader",
 ) -> Inputs:
-    """Read what was sent and bring it to the size that is drawn. Raises InvalidImage and its kin, naming the field."""
+    """Read sent media and fit it to the generated size. Raises InvalidImage and others, naming the field."""
     slots = {slot.parameter: slot for slot in call.slots}
-    found: list[tuple[Slot, Media]] = []
+    pairs: list[tuple[Slot, Media]] = []
     fps: float | None = None
-    made = _canvas(request, size_bounds(call.model).multiple, reader)
+    canvas = _canvas(request, size_bounds(call.model).multiple, reader)
     for parameter, fields in assign(slots.values(), sent).items():
         slot = slots[parameter]
-        own = made.get(fields[0])
-        video = Video((reader.take(own, fields[0]),)) if own else _read(request, slot, fields, reader)
+        image = canvas.get(fields[0])
+        video = Video((reader.take(image, fields[0]),)) if image else _read(request, slot, fields, reader)
         fps = fps or video.fps
-        found.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
-    if not found:
+        pairs.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
+    if not pairs:
         return Inputs((), dict(params))
     sized = bool(request.params.keys() & {"width", "height"})
-    if made and call.takes("strength") and "strength" not in request.params:
+    if canvas and call.takes("strength") and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
-    effective = _sized(found, call, params, sized)
+    effective = _sized(pairs, call, params, sized)
     asked = any(name in request.params for name in FRAME_COUNTS)
-    found, effective, frames = _in_step(found, call, effective, asked)
-    return Inputs(tuple(_fitted(found, effective, call.task)), effective, fps, frames)
+    pairs, effective, frames = _in_step(pairs, call, effective, asked)
+    return Inputs(tuple(_fitted(pairs, effective, call.task)), effective, fps, frames)
 
 
 class MediaReader:
-    """Reads the images of one request, those of its adapters too, and counts what all may hold together."""
+    """Reads the images of one request, those of its adapters too, within limits on their number and pixels together."""
 
     def __init__(self, fetch: Fetch) -> None:
         self.fetch = fetch
         self._images = self._pixels = 0
 
     def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
-        """The image that `text` is or refers to, not counted yet. Raises InvalidImage and its kin, naming `field`."""
+        """Read the image that `text` is or names, not counted yet. Raises InvalidImage and others, naming `field`."""
         return read_image(text, self.fetch, field, alpha=alpha)
 
     def take(self, image: Raster, field: str) -> Raster:
-        """`image`, counted. Raises ParameterOutOfRange, naming `field`, once it is too much."""
+        """Count `image` and return it. Raises ParameterOutOfRange, naming `field`, beyond the limits."""
         self._images += 1
         self._pixels += image.width * image.height
         if self._images > MAX_IMAGES:
@@ -137,7 +137,7 @@ class MediaReader:
 
 
 def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> dict[str, Raster]:
-    """What the margins of `outpaint` make of the image: itself, enlarged, and its mask."""
+    """Return the image enlarged by the margins of `outpaint`, and its mask; {} without margins."""
     if request.outpaint is None or request.image is None:
         return {}
     canvas = enlarge(reader.image(request.image, "image"), request.outpaint, multiple)
@@ -167,11 +167,11 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader:
 
 
 def _sized(
-    found: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], sized: bool
+    pairs: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], sized: bool
 ) -> dict[str, JsonValue]:
-    """`params` with the size that is drawn: as asked for, else the image's; none where the class decides."""
+    """Return `params` with the generated size: as asked for, else the image's; none if the class decides."""
     effective, task = dict(params), call.task
-    fitted = [media for slot, media in found if slot.fitted]
+    fitted = [media for slot, media in pairs if slot.fitted]
     anchor = min(fitted, key=_rank, default=None)
     chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and call.takes("width"))
     if chooses_itself and not sized:
@@ -181,7 +181,7 @@ def _sized(
     if anchor is not None and not (sized and isinstance(width, int) and isinstance(height, int)):
         image = anchor.images[0]
         bounds = size_bounds(call.model)
-        if task is Task.UPSCALING:  # what is small is what it is for
+        if task is Task.UPSCALING:  # upscaling is for small images
             bounds = replace(bounds, minimum=bounds.multiple)
         size = size_within(image.width, image.height, bounds, _working_pixels(call))
         effective["width"], effective["height"] = size
@@ -189,7 +189,7 @@ def _sized(
 
 
 def _with_area(params: dict[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:
-    """FLUX.1 Kontext brings every size to its `max_area`, so a size that was asked for needs that too."""
+    """Add `max_area` where a class takes it: FLUX.1 Kontext brings every size to it, also one that was asked for."""
     width, height = params.get("width"), params.get("height")
     if call.takes("max_area") and isinstance(width, int) and isinstance(height, int):
         return {"max_area": width * height} | params
@@ -197,15 +197,15 @@ def _with_area(params: dict[str, JsonValue], call: ModelCall) -> dict[str, JsonV
 
 
 def _working_pixels(call: ModelCall) -> float | None:
-    """How large a frame of a video is, unless more is asked for: what the family was trained on."""
-    row, own = call.architecture, call.spec.defaults
+    """Return the pixels of a video's frame unless more are asked for, as the family was trained; None for images."""
+    row, defaults = call.architecture, call.spec.defaults
     if row is None or not call.draws_video:
         return None
-    width, height = own.get("width"), own.get("height")
+    width, height = defaults.get("width"), defaults.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):
         width, height = row.defaults.get("width"), row.defaults.get("height")
-    known = isinstance(width, int) and isinstance(height, int)
-    return float(str(width)) * float(str(height)) if known else float(row.native_size**2)
+    is_sized = isinstance(width, int) and isinstance(height, int)
+    return float(str(width)) * float(str(height)) if is_sized else float(row.native_size**2)
 
 
 def _rank(media: Media) -> int:
@@ -213,16 +213,16 @@ def _rank(media: Media) -> int:
 
 
 def _in_step(
-    found: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], asked: bool
+    pairs: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], asked: bool
 ) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue], int | None]:
-    """Pad or cut each video to a number of frames that the class can draw, and set `num_frames` to it where it can be.
+    """Pad or cut each video to a number of frames that the class can generate, and set `num_frames` if possible.
 
-    Returns the media, the parameters and how many frames are wanted. `asked` says that the request names a number.
+    Returns the media, the parameters and the wanted number of frames. `asked` is True if the request names a number.
     """
     name = next((name for name in FRAME_COUNTS[:2] if call.takes(name)), None)
     most = _most_frames(params.get(name) if name and asked else None, call)
-    paced = [(slot, _paced(slot, media, call, most)) for slot, media in found]
-    length = next((len(media.images[:most]) for slot, media in found if _sets_length(slot, call)), None)
+    paced = [(slot, _paced(slot, media, call, most)) for slot, media in pairs]
+    length = next((len(media.images[:most]) for slot, media in pairs if _sets_length(slot, call)), None)
     if name and length is not None and not asked and not call.row.lengthens:
         params = params | {name: length}
     frames = next((len(media.images) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
@@ -230,18 +230,18 @@ def _in_step(
 
 
 def _most_frames(wanted: JsonValue, call: ModelCall) -> int | None:
-    """How many frames of a video are kept where so many are `wanted`; None is all."""
+    """Return the number of frames of a video to keep if `wanted` are asked for; None is all."""
     return wanted if isinstance(wanted, int) and not call.row.lengthens else None
 
 
 def _sets_length(slot: Slot, call: ModelCall) -> bool:
-    """Whether what comes back has as many frames as what fills `slot`."""
+    """True if the generated video has as many frames as the media in `slot`."""
     every_frame = slot.parameter == "conditioning_frames" and not call.takes("controlnet_frame_indices")
     return every_frame or slot.fields[:1] == ("video",)
 
 
 def _paced(slot: Slot, media: Media, call: ModelCall, most: int | None) -> Media:
-    """A video cut to `most` frames, whose last then stands still until the next number that the class can draw."""
+    """Cut a video to `most` frames, and repeat its last up to the next number that the class can generate."""
     sets_length, is_video = _sets_length(slot, call), slot.moving and "video" in media.field
     if not sets_length and not is_video:
         return media
@@ -258,17 +258,17 @@ def _paced(slot: Slot, media: Media, call: ModelCall, most: int | None) -> Media
 
 
 def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
-    """One mask of a video is that of all its frames."""
+    """Repeat a single mask for all frames of a video."""
     if slot.fields == ("mask_image",) and slot.several and len(media.images) == 1:
         return replace(media, images=media.images * length)
     return media
 
 
-def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
-    """Every image of the drawn one's size, masks as one channel; references and examples as they came."""
-    width, height = _common_size(found, params)
+def _fitted(pairs: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
+    """Yield the media fitted to the generated size, masks as one channel; references and examples as they came."""
+    width, height = _common_size(pairs, params)
     # An editing model that takes several images sees them all at the size asked for, as it does with one.
-    for slot, media in found:
+    for slot, media in pairs:
         fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
         images = media.images
         if fits:
@@ -280,17 +280,17 @@ def _fitted(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], ta
         yield replace(media, images=images)
 
 
-def _common_size(found: list[tuple[Slot, Media]], params: Mapping[str, JsonValue]) -> tuple[int, int]:
-    """Width and height of image and mask: one for both, also where the pipeline chooses which."""
+def _common_size(pairs: list[tuple[Slot, Media]], params: Mapping[str, JsonValue]) -> tuple[int, int]:
+    """Return one width and height for image and mask, also if the pipeline chooses the size."""
     width, height = params.get("width"), params.get("height")
     if isinstance(width, int) and isinstance(height, int):
         return width, height
-    first = min((media for slot, media in found if slot.fitted), key=_rank, default=None)
+    first = min((media for slot, media in pairs if slot.fitted), key=_rank, default=None)
     return (first.images[0].width, first.images[0].height) if first else (0, 0)
 
 
 def _bounded(image: Raster) -> Raster:
-    """A reference enlarged where it is smaller than its pipeline takes, and cut where it is longer."""
+    """Enlarge a reference that is smaller than its pipeline takes, and cut one that is longer."""
     width = min(image.width, REFERENCE_ASPECT * image.height)
     height = min(image.height, REFERENCE_ASPECT * image.width)
     scale = max(1.0, REFERENCE_SIDE / min(width, height))

@@ -1,4 +1,4 @@
-"""A caller's words to a model: the registry first, then a reference if the operator allows it; and what it is."""
+"""From a model's name to the model: the registry first, then a reference if the operator allows it; detection."""
 
 import threading
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER, Kind.UPSCALER}
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What callers may name beside the registry's models."""
+    """The operator's rules on names beside the registry's models."""
 
     default_model: str
     allow_unregistered: bool = False
@@ -29,7 +29,7 @@ class Policy:
 
 
 class ModelResolver:
-    """Finds a model's spec and detects what it is. Detections are remembered; blocking where it has to peek."""
+    """Resolves a model's spec and detects its nature. Detections are remembered. Blocking if it has to peek."""
 
     def __init__(
         self,
@@ -46,35 +46,35 @@ class ModelResolver:
         self._lock = threading.Lock()
 
     def replace_registry(self, registry: Registry) -> None:
-        """Serve another registry's models from now on; jobs that were accepted keep what they were accepted with."""
+        """Serve another registry's models from now on. Accepted jobs keep their models."""
         with self._lock:
             self.registry = registry
             self._detections.clear()
 
     def resolve(self, model: str | None) -> ModelSpec:
-        """The spec of a model id, alias or reference. Raises ModelNotFound, UnsupportedModel, InvalidRequest."""
+        """Return the spec of a model id, alias or reference. Raises ModelNotFound, UnsupportedModel, InvalidRequest."""
         name = (model or self._policy.default_model).strip()
         spec = self.registry.find(name)
         if spec is not None:
             return spec
-        near = self.registry.nearest(name)
+        nearest = self.registry.nearest(name)
         try:
             source = self._parse(name)
         except InvalidRequest as error:
-            # What was meant as a reference is told what is wrong with it, and is not repeated: it may hold a token.
+            # A malformed reference raises its own error, which does not repeat it: it may hold a token.
             if isinstance(error, UnsupportedModel) or ":" in name or "?" in name:
                 raise
-            raise _unknown(name, near, "") from None
-        self.check_allowed(source, "model", near)
+            raise _unknown(name, nearest, "") from None
+        self.check_allowed(source, "model", nearest)
         return ModelSpec(id=name, source=source)
 
     def registered_id(self, name: str | None) -> str | None:
-        """The id in models.yaml of a model's id or alias, or of the default model; None for what is not there."""
+        """Return the id in models.yaml of an id or alias, or of the default model; None if it is not there."""
         spec = self.registry.find(name or self._policy.default_model)
         return spec.id if spec else None
 
     def adapter_source(self, reference: str, filename: str | None, field: str) -> ModelSource:
-        """Where an adapter comes from; the same rules as for models, and ids of models.yaml too.
+        """Return an adapter's source, by the same rules as for models; ids of models.yaml count too.
 
         Raises like `resolve`, naming `field`.
         """
@@ -85,55 +85,57 @@ class ModelResolver:
         return source.model_copy(update={"filename": filename}) if filename else source
 
     def look_at_adapter(self, source: ModelSource) -> Detection | None:
-        """What a control says it is; None where it has no header to read. Blocking.
+        """Detect an adapter from its header or JSON; None for a pickle. Blocking.
 
-        A whole pipeline is told too: None stands for a pickle, which is fetched to see what it is.
+        A pickle shows its kind only once fetched. A whole pipeline is detected too.
         """
         outline = self._peek(source, None)
-        told = outline.header is not None or outline.configs.keys() & {"config.json", "model_index.json"}
-        return detect(outline) if told else None
+        readable = outline.header is not None or outline.configs.keys() & {"config.json", "model_index.json"}
+        return detect(outline) if readable else None
 
     def part_source(self, reference: str) -> ModelSource:
-        """Where a part of a model comes from, as the registry or the architecture table names it."""
+        """Return the source of a model's part, as the registry or the architecture table names it."""
         spec = self.registry.find(reference)
         return spec.source if spec is not None else self._parse(reference)
 
-    def check_allowed(self, source: ModelSource, field: str, near: list[str]) -> None:
+    def check_allowed(self, source: ModelSource, field: str, nearest: list[str]) -> None:
         """Raise ModelNotFound unless the operator lets callers name this source themselves."""
         if source.is_local:
-            return  # the store lets nothing through but the operator's own folders
+            return  # the store opens only the operator's own folders
         host, org = source.host, source.locator.split("/")[0].lower() if source.is_repository else None
-        what = source.locator if source.is_repository else host
+        origin = source.locator if source.is_repository else host
         denied_orgs = {name.lower() for name in self._policy.denied_orgs}
         if org in denied_orgs or _is_listed(host, self._policy.denied_hosts):
-            raise ModelNotFound(f"{field}: {what} is not allowed on this worker.", field=field)
+            raise ModelNotFound(f"{field}: {origin} is not allowed on this worker.", field=field)
         if not self._policy.allow_unregistered:
-            what = what if source.is_repository else source.reference.partition("?")[0]
-            raise _unknown(what, near, "; the operator can add it there or set ALLOW_UNREGISTERED_MODELS=true", field)
+            origin = origin if source.is_repository else source.reference.partition("?")[0]
+            raise _unknown(
+                origin, nearest, "; the operator can add it there or set ALLOW_UNREGISTERED_MODELS=true", field
+            )
         allowed = (*self._policy.allowed_orgs, *self._policy.allowed_hosts)
         allowed_orgs = {name.lower() for name in self._policy.allowed_orgs}
         if allowed and org not in allowed_orgs and not _is_listed(host, self._policy.allowed_hosts):
             raise ModelNotFound(
-                f"{field}: {what} is not allowed on this worker, which takes models of {', '.join(allowed)}.",
+                f"{field}: {origin} is not allowed on this worker, which takes models of {', '.join(allowed)}.",
                 field=field,
             )
 
     def known(self, spec: ModelSpec) -> Model:
-        """`spec` with what it is. Blocking where it has to peek."""
+        """Return the model of `spec`, with its detection. Blocking if it has to peek."""
         return Model(spec, self.detect(spec))
 
     def detect(self, spec: ModelSpec) -> Detection:
-        """What `spec` is: from the registry's own words, else from the files' JSON or header."""
+        """Detect the nature of `spec`: as the registry declares it, else from the files' JSON or header."""
         key = (spec.id, spec.source)
         with self._lock:
-            known = self._detections.get(key)
-        if known is not None:
-            return known
-        # What lies on this machine is looked at; what would be a request is believed when the registry says it.
+            remembered = self._detections.get(key)
+        if remembered is not None:
+            return remembered
+        # Local files are always read. To save a request, a repository's declaration in the registry is believed.
         whole_repository = spec.source.is_repository and spec.source.filename is None
-        # A base completes a single file only, and which parts that lacks is not declared.
-        said = declared(spec) if whole_repository and spec.base is None else None
-        detection = _completed(Model(spec, said or _merged(spec, self._look_at(spec))))
+        # A base completes a single file only, whose missing parts are not declared.
+        from_registry = declared(spec) if whole_repository and spec.base is None else None
+        detection = _completed(Model(spec, from_registry or _merged(spec, self._look_at(spec))))
         with self._lock:
             if len(self._detections) >= _MEMORY:
                 self._detections.clear()
@@ -141,7 +143,7 @@ class ModelResolver:
         return detection
 
     def _look_at(self, spec: ModelSpec) -> Detection:
-        """What the files of `spec` say. What is wrong with them is wrong with `model`, which no reader knows."""
+        """Detect from the files of `spec`. Errors get the field `model`, which the readers do not know."""
         try:
             return detect(self._peek(spec.source, spec.variant))
         except WorkerError as error:
@@ -149,7 +151,7 @@ class ModelResolver:
             raise
 
     def _is_registered_adapter(self, reference: str) -> bool:
-        """The operator's own LoRAs, named in models.yaml or LORAS, need no further leave."""
+        """True for the operator's own LoRAs, named in models.yaml or LORAS: they need no further permission."""
         for spec in self.registry.models.values():
             lightning = [spec.lightning.lora] if spec.lightning else []
             if reference in [lora.model for lora in spec.loras] + lightning:
@@ -158,66 +160,66 @@ class ModelResolver:
 
 
 def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:
-    """Whether a list names `host`, or a domain that it belongs to."""
+    """True if `hosts` names `host`, or a domain that it belongs to."""
     return any(host == name.lower() or host.endswith(f".{name.lower()}") for name in hosts)
 
 
-def _merged(spec: ModelSpec, found: Detection) -> Detection:
-    """What the files say, completed by what the registry says. Raises UnsupportedModel where the two disagree."""
-    # Where the header says nothing of a family, the operator's word counts.
-    declared_so = spec.architecture is not None and found.architecture is None and found.format != "diffusers"
-    if found.kind is Kind.UPSCALER and found.pipeline is None:
+def _merged(spec: ModelSpec, detection: Detection) -> Detection:
+    """Complete the files' detection by the registry's entry. Raises UnsupportedModel if the two disagree."""
+    # If the header shows no family, the operator's declaration counts.
+    declared_so = spec.architecture is not None and detection.architecture is None and detection.format != "diffusers"
+    if detection.kind is Kind.UPSCALER and detection.pipeline is None:
         raise UnsupportedModel(
-            f"{spec.id} is a {found.variant}, which needs faces cut out of an image first, and no upscaler of whole "
-            "images; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
+            f"{spec.id} is a {detection.variant}, which needs faces cut out of an image first, and no upscaler of "
+            "whole images; name an ESRGAN, SwinIR, HAT, DAT or SPAN file.",
             field="model",
-            details={"kind": found.kind, "evidence": list(found.evidence)},
+            details={"kind": detection.kind, "evidence": list(detection.evidence)},
         )
-    if found.kind not in _RUNNABLE and not declared_so:
-        what = "nothing that the detector knows" if found.kind is Kind.UNKNOWN else f"a {found.kind}"
-        near = f" (nearest: {', '.join(found.near)})" if found.near else ""
+    if detection.kind not in _RUNNABLE and not declared_so:
+        label = "nothing that the detector knows" if detection.kind is Kind.UNKNOWN else f"a {detection.kind}"
+        nearest = f" (nearest: {', '.join(detection.near)})" if detection.near else ""
         raise UnsupportedModel(
-            f"{spec.id} is {what}{near}, and not a model that can draw by itself; name a diffusers repository or a "
-            "checkpoint.",
+            f"{spec.id} is {label}{nearest}, and not a model that can draw by itself; name a diffusers repository or "
+            "a checkpoint.",
             field="model",
-            details={"kind": found.kind, "evidence": list(found.evidence)},
+            details={"kind": detection.kind, "evidence": list(detection.evidence)},
         )
-    if spec.architecture and found.architecture and spec.architecture != found.architecture:
+    if spec.architecture and detection.architecture and spec.architecture != detection.architecture:
         raise UnsupportedModel(
-            f"{spec.id} is declared as {spec.architecture} in models.yaml, but its files say {found.architecture}; "
+            f"{spec.id} is declared as {spec.architecture} in models.yaml, but its files say {detection.architecture}; "
             "correct the entry.",
             field="model",
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
     return replace(
-        found,
-        kind=Kind.CHECKPOINT if declared_so else found.kind,
-        architecture=spec.architecture or found.architecture,
-        prediction_type=spec.prediction_type or found.prediction_type,
+        detection,
+        kind=Kind.CHECKPOINT if declared_so else detection.kind,
+        architecture=spec.architecture or detection.architecture,
+        prediction_type=spec.prediction_type or detection.prediction_type,
     )
 
 
 def _completed(model: Model) -> Detection:
-    """What `model` was detected as, with what the registry and the family's row add to it."""
-    spec, found, row = model.spec, model.detection, model.architecture
+    """Return the detection of `model`, completed from the registry and the family's row."""
+    spec, detection, row = model.spec, model.detection, model.architecture
     # A task whose class is broken is not offered; one that the registry asks for is refused by name.
-    known = model.tasks
-    if row is None:  # a family no row knows serves what diffusers says of it
-        known = tuple(dict.fromkeys((*known, *auto_pipelines(model.pipeline))))
-    works = tuple(task for task in known if not model.call(task).row.broken)
-    tasks = spec.tasks or works or known
+    candidates = model.tasks
+    if row is None:  # a family without a row serves the tasks of diffusers' auto pipelines
+        candidates = tuple(dict.fromkeys((*candidates, *auto_pipelines(model.pipeline))))
+    works = tuple(task for task in candidates if not model.call(task).row.broken)
+    tasks = spec.tasks or works or candidates
     completed = replace(
-        found,
+        detection,
         tasks=tasks,
         pipeline=model.pipeline or (model.pipeline_for(tasks[0]) if tasks else None),
-        native_size=found.native_size or (row.native_size if row else None),
-        activation_gb_per_mp=row.activation_gb_per_mp if row else found.activation_gb_per_mp,
-        few_steps=row.few_steps.get(found.variant or "") if row else None,
+        native_size=detection.native_size or (row.native_size if row else None),
+        activation_gb_per_mp=row.activation_gb_per_mp if row else detection.activation_gb_per_mp,
+        few_steps=row.few_steps.get(detection.variant or "") if row else None,
     )
     check_loadable(spec.id, completed)
     return completed
 
 
-def _unknown(name: str, near: list[str], fix: str, field: str = "model") -> ModelNotFound:
-    listed = f"did you mean {' or '.join(near)}?" if near else '{"action": "models"} lists those there are.'
+def _unknown(name: str, nearest: list[str], fix: str, field: str = "model") -> ModelNotFound:
+    listed = f"did you mean {' or '.join(nearest)}?" if nearest else '{"action": "models"} lists those there are.'
     return ModelNotFound(f"{field} {name[:120]!r} is not in models.yaml{fix}; {listed}", field=field)

@@ -16,28 +16,28 @@ from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
 from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
-# Larger than a JavaScript number would come back changed.
+# Seeds larger than a JavaScript number would come back changed.
 _RANDOM_SEED_BITS = 48
 
 
 def choose_task(request: GenerationRequest, model: Model, sent: tuple[str, ...]) -> Task:
-    """The task asked for, or meant by what was sent. Raises InvalidRequest for one that the model does not have."""
-    meant = Task.INPAINTING if request.outpaint is not None else model.infer_task(sent)
-    task = request.task or meant
+    """Return the task asked for, or inferred from the sent fields. Raises InvalidRequest if the model lacks it."""
+    inferred = Task.INPAINTING if request.outpaint is not None else model.infer_task(sent)
+    task = request.task or inferred
     if model.tasks and task not in model.tasks:
         untaken = [call.media_faults(sent).untaken for call in model.calls]
-        strange = [name for name in sent if all(name in names for names in untaken)]
-        named = next(iter(strange or [name for name in sent if name != "image"]), "image")
-        said = "" if request.task else f" ({'an' if named[0] in 'aeiou' else 'a'} {named} was sent)"
+        foreign = [name for name in sent if all(name in names for names in untaken)]
+        field = next(iter(foreign or [name for name in sent if name != "image"]), "image")
+        evidence = "" if request.task else f" ({'an' if field[0] in 'aeiou' else 'a'} {field} was sent)"
         raise InvalidRequest(
-            f"task {task}{said} is not one of {model.spec.id}, which serves {', '.join(model.tasks)}.",
-            field="task" if request.task else named,
+            f"task {task}{evidence} is not one of {model.spec.id}, which serves {', '.join(model.tasks)}.",
+            field="task" if request.task else field,
         )
     return task
 
 
 def read_prompts(request: GenerationRequest, call: ModelCall) -> tuple[str, str | None]:
-    """Prompt and negative prompt. Raises InvalidRequest where one is missing, broken or not read by the model."""
+    """Return prompt and negative prompt. Raises InvalidRequest if one is missing, broken or not read by the model."""
     spec, reads_negative = call.spec, takes_negative_prompt(call)
     if request.prompt is None and "prompt" in needed_fields(call):
         raise InvalidRequest(f"prompt is required for {call.task}: say in words what to draw.", field="prompt")
@@ -57,10 +57,10 @@ def read_prompts(request: GenerationRequest, call: ModelCall) -> tuple[str, str 
 def second_prompt(
     negative: str | None, params: Mapping[str, JsonValue], call: ModelCall
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The negative prompt of a class with true guidance, and a word where it does nothing.
+    """Return the negative prompt of a class with true guidance, and a warning if it does nothing.
 
     Such a class guides by two prompts or not at all: without a negative one it ignores `true_cfg_scale` silently
-    (diffusers 0.42.1), so an empty one is sent, as the authors of Qwen-Image do.
+    (diffusers 0.42.1). So an empty one is sent, as the authors of Qwen-Image do.
     """
     if call.signature is None or not call.takes("true_cfg_scale", "negative_prompt"):
         return negative, ()
@@ -74,12 +74,12 @@ def second_prompt(
 
 
 def uses_lightning(request: GenerationRequest, spec: ModelSpec) -> bool:
-    """Whether the model's own distillation LoRA is used: where it has one, unless the request says no."""
+    """True if the model has a distillation LoRA of its own and the request does not switch it off."""
     return spec.lightning is not None and request.lightning is not False
 
 
 def check_lightning(request: GenerationRequest, spec: ModelSpec) -> None:
-    """Raise UnknownParameter where a distillation LoRA is asked for, and the model has none."""
+    """Raise UnknownParameter if a distillation LoRA is asked for and the model has none."""
     if request.lightning and spec.lightning is None:
         raise UnknownParameter(
             f"lightning is not a field of {spec.id}, which has no Lightning LoRA in models.yaml; leave it out.",
@@ -88,31 +88,31 @@ def check_lightning(request: GenerationRequest, spec: ModelSpec) -> None:
 
 
 def all_loras(request: GenerationRequest, call: ModelCall) -> tuple[LoraSpec, ...]:
-    """The model's own LoRAs, then the request's."""
-    spec, own = call.spec, call.spec.loras
+    """Return the model's own LoRAs, then the request's."""
+    spec, loras = call.spec, call.spec.loras
     if call.lightning and spec.lightning is not None:
-        own += (LoraSpec(model=spec.lightning.lora, weight=spec.lightning.weight),)
-    return own + request.adapters_of(LoraSpec)
+        loras += (LoraSpec(model=spec.lightning.lora, weight=spec.lightning.weight),)
+    return loras + request.adapters_of(LoraSpec)
 
 
 def take_scheduler(
     params: Mapping[str, JsonValue], raw: Mapping[str, JsonValue], call: ModelCall
 ) -> tuple[dict[str, JsonValue], SchedulerChoice | None]:
-    """`params` without the sampling fields, and what those choose. Raises ParameterOutOfRange for what does not fit."""
-    said = sampling.said_of(params, raw)
+    """Split `params` into those without sampling fields, and the chosen scheduler. Raises ParameterOutOfRange."""
+    fields = sampling.said_of(params, raw)
     rest = {name: value for name, value in params.items() if name not in sampling.FIELDS}
-    return rest, sampling.choose(said, rest, sampling.fit_of(call), call.spec.id)
+    return rest, sampling.choose(fields, rest, sampling.fit_of(call), call.spec.id)
 
 
 def choose_seeds(request: GenerationRequest) -> tuple[int, ...]:
-    """One seed for each image, counting up from the one asked for or a random one."""
+    """Return one seed for each image, counting up from the one asked for or a random one."""
     first = request.seed if request.seed is not None else secrets.randbits(_RANDOM_SEED_BITS)
     # Counting past the end goes on at 0, so that the last seeds of the range can be used too.
     return tuple((first + index) % (MAX_SEED + 1) for index in range(request.num_images))
 
 
 def check_output(output: OutputOptions, call: ModelCall) -> None:
-    """Raise ParameterOutOfRange for a format that what comes back cannot have."""
+    """Raise ParameterOutOfRange for a format that is not for the call's output."""
     formats = VIDEO_FORMATS if call.draws_video else IMAGE_FORMATS
     if output.format is not None and output.format not in formats:
         what = "videos" if call.draws_video else "images"
@@ -123,20 +123,20 @@ def check_output(output: OutputOptions, call: ModelCall) -> None:
 
 
 def notes_on(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
-    """Kind words for a prompt that does nothing here, or whose weights do."""
+    """Return warnings for a prompt, or weights in it, that this model does not read."""
     spec, prompt = call.spec, request.prompt or ""
     if prompt.strip() and prompt_parameter(call) is None:
         return (f"{spec.id} reads no prompt; what was sent changes nothing.",)
-    unread = [
+    notes = [
         f"{spec.id} reads {name} as prose: the weights and BREAK in it are characters to it."
         for name, text in (("prompt", prompt), ("negative_prompt", request.negative_prompt or ""))
         if prompt_form(call) is None and holds_weights(text, explicit=True)
     ]
-    return (*unread, *_unknown_subject(prompt, spec))
+    return (*notes, *_unknown_subject(prompt, spec))
 
 
 def _unknown_subject(prompt: str, spec: ModelSpec) -> tuple[str, ...]:
-    """A kind word for a prompt that names nothing a small model knows; large models know no such list."""
+    """Return a warning for a prompt that names nothing a small model knows; large models have no such list."""
     words = f" {' '.join(re.findall(r'[a-z0-9]+', prompt.lower()))} "
     names = [" ".join(re.findall(r"[a-z0-9]+", name.lower())) for name in spec.subjects]
     if not names or not prompt.strip() or any(f" {name} " in words or f" {name}s " in words for name in names):

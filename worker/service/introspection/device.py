@@ -1,4 +1,4 @@
-"""Everything that needs the device: plans, the worker's status, models put on the device and taken off it."""
+"""Plans, the worker's status, and models put on the device and taken off it: all that needs the device."""
 
 import asyncio
 from collections.abc import Callable
@@ -47,20 +47,20 @@ class DeviceIntrospection:
         self._load = load
 
     async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
-        """Tell what running `model` here would take: bytes, memory, dtype, offloading, or why it is refused."""
+        """Plan a run of `model` here: bytes, memory, dtype and offloading, or why it is refused."""
         spec = self._resolver.resolve(model)
-        known = await asyncio.to_thread(self._resolver.known, spec)
-        detection = known.detection
+        resolved = await asyncio.to_thread(self._resolver.known, spec)
+        detection = resolved.detection
         outline = await asyncio.to_thread(self._store.peek, spec.source, spec.variant)
         if device is None:
             device = await self._engine.call(lambda engine: engine.device_info(), "plan")
-        bounds = size_bounds(known)
+        bounds = size_bounds(resolved)
         row = architecture(detection.architecture) if detection.architecture else None
         report = PlanReport(
             model=spec.id,
             architecture=detection.architecture,
             pipeline=detection.pipeline,
-            tasks=known.tasks,
+            tasks=resolved.tasks,
             revision=outline.revision,
             weight_bytes=outline.weight_bytes or 0,
             native_size=bounds.native,
@@ -79,14 +79,14 @@ class DeviceIntrospection:
         try:
             if spec.source.is_local:  # already here: its headers tell more than its size
                 stop = StopSignal(self._limits.timeout_s)
-                files = await asyncio.to_thread(self._provisioner.model_files, known, ignore_progress, stop)
-            plan = self._planner(known, files, device, bounds.native**2 / 1e6)
+                files = await asyncio.to_thread(self._provisioner.model_files, resolved, ignore_progress, stop)
+            plan = self._planner(resolved, files, device, bounds.native**2 / 1e6)
         except WorkerError as error:
             return replace(report, fits=False, reason=error.message)
         return replace(report, fits=True, plan=plan)
 
     def status(self) -> WorkerStatus:
-        """Tell whether the worker is ready, what it runs and what is resident."""
+        """Report if the worker is ready, what it runs and what is resident."""
         load = self._load()
         return WorkerStatus(
             status="lost" if self._engine.lost else "ready" if self._engine.ready else "starting",
@@ -101,10 +101,10 @@ class DeviceIntrospection:
     async def preload(self, model: str | None, emit: Emit, timeout_s: float | None = None) -> Preloaded:
         """Fetch `model` and put it on the device."""
         spec = self._resolver.resolve(model)
-        known = await asyncio.to_thread(self._resolver.known, spec)
+        resolved = await asyncio.to_thread(self._resolver.known, spec)
         stop = StopSignal(timeout_s or self._limits.timeout_s)
-        files = await asyncio.to_thread(self._provisioner.model_files, known, emit, stop)
-        plan = await self._engine.call(lambda engine: engine.preload(known, files, emit), f"preload {spec.id}")
+        files = await asyncio.to_thread(self._provisioner.model_files, resolved, emit, stop)
+        plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit), f"preload {spec.id}")
         return Preloaded(spec.id, plan)
 
     async def unload(self, model: str | None) -> Unloaded:

@@ -26,28 +26,28 @@ class ModelIntrospection:
         return ModelList(tuple(_summary(spec) for spec in self._resolver.registry.models.values()))
 
     def served_models(self) -> tuple[ModelSummary, ...]:
-        """List those of the registry that this version can run."""
+        """List the registered models that this version can run."""
         return tuple(model for model in self.models().models if model.served)
 
     def first_model_for(self, task: Task) -> str | None:
-        """Name the first model of the registry that serves `task`, as far as is known without its files."""
+        """Return the id of the first registered model that serves `task`, judged without its files, or None."""
         for spec in self._resolver.registry.models.values():
-            known = Model(spec)
-            if task in known.tasks and _is_served(known.call(task)):
+            model = Model(spec)
+            if task in model.tasks and _is_served(model.call(task)):
                 return spec.id
         return None
 
     async def schema(self, model: str | None) -> ModelSchema:
         """Describe a request for `model` as a JSON Schema (2020-12)."""
-        known = await asyncio.to_thread(self._resolver.known, self._resolver.resolve(model))
-        # Only what a request would be accepted for; a model without any such task is described as it is.
-        served = tuple(call.task for call in known.calls if _is_served(call))
-        described = known.limited_to(served) if served else known
+        resolved = await asyncio.to_thread(self._resolver.known, self._resolver.resolve(model))
+        # Only tasks for which a request would be accepted; a model without any is described as it is.
+        served = tuple(call.task for call in resolved.calls if _is_served(call))
+        described = resolved.limited_to(served) if served else resolved
         limits = self._limits
         return ModelSchema(model_schema(described, max_images=limits.max_images, max_loras=limits.max_loras))
 
     async def inspect(self, model: str | None) -> Inspection:
-        """Tell what `model` is and how that is known; reads headers and JSON, never weights."""
+        """Detect what `model` is, with the evidence. Reads headers and JSON, never weights."""
         return await asyncio.to_thread(self._inspect, model)
 
     def _inspect(self, model: str | None) -> Inspection:
@@ -61,7 +61,7 @@ def _is_served(call: ModelCall) -> bool:
 
 
 def _origin(spec: ModelSpec) -> str:
-    """Tell where a model comes from; of a file not where it lies, which is the operator's business."""
+    """Return where a model comes from. The path of a local file is left out: it is the operator's business."""
     return spec.source.reference if spec.source.is_repository else spec.source.scheme
 
 

@@ -1,4 +1,4 @@
-"""Images and videos into an answer that fits its transport: measured as it will be sent, and never lost."""
+"""Images and videos packed into an answer that fits its transport: measured as it will be sent, never lost."""
 
 import hashlib
 import re
@@ -23,10 +23,10 @@ _SMALLER_VIDEO: tuple[tuple[Format, int], ...] = (("mp4", 80), ("mp4", 60), ("mp
 
 
 class Uploader(Protocol):
-    """Somewhere that images can be put: a bucket, or the volume."""
+    """A target for files: a bucket, or the volume."""
 
     def check(self) -> None:
-        """Raise InvalidRequest for a place that may not be used."""
+        """Raise InvalidRequest if this target may not be used."""
         ...
 
     def put(self, key: str, body: bytes, content_type: str) -> str:
@@ -36,7 +36,7 @@ class Uploader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The way by which answers leave. `max_bytes` is of the whole JSON body. Blocking: call it in a thread."""
+    """The way by which answers leave. `max_bytes` bounds the whole JSON body. Blocking: call it in a thread."""
 
     max_bytes: int
     bucket: Uploader | None = None
@@ -44,13 +44,13 @@ class Delivery:
     volume: Uploader | None = None
 
     def of(self, request: GenerationRequest) -> "Delivery":
-        """Choose the way of this request's answer: the caller's own bucket where they name one."""
+        """Return the delivery for `request`, with the caller's own bucket if they name one."""
         if request.s3Config is None or self.open_bucket is None:
             return self
         return replace(self, bucket=self.open_bucket(request.s3Config))
 
     def check(self, output: OutputOptions) -> None:
-        """Refuse what cannot be delivered, before it is made."""
+        """Refuse output that cannot be delivered, before it is generated. Raises InvalidRequest."""
         if self.bucket is not None:
             self.bucket.check()
         if output.delivery == "s3" and self.bucket is None:
@@ -68,7 +68,7 @@ class Delivery:
             )
 
     def deliver(self, result: JobResult, output: OutputOptions, job_id: str) -> Answer:
-        """Make the answer, within `max_bytes`. What came encoded leaves as it came.
+        """Return the answer, within `max_bytes`. Artifacts that came encoded leave as they came.
 
         Raises ResultTooLarge when nothing makes it fit.
         """
@@ -101,19 +101,19 @@ class Delivery:
         return f"the {self.max_bytes / 1e6:g} MB that an answer may have here"
 
     def _shrink(self, result: JobResult, output: OutputOptions, notes: list[str], started: float) -> Answer:
-        """The answer in the first smaller encoding that fits."""
-        video, what = result.artifacts[0].is_video, _noun(result)
+        """Return the answer in the first smaller encoding that fits. Raises ResultTooLarge."""
+        video, noun = result.artifacts[0].is_video, _noun(result)
         format_ = output.format_of(video=video)
         encoded = any(isinstance(item, EncodedArtifact) for item in result.artifacts)
         for smaller, quality in () if encoded else _ladder(format_, output.quality, video=video):
             files = _files(result, smaller, quality, metadata=output.metadata)
-            note = f"As {format_} the {what} exceed {self._limit}; they were encoded as {smaller} (quality {quality})."
+            note = f"As {format_} the {noun} exceed {self._limit}; they were encoded as {smaller} (quality {quality})."
             answer = _answer(result, files, started, [*notes, note])
             if body_bytes(answer) <= self.max_bytes:
                 return answer
         fewer = "fewer num_frames or a smaller size" if video else "fewer num_images or a smaller size"
         raise ResultTooLarge(
-            f"The {what} exceed {self._limit} in every format; ask for {fewer}, or let the operator configure a "
+            f"The {noun} exceed {self._limit} in every format; ask for {fewer}, or let the operator configure a "
             "bucket.",
             field="num_frames" if video and len(result.artifacts) == 1 else "num_images",
             details={
@@ -123,24 +123,24 @@ class Delivery:
             },
         )
 
-    def _put(self, place: Literal["s3", "volume"], answer: Answer, job_id: str, started: float) -> Answer:
-        """The answer with its files uploaded: URLs of the bucket, or paths below the volume, in place of bytes."""
-        uploader = self.bucket if place == "s3" else self.volume
+    def _put(self, target: Literal["s3", "volume"], answer: Answer, job_id: str, started: float) -> Answer:
+        """Upload the answer's files and return it with URLs or paths below the volume in place of bytes."""
+        uploader = self.bucket if target == "s3" else self.volume
         if uploader is None:
-            raise SourceUnavailable(f"No {'bucket' if place == 's3' else 'volume'} is configured.")
-        places = [
+            raise SourceUnavailable(f"No {'bucket' if target == 's3' else 'volume'} is configured.")
+        locations = [
             uploader.put(f"{_folder(job_id)}/{index}.{file.format}", file.data, CONTENT_TYPES[file.format])
             for index, file in enumerate(answer.files)
         ]
-        if place == "s3":
-            files = tuple(AnswerFile(answer.format, url=url) for url in places)
+        if target == "s3":
+            files = tuple(AnswerFile(answer.format, url=url) for url in locations)
         else:
-            files = tuple(AnswerFile(answer.format, path=path) for path in places)
+            files = tuple(AnswerFile(answer.format, path=path) for path in locations)
         return replace(answer, files=files, encode_s=time.monotonic() - started)
 
 
 def _folder(job_id: str) -> str:
-    """A folder's name for a job: its id where that is a safe name, else one of its own."""
+    """Return a folder name for a job: its id if that is safe in paths, else the safe part of it and a digest."""
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", job_id)[:64]
     return (
         safe if safe == job_id else f"{safe[:48]}_{hashlib.sha256(job_id.encode('utf-8', 'replace')).hexdigest()[:12]}"
@@ -183,7 +183,7 @@ def _noun(result: JobResult) -> str:
 
 
 def _ladder(format_: Format, quality: int, *, video: bool) -> list[tuple[Format, int]]:
-    """List what is smaller than the format and quality that did not fit."""
+    """List the formats and qualities that are smaller than those that did not fit."""
     if video and format_ in FRAME_FORMATS:
         return [step for step in _SMALLER_FRAMES if format_ != "jpeg" or step[1] < quality]
     if video:

@@ -12,13 +12,13 @@ from pydantic import JsonValue
 from worker.core.result import Artifact, JobResult
 from worker.media.images import Comment
 
-# Fields of a request that hold images, at any depth, unless they are numbers; and what says nothing of the image.
+# Fields of a request that hold images, at any depth, unless they are numbers; then fields that do not change the image.
 _IMAGES = re.compile(r".*(image|images|video|mask|frames)")
 _SAYS_NOTHING = frozenset({"output", "fallback", "timeout_s", "progress", "num_images"})
-# A link with a user, a query or a fragment: only the rest of it is told.
+# A link with a user, a query or a fragment: only the rest of it is written.
 _LINK = re.compile(r"(?P<scheme>https?://)(?:[^\s/?#@]*@)?(?P<place>[^\s?#\"']*)(?:[?#][^\s\"']*)?", re.IGNORECASE)
 _REFERENCE_QUERY = re.compile(r"\?(?!sha256=[0-9a-fA-F]{64}$).*$")
-_MAX_CHARS = 2_000  # of one value that is no prompt: what is longer is base64 or as good as
+_MAX_CHARS = 2_000  # of one value that is no prompt: longer texts are base64 or as good as
 _PROMPTS = frozenset({"prompt", "negative_prompt"})
 # A1111's names, for the parameters that it has too.
 _NAMES: Mapping[str, str] = {
@@ -33,19 +33,19 @@ _NAMES: Mapping[str, str] = {
 
 
 def comment_on(result: JobResult, artifact: Artifact) -> Comment:
-    """Write what goes into the file of `artifact`."""
+    """Return the comment for the file of `artifact`."""
     request = _public({**result.reproduce.input, "seed": artifact.seed})
-    known = request if isinstance(request, dict) else {}
-    about: dict[str, JsonValue] = {
-        "input": known,
+    fields = request if isinstance(request, dict) else {}
+    facts: dict[str, JsonValue] = {
+        "input": fields,
         "model": _plain_reference(result.reproduce.model),
         "versions": dict(result.reproduce.versions),
     }
-    return Comment(_infotext(result, artifact, known), json.dumps(about, ensure_ascii=True))
+    return Comment(_infotext(result, artifact, fields), json.dumps(facts, ensure_ascii=True))
 
 
 def _infotext(result: JobResult, artifact: Artifact, request: Mapping[str, JsonValue]) -> str:
-    """The prompt, the negative prompt, and one line of `Key: value` pairs."""
+    """Return the prompt, the negative prompt, and one line of `Key: value` pairs."""
     lines = [str(request.get("prompt", ""))]
     negative = request.get("negative_prompt")
     if negative:
@@ -65,7 +65,7 @@ def _infotext(result: JobResult, artifact: Artifact, request: Mapping[str, JsonV
 
 
 def _quoted(value: str) -> str:
-    """As A1111 does: a value with a comma, a colon or a line break stands in JSON's quotation marks."""
+    """Quote a value as A1111 does: in JSON's quotation marks if it has a comma, a colon or a line break."""
     return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
 
 
@@ -87,9 +87,9 @@ def _is_left_out(name: str, value: JsonValue) -> bool:
 
 
 def _plain_reference(text: str) -> str:
-    """A reference without its query, which may hold a token; a pinned digest is none."""
+    """Return a reference without its query, which may hold a token. A pinned digest stays."""
     return _REFERENCE_QUERY.sub("", _without_queries(text))
 
 
 def _without_queries(text: str) -> str:
-    return _LINK.sub(lambda found: found["scheme"] + found["place"], text)
+    return _LINK.sub(lambda match: match["scheme"] + match["place"], text)

@@ -1,4 +1,4 @@
-"""Finished files on the volume: <volume>/outputs/<job>/0.png, for whoever reads the same volume."""
+"""Finished files on the volume: <volume>/outputs/<job>/0.png, for every process that reads the same volume."""
 
 import errno
 import tempfile
@@ -11,19 +11,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class OutputFolder:
-    """A place for results below a volume. Blocking."""
+    """The folder for results below a volume. Blocking."""
 
     def __init__(self, volume: Path) -> None:
         self._volume = volume
 
     def check(self) -> None:
-        """The volume is the operator's: nothing to refuse."""
+        """Accept: the volume is the operator's."""
 
     def put(self, key: str, body: bytes, content_type: str) -> str:
         """Write `body` as `outputs/<key>` and return that path, relative to the volume.
 
-        Whole or not at all: readers never see half a file. `key` is made of safe names by the caller. Raises DiskFull,
-        SourceUnavailable.
+        The file appears whole or not at all, so readers never see half of it. `key` must consist of safe names.
+        Raises DiskFull, SourceUnavailable.
         """
         path = self._volume / FOLDER / key
         if not path.resolve().is_relative_to((self._volume / FOLDER).resolve()):

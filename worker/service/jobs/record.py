@@ -1,4 +1,4 @@
-"""One job that was handed in: where it stands, who follows it, and what came of it."""
+"""One submitted job: its state, its followers and its outcome."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
 
 MAX_UNREAD = 100
-_DEEPEST = 24  # nothing that is JSON or ours is nested more
+_DEEPEST = 24  # neither JSON nor our own types are nested more
 DAY_S = 86_400.0
 
 
@@ -40,13 +40,13 @@ class JobOptions:
     ttl_s: float = DAY_S  # of the whole job, its answer included
     webhook: str | None = None
     request_id: str | None = None  # of the request that handed the job in
-    kept: bool = True  # whether the answer can be asked for later; else the job is its waiting callers'
-    replayed: bool = False  # whether, all the same, the answer is kept for whoever sends the same job again
-    redelivered: bool = False  # whether the same id with another input is another job, as of a queue, and no mistake
+    kept: bool = True  # True if the answer can be fetched later; else the job belongs to its waiting callers
+    replayed: bool = False  # True if the answer is kept, all the same, for a caller who sends the same job again
+    redelivered: bool = False  # True if the same id with another input is another job (as from a queue), not an error
 
 
 class JobRecord:
-    """Changed by its store only, and on the event loop only, where it is read too."""
+    """The record of one job. Only its store changes it; it is read and changed on the event loop only."""
 
     def __init__(self, job_id: str, job: JobInput, options: JobOptions, caller: str | None = None) -> None:
         self.id = job_id
@@ -77,7 +77,7 @@ class JobRecord:
 
     @property
     def can_be_retried(self) -> bool:
-        """True of a job that ended in a way that another try may change."""
+        """True if the job ended in a way that another try may change."""
         return self.status in (Status.FAILED, Status.TIMED_OUT)
 
     @property
@@ -91,26 +91,26 @@ class JobRecord:
         return _milliseconds(self.started_at, self.finished_at) if self.started_at is not None else 0
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the job is over; False when that takes longer than `timeout_s`."""
+        """Wait until the job is over. Return False if that takes longer than `timeout_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._ended.wait()
         return self.over
 
     def outcome(self) -> AnyAnswer:
-        """The answer of a job that is over. Raises the WorkerError that it ended with."""
+        """Return the answer of a job that is over. Raises the WorkerError that it ended with."""
         if self.answer is None:
             raise self.error or JobCancelled("The job was cancelled.")
         return self.answer
 
     def watch(self) -> AsyncGenerator[Progress, None]:
-        """Yield what happens with this job from this call on, until it is over. A slow reader misses the oldest."""
+        """Yield this job's progress from this call on, until it is over. A slow reader misses the oldest updates."""
         feed = _Feed(self.progress)
         self._feeds.add(feed)
         return self._read(feed)
 
     def follow(self, emit: Emit) -> None:
-        """Have `emit` called with what happens from now on, at once and in the thread in which it happens."""
+        """Call `emit` with all progress from now on, at once and in the thread in which it happens."""
         self._followers.append(emit)
 
     def tell(self, progress: Progress) -> None:
@@ -128,23 +128,23 @@ class JobRecord:
             await feed.news.wait()
 
     def take_unread(self) -> list[Progress]:
-        """Take what happened since this was last asked, each update once."""
-        found = [*self._unread]
+        """Return the updates since the last call, each once."""
+        updates = [*self._unread]
         self._unread.clear()
-        return found
+        return updates
 
     def take_answer(self) -> AnyAnswer | None:
-        """The answer, once; None before and afterwards."""
+        """Return the answer once; None before and afterwards."""
         taken, self._answer_taken = self._answer_taken, self.answer is not None
         return None if taken else self.answer
 
     def advance(self, progress: Progress) -> None:
-        """Take note of progress; the first makes the job one that is worked on."""
+        """Note progress. The first update sets the job to running."""
         if self.started_at is None:
             self.started_at = time.monotonic()
             self.status = Status.RUNNING
         self.progress = progress.after(self.progress)
-        if self._unread and self._unread[-1].preview is not None:  # of images only the last is worth its memory
+        if self._unread and self._unread[-1].preview is not None:  # of previews only the last is worth its memory
             self._unread[-1] = replace(self._unread[-1], preview=None)
         self._unread.append(progress)
         for feed in self._feeds:
@@ -156,7 +156,7 @@ class JobRecord:
         self.status, self.answer, self.error = status, answer, error
         self.finished_at = time.monotonic()
         if status is Status.COMPLETED:
-            self.job = replace(self.job, request=None)  # only what failed can be tried again
+            self.job = replace(self.job, request=None)  # only a failed job can be retried
             self.started_at = self.started_at or self.created_at
         self.bytes = weight(self.job) + weight(answer)
         self._ended.set()
@@ -182,7 +182,7 @@ class _Feed:
 
 
 def weight(value: object, depth: int = 0) -> int:
-    """Estimate how many bytes a value holds; its texts and its files decide."""
+    """Estimate the bytes that a value holds; its texts and its files decide."""
     if isinstance(value, str | bytes):
         return 64 + len(value)
     if depth > _DEEPEST:

@@ -1,7 +1,7 @@
-"""Every job of this process that was handed in, and its answer for as long as that is kept. In memory.
+"""The jobs submitted to this process, and their answers for as long as these are kept. In memory.
 
-The same job twice is one job. With a key of its caller's (Idempotency-Key) the same id and input are it, and another
-input under that id is refused; from a queue, which may deliver a job again, another input is another job.
+The same job twice is one job. With a caller's key (Idempotency-Key), the same id and input are the same job, and
+another input under that id is refused. From a queue, which may deliver a job again, another input is another job.
 """
 
 import asyncio
@@ -45,24 +45,24 @@ class Counts:
     retried: int
 
 
-def _nobody(record: JobRecord) -> None:
-    """When nobody wants to be told."""
+def _tell_nobody(record: JobRecord) -> None:
+    """Default of `ended`: tell nobody."""
 
 
-def _anybody(record: JobRecord) -> None:
-    """When nobody is turned away."""
+def _admit_all(record: JobRecord) -> None:
+    """Default of `admit`: admit every job."""
 
 
-def _no_books(record: JobRecord, error: WorkerError) -> None:
-    """When nobody counts."""
+def _count_nothing(record: JobRecord, error: WorkerError) -> None:
+    """Default of `refused`: count nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreBounds:
     """Bounds on how long answers are kept, how many bytes are held, and how many jobs may be under way.
 
-    When all that is held exceeds `max_bytes`, the oldest answers go first. Without `max_under_way` every job is taken:
-    somebody else bounds how many come.
+    When jobs and answers exceed `max_bytes`, the oldest answers go first. Without `max_under_way` every job is taken:
+    then the door bounds the number of jobs.
     """
 
     retention_s: float = 1_800.0
@@ -72,19 +72,19 @@ class StoreBounds:
 
 @dataclass(frozen=True, slots=True)
 class StoreHooks:
-    """Functions that are asked and told.
+    """Functions that the store calls.
 
-    `admit` raises for a job that is not to be taken now; `refused` is told of each that was not, `ended` of each that
-    ended.
+    `admit` raises for a job that must not be taken now. `refused` gets each job that was not taken, `ended` each job
+    that ended.
     """
 
-    admit: Callable[[JobRecord], None] = _anybody
-    refused: Callable[[JobRecord, WorkerError], None] = _no_books
-    ended: Callable[[JobRecord], None] = _nobody
+    admit: Callable[[JobRecord], None] = _admit_all
+    refused: Callable[[JobRecord, WorkerError], None] = _count_nothing
+    ended: Callable[[JobRecord], None] = _tell_nobody
 
 
 class JobStore:
-    """Jobs by id. Used on one event loop. `perform` answers one input."""
+    """Jobs by id, on one event loop. `perform` answers one input."""
 
     def __init__(self, perform: Perform, bounds: StoreBounds | None = None, hooks: StoreHooks | None = None) -> None:
         self._perform = perform
@@ -92,16 +92,16 @@ class JobStore:
         self._hooks = hooks or StoreHooks()
         self._jobs: dict[_Key, JobRecord] = {}
         self._running: dict[_Key, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # those too that were told to stop and have not yet
+        self._tasks: set[asyncio.Task[None]] = set()  # also those that were cancelled and have not stopped yet
         self._limits: dict[_Key, asyncio.TimerHandle] = {}
         self._lives: dict[_Key, asyncio.TimerHandle] = {}
         self._completed = self._failed = self._retried = 0
 
     def submit(self, job: JobInput, job_id: str, options: JobOptions, caller: str | None = None) -> JobRecord:
-        """Hand in a job of `caller`. The same id and input are the same job; without an answer it runs again.
+        """Submit a job of `caller`. The same id and input are the same job; without an answer it runs again.
 
-        Raises InvalidRequest for a known id with another input, unless `options` say that this is another job;
-        Overloaded when too many jobs are under way, and what `admit` raises.
+        Raises InvalidRequest for a known id with another input, unless `options` say that this is another job.
+        Raises Overloaded when too many jobs are under way, and the errors of `admit`.
         """
         new = JobRecord(job_id, job, options, caller)
         record = self._jobs.get(_key(new))
@@ -122,29 +122,29 @@ class JobStore:
         return record
 
     def find(self, job_id: str) -> JobRecord:
-        """The job with this id. Raises JobNotFound."""
+        """Return the job with this id. Raises JobNotFound."""
         try:
             return self._jobs[job_id, ""]
         except KeyError:
             raise JobNotFound("No job has this id, or what came of it is no longer kept; submit it again.") from None
 
     def cancel(self, record: JobRecord) -> None:
-        """Take a job back: it is cancelled at once, and stops at its next step. One that is over stays as it is."""
+        """Cancel a job at once; its work stops at its next step. A job that is over stays as it is."""
         self._stop(record, Status.CANCELLED, JobCancelled("The job was cancelled."))
 
     def leave(self, record: JobRecord) -> None:
-        """Say that a caller waits no longer; a job that all of them have left is cancelled. Who never waited, stays."""
+        """Count a waiting caller less, and cancel the job once all of them have left."""
         record.callers -= 1
         if record.callers <= 0:
             self.cancel(record)
 
     async def settled(self, record: JobRecord) -> None:
-        """Wait until nothing works for a job any more, cancelled as it may be."""
+        """Wait until no work runs for a job any more, even if it was cancelled."""
         if record.work is not None and not record.work.done():
             await asyncio.wait({record.work})
 
     def retry(self, record: JobRecord) -> None:
-        """Run a job again that can be retried, under its id."""
+        """Run a retryable job again under its id. Raises ValueError for other jobs, and the errors of `submit`."""
         if not record.can_be_retried:
             raise ValueError(f"a job that is {record.status} cannot be retried")
         self._check_taken(record)
@@ -153,14 +153,14 @@ class JobStore:
         self._start(record)
 
     def purge(self) -> int:
-        """Cancel every job that waits without a caller who waits for it; returns how many."""
+        """Cancel every queued job without a waiting caller, and return how many there were."""
         waiting = [job for job in self._jobs.values() if job.status is Status.QUEUED and job.options.kept]
         for record in waiting:
             self.cancel(record)
         return len(waiting)
 
     def counts(self) -> Counts:
-        """Count the jobs."""
+        """Return the numbers of jobs."""
         states = [job.status for job in self._jobs.values()]
         return Counts(
             in_queue=states.count(Status.QUEUED),
@@ -171,7 +171,7 @@ class JobStore:
         )
 
     async def close(self, within_s: float = 0.0) -> None:
-        """Give the jobs that are ending `within_s` seconds, fail the others, and return once all have stopped."""
+        """Give running jobs `within_s` seconds to end, fail the others, and return once all have stopped."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=within_s)
         error = ShuttingDown("This worker is being stopped and could not finish the job in time; send it again.")
@@ -193,8 +193,8 @@ class JobStore:
         if self._bounds.max_under_way is None:
             return
         under_way = [job for job in self._jobs.values() if not job.over]
-        held = sum(job.bytes for job in under_way)
-        if len(under_way) >= self._bounds.max_under_way or held + new.bytes > self._bounds.max_bytes:
+        held_bytes = sum(job.bytes for job in under_way)
+        if len(under_way) >= self._bounds.max_under_way or held_bytes + new.bytes > self._bounds.max_bytes:
             raise Overloaded(
                 f"{len(under_way)} jobs are waiting or running, which is all that this worker holds; "
                 f"come again in {RETRY_AFTER_S} seconds.",
@@ -217,7 +217,7 @@ class JobStore:
 
         def emit(progress: Progress) -> None:
             record.tell(progress)
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with suppress(RuntimeError):  # the loop is closed: there are no readers any more
                 loop.call_soon_threadsafe(advance, progress)
 
         status = Status.FAILED
@@ -253,7 +253,7 @@ class JobStore:
 
     def _stop(self, record: JobRecord, status: Status, error: WorkerError) -> None:
         if not record.over:
-            self._running[_key(record)].cancel(error.code)  # the reason, for whoever keeps the books
+            self._running[_key(record)].cancel(error.code)  # the reason, for the usage log
             self._end(record, status, None, error)
 
     def _end(self, record: JobRecord, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
@@ -264,23 +264,23 @@ class JobStore:
         self._completed += status is Status.COMPLETED
         self._failed += status in (Status.FAILED, Status.TIMED_OUT)
         _LOG.info("job %s: %s", record.id, error.code if error else "completed")
-        kept = record.options.kept or (record.options.replayed and answer is not None)
-        life = min(self._bounds.retention_s, record.created_at + record.options.ttl_s - time.monotonic())
-        if kept and life > 0 and _key(record) in self._jobs:
-            self._forget_in(record, life)
+        is_kept = record.options.kept or (record.options.replayed and answer is not None)
+        life_s = min(self._bounds.retention_s, record.created_at + record.options.ttl_s - time.monotonic())
+        if is_kept and life_s > 0 and _key(record) in self._jobs:
+            self._forget_in(record, life_s)
             self._drop_oldest(but=record)
         else:
             self._forget(_key(record))
         self._hooks.ended(record)
 
     def _drop_oldest(self, but: JobRecord) -> None:
-        held, limit = sum(job.bytes for job in self._jobs.values()), self._bounds.max_bytes
-        if held <= limit:
+        held_bytes, limit = sum(job.bytes for job in self._jobs.values()), self._bounds.max_bytes
+        if held_bytes <= limit:
             return
         for job in sorted((job for job in self._jobs.values() if job.over), key=lambda job: job.finished_at or 0.0):
-            if held <= limit or (job is but and not job.options.redelivered):
+            if held_bytes <= limit or (job is but and not job.options.redelivered):
                 break
-            held -= job.bytes
+            held_bytes -= job.bytes
             self._forget(_key(job))
 
     def _forget_in(self, record: JobRecord, seconds: float) -> None:

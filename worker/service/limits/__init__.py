@@ -1,1 +1,1 @@
-"""Places, quotas and keys: who may have work done now."""
+"""Admission, quotas and keys: the limits on work."""

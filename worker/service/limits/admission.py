@@ -1,6 +1,6 @@
-"""Who is let in: how many jobs at once, how many wait, how much work one may be, and none once the worker is stopped.
+"""Admission of jobs: bounds on running jobs, queued jobs and the work of one job; none once the worker stops.
 
-The rules are the worker's own and the same at every door. What each caller may use stands in `quotas.py`.
+The rules are the worker's own and the same at every door. Limits for each caller are in `quotas.py`.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 from worker.core.job import Job
 
-# A first guess of how long a job takes, until some have run.
+# A first guess of the seconds that a job takes, until some have run.
 _FIRST_GUESS_S = 5.0
-_NEWEST = 0.2  # what the last job counts in the running mean
+_NEWEST = 0.2  # the weight of the last job in the running mean
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """How much is taken. `max_concurrent` jobs are worked on, `max_queued` more wait; 0 pixel-steps is no limit."""
+    """Bounds on admitted work: `max_concurrent` jobs run, `max_queued` more wait; 0 pixel-steps is no limit."""
 
     max_concurrent: int = 64
     max_queued: int = 256
@@ -29,14 +29,14 @@ class AdmissionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How many jobs are worked on now, and how many wait: for a place, for company, for the device."""
+    """Numbers of jobs that run now and that wait: for admission, for a batch or for the device."""
 
     running: int
     queued: int
 
 
 class Admission:
-    """Lets jobs in. Used on one event loop."""
+    """Admits jobs. Used on one event loop."""
 
     def __init__(self, limits: AdmissionLimits) -> None:
         self._limits = limits
@@ -51,24 +51,24 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """Jobs that have a place."""
+        """The number of admitted jobs."""
         return len(self._inside) - self._waiting
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for one."""
+        """The number of jobs that wait for admission."""
         return self._waiting
 
     @property
     def closing(self) -> bool:
-        """Whether the worker is being stopped."""
+        """True once the worker is being stopped."""
         return self._closing
 
     @asynccontextmanager
     async def admitted(self, job: Job) -> AsyncIterator[None]:
-        """Hold a place for `job`, waiting for one at most until its deadline.
+        """Hold a slot for `job`, after waiting for one at most until the job's deadline.
 
-        Raises Overloaded when too many wait, ShuttingDown.
+        Raises Overloaded when too many jobs wait, JobTimeout, ShuttingDown.
         """
         self.check_open()
         self._inside[id(job)] = (job, asyncio.current_task())
@@ -95,7 +95,7 @@ class Admission:
     async def close(self, grace_s: float) -> None:
         """Take no more jobs, let those inside finish within `grace_s` seconds, and stop the rest with ShuttingDown.
 
-        Whoever closes again waits for the same end.
+        A second call waits for the same end.
         """
         if not self._closing:
             self._closing, self._closed_at = True, time.monotonic() + grace_s
@@ -110,7 +110,7 @@ class Admission:
             await self._empty.wait()
 
     def check_work(self, job: Job) -> int:
-        """How many pixel-steps `job` is. Raises ParameterOutOfRange when that is more than one job may be."""
+        """Return the pixel-steps of `job`. Raises ParameterOutOfRange if they exceed the limit for one job."""
         limit = self._limits.max_pixel_steps
         work = pixel_steps(job)
         if limit and work > limit:
@@ -146,11 +146,11 @@ class Admission:
 
 
 def pixel_steps(job: Job) -> int:
-    """How much work a job is: width x height x frames x steps x images, as far as it is known before it runs."""
+    """Estimate a job's work before it runs: width x height x frames x steps x images."""
 
-    def number(name: str, otherwise: int) -> int:
+    def number(name: str, default: int) -> int:
         value = job.params.get(name)
-        return int(value) if isinstance(value, int | float) and value > 0 else otherwise
+        return int(value) if isinstance(value, int | float) and value > 0 else default
 
     native = job.call.detection.native_size or 1024
     image = job.image

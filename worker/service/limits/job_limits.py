@@ -1,4 +1,4 @@
-"""Bounds of one job, whoever sends it."""
+"""Bounds of one job, for every caller."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from worker.core.request import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """What one job may ask for at most."""
+    """The most that one job may ask for."""
 
     max_images: int = 8
     max_loras: int = 8
     timeout_s: float = 600.0
 
     def seconds_for(self, request: GenerationRequest, spec: ModelSpec) -> float:
-        """The seconds that one job may take: as asked, within this worker's bound and that of the model's tier."""
+        """Return the seconds that one job may take: as asked, within the bounds of this worker and the model's tier."""
         bounds = (request.timeout_s, self.timeout_s, spec.timeout_s)
         return min(bound for bound in bounds if bound is not None)

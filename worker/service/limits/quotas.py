@@ -1,10 +1,10 @@
-"""What each caller may use: requests a minute and pixel-steps a day, remembered in a file across restarts.
+"""Quotas of each caller: requests a minute and pixel-steps a day, kept in a file across restarts.
 
-A job is one request, and the pixel-steps of the model that draws it, however many models were tried for it. Whoever is
-turned away pays nothing, and pixel-steps for which nothing was drawn are given back.
+A job costs one request, and the pixel-steps of the model that generates it, even if several models were tried. A
+refused caller pays nothing, and pixel-steps for which nothing was generated are given back.
 
-One file for each worker, replaced as a whole by a rename, so that no lock is needed on a network volume; several
-workers each give a caller his full share, which is what an operator of one endpoint per key expects.
+Each worker has one file, replaced as a whole by a rename, so that no lock is needed on a network volume. Several
+workers each give a caller the full share, as an operator of one endpoint per key expects.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from worker.core.result import Progress
 _LOG = logging.getLogger(__name__)
 _DAY_S = 86_400
 _MINUTE_S = 60.0
-# How a job ends that its caller did not want to the end: what the device did for it is his.
-_HIS_OWN = (asyncio.CancelledError, JobCancelled, JobTimeout)
+# Ends of a job that its caller cut short: the caller pays for the device's work.
+_CALLERS_DOING = (asyncio.CancelledError, JobCancelled, JobTimeout)
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaLimits:
-    """For each caller; 0 is no limit."""
+    """Limits for each caller; 0 is no limit."""
 
     requests_per_minute: int = 0
     pixel_steps_per_day: int = 0
@@ -38,7 +38,7 @@ class QuotaLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """`tokens` requests could be sent at once at `seen_at`; `used` pixel-steps were drawn on `day` (UTC)."""
+    """`tokens` requests could be sent at once at `seen_at`; `used` pixel-steps were generated on `day` (UTC)."""
 
     tokens: float
     seen_at: float
@@ -48,17 +48,17 @@ class _Account:
 
 @dataclass(slots=True)
 class Reservation:
-    """What one job costs its caller; who has no name has no account."""
+    """The cost of one job to its caller. A caller without a name has no account."""
 
     caller: str | None
     day: int | None = None
-    """When it was booked."""
+    """The day on which the quota was reserved; None before that."""
     pixel_steps: int = 0
-    drawing: bool = False
+    generating: bool = False
 
     def note(self, progress: Progress) -> None:
-        """Take note of how far the job is. Safe in any thread."""
-        self.drawing = self.drawing or progress.phase == "inference"
+        """Note the job's progress. Safe in any thread."""
+        self.generating = self.generating or progress.phase == "inference"
 
 
 class Quotas:
@@ -73,7 +73,7 @@ class Quotas:
         self._save_is_due = False
 
     def check(self, caller: str | None) -> None:
-        """Raise RateLimited or QuotaExceeded where no job of this caller could be taken now, however small."""
+        """Raise RateLimited or QuotaExceeded if even the smallest job of this caller would be refused now."""
         if caller is not None:
             account = self._account(caller)
             self._check_rate(account)
@@ -81,17 +81,17 @@ class Quotas:
 
     @contextmanager
     def reserve(self, caller: str | None) -> Iterator[Reservation]:
-        """The bracket around one job of `caller`. It swallows nothing."""
+        """Enclose one job of `caller`. Swallows no exception."""
         reservation = Reservation(caller)
         try:
             yield reservation
         except BaseException as error:
-            if not (reservation.drawing and isinstance(error, _HIS_OWN)):
+            if not (reservation.generating and isinstance(error, _CALLERS_DOING)):
                 self._give_back(reservation)
             raise
 
     def charge(self, reservation: Reservation, pixel_steps: int) -> None:
-        """Book a job with this much work, in place of what it was booked with before.
+        """Reserve `pixel_steps` for a job, in place of its earlier reservation.
 
         Raises RateLimited or QuotaExceeded, and then changes nothing.
         """
@@ -123,11 +123,11 @@ class Quotas:
             self._thread.submit(self._save, self._file)
 
     def _save(self, file: Path) -> None:
-        self._save_is_due = False  # before the copy: what is booked from here on is the next one's
+        self._save_is_due = False  # before the copy: later changes need another save
         _write(file, self._accounts.copy())
 
     def _account(self, caller: str) -> _Account:
-        """The caller's account as of now: refilled since it was last seen, and empty on a new day."""
+        """Return the caller's account as of now: refilled since it was last seen, and unused on a new day."""
         now, burst = self._now(), float(self._limits.requests_per_minute)
         account = self._accounts.get(caller) or _Account(burst, now)
         passed = max(0.0, now - account.seen_at)  # a clock may have been set back
@@ -149,16 +149,16 @@ class Quotas:
         if limit and account.used + pixel_steps > limit:
             wait_s = math.ceil(_DAY_S - self._now() % _DAY_S)
             left = max(0, limit - account.used)
-            this = f", and this job is {pixel_steps:,}; ask for less, or" if left else ";"
+            clause = f", and this job is {pixel_steps:,}; ask for less, or" if left else ";"
             raise QuotaExceeded(
-                f"One caller gets {limit:,} pixel-steps a day, of which {left:,} are left{this} try again in "
+                f"One caller gets {limit:,} pixel-steps a day, of which {left:,} are left{clause} try again in "
                 f"{wait_s} seconds.",
                 details={"retry_after_s": wait_s, "pixel_steps_per_day": limit, "used": account.used},
             )
 
 
 def _without(account: _Account, reservation: Reservation) -> _Account:
-    """`account` before this job; what was booked on another day is gone with it."""
+    """Return `account` without this job. A reservation of another day has lapsed already."""
     return (
         replace(account, used=max(0, account.used - reservation.pixel_steps))
         if account.day == reservation.day
@@ -168,12 +168,12 @@ def _without(account: _Account, reservation: Reservation) -> _Account:
 
 def _read(file: Path) -> dict[str, _Account]:
     try:
-        found = json.loads(file.read_bytes())
-        return {str(caller): _Account(**account) for caller, account in found.items()}
+        accounts = json.loads(file.read_bytes())
+        return {str(caller): _Account(**account) for caller, account in accounts.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        _LOG.warning("the quotas of earlier runs cannot be read (%s); everybody starts anew", type(error).__name__)
+        _LOG.warning("the quotas of earlier runs cannot be read (%s); every caller starts anew", type(error).__name__)
         return {}
 
 

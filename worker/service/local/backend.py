@@ -21,29 +21,30 @@ class LocalBackend:
         self._mux = mux
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
-        """Run `job`. When it is cancelled, this returns only once nothing works for it alone any more."""
+        """Run `job`. On cancellation this returns only once no thread works for it alone any more."""
         started = time.monotonic()
         batch = await _through(self._provisioner.provide(job, emit), job)
-        provided = time.monotonic()
-        drawn = await self._mux.draw(batch, emit)
-        loaded = drawn.begun + drawn.built_s + drawn.report.load_s  # the first job also waits for the engine itself
+        provided_at = time.monotonic()
+        generated = await self._mux.generate(batch, emit)
+        # The first job also waits for the engine itself.
+        loaded = generated.begun + generated.built_s + generated.report.load_s
         stages = (
             Stage("queue", job.accepted_at, started),
-            Stage("download" if bytes_downloaded(batch) else "provide", started, provided),
-            Stage("queue", provided, drawn.begun),
-            Stage("load", drawn.begun, loaded),
-            Stage("inference", loaded, loaded + drawn.report.inference_s),
+            Stage("download" if bytes_downloaded(batch) else "provide", started, provided_at),
+            Stage("queue", provided_at, generated.begun),
+            Stage("load", generated.begun, loaded),
+            Stage("inference", loaded, loaded + generated.report.inference_s),
         )
-        return result_of(job, batch, drawn, Timings.of(stages, len(drawn.report.outcomes)))
+        return result_of(job, batch, generated, Timings.of(stages, len(generated.report.outcomes)))
 
 
 async def _through(work: Awaitable[Batch], job: Job) -> Batch:
-    """Await provisioning; on cancellation stop the download and wait until its thread is out."""
+    """Await provisioning. On cancellation stop the download and wait until its thread has ended."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         job.stop.cancel()
-        with suppress(Exception):  # nobody is left to tell
+        with suppress(Exception):  # no caller is left to tell
             await uninterrupted(task)
         raise

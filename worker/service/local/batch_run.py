@@ -1,4 +1,4 @@
-"""One batch's batch_run in the engine's thread: split where it must be, and every job answered for itself."""
+"""One batch run in the engine's thread: split into smaller calls if it must be, every job answered by itself."""
 
 import asyncio
 import logging
@@ -14,33 +14,33 @@ from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.service.local.engine_thread import ResidentEngine
 
 _LOG = logging.getLogger(__name__)
-# What hits all jobs of a batch alike: drawing them one by one would only fail as often as there are jobs.
+# Errors that hit all jobs of a batch alike: to generate one by one would only fail once for each job.
 _OF_ALL = (LoadFailed, JobCancelled, JobTimeout)
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """What the engine did for one job. `report` is of all the jobs in its call, `share` this one's part of the cost."""
+class Generated:
+    """The engine's output for one job. `report` is of all jobs in its call; `share` is this job's part of the cost."""
 
     artifacts: tuple[Artifact, ...]
     report: EngineReport
     share: float
     begun: float  # on time.monotonic's clock
-    built_s: float  # seconds that the engine itself was built first
+    built_s: float  # seconds to build the engine itself before
 
 
 @dataclass(slots=True, eq=False)
 class QueuedJob:
-    """One job with its files, from when it may be drawn until it is answered. The answer cancelled: nobody waits."""
+    """One job with its files, from provisioning to its answer. A cancelled answer means that no caller waits."""
 
     batch: Batch  # of this job alone
     emit: Emit
     came: float
-    key: str  # who has the same may be drawn together
-    answer: "asyncio.Future[Drawn]" = field(init=False)
-    context: Context = field(init=False, default_factory=copy_context)  # what its log lines say in the engine's thread
+    key: str  # jobs with the same key may share a batch
+    answer: "asyncio.Future[Generated]" = field(init=False)
+    context: Context = field(init=False, default_factory=copy_context)  # for its log lines in the engine's thread
     batch_run: "BatchRun | None" = None
-    _told: Progress | None = field(init=False, default=None)
+    _last: Progress | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.answer = asyncio.get_running_loop().create_future()
@@ -52,40 +52,40 @@ class QueuedJob:
 
     @property
     def images(self) -> int:
-        """How many images it wants."""
+        """The number of images that the job asks for."""
         return len(self.job.seeds)
 
     def tell(self, progress: Progress) -> None:
-        """Tell how far the drawing is. It is never told to be back: what is drawn again tells where it had been."""
-        told = self._told
+        """Emit progress. It never goes back: a job that is generated again repeats the furthest step it had reached."""
+        last = self._last
         if progress.phase == "inference":
-            if told is not None and progress.step * told.total < told.step * progress.total:
-                progress = replace(progress, step=told.step, total=told.total)
-            self._told = progress
+            if last is not None and progress.step * last.total < last.step * progress.total:
+                progress = replace(progress, step=last.step, total=last.total)
+            self._last = progress
         self.emit(progress)
 
-    def settle(self, outcome: Drawn | BaseException) -> None:
-        """Answer, unless that was done or nobody waits any more. On the event loop only."""
+    def settle(self, outcome: Generated | BaseException) -> None:
+        """Answer, unless the job was answered or no caller waits any more. On the event loop only."""
         if self.answer.done():
             return
         if isinstance(outcome, BaseException):
             self.answer.set_exception(outcome)
-            self.answer.exception()  # seen: who waits may be gone by the time he could look
+            self.answer.exception()  # marked as retrieved: the caller may be gone already
         else:
             self.answer.set_result(outcome)
 
 
 class BatchRun:
-    """Some queued_jobs' batch_run. Made on the event loop, run in the engine's thread, answered on the loop again."""
+    """One run of some queued jobs. Made on the event loop, run in the engine's thread, answered on the loop again."""
 
     def __init__(self, queued_jobs: list[QueuedJob]) -> None:
         self.queued_jobs = queued_jobs
         self.loading = False
         self.load_s = 0.0
         self.fits: int | None = None
-        """How many images are worth trying the next time, once memory ran out."""
-        self.future: Future[None] | None = None  # None until the engine's thread was asked
-        self.over: asyncio.Future[None] | None = None  # the same for the event loop
+        """The number of images to try next time, once memory ran out."""
+        self.future: Future[None] | None = None  # None until it was submitted to the engine's thread
+        self.over: asyncio.Future[None] | None = None  # the same future for the event loop
         self._loop = asyncio.get_running_loop()
         self._begun = self._built = time.monotonic()
         for queued in queued_jobs:
@@ -98,39 +98,38 @@ class BatchRun:
 
     @property
     def is_to_begin(self) -> bool:
-        """Whether the engine's thread is still busy with something else."""
+        """True while the engine's thread is still busy with other work."""
         return self.future is not None and not self.future.running() and not self.future.done()
 
     @property
     def has_ended(self) -> bool:
-        """Whether the engine's thread is done with it, whatever the event loop has heard of that."""
+        """True once the engine's thread is done with it, even if the event loop has not been told."""
         return self.future is not None and self.future.done()
 
     def is_only_for(self, queued: QueuedJob) -> bool:
-        """Whether nobody but `queued` waits for what the engine does now."""
+        """True if no other job waits for the engine's present work."""
         return all(other is queued or other.answer.done() for other in self.queued_jobs)
 
     def begin(self) -> None:
-        """The thread is free for this."""
+        """Note that the engine's thread begins with this."""
         self._begun = time.monotonic()
         self.loading = True  # the engine itself, the first time
 
     def run(self, engine: ResidentEngine) -> None:
-        """Draw all, each as soon as it can be, in as few calls as fit."""
+        """Generate all jobs, in as few calls as fit."""
         self._built = time.monotonic()
         self.loading = False
         groups = [self.queued_jobs]
         while groups:
             group = [queued for queued in groups.pop(0) if self._is_wanted(queued)]
             if group:
-                groups[:0] = self._draw(engine, group)
+                groups[:0] = self._generate(engine, group)
                 self._begun = self._built = time.monotonic()
 
-    def _draw(self, engine: ResidentEngine, group: list[QueuedJob]) -> list[list[QueuedJob]]:
-        """One call; what is left to be drawn after it, in groups.
+    def _generate(self, engine: ResidentEngine, group: list[QueuedJob]) -> list[list[QueuedJob]]:
+        """Make one call, and return the jobs left to generate after it, in groups.
 
-        Memory that ran out splits a group in halves. Of any other failure it is not known whose it is, so that each
-        job is drawn alone.
+        Out of memory splits a group in halves. Any other failure may be any job's, so that each is generated alone.
         """
         images = sum(queued.images for queued in group)
         batch = replace(group[0].batch, jobs=tuple(queued.job for queued in group))
@@ -143,7 +142,7 @@ class BatchRun:
                 for queued in group:
                     self._settle(queued, queued.job.stop.reason or error)
                 return []
-            _LOG.info("%d jobs in one call: %s; they are drawn in smaller ones", len(group), error.code)
+            _LOG.info("%d jobs in one call: %s; they are generated in smaller ones", len(group), error.code)
             if isinstance(error, OutOfMemory):
                 self.fits = max(1, images // 2)
                 return [group[: len(group) // 2], group[len(group) // 2 :]]
@@ -152,14 +151,14 @@ class BatchRun:
         done = group[: len(report.outcomes)]
         images = sum(queued.images for queued in done)
         for queued, outcome in zip(done, report.outcomes, strict=True):
-            # Jobs of one call have size and steps in common, so that the images are to each other as the pixel-steps.
-            self._settle(queued, self._drawn(report, outcome, queued.images / images))
+            # Jobs of one call have the same size and steps, so shares of images are shares of pixel-steps.
+            self._settle(queued, self._generated(report, outcome, queued.images / images))
         return [group[len(done) :]]
 
-    def _drawn(self, report: EngineReport, outcome: Outcome, share: float) -> Drawn | WorkerError:
+    def _generated(self, report: EngineReport, outcome: Outcome, share: float) -> Generated | WorkerError:
         if isinstance(outcome, WorkerError):
             return outcome
-        return Drawn(outcome, report, share, self._begun, self._built - self._begun)
+        return Generated(outcome, report, share, self._begun, self._built - self._begun)
 
     def _is_wanted(self, queued: QueuedJob) -> bool:
         if queued.answer.done():
@@ -176,8 +175,8 @@ class BatchRun:
             if not queued.answer.done():
                 try:
                     queued.tell(progress)
-                except Exception as error:  # one door's trouble is none of its companions'
+                except Exception as error:  # a failing door must not fail the other jobs
                     _LOG.warning("job %s: progress was not told: %s", queued.job.id, type(error).__name__)
 
-    def _settle(self, queued: QueuedJob, outcome: Drawn | WorkerError) -> None:
+    def _settle(self, queued: QueuedJob, outcome: Generated | WorkerError) -> None:
         self._loop.call_soon_threadsafe(queued.settle, outcome)

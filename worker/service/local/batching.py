@@ -1,15 +1,16 @@
-"""Who is drawn when, and with whom: jobs wait in buckets, and the engine takes one bucket at a time.
+"""Batching: queued jobs wait in buckets, and the engine takes one bucket at a time.
 
-The policy. A job waits with those that agree with it in everything but words, images and seeds (`Batch.batch_key`),
-until they are `batch_size` images or the first of them has waited `timeout_s`; a bucket whose time has come while the
-engine is busy goes on filling, so that under load nobody waits for company. A free engine takes the bucket whose first
-job came first, where a job of a model that is not loaded counts as having come later by the seconds that its model took
-to load: a switch must be worth its cost, and no bucket is passed by another that began more than those seconds after
-it. Whoever left or ran out of time is dropped before the engine sees it, and where memory ran out the later batches of
-that bucket are smaller.
+A job waits with those that agree with it in everything but words, images and seeds (`Batch.batch_key`). A bucket is due
+once it holds `batch_size` images, or once its first job has waited `timeout_s`. A due bucket goes on filling while the
+engine is busy, so that under load no job waits for a batch.
+
+A free engine takes the due bucket whose first job came first. A job of a model that is not loaded counts as later, by
+the seconds that its model took to load: a switch must be worth its cost. So no bucket is passed by another that began
+more than those seconds after it. Cancelled and late jobs are dropped before the engine sees them. After an out of
+memory the later batches of that bucket are smaller.
 
 An idle engine waits out the timer too: running the first job of a burst alone would cost the others its whole call,
-while the timer costs a lone job milliseconds. With `batch_size` 1 nobody waits, nor does a job that nobody could join.
+while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits, nor does a job that no other can join.
 """
 
 import asyncio
@@ -21,19 +22,19 @@ from functools import partial
 from worker.core.errors import DeviceLost
 from worker.core.job import Batch
 from worker.core.result import Emit
-from worker.service.local.batch_run import BatchRun, Drawn, QueuedJob
+from worker.service.local.batch_run import BatchRun, Generated, QueuedJob
 from worker.service.local.engine_thread import EngineThread, uninterrupted
 
-# How long a job that has to stop may still sit in one step before the device is called lost.
+# The time that a job that has to stop may still sit in one step before the device counts as lost.
 STUCK_GRACE_S = 60.0
 # The same for a model that is being loaded: that cannot be interrupted, and is no reason to replace a worker.
 LOAD_GRACE_S = 900.0
-# For how many buckets it is remembered how many images fitted.
+# The number of buckets whose fitting batch sizes are remembered.
 _MEMORY = 256
 
 
 class Buckets:
-    """Queued jobs that wait, in order of arrival. It has no clock and knows no engine: it is told of both."""
+    """Queued jobs that wait, in order of arrival. Has no clock and no engine: callers pass time and facts in."""
 
     def __init__(self, batch_size: int, timeout_s: float) -> None:
         self._batch_size = batch_size
@@ -43,59 +44,59 @@ class Buckets:
         self._fits: OrderedDict[str, int] = OrderedDict()
 
     def add(self, queued: QueuedJob) -> None:
-        """Let `queued` wait."""
+        """Add a queued job to its bucket."""
         self._waiting.setdefault(queued.key, []).append(queued)
 
     def remove(self, queued: QueuedJob) -> None:
-        """Take back a queued that waits."""
+        """Remove a queued job that waits."""
         bucket = self._waiting[queued.key]
         bucket.remove(queued)
         if not bucket:
             del self._waiting[queued.key]
 
     def empty(self, *, only_stopped: bool = False) -> list[QueuedJob]:
-        """Take out all queued_jobs; or those that have to stop."""
-        found = [queued for bucket in self._waiting.values() for queued in bucket]
-        found = [queued for queued in found if queued.job.stop.reason or not only_stopped]
-        for queued in found:
+        """Take out all queued jobs, or only those that have to stop."""
+        queued_jobs = [queued for bucket in self._waiting.values() for queued in bucket]
+        queued_jobs = [queued for queued in queued_jobs if queued.job.stop.reason or not only_stopped]
+        for queued in queued_jobs:
             self.remove(queued)
-        return found
+        return queued_jobs
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def take(self, now: float, resident: Collection[str]) -> list[QueuedJob]:
-        """Take out what the engine draws next; nothing when no bucket is due."""
+        """Take out the jobs of the next batch run; none when no bucket is due."""
         due = [bucket for bucket in self._waiting.values() if self._due_at(bucket) <= now]
         if not due:
             return []
 
-        def batch_run(bucket: list[QueuedJob]) -> float:
+        def effective_arrival(bucket: list[QueuedJob]) -> float:
             model = bucket[0].job.call.spec.id
             return bucket[0].came + (0.0 if model in resident else self._load_s.get(model, 0.0))
 
-        bucket = min(due, key=batch_run)
+        bucket = min(due, key=effective_arrival)
         taken: list[QueuedJob] = []
-        room = self._limit(bucket[0].key)
+        images_left = self._limit(bucket[0].key)
         for queued in bucket:
-            if taken and queued.images > room:
+            if taken and queued.images > images_left:
                 break
             taken.append(queued)
-            room -= queued.images
+            images_left -= queued.images
         for queued in taken:
             self.remove(queued)
         return taken
 
     def next_due(self) -> float | None:
-        """When the next bucket will be due; None when nobody waits."""
+        """Return the time at which the next bucket is due; None when no job waits."""
         return min(map(self._due_at, self._waiting.values()), default=None)
 
     def note_load(self, model: str, seconds: float) -> None:
-        """Remember what a switch to `model` costs."""
+        """Remember the seconds that a switch to `model` costs."""
         self._load_s[model] = seconds
 
     def note_fit(self, key: str, images: int) -> None:
-        """Remember that more than so many images of a bucket were too much for the device's memory."""
+        """Remember that more than `images` images of a bucket exceeded the device's memory."""
         self._fits[key] = images
         self._fits.move_to_end(key)
         if len(self._fits) > _MEMORY:
@@ -111,7 +112,7 @@ class Buckets:
 
 
 class BatchMux:
-    """Hands the engine's thread one batch after the other. Lives on the event loop."""
+    """Gives the engine's thread one batch run after the other. Used on the event loop."""
 
     def __init__(
         self,
@@ -129,21 +130,21 @@ class BatchMux:
 
     @property
     def waiting(self) -> int:
-        """Jobs that nothing is done for yet: they wait for company, or for the engine."""
+        """The number of jobs that wait for a batch, or for the engine."""
         batch_run = self._batch_run
         return len(self._buckets) + (
             len(batch_run.queued_jobs) if batch_run is not None and batch_run.is_to_begin else 0
         )
 
-    async def draw(self, batch: Batch, emit: Emit) -> Drawn:
-        """What the engine draws for the one job of `batch`, in whose company is the mux's affair.
+    async def generate(self, batch: Batch, emit: Emit) -> Generated:
+        """Generate the one job of `batch`, together with others where that is possible.
 
-        A job that is cancelled or late is let go at once, unless the engine works for nobody else: then this returns
-        once the engine's thread has let go of it.
+        A cancelled or late job leaves at once, unless the engine works for it alone: then this returns once the
+        engine's thread has stopped that work. Raises DeviceLost, JobTimeout and the job's own error.
         """
         if self._engine.lost is not None:
             raise self._engine.lost
-        # Where nobody is drawn with anybody, a digest of the whole job is not worth its time.
+        # Where no jobs share a batch, a digest of the whole job is not worth its time.
         key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
         queued = QueuedJob(batch, emit, self._clock(), key)
         stop = queued.job.stop
@@ -162,7 +163,7 @@ class BatchMux:
             raise
 
     def _dispatch(self) -> None:
-        """Give the free engine what is due; when nothing is, come back when something will be."""
+        """Give a free engine the next due bucket; without one, set the timer for the next."""
         if self._batch_run is not None and not self._batch_run.has_ended:
             return
         for queued in self._buckets.empty(only_stopped=True):
@@ -181,7 +182,7 @@ class BatchMux:
     def _begin(self, batch_run: BatchRun, resident: Collection[str]) -> None:
         self._batch_run = batch_run
         try:
-            # Not in our own context: that is of whoever's job ended, or came, just now.
+            # Not in our own context: that belongs to the job that ended, or came, just now.
             batch_run.future = batch_run.queued_jobs[0].context.run(
                 self._engine.submit, batch_run.run, batch_run.label, batch_run.begin
             )
@@ -196,7 +197,7 @@ class BatchMux:
         if isinstance(error, DeviceLost):
             self._give_up(error)
             return
-        if error is not None:  # not of the kind that an engine may raise: all of them are told
+        if error is not None:  # not an error that an engine may raise: it answers all jobs
             for queued in batch_run.queued_jobs:
                 queued.settle(error)
         if self._batch_run is batch_run:  # its jobs were answered before this, and a next one may have begun since
@@ -209,13 +210,13 @@ class BatchMux:
         self._dispatch()
 
     def _give_up(self, error: DeviceLost) -> None:
-        """Nothing runs any more: tell all that wait."""
+        """Answer all waiting jobs with `error`: the device is lost."""
         batch_run, self._batch_run = self._batch_run, None
         for queued in [*(batch_run.queued_jobs if batch_run else []), *self._buckets.empty()]:
             queued.settle(error)
 
     async def _leave(self, queued: QueuedJob) -> None:
-        """Let `queued` go; when the engine works for it alone, once that stopped."""
+        """Release `queued`. If the engine works for it alone, return once that work has stopped."""
         if queued.answer.done():
             return
         batch_run = queued.batch_run
@@ -228,12 +229,12 @@ class BatchMux:
             or batch_run.over is None
             or batch_run.future.cancel()
         ):
-            queued.answer.cancel()  # its companions are drawn all the same; or the device never saw it
+            queued.answer.cancel()  # the other jobs are generated all the same; or the device never saw it
         else:
             await self._let_go(batch_run, batch_run.over)
 
     async def _let_go(self, batch_run: BatchRun, over: "asyncio.Future[None]") -> None:
-        """Wait until a job that has to stop did so at its next step; give the device up if not even that comes."""
+        """Wait until a job that has to stop did so at its next step. If it does not, declare the device lost."""
         patience = time.monotonic() + LOAD_GRACE_S
         while not over.done():
             in_step = not batch_run.loading

@@ -1,4 +1,4 @@
-"""What a single file lacks of a whole model, and where that comes from."""
+"""Completion of single files: the components that a file lacks, and their sources."""
 
 import json
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from worker.core.model import DENOISERS, NEVER_COMPLETED, Kind, ModelSpec
 CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
 SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
 _T5 = frozenset({"text_encoder_3", "tokenizer_3"})
-# Components without weights, by what their class names end in.
+# Components without weights, by the ends of their class names.
 _WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ImageProcessor", "FeatureExtractor")
 _VOCABULARIES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a single file becomes a whole model: `config` describes its parts, `base` gives the `missing` ones."""
+    """The completion of a single file: `config` describes its parts, `base` gives the `missing` ones."""
 
     config: Path | None
     base: str | None
@@ -28,17 +28,17 @@ class Completion:
 
 
 def completion(model: KnownModel) -> Completion:
-    """What the single file of `model` lacks. Raises UnsupportedModel, before any download, when nothing can give it."""
+    """Return the completion of `model`'s single file. Raises UnsupportedModel before any download if there is none."""
     spec, detection = model.spec, model.detection
     row = architecture(detection.architecture) if detection.architecture else None
     config = _config(spec, row)
     if spec.base is not None and spec.config is None and not set(detection.parts) - {"denoiser"}:
-        # What the operator names is more than the family's usual: its tokenizers and sizes belong to its encoders.
+        # The operator's base beats the family's: its tokenizers and sizes belong to its encoders.
         return Completion(None, spec.base, ())
     base = spec.base or (row.base_repo if row else None)
     if config is None:
         if base is not None:
-            # Nothing here describes this family: all that is not the denoiser, and every config, is the base's.
+            # No bundled config describes this family: every config, and all but the denoiser, is the base's.
             return Completion(None, base, ())
         raise _undescribed(spec, row)
     replaced = {"vae" if spec.vae else "", *spec.components}
@@ -61,7 +61,7 @@ def _undescribed(spec: ModelSpec, row: Architecture | None) -> UnsupportedModel:
 
 
 def _config(spec: ModelSpec, row: Architecture | None) -> Path | None:
-    """The operator's own config, else the bundled one of the family."""
+    """Return the operator's own config, else the bundled one of the family."""
     if spec.config:
         return Path(spec.config)
     return CONFIGS / row.config if row is not None and row.config else None
@@ -70,9 +70,9 @@ def _config(spec: ModelSpec, row: Architecture | None) -> Path | None:
 def _missing(config: Path, model: KnownModel) -> list[str]:
     parts = model.detection.parts
     index: Mapping[str, object] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
-    # Stable Diffusion 3 was also published with its CLIPs and without its T5: it is drawn without it then.
+    # Stable Diffusion 3 was also published with its CLIPs and without its T5: then it runs without it.
     without_t5 = "text_encoder_2" in parts and "text_encoder_3" not in parts
-    held = _held(index, model)
+    components = _held_components(index, model)
     missing = []
     for name, entry in index.items():
         if not isinstance(entry, list) or None in entry or name in NEVER_COMPLETED or (name in _T5 and without_t5):
@@ -80,13 +80,13 @@ def _missing(config: Path, model: KnownModel) -> list[str]:
         if str(entry[-1]).endswith(_WEIGHTLESS):
             if not _is_bundled(config / name, str(entry[-1])):
                 missing.append(name)
-        elif name not in held:
+        elif name not in components:
             missing.append(name)
     return missing
 
 
-def _held(index: Mapping[str, object], model: KnownModel) -> set[str]:
-    """The components whose weights the file has. Where its parts are not listed a checkpoint counts as whole.
+def _held_components(index: Mapping[str, object], model: KnownModel) -> set[str]:
+    """Return the components whose weights the file has. A checkpoint without a list of parts counts as whole.
 
     Text encoders are counted, not named: the only one of SDXL's refiner is its pipeline's second.
     """

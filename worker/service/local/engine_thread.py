@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class ResidentEngine(Engine, Protocol):
-    """The engine as its thread knows it: batches, and what operators ask of it."""
+    """The engine as its thread knows it: batches, and the operator's actions."""
 
     @property
     def resident_models(self) -> list[str]:
@@ -26,7 +26,7 @@ class ResidentEngine(Engine, Protocol):
         ...
 
     def device_info(self) -> DeviceInfo:
-        """The device's name and memory, as of now."""
+        """Return the device's name and memory, as of now."""
         ...
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
@@ -34,12 +34,12 @@ class ResidentEngine(Engine, Protocol):
         ...
 
     def unload(self, model: str) -> int:
-        """Drop a model from the device."""
+        """Drop a model from the device, and return how many were dropped."""
         ...
 
 
 class EngineThread:
-    """Owns the engine: builds it in its one thread, runs one thing at a time there, and knows when it is lost."""
+    """Owns the engine: builds it in its one thread, runs one piece of work at a time, and notes a lost device."""
 
     def __init__(self, build: Callable[[], ResidentEngine]) -> None:
         self._build = build
@@ -50,7 +50,7 @@ class EngineThread:
 
     @property
     def ready(self) -> bool:
-        """Whether the engine is built."""
+        """True once the engine is built."""
         return self._engine is not None
 
     @property
@@ -61,17 +61,17 @@ class EngineThread:
     def submit(
         self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None] = lambda: None
     ) -> "Future[T]":
-        """Queue `work` for the engine's thread; `begin` is called there first. Raises DeviceLost once it is lost.
+        """Queue `work` for the engine's thread; `begin` is called there first. Raises DeviceLost.
 
         A future that has not begun can be cancelled.
         """
         if self.lost is not None:
             raise self.lost
-        # With the caller's context: log lines of the engine's thread carry his request id.
+        # With the caller's context: log lines of the engine's thread carry their request id.
         return self._executor.submit(copy_context().run, self._call, work, label, begin)
 
     async def call(self, work: Callable[[ResidentEngine], T], label: str) -> T:
-        """What `work` returns, once its turn came in the engine's thread. Raises DeviceLost once that is lost."""
+        """Run `work` in the engine's thread and return its result. Raises DeviceLost once the device is lost."""
         future = self.submit(work, label)
         try:
             return await asyncio.wrap_future(future)
@@ -96,14 +96,14 @@ class EngineThread:
             self.running = None
 
     def lose(self, error: DeviceLost) -> DeviceLost:
-        """Give the device up: nothing more runs, and what waits behind a hung step is let go."""
+        """Declare the device lost: nothing more runs, and work behind a hung step is cancelled."""
         self.lost = self.lost or error
         self._executor.shutdown(wait=False, cancel_futures=True)
         return self.lost
 
 
 async def uninterrupted(work: Awaitable[T]) -> T:
-    """Await `work` to its end, however often we are cancelled meanwhile: a thread cannot be."""
+    """Await `work` to its end, even if cancelled meanwhile: a thread cannot be cancelled."""
     task = asyncio.ensure_future(work)
     while not task.done():
         with suppress(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""Files for a job: the model's, fetched where needed, what completes them, and its adapters' beside them."""
+"""The files of a job: the model's, fetched if needed, those that complete them, and its adapters'."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource,
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
-from worker.service.local.adapters.fetching import AdapterFetcher, told
+from worker.service.local.adapters.fetching import AdapterFetcher, explained
 from worker.service.local.adapters.image_prompts import encoder_source
 from worker.service.local.adapters.providers import provide_adapters
 from worker.service.local.completing import SINGLE_FILES, Completion, completion
@@ -23,7 +23,7 @@ from worker.store.store import Store
 
 
 def refuse_pickles(root: Path) -> Path:
-    """`root` itself, unless it is a pickle. Raises UnsafeFormat naming the operator's switch."""
+    """Return `root` unless it is a pickle. Raises UnsafeFormat, naming the operator's switch."""
     if root.suffix in PICKLES:
         raise UnsafeFormat(
             f"{root.name[:80]} is a pickle, which can run code when read; use a safetensors file, or let the operator "
@@ -49,11 +49,11 @@ class Provisioner:
         self._store = store
         self._resolver = resolver
         self._without_pickles = without_pickles
-        self._safety_checker = safety_checker  # the operator's reference, with no leave of callers
+        self._safety_checker = safety_checker  # the operator's reference, not checked against the callers' rules
         self._adapters = AdapterFetcher(store, resolver, without_pickles)
 
     async def provide(self, job: Job, emit: Emit) -> Batch:
-        """The job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
+        """Return the job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
         return await asyncio.to_thread(self._provide, job, emit)
 
     def _provide(self, job: Job, emit: Emit) -> Batch:
@@ -65,24 +65,25 @@ class Provisioner:
         return Batch((job,), files, adapters, finishing)
 
     def _finishing(self, job: Job, emit: Emit) -> FinishingFiles:
-        """The files of what works after the model."""
-        refiner, upscaler, found = job.finishing.refiner, job.finishing.upscaler, FinishingFiles()
+        """Return the files of safety checker, refiner and upscaler."""
+        refiner, upscaler, finishing = job.finishing.refiner, job.finishing.upscaler, FinishingFiles()
         if self._safety_checker is not None:
-            with blamed_on("SAFETY_CHECKER"), told("SAFETY_CHECKER, without which this worker answers no images"):
+            with blamed_on("SAFETY_CHECKER"), explained("SAFETY_CHECKER, without which this worker answers no images"):
                 files = self._store.ensure(self._resolver.part_source(self._safety_checker), None, emit, job.stop)
-                found = replace(found, safety_checker=replace(files, root=self._plain(files.root)))
+                finishing = replace(finishing, safety_checker=replace(files, root=self._plain(files.root)))
         if upscaler is not None:
             with blamed_on("upscale"):
-                found = replace(found, upscaler=self.model_files(upscaler.model, emit, job.stop))
+                finishing = replace(finishing, upscaler=self.model_files(upscaler.model, emit, job.stop))
         if refiner is not None:
             with blamed_on("refiner"):
-                found = replace(found, refiner=self.model_files(refiner.call, emit, job.stop))
-        return found
+                finishing = replace(finishing, refiner=self.model_files(refiner.call, emit, job.stop))
+        return finishing
 
     def model_files(self, model: KnownModel, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """A model's files with the number of weights per component, and the config that they need.
+        """Return a model's files with the number of weights per component, and the config that they need.
 
-        What is small comes first: a part that cannot be had should not cost the download of the rest.
+        Small parts come first: a part that cannot be fetched should not cost the download of the rest.
+        Raises SourceError, UnsupportedModel, UnsafeFormat …
         """
         spec, completing = model.spec, _completing(model)
         parts = {name: self._part(spec, name, source, emit, stop) for name, source in self._part_sources(spec).items()}
@@ -108,9 +109,9 @@ class Provisioner:
         return replace(files, parameters=parameters, packed=packed)
 
     def sources(self, model: KnownModel) -> list[tuple[ModelSource, str | None]]:
-        """All that a model is made of, itself first, each with its variant; of other repositories the parts it takes.
+        """Return a model's sources, itself first, each with its variant; of other repositories only the parts it takes.
 
-        Blocking. Raises UnsupportedModel where nothing completes it.
+        Blocking. Raises UnsupportedModel if nothing completes it.
         """
         spec, completing = model.spec, _completing(model)
         others = [*self._part_sources(spec).values()]
@@ -119,26 +120,26 @@ class Provisioner:
         return [(spec.source, spec.variant), *((source, None) for source in others)]
 
     def adapter_sources(self, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
-        """The same of what goes beside a model: an IP-Adapter has its image encoder. Blocking."""
+        """Return an adapter's sources, itself first: an IP-Adapter has its image encoder. Blocking."""
         encoder = None
-        with suppress(WorkerError):  # what cannot be looked at now is by itself
+        with suppress(WorkerError):  # an adapter that cannot be peeked at now counts as alone
             encoder = encoder_source(spec.source, self._adapters)
         return [(spec.source, spec.variant), *([(encoder, None)] if encoder is not None else [])]
 
     def _part_sources(self, spec: ModelSpec) -> dict[str, ModelSource]:
-        """What the registry takes from elsewhere, by component."""
-        named = {**spec.components, **({"vae": spec.vae} if spec.vae else {})}
-        return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in named.items()}
+        """Return the sources that the registry names for single components, by component."""
+        references = {**spec.components, **({"vae": spec.vae} if spec.vae else {})}
+        return {name: _only(self._resolver.part_source(reference), (name,)) for name, reference in references.items()}
 
     def _part(self, spec: ModelSpec, name: str, source: ModelSource, emit: Emit, stop: StopSignal) -> ModelFiles:
-        with told(f"{spec.id} takes its {name} from elsewhere"):
+        with explained(f"{spec.id} takes its {name} from elsewhere"):
             files = self._store.ensure(source, None, emit, stop)
         return replace(files, root=self._plain(files.root))
 
     def _base(self, spec: ModelSpec, completing: Completion, emit: Emit, stop: StopSignal) -> ModelFiles:
         reference = completing.base or ""
-        what = ", ".join(completing.missing) or "other parts"
-        with told(f"{spec.id} is a single file without its {what}, which come from {reference}"):
+        missing = ", ".join(completing.missing) or "other parts"
+        with explained(f"{spec.id} is a single file without its {missing}, which come from {reference}"):
             files = self._store.ensure(self._base_source(reference, completing), None, emit, stop)
         if files.is_single_file:
             raise UnsupportedModel(f"base: {reference} is a single file; name a diffusers repository.", field="model")
@@ -152,7 +153,7 @@ class Provisioner:
         source = self._resolver.part_source(reference)
         if completing.missing:
             return _only(source, completing.missing)
-        # All but the part that the single file brings itself, which is the largest.
+        # All but the denoiser, which is the largest part and which the single file has itself.
         return source.model_copy(update={"without": DENOISERS}) if _is_whole(source) else source
 
 
@@ -161,7 +162,7 @@ def _completing(model: KnownModel) -> Completion | None:
 
 
 def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
-    """Of a whole repository these components; a source that names a file or folder is that already."""
+    """Narrow a whole repository to these components. A source that names a file or folder stays."""
     return source.model_copy(update={"only": components}) if _is_whole(source) else source
 
 

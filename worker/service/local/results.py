@@ -1,4 +1,4 @@
-"""What a finished job says of itself: images, seconds, cost, and what to send to get them again."""
+"""The result of a finished job: images, seconds, cost, and the input that reproduces them."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -14,32 +14,32 @@ from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.model import LoraSpec
 from worker.core.result import JobResult, Reproduction, Timings, Usage
-from worker.service.local.batch_run import Drawn
+from worker.service.local.batch_run import Generated
 
-# An input image larger than this is not sent back: it would crowd out the ones that were drawn.
+# An input image larger than this is not sent back: it would crowd out the generated ones.
 MAX_ECHO_CHARS = 100_000
 _NO_MEDIA = "reproduce.input leaves out {}, which is large; send it along to get the same result again."
 _VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worker")
 
 
 def bytes_downloaded(batch: Batch) -> int:
-    """What had to be fetched for a job."""
-    beside = sum(item.files.bytes_downloaded for item in batch.adapters)
-    return batch.files.bytes_downloaded + batch.finishing.bytes_downloaded + beside
+    """Return the bytes that were downloaded for a job."""
+    adapter_bytes = sum(item.files.bytes_downloaded for item in batch.adapters)
+    return batch.files.bytes_downloaded + batch.finishing.bytes_downloaded + adapter_bytes
 
 
-def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResult:
-    """The result of `job`, for which `batch` holds the files and `drawn` the images."""
-    report, artifacts = drawn.report, drawn.artifacts
-    shown, spec = artifacts[0], job.call.spec
-    first = shown.raster
-    parameters: dict[str, JsonValue] = {**_params(job), "width": first.width, "height": first.height}
+def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) -> JobResult:
+    """Return the result of `job`; `batch` has its files, `generated` its images."""
+    report, artifacts = generated.report, generated.artifacts
+    artifact, spec = artifacts[0], job.call.spec
+    raster = artifact.raster
+    parameters: dict[str, JsonValue] = {**_params(job), "width": raster.width, "height": raster.height}
     if job.scheduler is not None:
         parameters |= job.scheduler.parameters
     parameters |= _finishing(job, batch)
     revision = batch.files.revision
     left_out = _large_media(job)
-    # The denoising steps that really ran: image-to-image skips those that its strength leaves out.
+    # The denoising steps that really ran: image-to-image skips those outside its strength.
     steps = float(str(job.params.get("num_inference_steps") or 1)) * float(str(job.params.get("strength") or 1))
     return JobResult(
         artifacts=artifacts,
@@ -53,9 +53,12 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
         safety=report.safety.get(job.id, ()),
         timings=timings,
         usage=Usage(
-            gpu_seconds=(report.inference_s + report.load_s) * drawn.share,
+            gpu_seconds=(report.inference_s + report.load_s) * generated.share,
             images=len(artifacts),
-            pixel_steps=_drawn_pixels(job, first) * max(1, int(steps)) * len(artifacts) * max(1, len(shown.frames)),
+            pixel_steps=_generated_pixels(job, raster)
+            * max(1, int(steps))
+            * len(artifacts)
+            * max(1, len(artifact.frames)),
             peak_memory_gb=report.peak_memory_gb,
             bytes_downloaded=bytes_downloaded(batch),
         ),
@@ -66,30 +69,30 @@ def result_of(job: Job, batch: Batch, drawn: Drawn, timings: Timings) -> JobResu
             input=_input(job),
         ),
         warnings=job.warnings
-        + _count_of(job, len(shown.frames))
+        + _count_of(job, len(artifact.frames))
         + report.warnings
         + report.notes.get(job.id, ())
         + ((_NO_MEDIA.format(" and ".join(left_out)),) if left_out else ()),
     )
 
 
-def _drawn_pixels(job: Job, shown: Raster) -> int:
-    """Pixels of one image as its model drew it, before an upscaler."""
+def _generated_pixels(job: Job, raster: Raster) -> int:
+    """Return the pixels of one image as its model generated it, before an upscaler."""
     width, height = job.params.get("width"), job.params.get("height")
     if job.finishing.upscaler is not None and isinstance(width, int) and isinstance(height, int):
         return width * height
-    return shown.width * shown.height
+    return raster.width * raster.height
 
 
 def _params(job: Job) -> dict[str, JsonValue]:
-    """The parameters, with as many frames as were asked for: the model may have drawn more."""
+    """Return the parameters with the number of frames that was asked for: the model may have generated more."""
     wanted = job.video.frames if job.video else None
     counts = {} if wanted is None else {name: wanted for name in FRAME_COUNTS if name in job.params}
     return {**job.params, **counts}
 
 
 def _count_of(job: Job, frames: int) -> tuple[str, ...]:
-    """A word for a video that is shorter than it was asked to be."""
+    """Return a warning for a video that is shorter than was asked for."""
     wanted = job.video.frames if job.video else None
     if wanted is None or frames >= wanted:
         return ()
@@ -97,27 +100,27 @@ def _count_of(job: Job, frames: int) -> tuple[str, ...]:
 
 
 def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
-    """What worked after the model, with the revisions of its files."""
-    found: dict[str, JsonValue] = {}
+    """Return the parameters of refiner and upscaler, with the revisions of their files."""
+    parameters: dict[str, JsonValue] = {}
     refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
     if refiner is not None and batch.finishing.refiner is not None:
-        found["refiner"] = {
+        parameters["refiner"] = {
             "model": refiner.call.spec.id,
             "revision": batch.finishing.refiner.revision,
             "start": refiner.spec.start,
         }
     if upscaler is not None and batch.finishing.upscaler is not None:
-        found["upscale"] = {
+        parameters["upscale"] = {
             "model": upscaler.model.spec.id,
             "revision": batch.finishing.upscaler.revision,
             "scale": upscaler.spec.scale,
             "tile": upscaler.spec.tile,
         }
-    return found
+    return parameters
 
 
 def _input(job: Job) -> dict[str, JsonValue]:
-    """What a caller sends to get the same images: everything that was chosen for him is written out."""
+    """Return the input that gives the same images, with everything written out that was chosen for the caller."""
     request = job.request
     large = _large_media(job)
     left_out = {
@@ -131,26 +134,26 @@ def _input(job: Job) -> dict[str, JsonValue]:
         "output",
         *large,
     }
-    fixed: dict[str, JsonValue] = spread(request).model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    fields: dict[str, JsonValue] = spread(request).model_dump(mode="json", exclude=left_out, exclude_defaults=True)
     output = request.output.model_dump(mode="json", exclude={"delivery"}, exclude_defaults=True)
-    fixed |= {"output": output} if output else {}
-    named = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
-    fixed |= {name: request.params[name] for name in named if name not in large}
-    fixed |= {"model": job.call.spec.id, "task": job.call.task.value, "prompt": job.prompt, "seed": job.seeds[0]}
-    fixed |= _params(job)
+    fields |= {"output": output} if output else {}
+    media_fields = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
+    fields |= {name: request.params[name] for name in media_fields if name not in large}
+    fields |= {"model": job.call.spec.id, "task": job.call.task.value, "prompt": job.prompt, "seed": job.seeds[0]}
+    fields |= _params(job)
     if job.negative_prompt is not None:
-        fixed["negative_prompt"] = job.negative_prompt
+        fields["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:
-        fixed |= job.scheduler.parameters
+        fields |= job.scheduler.parameters
     if loras := request.adapters_of(LoraSpec):
-        fixed["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in loras]
+        fields["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in loras]
     if job.call.spec.lightning is not None:
-        fixed["lightning"] = job.call.lightning
-    return fixed
+        fields["lightning"] = job.call.lightning
+    return fields
 
 
 def _large_media(job: Job) -> list[str]:
-    """The fields with images or videos that are too large to be sent back."""
+    """List the fields whose images or videos are too large to be sent back."""
     sent = {name: getattr(job.request, name) for name in FIELDS}
     sent |= {item.field: job.request.params[item.field] for item in job.media if item.field in job.request.params}
     for field in reversed([*ADAPTERS]):
@@ -164,10 +167,10 @@ def _large_media(job: Job) -> list[str]:
 
 @cache
 def _versions() -> Mapping[str, str]:
-    found = {}
+    versions = {}
     for name in _VERSIONED:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

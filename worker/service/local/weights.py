@@ -1,4 +1,4 @@
-"""What weight files say in their headers, read once per file: parameter counts of a model, the kind of a LoRA."""
+"""Facts from the headers of weight files, read once per file: parameter counts of a model, the kind of a LoRA."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA file's kind, its SHA-256, and what its header says of its tensors."""
+    """The kind of a LoRA file, its SHA-256, and the facts of its header."""
 
     detection: Detection
     sha256: str
@@ -42,7 +42,7 @@ class AdapterFile:
 
 
 def count_parameters(root: Path) -> dict[str, int]:
-    """How many weights each component has, from the headers alone; also a first check that no file is damaged."""
+    """Count each component's weights, from the headers alone. This is also a first check for damaged files."""
     if root.is_file():
         return {"model": _unchanged(_count, root)}
     if (root / "config.json").is_file():  # one component alone
@@ -57,9 +57,9 @@ def count_parameters(root: Path) -> dict[str, int]:
 
 
 def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
-    """A model's weights per component, and the bytes of those components that stay quantized in memory.
+    """Return a model's weights per component, and the bytes of components that stay quantized in memory.
 
-    Of `files.base` only what is `missing` counts; None is all but its denoiser, which the file itself is.
+    Of `files.base` only `missing` components count; None is all but its denoiser, which the file itself is.
     """
     counts = count_parameters(files.root)
     packed = _packed(files.root)
@@ -73,37 +73,37 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
 
 
 def _packed(root: Path) -> dict[str, int]:
-    """Components that stay as they are stored: a GGUF file, and what its config says is quantized."""
+    """Return the bytes of components that stay as stored: a GGUF file, and those whose config says quantized."""
     if root.is_file():
         return {"model": root.stat().st_size} if root.suffix == ".gguf" else {}
-    found = {}
+    packed = {}
     for config in root.glob("*/config.json"):
         if b'"quantization_config"' in config.read_bytes():
             sizes = [
                 sum(path.stat().st_size for path in group)
                 for group in _by_variant(list(config.parent.glob("*.safetensors")))
             ]
-            found[config.parent.name] = max(sizes, default=0)
-    return found
+            packed[config.parent.name] = max(sizes, default=0)
+    return packed
 
 
 def examine_adapter(path: Path) -> AdapterFile:
-    """What an adapter other than a LoRA is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
+    """Read an adapter other than a LoRA. Raises CorruptFile, UnsafeFormat … for an unreadable file."""
     return _unchanged(_examine_adapter, path)
 
 
 def examine_lora(path: Path) -> LoraFile:
-    """What a LoRA file is. Raises CorruptFile, UnsafeFormat … for what cannot be read."""
+    """Read a LoRA file's kind and header. Raises CorruptFile, UnsafeFormat … for an unreadable file."""
     return _unchanged(_examine_lora, path)
 
 
 def file_sha256(path: Path) -> str:
-    """A file's digest, computed once."""
+    """Return a file's SHA-256 as hex, computed once."""
     return _unchanged(_digest, path)
 
 
 def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
-    """`read`'s answer for this file, from memory as long as its size and time stay."""
+    """Return `read`'s result for this file, from memory as long as its size and time stay."""
     stat = path.stat()
     return read(str(path), stat.st_size, stat.st_mtime_ns)
 
@@ -140,7 +140,7 @@ def _examine_adapter(path: str, size: int, mtime_ns: int) -> AdapterFile:
 
 
 def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:
-    """peft's own file beside a LoRA, which has the scale that its tensors lack."""
+    """Read peft's own file beside a LoRA, which has the scale that the tensors lack; None without one."""
     config = path.with_name("adapter_config.json")
     try:
         value = json.loads(config.read_bytes()) if config.stat().st_size <= _MAX_CONFIG_BYTES else None

@@ -10,7 +10,7 @@ _INK, _BAR, _PAPER = (34, 34, 34), (46, 110, 180), (255, 255, 255)
 
 
 def draw_bars(title: str, values: Mapping[str, float], unit: str) -> bytes:
-    """PNG bytes of one horizontal bar for each value, which must not be negative, with its number beside it."""
+    """Return PNG bytes of one horizontal bar for each value, with its number beside it. Values are not negative."""
     height = 2 * _MARGIN + _ROW * (len(values) + 1)
     image = Image.new("RGB", (_WIDTH, height), _PAPER)
     pen = ImageDraw.Draw(image)

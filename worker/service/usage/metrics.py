@@ -1,4 +1,4 @@
-"""Numbers for Prometheus. Labels are few by construction: models of models.yaml, tasks, codes, stages; never ids."""
+"""Metrics for Prometheus. Labels are few by construction: models of models.yaml, tasks, codes, stages; never ids."""
 
 from collections.abc import Callable
 
@@ -14,10 +14,10 @@ _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Metrics:
-    """Counts operations. `load` is asked for at each scrape."""
+    """Counts operations. `load` is called at each scrape."""
 
     def __init__(self, version: str, load: Callable[[], Load]) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody draws
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody plots
         self._registry = CollectorRegistry()
         self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
         self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
@@ -74,14 +74,14 @@ class Metrics:
             self._cost.labels(model).inc(usage.cost_usd)
 
     def close(self) -> None:
-        """Nothing is written anywhere."""
+        """Do nothing: metrics are only in memory."""
 
     def answered(self, status: int) -> None:
         """Count an answer of the HTTP server."""
         self._http.labels(str(status)).inc()
 
     def exposition(self) -> bytes:
-        """All numbers in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

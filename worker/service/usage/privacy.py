@@ -1,7 +1,7 @@
-"""What no log line may hold: callers' words, images and keys while their jobs run, and the operator's secrets.
+"""Redaction of log lines: callers' words, images and keys while their jobs run, and the operator's secrets.
 
-The lines themselves are written without them. This is for what others put into theirs: a library's exception that
-quotes its input is logged because its text helps, and whose input that was can only be known here.
+This worker's own lines are written without them. Redaction is for the texts of libraries: an exception that quotes its
+input is logged because its text helps, and only this module knows which inputs are private.
 """
 
 import json
@@ -20,16 +20,16 @@ _LOG = logging.getLogger(__name__)
 _HIDDEN = "[private]"
 # Fields whose texts are the caller's own affair; model names, tasks and schedulers are not.
 _PRIVATE = re.compile(r"prompt|text|instruct|caption|image|mask|video|secret|token|key|access|password", re.IGNORECASE)
-# So much of a private text in a row is a piece of it.
+# Characters in a row that count as a piece of a private text.
 _PIECE = 16
 _LONGEST = 8_192
-_GLANCE = 256  # of what has no blank in it, as base64; the rest is known by its looks
+_GLANCE = 256  # of a text without a blank, such as base64; a pattern finds the rest
 _PATTERNS = (
     (re.compile(r"[A-Za-z0-9+/=_-]{160,}"), "[base64]"),
     (re.compile(r"(https?://[^\s?'\"]{1,500})\?[^\s'\"]+"), r"\1?[private]"),
     (re.compile(r"\b(Bearer\s+|hf_)[A-Za-z0-9._~+/-]{8,}=*"), r"\1[private]"),
 )
-# Nothing is known of the payload yet: beyond these it is refused, or is no job that anybody sends.
+# The payload is not checked yet; beyond these bounds it is refused, or is no real job.
 _DEEPEST, _MOST = 24, 1_000
 
 _ids = count()
@@ -38,37 +38,37 @@ _secrets: set[str] = set()
 
 
 def keep_always(texts: Iterable[str]) -> None:
-    """Let these texts be in no line of this process."""
+    """Keep these texts out of every line of this process."""
     _secrets.update(text for text in texts if len(text) > 3)
 
 
 @contextmanager
 def kept(request: object) -> Iterator[None]:
-    """Let what is private in a request, or in JSON, be in no line, whoever writes it, until this is left."""
-    own = next(_ids)
-    _kept[own] = tuple(dict.fromkeys(islice(_private(request), _MOST)))
+    """Keep the private texts of a request, or of JSON, out of every log line until the context ends."""
+    number = next(_ids)
+    _kept[number] = tuple(dict.fromkeys(islice(_private(request), _MOST)))
     try:
         yield
     finally:
-        del _kept[own]
+        del _kept[number]
 
 
 def unforeseen(error: Exception, request: object = None) -> WorkerError:
-    """Our name for an exception that nothing on the road foresaw; its text goes to the log only, redacted."""
+    """Return a WorkerError for an unforeseen exception. Its text goes only to the log, redacted."""
     with kept(request):
         _LOG.error("unforeseen %s\n%s", type(error).__name__, redact("".join(traceback.format_exception(error))))
     return WorkerError("The worker failed on this job in an unforeseen way; its log has the details.")
 
 
 def redact(line: str) -> str:
-    """`line` without what is private."""
-    texts = [*_secrets, *(text for own in [*_kept.values()] for text in own)]
+    """Return `line` without private texts."""
+    texts = [*_secrets, *(text for entry in [*_kept.values()] for text in entry)]
     for text in sorted(texts, key=len, reverse=True):
         for written in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}:
             line = line.replace(written, _HIDDEN)
     line = _without_pieces(line, texts)
-    for pattern, shown in _PATTERNS:
-        line = pattern.sub(shown, line)
+    for pattern, replacement in _PATTERNS:
+        line = pattern.sub(replacement, line)
     return line
 
 
@@ -90,7 +90,7 @@ def _private(value: object, *, inside: bool = False, depth: int = 0) -> Iterator
 
 
 def _without_pieces(line: str, texts: list[str]) -> str:
-    """`line` without pieces of these texts: libraries shorten what they quote."""
+    """Return `line` without pieces of these texts: libraries shorten their quotations."""
     pieces = {text[at : at + _PIECE] for text in texts for at in range(len(text) - _PIECE + 1)}
     hidden = bytearray(len(line))
     for at in range(len(line) - _PIECE + 1):

@@ -1,4 +1,4 @@
-"""Which request a log line belongs to, and which trace: taken from the caller or made, and written on every line."""
+"""Request id and trace of a log line: taken from the caller or made, and written on every line."""
 
 import logging
 import re
@@ -15,12 +15,12 @@ _TRACE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f
 
 
 def accept(sent: str | None) -> str:
-    """The caller's own id if it is safe in logs and headers, else a new one."""
+    """Return the caller's own id if it is safe in logs and headers, else a new one."""
     return sent if sent is not None and _SAFE.fullmatch(sent) else uuid.uuid4().hex
 
 
 def accept_trace(sent: object) -> str | None:
-    """The caller's traceparent if it is one, else none: what cannot be read is no reason to refuse a job."""
+    """Return the caller's traceparent if it is valid, else None: a malformed one is no reason to refuse a job."""
     return sent if isinstance(sent, str) and _TRACE.fullmatch(sent) else None
 
 

@@ -1,9 +1,9 @@
-"""What the worker says of itself: each operation is noted once, at its end, for metrics, traces and the usage log.
+"""Telemetry: each operation is noted once, at its end, for metrics, traces and the usage log.
 
-The one seam. A door's way into the worker opens an operation (`Telemetry.operation`), the job that is made of it is
-added when it is `accepted`, `MeteredBackend` adds its result, and at the end one `Record` of what was measured anyway
-goes to every observer. Nothing is counted while a job runs, so that nothing can slow it down or fail it; and as all
-observers read the same record, they agree with each other and with the caller's result.
+`Operations` opens an operation (`Telemetry.operation`), `accepted` adds its job, and `MeteredBackend` adds the result.
+At the end one `Record` of the values measured anyway goes to every observer. Nothing is counted while a job runs, so
+that nothing can slow it down or fail it. All observers read the same record, so they agree with each other and with
+the caller's result.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from worker.core.result import Emit, JobResult, Timings, Usage
 _LOG = logging.getLogger(__name__)
 OK = "ok"
 UNREGISTERED = "unregistered"
-# What is drawn or asked of one model; the others are of the worker.
+# Actions on one model; the others are of the worker.
 _OF_A_MODEL = ("generate", "schema", "inspect", "plan", "preload", "unload")
 _MAX_ID = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One operation that has ended. It holds no word of the caller's but the ids that he gave it."""
+    """One operation that has ended. Of the caller's words it holds only the ids that they sent."""
 
     action: str
     job_id: str
@@ -42,26 +42,26 @@ class Record:
     outcome: str
     """`ok`, or the code of the error."""
     at: float
-    """Wall time of its beginning, in seconds since 1970."""
+    """Wall time at its start, in seconds since 1970."""
     began: float
-    """The same on time.monotonic's clock, as all that follows."""
+    """Its start on time.monotonic's clock, as all times below."""
     ended: float
     model: str
-    """An id of models.yaml, `unregistered`, or nothing for an action without a model: fit to be a label."""
+    """An id of models.yaml, `unregistered`, or an empty text for an action without a model: fit to be a label."""
     source: str | None
-    """The model that was drawn with, as a reference."""
+    """The model that generated, as a reference."""
     task: str | None
     accepted_at: float | None
-    """When the job was found to be in order; None when it was not, or was answered from memory."""
+    """The time of the job's acceptance; None if it was refused, or answered from memory."""
     timings: Timings | None
-    """Of the job that was drawn for it. None where none was: it failed, or was answered from memory."""
+    """Timings of the generated job; None if it failed, or was answered from memory."""
     usage: Usage | None
     loras: int
     encode_s: float
 
     @property
     def seconds(self) -> float:
-        """How long it took as a whole."""
+        """The duration of the whole operation, in seconds."""
         return self.ended - self.began
 
     @property
@@ -71,10 +71,10 @@ class Record:
 
 
 class Observer(Protocol):
-    """Somebody who wants to know of operations."""
+    """A receiver of records."""
 
     def note(self, record: Record) -> None:
-        """Take note. Called on the event loop, so it must not wait for anything."""
+        """Note a record. Called on the event loop, so it must not wait for anything."""
         ...
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Observer(Protocol):
 
 
 class Operation:
-    """An operation under way: what is known of it so far."""
+    """An operation under way, with the facts known so far."""
 
     def __init__(self, job_id: str, request_id: str, caller: str | None, traceparent: str | None) -> None:
         self.job_id = job_id
@@ -98,7 +98,7 @@ class Operation:
         self.at, self.began = time.time(), time.monotonic()
 
     def asks(self, action: str, model: object) -> None:
-        """Note what is asked for, once that could be read; `model` as the caller names it, None for the default."""
+        """Note the action and model once they were read; `model` as the caller names it, None for the default."""
         self.action, self.named = action, model
 
 
@@ -116,7 +116,7 @@ class Telemetry:
     def operation(
         self, job_id: str, request_id: str = "-", caller: str | None = None, traceparent: str | None = None
     ) -> Iterator[Operation]:
-        """The bracket around one operation: whatever ends it is its outcome. It swallows nothing and raises nothing."""
+        """Enclose one operation and record its outcome. Swallows nothing and raises nothing of its own."""
         operation = Operation(job_id, request_id, caller, traceparent)
         token = _current.set(operation)
         outcome = WorkerError.code
@@ -134,13 +134,13 @@ class Telemetry:
             self._tell(self._record(operation, outcome))
 
     def refuse(self, job_id: str, request_id: str, caller: str | None, error: WorkerError) -> None:
-        """Count a job that was turned away before anybody looked into it."""
+        """Record a job that was refused before its input was read."""
         with suppress(WorkerError), self.operation(job_id, request_id, caller) as operation:
             operation.asks("generate", UNREGISTERED)
             raise error
 
     def close(self) -> None:
-        """Return once all observers have written and sent what they know. Blocking."""
+        """Return once all observers have written and sent their records. Blocking."""
         for observer in self._observers:
             observer.close()
 
@@ -178,26 +178,26 @@ class Telemetry:
         for observer in self._observers:
             try:
                 observer.note(record)
-            except Exception as error:  # no job fails for its bookkeeping
+            except Exception as error:  # no job fails because of telemetry
                 _LOG.warning("%s took no note of an operation: %s", type(observer).__name__, type(error).__name__)
 
 
 def accepted(job: Job) -> None:
-    """Tell the operation under way of the job that was made of it, before that waits for anything."""
+    """Add the accepted job to the operation under way, before the job waits for anything."""
     if (operation := _current.get()) is not None:
         operation.job = job
 
 
 def delivered(answer: Answer) -> None:
-    """Tell the operation under way of the answer that it came to."""
+    """Add the answer's encoding time to the operation under way."""
     if (operation := _current.get()) is not None:
         operation.encode_s = answer.encode_s
 
 
 class MeteredBackend:
-    """A backend that prices what it draws, and tells the operation under way of it.
+    """A backend that adds a price to results, and each result to the operation under way.
 
-    `usd_per_hour` is what an hour of the device costs; None leaves results without a price.
+    `usd_per_hour` is the price of an hour of the device; None leaves results without a price.
     """
 
     def __init__(self, backend: Backend, usd_per_hour: float | None = None) -> None:
@@ -216,7 +216,7 @@ class MeteredBackend:
 
 
 def _statuses() -> dict[str, str]:
-    found: dict[str, str] = {}
+    statuses: dict[str, str] = {}
     words = {
         errors.InvalidRequest: "refused",
         errors.AccessDenied: "refused",
@@ -227,8 +227,8 @@ def _statuses() -> dict[str, str]:
     }
     for value in vars(errors).values():
         if isinstance(value, type) and issubclass(value, WorkerError):
-            found[value.code] = next((words[parent] for parent in value.__mro__ if parent in words), "failed")
-    return found
+            statuses[value.code] = next((words[parent] for parent in value.__mro__ if parent in words), "failed")
+    return statuses
 
 
 # Error code -> status.
@@ -236,6 +236,6 @@ _STATUS = _statuses()
 
 
 def _reason(error: asyncio.CancelledError) -> str:
-    """Why a task was cancelled: the code that its owner cancelled it with, else the caller left."""
-    said = error.args[0] if error.args else None
-    return said if isinstance(said, str) and said in _STATUS else JobCancelled.code
+    """Return the code that a task was cancelled with; without one the caller cancelled."""
+    code = error.args[0] if error.args else None
+    return code if isinstance(code, str) and code in _STATUS else JobCancelled.code

@@ -1,4 +1,4 @@
-"""Operations as OpenTelemetry spans, made of measured times once an operation is over: nothing is traced while it runs.
+"""OpenTelemetry spans of operations, made of measured times at their end: nothing is traced while they run.
 
 Imported only where an endpoint is configured: the SDK and its exporter cost a third of a second at import.
 """
@@ -20,10 +20,10 @@ _TIMEOUT_S = 5  # of one delivery with its repetitions: a worker that stops wait
 
 
 class Tracing:
-    """Makes a trace of every operation, below the caller's span where he names one."""
+    """Makes a trace of every operation, below the caller's span if they name one."""
 
     def __init__(self, version: str, processor: SpanProcessor) -> None:
-        # All that the SDK would read from the environment by itself is said here.
+        # Everything is set here that the SDK would read from the environment by itself.
         self._provider = TracerProvider(
             sampler=ParentBased(ALWAYS_ON),
             resource=Resource({"service.name": SERVICE, "service.version": version}),
@@ -46,9 +46,9 @@ class Tracing:
             dict(_attributes(record)),
             start_time=_nanoseconds(record, record.began),
         )
-        inside = set_span_in_context(root)
+        context = set_span_in_context(root)
         for name, began, ended in _stages(record):
-            span = self._tracer.start_span(name, inside, start_time=_nanoseconds(record, began))
+            span = self._tracer.start_span(name, context, start_time=_nanoseconds(record, began))
             span.end(_nanoseconds(record, ended))
         if record.outcome != OK:
             root.set_status(Status(StatusCode.ERROR, record.outcome))
@@ -56,7 +56,7 @@ class Tracing:
 
 
 def otlp(endpoint: str, headers: Mapping[str, str]) -> SpanProcessor:
-    """Spans to a collector at `endpoint` by OTLP over HTTP, in the background."""
+    """Return a processor that sends spans to a collector at `endpoint` by OTLP over HTTP, in the background."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", headers=dict(headers), timeout=_TIMEOUT_S)
@@ -64,7 +64,7 @@ def otlp(endpoint: str, headers: Mapping[str, str]) -> SpanProcessor:
 
 
 def _attributes(record: Record) -> Iterator[tuple[str, str | int | float]]:
-    said = {
+    attributes = {
         "imgworker.job_id": record.job_id,
         "imgworker.request_id": record.request_id,
         "imgworker.outcome": record.outcome,
@@ -72,7 +72,7 @@ def _attributes(record: Record) -> Iterator[tuple[str, str | int | float]]:
         "imgworker.model": record.model or None,
         "imgworker.task": record.task,
     }
-    yield from ((name, value) for name, value in said.items() if value is not None)
+    yield from ((name, value) for name, value in attributes.items() if value is not None)
     if record.timings is not None and record.usage is not None:
         yield "imgworker.batch_size", record.timings.batch_size
         yield "imgworker.gpu_seconds", record.usage.gpu_seconds
@@ -92,5 +92,5 @@ def _stages(record: Record) -> Iterator[tuple[str, float, float]]:
 
 
 def _nanoseconds(record: Record, moment: float) -> int:
-    """`moment` of the monotonic clock as wall time."""
+    """Convert `moment` of the monotonic clock to wall time in nanoseconds."""
     return round((record.at + moment - record.began) * 1e9)

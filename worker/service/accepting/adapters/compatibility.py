@@ -1,4 +1,4 @@
-"""Whether an adapter suits a model, and which field is named where it does not."""
+"""Checks that an adapter suits a model; errors name the adapter's field."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from worker.core.model import AdapterSpec, Detection, Kind
 
 @contextmanager
 def blamed_on(field: str) -> Iterator[None]:
-    """Name `field` in what goes wrong: the store takes every source for a model."""
+    """Name `field` in errors: the store takes every source for a model."""
     try:
         yield
     except WorkerError as error:
@@ -24,32 +24,32 @@ def blamed_on(field: str) -> Iterator[None]:
         raise
 
 
-def check_family(found: Detection, spec: AdapterSpec, model: KnownModel) -> None:
-    """Raise IncompatibleAdapter where an adapter was made for another family than that of the model that is called."""
+def check_family(detection: Detection, spec: AdapterSpec, model: KnownModel) -> None:
+    """Raise IncompatibleAdapter if an adapter was made for another family than the called model's."""
     wanted = model.detection.architecture
-    if fits(found.architecture, wanted):
+    if fits(detection.architecture, wanted):
         return
     raise IncompatibleAdapter(
-        f"{spec.field}: {spec.model} was made for {family_title(found.architecture)} and {model.spec.id} is "
+        f"{spec.field}: {spec.model} was made for {family_title(detection.architecture)} and {model.spec.id} is "
         f"{family_title(wanted)}; use a {ADAPTERS[spec.field].title} of that family.",
         field=spec.field,
-        details={"adapter": found.architecture, "model": wanted, "evidence": list(found.evidence)},
+        details={"adapter": detection.architecture, "model": wanted, "evidence": list(detection.evidence)},
     )
 
 
-def check_kind(found: Detection, spec: AdapterSpec) -> None:
-    """Raise IncompatibleAdapter where an adapter is none of its field's kind."""
+def check_kind(detection: Detection, spec: AdapterSpec) -> None:
+    """Raise IncompatibleAdapter if an adapter is not of its field's kind."""
     kind = ADAPTERS[spec.field]
-    if found.kind not in kind.kinds:
-        one = f"{'an' if kind.title[0] in 'AEIOU' else 'a'} {kind.title}"
-        seen = "nothing that is known here" if found.kind is Kind.UNKNOWN else f"a {found.kind}"
+    if detection.kind not in kind.kinds:
+        expected = f"{'an' if kind.title[0] in 'AEIOU' else 'a'} {kind.title}"
+        actual = "nothing that is known here" if detection.kind is Kind.UNKNOWN else f"a {detection.kind}"
         raise IncompatibleAdapter(
-            f"{spec.field}: {spec.model} is {seen}, not {one}; name {one} file.",
+            f"{spec.field}: {spec.model} is {actual}, not {expected}; name {expected} file.",
             field=spec.field,
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
 
 
 def family_title(name: str | None) -> str:
-    """A family's name as people write it."""
+    """Return a family's name as people write it."""
     return next((row.title for row in ARCHITECTURES if row.id == name), name or "unknown")

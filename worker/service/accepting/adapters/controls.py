@@ -1,6 +1,6 @@
-"""The ControlNets and T2I-Adapters of a request: what they are before anything is fetched, and their images.
+"""The ControlNets and T2I-Adapters of a request: detected before anything is fetched, and read with their images.
 
-Which class draws depends on what they are, so their headers are read while the job is accepted.
+The class that generates depends on their kind, so their headers are read while the job is accepted.
 """
 
 import math
@@ -34,18 +34,18 @@ _UNREAD = {"xlabs": "a ControlNet in the layout of XLabs"}
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a request's controls are, in their order, and the row of the class that draws with them."""
+    """The detections of a request's controls, in their order, and the row of the class that generates with them."""
 
     row: Controlled
     detections: tuple[Detection, ...]
-    acts: bool  # whether one of them has a scale above 0: else the class without controls draws
+    acts: bool  # True if one of them has a scale above 0; else the class without controls generates
 
 
 def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: ModelResolver) -> Recognised | None:
-    """What the request's controls are; None where it has none. Blocking.
+    """Detect the request's controls; None without any. Blocking.
 
-    Raises IncompatibleAdapter for what is no control, or one that the class of `call` does not take;
-    ParameterOutOfRange and UnknownParameter for what they are asked.
+    Raises IncompatibleAdapter for a file that is no control, or one that the class of `call` does not take.
+    Raises ParameterOutOfRange and UnknownParameter for their fields.
     """
     controls = request.adapters_of(ControlNetSpec)
     if not controls:
@@ -55,12 +55,12 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
     for index, control in enumerate(controls):
         with blamed_on(_FIELD):
             source = resolver.adapter_source(control.model, control.weight_name, _FIELD)
-            found = resolver.look_at_adapter(source)
-        if found is None:  # a pickle on a server: what it is shows once it is here, and is checked then
-            found = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
-        check_control(found, control, call)
-        _check_asked(control, found, f"{_FIELD}[{index}]")
-        detections.append(found)
+            detection = resolver.look_at_adapter(source)
+        if detection is None:  # a pickle on a server: its kind is checked once it is here
+            detection = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
+        check_control(detection, control, call)
+        _check_asked(control, detection, f"{_FIELD}[{index}]")
+        detections.append(detection)
     row = _common_row(controls, detections, call)
     _check_together(controls, row)
     _check_parameters(request, row)
@@ -68,7 +68,7 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
 
 
 def idle_controls(request: GenerationRequest) -> tuple[str, ...]:
-    """A word for controls that change nothing: they are not even fetched."""
+    """Return a warning for each control that changes nothing: it is not even fetched."""
     return tuple(
         f"{_FIELD}[{index}] has a scale of 0 and was left out."
         for index, control in enumerate(request.adapters_of(ControlNetSpec))
@@ -83,10 +83,10 @@ def read_controls(
     params: Mapping[str, JsonValue],
     reader: MediaReader,
 ) -> tuple[tuple[Control, ...], dict[str, JsonValue]]:
-    """The controls that do anything, their images as they see them, and `params` with the size that is drawn.
+    """Return the active controls with their images, prepared and fitted, and `params` with the generated size.
 
-    A request from text that asks for no size is drawn at the proportions of the first image. Raises InvalidImage and
-    its kin, naming the field.
+    A request from text without a size gets the proportions of the first image. Raises InvalidImage and
+    others, naming the field.
     """
     bounds = size_bounds(model)
     controls = request.adapters_of(ControlNetSpec)
@@ -96,69 +96,69 @@ def read_controls(
     if from_text and not request.params.keys() & {"width", "height"}:
         sized |= _at_proportions(images[0], params, bounds)
     width, height = sized.get("width"), sized.get("height")
-    found, call = [], control_call(recognised.row.pipeline)
-    for control, seen, image in zip(controls, recognised.detections, images, strict=True):
+    active, call = [], control_call(recognised.row.pipeline)
+    for control, detection, image in zip(controls, recognised.detections, images, strict=True):
         fitted = fit(image, width, height) if isinstance(width, int) and isinstance(height, int) else image
         if control.scale > 0:
-            shown = preprocess(fitted, control.preprocess) if control.preprocess else fitted
-            found.append(Control(control, shown, call, _mode(control, seen)))
-    return tuple(found), sized
+            prepared = preprocess(fitted, control.preprocess) if control.preprocess else fitted
+            active.append(Control(control, prepared, call, _mode(control, detection)))
+    return tuple(active), sized
 
 
-def check_control(found: Detection, spec: ControlNetSpec, call: ModelCall) -> None:
-    """Refuse what is no control, what diffusers has no class for, and what was made for another family."""
-    check_kind(found, spec)
-    if found.component_class is None or found.variant in _UNREAD:
-        what = _UNREAD.get(found.variant or "", "of a layout that diffusers has no class for")
+def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -> None:
+    """Refuse a file that is no control, has no class in diffusers, or was made for another family."""
+    check_kind(detection, spec)
+    if detection.component_class is None or detection.variant in _UNREAD:
+        reason = _UNREAD.get(detection.variant or "", "of a layout that diffusers has no class for")
         raise IncompatibleAdapter(
-            f"{_FIELD}: {spec.model} is {what}, and is not read here; use a {ADAPTERS[_FIELD].title} that "
+            f"{_FIELD}: {spec.model} is {reason}, and is not read here; use a {ADAPTERS[_FIELD].title} that "
             "diffusers reads.",
             field=_FIELD,
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
-    check_family(found, spec, call)
+    check_family(detection, spec, call)
     rows = controlled_rows(call)
-    if not any(row.takes(found) for row in rows):
-        kind = f"{found.component_class}{' for inpainting' if found.variant == 'inpainting' else ''}"
+    if not any(row.takes(detection) for row in rows):
+        kind = f"{detection.component_class}{' for inpainting' if detection.variant == 'inpainting' else ''}"
         taken = dict.fromkeys(f"{row.component}{' for inpainting' if row.inpaints else ''}" for row in rows)
         raise IncompatibleAdapter(
             f"{_FIELD}: {spec.model} is a {kind}, which does not serve {call.task} of {call.spec.id}; "
             f"it takes {' or '.join(taken)}.",
             field=_FIELD,
-            details={"evidence": list(found.evidence)},
+            details={"evidence": list(detection.evidence)},
         )
 
 
-def _check_asked(control: ControlNetSpec, found: Detection, place: str) -> None:
+def _check_asked(control: ControlNetSpec, detection: Detection, path: str) -> None:
     """Refuse a window without steps, and a mode that the control does not have."""
     if control.start >= control.end:
         raise ParameterOutOfRange(
-            f"{place}.start must be less than its end; {control.start:g} and {control.end:g} were sent.", field=_FIELD
+            f"{path}.start must be less than its end; {control.start:g} and {control.end:g} were sent.", field=_FIELD
         )
-    modes = modes_of(found)
+    modes = modes_of(detection)
     if control.mode is not None and not modes:
         raise UnknownParameter(
-            f"{place}.mode is for a union ControlNet, which {control.model} is not; leave it out.", field=_FIELD
+            f"{path}.mode is for a union ControlNet, which {control.model} is not; leave it out.", field=_FIELD
         )
-    if modes and _mode(control, found) is None:
+    if modes and _mode(control, detection) is None:
         sent = f"{control.mode!r} was sent" if control.mode else "none was sent"
-        raise ParameterOutOfRange(f"{place}.mode must be one of {', '.join(modes)}; {sent}.", field=_FIELD)
+        raise ParameterOutOfRange(f"{path}.mode must be one of {', '.join(modes)}; {sent}.", field=_FIELD)
 
 
 def _common_row(controls: Sequence[ControlNetSpec], detections: Sequence[Detection], call: ModelCall) -> Controlled:
-    """The one row that takes all controls. Raises IncompatibleAdapter where their kinds have no class in common."""
-    row = next((row for row in controlled_rows(call) if all(row.takes(found) for found in detections)), None)
+    """Return the one row that takes all controls. Raises IncompatibleAdapter if their kinds share no class."""
+    row = next((row for row in controlled_rows(call) if all(row.takes(detection) for detection in detections)), None)
     if row is None:
-        kinds = " and ".join(dict.fromkeys(str(found.component_class) for found in detections))
+        kinds = " and ".join(dict.fromkeys(str(detection.component_class) for detection in detections))
         raise IncompatibleAdapter(
             f"{_FIELD}: {kinds} cannot be used together; send controls of one kind for {call.task} of {call.spec.id}.",
             field=_FIELD,
         )
     sources = {(control.model, control.weight_name) for control in controls}
     if len(controls) > 1 and (row.several == "one" or (row.several == "same" and len(sources) > 1)):
-        what = "one control" if row.several == "one" else "one ControlNet, which may be given several images"
+        limit = "one control" if row.several == "one" else "one ControlNet, which may be given several images"
         raise ParameterOutOfRange(
-            f"{_FIELD}: {call.task} of {call.spec.id} takes {what}; {len(controls)} were sent.", field=_FIELD
+            f"{_FIELD}: {call.task} of {call.spec.id} takes {limit}; {len(controls)} were sent.", field=_FIELD
         )
     return row
 
@@ -167,8 +167,8 @@ def _check_together(controls: Sequence[ControlNetSpec], row: Controlled) -> None
     """Refuse a start or end that the class cannot keep to."""
     call = control_call(row.pipeline)
     for index, control in enumerate(controls):
-        for name, taken, usual in (("start", call.start, 0.0), ("end", call.end, 1.0)):
-            if getattr(control, name) != usual and taken is None:
+        for name, parameter, usual in (("start", call.start, 0.0), ("end", call.end, 1.0)):
+            if getattr(control, name) != usual and parameter is None:
                 raise UnknownParameter(
                     f"{_FIELD}[{index}].{name} is not taken by {row.pipeline}, which follows its controls in all "
                     "steps; leave it out.",
@@ -179,14 +179,14 @@ def _check_together(controls: Sequence[ControlNetSpec], row: Controlled) -> None
 
 
 def _check_parameters(request: GenerationRequest, row: Controlled) -> None:
-    """Refuse by a pipeline's own name what the controls themselves say."""
+    """Refuse a pipeline's own parameters that the controls set."""
     sent = {*request.params, *(name for name in ("control_image", "control_images") if getattr(request, name))}
     for name in sorted(sent & {*control_call(row.pipeline), "control_image", "control_images"} - {"image"}):
         raise UnknownParameter(f"{name} is told by {_FIELD}: send image, scale, start, end and mode there.", field=name)
 
 
 def _plain_defaults(row: Controlled) -> dict[str, JsonValue]:
-    """What a request leaves out is as without controls: the strength of image-to-image, say, which has two defaults."""
+    """Return the defaults of the class without controls where the other's differ, such as strength."""
     plain, controlled = call_parameters(row.plain) or {}, call_parameters(row.pipeline) or {}
     return {
         name: parameter.default
@@ -195,11 +195,11 @@ def _plain_defaults(row: Controlled) -> dict[str, JsonValue]:
     }
 
 
-def _mode(control: ControlNetSpec, found: Detection) -> int | None:
-    """A union's number for what the image shows: as told, else as the preprocessing makes it."""
-    modes = modes_of(found)
-    named = control.mode or control.preprocess
-    return modes.index(named) if named in modes else None
+def _mode(control: ControlNetSpec, detection: Detection) -> int | None:
+    """Return a union ControlNet's number for the kind of image: as sent, else as the preprocessing makes it."""
+    modes = modes_of(detection)
+    mode = control.mode or control.preprocess
+    return modes.index(mode) if mode in modes else None
 
 
 def _image(request: GenerationRequest, index: int, multiple: int, reader: MediaReader) -> Raster:
@@ -211,16 +211,16 @@ def _image(request: GenerationRequest, index: int, multiple: int, reader: MediaR
             field=_FIELD,
         )
     image = reader.image(text, _FIELD)
-    if control.image is None and request.outpaint is not None:  # what is drawn is larger than what was sent
+    if control.image is None and request.outpaint is not None:  # the generated image is larger than the one sent
         image = enlarge(image, request.outpaint, multiple).image
     return reader.take(image, _FIELD)
 
 
 def _at_proportions(image: Raster, params: Mapping[str, JsonValue], bounds: SizeBounds) -> dict[str, JsonValue]:
-    """The usual number of pixels, at the proportions of `image`."""
+    """Return the size with the usual number of pixels, at the proportions of `image`."""
     width, height = params.get("width"), params.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):
         return {}
     scale = math.sqrt(width * height / (image.width * image.height))
-    wide, high = size_within(round(image.width * scale), round(image.height * scale), bounds)
-    return {"width": wide, "height": high}
+    new_width, new_height = size_within(round(image.width * scale), round(image.height * scale), bounds)
+    return {"width": new_width, "height": new_height}

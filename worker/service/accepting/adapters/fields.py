@@ -1,4 +1,4 @@
-"""The adapters of a request, before anything is fetched: whether its model takes them at all."""
+"""The check that a request's model takes its adapters at all, before anything is fetched."""
 
 from worker.catalog.call import ModelCall
 from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields

@@ -15,10 +15,10 @@ _FIELD = "ip_adapters"
 
 
 def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: MediaReader) -> tuple[ImagePrompt, ...]:
-    """The request's IP-Adapters with their images. Raises InvalidImage and its kin, naming the field."""
+    """Read the request's IP-Adapters with their images. Raises InvalidImage and others, naming the field."""
     prompts = []
-    for at, spec in enumerate(request.adapters_of(IPAdapterSpec)):
-        field = f"{_FIELD}[{at}]"
+    for index, spec in enumerate(request.adapters_of(IPAdapterSpec)):
+        field = f"{_FIELD}[{index}]"
         if not spec.sent_images:
             raise InvalidRequest(
                 f"{field}.image is required: the image to draw after, as base64, data: URI or https URL.",
@@ -34,7 +34,7 @@ def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: Medi
 
 
 def _read(text: str, reader: MediaReader, name: str) -> Raster:
-    """An image; what is wrong with it is said of `name`, and is wrong with the request's field."""
+    """Read an image. Errors name `name` in their text, and the request's field as their field."""
     try:
         return reader.image(text, name)
     except InvalidRequest as error:

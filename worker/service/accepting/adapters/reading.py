@@ -1,4 +1,4 @@
-"""From what a request names to the adapters of a job, with the images that come with them."""
+"""The adapters of a job, read from its request with the images that come with them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from worker.service.accepting.rules import all_loras
 
 Read = Callable[[GenerationRequest, ModelCall, MediaReader], Sequence[Adapter[Any]]]
 
-# The request's field -> what makes a job's adapters of it, for kinds of which more is needed than was sent.
+# The request's field -> the reader of a job's adapters, for kinds that need more than was sent.
 # ControlNets decide which class is called, and are read by themselves (`controls.py`).
 READERS: Mapping[str, Read] = {
     "loras": lambda request, call, _: [Adapter(lora) for lora in all_loras(request, call)],
@@ -24,7 +24,7 @@ READERS: Mapping[str, Read] = {
 def read_adapters(
     request: GenerationRequest, call: ModelCall, reader: MediaReader
 ) -> dict[str, Sequence[Adapter[Any]]]:
-    """A job's adapters by the request's field, kind by kind. Raises InvalidImage and its kin, naming the field."""
+    """Read a job's adapters, by the request's field. Raises InvalidImage and others, naming the field."""
     return {
         field: READERS[field](request, call, reader)
         if field in READERS

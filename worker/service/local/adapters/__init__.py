@@ -1,1 +1,1 @@
-"""What a job puts beside its model: found, checked against the model from its header, then fetched. One file a kind."""
+"""Files of a job's adapters: checked against the model from their headers, then fetched. One module a kind."""

@@ -21,39 +21,39 @@ _FIELD = "controlnets"
 
 
 def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Control]:
-    """The file or folder of one control. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    """Fetch the file or folder of one control. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
     spec = control.spec
     source = fetcher.source(spec.model, spec.weight_name, _FIELD)
-    _, seen = fetcher.look(source, _FIELD)
+    _, peeked = fetcher.look(source, _FIELD)
     files = fetcher.fetch(source, _FIELD, emit, job.stop)
     if files.root.is_dir() and not (files.root / "config.json").is_file():
         files = replace(files, root=only_weights(files.root, frozenset(), spec.model, _FIELD))
-    found = _found(files.root, seen)
-    plain = ModelCall.of(job.call).model.call(job.call.task)
-    check_control(found, spec, plain)
-    rows = [row for row in controlled_rows(plain) if row.pipeline == job.call.pipeline]
-    if not any(row.takes(found) for row in rows):
+    detection = _detection_of(files.root, peeked)
+    plain_call = ModelCall.of(job.call).model.call(job.call.task)
+    check_control(detection, spec, plain_call)
+    rows = [row for row in controlled_rows(plain_call) if row.pipeline == job.call.pipeline]
+    if not any(row.takes(detection) for row in rows):
         raise IncompatibleAdapter(
-            f"{_FIELD}: {spec.model} turned out to be a {found.component_class}, which {job.call.pipeline} does not "
-            "read; name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
+            f"{_FIELD}: {spec.model} turned out to be a {detection.component_class}, which {job.call.pipeline} does "
+            "not read; name a safetensors file or a diffusers repository, whose kind is known before it is fetched.",
             field=_FIELD,
         )
-    # A control LoRA takes what the ControlNet takes that it stands for.
-    beside = unfolded_bytes(read_header(files.root)) if found.variant == CONTROL_LORA else files.total_bytes
-    return AdapterFiles(control, files, found, _sha256(files), beside)
+    # A control LoRA needs as much memory as the ControlNet that it stands for.
+    resident_bytes = unfolded_bytes(read_header(files.root)) if detection.variant == CONTROL_LORA else files.total_bytes
+    return AdapterFiles(control, files, detection, _sha256(files), resident_bytes)
 
 
-def _found(root: Path, seen: Detection | None) -> Detection:
-    """What the files say now that they are here: of a converted pickle for the first time."""
-    if seen is not None:
-        return seen
+def _detection_of(root: Path, peeked: Detection | None) -> Detection:
+    """Detect the fetched files, unless a peek did: a converted pickle shows only now what it is."""
+    if peeked is not None:
+        return peeked
     if root.is_file():
         return detect_header(read_header(root), root.name)
     return Detection(Kind.UNKNOWN, "unknown")
 
 
 def _sha256(files: ModelFiles) -> str | None:
-    """The digest of the one weight file; None where there are several."""
+    """Return the digest of the one weight file; None if there are several."""
     if files.root.is_file():
         return files.sha256 or file_sha256(files.root)
     weights = sorted(files.root.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""The way to any adapter's file: named by the caller, looked at before it is fetched, and never a pickle that runs."""
+"""Fetching of adapters: named by the caller, peeked at before the fetch, and never a pickle that runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +27,7 @@ _MAX_NAMES = 20
 
 
 class AdapterFetcher:
-    """Looks at and fetches adapters for all kinds of them. Blocking."""
+    """Peeks at and fetches adapters of all kinds. Blocking."""
 
     def __init__(self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path]) -> None:
         self.store = store
@@ -35,29 +35,29 @@ class AdapterFetcher:
         self._without_pickles = without_pickles
 
     def source(self, reference: str, weight_name: str | None, field: str) -> ModelSource:
-        """Where an adapter comes from, if the operator lets callers name it. Raises ModelNotFound and its kin."""
+        """Return an adapter's source, if the operator lets callers name it. Raises ModelNotFound, InvalidRequest …"""
         with blamed_on(field):
             return self.resolver.adapter_source(reference, weight_name, field)
 
     def configs(self, model: ModelSpec) -> Mapping[str, Mapping[str, object]]:
-        """The JSON files of a model that is a repository; {} for a single file, or where they cannot be had now."""
+        """Return the JSON files of a model that is a repository; {} for a single file, or if they are out of reach."""
         with suppress(WorkerError):
             return self.store.peek(model.source, model.variant).configs
         return {}
 
     def look(self, source: ModelSource, field: str) -> tuple[Outline, Detection | None]:
-        """What an adapter says it is before it is fetched; None where it has no header to read.
+        """Peek at an adapter before it is fetched: its outline, and its detection or None without a header.
 
-        A pipeline's model_index.json is not asked, as `ModelResolver.look_at_adapter` does: a VAE may be taken out of
-        one that could not be run itself.
+        Unlike `ModelResolver.look_at_adapter` this ignores a pipeline's model_index.json: a VAE may be taken out of a
+        pipeline that could not be run itself.
         """
         with blamed_on(field):
             outline = self.store.peek(source)
-            told = outline.header is not None or "config.json" in outline.configs
-            return outline, detect(outline) if told else None
+            readable = outline.header is not None or "config.json" in outline.configs
+            return outline, detect(outline) if readable else None
 
     def fetch(self, source: ModelSource, field: str, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """An adapter's files, pickles made harmless or refused."""
+        """Fetch an adapter's files, with pickles made harmless or refused."""
         with blamed_on(field):
             return self._harmless(self.store.ensure(source, None, emit, stop))
 
@@ -70,9 +70,9 @@ class AdapterFetcher:
         stop: StopSignal,
         usual_names: frozenset[str] = frozenset(),
     ) -> tuple[ModelFiles, T]:
-        """An adapter's one weight file and what `examine` says of it, which may be other than what was looked at.
+        """Fetch an adapter's one weight file, and return it with the result of `examine`.
 
-        Of a folder it is the file that has one of `usual_names`, or the only one.
+        Of a folder it is the file that has one of `usual_names`, or the only one. The file may differ from the peek.
         """
         with blamed_on(field):
             files = self.store.ensure(source, None, emit, stop)
@@ -87,25 +87,25 @@ class AdapterFetcher:
 
 
 @contextmanager
-def told(why: str, field: str = "model") -> Iterator[None]:
-    """Say of a failure what was being fetched, and why: its own words name a repository that nobody asked for."""
+def explained(reason: str, field: str = "model") -> Iterator[None]:
+    """Prefix a failure with `reason`: its own message names a repository that the caller did not send."""
     try:
         yield
     except (AccessDenied, ModelNotFound, SourceError, UnsafeFormat) as error:
-        raise type(error)(f"{why}: {error.message}", field=field, hint=error.hint, details=error.details) from None
+        raise type(error)(f"{reason}: {error.message}", field=field, hint=error.hint, details=error.details) from None
 
 
 def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: str) -> Path:
-    """The one weight file of a folder that can be meant. Raises UnsupportedModel, listing them, for several."""
-    found = sorted(folder.glob("*.safetensors"))
-    usual = [path for path in found if path.name in usual_names]
-    if len(usual) == 1 or len(found) == 1:
-        return (usual or found)[0]
-    raise unclear_weights(str(len(found)), [path.name for path in found], name, field)
+    """Return the one weight file of a folder that can be meant. Raises UnsupportedModel, listing them, for several."""
+    paths = sorted(folder.glob("*.safetensors"))
+    usual = [path for path in paths if path.name in usual_names]
+    if len(usual) == 1 or len(paths) == 1:
+        return (usual or paths)[0]
+    raise unclear_weights(str(len(paths)), [path.name for path in paths], name, field)
 
 
 def unclear_weights(count: str, names: Sequence[str], name: str, field: str) -> UnsupportedModel:
-    """What to raise where adapter `name` holds `count` weight files, and which of them is meant cannot be told."""
+    """Return the error for an adapter `name` of `count` weight files, of which any may be meant."""
     shown = names[:_MAX_NAMES]
     listed = f" ({', '.join(shown)}{', …' if len(names) > len(shown) else ''})" if names else ""
     return UnsupportedModel(

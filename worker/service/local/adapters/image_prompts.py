@@ -24,7 +24,7 @@ from worker.core.job import Job
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_family, check_kind
-from worker.service.local.adapters.fetching import AdapterFetcher, told, unclear_weights
+from worker.service.local.adapters.fetching import AdapterFetcher, explained, unclear_weights
 from worker.service.local.weights import AdapterFile, examine_adapter
 
 _FIELD = "ip_adapters"
@@ -34,17 +34,17 @@ _WEIGHTS = ".safetensors"
 def provide_image_prompts(
     prompts: Sequence[ImagePrompt], job: Job, fetcher: AdapterFetcher, emit: Emit
 ) -> list[AdapterFiles[ImagePrompt]]:
-    """The files of a job's IP-Adapters, each with its `image_encoder` as a part, in their order.
+    """Fetch a job's IP-Adapters, each with its `image_encoder` as a part, in their order.
 
-    All are looked at before the first is fetched. Raises IncompatibleAdapter, UnsupportedModel, SourceError …
+    All are peeked at before the first is fetched. Raises IncompatibleAdapter, UnsupportedModel, SourceError …
     """
-    found = _with_one_encoder([_look(prompt, job, fetcher, emit) for prompt in prompts])
-    return [_provide(item, job, fetcher, emit) for item in found]
+    chosen = _with_one_encoder([_look(prompt, job, fetcher, emit) for prompt in prompts])
+    return [_provide(item, job, fetcher, emit) for item in chosen]
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """An adapter that suits the job: its file, and where its image encoder comes from."""
+class _Chosen:
+    """An adapter that suits the job: its file, and the source of its image encoder."""
 
     prompt: ImagePrompt
     source: ModelSource
@@ -53,89 +53,89 @@ class _Found:
     encoder_title: str
 
 
-def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) -> _Found:
-    """Find the file that is meant, and refuse what does not suit the job; only a pickle is fetched for that."""
+def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) -> _Chosen:
+    """Choose the file that is meant, and refuse one that does not suit the job. Only a pickle is fetched for that."""
     spec = prompt.spec
-    source, header, seen = _chosen(spec, job, fetcher)
-    if header is None or seen is None:
+    source, header, detection = _choose_file(spec, job, fetcher)
+    if header is None or detection is None:
         files, examined = _fetch(source, job, fetcher, emit)
-        header, seen = examined.header, examined.detection
+        header, detection = examined.header, examined.detection
         if source.is_local and files.root.suffix == _WEIGHTS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
-    need = _need(spec, header, seen, job)
+    need = _need(spec, header, detection, job)
     encoder, title = _encoder(spec.model, source, need, job.call.detection.architecture, fetcher)
-    return _Found(prompt, source, seen, encoder, title)
+    return _Chosen(prompt, source, detection, encoder, title)
 
 
-def _chosen(
+def _choose_file(
     spec: IPAdapterSpec, job: Job, fetcher: AdapterFetcher
 ) -> tuple[ModelSource, TensorIndex | None, Detection | None]:
-    """The one file of a reference: the only one, or the family's usual one. Raises UnsupportedModel listing several."""
+    """Return a reference's only file, or the family's usual one. Raises UnsupportedModel, listing several."""
     source = fetcher.source(spec.model, spec.weight_name, _FIELD)
-    several: UnsupportedModel | None = None
+    ambiguity: UnsupportedModel | None = None
     try:
-        outline, seen = fetcher.look(source, _FIELD)
+        outline, detection = fetcher.look(source, _FIELD)
         if outline.header is not None:
-            return source, outline.header, seen
+            return source, outline.header, detection
     except UnsupportedModel as error:
         if not error.details or "files" not in error.details:
             raise
-        several = error
+        ambiguity = error
     if source.filename is None and (source.is_repository or source.is_local):
         for name in usual_files(job.call.detection.architecture):
-            # Of a folder that was named only its own files can be meant.
-            inside = PurePosixPath(name).name if source.subfolder else name
-            usual = source.model_copy(update={"filename": inside})
+            # With a named folder only its own files can be meant.
+            filename = PurePosixPath(name).name if source.subfolder else name
+            usual = source.model_copy(update={"filename": filename})
             try:
-                outline, seen = fetcher.look(usual, _FIELD)
+                outline, detection = fetcher.look(usual, _FIELD)
             except ModelNotFound:
                 continue
-            return usual, outline.header, seen
-    if several is not None:
-        listed = several.details.get("files") if several.details else None
+            return usual, outline.header, detection
+    if ambiguity is not None:
+        listed = ambiguity.details.get("files") if ambiguity.details else None
         names = [str(name) for name in listed if "image_encoder" not in str(name)] if isinstance(listed, list) else []
         raise unclear_weights("several", names, spec.model, _FIELD)
     return source, None, None
 
 
-def _need(spec: IPAdapterSpec, header: TensorIndex, seen: Detection, job: Job) -> Need:
-    """Which encoder the adapter wants. Raises IncompatibleAdapter, UnsupportedModel for what cannot be applied."""
+def _need(spec: IPAdapterSpec, header: TensorIndex, detection: Detection, job: Job) -> Need:
+    """Return the encoder that the adapter needs. Raises IncompatibleAdapter, UnsupportedModel for others."""
     layout = layout_of(header)
-    check_kind(seen, spec)
-    check_family(seen, spec, job.call)
+    check_kind(detection, spec)
+    check_family(detection, spec, job.call)
     need = need_of(header, layout) if layout else None
     if layout is None or layout.refused or need is None:
-        what = layout.refused if layout and layout.refused else "of a layout that diffusers does not read"
+        reason = layout.refused if layout and layout.refused else "of a layout that diffusers does not read"
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} is {what}; use a plain, plus or full-face IP-Adapter of this model's family.",
+            f"{_FIELD}: {spec.model} is {reason}; use a plain, plus or full-face IP-Adapter of this model's family.",
             field=_FIELD,
         )
     return need
 
 
 def encoder_source(source: ModelSource, fetcher: AdapterFetcher) -> ModelSource | None:
-    """Where the image encoder of an IP-Adapter's file is; None for anything else. Raises UnsupportedModel for none."""
-    outline, seen = fetcher.look(source, _FIELD)
-    if outline.header is None or seen is None or seen.kind is not Kind.IP_ADAPTER:
+    """Return the source of an IP-Adapter's image encoder; None for other files. Raises UnsupportedModel without one."""
+    outline, detection = fetcher.look(source, _FIELD)
+    if outline.header is None or detection is None or detection.kind is not Kind.IP_ADAPTER:
         return None
     layout = layout_of(outline.header)
     need = need_of(outline.header, layout) if layout is not None else None
-    return _encoder(source.reference, source, need, seen.architecture, fetcher)[0] if need is not None else None
+    return _encoder(source.reference, source, need, detection.architecture, fetcher)[0] if need is not None else None
 
 
 def _encoder(
     name: str, source: ModelSource, need: Need, architecture: str | None, fetcher: AdapterFetcher
 ) -> tuple[ModelSource, str]:
-    """Where the adapter's image encoder is: in its own repository, else where its authors published it."""
+    """Return the image encoder's source and title: in the adapter's repository, else as its authors published it."""
     usual = usual_encoder(need, architecture)
     title = usual.title if usual else f"an image encoder {need.width} wide"
-    for place in _beside(source):
+    for folder in _beside(source):
         try:
-            outline, _ = fetcher.look(place, _FIELD)
+            outline, _ = fetcher.look(folder, _FIELD)
         except (ModelNotFound, UnsafeFormat, UnsupportedModel):
             continue
         if need.met_by(outline.configs.get("config.json", {})):
-            return place, title
+            return folder, title
     if usual is None:
         raise UnsupportedModel(
             f"{_FIELD}: {name} was trained on an image encoder whose {need.reads} are {need.width} wide, which "
@@ -147,7 +147,7 @@ def _encoder(
 
 
 def _beside(source: ModelSource) -> list[ModelSource]:
-    """The folders of the adapter's own repository in which an encoder may be."""
+    """List the folders of the adapter's own repository in which an encoder may be."""
     root, name = source.locator, "/".join(filter(None, (source.subfolder, source.filename)))
     if source.is_local and not name:
         path = PurePosixPath(root)
@@ -158,50 +158,53 @@ def _beside(source: ModelSource) -> list[ModelSource]:
     return [source.model_copy(update={**bare, "subfolder": folder}) for folder in encoder_folders(name)]
 
 
-def _with_one_encoder(found: list[_Found]) -> list[_Found]:
-    """The adapters with one encoder for all: diffusers' pipelines have room for no more.
+def _with_one_encoder(chosen: list[_Chosen]) -> list[_Chosen]:
+    """Return the adapters with one encoder for all: diffusers' pipelines have room for no more.
 
-    Copies of a published encoder in several repositories are one. Raises IncompatibleAdapter where they differ.
+    Copies of a published encoder in several repositories are one. Raises IncompatibleAdapter if they differ.
     """
     published = {row.title for row in ENCODERS}
-    first = next(iter(found), None)
-    for item in found:
+    first = next(iter(chosen), None)
+    for item in chosen:
         copies = first is not None and item.encoder_title == first.encoder_title and item.encoder_title in published
         if first is not None and item.encoder.reference != first.encoder.reference and not copies:
-            listed = "; ".join(f"{other.prompt.spec.model} wants {other.encoder_title}" for other in found)
+            listed = "; ".join(f"{other.prompt.spec.model} wants {other.encoder_title}" for other in chosen)
             raise IncompatibleAdapter(
                 f"{_FIELD}: adapters of one job must share one image encoder ({listed}); send them in jobs of their "
                 "own.",
                 field=_FIELD,
             )
-    return [replace(item, encoder=first.encoder) for item in found] if first is not None else []
+    return [replace(item, encoder=first.encoder) for item in chosen] if first is not None else []
 
 
-def _provide(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[ImagePrompt]:
-    files, examined = _fetch(found.source, job, fetcher, emit)
-    # What came may be other than what was looked at.
-    _need(found.prompt.spec, examined.header, examined.detection, job)
-    encoder = _fetch_encoder(found, job, fetcher, emit)
-    both = replace(
+def _provide(chosen: _Chosen, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[ImagePrompt]:
+    files, examined = _fetch(chosen.source, job, fetcher, emit)
+    # The fetched file may differ from the peek.
+    _need(chosen.prompt.spec, examined.header, examined.detection, job)
+    encoder = _fetch_encoder(chosen, job, fetcher, emit)
+    with_encoder = replace(
         files,
         parts={"image_encoder": encoder.root},
         total_bytes=files.total_bytes + encoder.total_bytes,
         bytes_downloaded=files.bytes_downloaded + encoder.bytes_downloaded,
     )
-    return AdapterFiles(found.prompt, both, examined.detection, examined.sha256)
+    return AdapterFiles(chosen.prompt, with_encoder, examined.detection, examined.sha256)
 
 
 def _fetch(source: ModelSource, job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[ModelFiles, AdapterFile]:
-    """The adapter's own file, of several the family's usual one."""
+    """Fetch the adapter's own file; of several, the family's usual one."""
     usual = frozenset(PurePosixPath(name).name for name in usual_files(job.call.detection.architecture))
     return fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, usual)
 
 
-def _fetch_encoder(found: _Found, job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
-    """The encoder's folder. What goes wrong says why it was wanted: nobody has named its repository."""
-    why = f"{_FIELD}: {found.prompt.spec.model} needs {found.encoder_title}, which comes from {found.encoder.reference}"
-    with told(why, _FIELD):
-        files = fetcher.fetch(found.encoder, _FIELD, emit, job.stop)
+def _fetch_encoder(chosen: _Chosen, job: Job, fetcher: AdapterFetcher, emit: Emit) -> ModelFiles:
+    """Fetch the encoder's folder. Errors say why it is needed: the caller has not named its repository."""
+    reason = (
+        f"{_FIELD}: {chosen.prompt.spec.model} needs {chosen.encoder_title}, "
+        f"which comes from {chosen.encoder.reference}"
+    )
+    with explained(reason, _FIELD):
+        files = fetcher.fetch(chosen.encoder, _FIELD, emit, job.stop)
     if files.is_single_file:
-        raise UnsupportedModel(f"{why}: that is a single file, and its config.json is needed too.", field=_FIELD)
+        raise UnsupportedModel(f"{reason}: that is a single file, and its config.json is needed too.", field=_FIELD)
     return files

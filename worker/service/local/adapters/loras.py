@@ -1,4 +1,4 @@
-"""LoRAs for a job: fetched, and checked to be what the job takes them for, before the model is."""
+"""LoRAs for a job: fetched, and checked to be LoRAs for its model, before the model is."""
 
 from worker.core.adapter import Adapter, LoraFiles
 from worker.core.errors import UnsupportedModel
@@ -10,17 +10,17 @@ from worker.service.local.adapters.fetching import AdapterFetcher
 from worker.service.local.weights import LoraFile, examine_lora
 
 _APPLIED = ("LoRA", "DoRA", "LoHa", "LoKr", "GLoRA", "OFT", "full-difference")
-# What diffusers and peft call the one file of a LoRA repository.
+# The names that diffusers and peft give the one file of a LoRA repository.
 _USUAL_NAMES = frozenset({"pytorch_lora_weights.safetensors", "adapter_model.safetensors"})
 
 
 def provide_lora(adapter: Adapter[LoraSpec], job: Job, fetcher: AdapterFetcher, emit: Emit) -> LoraFiles:
-    """The file of one LoRA. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    """Fetch the file of one LoRA. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
     lora = adapter.spec
     source = fetcher.source(lora.model, lora.weight_name, "loras")
-    outline, seen = fetcher.look(source, "loras")
-    if seen is not None and outline.header is not None:  # what is seen to be another thing is not even fetched
-        _check_kind(seen, lora, job)
+    outline, peeked = fetcher.look(source, "loras")
+    if peeked is not None and outline.header is not None:  # a file of another kind is not even fetched
+        _check_kind(peeked, lora, job)
     files, examined = fetcher.fetch_file(source, "loras", examine_lora, emit, job.stop, _USUAL_NAMES)
     _check(examined, lora, job)
     return LoraFiles(
@@ -35,20 +35,20 @@ def provide_lora(adapter: Adapter[LoraSpec], job: Job, fetcher: AdapterFetcher, 
 
 
 def _check(examined: LoraFile, lora: LoraSpec, job: Job) -> None:
-    """Refuse what is no LoRA, is for another family, or of an algorithm that the engine cannot apply."""
-    found = examined.detection
-    _check_kind(found, lora, job)
+    """Refuse a file that is no LoRA, is for another family, or has an algorithm that the engine cannot apply."""
+    detection = examined.detection
+    _check_kind(detection, lora, job)
     keys = examined.keys
-    refused = "a control LoRA, which gives the model a second input" if "+control" in found.format else keys.refused
+    refused = "a control LoRA, which gives the model a second input" if "+control" in detection.format else keys.refused
     if refused or not (keys.embeddings or any(module.algorithm for module in keys.modules)):
         raise UnsupportedModel(
-            f"loras: {lora.model} is {refused or f'of the kind {found.format}'}, which this worker cannot apply; "
+            f"loras: {lora.model} is {refused or f'of the kind {detection.format}'}, which this worker cannot apply; "
             f"use a {', '.join(_APPLIED)} or IA3 file.",
             field="loras",
         )
 
 
-def _check_kind(found: Detection, lora: LoraSpec, job: Job) -> None:
-    """Refuse what is no LoRA, or one for another family."""
-    check_kind(found, lora)
-    check_family(found, lora, job.call)
+def _check_kind(detection: Detection, lora: LoraSpec, job: Job) -> None:
+    """Refuse a file that is no LoRA, or is for another family."""
+    check_kind(detection, lora)
+    check_family(detection, lora, job.call)

@@ -1,4 +1,4 @@
-"""Adapters of one file for a job: fetched, and checked to be of their kind and for the model's family, before it is."""
+"""Adapters of one file: fetched, and checked for their kind and family, before the model is."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from worker.service.local.weights import examine_adapter
 
 
 def provide_file(adapter: Adapter[Any], job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Adapter[Any]]:
-    """The file of one adapter, of whatever kind. Raises IncompatibleAdapter, UnsafeFormat, SourceError …"""
+    """Fetch the file of one adapter, of any kind. Raises IncompatibleAdapter, UnsafeFormat, SourceError …"""
     spec = adapter.spec
     source = fetcher.source(spec.model, spec.weight_name, spec.field)
-    outline, seen = fetcher.look(source, spec.field)
-    if seen is not None and outline.header is not None:
-        _check(seen, spec, job)
+    outline, peeked = fetcher.look(source, spec.field)
+    if peeked is not None and outline.header is not None:
+        _check(peeked, spec, job)
     files, file = fetcher.fetch_file(source, spec.field, examine_adapter, emit, job.stop)
     _check(file.detection, spec, job)
     return AdapterFiles(adapter, files, file.detection, file.sha256)
 
 
-def _check(found: Detection, spec: AdapterSpec, job: Job) -> None:
-    check_kind(found, spec)
-    check_family(found, spec, job.call)
+def _check(detection: Detection, spec: AdapterSpec, job: Job) -> None:
+    check_kind(detection, spec)
+    check_family(detection, spec, job.call)

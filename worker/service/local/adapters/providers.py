@@ -1,4 +1,4 @@
-"""THE TABLE of what provides an adapter's files: one row per kind, in the order in which they are fetched."""
+"""THE TABLE of providers of adapters' files: one row per kind, in the order in which they are fetched."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,11 +19,11 @@ Provide = Callable[[Sequence[Any], Job, AdapterFetcher, Emit], Sequence[AdapterF
 
 
 def each(provide: Callable[[Any, Job, AdapterFetcher, Emit], AdapterFiles[Any]]) -> Provide:
-    """`provide` for every adapter of a kind whose adapters do not depend on one another."""
+    """Apply `provide` to every adapter of a kind whose adapters do not depend on one another."""
     return lambda adapters, job, fetcher, emit: [provide(adapter, job, fetcher, emit) for adapter in adapters]
 
 
-# The request's field -> what provides what came in it.
+# The request's field -> the provider of its adapters.
 PROVIDERS: Mapping[str, Provide] = {
     "loras": each(provide_lora),
     "controlnets": each(provide_control),
@@ -35,7 +35,7 @@ PROVIDERS: Mapping[str, Provide] = {
 
 
 def provide_adapters(job: Job, fetcher: AdapterFetcher, emit: Emit) -> tuple[AdapterFiles[Any], ...]:
-    """The files of all adapters of `job`. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    """Fetch all adapters of `job`. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
     provided: list[AdapterFiles[Any]] = []
     for field, provide in PROVIDERS.items():
         adapters: list[Adapter[Any]] = [item for item in job.adapters if item.spec.field == field]

@@ -1,4 +1,4 @@
-"""Another VAE for a job: whether its latents are the model's, before it is fetched."""
+"""Another VAE for a job: checked to have the model's latents before it is fetched."""
 
 import json
 from collections.abc import Mapping
@@ -19,25 +19,25 @@ from worker.service.local.weights import examine_adapter
 
 _FIELD = "vae"
 _CONFIG, _INNER_CONFIG = "config.json", "vae/config.json"
-_SCALE = 0.18215  # AutoencoderKL's own, where a config says nothing
+_SCALE = 0.18215  # AutoencoderKL's own, where a config has none
 _SCALED = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL"})  # the others take latents as they are
 
 
 def provide_vae(vae: Adapter[VaeSpec], job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[Adapter[VaeSpec]]:
-    """The files of the VAE that a job names. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
+    """Fetch the VAE that a job names. Raises IncompatibleAdapter, UnsupportedModel, SourceError …"""
     source = fetcher.source(vae.spec.model, None, _FIELD)
-    outline, seen = fetcher.look(source, _FIELD)
-    ours = _own(job, fetcher)
+    outline, peeked = fetcher.look(source, _FIELD)
+    model_vae = _own_vae(job, fetcher)
     if "model_index.json" in outline.configs:
         source = source.model_copy(update={"only": ("vae",)})
-    _check(_facts(outline.configs, outline.header), seen, ours, vae.spec)
+    _check(_facts(outline.configs, outline.header), peeked, model_vae, vae.spec)
     files = fetcher.fetch(source, _FIELD, emit, job.stop)
     if files.is_single_file:
         # A pickle shows only now what it is.
         examined = examine_adapter(files.root)
-        _check(_facts({}, examined.header), examined.detection, ours, vae.spec)
+        _check(_facts({}, examined.header), examined.detection, model_vae, vae.spec)
     else:
-        _check(_facts(_read_configs(files.root), None), None, ours, vae.spec)
+        _check(_facts(_read_configs(files.root), None), None, model_vae, vae.spec)
     return AdapterFiles(
         vae, files, Detection(Kind.VAE, "safetensors" if files.is_single_file else "diffusers"), files.sha256
     )
@@ -45,7 +45,7 @@ def provide_vae(vae: Adapter[VaeSpec], job: Job, fetcher: AdapterFetcher, emit: 
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What is known of a VAE: its class, its latents' channels, and what they are multiplied by."""
+    """The facts of a VAE: its class, its latents' channels, and the factor that scales them."""
 
     name: str | None = None
     channels: int | None = None
@@ -65,19 +65,19 @@ def _facts(configs: Mapping[str, Mapping[str, object]], header: TensorIndex | No
 
 
 def _read_configs(folder: Path) -> dict[str, dict[str, object]]:
-    """The VAE's config in a folder on disk; nothing where there is none that can be read."""
+    """Read the VAE's config in a folder on disk; {} if there is none that can be read."""
     for name in (_INNER_CONFIG, _CONFIG):
         if (folder / name).is_file():
             try:
-                found = json.loads((folder / name).read_text(encoding="utf-8"))
+                config = json.loads((folder / name).read_text(encoding="utf-8"))
             except ValueError:
                 return {}
-            return {name: found} if isinstance(found, dict) else {}
+            return {name: config} if isinstance(config, dict) else {}
     return {}
 
 
-def _own(job: Job, fetcher: AdapterFetcher) -> _Facts:
-    """What the model's own VAE is, from its configs; where a single file has none, from what completes it."""
+def _own_vae(job: Job, fetcher: AdapterFetcher) -> _Facts:
+    """Return the facts of the model's own VAE, from its configs; for a single file from its completion."""
     configs = fetcher.store.peek(job.call.spec.source, job.call.spec.variant).configs
     if _INNER_CONFIG in configs:
         return _facts(configs, None)
@@ -94,28 +94,30 @@ def _inner(outline: Outline) -> dict[str, Mapping[str, object]]:
     return {name: config for name, config in outline.configs.items() if name == _INNER_CONFIG}
 
 
-def _check(found: _Facts, seen: Detection | None, ours: _Facts, spec: VaeSpec) -> None:
-    """Refuse what is no VAE, one of a class that cannot stand in, and one for other latents."""
-    if seen is not None:
-        check_kind(seen, spec)
-    if found.name is not None and found.name not in INTERCHANGEABLE_VAES:
+def _check(facts: _Facts, detection: Detection | None, model_vae: _Facts, spec: VaeSpec) -> None:
+    """Refuse a file that is no VAE, has a class that cannot stand in, or is for other latents."""
+    if detection is not None:
+        check_kind(detection, spec)
+    if facts.name is not None and facts.name not in INTERCHANGEABLE_VAES:
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} is a {found.name[:60]}, which cannot stand for this model's "
-            f"{ours.name or 'AutoencoderKL'}; use one of {', '.join(sorted(INTERCHANGEABLE_VAES))}.",
+            f"{_FIELD}: {spec.model} is a {facts.name[:60]}, which cannot stand for this model's "
+            f"{model_vae.name or 'AutoencoderKL'}; use one of {', '.join(sorted(INTERCHANGEABLE_VAES))}.",
             field=_FIELD,
         )
-    if None not in (found.channels, ours.channels) and found.channels != ours.channels:
+    if None not in (facts.channels, model_vae.channels) and facts.channels != model_vae.channels:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {spec.model} decodes latents of {found.channels} channels and this model's have "
-            f"{ours.channels}; use a VAE of its family.",
+            f"{_FIELD}: {spec.model} decodes latents of {facts.channels} channels and this model's have "
+            f"{model_vae.channels}; use a VAE of its family.",
             field=_FIELD,
-            details={"vae": found.channels, "model": ours.channels},
+            details={"vae": facts.channels, "model": model_vae.channels},
         )
-    scaled = found.name in _SCALED and ours.name in _SCALED and found.scale is not None and ours.scale is not None
-    if scaled and abs(float(found.scale or 0) - float(ours.scale or 0)) > 1e-6:
+    scaled = (
+        facts.name in _SCALED and model_vae.name in _SCALED and facts.scale is not None and model_vae.scale is not None
+    )
+    if scaled and abs(float(facts.scale or 0) - float(model_vae.scale or 0)) > 1e-6:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {spec.model} was trained with latents times {found.scale:g} and this model's are times "
-            f"{ours.scale:g}; use a VAE of its family.",
+            f"{_FIELD}: {spec.model} was trained with latents times {facts.scale:g} and this model's are times "
+            f"{model_vae.scale:g}; use a VAE of its family.",
             field=_FIELD,
-            details={"vae": found.scale, "model": ours.scale},
+            details={"vae": facts.scale, "model": model_vae.scale},
         )
