@@ -178,7 +178,7 @@ class _Walk:
         if name == "scheduler":
             return self._own_scheduler()
         if name == "output":
-            moving = self.known.call(task).draws_video
+            moving = self.known.call(task).makes_video
             return {"format": "webp" if moving or task in VIDEO_TASKS else "jpeg", "quality": 80, "metadata": True}
         return value_for(name, schema)
 

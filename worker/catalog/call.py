@@ -1,7 +1,7 @@
-"""One model, and one call of it: its registry entry, what its files say and a diffusers class, brought together.
+"""A model and its calls: the registry entry, the detection and the diffusers class, brought together.
 
-Whatever is true of the three is derived here, or by a function of `catalog.interface` that takes a Model or ModelCall,
-and derived once: `once` keeps it with the object it is a fact of.
+Every fact about the three is derived here, or by a function of `catalog.interface` that takes a Model or ModelCall.
+It is derived once: `once` keeps it with the object that it describes.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,7 +18,7 @@ from worker.catalog.classes.tasks import (
     FROM_TEXT,
     MediaFaults,
     class_tasks,
-    draws_video,
+    makes_video,
     media_faults,
     media_slots,
 )
@@ -33,115 +33,121 @@ _Facts = dict[object, object]
 
 @dataclass(frozen=True)
 class Model:
-    """A model: what its registry entry says and what its files say, or nothing yet."""
+    """A model: its registry entry, and the detection of its files, which is unknown at first."""
 
     spec: ModelSpec
     detection: Detection = UNDETECTED
 
     @classmethod
     def declared(cls, spec: ModelSpec) -> "Model":
-        """A model as the registry alone declares it."""
+        """Return the model as the registry alone declares it."""
         return cls(spec, declared(spec) or UNDETECTED)
 
     @cached_property
     def facts(self) -> _Facts:
-        """What `once` keeps."""
+        """The facts about the model that `once` keeps."""
         return {}
 
     @cached_property
     def architecture(self) -> Architecture | None:
-        """Its row of the architecture table: the one that the registry declares, else the one that was detected."""
+        """The model's row of the architecture table, as the registry declares it, else as it was detected."""
         return architectures.find(self.spec.architecture) or architectures.find(self.detection.architecture)
 
     @property
     def pipeline(self) -> str | None:
-        """The diffusers class that it is by itself, whatever the task."""
+        """The model's own diffusers class, whatever the task."""
         return self.spec.pipeline or self.detection.pipeline
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks it takes: declared, else what its class's signature shows, else detected or its family's."""
+        """The model's tasks: as declared, else as its class's signature shows, else as detected, else its family's."""
         if self.spec.tasks:
             return self.spec.tasks
-        row, own = self.architecture, self.pipeline
-        if own is not None and self._is_its_own_class:
-            return class_tasks(own)
-        known = self._family_tasks
-        if row is None or own is None:
-            return known
-        return (*known, *(task for task in class_tasks(own) if task not in known and task not in row.pipelines))
+        row, class_name = self.architecture, self.pipeline
+        if class_name is not None and self._is_its_own_class:
+            return class_tasks(class_name)
+        family_tasks = self._family_tasks
+        if row is None or class_name is None:
+            return family_tasks
+        return (
+            *family_tasks,
+            *(task for task in class_tasks(class_name) if task not in family_tasks and task not in row.pipelines),
+        )
 
     @property
     def _family_tasks(self) -> tuple[Task, ...]:
-        """The tasks that were detected, else its family's; those that it has the parts for."""
+        """The detected tasks, else the family's, as far as the repository has the parts for them."""
         row = self.architecture
-        known = self.detection.tasks or (tuple(row.pipelines) if row else ())
+        tasks = self.detection.tasks or (tuple(row.pipelines) if row else ())
         if row is None or not self.detection.part_classes:  # only a repository says which parts it has
-            return known
-        return tuple(task for task in known if self._has_parts(row.pipelines.get(task, self.pipeline))) or known
+            return tasks
+        return tuple(task for task in tasks if self._has_parts(row.pipelines.get(task, self.pipeline))) or tasks
 
     def pipeline_for(self, task: Task) -> str | None:
-        """The diffusers class that serves `task`. One outside the family's row serves every task it is declared for."""
-        row, own = self.architecture, self.pipeline
+        """Return the diffusers class that serves `task`.
+
+        A class outside the family's row serves every task that it is declared for.
+        """
+        row, class_name = self.architecture, self.pipeline
         if row is None:
-            return auto_pipelines(own).get(task, own)
-        return own if self._is_its_own_class else row.pipelines.get(task, own)
+            return auto_pipelines(class_name).get(task, class_name)
+        return class_name if self._is_its_own_class else row.pipelines.get(task, class_name)
 
     @cached_property
     def calls(self) -> tuple["ModelCall", ...]:
-        """Its calls for all of its tasks, with its Lightning LoRA where it has one: what a request gets by default."""
+        """The calls for all tasks, with the Lightning LoRA where there is one: a request gets these by default."""
         return tuple(self.call(task, lightning=self.spec.lightning is not None) for task in self.tasks)
 
     def call(self, task: Task, *, lightning: bool = False) -> "ModelCall":
-        """The call for `task`, of the class that serves it; the same object whenever it is asked for."""
+        """Return the call for `task`, of the class that serves it; every time the same object."""
         return _call(self, task, lightning)
 
     def limited_to(self, tasks: tuple[Task, ...]) -> "Model":
-        """The same model, for no other tasks."""
+        """Return the same model for these tasks only."""
         return self if tasks == self.tasks else Model(self.spec.model_copy(update={"tasks": tasks}), self.detection)
 
     @cached_property
     def media_fields(self) -> tuple[str, ...]:
-        """Every field that takes media for one of its tasks; also a pipeline's own names."""
+        """Every field that takes media for one of the tasks; a pipeline's own names too."""
         slots = [slot for call in self.calls for slot in call.slots]
         return tuple(dict.fromkeys([*FIELDS, *(slot.own_name for slot in slots if slot.own_name)]))
 
     def infer_task(self, sent: Collection[str]) -> Task:
-        """The task that a request means with the media fields that it holds; one the model may not have."""
+        """Return the task that a request means by the media fields `sent`; the model may lack it."""
         if not sent:
             first = self.tasks[0] if self.tasks else Task.TEXT_TO_IMAGE
             return next((task for task in self.tasks if task in FROM_TEXT), first)
-        fitting = [call.task for call in self.calls if call.is_filled_by(sent)]
-        if fitting:
-            return _beyond_text(fitting, fitting[0])
+        filled = [call.task for call in self.calls if call.is_filled_by(sent)]
+        if filled:
+            return _beyond_text(filled, filled[0])
         guess = _guess(sent)
-        # What lacks a field yet is told what it lacks; a guess at another task would only be refused.
-        taking = [call.task for call in self.calls if not call.media_faults(sent).untaken]
-        if taking:
-            return guess if guess in taking else taking[0]
+        # A request that lacks a field gets an error that names it; a guess at another task would only be refused.
+        open_tasks = [call.task for call in self.calls if not call.media_faults(sent).untaken]
+        if open_tasks:
+            return guess if guess in open_tasks else open_tasks[0]
         if guess is Task.IMAGE_TO_IMAGE:  # one image can mean many things, and only the model knows which
             return _beyond_text(self.tasks, guess)
         return guess
 
     @cached_property
     def _is_its_own_class(self) -> bool:
-        """Whether its class is none of those that its family's row names."""
-        row, own = self.architecture, self.pipeline
-        return own is not None and (row is None or own not in row.pipelines.values())
+        """True if the model's class is none of those that its family's row names."""
+        row, class_name = self.architecture, self.pipeline
+        return class_name is not None and (row is None or class_name not in row.pipelines.values())
 
     def _has_parts(self, class_name: str | None) -> bool:
-        """Whether its repository has what `class_name` needs beyond the repository's own class."""
+        """True if the repository has the parts that `class_name` needs beyond the repository's own class."""
         return needed_parts(class_name) - needed_parts(self.pipeline) <= set(self.detection.parts)
 
 
 def _beyond_text(tasks: Iterable[Task], otherwise: Task) -> Task:
-    """The first of the tasks that starts from more than text."""
+    """Return the first of the tasks that starts from more than text."""
     return next((task for task in tasks if task not in FROM_TEXT), otherwise)
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One model called for one task as one pipeline class; `pipeline` is empty where nothing tells which."""
+    """One model called for one task as one pipeline class; `pipeline` is empty where the class is unknown."""
 
     model: Model
     task: Task
@@ -150,7 +156,7 @@ class ModelCall:
 
     @cached_property
     def facts(self) -> _Facts:
-        """What `once` keeps."""
+        """The facts about the call that `once` keeps."""
         return {}
 
     @property
@@ -160,7 +166,7 @@ class ModelCall:
 
     @property
     def detection(self) -> Detection:
-        """What the model's files are."""
+        """The detection of the model's files."""
         return self.model.detection
 
     @property
@@ -170,14 +176,14 @@ class ModelCall:
 
     @classmethod
     def of(cls, job_call: Call) -> "ModelCall":
-        """The call of a job, of which core knows the plain facts."""
+        """Return the full call for a job's call, of which core knows the plain facts."""
         if isinstance(job_call, cls):
             return job_call
         model = Model(job_call.spec, job_call.detection)
         return cls(model, job_call.task, job_call.pipeline, job_call.lightning)
 
     def as_class(self, pipeline: str) -> "ModelCall":
-        """The same call of another class of the same model: the one that draws with ControlNets, say."""
+        """Return the same call of another class of the same model, such as the one that takes ControlNets."""
         return self if pipeline == self.pipeline else replace(self, pipeline=pipeline)
 
     @property
@@ -189,21 +195,21 @@ class ModelCall:
 
     @property
     def from_text(self) -> bool:
-        """Whether the task starts from words alone."""
+        """True if the task starts from words alone."""
         return self.task in FROM_TEXT
 
     @cached_property
     def row(self) -> PipelineRow:
-        """The facts of the class that no signature tells."""
+        """The facts about the class that no signature shows."""
         return pipeline_row(self.pipeline)
 
     @cached_property
     def signature(self) -> Mapping[str, CallParameter] | None:
-        """The parameters of the class's call; None where diffusers does not know it here."""
+        """The parameters of the class's call; None where the installed diffusers does not have the class."""
         return call_parameters(self.pipeline)
 
     def takes(self, *parameters: str) -> bool:
-        """Whether the class's call is known to take all of `parameters`."""
+        """True if the class's call is known to take all of `parameters`."""
         return self.signature is not None and self.signature.keys() >= {*parameters}
 
     @cached_property
@@ -212,22 +218,25 @@ class ModelCall:
         return media_slots(self.pipeline, self.task)
 
     @cached_property
-    def draws_video(self) -> bool:
-        """Whether a video comes back."""
-        return draws_video(self.pipeline, self.task)
+    def makes_video(self) -> bool:
+        """True if a video comes back."""
+        return makes_video(self.pipeline, self.task)
 
     def media_faults(self, sent: Collection[str]) -> MediaFaults:
-        """What the task would refuse about the media fields `sent`."""
+        """Return the faults for which the task would refuse the media fields `sent`."""
         return media_faults(self.slots, self.task, sent)
 
     def is_filled_by(self, sent: Collection[str]) -> bool:
-        """Whether the media fields `sent` are all taken, and all that is needed."""
+        """True if the task takes all media fields `sent` and needs no others."""
         taken = {field for fields in assign(self.slots, sent).values() for field in fields}
         return taken == set(sent) and not missing_fields(self.slots, self.task, sent)
 
 
 def declared(spec: ModelSpec) -> Detection | None:
-    """What the registry alone says a model is: enough to check a request before a byte is fetched, or None."""
+    """Return the detection that the registry alone declares, or None.
+
+    It is enough to check a request before a byte is fetched.
+    """
     row = architectures.find(spec.architecture)
     if row is None:
         return None
@@ -242,17 +251,17 @@ R = TypeVar("R")
 
 
 def once(derive: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Have `derive` run once for each object and arguments: what it returns is kept, and nobody may change it."""
+    """Run `derive` once for each object and arguments; its result is kept, and nobody may change it."""
 
     @wraps(derive)
-    def kept(subject: S, /, *args: P.args, **named: P.kwargs) -> R:
-        key = (derive, args, tuple(named.items()))
+    def derive_once(subject: S, /, *args: P.args, **keywords: P.kwargs) -> R:
+        key = (derive, args, tuple(keywords.items()))
         if key not in subject.facts:
-            subject.facts[key] = derive(subject, *args, **named)
+            subject.facts[key] = derive(subject, *args, **keywords)
         fact: R = subject.facts[key]  # type: ignore[assignment]
         return fact
 
-    return kept
+    return derive_once
 
 
 @once

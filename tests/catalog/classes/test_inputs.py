@@ -6,7 +6,7 @@ from worker.catalog.call import Model
 from worker.catalog.classes.inputs import FIELDS, assign, missing_fields, slots_of
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import DENIED, call_parameters, known_pipelines
-from worker.catalog.classes.tasks import FROM_TEXT, class_tasks, draws_video
+from worker.catalog.classes.tasks import FROM_TEXT, class_tasks, makes_video
 from worker.catalog.pipelines.table import PIPELINES
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Task
 from worker.core.pipeline import Slot
@@ -111,7 +111,7 @@ def test_a_reason_says_what_and_what_instead():
 
 @installed
 def test_what_draws_a_video_is_told_by_class_or_task():
-    videos = {name for name in CLASSES if not refusal(name) and draws_video(name, class_tasks(name)[0])}
+    videos = {name for name in CLASSES if not refusal(name) and makes_video(name, class_tasks(name)[0])}
     assert {"WanPipeline", "PIAPipeline", "AnimateDiffControlNetPipeline", "StableVideoDiffusionPipeline"} <= videos
     images = {"Cosmos2TextToImagePipeline", "CogView4Pipeline", "HunyuanImagePipeline", "Kandinsky5T2IPipeline"}
     assert not videos & images

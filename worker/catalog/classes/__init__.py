@@ -1,1 +1,1 @@
-"""What the installed diffusers says of its pipeline classes, read from its text: calls, media, tasks, refusals."""
+"""Facts about the installed diffusers' pipeline classes, read from its text: calls, media, tasks, refusals."""

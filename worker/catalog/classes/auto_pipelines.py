@@ -1,4 +1,4 @@
-"""Which classes of one family serve which task, as the installed diffusers itself says: for families no row knows.
+"""The classes of a family by task, as the installed diffusers declares them: for families without a row.
 
 Read from the source text of its AutoPipeline tables, like call signatures: importing diffusers would import torch.
 """
@@ -24,14 +24,14 @@ _TABLES = {
 
 
 def auto_pipelines(class_name: str | None) -> Mapping[Task, str]:
-    """The class of each task that takes the same weights as `class_name`; empty where diffusers knows none."""
-    found = (family for family in _families().values() if class_name in family.values())
-    return MappingProxyType(next(found, {}))
+    """Return the classes that take the same weights as `class_name`, by task; empty where diffusers knows none."""
+    families = (family for family in _families().values() if class_name in family.values())
+    return MappingProxyType(next(families, {}))
 
 
 @cache
 def _families() -> dict[str, dict[Task, str]]:
-    """Family names of diffusers' tables to the class of each task."""
+    """Return the class of each task by the family names of diffusers' tables."""
     spec = find_spec("diffusers")
     if spec is None or spec.origin is None:
         return {}
@@ -44,7 +44,10 @@ def _families() -> dict[str, dict[Task, str]]:
 
 
 def _entries(module: ast.Module) -> Iterator[tuple[str, str, str]]:
-    """`TABLE = OrderedDict([("family", Class), …])`, and later `TABLE["family"] = Class`: table, family and class."""
+    """Yield table, family and class.
+
+    They stand in `TABLE = OrderedDict([("family", Class), …])`, and later in `TABLE["family"] = Class`.
+    """
     for node in ast.walk(module):
         if not isinstance(node, ast.Assign):
             continue

@@ -1,7 +1,7 @@
 """Media inputs: the images and videos that a pipeline's call takes, and in which form.
 
-What a parameter is for is read from its name in the signature, and for most classes that is all. What a class takes in
-another way stands in its row (`worker.catalog.pipelines`).
+The purpose of a parameter is read from its name in the signature. For most classes that is all; the exceptions of a
+class stand in its row (`worker.catalog.pipelines`).
 """
 
 import re
@@ -20,7 +20,7 @@ VIDEO_TASKS = frozenset({Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_
 
 
 _IMAGE, _CONTROL = ("image", "images"), ("control_image", "control_images")
-# What a parameter of this name takes, in whichever pipeline.
+# The media that a parameter of this name takes, in any pipeline.
 _NAMED: Mapping[str, Slot] = {
     slot.parameter: slot
     for slot in (
@@ -65,14 +65,19 @@ _NEVER = re.compile(r"(negative_)?ip_adapter_.*|\w*latents|user_mask")
 
 @lru_cache(maxsize=512)
 def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
-    """Every parameter of this class's call that takes media, in written order; None where diffusers is not known."""
+    """Return the parameters of this class's call that take media, in written order.
+
+    None where the installed diffusers does not have the class.
+    """
     signature = call_parameters(class_name) if class_name else None
     if class_name is None or signature is None:
         return None
     row = pipeline_row(class_name)
-    own = {slot.parameter: slot for slot in row.slots}
-    found = [own.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in row.unused]
-    slots = [slot for slot in (*found, *own.values()) if slot is not None]
+    row_slots = {slot.parameter: slot for slot in row.slots}
+    candidates = [
+        row_slots.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in row.unused
+    ]
+    slots = [slot for slot in (*candidates, *row_slots.values()) if slot is not None]
     return tuple(replace(slot, required=slot.required or _is_required(signature, slot)) for slot in slots)
 
 
@@ -93,21 +98,21 @@ def _is_required(signature: Mapping[str, CallParameter], slot: Slot) -> bool:
 
 
 def assign(slots: Iterable[Slot], sent: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Which of the fields that were sent go into which parameter. A field that no slot takes is left out.
+    """Return the sent fields by the parameter that they go into. A field that no slot takes is left out.
 
-    Every slot takes what bears its own name, then its first choice; what nobody took goes to a slot still empty.
+    Every slot takes the field of its own name, then its first choice; a field still left goes to an empty slot.
     """
     slots = list(slots)
     taken: dict[str, tuple[str, ...]] = {}
-    left = list(dict.fromkeys(sent))
+    remaining = list(dict.fromkeys(sent))
 
     def give(slot: Slot, names: Iterable[str]) -> None:
         for name in names:
             # image and images are one list, and so are control_image and control_images
-            group = [other for other in left if other in (name, f"{name}s", name.removesuffix("s"))]
+            group = [other for other in remaining if other in (name, f"{name}s", name.removesuffix("s"))]
             if slot.parameter not in taken and group:
                 taken[slot.parameter] = tuple(sorted(group, key=len))
-                left[:] = [other for other in left if other not in group]
+                remaining[:] = [other for other in remaining if other not in group]
 
     for choose in (lambda slot: (slot.parameter,), lambda slot: slot.fields[:2], lambda slot: slot.fields):
         for slot in sorted(slots, key=lambda item: item.parameter not in FIELDS):
@@ -116,7 +121,7 @@ def assign(slots: Iterable[Slot], sent: Collection[str]) -> dict[str, tuple[str,
 
 
 def missing_fields(slots: Iterable[Slot], task: Task, sent: Collection[str]) -> tuple[str, ...]:
-    """The fields that `task` still needs on a class with these slots, by the names that a caller would use."""
+    """Return the fields that `task` still needs on a class with these slots, by the names that a caller would use."""
     slots = list(slots)
     taken = assign(slots, sent)
     missing = [_name(slot) for slot in slots if slot.required and slot.parameter not in taken]
@@ -146,5 +151,5 @@ _BY_TASK: Mapping[Task, tuple[str, ...]] = {
 
 
 def default_slots(task: Task) -> tuple[Slot, ...]:
-    """What `task` takes where no signature can be read."""
+    """Return the slots of `task` where no signature can be read."""
     return tuple(_NAMED[name] for name in _BY_TASK.get(task, ()))

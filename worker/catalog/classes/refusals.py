@@ -1,4 +1,4 @@
-"""Pipeline classes that make no image of a request alone, and parameters that not every repository can take."""
+"""Pipeline classes that cannot serve a request by themselves, and parameters that not every repository can take."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ _TENSORS = ("embeds", "embeddings", "latents")
 
 
 def refusal(class_name: str) -> str | None:
-    """Why this class cannot be served, to stand after its name; None when it can."""
+    """Return the reason why this class cannot be served, to stand after its name; None when it can."""
     row = pipeline_row(class_name)
     if row.refusal:
         return row.refusal

@@ -1,4 +1,4 @@
-"""What a pipeline's `__call__` takes, read from the text of the installed diffusers: nothing is imported or run."""
+"""The parameters of a pipeline's `__call__`, read from the installed diffusers' text: nothing is imported or run."""
 
 import ast
 import importlib.util
@@ -56,45 +56,45 @@ class CallParameter:
 
 @lru_cache(maxsize=512)
 def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
-    """The `__call__` parameters of a diffusers pipeline in written order; None when there is no such class here."""
-    found = _call_parameters(class_name, frozenset())
-    return None if found is None else MappingProxyType(found)
+    """Return the `__call__` parameters of a diffusers pipeline in written order; None when there is no such class."""
+    parameters = _call_parameters(class_name, frozenset())
+    return None if parameters is None else MappingProxyType(parameters)
 
 
 def redraws_by_strength(class_name: str | None) -> bool:
-    """Whether `strength` says how much of what was sent is redrawn: LTX has a denoise_strength for that."""
+    """True if `strength` sets how much of the sent image is regenerated: LTX has a denoise_strength for that."""
     signature = call_parameters(class_name or "")
     return signature is None or ("strength" in signature and "denoise_strength" not in signature)
 
 
 @lru_cache(maxsize=512)
 def part_classes(class_name: str, part: str) -> frozenset[str]:
-    """The classes that a pipeline's `__init__` names for one of its parts; none where it has no such part."""
+    """Return the classes that a pipeline's `__init__` names for one of its parts; none where it has no such part."""
     method = _method(class_name, "__init__")
-    found = _read(method.args, {}).get(part) if method else None
-    return frozenset(re.findall(r"\w+", found.annotation)) - {"None"} if found else frozenset()
+    parameter = _read(method.args, {}).get(part) if method else None
+    return frozenset(re.findall(r"\w+", parameter.annotation)) - {"None"} if parameter else frozenset()
 
 
 @lru_cache(maxsize=512)
 def needed_parts(class_name: str | None) -> frozenset[str]:
-    """The components without which this class cannot be made; empty where its source does not say."""
+    """Return the components that this class cannot be built without; empty where its source does not show them."""
     method = _method(class_name, "__init__")
     if method is None:
         return frozenset()
-    given = method.args.args[1 : len(method.args.args) - len(method.args.defaults)]
-    return frozenset(argument.arg for argument in given) - _optional_parts(class_name or "")
+    required = method.args.args[1 : len(method.args.args) - len(method.args.defaults)]
+    return frozenset(argument.arg for argument in required) - _optional_parts(class_name or "")
 
 
 @lru_cache(maxsize=512)
 def size_step(class_name: str | None) -> int | None:
-    """What `check_inputs` wants a side to be a multiple of, where it says so in digits."""
+    """Return the number that `check_inputs` wants a side to be a multiple of, where it is written in digits."""
     method = _method(class_name, "check_inputs")
-    steps = [int(found) for found in _SIZE_STEP.findall(ast.unparse(method))] if method else []
+    steps = [int(digits) for digits in _SIZE_STEP.findall(ast.unparse(method))] if method else []
     return max(steps, default=None)
 
 
 def _method(class_name: str | None, name: str) -> ast.FunctionDef | None:
-    """A method that the class itself defines, in the first file that has it."""
+    """Return a method that the class itself defines, from the first file that has it."""
     for path in _index().get(class_name or "", ()):
         definition = _definition(path, class_name or "")
         for part in definition.body if definition else ():
@@ -113,7 +113,7 @@ def _optional_parts(class_name: str) -> frozenset[str]:
 
 
 def known_pipelines() -> frozenset[str]:
-    """Names of all classes that the installed diffusers' pipelines define; empty without diffusers."""
+    """Return the names of all classes that the installed diffusers' pipelines define; empty without diffusers."""
     return frozenset(_index())
 
 
@@ -127,10 +127,10 @@ def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, Call
             continue
         methods = {part.name: part for part in definition.body if isinstance(part, ast.FunctionDef)}
         if "__call__" in methods:
-            found = _read(methods["__call__"].args, _ceilings(definition))
+            parameters = _read(methods["__call__"].args, _ceilings(definition))
             for name in ("generate_mask", "invert") if row.inverts else ():
-                found = _read(methods[name].args, {}) | found if name in methods else found
-            return found
+                parameters = _read(methods[name].args, {}) | parameters if name in methods else parameters
+            return parameters
         for parent in definition.bases:
             inherited = _call_parameters(ast.unparse(parent).rpartition(".")[2], visited | {class_name})
             if inherited is not None:
@@ -140,12 +140,12 @@ def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, Call
 
 @lru_cache(maxsize=1)
 def _index() -> Mapping[str, tuple[Path, ...]]:
-    """Class name to the files that define it, current code before deprecated code."""
+    """Return the files that define a class, by class name; current code comes before deprecated code."""
     root = _pipelines_folder()
     if root is None:
         return {}
     index: dict[str, tuple[Path, ...]] = {}
-    for path in sorted(root.rglob("*.py"), key=lambda found: ("deprecated" in found.parts, str(found))):
+    for path in sorted(root.rglob("*.py"), key=lambda file: ("deprecated" in file.parts, str(file))):
         if path.name == "__init__.py":
             continue
         for name in _CLASS.findall(path.read_text(encoding="utf-8", errors="replace")):
@@ -177,20 +177,23 @@ def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
 
 
 def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
-    """What the pipeline's own `check_inputs` refuses to be exceeded: `if max_sequence_length > 512: raise`."""
+    """Return the limits that the pipeline's own `check_inputs` enforces: `if max_sequence_length > 512: raise`."""
     checks = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "check_inputs"]
-    found: dict[str, int | float] = {}
+    ceilings: dict[str, int | float] = {}
     for node in (inner for check in checks for inner in ast.walk(check)):
         test = _alone(node.test) if isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) else None
         if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and isinstance(test.ops[0], ast.Gt):
             limit = test.comparators[0]
             if isinstance(limit, ast.Constant) and isinstance(limit.value, int | float):
-                found[test.left.id] = limit.value
-    return found
+                ceilings[test.left.id] = limit.value
+    return ceilings
 
 
 def _alone(test: ast.expr) -> ast.expr | None:
-    """A condition without `x is not None and`; None where it says more: that is a bound only together with others."""
+    """Return a condition without `x is not None and`.
+
+    None where more is left: that is a bound only together with others.
+    """
     if not isinstance(test, ast.BoolOp) or isinstance(test.op, ast.Or):
         return test if isinstance(test, ast.Compare) else None
     rest = [part for part in test.values if not (isinstance(part, ast.Compare) and isinstance(part.ops[0], ast.IsNot))]
@@ -201,31 +204,31 @@ def _read(arguments: ast.arguments, ceilings: Mapping[str, int | float]) -> dict
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    found = {given.arg: _parameter(given, default) for given, default in pairs if given.arg != "self"}
+    parameters = {argument.arg: _parameter(argument, default) for argument, default in pairs if argument.arg != "self"}
     for name, limit in ceilings.items():
-        if name in found and found[name].schema in ({"type": "integer"}, {"type": "number"}):
-            found[name] = replace(found[name], schema={**(found[name].schema or {}), "maximum": limit})
-    return found
+        if name in parameters and parameters[name].schema in ({"type": "integer"}, {"type": "number"}):
+            parameters[name] = replace(parameters[name], schema={**(parameters[name].schema or {}), "maximum": limit})
+    return parameters
 
 
-def _parameter(given: ast.arg, default: ast.expr | None) -> CallParameter:
+def _parameter(argument: ast.arg, default: ast.expr | None) -> CallParameter:
     value, literal = _literal(default)
-    schema = json_schema(given.annotation) if given.annotation else _schema_of(value)
+    schema = json_schema(argument.annotation) if argument.annotation else _schema_of(value)
     # Diffusers writes `sigmas: list[float] = None`: a None default makes the type nullable whatever it says.
     if schema is not None and literal and value is None and default is not None:
         schema = _union([schema, {"type": "null"}])
-    annotation = "" if given.annotation is None else ast.unparse(given.annotation)
-    return CallParameter(given.arg, annotation, value, default is None, schema)
+    annotation = "" if argument.annotation is None else ast.unparse(argument.annotation)
+    return CallParameter(argument.arg, annotation, value, default is None, schema)
 
 
 def _schema_of(value: JsonValue) -> Schema | None:
-    """The type of a default, for the few parameters that are not annotated."""
+    """Return the type of a default, for the few parameters that are not annotated."""
     name = {bool: "boolean", int: "integer", float: "number", str: "string"}.get(type(value))
     return {"type": name} if name else None
 
 
 def _literal(node: ast.expr | None) -> tuple[JsonValue, bool]:
-    """The JSON value of a default, and whether it is one."""
+    """Return the JSON value of a default, and True if it is a literal."""
     if node is None:
         return None, False
     try:
@@ -245,7 +248,7 @@ def _as_json(value: object) -> tuple[JsonValue, bool]:
 
 
 def json_schema(node: ast.expr) -> Schema | None:
-    """The JSON Schema of an annotation; in a union the members that JSON cannot express are dropped."""
+    """Return the JSON Schema of an annotation; in a union the members that JSON cannot express are dropped."""
     if isinstance(node, ast.Constant):
         if node.value is None:
             return {"type": "null"}
@@ -261,7 +264,7 @@ def json_schema(node: ast.expr) -> Schema | None:
         return {"type": _SCALARS[node.id]}
     if isinstance(node, ast.Attribute) and ast.unparse(node) in ("np.ndarray", "numpy.ndarray"):
         return _MATRIX
-    if isinstance(node, ast.Name) and node.id in _LISTS:  # of what, nobody says; what these lists count is numbers
+    if isinstance(node, ast.Name) and node.id in _LISTS:  # the item type is not given; such lists hold numbers
         return {"type": "array", "items": {"type": "number"}}
     if isinstance(node, ast.Subscript):
         return _subscript(ast.unparse(node.value).rpartition(".")[2], node.slice)

@@ -1,4 +1,4 @@
-"""What a diffusers class can be asked for, and which media each task takes on it."""
+"""The tasks of a diffusers class, and the media that each takes on it."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,43 +17,43 @@ _I2V, _V2V = Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
 
 
 def class_tasks(class_name: str) -> tuple[Task, ...]:
-    """What a class can be asked for: by its name, corrected by the media that its call takes and needs."""
+    """Return the tasks of a class: by its name, corrected by the media that its call takes and needs."""
     row = pipeline_row(class_name)
     if row.tasks:
         return row.tasks
-    named, slots = named_task(class_name), slots_of(class_name)
-    if slots is None or named not in FROM_TEXT:
-        return (named,)
+    by_name, slots = named_task(class_name), slots_of(class_name)
+    if slots is None or by_name not in FROM_TEXT:
+        return (by_name,)
     fields = {slot.fields[0]: slot.required for slot in slots if slot.fields}
-    video = draws_video(class_name, named)
-    found = [named]
+    video = makes_video(class_name, by_name)
+    tasks = [by_name]
     if "image" in fields or "images" in fields:
-        found.append(_I2V if video else _from_image(class_name))
+        tasks.append(_I2V if video else _from_image(class_name))
     if "video" in fields and video:
-        found.append(_V2V)
-    return tuple(found[1:]) if any(slot.required for slot in slots) and len(found) > 1 else tuple(found)
+        tasks.append(_V2V)
+    return tuple(tasks[1:]) if any(slot.required for slot in slots) and len(tasks) > 1 else tuple(tasks)
 
 
 def _from_image(class_name: str) -> Task:
-    """Editing is told in words what to change; image-to-image has a strength, or no words at all."""
+    """Return image editing for a class with a prompt and no strength, else image-to-image."""
     signature = call_parameters(class_name) or {}
     return Task.IMAGE_EDITING if "prompt" in signature and "strength" not in signature else Task.IMAGE_TO_IMAGE
 
 
-def draws_video(class_name: str | None, task: Task) -> bool:
-    """Whether what comes back is a video."""
+def makes_video(class_name: str | None, task: Task) -> bool:
+    """True if a video comes back."""
     return task in VIDEO_TASKS or pipeline_row(class_name).is_video
 
 
 def media_slots(class_name: str | None, task: Task) -> tuple[Slot, ...]:
-    """What `task` may be sent on this class, where a signature is there to tell."""
+    """Return the slots of `task` on this class, from its signature where there is one."""
     slots = slots_of(class_name)
     return default_slots(task) if slots is None else slots
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFaults:
-    """What is wrong with the media fields of a request: not taken, two for the place of one, and missing."""
+    """The faults of a request's media fields: not taken, two for the place of one, and missing."""
 
     untaken: tuple[str, ...] = ()
     crowded: tuple[tuple[str, ...], ...] = ()
@@ -64,7 +64,7 @@ class MediaFaults:
 
 
 def media_faults(slots: Collection[Slot], task: Task, sent: Collection[str]) -> MediaFaults:
-    """What `task` would refuse about the media fields `sent`, on a class with these slots."""
+    """Return the faults for which `task` would refuse the media fields `sent`, on a class with these slots."""
     assigned = assign(slots, sent)
     taken = {field for fields in assigned.values() for field in fields}
     single = {slot.parameter for slot in slots if not slot.several}

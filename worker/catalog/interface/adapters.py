@@ -1,4 +1,4 @@
-"""THE TABLE of adapter kinds: what can be put beside a model, what it is called, and which models take it."""
+"""THE TABLE of adapter kinds: their names, the files of each, and the models that take them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ Takes = Callable[[ModelCall], bool]
 
 
 def _words(call: ModelCall) -> bool:
-    """Words can be taught where the prompt is read by CLIP or T5 as the families' own pipelines do."""
+    """True if words can be taught: where CLIP or T5 reads the prompt as in the families' own pipelines."""
     return prompt_form(call) is not None
 
 
 def _attention_of_unets(call: ModelCall) -> bool:
-    """Hypernetworks exist for the UNets of Stable Diffusion 1 and 2."""
+    """True if hypernetworks exist for the family: for the UNets of Stable Diffusion 1 and 2."""
     row = call.architecture
     return row is not None and base_of(row).hypernetworks
 
@@ -29,12 +29,12 @@ def _takes_image_prompts(call: ModelCall) -> bool:
     if call.signature is None:
         row = call.architecture
         return row is not None and base_of(row).image_prompts
-    # Classes with the first alone are from before there could be several adapters, and fail with what is loaded now.
+    # Classes with the first alone are older than several adapters at once, and fail with the ones that are loaded now.
     return call.takes("ip_adapter_image", "ip_adapter_image_embeds") and call.row.image_prompts != "none"
 
 
 def takes_one_image_prompt(call: ModelCall) -> bool:
-    """Whether the class takes one IP-Adapter with one image, and no more."""
+    """True if the class takes one IP-Adapter with one image, and no more."""
     return call.row.image_prompts == "one"
 
 
@@ -48,35 +48,35 @@ def _takes_vae(call: ModelCall) -> bool:
     return bool(INTERCHANGEABLE_VAES & part_classes(call.pipeline, "vae"))
 
 
-# Where a call stops and goes on, which a refiner's `start` says.
+# The share of the steps where a call stops and the next goes on; a refiner's `start` sets them.
 HANDED_OVER = ("denoising_end", "denoising_start")
 
 
 def _hands_over(call: ModelCall) -> bool:
-    """A refiner goes on where a call can stop: with `denoising_end`, and without a mask that it would not know of."""
+    """True if a refiner can go on: after a call with `denoising_end`, and without a mask that it would not know."""
     return call.task in (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE) and call.takes("denoising_end")
 
 
-def _draws_images(call: ModelCall) -> bool:
-    return call.detection.kind is not Kind.UPSCALER and not call.draws_video
+def _makes_images(call: ModelCall) -> bool:
+    return call.detection.kind is not Kind.UPSCALER and not call.makes_video
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterKind:
-    """One kind of adapter: what it is called, what its files are, and which models take it for a task."""
+    """One kind of adapter: its name, its files, and the models that take it for a task."""
 
     spec: type[AdapterSpec]
-    title: str  # of one, as people say
-    kinds: tuple[Kind, ...]  # of its files, as `catalog.detector` tells them; of a whole pipeline a part is taken
+    title: str  # of one, in prose
+    kinds: tuple[Kind, ...]  # of its files, as `catalog.detectors` finds them; of a whole pipeline a part is taken
     description: str  # of the request's field
-    takes: Takes | None = None  # None for what every model takes that denoises
-    most: int | None = None  # how many a request may hold; None where the operator says
-    several: bool = True  # whether the field holds a list of specs, or one reference
-    bare: bool = True  # whether a reference alone will do; not where it needs an image too
+    takes: Takes | None = None  # None for a kind that every denoising model takes
+    most: int | None = None  # how many a request may hold; None where the operator sets it
+    several: bool = True  # True: the field holds a list of specs; False: one reference
+    bare: bool = True  # a reference alone is enough; False where an image is needed too
 
 
-# The request's field -> the kind of what is sent in it. What provides and what applies each kind stands in
-# `service.local.adapters.providers` and `engine.adapters.stack`.
+# The request's field -> the kind of adapter that it holds. The provider of each kind stands in
+# `service.local.adapters.providers`, and the code that applies it in `engine.adapters.stack`.
 ADAPTERS: Mapping[str, AdapterKind] = {
     "loras": AdapterKind(LoraSpec, "LoRA", (Kind.LORA,), "LoRAs to apply, in order."),
     "controlnets": AdapterKind(
@@ -100,18 +100,18 @@ ADAPTERS: Mapping[str, AdapterKind] = {
         "A reference to the VAE that decodes instead.", _takes_vae, several=False,
     ),
 }  # fmt: skip
-# The fields of further models that work after the model -> whether a model takes them for a task.
-_FURTHER: Mapping[str, Takes] = {"refiner": _hands_over, "upscale": _draws_images}
+# The fields of further models that work after the model -> True if a call takes them.
+_FURTHER: Mapping[str, Takes] = {"refiner": _hands_over, "upscale": _makes_images}
 
 
 @once
 def adapter_fields(call: ModelCall) -> tuple[str, ...]:
-    """The adapter fields, LoRAs aside, that a request may hold."""
+    """Return the adapter fields, LoRAs aside, that a request may hold."""
     return tuple(field for field, takes in _takes().items() if takes(call))
 
 
 def all_adapter_fields() -> tuple[str, ...]:
-    """The adapter fields of all models, LoRAs aside."""
+    """Return the adapter fields of all models, LoRAs aside."""
     return tuple(_takes())
 
 

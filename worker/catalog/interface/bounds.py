@@ -1,4 +1,4 @@
-"""What a parameter of a pipeline's call means and within which bounds it is taken: by its name, else by its ending."""
+"""The meaning and the bounds of a parameter of a pipeline's call: by its name, else by its ending."""
 
 import re
 from collections.abc import Mapping
@@ -48,13 +48,13 @@ _ANY_NUMBER = (-1_000_000, 1_000_000)
 
 
 def bounded(name: str, schema: Schema, max_steps: int) -> Schema:
-    """`schema` of the parameter `name` with every number, list and text in it bounded, and what the name means."""
-    text = meaning(name)
-    return _limited(name, schema, max_steps) | ({"description": text} if text else {})
+    """Return `schema` of the parameter `name` with every number, list and text bounded, and the name's meaning."""
+    description = meaning(name)
+    return _limited(name, schema, max_steps) | ({"description": description} if description else {})
 
 
 def meaning(name: str) -> str | None:
-    """What a parameter of this name does, in a sentence; None for one that a new diffusers brought."""
+    """Return the meaning of a parameter of this name, in a sentence; None for one that a new diffusers brought."""
     return BOUNDS[name][2] if name in BOUNDS else GLOSSARY.get(name)
 
 
@@ -71,7 +71,7 @@ def _limited(name: str, schema: Schema, max_steps: int) -> Schema:
 
 
 def _bounded(schema: Schema, low: float, high: float, items: int) -> Schema:
-    """`schema` with every number between `low` and `high`, and every list and text of bounded length."""
+    """Return `schema` with every number between `low` and `high`, and every list and text of bounded length."""
     members = schema.get("anyOf")
     if isinstance(members, list):
         return {"anyOf": [_bounded(member, low, high, items) for member in members if isinstance(member, dict)]}

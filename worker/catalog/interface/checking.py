@@ -1,4 +1,4 @@
-"""What a caller sent, checked against the model's parameters: effective values, or a sentence that names the field."""
+"""The check of a caller's parameters against the model's: effective values, or a sentence that names the field."""
 
 import difflib
 import json
@@ -30,7 +30,7 @@ _INSTEAD = {"generator": "seed", "latents": "image", "output_type": "output", "p
 def check_parameters(
     raw: Mapping[str, JsonValue], call: ModelCall, *, max_images: int, aliases: Collection[str] = ()
 ) -> dict[str, JsonValue]:
-    """The effective parameters: `raw` checked against the call's schema, on top of its defaults.
+    """Return the effective parameters: `raw`, checked against the call's schema, on top of its defaults.
 
     Raises UnknownParameter or ParameterOutOfRange, naming the field. `aliases` only widen the "did you mean".
     """
@@ -40,27 +40,30 @@ def check_parameters(
         if name not in properties:
             raise unsupported(str(name), call, aliases=aliases)
     checked = {name: check_value(name, value, properties[name]) for name, value in raw.items()}
-    names = meanings(call)
-    for name, own in names.items():
-        if {name, own} <= checked.keys():
+    own_names = meanings(call)
+    for name, own_name in own_names.items():
+        if {name, own_name} <= checked.keys():
             family = call.architecture.title if call.architecture else call.spec.id
-            raise ParameterOutOfRange(f"{name} means {own} for {family}; send one of the two.", field=name)
-    merged = defaults(call) | by_meaning(checked, names)
+            raise ParameterOutOfRange(f"{name} means {own_name} for {family}; send one of the two.", field=name)
+    merged = defaults(call) | by_meaning(checked, own_names)
     if isinstance(sigmas := merged.get("sigmas"), list) and "num_inference_steps" in properties:
-        merged["num_inference_steps"] = len(sigmas)  # which some pipelines compare, and most replace
+        merged["num_inference_steps"] = len(sigmas)  # some pipelines compare the two, and most replace it
     _check_together(effective_defaults(properties, ("strength",)) | merged, call)
     return merged
 
 
 def check_defaults(spec: ModelSpec) -> None:
-    """Raise what a request would raise if it sent the model's own `defaults`, so that a bad registry fails at start."""
+    """Check the model's own `defaults` as if a request had sent them, so that a bad registry fails at start.
+
+    Raises UnknownParameter or ParameterOutOfRange.
+    """
     model = Model.declared(spec)
     calls = [model.call(task) for task in model.tasks or (Task.TEXT_TO_IMAGE,)]
     row = model.architecture
     merged: dict[str, Schema] = {}
     for call in calls:
         merged |= parameters(call)
-    # Without a family or without diffusers here nothing says which further names the pipeline takes.
+    # Without a family or without diffusers the pipeline's further names are unknown.
     complete = any(call.signature for call in calls)
     for name, value in {**spec.defaults, **(spec.lightning.defaults if spec.lightning else {})}.items():
         if name in REQUEST_DEFAULTS:
@@ -69,32 +72,32 @@ def check_defaults(spec: ModelSpec) -> None:
             check_value(name, value, {"type": "integer", "minimum": 1})
         elif name in merged and name != "num_images":
             check_value(name, value, merged[name])
-        elif complete or _near(name, merged):
+        elif complete or _closest(name, merged):
             raise unsupported(name, calls[0])
     if row is not None:
         _check_whole(calls, spec.id)
 
 
 def _check_whole(calls: Sequence[ModelCall], model: str) -> None:
-    """Raise what a request without any parameter would raise: a size over max_pixels would refuse each."""
+    """Check a request without any parameter: a default size over max_pixels would have every request refused."""
     for call in calls:
-        whole = check_parameters({}, call, max_images=1)
-        sampling.choose(whole, whole, sampling.fit_of(call), model)
+        params = check_parameters({}, call, max_images=1)
+        sampling.choose(params, params, sampling.fit_of(call), model)
 
 
 def unsupported(name: str, call: ModelCall, *, aliases: Collection[str] = ()) -> UnknownParameter:
-    """The error for a field that the call does not take: why, and what to send instead."""
+    """Return the error for a field that the call does not take, with the reason and the fix."""
     name = name[:64]
     shown = json.dumps(name)[1:-1] or "an empty name"
     media = [slot.parameter for slot in call.slots]
-    near = _near(name, [*parameters(call), *media, *common_fields(), *aliases])
-    hint = f"Did you mean {near}?" if near not in (None, name) else None
-    return UnknownParameter(_reason(name, shown, near, call), field=shown, hint=hint)
+    guess = _closest(name, [*parameters(call), *media, *common_fields(), *aliases])
+    hint = f"Did you mean {guess}?" if guess not in (None, name) else None
+    return UnknownParameter(_reason(name, shown, guess, call), field=shown, hint=hint)
 
 
-def _reason(name: str, shown: str, near: str | None, call: ModelCall) -> str:
-    """Why the call does not take `name`, and what to send instead; `near` is what it may have meant."""
-    row, own = call.architecture, parameters(call)
+def _reason(name: str, shown: str, guess: str | None, call: ModelCall) -> str:
+    """Return the reason why the call does not take `name`, and the fix; `guess` is a close name that it takes."""
+    row, properties = call.architecture, parameters(call)
     family = f"{call.spec.id} ({row.title})" if row else call.spec.id
     elsewhere = [other.task for other in call.others if name in parameters(other)]
     if elsewhere:
@@ -103,31 +106,31 @@ def _reason(name: str, shown: str, near: str | None, call: ModelCall) -> str:
         return f"{text}; leave {shown} out, or {fix}."
     if name == "strength" and call.from_text:
         return f"strength is not a parameter of {call.task} by {family}: it needs an input image; leave it out."
-    if name in ("guidance_scale", "true_cfg_scale") and row is not None and row.guidance in own:
+    if name in ("guidance_scale", "true_cfg_scale") and row is not None and row.guidance in properties:
         return f"{name} is not a parameter of {family}; send {row.guidance} instead."
-    return _reason_for_any_task(name, shown, near, call, family)
+    return _reason_for_any_task(name, shown, guess, call, family)
 
 
-def _reason_for_any_task(name: str, shown: str, near: str | None, call: ModelCall, family: str) -> str:
-    """The same of what has nothing to do with the task."""
+def _reason_for_any_task(name: str, shown: str, guess: str | None, call: ModelCall, family: str) -> str:
+    """Return the reason and the fix where the task does not matter."""
     if name in _INSTEAD:
         return f"{name} is set by the worker and cannot be sent to {family}; send {_INSTEAD[name]} instead."
-    if DENIED.fullmatch(name) and name not in common_fields() and near is None:
+    if DENIED.fullmatch(name) and name not in common_fields() and guess is None:
         return f"{shown} is set by the worker and cannot be sent to {family}; leave it out."
     if name in BOUNDS or name in common_fields() or name in ("negative_prompt", "prompt_weighting"):
         return f"{name} is a parameter of other model families, not of {family}; leave it out."
     text = f"{shown} is not a parameter of {call.task} by {family}"
-    return f"{text}; did you mean {near}?" if near is not None else f"{text}; it takes {', '.join(parameters(call))}."
+    return f"{text}; did you mean {guess}?" if guess is not None else f"{text}; it takes {', '.join(parameters(call))}."
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
-    names, wanted = list(known), name[:64].lower()
-    starts = [full for full in names if len(wanted) >= 3 and full.startswith(wanted)]
-    return next(iter(difflib.get_close_matches(wanted, names, n=1, cutoff=0.7) or starts), None)
+def _closest(name: str, candidates: Iterable[str]) -> str | None:
+    names, wanted = list(candidates), name[:64].lower()
+    extended = [full for full in names if len(wanted) >= 3 and full.startswith(wanted)]
+    return next(iter(difflib.get_close_matches(wanted, names, n=1, cutoff=0.7) or extended), None)
 
 
 def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
-    """Bounds that no single field has."""
+    """Check the bounds that concern several fields together."""
     width, height, limit = merged.get("width"), merged.get("height"), size_bounds(call.model).max_pixels
     if isinstance(width, int) and isinstance(height, int) and width * height > limit:
         text = f"width x height must be at most {limit:,} pixels; {width} x {height} is {width * height:,}"
@@ -137,7 +140,7 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     strength = merged.get("strength")
     if not (isinstance(steps, int) and isinstance(strength, int | float)) or int(steps * strength) >= 1:
         return
-    # 0 says plainly that nothing is to be redrawn, and only an upscaler has then nothing to give.
+    # 0 asks for the input unchanged: only an upscaler has nothing to return then.
     if redraws_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")

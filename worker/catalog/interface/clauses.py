@@ -1,4 +1,4 @@
-"""Which fields may be sent together, as JSON Schema: found by asking whether each set of fields would be taken.
+"""Rules of the fields that go together, as JSON Schema: derived by trying every set of fields.
 
 A request leaves a field out by not naming it, by null, or by an empty list. `left_out` and `sent` among a schema's
 `$defs` say so.
@@ -20,40 +20,40 @@ DEFINITIONS: Mapping[str, Schema] = {
 }
 
 
-# A field to all the names by which it can be sent: what does for another is that field to a clause.
+# All names by which a field can be sent: a name that stands in for a field counts as that field in a clause.
 Spelling = Callable[[str], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One of `sent` has to be there, or one of `unsent` has to be left out."""
+    """A condition: one of `sent` is sent, or one of `unsent` is left out."""
 
     sent: tuple[str, ...]
     unsent: tuple[str, ...]
 
 
 def clauses_of(fields: Sequence[str], holds: Callable[[frozenset[str]], bool]) -> tuple[Clause, ...]:
-    """The fewest and shortest clauses that are true together for just those sets of `fields` for which `holds` is.
+    """Return the fewest and shortest clauses that are true together for just the sets of `fields` that `holds` accepts.
 
-    Where it is for none, that is the one clause of no field, which never holds. Every set is asked for, so `fields`
-    should be few: the images and videos that a model takes are ten at most.
+    Where it accepts none, the result is the one clause of no field, which never holds. Every set is tried, so `fields`
+    should be few: a model takes ten images and videos at most.
     """
     sets = [frozenset(chosen) for size in range(len(fields) + 1) for chosen in combinations(fields, size)]
     good = [chosen for chosen in sets if holds(chosen)]
     bad = [chosen for chosen in sets if chosen not in set(good)]
-    found: list[Clause] = []
+    clauses: list[Clause] = []
     for clause in _candidates(fields):
         if not bad:
             break
-        left = [chosen for chosen in bad if _is_true(clause, chosen)]
-        if len(left) < len(bad) and all(_is_true(clause, chosen) for chosen in good):
-            found.append(clause)
-            bad = left
-    return tuple(found)
+        remaining = [chosen for chosen in bad if _is_true(clause, chosen)]
+        if len(remaining) < len(bad) and all(_is_true(clause, chosen) for chosen in good):
+            clauses.append(clause)
+            bad = remaining
+    return tuple(clauses)
 
 
 def _candidates(fields: Sequence[str]) -> Iterator[Clause]:
-    """All clauses about `fields`, short ones first."""
+    """Yield all clauses about `fields`, short ones first."""
     for size in range(len(fields) + 1):
         for named in combinations(fields, size):
             for count in range(size, -1, -1):
@@ -66,37 +66,40 @@ def _is_true(clause: Clause, chosen: frozenset[str]) -> bool:
 
 
 def rule(clause: Clause, at_fault: str | None, spelt: Spelling) -> Schema:
-    """The schema that refuses what breaks `clause`: it asks for what is missing, or has `at_fault` left out."""
+    """Return the schema that refuses requests that break `clause`.
+
+    It requires the missing field, or has `at_fault` left out.
+    """
     others = [name for name in clause.unsent if name != at_fault]
     wanted = left_out(*spelt(at_fault)) if at_fault else either(*(sent(*spelt(name)) for name in clause.sent))
     return {"if": both(*(sent(*spelt(name)) for name in others)), "then": wanted} if others else wanted
 
 
 def condition(clauses: Sequence[Clause]) -> Schema:
-    """The schema of the requests for which all `clauses` are true."""
+    """Return the schema of the requests for which all `clauses` are true."""
     return both(
         *(either(*(sent(name) for name in one.sent), *(left_out(name) for name in one.unsent)) for one in clauses)
     )
 
 
 def sent(*names: str) -> Schema:
-    """The schema of requests with something in one of the fields `names`."""
+    """Return the schema of requests with something in one of the fields `names`."""
     each: list[Schema] = [{"properties": {name: SENT}, "required": [name]} for name in names]
     return either(*each)
 
 
 def left_out(*names: str) -> Schema:
-    """The schema of requests with nothing in the fields `names`."""
+    """Return the schema of requests with nothing in the fields `names`."""
     return {"properties": dict.fromkeys(names, LEFT_OUT)}
 
 
 def when(condition: Schema, *unsent: str) -> Schema:
-    """The schema of requests that leave the fields `unsent` out where they are as `condition`."""
+    """Return the schema of requests that leave the fields `unsent` out where `condition` is true."""
     return {"if": condition, "then": left_out(*unsent)}
 
 
 def either(*schemas: Schema) -> Schema:
-    """One of `schemas`."""
+    """Return the schema that accepts a request if one of `schemas` does."""
     members: list[JsonValue] = []
     for schema in schemas:
         inner = schema.get("anyOf")
@@ -105,19 +108,19 @@ def either(*schemas: Schema) -> Schema:
 
 
 def both(*schemas: Schema) -> Schema:
-    """All of `schemas`, in one object as far as they say different things."""
+    """Return the schema of all of `schemas`, in one object as far as they concern different things."""
     properties: dict[str, JsonValue] = {}
     required: list[JsonValue] = []
     others: dict[str, JsonValue] = {}
     rest: list[JsonValue] = []
     for schema in _parts(schemas):
-        own, names = schema.get("properties"), schema.get("required")
+        fields, names = schema.get("properties"), schema.get("required")
         if schema.keys() - {"properties", "required"} and others.keys().isdisjoint(schema):
             others |= schema
         elif schema.keys() - {"properties", "required"}:
             rest.append(schema)
-        elif isinstance(own, dict) and all(properties.get(name, item) == item for name, item in own.items()):
-            properties |= own
+        elif isinstance(fields, dict) and all(properties.get(name, item) == item for name, item in fields.items()):
+            properties |= fields
             required += [name for name in names if name not in required] if isinstance(names, list) else []
         else:
             rest.append(schema)
@@ -126,7 +129,7 @@ def both(*schemas: Schema) -> Schema:
 
 
 def _parts(schemas: Iterable[Schema]) -> Iterator[Schema]:
-    """What `schemas` say, in objects that say either something of fields or one other thing."""
+    """Yield `schemas` in parts: each holds conditions of fields, or other conditions, but not both."""
     for schema in schemas:
         plain = {key: value for key, value in schema.items() if key in ("properties", "required")}
         also = {key: value for key, value in schema.items() if key not in ("properties", "required", "allOf")}

@@ -1,4 +1,4 @@
-"""Which fields of a request for a model go together, task by task: the rules that refuse, asked and said as schemas."""
+"""The rules of which fields of a request for a model go together, task by task, as schemas."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -33,76 +33,76 @@ from worker.catalog.samplers import AUTOMATIC
 from worker.core.model import Task
 from worker.core.request import IMAGE_FORMATS, VIDEO_FORMATS, Format
 
-ENVELOPE = ("action", "traceparent")  # fields of a request that no model hears of
+ENVELOPE = ("action", "traceparent")  # fields of a request that no model gets
 
 
 def rules(model: Model, properties: Mapping[str, Schema]) -> tuple[tuple[Schema, ...], tuple[Schema, ...]]:
-    """What must be true of every request with fields of `properties`, and of those for one task, each as a schema."""
+    """Return the rules for every request with fields of `properties`, and those for one task, each as a schema."""
     by_task = {call.task: _rules_of(call, properties) for call in model.calls}
     first = by_task[model.tasks[0]] if model.tasks else []
-    shared = tuple(one for one in first if all(one in found for found in by_task.values()))
-    own = {task: [one for one in found if one not in shared] for task, found in by_task.items()}
-    told: tuple[Schema, ...] = tuple(
-        {"$comment": task.value, "if": _meant(task, model, properties), "then": both(*own[task])}
+    shared = tuple(one for one in first if all(one in task_rules for task_rules in by_task.values()))
+    conditional = {task: [one for one in task_rules if one not in shared] for task, task_rules in by_task.items()}
+    per_task: tuple[Schema, ...] = tuple(
+        {"$comment": task.value, "if": _task_condition(task, model, properties), "then": both(*conditional[task])}
         for task in model.tasks
-        if own[task]
+        if conditional[task]
     )
-    return shared, told
+    return shared, per_task
 
 
 @once
 def with_controls(call: ModelCall) -> dict[str, Schema]:
-    """The parameters of the classes that draw the same with controls, without those that the controls fill."""
-    found: dict[str, Schema] = {}
+    """Return the parameters of the classes that serve the call with controls, without those that the controls fill."""
+    schemas: dict[str, Schema] = {}
     for row in controlled_rows(call):
         filled = {*control_call(row.pipeline)}
-        own = parameters(call.as_class(row.pipeline))
-        found |= {name: item for name, item in own.items() if name not in filled and name not in found}
-    return found
+        candidates = parameters(call.as_class(row.pipeline))
+        schemas |= {name: item for name, item in candidates.items() if name not in filled and name not in schemas}
+    return schemas
 
 
 def formats_of(calls: Collection[ModelCall]) -> tuple[Format, ...]:
-    """The formats that what comes back of `calls` can have."""
-    videos = [call.draws_video for call in calls]
-    found = (*(() if videos and all(videos) else IMAGE_FORMATS), *(VIDEO_FORMATS if any(videos) else ()))
-    return tuple(dict.fromkeys(found))
+    """Return the formats that the images or videos of `calls` can have."""
+    videos = [call.makes_video for call in calls]
+    formats = (*(() if videos and all(videos) else IMAGE_FORMATS), *(VIDEO_FORMATS if any(videos) else ()))
+    return tuple(dict.fromkeys(formats))
 
 
-def _meant(task: Task, model: Model, properties: Collection[str]) -> Schema:
-    """The schema of the requests for `task`: they say so, or mean it with the media that they hold."""
-    said: Schema = {"properties": {"task": {"const": task.value}}, "required": ["task"]}
+def _task_condition(task: Task, model: Model, properties: Collection[str]) -> Schema:
+    """Return the schema of the requests for `task`: they name it, or mean it by the media that they hold."""
+    explicit: Schema = {"properties": {"task": {"const": task.value}}, "required": ["task"]}
     fields = _media_in(properties, model)
     inferred = clauses_of(fields, lambda chosen: model.infer_task(_ordered(chosen, fields)) is task)
-    ways = [] if Clause((), ()) in inferred else [condition(inferred)]  # or whatever is sent means another task
+    ways = [] if Clause((), ()) in inferred else [condition(inferred)]  # else every request means another task
     if "outpaint" in properties:  # margins mean inpainting, whatever else is sent
         inpaints = task is Task.INPAINTING
         ways = [*ways, sent("outpaint")] if inpaints else [both(left_out("outpaint"), way) for way in ways]
-    return either(said, both(left_out("task"), either(*ways))) if ways else said
+    return either(explicit, both(left_out("task"), either(*ways))) if ways else explicit
 
 
 def _rules_of(call: ModelCall, properties: Mapping[str, Schema]) -> list[Schema]:
-    """What must be true of a request for the call's task."""
-    own, offered = parameters(call), adapter_fields(call)
-    found = [sent("prompt")] if "prompt" in needed_fields(call) else []
-    found += _media_rules(call, properties)
-    found += [left_out(name) for name in _unknown(call, properties)]
-    found += [when(sent(meant), name) for name, meant in meanings(call).items()]
-    found += _sampling_rules(call)
-    if "refiner" in offered and (set_by_it := [name for name in HANDED_OVER if name in own]):
-        found.append(when(sent("refiner"), *set_by_it))
-    found += _control_rules(call)
+    """Return the rules for a request for the call's task."""
+    schemas, offered = parameters(call), adapter_fields(call)
+    requirements = [sent("prompt")] if "prompt" in needed_fields(call) else []
+    requirements += _media_rules(call, properties)
+    requirements += [left_out(name) for name in _unknown(call, properties)]
+    requirements += [when(sent(own_name), name) for name, own_name in meanings(call).items()]
+    requirements += _sampling_rules(call)
+    if "refiner" in offered and (handed_over := [name for name in HANDED_OVER if name in schemas]):
+        requirements.append(when(sent("refiner"), *handed_over))
+    requirements += _control_rules(call)
     formats = formats_of([call])
     if formats != formats_of(call.model.calls):
         allowed: list[JsonValue] = [*formats, None]
-        found.append({"properties": {"output": {"properties": {"format": {"enum": allowed}}}}})
-    for name, item in own.items():
+        requirements.append({"properties": {"output": {"properties": {"format": {"enum": allowed}}}}})
+    for name, item in schemas.items():
         if "default" in item and properties[name].get("default") != item["default"]:
-            found.append({"properties": {name: {"default": item["default"]}}})
-    return found
+            requirements.append({"properties": {name: {"default": item["default"]}}})
+    return requirements
 
 
 def _unknown(call: ModelCall, properties: Mapping[str, Schema]) -> list[str]:
-    """Those of `properties` that are for other tasks of the model."""
+    """Return those of `properties` that are for other tasks of the model."""
     known = {*common_fields(), *ENVELOPE, *parameters(call), *with_controls(call), *_media_in(properties, call.model)}
     unknown = [name for name in properties if name not in known]
     offered = adapter_fields(call)
@@ -113,19 +113,19 @@ def _unknown(call: ModelCall, properties: Mapping[str, Schema]) -> list[str]:
 
 
 def _control_rules(call: ModelCall) -> list[Schema]:
-    """What goes with controls, or without."""
-    own, controlled = parameters(call), with_controls(call)
+    """Return the rules of the fields that go only with controls, or only without."""
+    plain, controlled = parameters(call), with_controls(call)
     if not controlled:
         return []
     only_with, only_without = (
-        [name for name in controlled if name not in own],
-        [name for name in own if name not in controlled],
+        [name for name in controlled if name not in plain],
+        [name for name in plain if name not in controlled],
     )
-    found = [when(left_out("controlnets"), *only_with)] if only_with else []
-    found += [when(sent("controlnets"), *only_without)] if only_without else []
+    requirements = [when(left_out("controlnets"), *only_with)] if only_with else []
+    requirements += [when(sent("controlnets"), *only_without)] if only_without else []
     if call.from_text:  # there is no other image that they could follow
-        found.append({"properties": {"controlnets": {"$ref": "#/$defs/with_images"}}})
-    return found
+        requirements.append({"properties": {"controlnets": {"$ref": "#/$defs/with_images"}}})
+    return requirements
 
 
 def _media_in(properties: Collection[str], model: Model) -> tuple[str, ...]:
@@ -133,12 +133,12 @@ def _media_in(properties: Collection[str], model: Model) -> tuple[str, ...]:
 
 
 def _ordered(chosen: Collection[str], fields: Sequence[str]) -> tuple[str, ...]:
-    """A set of fields in the order in which a request is read."""
+    """Return a set of fields in the order in which a request is read."""
     return tuple(name for name in fields if name in chosen)
 
 
 def _spelling(properties: Collection[str]) -> Spelling:
-    """How media fields can be sent: `outpaint` does for a mask, since its margins make one."""
+    """Return the names by which media fields can be sent: `outpaint` stands in for a mask, which its margins make."""
     both_ways = "outpaint" in properties
     return lambda name: (name, "outpaint") if both_ways and name == "mask_image" else (name,)
 
@@ -146,34 +146,36 @@ def _spelling(properties: Collection[str]) -> Spelling:
 def _media_rules(call: ModelCall, properties: Collection[str]) -> list[Schema]:
     fields = _media_in(properties, call.model)
     clauses = clauses_of(fields, lambda chosen: not call.media_faults(_ordered(chosen, fields)))
-    found = []
+    requirements = []
     for clause in clauses:
         faults = call.media_faults(_ordered(clause.unsent, fields))
         blamed = (*faults.untaken, *(name for names in faults.crowded for name in names))
-        found.append(rule(clause, None if clause.sent else blamed[0], _spelling(properties)))
+        requirements.append(rule(clause, None if clause.sent else blamed[0], _spelling(properties)))
     if "outpaint" in properties and call.task is Task.INPAINTING:
-        found += [when(left_out("image"), "outpaint"), when(sent("mask_image"), "outpaint")]
+        requirements += [when(left_out("image"), "outpaint"), when(sent("mask_image"), "outpaint")]
     elif "outpaint" in properties:
-        found.append(left_out("outpaint"))
-    return found
+        requirements.append(left_out("outpaint"))
+    return requirements
 
 
 def _sampling_rules(call: ModelCall) -> list[Schema]:
-    fit, own = fit_of(call), parameters(call)
+    fit, schemas = fit_of(call), parameters(call)
     none: list[JsonValue] = [None, *sorted(AUTOMATIC)]
-    named = needs_scheduler(fit, defaults(call), own)
-    found = [when(left_out("scheduler"), *named)] if named else []
-    if "schedule" in own and not examples_of(call)["schedule"]:
-        found.append({"if": left_out("scheduler"), "then": {"properties": {"schedule": {"enum": none}}}})
-    lists = [name for name in LISTS if name in own]
+    dependent = needs_scheduler(fit, defaults(call), schemas)
+    requirements = [when(left_out("scheduler"), *dependent)] if dependent else []
+    if "schedule" in schemas and not examples_of(call)["schedule"]:
+        requirements.append({"if": left_out("scheduler"), "then": {"properties": {"schedule": {"enum": none}}}})
+    lists = [name for name in LISTS if name in schemas]
     if len(lists) > 1:
-        found.append(when(sent(lists[0]), *lists[1:]))
-    if lists and "schedule" in own:
-        found.append(when({"properties": {"schedule": {"not": {"enum": none}}}, "required": ["schedule"]}, *lists))
-    return found
+        requirements.append(when(sent(lists[0]), *lists[1:]))
+    if lists and "schedule" in schemas:
+        requirements.append(
+            when({"properties": {"schedule": {"not": {"enum": none}}}, "required": ["schedule"]}, *lists)
+        )
+    return requirements
 
 
 @once
 def examples_of(call: ModelCall) -> dict[str, tuple[str, ...]]:
-    """The schedulers and schedules that need nothing beside them."""
+    """Return the schedulers and schedules that need no other field."""
     return sampling_examples(fit_of(call), defaults(call))

@@ -1,4 +1,4 @@
-"""What the parameters of diffusers' pipelines mean, a line each. Data, for the models' schemas and docs/parameters.md.
+"""The meanings of the parameters of diffusers' pipelines, a line each: data for the schemas and docs/parameters.md.
 
 Those that many pipelines share stand with their bounds in `bounds.py`.
 """

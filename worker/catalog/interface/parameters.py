@@ -74,7 +74,7 @@ def parameters(call: ModelCall) -> dict[str, Schema]:
     if prompt_form(call) is not None:
         properties["prompt_weighting"] = {"type": "string", "enum": [*PROMPT_WEIGHTINGS], "default": "auto"}
         properties["prompt_weighting"]["description"] = _WEIGHTING
-    if call.draws_video and call.pipeline and "fps" not in properties:
+    if call.makes_video and call.pipeline and "fps" not in properties:
         properties["fps"] = bounded("fps", {"type": "number"}, 1)
         if "frame_rate" not in properties:
             properties["fps"]["default"] = default_fps(call)

@@ -131,7 +131,7 @@ class Acceptor:
         check_upscaling(request, model, params, inputs.media)
         if calls.control is not None:
             adapters["controlnets"], params = read_controls(request, calls.control, model, params, reader)
-        video = VideoRequest(_fps(inputs, params, generating), frames) if generating.draws_video else None
+        video = VideoRequest(_fps(inputs, params, generating), frames) if generating.makes_video else None
         return _Read(
             prompt, negative_prompt, params, scheduler, inputs.media, tuple(chain(*adapters.values())), video, unguided
         )
@@ -154,7 +154,7 @@ class Acceptor:
                 find_refiner(request, call, read.params, self.resolver),
                 find_upscaler(request, read.params, self.resolver),
             ),
-            output=output.model_copy(update={"format": output.format_of(video=call.draws_video)}),
+            output=output.model_copy(update={"format": output.format_of(video=call.makes_video)}),
             words=prompt_form(call),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
             stop=StopSignal(self._limits.seconds_for(request, call.spec)),

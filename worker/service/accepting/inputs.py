@@ -199,7 +199,7 @@ def _with_area(params: dict[str, JsonValue], call: ModelCall) -> dict[str, JsonV
 def _working_pixels(call: ModelCall) -> float | None:
     """Return the pixels of a video's frame unless more are asked for, as the family was trained; None for images."""
     row, defaults = call.architecture, call.spec.defaults
-    if row is None or not call.draws_video:
+    if row is None or not call.makes_video:
         return None
     width, height = defaults.get("width"), defaults.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):

@@ -113,9 +113,9 @@ def choose_seeds(request: GenerationRequest) -> tuple[int, ...]:
 
 def check_output(output: OutputOptions, call: ModelCall) -> None:
     """Raise ParameterOutOfRange for a format that is not for the call's output."""
-    formats = VIDEO_FORMATS if call.draws_video else IMAGE_FORMATS
+    formats = VIDEO_FORMATS if call.makes_video else IMAGE_FORMATS
     if output.format is not None and output.format not in formats:
-        what = "videos" if call.draws_video else "images"
+        what = "videos" if call.makes_video else "images"
         raise ParameterOutOfRange(
             f"output.format of {call.task} must be one of {', '.join(formats)}; {output.format} is not for {what}.",
             field="output",
