@@ -20,7 +20,7 @@ from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Task
 from worker.core.prompt import PROMPT_WEIGHTINGS
 
-REQUEST_DEFAULTS = ("negative_prompt",)  # a model's defaults that fill fields of the request itself
+REQUEST_DEFAULTS = ("negative_prompt",)  # those of a model's defaults that fill fields of the request itself
 _WEIGHTING = (
     "Whether (word), [word], (word:1.3) and BREAK weigh and part the prompts and long ones are read in chunks, as in "
     "AUTOMATIC1111's web UI: a1111 always, none never, auto where a prompt has such marks or is too long. Models that "
@@ -30,14 +30,14 @@ _WEIGHTING = (
 
 @once
 def takes_negative_prompt(call: ModelCall) -> bool:
-    """Whether `negative_prompt` is read: by the family and by the class."""
+    """True if both the family and the class read `negative_prompt`."""
     if call.signature is not None and not (call.takes("negative_prompt") and "negative_prompt" not in call.row.untaken):
         return False
     return call.architecture is None or call.architecture.negative_prompt
 
 
 def prompt_parameter(call: ModelCall) -> str | None:
-    """The parameter of the class's call that the prompt goes into; None when it reads no words."""
+    """Return the parameter of the class's call that the prompt goes into; None when it reads no words."""
     if call.signature is None:
         return "prompt"
     return next((name for name in PROMPT_PARAMETERS if call.takes(name)), None)
@@ -45,18 +45,18 @@ def prompt_parameter(call: ModelCall) -> str | None:
 
 @once
 def meanings(call: ModelCall) -> dict[str, str]:
-    """What most callers call a parameter -> what this model's pipeline does, where the two differ."""
+    """Return the pipeline's own name of a parameter by the usual name, where the two differ."""
     row = call.architecture
-    found = {"guidance_scale": row.guidance} if row is not None and row.guidance != "guidance_scale" else {}
-    own = next((name for name in FRAME_COUNTS if call.takes(name)), "num_frames")
-    if own != "num_frames":
-        found["num_frames"] = own
-    return found
+    own_names = {"guidance_scale": row.guidance} if row is not None and row.guidance != "guidance_scale" else {}
+    frame_count = next((name for name in FRAME_COUNTS if call.takes(name)), "num_frames")
+    if frame_count != "num_frames":
+        own_names["num_frames"] = frame_count
+    return own_names
 
 
 @once
 def parameters(call: ModelCall) -> dict[str, Schema]:
-    """The JSON Schema of every parameter that the call takes, with bounds and defaults, by diffusers name.
+    """Return the JSON Schema of every parameter that the call takes, with bounds and defaults, by diffusers name.
 
     Names come from the pipeline's own call signature; where diffusers is not installed, from the architecture table.
     """
@@ -86,21 +86,25 @@ def parameters(call: ModelCall) -> dict[str, Schema]:
 
 
 def effective_defaults(properties: Mapping[str, Schema], given: Collection[str]) -> dict[str, JsonValue]:
-    """The defaults of `given` as they stand in `properties`: those the pipeline takes, clamped to its bounds."""
+    """Return the defaults of `given` as in `properties`: those that the pipeline takes, clamped to its bounds."""
     return {name: properties[name]["default"] for name in given if "default" in properties.get(name, {})}
 
 
 @once
 def defaults(call: ModelCall) -> dict[str, JsonValue]:
-    """What the pipeline gets when a request says nothing: family < model < Lightning, each where it is taken."""
+    """Return the values for an empty request: family < model < Lightning, each as far as the pipeline takes it."""
     return effective_defaults(parameters(call), model_defaults(call))
 
 
 @once
 def model_defaults(call: ModelCall) -> dict[str, JsonValue]:
-    """Defaults in the order of their say: pipeline < family < variant < model < Lightning. Not yet bounded."""
+    """Return the defaults before their bounds; later ones win: pipeline < family < variant < model < Lightning."""
     row, spec, names = call.architecture, call.spec, meanings(call)
-    merged = by_meaning(row.defaults, {key: own for key, own in names.items() if key == "num_frames"}) if row else {}
+    merged = (
+        by_meaning(row.defaults, {key: own_name for key, own_name in names.items() if key == "num_frames"})
+        if row
+        else {}
+    )
     native = call.detection.native_size
     if not call.from_text:
         merged = {name: value for name, value in merged.items() if name not in ("width", "height")}
@@ -119,43 +123,43 @@ def _without_request_fields(defaults: Mapping[str, JsonValue]) -> dict[str, Json
 
 
 def _native_size(call: ModelCall) -> dict[str, JsonValue]:
-    """A square of the size that the model was trained for, within its bounds: the best guess where nothing tells."""
+    """Return a square of the model's training size, within its bounds: the best guess where no default is known."""
     size = size_bounds(call.model)
     side = size.nearest(min(size.native, math.isqrt(size.max_pixels)))
     return {"width": side, "height": side}
 
 
 def by_meaning(values: Mapping[str, JsonValue], names: Mapping[str, str]) -> dict[str, JsonValue]:
-    """`values` under the pipeline's own names: most callers know no others."""
+    """Return `values` by the pipeline's own names; `names` maps the usual names to them."""
     return {(names[key] if key in names and names[key] not in values else key): item for key, item in values.items()}
 
 
 def _taken(call: ModelCall) -> dict[str, tuple[Schema, JsonValue]]:
-    """Names to raw types and the pipeline's own defaults, sizes and steps first."""
-    found = _by_family(call) if call.signature is None else _by_signature(call, call.signature)
+    """Return raw types and the pipeline's own defaults by name, sizes and steps first."""
+    schemas = _by_family(call) if call.signature is None else _by_signature(call, call.signature)
     if not call.from_text and call.row.denoises:
         # Where the class takes no size, the image is brought to it beforehand.
-        found |= {name: ({"type": "integer"}, None) for name in ("width", "height")}
-    first = [name for name in ("width", "height", "num_inference_steps") if name in found]
-    return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}
+        schemas |= {name: ({"type": "integer"}, None) for name in ("width", "height")}
+    first = [name for name in ("width", "height", "num_inference_steps") if name in schemas]
+    return {name: schemas[name] for name in [*first, *(name for name in schemas if name not in first)]}
 
 
 def _by_family(call: ModelCall) -> dict[str, tuple[Schema, JsonValue]]:
-    """What the architecture table says that the call takes."""
+    """Return the parameters of the call by the architecture table."""
     row = call.architecture
     guidance = row.guidance if row else "guidance_scale"
-    found: dict[str, tuple[Schema, JsonValue]] = {}
+    schemas: dict[str, tuple[Schema, JsonValue]] = {}
     for name in ("width", "height", "num_inference_steps", guidance, *([] if call.from_text else ["strength"])):
-        found[name] = ({"type": "number" if name in BOUNDS else "integer"}, None)
-    found |= {name: ({"type": kind}, None) for name, kind in (base_of(row).parameters if row else {}).items()}
+        schemas[name] = ({"type": "number" if name in BOUNDS else "integer"}, None)
+    schemas |= {name: ({"type": kind}, None) for name, kind in (base_of(row).parameters if row else {}).items()}
     for name, value in (row.defaults if row else {}).items():
-        if name not in found and isinstance(value, int | float):
-            found[name] = ({"type": _json_type(value)}, None)
-    return found
+        if name not in schemas and isinstance(value, int | float):
+            schemas[name] = ({"type": _json_type(value)}, None)
+    return schemas
 
 
 def _by_signature(call: ModelCall, signature: Mapping[str, CallParameter]) -> dict[str, tuple[Schema, JsonValue]]:
-    """What the class's own call says that it takes, as far as JSON can say it and nothing else does."""
+    """Return the parameters of the class's own call that JSON can express and no common field covers."""
     return {
         name: (parameter.schema, parameter.default)
         for name, parameter in signature.items()
@@ -170,19 +174,19 @@ def _by_signature(call: ModelCall, signature: Mapping[str, CallParameter]) -> di
 
 
 def _by_other_names(call: ModelCall, properties: Mapping[str, Schema]) -> dict[str, Schema]:
-    """What can be sent by the name that most callers use, and is the pipeline's by another."""
-    found: dict[str, Schema] = {}
-    for name, own in meanings(call).items():
-        if own in properties and name not in properties:
+    """Return the parameters that the pipeline has by another name, by the usual name."""
+    schemas: dict[str, Schema] = {}
+    for name, own_name in meanings(call).items():
+        if own_name in properties and name not in properties:
             low, high, _ = BOUNDS[name]
             kind = "integer" if name == "num_frames" else "number"
-            text = f"Taken as {own}, which is this family's name for it."
-            found[name] = {"type": kind, "minimum": low, "maximum": high, "description": text}
-    return found
+            text = f"Taken as {own_name}, which is this family's name for it."
+            schemas[name] = {"type": kind, "minimum": low, "maximum": high, "description": text}
+    return schemas
 
 
 def _lacks_part(name: str, call: ModelCall) -> bool:
-    """Whether this parameter is for a component that the repository says it does not have."""
+    """True if this parameter is for a component that the repository lacks by its own list."""
     parts = call.detection.parts
     return bool(parts) and name in PART_OF and PART_OF[name] not in parts
 
@@ -205,14 +209,14 @@ def _property(name: str, schema: Schema, call: ModelCall) -> Schema:
     if name == "clip_skip":
         number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(call.model)}
         return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
-    found = bounded(name, schema, steps)
+    limited = bounded(name, schema, steps)
     if name == "strength" and redraws_by_strength(call.pipeline):
-        found["description"] = f"{BOUNDS[name][2]} Times num_inference_steps it is at least 1, or 0."
-    return found
+        limited["description"] = f"{BOUNDS[name][2]} Times num_inference_steps it is at least 1, or 0."
+    return limited
 
 
 def _clamped(value: JsonValue, schema: Schema) -> JsonValue:
-    """A default moved into the bounds, which `limits` may have made narrower than the family's."""
+    """Return a default moved into the bounds, which `limits` may have made narrower than the family's."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     low, high = schema.get("minimum"), schema.get("maximum")
@@ -223,7 +227,7 @@ def _clamped(value: JsonValue, schema: Schema) -> JsonValue:
 
 @once
 def needed_fields(call: ModelCall) -> tuple[str, ...]:
-    """The common fields without which the task cannot start."""
-    # Under another name it is one of several texts, and the pipeline says which it needs.
+    """Return the common fields without which the task cannot start."""
+    # Under another name the prompt is one of several texts, and the pipeline decides which it needs.
     words = ("prompt",) if call.task is not Task.UPSCALING and prompt_parameter(call) == "prompt" else ()
     return words if call.from_text else (*words, *missing_fields(call.slots, call.task, ()))

@@ -1,4 +1,4 @@
-"""How a pipeline reads prompts, where the worker can weigh their words: by the model's family and the class's call."""
+"""The form in which a pipeline reads prompts that the worker can weigh: by the family and the class's call."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,10 @@ _CLIP_LAYERS = 12  # of the smallest CLIP that pipelines have
 
 @once
 def prompt_form(call: ModelCall) -> PromptForm | None:
-    """How the class reads prompts; None where it takes no embeddings, or those of encoders that are not weighed."""
+    """Return the form in which the class reads prompts.
+
+    None where it takes no embeddings, or those of encoders whose words the worker does not weigh.
+    """
     row = call.architecture
     prompts = base_of(row).prompts if row is not None else None
     form = prompts.form if prompts else None
@@ -24,7 +27,10 @@ def prompt_form(call: ModelCall) -> PromptForm | None:
 
 
 def clip_skip_limit(model: Model) -> int:
-    """How many layers `clip_skip` may leave out: one has to be left, and all but single encoders lack one already."""
+    """Return the most layers that `clip_skip` may leave out.
+
+    One layer has to be left, and all but single encoders lack one already.
+    """
     prompts = base_of(model.architecture).prompts if model.architecture is not None else None
     if prompts is None:
         return _CLIP_LAYERS - 1
@@ -32,17 +38,19 @@ def clip_skip_limit(model: Model) -> int:
 
 
 def encoder_widths(model: Model, configs: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
-    """The width of each text encoder that words can be taught to, by what embeddings call it: from the model's own
-    configs, else the family's; {} where neither tells."""
-    found: dict[str, int] = {}
+    """Return the width of each text encoder that words can be taught to, by its name in embeddings.
+
+    The widths come from the model's own configs, else from its family; {} where both are silent.
+    """
+    widths: dict[str, int] = {}
     for folder, part in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g"), ("text_encoder_3", "t5")):
         config = configs.get(f"{folder}/config.json", {})
         kind = "t5" if config.get("model_type") == "t5" else part
         width = config.get("d_model" if kind == "t5" else "hidden_size")
         if isinstance(width, int):
-            found[kind] = width
+            widths[kind] = width
     row = model.architecture
-    if found or row is None or model.spec.config is not None:
-        return found
+    if widths or row is None or model.spec.config is not None:
+        return widths
     prompts = base_of(row).prompts
     return dict(prompts.widths) if prompts else {}

@@ -11,12 +11,12 @@ from worker.core.request import GenerationRequest
 
 
 def request_fields() -> type[Parsed]:
-    """The model of all fields that JSON may have, in order."""
+    """Return the pydantic model of all fields that JSON may have, in order."""
     return _request_fields(tuple(ADAPTERS))
 
 
 def common_fields() -> tuple[str, ...]:
-    """The fields that do not come from a model's own parameters."""
+    """Return the names of the fields that do not come from a model's own parameters."""
     return _common_fields(tuple(ADAPTERS))
 
 
@@ -26,18 +26,18 @@ def gather(sent: Parsed) -> GenerationRequest:
     for name, kind in ADAPTERS.items():
         value = getattr(sent, name)
         adapters += value if kind.several else [kind.spec(model=value)] if value is not None else []
-    own = {name: getattr(sent, name) for name in GenerationRequest.model_fields.keys() & sent.model_fields_set}
-    return GenerationRequest(**own, adapters=tuple(adapters))
+    values = {name: getattr(sent, name) for name in GenerationRequest.model_fields.keys() & sent.model_fields_set}
+    return GenerationRequest(**values, adapters=tuple(adapters))
 
 
 def spread(request: GenerationRequest) -> Parsed:
     """Make the `request_fields` of `request`, each adapter in the field of its kind."""
-    own = {name: getattr(request, name) for name in GenerationRequest.model_fields if name != "adapters"}
+    values = {name: getattr(request, name) for name in GenerationRequest.model_fields if name != "adapters"}
     for name, kind in ADAPTERS.items():
         specs = tuple(spec for spec in request.adapters if spec.field == name)
         if specs:
-            own[name] = specs if kind.several else specs[0].model
-    return request_fields().model_construct(**own)
+            values[name] = specs if kind.several else specs[0].model
+    return request_fields().model_construct(**values)
 
 
 @cache
@@ -57,7 +57,7 @@ def _common_fields(kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _annotated(kind: AdapterKind) -> tuple[Any, Any]:
-    """A kind's field: a list of its specs, or one reference."""
+    """Return annotation and field of a kind: a list of its specs, or one reference."""
     if kind.several:
         specs: Any = tuple[kind.spec, ...]  # type: ignore[name-defined]
         return specs, Field(default=(), strict=False, max_length=kind.most, description=kind.description)

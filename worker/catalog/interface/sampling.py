@@ -1,4 +1,4 @@
-"""Which schedulers fit a model, and what a request's `scheduler`, `schedule` and `shift` choose among them."""
+"""The schedulers that fit a model, and the choice among them by a request's `scheduler`, `schedule` and `shift`."""
 
 import difflib
 import json
@@ -37,7 +37,7 @@ LISTS = ("timesteps", "sigmas")
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a model can be sampled with: classes, the model's `own` first where it is known.
+    """The scheduler classes that fit a model, its `own` first where it is known.
 
     `shifting` are those that take `shift` for it.
     """
@@ -49,33 +49,33 @@ class Fit:
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        """The schedules that one of the classes draws."""
-        taken = {name for cls in self.classes if cls in CLASSES for name in CLASSES[cls].schedules_of(self.noise)}
-        return tuple(name for name in SCHEDULES if name in taken)
+        """The schedules that at least one of the classes has."""
+        served = {name for cls in self.classes if cls in CLASSES for name in CLASSES[cls].schedules_of(self.noise)}
+        return tuple(name for name in SCHEDULES if name in served)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a request may say as `scheduler`, samplers first; every one of them may be followed by a schedule."""
+        """The values of `scheduler` that a request may hold, samplers first; each may be followed by a schedule."""
         return (*(sampler.name for sampler in SAMPLERS if self.class_of(sampler)), *self.classes)
 
     def takes(self, name: str) -> bool:
-        """Whether `timesteps` or `sigmas` can be given to one of the classes."""
+        """True if one of the classes takes the list `name`, `timesteps` or `sigmas`."""
         return any(name in lists_of(cls, self.noise) for cls in self.classes)
 
     def class_of(self, sampler: Sampler) -> str | None:
-        """The class that `sampler` is for this model, if it fits."""
+        """Return the class that `sampler` is for this model, if it fits."""
         cls = sampler.classes.get(self.noise) if self.noise else None
         return cls if cls in self.classes else None
 
     def schedules_of(self, cls: str | None) -> Mapping[str, Options]:
-        """The schedules that a class draws for this model."""
+        """Return the schedules that a class has for this model."""
         row = CLASSES.get(cls or "")
         return row.schedules_of(self.noise) if row else {}
 
 
 @once
 def fit_of(call: ModelCall) -> Fit:
-    """The schedulers that fit a model for its task: by what its weights predict, and by what its pipeline can run."""
+    """Return the schedulers that fit a model for its task: by its weights' prediction and by its pipeline's tests."""
     noise, own = native(call.model)
     classes = (own,) if own else ()
     measured = _measured().get(call.pipeline)
@@ -83,7 +83,7 @@ def fit_of(call: ModelCall) -> Fit:
     shifting = frozenset({row.name} if row and row.shifts and noise == "flow" else ())
     if noise is None or call.row.own_scheduler or measured is None:
         return Fit(own, noise, classes, shifting)
-    if not measured.classes:  # it has a second pipeline inside, which does not see what is set here
+    if not measured.classes:  # it has a second pipeline inside, which ignores the scheduler that is set here
         return Fit(own, None, classes)
     if measured.noise != noise and (measured.noise, noise) != ("diffusion", "edm"):
         return Fit(own, noise, classes, shifting)
@@ -93,26 +93,26 @@ def fit_of(call: ModelCall) -> Fit:
 
 
 def _fitting(noise: Noise, runs: Collection[str], zero_snr: bool) -> list[str]:
-    """Those of the classes that sample such noise, down to zero signal where the model was trained so."""
+    """Return those of the classes `runs` that sample this noise, down to zero signal for a model trained so."""
     fitting = (row for row in CLASSES.values() if noise in row.noise and row.name in runs)
     return [row.name for row in fitting if row.zero_snr or not zero_snr]
 
 
 def sampling_properties(fit: Fit) -> dict[str, Schema]:
-    """The JSON Schema of the sampling fields that a model takes."""
+    """Return the JSON Schema of the sampling fields that a model takes."""
     text = "How the steps are made: a sampler, with or without a schedule behind it; the model's own when left out."
-    found: dict[str, Schema] = {"scheduler": {**_TEXT, "description": text}}
+    schemas: dict[str, Schema] = {"scheduler": {**_TEXT, "description": text}}
     if fit.schedules:
         text = f"Where the steps are: {', '.join(fit.schedules)}, as far as the scheduler draws them."
-        found["schedule"] = {**_TEXT, "description": f"{text} The model's own when left out."}
+        schemas["schedule"] = {**_TEXT, "description": f"{text} The model's own when left out."}
     if fit.shifting:
         text = "Moves the steps towards noise, the more the higher; large images and videos want more."
-        found["shift"] = {"type": "number", "minimum": 0.01, "maximum": 100, "description": text}
-    return found
+        schemas["shift"] = {"type": "number", "minimum": 0.01, "maximum": 100, "description": text}
+    return schemas
 
 
 def sampling_examples(fit: Fit, usual: Mapping[str, JsonValue]) -> dict[str, tuple[str, ...]]:
-    """The schedulers and schedules that a request may name with nothing else said; `usual` are the model's defaults."""
+    """Return the schedulers and schedules that a request may name alone; `usual` are the model's defaults."""
     return {
         "scheduler": tuple(name for name in fit.names if _is_taken({"scheduler": name}, usual, fit)),
         "schedule": tuple(name for name in fit.schedules if _is_taken({"schedule": name}, usual, fit)),
@@ -120,30 +120,31 @@ def sampling_examples(fit: Fit, usual: Mapping[str, JsonValue]) -> dict[str, tup
 
 
 def needs_scheduler(fit: Fit, usual: Mapping[str, JsonValue], fields: Collection[str]) -> tuple[str, ...]:
-    """Which of `fields` are refused unless a scheduler is named with them: the one that draws otherwise has no use.
+    """Return those of `fields` that are refused unless a scheduler is named with them.
 
-    `usual` are the defaults that a request has without them.
+    The model's usual scheduler has no use for them. `usual` are the defaults that a request has without them.
     """
-    tried: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
-    return tuple(name for name in tried if name in fields and not _is_taken({name: tried[name]}, usual, fit))
+    samples: dict[str, JsonValue] = {"timesteps": [1], "sigmas": [1.0], "shift": 1.0}
+    return tuple(name for name in samples if name in fields and not _is_taken({name: samples[name]}, usual, fit))
 
 
 def said_of(params: Mapping[str, JsonValue], sent: Collection[str]) -> dict[str, JsonValue]:
-    """What `params`, of which a request `sent` some, say of FIELDS."""
-    said = {name: params[name] for name in FIELDS if name in params}
+    """Return the FIELDS of `params`; `sent` are those params that the request itself holds."""
+    choices = {name: params[name] for name in FIELDS if name in params}
     if "scheduler" in sent and "schedule" not in sent:
-        said.pop("schedule", None)  # the model's default is one for the model's default scheduler
-    return said
+        choices.pop("schedule", None)  # the model's default is one for the model's default scheduler
+    return choices
 
 
 def choose(
-    said: Mapping[str, JsonValue], params: Mapping[str, JsonValue], fit: Fit, model: str
+    fields: Mapping[str, JsonValue], params: Mapping[str, JsonValue], fit: Fit, model: str
 ) -> SchedulerChoice | None:
-    """What `said` of FIELDS chooses, None where it says nothing. `params` may hold a list of the job's own.
+    """Return the choice that `fields`, the values of FIELDS, make; None where they make none.
 
-    Raises ParameterOutOfRange for what does not fit the model, with what does.
+    `params` may hold a list of the job's own. Raises ParameterOutOfRange for a scheduler, schedule, shift or list that
+    does not fit the model, and names those that do.
     """
-    name, schedule, shift = (_unless_automatic(field, said.get(field)) for field in FIELDS)
+    name, schedule, shift = (_unless_automatic(field, fields.get(field)) for field in FIELDS)
     lists = [field for field in LISTS if params.get(field) is not None]
     if name is None and schedule is None and shift is None and not lists:
         return None
@@ -160,12 +161,12 @@ def choose(
     if shift is not None:
         _check_shift(chosen.cls, fit, model)
     if not chosen.name and fit.noise is None:
-        return None  # a list alone, for a scheduler of which nothing is known here: the engine will see
+        return None  # a list alone, for a scheduler that is unknown here: the engine checks it
     return _choice(chosen, options, schedule, shift, fit)
 
 
 def _unless_automatic(field: str, value: JsonValue) -> JsonValue:
-    """`value`; None for a schedule that only says that it is the scheduler's own."""
+    """Return `value`; None for a schedule that only asks for the scheduler's own."""
     return None if field == "schedule" and isinstance(value, str) and folded(value) in AUTOMATIC else value
 
 
@@ -192,7 +193,7 @@ def _choice(chosen: "_Chosen", options: Options, schedule: JsonValue, shift: Jso
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A scheduler's class, the name that a request has for it, and what that says beside the class."""
+    """A scheduler's class, its name in a request, and the options and schedule that the name implies."""
 
     cls: str | None
     name: str | None = None
@@ -201,7 +202,7 @@ class _Chosen:
 
 
 def _scheduler(name: str, fit: Fit, model: str) -> _Chosen:
-    """The scheduler that `name` says, if it fits the model."""
+    """Return the scheduler of this name, if it fits the model. Raises ParameterOutOfRange."""
     named = _named(name, fit, model)
     sampler = named.sampler
     cls = fit.class_of(sampler) if sampler else named.cls
@@ -211,7 +212,7 @@ def _scheduler(name: str, fit: Fit, model: str) -> _Chosen:
 
 
 def _is_taken(sent: Mapping[str, JsonValue], usual: Mapping[str, JsonValue], fit: Fit) -> bool:
-    """Whether a request that says just `sent` of sampling is taken by a model with these defaults."""
+    """True if a model with these defaults takes a request with only `sent` of the sampling fields."""
     params = {**usual, **sent}
     try:
         choose(said_of(params, sent), params, fit, "")
@@ -221,79 +222,82 @@ def _is_taken(sent: Mapping[str, JsonValue], usual: Mapping[str, JsonValue], fit
 
 
 def _named(name: str, fit: Fit, model: str) -> Named:
-    """What `name` says, if that fits the model."""
+    """Return the sampler or class of this name, if it fits the model. Raises ParameterOutOfRange."""
     named = read_name(name)
     if named is None and fit.own is not None and name.removesuffix("Scheduler") == fit.own.removesuffix("Scheduler"):
-        return Named(cls=fit.own)  # one that stands in no table, and is the model's own
+        return Named(cls=fit.own)  # a class that stands in no table but is the model's own
     if named is not None and ((named.sampler and fit.class_of(named.sampler)) or named.cls in fit.classes):
         return named
-    text, near = _not_fitting(name, named, fit, model)
-    raise ParameterOutOfRange(text, field="scheduler", hint=f"Did you mean {near}?" if near else None)
+    text, closest = _not_fitting(name, named, fit, model)
+    raise ParameterOutOfRange(text, field="scheduler", hint=f"Did you mean {closest}?" if closest else None)
 
 
 def _not_fitting(name: str, named: Named | None, fit: Fit, model: str) -> tuple[str, str | None]:
-    """Why a scheduler's name is refused, and the nearest that would be taken."""
+    """Return the reason why a scheduler's name is refused, and the closest name that would be taken."""
     shown, names, nearest = name[:64], ", ".join(fit.names) or "none by name, only its own", unserved(name)
     if named is not None:
-        meant = named.sampler.name if named.sampler else _sampler_of(named.cls)
-        same = next((sampler for sampler in SAMPLERS if sampler.name == meant), None)
-        near = fit.class_of(same) if same else None
-        return f"scheduler {shown!r} does not fit {model}; choose one of {names}.", near
+        sampler_name = named.sampler.name if named.sampler else _sampler_of(named.cls)
+        sampler_row = next((sampler for sampler in SAMPLERS if sampler.name == sampler_name), None)
+        closest = fit.class_of(sampler_row) if sampler_row else None
+        return f"scheduler {shown!r} does not fit {model}; choose one of {names}.", closest
     if nearest is not None:
         text = f"scheduler {shown!r} is none that diffusers has; the nearest to it is {nearest}. {model} takes {names}."
         return text, nearest if nearest in fit.names else None
     if read_schedule(name) or unserved_schedule(name):
         text = f"{shown!r} says where the steps are, not how they are made: send it as schedule, or behind a scheduler."
         return text, None
-    spellings = [other for sampler in SAMPLERS if fit.class_of(sampler) for other in names_of(sampler)]
-    near = next(iter(difflib.get_close_matches(shown.lower(), [*spellings, *fit.names], n=1)), None)
-    return f"scheduler {shown!r} is not known for {model}; choose one of {names}.", near
+    spellings = [spelling for sampler in SAMPLERS if fit.class_of(sampler) for spelling in names_of(sampler)]
+    closest = next(iter(difflib.get_close_matches(shown.lower(), [*spellings, *fit.names], n=1)), None)
+    return f"scheduler {shown!r} is not known for {model}; choose one of {names}.", closest
 
 
 def _sampler_of(cls: str | None) -> str | None:
-    """The sampler that a class is, for any kind of model."""
+    """Return the sampler that a class is, for any kind of model."""
     return next((sampler.name for sampler in SAMPLERS if cls in sampler.classes.values()), None)
 
 
-def _one_schedule(named: str | None, sent: JsonValue, name: str) -> JsonValue:
-    """The one schedule that a name and the field say together."""
-    if named is None or sent is None or read_schedule(str(sent)) == named:
-        return named or sent
+def _one_schedule(implied: str | None, sent: JsonValue, name: str) -> JsonValue:
+    """Return the schedule from the scheduler's name or from the field. Raises ParameterOutOfRange where they differ."""
+    if implied is None or sent is None or read_schedule(str(sent)) == implied:
+        return implied or sent
     raise ParameterOutOfRange(
-        f"scheduler {name[:64]!r} says {named} and schedule says {str(sent)[:32]}; send one of the two.",
+        f"scheduler {name[:64]!r} says {implied} and schedule says {str(sent)[:32]}; send one of the two.",
         field="schedule",
     )
 
 
-def _known_schedule(said: str, fit: Fit, model: str) -> str:
-    """The schedule that `said` means."""
-    found = read_schedule(said)
-    if found is not None:
-        return found
-    names, near = ", ".join(fit.schedules) or "none but its own", unserved_schedule(said)
-    text = f"is none that diffusers has; the nearest to it is {near}. {model} takes {names}."
-    text = text if near else f"is not known for {model}; choose one of {names}."
-    close = [near] if near else difflib.get_close_matches(said.lower()[:40], fit.schedules, n=1)
-    hint = f"Did you mean {close[0]}?" if close else None
-    raise ParameterOutOfRange(f"schedule {said[:64]!r} {text}", field="schedule", hint=hint)
+def _known_schedule(text: str, fit: Fit, model: str) -> str:
+    """Return the schedule of this name. Raises ParameterOutOfRange."""
+    schedule = read_schedule(text)
+    if schedule is not None:
+        return schedule
+    names, closest = ", ".join(fit.schedules) or "none but its own", unserved_schedule(text)
+    reason = f"is none that diffusers has; the nearest to it is {closest}. {model} takes {names}."
+    reason = reason if closest else f"is not known for {model}; choose one of {names}."
+    suggestions = [closest] if closest else difflib.get_close_matches(text.lower()[:40], fit.schedules, n=1)
+    hint = f"Did you mean {suggestions[0]}?" if suggestions else None
+    raise ParameterOutOfRange(f"schedule {text[:64]!r} {reason}", field="schedule", hint=hint)
 
 
 def _schedule(schedule: str, cls: str | None, fit: Fit, model: str) -> Options:
-    """The options by which `cls` draws `schedule`."""
-    found = fit.schedules_of(cls)
-    if schedule in found:
-        return found[schedule]
+    """Return the options by which `cls` follows `schedule`. Raises ParameterOutOfRange."""
+    schedules = fit.schedules_of(cls)
+    if schedule in schedules:
+        return schedules[schedule]
     others = [sampler.name for sampler in SAMPLERS if schedule in fit.schedules_of(fit.class_of(sampler))]
-    who = cls or f"the scheduler of {model}"
-    has = f"it has {', '.join(found)}" if found else "it has only its own"
+    owner = cls or f"the scheduler of {model}"
+    has = f"it has {', '.join(schedules)}" if schedules else "it has only its own"
     fix = f"; with {schedule}, {model} takes scheduler: {', '.join(others)}" if others else ""
-    raise ParameterOutOfRange(f"schedule {schedule} is none of {who}: {has}{fix}.", field="schedule")
+    raise ParameterOutOfRange(f"schedule {schedule} is none of {owner}: {has}{fix}.", field="schedule")
 
 
 def _check_lists(
     lists: list[str], params: Mapping[str, JsonValue], cls: str | None, schedule: JsonValue, fit: Fit
 ) -> Options:
-    """What a list of the job's own needs laid over the config: nothing that would bend it."""
+    """Return the options that a list of the job's own needs over the config: no schedule may change its values.
+
+    Raises ParameterOutOfRange.
+    """
     if len(lists) > 1:
         raise ParameterOutOfRange("timesteps and sigmas say the same twice; send one of them.", field=lists[1])
     (name,) = lists
@@ -308,7 +312,7 @@ def _check_lists(
 
 
 def _check_numbers(name: str, values: JsonValue, fit: Fit) -> None:
-    """Refuse a list that does not fall, or begins beyond the noise."""
+    """Refuse a list that does not fall, or that begins beyond the noise. Raises ParameterOutOfRange."""
     numbers = [value for value in values if isinstance(value, int | float)] if isinstance(values, list) else []
     if any(after >= before for before, after in pairwise(numbers)):
         raise ParameterOutOfRange(f"{name} must fall from each number to the next; sort it downwards.", field=name)
@@ -328,13 +332,13 @@ def _check_package(cls: str | None, name: str) -> None:
 
 
 def native(model: Model) -> tuple[Noise | None, str | None]:
-    """What the model's weights predict, and the scheduler that it brings, as far as that is known."""
+    """Return the kind of noise that the weights predict, and the model's own scheduler, as far as they are known."""
     row, detection = model.architecture, model.detection
     noise, own = (row.noise, row.scheduler) if row else (None, None)
     if detection.prediction_type in ("edm", "edm_v_prediction"):
         return "edm", detection.scheduler
     if detection.scheduler is None:
-        # A variant of few steps is sampled with what its authors publish, not with its family's own.
+        # A variant of few steps uses the scheduler that its authors publish, not its family's own.
         return noise, None if detection.variant and noise == "diffusion" else own
     cls = CLASSES.get(detection.scheduler)
     if cls is None:
@@ -344,7 +348,7 @@ def native(model: Model) -> tuple[Noise | None, str | None]:
 
 
 def measured_pipelines() -> frozenset[str]:
-    """The pipeline classes that were tried with every scheduler: all that this worker can run."""
+    """Return the pipeline classes that were tried with every scheduler: all that this worker can run."""
     return frozenset(_measured())
 
 
@@ -357,7 +361,7 @@ class _Measured:
 
 @lru_cache(maxsize=1)
 def _measured() -> Mapping[str, _Measured]:
-    """What each pipeline class was seen to run with, by class name."""
+    """Return the schedulers that each pipeline class was measured to run with, by class name."""
     groups = json.loads(FILE.read_text(encoding="utf-8"))["groups"]
     return {
         name: _Measured(group["noise"], frozenset(group["runs"]), frozenset(group["shifts"]))

@@ -1,4 +1,4 @@
-"""A request for a model as JSON Schema (2020-12): its fields, and for which task which of them go together."""
+"""A request for a model as JSON Schema (2020-12): its fields, and the rules of which go together for each task."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -45,10 +45,10 @@ _SHOWN = ("width", "height", "num_inference_steps", "guidance_scale", "true_cfg_
 
 
 def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
-    """The JSON Schema (2020-12) of a request for this model: its fields, and what each of its tasks takes of them.
+    """Return the JSON Schema (2020-12) of a request for this model: its fields, and the rules of each task.
 
-    A request that fits is accepted, as far as its fields can tell: not what a reference or an image is, which names a
-    scheduler goes by, and what two numbers may be together, which the fields' descriptions say.
+    A request that fits is accepted, as far as its fields show. The schema cannot check the content of a reference or
+    an image, the many names of a scheduler, or two numbers together; the fields' descriptions give those limits.
     """
     spec = model.spec
     generated = request_fields().model_json_schema()
@@ -57,9 +57,9 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in common_fields()}
     _write_common(properties, model)
     _write_objects(properties, objects, model, max_loras)
-    for own in (*map(parameters, model.calls), *map(with_controls, model.calls)):
+    for schemas in (*map(parameters, model.calls), *map(with_controls, model.calls)):
         # The first task's defaults are the ones shown.
-        properties |= {name: item for name, item in own.items() if name not in properties}
+        properties |= {name: item for name, item in schemas.items() if name not in properties}
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
     _write_examples(properties, model)
     untaken = _untaken(model)
@@ -68,11 +68,11 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
 
 
 def _document(model: Model, properties: Mapping[str, dict[str, Any]], objects: Mapping[str, dict[str, Any]]) -> Schema:
-    """The schema of requests with fields of `properties`, and the rules of which of them go together."""
+    """Return the schema of requests with fields of `properties`, and the rules of which go together."""
     spec = model.spec
-    shared, told = rules(model, properties)
+    shared, per_task = rules(model, properties)
     needed = [name for name in properties if sent(name) in shared]
-    conditions: list[JsonValue] = [*(one for one in shared if one not in [sent(name) for name in needed]), *told]
+    conditions: list[JsonValue] = [*(rule for rule in shared if rule not in [sent(name) for name in needed]), *per_task]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"A request for {spec.id}",
@@ -88,7 +88,7 @@ def _document(model: Model, properties: Mapping[str, dict[str, Any]], objects: M
 
 
 def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
-    """Write into `properties` what this model's own values are for the fields that all have."""
+    """Write this model's own values of the common fields into `properties`."""
     properties["model"]["default"] = model.spec.id
     properties["task"] = {"enum": [*model.tasks], "description": properties["task"]["description"]}
     if "negative_prompt" in model.spec.defaults:
@@ -96,7 +96,7 @@ def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
 
 
 def _write_examples(properties: dict[str, dict[str, Any]], model: Model) -> None:
-    """Write into `properties` the schedulers and schedules that need nothing beside them, for whichever task."""
+    """Write the schedulers and schedules that need no other field, whatever the task, into `properties`."""
     for name in ("scheduler", "schedule"):
         lists = [examples_of(call)[name] for call in model.calls if name in parameters(call)]
         shared = [value for value in lists[0] if all(value in other for other in lists)] if lists else []
@@ -105,36 +105,36 @@ def _write_examples(properties: dict[str, dict[str, Any]], model: Model) -> None
 
 
 def _tidy(item: Mapping[str, Any]) -> dict[str, Any]:
-    """pydantic's schema without titles and null defaults, and `null` as one more type where it is one."""
-    found = {key: value for key, value in item.items() if key != "title" and (key, value) != ("default", None)}
+    """Return pydantic's schema without titles and null defaults, and with `null` as one more type."""
+    tidied = {key: value for key, value in item.items() if key != "title" and (key, value) != ("default", None)}
     for key in ("properties", "$defs"):
-        if key in found:
-            found[key] = {name: _tidy(part) for name, part in found[key].items()}
-    members = [_tidy(member) for member in found.pop("anyOf", []) if isinstance(member, Mapping)]
+        if key in tidied:
+            tidied[key] = {name: _tidy(part) for name, part in tidied[key].items()}
+    members = [_tidy(member) for member in tidied.pop("anyOf", []) if isinstance(member, Mapping)]
     real = [member for member in members if member != {"type": "null"}]
     if not members:
-        return found
+        return tidied
     if len(real) == 1 and "$ref" not in real[0]:
-        single = {**real[0], **found}
+        single = {**real[0], **tidied}
         return _nullable(single) if len(real) < len(members) else single
-    return {"anyOf": members, **found}
+    return {"anyOf": members, **tidied}
 
 
 def _without_null(item: dict[str, Any]) -> dict[str, Any]:
-    """`item` where something has to be sent."""
-    found = {**item, "anyOf": [member for member in item.get("anyOf", ()) if member != {"type": "null"}]}
-    if isinstance(found.get("type"), list):
-        (found["type"],) = (kind for kind in found["type"] if kind != "null")
-    return {key: value for key, value in found.items() if value != []}
+    """Return `item` without null, for a field that has to be sent."""
+    result = {**item, "anyOf": [member for member in item.get("anyOf", ()) if member != {"type": "null"}]}
+    if isinstance(result.get("type"), list):
+        (result["type"],) = (kind for kind in result["type"] if kind != "null")
+    return {key: value for key, value in result.items() if value != []}
 
 
 def _filled(item: Mapping[str, Any]) -> dict[str, Any]:
-    """`item`, which may not be an empty list."""
+    """Return `item`, which may not be an empty list."""
     return {**item, "minItems": 1} if "items" in item else dict(item)
 
 
 def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
-    """`item`, or null: what is null was not sent."""
+    """Return the schema of `item` or null: null counts as not sent."""
     kind, members = item.get("type"), item.get("anyOf")
     if "enum" in item:
         item = {**item, "enum": [*item["enum"], *([] if None in item["enum"] else [None])]}
@@ -189,21 +189,21 @@ def _write_objects(
 
 
 def _untaken(model: Model) -> set[str]:
-    """The common fields that none of the model's tasks takes."""
-    found = {*all_adapter_fields()} - {field for call in model.calls for field in adapter_fields(call)}
+    """Return the common fields that none of the model's tasks takes."""
+    untaken = {*all_adapter_fields()} - {field for call in model.calls for field in adapter_fields(call)}
     if not any(takes_negative_prompt(call) for call in model.calls or (model.call(Task.TEXT_TO_IMAGE),)):
-        found.add("negative_prompt")
+        untaken.add("negative_prompt")
     if Task.INPAINTING not in model.tasks:
-        found.add("outpaint")
+        untaken.add("outpaint")
     if model.spec.lightning is None:
-        found.add("lightning")
+        untaken.add("lightning")
     if not model.call(Task.UPSCALING).row.denoises:
-        found.add("loras")
-    return found
+        untaken.add("loras")
+    return untaken
 
 
 def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[str, dict[str, Any]]:
-    """`properties` with the media that the model's tasks take and without all others."""
+    """Return `properties` with the media that the model's tasks take and without all others."""
     taken: dict[str, dict[str, Any]] = {}
     for name, slot in _media_names(model):
         most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
@@ -211,18 +211,18 @@ def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[
         text = text or properties.get(name, {}).get("description") or meaning(name)
         text = text or f"For {name} of the pipeline, sent like image."
         taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
-    kept = {name: taken.get(name, item) for name, item in properties.items() if name not in FIELDS or name in taken}
+    merged = {name: taken.get(name, item) for name, item in properties.items() if name not in FIELDS or name in taken}
     for name in ("width", "height") if taken else ():
-        if "default" in kept.get(name, {}):  # which is that of a request from text
-            kept[name] = {
-                **kept[name],
-                "description": f"{kept[name]['description']} An image that is sent keeps its own.",
+        if "default" in merged.get(name, {}):  # the default of a request from text
+            merged[name] = {
+                **merged[name],
+                "description": f"{merged[name]['description']} An image that is sent keeps its own.",
             }
-    return kept | {name: item for name, item in taken.items() if name not in kept}
+    return merged | {name: item for name, item in taken.items() if name not in merged}
 
 
 def _media_names(model: Model) -> Iterator[tuple[str, Slot]]:
-    """The names under which each task's media can be sent, each with what it is."""
+    """Yield the names under which each task's media can be sent, each with its slot."""
     for call in model.calls:
         for slot in call.slots:
             for name in slot.fields if not call.from_text else ():
@@ -232,12 +232,12 @@ def _media_names(model: Model) -> Iterator[tuple[str, Slot]]:
 
 
 def _most(name: str, slot: Slot) -> int:
-    """How many images a field may hold."""
+    """Return the most images that a field may hold."""
     return MAX_FRAMES if "video" in name else MAX_IMAGES if slot.several else 1
 
 
 def _medium(name: str, most: int, *, nested: bool) -> dict[str, Any]:
-    """An image or video, or a list of them; `nested` where a list may hold lists, and gaps."""
+    """Return the schema of an image or video, or of a list of them; if `nested`, the list may hold lists and gaps."""
     if name in ("mask_image", "control_image"):
         return dict(_TEXT)
     item: Schema = {"type": ["string", "array", "null"], "items": {"type": ["string", "null"]}} if nested else _TEXT
@@ -245,20 +245,24 @@ def _medium(name: str, most: int, *, nested: bool) -> dict[str, Any]:
 
 
 def _used(objects: Mapping[str, dict[str, Any]], properties: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Those of `objects` that a property, or one of them, refers to."""
+    """Return those of `objects` that a property refers to."""
     text = json.dumps(properties)
     used = {name: item for name, item in objects.items() if f'"#/$defs/{name}"' in text}
     return used | ({"with_images": _WITH_IMAGES} if "controlnets" in properties else {})
 
 
 def _example(call: ModelCall) -> Schema:
-    """A request for the call's task, with the values that most callers would change."""
-    # A prompt that small models know too: the demo model warns of any other thing than those it was taught.
+    """Return a request for the call's task, with the values that most callers would change."""
+    # A prompt that small models know too: the demo model warns of subjects that it was not taught.
     words: Schema = {"prompt": "a red apple", "video": "https://example.com/input.mp4"}
-    needed, own, task = needed_fields(call), parameters(call), call.task
-    meant = meanings(call)  # what goes by two names is said once, by the model's own
-    chosen = {name: own[name]["default"] for name in _SHOWN if name not in meant and "default" in own.get(name, {})}
+    needed, schemas, task = needed_fields(call), parameters(call), call.task
+    own_names = meanings(call)  # a value with two names is given once, by the model's own name
+    chosen = {
+        name: schemas[name]["default"]
+        for name in _SHOWN
+        if name not in own_names and "default" in schemas.get(name, {})
+    }
     inferred = call.model.infer_task([name for name in needed if name != "prompt"])
-    said: Schema = {} if inferred is task else {"task": task}
+    named_task: Schema = {} if inferred is task else {"task": task}
     sources: Schema = {name: words.get(name, f"https://example.com/{name}.png") for name in needed}
-    return {"model": call.spec.id} | said | sources | chosen | {"seed": 42}
+    return {"model": call.spec.id} | named_task | sources | chosen | {"seed": 42}

@@ -1,4 +1,4 @@
-"""Which sizes a model draws, how many images, how many steps and how many frames."""
+"""The limits of a model's output: sizes, images, steps, and frames a second."""
 
 import math
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
 # Conservative: sixteen pixels are what an 8x VAE and patches of 2 need together.
 _UNKNOWN_MULTIPLE = 16
 
-# How pipelines call the number of frames.
+# The names of pipelines for the number of frames.
 FRAME_COUNTS = ("num_frames", "video_length", "frames")
 
 
 @dataclass(frozen=True, slots=True)
 class SizeBounds:
-    """Which images a model draws, in pixels. A side is a multiple of `multiple` from `minimum` to `maximum`."""
+    """The sizes of a model's images, in pixels. A side is a multiple of `multiple` from `minimum` to `maximum`."""
 
     minimum: int
     maximum: int
@@ -27,13 +27,13 @@ class SizeBounds:
     native: int
 
     def nearest(self, side: float) -> int:
-        """The allowed side that is closest to `side`."""
+        """Return the allowed side that is closest to `side`."""
         return nearest_multiple(side, self.multiple, self.minimum, self.maximum)
 
 
 @once
 def size_bounds(model: Model) -> SizeBounds:
-    """The sizes a model draws: its family's, moved by `limits`; tiny models may draw tiny images."""
+    """Return the sizes that a model generates: its family's, changed by `limits`; tiny models may make tiny images."""
     row, limits = model.architecture, model.spec.limits
     multiple = row.size_multiple if row else size_step(model.pipeline) or _UNKNOWN_MULTIPLE
     native = model.detection.native_size or (row.native_size if row else 1024)
@@ -41,27 +41,27 @@ def size_bounds(model: Model) -> SizeBounds:
     # Up to an aspect of 4:1 at the most pixels: beyond that no family was trained.
     side = int(limits.get("max_side", 2 * math.isqrt(max_pixels)))
     maximum = max(side // multiple, 1) * multiple
-    # 4 latent pixels a side are enough where the model itself is tiny; below 64 pixels a real one draws noise.
-    drawable = -(-max(64, multiple) // multiple) * multiple
-    minimum = min(4 * multiple, drawable) if native < 256 else drawable
+    # 4 latent pixels a side are enough where the model itself is tiny; below 64 pixels a real one makes noise.
+    least = -(-max(64, multiple) // multiple) * multiple
+    minimum = min(4 * multiple, least) if native < 256 else least
     if row is None:
-        minimum = multiple  # of a class that nobody described nothing says where noise begins
+        minimum = multiple  # for a class without a row the size where noise begins is unknown
     return SizeBounds(min(minimum, maximum), maximum, multiple, max_pixels, min(max(native, minimum), maximum))
 
 
 def image_limit(spec: ModelSpec, max_images: int) -> int:
-    """How many images one request for this model may ask for."""
+    """Return the most images that one request for this model may ask for."""
     return min(max_images, int(spec.limits.get("max_images", max_images)))
 
 
 def step_limit(model: Model) -> int:
-    """How many denoising steps one image of this model may take."""
+    """Return the most denoising steps that one image of this model may take."""
     row = model.architecture
     return int(model.spec.limits.get("max_steps", row.max_steps if row else 150))
 
 
 def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | None = None) -> tuple[int, int]:
-    """`width` x `height` on the model's grid, within its limits and `pixels`, at its own proportions."""
+    """Return `width` x `height` on the model's grid, within its limits and `pixels`, at about the same proportions."""
     pixels = min(bounds.max_pixels, pixels or bounds.max_pixels)
     scale = min(1.0, (pixels / (width * height)) ** 0.5, bounds.maximum / max(width, height))
     width, height = bounds.nearest(width * scale), bounds.nearest(height * scale)
@@ -74,11 +74,11 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
 
 
 def default_fps(call: ModelCall) -> float:
-    """Frames a second of a video, when a request says nothing."""
+    """Return the frames a second of a video for a request without `fps`."""
     row = call.architecture
     if row is not None and row.fps is not None:
         return row.fps
-    own = (call.signature or {}).get("frame_rate")
-    if own is not None and isinstance(own.default, int | float) and 1 <= own.default <= 60:
-        return float(own.default)
+    frame_rate = (call.signature or {}).get("frame_rate")
+    if frame_rate is not None and isinstance(frame_rate.default, int | float) and 1 <= frame_rate.default <= 60:
+        return float(frame_rate.default)
     return call.row.fps

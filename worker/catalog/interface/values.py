@@ -17,12 +17,12 @@ _BAD_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
-    """`value` as the pipeline gets it. Raises ParameterOutOfRange: the limit, what was sent, the fix."""
+    """Return `value` as the pipeline gets it. Raises ParameterOutOfRange with the limit, the value and the fix."""
     problem = _unsafe(value)
     if problem is None and is_valid(value, schema):
         return _whole(value, schema)
-    sent = "that" if problem else _shown(value)
-    text = f"{name} must be {_expected(schema)}; {problem or f'{sent} was sent'}"
+    shown = "that" if problem else _shown(value)
+    text = f"{name} must be {_expected(schema)}; {problem or f'{shown} was sent'}"
     step = schema.get("multipleOf")
     if problem is None and isinstance(step, int) and isinstance(value, int | float) and not isinstance(value, bool):
         low, high = schema["minimum"], schema["maximum"]
@@ -36,20 +36,20 @@ def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
 
 
 def is_valid(value: JsonValue, schema: Schema) -> bool:
-    """Whether `value` fits `schema` as it stands."""
+    """True if `value` fits `schema` as it stands."""
     return bool(Draft202012Validator(schema).is_valid(value))
 
 
 def _unsafe(root: JsonValue) -> str | None:
-    """What makes a value dangerous to handle at all, whatever its schema; walked without recursion."""
-    todo: list[tuple[JsonValue, int]] = [(root, 0)]
-    for count, (value, depth) in enumerate(_drain(todo)):
+    """Return the reason why a value is dangerous to handle, whatever its schema; walked without recursion."""
+    pending: list[tuple[JsonValue, int]] = [(root, 0)]
+    for count, (value, depth) in enumerate(_drain(pending)):
         if depth > _MAX_DEPTH or count > MAX_ITEMS:
             return f"a value nested deeper than {_MAX_DEPTH} or with more than {MAX_ITEMS:,} parts was sent"
         if isinstance(value, dict):
-            todo += [(key, depth + 1) for key in value] + [(item, depth + 1) for item in value.values()]
+            pending += [(key, depth + 1) for key in value] + [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
-            todo += [(item, depth + 1) for item in value]
+            pending += [(item, depth + 1) for item in value]
         elif problem := _unsafe_scalar(value):
             return problem
     return None
@@ -67,13 +67,13 @@ def _unsafe_scalar(value: object) -> str | None:
     return None
 
 
-def _drain(todo: list[tuple[JsonValue, int]]) -> Iterator[tuple[JsonValue, int]]:
-    while todo:
-        yield todo.pop()
+def _drain(pending: list[tuple[JsonValue, int]]) -> Iterator[tuple[JsonValue, int]]:
+    while pending:
+        yield pending.pop()
 
 
 def _whole(value: JsonValue, schema: Schema) -> JsonValue:
-    """20.0 as 20 where an integer is asked for: JSON has one number type, Python two."""
+    """Return 20.0 as 20 where `schema` asks for an integer: JSON has one number type, Python two."""
     members = schema.get("anyOf")
     if isinstance(members, list):
         fitting = (member for member in members if isinstance(member, dict) and is_valid(value, member))
@@ -85,12 +85,12 @@ def _whole(value: JsonValue, schema: Schema) -> JsonValue:
 
 
 def _expected(schema: Schema) -> str:
-    """The schema in words, to stand after "must be"."""
+    """Return the schema in words, to stand after "must be"."""
     members, kind = schema.get("anyOf"), schema.get("type")
     if isinstance(members, list):
-        # null is what a parameter is when it is left out: true, but of no help in an error
-        real = [member for member in members if isinstance(member, dict) and member.get("type") != "null"]
-        return " or ".join(_expected(member) for member in real)
+        # null stands for a parameter that is left out: no help in an error
+        types = [member for member in members if isinstance(member, dict) and member.get("type") != "null"]
+        return " or ".join(_expected(member) for member in types)
     if isinstance(values := schema.get("enum"), list):
         return f"one of {', '.join(str(value) for value in values)}"
     if kind in ("integer", "number"):
@@ -116,6 +116,6 @@ def _shown(value: object) -> str:
 
 
 def nearest_multiple(value: float, step: int, low: int, high: int) -> int:
-    """The multiple of `step` from `low` to `high` that is closest to `value`."""
+    """Return the multiple of `step` from `low` to `high` that is closest to `value`."""
     bounded = min(max(value, low), high)
     return min(max(round(bounded / step) * step, low), high)
