@@ -28,7 +28,7 @@ from worker.core.request import GenerationRequest, OutputOptions
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
     *("call", "params", "scheduler", "video", "words"),
-    *("redraws", "adapters", "finishing"),
+    *("generates", "adapters", "finishing"),
 }
 OF_ONE_JOB = {
     *("id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at")

@@ -1,6 +1,6 @@
-"""What a job puts beside its model: as callers name it, as a job has it, as files, and what is told of it.
+"""A job's adapters: as callers name them, as the job has them, as files, and as the report of their effect.
 
-How callers name a LoRA stands in `model.py`, since a model may own some.
+`LoraSpec` stands in `model.py`, since a model may own LoRAs.
 """
 
 from collections.abc import Hashable, Iterator
@@ -15,7 +15,7 @@ from worker.core.model import AdapterSpec, Detection, Kind, LoraSpec, ModelFiles
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
-# What can be made of a control's image without any model (`media/preprocessing.py` does it).
+# The preprocessing of a control's image that needs no model (see `media/preprocessing.py`).
 Preprocess = Literal["canny", "lineart", "grayscale", "invert", "threshold", "blur", "tile"]
 
 
@@ -40,7 +40,7 @@ class ControlNetSpec(_FileSpec):
 
     @property
     def sent_images(self) -> tuple[str, ...]:
-        """The image to follow, where it is the control's own."""
+        """The image to follow, where the control has its own."""
         return () if self.image is None else (self.image,)
 
 
@@ -95,14 +95,14 @@ Spec = TypeVar("Spec", bound=AdapterSpec)
 
 @dataclass(frozen=True, slots=True)
 class Adapter(Generic[Spec]):
-    """One adapter of an accepted job: what was asked for, checked. A kind with more to it has a class of its own."""
+    """One adapter of an accepted job: its spec, checked. A kind with more data has a class of its own."""
 
     spec: Spec
 
 
 @dataclass(frozen=True, slots=True)
 class ControlCall:
-    """The parameters of a class's call that its controls fill; None where it has none of the kind."""
+    """The parameters of a class's call that its controls fill; None for one that the class lacks."""
 
     images: str
     scale: str
@@ -116,9 +116,9 @@ class ControlCall:
 
 @dataclass(frozen=True, slots=True)
 class Control(Adapter[ControlNetSpec]):
-    """A ControlNet or T2I-Adapter, the image as it sees it, at the size that is drawn, and how the class takes it.
+    """A ControlNet or T2I-Adapter, its image at the size of the output, and the parameters that it fills.
 
-    `mode` is a union ControlNet's own number for what the image shows.
+    The image is preprocessed. `mode` is a union ControlNet's own number for the kind of image.
     """
 
     image: Raster
@@ -128,7 +128,7 @@ class Control(Adapter[ControlNetSpec]):
 
 @dataclass(frozen=True, slots=True)
 class ImagePrompt(Adapter[IPAdapterSpec]):
-    """An IP-Adapter, and its images as they came."""
+    """An IP-Adapter, and its images as they were sent."""
 
     images: tuple[Raster, ...]
 
@@ -144,27 +144,27 @@ class AdapterFiles(Generic[Accepted]):
     files: ModelFiles
     detection: Detection
     sha256: str | None = None
-    bytes_beside: int = 0  # what it takes on the device beside the model, where that is much
+    bytes_beside: int = 0  # its memory on the device beside the model, where that is much
 
     @property
     def kind(self) -> Kind:
-        """What the file is."""
+        """The kind of the file."""
         return self.detection.kind
 
     @property
     def model(self) -> str:
-        """What the caller named."""
+        """The reference that the caller sent."""
         return str(self.adapter.spec.model)
 
     @property
     def key(self) -> Hashable:
-        """What its content is known by."""
+        """A key that identifies its content."""
         return self.sha256 or self.files.root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraFiles(AdapterFiles[Adapter[LoraSpec]]):
-    """A LoRA on disk, and what its header says."""
+    """A LoRA on disk, and the facts from its header."""
 
     keys: LoraKeys
     scaling: Scaling
@@ -173,7 +173,7 @@ class LoraFiles(AdapterFiles[Adapter[LoraSpec]]):
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """What an adapter other than a LoRA did for a job. `tokens` are the words that a prompt may call it up with."""
+    """The effect of an adapter, other than a LoRA, on a job. `tokens` are the words by which a prompt calls it up."""
 
     kind: Kind
     model: str

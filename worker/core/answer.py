@@ -1,4 +1,4 @@
-"""Answers to everything that a worker can be asked: typed, and made into JSON by `wire` and the doors only."""
+"""Typed answers to all requests to a worker; only `wire` and the doors make them into JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from worker.core.result import JobFacts
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """One file of an answer: its bytes, or where it was put, a URL of a bucket or a path below the volume."""
+    """One file of an answer: its bytes, or its place, a URL of a bucket or a path below the volume."""
 
     format: Format
     data: bytes = b""
@@ -22,7 +22,7 @@ class AnswerFile:
 
     @property
     def media_type(self) -> str:
-        """Its media type, as HTTP names it."""
+        """The media type, as HTTP names it."""
         return CONTENT_TYPES[self.format]
 
 
@@ -32,7 +32,7 @@ class Answer(JobFacts):
 
     The files are images, videos, or the frames of videos, one after the other; all are of one `format`. There is a
     seed for each image or video. `width`, `height`, `num_frames` and `fps` are of the first; 0 frames make an image.
-    `encode_s` is how long the files took.
+    `encode_s` is the time for encoding them, in seconds.
     """
 
     files: tuple[AnswerFile, ...]
@@ -54,7 +54,7 @@ class Answer(JobFacts):
 class ModelSummary:
     """One model of the registry, as far as it is known without its files.
 
-    `served` is whether this version can run it; `source` a reference on the Hub, else only the kind of source.
+    `served` is True if this version can run it. `source` is a reference on the Hub, else only the kind of source.
     """
 
     id: str
@@ -68,7 +68,7 @@ class ModelSummary:
     min_vram_gb: float | None
 
     def is_named(self, name: str) -> bool:
-        """Tell whether `name` is its id or one of its aliases."""
+        """True if `name` is the model's id or one of its aliases."""
         return name == self.id or name in self.aliases
 
 
@@ -100,7 +100,7 @@ class Inspection:
 class PlanReport:
     """The needs of one model on one device. `fits` is None where the size of its weights is not known.
 
-    `reason` says why it does not fit, or why that is not known; `plan` is how it would be loaded where it fits.
+    `reason` says why it does not fit, or why that is not known. `plan` is the way to load it where it fits.
     """
 
     model: str
@@ -141,7 +141,7 @@ class Preloaded:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """A model that is not on the device any more; `dropped` is whether it was."""
+    """A model that is not on the device any more; `dropped` is True if it was there before."""
 
     model: str
     dropped: bool

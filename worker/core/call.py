@@ -1,4 +1,4 @@
-"""A model as it is called for a task: the plain facts that a job carries. The catalog derives all others of them."""
+"""A model's call for a task: the plain facts that a job carries. The catalog derives all others from them."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from worker.core.pipeline import PipelineRow
 
 
 class KnownModel(Protocol):
-    """A model of which is known what its registry entry says and what its files say."""
+    """A model with its registry entry and the detection of its files."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -16,7 +16,7 @@ class KnownModel(Protocol):
 
     @property
     def detection(self) -> Detection:
-        """What the files are."""
+        """The detection of the files."""
         ...
 
 
@@ -25,7 +25,7 @@ class Call(KnownModel, Protocol):
 
     @property
     def task(self) -> Task:
-        """The task that is asked for."""
+        """The requested task."""
         ...
 
     @property
@@ -35,10 +35,10 @@ class Call(KnownModel, Protocol):
 
     @property
     def row(self) -> PipelineRow:
-        """The facts of that class."""
+        """The facts about that class."""
         ...
 
     @property
     def lightning(self) -> bool:
-        """Whether the model's distillation LoRA is used."""
+        """True if the model's distillation LoRA is used."""
         ...

@@ -1,4 +1,4 @@
-"""What a job can run on, and how a model will be put there."""
+"""The device that a job runs on, and the plan for loading a model there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ LoadFormat = Literal["diffusers", "safetensors", "gguf", "upscaler"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """One device. Bytes are of its own memory: VRAM, or RAM for the CPU."""
+    """One device. Its bytes are those of its own memory: VRAM, or RAM for the CPU."""
 
     type: Literal["cpu", "cuda", "mps"]
     name: str
@@ -25,7 +25,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How a model will be loaded on a device; a pure answer, nothing is touched."""
+    """The plan for loading a model on a device: plain data; making it touches nothing."""
 
     root: Path  # a diffusers folder, or one weight file
     pipeline: str
@@ -34,11 +34,11 @@ class LoadPlan:
     offload: Offload
     estimated_bytes: int  # weights and working memory at the job's size
     weight_bytes: int
-    working_bytes_per_mp: int = 0  # what an image of one megapixel takes while it is drawn
-    reserve_bytes: int = 0  # what else has to be free then: overhead, and with offloading the part that is computing
+    working_bytes_per_mp: int = 0  # memory of an image of one megapixel while it is generated
+    reserve_bytes: int = 0  # to be free beyond that: overhead, and with offloading the part that is computing
     format: LoadFormat = "diffusers"
     variant: str | None = None
-    config: Path | None = None  # the folder that says what a single file's components are
+    config: Path | None = None  # the folder that describes a single file's components
     base: Path | None = None  # a diffusers folder that gives the components that the file lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components from elsewhere: they replace all others
     scheduler: str | None = None  # the diffusers class that stands in for the config's own

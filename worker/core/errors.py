@@ -14,7 +14,7 @@ WorkerError
 │ └ Unauthenticated         no API key, or one that this worker does not know
 ├ Overloaded                more work than this worker takes now; says when to come back
 │ ├ RateLimited             this caller sends too fast
-│ └ QuotaExceeded           this caller has used up what the operator gives him
+│ └ QuotaExceeded           this caller has used up what the operator grants
 ├ SourceError               where the weights come from
 │ ├ SourceUnavailable       it does not answer, or the worker is offline
 │ ├ CorruptFile             what came back, or lies on disk, is damaged
@@ -107,7 +107,7 @@ class IncompatibleAdapter(InvalidRequest):
 
 
 class JobNotFound(InvalidRequest):
-    """No job has this id, or what came of it is no longer kept."""
+    """No job has this id, or its answer is no longer kept."""
 
     code = "job_not_found"
 
@@ -132,19 +132,19 @@ class Overloaded(WorkerError):
 
 
 class RateLimited(Overloaded):
-    """This caller sends requests faster than the operator lets him."""
+    """This caller sends requests faster than the operator allows."""
 
     code = "rate_limited"
 
 
 class QuotaExceeded(Overloaded):
-    """This caller has used up what the operator gives him for a day."""
+    """This caller has used up the operator's quota for a day."""
 
     code = "quota_exceeded"
 
 
 class SourceError(WorkerError):
-    """Something about where the weights come from."""
+    """A failure of the place that the weights come from."""
 
     code = "source_error"
     retryable = True
@@ -157,7 +157,7 @@ class SourceUnavailable(SourceError):
 
 
 class CorruptFile(SourceError):
-    """A file that is truncated, damaged or not what its name says."""
+    """A file that is truncated, damaged or of another kind than its name."""
 
     code = "corrupt_file"
 

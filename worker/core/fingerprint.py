@@ -1,4 +1,4 @@
-"""A digest of values by content, so that two of them can be compared once and for all."""
+"""A digest of values by content, so that two values can be compared by their digests."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 
 def fingerprint(value: object, leave_out: Mapping[type, frozenset[str]] | None = None) -> str:
-    """SHA-256 of `value`, of whatever nesting: equal for equal content, whatever the order of mappings and sets.
+    """Return the SHA-256 of `value`, however nested: equal for equal content, in any order of mappings and sets.
 
-    `leave_out` names fields of dataclasses that do not count. An object of a kind that is not known here is equal to
-    itself only: what cannot be compared is never taken for the same.
+    `leave_out` names fields of dataclasses that do not count. An object of an unknown kind is equal to itself only:
+    two objects that cannot be compared never count as the same.
     """
     return hashlib.sha256(repr(_plain(value, leave_out or {})).encode("utf-8", "surrogatepass")).hexdigest()
 

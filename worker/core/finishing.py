@@ -1,6 +1,6 @@
-"""What happens to an image after its model: a refiner's last steps, an upscaler, and an opinion on whether it is safe.
+"""The work on an image after its model: a refiner's last steps, an upscaler, and a verdict on its safety.
 
-A refiner and an upscaler are models of their own, with sources and files like the one that draws.
+A refiner and an upscaler are models of their own, with sources and files like the first model.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class UpscaleSpec(SecondModelSpec):
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """An accepted job's refiner, as it is called."""
+    """An accepted job's refiner, and its call."""
 
     spec: RefinerSpec
     call: Call
@@ -49,7 +49,7 @@ class Upscaler:
 
 @dataclass(frozen=True, slots=True)
 class Finishing:
-    """What works after a job's model, where it asks for that."""
+    """The models that work after a job's own, where it asks for them."""
 
     refiner: Refiner | None = None
     upscaler: Upscaler | None = None
@@ -57,7 +57,7 @@ class Finishing:
 
 @dataclass(frozen=True, slots=True)
 class FinishingFiles:
-    """The files of what works after the model, in a batch; None for what the job or the operator did not ask for."""
+    """The files of a batch's further models; None for those that neither the job nor the operator asks for."""
 
     refiner: ModelFiles | None = None
     upscaler: ModelFiles | None = None
@@ -65,14 +65,14 @@ class FinishingFiles:
 
     @property
     def bytes_downloaded(self) -> int:
-        """Bytes that were fetched for these."""
-        found = (self.refiner, self.upscaler, self.safety_checker)
-        return sum(files.bytes_downloaded for files in found if files is not None)
+        """Bytes that were fetched for these files."""
+        models = (self.refiner, self.upscaler, self.safety_checker)
+        return sum(files.bytes_downloaded for files in models if files is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class SafetyVerdict:
-    """What the operator's safety checker says of one image. `score` (0..1) is how sure it is that it is unsafe."""
+    """The verdict of the operator's safety checker on one image. `score` (0..1) is its certainty that it is unsafe."""
 
     flagged: bool
     label: str

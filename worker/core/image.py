@@ -1,4 +1,4 @@
-"""An image as plain bytes, so that rooms without PIL or numpy can hand it on."""
+"""An image as plain bytes, so that packages without PIL or numpy can pass it on."""
 
 from dataclasses import dataclass
 from typing import Literal

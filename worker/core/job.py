@@ -27,7 +27,7 @@ class StopSignal:
         self._cancelled = threading.Event()
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self.shut_down = False  # whether it is the worker that stops the job, and not its caller
+        self.shut_down = False  # True if the worker stops the job, and not its caller
 
     def cancel(self) -> None:
         """Ask the job to stop at its next step."""
@@ -35,7 +35,7 @@ class StopSignal:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller took the job back."""
+        """True if the caller took the job back."""
         return self._cancelled.is_set()
 
     @property
@@ -45,7 +45,7 @@ class StopSignal:
 
     @property
     def reason(self) -> JobCancelled | JobTimeout | None:
-        """Why the job has to stop; None while it may go on."""
+        """The error for which the job has to stop; None while it may go on."""
         if self.cancelled:
             return JobCancelled("The job was cancelled.")
         return self.timed_out() if self.remaining_s <= 0 else None
@@ -56,7 +56,7 @@ class StopSignal:
             raise reason
 
     def timed_out(self) -> JobTimeout:
-        """The error of a job whose deadline passed."""
+        """Return the error of a job whose deadline passed."""
         return JobTimeout(
             f"The job did not finish within its timeout_s of {self._timeout_s:g} seconds; "
             "raise timeout_s, or ask for fewer steps, fewer images or a smaller size.",
@@ -66,9 +66,9 @@ class StopSignal:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerChoice:
-    """How a job is sampled where it says so: a diffusers class, and what is laid over the model's scheduler config.
+    """A job's own choice of sampling: a diffusers class, and options over the model's scheduler config.
 
-    Without a `cls` it is the model's own class. `shift` is a flow's, whatever the class calls it.
+    Without a `cls` it is the model's own class. `shift` is a flow's, whatever its name in the class.
     """
 
     name: str | None = None
@@ -76,17 +76,17 @@ class SchedulerChoice:
     options: Mapping[str, JsonValue] = field(default_factory=dict)
     schedule: str | None = None
     shift: float | None = None
-    flow: bool = False  # the model predicts a flow: a class that also serves others has to be told
+    flow: bool = False  # the model predicts a flow: a class that also serves other models needs to know
     replaces: frozenset[str] = frozenset()  # the classes that `cls` can stand in for, beside itself
 
     @property
     def parameters(self) -> dict[str, JsonValue]:
-        """What a caller sends to be given the same choice."""
-        said: dict[str, JsonValue] = {"scheduler": self.name, "schedule": self.schedule, "shift": self.shift}
-        return {name: value for name, value in said.items() if value is not None}
+        """The fields that a caller sends for the same choice."""
+        fields: dict[str, JsonValue] = {"scheduler": self.name, "schedule": self.schedule, "shift": self.shift}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-# What pipelines call the words that say what to draw, the first choice first.
+# The names of pipelines for the prompt, the first choice first.
 PROMPT_PARAMETERS = ("prompt", "editing_prompt", "content_prompt")
 
 
@@ -97,16 +97,16 @@ class Media:
     parameter: str
     images: tuple[Raster, ...]
     form: Form
-    field: str  # what the caller named it
+    field: str  # the request's field
 
     @property
     def is_single(self) -> bool:
-        """Whether this is one image, so that several jobs' can go into one call."""
+        """True of one image: those of several jobs can go into one call."""
         return len(self.images) == 1 and self.form in ("image", "controls", "mask", "unmask")
 
     @property
     def outline(self) -> tuple[object, ...]:
-        """All but the pixels: what images of one call must have in common."""
+        """All but the pixels: images of one call must agree in it."""
         sizes = [(image.mode, image.width, image.height) for image in self.images]
         return self.parameter, self.form, self.field, sizes
 
@@ -119,7 +119,7 @@ class VideoRequest:
     frames: int | None = None
 
 
-# Marks a field in which jobs of one pipeline call may differ. All others, and whatever is added to Job, they share.
+# Marks a field in which jobs of one pipeline call may differ. They agree in all others, new fields of Job included.
 OF_ONE_JOB: Mapping[str, bool] = {"of_one_job": True}
 
 
@@ -141,41 +141,41 @@ class Job:
     warnings: tuple[str, ...] = field(default=(), metadata=OF_ONE_JOB)
     adapters: tuple[Adapter[Any], ...] = ()  # kind by kind, each in the order in which they were asked for
     finishing: Finishing = field(default_factory=Finishing)
-    words: PromptForm | None = None  # how the class reads prompts, where the worker can weigh them; else None
-    redraws: bool = True  # at strength 0 what was sent comes back, and nothing is drawn
+    words: PromptForm | None = None  # the form in which the class reads prompts that the worker weighs; else None
+    generates: bool = True  # False at strength 0: the sent image comes back, and nothing is generated
     video: VideoRequest | None = None  # None for images
     accepted_at: float = field(default_factory=time.monotonic, metadata=OF_ONE_JOB)
 
     @property
     def shares_a_call(self) -> bool:
-        """Whether other jobs may be drawn in the same pipeline call: images, each from one image at most."""
+        """True if other jobs may join the same pipeline call: images, each from one image at most."""
         return self.video is None and all(media.is_single for media in self.media)
 
     @property
     def shared(self) -> tuple[object, ...]:
-        """What jobs of one pipeline call have in common."""
-        alike = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
+        """The values in which all jobs of one pipeline call agree."""
+        common = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
         # A refiner or an upscaler works for one job at a time.
-        alone = self.id if self.finishing != Finishing() else None
-        # Of what is their own the outline: a call takes a negative prompt from all or none, and images of one size.
-        return *alike, alone, self.negative_prompt is None, [media.outline for media in self.media]
+        own_key = self.id if self.finishing != Finishing() else None
+        # Own fields count by their outline: a call takes a negative prompt from all or none, and images of one size.
+        return *common, own_key, self.negative_prompt is None, [media.outline for media in self.media]
 
     @property
     def image(self) -> Raster | None:
         """The first image sent to start from, if any."""
-        sent = next((item for item in self.media if item.field in ("image", "images")), None)
-        return sent.images[0] if sent else None
+        media = next((item for item in self.media if item.field in ("image", "images")), None)
+        return media.images[0] if media else None
 
     @property
     def mask(self) -> Raster | None:
-        """What is redrawn, white, of `image`; None when everything may be."""
-        sent = next((item for item in self.media if item.field == "mask_image"), None)
-        return sent.images[0] if sent else None
+        """The mask of `image`: white where it is regenerated; None when all of it may be."""
+        media = next((item for item in self.media if item.field == "mask_image"), None)
+        return media.images[0] if media else None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the engine runs in one pipeline call: jobs that agree in everything but prompt, image and seeds."""
+    """The jobs of one pipeline call and their files: the jobs agree in everything but prompt, image and seeds."""
 
     jobs: tuple[Job, ...]
     files: ModelFiles
@@ -183,12 +183,12 @@ class Batch:
     finishing: FinishingFiles = field(default_factory=FinishingFiles)
 
     def adapters_of(self, field: str) -> tuple[AdapterFiles[Any], ...]:
-        """Those that came in one of a request's fields."""
+        """Return the adapters that came in one of a request's fields."""
         return tuple(item for item in self.adapters if item.adapter.spec.field == field)
 
     @property
     def batch_key(self) -> str:
-        """What two batches must agree in to be drawn together: jobs and files alike, whatever fields they have."""
+        """The key in which two batches must agree to run together: jobs and files, with all of their fields."""
         files = [getattr(self, name) for name in self.__dataclass_fields__ if name != "jobs"]
         return fingerprint([[job.shared for job in self.jobs[:1]], files], leave_out=_TRANSIENT)
 
@@ -199,7 +199,7 @@ class Batch:
             raise last
 
 
-# How a file came here, what was read from the content that its digest stands for already, and what the jobs say too.
+# Left out of the key: how a file was fetched, facts that its digest implies, and facts that the jobs hold too.
 _TRANSIENT: Mapping[type, frozenset[str]] = {
     ModelFiles: frozenset({"bytes_downloaded"}),
     AdapterFiles: frozenset({"adapter"}),

@@ -1,4 +1,4 @@
-"""A job's input, once it was read: one of three kinds of request, or why it cannot be taken."""
+"""A job's input after parsing: one of three kinds of request, or the error that refuses it."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ ACTIONS: tuple[Action, ...] = get_args(Action)
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A question about one model, or what to do with it; None is the default model."""
+    """A question about one model, or an action on it; None is the default model."""
 
     action: ModelAction
     model: str | None
@@ -32,11 +32,11 @@ Request = GenerationRequest | ModelRequest | WorkerRequest
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """A job's input, read as far as that went.
+    """A job's input, parsed as far as possible.
 
-    A caller hears of what is wrong with it when the job is run, as on RunPod; so a refusal stands in place of the
-    request. It is None once nobody needs it any more. `named_model` is the model in the caller's words, whatever that
-    was. Inputs that were sent alike have the same `fingerprint`.
+    A caller gets the refusal of an input when the job is run, as on RunPod, so the error stands in place of the
+    request. `request` is None once nobody needs it any more. `named_model` is the model as the caller sent it, of any
+    type. Equal inputs have the same `fingerprint`.
     """
 
     request: Request | WorkerError | None

@@ -1,4 +1,4 @@
-"""What a LoRA file holds, sorted out: which module each tensor changes, the part it plays there, and its scale."""
+"""The content of a LoRA file: the module that each tensor changes, its role there, and its scale."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ DENOISER = "denoiser"
 
 @dataclass(frozen=True, slots=True)
 class ModuleKeys:
-    """One module that a file changes: its name as the file spells it, and the key of each tensor by its role.
+    """One module that a file changes: its name in the file, and the key of each tensor by its role.
 
     Roles: `down`, `up`, `mid`, `up_bias`, `alpha`, `dora_scale`, `diff`, `diff_b`, `weight` and `on_input` (IA3),
     `a1` … `bm` (GLoRA), and LyCORIS' own names for the rest.
@@ -47,12 +47,12 @@ class LoraKeys:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How much a file scales its changes: a module's own `.alpha` first, then what peft wrote, else nothing."""
+    """The scale of a file's changes: a module's own `.alpha` first, then peft's settings, else 1."""
 
     settings: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)  # component, or "" -> LoraConfig
 
     def factor(self, component: str, path: str, rank: int, alpha: float | None) -> float:
-        """What multiplies the change of the module at `path`; 1 where the change has no `rank` (0)."""
+        """Return the factor on the change of the module at `path`; 1 where the change has no `rank` (0)."""
         if not rank:
             return 1.0
         if alpha is not None:
@@ -67,7 +67,7 @@ class Scaling:
 
 
 def _pattern(patterns: JsonValue, path: str) -> JsonValue:
-    """The value of the first pattern that is a module's path, or whole words at its end."""
+    """Return the value of the first pattern that is a module's path, or whole words at its end."""
     if not isinstance(patterns, dict):
         return None
     return next((value for text, value in patterns.items() if path == text or path.endswith(f".{text}")), None)

@@ -1,4 +1,4 @@
-"""What a model is: where it comes from, what the registry says of it, what its files say of it."""
+"""A model's facts: its source, its registry entry, and the detection of its files."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Task(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a file or a folder is."""
+    """The kind of a file or a folder."""
 
     PIPELINE = "pipeline"  # a diffusers repository, model_index.json
     CHECKPOINT = "checkpoint"  # a single file that holds a whole model
@@ -54,12 +54,12 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
-# Of what is named without its host.
+# The hosts of schemes whose references name none.
 _HOSTS: Mapping[str, str] = {"hf": "huggingface.co", "civitai": "civitai.com", "file": ""}
 
 
 class ModelSource(Parsed):
-    """Where bytes come from.
+    """The source of a model's bytes.
 
     `locator` is `org/repo` for `hf`, a model's number for `civitai` (empty when only the version is known), the URL for
     `url` and a path for `file`. `revision` is a commit, branch or tag, or CivitAI's version number; `filename` a file
@@ -77,24 +77,24 @@ class ModelSource(Parsed):
     without: tuple[str, ...] = ()  # the components that are not
 
     def wants(self, component: str) -> bool:
-        """Whether the weights of this part of a pipeline's repository are asked for."""
+        """True if the weights of this part of a pipeline's repository are asked for."""
         return component not in self.without and (not self.only or component in self.only)
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on this machine, in one of the operator's own folders."""
+        """True if the source lies on this machine, in one of the operator's own folders."""
         return self.scheme == "file"
 
     @property
     def is_repository(self) -> bool:
-        """Whether it is a repository of the Hub, or something in one."""
+        """True if the source is a repository of the Hub, or a part of one."""
         return self.scheme == "hf"
 
     @property
     def host(self) -> str:
-        """The host that it comes from; empty where it comes from none."""
-        known = _HOSTS.get(self.scheme)
-        return urlsplit(self.locator).hostname or "" if known is None else known
+        """The host of the source; empty for a local one."""
+        host = _HOSTS.get(self.scheme)
+        return urlsplit(self.locator).hostname or "" if host is None else host
 
     @property
     def reference(self) -> str:
@@ -102,16 +102,16 @@ class ModelSource(Parsed):
         text = self.locator if self.scheme in {"hf", "url"} else f"{self.scheme}:{self.locator}"
         if self.revision:
             text += f"@{self.revision}"
-        below = self.filename or self.subfolder
-        if below:
-            text += f"#{below}"
+        path = self.filename or self.subfolder
+        if path:
+            text += f"#{path}"
         pins = [self.choice, f"sha256={self.sha256}" if self.sha256 else None]
         query = "&".join(filter(None, pins))
         return f"{text}?{query}" if query else text
 
 
 class ReferenceSpec(Parsed):
-    """What is named by a reference. A reference alone stands for an object that names nothing else."""
+    """An object with a reference. A reference alone stands for an object that names nothing else."""
 
     model: str = Field(min_length=1, max_length=512)
 
@@ -196,16 +196,16 @@ class ModelSpec(Parsed):
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
-    subjects: tuple[str, ...] = ()  # all that a small model can draw, by name
+    subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
 
 
-# What diffusers calls a denoiser among a repository's parts.
+# The names of diffusers for a denoiser among a repository's parts.
 DENOISERS = ("transformer", "unet")
 # Parts that are never loaded: off by default, and heavier than some models.
 NEVER_LOADED = frozenset({"safety_checker"})
 # Parts that a single file is not completed with either.
 NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}
-# What files end in that are read by unpickling, which can run code.
+# The endings of files that are read by unpickling, which can run code.
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 
 
@@ -225,7 +225,7 @@ class TensorIndex:
 
     @property
     def parameters(self) -> int:
-        """How many numbers all tensors hold together."""
+        """The count of numbers in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
 
@@ -244,7 +244,7 @@ _BLOCKS: Mapping[str, tuple[int, int]] = {
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of one tensor as stored; quantized types come in whole blocks along the last axis."""
+    """Return the bytes of one tensor as stored; quantized types come in whole blocks along the last axis."""
     numbers, size = _BLOCKS.get(dtype, (1, 2))
     return -(-math.prod(shape) // numbers) * size
 
@@ -254,7 +254,7 @@ Confidence = Literal["high", "medium", "low"]
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a model's page or metadata says of it: it decides only where the header is silent, and is never proof."""
+    """A model's claims in its page or metadata: they decide only where the header is silent, and are never proof."""
 
     base: str | None = None  # CivitAI's baseModel, or the Hub's base_model
     kind: str | None = None  # CivitAI's type: LORA, Checkpoint …
@@ -267,7 +267,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """A diffusers scheduler class, and what is laid over the model's own config for it."""
+    """A diffusers scheduler class, and its options over the model's own config."""
 
     cls: str
     options: Mapping[str, JsonValue] = field(default_factory=dict)
@@ -275,7 +275,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What the files say a model is, with the reasons. `Kind.UNKNOWN` is an answer, never a guess."""
+    """A model's facts as its files show them, with the reasons. `Kind.UNKNOWN` is an answer, never a guess."""
 
     kind: Kind
     format: str  # "diffusers", "safetensors", …
@@ -284,19 +284,19 @@ class Detection:
     tasks: tuple[Task, ...] = ()
     prediction_type: str | None = None
     scheduler: str | None = None  # the class of a repository's own
-    zero_snr: bool = False  # trained down to zero signal: the scheduler has to start there too
+    zero_snr: bool = False  # trained down to zero signal: the scheduler has to begin there too
     native_size: int | None = None  # pixels of one side
     evidence: tuple[str, ...] = ()
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
-    near: tuple[str, ...] = ()  # what an unknown file resembles most
+    near: tuple[str, ...] = ()  # the architectures that an unknown file resembles most
     confidence: Confidence = "high"
     quantization: str | None = None  # "fp8", "fp8-scaled", "nf4", "svdquant", "gguf", or a repository's own method
-    # what the same shapes can be trained to: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
+    # a training of the same shapes: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
     variant: str | None = None
-    parts: tuple[str, ...] = ()  # what a single file holds: "denoiser", "vae", "text_encoder", "text_encoder_2" …
+    parts: tuple[str, ...] = ()  # of a single file: "denoiser", "vae", "text_encoder", "text_encoder_2" …
     part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
     component_class: str | None = None  # of a part: the diffusers or transformers class that reads it
-    few_steps: SchedulerConfig | None = None  # what a single file of this variant is sampled with
+    few_steps: SchedulerConfig | None = None  # the scheduler for a single file of this variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +306,7 @@ class ModelFiles:
     root: Path
     total_bytes: int
     revision: str | None = None
-    variant: str | None = None  # which of a repository's weight variants was fetched, "fp16" say
+    variant: str | None = None  # the weight variant that was fetched of a repository, "fp16" say
     bytes_downloaded: int = 0
     parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
     packed: Mapping[str, int] = field(default_factory=dict)  # bytes of components that stay quantized in memory
@@ -317,13 +317,13 @@ class ModelFiles:
 
     @property
     def is_single_file(self) -> bool:
-        """Whether the model is one file rather than a diffusers folder."""
+        """True if the model is one file rather than a diffusers folder."""
         return self.root.is_file()
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What can be known of a source before its weights are fetched: JSON files by name, or one header."""
+    """The facts about a source before its weights are fetched: JSON files by name, or one header."""
 
     configs: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # "unet/config.json" -> its content
     header: TensorIndex | None = None

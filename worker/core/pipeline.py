@@ -1,18 +1,18 @@
-"""The facts of one diffusers pipeline class: plain data, which the catalog writes and which goes along with a job."""
+"""The facts about one diffusers pipeline class: plain data, written by the catalog and carried by each job."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from worker.core.model import Task
 
-# How a pipeline wants its images: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
-# is white (or black) where it is redrawn, rows of in-context examples, or diffusers' object for a condition.
+# The form of a pipeline's images: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
+# is white (or black) where the image is regenerated, rows of in-context examples, or diffusers' object for a condition.
 Form = Literal["image", "images", "controls", "batch", "mask", "unmask", "grid", "condition"]
-# How many IP-Adapters a class takes, where its call has the parameters for them.
+# The count of IP-Adapters that a class takes, where its call has the parameters for them.
 ImagePrompts = Literal["any", "one", "none"]
 # Work before the call, by its name in `worker.engine.preparation`.
 Preparation = Literal["constant_guidance", "fitted_images", "inverted_diffedit", "inverted_ledits", "whole_video"]
-# Pipelines' names that doors take for one of the request's fields, so that they never come from a caller.
+# Pipelines' names that doors read as one of the request's fields, so that they never come from a caller.
 _ALIASED = frozenset({"mask"})
 
 
@@ -21,8 +21,8 @@ class Slot:
     """A parameter of a pipeline's call that takes media.
 
     `fields` are the request's fields that can fill it, the first choice first; its own name always can. A slot that is
-    not `fitted` takes images of any size beside the one that is drawn: references and examples; where they are
-    `bounded`, only images of 64 pixels a side or more, and at most eight times as long as wide.
+    not `fitted` takes images of another size than the output: references and examples. A `bounded` slot takes only
+    images of 64 pixels a side or more, and at most eight times as long as wide.
     """
 
     parameter: str
@@ -31,21 +31,21 @@ class Slot:
     required: bool = False
     fitted: bool = True
     bounded: bool = False
-    alpha: bool = False  # whether transparency is kept; all others see it as white
+    alpha: bool = False  # keeps transparency; for all others it is white
 
     @property
     def several(self) -> bool:
-        """Whether it takes more than one image."""
+        """True if the slot takes more than one image."""
         return self.form not in ("image", "mask", "unmask")
 
     @property
     def own_name(self) -> str | None:
-        """The name of the parameter, where a request can say it."""
+        """The name of the parameter, where a request can use it."""
         return None if self.parameter in _ALIASED else self.parameter
 
     @property
     def moving(self) -> bool:
-        """Whether it takes a video."""
+        """True if the slot takes a video."""
         return "video" in self.parameter or "video" in self.fields
 
 
@@ -58,11 +58,11 @@ class FrameGrid:
     lost: int = 0
 
     def within(self, frames: int) -> int:
-        """The largest number on the grid that a video of `frames` can fill."""
+        """Return the largest number on the grid that a video of `frames` can fill."""
         return max(1, (frames - 1) // self.step * self.step + 1)
 
     def covering(self, frames: int) -> int:
-        """The smallest number on the grid of which `frames` come back."""
+        """Return the smallest number on the grid of which `frames` come back."""
         return self.least + max(0, -(-(frames + self.lost - self.least) // self.step)) * self.step
 
 
@@ -76,36 +76,36 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class PipelineRow:
-    """One pipeline class, where it differs from what its name and its call's signature say.
+    """The facts about one pipeline class that its name and its call's signature do not show.
 
     The defaults are those of an ordinary class, which needs no row.
     """
 
     name: str
-    # What it can be asked for, where name and signature together mislead.
+    # Its tasks, where name and signature together mislead.
     tasks: tuple[Task, ...] = ()
-    slots: tuple[Slot, ...] = ()  # parameters that take media in another way than their names say
+    slots: tuple[Slot, ...] = ()  # parameters that take media in another way than their names suggest
     unused: frozenset[str] = frozenset()  # parameters that look like media and stay unset: another one carries the same
-    untaken: frozenset[str] = frozenset()  # parameters that it lists and fails on, whatever is sent
+    untaken: frozenset[str] = frozenset()  # parameters that it lists and always fails on
     image_prompts: ImagePrompts = "any"
-    weighs_prompts: bool = True  # whether its prompts can be given as embeddings without loss
-    denoises: bool = True  # whether it makes steps at a size of its own choice; an upscaler's network does not
+    weighs_prompts: bool = True  # takes prompts as embeddings without loss
+    denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not
     inverts: bool = False  # an edit is several calls, and the first ones take the image
-    # What comes back.
+    # Its output.
     is_video: bool = False
     frame_grid: FrameGrid = FrameGrid()
-    lengthens: bool = False  # its video goes on after the one that was sent
-    fps: float = 8.0  # where a request and the model's family say nothing
-    # Whether it runs.
-    refusal: str = ""  # why it cannot be served, to stand after its name
-    broken: str = ""  # why it fails with the installed libraries, whatever its weights
-    package: Package | None = None  # what it imports beyond the base requirements
+    lengthens: bool = False  # its video continues the one that was sent
+    fps: float = 8.0  # where neither a request nor the model's family sets it
+    # Its ability to run.
+    refusal: str = ""  # the reason why it cannot be served, to stand after its name
+    broken: str = ""  # the reason why it fails with the installed libraries, whatever its weights
+    package: Package | None = None  # a package that it imports beyond the base requirements
     source: str = ""  # the worker's own file that defines it, below `worker`; diffusers' when empty
-    # How it is called.
+    # Its call.
     own_scheduler: bool = False  # trained to one scheduler's steps: another class runs and generates something else
     alone: bool = False  # fails, or generates other images, when one call is for several
     image_per_prompt: bool = False  # repeats an adapter's image for every image of one prompt, not for every prompt
     preparation: Preparation | None = None
-    steps_by_scheduler: bool = False  # its callback tells of a part of the work only, or fails
+    steps_by_scheduler: bool = False  # its callback reports a part of the work only, or fails
     tiled_decoding: bool = False  # its VAE decodes in tiles or not at all
     casts_images: bool = False  # makes images bfloat16, whatever its VAE is

@@ -1,4 +1,4 @@
-"""The two lines that divide the house. A third must prove itself."""
+"""The two interfaces between the parts of the worker. A third needs a strong reason."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from worker.core.result import Emit, EngineReport, JobResult
 
 
 class Backend(Protocol):
-    """Answers one job, wherever it runs."""
+    """The part that answers one job, on this machine or elsewhere."""
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Run `job` to its result; `emit` may be called from any thread. Raises WorkerError only."""
@@ -15,12 +15,12 @@ class Backend(Protocol):
 
 
 class Engine(Protocol):
-    """Runs one batch on the device. Blocking; called from one thread only."""
+    """The part that runs one batch on the device. It blocks, and is called from one thread only."""
 
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
-        """Draw the first jobs of `batch`, as many as one call takes and at least one; whoever is left is run again.
+        """Run the first jobs of `batch`, as many as one call takes and at least one; the rest are for a further run.
 
-        Raises WorkerError only, and then nothing was drawn; an error of one job alone is its outcome in the report.
-        OutOfMemory for several jobs says that fewer may fit: the model stays loaded.
+        Raises WorkerError only, and then nothing was generated; an error of one job alone is its outcome in the
+        report. OutOfMemory for several jobs means that fewer may fit: the model stays loaded.
         """
         ...

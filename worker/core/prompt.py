@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-# How a pipeline's text encoders read a prompt: one CLIP, two CLIPs side by side, a CLIP for the whole and a T5 for the
-# words (FLUX.1), or two CLIPs before a T5 (Stable Diffusion 3).
+# The text encoders of a pipeline: one CLIP, two CLIPs side by side, a CLIP for the whole prompt and a T5 for its words
+# (FLUX.1), or two CLIPs before a T5 (Stable Diffusion 3).
 PromptForm = Literal["clip", "clip-pair", "clip-t5", "clip-pair-t5"]
-# Whether a prompt's weights are read: where it has any or is too long for the pipeline's own way, always, never.
+# The cases in which weights are read: a prompt has any or is too long for the pipeline's own way; always; never.
 PromptWeighting = Literal["auto", "a1111", "none"]
 PROMPT_WEIGHTINGS: tuple[PromptWeighting, ...] = ("auto", "a1111", "none")
 
@@ -47,24 +47,24 @@ Section = tuple[Piece, ...]
 
 @lru_cache(maxsize=64)
 def parse_prompt(prompt: str) -> tuple[Section, ...]:
-    """The pieces of `prompt`, in the sections that BREAK parts it into; one empty section for an empty prompt."""
+    """Return the pieces of `prompt`, in the sections that BREAK parts it into; one empty section for no prompt."""
     pieces: list[list[str | float]] = []  # text, weight
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # where each open bracket's pieces begin
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # the first piece of each open bracket
 
     def weigh(start: int, factor: float) -> None:
         for piece in pieces[start:]:
             piece[1] = float(piece[1]) * factor
 
-    for found in _TOKEN.finditer(prompt):
-        kind, text = found.lastgroup, found.group()
+    for match in _TOKEN.finditer(prompt):
+        kind, text = match.lastgroup, match.group()
         if kind == "open":
             opened[text].append(len(pieces))
         elif kind == "weight" and opened["("]:
-            weigh(opened["("].pop(), float(found["weight"]))
+            weigh(opened["("].pop(), float(match["weight"]))
         elif kind == "close" and opened["(" if text == ")" else "["]:
             weigh(opened["(" if text == ")" else "["].pop(), STEP if text == ")" else 1 / STEP)
         else:
-            pieces.append([found["escaped"] or text, 1.0])
+            pieces.append([match["escaped"] or text, 1.0])
     for bracket, starts in opened.items():
         for start in starts:
             weigh(start, STEP if bracket == "(" else 1 / STEP)
@@ -72,7 +72,7 @@ def parse_prompt(prompt: str) -> tuple[Section, ...]:
 
 
 def holds_weights(prompt: str, *, explicit: bool = False) -> bool:
-    """Whether `prompt` means something else than its characters; with `explicit` only where it has a number or BREAK.
+    """True if `prompt` holds weights or BREAK; with `explicit`, brackets count only with a number.
 
     Prose has brackets too, and the encoders that read prose should get them.
     """
@@ -82,7 +82,7 @@ def holds_weights(prompt: str, *, explicit: bool = False) -> bool:
 
 
 def _sections(pieces: list[tuple[str, float]]) -> tuple[Section, ...]:
-    """Neighbours of one weight joined, and parted where BREAK stands; sections without a word are left out."""
+    """Join neighbours of one weight, and part them at BREAK; sections without a word are left out."""
     joined: list[Piece] = []
     for text, weight in pieces:
         if joined and joined[-1].weight == weight:
@@ -97,7 +97,7 @@ def _sections(pieces: list[tuple[str, float]]) -> tuple[Section, ...]:
                 sections.append([])
             if text:
                 sections[-1].append(Piece(text, piece.weight))
-    kept = [tuple(section) for section in sections if any(piece.text.strip() for piece in section)]
-    if kept:
-        return tuple(kept)
+    filled = [tuple(section) for section in sections if any(piece.text.strip() for piece in section)]
+    if filled:
+        return tuple(filled)
     return (tuple(sections[0]),)  # nothing but white space, or nothing

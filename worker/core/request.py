@@ -1,4 +1,4 @@
-"""What a caller asks for, after the door has taken aliases and before any rule was applied."""
+"""A caller's request, after the door has resolved aliases and before any rule is applied."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeVar
@@ -41,7 +41,7 @@ class OutputOptions(Parsed):
     delivery: Literal["base64", "s3", "volume"] = "base64"
 
     def format_of(self, *, video: bool) -> Format:
-        """The format asked for, or the usual one."""
+        """Return the requested format, else the usual one."""
         return self.format or ("mp4" if video else "png")
 
 
@@ -70,7 +70,7 @@ class Margins(Parsed):
 
 
 class GenerationRequest(Parsed):
-    """One generation, in canonical field names (docs/api.md). `params` holds what only the model's schema knows."""
+    """One generation, in canonical field names (docs/api.md). `params` holds the fields of the model's own schema."""
 
     model: str | None = Field(
         default=None, min_length=1, max_length=512, description="A model id of models.yaml, or a reference."
@@ -87,7 +87,7 @@ class GenerationRequest(Parsed):
     video: tuple[str, ...] = Field(
         default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of images."
     )
-    # What goes beside the model, kind by kind. Callers send a field for each kind (`catalog.interface.request_fields`).
+    # The adapters, kind by kind. Callers send a field for each kind (`catalog.interface.request_fields`).
     adapters: tuple[AdapterSpec, ...] = ()
     refiner: RefinerSpec | None = Field(default=None, description="The model that draws the last steps.")
     upscale: UpscaleSpec | None = Field(default=None, description="The upscaler that enlarges what was drawn.")
@@ -110,7 +110,7 @@ class GenerationRequest(Parsed):
     params: dict[str, JsonValue] = Field(default_factory=dict)
 
     def adapters_of(self, kind: type[Spec]) -> tuple[Spec, ...]:
-        """The adapters of one kind, in the order in which they were sent."""
+        """Return the adapters of one kind, in the order in which they were sent."""
         return tuple(spec for spec in self.adapters if isinstance(spec, kind))
 
     @field_serializer("adapters")

@@ -1,4 +1,4 @@
-"""What comes back from a job, and what is told on the way."""
+"""The result of a job, and its progress on the way."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,9 @@ Phase = Literal["download", "load", "inference", "encode"]
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`step` of `total` within a phase: bytes for downloads, components for loads, denoising steps for inference.
+    """Progress within a phase: `step` of `total` bytes of a download, components of a load, or denoising steps.
 
-    `preview` is a small image of what is being drawn, for jobs that asked for it.
+    `preview` is a small image of the unfinished output, for jobs that asked for it.
     """
 
     phase: Phase
@@ -28,10 +28,10 @@ class Progress:
     total: int
     message: str = ""
     preview: Raster | None = None
-    jobs: int | None = None  # of how many of a batch's first jobs this is; of all when it is not said
+    jobs: int | None = None  # the progress is of a batch's first `jobs`; None means all of them
 
     def after(self, earlier: "Progress | None") -> "Progress":
-        """This, with the preview of `earlier` when it has none: for those who see only some of a job's progress."""
+        """Return this, with the preview of `earlier` when it has none: for those who miss some of the progress."""
         if self.preview is not None or earlier is None or earlier.preview is None or self.phase != earlier.phase:
             return self
         return replace(self, preview=earlier.preview)
@@ -41,12 +41,12 @@ Emit = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Take progress for which nobody waits."""
+    """Drop progress for which nobody waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraReport:
-    """What a LoRA did: how many of its modules found their place in the model, and samples of those that did not."""
+    """The effect of a LoRA: the count of its modules that matched the model, and samples of those that did not."""
 
     model: str
     weight: float
@@ -55,7 +55,7 @@ class LoraReport:
     sha256: str | None = None
     algorithm: str = "lora"  # "loha", "dora" …; several are joined by "+"
     unmatched: tuple[str, ...] = ()
-    trigger_words: tuple[str, ...] = ()  # what the file says will call up its subject
+    trigger_words: tuple[str, ...] = ()  # the words that call up its subject, by the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,15 @@ class EncodedArtifact:
         return len(self.data)
 
 
-# What one job of a batch came to: its images, or why it has none while its companions may.
+# The outcome of one job of a batch: its images, or the error of this job alone.
 Outcome = tuple[Artifact, ...] | WorkerError
 
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
-    """What the engine did for the first jobs of one batch, and seconds and bytes spent on them together.
+    """The engine's work for the first jobs of one batch, with the seconds and memory spent on them together.
 
-    `outcomes` are in job order. There may be fewer than jobs: those that are left did not fit into the same call.
+    `outcomes` are in job order. There may be fewer than jobs: the other jobs did not fit into the same call.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -138,14 +138,14 @@ class EngineReport:
     inference_s: float = 0.0
     peak_memory_gb: float = 0.0
     warnings: tuple[str, ...] = ()  # for all of its jobs
-    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job id -> what only its caller is told
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job id -> warnings for its caller only
     # Job id -> a verdict on each of its artifacts, where a checker is set.
     safety: Mapping[str, tuple[SafetyVerdict, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stretch of a job's life, on time.monotonic's clock. `provide` is having files ready without a download."""
+    """One stretch of a job's life, on time.monotonic's clock. `provide` is getting files ready without a download."""
 
     name: Literal["queue", "provide", "download", "load", "inference"]
     began: float
@@ -161,11 +161,11 @@ class Timings:
     load_s: float = 0.0
     inference_s: float = 0.0
     batch_size: int = 1
-    stages: tuple[Stage, ...] = ()  # the same seconds, and when they were
+    stages: tuple[Stage, ...] = ()  # the same seconds, with their times
 
     @classmethod
     def of(cls, stages: tuple[Stage, ...], batch_size: int) -> "Timings":
-        """The sums of these stages."""
+        """Return the sums of these stages."""
 
         def seconds(name: str) -> float:
             return sum(stage.ended - stage.began for stage in stages if stage.name == name)
@@ -182,9 +182,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one job cost. `pixel_steps` is width x height x frames x steps x images.
+    """The resources that one job used. `pixel_steps` is width x height x frames x steps x images.
 
-    `cost_usd` is what its `gpu_seconds` cost, where the operator said what an hour of this device does.
+    `cost_usd` is the price of its `gpu_seconds`, where the operator set the price of an hour of this device.
     """
 
     gpu_seconds: float
@@ -197,7 +197,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Reproduction:
-    """All that is needed to draw the same images again; `input` can be sent as it is."""
+    """All that is needed to generate the same images again; `input` can be sent as it is."""
 
     model: str
     loras: tuple[str, ...]
@@ -225,6 +225,6 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult(JobFacts):
-    """A finished job as its backend hands it over: pixels, or files that are encoded already; never both."""
+    """A finished job as its backend returns it: pixels, or files that are encoded already; never both."""
 
     artifacts: tuple[Artifact, ...] | tuple[EncodedArtifact, ...]

@@ -33,7 +33,7 @@ def call_pipeline(
     `given` is what the call gets for the adapters. A pipeline that cannot draw many images at once draws the first
     job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs have to stop.
     """
-    if not batch.jobs[0].redraws:
+    if not batch.jobs[0].generates:
         emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
     callee = Callee.of(pipe, batch.jobs[0].call.row, given, emit)

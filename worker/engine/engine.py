@@ -129,7 +129,7 @@ class DiffusersEngine:
             def call(at_once: int) -> tuple[Outcome, ...]:
                 return call_pipeline(pipe, batch, given, emit, at_once)
 
-            if refiner is None or files is None or not job.redraws:
+            if refiner is None or files is None or not job.generates:
                 outcomes, warnings = self._draw(pipe, resident, batch, call)
                 return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
             first, last = part_of(emit, 0, 2), part_of(emit, 1, 2)

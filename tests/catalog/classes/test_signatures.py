@@ -18,7 +18,7 @@ from worker.catalog.classes.signatures import (
     json_schema,
     known_pipelines,
     needed_parts,
-    redraws_by_strength,
+    regenerates_by_strength,
 )
 from worker.catalog.interface.bounds import bounded
 
@@ -251,6 +251,6 @@ def test_the_parts_that_a_class_cannot_do_without_are_read_from_its_source():
 
 
 def test_strength_redraws_unless_the_class_has_a_strength_for_that():
-    assert redraws_by_strength("StableDiffusionImg2ImgPipeline")
-    assert not redraws_by_strength("LTXConditionPipeline")
-    assert not redraws_by_strength("StableDiffusionPipeline")
+    assert regenerates_by_strength("StableDiffusionImg2ImgPipeline")
+    assert not regenerates_by_strength("LTXConditionPipeline")
+    assert not regenerates_by_strength("StableDiffusionPipeline")

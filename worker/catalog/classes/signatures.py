@@ -61,7 +61,7 @@ def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
     return None if parameters is None else MappingProxyType(parameters)
 
 
-def redraws_by_strength(class_name: str | None) -> bool:
+def regenerates_by_strength(class_name: str | None) -> bool:
     """True if `strength` sets how much of the sent image is regenerated: LTX has a denoise_strength for that."""
     signature = call_parameters(class_name or "")
     return signature is None or ("strength" in signature and "denoise_strength" not in signature)

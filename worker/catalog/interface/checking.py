@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall
-from worker.catalog.classes.signatures import DENIED, Schema, redraws_by_strength
+from worker.catalog.classes.signatures import DENIED, Schema, regenerates_by_strength
 from worker.catalog.interface import sampling
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.parameters import (
@@ -141,6 +141,6 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     if not (isinstance(steps, int) and isinstance(strength, int | float)) or int(steps * strength) >= 1:
         return
     # 0 asks for the input unchanged: only an upscaler has nothing to return then.
-    if redraws_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
+    if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")

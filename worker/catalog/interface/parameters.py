@@ -9,7 +9,7 @@ from worker.catalog.architectures import base_of, variant_defaults
 from worker.catalog.call import ModelCall, once
 from worker.catalog.classes.inputs import missing_fields
 from worker.catalog.classes.refusals import PART_OF
-from worker.catalog.classes.signatures import DENIED, CallParameter, Schema, redraws_by_strength
+from worker.catalog.classes.signatures import DENIED, CallParameter, Schema, regenerates_by_strength
 from worker.catalog.interface.bounds import BOUNDS, bounded
 from worker.catalog.interface.prompt_encoding import clip_skip_limit, prompt_form
 from worker.catalog.interface.request_fields import common_fields
@@ -210,7 +210,7 @@ def _property(name: str, schema: Schema, call: ModelCall) -> Schema:
         number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(call.model)}
         return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
     limited = bounded(name, schema, steps)
-    if name == "strength" and redraws_by_strength(call.pipeline):
+    if name == "strength" and regenerates_by_strength(call.pipeline):
         limited["description"] = f"{BOUNDS[name][2]} Times num_inference_steps it is at least 1, or 0."
     return limited
 

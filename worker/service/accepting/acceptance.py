@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from worker.catalog.call import ModelCall
 from worker.catalog.classes.refusals import refusal
-from worker.catalog.classes.signatures import redraws_by_strength
+from worker.catalog.classes.signatures import regenerates_by_strength
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
@@ -158,7 +158,7 @@ class Acceptor:
             words=prompt_form(call),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
             stop=StopSignal(self._limits.seconds_for(request, call.spec)),
-            redraws=read.params.get("strength") != 0 or not redraws_by_strength(call.pipeline),
+            generates=read.params.get("strength") != 0 or not regenerates_by_strength(call.pipeline),
             video=read.video,
         )
 
