@@ -118,7 +118,8 @@ class ControlCall:
 class Control(Adapter[ControlNetSpec]):
     """A ControlNet or T2I-Adapter, its image at the size of the output, and the parameters that it fills.
 
-    The image is preprocessed. `mode` is a union ControlNet's own number for the kind of image.
+    The image is the one that it follows, after any preprocessing. `mode` is a union ControlNet's own number for the
+    kind of image.
     """
 
     image: Raster

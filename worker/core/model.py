@@ -71,7 +71,7 @@ class ModelSource(Parsed):
     revision: str | None = None
     filename: str | None = None
     subfolder: str | None = None
-    sha256: str | None = None  # what the file must hash to, when a caller pins it
+    sha256: str | None = None  # the digest that the file must have, when a caller pins it
     choice: str | None = None  # how CivitAI's file is chosen, "format=SafeTensor&fp=fp16" say
     only: tuple[str, ...] = ()  # the components of a pipeline's repository that are wanted; all of them when empty
     without: tuple[str, ...] = ()  # the components that are not

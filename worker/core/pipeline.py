@@ -21,7 +21,7 @@ class Slot:
     """A parameter of a pipeline's call that takes media.
 
     `fields` are the request's fields that can fill it, the first choice first; its own name always can. A slot that is
-    not `fitted` takes images of another size than the output: references and examples. A `bounded` slot takes only
+    not `fitted` takes images of any size, whatever the output's: references and examples. A `bounded` slot takes only
     images of 64 pixels a side or more, and at most eight times as long as wide.
     """
 

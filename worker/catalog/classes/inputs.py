@@ -57,7 +57,7 @@ _NAMED: Mapping[str, Slot] = {
         Slot("text_images", (), "images", fitted=False),
     )
 }
-# A new pipeline's parameter that no row above names, where its annotation speaks of images.
+# A new pipeline's parameter that no row above names, where its annotation names images.
 _MEDIA_NAME = re.compile(r"(\w+_)?(image|images|video|mask)(_\d)?")
 _MEDIA_TYPE = re.compile(r"Image|PipelineImageInput")
 _NEVER = re.compile(r"(negative_)?ip_adapter_.*|\w*latents|user_mask")
@@ -103,34 +103,34 @@ def assign(slots: Iterable[Slot], sent: Collection[str]) -> dict[str, tuple[str,
     Every slot takes the field of its own name, then its first choice; a field still left goes to an empty slot.
     """
     slots = list(slots)
-    taken: dict[str, tuple[str, ...]] = {}
+    assigned: dict[str, tuple[str, ...]] = {}
     remaining = list(dict.fromkeys(sent))
 
     def give(slot: Slot, names: Iterable[str]) -> None:
         for name in names:
             # image and images are one list, and so are control_image and control_images
             group = [other for other in remaining if other in (name, f"{name}s", name.removesuffix("s"))]
-            if slot.parameter not in taken and group:
-                taken[slot.parameter] = tuple(sorted(group, key=len))
+            if slot.parameter not in assigned and group:
+                assigned[slot.parameter] = tuple(sorted(group, key=len))
                 remaining[:] = [other for other in remaining if other not in group]
 
     for choose in (lambda slot: (slot.parameter,), lambda slot: slot.fields[:2], lambda slot: slot.fields):
         for slot in sorted(slots, key=lambda item: item.parameter not in FIELDS):
             give(slot, choose(slot))
-    return taken
+    return assigned
 
 
 def missing_fields(slots: Iterable[Slot], task: Task, sent: Collection[str]) -> tuple[str, ...]:
     """Return the fields that `task` still needs on a class with these slots, by the names that a caller would use."""
     slots = list(slots)
-    taken = assign(slots, sent)
-    missing = [_name(slot) for slot in slots if slot.required and slot.parameter not in taken]
+    assigned = assign(slots, sent)
+    missing = [_name(slot) for slot in slots if slot.required and slot.parameter not in assigned]
     wanted = [*_BY_TASK.get(task, ())]
-    if task is Task.CONTROLNET:  # one that also starts from an image needs that too, and its mask
+    if task is Task.CONTROLNET:  # a class that also starts from an image needs it too, and its mask
         wanted += [name for name in ("image", "mask_image") if any(slot.fields[:1] == (name,) for slot in slots)]
     for field in wanted:
         holders = [slot for slot in slots if field in slot.fields]
-        if holders and not any(slot.parameter in taken or _name(slot) in missing for slot in holders):
+        if holders and not any(slot.parameter in assigned or _name(slot) in missing for slot in holders):
             missing.append(field)
     return tuple(dict.fromkeys(missing))
 

@@ -32,9 +32,9 @@ _MATRIX: Schema = {
 
 _WORKER = Path(__file__).resolve().parents[2]
 
-# Never taken from a request: objects that JSON cannot carry, what the worker itself sets, what the common fields
-# already say (prompts, images, counts, output), texts that a pipeline would read as a path, what diffusers
-# itself calls private by a leading underscore, and what doors read for themselves.
+# Never taken from a request: objects that JSON cannot carry, parameters that the worker itself sets or that the common
+# fields cover (prompts, images, counts, output), texts that a pipeline would read as a path, names that diffusers marks
+# private by a leading underscore, and fields that doors read for themselves.
 DENIED = re.compile(
     r"self|args|kwargs|_\w*|action|generator|seed|steps|(.*_)?output_type|return_\w+|debug|fonts|enable_safety_check|.*latents(_.*)?|latent"
     r"|.*embeds.*|.*callback.*|\w+_kwargs|.*ip_adapter.*|\w+_per_(prompt|image)|(\w+_)?batch_size"
@@ -214,7 +214,7 @@ def _read(arguments: ast.arguments, ceilings: Mapping[str, int | float]) -> dict
 def _parameter(argument: ast.arg, default: ast.expr | None) -> CallParameter:
     value, literal = _literal(default)
     schema = json_schema(argument.annotation) if argument.annotation else _schema_of(value)
-    # Diffusers writes `sigmas: list[float] = None`: a None default makes the type nullable whatever it says.
+    # Diffusers writes `sigmas: list[float] = None`: a None default makes any type nullable.
     if schema is not None and literal and value is None and default is not None:
         schema = _union([schema, {"type": "null"}])
     annotation = "" if argument.annotation is None else ast.unparse(argument.annotation)

@@ -1,1 +1,1 @@
-"""What can be asked of a model: its tasks, inputs and parameters, read from the signatures of diffusers' pipelines."""
+"""The interface of a model: its tasks, inputs and parameters, read from the signatures of diffusers' pipelines."""

@@ -103,8 +103,8 @@ def _rules_of(call: ModelCall, properties: Mapping[str, Schema]) -> list[Schema]
 
 def _unknown(call: ModelCall, properties: Mapping[str, Schema]) -> list[str]:
     """Return those of `properties` that are for other tasks of the model."""
-    known = {*common_fields(), *ENVELOPE, *parameters(call), *with_controls(call), *_media_in(properties, call.model)}
-    unknown = [name for name in properties if name not in known]
+    taken = {*common_fields(), *ENVELOPE, *parameters(call), *with_controls(call), *_media_in(properties, call.model)}
+    unknown = [name for name in properties if name not in taken]
     offered = adapter_fields(call)
     unknown += [name for name in all_adapter_fields() if name in properties and name not in offered]
     if "negative_prompt" in properties and not takes_negative_prompt(call):

@@ -85,9 +85,9 @@ def parameters(call: ModelCall) -> dict[str, Schema]:
     return properties
 
 
-def effective_defaults(properties: Mapping[str, Schema], given: Collection[str]) -> dict[str, JsonValue]:
-    """Return the defaults of `given` as in `properties`: those that the pipeline takes, clamped to its bounds."""
-    return {name: properties[name]["default"] for name in given if "default" in properties.get(name, {})}
+def effective_defaults(properties: Mapping[str, Schema], names: Collection[str]) -> dict[str, JsonValue]:
+    """Return the defaults of `names` as in `properties`: those that the pipeline takes, clamped to its bounds."""
+    return {name: properties[name]["default"] for name in names if "default" in properties.get(name, {})}
 
 
 @once

@@ -334,12 +334,12 @@ def _check_package(cls: str | None, name: str) -> None:
 def native(model: Model) -> tuple[Noise | None, str | None]:
     """Return the kind of noise that the weights predict, and the model's own scheduler, as far as they are known."""
     row, detection = model.architecture, model.detection
-    noise, own = (row.noise, row.scheduler) if row else (None, None)
+    noise, scheduler = (row.noise, row.scheduler) if row else (None, None)
     if detection.prediction_type in ("edm", "edm_v_prediction"):
         return "edm", detection.scheduler
     if detection.scheduler is None:
         # A variant of few steps uses the scheduler that its authors publish, not its family's own.
-        return noise, None if detection.variant and noise == "diffusion" else own
+        return noise, None if detection.variant and noise == "diffusion" else scheduler
     cls = CLASSES.get(detection.scheduler)
     if cls is None:
         return None, detection.scheduler

@@ -204,21 +204,21 @@ def _untaken(model: Model) -> set[str]:
 
 def _with_media(properties: Mapping[str, dict[str, Any]], model: Model) -> dict[str, dict[str, Any]]:
     """Return `properties` with the media that the model's tasks take and without all others."""
-    taken: dict[str, dict[str, Any]] = {}
+    media: dict[str, dict[str, Any]] = {}
     for name, slot in _media_names(model):
-        most = max(_most(name, slot), taken.get(name, {}).get("maxItems", 0))
+        most = max(_most(name, slot), media.get(name, {}).get("maxItems", 0))
         text = "The one image, as image." if (name, most) == ("images", 1) else None
         text = text or properties.get(name, {}).get("description") or meaning(name)
         text = text or f"For {name} of the pipeline, sent like image."
-        taken[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
-    merged = {name: taken.get(name, item) for name, item in properties.items() if name not in FIELDS or name in taken}
-    for name in ("width", "height") if taken else ():
+        media[name] = _medium(name, most, nested=slot.form == "grid") | {"description": text}
+    merged = {name: media.get(name, item) for name, item in properties.items() if name not in FIELDS or name in media}
+    for name in ("width", "height") if media else ():
         if "default" in merged.get(name, {}):  # the default of a request from text
             merged[name] = {
                 **merged[name],
                 "description": f"{merged[name]['description']} An image that is sent keeps its own.",
             }
-    return merged | {name: item for name, item in taken.items() if name not in merged}
+    return merged | {name: item for name, item in media.items() if name not in merged}
 
 
 def _media_names(model: Model) -> Iterator[tuple[str, Slot]]:

@@ -9,7 +9,7 @@ from worker.catalog.interface.values import nearest_multiple
 from worker.core.model import ModelSpec
 
 LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
-# Conservative: sixteen pixels are what an 8x VAE and patches of 2 need together.
+# Conservative: an 8x VAE and patches of 2 need sixteen pixels together.
 _UNKNOWN_MULTIPLE = 16
 
 # The names of pipelines for the number of frames.
