@@ -1,1 +1,1 @@
-"""The serving room with torch and diffusers; everything here runs in the one GPU thread, but for `plan`."""
+"""The room with torch and diffusers. All of it runs in the one GPU thread, except `plan`."""

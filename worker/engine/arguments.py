@@ -1,4 +1,4 @@
-"""A job as the keyword arguments of its pipeline's call: parameters, words, and images in the form it wants."""
+"""The keyword arguments of a pipeline's call: a job's parameters, its prompts, and its images in the right form."""
 
 import dataclasses
 import functools
@@ -20,26 +20,26 @@ _NUMBERED = re.compile(r"(negative_)?prompt_\d")  # what one text encoder of sev
 
 @functools.lru_cache(maxsize=256)
 def parameters_of(function: Callable[..., Any]) -> Signature:
-    """What a function of a class takes: asked several times a job, and slow to find out."""
+    """Return the parameters of a class's function. Cached: a job asks several times, and the answer is slow to find."""
     return inspect.signature(function).parameters
 
 
 def arguments_of(jobs: Sequence[Job], signature: Signature) -> dict[str, Any]:
-    """What all of `jobs` say, for one call; of what the pipeline does not take nothing is passed."""
+    """Return the arguments of one call for all of `jobs`. Values that the pipeline does not take are left out."""
     first = jobs[0]
-    found = {name: native(value, signature[name]) for name, value in first.params.items() if name in signature}
-    _add_prompts(found, jobs, signature)
+    arguments = {name: native(value, signature[name]) for name, value in first.params.items() if name in signature}
+    _add_prompts(arguments, jobs, signature)
     for index, media in enumerate(first.media):
         values = [converted(job.media[index], signature) for job in jobs]
-        found[media.parameter] = _stacked(values) if media.is_single else values[0]
+        arguments[media.parameter] = _stacked(values) if media.is_single else values[0]
     if "output_type" in signature:
         # As floats, so that NaN can be seen: as PIL it has become black already. Only cropping around a mask wants PIL.
-        found["output_type"] = "np" if found.get("padding_mask_crop") is None else "pil"
-    return found
+        arguments["output_type"] = "np" if arguments.get("padding_mask_crop") is None else "pil"
+    return arguments
 
 
 def _add_prompts(arguments: dict[str, Any], jobs: Sequence[Job], signature: Signature) -> None:
-    """The prompts of all jobs, under the names that the pipeline has for them."""
+    """Add the prompts of all jobs, under the names that the pipeline has for them."""
     prompt = next((name for name in PROMPT_PARAMETERS if name in signature), None)
     if prompt is not None:
         arguments.setdefault(prompt, _stacked([job.prompt for job in jobs]))
@@ -48,13 +48,13 @@ def _add_prompts(arguments: dict[str, Any], jobs: Sequence[Job], signature: Sign
         arguments["negative_prompt"] = _stacked(negatives)
     numbered = [name for name in arguments if _NUMBERED.fullmatch(name)]
     if any(name.startswith("negative") for name in numbered):
-        arguments.setdefault("negative_prompt", _stacked([""] * len(jobs)))  # without it the numbered are not read
+        arguments.setdefault("negative_prompt", _stacked([""] * len(jobs)))  # without it the numbered ones are not read
     for name in numbered if len(jobs) > 1 else ():  # one for each prompt, as that is a list
         arguments[name] = [arguments[name]] * len(jobs)
 
 
 def converted(media: Media, signature: Signature) -> Any:
-    """The images of `media` as its parameter takes them."""
+    """Return the images of `media` in the form that its parameter takes."""
     images = [to_pil(raster) for raster in media.images]
     if media.form == "condition":
         return _conditions(media, images, signature[media.parameter].annotation)
@@ -62,12 +62,12 @@ def converted(media: Media, signature: Signature) -> Any:
 
 
 def to_pil(raster: Raster) -> Image.Image:
-    """Pixels as a PIL image."""
+    """Return pixels as a PIL image."""
     return Image.frombytes(raster.mode, (raster.width, raster.height), raster.data)
 
 
 def _grid(images: list[Image.Image]) -> list[list[Image.Image | None]]:
-    """Two rows: the example, complete, and the question, whose last image is the one to draw."""
+    """Return two rows: the complete example, and the question. The question's last image is the one to generate."""
     columns = (len(images) + 1) // 2
     return [[*images[:columns]], [*images[columns:], *[None] * (2 * columns - len(images))]]
 
@@ -84,15 +84,15 @@ _FORMS: Mapping[Form, Callable[[list[Image.Image]], Any]] = {
 
 
 def _conditions(media: Media, images: list[Image.Image], annotation: Any) -> list[Any]:
-    """diffusers' condition objects: one for a whole video, one for each image."""
-    kind: Any = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
+    """Return diffusers' condition objects: one for a whole video, one for each image."""
+    condition_class: Any = next(item for item in typing.get_args(annotation) if dataclasses.is_dataclass(item))
     if "video" in media.field:
-        return [kind(frames=images)]
-    return [kind(frames=image) for image in images]
+        return [condition_class(frames=images)]
+    return [condition_class(frames=image) for image in images]
 
 
 def native(value: Any, parameter: inspect.Parameter) -> Any:
-    """`value` as this parameter wants it: JSON has lists only, and some pipelines add tuples to them."""
+    """Return `value` as a list or a tuple, as the parameter wants. JSON has lists; some pipelines add tuples."""
     wants_tuple = isinstance(parameter.default, tuple) or "tuple" in str(parameter.annotation).lower()
     return (
         tuple(value) if isinstance(value, list) and wants_tuple and "list" not in str(parameter.annotation) else value

@@ -1,4 +1,4 @@
-"""A batch of jobs to pipeline calls, and its images or videos back."""
+"""Calls of a pipeline for a batch of jobs, and the images or videos that come back."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +26,19 @@ MANY = sys.maxsize
 
 
 def call_pipeline(
-    pipe: Any, batch: Batch, given: Mapping[str, Any], emit: Emit, at_once: int = MANY
+    pipe: Any, batch: Batch, extra: Mapping[str, Any], emit: Emit, at_once: int = MANY
 ) -> tuple[Outcome, ...]:
-    """Draw the first jobs of `batch`: as many as go into one call of at most `at_once` images, and at least one.
+    """Generate for the first jobs of `batch`: as many as go into one call of at most `at_once` images, at least one.
 
-    `given` is what the call gets for the adapters. A pipeline that cannot draw many images at once draws the first
-    job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs have to stop.
+    `extra` are the call's arguments for the adapters. A pipeline that cannot generate many images at once generates
+    the first job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs
+    have to stop.
     """
     if not batch.jobs[0].generates:
         emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
-    callee = Callee.of(pipe, batch.jobs[0].call.row, given, emit)
-    if at_once > 1 and draws_together(callee, batch.jobs):
+    callee = Callee.of(pipe, batch.jobs[0].call.row, extra, emit)
+    if at_once > 1 and can_share_a_call(callee, batch.jobs):
         together = replace(batch, jobs=_fitting(batch.jobs, at_once))
         outcomes = _together(callee, together, at_once)
         if outcomes is not None:
@@ -47,34 +48,37 @@ def call_pipeline(
 
 @dataclass(frozen=True, slots=True)
 class Callee:
-    """What is called, and what is the same in all calls of a batch."""
+    """A pipeline to call, and everything that is the same in all calls of a batch."""
 
     pipe: Any
     row: PipelineRow  # of the pipe's class
     signature: Signature
-    given: Mapping[str, Any]
+    extra: Mapping[str, Any]  # arguments beside those of the jobs
     emit: Emit
 
     @classmethod
-    def of(cls, pipe: Any, row: PipelineRow, given: Mapping[str, Any], emit: Emit) -> "Callee":
-        """The call of `pipe`, whose class is `row`'s, with what it is `given` beside what the jobs say."""
-        return cls(pipe, row, parameters_of(type(pipe).__call__), given, emit)
+    def of(cls, pipe: Any, row: PipelineRow, extra: Mapping[str, Any], emit: Emit) -> "Callee":
+        """Return the callee for `pipe` of `row`'s class; `extra` are arguments beside those of the jobs."""
+        return cls(pipe, row, parameters_of(type(pipe).__call__), extra, emit)
 
-    def given_for(self, prompts: int) -> Mapping[str, Any]:
-        """What the call is given where it draws for so many prompts: a T2I-Adapter's image once for each."""
-        image = self.given.get("image")
+    def extra_for(self, prompts: int) -> Mapping[str, Any]:
+        """Return `extra` for a call with so many prompts: a T2I-Adapter's image stands once for each."""
+        image = self.extra.get("image")
         if prompts == 1 or image is None or not self.row.image_per_prompt:
-            return self.given
+            return self.extra
         each = [[item] * prompts for item in image] if isinstance(image, list) else [image] * prompts
-        return {**self.given, "image": each}
+        return {**self.extra, "image": each}
 
     def part(self, index: int, of: int) -> "Callee":
-        """The same for one call of several that answer a batch."""
+        """Return the same callee for one call of several that answer a batch."""
         return replace(self, emit=part_of(self.emit, index, of))
 
 
-def draws_together(callee: Callee, jobs: Sequence[Job]) -> bool:
-    """Whether one call draws all: it takes a generator for each image, and one image at most to start from."""
+def can_share_a_call(callee: Callee, jobs: Sequence[Job]) -> bool:
+    """True if one call can generate for all `jobs`.
+
+    It has to take a generator for each image, and one image at most to start from.
+    """
     signature, row = callee.signature, callee.row
     generator = signature["generator"].annotation if "generator" in signature else None
     return (
@@ -89,7 +93,7 @@ def draws_together(callee: Callee, jobs: Sequence[Job]) -> bool:
 
 
 def _fitting(jobs: Sequence[Job], at_once: int) -> tuple[Job, ...]:
-    """The first jobs whose images are at most `at_once` together; the very first in any case."""
+    """Return the first jobs whose images are at most `at_once` together; the very first in any case."""
     counts = accumulate(len(job.seeds) for job in jobs)
     return tuple(
         job for index, (job, count) in enumerate(zip(jobs, counts, strict=True)) if not index or count <= at_once
@@ -97,16 +101,16 @@ def _fitting(jobs: Sequence[Job], at_once: int) -> tuple[Job, ...]:
 
 
 def _together(callee: Callee, batch: Batch, at_once: int) -> tuple[Outcome, ...] | None:
-    """What each job came to, each by itself; None when the pipeline did not draw one for every seed after all."""
+    """Return each job's outcome; None when the pipeline did not return one image for every seed after all."""
     wanted = [(job, seed) for job in batch.jobs for seed in job.seeds]
     parts = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
-    drawn: list[Any] = []
+    images: list[Any] = []
     for index, part in enumerate(parts):
-        found = arrays_of(call_once(callee.part(index, len(parts)), batch, part))
-        if len(found) != len(part):
+        arrays = arrays_of(call_once(callee.part(index, len(parts)), batch, part))
+        if len(arrays) != len(part):
             return None
-        drawn += found
-    return tuple(_outcome(job, [drawn.pop(0) for _ in job.seeds]) for job in batch.jobs)
+        images += arrays
+    return tuple(_outcome(job, [images.pop(0) for _ in job.seeds]) for job in batch.jobs)
 
 
 def _outcome(job: Job, arrays: list[Any]) -> Outcome:
@@ -118,15 +122,15 @@ def _outcome(job: Job, arrays: list[Any]) -> Outcome:
 
 def _one_by_one(callee: Callee, batch: Batch) -> Outcome:
     job = batch.jobs[0]
-    found: list[Artifact] = []
+    artifacts: list[Artifact] = []
     for index, seed in enumerate(job.seeds):
         output = call_once(callee.part(index, len(job.seeds)), batch, [(job, seed)])
-        found += artifacts_of(output, job, seed)
-    return tuple(found)
+        artifacts += artifacts_of(output, job, seed)
+    return tuple(artifacts)
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """The generator of one image: on the CPU, so that every device draws the same."""
+    """Return the generator of one image: on the CPU, so that every device generates the same."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
@@ -136,39 +140,40 @@ def call_once(
     images: Sequence[tuple[Job, int]],
     generators: Sequence[torch.Generator] = (),
 ) -> Any:
-    """What the pipeline returns for these images of the batch, each a job and a seed of it.
+    """Return the pipeline's output for these images of the batch, each a job and one of its seeds.
 
-    `generators` draw on what they began; without them every seed has a fresh one. Raises JobCancelled or JobTimeout.
+    `generators` go on from the state they are in; without them every seed has a fresh one. Raises JobCancelled or
+    JobTimeout.
     """
     pipe, signature = callee.pipe, callee.signature
-    jobs, of_each = _words(images)
+    jobs, images_per_prompt = _words(images)
     job, seeds = jobs[0], [seed for _, seed in images]
-    arguments = {**arguments_of(jobs, signature), **callee.given_for(len(jobs))}
-    # One generator per image: a batch draws what single runs draw.
+    arguments = {**arguments_of(jobs, signature), **callee.extra_for(len(jobs))}
+    # One generator per image: a batch generates what single runs generate.
     generators = generators or [generator_of(seed) for _, seed in images]
     if "generator" in signature:
         arguments["generator"] = generators[0] if len(generators) == 1 else [*generators]
     for name in ("num_images_per_prompt", "num_videos_per_prompt"):
         if name in signature:
-            arguments[name] = of_each
+            arguments[name] = images_per_prompt
     arguments = worded(pipe, job, arguments, signature)
 
-    # A batch's progress is told to all of its jobs, and an image is only for the one whose it is.
+    # All jobs of a batch get its progress, but a preview may go to its own job only.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
 
-    told = Progress("inference", 0, _steps_of(job))
+    progress = Progress("inference", 0, _steps_of(job))
 
     def after_step(step: int, latents: Any) -> None:
-        nonlocal told
+        nonlocal progress
         # As the pipeline counts: fewer where it starts in the middle, more where its scheduler looks twice.
-        total = getattr(pipe, "num_timesteps", None) or told.total
+        total = getattr(pipe, "num_timesteps", None) or progress.total
         preview = previewer.image(latents) if previewer else None
-        told = Progress("inference", min(step + 1, total), total, preview=preview, jobs=len(batch.jobs))
-        callee.emit(told)
+        progress = Progress("inference", min(step + 1, total), total, preview=preview, jobs=len(batch.jobs))
+        callee.emit(progress)
         batch.check()
 
     batch.check()
-    callee.emit(told)
+    callee.emit(progress)
     with (
         _seeded(seeds[0]),
         nullcontext() if job.scheduler is None else seeded_steps(pipe, seeds, generators),
@@ -176,22 +181,23 @@ def call_once(
         prepared(pipe, callee.row, job, arguments) as ready,
     ):
         output = pipe(**ready, **callbacks)
-    if told.step < told.total:  # not every pipeline tells of its last steps
-        callee.emit(Progress("inference", told.total, told.total, jobs=len(batch.jobs)))
+    if progress.step < progress.total:  # not every pipeline reports its last steps
+        callee.emit(Progress("inference", progress.total, progress.total, jobs=len(batch.jobs)))
     return output
 
 
 def _steps_of(job: Job) -> int:
-    """How many steps the job asks for, as far as it says; at least 1."""
+    """Return the number of steps that the job asks for; 1 where it does not say."""
     counts = (job.params.get(name) for name in ("num_inference_steps", "num_inversion_steps"))
     return next((max(count, 1) for count in counts if isinstance(count, int) and count), 1)
 
 
 def _words(images: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
-    """Whose words go into the call, and how many images are drawn of each.
+    """Return the jobs whose prompts go into the call, and the number of images for each prompt.
 
-    A call draws equally many of all, so where the jobs want different numbers every image brings its words along. So
-    it does where it starts from one: `num_images_per_prompt` repeats images with the noise of one seed for all.
+    A call generates equally many for all prompts. Where the jobs want different numbers, every image brings its prompt
+    along. It also does where the call starts from an image: `num_images_per_prompt` repeats images with the noise of
+    one seed for all.
     """
     runs = [[job for job, _ in run] for _, run in groupby(images, key=lambda image: id(image[0]))]
     if len({len(run) for run in runs}) == 1 and not images[0][0].media:
@@ -201,7 +207,7 @@ def _words(images: Sequence[tuple[Job, int]]) -> tuple[list[Job], int]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's own generators seeded too, for the pipelines that draw from them; afterwards as they were."""
+    """Seed torch's own generators too, for the pipelines that use them; afterwards they are as they were."""
     # Not the pipeline's `_execution_device`: to find that it walks through all modules, which takes milliseconds.
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -215,7 +221,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
-    """What one call drew for one seed: one, or all layers, or an image and its depth."""
+    """Return the artifacts of one call for one seed: one, or all layers, or an image and its depth."""
     if job.video is None:
         return [_artifact(image, job, seed) for image in read_images(output)]
     videos = [video[: job.video.frames] for video in read_videos(output)]
@@ -226,11 +232,11 @@ def artifacts_of(output: Any, job: Job, seed: int) -> list[Artifact]:
 
 
 def _untouched(job: Job, seed: int) -> Artifact:
-    """What was sent, at the size that would have been drawn: with no step to run most pipelines fail."""
-    sent = next(item for item in job.media if item.field in ("video", "image", "images"))
+    """Return the image that was sent, at the size of a result: with no step to run most pipelines fail."""
+    source = next(item for item in job.media if item.field in ("video", "image", "images"))
     if job.video is None:
-        return Artifact(job.id, sent.images[0], seed)
-    return Artifact(job.id, sent.images[0], seed, sent.images[: job.video.frames], job.video.fps)
+        return Artifact(job.id, source.images[0], seed)
+    return Artifact(job.id, source.images[0], seed, source.images[: job.video.frames], job.video.fps)
 
 
 def _artifact(image: Raster, job: Job, seed: int) -> Artifact:

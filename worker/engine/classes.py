@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def pipeline_class(name: str) -> type[Any]:
-    """The class called `name`: a pipeline of diffusers, or the worker's own. Raises UnsupportedModel for all else."""
+    """Return the class called `name`: a pipeline of diffusers, or the worker's own. Raises UnsupportedModel."""
     if name == SpandrelUpscalePipeline.__name__:
         return SpandrelUpscalePipeline
     cls = getattr(diffusers, name, None)

@@ -1,4 +1,4 @@
-"""Where the installed libraries no longer read what was published for older ones, without touching their files."""
+"""Adaptations of the installed libraries to files published for older ones. No library's file is touched."""
 
 import importlib
 import importlib.util
@@ -21,19 +21,20 @@ _DEPRECATED = "diffusers.pipelines.deprecated"
 
 
 def pipeline_module(name: str) -> ModuleType | None:
-    """The folder of diffusers' own pipelines called `name`, also one that moved; None when there is none."""
+    """Return the folder `name` of diffusers' own pipelines, also one that moved; None when there is none."""
     if name in _moved():
         return importlib.import_module(f"{_DEPRECATED}.{name}")
-    found = getattr(pipelines, name, None)
-    return found if isinstance(found, ModuleType) else None
+    module = getattr(pipelines, name, None)
+    return module if isinstance(module, ModuleType) else None
 
 
 def reach_moved_parts(folder: Path) -> None:
     """Make the moved classes and folders that a repository's model_index.json names reachable under those names.
 
     diffusers 0.42 moved 30 pipelines to `pipelines/deprecated`. Repositories of Würstchen, unCLIP, Paint-by-Example and
-    BLIP-Diffusion name parts of theirs by the old folder, `["wuerstchen", "WuerstchenPrior"]` say; what it saves itself
-    since says `["diffusers", "WuerstchenPrior"]`. Both are refused as unknown. Only what diffusers ships is ever set.
+    BLIP-Diffusion name some parts by the old folder, as in `["wuerstchen", "WuerstchenPrior"]`. diffusers itself has
+    since saved `["diffusers", "WuerstchenPrior"]`. It refuses both as unknown. Only classes that diffusers ships are
+    ever set.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     for entry in index.values():
@@ -66,8 +67,8 @@ def compatible(pipe: Any) -> Iterator[None]:
 def old_clip_names(pipe: Any) -> Iterator[None]:
     """Let a call find its text encoder's layers under `text_model`, where transformers had them until 5.6.
 
-    I2VGenXL and every pipeline with `clip_skip` look there. Only for the call: diffusers tells by that very name how
-    a LoRA's keys have to be spelt.
+    I2VGenXL and every pipeline with `clip_skip` look there. Only for the call: by that very name diffusers decides how
+    a LoRA's keys are spelt.
     """
     encoder = getattr(pipe, "text_encoder", None)
     if not isinstance(encoder, transformers.CLIPTextModel) or hasattr(encoder, "text_model"):
@@ -83,7 +84,7 @@ def old_clip_names(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def _old_glm_features(pipe: Any) -> Iterator[None]:
-    """Let GLM-Image find the features of an image as a row for each patch, which diffusers 0.42 joins and hands back.
+    """Let GLM-Image get the features of an image as a row for each patch, which diffusers 0.42 joins and hands back.
 
     transformers 5.23 gives them as a plane for each image, CxHxW, and reads the joined rows as one plane per row.
     """
@@ -94,10 +95,10 @@ def _old_glm_features(pipe: Any) -> Iterator[None]:
     planes, tokens = encoder.get_image_features, encoder.get_image_tokens
 
     def as_rows(pixel_values: Any, image_grid_thw: Any = None, images_per_sample: Any = None, **options: Any) -> Any:
-        found = planes(pixel_values, image_grid_thw, images_per_sample, **options)
+        features = planes(pixel_values, image_grid_thw, images_per_sample, **options)
         if images_per_sample is None:  # transformers itself says how many there are, and wants planes
-            found.pooler_output = [plane.flatten(1).T for plane in found.pooler_output]
-        return found
+            features.pooler_output = [plane.flatten(1).T for plane in features.pooler_output]
+        return features
 
     def of_rows(rows: torch.Tensor, image_grid_thw: torch.Tensor) -> Any:
         parts = rows.split(image_grid_thw.prod(-1).tolist())
@@ -124,10 +125,10 @@ def input_as_the_vae(pipe: Any) -> Iterator[None]:
 
 @cache
 def import_spandrel() -> ModuleType:
-    """spandrel, also where torchvision is not installed. Raises ImportError where spandrel itself is not.
+    """Import spandrel, also where torchvision is not installed. Raises ImportError where spandrel itself is not.
 
-    It imports two functions of torchvision for LaMa and RestoreFormer, which are no upscalers; for the time of the
-    import they are stood in for. torchvision itself has to be of torch's own build, which no requirement can say.
+    It imports two functions of torchvision for LaMa and RestoreFormer, which are no upscalers. Stand-ins take their
+    place during the import. torchvision itself has to be of torch's own build, which no requirement can say.
     """
     if importlib.util.find_spec("torchvision") is not None:
         return importlib.import_module("spandrel")
@@ -156,6 +157,6 @@ def _moved_class(name: str) -> type | None:
     for folder in sorted(_moved()):
         module = importlib.import_module(f"{_DEPRECATED}.{folder}")
         if name in dir(module):  # its names, without importing what is behind them
-            found = getattr(module, name)
-            return found if isinstance(found, type) else None
+            part = getattr(module, name)
+            return part if isinstance(part, type) else None
     return None

@@ -1,4 +1,4 @@
-"""The parts of a pipeline: what its model_index.json lists, and one of them from a folder."""
+"""The components of a pipeline: the list in its model_index.json, and one component from its folder."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Component:
 
     @property
     def cls(self) -> type[Any]:
-        """The class itself: one of diffusers, of transformers, or of a pipeline's own folder in diffusers.
+        """The component's class: one of diffusers, of transformers, or of a pipeline's own folder in diffusers.
 
         Raises UnsupportedModel for everything else: it would be the repository's code.
         """
@@ -45,17 +45,17 @@ class Component:
 
     @property
     def is_model(self) -> bool:
-        """Whether it has weights."""
+        """True if the component has weights."""
         return issubclass(self.cls, torch.nn.Module)
 
     @property
     def is_t5(self) -> bool:
-        """Whether it is a T5 text encoder."""
+        """True if the component is a T5 text encoder."""
         return self.class_name.startswith("T5Encoder")
 
 
 def read_index(folder: Path) -> dict[str, Component]:
-    """The components that a pipeline's folder lists, by name."""
+    """Return the components that a pipeline's folder lists, by name."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return {
         name: Component(name, *entry)
@@ -65,7 +65,7 @@ def read_index(folder: Path) -> dict[str, Component]:
 
 
 def is_complete(component: Component, folder: Path) -> bool:
-    """Whether `folder` has all that `component` is made of; one with weights needs more than its config."""
+    """True if `folder` has all files of `component`; one with weights needs more than its config."""
     if not folder.is_dir():
         return False
     if component.is_model:
@@ -76,7 +76,7 @@ def is_complete(component: Component, folder: Path) -> bool:
 
 
 def load_component(component: Component, folder: Path, dtype: torch.dtype) -> Any:
-    """One component from its own folder. Never code of the folder, never a pickle, never the network."""
+    """Load one component from its own folder. Never code of the folder, never a pickle, never the network."""
     options: dict[str, Any] = {"local_files_only": True}
     if component.is_model:
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
@@ -95,18 +95,18 @@ def _has_vocabulary(folder: Path) -> bool:
 
 def _shared_vocabulary(component: Component, folder: Path) -> Path | None:
     name = _SHARED_VOCABULARIES.get(component.class_name)
-    found = folder.parent.parent / "tokenizers" / name if name else None
-    return found if found is not None and found.is_dir() else None
+    vocabulary = folder.parent.parent / "tokenizers" / name if name else None
+    return vocabulary if vocabulary is not None and vocabulary.is_dir() else None
 
 
 def _pad_token(folder: Path) -> dict[str, str]:
-    """What one user of a shared vocabulary pads with: Stable Diffusion's second CLIP with another token."""
+    """Return the padding token of a folder as an option. Stable Diffusion's second CLIP pads with another token."""
     token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
     return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
 
 
 def schedule(pipe: Any, name: str | None, options: Mapping[str, Any]) -> None:
-    """Give `pipe` the scheduler that its weights were trained for: another class, or other options, than its config."""
+    """Give `pipe` the scheduler that its weights were trained for: a class or options other than its config has."""
     if getattr(pipe, "scheduler", None) is not None and (name or options):
         cls = getattr(diffusers, name) if name else type(pipe.scheduler)
         pipe.scheduler = cls.from_config(pipe.scheduler.config, **options)

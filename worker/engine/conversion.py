@@ -1,7 +1,7 @@
-"""Tensor names of published files to those of diffusers: prefixes, text encoders, FLUX; and what shapes say of configs.
+"""Conversion of published tensor names to those of diffusers: prefixes, text encoders, FLUX; and configs from shapes.
 
-diffusers converts most families itself. Here is what it cannot: it splits FLUX at a fixed width of 3072, takes the
-first CLIP that it finds for either of two, and wants prefixes off.
+diffusers converts most families itself. This module does the rest: diffusers splits FLUX at a fixed width of 3072,
+takes the first CLIP in the file for either of two, and wants prefixes off.
 """
 
 import math
@@ -29,10 +29,10 @@ _T5_KEY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
 def split(weights: Weights) -> dict[str, list[Weights]]:
-    """The parts of a file by what they are: `denoiser`, `vae`, `clip` (in the file's own order) and `t5`.
+    """Return the parts of a file by kind: `denoiser`, `vae`, `clip` (in the file's own order) and `t5`.
 
-    Names lose their prefix. `weights` is emptied. What belongs to no part (moving averages, optimizer states, markers)
-    is left out.
+    Names lose their prefix. `weights` is emptied. Tensors of no part (moving averages, optimizer states, markers) are
+    left out.
     """
     statistics = {name: weights.pop(name) for name in _LATENT_STATISTICS if name in weights}
     parts = _beside_denoiser(weights)
@@ -61,7 +61,7 @@ def _beside_denoiser(weights: Weights) -> dict[str, list[Weights]]:
 
 
 def denoiser_names(class_name: str, weights: Weights) -> Weights:
-    """`weights` as the denoiser `class_name` is spelt by diffusers, or by what diffusers can convert itself."""
+    """Return `weights` in diffusers' names for the denoiser `class_name`, or in names that it converts itself."""
     if class_name == "UNet2DConditionModel" and "input_blocks.0.0.weight" in weights:
         return {f"model.diffusion_model.{name}": tensor for name, tensor in weights.items()}
     if class_name == "FluxTransformer2DModel" and "img_in.weight" in weights:
@@ -70,9 +70,9 @@ def denoiser_names(class_name: str, weights: Weights) -> Weights:
 
 
 def config_from_shapes(class_name: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the tensors of a denoiser say of its config, in the file's own names: one config serves a whole family.
+    """Return the config values that a denoiser's tensors reveal, by the file's own names. One config serves a family.
 
-    `config` is the family's; where heads cannot be seen in a shape it says how wide one is.
+    `config` is the family's. It gives the width of a head, which no shape shows.
     """
     if class_name == "UNet2DConditionModel":
         entry = _first(weights, "input_blocks.0.0.weight", "conv_in.weight")
@@ -99,7 +99,7 @@ def config_from_shapes(class_name: str, weights: Weights, config: Mapping[str, A
 
 
 def _flux_config(weights: Weights, head: int) -> dict[str, Any]:
-    """Of FLUX.1 and FLUX.2, in either layout: dev, schnell, Fill, Control and klein differ."""
+    """Return the config values of FLUX.1 or FLUX.2, in either layout: dev, schnell, Fill, Control and klein differ."""
     original = "img_in.weight" in weights
     entry = _first(weights, "img_in.weight", "x_embedder.weight")
     text = _first(weights, "txt_in.weight", "context_embedder.weight")
@@ -109,7 +109,7 @@ def _flux_config(weights: Weights, head: int) -> dict[str, Any]:
     width, channels = _shape(entry)
     return {
         "in_channels": channels,
-        "out_channels": _shape(end)[0],  # Fill and Control take more channels than they give
+        "out_channels": _shape(end)[0],  # Fill and Control take more channels than they return
         "num_attention_heads": width // head,
         "joint_attention_dim": _shape(text)[1],
         "num_layers": _count(weights, "double_blocks." if original else "transformer_blocks."),
@@ -119,54 +119,56 @@ def _flux_config(weights: Weights, head: int) -> dict[str, Any]:
 
 
 def clip_names(weights: Weights, model: Any) -> Weights:
-    """A CLIP text encoder of a checkpoint in the names of `model`: of OpenCLIP's layout, or CLIP's old or new one."""
+    """Return a checkpoint's CLIP text encoder in the names of `model`: from OpenCLIP's layout or a CLIP one."""
     if any(name.startswith("model.transformer.resblocks.") for name in weights):
         from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-        named = convert_open_clip_checkpoint(model, dict(weights), prefix="model.")
+        renamed = convert_open_clip_checkpoint(model, dict(weights), prefix="model.")
     else:
-        named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+        renamed = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
         # Written before transformers 4.31, or after 5.6: CLIPTextModel without its wrapper.
-        named = {
+        renamed = {
             name
             if name.startswith(("text_model.", "text_projection.", "logit_scale"))
             else f"text_model.{name}": tensor
-            for name, tensor in named.items()
+            for name, tensor in renamed.items()
         }
     if not hasattr(model, "text_model"):
-        named = {name.removeprefix("text_model."): tensor for name, tensor in named.items()}
+        renamed = {name.removeprefix("text_model."): tensor for name, tensor in renamed.items()}
     expected = model.state_dict().keys()
-    if "text_projection.weight" in expected and "text_projection.weight" not in named:
+    if "text_projection.weight" in expected and "text_projection.weight" not in renamed:
         # Stable Diffusion 3 projects its first CLIP by the identity and its files leave that out.
-        named["text_projection.weight"] = torch.eye(model.config.projection_dim, model.config.hidden_size)
-    return {name: tensor for name, tensor in named.items() if name in expected}
+        renamed["text_projection.weight"] = torch.eye(model.config.projection_dim, model.config.hidden_size)
+    return {name: tensor for name, tensor in renamed.items() if name in expected}
 
 
 def t5_names(weights: Weights) -> Weights:
-    """A T5 encoder of a checkpoint in the names of transformers."""
+    """Return a checkpoint's T5 encoder in the names of transformers."""
     return {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
 
 
 def _flux(weights: Weights) -> Weights:
-    """FLUX.1 in Black Forest Labs' names to those of diffusers. The width is what the file has."""
+    """Return FLUX.1 in diffusers' names, from Black Forest Labs'. The width is the file's."""
     width = weights["img_in.weight"].shape[0]
-    named: Weights = {}
+    renamed: Weights = {}
     for name, tensor in weights.items():
         words = name.split(".")
         leaf = words[-1]
         if words[0] in _FLUX_TOP:
-            named[f"{_FLUX_TOP[words[0]]}.{leaf}"] = tensor
+            renamed[f"{_FLUX_TOP[words[0]]}.{leaf}"] = tensor
         elif words[0] in _FLUX_EMBEDDERS:
-            named[f"time_text_embed.{_FLUX_EMBEDDERS[words[0]]}.linear_{1 + (words[1] == 'out_layer')}.{leaf}"] = tensor
+            renamed[f"time_text_embed.{_FLUX_EMBEDDERS[words[0]]}.linear_{1 + (words[1] == 'out_layer')}.{leaf}"] = (
+                tensor
+            )
         elif words[0] == "final_layer":
             # Shift before scale in the original, scale before shift in diffusers.
             ending = "norm_out.linear" if words[1] == "adaLN_modulation" else "proj_out"
-            named[f"{ending}.{leaf}"] = _swapped(tensor) if ending == "norm_out.linear" else tensor
+            renamed[f"{ending}.{leaf}"] = _swapped(tensor) if ending == "norm_out.linear" else tensor
         elif words[0] == "double_blocks":
-            named |= _flux_double(f"transformer_blocks.{words[1]}.", words[2:], tensor)
+            renamed |= _flux_double(f"transformer_blocks.{words[1]}.", words[2:], tensor)
         elif words[0] == "single_blocks":
-            named |= _flux_single(f"single_transformer_blocks.{words[1]}.", words[2:], tensor, width)
-    return named
+            renamed |= _flux_single(f"single_transformer_blocks.{words[1]}.", words[2:], tensor, width)
+    return renamed
 
 
 _FLUX_TOP = {"img_in": "x_embedder", "txt_in": "context_embedder"}
@@ -225,7 +227,7 @@ def _first(weights: Weights, *names: str) -> torch.Tensor | None:
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """A tensor's shape; of a GGUF one, what it has once unpacked, since its own counts packed bytes."""
+    """Return a tensor's shape; for a GGUF tensor the unpacked one, since its own counts packed bytes."""
     return tuple(getattr(tensor, "quant_shape", tensor.shape))
 
 

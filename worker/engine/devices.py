@@ -1,4 +1,4 @@
-"""Devices: which one to use, how much memory it has, and what its errors mean."""
+"""Devices: the choice of one, its memory, and the meaning of its errors."""
 
 import gc
 from pathlib import Path
@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate mem
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
-    """The device to run on. Raises DeviceLost when the wanted one cannot be used."""
+    """Return the device to run on. Raises DeviceLost when the wanted one cannot be used."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -40,10 +40,10 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device
 
 
 def probe(device: torch.device) -> DeviceInfo:
-    """Name and memory of `device`, as of now."""
+    """Return name and memory of `device`, as of now."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        # What torch keeps cached is free for the next load.
+        # Memory that torch keeps cached is free for the next load.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return DeviceInfo("cuda", torch.cuda.get_device_name(device), total, free + cached)
     total, free = _ram()
@@ -75,19 +75,19 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Peak device memory since the last reset, in GiB; 0 where it is not measured."""
+    """Return the peak device memory since the last reset, in GiB; 0 where it is not measured."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out; not all of torch raises its own class for that."""
+    """True if `error` means that memory ran out; not all of torch raises its own class for that."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
     )
 
 
 def device_failure(error: BaseException) -> EngineFailure:
-    """Our name for what the device or the pipeline raised. The text of `error` stays out of the message."""
+    """Return our error for one that the device or the pipeline raised. The text of `error` stays out of the message."""
     text = str(error).lower()
     if any(mark in text for mark in _STICKY):
         return DeviceLost("The GPU reported an error that only a new process can clear; this worker is being replaced.")

@@ -1,4 +1,4 @@
-"""The engine: plan, lease, adapters, call; and the way back to a clean pipeline whatever happens."""
+"""The engine: plan, lease, adapters, call; afterwards the pipeline is clean again, whatever happens."""
 
 import logging
 import time
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class DiffusersEngine:
-    """Runs batches on one device. Blocking, and used from one thread only."""
+    """An engine that runs batches on one device. Blocking, and used from one thread only."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class DiffusersEngine:
         return self._pool.models
 
     def device_info(self) -> DeviceInfo:
-        """The device's name and memory, as of now."""
+        """Return the device's name and memory, as of now."""
         return devices.probe(self._device)
 
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
-        """Draw the first jobs of `batch`, as many as fit into one call, and say what each of them came to.
+        """Generate for the first jobs of `batch`, as many as fit into one call, and report the outcome of each.
 
         Raises WorkerError only; afterwards the pipeline is as it was before.
         """
@@ -71,13 +71,13 @@ class DiffusersEngine:
         started = time.monotonic()
         self._load_s = 0.0
         try:
-            # What is built for an adapter or an upscaler starts with random weights.
+            # Modules built for an adapter or an upscaler start with random weights.
             with torch.random.fork_rng(devices=[]):
                 batch.check()
                 if batch.finishing.safety_checker is not None:
                     self._safety.judge_of(batch.finishing.safety_checker)
                 upscaler = job.finishing.upscaler
-                report = self._drawn(batch, emit if upscaler is None else part_of(emit, 0, 2))
+                report = self._generate(batch, emit if upscaler is None else part_of(emit, 0, 2))
                 if upscaler is not None:
                     enlarged = self._upscaled(report.outcomes, upscaler, batch, part_of(emit, 1, 2))
                     report = replace(report, outcomes=enlarged)
@@ -91,13 +91,13 @@ class DiffusersEngine:
             # A traceback holds the frames that hold the tensors: without it their memory is free.
             raise error.with_traceback(None) from None
         except Exception as error:
-            # The library's own words help whoever reads the log; a caller's words have no place there.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            said = str(error)
-            for prompt in filter(None, (waiting.prompt for waiting in batch.jobs)):
-                said = said.replace(prompt, "[prompt]")
-            jobs = ", ".join(waiting.id for waiting in batch.jobs)
-            _LOG.error("job %s failed with %s: %s\n%s", jobs, type(error).__name__, said, where)
+            # The library's own words help whoever reads the log; a caller's prompt has no place there.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            message = str(error)
+            for prompt in filter(None, (each.prompt for each in batch.jobs)):
+                message = message.replace(prompt, "[prompt]")
+            jobs = ", ".join(each.id for each in batch.jobs)
+            _LOG.error("job %s failed with %s: %s\n%s", jobs, type(error).__name__, message, frames)
             for key in _keys(batch):
                 self._pool.evict(key)
             failure = devices.device_failure(error)
@@ -114,34 +114,34 @@ class DiffusersEngine:
         """Drop a model from the device; returns how many residents that were."""
         return self._pool.evict_model(model)
 
-    def _drawn(self, batch: Batch, emit: Emit) -> EngineReport:
-        """What the job's model draws, and its refiner after it where it has one: never both models leased at once."""
+    def _generate(self, batch: Batch, emit: Emit) -> EngineReport:
+        """Generate with the job's model, then with its refiner where it has one. Both are never leased at once."""
         job, refiner, files = batch.jobs[0], batch.jobs[0].finishing.refiner, batch.finishing.refiner
         beside = sum(item.bytes_beside for item in batch.adapters)
         with (
             self._lease(job, job.call, batch.files, emit, beside) as resident,
             self._adapters.applied(resident, batch) as applied,
         ):
-            pipe, given = applied.pipe, applied.arguments
+            pipe, extra = applied.pipe, applied.arguments
             check_clip_skip(pipe, job)
             notes = {each.id: self._adapters.notes(batch, each) + notes_on_prompts(pipe, each) for each in batch.jobs}
 
             def call(at_once: int) -> tuple[Outcome, ...]:
-                return call_pipeline(pipe, batch, given, emit, at_once)
+                return call_pipeline(pipe, batch, extra, emit, at_once)
 
             if refiner is None or files is None or not job.generates:
-                outcomes, warnings = self._draw(pipe, resident, batch, call)
+                outcomes, warnings = self._run(pipe, resident, batch, call)
                 return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
             first, last = part_of(emit, 0, 2), part_of(emit, 1, 2)
-            begun, warnings = self._draw(
-                pipe, resident, batch, lambda _: begin_images(pipe, batch, given, refiner, first)
+            begun, warnings = self._run(
+                pipe, resident, batch, lambda _: begin_images(pipe, batch, extra, refiner, first)
             )
         with (
             _blamed_on("refiner"),
             self._lease(job, refiner.call, files, emit) as resident,
             self._adapters.refining(resident, refiner.call.pipeline, batch) as second,
         ):
-            artifacts, more = self._draw(
+            artifacts, more = self._run(
                 second, resident, batch, lambda _: finish_images(second, batch, begun, refiner, last)
             )
         warnings = tuple({*warnings, *more})
@@ -150,30 +150,30 @@ class DiffusersEngine:
     def _upscaled(
         self, outcomes: tuple[Outcome, ...], upscaler: Upscaler, batch: Batch, emit: Emit
     ) -> tuple[Outcome, ...]:
-        """Every image of the batch's one job as its upscaler enlarges it."""
+        """Enlarge every image of the batch's one job with its upscaler."""
         files = batch.finishing.upscaler
         if files is None or isinstance(outcomes[0], WorkerError):
             return outcomes
-        found: list[Artifact] = []
+        artifacts: list[Artifact] = []
         with (
             _blamed_on("upscale"),
             self._lease(batch.jobs[0], upscaler.model, files, emit) as resident,
         ):
             for index, artifact in enumerate(outcomes[0]):
-                tell = part_of(emit, index, len(outcomes[0]))
+                emit_part = part_of(emit, index, len(outcomes[0]))
 
-                def after_tile(pipe: Any, step: int, *_: Any, tell: Emit = tell) -> Any:
-                    tell(Progress("inference", step + 1, pipe.num_timesteps, "upscaling"))
+                def after_tile(pipe: Any, step: int, *_: Any, emit_part: Emit = emit_part) -> Any:
+                    emit_part(Progress("inference", step + 1, pipe.num_timesteps, "upscaling"))
                     batch.check()
                     return {}
 
                 spec, image = upscaler.spec, to_pil(artifact.raster)
                 output = resident.pipe(image, scale=spec.scale, tile=spec.tile, callback_on_step_end=after_tile)
-                found.append(replace(artifact, raster=read_images(output)[0]))
-        return (tuple(found),)
+                artifacts.append(replace(artifact, raster=read_images(output)[0]))
+        return (tuple(artifacts),)
 
     def _checked(self, report: EngineReport, batch: Batch) -> EngineReport:
-        """`report` with a verdict on every image, and those hidden that may not be shown."""
+        """Return `report` with a verdict on every image; images that may not be shown are hidden."""
         files = batch.finishing.safety_checker
         if files is None:
             return report
@@ -189,14 +189,14 @@ class DiffusersEngine:
     def _lease(
         self, job: Job, model: KnownModel, files: ModelFiles, emit: Emit, beside_bytes: int = 0
     ) -> Iterator[Resident]:
-        """One of the job's models, loaded if need be."""
+        """Lease one of the job's models, loaded if need be."""
         started = time.monotonic()
 
         def load() -> Resident:
             # Evict first, then look at what is free.
             try:
                 plan = self._plan(model, files, _megapixels(job), beside_bytes)
-            except OutOfMemory:  # beside the others that may stay; a base and its refiner then take turns
+            except OutOfMemory:  # with the other models beside it; a base and its refiner then replace each other
                 self._pool.evict_unused()
                 plan = self._plan(model, files, _megapixels(job), beside_bytes)
             return _load(model.spec, plan, emit)
@@ -209,22 +209,24 @@ class DiffusersEngine:
         device = self.device_info()
         return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
 
-    def _draw(self, pipe: Any, resident: Resident, batch: Batch, draw: Callable[[int], T]) -> tuple[T, tuple[str, ...]]:
-        """What `draw` returns for as many images in a call as fit, with the job's scheduler in `pipe`.
+    def _run(
+        self, pipe: Any, resident: Resident, batch: Batch, generate: Callable[[int], T]
+    ) -> tuple[T, tuple[str, ...]]:
+        """Return the result of `generate` for as many images in a call as fit, with the job's scheduler in `pipe`.
 
-        If memory runs out all the same, it is called once more for one at a time.
+        If memory runs out all the same, it is called once more, for one image at a time.
         """
         job = batch.jobs[0]
         with _clean(pipe):
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
             batch.check()
-            # For one alone nobody looks what is free: to ask takes longer than all else here.
+            # For a single image free memory is not asked for: to ask takes longer than all else here.
             wanted = sum(len(each.seeds) for each in batch.jobs)
             at_once = images_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
             try:
                 with compatible(pipe):
-                    return draw(at_once), ()
+                    return generate(at_once), ()
             except Exception as error:
                 if not devices.is_out_of_memory(error):
                     raise
@@ -237,15 +239,15 @@ class DiffusersEngine:
             # One more: one image in a call, the VAE in tiles; then once more, from the same seeds.
             _set_scheduler(pipe, resident, job.scheduler)
             with _tiled_vae(pipe), compatible(pipe):
-                drawn = draw(1)
+                result = generate(1)
             note = "Memory was short: the image was decoded in tiles, which can show in fine gradients."
-            return drawn, (note,)
+            return result, (note,)
 
 
 @contextmanager
 def _clean(pipe: Any) -> Iterator[None]:
     """Leave `pipe` with its own scheduler and no hook state, whatever the job did."""
-    own = getattr(pipe, "scheduler", None)
+    scheduler = getattr(pipe, "scheduler", None)
     try:
         yield
     except (JobCancelled, JobTimeout, OutOfMemory):
@@ -253,8 +255,8 @@ def _clean(pipe: Any) -> Iterator[None]:
         pipe.maybe_free_model_hooks()
         raise
     finally:
-        if own is not None:
-            pipe.scheduler = own
+        if scheduler is not None:
+            pipe.scheduler = scheduler
 
 
 def _set_scheduler(pipe: Any, resident: Resident, wanted: SchedulerChoice | None) -> None:
@@ -286,7 +288,7 @@ def _load(spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
 
 @contextmanager
 def _blamed_on(field: str) -> Iterator[None]:
-    """Name the request's field in what goes wrong with a second model: a loader takes each for the first."""
+    """Name the request's field in errors of a second model: a loader takes each for the first."""
     try:
         yield
     except WorkerError as error:
@@ -295,19 +297,19 @@ def _blamed_on(field: str) -> Iterator[None]:
 
 
 def _keys(batch: Batch) -> list[str]:
-    """Of every model that has worked for a batch."""
+    """Return the keys of all models that have worked for a batch."""
     job, finishing = batch.jobs[0], batch.finishing
     refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
-    found = [resident_key(job.call.spec, batch.files)]
+    keys = [resident_key(job.call.spec, batch.files)]
     if refiner is not None and finishing.refiner is not None:
-        found.append(resident_key(refiner.call.spec, finishing.refiner))
+        keys.append(resident_key(refiner.call.spec, finishing.refiner))
     if upscaler is not None and finishing.upscaler is not None:
-        found.append(resident_key(upscaler.model.spec, finishing.upscaler))
-    return found
+        keys.append(resident_key(upscaler.model.spec, finishing.upscaler))
+    return keys
 
 
 def _megapixels(job: Job) -> float:
-    """Of one of the job's images."""
+    """Return the size of one of the job's images."""
     usual = job.call.detection.native_size or 1024
     width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
     return width * height / 1e6

@@ -1,4 +1,4 @@
-"""Weights on disk to a diffusers pipeline: one loader per format."""
+"""Loaders of pipelines from weights on disk, one per format."""
 
 import logging
 import re
@@ -21,11 +21,11 @@ from worker.engine.single_file import load_checkpoint, load_part
 from worker.engine.upscaling import load_upscaler
 
 _LOG = logging.getLogger(__name__)
-# Our own progress says what happens; bars of two libraries in a log say nothing.
+# Our own progress is enough; the bars of two libraries say nothing in a log.
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
-# How many of each tensor's values are looked at for NaN: a whole model's would take as long as loading it.
+# Values of each tensor that are checked for NaN: to check all would take as long as loading the model.
 _SAMPLE = 64
 _MISSING_PACKAGE = re.compile(r"requires the (\S+) library but it was not found|need to have (\S+) installed")
 
@@ -33,7 +33,8 @@ _MISSING_PACKAGE = re.compile(r"requires the (\S+) library but it was not found|
 def load_pipeline(plan: LoadPlan) -> Any:
     """Build the pipeline of `plan` and put it where the plan says.
 
-    Raises UnsupportedModel for what no loader here reads, CorruptFile for damaged weights, LoadFailed for the rest.
+    Raises UnsupportedModel for a model that no loader here reads, CorruptFile for damaged weights, LoadFailed for
+    the rest.
     """
     with _load_errors(plan):
         pipe = FORMATS[plan.format](plan)
@@ -45,9 +46,9 @@ def load_pipeline(plan: LoadPlan) -> Any:
 
 
 def view(pipe: Any, class_name: str, others: Mapping[str, Any] | None = None) -> Any:
-    """The same components as another pipeline class: image-to-image beside text-to-image, without more memory.
+    """Return the same components as another pipeline class: image-to-image beside text-to-image, without more memory.
 
-    `others` are parts that only the other class has: a ControlNet, say.
+    `others` are parts that only the other class has: a ControlNet, for example.
     """
     cls = pipeline_class(class_name)
     if type(pipe) is cls and not others:
@@ -106,7 +107,7 @@ def _without_safety_checker(cls: type[Any]) -> dict[str, Any]:
 
 
 def _check_finite(pipe: Any) -> None:
-    """Look at a sample of every tensor: NaN weights load without a word and draw NaN pixels. Raises CorruptFile."""
+    """Check a sample of every tensor: NaN weights load without an error and generate NaN. Raises CorruptFile."""
     for name, part in pipe.components.items():
         if not isinstance(part, torch.nn.Module):
             continue
@@ -123,7 +124,7 @@ def _check_finite(pipe: Any) -> None:
 
 
 def place(pipe: Any, plan: LoadPlan) -> None:
-    """Put every module of `pipe` where the plan says; under offloading, have each fetched when its turn comes."""
+    """Put every module of `pipe` where the plan says; under offloading, each is fetched when it is needed."""
     if plan.offload == "model":
         pipe.enable_model_cpu_offload(device=plan.device)
     elif plan.offload == "sequential":
@@ -169,10 +170,10 @@ def _load_errors(plan: LoadPlan) -> Iterator[None]:
 
 
 def _missing_package(error: Exception) -> str | None:
-    """The package that an import failed for: Python names it, transformers and diffusers say it in words."""
+    """Return the package that an import failed for. Python names it; the libraries say it in a sentence."""
     if not isinstance(error, ImportError | ValueError):
         return None
-    said = _MISSING_PACKAGE.search(str(error))
+    match = _MISSING_PACKAGE.search(str(error))
     return (error.name if isinstance(error, ImportError) else None) or (
-        said[said.lastindex or 0].lower() if said else None
+        match[match.lastindex or 0].lower() if match else None
     )

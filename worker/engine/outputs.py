@@ -1,4 +1,4 @@
-"""What pipelines return, in whichever attribute, nesting, range and library, as 8-bit pixels."""
+"""Outputs of pipelines as 8-bit pixels, from whichever attribute, nesting, range and library."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,17 @@ _MODES: Mapping[int, Literal["L", "RGB", "RGBA"]] = {1: "L", 3: "RGB", 4: "RGBA"
 
 
 def read_images(output: Any) -> list[Raster]:
-    """Every image of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
+    """Return every image of `output`, in order. Raises InvalidOutput for NaN, for all black and for none."""
     return to_rasters(arrays_of(output))
 
 
 def arrays_of(output: Any) -> list[np.ndarray]:
-    """Every image of `output`, in order, HxWxC and otherwise as it came."""
+    """Return every image of `output`, in order, HxWxC and otherwise as it came."""
     return list(_leaves(_nested(_values(output))))
 
 
 def read_videos(output: Any) -> list[list[Raster]]:
-    """Every video of `output`, each as its frames. Raises InvalidOutput as `read_images` does."""
+    """Return every video of `output`, each as its frames. Raises InvalidOutput as `read_images` does."""
     nested = _nested(_values(output))
     while nested and all(isinstance(item, list) and item and isinstance(item[0], list) for item in nested):
         nested = [video for batch in nested for video in batch]
@@ -37,31 +37,33 @@ def read_videos(output: Any) -> list[list[Raster]]:
 
 
 def to_rasters(images: list[np.ndarray]) -> list[Raster]:
-    """One job's images as 8-bit pixels. Raises InvalidOutput for NaN, for all black and for none."""
+    """Return one job's images as 8-bit pixels. Raises InvalidOutput for NaN, for all black and for none."""
     if not images:
         raise InvalidOutput("The pipeline returned no image; its parameters may not suit this model.")
-    found = [_raster(image) for image in images]
-    # One black layer or frame among others is an image of something.
-    if not any(map(_has_colour, found)):
+    rasters = [_raster(image) for image in images]
+    # A single black layer or frame among others is valid.
+    if not any(map(_has_colour, rasters)):
         raise InvalidOutput(
             "The model returned a completely black image; its VAE may overflow in half precision: "
             "set dtype: float32 for it in models.yaml, or change prompt and seed."
         )
-    return found
+    return rasters
 
 
-def keep_outside(drawn: Raster, job: Job) -> Raster:
-    """`drawn` where the job's mask is white, its own image elsewhere: a VAE changes what it only passes through."""
+def keep_outside(result: Raster, job: Job) -> Raster:
+    """Return `result` where the job's mask is white, its own image elsewhere: a VAE changes all pixels that pass it."""
     image, mask = job.image, job.mask
-    if image is None or mask is None or (image.width, image.height) != (drawn.width, drawn.height):
-        return drawn
-    if (mask.width, mask.height) != (drawn.width, drawn.height) or (drawn.mode, image.mode) != ("RGB", "RGB"):
-        return drawn
-    shape = (drawn.height, drawn.width, -1)
-    new, old = (np.frombuffer(raster.data, np.uint8).reshape(shape).astype(np.float32) for raster in (drawn, image))
+    if image is None or mask is None or (image.width, image.height) != (result.width, result.height):
+        return result
+    if (mask.width, mask.height) != (result.width, result.height) or (result.mode, image.mode) != ("RGB", "RGB"):
+        return result
+    shape = (result.height, result.width, -1)
+    inside, outside = (
+        np.frombuffer(raster.data, np.uint8).reshape(shape).astype(np.float32) for raster in (result, image)
+    )
     weight = np.frombuffer(mask.data, np.uint8).reshape(shape).astype(np.float32) / 255
-    blended = (old + (new - old) * weight).round().astype(np.uint8)
-    return Raster("RGB", drawn.width, drawn.height, blended.tobytes())
+    blended = (outside + (inside - outside) * weight).round().astype(np.uint8)
+    return Raster("RGB", result.width, result.height, blended.tobytes())
 
 
 def _values(output: Any) -> Any:
@@ -74,7 +76,7 @@ def _values(output: Any) -> Any:
 
 
 def _nested(value: Any) -> Any:
-    """Lists in lists, whose leaves are arrays HxWxC."""
+    """Return lists in lists, whose leaves are arrays HxWxC."""
     if isinstance(value, torch.Tensor):
         value = value.detach().float().cpu().numpy()
         if value.ndim >= 3 and value.shape[-3] in _MODES and value.shape[-1] not in _MODES:
@@ -104,11 +106,11 @@ def _has_colour(raster: Raster) -> bool:
 
 
 def _raster(image: np.ndarray) -> Raster:
-    """One HxWxC image as 8-bit pixels: floats of 0..1 (or -1..1, as normals have), 16 bits, or bytes."""
+    """Return one HxWxC image as 8-bit pixels, from floats of 0..1 (or -1..1, as normals have), 16 bits, or bytes."""
     if image.dtype == np.uint16:
         image = (image / 257).round().astype(np.uint8)
     elif image.dtype != np.uint8:
-        low, high = float(image.min()), float(image.max())  # of which NaN makes NaN
+        low, high = float(image.min()), float(image.max())  # NaN if any value is NaN
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InvalidOutput(
                 "The model returned NaN pixels; its weights may be damaged, or too large for half precision: "
@@ -121,7 +123,7 @@ def _raster(image: np.ndarray) -> Raster:
         image = levels.clip(0, 255, out=levels)
     height, width, channels = image.shape
     pixels = np.empty(image.shape, np.uint8)
-    # Most arrays are views of planes: to turn them all three at once takes four times as long.
+    # Most arrays are views of planes: to transpose all three at once takes four times as long.
     for channel in range(channels):
         pixels[..., channel] = image[..., channel]
     return Raster(_MODES[channels], width, height, pixels.tobytes())

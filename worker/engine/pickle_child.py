@@ -1,7 +1,7 @@
 """Turn one pickle of tensors into safetensors. Run as a script, in a process of its own, by `worker.engine.pickles`.
 
-It imports nothing of the worker and gets an empty environment: whatever a file may talk torch into has no secret to
-take. The barrier is torch's own reader for plain tensors (`weights_only`); the look at the names before it only answers
+It imports nothing of the worker and gets an empty environment: code that a file may smuggle into torch finds no secret.
+The barrier is torch's own reader for plain tensors (`weights_only`); the check of the names before it only answers
 sooner. Exit statuses: 0 written, 3 more than tensors in it, 4 damaged.
 """
 
@@ -17,16 +17,16 @@ from typing import Any, BinaryIO
 
 UNSAFE, DAMAGED = 3, 4
 _GIB = 2**30
-# What tensors are made of. Names outside of these are nothing that weights need.
+# The modules that tensors are made of. Weights need no names outside of these.
 _MODULES = frozenset({"torch", "torch._utils", "torch._tensor", "torch.storage", "torch.nn.parameter", "collections"})
 _MODULES |= {"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"}
 _NOT_THESE = frozenset({"load", "hub", "compile", "jit", "ops", "classes"})
 _PICKLES_OF_A_LEGACY_FILE = 5
-_TOLD, _TOLD_CHARS = 64, 200  # entries of metadata, and the length of one
+_METADATA_ENTRIES, _METADATA_CHARS = 64, 200  # of metadata, and the length of one entry
 
 
 def main(source: str, target: str, file_bytes: int) -> int:
-    """Read `source` as tensors alone and write `target`; the exit status."""
+    """Read `source` as tensors alone and write `target`. Returns the exit status."""
     _limit(file_bytes)
     if _names_code(source):
         return UNSAFE
@@ -44,7 +44,7 @@ def main(source: str, target: str, file_bytes: int) -> int:
     tensors = {name: item.clone().contiguous() for name, item in _items(loaded) if isinstance(item, torch.Tensor)}
     if not tensors:
         return DAMAGED
-    save_file(tensors, target, {**_told(loaded), "format": "pt"})
+    save_file(tensors, target, {**_metadata(loaded), "format": "pt"})
     return 0
 
 
@@ -60,7 +60,7 @@ def _limit(file_bytes: int) -> None:
 
 
 def _names_code(source: str) -> bool:
-    """Whether the pickle names something beside tensors' parts. What cannot be parsed is left to torch."""
+    """True if the pickle names anything beside tensors' parts. A file that cannot be parsed is left to torch."""
     try:
         with open(source, "rb") as file:  # noqa: PTH123
             return any(
@@ -73,13 +73,13 @@ def _names_code(source: str) -> bool:
 
 
 def _looks_pickled(source: str) -> bool:
-    """Whether the file begins as torch writes them: a zip archive, or a pickle of protocol 2 and up."""
+    """True if the file begins as torch writes them: a zip archive, or a pickle of protocol 2 and up."""
     with open(source, "rb") as file:  # noqa: PTH123
         return file.read(1) == pickle.PROTO or zipfile.is_zipfile(file)
 
 
 def _streams(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The pickles of a file: those of torch's zip, or the first of the several that its old format writes in a row."""
+    """Yield the pickles of a file: those of torch's zip, or the first of the several in torch's old format."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             for name in archive.namelist():
@@ -104,7 +104,7 @@ def _globals(stream: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def _items(loaded: Any) -> Iterator[tuple[str, Any]]:
-    """Names and values: of a training checkpoint those of its model; a textual inversion has them one level down."""
+    """Yield names and values. A training checkpoint has those of its model; a textual inversion, one level down."""
     if not isinstance(loaded, dict):
         return
     for key in ("state_dict", "params_ema", "params"):
@@ -120,17 +120,17 @@ def _items(loaded: Any) -> Iterator[tuple[str, Any]]:
             yield str(name), value
 
 
-def _told(loaded: Any) -> dict[str, str]:
-    """What the file says beside its tensors: texts as they are, numbers and lists of them as JSON."""
-    found: dict[str, str] = {}
+def _metadata(loaded: Any) -> dict[str, str]:
+    """Return the file's entries beside its tensors: texts as they are, numbers and lists of them as JSON."""
+    metadata: dict[str, str] = {}
     for name, value in loaded.items() if isinstance(loaded, dict) else ():
-        if isinstance(name, str) and len(name) <= _TOLD_CHARS and len(found) < _TOLD:
+        if isinstance(name, str) and len(name) <= _METADATA_CHARS and len(metadata) < _METADATA_ENTRIES:
             numbers = value if isinstance(value, list | tuple) else [value]
             if isinstance(value, str):
-                found[name] = value[:_TOLD_CHARS]
-            elif len(numbers) <= _TOLD and all(isinstance(item, int | float) for item in numbers):
-                found[name] = json.dumps(value)
-    return found
+                metadata[name] = value[:_METADATA_CHARS]
+            elif len(numbers) <= _METADATA_ENTRIES and all(isinstance(item, int | float) for item in numbers):
+                metadata[name] = json.dumps(value)
+    return metadata
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Pickles to safetensors, once each, where the operator allows them: no pickle is ever read in the worker's process."""
+"""Conversion of pickles to safetensors, once each, where the operator allows them.
+
+No pickle is ever read in the worker's process.
+"""
 
 import hashlib
 import json
@@ -19,13 +22,13 @@ _BLOCK = 2**22
 
 
 class PickleConverter:
-    """Keeps what it converted below `folder`, by the SHA-256 of what it was made from."""
+    """A converter that keeps its results below `folder`, each named by the SHA-256 of its source."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def convert(self, root: Path) -> Path:
-        """A safetensors file for a pickle, or a folder without pickles for one with them; `root` itself for neither.
+        """Return a safetensors file for a pickle, a folder without pickles for one with them, or else `root` itself.
 
         Raises UnsafeFormat for a file that holds more than tensors, CorruptFile for a damaged one.
         """
@@ -40,13 +43,13 @@ class PickleConverter:
         if not target.is_file():
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._folder) as scratch:
-                made = Path(scratch) / "made.safetensors"
-                _run(path, made)
-                made.replace(target)
+                converted = Path(scratch) / "made.safetensors"
+                _run(path, converted)
+                converted.replace(target)
         return target
 
     def _mirrored(self, root: Path, lacking: list[Path]) -> Path:
-        """The folder anew: links to what it has, and safetensors in place of pickles. The original stays as it is."""
+        """Return a copy of the folder: links to its files, and safetensors in place of pickles. The original stays."""
         files = sorted(path for path in root.rglob("*") if path.is_file())
         state = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         name = hashlib.sha256(repr((str(root.resolve()), state)).encode()).hexdigest()
@@ -56,14 +59,14 @@ class PickleConverter:
         self._folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self._folder))
         for path in files:
-            place = scratch / path.relative_to(root)
-            place.parent.mkdir(parents=True, exist_ok=True)
+            link = scratch / path.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
             if path.parent not in lacking or not _is_pickled(path):
-                place.symlink_to(path.resolve())
+                link.symlink_to(path.resolve())
             elif path.suffix == ".json":
-                place.with_name(_renamed(path.name)).write_text(_index(path))
+                link.with_name(_renamed(path.name)).write_text(_index(path))
             elif path.suffix == ".bin":
-                place.with_name(_renamed(path.name)).symlink_to(self._file(path).resolve())
+                link.with_name(_renamed(path.name)).symlink_to(self._file(path).resolve())
         try:
             scratch.rename(target)
         except OSError:  # another worker was faster
@@ -73,7 +76,7 @@ class PickleConverter:
 
 
 def _needs(folder: Path) -> bool:
-    """Whether a component has its weights as pickles and not as safetensors."""
+    """True if a component has its weights as pickles and not as safetensors."""
     return any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
 
 
@@ -82,7 +85,7 @@ def _is_pickled(path: Path) -> bool:
 
 
 def _renamed(name: str) -> str:
-    """What diffusers and transformers call the same weights in safetensors."""
+    """Return the name that diffusers and transformers give the same weights in safetensors."""
     return re.sub(r"^pytorch_model\b", "model", name).replace(".bin", ".safetensors")
 
 
@@ -97,7 +100,7 @@ def _run(source: Path, target: Path) -> None:
     command = [sys.executable, "-I", str(_CHILD), str(source.resolve()), str(target), str(source.stat().st_size)]
     environment = {"PATH": os.defpath, "OMP_NUM_THREADS": "1"}
     try:
-        ended = subprocess.run(
+        process = subprocess.run(
             command,
             env=environment,
             cwd=target.parent,
@@ -110,13 +113,13 @@ def _run(source: Path, target: Path) -> None:
             f"{source.name[:80]} was not converted from a pickle within {_TIMEOUT_S} seconds; use a safetensors file.",
             field="model",
         ) from None
-    if ended.returncode == 0:
+    if process.returncode == 0:
         return
-    if ended.returncode == DAMAGED:
+    if process.returncode == DAMAGED:
         raise CorruptFile(f"{source.name[:80]} is damaged, or no weights at all; fetch it again.", field="model")
-    if ended.returncode != UNSAFE:
+    if process.returncode != UNSAFE:
         raise LoadFailed(
-            f"{source.name[:80]} could not be converted from a pickle (status {ended.returncode}, memory perhaps); "
+            f"{source.name[:80]} could not be converted from a pickle (status {process.returncode}, memory perhaps); "
             "use a safetensors version of it.",
             field="model",
         )

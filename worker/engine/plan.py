@@ -1,4 +1,4 @@
-"""How a model fits a device: a pure function of numbers, without torch."""
+"""The plan by which a model fits a device: a pure function of numbers, without torch."""
 
 import sys
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _WEIGHTS_PER_MEGAPIXEL = 6.0
 
 
 def target_dtype(spec: ModelSpec, device: DeviceInfo) -> DType:
-    """The dtype to load with. A CPU computes in float32: half precision there is slower, and float16 far slower."""
+    """Return the dtype to load with. A CPU computes in float32: bfloat16 is slower there, and float16 far slower."""
     if device.type == "cpu":
         return "float32"
     if device.type == "mps" and spec.dtype == "bfloat16":
@@ -39,19 +39,19 @@ def make_plan(
     """Decide dtype and offloading. Raises OutOfMemory, with numbers, when nothing can make it fit.
 
     Without per-component counts (`files.parameters`) the stored bytes stand for the weights, taken as half precision.
-    `beside_bytes` are those of ControlNets, which are on the device whatever of the model is.
+    `beside_bytes` are those of ControlNets, which are on the device even where the model is offloaded.
     """
     spec, detection = model.spec, model.detection
     _check_memory(spec, device)
     dtype = target_dtype(spec, device)
     components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()} | dict(files.packed)
-    # Unseen weights are taken as stored in half precision, which doubles where the device computes in float32.
+    # Uncounted weights are taken as stored in half precision, which doubles where the device computes in float32.
     weights = sum(components.values()) or files.total_bytes * _BYTES[dtype] // 2
     largest = max(components.values(), default=weights)
     scale = _BYTES[dtype] / 2
     # The family's figure is of its full size: a small model of the same class has small activations too.
-    for_one = min(detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
-    working = int(for_one * megapixels)
+    bytes_per_mp = min(detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
+    working = int(bytes_per_mp * megapixels)
     overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
     overhead += beside_bytes * _BYTES[dtype] // 2
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
@@ -69,7 +69,7 @@ def make_plan(
                 offload=offload,
                 estimated_bytes=needed,
                 weight_bytes=weights,
-                working_bytes_per_mp=int(for_one),
+                working_bytes_per_mp=int(bytes_per_mp),
                 reserve_bytes=needed - working - (weights if offload == "none" else 0),
                 format=_format(files, detection),
                 variant=files.variant,
@@ -101,18 +101,18 @@ def _check_memory(spec: ModelSpec, device: DeviceInfo) -> None:
 
 
 def images_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> int:
-    """How many images of this size one call may draw on what is free now that the model is loaded; at least 1.
+    """Return the number of images of this size that one call may generate in the memory free now; at least 1.
 
-    A CPU has no such bound: what it lacks is time, and memory that is short is found out by trying.
+    The model is loaded already. A CPU has no such bound: it lacks time, and whether memory is short shows by trying.
     """
     if device.type == "cpu":
         return sys.maxsize
-    for_one = max(1.0, plan.working_bytes_per_mp * megapixels)
-    return max(1, int((device.free_bytes - plan.reserve_bytes) / for_one))
+    bytes_per_image = max(1.0, plan.working_bytes_per_mp * megapixels)
+    return max(1, int((device.free_bytes - plan.reserve_bytes) / bytes_per_image))
 
 
 def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
-    """What makes two loads the same: the files, where their parts come from, and how they are loaded."""
+    """Return a key that is the same for the same load: the files, the sources of parts, and the options of loading."""
     parts = [f"{name}={path}" for name, path in sorted(files.parts.items())]
     words = (
         files.root,
@@ -135,7 +135,7 @@ def _format(files: ModelFiles, detection: Detection) -> LoadFormat:
     return "gguf" if files.root.suffix == ".gguf" else "safetensors"
 
 
-# What a file that was trained in EDM's terms is sampled with: Playground 2.5, and CosXL, which predicts velocities.
+# The schedulers of files trained in EDM's terms: Playground 2.5, and CosXL, which predicts velocities.
 _EDM: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
     "edm": ("EDMDPMSolverMultistepScheduler", {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}),
     "edm_v_prediction": (
@@ -146,7 +146,7 @@ _EDM: Mapping[str, tuple[str, Mapping[str, JsonValue]]] = {
 
 
 def _schedule(model: KnownModel, files: ModelFiles) -> tuple[str | None, Mapping[str, JsonValue]]:
-    """The scheduler class, where the config's own is the wrong one, and what is laid over its config.
+    """Return the scheduler class, where the config's own is wrong, and the options laid over its config.
 
     A single file says it in marker tensors or metadata; a repository has a config, which only the registry overrules.
     """

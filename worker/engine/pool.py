@@ -1,4 +1,4 @@
-"""Pipelines that stay on the device, least recently used first out."""
+"""Pipelines that stay on the device; the least recently used is evicted first."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from worker.engine.loader import view
 
 @dataclass(slots=True)
 class Resident:
-    """A loaded pipeline, its own scheduler, which is never drawn with, and the other classes made of its components."""
+    """A loaded pipeline, its own scheduler, which no job uses, and the other classes made of its components."""
 
     model: str
     plan: LoadPlan
@@ -23,14 +23,14 @@ class Resident:
     _views: dict[str, Any] = field(default_factory=dict)
 
     def as_class(self, class_name: str) -> Any:
-        """This pipeline's components as `class_name`."""
+        """Return this pipeline's components as `class_name`."""
         if class_name not in self._views:
             self._views[class_name] = view(self.pipe, class_name)
         return self._views[class_name]
 
 
 class PipelinePool:
-    """At most `capacity` residents. Used from the engine's thread only."""
+    """A pool of at most `capacity` residents. Used from the engine's thread only."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -42,12 +42,12 @@ class PipelinePool:
         return [resident.model for resident in list(self._residents.values())]  # asked from other threads
 
     def get(self, key: str) -> Resident | None:
-        """The resident of `key`, if any."""
+        """Return the resident of `key`, if any."""
         return self._residents.get(key)
 
     @contextmanager
     def lease(self, key: str, load: Callable[[], Resident]) -> Iterator[Resident]:
-        """The resident of `key`, loaded if need be. It is not evicted while it is leased."""
+        """Lease the resident of `key`, loaded if need be. It is not evicted while it is leased."""
         resident = self._residents.get(key)
         if resident is None:
             self._make_room(self._capacity - 1)

@@ -1,4 +1,4 @@
-"""Work that a pipeline needs before its call, as its row names it, and the arguments that are left to be passed."""
+"""Preparations that a pipeline needs before its call, as its row names them, and the arguments left after them."""
 
 import inspect
 import math
@@ -18,7 +18,7 @@ Arguments = dict[str, Any]
 
 @contextmanager
 def prepared(pipe: Any, row: PipelineRow, job: Job, arguments: Arguments) -> Iterator[Arguments]:
-    """`arguments` as the call takes them, after the class's own preparation; undone at the end."""
+    """Prepare the class's call and yield its `arguments`. The preparation is undone at the end."""
     prepare = _PREPARATIONS[row.preparation] if row.preparation else None
     tiled = row.tiled_decoding and not getattr(pipe.vae, "use_tiling", False)
     if tiled:
@@ -33,31 +33,31 @@ def prepared(pipe: Any, row: PipelineRow, job: Job, arguments: Arguments) -> Ite
 
 
 def _invert_ledits(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """LEdits++: the image is turned back into the noise that would draw it; the call then draws it differently."""
-    pipe.invert(image=arguments["image"], generator=arguments.get("generator"), **_said_to(pipe.invert, job))
+    """Invert the image for LEdits++ into the noise that would generate it; the call then generates it differently."""
+    pipe.invert(image=arguments["image"], generator=arguments.get("generator"), **_options_for(pipe.invert, job))
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
-    words = rest.get("editing_prompt")
-    return rest | {"editing_prompt": [words] if isinstance(words, str) else words}
+    prompt = rest.get("editing_prompt")
+    return rest | {"editing_prompt": [prompt] if isinstance(prompt, str) else prompt}
 
 
 def _invert_diffedit(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """DiffEdit: finds where two prompts see different images, then the image's noise, and redraws it there."""
+    """Invert the image for DiffEdit, and find the mask where the prompts differ; the call generates there anew."""
     image, generator = arguments["image"], arguments["generator"]
-    source, unlike = str(job.params.get("source_prompt") or ""), job.params.get("source_negative_prompt")
+    source, source_negative = str(job.params.get("source_prompt") or ""), job.params.get("source_negative_prompt")
     mask = arguments.get("mask_image")
     if mask is not None:  # it is compared with latents, and wants their size
         mask = mask.resize([side // pipe.vae_scale_factor for side in mask.size])
     else:
-        seen = {"target_prompt": job.prompt} | _said_to(pipe.generate_mask, job) | {"source_prompt": source}
-        mask = pipe.generate_mask(image=image, generator=generator, **seen)
-    words: Arguments = {"prompt": source, "negative_prompt": unlike} | _said_to(pipe.invert, job)
-    inverted = pipe.invert(image=image, generator=generator, **words).latents
+        options = {"target_prompt": job.prompt} | _options_for(pipe.generate_mask, job) | {"source_prompt": source}
+        mask = pipe.generate_mask(image=image, generator=generator, **options)
+    prompts: Arguments = {"prompt": source, "negative_prompt": source_negative} | _options_for(pipe.invert, job)
+    inverted = pipe.invert(image=image, generator=generator, **prompts).latents
     rest = {name: value for name, value in arguments.items() if name in _parameters(pipe.__call__)}
     return rest | {"mask_image": mask, "image_latents": inverted}
 
 
 def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """Ideogram 4 has a schedule of 48 guidances, which forbids a scale of one's own and any other number of steps."""
+    """Replace Ideogram 4's schedule of 48 guidances, which forbids a `guidance_scale` and any other number of steps."""
     if "guidance_schedule" in arguments or not {"guidance_scale", "num_inference_steps"} & arguments.keys():
         return arguments
     first = _parameters(pipe.__call__)["guidance_schedule"].default[0]
@@ -65,9 +65,9 @@ def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 
 
 def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """GLM-Image reads an image twice, by tokens and by its VAE: both count as many only on its grid and in its bounds.
+    """Fit images to GLM-Image's grid and bounds, where its tokens and its VAE count equally many.
 
-    Others are enlarged or reduced, what is longer than four to one is cut, and sides are rounded.
+    Other images are enlarged or reduced, those longer than four to one are cut, and sides are rounded.
     """
     images = arguments.get("image")
     if not images:
@@ -85,13 +85,13 @@ def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 
 
 def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
-    """Latte has a position for each frame of a video, and draws all of them or a single one."""
+    """Ask Latte for a whole video or a single frame: it has a position for each frame and generates all or one."""
     length = arguments.get("video_length", 1)
     return arguments | {"video_length": pipe.transformer.config.video_length} if length > 1 else arguments
 
 
-def _said_to(call: Callable[..., Any], job: Job) -> Arguments:
-    """The parameters of the job that a call before the last one takes."""
+def _options_for(call: Callable[..., Any], job: Job) -> Arguments:
+    """Return the job's parameters that `call` takes, one of those before the last."""
     taken = _parameters(call)
     return {name: native(value, taken[name]) for name, value in job.params.items() if name in taken}
 

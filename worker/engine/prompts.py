@@ -1,8 +1,8 @@
-"""From a job's words to what its pipeline's call gets: the words themselves, or embeddings of weighted and long ones.
+"""The prompts of a pipeline's call: a job's texts themselves, or embeddings of weighted and long ones.
 
-A pipeline reads its own prompts unless a prompt needs more than it can do, so that everything else stays what diffusers
-draws, bit for bit. Why not a library: compel's syntax is another one (`(word)1.3`, `word++`), without `(word:1.3)`,
-`BREAK` and Stable Diffusion 3, and sd_embed is no package.
+A pipeline reads its prompts itself unless one needs more than the pipeline can do. So everything else stays what
+diffusers generates, bit for bit. No library fits: compel's syntax is another one (`(word)1.3`, `word++`), without
+`(word:1.3)`, `BREAK` and Stable Diffusion 3, and sd_embed is no package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _SHOWN = 60
 
 
 def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature) -> dict[str, Any]:
-    """`arguments` with embeddings in place of the prompts where those have weights or are too long for `pipe`."""
+    """Return `arguments`, with embeddings in place of prompts that have weights or are too long for `pipe`."""
     form, how = job.words, job.params.get("prompt_weighting", "auto")
     if form is None or how == "none":
         return arguments
@@ -43,7 +43,7 @@ def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature)
 
 
 def read_alike(pipe: Any, jobs: Sequence[Job]) -> bool:
-    """Whether in one call the prompts of all jobs are read as each is alone: in the same way and as many chunks."""
+    """True if one call reads the prompts of all jobs as it reads each alone: in the same way and as many chunks."""
     return len(jobs) == 1 or len({_way(pipe, job) for job in jobs}) == 1
 
 
@@ -63,7 +63,7 @@ def check_clip_skip(pipe: Any, job: Job) -> None:
 
 
 def notes_on_prompts(pipe: Any, job: Job) -> tuple[str, ...]:
-    """A sentence for each prompt of `job` that the pipeline cannot read to its end."""
+    """Return a sentence for each prompt of `job` that the pipeline cannot read to its end."""
     signature = parameters_of(type(pipe).__call__)
     texts = {name: job.params.get(name) for name in _TEXTS}
     texts |= {"prompt": job.prompt, "negative_prompt": job.negative_prompt}
@@ -90,41 +90,41 @@ class _Prompts:
 
     @cached_property
     def _device(self) -> torch.device:
-        """Where the embeddings go. Found when it is needed: the pipeline walks through all its modules for it."""
+        """The device for the embeddings. Asked for only if needed: the pipeline searches all its modules for it."""
         return self._pipe._execution_device
 
     def need_care(self) -> bool:
-        """Whether a prompt holds weights, or is longer than the pipeline reads it."""
+        """True if a prompt holds weights, or is longer than the pipeline reads it."""
         texts = [text for name in _TEXTS for text in _listed(self._arguments.get(name))]
         return _need_care(self._form, self._clips, self._t5, texts)
 
     def embeddings(self) -> dict[str, Any]:
-        """What the call gets instead of the prompts."""
+        """Return the arguments that the call gets instead of the prompts."""
         positive, negative = self._texts(""), self._texts("negative_")
         skip = self._arguments.get("clip_skip")
         # Without a negative prompt FLUX.1 is not guided by one; the others are, by an empty one.
         guided = "negative_prompt_embeds" in self._signature and (negative or self._form != "clip-t5")
-        plain = negative or [[""] * self._count for _ in positive]
-        length = max(self._length(positive), self._length(plain) if guided else 1)
+        unguided = negative or [[""] * self._count for _ in positive]
+        length = max(self._length(positive), self._length(unguided) if guided else 1)
         words, pooled = self._encoded(positive, length, skip)
-        found = {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+        embeddings = {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
         if guided:
             # clip_skip is for the prompt alone, as in diffusers.
-            words, pooled = self._encoded(plain, length, None)
+            words, pooled = self._encoded(unguided, length, None)
             if not negative and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
                 words, pooled = torch.zeros_like(words), None if pooled is None else torch.zeros_like(pooled)
-            found |= {"negative_prompt_embeds": words, "negative_pooled_prompt_embeds": pooled}
-        given = {name: value for name, value in found.items() if value is not None and name in self._signature}
-        return self._repeated(given) if self._form in _T5 else given
+            embeddings |= {"negative_prompt_embeds": words, "negative_pooled_prompt_embeds": pooled}
+        accepted = {name: value for name, value in embeddings.items() if value is not None and name in self._signature}
+        return self._repeated(accepted) if self._form in _T5 else accepted
 
-    def _repeated(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
-        """These pipelines repeat the prompts that they encode, and not the embeddings that they get."""
+    def _repeated(self, embeddings: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Repeat embeddings once for each image. These pipelines repeat prompts, but not embeddings."""
         times = int(self._arguments.get("num_images_per_prompt", 1))
-        repeated: dict[str, Any] = {name: value.repeat_interleave(times, dim=0) for name, value in given.items()}
+        repeated: dict[str, Any] = {name: value.repeat_interleave(times, dim=0) for name, value in embeddings.items()}
         return repeated | ({"num_images_per_prompt": 1} if times > 1 else {})
 
     def _texts(self, sign: str) -> list[list[str]]:
-        """One text a job, for each encoder; empty where there is none at all."""
+        """Return one text a job, for each encoder; an empty list where there is none at all."""
         first = self._arguments.get(f"{sign}prompt")
         if first is None:
             return []
@@ -132,21 +132,24 @@ class _Prompts:
         return [self._spread(self._arguments.get(f"{sign}prompt{end}") or first) for end in ends]
 
     def _spread(self, text: Any) -> list[str]:
-        listed = _listed(text)
-        return listed * self._count if len(listed) == 1 else listed
+        texts = _listed(text)
+        return texts * self._count if len(texts) == 1 else texts
 
     def _length(self, texts: list[list[str]]) -> int:
-        return max(len(clip.chunks(text)) for clip, own in zip(self._clips, texts, strict=False) for text in own)
+        return max(
+            len(clip.chunks(text)) for clip, clip_texts in zip(self._clips, texts, strict=False) for text in clip_texts
+        )
 
     def _encoded(self, texts: list[list[str]], length: int, skip: int | None) -> tuple[Tensor, Tensor | None]:
-        """(jobs, tokens, width), and the pooled vectors (jobs, width) where the form has any."""
+        """Return the embeddings (jobs, tokens, width), and the pooled vectors (jobs, width) where the form has any."""
         rows, pools = zip(
-            *(self._row([own[job] for own in texts], length, skip) for job in range(self._count)), strict=True
+            *(self._row([encoder_texts[job] for encoder_texts in texts], length, skip) for job in range(self._count)),
+            strict=True,
         )
         return torch.cat(rows), None if pools[0] is None else torch.cat(pools)
 
     def _row(self, texts: list[str], length: int, skip: int | None) -> tuple[Tensor, Tensor | None]:
-        """One job's prompt, one text for each encoder."""
+        """Encode one job's prompt, one text for each encoder."""
         hidden, pools = [], []
         for clip, text in zip(self._clips, texts, strict=False):
             chunks = clip.chunks(text)
@@ -168,14 +171,14 @@ class _Prompts:
         return torch.cat([pad(words, (0, after.shape[-1] - words.shape[-1])), after], dim=1), pooled
 
     def _after(self, text: str, reach: int, words: Tensor) -> Tensor:
-        """What T5 makes of `text`; zeros where Stable Diffusion 3 was loaded without it."""
+        """Return T5's embeddings of `text`; zeros where Stable Diffusion 3 was loaded without it."""
         if self._t5 is None:
             return words.new_zeros(1, reach, int(self._pipe.transformer.config.joint_attention_dim))
         return self._t5.encode(text, reach, self._device).to(self._device, self._t5.model.dtype)
 
 
 def _layer(output: Any, clip: ClipEncoder, form: PromptForm, skip: int | None) -> Tensor:
-    """The layer that the family's pipelines read, `skip` layers earlier."""
+    """Return the layer that the family's pipelines read, `skip` layers earlier."""
     if form != "clip":
         return output.hidden_states[-((skip or 0) + 2)]
     if skip is None:
@@ -184,13 +187,13 @@ def _layer(output: Any, clip: ClipEncoder, form: PromptForm, skip: int | None) -
 
 
 def _clips(pipe: Any, form: PromptForm) -> list[ClipEncoder]:
-    """The form's CLIP encoders that the pipeline has: SDXL's refiner lacks the first."""
+    """Return the form's CLIP encoders that the pipeline has: SDXL's refiner lacks the first."""
     pairs = ((getattr(pipe, f"text_encoder{end}", None), end) for end in _CLIPS[form])
     return [ClipEncoder(model, getattr(pipe, f"tokenizer{end}")) for model, end in pairs if model is not None]
 
 
 def _t5(pipe: Any, form: PromptForm | None) -> T5Encoder | None:
-    """The form's T5, or that of a pipeline with a single encoder; None for what has none, or reads with another."""
+    """Return the form's T5, or that of a pipeline with a single encoder; None for a pipeline without a T5."""
     end = "" if form is None else _T5.get(form)
     model, tokenizer = (getattr(pipe, f"{name}{end}", None) for name in ("text_encoder", "tokenizer"))
     kind = getattr(getattr(model, "config", None), "model_type", "")
@@ -205,29 +208,31 @@ def _need_care(form: PromptForm, clips: Sequence[ClipEncoder], t5: T5Encoder | N
 
 
 def _way(pipe: Any, job: Job) -> int:
-    """0 for the pipeline's own way, else one more than the chunks that the longest prompt fills."""
+    """Return 0 for the pipeline's own way, else one more than the chunks that the longest prompt fills."""
     form, how = job.words, job.params.get("prompt_weighting", "auto")
     if form is None or how == "none":
         return 0
     prompts = [job.prompt, job.negative_prompt, *(job.params.get(name) for name in _TEXTS)]
     texts = [text for text in prompts if isinstance(text, str)]
     clips = _clips(pipe, form)
-    # One chunk without weights is read alike either way, but what a T5 takes for prose is not.
+    # One chunk without weights is read alike either way, but a T5 does not read brackets in prose alike.
     if form in _T5 and how == "auto" and not _need_care(form, clips, _t5(pipe, form), texts):
         return 0
     return 1 + (0 if form == "clip-t5" else max(len(clip.chunks(text)) for clip in clips for text in texts))
 
 
 def _cut(pipe: Any, job: Job, name: str, text: str, signature: Signature) -> list[str]:
-    """What is lost of one prompt: by a T5, else by the CLIPs where they are not read in chunks."""
+    """Return a note on the lost end of one prompt: by a T5, else by the CLIPs where they do not read in chunks."""
     sign, _, end = name.partition("prompt")
     how = job.params.get("prompt_weighting", "auto")
     t5 = _t5(pipe, job.words)
     if t5 is not None:
-        own = _T5[job.words] if job.words is not None else ""
+        t5_end = _T5[job.words] if job.words is not None else ""
         reach = job.params.get("max_sequence_length") or getattr(signature.get("max_sequence_length"), "default", None)
-        other = bool(own) and job.params.get(f"{sign}prompt{own}") is not None  # it reads a prompt of its own
-        if end != (own if other else "") or not isinstance(reach, int):
+        has_own_prompt = (
+            bool(t5_end) and job.params.get(f"{sign}prompt{t5_end}") is not None
+        )  # it reads a prompt of its own
+        if end != (t5_end if has_own_prompt else "") or not isinstance(reach, int):
             return []
         weighted = how == "a1111" or (how == "auto" and holds_weights(text, explicit=True))
         ids = [id_ for id_, _ in t5.tokens(text, weighted=weighted and job.words is not None)]
@@ -242,9 +247,9 @@ def _cut(pipe: Any, job: Job, name: str, text: str, signature: Signature) -> lis
 def _note(name: str, ids: list[int], room: int, tokenizer: Any, fix: str) -> list[str]:
     if len(ids) <= room:
         return []
-    lost = " ".join(str(tokenizer.decode(ids[room:])).split())
-    shown = lost if len(lost) <= _SHOWN else f"{lost[:_SHOWN]}…"
-    return [f"{name} is {len(ids)} tokens long and the model reads {room}: “{shown}” was not read; {fix}."]
+    rest = " ".join(str(tokenizer.decode(ids[room:])).split())
+    excerpt = rest if len(rest) <= _SHOWN else f"{rest[:_SHOWN]}…"
+    return [f"{name} is {len(ids)} tokens long and the model reads {room}: “{excerpt}” was not read; {fix}."]
 
 
 def _listed(text: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Quantized weights: which are made plain when they are read, and how; what cannot be is refused by name."""
+"""Quantized weights, made plain when they are read. Kinds that cannot be are refused by name."""
 
 import json
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from worker.core.errors import CorruptFile, UnsupportedModel
 Weights = dict[str, torch.Tensor]
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-# How writers name the number that a layer's fp8 weights have to be multiplied with.
+# Names of the number that a layer's fp8 weights have to be multiplied with.
 _SCALES = (".scale_weight", ".weight_scale")
-# What else they leave in the file: the scale of activations, for kernels that compute in fp8, and markers.
+# Other tensors that writers leave in the file: scales of activations, for kernels that compute in fp8, and markers.
 _LEFTOVERS = (".scale_input", ".input_scale", ".comfy_quant", ".scale_output", ".output_scale")
 _MARKERS = ("scaled_fp8",)
 _COMFY_FORMATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 
 
 def dequantize(weights: Weights, dtype: torch.dtype) -> Weights:
-    """`weights` in which every fp8 tensor is a plain one of `dtype`, multiplied by its layer's scale where it has one.
+    """Return `weights` with every fp8 tensor as a plain one of `dtype`, times its layer's scale where it has one.
 
     A scale is one number, or one for each output channel. `weights` is emptied as it is read: both together would need
     twice the memory. Raises UnsupportedModel for scales of blocks (mxfp8, nvfp4), CorruptFile for a scale of no layer.
@@ -49,7 +49,7 @@ def dequantize(weights: Weights, dtype: torch.dtype) -> Weights:
 
 
 def unpack(weights: Weights, dtype: torch.dtype) -> Weights:
-    """GGUF `weights` as plain tensors of `dtype`, for the parts of a model that compute with plain ones only."""
+    """Return GGUF `weights` as plain tensors of `dtype`, for parts of a model that compute with plain ones only."""
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
 
     return {
@@ -59,7 +59,7 @@ def unpack(weights: Weights, dtype: torch.dtype) -> Weights:
 
 
 def gguf_config(dtype: torch.dtype) -> Any:
-    """How diffusers keeps GGUF weights: packed in memory, unpacked to `dtype` layer by layer as they are used."""
+    """Return diffusers' config for GGUF weights: packed in memory, unpacked to `dtype` layer by layer when used."""
     from diffusers import GGUFQuantizationConfig
 
     return GGUFQuantizationConfig(compute_dtype=dtype)
@@ -73,7 +73,7 @@ def _scales(weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _scaled(name: str, tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Multiplied in float32: fp8 has 3 bits and would round the product to one of 256 values again."""
+    """Multiply in float32: fp8 has 3 bits and would round the product to one of 256 values again."""
     scale = scale.float()
     per_channel = scale.numel() == tensor.shape[0] and scale.numel() == max(scale.shape, default=1)
     if scale.numel() != 1 and not per_channel:
@@ -86,10 +86,10 @@ def _scaled(name: str, tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
 
 
 def _check_comfy(name: str, tensor: torch.Tensor) -> None:
-    """ComfyUI says per layer, in JSON, how it is quantized. Raises UnsupportedModel for anything but fp8."""
+    """Check ComfyUI's marker, JSON that says how a layer is quantized. Raises UnsupportedModel unless it is fp8."""
     try:
-        said = json.loads(bytes(tensor.to(torch.uint8).flatten().tolist()))
-        method = said.get("format") if isinstance(said, dict) else None
+        marker = json.loads(bytes(tensor.to(torch.uint8).flatten().tolist()))
+        method = marker.get("format") if isinstance(marker, dict) else None
     except ValueError:
         raise CorruptFile(
             f"{name[:80]} is not the JSON it should be; download the file again.", field="model"

@@ -1,4 +1,4 @@
-"""Two models for one image: the first stops in the middle of the steps, the second goes on from its latents."""
+"""Two models for one image: the first stops in the middle of the steps, the refiner goes on from its latents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,42 +14,42 @@ from worker.engine.call import Callee, artifacts_of, call_once, generator_of
 
 @dataclass(slots=True)
 class Begun:
-    """An image half drawn: its latents, 1xCxhxw on the CPU."""
+    """A half-generated image: its latents, 1xCxhxw on the CPU."""
 
     seed: int
     latents: torch.Tensor
-    noise: torch.Tensor  # the state of the generator that drew them, which draws on
+    noise: torch.Tensor  # the state of the generator that made them, which goes on
 
 
-def begin_images(pipe: Any, batch: Batch, given: Mapping[str, Any], refiner: Refiner, emit: Emit) -> tuple[Begun, ...]:
-    """Draw every image of `batch`'s job until the refiner takes over. Latents are handed over and not decoded."""
+def begin_images(pipe: Any, batch: Batch, extra: Mapping[str, Any], refiner: Refiner, emit: Emit) -> tuple[Begun, ...]:
+    """Generate every image of `batch`'s job until the refiner takes over. Latents are not decoded in between."""
     until = {"denoising_end": refiner.spec.start, "output_type": "latent"}
-    callee, job = Callee.of(pipe, batch.jobs[0].call.row, {**given, **until}, emit), batch.jobs[0]
-    found = []
+    callee, job = Callee.of(pipe, batch.jobs[0].call.row, {**extra, **until}, emit), batch.jobs[0]
+    begun = []
     for index, seed in enumerate(job.seeds):
         generator = generator_of(seed)
         output = call_once(callee.part(index, len(job.seeds)), batch, [(job, seed)], [generator])
         # The first model may have to leave the device before the second one comes.
-        found.append(Begun(seed, output.images.detach().cpu(), generator.get_state()))
-    return tuple(found)
+        begun.append(Begun(seed, output.images.detach().cpu(), generator.get_state()))
+    return tuple(begun)
 
 
 def finish_images(
     pipe: Any, batch: Batch, begun: tuple[Begun, ...], refiner: Refiner, emit: Emit
 ) -> tuple[Artifact, ...]:
-    """Draw the remaining steps of what was `begun`, with the refiner's own pipeline and of the same words."""
+    """Run the remaining steps of the images in `begun`, with the refiner's own pipeline and the same prompt."""
     job = batch.jobs[0]
-    if getattr(pipe, "text_encoder", None) is None:  # weighted words are read by both of SDXL's encoders only
+    if getattr(pipe, "text_encoder", None) is None:  # weighted prompts need both of SDXL's encoders
         job = replace(job, words=None)
-    found: list[Artifact] = []
+    artifacts: list[Artifact] = []
     for index, item in enumerate(begun):
-        given = {
+        extra = {
             "image": item.latents.to(pipe._execution_device, pipe.unet.dtype),
             "denoising_start": refiner.spec.start,
         }
         generator = torch.Generator("cpu")
         generator.set_state(item.noise)
-        callee = Callee.of(pipe, refiner.call.row, given, emit).part(index, len(begun))
+        callee = Callee.of(pipe, refiner.call.row, extra, emit).part(index, len(begun))
         output = call_once(callee, batch, [(job, item.seed)], [generator])
-        found += artifacts_of(output, job, item.seed)
-    return tuple(found)
+        artifacts += artifacts_of(output, job, item.seed)
+    return tuple(artifacts)

@@ -1,4 +1,4 @@
-"""The operator's safety checker: a classifier that looks at every finished image, and what is done about it."""
+"""The operator's safety checker: a classifier of every finished image, and the action on unsafe ones."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +20,14 @@ from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
 
 SafetyAction = Literal["report", "blur", "black"]
-# Labels that published classifiers have for what not everybody wants to see.
+# Labels that published classifiers have for images that not everybody wants to see.
 UNSAFE_LABELS = frozenset(
     {
         *("nsfw", "unsafe", "porn", "pornography", "hentai", "sexy", "sexual", "erotic", "explicit"),
         *("nude", "nudity", "naked", "gore", "violence", "blood"),
     }
 )
-# Of a video: the first, the last and those between, evenly.
+# Frames of a video that are checked: the first, the last and those between, evenly.
 _FRAMES = 8
 _BLUR_SHARE = 12  # a radius of a twelfth of the longer side leaves colours and no shapes
 
@@ -36,7 +36,7 @@ Judge = Callable[[Image.Image], tuple[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class SafetyPolicy:
-    """What counts as unsafe, from which score (0..1) on, and what happens to an image that is."""
+    """The labels that count as unsafe, the score (0..1) from which they do, and the action on such an image."""
 
     threshold: float = 0.5
     action: SafetyAction = "report"
@@ -44,7 +44,7 @@ class SafetyPolicy:
 
 
 class SafetyChecker:
-    """One classifier, resident as long as the worker. Used from the engine's thread only."""
+    """A classifier that is resident as long as the worker. Used from the engine's thread only."""
 
     def __init__(self, policy: SafetyPolicy, device: torch.device) -> None:
         self._policy = policy
@@ -52,7 +52,7 @@ class SafetyChecker:
         self._judges: dict[Path, Judge] = {}
 
     def judge_of(self, files: ModelFiles) -> Judge:
-        """The classifier, loaded if need be. Raises LoadFailed: before anything is drawn that nobody could check."""
+        """Return the classifier, loaded if need be. Raises LoadFailed, so that no image is generated unchecked."""
         if files.root not in self._judges:
             self._judges[files.root] = self._load(files.root)
         return self._judges[files.root]
@@ -60,7 +60,7 @@ class SafetyChecker:
     def check(
         self, artifacts: Sequence[Artifact], files: ModelFiles
     ) -> tuple[tuple[Artifact, ...], tuple[SafetyVerdict, ...]]:
-        """The artifacts as they may be shown, and a verdict on each."""
+        """Return the artifacts as they may be shown, and a verdict on each."""
         judge = self.judge_of(files)
         verdicts = tuple(self._verdict(judge, item) for item in artifacts)
         shown = (
@@ -70,9 +70,10 @@ class SafetyChecker:
 
     def _verdict(self, judge: Judge, artifact: Artifact) -> SafetyVerdict:
         frames = artifact.frames or (artifact.raster,)
-        some = frames[:: max(1, -(-len(frames) // _FRAMES))]
+        sampled = frames[:: max(1, -(-len(frames) // _FRAMES))]
         label, score = max(
-            (judge(to_pil(frame).convert("RGB")) for frame in (*some, frames[-1])), key=lambda one: one[1]
+            (judge(to_pil(frame).convert("RGB")) for frame in (*sampled, frames[-1])),
+            key=lambda judgement: judgement[1],
         )
         return SafetyVerdict(score >= self._policy.threshold, label, round(score, 4))
 
@@ -89,7 +90,7 @@ class SafetyChecker:
             options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
             if "StableDiffusionSafetyChecker" in (config.get("architectures") or ()):
                 model = StableDiffusionSafetyChecker.from_pretrained(folder, **options)
-                # What is beside Stable Diffusion's checker in its pipelines stands for the processor it was made with.
+                # Stable Diffusion's pipelines keep the processor in a folder beside; its defaults stand in.
                 processor = transformers.CLIPImageProcessor()
                 return _concepts(model.eval().to(self._device), processor)
             processor = transformers.AutoImageProcessor.from_pretrained(
@@ -111,10 +112,13 @@ class SafetyChecker:
             ) from None
 
 
-def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
-    """A transformers image classifier: the probability of all its unsafe labels together, and the likeliest of them."""
+def _classifier(model: Any, processor: Any, unsafe_labels: Sequence[str]) -> Judge:
+    """Return a judge by a transformers image classifier.
+
+    Its score is the probability of all unsafe labels together; its label is the likeliest of them.
+    """
     names: Mapping[int, str] = model.config.id2label
-    labels = {name.lower() for name in wanted} or UNSAFE_LABELS
+    labels = {name.lower() for name in unsafe_labels} or UNSAFE_LABELS
     unsafe = [index for index, name in names.items() if name.lower() in labels]
     if not unsafe:
         raise LoadFailed(
@@ -124,22 +128,22 @@ def _classifier(model: Any, processor: Any, wanted: Sequence[str]) -> Judge:
         )
 
     def judge(image: Image.Image) -> tuple[str, float]:
-        given = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
         with torch.inference_mode():
-            shares = model(pixel_values=given).logits[0].float().softmax(-1)
+            shares = model(pixel_values=pixels).logits[0].float().softmax(-1)
         return names[max(unsafe, key=lambda index: float(shares[index]))], float(shares[unsafe].sum())
 
     return judge
 
 
 def _concepts(model: Any, processor: Any) -> Judge:
-    """Stable Diffusion's own checker, which compares with concepts that it does not name: it says yes or no."""
+    """Return a judge by Stable Diffusion's own checker. It names no concepts: its score is 0 or 1."""
 
     def judge(image: Image.Image) -> tuple[str, float]:
-        given = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(model.device)
         with torch.inference_mode():
-            _, found = model(clip_input=given, images=[torch.zeros(1)])
-        return "nsfw", float(found[0])
+            _, flags = model(clip_input=pixels, images=[torch.zeros(1)])
+        return "nsfw", float(flags[0])
 
     return judge
 

@@ -1,7 +1,7 @@
-"""One weight file to a pipeline: its parts by name, what it lacks from a base repository, what they are from a config.
+"""A pipeline from one weight file: its parts by name, missing parts from a base repository, classes from a config.
 
-diffusers' own `from_single_file` of pipelines is not used: it guesses (everything unknown is Stable Diffusion 1 to it),
-drops scales, asks the network for configs, and a third of the classes have it.
+diffusers' own `from_single_file` of pipelines is not used: it guesses (any unknown file is Stable Diffusion 1 to it),
+drops scales, asks the network for configs, and only a third of the classes have it.
 """
 
 import json
@@ -29,9 +29,9 @@ _ALIGNMENT = 64  # bytes: a cache line, and what torch allocates at
 
 
 def load_checkpoint(plan: LoadPlan) -> Any:
-    """A pipeline of a safetensors or GGUF file: a whole checkpoint, or a denoiser completed from `plan.base`.
+    """Load a pipeline from a safetensors or GGUF file: a whole checkpoint, or a denoiser completed from `plan.base`.
 
-    Raises UnsupportedModel for what cannot be completed, CorruptFile for a file that lacks tensors.
+    Raises UnsupportedModel for a file that cannot be completed, CorruptFile for a file that lacks tensors.
     """
     cls = pipeline_class(plan.pipeline)
     config = plan.config or plan.base
@@ -42,23 +42,23 @@ def load_checkpoint(plan: LoadPlan) -> Any:
             field="model",
         )
     index = read_index(config)
-    held = _held(index, _read(plan.root, DTYPES[plan.dtype], computes_here=plan.device == "cpu"))
-    wanted, optional = cls._get_signature_keys(cls)
+    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype], computes_here=plan.device == "cpu"))
+    required, optional = cls._get_signature_keys(cls)
     components: dict[str, Any] = {}
-    for name in wanted:
+    for name in required:
         if name in plan.parts:
             components[name] = load_part(index, name, plan.parts[name], config, DTYPES[plan.dtype])
         elif name in index and name not in NEVER_COMPLETED:
-            components[name] = _component(index[name], held, plan, config)
+            components[name] = _component(index[name], weights, plan, config)
         else:
             components[name] = None
     return cls(**components, **_settings([config, plan.base or config], optional))
 
 
 def load_part(index: Mapping[str, Component], name: str, path: Path, config: Path, dtype: torch.dtype) -> Any:
-    """One component from elsewhere: its own folder, a pipeline's folder that has one, or a weight file.
+    """Load one component from elsewhere: its own folder, a pipeline's folder that has one, or a weight file.
 
-    `index` and `config` are of the model that it is for: they say what the component has to be.
+    `index` and `config` are of the model that it is for: they give the component's class and config.
     """
     component = index.get(name)
     if component is None:
@@ -68,41 +68,41 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
     if path.is_dir():
         return load_component(component, path / name if (path / name).is_dir() else path, dtype)
     parts = _read(path, dtype)
-    found = next((weights for kind in parts for weights in parts[kind]), None)
-    if found is None or len(parts) > 1:
+    part = next((weights for kind in parts for weights in parts[kind]), None)
+    if part is None or len(parts) > 1:
         raise UnsupportedModel(
             f"{name}: the file holds {len(parts)} parts of a model; name a file with the {name} alone.", field=name
         )
-    return _build(component, found, config, dtype, packed=path.suffix == ".gguf")
+    return _build(component, part, config, dtype, packed=path.suffix == ".gguf")
 
 
 def _read(path: Path, dtype: torch.dtype, *, computes_here: bool = True) -> dict[str, list[Weights]]:
-    """The parts of a file, scaled fp8 made plain; GGUF tensors stay packed."""
+    """Read the parts of a file, scaled fp8 made plain; GGUF tensors stay packed."""
     if path.suffix == ".gguf":
         return conversion.split(load_gguf_checkpoint(str(path)))
     weights = dequantize(load_file(path), dtype)
     if computes_here:
         # Tensors lie in the mapped file at any byte. A CPU's matrix kernels take other paths there and round
-        # differently, so that the same weights would not draw the same image bit by bit.
+        # differently, so that the same weights would not generate the same image bit by bit.
         for name, tensor in weights.items():
             weights[name] = tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
     return conversion.split(weights)
 
 
-def _component(component: Component, held: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
-    """From the file, else from the config's folder, else from the base repository."""
-    dtype, weights = DTYPES[plan.dtype], held.get(component.name)
-    places = [place for place in (config, plan.base) if place is not None]
+def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
+    """Return a component from the file, else from the config's folder, else from the base repository."""
+    dtype, weights = DTYPES[plan.dtype], parts.get(component.name)
+    folders = [folder for folder in (config, plan.base) if folder is not None]
     if weights is not None:
         # The base knows the sizes of what was made from it; a bundled config knows the family's usual ones.
-        described = next((place for place in reversed(places) if (place / component.name).is_dir()), config)
-        return _build(component, weights, described, dtype, packed=plan.format == "gguf")
-    for place in places:
-        own = read_index(place).get(component.name, component)  # what fills the part is of that folder's class
-        if is_complete(own, place / own.name):
-            return load_component(own, place / own.name, dtype)
-    if component.name == "text_encoder_3" or (component.name == "tokenizer_3" and "text_encoder_3" not in held):
-        return None  # Stable Diffusion 3 was also published without its T5: the pipeline draws without it
+        config_folder = next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), config)
+        return _build(component, weights, config_folder, dtype, packed=plan.format == "gguf")
+    for folder in folders:
+        entry = read_index(folder).get(component.name, component)  # of the folder's own class
+        if is_complete(entry, folder / entry.name):
+            return load_component(entry, folder / entry.name, dtype)
+    if component.name == "text_encoder_3" or (component.name == "tokenizer_3" and "text_encoder_3" not in parts):
+        return None  # Stable Diffusion 3 was also published without its T5: the pipeline runs without it
     raise UnsupportedModel(
         f"The file has no {component.name} ({component.class_name}) and no base repository gives one; "
         "name the repository that it was made from as base in models.yaml.",
@@ -118,7 +118,7 @@ def _build(component: Component, weights: Weights, config: Path, dtype: torch.dt
         model = _text_encoder(component, weights, config, dtype)
     else:
         model = _diffusers_model(component, weights, config, dtype, packed=packed)
-    # What the file did not give has no memory yet.
+    # Tensors that the file did not give have no memory yet.
     _check_none_missing(component.name, [name for name, tensor in model.named_parameters() if tensor.is_meta])
     return model.eval()
 
@@ -136,18 +136,18 @@ def _diffusers_model(component: Component, weights: Weights, config: Path, dtype
     cls = component.cls
     settings = cls.load_config(str(config), subfolder=component.name, local_files_only=True)
     changes = conversion.config_from_shapes(component.class_name, weights, settings)
-    named = conversion.denoiser_names(component.class_name, weights)
+    converted = conversion.denoiser_names(component.class_name, weights)
     with init_empty_weights():
         expected = cls.from_config({**settings, **changes}).state_dict().keys()
-    known = named.keys() & expected
-    if 2 * len(known) > len(expected):  # the layout of diffusers, whose converters would stumble over one name amiss
-        _check_none_missing(component.name, sorted(expected - known))
-        named = {name: named[name] for name in known}
+    matches = converted.keys() & expected
+    if 2 * len(matches) > len(expected):  # the layout of diffusers, whose converters would stumble over one name amiss
+        _check_none_missing(component.name, sorted(expected - matches))
+        converted = {name: converted[name] for name in matches}
     # Not hasattr: more classes inherit from_single_file than it can read.
     if component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
         quantization = {"quantization_config": gguf_config(dtype)} if packed else {}
         return cls.from_single_file(
-            named,
+            converted,
             config=str(config),
             subfolder=component.name,
             dtype=dtype,
@@ -155,14 +155,14 @@ def _diffusers_model(component: Component, weights: Weights, config: Path, dtype
             **changes,
             **quantization,
         )
-    if not known:
+    if not matches:
         raise UnsupportedModel(
             f"A {component.class_name} is read from one file in the layout of diffusers only, and this is another; "
             "use the model's diffusers repository.",
             field="model",
         )
     model = cls.from_config({**settings, **changes})
-    model.load_state_dict(unpack(named, dtype) if packed else named)
+    model.load_state_dict(unpack(converted, dtype) if packed else converted)
     return model.to(dtype)
 
 
@@ -171,34 +171,34 @@ def _text_encoder(component: Component, weights: Weights, config: Path, dtype: t
     settings = cls.config_class.from_pretrained(str(config), subfolder=component.name, local_files_only=True)
     with init_empty_weights():
         model = cls(settings)
-    named = conversion.t5_names(weights) if component.is_t5 else conversion.clip_names(weights, model)
+    converted = conversion.t5_names(weights) if component.is_t5 else conversion.clip_names(weights, model)
     # T5 overflows in float16 in its output projections, and names them itself.
-    precise = set(cls._keep_in_fp32_modules or ()) if dtype is torch.float16 else set()
-    for name, tensor in named.items():
-        named[name] = tensor.to(torch.float32 if precise & set(name.split(".")) else dtype).contiguous()
-    model.load_state_dict(named, strict=False, assign=True)
+    kept_in_fp32 = set(cls._keep_in_fp32_modules or ()) if dtype is torch.float16 else set()
+    for name, tensor in converted.items():
+        converted[name] = tensor.to(torch.float32 if kept_in_fp32 & set(name.split(".")) else dtype).contiguous()
+    model.load_state_dict(converted, strict=False, assign=True)
     model.tie_weights()
     return model.requires_grad_(False)
 
 
-def _held(index: Mapping[str, Component], parts: Mapping[str, list[Weights]]) -> dict[str, Weights]:
-    """Which component each part of the file is: text encoders of one kind stand in the same order in both."""
+def _by_component(index: Mapping[str, Component], parts: Mapping[str, list[Weights]]) -> dict[str, Weights]:
+    """Return each part of the file by its component: text encoders of one kind stand in the same order in both."""
     clips = [name for name in sorted(index) if index[name].class_name.startswith("CLIPText")]
     t5s = [name for name in sorted(index) if index[name].is_t5]
     names = {"denoiser": sorted(index.keys() & set(DENOISERS)), "vae": ["vae"], "clip": clips, "t5": t5s}
-    held: dict[str, Weights] = {}
+    components: dict[str, Weights] = {}
     for kind, weights in parts.items():
-        held.update(zip(names[kind], weights, strict=False))
-    if not held.keys() & set(DENOISERS):
+        components.update(zip(names[kind], weights, strict=False))
+    if not components.keys() & set(DENOISERS):
         raise LoadFailed(
             "The file holds no denoiser that its config knows; its config is of another family.", field="model"
         )
-    _LOG.info("the file holds %s", ", ".join(sorted(held)))
-    return held
+    _LOG.info("the file holds %s", ", ".join(sorted(components)))
+    return components
 
 
 def _settings(folders: list[Path], optional: set[str]) -> dict[str, Any]:
-    """What a pipeline is told beside its components; the last folder that says something wins."""
+    """Return a pipeline's settings beside its components; the last folder that has one wins."""
     index: dict[str, Any] = {}
     for folder in folders:
         index |= json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A look at every denoising step of whatever pipeline: to tell of it, and to stop there when the job has to."""
+"""A hook on every denoising step of any pipeline: to report it, and to stop there when the job has to."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,29 +15,29 @@ AfterStep = Callable[[int, Any], None]
 
 
 def part_of(emit: Emit, index: int, of: int) -> Emit:
-    """`emit` for one of several calls that a job takes: its steps are told as a part of all."""
+    """Return `emit` for one of several calls that a job takes: its steps are reported as a part of all."""
 
-    def tell(progress: Progress) -> None:
+    def emit_part(progress: Progress) -> None:
         if progress.phase == "inference":
-            before = index * progress.total
-            progress = replace(progress, step=before + progress.step, total=of * progress.total)
+            earlier = index * progress.total
+            progress = replace(progress, step=earlier + progress.step, total=of * progress.total)
         emit(progress)
 
-    return tell
+    return emit_part
 
 
 @contextmanager
 def watched(pipe: Any, row: PipelineRow, signature: Signature, after_step: AfterStep) -> Iterator[dict[str, Any]]:
-    """The arguments with which `pipe` reports its steps, counted from 0; what `after_step` raises ends the call.
+    """Yield the arguments with which `pipe` reports its steps, counted from 0. An error of `after_step` ends the call.
 
-    A pipeline that takes no callback, or one that tells of a part only, is watched through its schedulers.
+    A pipeline that takes no callback, or reports a part of its steps only, is watched through its schedulers.
     """
     takes = () if row.steps_by_scheduler else signature
     if "callback_on_step_end" in takes:
 
         def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             after_step(step, tensors.get("latents"))
-            return {}  # nothing changed: LTX's long videos would take what they showed for what they work on
+            return {}  # nothing changed: LTX's long videos would go on with the latents that they showed
 
         yield {"callback_on_step_end": on_step_end}
     elif "callback" in takes:
@@ -51,14 +51,14 @@ def watched(pipe: Any, row: PipelineRow, signature: Signature, after_step: After
 def _hooked_schedulers(pipe: Any, after_step: AfterStep) -> Iterator[None]:
     """Let every scheduler's `step` report. By class, not by attribute: a pipeline may deep-copy its scheduler."""
     schedulers = [part for part in getattr(pipe, "components", {}).values() if hasattr(type(part), "step")]
-    before = [(scheduler, type(scheduler)) for scheduler in schedulers]
+    classes = [(scheduler, type(scheduler)) for scheduler in schedulers]
     count = iter(range(1_000_000))
-    for scheduler, cls in before:
+    for scheduler, cls in classes:
         scheduler.__class__ = type(cls.__name__, (cls,), {"step": _reporting(cls.step, after_step, count)})
     try:
         yield
     finally:
-        for scheduler, cls in before:
+        for scheduler, cls in classes:
             scheduler.__class__ = cls
 
 

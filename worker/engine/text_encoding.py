@@ -1,11 +1,11 @@
-"""Weighted and long prompts to a text encoder's numbers, in chunks of its window.
+"""Embeddings of weighted and long prompts, in chunks of a text encoder's window.
 
-What AUTOMATIC1111's web UI does, since its users' prompts are written for that: each stretch of one weight is
-tokenized by itself; a chunk holds as many tokens as the encoder's window without its two marks (75 of CLIP's 77), ends
-early where the prompt says BREAK, or after a comma among its last twenty tokens; each chunk is encoded by itself and
-the results stand in a row. A token's weight multiplies its numbers, and the chunk is then scaled back to the mean that
-it had. The pooled vector is that of the first chunk, unweighted. A prompt without weights that fits one chunk gets, bit
-for bit, what the pipeline's own `encode_prompt` makes of it.
+The rules are those of AUTOMATIC1111's web UI, since its users' prompts are written for them. Each stretch of one weight
+is tokenized by itself. A chunk holds as many tokens as the encoder's window without its two marks (75 of CLIP's 77). It
+ends early where the prompt says BREAK, or after a comma among its last twenty tokens. Each chunk is encoded by itself
+and the results stand in a row. A token's weight multiplies its numbers, and the chunk is then scaled back to its former
+mean. The pooled vector is that of the first chunk, unweighted. A prompt without weights that fits one chunk gets, bit
+for bit, the result of the pipeline's own `encode_prompt`.
 """
 
 from collections.abc import Sequence
@@ -35,32 +35,32 @@ class ClipEncoder:
 
     @property
     def room(self) -> int:
-        """How many tokens of a prompt fit into the encoder's window, its two marks aside."""
+        """Number of tokens of a prompt that fit into the encoder's window, its two marks aside."""
         longest = getattr(self.model.config, "max_position_embeddings", None) or _USUAL_WINDOW
         return int(min(self.tokenizer.model_max_length, longest)) - 2
 
     @property
     def layers(self) -> int:
-        """How many layers the encoder has."""
+        """Number of the encoder's layers."""
         return int(self.model.config.num_hidden_layers)
 
     def tokens(self, prompt: str) -> list[Token]:
-        """All tokens of `prompt` as it stands, however many."""
+        """Return all tokens of `prompt` as it stands, however many."""
         return _tokens(self.tokenizer, [(prompt, 1.0)])
 
     def chunks(self, prompt: str) -> list[Chunk]:
-        """The tokens of `prompt` with its weights, in chunks; at least one."""
+        """Return the tokens of `prompt` with its weights, in chunks; at least one."""
         comma = self.tokenizer.convert_tokens_to_ids(",</w>")
         sections = [_tokens(self.tokenizer, section) for section in _sections(prompt)]
         return [chunk for section in sections for chunk in _parted(section, self.room, comma)]
 
     def encode(self, chunks: Sequence[Chunk], device: torch.device) -> tuple[Any, Tensor]:
-        """The model's output for `chunks` (one row each), and the weight of every token of them."""
-        mark, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        """Return the model's output for `chunks` (one row each), and the weight of every token of them."""
+        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         rows, weights = [], []
         for chunk in chunks:
             free = self.room - len(chunk)
-            rows.append([mark, *(id_ for id_, _ in chunk), end, *[pad] * free])
+            rows.append([start, *(id_ for id_, _ in chunk), end, *[pad] * free])
             weights.append([1.0, *(weight for _, weight in chunk), 1.0, *[1.0] * free])
         output = self.model(torch.tensor(rows).to(device), output_hidden_states=True)
         return output, torch.tensor(weights)
@@ -68,18 +68,18 @@ class ClipEncoder:
 
 @dataclass(frozen=True, slots=True)
 class T5Encoder:
-    """A T5 text encoder and its tokenizer. It reads one sequence of at most `length` tokens; it has no chunks."""
+    """A T5 text encoder and its tokenizer. It reads one sequence of at most `length` tokens, not chunks."""
 
     model: Any
     tokenizer: Any
 
     def tokens(self, prompt: str, *, weighted: bool = True) -> list[Token]:
-        """All tokens of `prompt`, however many."""
+        """Return all tokens of `prompt`, however many."""
         sections = _sections(prompt) if weighted else [[(prompt, 1.0)]]
         return [token for section in sections for token in _tokens(self.tokenizer, section)]
 
     def encode(self, prompt: str, length: int, device: torch.device) -> Tensor:
-        """`prompt` as (1, length, width); what does not fit is cut."""
+        """Return the embeddings of `prompt` as (1, length, width); tokens that do not fit are cut off."""
         tokens = self.tokens(prompt)[: length - 1]
         free = length - 1 - len(tokens)
         ids = [*(id_ for id_, _ in tokens), self.tokenizer.eos_token_id, *[self.tokenizer.pad_token_id] * free]
@@ -88,7 +88,7 @@ class T5Encoder:
 
 
 def emphasised(hidden: Tensor, weights: Tensor) -> Tensor:
-    """`hidden` (chunks, tokens, width) times each token's weight, every chunk with the mean that it had."""
+    """Return `hidden` (chunks, tokens, width) times each token's weight, every chunk with its former mean."""
     if bool((weights == 1.0).all()):
         return hidden
     plain = hidden.float()

@@ -1,6 +1,6 @@
 """Upscalers in one file (ESRGAN, SwinIR, HAT, DAT, SPAN …) in the shape of a pipeline: an image, tile by tile.
 
-`spandrel` tells the architecture and its hyperparameters from the tensors and builds the network; MIT, and without any
+`spandrel` infers the architecture and its hyperparameters from the tensors and builds the network; MIT, and without any
 architecture whose licence forbids commercial use.
 """
 
@@ -18,7 +18,7 @@ from worker.core.errors import InvalidOutput, ParameterOutOfRange, UnsupportedMo
 from worker.engine import devices
 from worker.engine.compatibility import import_spandrel
 
-# Read around every tile and cut off again: what a network sees there decides nearly all of a pixel.
+# Pixels around every tile that are read too and cut off again: nearly all of a pixel depends on these alone.
 MARGIN = 32
 # The image at the network's own scale, before `scale` makes it smaller: 800 MB.
 MAX_PIXELS = 2**28
@@ -52,15 +52,15 @@ class SpandrelUpscalePipeline:
         tile: int = 256,
         callback_on_step_end: StepCallback | None = None,
     ) -> UpscaleOutput:
-        """The image `scale` times as large; by default as large as the network makes it. Alpha is kept.
+        """Return the image `scale` times as large; by default as large as the network makes it. Alpha is kept.
 
         The network runs on tiles of `tile` pixels a side and MARGIN around them, so memory does not grow with the
         image; where it runs out all the same, on quarters of a tile. The callback is called after each tile.
         """
-        own = self._network.scale
-        if image.width * image.height * own**2 > MAX_PIXELS:
+        factor = self._network.scale
+        if image.width * image.height * factor**2 > MAX_PIXELS:
             raise ParameterOutOfRange(
-                f"image is {image.width}x{image.height}, and this model makes it {own} times as large: more than "
+                f"image is {image.width}x{image.height}, and this model makes it {factor} times as large: more than "
                 f"{MAX_PIXELS:,} pixels; send a smaller image.",
                 field="image",
             )
@@ -71,20 +71,20 @@ class SpandrelUpscalePipeline:
         tiles = [*_tiles(image.width, image.height, tile)]
         self.num_timesteps = len(tiles) * len(layers)
         step = 0
-        drawn = []
+        enlarged = []
         for layer in layers:
             pixels = np.asarray(layer).reshape(image.height, image.width, -1)
-            large = np.empty((image.height * own, image.width * own, self._network.output_channels), np.uint8)
+            large = np.empty((image.height * factor, image.width * factor, self._network.output_channels), np.uint8)
             for box in tiles:
                 self._fill(large, pixels, box)
                 if callback_on_step_end is not None:
                     callback_on_step_end(self, step, None, {})
                 step += 1
-            drawn.append(large)
-        if len(drawn) == 2:
-            colour, alpha = drawn[0], drawn[1].mean(axis=-1, keepdims=True).round().astype(np.uint8)
-            drawn = [np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha], axis=-1)]
-        return UpscaleOutput(images=[_resized(drawn[0], image.width, image.height, scale)])
+            enlarged.append(large)
+        if len(enlarged) == 2:
+            colour, alpha = enlarged[0], enlarged[1].mean(axis=-1, keepdims=True).round().astype(np.uint8)
+            enlarged = [np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), alpha], axis=-1)]
+        return UpscaleOutput(images=[_resized(enlarged[0], image.width, image.height, scale)])
 
     def _fill(self, large: np.ndarray, pixels: np.ndarray, box: Box) -> None:
         """Write one tile of the large image; where memory does not suffice for it, in quarters."""
@@ -106,15 +106,17 @@ class SpandrelUpscalePipeline:
         height, width = pixels.shape[:2]
         x, y = max(0, left - MARGIN), max(0, top - MARGIN)
         piece = pixels[y : min(height, bottom + MARGIN), x : min(width, right + MARGIN)].copy()
-        known = next(self._network.model.parameters())
-        given = torch.from_numpy(piece).permute(2, 0, 1)[None].to(known.device, known.dtype) / 255
+        parameter = next(self._network.model.parameters())
+        inputs = torch.from_numpy(piece).permute(2, 0, 1)[None].to(parameter.device, parameter.dtype) / 255
         with torch.inference_mode():
-            result = self._network(given)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
+            result = self._network(inputs)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
         if not torch.isfinite(result).all():
             raise InvalidOutput("The upscaler returned NaN pixels; its weights may be damaged.")
-        own = self._network.scale
-        kept = result[(top - y) * own : (bottom - y) * own, (left - x) * own : (right - x) * own]
-        large[top * own : bottom * own, left * own : right * own] = (kept * 255).round().to(torch.uint8).numpy()
+        factor = self._network.scale
+        inner = result[(top - y) * factor : (bottom - y) * factor, (left - x) * factor : (right - x) * factor]
+        large[top * factor : bottom * factor, left * factor : right * factor] = (
+            (inner * 255).round().to(torch.uint8).numpy()
+        )
 
     def to(self, device: str) -> Self:
         """Move the network."""
@@ -122,16 +124,16 @@ class SpandrelUpscalePipeline:
         return self
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """There is no bar."""
+        """Do nothing: there is no bar."""
 
     def maybe_free_model_hooks(self) -> None:
-        """There are no hooks."""
+        """Do nothing: there are no hooks."""
 
 
 def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
-    """The network of a safetensors file. Raises UnsupportedModel for one that spandrel does not know or that is none.
+    """Load the upscaler of a safetensors file. Raises UnsupportedModel for a file that spandrel does not know as one.
 
-    In bfloat16 an image would have seven bits: it is computed in float16 where the network can, else in float32.
+    In bfloat16 an image would have seven bits. So it is computed in float16 where the network can, else in float32.
     """
     spandrel = import_spandrel()
     weights = load_file(plan.root)
@@ -164,7 +166,7 @@ def _tiles(width: int, height: int, side: int) -> Iterator[Box]:
 
 
 def _resized(pixels: np.ndarray, width: int, height: int, scale: float | None) -> np.ndarray:
-    """`pixels` at `scale` times `width` x `height`; as they are without a scale."""
+    """Return `pixels` at `scale` times `width` x `height`; as they are without a scale."""
     size = (max(1, round(width * scale)), max(1, round(height * scale))) if scale else None
     if size is None or size == (pixels.shape[1], pixels.shape[0]):
         return pixels

@@ -1,1 +1,1 @@
-"""What can be put on a resident pipeline for one job, and taken off exactly."""
+"""Everything that can be put on a resident pipeline for one job, and taken off exactly."""

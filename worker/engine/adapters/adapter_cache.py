@@ -1,4 +1,4 @@
-"""What jobs brought beside resident pipelines, kept ready for the next job that brings the same."""
+"""Caches of jobs' adapters beside resident pipelines, for the next job that brings the same."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -15,10 +15,10 @@ Item = TypeVar("Item")
 
 
 class AdapterCache(OrderedDict[Hashable, Item]):
-    """What one pipeline keeps, the least recently used first."""
+    """The adapters that one pipeline keeps, the least recently used first."""
 
     def take(self, key: Hashable, load: Callable[[], Item]) -> Item:
-        """The item of `key`, loaded if it is not here."""
+        """Return the item of `key`, loaded if it is not here."""
         if key not in self:
             self[key] = load()
         self.move_to_end(key)
@@ -28,7 +28,7 @@ class AdapterCache(OrderedDict[Hashable, Item]):
 class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[Item]):
     """A cache for each resident pipeline. Used from the engine's thread only.
 
-    They stand under the pipelines' denoisers: all views of a pipeline share it, and an evicted one takes its cache
+    A cache stands under the pipeline's denoiser: all views of a pipeline share that, and an evicted one takes its cache
     along.
     """
 
@@ -38,7 +38,7 @@ class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[It
 
     @contextmanager
     def opened(self, denoiser: nn.Module) -> Iterator[AdapterCache[Item]]:
-        """The cache of one pipeline, for one job, which has all that it takes, however many.
+        """Open the cache of one pipeline for one job. During the job it keeps all that it takes, however many.
 
         Afterwards the last `capacity` items are left, and none where memory ran out.
         """
@@ -47,7 +47,7 @@ class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[It
             yield cache
         except Exception as error:
             if is_out_of_memory(error):
-                cache.clear()  # whoever tries again has the room
+                cache.clear()  # the next attempt has the room
             raise
         finally:
             while len(cache) > self._capacity:
@@ -55,5 +55,5 @@ class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[It
 
 
 def denoiser_of(pipe: Any) -> nn.Module | None:
-    """The network that a pipeline draws with, the first where it has two; None where it has none."""
+    """Return a pipeline's denoiser, the first where it has two; None where it has none."""
     return next((part for name in DENOISERS if isinstance(part := getattr(pipe, name, None), nn.Module)), None)

@@ -1,4 +1,4 @@
-"""Changes on a pipeline's modules for as long as a bracket lasts."""
+"""Changes on a pipeline's modules for the length of a context."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,13 +19,13 @@ def attached(pipe: Any, changes: Sequence[tuple[str, str, Change, float]]) -> It
 
     The modules stay what they are: hooks are put on and taken off. A change of weight 0 is not put on at all.
     """
-    places: dict[tuple[str, str], list[Weighted]] = {}
+    targets: dict[tuple[str, str], list[Weighted]] = {}
     for component, path, change, weight in changes:
         if weight:
-            places.setdefault((component, path), []).append((change, weight))
+            targets.setdefault((component, path), []).append((change, weight))
     modules: dict[str, dict[str, nn.Module]] = {}
     with ExitStack() as stack:
-        for (component, path), parts in places.items():
+        for (component, path), parts in targets.items():
             owner = getattr(pipe, component)
             if component not in modules:
                 modules[component] = dict(owner.named_modules())
@@ -39,7 +39,7 @@ def attached(pipe: Any, changes: Sequence[tuple[str, str, Change, float]]) -> It
 
 
 def _adding(parts: Sequence[Weighted]) -> Callable[..., Tensor | None]:
-    """A hook that adds the changes to a module's output."""
+    """Return a hook that adds the changes to a module's output."""
     inside = False
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
@@ -63,7 +63,7 @@ def _adding(parts: Sequence[Weighted]) -> Callable[..., Tensor | None]:
 
 @contextmanager
 def _written(parameter: nn.Parameter, parts: Sequence[tuple[Any, float]]) -> Iterator[None]:
-    """A parameter that belongs to no layer, with other numbers in it; its own are put back, untouched."""
+    """Write other numbers into a parameter that belongs to no layer; its own are put back, untouched."""
     if parameter.is_meta or not parameter.is_floating_point():
         raise UnsupportedModel(
             "loras: this LoRA changes a table of the model, which needs its plain weights on the device; "

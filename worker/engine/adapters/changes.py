@@ -1,7 +1,7 @@
-"""What one adapter adds to the output of one module: the mathematics of every algorithm.
+"""Changes of a module's output by an adapter: the mathematics of every algorithm.
 
-A module computes y = W x + b. Each class here computes what (W + ΔW) x + b has more than that, from x and y alone, so
-that the model's weights are never written: nothing has to be put back, a quantized or offloaded weight is as good as a
+A module computes y = W x + b. Each class here computes the difference of (W + ΔW) x + b from that, from x and y alone.
+So the model's weights are never written: nothing has to be put back, a quantized or offloaded weight is as good as a
 plain one, and several adapters add up. Formulas as in LyCORIS 3.4 (github.com/KohakuBlueleaf/LyCORIS) and, for DoRA,
 as it was published (arXiv 2402.09353); every change is linear in the weight that a job gives it.
 
@@ -20,17 +20,17 @@ from worker.engine.adapters.targets import own_parameter, weight_shape
 
 
 class Change:
-    """What an adapter adds to one module's output at weight 1."""
+    """An adapter's addition to one module's output, at weight 1."""
 
     def __init__(self, **tensors: Tensor | None) -> None:
         self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What is added to the output `y` of `module` for the input `x`."""
+        """Return the addition to the output `y` of `module` for the input `x`."""
         raise NotImplementedError
 
     def _like(self, y: Tensor) -> dict[str, Tensor]:
-        """The tensors where `y` is and as precise as it; moved once."""
+        """Return the tensors on the device and in the dtype of `y`; moved once."""
         for name, tensor in self._tensors.items():
             if tensor.device != y.device or tensor.dtype != y.dtype:
                 self._tensors[name] = tensor.to(y.device, y.dtype)
@@ -46,15 +46,15 @@ class Delta(Change):
         raise NotImplementedError
 
     def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
-        """ΔW, of any shape with the right number of entries."""
+        """Return ΔW, of any shape with the right number of entries."""
         raise NotImplementedError
 
     def weight(self, module: nn.Module, like: Tensor) -> Tensor:
-        """ΔW in the shape of the module's weight."""
+        """Return ΔW in the shape of the module's weight."""
         return self.matrix(self._like(like)).reshape(_shape_of(module))
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """ΔW x + Δb."""
+        """Return ΔW x + Δb."""
         return _operate(module, x, self.weight(module, y), self._tensors.get("bias"))
 
 
@@ -72,14 +72,14 @@ class LowRank(Delta):
         return self._tensors["up"].shape[0], self._tensors["down"][0].numel() * kernel
 
     def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
-        """up · down, contracted over the rank."""
+        """Return up · down, contracted over the rank."""
         up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
         if "mid" in tensors:
             return torch.einsum("or,rs...,si->oi...", up, tensors["mid"], down)
         return up @ down
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Two thin products instead of one thick."""
+        """Return ΔW x + Δb by two thin products instead of a thick one."""
         tensors = self._like(y)
         if isinstance(module, nn.Linear):
             inner = functional.linear(x, tensors["down"].flatten(1))
@@ -108,7 +108,7 @@ class Hadamard(Delta):
         return (one.shape[0], two.shape[1]) if core is None else (one.shape[1], two.shape[1] * core[0, 0].numel())
 
     def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The product of both halves, entry by entry."""
+        """Return the product of both halves, entry by entry."""
         return _half(tensors, "w1", "t1") * _half(tensors, "w2", "t2")
 
 
@@ -134,13 +134,13 @@ class Kronecker(Delta):
         return rows, columns
 
     def weight(self, module: nn.Module, like: Tensor) -> Tensor:
-        """w1 ⊗ w2 in the shape of the module's weight."""
+        """Return w1 ⊗ w2 in the shape of the module's weight."""
         shape = _shape_of(module)
         first, second = self._factors(like, shape[2:])
         return torch.kron(first.reshape(*first.shape[:2], *(1 for _ in shape[2:])), second).reshape(shape)
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """(w1 ⊗ w2) x without ever making the product: x as a table, w2 on its rows, w1 on its columns."""
+        """Return (w1 ⊗ w2) x without ever making the product: x as a table, w2 on its rows, w1 on its columns."""
         if not isinstance(module, nn.Linear):
             return super().added(module, x, y)
         first, second = self._factors(y, ())
@@ -162,13 +162,13 @@ class Difference(Delta):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of ΔW; of Δb where that is all."""
+        """Rows and columns of ΔW; of Δb where that is all."""
         tensor = self._tensors["weight"] if "weight" in self._tensors else self._tensors["bias"]
         return tensor.shape[0] if tensor.ndim else 1, tensor[0].numel() if tensor.ndim > 1 else 1
 
     @property
     def has_weight(self) -> bool:
-        """Whether there is a ΔW at all."""
+        """True if there is a ΔW at all."""
         return "weight" in self._tensors
 
     def values(self, like: Tensor) -> Tensor:
@@ -187,15 +187,15 @@ class Difference(Delta):
                 return super().added(module, x, y)
             return _per_channel(module, tensors["bias"], y).expand_as(y)
         changed = {
-            name: own + tensors[name].to(own.dtype).reshape(own.shape)
+            name: parameter + tensors[name].to(parameter.dtype).reshape(parameter.shape)
             for name in ("weight", "bias")
-            if name in tensors and (own := own_parameter(module, name)) is not None
+            if name in tensors and (parameter := own_parameter(module, name)) is not None
         }
         return torch.func.functional_call(module, changed, (x,)) - y
 
 
 class Rows(Delta):
-    """Some rows of another change: what a fused module's change does to one of its parts."""
+    """Some rows of another change: a fused module's change as it applies to one of its parts."""
 
     def __init__(self, whole: Delta, total: tuple[int, int], order: Sequence[slice]) -> None:
         super().__init__()
@@ -203,11 +203,11 @@ class Rows(Delta):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The rows that were taken."""
+        """Number of the rows taken, and the whole's columns."""
         return sum(len(range(*part.indices(self._total[0]))) for part in self._order), self._total[1]
 
     def weight(self, module: nn.Module, like: Tensor) -> Tensor:
-        """The rows of the whole's ΔW."""
+        """Return the rows of the whole's ΔW."""
         fused = self._whole.weight(nn.Linear(self._total[1], self._total[0], bias=False, device="meta"), like)
         return take(fused, self._order).reshape(_shape_of(module))
 
@@ -216,8 +216,8 @@ class Decomposed(Change):
     """DoRA: W' = m · (W + ΔW) / ‖W + ΔW‖, the norm taken by rows, or by columns (LyCORIS' wd_on_output=False)."""
 
     def __init__(self, delta: Delta, magnitude: Tensor, module: nn.Module) -> None:
-        own = own_parameter(module, "weight").float()
-        merged = own + delta.weight(module, own)
+        weight = own_parameter(module, "weight").float()
+        merged = weight + delta.weight(module, weight)
         self._by_rows = magnitude.numel() == magnitude.shape[0] and magnitude.numel() == merged.shape[0]
         table = merged.flatten(1) if self._by_rows else merged.transpose(0, 1).flatten(1)
         gain = magnitude.flatten().to(table) / table.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -225,7 +225,7 @@ class Decomposed(Change):
         self._delta = delta
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """W' x - W x, from ΔW x and the module's own answer."""
+        """Return W' x - W x, from ΔW x and the module's own output."""
         tensors = self._like(y)
         gain = tensors["gain"]
         if self._by_rows:
@@ -243,7 +243,7 @@ class Gain(Change):
         self._on_input = on_input
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The module's answer to v∘x, or v∘ its answer to x, without its bias."""
+        """Return the module's output for v∘x, or v∘ its output for x, without its bias."""
         tensors = self._like(y)
         if self._on_input:
             return _own(module, _per_channel(module, tensors["vector"], x) * x, tensors.get("bias"))
@@ -258,7 +258,7 @@ class Generalized(Change):
         self._plain = plain
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The module's answer to A x, and B x."""
+        """Return the module's output for A x, plus B x."""
         tensors = self._like(y)
         last = x if isinstance(module, nn.Linear) else x.movedim(1, -1)
         inner = functional.linear(functional.linear(last, tensors["a2"]), tensors["a1"])
@@ -277,25 +277,25 @@ class Rotated(Change):
             skew = skew * constraint / norm
         unit = torch.eye(skew.shape[1], device=skew.device)
         super().__init__(
-            turn=(unit + skew) @ torch.linalg.inv(unit - skew),
+            rotation=(unit + skew) @ torch.linalg.inv(unit - skew),
             rescale=None if rescale is None else rescale.flatten(),
             bias=own_parameter(module, "bias"),
         )
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The module's answer turned, less the answer itself."""
+        """Return the module's output rotated, less the output itself."""
         tensors = self._like(y)
-        own = _without(tensors.get("bias"), module, y)
-        last = own if isinstance(module, nn.Linear) else own.movedim(1, -1)
-        turn = tensors["turn"]
-        turned = torch.einsum("knm,...kn->...km", turn, last.unflatten(-1, turn.shape[:2])).flatten(-2)
+        plain = _without(tensors.get("bias"), module, y)
+        last = plain if isinstance(module, nn.Linear) else plain.movedim(1, -1)
+        rotation = tensors["rotation"]
+        rotated = torch.einsum("knm,...kn->...km", rotation, last.unflatten(-1, rotation.shape[:2])).flatten(-2)
         if "rescale" in tensors:
-            turned = turned * tensors["rescale"]
-        return (turned if isinstance(module, nn.Linear) else turned.movedim(-1, 1)) - own
+            rotated = rotated * tensors["rescale"]
+        return (rotated if isinstance(module, nn.Linear) else rotated.movedim(-1, 1)) - plain
 
 
 def take(tensor: Tensor, order: Sequence[slice]) -> Tensor:
-    """Rows of a tensor, in this order."""
+    """Return rows of a tensor, in this order."""
     return tensor[order[0]] if len(order) == 1 else torch.cat([tensor[part] for part in order])
 
 
@@ -311,7 +311,7 @@ def _shape_of(module: nn.Module) -> tuple[int, ...]:
 
 
 def _operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `module` does to `x`, with another weight and bias."""
+    """Apply `module` to `x` with another weight and bias."""
     if isinstance(module, nn.Linear):
         return functional.linear(x, weight, bias)
     if isinstance(module, nn.Embedding):
@@ -321,7 +321,7 @@ def _operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _own(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
-    """The module's own W x. By `forward`: the hooks on the module belong to the call that is going on."""
+    """Return the module's own W x. By `forward`: the hooks on the module belong to the call that is going on."""
     return _without(bias, module, module.forward(x))
 
 
@@ -330,7 +330,7 @@ def _without(bias: Tensor | None, module: nn.Module, y: Tensor) -> Tensor:
 
 
 def _per_channel(module: nn.Module, vector: Tensor, data: Any) -> Tensor:
-    """A vector with one entry per channel, shaped to go with `data`."""
+    """Return a vector with one entry per channel, shaped to go with `data`."""
     if isinstance(module, _ConvNd):
         return vector.reshape(-1, *(1 for _ in module.kernel_size))
     return vector

@@ -1,7 +1,7 @@
 """A ControlNet or T2I-Adapter from disk: a diffusers folder, or one weight file in diffusers' or the original layout.
 
-A single file has no config. What it leaves open is what its base decides, so the config is the base's own, with the
-numbers that the file's shapes tell. A control LoRA is one that needs its base's weights as well (`control_loras.py`).
+A single file has no config. Its base decides whatever the file leaves open, so the config is the base's own, with the
+numbers of the file's shapes. A control LoRA also needs its base's weights (`control_loras.py`).
 """
 
 import inspect
@@ -29,12 +29,12 @@ Weights = dict[str, Tensor]
 _PREFIXES = ("control_model.", "controlnet.", "model.diffusion_model.", "diffusion_model.")
 _WEIGHTS = "diffusion_pytorch_model"
 _REFINED_BY_LAYERS = "control_layers"
-# What control and base must agree in, by the names of their configs.
+# Values in which control and base must agree, by the names of their configs.
 _SHARED = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "dim", "cross_attention_dim_t5")
 
 
 def load_control(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -> nn.Module:
-    """The control in memory, in `dtype`, on the CPU.
+    """Load the control into memory, in `dtype`, on the CPU.
 
     Raises IncompatibleAdapter where it does not fit `denoiser`, CorruptFile where it is damaged, UnsupportedModel for
     a single file that needs a config of its own.
@@ -70,7 +70,7 @@ def _from_folder(item: AdapterFiles[Control], dtype: torch.dtype) -> Any:
 
 
 def _only_variant(root: Path) -> str | None:
-    """The variant that a folder holds where it lacks the plain weights: "fp16", say."""
+    """Return the variant in a folder that lacks the plain weights: "fp16", for example."""
     if any(root.glob(f"{_WEIGHTS}.safetensors*")):
         return None
     names = sorted(path.name.split(".")[1] for path in root.glob(f"{_WEIGHTS}.*.safetensors"))
@@ -91,9 +91,9 @@ def _from_file(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -
 
 
 def build_control(cls: Any, weights: Weights, base: Mapping[str, Any], name: str) -> tuple[Any, Weights]:
-    """A control of class `cls` for a denoiser of config `base`, without memory yet; and `weights` by its own names.
+    """Build a control of class `cls` for a denoiser of config `base`, without memory yet; and `weights` by its names.
 
-    Raises IncompatibleAdapter unless the file has just the tensors that such a control has.
+    Raises IncompatibleAdapter unless the file has exactly the tensors of such a control.
     """
     weights = _bare(weights)
     if cls is diffusers.ControlNetXSAdapter:
@@ -122,27 +122,29 @@ def _without_memory(cls: Any, settings: Mapping[str, Any]) -> Any:
 
 
 def _bare(weights: Weights) -> Weights:
-    """Names without what tools put before them."""
+    """Return `weights` by names without the prefixes of tools."""
     for prefix in _PREFIXES:
-        found = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        if 2 * len(found) > len(weights):
-            return found
+        bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        if 2 * len(bare) > len(weights):
+            return bare
     return weights
 
 
 def _config(cls: Any, base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """The base's config as far as `cls` takes it, and what the file's own shapes say."""
-    taken = inspect.signature(cls.__init__).parameters
-    settings = {name: value for name, value in base.items() if name in taken}
+    """Return the base's config as far as `cls` takes it, with the values of the file's own shapes."""
+    accepted = inspect.signature(cls.__init__).parameters
+    settings = {name: value for name, value in base.items() if name in accepted}
     if cls is diffusers.ZImageControlNetModel:
-        said = _z_image_config(base, weights)
+        from_shapes = _z_image_config(base, weights)
     else:
-        said = _unet_config(weights) if cls.__name__.startswith("ControlNet") else _transformer_config(base, weights)
-    return settings | {name: value for name, value in said.items() if name in taken}
+        from_shapes = (
+            _unet_config(weights) if cls.__name__.startswith("ControlNet") else _transformer_config(base, weights)
+        )
+    return settings | {name: value for name, value in from_shapes.items() if name in accepted}
 
 
 def _unet_config(weights: Weights) -> dict[str, Any]:
-    said: dict[str, Any] = {
+    config: dict[str, Any] = {
         "in_channels": 4,  # an inpainting UNet has more, its control has not
         "conditioning_embedding_out_channels": _hint_channels(weights),
     }
@@ -152,13 +154,13 @@ def _unet_config(weights: Weights) -> dict[str, Any]:
         if name.endswith(("attentions.0.proj_in.weight", ".1.proj_in.weight"))
     ]
     if projections:
-        said["use_linear_projection"] = projections[0].ndim == 2
-    return said | (_union_config(weights) if "task_embedding" in weights else {})
+        config["use_linear_projection"] = projections[0].ndim == 2
+    return config | (_union_config(weights) if "task_embedding" in weights else {})
 
 
 def _transformer_config(base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """How many layers there are, and what enters: a control is as wide as its base, and seldom as deep."""
-    said: dict[str, Any] = {
+    """Return the numbers of layers and of inputs: a control is as wide as its base, and seldom as deep."""
+    config: dict[str, Any] = {
         "num_layers": _count(weights, "transformer_blocks."),
         "num_single_layers": _count(weights, "single_transformer_blocks."),
         "transformer_num_layers": base.get("num_layers"),  # of Hunyuan-DiT, which counts its base's
@@ -166,43 +168,43 @@ def _transformer_config(base: Mapping[str, Any], weights: Weights) -> dict[str, 
         "use_pos_embed": "pos_embed.proj.weight" in weights,
     }
     if "controlnet_mode_embedder.weight" in weights:
-        said["num_mode"] = int(weights["controlnet_mode_embedder.weight"].shape[0])
+        config["num_mode"] = int(weights["controlnet_mode_embedder.weight"].shape[0])
     if "context_embedder.weight" in weights:
-        said["caption_projection_dim"] = int(weights["context_embedder.weight"].shape[0])
+        config["caption_projection_dim"] = int(weights["context_embedder.weight"].shape[0])
     for name, key in (
         ("extra_conditioning_channels", "pos_embed_input.proj.weight"),
         ("extra_condition_channels", "controlnet_x_embedder.weight"),
     ):
         if key in weights:
-            said[name] = int(weights[key].shape[1]) - int(base["in_channels"])
-    return said
+            config[name] = int(weights[key].shape[1]) - int(base["in_channels"])
+    return config
 
 
 def _z_image_config(base: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Where a Z-Image ControlNet's layers stand beside its base's, which no tensor says.
+    """Return the positions of a Z-Image ControlNet's layers beside its base's, which no tensor gives.
 
-    Its authors publish single files of 6, 15 and 3 layers for a base of 30, and their configs (VideoX-Fun,
-    config/z_image) place them evenly: every 5th, 2nd and 10th. Version 2.0 differs from 2.1 in nothing but that it
-    refines with its layers, and leaves its refiner as it was begun: with zeros.
+    Its authors publish single files of 6, 15 and 3 layers for a base of 30. Their configs (VideoX-Fun,
+    config/z_image) place them evenly: every 5th, 2nd and 10th. Version 2.0 differs from 2.1 in one thing: it refines
+    with its layers, and its own refiner still has the zeros that it started with.
     """
     layers, steps = _count(weights, "control_layers."), int(base["n_layers"])
     if not 0 < layers <= steps:
         raise LookupError("control_layers")
-    entered = weights.get("control_noise_refiner.0.before_proj.weight")
-    refiner = "control_noise_refiner" if entered is not None and bool(entered.any()) else _REFINED_BY_LAYERS
-    is_first = entered is None and "control_noise_refiner.0.attention.to_q.weight" in weights  # it has a plain one
+    before_proj = weights.get("control_noise_refiner.0.before_proj.weight")
+    refiner = "control_noise_refiner" if before_proj is not None and bool(before_proj.any()) else _REFINED_BY_LAYERS
+    is_first = before_proj is None and "control_noise_refiner.0.attention.to_q.weight" in weights  # it has a plain one
     patch, frames = int(base["all_patch_size"][0]), int(base["all_f_patch_size"][0])
-    seen = _of(weights, f"control_all_x_embedder.{patch}-{frames}.weight").shape[1]
+    inputs = _of(weights, f"control_all_x_embedder.{patch}-{frames}.weight").shape[1]
     return {
         "control_layers_places": [at * (steps // layers) for at in range(layers)],
         "control_refiner_layers_places": [*range(int(base["n_refiner_layers"]))],
-        "control_in_dim": int(seen) // (patch**2 * frames),
+        "control_in_dim": int(inputs) // (patch**2 * frames),
         "add_control_noise_refiner": None if is_first else refiner,
     }
 
 
 def _hint_channels(weights: Weights) -> tuple[int, ...]:
-    """The widths through which the image goes: every second convolution widens."""
+    """Return the widths through which the image goes: every second convolution widens."""
     if "input_hint_block.0.weight" in weights:
         names = [f"input_hint_block.{at}.weight" for at in (0, 4, 8, 12)]
     else:
@@ -221,25 +223,25 @@ def _union_config(weights: Weights) -> dict[str, Any]:
 
 
 def _adapter_names(weights: Weights) -> Weights:
-    """A T2I-Adapter's names as diffusers has them: its authors count blocks through, two to a level."""
+    """Return `weights` by diffusers' names of a T2I-Adapter: its authors count blocks through, two to a level."""
     if any(".resnets." in name for name in weights):
         return weights
-    named: Weights = {}
+    renamed: Weights = {}
     for name, tensor in weights.items():
-        full = re.fullmatch(r"body\.(\d+)\.(block[12]|in_conv)\.(.+)", name)
-        light = re.fullmatch(r"body\.(\d+)\.body\.(.+)", name)
-        if full:
-            level, turn = divmod(int(full[1]), 2)
-            place = f"resnets.{turn}.{full[2]}" if full[2].startswith("block") else full[2]
-            name = f"body.{level}.{place}.{full[3]}"
-        elif light:
-            name = f"body.{light[1]}.resnets.{light[2]}"
-        named[f"adapter.{name}"] = tensor
-    return named
+        block = re.fullmatch(r"body\.(\d+)\.(block[12]|in_conv)\.(.+)", name)
+        light_block = re.fullmatch(r"body\.(\d+)\.body\.(.+)", name)
+        if block:
+            level, resnet = divmod(int(block[1]), 2)
+            place = f"resnets.{resnet}.{block[2]}" if block[2].startswith("block") else block[2]
+            name = f"body.{level}.{place}.{block[3]}"
+        elif light_block:
+            name = f"body.{light_block[1]}.resnets.{light_block[2]}"
+        renamed[f"adapter.{name}"] = tensor
+    return renamed
 
 
 def _adapter_config(weights: Weights) -> dict[str, Any]:
-    """A T2I-Adapter's config: the first convolution sees the image folded 8 times, 16 times for SDXL."""
+    """Return a T2I-Adapter's config: the first convolution sees the image folded 8 times, 16 times for SDXL."""
     levels = _count(weights, "adapter.body.")
     resnets = _count(weights, "adapter.body.0.resnets.")
     light = "adapter.conv_in.weight" not in weights
@@ -260,10 +262,10 @@ def _adapter_config(weights: Weights) -> dict[str, Any]:
 
 
 def _check_names(net: nn.Module, weights: Weights, name: str) -> None:
-    """Raise IncompatibleAdapter unless the file has just the tensors that the model's own control would have."""
+    """Raise IncompatibleAdapter unless the file has exactly the tensors of a control for this model."""
     expected = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
-    held = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    wrong = sorted(key for key in expected.keys() | held.keys() if expected.get(key) != held.get(key))
+    present = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    wrong = sorted(key for key in expected.keys() | present.keys() if expected.get(key) != present.get(key))
     if wrong:
         raise IncompatibleAdapter(
             f"{_FIELD}: {len(wrong)} tensors of {name} are not those of a {type(net).__name__} for this model "
@@ -274,15 +276,15 @@ def _check_names(net: nn.Module, weights: Weights, name: str) -> None:
 
 
 def _check_sizes(net: Any, denoiser: Any, name: str) -> None:
-    """Raise IncompatibleAdapter where what both have to agree in differs."""
+    """Raise IncompatibleAdapter where control and base differ in a value that both must share."""
     pairs = [(key, net.config.get(key), denoiser.config.get(key)) for key in _SHARED]
     if isinstance(net, diffusers.T2IAdapter):
         levels = denoiser.config.get("block_out_channels") or [None]
         pairs.append(("channels", net.config["channels"][0], levels[0]))
-    for key, own, base in pairs:
-        if isinstance(own, int) and isinstance(base, int) and own != base:
+    for key, size, base_size in pairs:
+        if isinstance(size, int) and isinstance(base_size, int) and size != base_size:
             raise IncompatibleAdapter(
-                f"{_FIELD}: {name} was made for a model whose {key} is {own}, and this model's is {base}; "
+                f"{_FIELD}: {name} was made for a model whose {key} is {size}, and this model's is {base_size}; "
                 "use one of the model's own family.",
                 field=_FIELD,
             )

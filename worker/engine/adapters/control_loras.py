@@ -1,12 +1,12 @@
-"""Control LoRAs: ControlNets that come as what they have beyond their base's UNet, as Stability AI publishes them.
+"""Control LoRAs: ControlNets published as their difference from the base's UNet, in Stability AI's format.
 
-A ControlNet starts as a copy of its base's way down. A control LoRA holds what it learnt since: factors of low rank for
-the weights that it changed (`up` times `down`), and as they stand the tensors that the base lacks, biases and norms. So
-it is a ControlNet only together with a base, and is made into one for each base that it is used with.
+A ControlNet starts as a copy of its base's down blocks. A control LoRA holds the difference since: factors of low rank
+for the weights that changed (`up` times `down`), and whole tensors where the base has none, biases and norms. So it is
+a ControlNet only together with a base, and is made into one for each base that it is used with.
 
 The base's part is its own weights. ComfyUI takes those that a LoRA of the same workflow has changed already, so that
-there the LoRA acts on the control too; here a control is what its file and its base make of it, whatever else a job
-asks for, and can be kept for the next one.
+there the LoRA acts on the control too. Here a control depends on its file and its base alone, whatever else a job asks
+for, and can be kept for the next job.
 """
 
 from collections.abc import Mapping
@@ -27,55 +27,55 @@ MARKER = "lora_controlnet"
 def unfolded(
     weights: Mapping[str, Tensor], control: nn.Module, unet: nn.Module, name: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Every tensor of `control`, which has no memory yet: what file `name` holds on top of what `unet` is.
+    """Return every tensor of `control`, which has no memory yet: the weights of `unet` with the changes of file `name`.
 
-    In `dtype`, on the CPU, and nobody else's. Computed in float32, where the UNet is. Raises IncompatibleAdapter where
-    the file changes what the UNet has not, or leaves open what it lacks; UnsupportedModel where the UNet's own weights
-    cannot be read.
+    In `dtype`, on the CPU, and shared with nobody. Computed in float32, where the UNet is. Raises IncompatibleAdapter
+    where the file changes a tensor that the UNet has not, or lacks one that neither has; UnsupportedModel where the
+    UNet's own weights cannot be read.
     """
-    held = placed(weights, control, name)
-    modules, found = dict(unet.named_modules()), {}
+    tensors = placed(weights, control, name)
+    modules, state = dict(unet.named_modules()), {}
     for key, shape in _shapes(control).items():
-        value = held.get(key)
+        value = tensors.get(key)
         if value is None:
             value = _of_unet(modules, key, shape, name)
         stem = key.removesuffix(".weight")
-        if f"{stem}.up" in held:
-            up, down = (held[f"{stem}.{side}"].to(value.device, torch.float32).flatten(1) for side in ("up", "down"))
+        if f"{stem}.up" in tensors:
+            up, down = (tensors[f"{stem}.{side}"].to(value.device, torch.float32).flatten(1) for side in ("up", "down"))
             value = value.float() + (up @ down).reshape(shape)
-        found[key] = value.to("cpu", dtype, copy=True)
-    return found
+        state[key] = value.to("cpu", dtype, copy=True)
+    return state
 
 
 def placed(weights: Mapping[str, Tensor], control: nn.Module, name: str) -> dict[str, Tensor]:
-    """`weights` by the names of `control`, whose modules a file calls by these or the original ones.
+    """Return `weights` by the names of `control`; a file has these names or the original ones.
 
     Raises IncompatibleAdapter unless each is one of the control's tensors, or half of a change of one.
     """
     paths = [path for path, _ in control.named_modules()]
-    own = {alias.name: path for path, alias in aliases(paths)}
-    held = {}
+    path_of = {alias.name: path for path, alias in aliases(paths)}
+    tensors = {}
     for full, tensor in weights.items():
         stem, _, leaf = full.rpartition(".")
         if full != MARKER:
-            held[f"{own.get(stem, stem)}.{leaf}"] = tensor
+            tensors[f"{path_of.get(stem, stem)}.{leaf}"] = tensor
     shapes = _shapes(control)
-    wrong = [key for key, tensor in held.items() if not _fits(key, tensor, held, shapes)]
-    if wrong:
+    misfits = [key for key, tensor in tensors.items() if not _fits(key, tensor, tensors, shapes)]
+    if misfits:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {len(wrong)} of {len(held)} tensors of {name}, a control LoRA, do not fit this model "
-            f"({wrong[0][:80]}, say); use it with the model that it was made for.",
+            f"{_FIELD}: {len(misfits)} of {len(tensors)} tensors of {name}, a control LoRA, do not fit this model "
+            f"({misfits[0][:80]}, say); use it with the model that it was made for.",
             field=_FIELD,
-            details={"samples": wrong[:3]},
+            details={"samples": misfits[:3]},
         )
-    return held
+    return tensors
 
 
-def _fits(key: str, tensor: Tensor, held: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _fits(key: str, tensor: Tensor, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> bool:
     stem, _, leaf = key.rpartition(".")
     if leaf not in ("up", "down"):
         return shapes.get(key) == tuple(tensor.shape)
-    up, down, shape = held.get(f"{stem}.up"), held.get(f"{stem}.down"), shapes.get(f"{stem}.weight", ())
+    up, down, shape = tensors.get(f"{stem}.up"), tensors.get(f"{stem}.down"), shapes.get(f"{stem}.weight", ())
     if up is None or down is None or min(up.ndim, down.ndim, len(shape)) < 2:
         return False
     up, down = up.flatten(1), down.flatten(1)  # a convolution's kernel belongs to `down`
@@ -87,7 +87,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _of_unet(modules: Mapping[str, nn.Module], key: str, shape: tuple[int, ...], name: str) -> Tensor:
-    """The base's own tensor for a part of the control."""
+    """Return the base's own tensor for a part of the control."""
     path, _, leaf = key.rpartition(".")
     try:
         value = own_parameter(modules[path], leaf) if path in modules else None

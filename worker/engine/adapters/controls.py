@@ -1,8 +1,8 @@
-"""ControlNets and T2I-Adapters for the length of one job: beside the pipeline, as the class that draws with them.
+"""ControlNets and T2I-Adapters for the length of one job: beside the pipeline, as the class that uses them.
 
 Nothing of the resident pipeline is touched: its parts are shared with a pipeline of another class, which is made for
 the job (milliseconds) and dropped after it. The controls themselves stay in host memory and are on the device only
-while they are needed, so that they never stand in the way of another job's images.
+while they are needed, so that they never take memory from another job's images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from worker.engine.loader import view
 from worker.engine.pool import Resident
 
 _UNIONS = ("ControlNetUnionModel", "FluxControlNetModel", "QwenImageControlNetModel")
-# What holds several of a class, for those that the pipelines do not wrap themselves or wrap only in a list.
+# Classes that hold several controls, where the pipelines do not wrap them themselves or wrap only a list.
 _SEVERAL: Mapping[str, type] = {
     "ControlNetModel": diffusers.MultiControlNetModel,
     "ControlNetUnionModel": MultiControlNetUnionModel,
@@ -41,7 +41,7 @@ _SEVERAL: Mapping[str, type] = {
 class ControlCache:
     """The controls of all resident pipelines. Used from the engine's thread only.
 
-    Each pipeline keeps the last `capacity` of its controls in host memory; they are forgotten with the pipeline.
+    Each pipeline keeps the last `capacity` of its controls in host memory; they are dropped with the pipeline.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -59,48 +59,50 @@ class ControlCache:
             for net in dict.fromkeys(nets):
                 stack.enter_context(_on_device(net, resident))
                 stack.enter_context(_left_as_it_was(net))
-            kind = type(nets[0]).__name__
-            slot = "adapter" if kind == "T2IAdapter" else "controlnet"
-            host.pipe = view(resident.pipe, host.class_name, {slot: _together(kind, nets)})
-            if kind == "ControlNetXSAdapter":
+            net_class = type(nets[0]).__name__
+            slot = "adapter" if net_class == "T2IAdapter" else "controlnet"
+            host.pipe = view(resident.pipe, host.class_name, {slot: _together(net_class, nets)})
+            if net_class == "ControlNetXSAdapter":
                 _join(host.pipe, resident)
             yield Effect(reports_of(files, "scale"), _arguments(controls, nets))
 
     def _loaded(self, resident: Resident, files: Sequence[AdapterFiles[Control]]) -> list[nn.Module]:
         denoiser, dtype = denoiser_of(resident.pipe), DTYPES[resident.plan.dtype]
-        # Closed before the job draws: they are in host memory, so that nobody has more room when they go.
+        # Closed before the call: the controls are in host memory, so the device gains no room when they go.
         with self._caches.opened(denoiser) as cache:
             return [cache.take(item.key, partial(load_control, item, denoiser, dtype)) for item in files]
 
 
-def _together(kind: str, nets: Sequence[nn.Module]) -> Any:
-    """What a pipeline takes for `nets`: one alone, one that sees several images, or several in one module."""
+def _together(class_name: str, nets: Sequence[nn.Module]) -> Any:
+    """Return `nets` as a pipeline takes them: one alone, one for several images, or several in one module."""
     if len(nets) == 1:
         return nets[0]
-    if kind == "ControlNetUnionModel" and len(set(nets)) == 1:
-        return nets[0]  # sees all images at once, as it was trained to
-    return _SEVERAL[kind]([*dict.fromkeys(nets)] if kind in _UNIONS and len(set(nets)) == 1 else [*nets])
+    if class_name == "ControlNetUnionModel" and len(set(nets)) == 1:
+        return nets[0]  # one for all images at once, as it was trained
+    return _SEVERAL[class_name]([*dict.fromkeys(nets)] if class_name in _UNIONS and len(set(nets)) == 1 else [*nets])
 
 
 def _arguments(controls: Sequence[Control], nets: Sequence[nn.Module]) -> dict[str, Any]:
-    """What the call gets: single values for one control, lists for several."""
+    """Return the call's arguments: single values for one control, lists for several."""
     call = controls[0].call
-    told: list[tuple[str | None, list[Any]]] = [
+    lists: list[tuple[str | None, list[Any]]] = [
         (call.images, [_image(control, net) for control, net in zip(controls, nets, strict=True)]),
         (call.scale, [float(control.spec.scale) for control in controls]),
         (call.start, [control.spec.start for control in controls]),
         (call.end, [control.spec.end for control in controls]),
     ]
     if len(controls) > 1 or controls[0].mode is not None:  # FLUX.1 counts its several ControlNets by their modes
-        told.append((call.mode, [control.mode for control in controls]))
-    alone = {call.end} if call.start is None else set()  # one for all, where it is a T2I-Adapter's
+        lists.append((call.mode, [control.mode for control in controls]))
+    single = {call.end} if call.start is None else set()  # one for all, where it is a T2I-Adapter's
     return {
-        name: values[0] if len(controls) == 1 or name in alone else values for name, values in told if name is not None
+        name: values[0] if len(controls) == 1 or name in single else values
+        for name, values in lists
+        if name is not None
     }
 
 
 def _image(control: Control, net: nn.Module) -> Any:
-    """The image, grey for a T2I-Adapter that sees one channel."""
+    """Return the image, grey for a T2I-Adapter of one channel."""
     image = to_pil(control.image)
     one_channel = type(net).__name__ == "T2IAdapter" and net.config.in_channels == 1
     return image.convert("L") if one_channel else image
@@ -108,7 +110,7 @@ def _image(control: Control, net: nn.Module) -> Any:
 
 @contextmanager
 def _on_device(net: nn.Module, resident: Resident) -> Iterator[None]:
-    """On the device for the job, whatever of the model is: a control runs at every step."""
+    """Hold a control on the device for the job, even where the model is offloaded: it runs at every step."""
     net.to(resident.plan.device)
     try:
         yield
@@ -118,7 +120,7 @@ def _on_device(net: nn.Module, resident: Resident) -> Iterator[None]:
 
 @contextmanager
 def _left_as_it_was(net: nn.Module) -> Iterator[None]:
-    """Take off what a pipeline hung below it: Z-Image's puts parts of the transformer there."""
+    """Remove afterwards what a pipeline hung below `net`: Z-Image's puts parts of the transformer there."""
     modules, parameters = dict(net._modules), dict(net._parameters)
     try:
         yield

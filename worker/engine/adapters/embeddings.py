@@ -1,9 +1,9 @@
-"""Words that a prompt may use for the length of one job: textual inversions, alone or inside a LoRA file.
+"""New words for prompts, for the length of one job: textual inversions, alone or inside a LoRA file.
 
-diffusers' `load_textual_inversion` grows the text encoder's embedding and changes the tokenizer in place, and taking
-that back leaves traces in both; its words must not be in the vocabulary, and match within longer ones. Here the
-tokenizer is a copy that first spells each word, whole and in any case, as one new token for each of its vectors, so
-that every pipeline reads it in every prompt; and hooks on the encoder answer for the new tokens.
+diffusers' `load_textual_inversion` grows the text encoder's embedding and changes the tokenizer in place. Undoing that
+leaves traces in both. Its words must not be in the vocabulary, and match within longer ones. Here the tokenizer is a
+copy that first spells each word, whole and in any case, as one new token for each of its vectors. So every pipeline
+reads it in every prompt, and hooks on the encoder answer for the new tokens.
 """
 
 import copy
@@ -27,7 +27,7 @@ from worker.engine.adapters.host import Effect, Host, reports_of
 
 Embedding = AdapterFiles[Adapter[EmbeddingSpec]]
 
-# What files call the vectors of each encoder. `*` is for whichever encoder is as wide.
+# Names of each encoder's vectors in files. `*` is for any encoder that is as wide.
 _ENCODERS: Mapping[str, Sequence[str]] = {
     "*": ("text_encoder", "text_encoder_2", "text_encoder_3"),
     "clip_l": ("text_encoder",),
@@ -47,7 +47,7 @@ class Word:
 
 @contextmanager
 def taught(host: Host, embeddings: Sequence[Embedding]) -> Iterator[Effect]:
-    """Teach the pipeline's encoders the word of each of `embeddings`, and yield what was taught."""
+    """Teach the pipeline's encoders the word of each of `embeddings`, and yield reports with their tokens."""
     words = [Word(_token(adapter), _vectors(adapter), adapter.model) for adapter in embeddings]
     with embedded(host.pipe, words, "embeddings"):
         reports = zip(reports_of(embeddings), embeddings, strict=True)
@@ -55,7 +55,7 @@ def taught(host: Host, embeddings: Sequence[Embedding]) -> Iterator[Effect]:
 
 
 def unnamed(embeddings: Sequence[Embedding], job: Job) -> tuple[str, ...]:
-    """A sentence for each of `embeddings` that no prompt of `job` names."""
+    """Return a sentence for each of `embeddings` that no prompt of `job` names."""
     texts = [text for text in (job.prompt, job.negative_prompt, *_numbered(job)) if text]
     return tuple(
         f"{adapter.model} was loaded, but no prompt names {_token(adapter)}."
@@ -71,11 +71,11 @@ def embedded(pipe: Any, words: Sequence[Word], field: str) -> Iterator[None]:
     for word in words:
         for part, vectors in word.parts.items():
             rows = vectors.reshape(-1, vectors.shape[-1])
-            own = by_encoder.setdefault(_encoder(pipe, part, rows.shape[1], word.model, field), {})
-            known = {text.lower() for text in own}
-            if word.text.lower() in known:
+            encoder_words = by_encoder.setdefault(_encoder(pipe, part, rows.shape[1], word.model, field), {})
+            lowered = {text.lower() for text in encoder_words}
+            if word.text.lower() in lowered:
                 raise _taken(word.text, field)
-            own[word.text] = rows
+            encoder_words[word.text] = rows
     with ExitStack() as stack:
         for encoder, rows_by_word in by_encoder.items():
             stack.enter_context(_taught(pipe, encoder, rows_by_word, field))
@@ -83,22 +83,24 @@ def embedded(pipe: Any, words: Sequence[Word], field: str) -> Iterator[None]:
 
 
 def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
-    """The encoder that reads vectors of a part. Raises IncompatibleAdapter where there is none, or of another width."""
+    """Return the encoder that reads a part's vectors. Raises IncompatibleAdapter where none has that width."""
     widths = {}
     for name in _ENCODERS.get(part, ()):
         layer = _table(getattr(pipe, name, None))
         is_t5 = layer is not None and getattr(pipe, name).config.model_type in ("t5", "umt5")
         if layer is not None and (part == "*" or is_t5 is (part == "t5")):
             widths[name] = layer.embedding_dim
-    fitting = [name for name, own in widths.items() if own == width]
-    if fitting:
-        return fitting[0]
+    matches = [name for name, size in widths.items() if size == width]
+    if matches:
+        return matches[0]
     if not widths:
-        named = "a text encoder" if part == "*" else part
-        raise IncompatibleAdapter(f"{field}: {model} brings words for {named}, which this model lacks.", field=field)
-    listed = " or ".join(str(own) for own in dict.fromkeys(widths.values()))
+        encoder_name = "a text encoder" if part == "*" else part
+        raise IncompatibleAdapter(
+            f"{field}: {model} brings words for {encoder_name}, which this model lacks.", field=field
+        )
+    sizes = " or ".join(str(size) for size in dict.fromkeys(widths.values()))
     raise IncompatibleAdapter(
-        f"{field}: {model} brings words of {width} numbers, and this model's have {listed}; "
+        f"{field}: {model} brings words of {width} numbers, and this model's have {sizes}; "
         "use one that was trained for this model's family.",
         field=field,
     )
@@ -108,26 +110,27 @@ def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
 def _taught(pipe: Any, encoder: str, words: Mapping[str, Tensor], field: str) -> Iterator[None]:
     name = encoder.replace("text_encoder", "tokenizer")
     module, original = getattr(pipe, encoder), getattr(pipe, name)
-    known: frozenset[str] = getattr(original, "taught_words", frozenset())
+    present: frozenset[str] = getattr(original, "taught_words", frozenset())
     for word in words:
-        if word.lower() in known:
+        if word.lower() in present:
             raise _taken(word, field)
     tokenizer = copy.deepcopy(original)
-    tokenizer.taught_words = known | {word.lower() for word in words}
-    first = len(tokenizer)
+    tokenizer.taught_words = present | {word.lower() for word in words}
+    first_id = len(tokenizer)
     table = torch.cat(list(words.values()))
-    names = [f"<|taught-{first + index}|>" for index in range(len(table))]
-    rest = iter(names)
-    spelled = {word: "".join(next(rest) for _ in rows) for word, rows in words.items()}
+    names = [f"<|taught-{first_id + index}|>" for index in range(len(table))]
+    remaining = iter(names)
+    spelling_of = {word: "".join(next(remaining) for _ in rows) for word, rows in words.items()}
     backend = tokenizer.backend_tokenizer
     # The longest first: one word may begin with another.
     spellings = [
-        normalizers.Replace(Regex(_pattern(word)), spelled[word]) for word in sorted(spelled, key=len, reverse=True)
+        normalizers.Replace(Regex(_pattern(word)), spelling_of[word])
+        for word in sorted(spelling_of, key=len, reverse=True)
     ]
     backend.normalizer = normalizers.Sequence([*spellings, *([backend.normalizer] if backend.normalizer else [])])
-    # Normalized ones are looked for after the spelling.
+    # Normalized tokens are searched after the spelling.
     tokenizer.add_tokens([AddedToken(token, normalized=True) for token in names])
-    with _answered(module, table, first):
+    with _answered(module, table, first_id):
         setattr(pipe, name, tokenizer)
         try:
             yield
@@ -137,21 +140,21 @@ def _taught(pipe: Any, encoder: str, words: Mapping[str, Tensor], field: str) ->
 
 @contextmanager
 def _answered(encoder: nn.Module, table: Tensor, first: int) -> Iterator[None]:
-    """Rows of `table` for the ids from `first` on, which the encoder itself never sees.
+    """Answer ids from `first` on with rows of `table`; the encoder itself never sees them.
 
     CLIP's older configs take the largest id for the end of the prompt, where its pooled vector is read.
     """
-    asked: list[Tensor] = []
+    rows_of_ids: list[Tensor] = []
 
     def hide(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ids = args[0] if args else kwargs["input_ids"]
         new = (ids >= first) & (ids < first + len(table))
-        asked[:] = [torch.where(new, ids - first, -1)]
+        rows_of_ids[:] = [torch.where(new, ids - first, -1)]
         plain = ids.masked_fill(new, 0)
         return ((plain, *args[1:]), kwargs) if args else (args, kwargs | {"input_ids": plain})
 
     def answer(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        rows = asked[0].to(output.device)
+        rows = rows_of_ids[0].to(output.device)
         output = output.clone()
         output[rows >= 0] = table.to(output)[rows[rows >= 0]]
         return output
@@ -166,13 +169,13 @@ def _answered(encoder: nn.Module, table: Tensor, first: int) -> Iterator[None]:
 
 
 def _table(encoder: Any) -> Any:
-    """The layer that turns ids into vectors; None for what has none, or is no text encoder."""
+    """Return the layer that turns ids into vectors; None for an object without one, or for no text encoder."""
     layer = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
     return layer if isinstance(layer, nn.Embedding) else None
 
 
 def _pattern(word: str) -> str:
-    """`word` by itself, in any case: for Python's expressions and the tokenizers' alike."""
+    """Return an expression for `word` by itself, in any case: for Python and the tokenizers alike."""
     escaped = "".join(char if char.isalnum() or char in "_ " else f"\\{char}" for char in word)
     return rf"(?i)(?<!\w){escaped}(?!\w)"
 
@@ -190,8 +193,8 @@ def _taken(word: str, field: str) -> IncompatibleAdapter:
 
 
 def _numbered(job: Job) -> list[str]:
-    named = [value for name, value in job.params.items() if name in PROMPT_PARAMETERS or "prompt_" in name]
-    return [value for value in named if isinstance(value, str)]
+    values = [value for name, value in job.params.items() if name in PROMPT_PARAMETERS or "prompt_" in name]
+    return [value for value in values if isinstance(value, str)]
 
 
 def _vectors(adapter: Embedding) -> dict[str, Tensor]:

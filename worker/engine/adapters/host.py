@@ -1,4 +1,4 @@
-"""What the file of each kind of adapter is given, and what it gives back."""
+"""The interface of each kind of adapter: its host, and its effect on a job's call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ class Host:
 
     @cached_property
     def pipe(self) -> Any:
-        """The pipeline to call. ControlNets set one of their own, before anybody else asks for it."""
+        """The pipeline to call. ControlNets set one of their own, before any other adapter asks for it."""
         return self.resident.as_class(self.class_name)
 
     @cached_property
@@ -33,7 +33,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What adapters of one kind did: what the call gets for them, and what is told of each."""
+    """The effect of a job's adapters of one kind: the call's arguments for them, and a report of each."""
 
     reports: Sequence[LoraReport | AdapterReport] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ Apply = Callable[[Host, Sequence[Any]], AbstractContextManager[Effect]]
 
 
 def reports_of(adapters: Sequence[AdapterFiles[Any]], weight: str | None = None) -> list[AdapterReport]:
-    """A report of each adapter; `weight` is the field of its spec that says how much of it is applied."""
+    """Return a report of each adapter; `weight` names the field of its spec for the weight it is applied with."""
     return [
         AdapterReport(item.kind, item.model, getattr(item.adapter.spec, weight) if weight else 1.0, item.sha256)
         for item in adapters

@@ -1,8 +1,9 @@
-"""Hypernetworks for the length of one job: small networks that change what attention makes its keys and values of.
+"""Hypernetworks for the length of one job: small networks that change the inputs of attention's keys and values.
 
-AUTOMATIC1111's layout and formula, for Stable Diffusion 1 and 2: for each width a pair of networks, one for keys and
-one for values; in every attention of the UNet whose context is that wide (self attention too), `to_k` and `to_v` get
-`x + network(x) * weight` in place of `x`. Several are applied one after the other. Dropout is for training only.
+AUTOMATIC1111's layout and formula, for Stable Diffusion 1 and 2. For each width there is a pair of networks, one for
+keys and one for values. In every attention of the UNet whose context is that wide (self attention too), `to_k` and
+`to_v` get `x + network(x) * weight` in place of `x`. Several are applied one after the other. Dropout is for training
+only.
 """
 
 import json
@@ -24,7 +25,7 @@ from worker.engine.adapters.host import Effect, Host, reports_of
 
 Hypernetwork = AdapterFiles[Adapter[HypernetworkSpec]]
 
-# Names of AUTOMATIC1111's web UI; "swish" is what it calls torch's hard one.
+# Names of AUTOMATIC1111's web UI; its "swish" is torch's hard one.
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU, "swish": nn.Hardswish, "hardswish": nn.Hardswish,
     "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid, "hardtanh": nn.Hardtanh,
@@ -41,16 +42,16 @@ Networks = Mapping[int, Mapping[str, nn.Module]]
 
 @dataclass(frozen=True, slots=True)
 class _Structure:
-    """What the tensors do not tell."""
+    """The properties of a network that its tensors do not show."""
 
     activation: Callable[[], nn.Module] | None
-    at_the_end: bool  # whether the last layer has an activation too
+    at_the_end: bool  # True if the last layer has an activation too
 
 
 class HypernetworkCache:
     """The hypernetworks of all resident pipelines. Used from the engine's thread only.
 
-    Each pipeline keeps the last `capacity` of them, by what their files hold; they are forgotten with the pipeline.
+    Each pipeline keeps the last `capacity` of them, by their files' content; they are dropped with the pipeline.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -69,15 +70,15 @@ class HypernetworkCache:
 
 @contextmanager
 def _hooked(unet: nn.Module, networks: Networks, adapter: Hypernetwork, model: str) -> Iterator[None]:
-    """The hooks of one hypernetwork; of weight 0 none. Raises IncompatibleAdapter where no attention is as wide."""
+    """Hook one hypernetwork in; none of weight 0. Raises IncompatibleAdapter where no attention is as wide."""
     weight = adapter.adapter.spec.weight
-    places = [
+    layers = [
         (module, networks[module.in_features][side])
         for path, module in unet.named_modules()
         if (side := path.rpartition(".")[2]) in _SIDES and isinstance(module, nn.Linear)
         if module.in_features in networks and "motion_modules" not in path  # of AnimateDiff: attention over time
     ]
-    if not places:
+    if not layers:
         widths = ", ".join(map(str, networks))
         raise IncompatibleAdapter(
             f"hypernetworks: {adapter.model} is for attention of {widths} channels, and {model} has none of "
@@ -85,7 +86,7 @@ def _hooked(unet: nn.Module, networks: Networks, adapter: Hypernetwork, model: s
             field="hypernetworks",
         )
     with ExitStack() as stack:
-        for module, network in places if weight else ():
+        for module, network in layers if weight else ():
             stack.callback(module.register_forward_pre_hook(_changing(network, weight)).remove)
         yield
 
@@ -93,8 +94,8 @@ def _hooked(unet: nn.Module, networks: Networks, adapter: Hypernetwork, model: s
 def _changing(network: nn.Module, weight: float) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     def change(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
-        own = next(network.parameters())
-        if own.device != x.device or own.dtype != x.dtype:
+        parameter = next(network.parameters())
+        if parameter.device != x.device or parameter.dtype != x.dtype:
             network.to(x.device, x.dtype)
         return (x + network(x) * weight, *args[1:])
 
@@ -114,10 +115,10 @@ def _read(adapter: Hypernetwork) -> Networks:
     structure = _structure(metadata, adapter.model)
     layers: dict[int, dict[str, dict[int, dict[str, Tensor]]]] = {}
     for name, tensor in tensors.items():
-        found = _KEY.fullmatch(name)
-        if found:
-            width, side, at = int(found[1]), _SIDES[int(found[2])], int(found[3] or int(found[4]) - 1)
-            layers.setdefault(width, {}).setdefault(side, {}).setdefault(at, {})[found[5]] = tensor
+        match = _KEY.fullmatch(name)
+        if match:
+            width, side, at = int(match[1]), _SIDES[int(match[2])], int(match[3] or int(match[4]) - 1)
+            layers.setdefault(width, {}).setdefault(side, {}).setdefault(at, {})[match[5]] = tensor
     try:
         return {
             width: {side: _network(sides[side], structure, width) for side in _SIDES} for width, sides in layers.items()
@@ -144,7 +145,7 @@ def _structure(metadata: Mapping[str, str], model: str) -> _Structure:
 
 
 def _network(layers: Mapping[int, Mapping[str, Tensor]], structure: _Structure, width: int) -> nn.Module:
-    """One network of its tensors by place: linear layers, norms behind some of them, and activations between."""
+    """Build one network from its tensors by position: linear layers, norms behind some, and activations between."""
     linears = [at for at in sorted(layers) if layers[at]["weight"].ndim == 2]
     modules: list[nn.Module] = []
     for at in sorted(layers):

@@ -1,4 +1,4 @@
-"""The encoder that turns an image prompt's images into what an IP-Adapter reads, and what prepares them for it."""
+"""The image encoder of IP-Adapters, and the processor that prepares an image prompt's images for it."""
 
 import json
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Encoder:
 
 
 def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Encoder:
-    """The encoder in `folder`. Raises CorruptFile for damaged files, UnsupportedModel for another kind of model.
+    """Load the encoder in `folder`. Raises CorruptFile for damaged files, UnsupportedModel for another kind of model.
 
-    Images are prepared with PIL, named outright: transformers would take torchvision where that is installed, whose
-    resizing rounds differently. Sizes as diffusers' loader chooses them, from the encoder's own.
+    Images are prepared with PIL by explicit class: transformers would take torchvision where that is installed, and its
+    resizing rounds differently. Sizes are the encoder's own, as diffusers' loader chooses them.
     """
     try:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))

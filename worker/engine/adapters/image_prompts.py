@@ -1,9 +1,9 @@
 """IP-Adapters for the length of one job: attention that also looks at images, put on and taken off exactly.
 
-diffusers' own loader is used for what it knows best, the names of every layout, and for nothing else: its converters
-make the modules (`_convert_ip_adapter_…` of the denoiser's class, called with a stand-in for the denoiser), and this
-file puts them where `load_ip_adapter` would. Calling that itself replaces the processors of all layers by new ones,
-moves the whole denoiser, forgets what stood there when it unloads, and reads the file anew for each job.
+diffusers' own loader is used only for the names of every layout. Its converters make the modules
+(`_convert_ip_adapter_…` of the denoiser's class, called with a stand-in for the denoiser). This file puts them where
+`load_ip_adapter` would. That function itself replaces the processors of all layers by new ones, moves the whole
+denoiser, does not restore the former ones when it unloads, and reads the file anew for each job.
 
 - A processor is swapped only where an adapter has something to say, and the very same object comes back afterwards.
 - A LoRA's hooks sit on the layers that the new processors call too, so both work at once, in any order.
@@ -54,11 +54,11 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """How the denoisers of one class take image prompts."""
+    """The way in which the denoisers of one class take image prompts."""
 
     mixin: type
     processor: type[nn.Module]
-    attention: Callable[[State], Any]  # what the converter of processors is given
+    attention: Callable[[State], Any]  # the argument of the processors' converter
     several: bool = True
 
 
@@ -77,8 +77,8 @@ _FAMILIES: tuple[_Family, ...] = (
 class ImagePromptCache:
     """The IP-Adapters of all resident pipelines, and the image encoder of each. Used from the engine's thread only.
 
-    Each pipeline keeps the last `capacity` of its adapters by what their files hold, and one encoder; they are
-    forgotten with the pipeline, and when memory runs out.
+    Each pipeline keeps the last `capacity` of its adapters by their files' content, and one encoder; they are dropped
+    with the pipeline, and when memory runs out.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -87,7 +87,7 @@ class ImagePromptCache:
 
     @contextmanager
     def applied(self, host: Host, files: Sequence[Prompted]) -> Iterator[Effect]:
-        """Let the pipeline look at the prompts' images; yields what its call gets for them.
+        """Let the pipeline look at the prompts' images, and yield its call's arguments for them.
 
         Raises IncompatibleAdapter for an adapter that does not fit the denoiser, CorruptFile for a damaged one.
         """
@@ -118,12 +118,12 @@ class ImagePromptCache:
 
 def _encoder(cache: AdapterCache[Encoder], folder: Path, offloading: Offloading) -> Encoder:
     if folder not in cache:
-        cache.clear()  # before, since some weigh more than the denoiser
+        cache.clear()  # before loading, since some are larger than the denoiser
     return cache.take(folder, partial(load_encoder, folder, offloading.dtype, offloading.device))
 
 
 def _images(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
-    """What the call takes for them: a list for each adapter; one image where it takes one alone."""
+    """Return the prompts' images as the call takes them: a list for each adapter, or the image of its only one."""
     lists = [[to_pil(image) for image in prompt.images] for prompt in prompts]
     return lists if family.several else lists[0][0]
 
@@ -131,22 +131,22 @@ def _images(prompts: Sequence[ImagePrompt], family: _Family) -> Any:
 def _changes(
     denoiser: Any, family: _Family, loaded: Sequence[Loaded], scales: list[float]
 ) -> Iterator[tuple[Any, str, Any]]:
-    """What stands elsewhere in the denoiser for the job: owner, attribute, and the value that it gets."""
-    for place in loaded[0].processors:
-        owner = denoiser.get_submodule(place.removesuffix(".processor"))
-        yield owner, "processor", _joined([item.processors[place] for item in loaded], scales)
+    """Yield the denoiser's attributes to swap for the job: owner, attribute, and new value."""
+    for path in loaded[0].processors:
+        owner = denoiser.get_submodule(path.removesuffix(".processor"))
+        yield owner, "processor", _joined([item.processors[path] for item in loaded], scales)
     if not family.several:
         yield denoiser, "image_proj", loaded[0].projection
         return
-    words = getattr(denoiser, "encoder_hid_proj", None)
-    if words is not None:  # Kolors projects its words there, and looks for them under this name
-        yield denoiser, "text_encoder_hid_proj", words
+    text_projection = getattr(denoiser, "encoder_hid_proj", None)
+    if text_projection is not None:  # Kolors projects its words there, and looks for them under this name
+        yield denoiser, "text_encoder_hid_proj", text_projection
     yield denoiser, "encoder_hid_proj", MultiIPAdapterImageProjection([item.projection for item in loaded])
     yield denoiser.config, "encoder_hid_dim_type", "ip_image_proj"
 
 
 def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
-    """One processor of several adapters' layers. The layers are shared, the scales are the job's."""
+    """Return one processor of several adapters' layers. The layers are shared, the scales are the job's."""
     first: nn.Module = parts[0]
     if len(parts) == 1:
         first.scale = list(scales) if isinstance(first.scale, list) else scales[0]
@@ -160,7 +160,7 @@ def _joined(parts: Sequence[Any], scales: list[float]) -> nn.Module:
 
 def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading, model: str) -> Loaded:
     state = _read(file)
-    # What the converters ask of a denoiser, so that nothing of the real one is touched or moved.
+    # All that the converters read of a denoiser, so that nothing of the real one is touched or moved.
     stand_in = SimpleNamespace(
         attn_processors=denoiser.attn_processors,
         config=denoiser.config,
@@ -170,7 +170,9 @@ def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading
     )
     mixin: Any = family.mixin
     try:
-        made = mixin._convert_ip_adapter_attn_to_diffusers(stand_in, family.attention(state), low_cpu_mem_usage=True)
+        converted = mixin._convert_ip_adapter_attn_to_diffusers(
+            stand_in, family.attention(state), low_cpu_mem_usage=True
+        )
         projection = mixin._convert_ip_adapter_image_proj_to_diffusers(
             stand_in, state["image_proj"], low_cpu_mem_usage=True
         )
@@ -178,7 +180,7 @@ def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading
         if is_out_of_memory(error):
             raise
         raise _misfit(file, model, "its layers have other names or sizes") from None
-    processors = {place: item for place, item in made.items() if isinstance(item, family.processor)}
+    processors = {place: item for place, item in converted.items() if isinstance(item, family.processor)}
     layers = {name.partition(".")[0] for name in state["ip_adapter"] if name.endswith("to_k_ip.weight")}
     if projection is None or len(layers) != len(processors):
         raise _misfit(file, model, f"it has {len(layers)} layers of attention and the model has {len(processors)}")
@@ -191,7 +193,7 @@ def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading
 
 
 def _read(file: Prompted) -> State:
-    """The file's tensors as diffusers' converters take them, XLabs' names made plain."""
+    """Read the file's tensors as diffusers' converters take them; XLabs' names are converted."""
     try:
         tensors = load_file(file.files.root)
     except (SafetensorError, OSError) as error:

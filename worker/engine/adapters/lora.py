@@ -1,10 +1,10 @@
 """LoRAs of every kind for the length of one job: matched to the pipeline, verified, added, and taken off again.
 
-A LoRA is not loaded into the model: each module that it changes gets a forward hook that adds what the change adds
+A LoRA is not loaded into the model: each module that it changes gets a forward hook that adds the change to its output
 (`changes.py`), and the hooks go when the job ends. Chosen over diffusers' `load_lora_weights` and over peft's
 injection, which both replace the modules themselves:
 
-- The model's weights and its module tree are never written, so that removal is exact whatever happened in between, and
+- The model's weights and its module tree are never written. So removal is exact, whatever happened in between, and
   switching costs the hooks alone (milliseconds).
 - One way serves every algorithm, any mixture of them, and pipelines that have no LoRA loader. peft has a class for
   LoRA, LoHa and LoKr each, wraps them around one another, scales DoRA so that weight 0 is not "none", and has none for
@@ -54,8 +54,8 @@ def _report(adapter: LoraFiles, matched: MatchedLora) -> LoraReport:
 class LoraCache:
     """The LoRAs of all resident pipelines. Used from the engine's thread only.
 
-    Each pipeline keeps the last `capacity` of its LoRAs, by what their files hold, ready to be hooked in again; they
-    are forgotten with the pipeline. With 0 nothing is kept.
+    Each pipeline keeps the last `capacity` of its LoRAs, by their files' content, ready to be hooked in again; they are
+    dropped with the pipeline. With 0 nothing is kept.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -63,7 +63,7 @@ class LoraCache:
 
     @contextmanager
     def applied(self, host: Host, adapters: Sequence[LoraFiles]) -> Iterator[Effect]:
-        """Put `adapters` on the pipeline, yield what each matched, and take them off whatever happens.
+        """Put `adapters` on the pipeline, yield a report of each one's match, and take them off whatever happens.
 
         Their changes add up, in any order and mixture. Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
         denoiser modules find their place: a LoRA that does nothing is an error, never a warning.
@@ -131,10 +131,10 @@ def _verify(matched: MatchedLora, adapter: LoraFiles, model: str) -> None:
 
 
 def _weight(spec: LoraSpec, component: str, path: str) -> float:
-    """The job's weight for one module: that of the longest name in `weights` that it lies below."""
-    place = f"{component}.{path}."
-    fitting = [name for name in spec.weights if place.startswith(f"{name}.")]
-    return spec.weights[max(fitting, key=len)] if fitting else spec.weight
+    """Return the job's weight for one module: that of the longest name in `weights` that it lies below."""
+    full_path = f"{component}.{path}."
+    matches = [name for name in spec.weights if full_path.startswith(f"{name}.")]
+    return spec.weights[max(matches, key=len)] if matches else spec.weight
 
 
 def _check_weights(spec: LoraSpec, pipe: Any) -> None:
@@ -144,9 +144,9 @@ def _check_weights(spec: LoraSpec, pipe: Any) -> None:
         try:
             components[component].get_submodule(path)
         except (KeyError, AttributeError):
-            known = [part for part in components if part in DENOISERS or part.startswith("text_encoder")]
+            choices = [part for part in components if part in DENOISERS or part.startswith("text_encoder")]
             raise IncompatibleAdapter(
                 f"loras: weights of {spec.model} names {name}, which this model does not have; "
-                f"its components are {', '.join(known)}, with their modules below them.",
+                f"its components are {', '.join(choices)}, with their modules below them.",
                 field="loras",
             ) from None

@@ -1,4 +1,4 @@
-"""A LoRA file and a pipeline to changes: each module of the file finds its places, or is counted as lost."""
+"""The match of a LoRA file and a pipeline: each module of the file gets its targets, or counts as lost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from worker.engine.adapters.changes import (
 from worker.engine.adapters.targets import Target, Targets
 from worker.engine.devices import is_out_of_memory
 
-# What a pipeline may call the network that a LoRA's main part belongs to. Wan 2.2 has two: both are meant.
+# Names of the network in a pipeline that a LoRA's main part belongs to. Wan 2.2 has two, and both get it.
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
 # kohya counts FLUX.1's T5 as the third encoder, diffusers as the second.
 _ENCODERS = {"text_encoder_3": ("text_encoder_3", "text_encoder_2")}
@@ -35,7 +35,7 @@ _ENCODERS = {"text_encoder_3": ("text_encoder_3", "text_encoder_2")}
 
 @dataclass(eq=False)
 class MatchedLora:
-    """What a LoRA changes in one pipeline: component, path, changes; and how much of the file that is."""
+    """The changes of a LoRA in one pipeline (component, path, change), and the share of the file that matched."""
 
     changes: list[tuple[str, str, Change]] = field(default_factory=list)
     matched: int = 0
@@ -47,28 +47,28 @@ class MatchedLora:
 
 
 class _Mismatch(Exception):
-    """A module's tensors do not have the sizes that its place needs."""
+    """An error: a module's tensors do not have the sizes that its target needs."""
 
 
 def match_lora(pipe: Any, keys: LoraKeys, tensors: Mapping[str, Tensor], scaling: Scaling) -> MatchedLora:
-    """Find the place of every module of the file. Raises UnsupportedModel for an algorithm that cannot be done here."""
+    """Find the targets of every module of the file. Raises UnsupportedModel for an algorithm that cannot be applied."""
     components = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    fitter = _Matcher(components, tensors, scaling)
-    core = {module.component == DENOISER for module in keys.modules}
-    matched = fitter.matched
+    matcher = _Matcher(components, tensors, scaling)
+    in_denoiser = {module.component == DENOISER for module in keys.modules}
+    matched = matcher.matched
     matched.embeddings = {
         token: {part: tensors[key] for part, key in parts.items()} for token, parts in keys.embeddings.items()
     }
     # Whole modules before fused ones: some files hold both, for two programs, and each is to be added once.
     for module in sorted(
-        keys.modules, key=lambda module: max(map(len, fitter.targets(module).values()), default=0) > 1
+        keys.modules, key=lambda module: max(map(len, matcher.targets(module).values()), default=0) > 1
     ):
-        found = fitter.place(module)
+        placed = matcher.place(module)
         matched.total += 1
-        matched.matched += found
-        if (module.component == DENOISER) == (True in core):
+        matched.matched += placed
+        if (module.component == DENOISER) == (True in in_denoiser):
             matched.core_total += 1
-            matched.core_matched += found
+            matched.core_matched += placed
     for key in keys.unknown:
         matched.total, matched.core_total = matched.total + 1, matched.core_total + 1
         matched.lost.append(f"{key} (not a part of any known algorithm)")
@@ -85,28 +85,28 @@ class _Matcher:
         self._taken: set[tuple[str, str]] = set()
 
     def targets(self, module: ModuleKeys) -> dict[str, tuple[Target, ...]]:
-        """The components that have a place for the module, and its parts there."""
+        """Return the components that have targets for the module, and the targets there."""
         if module.component == DENOISER:
-            having = {name: self._table(name).find(module.name) for name in DENOISERS if name in self._components}
-            return {name: targets for name, targets in having.items() if targets}
+            by_component = {name: self._table(name).find(module.name) for name in DENOISERS if name in self._components}
+            return {name: targets for name, targets in by_component.items() if targets}
         for name in _ENCODERS.get(module.component, (module.component,)):
             if name in self._components and (targets := self._table(name).find(module.name)):
                 return {name: targets}
         return {}
 
     def place(self, module: ModuleKeys) -> bool:
-        """Add the module's changes to what was matched; False, and noted as lost, when it has no place."""
-        having = self.targets(module)
-        if module.algorithm is None or not having:
+        """Add the module's changes to the match; False, and noted as lost, when it has no target."""
+        by_component = self.targets(module)
+        if module.algorithm is None or not by_component:
             return self._lose(module, "no such module" if module.algorithm else "incomplete")
         tensors = {role: self._tensors[key] for role, key in module.keys.items()}
         reason, matched = "", False
-        for component, targets in having.items():
+        for component, targets in by_component.items():
             if all((component, target.path) in self._taken for target in targets):
                 matched = True  # the same change under another name
                 continue
             try:
-                found = [
+                changes = [
                     (component, target.path, change)
                     for index, target in enumerate(targets)
                     for change in self._changes(component, targets, index, module.algorithm, tensors)
@@ -119,8 +119,8 @@ class _Matcher:
                     raise
                 reason = "its tensors do not go together"
                 continue
-            self.matched.changes += found
-            self._taken |= {(component, path) for component, path, _ in found}
+            self.matched.changes += changes
+            self._taken |= {(component, path) for component, path, _ in changes}
             matched = True
         return matched or self._lose(module, reason)
 
@@ -136,10 +136,10 @@ class _Matcher:
     def _changes(
         self, component: str, targets: Sequence[Target], index: int, algorithm: str, tensors: Mapping[str, Tensor]
     ) -> list[Change]:
-        """What a module of the file does to the `index`-th of its targets."""
+        """Return the changes of a module of the file on the `index`-th of its targets."""
         target = targets[index]
         module = _module_at(self._components[component], target.path)
-        if module is None:  # a bare parameter: it has a value, and nothing that it does to an input
+        if module is None:  # a bare parameter: it has a value, but no input and output
             if algorithm != "full" or "diff_b" in tensors or len(targets) > 1:
                 raise _Mismatch("a table, which takes whole differences only")
             return [Difference(_sized(tensors["diff"], target), None)]
@@ -162,14 +162,14 @@ class _Matcher:
 
     def _factor(self, component: str, target: Target, tensors: Mapping[str, Tensor]) -> float:
         alpha = tensors.get("alpha")
-        written = self._scaling.settings
-        if component in DENOISERS and component not in written:  # a second denoiser takes what is said of the first
-            component = next((name for name in DENOISERS if name in written), component)
+        settings = self._scaling.settings
+        if component in DENOISERS and component not in settings:  # a second denoiser has the settings of the first
+            component = next((name for name in DENOISERS if name in settings), component)
         return self._scaling.factor(component, target.path, _rank(tensors), None if alpha is None else float(alpha))
 
 
 class _Order:
-    """Which rows of a file's module belong to one target."""
+    """The rows of a file's module that belong to one target."""
 
     def __init__(self, total: int, start: int, target: Target) -> None:
         self.total, self.target = total, target
@@ -178,13 +178,13 @@ class _Order:
         self.fused = total != target.rows or target.swapped
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The target's rows of a tensor that has them all."""
+        """Return the target's rows of a tensor that has them all."""
         if tensor.shape[0] != self.total:
             raise _Mismatch(f"{tensor.shape[0]} rows instead of {self.total}")
         return take(tensor, self.slices) if self.fused else tensor
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise _Mismatch when the whole change, rows and columns, is not as large as the whole place."""
+        """Raise _Mismatch unless the whole change, rows and columns, is as large as all its targets together."""
         wanted = (self.total, self.target.columns)
         if shape != wanted:
             raise _Mismatch(f"{shape[0]} x {shape[1]} instead of {wanted[0]} x {wanted[1]}")
@@ -216,10 +216,10 @@ _DELTAS = {"lora": _low_rank, "loha": _hadamard, "lokr": _kronecker}
 
 
 def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
-    """A change of low rank or of products, with DoRA's magnitude where the file has one."""
-    # Once without numbers: what cannot be multiplied is to fail here, and not in the middle of an image.
-    bare = {role: tensor.to("meta") for role, tensor in tensors.items()}
-    _DELTAS[kind](bare, 1.0, rows).weight(module, torch.empty(0, device="meta"))
+    """Return a change of low rank or of products, with DoRA's magnitude where the file has one."""
+    # Once without numbers: tensors that cannot be multiplied are to fail here, and not in the middle of an image.
+    without_data = {role: tensor.to("meta") for role, tensor in tensors.items()}
+    _DELTAS[kind](without_data, 1.0, rows).weight(module, torch.empty(0, device="meta"))
     delta = _DELTAS[kind](tensors, scale, rows)
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
@@ -285,7 +285,7 @@ _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 
 
 def _rank(tensors: Mapping[str, Tensor]) -> int:
-    """What an alpha is divided by. Two whole LoKr factors have no rank: LyCORIS then scales by 1."""
+    """Return the rank that an alpha is divided by. Two whole LoKr factors have none: LyCORIS then scales by 1."""
     if "a2" in tensors:
         return int(min(tensors["a2"].shape[:2]))
     return next((tensors[role].shape[0] for role in _RANKED if role in tensors), 0)
@@ -310,14 +310,14 @@ def _sized(tensor: Tensor, target: Target) -> Tensor:
 
 
 def _module_at(owner: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`; None where a bare parameter is."""
+    """Return the module at `path`; None where a bare parameter is."""
     try:
         return owner.get_submodule(path)
     except AttributeError:
         return None
 
 
-def _unsupported(what: str, target: Target) -> UnsupportedModel:
+def _unsupported(subject: str, target: Target) -> UnsupportedModel:
     return UnsupportedModel(
-        f"loras: {what} (at {target.path}) cannot be applied exactly; use another file of this LoRA.", field="loras"
+        f"loras: {subject} (at {target.path}) cannot be applied exactly; use another file of this LoRA.", field="loras"
     )

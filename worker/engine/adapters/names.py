@@ -1,7 +1,7 @@
-"""Other names of a diffusers module: what the model's own code, trainers and ComfyUI call it.
+"""Other names of a diffusers module: in the model's own code, in trainers and in ComfyUI.
 
-The table is read from the diffusers side: every module of a loaded model is given its other names, so what a file
-spells is only ever looked up, and a model without a module never gives it a name. Where the original fuses what
+The table is read from the diffusers side: every module of a loaded model is given its other names. So a file's name is
+only ever looked up, and a module that a model lacks has no name. Where the original fuses what
 diffusers splits (`qkv`, FLUX.1's `linear1`), the parts of one name say in which order its rows lie; how many rows each
 part has, the real modules say. Renames as in diffusers 0.42.1's own checkpoint converters.
 """
@@ -23,15 +23,15 @@ class Alias:
 
 
 def _rows(text: str) -> dict[str, tuple[Alias, ...]]:
-    """Lines of `diffusers name = other names`; `[n]` is the part, `~` marks swapped halves, `#` the block's number."""
+    """Parse lines of `diffusers name = other names`: `[n]` the part, `~` swapped halves, `#` the block's number."""
     table = {}
     for line in text.strip().splitlines():
-        own, _, others = line.partition("=")
+        module, _, other_names = line.partition("=")
         aliases = []
-        for other in others.split():
+        for other in other_names.split():
             name, _, part = other.removesuffix("~").partition("[")
             aliases.append(Alias(name, int(part.rstrip("]") or 0), other.endswith("~")))
-        table[own.strip()] = tuple(aliases)
+        table[module.strip()] = tuple(aliases)
     return table
 
 
@@ -252,12 +252,12 @@ _UNET_MIDDLE = re.compile(r"^mid_block\.(resnets|attentions)\.(\d+)(?:\.|$)(.*)"
 
 
 def aliases(paths: Iterable[str]) -> Iterator[tuple[str, Alias]]:
-    """The other names of each of a component's modules, given all of their paths."""
-    known = list(paths)
-    blocks = _resnets(known)
-    feed_forwards = {path.replace("net.2", "linear") for path in known if path.endswith("ff_context.net.2")}
-    attentive = {int(block) for block in re.findall(r"up_blocks\.(\d+)\.attentions\.", "\n".join(known))}
-    for path in known:
+    """Yield the other names of each of a component's modules, given all of their paths."""
+    all_paths = list(paths)
+    blocks = _resnets(all_paths)
+    feed_forwards = {path.replace("net.2", "linear") for path in all_paths if path.endswith("ff_context.net.2")}
+    attentive = {int(block) for block in re.findall(r"up_blocks\.(\d+)\.attentions\.", "\n".join(all_paths))}
+    for path in all_paths:
         for alias in _named(path):
             # SD3's last block only reads its text: scale and shift there lie the other way round.
             last = path.endswith(".norm1_context.linear") and path.replace("norm1", "ff", 1) not in feed_forwards
@@ -270,12 +270,12 @@ def aliases(paths: Iterable[str]) -> Iterator[tuple[str, Alias]]:
 
 
 def flat(name: str) -> str:
-    """A module's name as all dialects can be compared: kohya's underscores for everybody's dots."""
+    """Return a module's name in a form that all dialects share: kohya's underscores in place of dots."""
     return name.replace(".", "_")
 
 
 def _named(path: str) -> Iterator[Alias]:
-    """The names of transformers, from the tables above."""
+    """Yield the names of a transformer's module, from the tables above."""
     refiner = next((start for start in _REFINERS if path.startswith(start)), None)
     template = path.replace(refiner, "layers.", 1) if refiner else path
     number = _NUMBER.search(template)
@@ -289,9 +289,9 @@ def _named(path: str) -> Iterator[Alias]:
 
 
 def _resnets(paths: list[str]) -> dict[tuple[str, int], int]:
-    """How many resnets each block of a UNet has."""
-    found = re.findall(r"(\w+)_blocks\.(\d+)\.resnets\.", "\n".join(paths))
-    places = {(side, int(block)) for side, block in found}
+    """Return the number of resnets in each block of a UNet."""
+    matches = re.findall(r"(\w+)_blocks\.(\d+)\.resnets\.", "\n".join(paths))
+    places = {(side, int(block)) for side, block in matches}
     return {place: sum(1 for path in paths if _is_resnet(path, place)) for place in places}
 
 
@@ -301,7 +301,7 @@ def _is_resnet(path: str, place: tuple[str, int]) -> bool:
 
 
 def _ldm(path: str, resnets: dict[tuple[str, int], int], attentive: set[int]) -> str | None:
-    """The name in the original UNets and ControlNets of Stable Diffusion, whose blocks are counted through."""
+    """Return the name in Stable Diffusion's original UNets and ControlNets, whose blocks are counted through."""
     if path in _LDM_TOP:
         return _LDM_TOP[path]
     if match := _HINT_BLOCK.match(path):
@@ -310,8 +310,8 @@ def _ldm(path: str, resnets: dict[tuple[str, int], int], attentive: set[int]) ->
         return f"zero_convs.{match[1]}.0"
     if match := _UNET_MIDDLE.match(path):
         kind, index, rest = match[1], int(match[2]), match[3]
-        place = f"middle_block.{2 * index + (kind == 'attentions')}"
-        return f"{place}.{_LDM_RESNET.get(rest, rest) if kind == 'resnets' else rest}"
+        position = f"middle_block.{2 * index + (kind == 'attentions')}"
+        return f"{position}.{_LDM_RESNET.get(rest, rest) if kind == 'resnets' else rest}"
     match = _UNET_BLOCK.match(path)
     if match is None:
         return None
@@ -331,6 +331,6 @@ _OLD_ENCODER = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj"
 
 
 def _encoder(path: str) -> str | None:
-    """CLIP's attention as old diffusers trained it: `self_attn.to_q`."""
+    """Return the name of CLIP's attention as old diffusers trained it: `self_attn.to_q`."""
     stem, _, last = path.rpartition(".")
     return f"{stem}.{_OLD_ENCODER[last]}" if stem.endswith("self_attn") and last in _OLD_ENCODER else None

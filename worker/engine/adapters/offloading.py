@@ -1,4 +1,4 @@
-"""Where the modules of an adapter go: onto the device, or to where offloading fetches them from."""
+"""Placement of an adapter's modules: on the device, or in memory from which offloading fetches them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from worker.engine.pool import Resident
 class Offloading:
     """A pipeline's precision and placement, for modules that are exchanged in it during one job.
 
-    Offloading hangs hooks on modules and chains them in the order of their turns, so it has to be told anew of modules
-    that come (`settled`) and of those that came back (`restored`). Without it nothing is done.
+    Offloading hangs hooks on modules and chains them in the order of their use. So it is set up anew for modules that
+    come (`settled`) and for those that come back (`restored`). Without offloading nothing is done.
     """
 
     def __init__(self, pipe: Any, resident: Resident) -> None:
@@ -24,12 +24,12 @@ class Offloading:
         plan = resident.plan
         self.dtype = DTYPES[plan.dtype]
         self._offloads = plan.offload != "none"
-        # What is offloaded waits in memory until its turn, as the pipeline's own parts do.
+        # Offloaded modules wait in memory until they are used, as the pipeline's own parts do.
         self.device = torch.device("cpu" if self._offloads else plan.device)
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """The outer bracket: inside, modules may be exchanged; at its end the pipeline is offloaded as it was."""
+        """Open the outer context: inside, modules may be exchanged; at its end the pipeline is offloaded as before."""
         if self._offloads:
             self._pipe.remove_all_hooks()
         try:
@@ -40,7 +40,7 @@ class Offloading:
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """The inner bracket, around the call: what is in the pipeline now is offloaded."""
+        """Open the inner context, around the call: the modules now in the pipeline are offloaded."""
         if self._offloads:
             place(self._pipe, self._resident.plan)
         try:

@@ -1,4 +1,4 @@
-"""Everything that a job puts beside its model, in one bracket: on the pipeline for the job, and off again after it."""
+"""All of a job's adapters in one context: on the pipeline for the job, and off again after it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,16 +24,16 @@ def _no_notes(adapters: Sequence[AdapterFiles[Any]], job: Job) -> tuple[str, ...
 
 @dataclass(frozen=True, slots=True)
 class Applier:
-    """What applies one kind. `make` is given how many LoRAs a resident pipeline keeps, as the operator set it."""
+    """The way to apply one kind. `make` gets the number of LoRAs that a resident pipeline keeps, as configured."""
 
     make: Callable[[int], Apply]
-    exchanges: bool = False  # whether modules of the pipeline are exchanged, which offloading has to be told of
-    refines: bool = False  # whether it serves the job's refiner too
-    notes: Callable[[Sequence[Any], Job], tuple[str, ...]] = _no_notes  # what only the caller of one job is told
+    exchanges: bool = False  # True if it exchanges modules of the pipeline, for which offloading is set up anew
+    refines: bool = False  # True if it serves the job's refiner too
+    notes: Callable[[Sequence[Any], Job], tuple[str, ...]] = _no_notes  # notes for the caller of one job only
 
 
-# THE TABLE: the request's field -> what applies what came in it, the outermost first. Kept ready beside each pipeline
-# are few: one ControlNet of SDXL is 2.5 GB of host memory, one IP-Adapter 0.7 GB, one of FLUX.1 a gigabyte, a VAE 0.2.
+# THE TABLE: the request's field -> its applier, the outermost first. Few adapters are kept ready beside each pipeline:
+# one ControlNet of SDXL is 2.5 GB of host memory, one IP-Adapter 0.7 GB, one of FLUX.1 a gigabyte, a VAE 0.2.
 APPLIERS: Mapping[str, Applier] = {
     "controlnets": Applier(lambda _: ControlCache(3).applied),
     "loras": Applier(lambda resident: LoraCache(resident).applied),
@@ -46,7 +46,7 @@ APPLIERS: Mapping[str, Applier] = {
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The pipeline to call, what its call gets for the adapters, and what they did."""
+    """The pipeline to call, its call's arguments for the adapters, and their reports."""
 
     pipe: Any
     arguments: Mapping[str, Any]
@@ -76,20 +76,20 @@ class AdapterStack:
 
     @contextmanager
     def refining(self, resident: Resident, class_name: str, batch: Batch) -> Iterator[Any]:
-        """The batch's refiner as `class_name`, with the adapters that serve it too: it decodes, say."""
+        """Yield the batch's refiner as `class_name`, with the adapters that serve it too: a VAE, for example."""
         host = Host(resident, class_name, batch.jobs[0].call.spec.id)
         with self._opened(host, batch, [name for name, (row, _) in self._appliers.items() if row.refines]):
             yield host.pipe
 
     def notes(self, batch: Batch, job: Job) -> tuple[str, ...]:
-        """What the caller of `job` should know of the batch's adapters."""
+        """Return notes on the batch's adapters for the caller of `job`."""
         return tuple(
             note for name, (row, _) in self._appliers.items() for note in row.notes(batch.adapters_of(name), job)
         )
 
     @contextmanager
     def _opened(self, host: Host, batch: Batch, names: Sequence[str]) -> Iterator[list[Effect]]:
-        """The adapters of these kinds on `host`, and what each kind did."""
+        """Put the adapters of these kinds on `host`, and yield the effect of each kind."""
         present = [(*self._appliers[name], files) for name in names if (files := batch.adapters_of(name))]
         effects: list[Effect] = []
         exchanged = False

@@ -1,4 +1,4 @@
-"""An attribute that stands for another one for as long as a bracket lasts."""
+"""An attribute swapped for the length of a context."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

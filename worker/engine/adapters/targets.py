@@ -1,4 +1,4 @@
-"""Where a LoRA's changes can go: the modules of a component by every name that a file may use for them."""
+"""Targets of a LoRA's changes: the modules of a component by every name that a file may use for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Targets:
                 self._shapes[path] = shape
             elif path or shape is None:
                 for name, parameter in module.named_parameters(recurse=False):
-                    # Tables that belong to a block, Wan's `scale_shift_table` say.
+                    # Tables that belong to a block: Wan's `scale_shift_table`, for example.
                     self._shapes[f"{path}.{name}".lstrip(".")] = tuple(parameter.shape)
         self._names: dict[str, dict[int, Target]] = {}
         for path in self._shapes:
@@ -49,13 +49,13 @@ class Targets:
                 self._names.setdefault(flat(f"text_model.{alias.name}"), {0: self._target(path, False)})
 
     def find(self, name: str) -> tuple[Target, ...]:
-        """The modules that the file's `name` stands for, in the order of their rows; none when it has no place here."""
+        """Return the modules that the file's `name` stands for, in the order of their rows; none without a target."""
         parts = self._names.get(flat(name), {})
         return tuple(parts[index] for index in sorted(parts))
 
     @property
     def paths(self) -> Mapping[str, tuple[int, ...]]:
-        """Every place with the shape of its weight."""
+        """The path of every target, with the shape of its weight."""
         return self._shapes
 
     def _target(self, path: str, swapped: bool) -> Target:
@@ -64,7 +64,7 @@ class Targets:
 
 
 def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """The shape of a module's weight as it computes, also where it is stored quantized; None when it has none."""
+    """Return the shape of a module's weight as it computes, also where it is quantized; None when it has none."""
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return None  # attention of torch's own reads its weights and never calls it: no hook would answer
     if isinstance(module, nn.Linear):
@@ -78,7 +78,7 @@ def weight_shape(module: nn.Module) -> tuple[int, ...] | None:
 
 
 def own_parameter(module: nn.Module, name: str) -> Any:
-    """A parameter's tensor wherever it is now, or None: accelerate keeps those of an offloaded module beside it.
+    """Return a parameter's tensor wherever it is now, or None: accelerate keeps an offloaded module's beside it.
 
     Raises UnsupportedModel for weights that are stored quantized.
     """
@@ -98,7 +98,7 @@ def own_parameter(module: nn.Module, name: str) -> Any:
 
 
 def _product(shape: tuple[int, ...]) -> int:
-    result = 1
+    product = 1
     for size in shape:
-        result *= size
-    return result
+        product *= size
+    return product

@@ -23,14 +23,14 @@ from worker.engine.devices import is_out_of_memory
 from worker.engine.single_file import load_part
 
 _FIELD = "vae"
-# What decodes the latents of AutoencoderKL beside itself; other classes are replaced by their own kind or this one.
+# Classes that decode the latents of AutoencoderKL; a VAE of another class is replaced by one of its own class.
 _TINY = "AutoencoderTiny"
 _KL_LIKE = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", _TINY})
 _TINY_NAMES = ("decoder.layers.0.weight", "encoder.layers.0.weight")
 
 
 class VaeCache:
-    """The VAEs that jobs brought to resident pipelines: the last `capacity` of each. Engine's thread only."""
+    """A cache of jobs' VAEs: the last `capacity` for each resident pipeline. Engine's thread only."""
 
     def __init__(self, capacity: int) -> None:
         self._caches: AdapterCaches[Any] = AdapterCaches(capacity)
@@ -39,7 +39,7 @@ class VaeCache:
     def applied(self, host: Host, files: Sequence[AdapterFiles[Adapter[VaeSpec]]]) -> Iterator[Effect]:
         """Let the pipeline encode and decode with the one VAE in `files`.
 
-        Raises IncompatibleAdapter where its latents are others than the model's, CorruptFile for a damaged one.
+        Raises IncompatibleAdapter where its latents differ from the model's, CorruptFile for a damaged one.
         """
         (file,) = files
         pipe, path = host.pipe, file.files.root
@@ -53,14 +53,14 @@ class VaeCache:
 
 
 def _fitting(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: str) -> Any:
-    """The VAE at `path`, where it can stand for the model's own."""
+    """Load the VAE at `path`. Raises IncompatibleAdapter where it cannot stand for the model's own."""
     vae = _load(path, own, plan, offloading, name)
     _check_latents(vae, own, name)
     return vae.to(offloading.device).eval().requires_grad_(False)
 
 
 def _load(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: str) -> Any:
-    """A VAE's own folder, a pipeline's folder that has one, or a weight file."""
+    """Load a VAE from its own folder, a pipeline's folder that has one, or a weight file."""
     try:
         if path.is_dir():
             folder = path / "vae" if (path / "vae").is_dir() else path
@@ -85,7 +85,7 @@ def _load(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: st
 
 
 def _replacing(own: Any) -> frozenset[str]:
-    """The classes that can stand for the model's own VAE."""
+    """Return the classes that can stand for the model's own VAE."""
     cls = type(own).__name__
     return _KL_LIKE if cls in _KL_LIKE else frozenset({cls})
 
@@ -103,14 +103,14 @@ def _is_tiny(path: Path) -> bool:
 
 
 def _tiny(path: Path, own: Any) -> Any:
-    """A file of AutoencoderTiny, which has no config of its own; all that were published differ in channels only."""
+    """Load a file of AutoencoderTiny. It has no config; all published ones differ in channels only."""
     vae = diffusers.AutoencoderTiny(latent_channels=own.config.latent_channels)
     vae.load_state_dict(load_file(path))
     return vae
 
 
 def _check_latents(vae: Any, own: Any, name: str) -> None:
-    """Latents of another shape would fail in the middle of a job, or come out at another size."""
+    """Refuse latents of another shape: they would fail in the middle of a job, or come out at another size."""
     theirs, ours = _latents(vae), _latents(own)
     if theirs == ours and vae.config.get("out_channels", 3) == own.config.get("out_channels", 3):
         return
@@ -122,6 +122,6 @@ def _check_latents(vae: Any, own: Any, name: str) -> None:
 
 
 def _latents(vae: Any) -> tuple[int, int]:
-    """Channels, and how many times smaller than the image."""
+    """Return the latents' channels, and the factor by which they are smaller than the image."""
     levels = vae.config.get("encoder_block_out_channels") or vae.config.get("block_out_channels") or ()
     return int(vae.config.latent_channels), 2 ** (len(levels) - 1)
