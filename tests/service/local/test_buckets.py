@@ -132,7 +132,7 @@ class Simulation:
                 continue
             model = taken[0].job.call.spec.id
             for item in taken:
-                waited[model].append(now - item.came)
+                waited[model].append(now - item.arrived_at)
             if model != resident:
                 now, switches, resident = now + self.load_s, switches + 1, model
             now += 1

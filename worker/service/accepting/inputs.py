@@ -102,12 +102,12 @@ def read_inputs(
         pairs.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
     if not pairs:
         return Inputs((), dict(params))
-    sized = bool(request.params.keys() & {"width", "height"})
+    is_sized = bool(request.params.keys() & {"width", "height"})
     if canvas and call.takes("strength") and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
-    effective = _sized(pairs, call, params, sized)
-    asked = any(name in request.params for name in FRAME_COUNTS)
-    pairs, effective, frames = _in_step(pairs, call, effective, asked)
+    effective = _sized(pairs, call, params, is_sized)
+    has_count = any(name in request.params for name in FRAME_COUNTS)
+    pairs, effective, frames = _in_step(pairs, call, effective, has_count)
     return Inputs(tuple(_fitted(pairs, effective, call.task)), effective, fps, frames)
 
 
@@ -167,18 +167,18 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader:
 
 
 def _sized(
-    pairs: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], sized: bool
+    pairs: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], is_sized: bool
 ) -> dict[str, JsonValue]:
     """Return `params` with the generated size: as asked for, else the image's; none if the class decides."""
     effective, task = dict(params), call.task
     fitted = [media for slot, media in pairs if slot.fitted]
     anchor = min(fitted, key=_rank, default=None)
     chooses_itself = task is Task.IMAGE_EDITING or (task is Task.UPSCALING and call.takes("width"))
-    if chooses_itself and not sized:
+    if chooses_itself and not is_sized:
         # These pipelines choose their own working size from the image's.
         return {name: value for name, value in effective.items() if name not in ("width", "height")}
     width, height = effective.get("width"), effective.get("height")
-    if anchor is not None and not (sized and isinstance(width, int) and isinstance(height, int)):
+    if anchor is not None and not (is_sized and isinstance(width, int) and isinstance(height, int)):
         image = anchor.images[0]
         bounds = size_bounds(call.model)
         if task is Task.UPSCALING:  # upscaling is for small images
@@ -213,17 +213,17 @@ def _rank(media: Media) -> int:
 
 
 def _in_step(
-    pairs: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], asked: bool
+    pairs: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], has_count: bool
 ) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue], int | None]:
     """Pad or cut each video to a number of frames that the class can generate, and set `num_frames` if possible.
 
-    Returns the media, the parameters and the wanted number of frames. `asked` is True if the request names a number.
+    Returns media, parameters and the wanted number of frames. `has_count` is True if the request names a number.
     """
     name = next((name for name in FRAME_COUNTS[:2] if call.takes(name)), None)
-    most = _most_frames(params.get(name) if name and asked else None, call)
-    paced = [(slot, _paced(slot, media, call, most)) for slot, media in pairs]
-    length = next((len(media.images[:most]) for slot, media in pairs if _sets_length(slot, call)), None)
-    if name and length is not None and not asked and not call.row.lengthens:
+    max_frames = _most_frames(params.get(name) if name and has_count else None, call)
+    paced = [(slot, _paced(slot, media, call, max_frames)) for slot, media in pairs]
+    length = next((len(media.images[:max_frames]) for slot, media in pairs if _sets_length(slot, call)), None)
+    if name and length is not None and not has_count and not call.row.lengthens:
         params = params | {name: length}
     frames = next((len(media.images) for slot, media in paced if slot.fields[:1] == ("video",)), 1)
     return [(slot, _for_every_frame(slot, media, frames)) for slot, media in paced], params, length
@@ -240,21 +240,21 @@ def _sets_length(slot: Slot, call: ModelCall) -> bool:
     return every_frame or slot.fields[:1] == ("video",)
 
 
-def _paced(slot: Slot, media: Media, call: ModelCall, most: int | None) -> Media:
-    """Cut a video to `most` frames, and repeat its last up to the next number that the class can generate."""
+def _paced(slot: Slot, media: Media, call: ModelCall, max_frames: int | None) -> Media:
+    """Cut a video to `max_frames` frames, and repeat its last up to the next number that the class can generate."""
     sets_length, is_video = _sets_length(slot, call), slot.moving and "video" in media.field
     if not sets_length and not is_video:
         return media
     if not sets_length and slot.form == "condition":
         return replace(media, images=media.images[: call.row.frame_grid.within(len(media.images))])
-    frames = media.images[:most]
-    if sets_length and slot.parameter == "conditioning_frames" and most is not None and len(frames) < most:
+    frames = media.images[:max_frames]
+    if sets_length and slot.parameter == "conditioning_frames" and max_frames is not None and len(frames) < max_frames:
         raise InvalidRequest(
-            f"{media.field} holds {len(frames)} frames and num_frames is {most}; send one for each.",
+            f"{media.field} holds {len(frames)} frames and num_frames is {max_frames}; send one for each.",
             field=media.field,
         )
-    more = call.row.frame_grid.covering(len(frames)) - len(frames)
-    return replace(media, images=frames + frames[-1:] * more)
+    missing = call.row.frame_grid.covering(len(frames)) - len(frames)
+    return replace(media, images=frames + frames[-1:] * missing)
 
 
 def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:

@@ -206,8 +206,8 @@ def _completed(model: Model) -> Detection:
     candidates = model.tasks
     if row is None:  # a family without a row serves the tasks of diffusers' auto pipelines
         candidates = tuple(dict.fromkeys((*candidates, *auto_pipelines(model.pipeline))))
-    works = tuple(task for task in candidates if not model.call(task).row.broken)
-    tasks = spec.tasks or works or candidates
+    working = tuple(task for task in candidates if not model.call(task).row.broken)
+    tasks = spec.tasks or working or candidates
     completed = replace(
         detection,
         tasks=tasks,

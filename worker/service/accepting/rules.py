@@ -115,9 +115,9 @@ def check_output(output: OutputOptions, call: ModelCall) -> None:
     """Raise ParameterOutOfRange for a format that is not for the call's output."""
     formats = VIDEO_FORMATS if call.makes_video else IMAGE_FORMATS
     if output.format is not None and output.format not in formats:
-        what = "videos" if call.makes_video else "images"
+        noun = "videos" if call.makes_video else "images"
         raise ParameterOutOfRange(
-            f"output.format of {call.task} must be one of {', '.join(formats)}; {output.format} is not for {what}.",
+            f"output.format of {call.task} must be one of {', '.join(formats)}; {output.format} is not for {noun}.",
             field="output",
         )
 
@@ -141,5 +141,5 @@ def _unknown_subject(prompt: str, spec: ModelSpec) -> tuple[str, ...]:
     names = [" ".join(re.findall(r"[a-z0-9]+", name.lower())) for name in spec.subjects]
     if not names or not prompt.strip() or any(f" {name} " in words or f" {name}s " in words for name in names):
         return ()
-    some = ", ".join(spec.subjects[:: max(1, len(spec.subjects) // 6)][:6])
-    return (f"{spec.id} knows {len(names)} names of things ({some} …), and the prompt has none of them.",)
+    examples = ", ".join(spec.subjects[:: max(1, len(spec.subjects) // 6)][:6])
+    return (f"{spec.id} knows {len(names)} names of things ({examples} …), and the prompt has none of them.",)

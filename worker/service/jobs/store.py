@@ -93,8 +93,8 @@ class JobStore:
         self._jobs: dict[_Key, JobRecord] = {}
         self._running: dict[_Key, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # also those that were cancelled and have not stopped yet
-        self._limits: dict[_Key, asyncio.TimerHandle] = {}
-        self._lives: dict[_Key, asyncio.TimerHandle] = {}
+        self._timeouts: dict[_Key, asyncio.TimerHandle] = {}
+        self._expiries: dict[_Key, asyncio.TimerHandle] = {}
         self._completed = self._failed = self._retried = 0
 
     def submit(self, job: JobInput, job_id: str, options: JobOptions, caller: str | None = None) -> JobRecord:
@@ -133,7 +133,7 @@ class JobStore:
         self._stop(record, Status.CANCELLED, JobCancelled("The job was cancelled."))
 
     def leave(self, record: JobRecord) -> None:
-        """Count a waiting caller less, and cancel the job once all of them have left."""
+        """Note that one caller waits no longer, and cancel the job once all have left. One that never waited stays."""
         record.callers -= 1
         if record.callers <= 0:
             self.cancel(record)
@@ -246,7 +246,7 @@ class JobStore:
                 f"The job ran longer than its executionTimeout of {limit * 1000:g} ms; raise it, or ask for less.",
                 field="policy",
             )
-            self._limits[_key(record)] = asyncio.get_running_loop().call_later(
+            self._timeouts[_key(record)] = asyncio.get_running_loop().call_later(
                 limit, self._stop, record, Status.TIMED_OUT, error
             )
         record.advance(progress)
@@ -259,7 +259,7 @@ class JobStore:
     def _end(self, record: JobRecord, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
         record.finish(status, answer, error)
         self._running.pop(_key(record), None)
-        if limit := self._limits.pop(_key(record), None):
+        if limit := self._timeouts.pop(_key(record), None):
             limit.cancel()
         self._completed += status is Status.COMPLETED
         self._failed += status in (Status.FAILED, Status.TIMED_OUT)
@@ -284,14 +284,14 @@ class JobStore:
             self._forget(_key(job))
 
     def _forget_in(self, record: JobRecord, seconds: float) -> None:
-        if timer := self._lives.pop(_key(record), None):
+        if timer := self._expiries.pop(_key(record), None):
             timer.cancel()
         loop = asyncio.get_running_loop()
-        self._lives[_key(record)] = loop.call_later(max(0.0, seconds), self._forget, _key(record))
+        self._expiries[_key(record)] = loop.call_later(max(0.0, seconds), self._forget, _key(record))
 
     def _forget(self, key: _Key) -> None:
         record = self._jobs.pop(key, None)
-        if timer := self._lives.pop(key, None):
+        if timer := self._expiries.pop(key, None):
             timer.cancel()
         if record is not None:
             self.cancel(record)

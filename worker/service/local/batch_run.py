@@ -35,7 +35,7 @@ class QueuedJob:
 
     batch: Batch  # of this job alone
     emit: Emit
-    came: float
+    arrived_at: float
     key: str  # jobs with the same key may share a batch
     answer: "asyncio.Future[Generated]" = field(init=False)
     context: Context = field(init=False, default_factory=copy_context)  # for its log lines in the engine's thread

@@ -73,7 +73,7 @@ class Buckets:
 
         def effective_arrival(bucket: list[QueuedJob]) -> float:
             model = bucket[0].job.call.spec.id
-            return bucket[0].came + (0.0 if model in resident else self._load_s.get(model, 0.0))
+            return bucket[0].arrived_at + (0.0 if model in resident else self._load_s.get(model, 0.0))
 
         bucket = min(due, key=effective_arrival)
         taken: list[QueuedJob] = []
@@ -108,7 +108,7 @@ class Buckets:
     def _due_at(self, bucket: list[QueuedJob]) -> float:
         first = bucket[0]
         full = sum(queued.images for queued in bucket) >= self._limit(first.key)
-        return first.came + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
+        return first.arrived_at + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
 
 
 class BatchMux:
@@ -235,11 +235,11 @@ class BatchMux:
 
     async def _let_go(self, batch_run: BatchRun, over: "asyncio.Future[None]") -> None:
         """Wait until a job that has to stop did so at its next step. If it does not, declare the device lost."""
-        patience = time.monotonic() + LOAD_GRACE_S
+        load_deadline = time.monotonic() + LOAD_GRACE_S
         while not over.done():
             in_step = not batch_run.loading
             await asyncio.wait({over}, timeout=STUCK_GRACE_S)
-            if not over.done() and (in_step or time.monotonic() > patience):
+            if not over.done() and (in_step or time.monotonic() > load_deadline):
                 lost = self._engine.lose(
                     DeviceLost(
                         f"The pipeline did not stop within {STUCK_GRACE_S:g} seconds of being told to; "

@@ -36,7 +36,7 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
     parameters: dict[str, JsonValue] = {**_params(job), "width": raster.width, "height": raster.height}
     if job.scheduler is not None:
         parameters |= job.scheduler.parameters
-    parameters |= _finishing(job, batch)
+    parameters |= _finishing_parameters(job, batch)
     revision = batch.files.revision
     left_out = _large_media(job)
     # The denoising steps that really ran: image-to-image skips those outside its strength.
@@ -69,7 +69,7 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
             input=_input(job),
         ),
         warnings=job.warnings
-        + _count_of(job, len(artifact.frames))
+        + _length_warning(job, len(artifact.frames))
         + report.warnings
         + report.notes.get(job.id, ())
         + ((_NO_MEDIA.format(" and ".join(left_out)),) if left_out else ()),
@@ -91,7 +91,7 @@ def _params(job: Job) -> dict[str, JsonValue]:
     return {**job.params, **counts}
 
 
-def _count_of(job: Job, frames: int) -> tuple[str, ...]:
+def _length_warning(job: Job, frames: int) -> tuple[str, ...]:
     """Return a warning for a video that is shorter than was asked for."""
     wanted = job.video.frames if job.video else None
     if wanted is None or frames >= wanted:
@@ -99,7 +99,7 @@ def _count_of(job: Job, frames: int) -> tuple[str, ...]:
     return (f"num_frames {wanted} became {frames}, which is all that the model makes of what was sent.",)
 
 
-def _finishing(job: Job, batch: Batch) -> dict[str, JsonValue]:
+def _finishing_parameters(job: Job, batch: Batch) -> dict[str, JsonValue]:
     """Return the parameters of refiner and upscaler, with the revisions of their files."""
     parameters: dict[str, JsonValue] = {}
     refiner, upscaler = job.finishing.refiner, job.finishing.upscaler

@@ -34,7 +34,7 @@ class UsageLog:
         self._folder = folder
         self._worker = re.sub(r"[^A-Za-z0-9_.-]", "_", worker)[:80]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
-        self._trouble: str | None = None
+        self._failure: str | None = None
         self._torn = False
 
     def note(self, record: Record) -> None:
@@ -61,15 +61,15 @@ class UsageLog:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._tell(type(error).__name__)
+            self._warn_once(type(error).__name__)
             return
         self._torn = written < len(data)  # the disk filled up meanwhile: the next write begins a new line
-        self._tell("the disk is full" if self._torn else None)
+        self._warn_once("the disk is full" if self._torn else None)
 
-    def _tell(self, trouble: str | None) -> None:
-        if trouble is not None and trouble != self._trouble:  # once, not for each job
-            _LOG.warning("usage is not written down: %s", trouble)
-        self._trouble = trouble
+    def _warn_once(self, failure: str | None) -> None:
+        if failure is not None and failure != self._failure:  # once, not for each job
+            _LOG.warning("usage is not written down: %s", failure)
+        self._failure = failure
 
 
 def usage_line(record: Record) -> dict[str, Any]:

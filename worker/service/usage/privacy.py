@@ -64,8 +64,8 @@ def redact(line: str) -> str:
     """Return `line` without private texts."""
     texts = [*_secrets, *(text for entry in [*_kept.values()] for text in entry)]
     for text in sorted(texts, key=len, reverse=True):
-        for written in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}:
-            line = line.replace(written, _HIDDEN)
+        for spelling in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}:
+            line = line.replace(spelling, _HIDDEN)
     line = _without_pieces(line, texts)
     for pattern, replacement in _PATTERNS:
         line = pattern.sub(replacement, line)
@@ -91,10 +91,12 @@ def _private(value: object, *, inside: bool = False, depth: int = 0) -> Iterator
 
 def _without_pieces(line: str, texts: list[str]) -> str:
     """Return `line` without pieces of these texts: libraries shorten their quotations."""
-    pieces = {text[at : at + _PIECE] for text in texts for at in range(len(text) - _PIECE + 1)}
+    pieces = {text[start : start + _PIECE] for text in texts for start in range(len(text) - _PIECE + 1)}
     hidden = bytearray(len(line))
-    for at in range(len(line) - _PIECE + 1):
-        if line[at : at + _PIECE] in pieces:
-            hidden[at : at + _PIECE] = b"\1" * _PIECE
+    for start in range(len(line) - _PIECE + 1):
+        if line[start : start + _PIECE] in pieces:
+            hidden[start : start + _PIECE] = b"\1" * _PIECE
     parts = groupby(range(len(line)), key=hidden.__getitem__)
-    return "".join(_HIDDEN if is_hidden else "".join(line[at] for at in where) for is_hidden, where in parts)
+    return "".join(
+        _HIDDEN if is_hidden else "".join(line[start] for start in positions) for is_hidden, positions in parts
+    )

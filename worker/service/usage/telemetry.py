@@ -131,7 +131,7 @@ class Telemetry:
             raise
         finally:
             _current.reset(token)
-            self._tell(self._record(operation, outcome))
+            self._notify(self._record(operation, outcome))
 
     def refuse(self, job_id: str, request_id: str, caller: str | None, error: WorkerError) -> None:
         """Record a job that was refused before its input was read."""
@@ -169,12 +169,12 @@ class Telemetry:
     def _label(self, operation: Operation) -> str:
         if operation.action not in _OF_A_MODEL:
             return ""
-        named = operation.job.call.spec.id if operation.job else operation.named
-        if named is not None and not isinstance(named, str):
+        name = operation.job.call.spec.id if operation.job else operation.named
+        if name is not None and not isinstance(name, str):
             return UNREGISTERED
-        return self._registered(named) or UNREGISTERED
+        return self._registered(name) or UNREGISTERED
 
-    def _tell(self, record: Record) -> None:
+    def _notify(self, record: Record) -> None:
         for observer in self._observers:
             try:
                 observer.note(record)

@@ -59,7 +59,7 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
         if detection is None:  # a pickle on a server: its kind is checked once it is here
             detection = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
         check_control(detection, control, call)
-        _check_asked(control, detection, f"{_FIELD}[{index}]")
+        _check_fields(control, detection, f"{_FIELD}[{index}]")
         detections.append(detection)
     row = _common_row(controls, detections, call)
     _check_together(controls, row)
@@ -91,18 +91,18 @@ def read_controls(
     bounds = size_bounds(model)
     controls = request.adapters_of(ControlNetSpec)
     images = [_image(request, index, bounds.multiple, reader) for index in range(len(controls))]
-    sized = {**_plain_defaults(recognised.row), **params}
+    sized_params = {**_plain_defaults(recognised.row), **params}
     from_text = not (request.image or request.images)
     if from_text and not request.params.keys() & {"width", "height"}:
-        sized |= _at_proportions(images[0], params, bounds)
-    width, height = sized.get("width"), sized.get("height")
+        sized_params |= _at_proportions(images[0], params, bounds)
+    width, height = sized_params.get("width"), sized_params.get("height")
     active, call = [], control_call(recognised.row.pipeline)
     for control, detection, image in zip(controls, recognised.detections, images, strict=True):
         fitted = fit(image, width, height) if isinstance(width, int) and isinstance(height, int) else image
         if control.scale > 0:
             prepared = preprocess(fitted, control.preprocess) if control.preprocess else fitted
             active.append(Control(control, prepared, call, _mode(control, detection)))
-    return tuple(active), sized
+    return tuple(active), sized_params
 
 
 def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -> None:
@@ -129,7 +129,7 @@ def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -
         )
 
 
-def _check_asked(control: ControlNetSpec, detection: Detection, path: str) -> None:
+def _check_fields(control: ControlNetSpec, detection: Detection, path: str) -> None:
     """Refuse a window without steps, and a mode that the control does not have."""
     if control.start >= control.end:
         raise ParameterOutOfRange(

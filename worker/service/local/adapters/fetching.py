@@ -106,10 +106,10 @@ def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: st
 
 def unclear_weights(count: str, names: Sequence[str], name: str, field: str) -> UnsupportedModel:
     """Return the error for an adapter `name` of `count` weight files, of which any may be meant."""
-    shown = names[:_MAX_NAMES]
-    listed = f" ({', '.join(shown)}{', …' if len(names) > len(shown) else ''})" if names else ""
+    shown_names = names[:_MAX_NAMES]
+    listed = f" ({', '.join(shown_names)}{', …' if len(names) > len(shown_names) else ''})" if names else ""
     return UnsupportedModel(
         f"{field}: {name} holds {count} weight files{listed}; name one with weight_name.",
         field=field,
-        details={"files": [*shown]},
+        details={"files": [*shown_names]},
     )

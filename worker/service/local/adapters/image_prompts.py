@@ -154,8 +154,8 @@ def _beside(source: ModelSource) -> list[ModelSource]:
         root, name = str(path.parent), path.name
     if not source.is_repository and not source.is_local:
         return []
-    bare = {"locator": root, "filename": None, "sha256": None}
-    return [source.model_copy(update={**bare, "subfolder": folder}) for folder in encoder_folders(name)]
+    changes = {"locator": root, "filename": None, "sha256": None}
+    return [source.model_copy(update={**changes, "subfolder": folder}) for folder in encoder_folders(name)]
 
 
 def _with_one_encoder(chosen: list[_Chosen]) -> list[_Chosen]:
