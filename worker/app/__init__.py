@@ -1,1 +1,1 @@
-"""How the rooms are put together: settings in, a worker out."""
+"""The composition of the rooms: settings in, a worker out."""

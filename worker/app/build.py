@@ -52,7 +52,7 @@ _LOG = logging.getLogger("worker")
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Everything that a door needs."""
+    """A built worker: everything that a door needs."""
 
     settings: Settings
     resolver: ModelResolver
@@ -70,7 +70,7 @@ class Worker:
         return self.resolver.registry
 
     def reload(self) -> None:
-        """Read models.yaml again; with a mistake in it everything stays as it is, and the log says what is wrong."""
+        """Read models.yaml again; a mistake in it changes nothing, and the log names it."""
         try:
             registry = build_registry(self.settings)
         except (RegistryError, SettingsError) as error:
@@ -80,7 +80,7 @@ class Worker:
         _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
 
     async def warm_up(self) -> None:
-        """Build the engine and load the models that are served first, in the background; failures are only logged."""
+        """Build the engine and load the models to be served first, in the background; failures are only logged."""
         names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
         for name in names:
             try:
@@ -90,7 +90,7 @@ class Worker:
 
 
 def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:
-    """A worker with its own device. Nothing heavy happens here: the engine is built in its thread, on first use."""
+    """Build a worker with its own device. Nothing heavy happens here: its thread builds the engine on first use."""
     forbid_unsafe_loading()
     registry = build_registry(settings)
     store = build_store(settings)
@@ -139,7 +139,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
 
 
 def _tracing(settings: Settings) -> list[Observer]:
-    """Traces, where there is somewhere to send them; else not even their library is imported."""
+    """Return the traces' observer, if traces have a destination; else not even their library is imported."""
     if settings.otel_exporter_otlp_endpoint is None:
         return []
     from worker.service.usage.tracing import Tracing, otlp

@@ -1,4 +1,4 @@
-"""Whether this machine can serve: the volume, the device, the installed libraries. Without importing torch."""
+"""Fitness checks of this machine: the volume, the device, the installed libraries. They import no torch."""
 
 import ctypes
 import tempfile
@@ -10,7 +10,7 @@ from worker.app.settings import Settings
 
 
 def library_warnings() -> list[str]:
-    """What is wrong with the installed libraries, one sentence each; from their metadata, importing none."""
+    """Return the faults of the installed libraries, one sentence each; from their metadata, importing none."""
     builds = {}
     for name in ("torch", "torchvision"):
         try:
@@ -20,15 +20,15 @@ def library_warnings() -> list[str]:
     on_cpu = [name for name, version in builds.items() if version.endswith("+cpu")]
     if len(on_cpu) != 1:
         return []
-    listed = " and ".join(f"{name} {version}" for name, version in builds.items())
+    versions = " and ".join(f"{name} {version}" for name, version in builds.items())
     return [
-        f"{listed} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
+        f"{versions} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
         "install both from one index, or uninstall torchvision."
     ]
 
 
 def check_volume(settings: Settings) -> Callable[[], None]:
-    """A fitness check: the place for models can be written."""
+    """Return a fitness check: the folder of models can be written."""
 
     def volume_writable() -> None:
         try:
@@ -45,7 +45,7 @@ def check_volume(settings: Settings) -> Callable[[], None]:
 
 
 def check_device(settings: Settings) -> Callable[[], None]:
-    """A fitness check: a GPU that should be there answers. Through the driver: importing torch takes too long."""
+    """Return a fitness check: an expected GPU answers. It asks the driver: importing torch takes too long."""
 
     def device_usable() -> None:
         if settings.device != "cuda" and not Path("/proc/driver/nvidia/version").exists():

@@ -1,4 +1,4 @@
-"""How log lines look: for people or for programs, each with its request's id, none with what is private."""
+"""The formats of log lines: for people or for programs, each with its request's id, none with private content."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from worker.service.usage.privacy import keep_always, redact
 from worker.service.usage.request_id import RequestIdFilter
 
 TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
-# The libraries' own chatter hides what matters, and some of it names files and URLs.
+# The libraries' own chatter hides the lines that matter, and some of it names files and URLs.
 QUIET = ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers")
 
 
@@ -17,7 +17,7 @@ class TextFormatter(logging.Formatter):
     """Lines for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback below it if there is one."""
+        """Return the line, and the traceback below it if there is one."""
         return redact(super().format(record))
 
 
@@ -25,7 +25,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, request_id, message; trace_id and exception where there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -59,13 +59,13 @@ def run_serverless() -> None:
 
 
 def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
-    """The door over a worker. Results are remembered, for RunPod may deliver a job twice."""
+    """Build the door over a worker. Results are remembered, for RunPod may deliver a job twice."""
     bounds = StoreBounds(worker.settings.result_cache_seconds, _REMEMBERED_BYTES, max_under_way=None)
     return ServerlessDoor(JobStore(worker.operations.perform, bounds), worker.operations.repeated, **options)
 
 
 def _begin(worker: Worker) -> None:
-    """What needs the running loop: the signals, once RunPod's SDK has its own handlers, and the warm-up."""
+    """Start the parts that need the running loop: the signals, after RunPod's SDK has set its own, and the warm-up."""
     hear_reload(worker.reload)
     hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
     if worker.settings.warm_up:

@@ -1,4 +1,4 @@
-"""The models that are served: models.yaml with what the environment adds to it."""
+"""The models that are served: models.yaml with the environment's additions."""
 
 from worker.app.settings import Settings, SettingsError, tier_overrides
 from worker.catalog.registry import Registry, load_registry
@@ -8,7 +8,7 @@ from worker.store.refs import parse_reference
 
 
 def build_registry(settings: Settings) -> Registry:
-    """models.yaml with what the environment adds to it. Raises RegistryError, SettingsError."""
+    """Build the registry: models.yaml with the environment's additions. Raises RegistryError, SettingsError."""
     registry = load_registry(settings.models_yaml, parse_source=parse_reference, overrides=tier_overrides())
     default = registry.find(settings.default_model_id)
     if settings.model_id is not None and (default is None or settings.model_revision is not None):

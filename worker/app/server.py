@@ -34,7 +34,7 @@ _LOG = logging.getLogger("worker")
 _KEEP_ALIVE_S = 75
 # The server listens before torch is imported, which leaves the interpreter to nobody for long stretches.
 _HEAD_START_S = 0.1
-# How long answers have to be encoded, and callers to take them, once the jobs behind them have ended.
+# The time to encode answers, and for callers to take them, once the jobs behind them have ended.
 _FAREWELL_S = 5
 
 
@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How the server is run, wherever it listens."""
+    """Return uvicorn's configuration, whatever sockets it listens on."""
     return uvicorn.Config(
         app,
         log_config=None,
@@ -69,9 +69,9 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
-    """The application over a worker. It answers at once; the engine and the first models come up behind it.
+    """Build the application over a worker. It answers at once; the engine and the first models come up behind it.
 
-    `hears_signals` is whether the process is its own, which SIGTERM and SIGHUP are then for.
+    With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it.
     """
     settings = worker.settings
     authenticator = Authenticator(build_keyring(settings), settings.cors_origins)
@@ -79,7 +79,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     bounds = StoreBounds(
         settings.job_retention_seconds,
         int(settings.job_retention_mb * 2**20),
-        # One bound for both books: a job that is handed in must not be taken here and then fail for want of a place.
+        # One bound for the job store and the admission: a job must not be taken here and then fail for lack of room.
         settings.max_concurrent_jobs + settings.max_queued_jobs,
     )
     hooks = StoreHooks(worker.operations.admit, worker.operations.refuse, webhooks.notify)
@@ -109,8 +109,8 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         warming.cancel()
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        books = (worker.operations.telemetry.close, worker.quotas.close)
-        await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, books))
+        closings = (worker.operations.telemetry.close, worker.quotas.close)
+        await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, closings))
 
     gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
     context = ServerContext(
@@ -140,7 +140,7 @@ def _webhooks(settings: Settings) -> Webhooks:
 
 
 def reload(worker: Worker, authenticator: Authenticator) -> None:
-    """Read models.yaml and API_KEYS_FILE again. What has a mistake in it stays as it is, and the log says which."""
+    """Read models.yaml and API_KEYS_FILE again. A file with a mistake changes nothing, and the log names it."""
     worker.reload()
     if worker.settings.api_keys_file is None:
         return
@@ -154,7 +154,7 @@ def reload(worker: Worker, authenticator: Authenticator) -> None:
 
 
 def build_keyring(settings: Settings) -> Keyring:
-    """The keys that open the server. Raises SettingsError, which holds none of them."""
+    """Return the keys that open the server. Raises SettingsError, which holds none of them."""
     callers = _keys("API_KEYS", settings.api_keys)
     if settings.api_keys_file is not None:
         try:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=False)
 
-    # What is served
+    # The models that are served
     models_yaml: Path = PROJECT_DIR / "models.yaml"
     default_model: str = "demo"
     model_id: str | None = None
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     allow_pickles: bool = False
     preload_models: Annotated[tuple[str, ...], NoDecode] = ()
 
-    # Where bytes live
+    # Folders and sources of files
     volume_dir: Path | None = None
     hf_hub_cache: Path | None = None
     hf_home: Path | None = None
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=1, ge=1, le=32)
     batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
 
-    # Whether every image is looked at before it is answered
+    # The safety check of every image before it is answered
     safety_checker: str | None = None
     safety_threshold: float = Field(default=0.5, ge=0, le=1)
     safety_action: Literal["report", "blur", "black"] = "report"
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     result_cache_seconds: float = Field(default=600.0, ge=0, le=86_400)
     shutdown_grace_seconds: float = Field(default=30.0, ge=0, le=86_400)
 
-    # Who is let in, and how much of the worker a caller gets
+    # Admission, and a caller's share of the worker
     max_concurrent_jobs: int = Field(default=64, ge=1, le=4_096)
     max_queued_jobs: int = Field(default=256, ge=0, le=100_000)
     max_pixel_steps: int = Field(default=0, ge=0)
@@ -93,21 +93,21 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     edit_model: str | None = None
 
-    # Who may ask it. Lists of keys, or of `name:sha256` lines as `python -m worker keys new` prints them
+    # The API keys of its callers: lists of keys, or of `name:sha256` lines as `python -m worker keys new` prints them
     api_keys: SecretStr | None = None
     api_keys_file: Path | None = None
     admin_keys: SecretStr | None = None
 
-    # What the worker says of itself
+    # The worker's reports on itself
     log_format: Literal["json", "text"] | None = None
     gpu_price_per_hour: float | None = Field(default=None, ge=0, le=10_000, allow_inf_nan=False)
     otel_exporter_otlp_endpoint: str | None = None
     otel_exporter_otlp_headers: SecretStr | None = None
 
-    # What callers link to: images and model files
+    # Callers' links: images and model files
     allow_private_urls: bool = False
 
-    # Set by RunPod on its machines: where jobs come from
+    # Set by RunPod on its machines: the address of its queue
     runpod_webhook_get_job: str | None = None
 
     # S3-compatible storage for results that are too large, or asked for with delivery: s3
@@ -135,30 +135,30 @@ class Settings(BaseSettings):
 
     @property
     def jobs_taken(self) -> int:
-        """How many jobs the worker takes from the queue at once: while one batch is drawn the next one gathers."""
+        """The number of jobs taken from the queue at once: while one batch is generated, the next one gathers."""
         return max(self.worker_concurrency, 2 * self.batch_size if self.batch_size > 1 else 1)
 
     @property
     def logs_json(self) -> bool:
-        """Whether log lines are JSON: on RunPod's machines they are, where a program reads them first."""
+        """True if log lines are JSON: on RunPod's machines they are, where a program reads them first."""
         return (self.log_format or ("text" if self.runpod_webhook_get_job is None else "json")) == "json"
 
     @property
     def otel_headers(self) -> dict[str, str]:
-        """What the trace collector wants to be told, such as a key: `name=value,name=value`."""
-        sent = self.otel_exporter_otlp_headers
-        pairs = (part.partition("=") for part in sent.get_secret_value().split(",")) if sent else ()
+        """The trace collector's headers, such as a key: `name=value,name=value`."""
+        headers = self.otel_exporter_otlp_headers
+        pairs = (pair.partition("=") for pair in headers.get_secret_value().split(",")) if headers else ()
         return {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip()}
 
     @property
     def secrets(self) -> list[str]:
-        """All that is secret here."""
+        """All secret values of the settings."""
         values = [getattr(self, name) for name in type(self).model_fields]
         return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
 
     @property
     def usage_dir(self) -> Path:
-        """Where it is written down what was done, a file for each worker and day."""
+        """The folder of the usage log, a file for each worker and day."""
         return self.volume / "usage"
 
     @property
@@ -173,24 +173,24 @@ class Settings(BaseSettings):
 
     @property
     def has_volume(self) -> bool:
-        """Whether the volume is one that was mounted or named, so that others find what is put there."""
+        """True if the volume is one that was mounted or named, so that others find its files."""
         return self.volume_dir is not None or self.volume == RUNPOD_VOLUME
 
     @property
     def models_dir(self) -> Path:
-        """Where models are kept, in the layout of worker/store/cache.py."""
+        """The folder of models, in the layout of worker/store/cache.py."""
         return self.volume / "models"
 
     @property
     def hub_caches(self) -> tuple[Path, ...]:
         """Caches in the Hub's own layout that other programs may have filled, this worker's first version too."""
-        found = [
+        folders = [
             self.hf_hub_cache,
             self.hf_home / "hub" if self.hf_home else None,
             self.volume / "huggingface" / "hub",
             Path.home() / ".cache" / "huggingface" / "hub",
         ]
-        return tuple(dict.fromkeys(folder for folder in found if folder is not None))
+        return tuple(dict.fromkeys(folder for folder in folders if folder is not None))
 
     @property
     def lock_file(self) -> Path | None:
@@ -201,72 +201,76 @@ class Settings(BaseSettings):
 
     @property
     def listening_ports(self) -> tuple[int, ...]:
-        """Where the HTTP server listens: on the platform's port if that is set, and where health is asked for."""
+        """The HTTP server's ports: the platform's if that is set, and the one of health checks."""
         main = self.port or self.api_port
         return tuple(dict.fromkeys((main, self.port_health or main)))
 
     def without_response_limit(self) -> "Settings":
-        """These settings where images go to files, and no platform limits an answer."""
+        """Return these settings for files as results: no platform limits an answer."""
         return self.model_copy(update={"max_response_mb": 1e6})
 
     @property
     def has_keys(self) -> bool:
-        """Whether the HTTP server asks for an API key."""
+        """True if the HTTP server asks for an API key."""
         return self.api_keys is not None or self.api_keys_file is not None
 
     def warnings(self) -> list[str]:
-        """One sentence for each switch that loosens a safe default; printed at start."""
-        found = []
+        """Return one sentence for each switch that loosens a safe default; printed at start."""
+        sentences = []
         if self.allow_unregistered_models:
-            places = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
-            found.append(f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({places}).")
+            allowed = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
+            sentences.append(
+                f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({allowed})."
+            )
         if self.allow_pickles:
-            found.append(
+            sentences.append(
                 "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
             )
         if self.allow_private_urls:
-            found.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
+            sentences.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
         for name, endpoint, token in (
             ("HF", self.hf_endpoint, self.hf_token),
             ("CIVITAI", self.civitai_endpoint, self.civitai_token),
         ):
             if token is not None and not endpoint.startswith("https://"):
-                found.append(f"{name}_ENDPOINT does not speak https: {name}_TOKEN goes over the network unencrypted.")
+                sentences.append(
+                    f"{name}_ENDPOINT does not speak https: {name}_TOKEN goes over the network unencrypted."
+                )
         if len(self.preload_models) >= self.max_resident_models and self.preload_models:
-            found.append(
+            sentences.append(
                 f"PRELOAD_MODELS and the default model are more than MAX_RESIDENT_MODELS ({self.max_resident_models}): "
                 "the first ones are evicted again before a job comes."
             )
         partial = [self.bucket_endpoint_url, self.bucket_name, self.bucket_access_key_id, self.bucket_secret_access_key]
         if any(partial) and not all(partial):
-            found.append(
+            sentences.append(
                 "S3 is off: set all of BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and "
                 "BUCKET_SECRET_ACCESS_KEY."
             )
         fleet = [name for name in tier_overrides() if name.endswith(("_MAX_CONTAINERS", "_SCALEDOWN"))]
         if fleet:
-            found.append(
+            sentences.append(
                 f"{' and '.join(sorted(fleet))} set how a platform scales, and this is one worker, which does not read "
                 "them; set them where containers are started and stopped."
             )
-        return found
+        return sentences
 
     def server_warnings(self) -> list[str]:
-        """The same for the HTTP server alone."""
-        found = []
+        """Return the same for the HTTP server alone."""
+        sentences = []
         if not self.has_keys and not _is_loopback(self.api_host):
-            found.append(
+            sentences.append(
                 f"API_KEYS is not set and API_HOST is {self.api_host}: whoever reaches this port may use the worker. "
                 "Set API_KEYS or API_KEYS_FILE, or API_HOST=127.0.0.1."
             )
         if (self.rate_limit_per_minute or self.quota_pixel_steps_per_day) and not self.has_keys:
-            found.append(
+            sentences.append(
                 "RATE_LIMIT_PER_MINUTE and QUOTA_PIXEL_STEPS_PER_DAY are of API keys: without API_KEYS or "
                 "API_KEYS_FILE nobody is held to them."
             )
         if "*" in self.cors_origins:
-            found.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")
-        return found
+            sentences.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")
+        return sentences
 
 
 def _is_loopback(host: str) -> bool:
@@ -287,7 +291,7 @@ def read_settings() -> Settings:
 
 
 def tier_overrides() -> dict[str, str]:
-    """The DIFFUSERS_<TIER>_… variables, which the registry reads by name."""
+    """Return the DIFFUSERS_<TIER>_… variables, which the registry reads by name."""
     return {name: value for name, value in os.environ.items() if name.startswith("DIFFUSERS_")}
 
 
@@ -297,5 +301,5 @@ def forbid_unsafe_loading() -> None:
 
 
 def prepare_sdk_environment() -> None:
-    """What RunPod's SDK reads at import: its default log level is DEBUG, with base64 in every other line."""
+    """Set RunPod's log level before its SDK reads it: the default is DEBUG, with base64 in every other line."""
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")

@@ -1,4 +1,4 @@
-"""What the operating system asks of a running worker: SIGTERM to finish and stop, SIGHUP to read its files again."""
+"""The signals to a running worker: SIGTERM to finish and stop, SIGHUP to read its files again."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ def hear_reload(reload: Callable[[], None]) -> None:
 
 
 def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> None:
-    """Call `close` with `grace_s` on SIGTERM and SIGINT, and then whatever handled the signal before.
+    """Call `close` with `grace_s` on SIGTERM and SIGINT, and then the earlier handler of the signal.
 
     Call it once the server that runs on this loop has set its own handlers.
     """
@@ -33,21 +33,21 @@ def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> 
     if not _hears_signals():
         return
     loop = asyncio.get_running_loop()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         _LOG.info("stopping: jobs have %g seconds to finish", grace_s)
         loop.call_soon_threadsafe(lambda: _start(closing()))
-        theirs = before[signal.Signals(number)]
-        if callable(theirs):
-            theirs(number, frame)
+        handler = handlers[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
 
-    for number in before:
+    for number in handlers:
         signal.signal(number, handle)
 
 
 def _hears_signals() -> bool:
-    """Whether this loop is the process's own: a server that another program runs in a thread leaves them to it."""
+    """True if this loop is the process's own: a server in another program's thread leaves the signals to it."""
     return threading.current_thread() is threading.main_thread()
 
 

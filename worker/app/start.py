@@ -1,4 +1,4 @@
-"""How handler.py starts: as an HTTP server, or as a worker of RunPod's queue."""
+"""The start of handler.py: as an HTTP server, or as a worker of RunPod's queue."""
 
 from worker.app.queue import run_serverless
 from worker.app.settings import SettingsError, read_settings
@@ -9,7 +9,7 @@ def run() -> None:
     try:
         settings = read_settings()
     except SettingsError:
-        run_serverless()  # which says so in the way of where it runs
+        run_serverless()  # which reports the error as its platform wants it
         return
     if not settings.standalone_mode:
         run_serverless()

@@ -1,4 +1,4 @@
-"""Where models come from and where answers go: the cache on the volume, the sources, buckets."""
+"""The sources of models and the destinations of answers: the cache on the volume, the sources, buckets."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,34 +30,34 @@ _BAKED_MODELS = Path("/opt/models")
 
 
 def build_cache(settings: Settings) -> VolumeCache:
-    """The models on the volume."""
+    """Build the cache of models on the volume."""
     lookup = [folder for folder in (_BAKED_MODELS,) if folder != settings.models_dir]
     max_bytes = int(settings.cache_max_gb * 1e9) if settings.cache_max_gb else None
     return VolumeCache(settings.models_dir, lookup=lookup, max_bytes=max_bytes)
 
 
 def build_store(settings: Settings) -> Store:
-    """Where models come from. Raises SettingsError for a lockfile that cannot be used."""
+    """Build the store of models. Raises SettingsError for a lockfile that cannot be used."""
     cache, client = build_cache(settings), _client(settings)
     pickles, offline = settings.allow_pickles, settings.offline
-    read = partial(read_header, allow_pickles=pickles)
-    headers = HeaderReader(header_end, parse_header, read)
+    read_local = partial(read_header, allow_pickles=pickles)
+    headers = HeaderReader(header_end, parse_header, read_local)
     listings = HubListings(settings.hf_endpoint, _secret(settings.hf_token), offline=offline)
     caches, shared = _CACHED_MODELS, settings.hub_caches
     hub = HuggingFaceHub(cache, client, listings, headers, lookup=caches, shared=shared, allow_pickles=pickles)
     api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
     civitai = CivitAI(cache, client, api, headers, hosted_only=HOSTED_ONLY, offline=offline, allow_pickles=pickles)
-    # What callers link to is asked for without any token, and without the endpoints' leave to be private.
+    # Callers' links are fetched without any token, and without the endpoints' leave to be private.
     anonymous = Client(allow_private=settings.allow_private_urls)
     files = UrlFiles(cache, anonymous, HeaderReader(header_end, parse_header, read_header), offline=offline)
     roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
-    folders = LocalFolders(roots, read, allow_pickles=pickles)
+    folders = LocalFolders(roots, read_local, allow_pickles=pickles)
     schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
     return Store(schemes, _lockfile(settings), cache.discard)
 
 
 def _client(settings: Settings) -> Client:
-    """The client of the operator's own endpoints, which knows each one's token."""
+    """Build the client of the operator's own endpoints, which knows each one's token."""
     endpoints = civitai_hosts(settings.civitai_endpoint, _secret(settings.civitai_token))
     try:
         return Client(
@@ -73,7 +73,7 @@ def _secret(value: SecretStr | None) -> str | None:
 
 def _lockfile(settings: Settings) -> Lockfile:
     path = settings.lock_file
-    # One that was asked for by name must be there; the one beside the registry may be.
+    # A lockfile named by MODELS_LOCK must be there; the one beside the registry may be.
     if path is None or (settings.models_lock is None and not path.is_file()):
         return Lockfile()
     try:
@@ -83,7 +83,7 @@ def _lockfile(settings: Settings) -> Lockfile:
 
 
 def build_bucket(settings: Settings) -> Bucket | None:
-    """The operator's bucket for answers that are too large or are asked for there; None without one."""
+    """Build the operator's bucket for answers that are too large or requested there; None without one."""
     if (
         settings.bucket_endpoint_url is None
         or settings.bucket_name is None
@@ -103,14 +103,14 @@ def build_bucket(settings: Settings) -> Bucket | None:
 
 
 def bucket_opener(settings: Settings) -> Callable[[S3Config], Bucket]:
-    """How a caller's own bucket is opened: guarded like every address that a caller names."""
+    """Return the function that opens a caller's own bucket: guarded like every address that a caller names."""
 
-    def open_bucket(named: S3Config) -> Bucket:
+    def open_bucket(s3_config: S3Config) -> Bucket:
         config = BucketConfig(
-            endpoint_url=named.endpoint_url,
-            name=named.bucket_name,
-            access_key_id=named.access_id.get_secret_value(),
-            secret_access_key=named.access_secret.get_secret_value(),
+            endpoint_url=s3_config.endpoint_url,
+            name=s3_config.bucket_name,
+            access_key_id=s3_config.access_id.get_secret_value(),
+            secret_access_key=s3_config.access_secret.get_secret_value(),
             url_expires_s=settings.bucket_url_expires_s,
             named_by="s3Config",
         )

@@ -1,4 +1,4 @@
-"""An image on a larger canvas, and the mask of what there is still to be drawn."""
+"""An image on a larger canvas, and the mask of the part that is still to be generated."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ class Canvas:
 
 
 def enlarge(raster: Raster, margins: Margins, multiple: int) -> Canvas:
-    """`raster` with `margins` around it, which grow until both sides are multiples of `multiple` where they can.
+    """Return `raster` with `margins` around it, which grow until both sides are multiples of `multiple` if they can.
 
-    Its border is drawn out into the room: models that look through the mask see colours that go on, and no edge.
+    Its border is stretched into the room: models that look through the mask see colours that go on, and no edge.
     """
-    left, right = _grown(margins.left, margins.right, raster.width, multiple)
-    top, bottom = _grown(margins.top, margins.bottom, raster.height, multiple)
+    left_margin, right_margin = _grown(margins.left, margins.right, raster.width, multiple)
+    top_margin, bottom_margin = _grown(margins.top, margins.bottom, raster.height, multiple)
     import numpy as np  # where it is used, as in video.py: few requests need it
 
     pixels = np.frombuffer(raster.data, np.uint8).reshape(raster.height, raster.width, -1)
-    room = ((top, bottom), (left, right))
+    room = ((top_margin, bottom_margin), (left_margin, right_margin))
     image = np.pad(pixels, (*room, (0, 0)), mode="edge")
     mask = np.pad(np.zeros(pixels.shape[:2], np.uint8), room, constant_values=255)
     height, width = mask.shape
@@ -32,6 +32,6 @@ def enlarge(raster: Raster, margins: Margins, multiple: int) -> Canvas:
 
 
 def _grown(before: int, after: int, side: int, multiple: int) -> tuple[int, int]:
-    """Both margins, the larger one grown until the whole is a multiple; where there is none, the side stays."""
+    """Return both margins, the larger one grown until the whole side is a multiple; without margins the side stays."""
     missing = -(before + side + after) % multiple if before + after else 0
     return (before + missing, after) if before > after else (before, after + missing)

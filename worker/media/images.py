@@ -23,14 +23,14 @@ _DATA_URI = re.compile(r"data:[\w.+/;=-]{0,100};base64,", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """What a file says of how it was made: `text` for people and other programs, `data` as JSON."""
+    """A file's note on its origin: `text` for people and other programs, `data` as JSON."""
 
     text: str
     data: str
 
 
 def read_image(text: str, fetch: Callable[[str, int], bytes], field: str = "image", *, alpha: bool = False) -> Raster:
-    """Base64, a data: URI or an https URL as RGB pixels, with `alpha` RGBA where the image has it.
+    """Read base64, a data: URI or an https URL as RGB pixels; with `alpha` as RGBA if the image has it.
 
     Raises InvalidImage naming `field`.
 
@@ -40,7 +40,7 @@ def read_image(text: str, fetch: Callable[[str, int], bytes], field: str = "imag
 
 
 def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_bytes: int) -> bytes:
-    """What base64, a data: URI or an https URL stands for. Raises InvalidImage naming `field`."""
+    """Return the bytes behind base64, a data: URI or an https URL. Raises InvalidImage naming `field`."""
     text = text.strip()
     if text[:8].lower().startswith(("http://", "https://")):
         try:
@@ -60,9 +60,9 @@ def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_by
 
 
 def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> Raster:
-    """PNG, JPEG or WebP bytes as RGB pixels: first frame, EXIF orientation applied, metadata dropped.
+    """Decode PNG, JPEG or WebP bytes as RGB pixels: first frame, EXIF orientation applied, metadata dropped.
 
-    What is transparent becomes white, unless `alpha` is kept.
+    Transparent parts become white, unless `alpha` is kept.
     """
     if len(data) > MAX_BYTES:
         raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a smaller image.", field=field)
@@ -80,13 +80,13 @@ def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> R
 
 
 def white_where_transparent(data: bytes, field: str = "mask") -> bytes:
-    """A mask that means its transparent part, as one that means its white part; one without transparency as it is.
+    """Turn a mask that means its transparent part into one that means its white part; keep an opaque one as it is.
 
     Raises InvalidImage naming `field`.
     """
     mask = decode_image(data, field, alpha=True)
     alpha = _to_pil(mask).getchannel("A") if mask.mode == "RGBA" else None
-    if alpha is None or alpha.getextrema() == (255, 255):  # opaque: what is meant is white in it
+    if alpha is None or alpha.getextrema() == (255, 255):  # opaque: its white part is meant
         return data
     out = io.BytesIO()
     ImageOps.invert(alpha).save(out, "PNG", compress_level=1)
@@ -94,7 +94,7 @@ def white_where_transparent(data: bytes, field: str = "mask") -> bytes:
 
 
 def fit(raster: Raster, width: int, height: int) -> Raster:
-    """`raster` at exactly `width` x `height`: scaled to cover, then cropped at the centre."""
+    """Return `raster` at exactly `width` x `height`: scaled to cover, then cropped at the centre."""
     if (raster.width, raster.height) == (width, height):
         return raster
     fitted = ImageOps.fit(_to_pil(raster), (width, height), Image.Resampling.LANCZOS)
@@ -102,14 +102,14 @@ def fit(raster: Raster, width: int, height: int) -> Raster:
 
 
 def to_mask(raster: Raster) -> Raster:
-    """`raster` as one channel of lightness."""
+    """Return `raster` as one channel of lightness."""
     return Raster("L", raster.width, raster.height, _to_pil(raster).convert("L").tobytes())
 
 
 def encode(raster: Raster, format_: Format, quality: int, comment: Comment | None = None) -> bytes:
-    """Pixels as a PNG, JPEG or WebP file. `quality` (1..100) is for the last two, which have `comment` in their EXIF.
+    """Encode pixels as PNG, JPEG or WebP. `quality` (1..100) is for the last two, which have `comment` in their EXIF.
 
-    JPEG has no alpha: what is transparent becomes white.
+    JPEG has no alpha: transparent parts become white.
     """
     image = _to_pil(raster)
     out = io.BytesIO()
@@ -131,14 +131,14 @@ def encode(raster: Raster, format_: Format, quality: int, comment: Comment | Non
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """`image` on white."""
+    """Return `image` on white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def exif_of(comment: Comment | None) -> dict[str, Image.Exif]:
-    """The comment as EXIF's UserComment, in UTF-16 as its standard wants, and as its ImageDescription."""
+    """Return the comment as EXIF's UserComment, in UTF-16 as its standard wants, and as its ImageDescription."""
     if comment is None:
         return {}
     exif = Image.Exif()
@@ -148,7 +148,7 @@ def exif_of(comment: Comment | None) -> dict[str, Image.Exif]:
 
 
 def to_base64(data: bytes) -> str:
-    """Raw base64, without a data: prefix."""
+    """Return raw base64, without a data: prefix."""
     return pybase64.b64encode_as_string(data)
 
 
@@ -177,7 +177,7 @@ def _to_raster(image: Image.Image, alpha: bool) -> Raster:
         rgba = image.convert("RGBA")
         if alpha:
             return Raster("RGBA", rgba.width, rgba.height, rgba.tobytes())
-        # Models see no alpha: what is transparent becomes white, as a viewer would show it.
+        # Models see no alpha: transparent parts become white, as a viewer would show them.
         image = _opaque(rgba)
     rgb = image.convert("RGB")
     return Raster("RGB", rgb.width, rgb.height, rgb.tobytes())

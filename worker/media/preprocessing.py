@@ -1,8 +1,8 @@
-"""What a control sees, made of an ordinary image by arithmetic alone: no model, no download.
+"""Control images, made from ordinary images by arithmetic alone: no model, no download.
 
-The operators are OpenCV's, since ControlNets were trained on what those return: an edge image of another library
-has other edges. What needs an estimator (depth, pose, normals, segments) is the caller's to make. numpy and OpenCV are
-imported where they are used: half a second that a worker's start does not have.
+The operators are OpenCV's, since ControlNets were trained on their results: an edge image of another library has
+other edges. Images that need an estimator (depth, pose, normals, segments) are the caller's to make. numpy and OpenCV
+are imported where they are used: half a second that a worker's start does not have.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from worker.core.image import Raster
 if TYPE_CHECKING:
     from cv2.typing import MatLike
 
-_CANNY_LOW, _CANNY_HIGH = 100, 200  # what ControlNet's authors trained with
-_TILE = 8  # a tile ControlNet draws the detail that is lost by shrinking this much
+_CANNY_LOW, _CANNY_HIGH = 100, 200  # the thresholds that ControlNet's authors trained with
+_TILE = 8  # a tile ControlNet generates the detail that shrinking this much loses
 _BLUR_SHARE = 1 / 64  # of the longer side
 _LINE_SIGMA = 6.0
 
 
 def preprocess(image: Raster, how: Preprocess) -> Raster:
-    """`image` as `how` shows it, of the same size; RGB in and out."""
+    """Return `image` after the operator `how`, of the same size; RGB in and out."""
     import numpy as np
 
     pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
-    made = PREPROCESSES[how](pixels)
-    if made.ndim == 2:
-        made = np.repeat(made[..., None], 3, axis=-1)
-    return Raster("RGB", image.width, image.height, np.ascontiguousarray(made, np.uint8).tobytes())
+    result = PREPROCESSES[how](pixels)
+    if result.ndim == 2:
+        result = np.repeat(result[..., None], 3, axis=-1)
+    return Raster("RGB", image.width, image.height, np.ascontiguousarray(result, np.uint8).tobytes())
 
 
 def _grey(pixels: MatLike) -> MatLike:
@@ -40,14 +40,14 @@ def _grey(pixels: MatLike) -> MatLike:
 
 
 def _canny(pixels: MatLike) -> MatLike:
-    """White edges on black, one pixel wide."""
+    """Return white edges on black, one pixel wide."""
     import cv2
 
     return cv2.Canny(pixels, _CANNY_LOW, _CANNY_HIGH)
 
 
 def _lineart(pixels: MatLike) -> MatLike:
-    """White where an image is darker than around it: a drawing's lines, on black."""
+    """Return white for pixels darker than their surroundings, a drawing's lines, on black."""
     import cv2
     import numpy as np
 
@@ -58,7 +58,7 @@ def _lineart(pixels: MatLike) -> MatLike:
 
 
 def _threshold(pixels: MatLike) -> MatLike:
-    """Black and white, divided where it tells the two apart best (Otsu)."""
+    """Return black and white, divided at the level that tells the two apart best (Otsu)."""
     import cv2
 
     return cv2.threshold(_grey(pixels), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
@@ -77,7 +77,7 @@ def _blur(pixels: MatLike) -> MatLike:
 
 
 def _tile(pixels: MatLike) -> MatLike:
-    """Without its detail: shrunk and enlarged again."""
+    """Return the image without its detail: shrunk and enlarged again."""
     import cv2
 
     height, width = pixels.shape[:2]

@@ -1,7 +1,7 @@
 """Videos from callers, checked before and while they are decoded; videos to callers, the same bytes every time.
 
-PyAV and numpy are imported where they are used: few workers ever see a video, and a quarter of the
-import would be theirs.
+PyAV and numpy are imported where they are used: few workers ever see a video, and the two would take a quarter of the
+import.
 """
 
 import io
@@ -27,14 +27,14 @@ _BT709 = 1  # ffmpeg's number for its primaries, transfer and matrix
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video's frames, all of one size. `fps` is None where nothing says how fast they follow each other."""
+    """A video's frames, all of one size. `fps` is None if the source declares none."""
 
     frames: tuple[Raster, ...]
     fps: float | None = None
 
 
 def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: str = "video") -> Video:
-    """One MP4, GIF or WebP as base64, data: URI or https URL, or images. Raises InvalidImage naming `field`.
+    """Read one MP4, GIF or WebP as base64, data: URI or https URL, or images. Raises InvalidImage naming `field`.
 
     `fetch(url, max_bytes)` is the guarded GET; it is the only way out.
     """
@@ -55,7 +55,7 @@ def read_video(texts: Sequence[str], fetch: Callable[[str, int], bytes], field: 
 
 
 def decode_video(data: bytes, field: str = "video") -> Video:
-    """MP4, GIF or WebP bytes as RGB frames. Raises InvalidImage: damaged, too large, too long, or of another format."""
+    """Decode MP4, GIF or WebP bytes. Raises InvalidImage: damaged, too large, too long, or of another format."""
     if len(data) > MAX_BYTES:
         raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a shorter video.", field=field)
     try:
@@ -72,20 +72,20 @@ def decode_video(data: bytes, field: str = "video") -> Video:
 def encode_video(
     frames: Sequence[Raster], fps: float, format_: Format, quality: int, comment: Comment | None = None
 ) -> bytes:
-    """Frames as an MP4 (H.264), GIF or WebP file. The same frames give the same bytes. `quality` is 1..100.
+    """Encode frames as an MP4 (H.264), GIF or WebP file. The same frames give the same bytes. `quality` is 1..100.
 
     The comment's text is MP4's and GIF's own comment, and WebP's EXIF.
     """
     if format_ == "mp4":
         return _encode_mp4(frames, fps, quality, comment)
     images = [Image.frombytes(frame.mode, (frame.width, frame.height), frame.data).convert("RGB") for frame in frames]
-    # GIF counts in hundredths of a second, and viewers slow down whatever is faster than two of them.
+    # GIF counts in hundredths of a second, and viewers slow down frames shorter than two of them.
     duration = max(20, round(100 / fps) * 10) if format_ == "gif" else max(1, round(1000 / fps))
     out = io.BytesIO()
     options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "duration": duration, "loop": 0}
     if format_ == "gif":
-        said = {"comment": comment.text.encode()} if comment else {}
-        images[0].save(out, "GIF", **options, **said)
+        comment_options = {"comment": comment.text.encode()} if comment else {}
+        images[0].save(out, "GIF", **options, **comment_options)
     else:
         images[0].save(out, "WEBP", quality=quality, method=2, **options, **exif_of(comment))
     return out.getvalue()
@@ -115,7 +115,7 @@ def _decode_mp4(data: bytes, field: str) -> tuple[list[Raster], float | None]:
         _check(stream.width, stream.height, 1, field)
         rate = float(stream.average_rate) if stream.average_rate else None
         for frame in container.decode(stream):
-            # A stream may change its size midway: what was checked is the first one.
+            # A stream may change its size midway: only the first one was checked.
             _check(frame.width, frame.height, len(frames) + 1, field)
             rgb = frame.to_ndarray(format="rgb24", width=stream.width, height=stream.height)
             frames.append(Raster("RGB", stream.width, stream.height, rgb.tobytes()))
@@ -168,7 +168,7 @@ def _encode_mp4(frames: Sequence[Raster], fps: float, quality: int, comment: Com
 
 
 def _h264() -> str:
-    """The encoder that every browser reads; FFmpeg builds without x264 still have MPEG-4."""
+    """Return the encoder whose videos every browser reads; FFmpeg builds without x264 still have MPEG-4."""
     import av
 
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"

@@ -1,7 +1,7 @@
 """One request over `requests`, to an address that was checked.
 
 Only the adapter of `requests` is used. Its Session would bring cookies, proxies and passwords from the environment, and
-redirects that nobody checked, whose bodies it reads to their end. All of its exceptions, and urllib3's, become ours
+unchecked redirects, whose bodies it reads to their end. All of its exceptions, and urllib3's, become ours
 here; the client imports this module late, because `requests` takes its time.
 """
 
@@ -34,12 +34,12 @@ class Exchange:
         """Lines stand between the pieces of the body."""
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes of the body as they were sent, as soon as any have arrived; b"" at the end."""
+        """Return up to `size` bytes of the body as they were sent, as soon as any have arrived; b"" at the end."""
         with _mapped("its server stopped sending", "its server broke off"):
             return self._raw.read1(size, decode_content=False)
 
     def close(self) -> None:
-        """End the connection; what was not read is never sent."""
+        """End the connection; the unread rest is never sent."""
         with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
             self._raw.close()
         self._adapter.close()
@@ -47,7 +47,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Where one request's connection goes, in place of what its name might mean by now; and who ends it."""
+    """The checked destination of one request's connection, and the watchdog that ends it."""
 
     destination: Destination
     tls: ssl.SSLContext | None
@@ -86,15 +86,15 @@ def send(pin: Pin, method: str, headers: Mapping[str, str], body: Any, read_time
             request.prepare_content_length(request.body)
         adapter = _Adapter(pin)
         try:
-            answer = adapter.send(request, stream=True, timeout=(seconds_left(pin.deadline), read_timeout_s))
+            response = adapter.send(request, stream=True, timeout=(seconds_left(pin.deadline), read_timeout_s))
         except BaseException:
             adapter.close()
             raise
-        return Exchange(adapter, answer.raw)
+        return Exchange(adapter, response.raw)
 
 
 class _Connection(urllib3.connection.HTTPConnection):
-    """Speaks to the name at the pinned address."""
+    """A connection to the host's name at the pinned address."""
 
     def __init__(self, *args: Any, pin: Pin, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -104,12 +104,12 @@ class _Connection(urllib3.connection.HTTPConnection):
         return self._pin.connect()
 
     def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
-        """Ask for what the URL says, to the byte: urllib3 would quote a signed link anew."""
+        """Request the URL's target, to the byte: urllib3 would quote a signed link anew."""
         super().putrequest(method, self._pin.destination.target, skip_host, skip_accept_encoding)
 
 
 class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
-    """The same over TLS. The name is what the certificate is checked against."""
+    """The same over TLS. The certificate is checked against the name."""
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -125,22 +125,22 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, pin: Pin) -> None:
         super().__init__()
-        there = pin.destination
+        destination = pin.destination
         self._pool: urllib3.HTTPConnectionPool = (
-            _Pool(there.host, there.port, pin=pin)
+            _Pool(destination.host, destination.port, pin=pin)
             if pin.tls is None
-            else _TlsPool(there.host, there.port, pin=pin, ssl_context=pin.tls)
+            else _TlsPool(destination.host, destination.port, pin=pin, ssl_context=pin.tls)
         )
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> urllib3.HTTPConnectionPool:
-        """The one pool there is, whatever the request names."""
+        """Return the one pool there is, whatever the request names."""
         return self._pool
 
     def cert_verify(self, *args: Any, **options: Any) -> None:
         """Leave the pool's own TLS context alone."""
 
     def request_url(self, *args: Any, **options: Any) -> str:
-        """A stand-in: urllib3 would put the true one into its log lines and its errors."""
+        """Return a stand-in: urllib3 would put the true one into its log lines and its errors."""
         return "/"
 
     def close(self) -> None:
@@ -151,7 +151,7 @@ class _Adapter(HTTPAdapter):
 
 @contextlib.contextmanager
 def _mapped(late: str, failed: str) -> Iterator[None]:
-    """Third-party exceptions as ours: `late` and `failed` are the words for them."""
+    """Turn third-party exceptions into ours; `late` and `failed` are the words for them."""
     try:
         yield
     except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:

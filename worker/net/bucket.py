@@ -1,6 +1,6 @@
 """Results in an S3-compatible bucket: put, in parts where they are large, and a presigned URL back.
 
-A bucket is the operator's, or one that a caller names for his own results. To the latter every request goes through
+A bucket is the operator's, or one that a caller names for their own results. Every request to the latter goes through
 the client that opens all of a caller's URLs (client.py): boto3 signs and retries, and its connections are ours.
 """
 
@@ -23,7 +23,7 @@ _MAX_ANSWER_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class BucketConfig:
-    """Where results go. Keys are secrets and never shown. `named_by` is what the keys were read from."""
+    """A bucket for results. Keys are secrets and never shown. `named_by` says where the keys were read from."""
 
     endpoint_url: str
     name: str
@@ -33,7 +33,7 @@ class BucketConfig:
     named_by: str = "the BUCKET_ settings"
 
     def __repr__(self) -> str:
-        """The bucket without its keys."""
+        """Show the bucket without its keys."""
         return f"BucketConfig({self.name!r})"
 
 
@@ -71,14 +71,14 @@ class Bucket:
             )
             return url
         except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError) as error:
-            # ValueError: an endpoint that is no URL. OSError: what the guard refuses, or a network that fails.
-            found = _reason(error)
+            # ValueError: an endpoint that is no URL. OSError: a refusal of the guard, or a network that fails.
+            cause = _reason(error)
             raise SourceUnavailable(
-                f"The result bucket refused the upload{f' ({found})' if found else ''}; check {self._config.named_by}."
+                f"The result bucket refused the upload{f' ({cause})' if cause else ''}; check {self._config.named_by}."
             ) from None
 
     def check(self) -> None:
-        """Refuse, before anything is drawn, an endpoint that may not be spoken to. Raises InvalidRequest."""
+        """Refuse, before anything is generated, an endpoint that may not be called. Raises InvalidRequest."""
         if self._sender is not None:
             self._sender.check(self._config.endpoint_url)
 
@@ -111,7 +111,7 @@ class Bucket:
         )
         client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)
         if self._sender is not None:
-            # What such a handler answers is taken for the store's answer, and nothing else is sent.
+            # Such a handler's answer is taken for the store's, and nothing else is sent.
             client.meta.events.register("before-send.s3", self._sender)
         return client
 
@@ -123,7 +123,7 @@ class BucketSender:
         self._client = Client(allow_private=allow_private)
 
     def check(self, endpoint_url: str) -> None:
-        """Raise InvalidRequest for an endpoint that may not be spoken to."""
+        """Raise InvalidRequest for an endpoint that may not be called."""
         try:
             self._client.check(endpoint_url, timeout_s=_TIMEOUT_S)
         except (RefusedUrl, UnknownHost, TimeoutError) as error:
@@ -133,7 +133,7 @@ class BucketSender:
             ) from None
 
     def __call__(self, request: Any, **_: object) -> Any:
-        """The store's answer to one prepared request, as boto3 wants it."""
+        """Return the store's answer to one prepared request, as boto3 wants it."""
         from botocore.awsrequest import AWSResponse
 
         deadline = time.monotonic() + _TIMEOUT_S
@@ -152,20 +152,20 @@ class _Body(io.BytesIO):
     """An answer's content as botocore reads it."""
 
     def stream(self, amount: int = 1024, **_: object) -> Any:
-        """The content, block by block."""
+        """Yield the content, block by block."""
         while block := self.read(amount):
             yield block
 
 
 def _refuse_redirect(response: tuple[Any, Any] | None, **_: object) -> None:
     """End boto3's search for the region of a bucket that redirects: it asks again and again, one call in the other."""
-    answer = response[0] if response else None
-    if answer is not None and answer.status_code in REDIRECTS and "x-amz-bucket-region" not in answer.headers:
+    reply = response[0] if response else None
+    if reply is not None and reply.status_code in REDIRECTS and "x-amz-bucket-region" not in reply.headers:
         raise RefusedUrl("it redirects")
 
 
 def _reason(error: Exception) -> str:
-    """The store's own code for a refusal, or the guard's reason; nothing that could hold a host or a key."""
+    """Return the store's own code for a refusal, or the guard's reason; nothing that could hold a host or a key."""
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import ClientError
 
@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
 
 
 def _region(endpoint_url: str) -> str:
-    """The region that a signature must name: the endpoint's own, else the one every other store takes."""
+    """Return the region that a signature must name: the endpoint's own, else the one that all other stores take."""
     match = re.search(
         r"\bs3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com|\bs3\.([a-z0-9-]+)\.[a-z0-9]+\.com"
         r"|\b([a-z]{3}\d)\.digitaloceanspaces\.com|s3api-([a-z0-9-]+)\.runpod\.io",

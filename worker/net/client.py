@@ -37,11 +37,11 @@ _COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", 
 
 
 class Oversize(ValueError):
-    """A body over the limit of whoever asked for it."""
+    """A body over its reader's limit."""
 
 
 class Response:
-    """An answer whose body is read as it arrives. Header names are in lower case; `length` is what is declared.
+    """An answer whose body is read as it arrives. Header names are in lower case; `length` is the declared one.
 
     Every read raises TimeoutError, BrokenOff or another ConnectionError, and RefusedUrl for a body that is compressed
     although nobody asked for that: it could be a bomb.
@@ -54,7 +54,7 @@ class Response:
         self.length: int | None = exchange.length
 
     def read(self, size: int = READ_BYTES) -> bytes:
-        """Up to `size` bytes, as soon as any have arrived; b"" at the end.
+        """Return up to `size` bytes, as soon as any have arrived; b"" at the end.
 
         Never waits longer than the timeout, so that a caller can keep a deadline and a pace of its own.
         """
@@ -66,7 +66,7 @@ class Response:
             return self._exchange.read(size)
 
     def read_all(self, limit: int, deadline: float | None = None) -> bytes:
-        """The whole body until `deadline`, a time of `time.monotonic`; by default within one timeout from now.
+        """Read the whole body until `deadline`, a time of `time.monotonic`; by default within one timeout from now.
 
         Raises Oversize when it is longer than `limit` bytes, unread if that is declared.
         """
@@ -82,7 +82,7 @@ class Response:
         return bytes(body)
 
     def close(self) -> None:
-        """End the connection; what was not read is never sent."""
+        """End the connection; the unread rest is never sent."""
         self._exchange.close()
         self._watchdog.close()
 
@@ -130,20 +130,20 @@ class Client:
         With `etag` a range counts for that version only: if the file is another by now, the answer is 200 and whole.
         `timeout_s` bounds the time until the answer's headers are here, redirects included, and each read thereafter.
         """
-        sent = dict(headers)
+        request_headers = dict(headers)
         if start or end is not None:
-            sent["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+            request_headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             if etag:
-                sent["If-Range"] = etag
+                request_headers["If-Range"] = etag
         deadline = time.monotonic() + timeout_s
         token: str | None = None
         for hop in range(MAX_REDIRECTS + 1):
             parts = self._checked(url)
             # Only an unbroken chain of the token's own origins may have it; once left, it is not taken up again.
-            own = self._tokens.get(_origin(parts))
-            token = own if hop == 0 or own == token else None
+            origin_token = self._tokens.get(_origin(parts))
+            token = origin_token if hop == 0 or origin_token == token else None
             bearer = {"Authorization": f"Bearer {token}"} if token else {}
-            response = self._exchange(parts, deadline, timeout_s, "GET", sent | bearer)
+            response = self._exchange(parts, deadline, timeout_s, "GET", request_headers | bearer)
             location = response.headers.get("location")
             if response.status not in REDIRECTS or not location:
                 return response
@@ -186,14 +186,14 @@ class Client:
     ) -> Response:
         from worker.net.adapter import Pin, send  # late: a process that opens no URL need not wait for it
 
-        sent = {"User-Agent": USER_AGENT, **headers, "Accept-Encoding": "identity", "Connection": "close"}
+        request_headers = {"User-Agent": USER_AGENT, **headers, "Accept-Encoding": "identity", "Connection": "close"}
         destination = self._resolve(parts, deadline)
         tls = self._tls if destination.tls else None
         with contextlib.ExitStack() as opened:
             watchdog = Watchdog()
             opened.callback(watchdog.close)
             with watchdog.limit(seconds_left(deadline)):
-                exchange = send(Pin(destination, tls, watchdog, deadline), method, sent, body, timeout_s)
+                exchange = send(Pin(destination, tls, watchdog, deadline), method, request_headers, body, timeout_s)
                 opened.callback(exchange.close)
             opened.pop_all()
             return Response(exchange, watchdog, timeout_s)

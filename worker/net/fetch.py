@@ -8,14 +8,14 @@ from worker.net.guard import BrokenOff, RefusedUrl, UnknownHost
 
 
 class ImageFetcher:
-    """Fetches what callers name. `allow_private` also takes http and private addresses: an operator's choice."""
+    """Fetches images that callers link to. `allow_private` also takes http and private addresses: an opt-in."""
 
     def __init__(self, *, allow_private: bool = False, deadline_s: float = 20.0) -> None:
         self._client = Client(allow_private=allow_private)
         self._deadline_s = deadline_s
 
     def __call__(self, url: str, max_bytes: int) -> bytes:
-        """The body behind `url`. Raises InvalidImage with a sentence that names no address."""
+        """Return the body behind `url`. Raises InvalidImage with a sentence that names no address."""
         deadline = time.monotonic() + self._deadline_s
         try:
             with self._client.get(url, timeout_s=self._deadline_s) as response:

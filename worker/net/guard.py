@@ -1,4 +1,4 @@
-"""The rules that keep a request away from the worker's own network: which URLs may be opened, and at which addresses.
+"""The rules that keep a request away from the worker's own network: the URLs and addresses that may be opened.
 
 A name is resolved once, every address is checked, and the connection goes to an address that was checked. No message
 here names a host or an address.
@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 MAX_URL_CHARS = 4_096
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-USER_AGENT = "image-worker"  # no browser's: to those some sites answer with a login page
+USER_AGENT = "image-worker"  # no browser's: some sites answer those with a login page
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are the real address
 # Python before 3.11.9 calls these global; one of them is a cloud's metadata service.
 _SPECIAL = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("192.88.99.0/24"))
@@ -40,7 +40,7 @@ class BrokenOff(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A checked URL: the name, the addresses that it may be connected to at, and what is asked for there."""
+    """A checked URL: its name, the addresses to connect to, and the target to request there."""
 
     host: str
     port: int
@@ -89,13 +89,13 @@ def resolve(parts: SplitResult, *, allow_private: bool, deadline: float) -> Dest
 
 
 def request_target(parts: SplitResult) -> str:
-    """Path and query as they go on the wire; what is quoted already stays as it is."""
+    """Return path and query as they go on the wire; quoted characters stay as they are."""
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return quote(path, safe="/%?&=+:;,@!$'()*~[]|")
 
 
 def join_url(url: str, location: str) -> str:
-    """Where a redirect leads. Raises RefusedUrl."""
+    """Return the URL that a redirect leads to. Raises RefusedUrl."""
     try:
         return urljoin(url, location)
     except ValueError:
@@ -103,15 +103,15 @@ def join_url(url: str, location: str) -> str:
 
 
 def seconds_left(deadline: float) -> float:
-    """Seconds until `deadline`, a time of `time.monotonic`. Raises TimeoutError when it has passed."""
-    left = deadline - time.monotonic()
-    if left <= 0:
+    """Return the seconds until `deadline`, a time of `time.monotonic`. Raises TimeoutError when it has passed."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise TimeoutError("its server did not answer in time")
-    return left
+    return remaining
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an IP address belongs to a host of the public internet."""
+    """True if an IP address belongs to a host of the public internet."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in _NAT64:
@@ -122,20 +122,20 @@ def is_public(address: str) -> bool:
 
 
 def _addresses(host: str, port: int, deadline: float) -> tuple[str, ...]:
-    """The addresses of a name. The lookup has no timeout of its own, so it is left behind in its thread when late."""
-    answers: queue.SimpleQueue[tuple[str, ...] | Exception] = queue.SimpleQueue()
+    """Return the addresses of a name. The lookup has no timeout of its own: when late, it is left in its thread."""
+    results: queue.SimpleQueue[tuple[str, ...] | Exception] = queue.SimpleQueue()
 
     def look_up() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.put(tuple(dict.fromkeys(str(item[4][0]) for item in found)))
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            results.put(tuple(dict.fromkeys(str(item[4][0]) for item in infos)))
         except Exception as error:
-            answers.put(error)
+            results.put(error)
 
     threading.Thread(target=look_up, name="lookup", daemon=True).start()
-    answer: tuple[str, ...] | Exception = TimeoutError("its server did not answer in time")
+    result: tuple[str, ...] | Exception = TimeoutError("its server did not answer in time")
     with contextlib.suppress(queue.Empty):
-        answer = answers.get(timeout=seconds_left(deadline))
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+        result = results.get(timeout=seconds_left(deadline))
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Watchdog:
-    """Shuts one connection when a block takes longer than it may.
+    """Shuts one connection when a block exceeds its time.
 
     A socket's timeout bounds one wait. A server that sends a byte a second, within a handshake, a header or a chunk's
     size, passes any of them.
@@ -19,7 +19,7 @@ class Watchdog:
         self._shut = False
 
     def watch(self, connection: socket.socket) -> None:
-        """Take `connection` under watch. Raises TimeoutError when its time is over already."""
+        """Watch `connection`. Raises TimeoutError when its time is over already."""
         with self._lock:
             # A duplicate, below TLS: the original changes hands, and its last holder forgets it while it still reads.
             self._socket = connection.dup()
@@ -28,7 +28,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
-        """Give the block inside so long, and make a TimeoutError of whatever the shut connection caused there."""
+        """Limit the block inside to `seconds`; turn the errors of a connection that was shut into a TimeoutError."""
         timer = threading.Timer(seconds, self._abort)
         timer.daemon = True
         timer.start()

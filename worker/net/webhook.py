@@ -1,4 +1,4 @@
-"""The POST that tells a caller's own server of a finished job: to public addresses only, and signed."""
+"""The POST that notifies a caller's own server of a finished job: to public addresses only, and signed."""
 
 import base64
 import binascii
@@ -35,7 +35,7 @@ class WebhookSender:
             ) from None
 
     def post(self, url: str, job_id: str, body: bytes) -> str | None:
-        """Why the call failed; None when the other side took it."""
+        """Call a webhook. Return None if the other side took it, else the reason of the failure."""
         try:
             headers = self._headers(job_id, body)
             with self._client.send("POST", url, headers=headers, body=body, timeout_s=DEADLINE_S) as response:

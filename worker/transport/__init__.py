@@ -1,1 +1,1 @@
-"""The doors: each decodes its wire format, calls the service, encodes what comes back. No rule about jobs."""
+"""The doors: each decodes its wire format, calls the service, encodes its answer. No rule about jobs."""

@@ -1,4 +1,4 @@
-"""A job's input as every door reads it: what was handed in, whatever it is, becomes something that can be run."""
+"""A job's input as every door reads it: any payload becomes an input that can be run."""
 
 from worker.core.job_input import JobInput
 from worker.service.usage.privacy import unforeseen
@@ -6,7 +6,7 @@ from worker.wire.request import decode_input, fingerprint
 
 
 def read_input(payload: object) -> JobInput:
-    """Read a job's `input`; raises nothing. What cannot be read fails when the job is run."""
+    """Read a job's `input`; raises nothing. An unreadable one fails when the job is run."""
     try:
         return decode_input(payload)
     except Exception as error:

@@ -14,14 +14,14 @@ from worker.wire.result import encode_answer, encode_generation
 
 
 class LocalRun:
-    """Saves what jobs make into `folder`, and says what it saved and what failed."""
+    """Saves the files of jobs into `folder`, and reports saved files and failures."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder = folder
         self._say = say
 
     def encode(self, answer: AnyAnswer) -> dict[str, JsonValue]:
-        """Save the files of `answer` and write it with their paths; what was uploaded stays where it is."""
+        """Save the files of `answer` and write it with their paths; uploaded ones stay where they are."""
         if not isinstance(answer, Answer) or not answer.files[0].data:
             return encode_answer(answer)
         paths = [str(path) for path in save_files(answer, self._folder)]
@@ -30,7 +30,7 @@ class LocalRun:
         return encode_generation(answer, paths)
 
     def reporting(self, handler: Handler) -> Handler:
-        """`handler`, which says what failed too."""
+        """Return `handler`, with its failures reported too."""
 
         async def handle(job: dict[str, Any]) -> dict[str, Any]:
             answer = await handler(job)
@@ -42,13 +42,13 @@ class LocalRun:
 
 
 def save_files(answer: Answer, folder: Path) -> list[Path]:
-    """Write each file under a name that says what it is, and never over another one."""
+    """Write each file under a name that describes it, and never over another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = re.sub(r"[^a-z0-9]+", "-", answer.prompt.lower()).strip("-")[:48] or "image"
+    slug = re.sub(r"[^a-z0-9]+", "-", answer.prompt.lower()).strip("-")[:48] or "image"
     extension = "jpg" if answer.format == "jpeg" else answer.format
     per_seed = len(answer.files) // len(answer.seeds)  # several when the files are a video's frames
     return [
-        _write_new(file.data, folder, f"{words}-{answer.seeds[index // per_seed]}", extension)
+        _write_new(file.data, folder, f"{slug}-{answer.seeds[index // per_seed]}", extension)
         for index, file in enumerate(answer.files)
     ]
 

@@ -64,9 +64,10 @@ class ServerlessDoor:
         self._lost = False
 
     def concurrency(self, current: int) -> int:
-        """RunPod's concurrency_modifier: constant, since every change waits until no job is in flight; 0 once lost.
+        """Return the concurrency: constant, since every change waits until no job is in flight; 0 once lost.
 
-        The SDK calls it first when its loop is up, so this is also where the background warm-up starts.
+        This is RunPod's concurrency_modifier. The SDK calls it first when its loop is up, so the background warm-up
+        starts here too.
         """
         if not self._started:
             self._started = True
@@ -74,23 +75,23 @@ class ServerlessDoor:
         return 0 if self._lost else self._concurrency
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
-        """Answer one job. Nothing but CancelledError is ever raised, and what is returned is plain JSON."""
+        """Answer one job. Raises nothing but CancelledError, and returns plain JSON."""
         job_id = str(job.get("id") or "local")
         request_id.current.set(request_id.accept(job_id))
         request_id.traceparent.set(None)
-        asked = read_input(input_of(job))
-        progress = _Throttle(job, self._send_progress if _wants_progress(asked) else None)
+        job_input = read_input(input_of(job))
+        progress = _Throttle(job, self._send_progress if _wants_progress(job_input) else None)
         try:
-            answer = self._encode(await self._perform(asked, job_id, progress))
+            answer = self._encode(await self._perform(job_input, job_id, progress))
         except WorkerError as error:
             answer = self._failed(error, job_id)
         except Exception as error:
-            answer = self._failed(unforeseen(error, asked.request), job_id)
+            answer = self._failed(unforeseen(error, job_input.request), job_id)
         await progress.settle()
         return _survivable(answer, job_id)
 
-    async def _perform(self, asked: JobInput, job_id: str, progress: Emit) -> AnyAnswer:
-        record = self._job_store.submit(asked, job_id, _DELIVERED)
+    async def _perform(self, job_input: JobInput, job_id: str, progress: Emit) -> AnyAnswer:
+        record = self._job_store.submit(job_input, job_id, _DELIVERED)
         again = record.over or record.callers > 1
         if not again:
             record.follow(progress)
@@ -111,8 +112,8 @@ class ServerlessDoor:
         return answer
 
 
-def _wants_progress(asked: JobInput) -> bool:
-    return not isinstance(asked.request, GenerationRequest) or asked.request.progress
+def _wants_progress(job_input: JobInput) -> bool:
+    return not isinstance(job_input.request, GenerationRequest) or job_input.request.progress
 
 
 class _Throttle:
@@ -135,7 +136,7 @@ class _Throttle:
             self._last, self._sent = now, True
             try:
                 self._send(self._job, encode_progress(progress))
-            except Exception as error:  # telling of a job must never fail it
+            except Exception as error:  # a progress update must never fail its job
                 _LOG.warning("progress was not sent: %s", type(error).__name__)
 
     async def settle(self) -> None:
@@ -148,7 +149,7 @@ class _Throttle:
 
 
 def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
-    """`answer`, if it can be posted as JSON; else an error that can."""
+    """Return `answer` if it can be posted as JSON; else an error that can."""
     try:
         # As the SDK writes it: there half a surrogate pair is an error, and the answer would never be posted.
         json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")

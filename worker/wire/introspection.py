@@ -40,7 +40,7 @@ def encode_model(model: ModelSummary) -> dict[str, JsonValue]:
 
 
 def encode_inspection(answer: Inspection) -> dict[str, JsonValue]:
-    """Write what a source is and how that is known."""
+    """Write the detection of a source, with its evidence."""
     detection = answer.detection
     return {
         "model": answer.model,
@@ -64,7 +64,7 @@ def encode_inspection(answer: Inspection) -> dict[str, JsonValue]:
 
 
 def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
-    """Write what running a model would take."""
+    """Write the plan of running a model."""
     report: dict[str, JsonValue] = {
         "model": answer.model,
         "architecture": answer.architecture,
@@ -89,7 +89,7 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
 
 
 def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
-    """Write whether a worker is ready, what it runs and what is resident."""
+    """Write a worker's state: its readiness, its running and queued jobs, its resident models."""
     return {
         "status": answer.status,
         "version": answer.version,
@@ -102,7 +102,7 @@ def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
 
 
 def encode_preloaded(answer: Preloaded) -> dict[str, JsonValue]:
-    """Write how a model now lies on the device."""
+    """Write the placement of a model on the device."""
     return {
         "model": answer.model,
         "resident": True,
@@ -114,5 +114,5 @@ def encode_preloaded(answer: Preloaded) -> dict[str, JsonValue]:
 
 
 def encode_unloaded(answer: Unloaded) -> dict[str, JsonValue]:
-    """Write that a model is not on the device any more."""
+    """Write the removal of a model from the device."""
     return {"model": answer.model, "unloaded": answer.dropped}

@@ -18,7 +18,7 @@ from worker.core.request import GenerationRequest
 from worker.wire.texts import kind_of, shown, utf8
 from worker.wire.validation import check_json, field_error
 
-# What callers may write -> the canonical name. Nowhere else.
+# A caller's spelling -> the canonical name. Nowhere else.
 ALIASES: Mapping[str, str] = {
     "model_id": "model",
     "image_url": "image",
@@ -46,7 +46,7 @@ _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A job's input: what to do, and with what."""
+    """A job's input: its action, and the fields of that."""
 
     action: Action
     fields: Mapping[str, JsonValue]
@@ -54,13 +54,13 @@ class Envelope:
 
 
 def input_of(job: Mapping[str, Any]) -> Any:
-    """Take the input out of a job as it is handed in; RunPod's API has the caller's bucket beside it."""
+    """Take the input out of a submitted job; RunPod's API has the caller's bucket beside it."""
     payload, bucket = job.get("input"), job.get("s3Config")
     return {"s3Config": bucket, **payload} if bucket is not None and isinstance(payload, dict) else payload
 
 
 def decode_input(payload: object) -> JobInput:
-    """Read a job's `input`. What is wrong with it stands in the place of the request; nothing is raised for it."""
+    """Read a job's `input`. An error in it takes the place of the request; nothing is raised."""
     action: Action | Literal["unknown"] = "unknown"
     model: object = None
     traceparent: object = None
@@ -75,7 +75,7 @@ def decode_input(payload: object) -> JobInput:
 
 
 def fingerprint(payload: object) -> str:
-    """Digest what was sent: the same for the same JSON, whatever the order of its keys. No JSON is only itself."""
+    """Digest a payload: the same for the same JSON, whatever the order of its keys. Anything else is only itself."""
     try:
         text = json.dumps(payload, sort_keys=True)  # as ASCII: no text is too broken to be told apart
     except (TypeError, ValueError, RecursionError):
@@ -95,7 +95,7 @@ def _decode_request(action: Action, fields: Mapping[str, JsonValue]) -> Request:
 
 
 def decode_envelope(payload: object) -> Envelope:
-    """Take the action out of a job's `input`. Raises InvalidRequest for what is no JSON object."""
+    """Take the action out of a job's `input`. Raises InvalidRequest for anything but a JSON object."""
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input must be a JSON object; {kind_of(payload)} was sent.", field="input")
     check_json(payload)
@@ -106,20 +106,20 @@ def decode_envelope(payload: object) -> Envelope:
     if not isinstance(action, str):
         raise InvalidRequest(f"action must be a text; {kind_of(action)} was sent.", field="action")
     if action not in ACTIONS:
-        near = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(ACTIONS)}."
+        matches = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
+        fix = f"did you mean {matches[0]}?" if matches else f"it is one of {', '.join(ACTIONS)}."
         raise InvalidRequest(f"action {shown(action)} is not known; {fix}", field="action")
     return Envelope(action, _canonical(fields), traceparent)
 
 
 def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
-    """Make a request of canonical fields. What only a model's schema knows is left for it in `params`."""
-    known = common_fields()
-    common = {name: _whole(value) for name, value in fields.items() if name in known and value is not None}
-    params = {name: value for name, value in fields.items() if name not in known and value is not None}
+    """Make a request of canonical fields. Fields that only a model's schema knows are left for it in `params`."""
+    common_names = common_fields()
+    common = {name: _whole(value) for name, value in fields.items() if name in common_names and value is not None}
+    params = {name: value for name, value in fields.items() if name not in common_names and value is not None}
     for name, kind in ADAPTERS.items():
-        if kind.several and (sent := common.get(name)) is not None:
-            common[name] = sent if isinstance(sent, list) else [sent]
+        if kind.several and (adapters := common.get(name)) is not None:
+            common[name] = adapters if isinstance(adapters, list) else [adapters]
     _sort_media(common)
     try:
         request = gather(request_fields().model_validate({**common, "params": params}))
@@ -132,7 +132,7 @@ def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
 
 
 def _sort_media(common: dict[str, JsonValue]) -> None:
-    """Several images are `images` and one is `image`, however they were sent; a list is flat, and one text a list."""
+    """Sort several images into `images` and one into `image`, however sent; make lists flat, and one text a list."""
     if common.get("image") == []:  # like an empty list of any field
         del common["image"]
     if isinstance(common.get("image"), list) and (several := _flat(common["image"])):
@@ -162,27 +162,27 @@ def decode_nothing(fields: Mapping[str, JsonValue]) -> None:
 
 
 def _canonical(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
-    said: dict[str, str] = {}
+    canonical_fields: dict[str, JsonValue] = {}
+    spellings: dict[str, str] = {}
     for name, value in fields.items():
         canonical = ALIASES.get(name, name)
-        if canonical in found:
-            raise InvalidRequest(f"{said[canonical]} and {name} mean the same; send one of them.", field=name)
-        found[canonical], said[canonical] = value, name
-    return found
+        if canonical in canonical_fields:
+            raise InvalidRequest(f"{spellings[canonical]} and {name} mean the same; send one of them.", field=name)
+        canonical_fields[canonical], spellings[canonical] = value, name
+    return canonical_fields
 
 
 def _whole(value: JsonValue) -> JsonValue:
-    """2.0 as 2, also in lists and objects: JSON has one kind of number, and some clients write all of it with a dot."""
+    """Turn 2.0 into 2, also in lists and objects: JSON has one kind of number, and some clients write it with a dot."""
     if isinstance(value, list):
-        return [_whole(part) for part in value]
+        return [_whole(item) for item in value]
     if isinstance(value, dict):
-        return {name: _whole(part) for name, part in value.items()}
+        return {name: _whole(item) for name, item in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _flat(value: JsonValue) -> list[JsonValue]:
-    """The images of a list, or of lists in it, as some pipelines have them; nothing where nothing was sent."""
+    """Return the images of a list, or of lists in it, as some pipelines have them; none if nothing was sent."""
     if isinstance(value, list):
-        return [part for item in value for part in _flat(item)]
+        return [image for item in value for image in _flat(item)]
     return [] if value is None else [value]

@@ -23,7 +23,7 @@ from worker.wire import introspection
 
 
 def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
-    """Write the answer to whatever was asked."""
+    """Write the answer to any request."""
     match answer:
         case Answer():
             return encode_generation(answer, [encode_file(file) for file in answer.files])
@@ -44,23 +44,23 @@ def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
 
 
 class Base64(str):
-    """A text that was just made as base64: JSON has nothing in it to escape, and who writes it need not look."""
+    """A text that was just made as base64: JSON has nothing in it to escape, so its writer need not look."""
 
     __slots__ = ()
 
 
 def encode_file(file: AnswerFile) -> str:
-    """Write a file of an answer: where it was put, else its bytes as raw base64, without a data: prefix."""
+    """Write a file of an answer: its URL or path, else its bytes as raw base64, without a data: prefix."""
     return file.url or file.path or Base64(pybase64.b64encode_as_string(file.data))
 
 
 def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonValue]:
-    """Write a finished job. `files` are what stands for its files, in their order."""
+    """Write a finished job. `files` are the texts that stand for its files, in order."""
     kind = "video" if answer.is_video else "image"
-    shown: dict[str, JsonValue] = {kind: files[0], f"{kind}s": [*files]}
+    body: dict[str, JsonValue] = {kind: files[0], f"{kind}s": [*files]}
     if answer.num_frames:
-        shown |= {"num_frames": answer.num_frames, "fps": answer.fps}
-    shown |= {
+        body |= {"num_frames": answer.num_frames, "fps": answer.fps}
+    body |= {
         "seed": answer.seeds[0],
         "seeds": [*answer.seeds],
         "model": answer.model,
@@ -87,18 +87,18 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
     }
     first = answer.files[0]
     if first.url is not None:
-        shown[f"{kind}_url"] = files[0]
+        body[f"{kind}_url"] = files[0]
     elif first.path is not None:
-        shown[f"{kind}_path"] = files[0]
-    return shown
+        body[f"{kind}_path"] = files[0]
+    return body
 
 
 def body_bytes(answer: Answer) -> int:
-    """Measure `answer` as the platform will receive it. Its files, which are ASCII, are counted unwritten."""
-    rest = encode_generation(answer, [""] * len(answer.files))
-    written = json.dumps({"output": rest}, ensure_ascii=False).encode("utf-8", "replace")
+    """Return the size of `answer` as the platform receives it. Its files, which are ASCII, are counted unwritten."""
+    body = encode_generation(answer, [""] * len(answer.files))
+    encoded = json.dumps({"output": body}, ensure_ascii=False).encode("utf-8", "replace")
     sizes = [len(file.url or file.path or "") or (len(file.data) + 2) // 3 * 4 for file in answer.files]
-    return len(written) + sum(sizes) + sizes[0]
+    return len(encoded) + sum(sizes) + sizes[0]
 
 
 def encode_progress(progress: Progress, preview: str | None = None) -> dict[str, JsonValue]:

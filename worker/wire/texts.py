@@ -1,4 +1,4 @@
-"""Pieces of what was sent, fit for a sentence of ours."""
+"""Values of a request, fit for an error sentence."""
 
 import json
 

@@ -47,9 +47,9 @@ _MUST: Mapping[str, str] = {
 
 
 def field_error(error: ValidationError) -> WorkerError:
-    """Put pydantic's first complaint in our words; an unknown key before the required one that it was meant to be."""
-    found = error.errors(include_url=False)
-    first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+    """Turn pydantic's first complaint into our words; an unknown key comes before the required one it was meant as."""
+    errors = error.errors(include_url=False)
+    first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     loc = first["loc"][1:] if first["loc"][:1] == ("params",) else first["loc"]
     field = utf8(str(loc[0]))[:80] if loc else "input"
     name = utf8("".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip("."))[:80]
@@ -60,19 +60,19 @@ def field_error(error: ValidationError) -> WorkerError:
     limits = {key: _plainly(value) for key, value in first.get("ctx", {}).items()}
     must = _MUST.get(first["type"], "valid ({reason})").format_map(limits | {"reason": first["msg"]})
     sent = first.get("input")
-    words = str(limits.get("expected", "")).replace(" or ", ", ").split(", ")
-    near = difflib.get_close_matches(sent[:40].lower(), words, n=1) if isinstance(sent, str) else []
+    choices = str(limits.get("expected", "")).replace(" or ", ", ").split(", ")
+    matches = difflib.get_close_matches(sent[:40].lower(), choices, n=1) if isinstance(sent, str) else []
     size = f"{len(sent)} characters were" if first["type"] == "string_too_long" else f"{shown(sent)} was"
     size = f"{limits.get('actual_length')} were" if first["type"] == "too_long" else size
-    hint = f"Did you mean {near[0]}?" if near else None
+    hint = f"Did you mean {matches[0]}?" if matches else None
     return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
 
 
 def _unknown_key(name: str, key: str, field: str) -> UnknownParameter:
-    """The error for a key that the object in `field` does not have."""
-    known = [info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()]
-    near = difflib.get_close_matches(key[:80], known, n=1)
-    fix = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known)}."
+    """Return the error for a key that the object in `field` does not have."""
+    names = [info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()]
+    matches = difflib.get_close_matches(key[:80], names, n=1)
+    fix = f"did you mean {matches[0]}?" if matches else f"it takes {', '.join(names)}."
     return UnknownParameter(f"{name} is not a known field; {fix}", field=field)
 
 
@@ -83,7 +83,7 @@ def _plainly(value: object) -> object:
 
 
 def check_json(value: JsonValue) -> None:
-    """Refuse what JSON should not hold: NaN and infinity, nesting, keys, numbers and lists beyond any use."""
+    """Refuse NaN and infinity, and nesting, keys, numbers and lists beyond any use."""
     todo: list[tuple[str, JsonValue, int]] = [("input", value, 0)]
     parts = 0
     while todo:
@@ -95,9 +95,9 @@ def check_json(value: JsonValue) -> None:
             raise InvalidRequest(f"{name} has too many parts; at most {_MAX_PARTS:,} are taken.", field=name)
         if isinstance(item, dict):
             _check_keys(name, item)
-            todo += [(utf8(key)[:80] if depth == 0 else name, part, depth + 1) for key, part in item.items()]
+            todo += [(utf8(key)[:80] if depth == 0 else name, child, depth + 1) for key, child in item.items()]
         elif isinstance(item, list):
-            todo += [(name, part, depth + 1) for part in item[:_MAX_PARTS]]
+            todo += [(name, child, depth + 1) for child in item[:_MAX_PARTS]]
         else:
             _check_scalar(name, item)
 

@@ -34,15 +34,15 @@ def lock(
     """Write down the revision and the digests of every model of models.yaml, so that a deploy can be repeated."""
     with open_worker(unregistered=True, locked=False) as worker, progress_bars() as show:
         stop = StopSignal(LONG_S)
-        wanted = [item for spec in worker.registry.models.values() for item in sources(worker, spec)]
-        found = {
+        pairs = [item for spec in worker.registry.models.values() for item in sources(worker, spec)]
+        models = {
             lock_key(source, variant): worker.store.lock(source, variant, show, stop)
-            for source, variant in wanted
+            for source, variant in pairs
             if not source.is_local  # the operator's own files: nobody else changes them
         }
         path = output or settings_or_exit().lock_file or worker.settings.models_yaml.with_name("models.lock")
-        Lockfile(found).write(path)
-    OUT.print(f"{path}: {len(found)} locked", highlight=False, soft_wrap=True)
+        Lockfile(models).write(path)
+    OUT.print(f"{path}: {len(models)} locked", highlight=False, soft_wrap=True)
 
 
 @cache_app.command("ls")
@@ -79,27 +79,27 @@ def cache_pull(
 @cache_app.command("rm")
 def cache_rm(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
     """Remove a model from the volume, whether it is in use or not."""
-    cache, found = _entries(model)
-    freed = sum(cache.remove(entry) for entry in found)
+    cache, entries = _entries(model)
+    freed = sum(cache.remove(entry) for entry in entries)
     OUT.print(f"{freed / 1e9:.2f} GB freed")
 
 
 @cache_app.command("pin")
 def cache_pin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
     """Never evict a model to make room."""
-    cache, found = _entries(model)
-    for entry in found:
+    cache, entries = _entries(model)
+    for entry in entries:
         cache.pin(entry, pinned=True)
-    _tell_of(found, "is pinned")
+    _report(entries, "is pinned")
 
 
 @cache_app.command("unpin")
 def cache_unpin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
     """Let a model be evicted again."""
-    cache, found = _entries(model)
-    for entry in found:
+    cache, entries = _entries(model)
+    for entry in entries:
         cache.pin(entry, pinned=False)
-    _tell_of(found, "is not pinned")
+    _report(entries, "is not pinned")
 
 
 @cache_app.command("verify")
@@ -107,10 +107,10 @@ def cache_verify(
     model: Annotated[str | None, typer.Argument(help="A name that `cache ls` shows, or org/repo; else all.")] = None,
 ) -> None:
     """Hash every file again. What is damaged is removed, and fetched anew when it is next needed."""
-    cache, found = _entries(model) if model else (build_cache(settings_or_exit()), None)
+    cache, entries = _entries(model) if model else (build_cache(settings_or_exit()), None)
     table = Table("model", "files", "GB", "damaged")
     damaged = 0
-    for entry in cache.entries() if found is None else found:
+    for entry in cache.entries() if entries is None else entries:
         wrong = cache.damaged(entry)
         damaged += len(wrong)
         size = f"{entry.total_bytes / 1e9:.2f}"
@@ -135,23 +135,23 @@ def _columns(files: int, total_bytes: int, last_used: float) -> tuple[str, str, 
     return str(files), f"{total_bytes / 1e9:.2f}", f"{datetime.fromtimestamp(last_used):%Y-%m-%d %H:%M}"
 
 
-def _tell_of(entries: list[Entry], what: str) -> None:
+def _report(entries: list[Entry], state: str) -> None:
     for entry in entries:
         if not entry.details.get(ASIDE):
-            OUT.print(f"{entry.name} {what}", highlight=False, soft_wrap=True)
+            OUT.print(f"{entry.name} {state}", highlight=False, soft_wrap=True)
 
 
 def _entries(model: str) -> tuple[VolumeCache, list[Entry]]:
-    """The entries that are meant, by their own name or the registry's, and the cache they are in."""
+    """Return the entries that an operator names, by their own name or the registry's, and their cache."""
     settings = settings_or_exit()
     cache = build_cache(settings)
-    found = cache.matching(model)
-    if not found:
+    entries = cache.matching(model)
+    if not entries:
         spec = _registry(settings).find(model)
-        found = cache.matching(spec.source.locator) if spec is not None else []
-    if not found:
+        entries = cache.matching(spec.source.locator) if spec is not None else []
+    if not entries:
         fail(f"{model} is not in the cache; see `python -m worker cache ls`.")
-    return cache, found
+    return cache, entries
 
 
 def _registry(settings: Settings) -> Registry:

@@ -30,20 +30,20 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the images.")] = None,
 ) -> None:
-    """Draw images and save them."""
+    """Generate images and save them."""
     fields: dict[str, Any] = {"prompt": prompt, "model": model, "seed": seed, "loras": [*(lora or [])]}
     if image is not None:
         fields["image"] = base64.b64encode(image.read_bytes()).decode()
     fields |= dict(_parameter(text) for text in param or [])
     with open_worker(unregistered=True) as worker, progress_bars() as show:
-        given = {name: value for name, value in fields.items() if value not in (None, [])}
-        answer = perform(worker, given, show)
+        payload = {name: value for name, value in fields.items() if value not in (None, [])}
+        answer = perform(worker, payload, show)
     if not isinstance(answer, Answer):  # --param action=…
         OUT.print_json(json.dumps(encode_answer(answer)))
         return
     for warning in answer.warnings:
         ERR.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
-    uploaded = [place for file in answer.files if (place := file.url or file.path)]
+    uploaded = [location for file in answer.files if (location := file.url or file.path)]
     saved = [] if uploaded else save_files(answer, output or worker.settings.outputs_dir)
     print(*uploaded, *saved, sep="\n")  # noqa: T201
 

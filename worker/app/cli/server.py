@@ -44,21 +44,21 @@ def usage(
     days: Annotated[int, typer.Option(min=1, help="How many days back, today included.")] = 30,
     plot: Annotated[Path | None, typer.Option(help="A PNG to draw GPU seconds into.", dir_okay=False)] = None,
 ) -> None:
-    """Add up what was drawn, by day, model or caller; every worker of the volume counts."""
+    """Add up the usage log, by day, model or caller; every worker of the volume counts."""
     folder = settings_or_exit().usage_dir
     since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
-    found = sum_usage(read_usage(folder, since), by)
+    sums = sum_usage(read_usage(folder, since), by)
     key_column = Column(by, overflow="fold")  # half a name adds nothing up
     table = Table(
         key_column, *("jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD"), title=escape(str(folder))
     )
-    for key, total in found.items():
+    for key, total in sums.items():
         cost = "-" if total.cost_usd is None else f"{total.cost_usd:.4f}"
         counts = (str(number) for number in (total.jobs, total.failed, total.images))
         amounts = (total.gpu_seconds, total.pixel_steps / 1e6, total.bytes_downloaded / 1e9)
         table.add_row(escape(key), *counts, *(f"{amount:,.2f}" for amount in amounts), cost)
     OUT.print(table)
     if plot is not None:
-        seconds = {key: total.gpu_seconds for key, total in found.items()}
+        seconds = {key: total.gpu_seconds for key, total in sums.items()}
         plot.write_bytes(draw_bars(f"GPU seconds by {by} since {since}", seconds, "s"))
         OUT.print(f"{plot}", highlight=False, soft_wrap=True)

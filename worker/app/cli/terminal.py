@@ -24,13 +24,13 @@ from worker.transport.job_input import read_input
 
 OUT = Console()
 ERR = Console(stderr=True)
-LONG_S = 86_400.0  # what a download at the terminal may take
+LONG_S = 86_400.0  # the limit of a download at the terminal
 _PHASES = {"download": "downloading", "load": "loading", "inference": "drawing", "encode": "encoding"}
 
 
 @contextmanager
 def open_worker(*, unregistered: bool = False, locked: bool = True) -> Iterator[Worker]:
-    """A worker for one command; whoever sits at the terminal may name any model of the Hub."""
+    """Open a worker for one command; its user may name any model of the Hub."""
     settings = settings_or_exit().without_response_limit()
     if unregistered:
         settings = settings.model_copy(update={"allow_unregistered_models": True})
@@ -65,20 +65,20 @@ def perform(worker: Worker, payload: dict[str, Any], emit: Emit) -> AnyAnswer:
 
 
 def sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
-    """Everything that a model of the registry consists of, itself first: sources, each with its variant."""
+    """Return all sources of a registry's model, itself first, each with its variant."""
     loras = [(lora.model, lora.weight_name) for lora in spec.loras]
     loras += [(spec.lightning.lora, None)] if spec.lightning else []
     adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
     try:
-        own = worker.provisioner.sources(worker.resolver.known(spec))
+        model_sources = worker.provisioner.sources(worker.resolver.known(spec))
     except (UnsupportedModel, ModelNotFound):  # beside a model, or what only another machine can run, or has
-        own = worker.provisioner.adapter_sources(spec)
-    return [*own, *adapters]
+        model_sources = worker.provisioner.adapter_sources(spec)
+    return [*model_sources, *adapters]
 
 
 @contextmanager
 def progress_bars() -> Iterator[Emit]:
-    """Progress bars for downloads, loads and steps; updated from any thread."""
+    """Show progress bars for downloads, loads and steps; updated from any thread."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -102,4 +102,4 @@ def progress_bars() -> Iterator[Emit]:
 
 
 def ignore(progress: Progress) -> None:
-    """For commands without anything long to do."""
+    """Ignore progress, for commands without anything long to do."""

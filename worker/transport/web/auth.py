@@ -1,4 +1,4 @@
-"""Who may come in: API keys as `Authorization: Bearer`, and no web page of another site."""
+"""Authentication: API keys as `Authorization: Bearer`, and no web page of another site."""
 
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -9,25 +9,25 @@ from starlette.requests import HTTPConnection
 from worker.core.errors import AccessDenied, Unauthenticated, WorkerError
 from worker.service.limits.api_keys import Caller, Keyring
 
-# What a door says that tells of more than the asking caller's own jobs.
+# The refusal of a door that shows more than the caller's own jobs.
 ALL_CALLERS = "What all callers did is told to one of this worker's admin keys only."
 
 _REFUSED = 1008  # before a WebSocket is accepted this is a 403
 
 
 class Authenticator:
-    """Looks at every request to a door that is not open to all, and says afterwards who sent it."""
+    """Checks every request to a door that is not open to all, and notes its sender."""
 
     def __init__(self, keys: Keyring, origins: Collection[str] = ()) -> None:
         self._keys = keys
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
     def replace_keys(self, keys: Keyring) -> None:
-        """Let in whoever has one of these from now on."""
+        """Admit the holders of these keys from now on, and nobody else."""
         self._keys = keys
 
     async def admit(self, connection: HTTPConnection) -> None:
-        """Let a request in. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""
+        """Admit a request. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""
         try:
             self._check_origin(connection)
             connection.state.caller = self._identify(connection)
@@ -47,7 +47,7 @@ class Authenticator:
         return caller
 
     def _check_origin(self, connection: HTTPConnection) -> None:
-        """Only what a browser says of itself: a page elsewhere must not drive its reader's own worker.
+        """Refuse browsers on pages of other origins: a page elsewhere must not drive its reader's own worker.
 
         Forms and WebSockets are sent from any page without the browser asking this server first.
         """
@@ -60,7 +60,7 @@ class Authenticator:
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
-    """Who sent a request that was let in."""
+    """Return the sender of an admitted request."""
     caller: Caller = connection.state.caller
     return caller
 

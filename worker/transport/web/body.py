@@ -12,35 +12,35 @@ LONG = 50_000
 
 
 def written(body: object) -> bytes:
-    """`body` as JSON that every reader takes: no NaN, and no half of a surrogate pair.
+    """Write `body` as JSON that every reader takes: no NaN, and no half of a surrogate pair.
 
-    An answer of /run has its image four times, and to look through megabytes for what must be escaped
-    takes milliseconds. So a mark stands in for a long text, until the rest is written.
+    An answer of /run has its image four times, and a search of megabytes for characters to escape takes
+    milliseconds. So a mark stands in for a long text, until the rest is written.
     """
     mark = secrets.token_hex(16)
     texts: dict[int, str] = {}  # by identity: to compare them would take as long
 
     def marked(value: object) -> object:
         if isinstance(value, dict):
-            return {key: marked(part) for key, part in value.items()}
+            return {key: marked(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [marked(part) for part in value]
+            return [marked(item) for item in value]
         if isinstance(value, str) and len(value) >= LONG:
             texts[id(value)] = value
             return f"{mark}{id(value)}"
         return value
 
-    first, *rest = _plainly(marked(body)).split(f'"{mark}'.encode())
+    first, *segments = _plainly(marked(body)).split(f'"{mark}'.encode())
     parts = {str(key).encode(): _long(text) for key, text in texts.items()}
     pieces = [first]
-    for piece in rest:
+    for piece in segments:
         key, _, after = piece.partition(b'"')
         pieces += (parts[key], after)
     return b"".join(pieces)
 
 
 def _long(text: str) -> bytes:
-    """`text` as JSON; in base64 nothing is escaped."""
+    """Write `text` as JSON; in base64 nothing is escaped."""
     return b'"%b"' % text.encode() if isinstance(text, Base64) else _plainly(text)
 
 

@@ -1,4 +1,4 @@
-"""What every door of the HTTP server needs, and the one way in which a door has a job done."""
+"""The server context: everything that the HTTP server's doors need, and their one way to run a job."""
 
 import asyncio
 import hashlib
@@ -32,14 +32,14 @@ from worker.transport.web.webhooks import Webhooks
 
 T = TypeVar("T")
 
-# Of a job whose caller waits for it.
+# For a job whose caller waits for it.
 WAITED_FOR = JobOptions(kept=False)
 MAX_KEY_CHARS = 255
 # Twenty-megabyte images and a sixty-four-megabyte video, as base64, with some room.
 MAX_BODY_BYTES = 120_000_000
-# What is the operator's to do: it moves other callers' models off the device.
+# Actions of the operator alone: they move other callers' models off the device.
 ADMIN_ACTIONS = ("preload", "unload")
-# Ids that are made of a caller's words cannot be guessed by another one.
+# With it, one caller cannot guess an id that was made of another caller's key.
 _SALT = secrets.token_bytes(32)
 
 
@@ -61,9 +61,9 @@ class ServerContext:
     async def answer(
         self, request: Request, payload: JsonValue, options: JobOptions = WAITED_FOR, *, prefix: str = "sync-"
     ) -> JobRecord:
-        """Have a job done while its caller waits; if he hangs up, it is cancelled.
+        """Run a job while its caller waits; cancel it if they hang up.
 
-        `payload` is a job's `input`, its id will begin with `prefix`. Returns a finished job; raises the
+        `payload` is a job's `input`; the job's id begins with `prefix`. Returns the finished job. Raises the
         WorkerError that it ended with.
         """
         record = self.submit(request, payload, f"{prefix}{job_id(request)}", options)
@@ -74,29 +74,29 @@ class ServerContext:
         record.outcome()
         return record
 
-    async def draw(self, request: Request, fields: Mapping[str, JsonValue]) -> Answer:
-        """Have a generation done while its caller waits, of fields in our own names. Raises as `answer` does."""
+    async def generate(self, request: Request, fields: Mapping[str, JsonValue]) -> Answer:
+        """Run a generation while its caller waits, of fields in our own names. Raises as `answer` does."""
         return generated(await self.answer(request, generation(fields)))
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
-        """Hand in a job for whoever sends it. Raises AccessDenied for what is the operator's, and as the store does."""
-        asked = read_input(payload)
-        if asked.action in ADMIN_ACTIONS:
-            check_admin(connection, f"action {asked.action} needs one of this worker's admin keys.", "action")
+        """Submit a job for its sender. Raises AccessDenied for an action of the operator, and the store's errors."""
+        job_input = read_input(payload)
+        if job_input.action in ADMIN_ACTIONS:
+            check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")
         # A WebSocket's headers are of all its jobs.
         replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
         options = replace(options, replayed=replayed, request_id=request_id.current.get())
-        return self.job_store.submit(asked, id, options, caller_of(connection).name)
+        return self.job_store.submit(job_input, id, options, caller_of(connection).name)
 
     def find(self, connection: HTTPConnection, id: str) -> JobRecord:
-        """This caller's job with this id. Raises JobNotFound, for another's job too."""
+        """Return this caller's job with this id. Raises JobNotFound, for another caller's job too."""
         record = self.job_store.find(id)
         if record.caller != caller_of(connection).name:
             raise JobNotFound("No job of this caller has this id; submit it again.", field="id")
         return record
 
     def editor(self) -> str:
-        """The model that edits images for callers who name none. Raises ModelNotFound."""
+        """Return the model that edits images for callers who name none. Raises ModelNotFound."""
         model = self.edit_model or self.operations.introspection.first_model_for(Task.IMAGE_EDITING)
         if model is None:
             raise ModelNotFound(
@@ -108,7 +108,7 @@ class ServerContext:
 
 
 def generated(record: JobRecord) -> Answer:
-    """The answer of a generation that is over. Raises the WorkerError that it ended with."""
+    """Return the answer of a generation that is over. Raises the WorkerError that it ended with."""
     answer = record.outcome()
     if not isinstance(answer, Answer):
         raise TypeError(f"a generation was answered with {type(answer).__name__}")
@@ -116,14 +116,14 @@ def generated(record: JobRecord) -> Answer:
 
 
 def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """`fields` as the payload of a generation, whatever they say. Raises UnknownParameter for another action."""
+    """Return `fields` as the payload of a generation. Raises UnknownParameter for another action."""
     if "action" in fields:
         raise UnknownParameter("action is not a field here; leave it out.", field="action")
     return {**fields, "action": "generate"}
 
 
 async def read_json(request: Request, max_bytes: int) -> JsonValue:
-    """The body of `request`. Raises HTTPException 413 and 415, and InvalidRequest for what is no JSON."""
+    """Read the body of `request` as JSON. Raises HTTPException 413 and 415, and InvalidRequest for invalid JSON."""
     # Not for neatness: a web page may post anything else to this server without asking its browser's leave.
     if not is_json(request):
         raise HTTPException(415)
@@ -131,7 +131,7 @@ async def read_json(request: Request, max_bytes: int) -> JsonValue:
 
 
 def parse_json(body: bytes) -> JsonValue:
-    """What a body says. Raises InvalidRequest for what is no JSON."""
+    """Parse a body as JSON. Raises InvalidRequest for invalid JSON."""
     try:
         value: JsonValue = json.loads(body)
     except (ValueError, RecursionError):
@@ -140,36 +140,36 @@ def parse_json(body: bytes) -> JsonValue:
 
 
 def media_type(request: Request) -> str:
-    """What the body of `request` is said to be, in small letters and without parameters; "" where nothing is said."""
+    """Return the declared type of the body of `request`, in small letters and without parameters; "" without one."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def is_json(request: Request) -> bool:
-    """Whether the body of `request` is said to be JSON."""
+    """True if the body of `request` is declared as JSON."""
     kind = media_type(request)
     return kind == "application/json" or kind.endswith("+json")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body of `request`, read no further than allowed. Raises HTTPException 413."""
+    """Return the body of `request`, read no further than allowed. Raises HTTPException 413."""
     return b"".join([chunk async for chunk in bounded(request, max_bytes)])
 
 
 async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body of `request` as it comes, read no further than allowed. Raises HTTPException 413."""
+    """Yield the body of `request` as it comes, read no further than allowed. Raises HTTPException 413."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise HTTPException(413)
-    read = 0
+    received = 0
     async for chunk in request.stream():
-        read += len(chunk)
-        if read > max_bytes:
+        received += len(chunk)
+        if received > max_bytes:
             raise HTTPException(413)
         yield chunk
 
 
 def job_id(connection: HTTPConnection) -> str:
-    """A new id for this request's job, or the same as before when its caller and Idempotency-Key are.
+    """Return a new id for this request's job, or the earlier one if its caller and Idempotency-Key are the same.
 
     Raises InvalidRequest.
     """
@@ -178,22 +178,22 @@ def job_id(connection: HTTPConnection) -> str:
         return str(uuid.uuid4())
     if not 0 < len(key) <= MAX_KEY_CHARS:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} characters.", field="Idempotency-Key")
-    whose = f"{caller_of(connection).name or ''}\0{key}"
-    return str(uuid.UUID(bytes=hmac.digest(_SALT, whose.encode(), hashlib.sha256)[:16], version=4))
+    identity = f"{caller_of(connection).name or ''}\0{key}"
+    return str(uuid.UUID(bytes=hmac.digest(_SALT, identity.encode(), hashlib.sha256)[:16], version=4))
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` returns. Raises JobCancelled when the caller hangs up first, and then cancels it."""
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    """Return the result of `work`. Raises JobCancelled when the caller hangs up first, and then cancels it."""
+    task = asyncio.ensure_future(work)
+    disconnection = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
+        await asyncio.wait({task, disconnection}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise JobCancelled("The caller hung up, so the job was cancelled.")
-        return doing.result()
+        return task.result()
     finally:
-        doing.cancel()
-        gone.cancel()
+        task.cancel()
+        disconnection.cancel()
 
 
 async def _disconnected(request: Request) -> None:

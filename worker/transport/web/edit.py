@@ -1,4 +1,4 @@
-"""POST /edit: a form with an image and what to change, and the changed image back as PNG."""
+"""POST /edit: a form with an image and an instruction in, the changed image out as PNG."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -20,7 +20,7 @@ _PROPERTIES = {
     "steps": {"type": "integer", "minimum": 1},
     "model": {"type": "string", "maxLength": 512, "description": "EDIT_MODEL, or the first editing model there is."},
 }
-# This door knows three numbers only, and a fourth for who may not come in at all.
+# This door's clients know three numbers only, and a fourth for refused callers.
 _STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 413: 400, 415: 400, 504: 504}
 
 
@@ -33,7 +33,7 @@ class EditError(BaseModel):
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """POST /edit."""
+    """Return the route of POST /edit."""
     router = APIRouter(tags=["edit"], route_class=answered_by(_encode_failure))
 
     @router.post(
@@ -46,7 +46,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def edit(request: Request) -> Response:
         fields = _decode(await read_form(request, context.max_body_bytes))
         fields.setdefault("model", context.editor())
-        return encode_file(await context.draw(request, fields))
+        return encode_file(await context.generate(request, fields))
 
     return router
 

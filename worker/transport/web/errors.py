@@ -1,4 +1,4 @@
-"""Failures as HTTP answers: one table of status numbers, one shape of body, whoever failed."""
+"""Failures as HTTP answers: one table of status numbers, one shape of body for all."""
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
@@ -37,7 +37,7 @@ STATUS: Mapping[type[WorkerError], int] = {
     errors.ResultTooLarge: 413,
     errors.EngineFailure: 503,
 }
-# What the framework refuses by itself, before any of our code runs.
+# The framework's own refusals, before any of our code runs.
 _FRAMEWORK: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "Nothing is served at this path; GET /openapi.json lists what is."),
     405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
@@ -47,13 +47,13 @@ _FRAMEWORK: Mapping[int, tuple[str, str]] = {
 
 
 def status_of(error: WorkerError) -> int:
-    """The HTTP status of an error."""
+    """Return the HTTP status of an error."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, before a door says it in its own shape. `body` is the usual one."""
+    """A failure before a door writes it in its own shape. `body` is the usual one."""
 
     status: int
     body: dict[str, JsonValue]
@@ -61,29 +61,29 @@ class Failure:
 
     @property
     def message(self) -> str:
-        """The sentence."""
+        """The sentence about the failure."""
         return str(self.body["error"])
 
     @property
     def code(self) -> str:
-        """Its name for programs."""
+        """The failure's name for programs."""
         return str(self.body["code"])
 
     @property
     def supported_models(self) -> list[str]:
-        """The models there are, where one was asked for that is not."""
+        """The ids of the models to choose from, if the request named none of them."""
         details = self.body.get("details")
-        found = details.get("supported_models") if isinstance(details, dict) else None
-        return [str(id) for id in found] if isinstance(found, list) else []
+        models = details.get("supported_models") if isinstance(details, dict) else None
+        return [str(id) for id in models] if isinstance(models, list) else []
 
 
 def failure_of(error: Exception) -> Failure:
-    """Any exception as a failure: ours, the framework's, or one that nobody foresaw, which is logged."""
+    """Turn any exception into a failure: ours, the framework's, or an unforeseen one, which is logged."""
     if isinstance(error, HTTPException):
         code, text = _FRAMEWORK.get(error.status_code, ("http_error", ""))
-        said = str(error.detail)
-        usual = said == HTTPStatus(error.status_code).phrase
-        refused: dict[str, JsonValue] = {"error": text if usual and text else said, "code": code, "retryable": False}
+        detail = str(error.detail)
+        usual = detail == HTTPStatus(error.status_code).phrase
+        refused: dict[str, JsonValue] = {"error": text if usual and text else detail, "code": code, "retryable": False}
         body = refused | {"request_id": request_id.current.get()}
         return Failure(error.status_code, body, error.headers or {})
     if isinstance(error, RequestValidationError):
@@ -101,13 +101,13 @@ def failure_of(error: Exception) -> Failure:
 
 
 def error_response(error: Exception, status: int | None = None) -> Response:
-    """An error's answer in the worker's own shape."""
+    """Return an error's answer in the worker's own shape."""
     failure = failure_of(error)
     return json_response(failure.body, status or failure.status, failure.headers)
 
 
 def answered_by(encode: Callable[[Failure], Response]) -> type[APIRoute]:
-    """A kind of route whose failures, of whatever origin, are answered as `encode` says."""
+    """Return a kind of route whose failures, of whatever origin, are answered by `encode`."""
 
     class Shaped(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -125,7 +125,7 @@ def answered_by(encode: Callable[[Failure], Response]) -> type[APIRoute]:
 
 
 def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`body` as JSON that every reader takes."""
+    """Return `body` as JSON that every reader takes."""
     return Response(written(body), status, dict(headers or {}), media_type="application/json")
 
 
@@ -142,7 +142,7 @@ def install(app: FastAPI) -> None:
 class Boundary:
     """The outermost layer: gives each request its id, on its answer too, and lets no exception out.
 
-    `answered` is told the status of every answer.
+    `answered` gets the status of every answer.
     """
 
     def __init__(self, app: ASGIApp, answered: Callable[[int], None]) -> None:
@@ -155,8 +155,8 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        own = request_id.accept(headers.get(b"x-request-id"))
-        request_id.current.set(own)
+        current_id = request_id.accept(headers.get(b"x-request-id"))
+        request_id.current.set(current_id)
         request_id.traceparent.set(request_id.accept_trace(headers.get(b"traceparent")))
         started = False
 
@@ -165,7 +165,7 @@ class Boundary:
             if message["type"] in ("http.response.start", "websocket.accept"):
                 started = True
                 self._answered(message.get("status", 101))
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", own.encode())]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", current_id.encode())]
             await send(message)
 
         try:

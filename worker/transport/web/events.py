@@ -1,4 +1,4 @@
-"""A job as it happens: a WebSocket that takes jobs and tells of them, and server-sent events for jobs handed in."""
+"""Jobs as they run: a WebSocket that takes jobs and reports on them, and server-sent events of submitted jobs."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ _LAST = "end"
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """WS /ws and GET /events/{id}."""
+    """Return the routes of WS /ws and GET /events/{id}."""
     router = APIRouter(tags=["events"])
 
     @router.websocket("/ws")
@@ -53,7 +53,7 @@ def routes(context: ServerContext) -> APIRouter:
 
 
 async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progress | None, None]:
-    """What happens with a job until it is over, and None whenever nothing has for a while."""
+    """Yield a job's progress until the job is over, and None whenever there was none for a while."""
     pending = asyncio.ensure_future(anext(watched, None))
     try:
         while True:
@@ -74,8 +74,8 @@ async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progr
 
 
 async def _stream(record: JobRecord, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str]:
-    async with aclosing(paced(watched)) as happening:
-        async for progress in happening:
+    async with aclosing(paced(watched)) as updates:
+        async for progress in updates:
             yield WAITING if progress is None else _event("progress", encode_progress(progress))
     kind = "failed" if record.answer is None else "result"
     yield f"id: {_LAST}\n{_event(kind, encode_job(record))}"
@@ -86,7 +86,7 @@ def _event(kind: str, data: JsonValue) -> str:
 
 
 class _Conversation:
-    """One WebSocket: jobs come in, and what happens with them goes out. With it end the jobs that are under way."""
+    """One WebSocket: jobs come in, and their events go out. Its unfinished jobs end with it."""
 
     def __init__(self, context: ServerContext, socket: WebSocket) -> None:
         self._context = context
@@ -117,7 +117,7 @@ class _Conversation:
             if message["type"] == "cancel":
                 self._cancel(name)
             else:
-                await self._context.authenticator.admit(self._socket)  # his key may have been taken from him since
+                await self._context.authenticator.admit(self._socket)  # the caller's key may have been revoked since
                 self._begin(str(uuid.uuid4()) if name is None else _name(name), message.get("input"))
         except WorkerError as error:
             await self._fail(name, error)
@@ -154,8 +154,8 @@ class _Conversation:
             self._context.job_store.leave(record)
 
     async def _fail(self, name: JsonValue, error: WorkerError) -> None:
-        shown = name if isinstance(name, str) else None
-        await self._send({"type": "failed", "id": shown, **encode_error(error, request_id.current.get())})
+        text = name if isinstance(name, str) else None
+        await self._send({"type": "failed", "id": text, **encode_error(error, request_id.current.get())})
 
     async def _send(self, message: dict[str, JsonValue]) -> None:
         async with self._writing:

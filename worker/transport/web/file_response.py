@@ -1,4 +1,4 @@
-"""A drawn image as the file itself: which format a caller accepts, and the answer that holds it."""
+"""A generated image as the file itself: the format that a caller accepts, and the answer that holds it."""
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
@@ -10,13 +10,13 @@ from worker.core.request import CONTENT_TYPES, IMAGE_FORMATS, Format
 
 
 def accepted_format(request: Request) -> Format | None:
-    """The image format that all Accept headers together like best, of equals the first; None when any will do.
+    """Return the image format that all Accept headers together like best, of equals the first; None if any will do.
 
     Hugging Face's client sends its own `image/png` behind the one that its caller set.
     """
     best: tuple[float, Format | None] = (0.0, None)
-    for part in ",".join(request.headers.getlist("accept")).split(","):
-        kind, *options = (text.strip().lower() for text in part.split(";"))
+    for entry in ",".join(request.headers.getlist("accept")).split(","):
+        kind, *options = (text.strip().lower() for text in entry.split(";"))
         quality = next((_quality(option[2:]) for option in options if option.startswith("q=")), 1.0)
         name = next((name for name in IMAGE_FORMATS if kind.replace("/jpg", "/jpeg") == CONTENT_TYPES[name]), None)
         if name is not None and quality > best[0]:
@@ -25,7 +25,7 @@ def accepted_format(request: Request) -> Format | None:
 
 
 def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonValue]:
-    """The `output` of a request whose answer is a file: of this format, and not uploaded unless it is too large."""
+    """Return the `output` of a request for a file: of this format, and not uploaded unless it is too large."""
     if sent is not None and not isinstance(sent, dict):
         raise ParameterOutOfRange("output must be an object.", field="output")
     chosen: dict[str, JsonValue] = {"format": format_} if format_ else {}
@@ -33,7 +33,7 @@ def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonV
 
 
 def encode_file(answer: Answer) -> Response:
-    """The first image or video of an answer, with its seed; where it was uploaded instead, the way there."""
+    """Return the first image or video of an answer, with its seed; a redirect to it if it was uploaded."""
     headers = {"X-Seed": str(answer.seeds[0])}
     first = answer.files[0]
     if first.url is not None:

@@ -1,4 +1,4 @@
-"""Multipart forms, which images are uploaded with: read no further than allowed, and their texts as JSON values."""
+"""Multipart forms with uploaded images: read no further than allowed, and their texts as JSON values."""
 
 import json
 from collections.abc import Collection
@@ -21,29 +21,29 @@ MAX_TEXT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What was sent: texts by name, of which the last one counts, and files by name, in order."""
+    """A form's texts by name, of which the last one counts, and its files by name, in order."""
 
     texts: dict[str, str]
     files: dict[str, list[bytes]]
 
     def images(self, *names: str) -> list[JsonValue]:
-        """The files of these names as base64; a text under such a name may be base64 or a URL itself."""
-        found: list[JsonValue] = [to_base64(data) for name in names for data in self.files.get(name, [])]
-        return found + [self.texts[name] for name in names if self.texts.get(name)]
+        """Return the files of these names as base64; a text under such a name may be base64 or a URL itself."""
+        files: list[JsonValue] = [to_base64(data) for name in names for data in self.files.get(name, [])]
+        return files + [self.texts[name] for name in names if self.texts.get(name)]
 
-    def check_files(self, known: Collection[str]) -> None:
-        """Raise InvalidRequest for a file that nobody asked for."""
+    def check_files(self, names: Collection[str]) -> None:
+        """Raise InvalidRequest for a file of any other name."""
         for name in self.files:
-            if name not in known:
-                raise InvalidRequest(f"{name[:80]} is no file of this form; it takes {', '.join(known)}.", field="body")
+            if name not in names:
+                raise InvalidRequest(f"{name[:80]} is no file of this form; it takes {', '.join(names)}.", field="body")
 
     def values(self, but: Collection[str]) -> dict[str, JsonValue]:
-        """All texts except those named in `but`: empty ones left out, numbers and the like as what they are."""
+        """Return all texts except those named in `but`: without empty ones, numbers and the like as JSON values."""
         return {name: _value(name, text) for name, text in self.texts.items() if name not in but and text.strip()}
 
 
 async def read_form(request: Request, max_bytes: int) -> Form:
-    """The form of `request`. Raises HTTPException 413 and 415, InvalidRequest for what is no form."""
+    """Read the form of `request`. Raises HTTPException 413 and 415, InvalidRequest for an invalid form."""
     if media_type(request) != "multipart/form-data":
         raise HTTPException(415, "The body must be a form; send it with Content-Type: multipart/form-data.")
     parser = MultiPartParser(
@@ -60,17 +60,17 @@ async def read_form(request: Request, max_bytes: int) -> Form:
     texts: dict[str, str] = {}
     files: dict[str, list[bytes]] = {}
     try:
-        for name, part in parts.multi_items():
-            if isinstance(part, UploadFile):
-                files.setdefault(name, []).append(await part.read())
+        for name, value in parts.multi_items():
+            if isinstance(value, UploadFile):
+                files.setdefault(name, []).append(await value.read())
             else:
-                texts[name] = part
+                texts[name] = value
     finally:
         await parts.close()
     return Form(texts, files)
 
 
-# What stays a text though it may look like a number.
+# Fields that stay texts though they may look like numbers.
 _TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "model", "scheduler", "user")
 
 

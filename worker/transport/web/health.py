@@ -1,4 +1,4 @@
-"""Whether this server can be sent work: for people, for load balancers, for orchestrators."""
+"""The server's readiness for work: for people, for load balancers, for orchestrators."""
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -10,7 +10,7 @@ from worker.wire.introspection import encode_status
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """GET /health, /ping and /ready."""
+    """Return the routes of GET /health, /ping and /ready."""
     router = APIRouter(tags=["health"])
 
     @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))

@@ -1,4 +1,4 @@
-"""Hugging Face's inference API, as its InferenceClient speaks it: words or an image in, an image out."""
+"""Hugging Face's inference API, as its InferenceClient calls it: words or an image in, an image out."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, encode_file, output_as
 from worker.wire.introspection import encode_model
 
-# How PNG, JPEG and WebP begin, in base64: the API has one field for words and for images.
+# The beginnings of PNG, JPEG and WebP in base64: the API has one field for words and for images.
 _IMAGES = ("iVBORw0KGgo", "/9j/", "UklGR")
 _FIELDS = ("inputs", "parameters", "model_id", "options")  # options are Hugging Face's own business
 _BODY = {
@@ -52,7 +52,7 @@ class DiffusersModels(BaseModel):
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """POST /diffusers/generate and its other paths, GET /diffusers/models."""
+    """Return the routes of POST /diffusers/generate, of its other paths, and of GET /diffusers/models."""
 
     router = APIRouter(tags=["Hugging Face's inference API"], route_class=answered_by(_encode_failure))
     failures = openapi.refusals(*openapi.ASKING, 409, shape=HubError)
@@ -66,9 +66,9 @@ def routes(context: ServerContext) -> APIRouter:
     for kind in ("image/*", "application/octet-stream"):
         body["requestBody"]["content"][kind] = raw
 
-    async def draw(request: Request, model: str | None) -> Response:
+    async def respond(request: Request, model: str | None) -> Response:
         fields = _decode(request, await read_body(request, context.max_body_bytes), model)
-        return encode_file(await context.draw(request, fields))
+        return encode_file(await context.generate(request, fields))
 
     @router.post(
         "/diffusers/generate",
@@ -78,7 +78,7 @@ def routes(context: ServerContext) -> APIRouter:
         openapi_extra=body,
     )
     async def generate(request: Request) -> Response:
-        return await draw(request, None)
+        return await respond(request, None)
 
     @router.post(
         "/diffusers/generate/{id:path}",
@@ -95,7 +95,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def generate_with(id: str, request: Request) -> Response:
         if request.url.path.startswith("/models/") and id.endswith("/schema"):
             raise HTTPException(405, headers={"Allow": "GET"})  # that path is another door's, and is only read
-        return await draw(request, id)
+        return await respond(request, id)
 
     @router.get(
         "/diffusers/models",
@@ -103,10 +103,10 @@ def routes(context: ServerContext) -> APIRouter:
         responses=openapi.answers(DiffusersModels, 401, 500, shape=HubError),
     )
     async def models() -> Response:
-        found: list[JsonValue] = [
+        entries: list[JsonValue] = [
             {"model_id": model.id, **encode_model(model)} for model in context.operations.introspection.served_models()
         ]
-        return json_response({"models": found})
+        return json_response({"models": entries})
 
     return router
 
@@ -122,20 +122,20 @@ def _encode_failure(failure: Failure) -> Response:
 
 
 def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:
-    """A body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
-    sent = _object(body) if is_json(request) else _image(request, body)
-    parameters = sent.get("parameters") or {}
+    """Read a body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
+    content = _object(body) if is_json(request) else _image(request, body)
+    parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ParameterOutOfRange("parameters must be an object.", field="parameters")
     fields: dict[str, JsonValue] = {name: value for name, value in parameters.items() if value is not None}
     query, header = request.query_params.get("model_id"), request.headers.get("x-model-id")
     of_parameters = fields.pop("model_id", None)
-    if model := sent.get("model_id") or query or model_of_path or header or of_parameters:
+    if model := content.get("model_id") or query or model_of_path or header or of_parameters:
         fields["model"] = model
     size = fields.pop("target_size", None)
     if size is not None:
         fields |= _size(size)
-    inputs = sent.get("inputs")
+    inputs = content.get("inputs")
     if not isinstance(inputs, str):
         raise InvalidRequest("inputs must be a text: the prompt, or an image as base64.", field="inputs")
     if "prompt" in fields or inputs.startswith(_IMAGES):

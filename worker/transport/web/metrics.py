@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. The numbers and their meaning: docs/observability.md."""
+"""The metrics that Prometheus scrapes. Their meaning: docs/observability.md."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -10,7 +10,7 @@ from worker.transport.web.context import ServerContext
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """GET /metrics."""
+    """Return the route of GET /metrics."""
     router = APIRouter(tags=["health"])
     text = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 

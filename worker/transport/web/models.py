@@ -1,4 +1,4 @@
-"""What there is and what it takes: the registry, schemas, detection and plans. Nothing here loads a weight."""
+"""Facts about models: the registry, schemas, detection and plans. Nothing here loads a weight."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -17,7 +17,7 @@ from worker.wire.result import encode_answer
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """GET /models…, POST /inspect and /plan."""
+    """Return the routes of GET /models…, POST /inspect and /plan."""
     router = APIRouter(tags=["models"])
     finding = openapi.answers(openapi.AnyObject, 400, 401, 403, 404, 500, 502, 504)
     asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
@@ -26,8 +26,8 @@ def routes(context: ServerContext) -> APIRouter:
     async def perform(request: Request, action: str, fields: JsonValue) -> Response:
         if not isinstance(fields, dict) or "action" in fields:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
-        asked, caller = read_input({**fields, "action": action}), caller_of(request).name
-        answer = await context.operations.perform(asked, request_id.current.get(), ignore_progress, caller)
+        job_input, caller = read_input({**fields, "action": action}), caller_of(request).name
+        answer = await context.operations.perform(job_input, request_id.current.get(), ignore_progress, caller)
         return json_response(encode_answer(answer))
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
@@ -44,9 +44,9 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
     async def model(id: str) -> Response:
-        for listed in context.operations.introspection.models().models:
-            if listed.is_named(id):
-                return json_response(encode_model(listed))
+        for summary in context.operations.introspection.models().models:
+            if summary.is_named(id):
+                return json_response(encode_model(summary))
         return error_response(ModelNotFound("models.yaml has no such model; GET /models lists them.", field="id"), 404)
 
     @router.post(

@@ -47,7 +47,7 @@ _MORE = " Any other field of a generation is taken too, by its own name."
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """What OpenAI's clients call."""
+    """Return the routes that OpenAI's clients call."""
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
     started = int(time.time())
 
@@ -64,10 +64,10 @@ def routes(context: ServerContext) -> APIRouter:
         description=f"With `stream` the images come as server-sent events.{_MORE}",
     )
     async def generations(request: Request) -> Response:
-        sent = await read_json(request, context.max_body_bytes)
-        if not isinstance(sent, dict):
+        payload = await read_json(request, context.max_body_bytes)
+        if not isinstance(payload, dict):
             raise InvalidRequest('The body must be {"prompt": "…"}.', field="body")
-        return await _respond(context, request, words.decode(sent), "image_generation")
+        return await _respond(context, request, words.decode(payload), "image_generation")
 
     @router.post(
         "/images/edits",
@@ -87,10 +87,10 @@ def routes(context: ServerContext) -> APIRouter:
         responses=openapi.answers(words.ModelList, 401, 500, shape=words.OpenAIError),
     )
     async def models() -> Response:
-        found: list[JsonValue] = [
+        entries: list[JsonValue] = [
             words.encode_model(model.id, started) for model in context.operations.introspection.served_models()
         ]
-        return json_response({"object": "list", "data": found})
+        return json_response({"object": "list", "data": entries})
 
     @router.get(
         "/models/{id:path}",
@@ -108,7 +108,7 @@ def routes(context: ServerContext) -> APIRouter:
 
 
 def image_routes(context: ServerContext) -> APIRouter:
-    """Where the images are that were asked for as URLs, for as long as answers are kept."""
+    """Return the route of images that were requested as URLs, served for as long as answers are kept."""
     router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
 
     @router.get(
@@ -133,17 +133,19 @@ def _responses(kind: words.Kind) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-async def _respond(context: ServerContext, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
-    if asked.stream:
-        return await _stream(context, request, asked, kind)
-    fields, kept = asked.fields, asked.as_url
-    if asked.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
-        fields, kept = _uploaded(fields), False
-    done = await context.answer(request, generation(fields), JobOptions(kept=kept), prefix=_IMAGES)
-    answer = generated(done)
-    here = kept and not words.is_uploaded(answer)
-    content = request.url_for("openai_image", id=done.id) if here else None
-    return json_response(words.encode_images(asked, answer, content))
+async def _respond(
+    context: ServerContext, request: Request, images_request: words.ImagesRequest, kind: words.Kind
+) -> Response:
+    if images_request.stream:
+        return await _stream(context, request, images_request, kind)
+    fields, is_kept = images_request.fields, images_request.as_url
+    if images_request.as_url and (context.operations.delivery.bucket is not None or "s3Config" in fields):
+        fields, is_kept = _uploaded(fields), False
+    record = await context.answer(request, generation(fields), JobOptions(kept=is_kept), prefix=_IMAGES)
+    answer = generated(record)
+    is_served = is_kept and not words.is_uploaded(answer)
+    content = request.url_for("openai_image", id=record.id) if is_served else None
+    return json_response(words.encode_images(images_request, answer, content))
 
 
 def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -168,11 +170,13 @@ def _decode_edit(form: Form) -> dict[str, JsonValue]:
     return fields
 
 
-async def _stream(context: ServerContext, request: Request, asked: words.Asked, kind: words.Kind) -> Response:
-    """The answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
-    payload = generation(asked.fields)
+async def _stream(
+    context: ServerContext, request: Request, images_request: words.ImagesRequest, kind: words.Kind
+) -> Response:
+    """Return the answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
+    payload = generation(images_request.fields)
     record = context.submit(request, payload, f"{_IMAGES}{job_id(request)}", WAITED_FOR)
-    events = _events(context, record, asked, kind)
+    events = _events(context, record, images_request, kind)
     first = await unless_gone(request, anext(events))
 
     async def all_of_them() -> AsyncIterator[str]:
@@ -187,22 +191,22 @@ async def _stream(context: ServerContext, request: Request, asked: words.Asked, 
 
 
 async def _events(
-    context: ServerContext, record: JobRecord, asked: words.Asked, kind: words.Kind
+    context: ServerContext, record: JobRecord, images_request: words.ImagesRequest, kind: words.Kind
 ) -> AsyncGenerator[str, None]:
-    told = 0
-    begun = False
+    sent_images = 0
+    has_begun = False
     try:
-        async with aclosing(paced(record.watch())) as happening:
-            async for progress in happening:
+        async with aclosing(paced(record.watch())) as updates:
+            async for progress in updates:
                 if progress is None:
-                    begun = True
+                    has_begun = True
                     yield WAITING
-                elif progress.preview is not None and _is_due(told, asked.partial_images, progress):
-                    begun = True
-                    yield _event(words.encode_partial(kind, progress.preview, told))
-                    told += 1
+                elif progress.preview is not None and _is_due(sent_images, images_request.partial_images, progress):
+                    has_begun = True
+                    yield _event(words.encode_partial(kind, progress.preview, sent_images))
+                    sent_images += 1
         if record.error is not None:
-            if not begun:
+            if not has_begun:
                 raise record.error
             yield _event(words.encode_problem(failure_of(record.error)), "error")
             return
@@ -213,9 +217,9 @@ async def _events(
         context.job_store.leave(record)
 
 
-def _is_due(told: int, wanted: int, progress: Progress) -> bool:
-    """Whether the next of `wanted` partial images is due: they are spread evenly over the steps."""
-    return told < wanted and progress.step * (wanted + 1) >= progress.total * (told + 1)
+def _is_due(sent: int, requested: int, progress: Progress) -> bool:
+    """True if the next of `requested` partial images is due: they are spread evenly over the steps."""
+    return sent < requested and progress.step * (requested + 1) >= progress.total * (sent + 1)
 
 
 def _event(data: dict[str, JsonValue], name: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's words for images: what is asked for, what is answered, what is told on the way, what is refused."""
+"""OpenAI's JSON for images: requests, answers, events on the way, refusals."""
 
 import re
 import time
@@ -23,7 +23,7 @@ MAX_PARTIAL_IMAGES = 3
 Kind = Literal["image_generation", "image_edit"]
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-# Of OpenAI's own service. What changes nothing in an image is left out in silence, the rest with a warning.
+# Of OpenAI's own service. Fields that change nothing in an image are left out in silence, the others with a warning.
 _SILENT = ("user", "safety_identifier", "moderation")
 _WITHOUT_EFFECT = ("quality", "style", "input_fidelity", "background")
 _USUAL = (None, "auto", "standard", "opaque")
@@ -105,8 +105,8 @@ class ModelList(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request in our own words (`fields`), and what only its answer is about."""
+class ImagesRequest:
+    """A request in our own names (`fields`), and the options of its answer."""
 
     fields: dict[str, JsonValue]
     as_url: bool
@@ -115,8 +115,8 @@ class Asked:
     warnings: tuple[str, ...]
 
 
-def decode(sent: Mapping[str, JsonValue]) -> Asked:
-    """Take a request apart. What OpenAI does not know goes on as it is. Raises ParameterOutOfRange."""
+def decode(sent: Mapping[str, JsonValue]) -> ImagesRequest:
+    """Take a request apart. Fields that OpenAI does not know go on as they are. Raises ParameterOutOfRange."""
     fields: dict[str, JsonValue] = {name: value for name, value in sent.items() if value is not None}
     ignored = [name for name in _WITHOUT_EFFECT if fields.pop(name, None) not in _USUAL]
     for name in _SILENT:
@@ -135,11 +135,11 @@ def decode(sent: Mapping[str, JsonValue]) -> Asked:
     if stream and partial_images:
         fields["previews"] = True
     warnings = tuple(f"{name} has no effect on this worker." for name in ignored)
-    return Asked(fields, response_format == "url" and not stream, stream, partial_images, warnings)
+    return ImagesRequest(fields, response_format == "url" and not stream, stream, partial_images, warnings)
 
 
-def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
-    """The answer to a finished request; `content` is where its images are served, when that was asked for."""
+def encode_images(images_request: ImagesRequest, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
+    """Write the answer to a finished request; `content` is the URL of its images, if URLs were requested."""
     data: list[JsonValue] = [
         {"url": str(content.include_query_params(variant=index))} if content else _datum(file)
         for index, file in enumerate(answer.files)
@@ -151,12 +151,12 @@ def encode_images(asked: Asked, answer: Answer, content: URL | None) -> dict[str
         "usage": dict(_USAGE),
         "model": answer.model,
         "seeds": [*answer.seeds],
-        "warnings": [*asked.warnings, *answer.warnings],
+        "warnings": [*images_request.warnings, *answer.warnings],
     }
 
 
 def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonValue]:
-    """An event with what an image looks like so far."""
+    """Write an event with an image as it is so far."""
     return {
         "type": f"{kind}.partial_image",
         "partial_image_index": index,
@@ -170,7 +170,7 @@ def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonVal
 
 
 def encode_completed(kind: Kind, answer: Answer, file: AnswerFile) -> dict[str, JsonValue]:
-    """An event with one of the images."""
+    """Write an event with one of the images."""
     return {
         "type": f"{kind}.completed",
         "created_at": int(time.time()),
@@ -182,7 +182,7 @@ def encode_completed(kind: Kind, answer: Answer, file: AnswerFile) -> dict[str, 
 
 
 def encode_problem(failure: Failure) -> dict[str, JsonValue]:
-    """A failure's body."""
+    """Write a failure's body."""
     field = failure.body.get("field")
     problem: dict[str, JsonValue] = {
         "message": failure.message,
@@ -197,7 +197,7 @@ def encode_problem(failure: Failure) -> dict[str, JsonValue]:
 
 
 def encode_failure(failure: Failure) -> Response:
-    """A failure's answer. Its clients try again on their own unless they are told not to."""
+    """Return a failure's answer. Its clients try again on their own unless a header forbids it."""
     headers = {**failure.headers, "x-should-retry": "true" if failure.body["retryable"] else "false"}
     return json_response(encode_problem(failure), failure.status, headers)
 
@@ -209,7 +209,7 @@ def encode_model(id: str, created: int) -> dict[str, JsonValue]:
 
 
 def is_uploaded(answer: Answer) -> bool:
-    """Whether an answer holds the URLs of its files."""
+    """True if an answer holds the URLs of its files."""
     return answer.files[0].url is not None
 
 
@@ -226,10 +226,10 @@ def _datum(file: AnswerFile) -> dict[str, JsonValue]:
 
 
 def _decode_size(size: JsonValue) -> dict[str, JsonValue]:
-    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
-    if found is None:
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None:
         raise ParameterOutOfRange('size must be WIDTHxHEIGHT in pixels, such as "1024x768", or "auto".', field="size")
-    return {"width": int(found[1]), "height": int(found[2])}
+    return {"width": int(match[1]), "height": int(match[2])}
 
 
 def _decode_output(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:

@@ -1,4 +1,4 @@
-"""What the server says of itself: schemas of its answers and bodies, examples, and the document made of them."""
+"""The server's description of itself: schemas of its answers and bodies, examples, and the document made of them."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -187,47 +187,47 @@ class Generation(request_fields()):  # type: ignore[misc]  # made of the table o
 
 
 def answers(body: type[BaseModel], *failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of a route: `body` with 200, and these failures in the door's own shape."""
+    """Return the documented answers of a route: `body` with 200, and these failures in the door's own shape."""
     return {200: {"model": body}} | refusals(*failures, shape=shape)
 
 
 def refusals(*failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
-    """The documented failures of a route."""
+    """Return the documented failures of a route."""
     return {status: {"model": shape, "description": _STATUS_TEXT[status]} for status in failures}
 
 
 def files(*kinds: str) -> dict[int | str, dict[str, Any]]:
-    """The documented answer of a route that sends a file of one of these kinds, or says where it was uploaded."""
+    """Return the documented answers of a route that sends a file of one of these kinds, or says where it is."""
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
     elsewhere = {"description": "The file is in the bucket that Location names: it exceeds what an answer may have."}
     return {200: {"description": "The file.", "content": content}, 303: elsewhere}
 
 
 def takes_form(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    """The documented form of a route that reads it by itself."""
+    """Return the documented form of a route that reads it by itself."""
     schema = {"type": "object", "required": [*required], "properties": dict(properties)}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def takes(schema: Mapping[str, Any], **examples: JsonValue) -> dict[str, Any]:
-    """The documented JSON body of a route that reads it by itself."""
+    """Return the documented JSON body of a route that reads it by itself."""
     content = {"schema": dict(schema), "examples": {name: {"value": value} for name, value in examples.items()}}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 def events(*failures: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of a route that streams."""
+    """Return the documented answers of a route that streams."""
     return refusals(*failures) | {200: {"description": "Events.", "content": event_stream(*EVENTS)}}
 
 
 def event_stream(*names: str) -> dict[str, Any]:
-    """The documented content of server-sent events of these names."""
+    """Return the documented content of server-sent events of these names."""
     event = {"type": "object", "required": ["data"], "properties": {"event": {"enum": [*names]}, "data": {}}}
     return {"text/event-stream": {"schema": event}}
 
 
 def generation_schema() -> dict[str, Any]:
-    """The schema of a job's input, with room for what only a model's own schema knows."""
+    """Return the schema of a job's input, with room for the fields that only a model's own schema knows."""
     schema: dict[str, Any] = Generation.model_json_schema(ref_template="#/components/schemas/{model}")
     schema["properties"].pop("params")
     schema["additionalProperties"] = True
@@ -240,21 +240,21 @@ def install(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(
+            description = get_openapi(
                 title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, summary=app.summary
             )
-            schemas = found["components"]["schemas"]
+            schemas = description["components"]["schemas"]
             inner = Generation.model_json_schema(ref_template="#/components/schemas/{model}").get("$defs", {})
-            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            found["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
+            description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            description["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
             schemas |= {name: inner[name] for name in inner} | {"Generation": generation_schema()}
             # The framework adds its own answer for bad requests to every route; here they are 400, like all others.
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            for path in found["paths"].values():
+            for path in description["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-            app.openapi_schema = found
+            app.openapi_schema = description
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

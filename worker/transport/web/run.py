@@ -8,14 +8,14 @@ from fastapi.responses import Response
 from worker.transport.web import openapi
 from worker.transport.web.context import WAITED_FOR, ServerContext, read_json
 from worker.transport.web.errors import json_response
-from worker.transport.web.runpod_schema import HandedIn, decode_job, encode_run
+from worker.transport.web.runpod_schema import SubmittedJob, decode_job, encode_run
 
 _SUMMARY = "Draw, and answer when done"
 _TEXT = "The body is a job's input, bare or as `input`. The job is cancelled when its caller hangs up."
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """The two names of one door."""
+    """Return the one door under both of its names."""
     router = APIRouter(tags=["run"])
     responses = openapi.answers(openapi.Ran, *openapi.ASKING, 409)
     body = openapi.takes(openapi.RUN_SCHEMA, image=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
@@ -23,9 +23,9 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/run", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     async def run(request: Request) -> Response:
-        sent = await read_json(request, context.max_body_bytes)
-        wrapped = isinstance(sent, dict) and "input" in sent
-        job = decode_job(sent) if wrapped else HandedIn(sent, WAITED_FOR)
+        payload = await read_json(request, context.max_body_bytes)
+        wrapped = isinstance(payload, dict) and "input" in payload
+        job = decode_job(payload) if wrapped else SubmittedJob(payload, WAITED_FOR)
         context.webhooks.check(job.options.webhook)
         return json_response(encode_run(await context.answer(request, job.payload, replace(job.options, kept=False))))
 

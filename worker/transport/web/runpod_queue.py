@@ -1,4 +1,4 @@
-"""RunPod's own API below /v2/{endpoint}: jobs that are handed in now and asked for later. Any endpoint name will do."""
+"""RunPod's own API below /v2/{endpoint}: jobs that are submitted now and asked for later, at any endpoint's name."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ Wait = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to w
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """The routes that RunPod's clients call."""
+    """Return the routes that RunPod's clients call."""
     router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
     takes_job = openapi.takes(openapi.JOB_SCHEMA, image={"input": openapi.GENERATION})
     asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
@@ -67,7 +67,7 @@ def routes(context: ServerContext) -> APIRouter:
 
 
 def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
-    """Those that ask for a job, or say what shall become of it."""
+    """Add the routes that ask for a job, or decide on it."""
     finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
     trying = finding | openapi.refusals(429, 503)
 

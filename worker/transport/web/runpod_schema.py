@@ -1,4 +1,4 @@
-"""RunPod's words for a job: what is handed in, where it stands, what came of it."""
+"""RunPod's JSON of a job: its submission, its status, its result."""
 
 import difflib
 from collections.abc import Mapping
@@ -45,15 +45,15 @@ _STATUS: Mapping[JobStatus, Status] = {
 
 
 @dataclass(frozen=True, slots=True)
-class HandedIn:
-    """A job as it was handed in."""
+class SubmittedJob:
+    """A job as it was submitted."""
 
     payload: JsonValue
     options: JobOptions
 
 
-def decode_job(body: JsonValue) -> HandedIn:
-    """`{"input", "webhook"?, "policy"?, "s3Config"?}` taken apart. Raises InvalidRequest and its kin."""
+def decode_job(body: JsonValue) -> SubmittedJob:
+    """Take `{"input", "webhook"?, "policy"?, "s3Config"?}` apart. Raises InvalidRequest and its kin."""
     if not isinstance(body, dict) or "input" not in body:
         raise InvalidRequest('The body must be {"input": {…}}; input is missing.', field="input")
     if not isinstance(body["input"], dict):
@@ -74,56 +74,56 @@ def decode_job(body: JsonValue) -> HandedIn:
         ttl_s=ttl_ms / 1000 if ttl_ms else DAY_S,
         webhook=webhook or None,
     )
-    return HandedIn(input_of(body), options)
+    return SubmittedJob(input_of(body), options)
 
 
 def encode_status(record: JobRecord) -> dict[str, JsonValue]:
-    """Write where a job stands, and no more."""
+    """Write a job's status, and no more."""
     return {"id": record.id, "status": _STATUS[record.status].value}
 
 
 def encode_job(record: JobRecord, output: dict[str, JsonValue] | None = None) -> dict[str, JsonValue]:
-    """Write where a job stands, as RunPod's /status says it. Progress is `output` until the answer is.
+    """Write a job as RunPod's /status does. Its progress is `output` until its answer is.
 
-    `output` is the answer where it is written already: its files are megabytes.
+    `output` is the answer if it is encoded already: its files are megabytes.
     """
-    found = encode_status(record)
+    body = encode_status(record)
     if record.status is not JobStatus.QUEUED:
-        found["delayTime"] = record.delay_ms
+        body["delayTime"] = record.delay_ms
     if record.over:
-        found["executionTime"] = record.execution_ms
+        body["executionTime"] = record.execution_ms
     if record.answer is not None:
-        found["output"] = encode_answer(record.answer) if output is None else output
+        body["output"] = encode_answer(record.answer) if output is None else output
     elif record.error is not None:
         # The SDK of a worker moves everything but the sentence into output, and so it is here.
-        rest = encode_error(record.error, record.options.request_id or record.id)
-        found["error"] = rest.pop("error")
-        found["output"] = rest
+        details = encode_error(record.error, record.options.request_id or record.id)
+        body["error"] = details.pop("error")
+        body["output"] = details
     elif record.progress is not None:
-        found["output"] = encode_progress(record.progress)
-    return found
+        body["output"] = encode_progress(record.progress)
+    return body
 
 
-def encode_run(done: JobRecord) -> dict[str, JsonValue]:
-    """A finished job for callers of either kind: those who read the result at the top, and those who read `output`."""
-    answer = done.outcome()
+def encode_run(record: JobRecord) -> dict[str, JsonValue]:
+    """Write a finished job for callers of either kind: readers of the result at the top, and readers of `output`."""
+    answer = record.outcome()
     output = encode_answer(answer)
-    body = output | encode_job(done, output)
+    body = output | encode_job(record, output)
     if isinstance(answer, Answer):
         body["lightning_enabled"] = bool(answer.reproduce.input.get("lightning"))
     return body
 
 
 def encode_chunks(record: JobRecord) -> dict[str, JsonValue]:
-    """Write where a job stands and what happened since the last look: each update once, and the answer once."""
-    found: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
+    """Write a job's status and its events since the last look: each update once, and the answer once."""
+    chunks: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
     if (answer := record.take_answer()) is not None:
-        found.append({"output": encode_answer(answer)})
-    return {"status": _STATUS[record.status].value, "stream": found}
+        chunks.append({"output": encode_answer(answer)})
+    return {"status": _STATUS[record.status].value, "stream": chunks}
 
 
 def encode_health(counts: Counts, state: State) -> dict[str, JsonValue]:
-    """Write how many jobs there are, and what the one worker behind this endpoint does."""
+    """Write the counts of jobs, and the state of the one worker behind this endpoint."""
     busy = counts.in_progress > 0
     return {
         "jobs": {
@@ -153,12 +153,12 @@ def check_retry(record: JobRecord) -> None:
         )
 
 
-def _check_names(found: dict[str, JsonValue], known: tuple[str, ...], what: str) -> None:
-    for name in found:
-        if name not in known:
-            near = difflib.get_close_matches(name[:80], known, n=1)
-            fix = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-            raise UnknownParameter(f"{name[:80]} is not {what}; {fix}", field=name[:80])
+def _check_names(fields: dict[str, JsonValue], names: tuple[str, ...], kind: str) -> None:
+    for name in fields:
+        if name not in names:
+            matches = difflib.get_close_matches(name[:80], names, n=1)
+            fix = f"did you mean {matches[0]}?" if matches else f"there are {', '.join(names)}."
+            raise UnknownParameter(f"{name[:80]} is not {kind}; {fix}", field=name[:80])
 
 
 def _milliseconds(policy: dict[str, JsonValue], name: str) -> float | None:

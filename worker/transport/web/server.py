@@ -35,7 +35,7 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     metrics.routes,
     usage.routes,
 )
-# Open to everybody: who asks for health has no key, and whose image it is says its id, which cannot be guessed.
+# Open to everybody: health checks have no key, and an image is protected by its id, which cannot be guessed.
 OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.image_routes)
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
@@ -47,7 +47,7 @@ async def _nothing() -> AsyncIterator[None]:
 
 
 def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origins: Sequence[str] = ()) -> FastAPI:
-    """The application. `lifespan` is entered before the first request and left after the last."""
+    """Build the application. `lifespan` is entered before the first request and left after the last."""
 
     @asynccontextmanager
     async def whole(_: FastAPI) -> AsyncIterator[None]:

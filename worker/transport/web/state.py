@@ -1,4 +1,4 @@
-"""The state of a server: what load balancers and orchestrators ask for."""
+"""The state of a server, for load balancers and orchestrators."""
 
 from typing import Literal
 

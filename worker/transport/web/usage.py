@@ -1,4 +1,4 @@
-"""What was drawn, added up: the books of all workers that share the volume, as `python -m worker usage` prints them."""
+"""The usage logs of all workers that share the volume, added up as `python -m worker usage` prints them."""
 
 import asyncio
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from worker.transport.web.errors import json_response
 
 
 def routes(context: ServerContext) -> APIRouter:
-    """GET /usage."""
+    """Return the route of GET /usage."""
     router = APIRouter(tags=["health"])
 
     @router.get(
