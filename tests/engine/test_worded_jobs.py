@@ -135,10 +135,11 @@ async def test_a_loras_text_encoder_is_heard_in_weighted_prompts_too(worker, set
 async def test_prompts_of_single_encoders_are_offered_and_read(worker, model, name):
     schema = await perform(worker, {"action": "schema", "model": model}, "s", lambda progress: None)
     assert name in schema["properties"]
-    drawn = [pixels(await handled(worker, model=model, **words)) for words in ({}, {name: "one"}, {name: "two"})]
+    texts = ({}, {name: "a" * 50}, {name: "?" * 50})
+    drawn = [pixels(await handled(worker, model=model, **words)) for words in texts]
     assert_all_differ(*drawn)
-    weighted = pixels(await handled(worker, model=model, **{name: "(one:1.5) apple"}))
-    assert_differs(weighted, pixels(await handled(worker, model=model, **{name: "one apple"})))
+    weighted, plain = (f"({'?' * 50}:0.1) apple", f"{'?' * 50} apple")
+    assert_differs(*[pixels(await handled(worker, model=model, **{name: text})) for text in (weighted, plain)])
 
 
 @pytest.mark.parametrize(("model", "most"), [("tiny", 2), ("tiny-xl", 1), ("tiny-sd3", 1)])

@@ -17,6 +17,12 @@ def context(tmp_path):
     return make_context(tmp_path, batch_size=4, batch_timeout_ms=WAIT_MS, max_resident_models=2)
 
 
+@pytest.fixture
+def patient(tmp_path):
+    """A worker whose timer never ends while a test runs: its batches are full, or never begin."""
+    return make_context(tmp_path, batch_size=4, batch_timeout_ms=10_000, max_resident_models=2)
+
+
 def drawing(context, *prompts, **fields):
     """Tasks that draw one job for each prompt."""
     return [asyncio.create_task(context.draw(prompt=prompt, seed=ord(prompt[0]), **fields)) for prompt in prompts]
@@ -35,9 +41,9 @@ async def waiting_behind(context, *prompts, **fields):
     return first, tasks
 
 
-async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_image(context):
-    answers = await asyncio.gather(*drawing(context, *"abcd"))
-    assert calls(context) == ["abcd"]
+async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_image(patient):
+    answers = await asyncio.gather(*drawing(patient, *"abcd"))
+    assert calls(patient) == ["abcd"]
     assert [answer["prompt"] for answer in answers] == [*"abcd"]
     assert [answer["seed"] for answer in answers] == [ord(prompt) for prompt in "abcd"]
     assert {answer["timings"]["batch_size"] for answer in answers} == {4}
@@ -61,28 +67,28 @@ async def test_while_the_engine_is_busy_the_next_batch_gathers(context):
     assert context.engine.overlaps == 0
 
 
-async def test_other_sizes_steps_and_models_are_other_batches(context):
+async def test_other_sizes_steps_and_models_are_other_batches(patient):
     kinds = [{}, {"steps": 3}, {"width": 128}, {"model": "any"}, {"negative_prompt": "n"}, {"scheduler": "euler"}]
-    tasks = [task for kind in kinds for task in drawing(context, *"abcd", **kind)]
+    tasks = [task for kind in kinds for task in drawing(patient, *"abcd", **kind)]
     answers = await asyncio.gather(*tasks)
     assert [answer["timings"]["batch_size"] for answer in answers] == [4] * 24
-    assert len(context.engine.calls) == 6
+    assert len(patient.engine.calls) == 6
 
 
 @pytest.mark.parametrize("takes", [4, 1])
-async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(context, takes):
+async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(patient, takes):
     told = {prompt: [] for prompt in "abcd"}
-    context.engine.takes = takes
-    await asyncio.gather(*(context.draw(prompt=prompt, _emit=told[prompt].append) for prompt in told))
+    patient.engine.takes = takes
+    await asyncio.gather(*(patient.draw(prompt=prompt, _emit=told[prompt].append) for prompt in told))
     steps = [[item.step for item in told[prompt] if item.phase == "inference"] for prompt in told]
     assert steps == [[1, 2, 3]] * 4
 
 
-async def test_a_door_that_fails_to_tell_spoils_nobodys_image(context):
+async def test_a_door_that_fails_to_tell_spoils_nobodys_image(patient):
     def broken(progress):
         raise OSError("gone")
 
-    answers = await asyncio.gather(context.draw(prompt="a", _emit=broken), *drawing(context, *"bcd"))
+    answers = await asyncio.gather(patient.draw(prompt="a", _emit=broken), *drawing(patient, *"bcd"))
     assert [answer["timings"]["batch_size"] for answer in answers] == [4] * 4
 
 
