@@ -14,7 +14,7 @@ RUNPOD_VOLUME = Path("/runpod-volume")
 
 
 class SettingsError(ValueError):
-    """An environment variable has a value that cannot be used; the message names it, the limit and the fix."""
+    """A value of an environment variable that cannot be used; the message names it, the limit and the fix."""
 
 
 class Settings(BaseSettings):

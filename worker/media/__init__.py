@@ -1,1 +1,1 @@
-"""Pixels in and out: decoding with limits, encoding, guarded fetching. PIL, and no torch."""
+"""Pixels in and out: decoding with limits, preprocessing, encoding. PIL, and no torch."""

@@ -1,1 +1,1 @@
-"""Bytes on disk: references, the Hub cache, local folders, result buckets. No torch."""
+"""Bytes on disk: references, sources of weights, the volume cache. No torch."""

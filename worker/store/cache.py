@@ -95,7 +95,7 @@ class VolumeCache:
     def fetch(self, fetch: Fetch) -> Entry:
         """Return the entry with all of its files; transfer those whose blob is not on the volume. Blocking.
 
-        Raises what `fetch.refused` makes of an HTTP refusal or of an HTML page in a file's place, CorruptFile,
+        Raises the error of `fetch.refused` for an HTTP refusal or an HTML page in a file's place; and CorruptFile,
         DiskFull, SourceUnavailable, JobTimeout, JobCancelled.
         """
         cached = self.entry(fetch.name, fetch.stop.check)

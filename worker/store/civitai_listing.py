@@ -40,7 +40,7 @@ _MAX_LISTED = 8
 
 @dataclass(frozen=True, slots=True)
 class CivitaiFile:
-    """One file of a version. `size_kb` is rounded: never what a download is measured by."""
+    """One file of a version. The API's size is rounded, so no download is measured by it and it is left out."""
 
     id: int
     name: str
@@ -171,12 +171,12 @@ def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
     matching = [file for file in version.files if _matches(file, choice)]
     if choice and not matching:
         raise ModelNotFound(
-            f"{version.label} has no file with {source.choice}; it has {_listed(version.files)}.", field="model"
+            f"{version.label} has no file with {source.choice}; it has {_listing(version.files)}.", field="model"
         )
     types = (*_MAIN_TYPES, _OWN_TYPES.get(version.type, "Model"))
     usable = [file for file in matching if _is_usable(file, types, "type" in choice)]
     if not usable:
-        contents = f"it has {_listed(matching)}" if matching else "it has no files"
+        contents = f"it has {_listing(matching)}" if matching else "it has no files"
         raise UnsupportedModel(
             f"{version.label} holds no weights in a format that can be loaded: {contents}.", field="model"
         )
@@ -192,7 +192,7 @@ def _named(version: CivitaiVersion, name: str) -> CivitaiFile:
     for file in version.files:
         if name.casefold() in {str(file.id), file.name.casefold()}:
             return file
-    raise ModelNotFound(f"{version.label} has no file {name[:80]!r}; it has {_listed(version.files)}.", field="model")
+    raise ModelNotFound(f"{version.label} has no file {name[:80]!r}; it has {_listing(version.files)}.", field="model")
 
 
 def check_file(file: CivitaiFile, version: CivitaiVersion, source: ModelSource, *, allow_pickles: bool) -> None:
@@ -243,7 +243,7 @@ def _matches(file: CivitaiFile, choice: Mapping[str, str]) -> bool:
     return True
 
 
-def _listed(files: Sequence[CivitaiFile]) -> str:
+def _listing(files: Sequence[CivitaiFile]) -> str:
     names = "; ".join(str(file) for file in files[:_MAX_LISTED])
     return f"{names}; and {len(files) - _MAX_LISTED} more" if len(files) > _MAX_LISTED else names or "none"
 

@@ -1,4 +1,4 @@
-"""The Hub client's exceptions as ours, in one place, with retries for what passes by itself."""
+"""The Hub client's exceptions as ours, in one place, with retries for failures that pass by themselves."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +56,7 @@ def hub_errors(source: ModelSource) -> Iterator[None]:
     repo = source.locator
     try:
         yield
-    except (WorkerError, RecursionError):  # the latter is a RuntimeError, and the fault of what was read
+    except (WorkerError, RecursionError):  # the latter is a RuntimeError, and the fault of the file that was read
         raise
     except hub.GatedRepoError:
         raise _gated(repo) from None

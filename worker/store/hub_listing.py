@@ -18,7 +18,7 @@ LISTING_TIMEOUT_S = 10.0
 MEMORY_S = 600.0
 _MAX_LISTINGS = 256
 _MAX_TAGS = 100
-# The Hub's tags that say what a repository's weights are.
+# The Hub's tags that name the kind of a repository's weights.
 _KINDS = ("lora", "controlnet", "textual_inversion", "t2i-adapter", "ip-adapter")
 
 

@@ -9,7 +9,7 @@ from worker.core.job import StopSignal
 from worker.core.result import Emit, Progress
 
 _POLL_S = 0.1
-_TELL_EVERY_S = 0.1  # a gigabyte is some 16,000 pieces, and the listener has other things to do
+_REPORT_EVERY_S = 0.1  # a gigabyte is some 16,000 pieces, and the listener has other things to do
 
 
 class GivenUp(Exception):
@@ -62,7 +62,7 @@ class ByteMeter:
         self._done: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._told_at = -_TELL_EVERY_S
+        self._reported_at = -_REPORT_EVERY_S
 
     def close(self) -> None:
         """Let no download go on."""
@@ -79,7 +79,7 @@ class ByteMeter:
 
         `size` is the server's figure for a file whose size nobody knew before.
         """
-        with self._lock:  # held while telling, so that a listener never sees the count go back
+        with self._lock:  # held while reporting, so that a listener never sees the count go back
             self.received += received
             if size is not None:
                 self._sizes.setdefault(name, size)
@@ -87,8 +87,8 @@ class ByteMeter:
             unknown = sum(count for file, count in self._done.items() if file not in self._sizes)
             step, total = sum(self._done.values()), sum(self._sizes.values()) + unknown
             now = time.monotonic()
-            if not self._closed and (now - self._told_at >= _TELL_EVERY_S or step == total):
-                self._told_at = now
+            if not self._closed and (now - self._reported_at >= _REPORT_EVERY_S or step == total):
+                self._reported_at = now
                 self._emit(Progress("download", step, total, self._label))
 
     def finished(self, name: str) -> None:

@@ -151,7 +151,7 @@ def _url(text: str) -> ModelSource:
     try:
         parts = urlsplit(text)
         port = parts.port
-        # One spelling per host, so that a list of hosts means what it says: letters of other scripts have many.
+        # One spelling per host, so that a list of hosts holds: letters of other scripts have many.
         host = (parts.hostname or "").encode("idna").decode().rstrip(".")
     except ValueError:
         raise _not_a_reference(text) from None

@@ -1,6 +1,6 @@
 """A remote file's header by range requests: a few hundred kilobytes tell what a 7 GB checkpoint is.
 
-The first request guesses how long the header is, the next asks for exactly what is missing. A server that answers a
+The first request guesses the header's length, the next asks for exactly the missing bytes. A server that answers a
 range with the whole file is read no further than the header.
 """
 

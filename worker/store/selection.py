@@ -12,7 +12,7 @@ MODEL_INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-# The JSON files that say what a repository is; others may be of any size and shape.
+# The JSON files that describe a repository; others may be of any size and shape.
 OUTLINE_NAMES = re.compile(
     r"(model_index|modular_model_index|adapter_config|config)\.json|[^/]+/(config|scheduler_config)\.json"
 )

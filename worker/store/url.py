@@ -52,7 +52,7 @@ class UrlFiles:
     def __init__(self, cache: VolumeCache, client: Client, headers: HeaderReader, *, offline: bool = False) -> None:
         self._cache, self._client, self._headers = cache, client, headers
         self._offline = offline
-        self._seen: dict[str, _RemoteModel] = {}
+        self._models: dict[str, _RemoteModel] = {}
         self._confirmed: dict[str, float] = {}  # when a copy was last known to be its server's file
         self._guard = threading.Lock()
 
@@ -117,16 +117,16 @@ class UrlFiles:
 
     def _look(self, source: ModelSource) -> _RemoteModel:
         """Return the file's header. Remembered: a model is described before it is fetched."""
-        model = self._seen.get(source.locator)
+        model = self._models.get(source.locator)
         if model is not None and time.monotonic() - model.at < MEMORY_S:
             return model
         remote = RemoteFile(_title(source), source.locator)
         header = read_remote_header(self._client, remote, self._headers, _refused)
         model = _RemoteModel(header.index, _validators(header.answered), time.monotonic())
         with self._guard:
-            if len(self._seen) >= _MAX_REMEMBERED:
-                self._seen.clear()
-            self._seen[source.locator] = model
+            if len(self._models) >= _MAX_REMEMBERED:
+                self._models.clear()
+            self._models[source.locator] = model
         return model
 
     def _fetch(self, source: ModelSource, model: _RemoteModel, emit: Emit, stop: StopSignal) -> Entry:
@@ -140,7 +140,7 @@ class UrlFiles:
                 Fetch(name, [file], self._client, _title(source), emit, stop, _refused, dict(model.validators))
             )
         except CorruptFile:
-            self._seen.pop(source.locator, None)  # perhaps it was replaced between the two looks at it
+            self._models.pop(source.locator, None)  # perhaps it was replaced between the two looks at it
             raise
         self._cache.note_revision(key, name)
         self._confirmed[key] = time.monotonic()

@@ -46,7 +46,7 @@ _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A job's input: its action, and the fields of that."""
+    """A job's input: its action, and the fields for it."""
 
     action: Action
     fields: Mapping[str, JsonValue]

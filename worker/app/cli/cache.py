@@ -106,7 +106,7 @@ def cache_unpin(model: Annotated[str, typer.Argument(help="A name that `cache ls
 def cache_verify(
     model: Annotated[str | None, typer.Argument(help="A name that `cache ls` shows, or org/repo; else all.")] = None,
 ) -> None:
-    """Hash every file again. What is damaged is removed, and fetched anew when it is next needed."""
+    """Hash every file again. Damaged files are removed, and fetched anew when they are next needed."""
     cache, entries = _entries(model) if model else (build_cache(settings_or_exit()), None)
     table = Table("model", "files", "GB", "damaged")
     damaged = 0
@@ -126,7 +126,7 @@ def cache_prune(
         float, typer.Option(min=0, help="How long nobody may have touched it; downloads that go on are younger.")
     ] = GARBAGE_AGE_S / 3600,
 ) -> None:
-    """Remove what broken downloads left behind, and files that belong to no model."""
+    """Remove the leftovers of broken downloads, and files that belong to no model."""
     swept = build_cache(settings_or_exit()).prune(older_than_hours * 3600)
     OUT.print(f"{swept.files} files, {swept.total_bytes / 1e9:.2f} GB freed")
 

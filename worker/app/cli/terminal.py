@@ -71,7 +71,7 @@ def sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | No
     adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
     try:
         model_sources = worker.provisioner.sources(worker.resolver.known(spec))
-    except (UnsupportedModel, ModelNotFound):  # beside a model, or what only another machine can run, or has
+    except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
         model_sources = worker.provisioner.adapter_sources(spec)
     return [*model_sources, *adapters]
 

@@ -116,7 +116,7 @@ def generated(record: JobRecord) -> Answer:
 
 
 def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return `fields` as the payload of a generation. Raises UnknownParameter for another action."""
+    """Return `fields` as the payload of a generation, unchecked. Raises UnknownParameter for an action in them."""
     if "action" in fields:
         raise UnknownParameter("action is not a field here; leave it out.", field="action")
     return {**fields, "action": "generate"}

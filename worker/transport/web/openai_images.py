@@ -154,7 +154,7 @@ def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _decode_edit(form: Form) -> dict[str, JsonValue]:
-    """A form as OpenAI's JSON would be, with images by our names. Blocking: masks are decoded."""
+    """Return a form as OpenAI's JSON would be, with images by our names. Blocking: masks are decoded."""
     form.check_files(_FILES)
     images = form.images("image", "image[]")
     if not images:

@@ -42,7 +42,7 @@ class Webhooks:
         task.add_done_callback(self._under_way.discard)
 
     async def close(self, within_s: float = 0.0) -> None:
-        """Give up what is not delivered `within_s` seconds from now."""
+        """Give up the calls that are not delivered `within_s` seconds from now."""
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=within_s)
         for task in [*self._under_way]:
