@@ -15,7 +15,7 @@ from worker.core.job import PROMPT_PARAMETERS, Job, Media
 from worker.core.pipeline import Form
 
 Signature = Mapping[str, inspect.Parameter]
-_NUMBERED = re.compile(r"(negative_)?prompt_\d")  # what one text encoder of several reads
+_NUMBERED = re.compile(r"(negative_)?prompt_\d")  # the prompt of one text encoder of several
 
 
 @functools.lru_cache(maxsize=256)

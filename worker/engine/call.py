@@ -102,8 +102,8 @@ def _fitting(jobs: Sequence[Job], at_once: int) -> tuple[Job, ...]:
 
 def _together(callee: Callee, batch: Batch, at_once: int) -> tuple[Outcome, ...] | None:
     """Return each job's outcome; None when the pipeline did not return one image for every seed after all."""
-    wanted = [(job, seed) for job in batch.jobs for seed in job.seeds]
-    parts = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
+    images_to_make = [(job, seed) for job in batch.jobs for seed in job.seeds]
+    parts = [images_to_make[start : start + at_once] for start in range(0, len(images_to_make), at_once)]
     images: list[Any] = []
     for index, part in enumerate(parts):
         arrays = arrays_of(call_once(callee.part(index, len(parts)), batch, part))

@@ -116,7 +116,7 @@ def _old_glm_features(pipe: Any) -> Iterator[None]:
 def input_as_the_vae(pipe: Any) -> Iterator[None]:
     """Give the VAE images of its own dtype: Z-Image-Omni makes them bfloat16, whatever it is."""
     encoder = pipe.vae.encoder
-    hook = encoder.register_forward_pre_hook(lambda _, given: (given[0].to(next(encoder.parameters()).dtype),))
+    hook = encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(next(encoder.parameters()).dtype),))
     try:
         yield
     finally:

@@ -53,10 +53,10 @@ def _beside_denoiser(weights: Weights) -> dict[str, list[Weights]]:
     parts: dict[str, list[Weights]] = {}
     kinds = (("vae", VAE_PREFIXES), ("clip", CLIP_PREFIXES), ("t5", T5_PREFIXES))
     for kind, prefix in ((kind, prefix) for kind, prefixes in kinds for prefix in prefixes):
-        taken = _take(weights, prefix)
-        if taken:
-            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in taken)
-            parts.setdefault("t5" if is_t5 else kind, []).append(taken)
+        part = _take(weights, prefix)
+        if part:
+            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in part)
+            parts.setdefault("t5" if is_t5 else kind, []).append(part)
     return parts
 
 
@@ -152,22 +152,22 @@ def _flux(weights: Weights) -> Weights:
     width = weights["img_in.weight"].shape[0]
     renamed: Weights = {}
     for name, tensor in weights.items():
-        words = name.split(".")
-        leaf = words[-1]
-        if words[0] in _FLUX_TOP:
-            renamed[f"{_FLUX_TOP[words[0]]}.{leaf}"] = tensor
-        elif words[0] in _FLUX_EMBEDDERS:
-            renamed[f"time_text_embed.{_FLUX_EMBEDDERS[words[0]]}.linear_{1 + (words[1] == 'out_layer')}.{leaf}"] = (
-                tensor
-            )
-        elif words[0] == "final_layer":
+        segments = name.split(".")
+        leaf = segments[-1]
+        if segments[0] in _FLUX_TOP:
+            renamed[f"{_FLUX_TOP[segments[0]]}.{leaf}"] = tensor
+        elif segments[0] in _FLUX_EMBEDDERS:
+            renamed[
+                f"time_text_embed.{_FLUX_EMBEDDERS[segments[0]]}.linear_{1 + (segments[1] == 'out_layer')}.{leaf}"
+            ] = tensor
+        elif segments[0] == "final_layer":
             # Shift before scale in the original, scale before shift in diffusers.
-            ending = "norm_out.linear" if words[1] == "adaLN_modulation" else "proj_out"
+            ending = "norm_out.linear" if segments[1] == "adaLN_modulation" else "proj_out"
             renamed[f"{ending}.{leaf}"] = _swapped(tensor) if ending == "norm_out.linear" else tensor
-        elif words[0] == "double_blocks":
-            renamed |= _flux_double(f"transformer_blocks.{words[1]}.", words[2:], tensor)
-        elif words[0] == "single_blocks":
-            renamed |= _flux_single(f"single_transformer_blocks.{words[1]}.", words[2:], tensor, width)
+        elif segments[0] == "double_blocks":
+            renamed |= _flux_double(f"transformer_blocks.{segments[1]}.", segments[2:], tensor)
+        elif segments[0] == "single_blocks":
+            renamed |= _flux_single(f"single_transformer_blocks.{segments[1]}.", segments[2:], tensor, width)
     return renamed
 
 
@@ -179,24 +179,24 @@ _FLUX_ATTENTION = {  # of the image's stream, and of the text's
 }
 
 
-def _flux_double(block: str, words: list[str], tensor: torch.Tensor) -> Weights:
-    part, leaf = words[0], words[-1]
+def _flux_double(block: str, segments: list[str], tensor: torch.Tensor) -> Weights:
+    part, leaf = segments[0], segments[-1]
     if part in _FLUX_ATTENTION:
         entries, way_out, norm_q, norm_k = _FLUX_ATTENTION[part]
-        if words[1] == "qkv":
+        if segments[1] == "qkv":
             return _pieces(f"{block}attn.", entries, leaf, tensor.chunk(3, dim=0))
-        if words[1] == "proj":
+        if segments[1] == "proj":
             return {f"{block}attn.{way_out}.{leaf}": tensor}
-        return {f"{block}attn.{norm_q if words[2] == 'query_norm' else norm_k}.weight": tensor}
+        return {f"{block}attn.{norm_q if segments[2] == 'query_norm' else norm_k}.weight": tensor}
     side = "" if part.startswith("img") else "_context"
     if part.endswith("_mod"):
         return {f"{block}norm1{side}.linear.{leaf}": tensor}
-    layer = "net.0.proj" if words[1] == "0" else "net.2"
+    layer = "net.0.proj" if segments[1] == "0" else "net.2"
     return {f"{block}ff{side}.{layer}.{leaf}": tensor}
 
 
-def _flux_single(block: str, words: list[str], tensor: torch.Tensor, width: int) -> Weights:
-    part, leaf = words[0], words[-1]
+def _flux_single(block: str, segments: list[str], tensor: torch.Tensor, width: int) -> Weights:
+    part, leaf = segments[0], segments[-1]
     if part == "linear1":
         sizes = (width, width, width, tensor.shape[0] - 3 * width)
         return _pieces(block, ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), leaf, tensor.split(sizes, dim=0))
@@ -204,12 +204,12 @@ def _flux_single(block: str, words: list[str], tensor: torch.Tensor, width: int)
         return {f"{block}proj_out.{leaf}": tensor}
     if part == "modulation":
         return {f"{block}norm.linear.{leaf}": tensor}
-    return {f"{block}attn.{'norm_q' if words[1] == 'query_norm' else 'norm_k'}.weight": tensor}
+    return {f"{block}attn.{'norm_q' if segments[1] == 'query_norm' else 'norm_k'}.weight": tensor}
 
 
-def _pieces(place: str, names: Iterable[str], leaf: str, tensors: Iterable[torch.Tensor]) -> Weights:
+def _pieces(prefix: str, names: Iterable[str], leaf: str, tensors: Iterable[torch.Tensor]) -> Weights:
     # Joined alone, a piece is a tensor of its own: a view would keep the whole in memory.
-    return {f"{place}{name}.{leaf}": torch.cat([piece]) for name, piece in zip(names, tensors, strict=True)}
+    return {f"{prefix}{name}.{leaf}": torch.cat([piece]) for name, piece in zip(names, tensors, strict=True)}
 
 
 def _swapped(tensor: torch.Tensor) -> torch.Tensor:

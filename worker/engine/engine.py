@@ -91,7 +91,7 @@ class DiffusersEngine:
             # A traceback holds the frames that hold the tensors: without it their memory is free.
             raise error.with_traceback(None) from None
         except Exception as error:
-            # The library's own words help whoever reads the log; a caller's prompt has no place there.
+            # The library's own message helps the reader of the log; a caller's prompt has no place there.
             frames = "".join(traceback.format_tb(error.__traceback__))
             message = str(error)
             for prompt in filter(None, (each.prompt for each in batch.jobs)):
@@ -222,8 +222,8 @@ class DiffusersEngine:
             check_schedule(pipe, job.params)
             batch.check()
             # For a single image free memory is not asked for: to ask takes longer than all else here.
-            wanted = sum(len(each.seeds) for each in batch.jobs)
-            at_once = images_that_fit(resident.plan, self.device_info(), _megapixels(job)) if wanted > 1 else 1
+            count = sum(len(each.seeds) for each in batch.jobs)
+            at_once = images_that_fit(resident.plan, self.device_info(), _megapixels(job)) if count > 1 else 1
             try:
                 with compatible(pipe):
                     return generate(at_once), ()
@@ -270,12 +270,12 @@ def _tiled_vae(pipe: Any) -> Iterator[None]:
     if not hasattr(vae, "enable_tiling"):
         yield
         return
-    before = getattr(vae, "use_tiling", False)
+    was_tiled = getattr(vae, "use_tiling", False)
     vae.enable_tiling()
     try:
         yield
     finally:
-        if not before:
+        if not was_tiled:
             vae.disable_tiling()
 
 

@@ -98,10 +98,10 @@ FORMATS: Mapping[LoadFormat, Callable[[LoadPlan], Any]] = {
 
 
 def _without_safety_checker(cls: type[Any]) -> dict[str, Any]:
-    taken = cls._get_signature_keys(cls)
+    signature = cls._get_signature_keys(cls)
     if "safety_checker" in getattr(cls, "_optional_components", []):
         return {"safety_checker": None} | (
-            {"requires_safety_checker": False} if "requires_safety_checker" in taken[1] else {}
+            {"requires_safety_checker": False} if "requires_safety_checker" in signature[1] else {}
         )
     return {}
 
@@ -170,7 +170,7 @@ def _load_errors(plan: LoadPlan) -> Iterator[None]:
 
 
 def _missing_package(error: Exception) -> str | None:
-    """Return the package that an import failed for. Python names it; the libraries say it in a sentence."""
+    """Return the package that an import failed for. Python names it; the libraries' messages hold its name."""
     if not isinstance(error, ImportError | ValueError):
         return None
     match = _MISSING_PACKAGE.search(str(error))

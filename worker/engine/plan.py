@@ -114,7 +114,7 @@ def images_that_fit(plan: LoadPlan, device: DeviceInfo, megapixels: float) -> in
 def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
     """Return a key that is the same for the same load: the files, the sources of parts, and the options of loading."""
     parts = [f"{name}={path}" for name, path in sorted(files.parts.items())]
-    words = (
+    values = (
         files.root,
         spec.dtype,
         files.variant,
@@ -124,7 +124,7 @@ def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
         spec.prediction_type,
         *parts,
     )
-    return "|".join(str(word or "") for word in words)
+    return "|".join(str(value or "") for value in values)
 
 
 def _format(files: ModelFiles, detection: Detection) -> LoadFormat:

@@ -61,7 +61,7 @@ class PipelinePool:
             resident.users -= 1
 
     def evict(self, key: str) -> bool:
-        """Drop a resident that nobody uses and give its memory back; False when there is none."""
+        """Drop a resident that is not in use and release its memory; False when there is none."""
         resident = self._residents.get(key)
         if resident is None or resident.users:
             return False

@@ -92,8 +92,8 @@ def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 
 def _options_for(call: Callable[..., Any], job: Job) -> Arguments:
     """Return the job's parameters that `call` takes, one of those before the last."""
-    taken = _parameters(call)
-    return {name: native(value, taken[name]) for name, value in job.params.items() if name in taken}
+    accepted = _parameters(call)
+    return {name: native(value, accepted[name]) for name, value in job.params.items() if name in accepted}
 
 
 def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

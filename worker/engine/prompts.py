@@ -106,14 +106,14 @@ class _Prompts:
         guided = "negative_prompt_embeds" in self._signature and (negative or self._form != "clip-t5")
         unguided = negative or [[""] * self._count for _ in positive]
         length = max(self._length(positive), self._length(unguided) if guided else 1)
-        words, pooled = self._encoded(positive, length, skip)
-        embeddings = {"prompt_embeds": words, "pooled_prompt_embeds": pooled}
+        embeds, pooled = self._encoded(positive, length, skip)
+        embeddings = {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
         if guided:
             # clip_skip is for the prompt alone, as in diffusers.
-            words, pooled = self._encoded(unguided, length, None)
+            embeds, pooled = self._encoded(unguided, length, None)
             if not negative and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
-                words, pooled = torch.zeros_like(words), None if pooled is None else torch.zeros_like(pooled)
-            embeddings |= {"negative_prompt_embeds": words, "negative_pooled_prompt_embeds": pooled}
+                embeds, pooled = torch.zeros_like(embeds), None if pooled is None else torch.zeros_like(pooled)
+            embeddings |= {"negative_prompt_embeds": embeds, "negative_pooled_prompt_embeds": pooled}
         accepted = {name: value for name, value in embeddings.items() if value is not None and name in self._signature}
         return self._repeated(accepted) if self._form in _T5 else accepted
 
@@ -158,22 +158,22 @@ class _Prompts:
             layer = emphasised(_layer(output, clip, self._form, skip), weights)
             hidden.append(layer.flatten(0, 1)[None].to(self._device, clip.model.dtype))
             pools.append(output.pooler_output if self._form == "clip-t5" else output[0])
-        words = torch.cat(hidden, dim=-1)
+        embeds = torch.cat(hidden, dim=-1)
         if self._form == "clip":
-            return words, None
+            return embeds, None
         if self._form == "clip-pair":
-            return words, pools[-1][:1].to(self._device)
-        pooled = torch.cat([pool[:1].to(self._device, words.dtype) for pool in pools], dim=-1)
+            return embeds, pools[-1][:1].to(self._device)
+        pooled = torch.cat([pool[:1].to(self._device, embeds.dtype) for pool in pools], dim=-1)
         reach = int(self._arguments.get("max_sequence_length") or self._signature["max_sequence_length"].default)
-        after = self._after(texts[-1], reach, words)
+        t5_embeds = self._t5_embeds(texts[-1], reach, embeds)
         if self._form == "clip-t5":
-            return after, pooled
-        return torch.cat([pad(words, (0, after.shape[-1] - words.shape[-1])), after], dim=1), pooled
+            return t5_embeds, pooled
+        return torch.cat([pad(embeds, (0, t5_embeds.shape[-1] - embeds.shape[-1])), t5_embeds], dim=1), pooled
 
-    def _after(self, text: str, reach: int, words: Tensor) -> Tensor:
+    def _t5_embeds(self, text: str, reach: int, clip_embeds: Tensor) -> Tensor:
         """Return T5's embeddings of `text`; zeros where Stable Diffusion 3 was loaded without it."""
         if self._t5 is None:
-            return words.new_zeros(1, reach, int(self._pipe.transformer.config.joint_attention_dim))
+            return clip_embeds.new_zeros(1, reach, int(self._pipe.transformer.config.joint_attention_dim))
         return self._t5.encode(text, reach, self._device).to(self._device, self._t5.model.dtype)
 
 

@@ -105,7 +105,7 @@ def check_schedule(pipe: Any, params: Mapping[str, JsonValue]) -> None:
 
 @contextmanager
 def seeded_steps(pipe: Any, seeds: Sequence[int], generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Let the scheduler take each image's noise from that image's seed, whether or not the pipeline tells it to.
+    """Let the scheduler take each image's noise from that image's seed, whether or not the pipeline passes a generator.
 
     Without this, pipelines that were not written to add noise would take it from torch's own generator, the same for
     all images. By class, not by attribute: a pipeline may deep-copy its scheduler.
@@ -114,7 +114,7 @@ def seeded_steps(pipe: Any, seeds: Sequence[int], generators: Sequence[torch.Gen
     cls = type(scheduler)
     if hasattr(scheduler, "noise_sampler_seed"):  # a tree of Brownian motion, grown from a number
         scheduler.noise_sampler_seed = [*seeds] if len(seeds) > 1 else seeds[0]
-    # A flow's Euler adds no noise unless told to, and Bria's pipeline knows it by its very class.
+    # A flow's Euler adds no noise by default, and Bria's pipeline checks for its very class.
     is_stochastic = scheduler.config.get("stochastic_sampling", True)
     if is_stochastic and "generator" in parameters_of(cls.step):
         generator = generators[0] if len(generators) == 1 else [*generators]

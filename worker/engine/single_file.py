@@ -25,7 +25,7 @@ from worker.engine.components import Component, is_complete, load_component, rea
 from worker.engine.quantization import Weights, dequantize, gguf_config, unpack
 
 _LOG = logging.getLogger(__name__)
-_ALIGNMENT = 64  # bytes: a cache line, and what torch allocates at
+_ALIGNMENT = 64  # bytes: a cache line, and the alignment of torch's allocations
 
 
 def load_checkpoint(plan: LoadPlan) -> Any:
@@ -94,7 +94,7 @@ def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPla
     dtype, weights = DTYPES[plan.dtype], parts.get(component.name)
     folders = [folder for folder in (config, plan.base) if folder is not None]
     if weights is not None:
-        # The base knows the sizes of what was made from it; a bundled config knows the family's usual ones.
+        # The base has the sizes of files made from it; a bundled config has the family's usual ones.
         config_folder = next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), config)
         return _build(component, weights, config_folder, dtype, packed=plan.format == "gguf")
     for folder in folders:

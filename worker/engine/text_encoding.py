@@ -93,10 +93,10 @@ def emphasised(hidden: Tensor, weights: Tensor) -> Tensor:
         return hidden
     plain = hidden.float()
     weighted = plain * weights.to(plain.device)[..., None]
-    before, after = (part.mean(dim=(1, 2), keepdim=True) for part in (plain, weighted))
+    mean, weighted_mean = (part.mean(dim=(1, 2), keepdim=True) for part in (plain, weighted))
     noise = _NO_MEAN * plain.std(dim=(1, 2), keepdim=True)
-    restorable = (before.abs() > noise) & (after.abs() > noise) & (before * after > 0)
-    return torch.where(restorable, weighted * (before / after), weighted).to(hidden.dtype)
+    restorable = (mean.abs() > noise) & (weighted_mean.abs() > noise) & (mean * weighted_mean > 0)
+    return torch.where(restorable, weighted * (mean / weighted_mean), weighted).to(hidden.dtype)
 
 
 def _sections(prompt: str) -> Sequence[Sequence[tuple[str, float]]]:

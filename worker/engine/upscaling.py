@@ -109,7 +109,7 @@ class SpandrelUpscalePipeline:
         parameter = next(self._network.model.parameters())
         inputs = torch.from_numpy(piece).permute(2, 0, 1)[None].to(parameter.device, parameter.dtype) / 255
         with torch.inference_mode():
-            result = self._network(inputs)[0].float().permute(1, 2, 0).cpu()  # padded to what it needs, and within 0..1
+            result = self._network(inputs)[0].float().permute(1, 2, 0).cpu()  # padded as it needs, and within 0..1
         if not torch.isfinite(result).all():
             raise InvalidOutput("The upscaler returned NaN pixels; its weights may be damaged.")
         factor = self._network.scale

@@ -15,9 +15,9 @@ Weighted = tuple[Change, float]
 
 @contextmanager
 def attached(pipe: Any, changes: Sequence[tuple[str, str, Change, float]]) -> Iterator[None]:
-    """Let each module (component, path) add its changes, each times its weight, to what it computes.
+    """Let each module (component, path) add its changes, each times its weight, to its output.
 
-    The modules stay what they are: hooks are put on and taken off. A change of weight 0 is not put on at all.
+    The modules stay as they are: hooks are put on and taken off. A change of weight 0 is not put on at all.
     """
     targets: dict[tuple[str, str], list[Weighted]] = {}
     for component, path, change, weight in changes:

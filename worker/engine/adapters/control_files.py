@@ -232,8 +232,8 @@ def _adapter_names(weights: Weights) -> Weights:
         light_block = re.fullmatch(r"body\.(\d+)\.body\.(.+)", name)
         if block:
             level, resnet = divmod(int(block[1]), 2)
-            place = f"resnets.{resnet}.{block[2]}" if block[2].startswith("block") else block[2]
-            name = f"body.{level}.{place}.{block[3]}"
+            position = f"resnets.{resnet}.{block[2]}" if block[2].startswith("block") else block[2]
+            name = f"body.{level}.{position}.{block[3]}"
         elif light_block:
             name = f"body.{light_block[1]}.resnets.{light_block[2]}"
         renamed[f"adapter.{name}"] = tensor

@@ -180,7 +180,7 @@ def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading
         if is_out_of_memory(error):
             raise
         raise _misfit(file, model, "its layers have other names or sizes") from None
-    processors = {place: item for place, item in converted.items() if isinstance(item, family.processor)}
+    processors = {path: item for path, item in converted.items() if isinstance(item, family.processor)}
     layers = {name.partition(".")[0] for name in state["ip_adapter"] if name.endswith("to_k_ip.weight")}
     if projection is None or len(layers) != len(processors):
         raise _misfit(file, model, f"it has {len(layers)} layers of attention and the model has {len(processors)}")

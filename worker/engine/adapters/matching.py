@@ -185,9 +185,9 @@ class _Order:
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise _Mismatch unless the whole change, rows and columns, is as large as all its targets together."""
-        wanted = (self.total, self.target.columns)
-        if shape != wanted:
-            raise _Mismatch(f"{shape[0]} x {shape[1]} instead of {wanted[0]} x {wanted[1]}")
+        expected = (self.total, self.target.columns)
+        if shape != expected:
+            raise _Mismatch(f"{shape[0]} x {shape[1]} instead of {expected[0]} x {expected[1]}")
 
 
 def _low_rank(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:

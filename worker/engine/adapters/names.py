@@ -291,12 +291,12 @@ def _named(path: str) -> Iterator[Alias]:
 def _resnets(paths: list[str]) -> dict[tuple[str, int], int]:
     """Return the number of resnets in each block of a UNet."""
     matches = re.findall(r"(\w+)_blocks\.(\d+)\.resnets\.", "\n".join(paths))
-    places = {(side, int(block)) for side, block in matches}
-    return {place: sum(1 for path in paths if _is_resnet(path, place)) for place in places}
+    positions = {(side, int(block)) for side, block in matches}
+    return {position: sum(1 for path in paths if _is_resnet(path, position)) for position in positions}
 
 
-def _is_resnet(path: str, place: tuple[str, int]) -> bool:
-    side, block = place
+def _is_resnet(path: str, position: tuple[str, int]) -> bool:
+    side, block = position
     return bool(re.fullmatch(rf"{side}_blocks\.{block}\.resnets\.\d+\.conv1", path))
 
 
@@ -316,7 +316,7 @@ def _ldm(path: str, resnets: dict[tuple[str, int], int], attentive: set[int]) ->
     if match is None:
         return None
     side, block, kind, index, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    first = sum(resnets.get((side, before), 0) + (side == "down") for before in range(block)) + (side == "down")
+    first = sum(resnets.get((side, earlier), 0) + (side == "down") for earlier in range(block)) + (side == "down")
     stage = "input_blocks" if side == "down" else "output_blocks"
     if kind == "downsamplers":
         return f"{stage}.{first + resnets.get((side, block), 0)}.0.op" if rest == "conv" else None

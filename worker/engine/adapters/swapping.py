@@ -12,12 +12,12 @@ _ABSENT = object()
 @contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Let `owner` have `value` as its `name`; afterwards it has the same object as before, or none."""
-    before = getattr(owner, name, _ABSENT)
+    original = getattr(owner, name, _ABSENT)
     _put(owner, name, value)
     try:
         yield
     finally:
-        _put(owner, name, before)
+        _put(owner, name, original)
 
 
 def _put(owner: Any, name: str, value: Any) -> None:

@@ -111,12 +111,12 @@ def _tiny(path: Path, own: Any) -> Any:
 
 def _check_latents(vae: Any, own: Any, name: str) -> None:
     """Refuse latents of another shape: they would fail in the middle of a job, or come out at another size."""
-    theirs, ours = _latents(vae), _latents(own)
-    if theirs == ours and vae.config.get("out_channels", 3) == own.config.get("out_channels", 3):
+    latents, own_latents = _latents(vae), _latents(own)
+    if latents == own_latents and vae.config.get("out_channels", 3) == own.config.get("out_channels", 3):
         return
     raise IncompatibleAdapter(
-        f"vae: {name} decodes latents of {theirs[0]} channels at 1/{theirs[1]} of the size, and this model's have "
-        f"{ours[0]} at 1/{ours[1]}; use a VAE of its family.",
+        f"vae: {name} decodes latents of {latents[0]} channels at 1/{latents[1]} of the size, and this model's have "
+        f"{own_latents[0]} at 1/{own_latents[1]}; use a VAE of its family.",
         field=_FIELD,
     )
 
