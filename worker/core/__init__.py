@@ -1,1 +1,1 @@
-"""The words of the house: types, errors and ports that walk between rooms. Standard library and pydantic only."""
+"""The types, errors and ports that all other packages share. Standard library and pydantic only."""
