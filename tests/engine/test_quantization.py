@@ -32,10 +32,10 @@ def test_scaled_fp8_equals_what_its_scales_say(flux, tmp_path, scale, per_channe
     from_fp8 = load("flux", single_files.save(comfy(packed), tmp_path / "fp8.safetensors"), base=flux)
     from_plain = load("flux", single_files.save(comfy(plain), tmp_path / "plain.safetensors"), base=flux)
     assert np.array_equal(draw(from_fp8), draw(from_plain))
-    # Without its scales the same file draws something else: the test would see it.
+    # Without its scales the same file draws something else, or nothing at all: the test would see it.
     bare = {name: tensor for name, tensor in packed.items() if not name.endswith(scale)}
     without = load("flux", single_files.save(comfy(bare), tmp_path / "bare.safetensors"), base=flux)
-    assert_differs(draw(without), draw(from_plain))
+    assert_differs(np.nan_to_num(draw(without)), draw(from_plain))
 
 
 def test_plain_fp8_becomes_the_plans_dtype(flux, tmp_path):
