@@ -11,7 +11,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_COMPLEXITY = 400, 60, 7,
 # What is one decision with many sides, and would not be clearer in pieces.
 INTRICATE = {
     "service/local/provisioning.py Provisioner.model_files",
-    "service/local/adapters/image_prompts.py _chosen",
+    "service/local/adapters/image_prompts.py _choose_file",
 }
 FILES = sorted(WORKER.rglob("*.py"))
 

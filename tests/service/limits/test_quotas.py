@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -125,6 +126,8 @@ class Paying:
         self.engine = FakeEngine()
         limits = {"rate_limit_per_minute": 1_000, "quota_pixel_steps_per_day": 100 * WORK}
         self.context = make_context(root, self.engine, **{**limits, **changes})
+        moment = time.time()
+        self.context.worker.quotas._now = lambda: moment  # requests come back by the clock, on a slow machine too
 
     async def draw(self, job_id, **fields):
         payload = {"prompt": "an apple", "width": 64, "height": 64, **fields}
