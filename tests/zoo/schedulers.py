@@ -26,6 +26,7 @@ import worker.engine.compatibility  # noqa: F401  what has moved inside the libr
 from tests.zoo import RECIPES
 from tests.zoo.plain import draw, load, quiet, save
 from tests.zoo.recipe import Recipe
+from worker.catalog.call import Model
 from worker.catalog.interface.sampling import FILE, native
 from worker.catalog.repositories import detect_repository
 from worker.catalog.schedulers import CLASSES, Noise
@@ -50,7 +51,7 @@ class Measured:
 def measure(recipe: Recipe, folder: Path) -> Measured | None:
     """Draw the recipe with every scheduler that might fit; None for one that has no scheduler to replace."""
     save(recipe, folder)
-    noise, own = native(_SPEC, detect_repository(_configs(folder)))
+    noise, own = native(Model(_SPEC, detect_repository(_configs(folder))))
     pipeline = load(recipe, folder)
     if noise is None or own is None or type(getattr(pipeline, "scheduler", None)).__name__ != own:
         return None
