@@ -73,7 +73,7 @@ def test_two_images_are_both_followed(pipeline, root, worker):
     pair = apart(pipeline, root / "two")
     request = pair.request()
     first = request["controlnets"][0]
-    second = first | {"image": encoded(gradient(64, 64)[::-1].copy()), "scale": 0.6}
+    second = first | {"image": encoded(255 - gradient(64, 64)[::-1]), "scale": 2.0}
     images = [_drawn(worker, request | {"controlnets": sent}) for sent in ([first], [second], [first, second])]
     for one, other in itertools.combinations(images, 2):
         assert_differs(one, other)
