@@ -174,3 +174,11 @@ def test_trigger_words_are_bounded():
     words = trigger_words(metadata, ["tok"])
     assert len(words) == 16
     assert max(map(len, words)) == 100
+
+
+def test_a_file_without_a_mark_of_loras_reads_as_it_does_key_by_key(monkeypatch):
+    shapes = {name: {key: shape for key, (_, shape) in stored(name).tensors.items()} for name in NAMES}
+    quickly = {name: read_keys(keys) for name, keys in shapes.items()}
+    assert {bool(keys.modules) for keys in quickly.values()} == {True, False}
+    monkeypatch.setattr("worker.catalog.lora_keys._MARKS", ("",))
+    assert quickly == {name: read_keys(keys) for name, keys in shapes.items()}

@@ -79,6 +79,12 @@ _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("VeRA", re.compile(r"\.vera_lambda_[bd]")),
     ("a LoRA that replaces whole weights", re.compile(r"\.(?:set_weight|reshape_weight)$")),
 )
+# Without one of these no key of a file says anything here: a checkpoint's thousands of keys are not looked at singly.
+_MARKS = (
+    ".lora", "_lora", ".alpha", ".dora_scale", ".diff.", ".diff\n", ".diff_b", ".w_norm", ".b_norm", ".on_input",
+    ".oft_", ".rescale", ".hada_", ".lokr_", ".a1.weight\n", ".a2.weight\n", ".b1.weight\n", ".b2.weight\n", ".bm.weight\n",
+    "bundle_emb.", ".boft_", ".vera_", ".set_weight", ".reshape_weight",
+)  # fmt: skip
 _DIFFERENCES = frozenset({"diff", "diff_b"})
 # An algorithm's tensors: those it needs, and those that may be beside. The first match is the module's algorithm.
 _ALGORITHMS = tuple(
@@ -96,6 +102,9 @@ _ALGORITHMS = tuple(
 
 def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
     """Sort the tensors of a LoRA file, given by name and shape, by module and role."""
+    names = "\n".join((*shapes, ""))
+    if not any(mark in names for mark in _MARKS):
+        return LoraKeys((), {}, tuple(shapes), None, "bare")
     refused = next((name for name, mark in _REFUSED if any(map(mark.search, shapes))), None)
     if refused is None and any(name.endswith(".oft_blocks") and len(shape) == 4 for name, shape in shapes.items()):
         refused = "BOFT"
