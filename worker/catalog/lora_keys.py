@@ -82,8 +82,8 @@ _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
 # Without one of these no key of a file says anything here: a checkpoint's thousands of keys are not looked at singly.
 _MARKS = (
     ".lora", "_lora", ".alpha", ".dora_scale", ".diff.", ".diff\n", ".diff_b", ".w_norm", ".b_norm", ".on_input",
-    ".oft_", ".rescale", ".hada_", ".lokr_", ".a1.weight\n", ".a2.weight\n", ".b1.weight\n", ".b2.weight\n", ".bm.weight\n",
-    "bundle_emb.", ".boft_", ".vera_", ".set_weight", ".reshape_weight",
+    ".oft_", ".rescale", ".hada_", ".lokr_", ".a1.weight\n", ".a2.weight\n", ".b1.weight\n", ".b2.weight\n",
+    ".bm.weight\n", "bundle_emb.", ".boft_", ".vera_", ".set_weight", ".reshape_weight",
 )  # fmt: skip
 _DIFFERENCES = frozenset({"diff", "diff_b"})
 # An algorithm's tensors: those it needs, and those that may be beside. The first match is the module's algorithm.
