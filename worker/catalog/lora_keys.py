@@ -105,6 +105,11 @@ def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
     names = "\n".join((*shapes, ""))
     if not any(mark in names for mark in _MARKS):
         return LoraKeys((), {}, tuple(shapes), None, "bare")
+    return _sort_keys(shapes)
+
+
+def _sort_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
+    """Sort the tensors of a file, of which some are a LoRA's, one by one."""
     refused = next((name for name, mark in _REFUSED if any(map(mark.search, shapes))), None)
     if refused is None and any(name.endswith(".oft_blocks") and len(shape) == 4 for name, shape in shapes.items()):
         refused = "BOFT"
