@@ -205,6 +205,7 @@ def test_sighup_reads_the_models_again(zoo, tmp_path):
         ({"MODELS_YAML": "broken.yaml"}, "broken.yaml:2"),
         ({"DEFAULT_MODEL": "nosuch"}, "nosuch"),
         ({"VOLUME_DIR": "/proc/nowhere"}, "volume_writable"),
+        ({"MODEL_ID": "file:missing/model.safetensors"}, "models_available RuntimeError: file:missing"),
     ],
 )
 def test_a_worker_that_cannot_serve_says_why_and_exits(zoo, tmp_path, broken, said):

@@ -48,6 +48,8 @@ class FakeEngine:
         """How long a run loads before its steps; that is not interrupted."""
         self.failures: list[BaseException] = []
         """Raised by the next runs, one each."""
+        self.load_failures: list[BaseException] = []
+        """Raised by the next preloads, one each."""
         self.poison: dict[str, WorkerError] = {}
         """Prompts that fail a whole call."""
         self.spoiled: dict[str, WorkerError] = {}
@@ -126,6 +128,8 @@ class FakeEngine:
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Say that the model is there now."""
+        if self.load_failures:
+            raise self.load_failures.pop(0)
         self.resident = [model.spec.id]
         return LoadPlan(Path(), model.detection.pipeline or "", "float32", "cuda", "none", 2 * 2**30, 2**30)
 

@@ -17,11 +17,9 @@ from worker.app.stores import bucket_opener, build_bucket, build_store
 from worker.catalog.registry import Registry, RegistryError
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles
 from worker.core.ports import Backend
-from worker.core.result import ignore_progress
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.net.fetch import ImageFetcher
@@ -30,6 +28,7 @@ from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
+from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.output_folder import OutputFolder
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
@@ -77,16 +76,20 @@ class Worker:
             _LOG.error("models.yaml is not reloaded: %s", error)
             return
         self.resolver.replace_registry(registry)
+        self.operations.readiness.wake()
         _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
 
-    async def warm_up(self) -> None:
-        """Build the engine and load the models to be served first, in the background; failures are only logged."""
-        names = dict.fromkeys([self.settings.default_model_id, *self.settings.preload_models])
-        for name in names:
-            try:
-                await self.operations.device.preload(name, ignore_progress)
-            except WorkerError as error:
-                _LOG.warning("warm-up of %s: %s", name, error.message)
+    async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
+        """Load the models to be served first, or without WARM_UP look for their files; then try the failed ones again.
+
+        `warm` is called once the worker can take jobs. This runs until it is cancelled.
+        """
+        readiness, loaded = self.operations.readiness, self.settings.warm_up
+        if not loaded:
+            warm()
+        await readiness.prepare(loaded=loaded)
+        warm()
+        await readiness.retry(loaded=loaded)
 
 
 def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:
@@ -129,12 +132,13 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
 
     introspection = ModelIntrospection(resolver, store, limits)
     device = DeviceIntrospection(resolver, store, provisioner, engine, _plan, limits, load)
+    readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
     metrics = Metrics(__version__, load)
     usage_log = UsageLog(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
-    operations = Operations(generation, introspection, device, delivery, telemetry)
+    operations = Operations(generation, introspection, device, readiness, delivery, telemetry)
     return Worker(settings, resolver, store, provisioner, operations, engine, metrics, usage_log, quotas)
 
 

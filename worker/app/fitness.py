@@ -2,11 +2,12 @@
 
 import ctypes
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib import metadata
 from pathlib import Path
 
 from worker.app.settings import Settings
+from worker.service.introspection.readiness import Readiness
 
 
 def library_warnings() -> list[str]:
@@ -42,6 +43,17 @@ def check_volume(settings: Settings) -> Callable[[], None]:
             ) from None
 
     return volume_writable
+
+
+def check_models(readiness: Readiness) -> Callable[[], Awaitable[None]]:
+    """Return a fitness check: the default model and those to be preloaded are there. It reads no weights."""
+
+    async def models_available() -> None:
+        await readiness.prepare(loaded=False)
+        if problems := readiness.problems():
+            raise RuntimeError(" ".join(problems))
+
+    return models_available
 
 
 def check_device(settings: Settings) -> Callable[[], None]:

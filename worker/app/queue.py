@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from worker.app.build import Worker, build_worker
-from worker.app.fitness import check_device, check_volume, library_warnings
+from worker.app.fitness import check_device, check_models, check_volume, library_warnings
 from worker.app.logs import configure_logging
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
 from worker.app.signals import hear_reload, hear_shutdown
@@ -52,7 +52,7 @@ def run_serverless() -> None:
         on_loop_start=lambda: _begin(worker),
     )
     if not local:
-        for check in (check_volume(settings), check_device(settings)):
+        for check in (check_volume(settings), check_device(settings), check_models(worker.operations.readiness)):
             runpod.serverless.register_fitness_check(check)
     handler = at_terminal.reporting(door.handle) if at_terminal else door.handle
     runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
@@ -68,7 +68,7 @@ def _begin(worker: Worker) -> None:
     """Start the parts that need the running loop: the signals, after RunPod's SDK has set its own, and the warm-up."""
     hear_reload(worker.reload)
     hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
-    if worker.settings.warm_up:
+    if worker.settings.warm_up:  # else the fitness check has looked for the files
         task = asyncio.get_running_loop().create_task(worker.warm_up())
         _background.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(_background.discard)

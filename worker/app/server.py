@@ -89,13 +89,14 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     def state() -> State:
         if worker.engine.lost is not None:
             return "lost"
+        if worker.operations.readiness.problems():
+            return "failed"
         return "ready" if warm.is_set() else "starting"
 
     async def warm_up() -> None:
         if settings.warm_up:
             await asyncio.sleep(_HEAD_START_S)
-            await worker.warm_up()
-        warm.set()
+        await worker.warm_up(warm.set)
 
     admission, grace_s = worker.operations.generation.admission, settings.shutdown_grace_seconds
 

@@ -129,6 +129,7 @@ class WorkerStatus:
     jobs_queued: int
     resident_models: tuple[str, ...]
     models: int
+    problems: tuple[str, ...] = ()  # a sentence for each model that should be ready and cannot be
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ Telemetry tells usage log, metrics and traces of the job once. Privacy keeps the
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from worker.core.answer import (
     Answer,
@@ -28,6 +28,7 @@ from worker.core.result import Emit
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
+from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.record import JobRecord
 from worker.service.usage import request_id
@@ -42,6 +43,7 @@ class Operations:
     generation: GenerationService
     introspection: ModelIntrospection
     device: DeviceIntrospection
+    readiness: Readiness
     delivery: Delivery
     telemetry: Telemetry
 
@@ -95,8 +97,10 @@ class Operations:
         return await self.device.plan(model)
 
     def status(self) -> WorkerStatus:
-        """Report if the worker is ready, what it runs and what is resident."""
-        return self.device.status()
+        """Report if the worker is ready, what it runs, what is resident, and which models cannot be had."""
+        status, problems = self.device.status(), self.readiness.problems()
+        state = "failed" if problems and status.status != "lost" else status.status
+        return replace(status, status=state, problems=problems)
 
     async def preload(self, model: str | None, emit: Emit) -> Preloaded:
         """Fetch `model` and put it on the device."""

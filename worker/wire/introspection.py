@@ -90,8 +90,10 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
 
 def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
     """Write a worker's state: its readiness, its running and queued jobs, its resident models."""
+    reason: dict[str, JsonValue] = {"reason": " ".join(answer.problems)} if answer.problems else {}
     return {
         "status": answer.status,
+        **reason,
         "version": answer.version,
         "running": answer.running,
         "jobs": {"running": answer.jobs_running, "queued": answer.jobs_queued},

@@ -98,6 +98,17 @@ class DeviceIntrospection:
             models=len(self._resolver.registry.models),
         )
 
+    def is_resident(self, model: str) -> bool:
+        """True if this model of the registry is on the device."""
+        return self._resolver.registered_id(model) in self._engine.resident_models
+
+    async def check(self, model: str) -> None:
+        """Look for the files of `model` and of what completes it, and fetch none. Raises SourceError and its kin."""
+        spec = self._resolver.resolve(model)
+        resolved = await asyncio.to_thread(self._resolver.known, spec)
+        for source, variant in await asyncio.to_thread(self._provisioner.sources, resolved):
+            await asyncio.to_thread(self._store.peek, source, variant)
+
     async def preload(self, model: str | None, emit: Emit, timeout_s: float | None = None) -> Preloaded:
         """Fetch `model` and put it on the device."""
         spec = self._resolver.resolve(model)

@@ -13,13 +13,16 @@ def routes(context: ServerContext) -> APIRouter:
     """Return the routes of GET /health, /ping and /ready."""
     router = APIRouter(tags=["health"])
 
+    def readiness(status: int) -> Response:
+        state = context.state()
+        reason = " ".join(context.operations.readiness.problems())
+        return json_response({"status": state} | ({"reason": reason} if reason else {}), status)
+
     @router.get("/health", summary="What this server is doing", responses=openapi.answers(openapi.Health, 503))
     async def health() -> Response:
         state = context.state()
-        body = encode_status(context.operations.device.status()) | {
-            "status": state,
-            "gpu_available": context.gpu_available,
-        }
+        body = encode_status(context.operations.status()) | {"status": state, "gpu_available": context.gpu_available}
+        # A server without one of its models still serves the others: only a lost one must be replaced.
         return json_response(body, 503 if state == "lost" else 200)
 
     @router.get(
@@ -29,13 +32,10 @@ def routes(context: ServerContext) -> APIRouter:
     )
     async def ping() -> Response:
         state = context.state()
-        if state == "starting":
-            return Response(status_code=204)
-        return json_response({"status": state}, 503 if state == "lost" else 200)
+        return Response(status_code=204) if state == "starting" else readiness(200 if state == "ready" else 503)
 
     @router.get("/ready", summary="200 when ready, else 503", responses=openapi.answers(openapi.Ping, 503))
     async def ready() -> Response:
-        state = context.state()
-        return json_response({"status": state}, 200 if state == "ready" else 503)
+        return readiness(200 if context.state() == "ready" else 503)
 
     return router

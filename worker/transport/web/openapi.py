@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from worker.catalog.interface.request_fields import request_fields
 from worker.core.job_input import ACTIONS
 from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS, Status
+from worker.transport.web.state import State
 
 GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}
 _POLICY_MS = {"type": ["number", "null"], "minimum": MIN_POLICY_MS, "maximum": MAX_POLICY_MS}
@@ -93,7 +94,8 @@ class Jobs(Documented):
 class Health(Documented):
     """What this server is doing."""
 
-    status: Literal["starting", "ready", "lost"]
+    status: State
+    reason: str | None = Field(default=None, description="Why a model that should be ready is not.")
     gpu_available: bool
     version: str
     running: str | None = Field(description="What the device does: the ids of the jobs.")
@@ -104,7 +106,8 @@ class Health(Documented):
 class Ping(Documented):
     """Whether this server is ready."""
 
-    status: Literal["starting", "ready", "lost"]
+    status: State
+    reason: str | None = Field(default=None, description="Why a model that should be ready is not.")
 
 
 class Ran(Documented):

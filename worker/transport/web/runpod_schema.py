@@ -139,7 +139,7 @@ def encode_health(counts: Counts, state: State) -> dict[str, JsonValue]:
             "ready": int(state == "ready"),
             "running": int(state == "ready" and busy),
             "throttled": 0,
-            "unhealthy": int(state == "lost"),
+            "unhealthy": int(state in ("failed", "lost")),
         },
     }
 

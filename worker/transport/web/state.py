@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-State = Literal["starting", "ready", "lost"]
+State = Literal["starting", "ready", "failed", "lost"]
