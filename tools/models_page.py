@@ -28,6 +28,11 @@ named in a request stands in [api.md](api.md), what was really run where in [ver
 Any repository that a pipeline class of the installed diffusers can load runs, whether its family has a row below or
 not: a row adds defaults, bounds, the classes of further tasks, and single files. `{"action": "inspect", "model": …}`
 says what a file or repository is, how sure that is, and why; nothing but headers and JSON is fetched for it.
+
+Every tensor of a repository is accounted for. One that is missing, left over or of another shape than the config says
+is `corrupt_file`, naming the part and the tensor. Names that a wrapper left are read as what they mean: `module.`,
+`_orig_mod.`, `base_model.model.`, `.base_layer.`. The other towers of a larger model, beside a text encoder say, are
+left out.
 """
 _FAMILIES = """
 ## Families

@@ -12,6 +12,7 @@ import transformers
 
 from worker.core.errors import UnsupportedModel
 from worker.engine.compatibility import pipeline_module
+from worker.engine.pretrained import load_pretrained
 
 # Tokenizers whose vocabulary is bundled once, beside the configs that share it: class name to its folder.
 _SHARED_VOCABULARIES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip"}
@@ -75,14 +76,20 @@ def is_complete(component: Component, folder: Path) -> bool:
     return True
 
 
-def load_component(component: Component, folder: Path, dtype: torch.dtype) -> Any:
-    """Load one component from its own folder. Never code of the folder, never a pickle, never the network."""
+def load_component(component: Component, folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """Load one component from its own folder. Never code of the folder, never a pickle, never the network.
+
+    Raises CorruptFile for a model that lacks a tensor, or has one too many.
+    """
     options: dict[str, Any] = {"local_files_only": True}
-    if component.is_model:
-        # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
-        options |= {"dtype": dtype, "use_safetensors": True}
     if component.library == "transformers":
         options["trust_remote_code"] = False
+    if component.is_model:
+        if variant and any(f".{variant}" in path.name for path in folder.glob("*.safetensors")):
+            options["variant"] = variant
+        # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
+        what = f"The {component.name} of the model"
+        return load_pretrained(component.cls, folder, what, dtype=dtype, use_safetensors=True, **options)
     shared = _shared_vocabulary(component, folder)
     if shared is not None and not _has_vocabulary(folder):
         return component.cls.from_pretrained(shared, **_pad_token(folder), **options)

@@ -15,7 +15,7 @@ from worker.core.device import LoadFormat, LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
-from worker.engine.components import read_index, schedule
+from worker.engine.components import load_component, read_index, schedule
 from worker.engine.devices import is_out_of_memory
 from worker.engine.single_file import load_checkpoint, load_part
 from worker.engine.upscaling import load_upscaler
@@ -76,6 +76,12 @@ def _load_repository(plan: LoadPlan) -> Any:
     dtype = DTYPES[plan.dtype]
     index = read_index(plan.root)
     others = {name: load_part(index, name, path, plan.root, dtype) for name, path in plan.parts.items()}
+    others |= _without_safety_checker(cls)
+    expected, _ = cls._get_signature_keys(cls)
+    for name in expected:
+        if name in index and name not in others and index[name].is_model:
+            # One by one, since a pipeline's own loader lets tensors be missing.
+            others[name] = load_component(index[name], plan.root / name, dtype, plan.variant)
     return cls.from_pretrained(
         plan.root,
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
@@ -84,7 +90,6 @@ def _load_repository(plan: LoadPlan) -> Any:
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
-        **_without_safety_checker(cls),
         **others,
     )
 

@@ -18,6 +18,7 @@ from worker.core.model import ModelFiles
 from worker.core.result import Artifact
 from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
+from worker.engine.pretrained import load_pretrained
 
 SafetyAction = Literal["report", "blur", "black"]
 # Labels that published classifiers have for images that not everybody wants to see.
@@ -85,20 +86,20 @@ class SafetyChecker:
         return replace(artifact, raster=frames[0] if frames else hide(artifact.raster), frames=frames)
 
     def _load(self, folder: Path) -> Judge:
+        what = "SAFETY_CHECKER"
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
             if "StableDiffusionSafetyChecker" in (config.get("architectures") or ()):
-                model = StableDiffusionSafetyChecker.from_pretrained(folder, **options)
+                model = load_pretrained(StableDiffusionSafetyChecker, folder, what, field=what, **options)
                 # Stable Diffusion's pipelines keep the processor in a folder beside; its defaults stand in.
                 processor = transformers.CLIPImageProcessor()
                 return _concepts(model.eval().to(self._device), processor)
             processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            model = transformers.AutoModelForImageClassification.from_pretrained(
-                folder, trust_remote_code=False, **options
-            )
+            cls = transformers.AutoModelForImageClassification
+            model = load_pretrained(cls, folder, what, field=what, trust_remote_code=False, **options)
             return _classifier(model.eval().to(self._device), processor, self._policy.labels)
         except WorkerError:
             raise

@@ -22,6 +22,7 @@ from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
 from worker.engine.adapters.control_loras import MARKER, unfolded
 from worker.engine.devices import is_out_of_memory
+from worker.engine.pretrained import load_pretrained
 
 _FIELD = "controlnets"
 Weights = dict[str, Tensor]
@@ -60,8 +61,11 @@ def load_control(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype)
 
 def _from_folder(item: AdapterFiles[Control], dtype: torch.dtype) -> Any:
     root = item.files.root
-    return _class(item).from_pretrained(
+    return load_pretrained(
+        _class(item),
         root,
+        f"{_FIELD}: {item.model}",
+        field=_FIELD,
         dtype=dtype,
         variant=item.files.variant or _only_variant(root),
         use_safetensors=True,

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.engine.pretrained import load_pretrained
 
 _FIELD = "ip_adapters"
 
@@ -42,9 +43,8 @@ def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Enco
             field=_FIELD,
         )
     cls: Any = CLIPVisionModelWithProjection if kind.startswith("clip") else SiglipVisionModel
-    model = cls.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    )
+    options = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    model = load_pretrained(cls, folder, "The image encoder", field=_FIELD, dtype=dtype, **options)
     size = model.config.image_size
     if kind.startswith("clip"):
         processor: Any = CLIPImageProcessorPil(size=size, crop_size=size)
