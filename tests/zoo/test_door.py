@@ -171,6 +171,18 @@ def test_an_image_of_any_size_is_edited(doorway: Doorway, pipeline: str, size: t
     assert_differs(pixels(first), pixels(other))
 
 
+@pytest.mark.parametrize(
+    ("sent", "drawn"), [({}, (64, 96)), ({"width": 64}, (64, 64)), ({"width": 96, "height": 64}, (64, 96))]
+)
+def test_an_edit_without_a_size_is_as_large_as_its_image(
+    doorway: Doorway, sent: dict[str, int], drawn: tuple[int, int]
+):
+    size = {"width": None, "height": None, **sent}
+    answer = doorway.ask("GlmImagePipeline", image=None, images=[Image(96, 64), Image(64, 96, seed=1)], **size)
+    assert pixels(answer).shape == (*drawn, 3)
+    assert (answer["height"], answer["width"]) == drawn
+
+
 @pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
 def test_a_video_is_what_was_asked_for(doorway: Doorway, pipeline: str):
     asked = {"num_frames": 9, "width": 96, "height": 64, "fps": 12}

@@ -124,7 +124,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         worker.usage_log,
         max_body_bytes=_max_body_bytes(settings),
         authenticator=authenticator,
-        edit_model=settings.edit_model,
+        edit_model=settings.edit_model or settings.model_id,
     )
     return create_app(context, lifespan, settings.cors_origins)
 

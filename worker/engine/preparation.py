@@ -67,7 +67,8 @@ def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
 def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """Fit images to GLM-Image's grid and bounds, where its tokens and its VAE count equally many.
 
-    Other images are enlarged or reduced, those longer than four to one are cut, and sides are rounded.
+    Other images are enlarged or reduced, those longer than four to one are cut, and sides are rounded. Without a size
+    the answer has that of the first image, as diffusers means it to: its processor is asked before it has looked.
     """
     images = arguments.get("image")
     if not images:
@@ -81,7 +82,10 @@ def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
         width, height = (min(high, max(low, round(side * scale / grid) * grid)) for side in image.size)
         return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
-    return arguments | {"image": [fitted(image) for image in images]}
+    fitted_images = [fitted(image) for image in images]
+    size = dict(zip(("width", "height"), fitted_images[0].size, strict=True))
+    unsaid = {name: side for name, side in size.items() if arguments.get(name) is None}
+    return arguments | unsaid | {"image": fitted_images}
 
 
 def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:

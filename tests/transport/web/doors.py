@@ -142,7 +142,7 @@ def _inference(path: str = "/diffusers/generate") -> Ask:
         model = fields.pop("model", None)
         if path.endswith("/"):
             return _hub(served.http.post(f"{path}{model or 'tiny'}", json=body, headers=headers))
-        return _hub(served.http.post(path, json=body | {"model_id": model}, headers=headers))
+        return _hub(served.http.post(path, json=body | {"model_id": model or "tiny"}, headers=headers))
 
     return ask
 

@@ -25,7 +25,7 @@ FORM = {"files": {"image": png(64, 64)}, "data": {"prompt": "x"}}
 DRAWING = [
     ("/run", {"json": {"prompt": "x"}}, lambda body: body["code"]),
     ("/runsync", {"json": {"prompt": "x"}}, lambda body: body["code"]),
-    ("/diffusers/generate", {"json": {"inputs": "x"}}, lambda body: body["code"]),
+    ("/diffusers/generate?model_id=tiny", {"json": {"inputs": "x"}}, lambda body: body["code"]),
     ("/diffusers/generate/tiny", {"json": {"inputs": "x"}}, lambda body: body["code"]),
     ("/models/tiny", {"json": {"inputs": "x"}}, lambda body: body["code"]),
     ("/edit", FORM, lambda body: body["error"]),
@@ -143,7 +143,12 @@ def test_who_is_turned_away_for_want_of_room_is_in_the_books_too(tmp_path):
 def test_a_quota_is_that_of_a_key_at_every_door(tmp_path):
     with WebWorker(tmp_path, api_keys=f"{ANNA},{BEN}", rate_limit_per_minute=2) as served:
         assert served.http.post("/run", json={"prompt": "x"}, headers=bearer(ANNA)).status_code == 200
-        assert served.http.post("/diffusers/generate", json={"inputs": "x"}, headers=bearer(ANNA)).status_code == 200
+        assert (
+            served.http.post(
+                "/diffusers/generate?model_id=tiny", json={"inputs": "x"}, headers=bearer(ANNA)
+            ).status_code
+            == 200
+        )
         answer = served.http.post("/v1/images/generations", json={"prompt": "x"}, headers=bearer(ANNA))
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limited")
         assert 1 <= int(answer.headers["retry-after"]) <= 30

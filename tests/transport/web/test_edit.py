@@ -7,7 +7,15 @@ from PIL import Image
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
-from worker.core.errors import JobTimeout, OutOfMemory, Overloaded
+from worker.core.errors import (
+    DeviceLost,
+    EngineFailure,
+    InvalidOutput,
+    JobTimeout,
+    LoadFailed,
+    OutOfMemory,
+    Overloaded,
+)
 
 FORM = {"prompt": "make it blue"}
 
@@ -41,12 +49,25 @@ def test_a_number_as_prompt_is_a_text_and_an_empty_field_is_none(editing):
     assert editing.context.engine.ran[0].prompt == "42"
 
 
-def test_without_a_model_it_is_the_first_that_edits(served):
-    answer = served.http.post("/edit", data=FORM, files=files())
+def test_without_a_model_it_is_the_default_one(served):
+    assert served.http.post("/edit", data=FORM, files=files()).status_code == 200
+    assert served.http.post("/edit", data={**FORM, "model": "any"}, files=files()).status_code == 200
+    assert [job.call.spec.id for job in served.context.engine.ran] == ["tiny", "any"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "model"),
+    [
+        ({"model_id": "org/editor"}, "org/editor"),
+        ({"model_id": "org/other"}, "org/other"),  # nobody knows what it is: it is tried, and nothing else
+        ({"edit_model": "editor", "model_id": "tiny"}, "editor"),
+    ],
+)
+def test_the_operators_model_is_taken_even_where_it_cannot_be_had(tmp_path, settings, model):
+    with WebWorker(tmp_path, **settings) as served:
+        answer = served.http.post("/edit", data=FORM, files=files())
     assert (answer.status_code, answer.json()["error"]) == (503, "source_unavailable")
-    assert "org/editor" in answer.json()["detail"]
-    assert served.http.post("/edit", data={**FORM, "model": "small"}, files=files()).status_code == 200
-    assert served.context.engine.ran[0].call.spec.id == "tiny"
+    assert model in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -84,18 +105,22 @@ def test_what_cannot_be_read_is_400_in_this_doors_shape_and_nothing_runs(editing
 
 
 @pytest.mark.parametrize(
-    ("failure", "status"),
+    ("failure", "status", "code"),
     [
-        (OutOfMemory("Too little memory."), 503),
-        (JobTimeout("Too long."), 504),
-        (Overloaded("Busy.", details={"retry_after_s": 3}), 503),
-        (ValueError("odd"), 503),
+        (OutOfMemory("Too little memory."), 503, "gpu_oom"),
+        (JobTimeout("Too long."), 504, "timeout"),
+        (EngineFailure("It broke."), 503, "inference_error"),
+        (LoadFailed("It does not load."), 503, "inference_error"),
+        (InvalidOutput("All black."), 503, "inference_error"),
+        (DeviceLost("No device."), 503, "inference_error"),
+        (Overloaded("Busy.", details={"retry_after_s": 3}), 503, "overloaded"),
+        (ValueError("odd"), 503, "inference_error"),
     ],
 )
-def test_what_fails_later_is_503_or_504(editing, failure, status):
+def test_what_fails_later_is_503_or_504(editing, failure, status, code):
     editing.context.engine.failures = [failure]
     answer = editing.http.post("/edit", data=FORM, files=files())
-    assert answer.status_code == status
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
     assert "odd" not in answer.text
     assert answer.headers.get("retry-after") == ("3" if isinstance(failure, Overloaded) else None)
 
@@ -116,13 +141,32 @@ def test_a_form_that_is_too_large_is_read_no_further(tmp_path):
         assert served.context.builder.built == 0
 
 
-def test_without_any_editing_model_the_answer_says_what_to_do(tmp_path):
-    from tests.fakes.engine import shelf
-
-    text = shelf(tmp_path / "other").read_text().replace('"image-editing"', '"text-to-image"')
-    text = text.replace('"qwen-image-edit"', '"sdxl"')
-    (tmp_path / "models.yaml").write_text(text)
-    with WebWorker(tmp_path / "other", models_yaml=tmp_path / "models.yaml") as served:
+def test_without_a_default_model_that_takes_images_the_answer_says_what_to_do(tmp_path):
+    with WebWorker(tmp_path, default_model="video") as served:
         answer = served.http.post("/edit", data=FORM, files=files())
     assert (answer.status_code, answer.json()["error"]) == (400, "model_not_found")
     assert "EDIT_MODEL" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind", "code"),
+    [
+        ("notes.txt", b"plain words", "text/plain", "invalid_file"),
+        ("page.pdf", b"%PDF-1.7", "application/pdf", "invalid_file"),
+        ("sound.wav", b"RIFF\0\0\0\0WAVE", "application/octet-stream", "invalid_file"),
+        ("in.png", b"no image", "image/png", "invalid_image"),
+        ("in.jpg", b"\xff\xd8\xffbroken", "application/octet-stream", "invalid_image"),
+        ("in.webp", b"RIFF\0\0\0\0WEBP", "text/plain", "invalid_image"),
+        ("in.png", b"", "image/png", "invalid_image"),
+    ],
+)
+def test_a_file_of_another_type_is_told_from_a_damaged_image(editing, name, data, kind, code):
+    answer = editing.http.post("/edit", data=FORM, files={"image": (name, data, kind)})
+    assert (answer.status_code, answer.json()["error"]) == (400, code)
+    assert code == "invalid_image" or kind in answer.json()["detail"]
+    assert editing.context.builder.built == 0
+
+
+def test_an_image_is_taken_whatever_its_file_is_called(editing):
+    sent = {"image": ("notes.txt", png(64, 64), "text/plain")}
+    assert editing.http.post("/edit", data=FORM, files=sent).status_code == 200

@@ -13,9 +13,10 @@ from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import noise, png
 
 PATH = "/diffusers/generate"
+NAMED = f"{PATH}?model_id=tiny"
 
 
-def client(served, query="", **options):
+def client(served, query="?model_id=tiny", **options):
     return InferenceClient(model=f"{served.origin}{PATH}{query}", token="anything", timeout=20, **options)
 
 
@@ -54,7 +55,7 @@ def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):
         ("image/png;q=0.2, image/webp;q=0.9", "image/webp"),
         ("image/webp;q=x, text/html", "image/png"),
     ]:
-        answer = served.http.post(PATH, json={"inputs": "x"}, headers={"Accept": accept})
+        answer = served.http.post(NAMED, json={"inputs": "x"}, headers={"Accept": accept})
         assert (answer.status_code, answer.headers["content-type"]) == (200, kind), accept
     assert answer.headers["x-seed"].isdecimal()
 
@@ -66,7 +67,6 @@ def test_where_the_model_is_named_and_which_place_goes_first(served):
 
     parameters = {"model_id": "tiny"}
     header = {"X-Model-Id": "any"}
-    assert ask() == "tiny"
     assert ask(parameters={"model_id": "any"}) == "any"
     assert ask(headers=header, parameters=parameters) == "any"
     assert ask(f"{PATH}/tiny", headers=header) == "tiny"
@@ -85,7 +85,24 @@ def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(serve
     answer = served.http.post(PATH, json={"inputs": "x", "model_id": "a/b"})
     found = answer.json()
     assert found["supported_models"] == ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
+    assert found["error"].endswith("There are tiny, any, org/sdxl, fast, editor, video.")
     assert (answer.headers["x-error-code"], answer.headers["x-error-message"]) == ("model_not_found", found["error"])
+    assert served.context.builder.built == 0
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"json": {"inputs": "x"}},
+        {"json": {"inputs": "x", "model_id": None, "parameters": {"model_id": ""}}},
+        {"content": png(64, 64), "headers": {"content-type": "image/png"}},
+    ],
+)
+def test_a_request_that_names_no_model_is_400_with_those_there_are(served, sent):
+    answer = served.http.post(PATH, **sent)
+    assert (answer.status_code, answer.json()["field"]) == (400, "model_id")
+    assert answer.json()["error"].endswith("There are tiny, any, org/sdxl, fast, editor, video.")
+    assert answer.json()["supported_models"][0] == "tiny"
     assert served.context.builder.built == 0
 
 
@@ -107,7 +124,7 @@ def test_an_unknown_model_is_400_with_those_there_are_and_nothing_is_built(serve
     ],
 )
 def test_a_refusal_is_a_sentence_where_the_client_looks_for_it(served, body, status, field):
-    answer = served.http.post(PATH, json=body)
+    answer = served.http.post(NAMED, json=body)
     assert answer.status_code == status
     assert isinstance(answer.json()["error"], str)
     assert answer.json().get("field") == field
@@ -116,7 +133,7 @@ def test_a_refusal_is_a_sentence_where_the_client_looks_for_it(served, body, sta
 
 
 def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
-    answer = served.http.post(PATH, json={"inputs": "x", "widht\r\n\0\x85\u2028ü€": 5})
+    answer = served.http.post(NAMED, json={"inputs": "x", "widht\r\n\0\x85\u2028ü€": 5})
     assert (answer.status_code, answer.headers["x-error-code"]) == (400, "unknown_parameter")
     assert answer.headers["x-error-message"].startswith("widht    ")
 
@@ -124,7 +141,7 @@ def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
 def test_what_is_no_json_and_no_image(served):
     for content, kind in [(b"", None), (b"hello", None), (b"{", "application/json"), (b"\xff\xfe", "image/png")]:
         headers = {"content-type": kind} if kind else {}
-        answer = httpx.post(f"{served.origin}{PATH}", content=content, headers=headers)
+        answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers)
         assert (answer.status_code, answer.json()["retryable"]) == (400, False)
     assert served.context.engine.ran == []
 
@@ -132,7 +149,7 @@ def test_what_is_no_json_and_no_image(served):
 def test_an_answer_that_is_too_large_is_still_an_image(tmp_path):
     engine = FakeEngine(pixels=lambda job, seed: noise(256, 256))
     with WebWorker(tmp_path, engine=engine, max_response_mb=0.2) as served:
-        answer = served.http.post(PATH, json={"inputs": "x", "parameters": {"width": 256, "height": 256}})
+        answer = served.http.post(NAMED, json={"inputs": "x", "parameters": {"width": 256, "height": 256}})
     assert answer.status_code == 200
     assert Image.open(io.BytesIO(answer.content)).get_format_mimetype() == answer.headers["content-type"] != "image/png"
 

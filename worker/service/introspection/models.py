@@ -1,6 +1,7 @@
 """Facts about models that need no device: the registry, the schemas of requests, what a source is."""
 
 import asyncio
+from collections.abc import Collection
 
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
@@ -29,13 +30,12 @@ class ModelIntrospection:
         """List the registered models that this version can run."""
         return tuple(model for model in self.models().models if model.served)
 
-    def first_model_for(self, task: Task) -> str | None:
-        """Return the id of the first registered model that serves `task`, judged without its files, or None."""
-        for spec in self._resolver.registry.models.values():
-            model = Model(spec)
-            if task in model.tasks and _is_served(model.call(task)):
-                return spec.id
-        return None
+    def default_model_for(self, tasks: Collection[Task]) -> str | None:
+        """Return the id of the default model if it serves one of `tasks`, judged without its files; else None."""
+        spec = self._resolver.resolve(None)
+        model = Model(spec)
+        served = any(task in model.tasks and _is_served(model.call(task)) for task in tasks)
+        return spec.id if served else None
 
     async def schema(self, model: str | None) -> ModelSchema:
         """Describe a request for `model` as a JSON Schema (2020-12)."""

@@ -39,6 +39,8 @@ MAX_KEY_CHARS = 255
 MAX_BODY_BYTES = 120_000_000
 # Actions of the operator alone: they move other callers' models off the device.
 ADMIN_ACTIONS = ("preload", "unload")
+# The tasks that change an image as a prompt says.
+_EDITING = (Task.IMAGE_EDITING, Task.IMAGE_TO_IMAGE)
 # With it, one caller cannot guess an id that was made of another caller's key.
 _SALT = secrets.token_bytes(32)
 
@@ -97,11 +99,11 @@ class ServerContext:
 
     def editor(self) -> str:
         """Return the model that edits images for callers who name none. Raises ModelNotFound."""
-        model = self.edit_model or self.operations.introspection.first_model_for(Task.IMAGE_EDITING)
+        model = self.edit_model or self.operations.introspection.default_model_for(_EDITING)
         if model is None:
             raise ModelNotFound(
-                "No model of models.yaml edits images; name one as model, or let the operator add one or set "
-                "EDIT_MODEL.",
+                "The default model takes no image to change; name one that does as model, or let the operator set "
+                "MODEL_ID or EDIT_MODEL.",
                 field="model",
             )
         return model

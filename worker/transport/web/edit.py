@@ -1,10 +1,13 @@
 """POST /edit: a form with an image and an instruction in, the changed image out as PNG."""
 
+import re
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 
-from worker.core.errors import InvalidRequest, UnknownParameter
+from worker.core import errors
+from worker.core.errors import InvalidImage, InvalidRequest, UnknownParameter
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import Failure, answered_by, json_response
@@ -18,10 +21,21 @@ _PROPERTIES = {
     "seed": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
     "guidance_scale": {"type": "number", "minimum": 0, "maximum": 30},
     "steps": {"type": "integer", "minimum": 1},
-    "model": {"type": "string", "maxLength": 512, "description": "EDIT_MODEL, or the first editing model there is."},
+    "model": {"type": "string", "maxLength": 512, "description": "Else EDIT_MODEL, MODEL_ID or the default model."},
 }
 # This door's clients know three numbers only, and a fourth for refused callers.
 _STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 413: 400, 415: 400, 504: 504}
+# And one word for each way in which drawing itself fails, but for gpu_oom.
+_FAILURES = (errors.EngineFailure, errors.LoadFailed, errors.InvalidOutput, errors.DeviceLost, errors.WorkerError)
+_CODES = {errors.JobTimeout.code: "timeout", **{error.code: "inference_error" for error in _FAILURES}}
+_TYPES = ("image/png", "image/jpeg", "image/webp")
+_BEGINNING = re.compile(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+
+
+class InvalidFile(InvalidImage):
+    """A file that is no image: this door's callers tell it from a damaged one."""
+
+    code = "invalid_file"
 
 
 class EditError(BaseModel):
@@ -44,9 +58,13 @@ def routes(context: ServerContext) -> APIRouter:
         openapi_extra=openapi.takes_form(_PROPERTIES, "image", "prompt"),
     )
     async def edit(request: Request) -> Response:
-        fields = _decode(await read_form(request, context.max_body_bytes))
+        form = await read_form(request, context.max_body_bytes)
+        fields = _decode(form)
         fields.setdefault("model", context.editor())
-        return encode_file(await context.generate(request, fields))
+        try:
+            return encode_file(await context.generate(request, fields))
+        except InvalidImage as error:
+            raise _of_file(form, error) from None
 
     return router
 
@@ -64,9 +82,18 @@ def _decode(form: Form) -> dict[str, JsonValue]:
     return {**form.values(but=("image",)), "image": images[0], "output": output_as("png")}
 
 
+def _of_file(form: Form, error: InvalidImage) -> InvalidImage:
+    """Return `error`, or InvalidFile where the file neither claims to be an image nor begins like one."""
+    for data, kind in zip(form.files.get("image", ()), form.types.get("image", ()), strict=True):
+        if kind not in _TYPES and not _BEGINNING.match(data):
+            named = f"a file of type {kind[:80]}" if kind else "a file without a type"
+            return InvalidFile(f"image is {named}; send a PNG, JPEG or WebP image.", field="image")
+    return error
+
+
 def _encode_failure(failure: Failure) -> Response:
     detail = failure.message
     if models := failure.supported_models:
         detail += f" There are {', '.join(models)}."
-    body = {"error": failure.code, "detail": detail, "request_id": failure.body["request_id"]}
+    body = {"error": _CODES.get(failure.code, failure.code), "detail": detail, "request_id": failure.body["request_id"]}
     return json_response(body, _STATUS.get(failure.status, 503), failure.headers)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 from pydantic import JsonValue
@@ -21,10 +21,11 @@ MAX_TEXT_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form's texts by name, of which the last one counts, and its files by name, in order."""
+    """A form's texts by name, of which the last one counts, and its files by name, in order, and their media types."""
 
     texts: dict[str, str]
     files: dict[str, list[bytes]]
+    types: dict[str, list[str]] = field(default_factory=dict)
 
     def images(self, *names: str) -> list[JsonValue]:
         """Return the files of these names as base64; a text under such a name may be base64 or a URL itself."""
@@ -59,15 +60,17 @@ async def read_form(request: Request, max_bytes: int) -> Form:
         raise InvalidRequest(f"The form cannot be read: {error.message}", field="body") from None
     texts: dict[str, str] = {}
     files: dict[str, list[bytes]] = {}
+    types: dict[str, list[str]] = {}
     try:
         for name, value in parts.multi_items():
             if isinstance(value, UploadFile):
                 files.setdefault(name, []).append(await value.read())
+                types.setdefault(name, []).append((value.content_type or "").partition(";")[0].strip().lower())
             else:
                 texts[name] = value
     finally:
         await parts.close()
-    return Form(texts, files)
+    return Form(texts, files, types)
 
 
 # Fields that stay texts though they may look like numbers.

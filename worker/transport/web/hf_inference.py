@@ -34,7 +34,7 @@ _BODY = {
 }
 _TEXT = (
     "The body is JSON, or the bytes of an image. The model is `model_id` of the body, else of the query, of the path, "
-    "the header `X-Model-Id`, `parameters.model_id`, or the default one. The answer is the image itself, in the "
+    "the header `X-Model-Id`, or `parameters.model_id`: one of them is needed. The answer is the image itself, in the "
     "format of `Accept`."
 )
 
@@ -68,6 +68,13 @@ def routes(context: ServerContext) -> APIRouter:
 
     async def respond(request: Request, model: str | None) -> Response:
         fields = _decode(request, await read_body(request, context.max_body_bytes), model)
+        if "model" not in fields:
+            supported = [model.id for model in context.operations.introspection.served_models()]
+            raise InvalidRequest(
+                "model_id is required: name a model in the body, the query, the path or X-Model-Id.",
+                field="model_id",
+                details={"supported_models": supported},
+            )
         return encode_file(await context.generate(request, fields))
 
     @router.post(
@@ -113,10 +120,12 @@ def routes(context: ServerContext) -> APIRouter:
 
 def _encode_failure(failure: Failure) -> Response:
     body = dict(failure.body)
+    sentence = failure.message
     if models := failure.supported_models:
-        body["supported_models"] = [*models]
-    latin = failure.message.encode("latin-1", "replace").decode("latin-1")
-    message = "".join(char if char.isprintable() else " " for char in latin)  # a header holds no more
+        sentence += f" There are {', '.join(models)}."
+        body |= {"error": sentence, "supported_models": [*models]}
+    latin = sentence.encode("latin-1", "replace").decode("latin-1")
+    message = "".join(char if char.isprintable() else " " for char in latin[:1_000])  # a header holds no more
     headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}
     return json_response(body, failure.status, headers)
 

@@ -74,7 +74,7 @@ def routes(context: ServerContext) -> APIRouter:
         summary="Images and words to images",
         responses=_responses("image_edit"),
         openapi_extra=openapi.takes_form(_FORM, "image", "prompt"),
-        description=f"The model is `model`, else EDIT_MODEL, else the first editing model there is.{_MORE}",
+        description=f"The model is `model`, else EDIT_MODEL, MODEL_ID or the default model.{_MORE}",
     )
     async def edits(request: Request) -> Response:
         fields = await asyncio.to_thread(_decode_edit, await read_form(request, context.max_body_bytes))
