@@ -69,12 +69,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def respond(request: Request, model: str | None) -> Response:
         fields = _decode(request, await read_body(request, context.max_body_bytes), model)
         if "model" not in fields:
-            supported = [model.id for model in context.operations.introspection.served_models()]
-            raise InvalidRequest(
-                "model_id is required: name a model in the body, the query, the path or X-Model-Id.",
-                field="model_id",
-                details={"supported_models": supported},
-            )
+            raise _model_required(context)
         return encode_file(await context.generate(request, fields))
 
     @router.post(
@@ -116,6 +111,15 @@ def routes(context: ServerContext) -> APIRouter:
         return json_response({"models": entries})
 
     return router
+
+
+def _model_required(context: ServerContext) -> InvalidRequest:
+    supported = [model.id for model in context.operations.introspection.served_models()]
+    return InvalidRequest(
+        "model_id is required: name a model in the body, the query, the path or X-Model-Id.",
+        field="model_id",
+        details={"supported_models": supported},
+    )
 
 
 def _encode_failure(failure: Failure) -> Response:
