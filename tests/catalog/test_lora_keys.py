@@ -6,6 +6,7 @@ import pytest
 
 from tests.catalog.corpus import NAMES, stored
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+from worker.core.errors import UnsupportedModel
 
 Q = "blocks.0.attn.to_q"
 
@@ -42,11 +43,61 @@ def read(*keys: str):
         ("double_blocks.0.processor.qkv_lora2.up.weight", "denoiser", "double_blocks.0.qkv2", "up"),
         ("single_blocks.0.processor.proj_lora.down.weight", "denoiser", "single_blocks.0.proj", "down"),
         ("lora_unet_x.w_norm", "denoiser", "x", "diff"),
+        ("diffusion_model.blocks.0.diff_m", "denoiser", "blocks.0.modulation", "diff"),
+        ("lora_unet_blocks_0.diff_m", "denoiser", "blocks_0.modulation", "diff"),
+        ("clip_l.text_model.x.lora_down.weight", "clip_l", "text_model.x", "down"),
+        ("t5.encoder.block.0.x.lora_up.weight", "text_encoder_3", "encoder.block.0.x", "up"),
+        ("text_embedding_projection.aggregate_embed.lora_A.weight", "connectors", "aggregate_embed", "down"),
     ],
 )  # fmt: skip
 def test_every_spelling_names_component_module_and_role(key, component, name, role):
     (module,) = read(key).modules
     assert (module.component, module.name, dict(module.keys)) == (component, name, {role: key})
+
+
+# The start of a key of each way to spell one, and the component and module that the rest belongs to.
+STARTS = {
+    "": ("denoiser", Q), "unet.": ("denoiser", Q), "transformer.": ("denoiser", Q), "diffusion_model.": ("denoiser", Q),
+    "text_encoder.": ("text_encoder", "text_model.x.q_proj"), "text_encoder_2.": ("text_encoder_2", "encoder.q"),
+    "lora_unet_": ("denoiser", Q.replace(".", "_")), "lora_te1_": ("text_encoder", "text_model_x_q_proj"),
+    "lycoris_": ("denoiser", Q.replace(".", "_")),
+}  # fmt: skip
+WRAPPERS = (
+    "base_model.model.", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "module.base_model.model.",
+    "base_model.model._orig_mod.", "_fsdp_wrapped_module.", "base_model.model.base_model.model.",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("start", STARTS)
+def test_wrappers_are_stripped_wherever_they_stand(start, wrapper):
+    component, name = STARTS[start]
+    # kohya spells what it finds below `lora_unet_`
+    inside = "_" + wrapper.replace(".", "_") if start.endswith("_") else wrapper
+    keys = [f"{start}{inside}{name}"] + ([f"{wrapper}{start}{name}"] if start.endswith(".") else [])
+    if "." in name and "_orig_mod" in wrapper:  # blocks are compiled one by one
+        keys.append(f"{start}{name.replace('.', '._orig_mod.', 1)}")
+    for key in keys:
+        (module,) = read(f"{key}.lora_A.weight", f"{key}.lora_B.weight").modules
+        assert (module.component, module.name) == (component, name)
+
+
+def test_whole_layers_beside_a_lora_are_modules_and_those_of_a_checkpoint_are_not():
+    pair = [f"base_model.model.{Q}.lora_A.weight", f"base_model.model.{Q}.lora_B.weight"]
+    whole = ["base_model.model.proj_out.weight", "base_model.model.proj_out.bias"]
+    spelled = [
+        "base_model.model.norm.modules_to_save.default.weight",
+        "base_model.model.norm.original_module.weight",  # as it was: nothing to apply
+        f"base_model.model.{Q}.base_layer.bias",
+    ]
+    keys = read(*pair, *whole, *spelled)
+    assert {module.name: (module.algorithm, set(module.keys)) for module in keys.modules} == {
+        Q: ("lora", {"down", "up", "whole_bias"}),
+        "proj_out": ("whole", {"whole", "whole_bias"}),
+        "norm": ("whole", {"whole"}),
+    }
+    assert (keys.unknown, keys.algorithm) == ((), "whole+lora")
+    assert read(*whole, "x.alpha").unknown == tuple(whole)
 
 
 @pytest.mark.parametrize(
@@ -149,24 +200,48 @@ def test_alphas_come_before_metadata_and_patterns_before_the_rest():
         "text_encoder.r": 4,
     }
     scaling = read_scaling({"lora_adapter_metadata": json.dumps(text)})
-    assert scaling.factor("unet", "down.attn.to_q", 4, None) == 2.0
-    assert scaling.factor("unet", "mid.attn.to_q", 4, None) == 0.5
-    assert scaling.factor("unet", "x.to_v", 4, None) == 0.25
-    assert scaling.factor("unet", "x.auto_v", 4, None) == 2.0
-    assert scaling.factor("unet", "down.attn.to_q", 4, 6.0) == 1.5
-    assert scaling.factor("unet", "down.attn.to_q", 4, 0.0) == 1.0  # trainers write 0 for the rank
-    assert scaling.factor("text_encoder", "x", 4, None) == 1.0
-    assert scaling.factor("unet", "x", 0, 8.0) == 1.0  # nothing to divide by: two whole factors
+    assert scaling.factor("unet", ["down.attn.to_q"], 4, None) == 2.0
+    assert scaling.factor("unet", ["mid.attn.to_q"], 4, None) == 0.5
+    assert scaling.factor("unet", ["x.to_v"], 4, None) == 0.25
+    assert scaling.factor("unet", ["x.auto_v"], 4, None) == 2.0
+    assert scaling.factor("unet", ["down.attn.to_q"], 4, 6.0) == 1.5
+    assert scaling.factor("unet", ["down.attn.to_q"], 4, 0.0) == 1.0  # trainers write 0 for the rank
+    assert scaling.factor("text_encoder", ["x"], 4, None) == 1.0
+    assert scaling.factor("unet", ["x"], 0, 8.0) == 1.0  # nothing to divide by: two whole factors
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits", "not_"),
+    [
+        (r".*\.to_[qk]", "blocks.0.attn.to_q", "blocks.0.attn.to_v"),
+        (r"blocks\.(0|1)\.attn\.to_q", "x.blocks.1.attn.to_q", "blocks.2.attn.to_q"),
+        (r"^blocks\.\d+\.attn\.to_q", "blocks.12.attn.to_q", "x.blocks.1.attn.to_q"),
+        (r"(.*attn.*)?to_q|proj_out", "proj_out", "proj_out.x"),
+        ("attn.to_q", "x.attn.to_q", "attn_to_q"),
+    ],
+)
+def test_an_alpha_pattern_is_a_regular_expression_as_in_peft(pattern, fits, not_):
+    scaling = read_scaling({}, {"lora_alpha": 4, "alpha_pattern": {pattern: 16}})
+    assert scaling.factor("transformer", [fits], 4, None) == 4.0
+    assert scaling.factor("transformer", ["a.name.of.diffusers", fits], 4, None) == 4.0  # another name of the module
+    assert scaling.factor("transformer", [not_], 4, None) == 1.0
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(.*)*x", ".*.*.*.*x", "(", "a{1,99999999999}", "(x|" * 900])
+def test_an_alpha_pattern_that_could_run_for_ever_is_refused(pattern):
+    scaling = read_scaling({}, {"lora_alpha": 4, "alpha_pattern": {pattern: 16}})
+    with pytest.raises(UnsupportedModel, match="alpha_pattern"):
+        scaling.factor("transformer", ["a" * 60], 4, None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"unet.lora_alpha": "eight"}', '{"unet.lora_alpha": true}'])
 def test_metadata_that_makes_no_sense_scales_nothing(text):
-    assert read_scaling({"lora_adapter_metadata": text}).factor("unet", "x", 4, None) == 1.0
+    assert read_scaling({"lora_adapter_metadata": text}).factor("unet", ["x"], 4, None) == 1.0
 
 
 def test_peft_config_speaks_for_every_component():
     config = {"lora_alpha": 8, "use_rslora": True}
-    assert read_scaling({}, config).factor("transformer", "x", 4, None) == 4.0
+    assert read_scaling({}, config).factor("transformer", ["x"], 4, None) == 4.0
 
 
 def test_trigger_words_are_bounded():

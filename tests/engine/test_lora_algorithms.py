@@ -163,20 +163,86 @@ def test_what_cannot_be_cut_exactly_is_refused_by_name(benches, tmp_path, name):
     bench.assert_untouched()
 
 
-def test_a_table_of_the_model_takes_a_difference(benches, tmp_path):
+@pytest.mark.parametrize("role", ["modulation.diff", "diff_m"])
+def test_a_table_of_the_model_takes_a_difference(benches, tmp_path, role):
     """Wan's LoRAs change parameters that belong to no layer."""
     bench = benches("flux")
     transformer = bench.pipe.transformer
     transformer.register_parameter("scale_shift_table", torch.nn.Parameter(torch.ones(1, 2, 8)))
     try:
         diff = loras.normal(1, 2, 8, seed=3)
-        lora = Lora({"diffusion_model.head.modulation.diff": diff})
+        lora = Lora({f"diffusion_model.head.{role}": diff})
         with bench.cache.applied(host(bench.pipe, "tiny"), [adapter(lora, tmp_path / "x.safetensors", 0.5)]) as effect:
             assert torch.allclose(transformer.scale_shift_table.data, 1 + 0.5 * diff)
         assert torch.equal(transformer.scale_shift_table.data, torch.ones(1, 2, 8))
         assert effect.reports[0].matched == 1
     finally:
         del transformer.scale_shift_table
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_whole_layers_beside_a_lora_take_the_place_of_the_models_own(benches, tmp_path, family):
+    """What peft saves of `modules_to_save`: linear layers, convolutions and norms, and biases trained alone."""
+    bench = benches(family)
+    lora = built(bench, family, "lora")
+    component = "transformer" if family == "flux" else "unet"
+    part = getattr(bench.pipe, component)
+    whole = {"sd1": ("conv_out", "conv_norm_out", "time_embedding.linear_1"), "flux": ("x_embedder", "proj_out")}[
+        family
+    ]
+    biased = {"sd1": "mid_block.resnets.0.conv1", "flux": "context_embedder"}[family]
+    for index, path in enumerate((*whole, biased)):
+        module, leaves = part.get_submodule(path), ("bias",) if path == biased else ("weight", "bias")
+        own = {leaf: getattr(module, leaf).detach() for leaf in leaves}
+        new = {
+            leaf: value + 0.2 * value.std() * loras.normal(*value.shape, seed=3 + index) + 0.05
+            for leaf, value in own.items()
+        }
+        stem = f"base_model.model.{path}" + (".base_layer" if path == biased else "")
+        lora.tensors |= {f"{stem}.{leaf}": value for leaf, value in new.items()}
+        deltas = {leaf: (new[leaf] - own[leaf]).double() for leaf in own}
+        lora.deltas[component, path] = (deltas.get("weight"), deltas.get("bias"))
+    with loras.merged(bench.pipe, [(lora, 0.6)]):
+        reference = bench.draw()
+    image, (report,) = bench.applied([adapter(lora, tmp_path / "x.safetensors", 0.6)])
+    assert_same(image, reference)
+    lora.deltas = {place: delta for place, delta in lora.deltas.items() if place[1] not in (*whole, biased)}
+    with loras.merged(bench.pipe, [(lora, 0.6)]):
+        assert_differs(reference, bench.draw())  # the layers are seen, not the LoRA beside them alone
+    assert (report.algorithm, report.unmatched) == ("lora+whole", ())
+    bench.assert_untouched()
+
+
+def test_layers_of_a_sibling_variant_are_left_out_with_a_warning_and_any_other_loss_is_refused(benches, tmp_path):
+    bench = benches("sd1")
+    plain = built(bench, "sd1", "lora")
+    pair = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2)}
+    sibling = [f"lora_unet_blocks_{at}_cross_attn_{side}_img" for at in range(20) for side in "kv"]
+    extra = Lora(plain.tensors | {f"{stem}.{role}": tensor for stem in sibling for role, tensor in pair.items()})
+    files = [adapter(extra, tmp_path / "sibling.safetensors")]
+    with bench.cache.applied(host(bench.pipe, "tiny"), files) as effect:
+        (report,), (note,) = effect.reports, effect.notes
+        image = bench.draw()
+    expected, _ = bench.applied([adapter(plain, tmp_path / "plain.safetensors")])
+    assert np.array_equal(image, expected)
+    assert report.matched == report.total - len(sibling)
+    assert report.unmatched[0] == "blocks_0_cross_attn_k_img (not in this variant)"
+    assert "sibling.safetensors" in note
+    assert f"{len(sibling)} of its {report.total}" in note
+    assert "blocks_N_cross_attn_k_img, blocks_N_cross_attn_v_img" in note
+    unknown = Lora(plain.tensors | {f"{stem}_x.{role}": tensor for stem in sibling for role, tensor in pair.items()})
+    with pytest.raises(IncompatibleAdapter, match="no such module"):
+        bench.applied([adapter(unknown, tmp_path / "unknown.safetensors")])
+
+
+def test_a_whole_layer_of_another_size_is_refused(benches, tmp_path):
+    bench = benches("sd1")
+    lora = Lora({f"base_model.model.conv_out.{leaf}": torch.ones(5, 8) for leaf in ("weight",)})
+    place = "base_model.model.time_embedding.linear_1"
+    lora.tensors |= {f"{place}.lora_A.weight": torch.ones(2, 2), f"{place}.lora_B.weight": torch.ones(2, 2)}
+    with pytest.raises(IncompatibleAdapter, match="conv_out"):
+        bench.applied([adapter(lora, tmp_path / "x.safetensors")])
+    bench.assert_untouched()
 
 
 @pytest.mark.parametrize("break_", ["wrong rank", "half missing", "wrong size"])

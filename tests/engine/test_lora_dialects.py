@@ -114,7 +114,32 @@ def _onetrainer(component: str, path: str) -> str:
     return f"lora_{number}_" + loras.with_text_model(component, path).replace(".", "_")
 
 
+_OMI = {"unet": "unet", "transformer": "transformer", "text_encoder": "clip_l"}
+
+
+def _omi_unet(component: str, path: str) -> str:
+    start = _OMI.get(component, "clip_g")
+    return f"{start}.{loras.ldm(path) if component == 'unet' else loras.with_text_model(component, path)}"
+
+
+def _omi_flux(numbers: loras.Numbers) -> Lora:
+    """The Open Model Initiative's names: FLUX.1's own, with the parts of a fused layer by number."""
+
+    def name(component: str, path: str) -> str:
+        if component != "transformer":
+            return f"{_OMI.get(component, 't5')}.{loras.with_text_model(component, path)}"
+        native, part = ("img_in.proj", 0) if path == "x_embedder" else loras.native_flux(path)
+        return f"transformer.{native}.{part}" if native.endswith((".qkv", ".linear1")) else f"transformer.{native}"
+
+    last = ("transformer", "norm_out.linear")  # the original has shift before scale
+    turned = {place: (down, torch.cat(up.chunk(2)[::-1]), alpha) for place, (down, up, alpha) in numbers.items()}
+    return Lora(loras.spelled(numbers | {place: turned[place] for place in numbers if place == last}, name))
+
+
 UNET = {
+    "omi": Dialect(_plain(_omi_unet), "wide"),
+    "peft, inside a component": Dialect(_peft("unet.base_model.model.", AB), mixed=False),
+    "torch.compile, kohya": Dialect(_plain(lambda *place: loras.kohya(*place).replace("unet_", "unet__orig_mod_"))),
     "kohya": Dialect(_plain(loras.kohya), "wide"),
     "kohya, original block names": Dialect(_plain(loras.kohya_ldm), "wide"),
     "kohya, encoder only": Dialect(_plain(loras.kohya), "encoder"),
@@ -137,6 +162,7 @@ UNET = {
     "lora_transformer_": Dialect(_plain(lambda _, path: "lora_transformer_" + path.replace(".", "_"))),
 }
 FLUX = {
+    "omi": Dialect(_omi_flux, "wide"),
     "diffusers": Dialect(_with_metadata, "wide"),
     "diffusers, with alphas": Dialect(_plain(loras.dotted("transformer."), AB), "wide"),
     "bare": Dialect(_plain(lambda _, path: path, AB)),

@@ -1,6 +1,7 @@
 """LoRA files in real sizes, by their headers: every module of each finds its place in the real model of its family."""
 
 import json
+import re
 from functools import cache
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import transformers
 from tests.catalog.corpus import NAMES, index, stored
 from worker.catalog.detectors.adapters import detect_lora
 from worker.catalog.lora_keys import PREFIXES, read_keys, read_scaling
-from worker.engine.adapters.matching import match_lora
+from worker.engine.adapters.changes import LowRank
+from worker.engine.adapters.matching import MatchedLora, match_lora
 from worker.service.local.completing import CONFIGS
 
 FAMILIES = {
@@ -30,7 +32,12 @@ FAMILIES = {
     "wan": ("WanTransformer3DModel", {}),
     "lumina2": ("Lumina2Transformer2DModel", {}),
     "krea2": ("Krea2Transformer2DModel", {}),
-    "hunyuan-video": ("HunyuanVideoTransformer3DModel", {}),
+    "hunyuan-video": ("HunyuanVideoTransformer3DModel", {"guidance_embeds": True}),
+    "hunyuan-video-15": ("HunyuanVideo15Transformer3DModel", {}),
+    "hunyuan-image": ("HunyuanImageTransformer2DModel", {}),
+    "ltx2": ("LTX2VideoTransformer3DModel", {}),
+    "wan-vace": ("WanVACETransformer3DModel", {}),
+    "wan-i2v": ("WanTransformer3DModel", {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}),
 }  # fmt: skip
 
 
@@ -62,6 +69,8 @@ def model(family: str) -> SimpleNamespace:
                 parts["text_encoder_2"] = clip(1280, 32)
         else:
             parts = {"transformer": getattr(diffusers, kind)(**config)}
+        if family == "hunyuan-video":  # its CLIP comes second
+            parts["text_encoder_2"] = clip(768, 12)
         if family == "flux1":
             t5 = transformers.T5Config(
                 d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
@@ -76,18 +85,63 @@ def clip(width: int, layers: int) -> torch.nn.Module:
     return transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, num_attention_heads=width // 64))
 
 
-@pytest.mark.parametrize("name", HEADERS)
-def test_every_module_of_a_real_file_finds_its_place(name):
+@cache
+def fitted(name: str) -> MatchedLora:
+    """A stored file's match with the real model of its family."""
     header = stored(name)
     keys = read_keys({key: shape for key, (_, shape) in header.tensors.items()})
     tensors = {
         key: torch.empty(shape, device="meta") if shape else torch.tensor(1.0)
         for key, (_, shape) in header.tensors.items()
     }
-    fitted = match_lora(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
-    assert fitted.lost == []
-    assert fitted.matched == fitted.total > 0
     assert keys.unknown == ()
+    return match_lora(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_every_module_of_a_real_file_finds_its_place(name):
+    matched = fitted(name)
+    assert matched.lost == []
+    assert matched.matched == matched.total > 0
+
+
+# Trainers' files, and the converters of diffusers that read them: an answer by somebody else.
+CONVERTERS = {
+    "lora-ltx2-comfy": "_convert_non_diffusers_ltx2_lora_to_diffusers",
+    "lora-wan-i2v-lightx2v": "_convert_non_diffusers_wan_lora_to_diffusers",
+    "lora-wan-comfy": "_convert_non_diffusers_wan_lora_to_diffusers",
+    "lora-krea2-comfy": "_convert_non_diffusers_krea2_lora_to_diffusers",
+    "lora-z-image-kohya": "_convert_non_diffusers_z_image_lora_to_diffusers",
+    "lora-qwen-image-kohya": "_convert_non_diffusers_qwen_lora_to_diffusers",
+    "lora-hunyuan-video-native": "_convert_hunyuan_video_lora_to_diffusers",
+}
+
+
+@pytest.mark.parametrize(("name", "converter"), CONVERTERS.items(), ids=CONVERTERS)
+def test_layers_are_placed_where_diffusers_places_them(name, converter):
+    tensors = {key: torch.empty(shape, device="meta") for key, (_, shape) in stored(name).tensors.items()}
+    tensors |= {key: torch.tensor(1.0) for key in tensors if key.endswith(".alpha")}
+    theirs = getattr(diffusers.loaders.lora_conversion_utils, converter)(tensors)
+    ends = re.compile(r"^transformer\.(.+)\.lora_[AB]\.weight$")
+    places = {match[1] for key in theirs if (match := ends.match(key)) is not None}
+    assert {path for _, path, change in fitted(name).changes if isinstance(change, LowRank)} == places
+
+
+def test_what_only_a_sibling_has_does_not_count_and_anything_else_does():
+    """Wan 2.1's image-to-video LoRA on a model that reads no image: 2.2's, or text-to-video."""
+    header = stored("lora-wan-i2v-lightx2v")
+    shapes = {key: shape for key, (_, shape) in header.tensors.items()}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    matched = match_lora(model("wan"), read_keys(shapes), tensors, read_scaling({}))
+    assert len(matched.absent) == len(matched.lost) == 40 * 3 + 2
+    assert matched.core_matched == matched.core_total - len(matched.absent)
+    assert all(re.search(r"_img\b|^img_emb", name) for name in matched.absent)
+    # a block that no Wan has is no variant's, and a model with the layer in other blocks has it
+    for stem, where in (("blocks.40.self_attn.q", "wan"), ("blocks.41.cross_attn.k_img", "wan-i2v")):
+        pair = {f"diffusion_model.{stem}.lora_{side}.weight": (4, 5120)[:: 1 if side == "A" else -1] for side in "AB"}
+        tensors = {key: torch.empty(shape, device="meta") for key, shape in pair.items()}
+        matched = match_lora(model(where), read_keys(pair), tensors, read_scaling({}))
+        assert (matched.absent, matched.lost) == ([], [f"{stem} (no such module)"])
 
 
 # module -> its width in the file, and the base that a detector reads off it
@@ -96,6 +150,9 @@ TRACES = {
     "text_encoder": ("text_model.encoder.layers.0.self_attn.q_proj", 1024, "sd2"),
     "text_encoder_2": ("text_model.encoder.layers.0.self_attn.q_proj", 1280, "sdxl"),
     "text_encoder_3": ("encoder.block.0.layer.0.SelfAttention.q", 4096, None),
+    "text_encoder_4": ("model.layers.0.self_attn.q_proj", 4096, None),
+    "clip_l": ("text_model.encoder.layers.0.self_attn.q_proj", 1024, "sd2"),
+    "connectors": ("aggregate_embed", 3840, None),
 }
 
 
@@ -111,17 +168,20 @@ def test_detector_and_engine_agree_on_every_prefix(prefix, component, dialect):
     assert (lora.base, lora.dialect) == (base, dialect)
     tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     matched = match_lora(every_component(), read_keys(shapes), tensors, read_scaling({}))
-    expected = "unet" if component == "denoiser" else component
+    expected = {"denoiser": "unet", "clip_l": "text_encoder"}.get(component, component)
     assert ([place[0] for place in matched.changes], matched.lost) == ([expected], [])
 
 
 @cache
 def every_component() -> SimpleNamespace:
-    """A denoiser and three encoders of as many widths in one pipeline, without memory for weights."""
+    """A denoiser, encoders of as many widths and LTX-2's connectors in one pipeline, without memory for weights."""
     with torch.device("meta"):
         t5 = transformers.T5Config(d_model=4096, d_ff=64, num_layers=1, num_heads=64)
         encoders = {"text_encoder": clip(1024, 1), "text_encoder_2": clip(1280, 1)}
         encoders["text_encoder_3"] = transformers.T5EncoderModel(t5)
+        llama = transformers.LlamaConfig(hidden_size=4096, num_hidden_layers=1, vocab_size=8, intermediate_size=8)
+        encoders["text_encoder_4"] = transformers.LlamaForCausalLM(llama)
+        encoders["connectors"] = torch.nn.ModuleDict({"text_proj_in": torch.nn.Linear(3840, 3840)})
     return SimpleNamespace(components={"unet": model("sd1").components["unet"], **encoders})
 
 

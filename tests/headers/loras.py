@@ -69,6 +69,8 @@ def write_all() -> None:
     trainers(blocks, native, xl, encoder, encoder_g)
     lycoris(sd1, sgm, native)
     bases(qwen, turbo, wan)
+    hunyuan(native, encoder, xl, encoder_g)
+    videos()
 
 
 def trainers(blocks: Shapes, native: Shapes, xl: Shapes, encoder: Shapes, encoder_g: Shapes) -> None:
@@ -134,6 +136,127 @@ def lycoris(sd1: Shapes, sgm: Shapes, native: Shapes) -> None:
         stem = f"diffusion_model.{name}"
         lokr |= {f"{stem}.lokr_w1": (8, 8), f"{stem}.lokr_w2": (outputs // 8, inputs // 8), f"{stem}.alpha": ()}
     write("lokr-flux1-comfy", lokr, "BF16", metadata=about)
+
+
+def hunyuan(native: Shapes, encoder: Shapes, xl: Shapes, encoder_g: Shapes) -> None:
+    """Tencent's three models in their authors' names, and OneTrainer's names of the Open Model Initiative."""
+    sizes = {"hunyuan-video": (3072, 20, 40), "hunyuan-video-15": (2048, 54, 0), "hunyuan-image": (3584, 20, 40)}
+    for name, (width, double, single) in sizes.items():
+        modules = tencent(width, double, single, name != "hunyuan-video")
+        if name == "hunyuan-video":
+            write(f"lora-{name}-native", low_rank(dotted(modules, "diffusion_model."), "lora_A", "lora_B"), "BF16")
+        else:
+            pairs = low_rank(kohya(modules, "lora_unet_"), "lora_down", "lora_up", alpha=True)
+            write(f"lora-{name}-native", pairs, "BF16")
+    comfy = {stem.replace("attn_qkv", "attn.qkv"): shape for stem, shape in tencent(3072, 20, 40, False).items()}
+    for old, new in (
+        ("attn_proj", "attn.proj"),
+        ("mlp.fc1", "mlp.0"),
+        ("mlp.fc2", "mlp.2"),
+        ("mod.linear", "mod.lin"),
+        ("modulation.linear", "modulation.lin"),
+    ):
+        comfy = {stem.replace(old, new): shape for stem, shape in comfy.items()}
+    write("lora-hunyuan-video-comfy", low_rank(dotted(comfy, "diffusion_model."), "lora_A", "lora_B"), "BF16")
+    omi: Shapes = {}
+    for stem, (outputs, inputs) in tencent(3072, 20, 40, False).items():
+        parts = 3 if stem.endswith("qkv") else 4 if stem.endswith("linear1") else 1
+        for part in range(parts):
+            rows = (12288 if part == 3 else 3072) if parts > 1 else outputs
+            named = stem.replace("mlp.fc1", "mlp.fc0")
+            omi[f"transformer.{named}.{part}" if parts > 1 else f"transformer.{named}"] = (rows, inputs)
+    clips = dotted(encoder, "clip_l.")
+    write("lora-hunyuan-video-omi", low_rank(omi | clips, "lora_down", "lora_up", alpha=True), "BF16")
+    flux: Shapes = {"transformer.img_in.proj": (3072, 64)}
+    for stem, (outputs, inputs) in native.items():
+        parts = 3 if stem.endswith("qkv") else 4 if stem.endswith("linear1") else 1
+        for part in range(parts):
+            rows = (12288 if part == 3 else 3072) if parts > 1 else outputs
+            flux[f"transformer.{stem}.{part}" if parts > 1 else f"transformer.{stem}"] = (rows, inputs)
+    t5 = {f"t5.encoder.block.{at}.layer.0.SelfAttention.{side}": (4096, 4096) for at in range(24) for side in "qkvo"}
+    write("lora-flux1-omi", low_rank(flux | clips | t5, "lora_down", "lora_up", alpha=True), "BF16")
+    sgm = {ldm_unet_name(f"{name}.weight", {0, 1}).removesuffix(".weight"): shape for name, shape in xl.items()}
+    every = dotted(sgm, "unet.") | clips | dotted(encoder_g, "clip_g.")
+    write("lora-sdxl-omi", low_rank(every, "lora_down", "lora_up", alpha=True), "F16")
+
+
+def tencent(width: int, double: int, single: int, apart: bool) -> Shapes:
+    """Return the linear layers that trainers reach, q, k and v `apart` or fused, as Tencent's code names them."""
+    modules: Shapes = {}
+
+    def attention(stem: str, whole: str) -> None:
+        sides = [f"{stem}_{side}" for side in "qkv"] if apart and not whole else [whole or f"{stem}_qkv"]
+        modules.update({side: (3 * width // len(sides), width) for side in sides})
+
+    for block in range(2):
+        stem = f"txt_in.individual_token_refiner.blocks.{block}."
+        attention(stem, f"{stem}self_attn_qkv")
+        modules |= {f"{stem}self_attn_proj": (width, width), f"{stem}adaLN_modulation.1": (2 * width, width)}
+        modules |= {f"{stem}mlp.fc1": (4 * width, width), f"{stem}mlp.fc2": (width, 4 * width)}
+    for block in range(double):
+        for side in ("img", "txt"):
+            stem = f"double_blocks.{block}.{side}_"
+            attention(f"{stem}attn", "")
+            modules |= {f"{stem}attn_proj": (width, width), f"{stem}mod.linear": (6 * width, width)}
+            modules |= {f"{stem}mlp.fc1": (4 * width, width), f"{stem}mlp.fc2": (width, 4 * width)}
+    for block in range(single):
+        stem = f"single_blocks.{block}."
+        if apart:
+            modules |= {f"{stem}linear1_{side}": (width, width) for side in "qkv"}
+            modules |= {f"{stem}linear1_mlp": (4 * width, width), f"{stem}linear2.fc": (width, 5 * width)}
+        else:
+            modules |= {f"{stem}linear1": (7 * width, width), f"{stem}linear2": (width, 5 * width)}
+        modules[f"{stem}modulation.linear"] = (3 * width, width)
+    return modules
+
+
+def videos() -> None:
+    """LTX-2 with its sound, Wan's VACE, and an image-to-video distillation of Wan 2.1 as LightX2V publishes them."""
+    video, audio, stem = 4096, 2048, "transformer_blocks.{}."
+    modules = {"patchify_proj": (video, 128), "audio_patchify_proj": (audio, 128)}
+    for block in range(48):
+        at = stem.format(block)
+        for name, width, context in (
+            ("attn1", video, video), ("attn2", video, video), ("audio_attn1", audio, audio),
+            ("audio_attn2", audio, audio),
+        ):  # fmt: skip
+            modules |= {f"{at}{name}.to_q": (width, width), f"{at}{name}.to_out.0": (width, width)}
+            modules |= {f"{at}{name}.to_{side}": (width, context) for side in "kv"}
+        for name, reads, other in (("audio_to_video_attn", video, audio), ("video_to_audio_attn", audio, video)):
+            modules |= {f"{at}{name}.to_q": (audio, reads), f"{at}{name}.to_out.0": (reads, audio)}
+            modules |= {f"{at}{name}.to_{side}": (audio, other) for side in "kv"}
+        for name, width in (("ff", video), ("audio_ff", audio)):
+            modules |= {f"{at}{name}.net.0.proj": (4 * width, width), f"{at}{name}.net.2": (width, 4 * width)}
+    for name, width, times in (
+        ("adaln_single", video, 6), ("audio_adaln_single", audio, 6), ("av_ca_a2v_gate_adaln_single", video, 1),
+        ("av_ca_v2a_gate_adaln_single", audio, 1), ("av_ca_video_scale_shift_adaln_single", video, 4),
+        ("av_ca_audio_scale_shift_adaln_single", audio, 4),
+    ):  # fmt: skip
+        modules |= {f"{name}.linear": (times * width, width)}
+        modules |= {f"{name}.emb.timestep_embedder.linear_1": (width, 256)}
+        modules |= {f"{name}.emb.timestep_embedder.linear_2": (width, width)}
+    write("lora-ltx2-comfy", low_rank(dotted(modules, "diffusion_model."), "lora_A", "lora_B"), "BF16")
+
+    def wan(stem: str, image: bool) -> Shapes:
+        result = {f"{stem}{attn}.{side}": (5120, 5120) for attn in ("self_attn", "cross_attn") for side in "qkvo"}
+        result |= {f"{stem}cross_attn.{side}_img": (5120, 5120) for side in "kv" if image}
+        return result | {f"{stem}ffn.0": (13824, 5120), f"{stem}ffn.2": (5120, 13824)}
+
+    vace: Shapes = {"diffusion_model.vace_blocks.0.before_proj": (5120, 5120)}
+    for block in range(8):
+        vace |= wan(f"diffusion_model.vace_blocks.{block}.", False)
+        vace[f"diffusion_model.vace_blocks.{block}.after_proj"] = (5120, 5120)
+    write("lora-wan-vace", low_rank(vace, "lora_A", "lora_B"), "BF16")
+    low: Shapes = {"diffusion_model.img_emb.proj.1": (1280, 1280), "diffusion_model.img_emb.proj.3": (5120, 1280)}
+    rest: Shapes = {}
+    for block in range(40):
+        at = f"diffusion_model.blocks.{block}."
+        low |= wan(at, True)
+        norms = ["self_attn.norm_q", "self_attn.norm_k", "cross_attn.norm_q", "cross_attn.norm_k", "norm3"]
+        rest |= {f"{at}{norm}.diff": (5120,) for norm in (*norms, "cross_attn.norm_k_img")}
+        rest |= {f"{at}norm3.diff_b": (5120,), f"{at}diff_m": (1, 6, 5120)}
+    rest |= {f"{name}.diff_b": shape[:1] for name, shape in low.items()}
+    write("lora-wan-i2v-lightx2v", low_rank(low, "lora_down", "lora_up") | rest, "BF16")
 
 
 def bases(qwen: Shapes, turbo: Shapes, wan: Shapes) -> None:

@@ -11,7 +11,10 @@ names, `lora_down` for `lora_A`). The engine asks the loaded model for the names
 | peft | `base_model.model.….to_q.lora_A.default.weight` |
 | ComfyUI | `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` |
 | xlabs | `double_blocks.0.processor.qkv_lora1.down.weight` |
+| omi | `clip_l.text_model.….self_attn.q_proj.lora_down.weight`, `transformer.double_blocks.0.img_attn.qkv.0.…` |
 | bare | `transformer_blocks.0.attn.to_q.lora_A.weight` |
+
+What wrapped the model while it was trained (peft, torch.compile, data parallelism) is stripped wherever it stands.
 """
 
 import json
@@ -24,14 +27,19 @@ from pydantic import JsonValue
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
 
 # Spellings by their names; the first that a file uses names it.
-DIALECTS = ("xlabs", "kohya", "peft", "comfy", "diffusers", "bare")
+DIALECTS = ("xlabs", "kohya", "peft", "comfy", "omi", "diffusers", "bare")
 
-_WRAPPER = "base_model.model."  # peft's; stripped first, any number of times
+# Wrappers around the whole model or a component: peft's and that of data parallelism; kohya writes `_` for dots.
+_WRAPPERS = re.compile(r"^(?:(?:base_model\.model|module)\.)+")
+_FLAT_WRAPPERS = re.compile(r"^_*(?:(?:base_model_model|module)_)+")
+# Wrappers around any module: torch.compile's, and those of sharding and of recomputing activations.
+_INNER_WRAPPERS = re.compile(r"(?:^|(?<=[._]))_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)(?:[._]|$)")
 # The start of a key, its component, and the dialect of that spelling; the first that fits is stripped.
 # `conditional_transformer.` is of Ideogram 4, `lora_prior_unet_` of Stable Cascade's prior. LyCORIS puts `lycoris_`
 # before the modules of whatever it wraps, and only text encoders have a `text_model`.
 PREFIXES: tuple[tuple[str, str, str], ...] = (
-    ("lora_te3_", "text_encoder_3", "kohya"), ("lora_te2_", "text_encoder_2", "kohya"),
+    ("lora_te4_", "text_encoder_4", "kohya"), ("lora_te3_", "text_encoder_3", "kohya"),
+    ("lora_te2_", "text_encoder_2", "kohya"),
     ("lora_te1_", "text_encoder", "kohya"), ("lora_te_", "text_encoder", "kohya"),
     ("lora_unet_", DENOISER, "kohya"), ("lora_prior_unet_", DENOISER, "kohya"),
     ("lora_transformer_", DENOISER, "kohya"), ("lycoris_text_model_", "text_encoder", "kohya"),
@@ -43,6 +51,9 @@ PREFIXES: tuple[tuple[str, str, str], ...] = (
     ("text_encoders.clip_g.transformer.", "text_encoder_2", "comfy"),
     ("text_encoders.t5xxl.transformer.", "text_encoder_3", "comfy"),
     ("model.diffusion_model.", DENOISER, "comfy"), ("diffusion_model.", DENOISER, "comfy"),
+    ("text_embedding_projection.", "connectors", "comfy"), ("connectors.", "connectors", "diffusers"),
+    ("clip_l.", "clip_l", "omi"), ("clip_g.", "text_encoder_2", "omi"), ("t5.", "text_encoder_3", "omi"),
+    ("llama.", "text_encoder_4", "omi"),
     ("text_model.", "text_encoder", "bare"),
 )  # fmt: skip
 # Of these prefixes the end is the beginning of the module's name.
@@ -60,7 +71,7 @@ _PAIR = re.compile(
 )
 _SINGLE = re.compile(
     r"^(?P<stem>.+?)\.(?P<role>"
-    r"alpha|dora_scale|lora_magnitude_vector|diff_b|diff|w_norm|b_norm|on_input|oft_blocks|rescale"
+    r"alpha|dora_scale|lora_magnitude_vector|diff_b|diff_m|diff|w_norm|b_norm|on_input|oft_blocks|rescale"
     r"|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2"
     r")(?:\.(?!weight$)[\w-]+)?(?:\.weight)?$"
 )
@@ -70,6 +81,12 @@ _PROCESSOR_END = re.compile(r"_lora([12]?)$")
 _XLABS = re.compile(r"\.processor\d?\.(?:proj|qkv)_lora[12]?$")
 _SIDES = {"A": "down", "B": "up"}
 _ROLES = {"lora_magnitude_vector": "dora_scale", "w_norm": "diff", "b_norm": "diff_b"}
+# A layer that was trained as a whole beside a LoRA (peft's modules_to_save), and a layer's bias (peft's bias="all").
+_WHOLE = re.compile(
+    r"^(?P<stem>.+?)(?:\.modules_to_save(?:\.[\w-]+)?|\.base_layer(?=\.bias$))?\.(?P<leaf>weight|bias)$"
+)
+_WHOLE_ROLES = {"weight": "whole", "bias": "whole_bias"}
+_UNTRAINED = ".original_module."  # the layer as it was, beside one of modules_to_save
 
 # Algorithms that cannot be applied here, by their keys; checked before anything is loaded.
 _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -81,21 +98,23 @@ _REFUSED: tuple[tuple[str, re.Pattern[str]], ...] = (
 )
 # Without one of these no key of a file says anything here: a checkpoint's thousands of keys are not looked at singly.
 _MARKS = (
-    ".lora", "_lora", ".alpha", ".dora_scale", ".diff.", ".diff\n", ".diff_b", ".w_norm", ".b_norm", ".on_input",
-    ".oft_", ".rescale", ".hada_", ".lokr_", ".a1.weight\n", ".a2.weight\n", ".b1.weight\n", ".b2.weight\n",
-    ".bm.weight\n", "bundle_emb.", ".boft_", ".vera_", ".set_weight", ".reshape_weight",
+    ".lora", "_lora", ".alpha", ".dora_scale", ".diff.", ".diff\n", ".diff_b", ".diff_m", ".w_norm", ".b_norm",
+    ".on_input", ".oft_", ".rescale", ".hada_", ".lokr_", ".a1.weight\n", ".a2.weight\n", ".b1.weight\n",
+    ".b2.weight\n", ".bm.weight\n", "bundle_emb.", ".boft_", ".vera_", ".set_weight", ".reshape_weight",
 )  # fmt: skip
 _DIFFERENCES = frozenset({"diff", "diff_b"})
 # An algorithm's tensors: those it needs, and those that may be beside. The first match is the module's algorithm.
 _ALGORITHMS = tuple(
     (name, frozenset(needed.split()), _DIFFERENCES.union(needed.split(), optional.split()))
     for name, needed, optional in (
-        ("lora", "down up", "mid up_bias alpha dora_scale"),
+        ("lora", "down up", "mid up_bias alpha dora_scale whole_bias"),
         ("loha", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2 alpha dora_scale"),
         ("lokr", "lokr_w1 lokr_w2", "lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b lokr_t2 alpha dora_scale"),
         ("glora", "a1 a2 b1 b2", "bm alpha"),
         ("ia3", "weight on_input", ""),
         ("oft", "oft_blocks", "rescale alpha"),
+        ("whole", "whole", "whole_bias"),
+        ("whole", "whole_bias", ""),
     )
 )
 
@@ -130,12 +149,36 @@ def _sort_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
             dialects.add(dialect)
         else:
             unknown.append(key)
+    unknown = _take_whole_layers(unknown, grouped, spellings)
     modules = tuple(
         ModuleKeys(*target, keys, _algorithm(keys), spellings[target], *_widths(keys, shapes))
         for target, keys in grouped.items()
     )
     dialect = next((name for name in DIALECTS if name in dialects), "bare")
     return LoraKeys(modules, embeddings, tuple(unknown), refused, dialect)
+
+
+def _take_whole_layers(
+    unknown: list[str], grouped: dict[tuple[str, str], dict[str, str]], spellings: dict[tuple[str, str], str]
+) -> list[str]:
+    """Give the tensors of whole layers beside a LoRA their roles in `grouped`; return the keys that are still unknown.
+
+    Plain weights mean that only in such a file: elsewhere they are a checkpoint's.
+    """
+    if not any({"down", "up"} <= keys.keys() for keys in grouped.values()):
+        return unknown
+    rest = []
+    for key in unknown:
+        match = _WHOLE.match(key)
+        if _UNTRAINED in key:
+            continue
+        if match is None or ".base_layer" in match["stem"]:
+            rest.append(key)
+            continue
+        target, spelling, _ = _target(match["stem"])
+        grouped.setdefault(target, {})[_WHOLE_ROLES[match["leaf"]]] = key
+        spellings.setdefault(target, spelling)
+    return rest
 
 
 def _algorithm(keys: Mapping[str, str]) -> str | None:
@@ -163,21 +206,23 @@ def _split(key: str, ia3: AbstractSet[str]) -> tuple[str, str] | None:
         role = _SIDES.get(side, side)
         return match["stem"], f"{role}_bias" if match["leaf"] == "bias" else role
     if match := _SINGLE.match(key) or _GLORA.match(key):
+        if match["role"] == "diff_m":  # of Wan's `modulation`, a table and no layer
+            return f"{match['stem']}.modulation", "diff"
         return match["stem"], _ROLES.get(match["role"], match["role"])
     return None
 
 
 def _target(stem: str) -> tuple[tuple[str, str], str, str]:
     """Return component and module name, the name as it is spelled, and the dialect of the spelling."""
-    stripped = stem
-    while stripped.startswith(_WRAPPER):
-        stripped = stripped.removeprefix(_WRAPPER)
+    plain = _INNER_WRAPPERS.sub("", stem)
+    stripped = _WRAPPERS.sub("", plain)
     prefix, component, dialect = next((row for row in PREFIXES if stripped.startswith(row[0])), ("", DENOISER, "bare"))
-    if stripped is not stem:
+    if "base_model." in plain.removesuffix(stripped):
         dialect = "peft"
     if _XLABS.search(stem):
         dialect = "xlabs"
-    spelling = _MODULE_STARTS.get(prefix, "") + stripped.removeprefix(prefix)
+    wrappers = _FLAT_WRAPPERS if dialect == "kohya" else _WRAPPERS
+    spelling = _MODULE_STARTS.get(prefix, "") + wrappers.sub("", stripped.removeprefix(prefix))
     name = _PROCESSOR_END.sub(r"\1", spelling).replace(".processor", "")
     return (component, name.lstrip("_.") if prefix else name), spelling, dialect
 

@@ -1,25 +1,37 @@
 """The content of a LoRA file: the module that each tensor changes, its role there, and its scale."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pydantic import JsonValue
 
+from worker.core.errors import UnsupportedModel
+
 DENOISER = "denoiser"
+
+_PLAIN = re.compile(r"[\w.]*")  # a name: its dots are taken for dots
+_ESCAPED, _CLASS = re.compile(r"\\."), re.compile(r"\[[^\]]*\]")
+_REPEATS, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{]")
+_LONGEST, _MOST_REPEATS = 2_000, 3
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleKeys:
     """One module that a file changes: its name in the file, and the key of each tensor by its role.
 
-    Roles: `down`, `up`, `mid`, `up_bias`, `alpha`, `dora_scale`, `diff`, `diff_b`, `weight` and `on_input` (IA3),
-    `a1` … `bm` (GLoRA), and LyCORIS' own names for the rest.
+    Roles: `down`, `up`, `mid`, `up_bias`, `alpha`, `dora_scale`, `diff`, `diff_b`, `whole` and `whole_bias` (a layer's
+    own new weights), `weight` and `on_input` (IA3), `a1` … `bm` (GLoRA), and LyCORIS' own names for the rest.
     """
 
     component: str  # DENOISER, "text_encoder", "text_encoder_2" …
     name: str
     keys: Mapping[str, str]
-    algorithm: str | None  # "lora", "dora", "loha+dora", "full" …; None when the tensors are no complete change
+    algorithm: (
+        str | None
+    )  # "lora", "dora", "loha+dora", "full", "whole" …; None when the tensors are no complete change
     spelling: str = ""  # the name letter by letter, as the file has it behind its prefix
     inputs: int | None = None  # channels that the module takes and gives, as far as the tensors' shapes show them
     outputs: int | None = None
@@ -51,8 +63,8 @@ class Scaling:
 
     settings: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)  # component, or "" -> LoraConfig
 
-    def factor(self, component: str, path: str, rank: int, alpha: float | None) -> float:
-        """Return the factor on the change of the module at `path`; 1 where the change has no `rank` (0)."""
+    def factor(self, component: str, names: Sequence[str], rank: int, alpha: float | None) -> float:
+        """Return the factor on a module's change, by the module's `names`; 1 where the change has no `rank` (0)."""
         if not rank:
             return 1.0
         if alpha is not None:
@@ -60,14 +72,40 @@ class Scaling:
         settings = self.settings.get(component) or self.settings.get("")
         if not settings:
             return 1.0
-        value = _pattern(settings.get("alpha_pattern"), path) or settings.get("lora_alpha")
+        value = _pattern(settings.get("alpha_pattern"), names) or settings.get("lora_alpha")
         if not isinstance(value, int | float) or isinstance(value, bool):
             return 1.0
         return float(value) / (rank**0.5 if settings.get("use_rslora") is True else rank)
 
 
-def _pattern(patterns: JsonValue, path: str) -> JsonValue:
-    """Return the value of the first pattern that is a module's path, or whole words at its end."""
+def _pattern(patterns: JsonValue, names: Sequence[str]) -> JsonValue:
+    """Return the value of the first pattern that is one of a module's names, or whole words at the end of one.
+
+    Patterns are regular expressions, as in peft. Raises UnsupportedModel for one that is none, or could take for ever.
+    """
     if not isinstance(patterns, dict):
         return None
-    return next((value for text, value in patterns.items() if path == text or path.endswith(f".{text}")), None)
+    for text, value in patterns.items():
+        if any(name == text or name.endswith(f".{text}") for name in names):
+            return value
+        if not _PLAIN.fullmatch(text) and any(map(_compiled(text).fullmatch, names)):
+            return value
+    return None
+
+
+@lru_cache(maxsize=1_024)
+def _compiled(text: str) -> re.Pattern[str]:
+    # A file comes from anywhere: what repeats a repetition, or repeats more than a few times, is never run.
+    outside = _CLASS.sub("x", _ESCAPED.sub("x", text))
+    if (
+        len(text) <= _LONGEST
+        and len(_REPEATS.findall(outside)) <= _MOST_REPEATS
+        and not _REPEATED_GROUP.search(outside)
+    ):
+        with suppress(re.error, OverflowError):
+            return re.compile(rf"(?:.*\.)?(?:{text})", re.DOTALL)
+    raise UnsupportedModel(
+        f"loras: the file's alpha_pattern {text[:60]!r} cannot be read: a regular expression may have at most "
+        f"{_LONGEST} characters and {_MOST_REPEATS} repetitions, none of a group; save the file with names instead.",
+        field="loras",
+    )

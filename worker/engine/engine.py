@@ -124,7 +124,10 @@ class DiffusersEngine:
         ):
             pipe, extra = applied.pipe, applied.arguments
             check_clip_skip(pipe, job)
-            notes = {each.id: self._adapters.notes(batch, each) + notes_on_prompts(pipe, each) for each in batch.jobs}
+            notes = {
+                each.id: applied.notes + self._adapters.notes(batch, each) + notes_on_prompts(pipe, each)
+                for each in batch.jobs
+            }
 
             def call(at_once: int) -> tuple[Outcome, ...]:
                 return call_pipeline(pipe, batch, extra, emit, at_once)

@@ -93,7 +93,7 @@ async def test_what_the_header_says_goes_to_the_engine(context, adapters, folder
     (module,) = adapter.keys.modules
     assert (module.component, module.algorithm, set(module.keys)) == ("denoiser", "lora", {"down", "up"})
     assert module.name == "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    assert adapter.scaling.factor("unet", module.name, rank=4, alpha=None) == 1.5
+    assert adapter.scaling.factor("unet", [module.name], rank=4, alpha=None) == 1.5
     assert adapter.trigger_words == ("mywrd style",)
     assert adapter.adapter.spec.weights == {"unet": 0.5}
 

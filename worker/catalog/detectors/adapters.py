@@ -84,8 +84,8 @@ def detect_lora(index: TensorIndex) -> Lora | None:
     algorithm = _algorithm(keys, index)
     if algorithm is None:
         return None
-    # differences of norms and biases go along with anything, and count where nothing else is changed
-    modules = [module for module in keys.modules if module.algorithm != "full"] or keys.modules
+    # differences of norms and biases, and whole layers, go along with anything, and count where nothing else is changed
+    modules = [module for module in keys.modules if module.algorithm not in ("full", "whole")] or keys.modules
     evidence = [f"{algorithm} keys for {len(modules)} modules, {keys.dialect} spelling"]
     base = _base(modules, evidence)
     if base is None:

@@ -34,7 +34,7 @@ QWENS: tuple[Architecture, ...] = (
         names=(Name("qwen.?image", general=1),),
         loras=(
             LoraRule(r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)"),
-            LoraRule(r"^transformer_blocks_(?:19|[2-5]\d)_attn_", inputs=(3072,)),
+            LoraRule(r"^transformer_blocks_(?:19|[2-5]\d)_attn_", inputs=(3072,), general=True),
         ),
     ),
     Architecture(

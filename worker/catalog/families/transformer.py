@@ -217,6 +217,13 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         ),
         base_repo="hunyuanvideo-community/HunyuanImage-2.1-Diffusers",
         names=(Name("hunyuan.?image"),),
+        loras=(
+            LoraRule(
+                r"_token_refiner_|^(?:double|single)_blocks_\d+_|^single_transformer_blocks_\d+_"
+                r"|^transformer_blocks_\d+_attn_add_",
+                inputs=(3584, 14336),
+            ),
+        ),
     ),
     Architecture(
         id="cogview4",
@@ -229,7 +236,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         activation_gb_per_mp=3.5,
         denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 4096))),
         names=(Name("cogview.?4"),),
-        loras=(LoraRule(r"^transformer_blocks_\d+_attn1_to_", inputs=(4096,)),),
+        loras=(LoraRule(r"^transformer_blocks_\d+_attn1_to_", inputs=(4096,), general=True),),
     ),
     Architecture(
         id="cogview3",

@@ -47,7 +47,7 @@ VIDEOS: tuple[Architecture, ...] = (
             Name("Wan Video 2.2 T2V-A14B", "2.2"),
         ),
         names=(Name(r"wan.?(?:\d|video|$)", general=1),),
-        loras=(LoraRule(r"^blocks_\d+_(?:(?:self|cross)_attn_[qkvo]|ffn_[02])$|^blocks_\d+_attn[12]_to_[qkv]$"),),
+        loras=(LoraRule(r"^(?:vace_)?blocks_\d+_(?:(?:self|cross)_attn_[qkvo]|ffn_[02]|attn[12]_to_[qkv])$"),),
     ),
     Architecture(
         id="wan-i2v",
@@ -166,6 +166,10 @@ VIDEOS: tuple[Architecture, ...] = (
         fps=24,
         civitai=(Name("LTXV2"), Name("LTXV 2.3")),
         names=(Name("ltx.?(?:video.?)?2"),),
+        loras=(
+            LoraRule(r"^transformer_blocks_\d+_(?:audio_|video_to_audio_)|^audio_(?:patchify_proj|proj_in)$|^av_c"),
+            LoraRule(r"^transformer_blocks_(?:\d+_attn2|[34]\d_attn1)_to_", inputs=(4096,)),
+        ),
     ),
     Architecture(
         id="hunyuan-video",
@@ -186,8 +190,12 @@ VIDEOS: tuple[Architecture, ...] = (
         civitai=(Name("Hunyuan Video"),),
         names=(Name("hunyuan.?video"),),
         loras=(
-            LoraRule(r"individual_token_refiner|^double_blocks_\d+_img_(?:mlp_fc[12]|mod_linear)$"),
-            LoraRule(r"^single_transformer_blocks_(?:38|39)_"),
+            LoraRule(
+                r"_token_refiner_|^double_blocks_\d+_(?:img|txt)_(?:mlp_fc[012]|mod_linear)$"
+                r"|^single_blocks_\d+_modulation_linear$",
+                inputs=(3072, 12288),
+            ),
+            LoraRule(r"^single_(?:transformer_)?blocks_(?:38|39)_", inputs=(3072,)),
         ),
     ),
     Architecture(
@@ -284,6 +292,9 @@ VIDEOS: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "num_frames": 121},
         base_repo="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
         activation_gb_per_mp=12.0,
+        loras=(
+            LoraRule(r"_token_refiner_|^double_blocks_\d+_|^transformer_blocks_\d+_attn_add_", inputs=(2048, 8192)),
+        ),
     ),
     Architecture(
         id="sana-video",

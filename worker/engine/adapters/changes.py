@@ -194,6 +194,23 @@ class Difference(Delta):
         return torch.func.functional_call(module, changed, (x,)) - y
 
 
+class Whole(Change):
+    """A layer's own new weight and bias in place of the model's: what peft saves of `modules_to_save`."""
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, module: nn.Module) -> None:
+        own = own_parameter(module, "bias")
+        super().__init__(weight=weight, bias=own if bias is None else bias, own_bias=own if weight is None else None)
+
+    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return the new layer's output less that of the layer itself."""
+        tensors = self._like(y)
+        if "weight" not in tensors:
+            return _per_channel(module, tensors["bias"] - tensors["own_bias"], y).expand_as(y)
+        if isinstance(module, nn.Linear | _ConvNd | nn.Embedding):
+            return _operate(module, x, tensors["weight"].reshape(_shape_of(module)), tensors.get("bias")) - y
+        return torch.func.functional_call(module, tensors, (x,)) - y
+
+
 class Rows(Delta):
     """Some rows of another change: a fused module's change as it applies to one of its parts."""
 

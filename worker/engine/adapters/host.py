@@ -33,10 +33,11 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The effect of a job's adapters of one kind: the call's arguments for them, and a report of each."""
+    """The effect of a job's adapters of one kind: the call's arguments for them, a report of each, and warnings."""
 
     reports: Sequence[LoraReport | AdapterReport] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 # Puts all of a job's adapters of one kind on its pipeline, and takes them off whatever happens in between.

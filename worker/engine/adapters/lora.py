@@ -14,6 +14,7 @@ injection, which both replace the modules themselves:
 The price is that of peft without fusing: one or two thin products per changed layer and step.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -36,6 +37,7 @@ from worker.engine.adapters.matching import DENOISERS, MatchedLora, match_lora
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
 _SAMPLES = 3
+_KINDS = 6
 
 
 def _report(adapter: LoraFiles, matched: MatchedLora) -> LoraReport:
@@ -48,6 +50,18 @@ def _report(adapter: LoraFiles, matched: MatchedLora) -> LoraReport:
         algorithm=adapter.keys.algorithm,
         unmatched=tuple(matched.lost[:_SAMPLES]),
         trigger_words=adapter.trigger_words,
+    )
+
+
+def _notes(adapter: LoraFiles, matched: MatchedLora) -> Iterator[str]:
+    """Yield a warning of the layers that another variant of the model's family has, and this one does not."""
+    if not matched.absent:
+        return
+    kinds = list(dict.fromkeys(re.sub(r"\d+", "N", name) for name in matched.absent))
+    more = " …" if len(kinds) > _KINDS else ""
+    yield (
+        f"loras: {adapter.model} was trained for a variant with more layers: {len(matched.absent)} of its "
+        f"{matched.core_total} are no part of this model and were left out ({', '.join(kinds[:_KINDS])}{more})."
     )
 
 
@@ -87,7 +101,8 @@ class LoraCache:
                 for adapter, resident in zip(adapters, residents, strict=True):
                     words = [Word(text, parts, adapter.model) for text, parts in resident.embeddings.items()]
                     stack.enter_context(embedded(pipe, words, "loras"))
-                yield Effect([*map(_report, adapters, residents)])
+                notes = [note for pair in zip(adapters, residents, strict=True) for note in _notes(*pair)]
+                yield Effect([*map(_report, adapters, residents)], notes=notes)
 
 
 def _resident(cache: AdapterCache[MatchedLora], pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
@@ -114,7 +129,7 @@ def _read(adapter: LoraFiles) -> dict[str, Tensor]:
 def _verify(matched: MatchedLora, adapter: LoraFiles, model: str) -> None:
     if matched.core_total == 0 and matched.embeddings:
         return
-    if matched.core_matched and matched.core_matched >= MINIMUM_MATCH * matched.core_total:
+    if matched.core_matched and matched.core_matched >= MINIMUM_MATCH * (matched.core_total - len(matched.absent)):
         return
     samples = matched.lost[:_SAMPLES]
     raise IncompatibleAdapter(

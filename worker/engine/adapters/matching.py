@@ -22,6 +22,7 @@ from worker.engine.adapters.changes import (
     LowRank,
     Rotated,
     Rows,
+    Whole,
     take,
 )
 from worker.engine.adapters.targets import Target, Targets
@@ -29,8 +30,13 @@ from worker.engine.devices import is_out_of_memory
 
 # Names of the network in a pipeline that a LoRA's main part belongs to. Wan 2.2 has two, and both get it.
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder")
-# kohya counts FLUX.1's T5 as the third encoder, diffusers as the second.
-_ENCODERS = {"text_encoder_3": ("text_encoder_3", "text_encoder_2")}
+# Trainers number or name the encoders by their kinds, diffusers by their order: FLUX.1's T5 is the third of kohya and
+# the second of diffusers. The first that has the module is meant.
+_ENCODERS = {
+    "text_encoder_3": ("text_encoder_3", "text_encoder_2", "text_encoder"),
+    "text_encoder_4": ("text_encoder_4", "text_encoder"),
+    "clip_l": ("text_encoder", "text_encoder_2"),
+}
 
 
 @dataclass(eq=False)
@@ -42,6 +48,7 @@ class MatchedLora:
     total: int = 0
     core_matched: int = 0  # of the denoiser; of the text encoders where the file has nothing else
     core_total: int = 0
+    absent: list[str] = field(default_factory=list)  # of the core, known to be no part of this variant of the family
     lost: list[str] = field(default_factory=list)
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -98,7 +105,7 @@ class _Matcher:
         """Add the module's changes to the match; False, and noted as lost, when it has no target."""
         by_component = self.targets(module)
         if module.algorithm is None or not by_component:
-            return self._lose(module, "no such module" if module.algorithm else "incomplete")
+            return self._lose(module, self._why_nowhere(module))
         tensors = {role: self._tensors[key] for role, key in module.keys.items()}
         reason, matched = "", False
         for component, targets in by_component.items():
@@ -109,7 +116,7 @@ class _Matcher:
                 changes = [
                     (component, target.path, change)
                     for index, target in enumerate(targets)
-                    for change in self._changes(component, targets, index, module.algorithm, tensors)
+                    for change in self._changes(component, targets, index, module, tensors)
                 ]
             except _Mismatch as problem:
                 reason = str(problem)
@@ -128,16 +135,26 @@ class _Matcher:
         self.matched.lost.append(f"{module.name} ({reason})")
         return False
 
+    def _why_nowhere(self, module: ModuleKeys) -> str:
+        """Say why a module has no target; one that only the family's other variants have is noted as absent."""
+        if module.algorithm is None:
+            return "incomplete"
+        denoisers = [name for name in DENOISERS if name in self._components]
+        if module.component == DENOISER and all(self._table(name).lacks(module.name) for name in denoisers):
+            self.matched.absent.append(module.name)
+            return "not in this variant"
+        return "no such module"
+
     def _table(self, component: str) -> Targets:
         if component not in self._targets:
             self._targets[component] = Targets(self._components[component])
         return self._targets[component]
 
     def _changes(
-        self, component: str, targets: Sequence[Target], index: int, algorithm: str, tensors: Mapping[str, Tensor]
+        self, component: str, targets: Sequence[Target], index: int, keys: ModuleKeys, tensors: Mapping[str, Tensor]
     ) -> list[Change]:
         """Return the changes of a module of the file on the `index`-th of its targets."""
-        target = targets[index]
+        target, algorithm = targets[index], keys.algorithm or ""
         module = _module_at(self._components[component], target.path)
         if module is None:  # a bare parameter: it has a value, but no input and output
             if algorithm != "full" or "diff_b" in tensors or len(targets) > 1:
@@ -145,11 +162,9 @@ class _Matcher:
             return [Difference(_sized(tensors["diff"], target), None)]
         start = sum(other.rows for other in targets[:index])
         rows = _Order(sum(other.rows for other in targets), start, target)
-        changes: list[Change] = []
-        if "diff" in tensors or "diff_b" in tensors:
-            changes.append(_difference(tensors, rows, module))
+        changes = _beside(tensors, rows, module)
         kind = algorithm.removesuffix("+dora") if algorithm != "dora" else "lora"
-        scale = self._factor(component, target, tensors)
+        scale = self._factor(component, target, keys.name, tensors)
         if kind in _DELTAS:
             changes.append(_delta(kind, tensors, scale, rows, module))
         elif kind == "glora":
@@ -160,12 +175,13 @@ class _Matcher:
             changes.append(_rotation(tensors, rows, module))
         return changes
 
-    def _factor(self, component: str, target: Target, tensors: Mapping[str, Tensor]) -> float:
+    def _factor(self, component: str, target: Target, name: str, tensors: Mapping[str, Tensor]) -> float:
         alpha = tensors.get("alpha")
         settings = self._scaling.settings
         if component in DENOISERS and component not in settings:  # a second denoiser has the settings of the first
             component = next((name for name in DENOISERS if name in settings), component)
-        return self._scaling.factor(component, target.path, _rank(tensors), None if alpha is None else float(alpha))
+        names = (target.path, name)  # peft's patterns are for the model that was trained: diffusers' or the original
+        return self._scaling.factor(component, names, _rank(tensors), None if alpha is None else float(alpha))
 
 
 class _Order:
@@ -232,6 +248,16 @@ def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order,
     return Decomposed(delta, magnitude, module)
 
 
+def _beside(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> list[Change]:
+    """Return the changes that go along with any algorithm, or stand alone: whole layers and differences."""
+    changes = []
+    if "whole" in tensors or "whole_bias" in tensors:
+        changes.append(_whole(tensors, rows, module))
+    if "diff" in tensors or "diff_b" in tensors:
+        changes.append(_difference(tensors, rows, module))
+    return changes
+
+
 def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
     weight, bias = tensors.get("diff"), tensors.get("diff_b")
     if weight is not None:
@@ -239,6 +265,15 @@ def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) 
     if bias is not None and not isinstance(module, nn.Linear | _ConvNd) and getattr(module, "bias", None) is None:
         raise _Mismatch("no bias there")
     return Difference(None if weight is None else rows.of(weight), None if bias is None else rows.of(bias))
+
+
+def _whole(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+    weight, bias = tensors.get("whole"), tensors.get("whole_bias")
+    if weight is not None:
+        rows.check(Difference(weight, None).shape)
+    if bias is not None and getattr(module, "bias", None) is None:
+        raise _Mismatch("no bias there")
+    return Whole(None if weight is None else rows.of(weight), None if bias is None else rows.of(bias), module)
 
 
 def _generalized(tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:

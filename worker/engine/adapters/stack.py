@@ -46,12 +46,13 @@ APPLIERS: Mapping[str, Applier] = {
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The pipeline to call, its call's arguments for the adapters, and their reports."""
+    """The pipeline to call, its call's arguments for the adapters, their reports, and warnings for every job."""
 
     pipe: Any
     arguments: Mapping[str, Any]
     loras: tuple[LoraReport, ...]
     adapters: tuple[AdapterReport, ...]
+    notes: tuple[str, ...]
 
 
 class AdapterStack:
@@ -72,6 +73,7 @@ class AdapterStack:
                 {name: value for effect in effects for name, value in effect.arguments.items()},
                 tuple(report for report in reports if isinstance(report, LoraReport)),
                 tuple(report for report in reports if isinstance(report, AdapterReport)),
+                tuple(note for effect in effects for note in effect.notes),
             )
 
     @contextmanager

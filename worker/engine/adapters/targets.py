@@ -1,7 +1,9 @@
 """Targets of a LoRA's changes: the modules of a component by every name that a file may use for them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -10,6 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from worker.core.errors import UnsupportedModel
 from worker.engine.adapters.names import aliases, flat
+from worker.engine.adapters.original_names import only_in_variants
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,26 @@ class Targets:
             parts.setdefault(alias.part, self._target(path, alias.swapped))
             if path.startswith(("text_model.", "encoder.")):
                 self._names.setdefault(flat(f"text_model.{alias.name}"), {0: self._target(path, False)})
+        # The Open Model Initiative's names (OneTrainer) keep the parts of a fused layer apart: `qkv.0`, `qkv.1` …
+        for name, parts in list(self._names.items()):
+            if len(parts) > 1:
+                for index, target in parts.items():
+                    self._names.setdefault(f"{name}_{index}", {0: target})
 
     def find(self, name: str) -> tuple[Target, ...]:
         """Return the modules that the file's `name` stands for, in the order of their rows; none without a target."""
         parts = self._names.get(flat(name), {})
         return tuple(parts[index] for index in sorted(parts))
+
+    def lacks(self, name: str) -> bool:
+        """True if `name` is known to be of a module that only some variants have, and no block here has one like it."""
+        if not only_in_variants(flat(name)):
+            return False
+        return _any_block(flat(name)) not in self._patterns
+
+    @cached_property
+    def _patterns(self) -> frozenset[str]:
+        return frozenset(map(_any_block, self._names))
 
     @property
     def paths(self) -> Mapping[str, tuple[int, ...]]:
@@ -95,6 +113,10 @@ def own_parameter(module: nn.Module, name: str) -> Any:
             field="loras",
         )
     return value.detach()
+
+
+def _any_block(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _product(shape: tuple[int, ...]) -> int:
