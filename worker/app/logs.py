@@ -40,6 +40,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class WithoutQuery(logging.Filter):
+    """Takes the query off the address in uvicorn's line on a WebSocket: a token stands there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the line, and let it pass."""
+        if "WebSocket" in str(record.msg) and isinstance(record.args, tuple):
+            record.args = tuple(arg.partition("?")[0] if isinstance(arg, str) else arg for arg in record.args)
+        return True
+
+
+WITHOUT_QUERY = WithoutQuery()
+
+
 def configure_logging(*, as_json: bool, secrets: Iterable[str]) -> None:
     """Set the root logger up; `secrets` will be in no line."""
     keep_always(secrets)

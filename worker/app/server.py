@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 
 from worker.app.build import Worker, build_worker
 from worker.app.fitness import library_warnings
-from worker.app.logs import configure_logging
+from worker.app.logs import WITHOUT_QUERY, configure_logging
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
@@ -56,6 +57,7 @@ def serve(settings: Settings) -> None:
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration, whatever sockets it listens on."""
+    logging.getLogger("uvicorn.error").addFilter(WITHOUT_QUERY)
     return uvicorn.Config(
         app,
         log_config=None,
@@ -74,7 +76,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it.
     """
     settings = worker.settings
-    authenticator = Authenticator(build_keyring(settings), settings.cors_origins)
+    authenticator = Authenticator(build_keyring(settings), _origins(settings))
     webhooks = _webhooks(settings)
     bounds = StoreBounds(
         settings.job_retention_seconds,
@@ -125,6 +127,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         max_body_bytes=_max_body_bytes(settings),
         authenticator=authenticator,
         edit_model=settings.edit_model or settings.model_id,
+        public_url=settings.public_url,
     )
     return create_app(context, lifespan, settings.cors_origins)
 
@@ -172,6 +175,14 @@ def _keys(variable: str, value: SecretStr | None) -> dict[str, str]:
         return parse_keys(value.get_secret_value().split(","))
     except KeyListError as error:
         raise SettingsError(f"{variable}: {error}") from None
+
+
+def _origins(settings: Settings) -> tuple[str, ...]:
+    """Return the web pages that may use this server: those that the operator names, and its own."""
+    if settings.public_url is None:
+        return settings.cors_origins
+    scheme, netloc = urlsplit(settings.public_url)[:2]
+    return (*settings.cors_origins, f"{scheme}://{netloc}")
 
 
 def _max_body_bytes(settings: Settings) -> int:

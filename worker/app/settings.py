@@ -4,7 +4,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(default=120.0, gt=0.01, le=10_000)
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     edit_model: str | None = None
+    public_url: str | None = None
 
     # The API keys of its callers: lists of keys, or of `name:sha256` lines as `python -m worker keys new` prints them
     api_keys: SecretStr | None = None
@@ -127,6 +128,16 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
+            raise ValueError("name the address that callers use, as https://images.example.com or with a prefix behind")
+        return value.rstrip("/")
 
     @property
     def default_model_id(self) -> str:

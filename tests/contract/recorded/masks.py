@@ -38,6 +38,7 @@ TEXTS = (
     (re.compile(r"\b20\d\d-\d\d-\d\d\b"), "<day>"),
     (re.compile(r"\b(in|again in) \d+ seconds?\b"), r"\1 <n> seconds"),
     (re.compile(r'("[\w-]+": ")\d+\.\d+\.\d[^"]*"'), r'\1<version>"'),
+    (re.compile(r"eyJ[\w-]+\.[\w-]{43}"), "<token>"),
     (re.compile(r"[\d.]+ GiB free"), "<n> GiB free"),
     (re.compile(r"(Version: )[^\s,]+"), r"\1<version>"),
 )

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from worker.app.server import build_keyring
 from worker.app.settings import Settings, SettingsError
 from worker.service.limits.api_keys import KeyListError, Keyring, new_key, parse_keys, read_api_keys
 from worker.service.usage.log import read_usage
+from worker.transport.web.tokens import LIFE_S
 
 ANNA, BEN = "anna's own secret key", "ben's own secret key"
 FORM = {"files": {"image": png(64, 64)}, "data": {"prompt": "x"}}
@@ -59,7 +62,7 @@ def test_every_door_that_draws_asks_for_a_key_in_its_own_shape(guarded, path, se
 
 def test_so_does_every_other_route_but_health(guarded):
     document = guarded.http.get("/openapi.json").json()
-    open_to_all = {"/health", "/ping", "/ready", "/v1/images/{id}/content"}
+    open_to_all = {"/", "/health", "/ping", "/ready", "/v1/images/{id}/content"}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             status = guarded.http.request(method, path.replace("{id}", "x").replace("{endpoint}", "x")).status_code
@@ -84,6 +87,73 @@ def test_an_unknown_model_is_refused_by_those_that_do_not_draw_too(served):
     answer = served.http.post("/diffusers/generate/nope", content=png(8, 8))  # an image, whose model stands in the path
     assert (answer.status_code, answer.json()["supported_models"]) == (400, LISTED)
     assert served.context.builder.built == 0
+
+
+URL_SAFE = "anna-s_own.secret~key"
+
+
+def drawn(socket):
+    socket.send(json.dumps({"type": "run", "input": {"prompt": "x"}}))
+    while (message := json.loads(socket.recv(timeout=10)))["type"] not in ("result", "failed"):
+        pass
+    return message["type"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["realtime", f"openai-insecure-api-key.{URL_SAFE}"], "realtime"),
+        ([f"key.{URL_SAFE}", "worker"], "worker"),
+        ([f"key.{URL_SAFE}"], f"key.{URL_SAFE}"),  # a browser gives up unless it hears one that it offered
+    ],
+)
+def test_a_browser_opens_a_websocket_with_its_key_as_a_subprotocol(tmp_path, offered, chosen):
+    with WebWorker(tmp_path, api_keys=URL_SAFE) as served:
+        address = f"ws://127.0.0.1:{served.port}/ws"
+        with connect(address, subprotocols=offered) as socket:
+            assert (socket.subprotocol, drawn(socket)) == (chosen, "result")
+        for wrong in (["key.wrong-key-of-a-good-length"], ["realtime"]):
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(address, subprotocols=wrong)
+        with pytest.raises(InvalidStatus, match="403"):  # an address stands in logs
+            connect(f"{address}?api_key={URL_SAFE}&token={URL_SAFE}")
+        with pytest.raises(InvalidStatus, match="403"):
+            connect(address, subprotocols=offered, origin="https://evil.example")
+    assert URL_SAFE not in "".join(file.read_text() for file in (tmp_path / "volume/usage").iterdir())
+
+
+def test_a_token_of_a_few_minutes_opens_a_browsers_connections_and_nothing_else(tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.INFO), WebWorker(tmp_path, api_keys=f"{ANNA},{BEN}") as served:
+        assert served.http.post("/tokens").status_code == 401
+        answer = served.http.post("/tokens", headers=bearer(ANNA))
+        assert answer.headers["cache-control"] == "no-store"
+        token = {"token": answer.json()["token"]}
+        job = served.http.post("/v2/x/run", json={"input": {"prompt": "x"}}, headers=bearer(ANNA)).json()["id"]
+        assert "event: result" in served.http.get(f"/events/{job}", params=token).text
+        assert served.http.get(f"/v2/x/status/{job}", params=token).status_code == 401
+        bens = {"token": served.http.post("/tokens", headers=bearer(BEN)).json()["token"]}
+        assert served.http.get(f"/events/{job}", params=bens).status_code == 404
+        claims, _, signature = token["token"].partition(".")
+        for forged in (f"{claims}.{bens['token'].partition('.')[2]}", f".{signature}", claims, "a.b.c", "é.é", ""):
+            assert served.http.get(f"/events/{job}", params={"token": forged}).status_code == 401, forged
+        with connect(f"ws://127.0.0.1:{served.port}/ws?token={token['token']}") as socket:
+            now = time.time()
+            monkeypatch.setattr("worker.transport.web.tokens.time.time", lambda: now + LIFE_S + 1)
+            assert drawn(socket) == "result"  # what is open stays open
+        assert served.http.get(f"/events/{job}", params=token).status_code == 401
+    assert 'WebSocket /ws"' in caplog.text
+    assert token["token"] not in "".join(record.getMessage() for record in caplog.records if "uvicorn" in record.name)
+
+
+def test_a_token_ends_with_its_key(tmp_path):
+    ring = Keyring(
+        {hashlib.sha256(ANNA.encode()).hexdigest(): "anna"}, {hashlib.sha256(BEN.encode()).hexdigest(): "ben"}
+    )
+    assert (ring.named("anna").admin, ring.named("ben").admin, ring.named("carl"), ring.named(None)) == (
+        *(False, True),
+        *(None, None),
+    )
+    assert Keyring().named(None).name is None
 
 
 def test_one_callers_jobs_are_not_anothers(guarded):

@@ -170,3 +170,27 @@ def test_a_file_of_another_type_is_told_from_a_damaged_image(editing, name, data
 def test_an_image_is_taken_whatever_its_file_is_called(editing):
     sent = {"image": ("notes.txt", png(64, 64), "text/plain")}
     assert editing.http.post("/edit", data=FORM, files=sent).status_code == 200
+
+
+def test_its_sentences_speak_of_its_own_fields_and_paths(served):
+    def sentence(**fields):
+        answer = served.http.post(
+            "/edit", files={"image": png(64, 64)}, data={"prompt": "x", "model": "tiny", **fields}
+        )
+        assert answer.status_code == 400
+        return answer.json()["detail"]
+
+    for value in ("0", "1000", "x", "2.5"):
+        assert sentence(steps=value).startswith("steps must be"), value
+    assert sentence(guidance_scale="99").startswith("guidance_scale must be")
+    assert "action" not in sentence(model="nope")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_wrong_method_is_answered_in_its_shape_too(served, method):
+    answer = served.http.request(method, "/edit")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json().keys() == {"error", "detail", "request_id"}
+    assert answer.json()["error"] == "method_not_allowed"
+    answer = served.http.request(method, "/v1/images/edits")  # as at the other doors with a shape of their own
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")

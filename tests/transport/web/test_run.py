@@ -83,7 +83,10 @@ def test_a_body_that_says_that_it_is_too_large_is_refused_unread(served):
     connection.putheader("Content-Length", "999999999")
     connection.endheaders()
     answer = connection.getresponse()
-    assert (answer.status, json.load(answer)["code"]) == (413, "request_too_large")
+    body = json.load(answer)
+    assert (answer.status, body["code"]) == (413, "request_too_large")
+    assert "120 MB" in body["error"]
+    assert "MAX_BODY_MB" in body["error"]
     connection.close()
 
 

@@ -30,6 +30,10 @@ class ModelIntrospection:
         """List the registered models that this version can run."""
         return tuple(model for model in self.models().models if model.served)
 
+    def default_model(self) -> str:
+        """Return the id of the model of a request that names none."""
+        return self._resolver.resolve(None).id
+
     def default_model_for(self, tasks: Collection[Task]) -> str | None:
         """Return the id of the default model if it serves one of `tasks`, judged without its files; else None."""
         spec = self._resolver.resolve(None)

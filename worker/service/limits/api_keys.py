@@ -46,6 +46,14 @@ class Keyring:
         # Clients that insist on a key send any key; an open worker accepts it.
         return None if self.callers else Caller(None, admin=not self.admins)
 
+    def named(self, name: str | None) -> Caller | None:
+        """Return the caller of this name, who proved it before; None if their key is taken away since."""
+        if name is None:
+            return self.identify(None)
+        if name in self.admins.values():
+            return Caller(name, admin=True)
+        return Caller(name, admin=not self.admins) if name in self.callers.values() else None
+
 
 def new_key(name: str) -> tuple[str, str]:
     """Make a key of 256 random bits, and the line by which a worker knows it. Raises KeyListError for a bad name."""

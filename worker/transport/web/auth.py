@@ -1,4 +1,4 @@
-"""Authentication: API keys as `Authorization: Bearer`, and no web page of another site."""
+"""Authentication: API keys as `Authorization: Bearer`, what browsers send in its place, and no page of another site."""
 
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from worker.core.errors import AccessDenied, Unauthenticated, WorkerError
 from worker.service.limits.api_keys import Caller, Keyring
+from worker.transport.web.tokens import Tokens
 
 # The refusal of a door that shows more than the caller's own jobs.
 ALL_CALLERS = "What all callers did is told to one of this worker's admin keys only."
@@ -15,16 +16,26 @@ ALL_CALLERS = "What all callers did is told to one of this worker's admin keys o
 _REFUSED = 1008  # before a WebSocket is accepted this is a 403
 
 
+# A WebSocket of a browser has no other place for a key. The second is the one of OpenAI's realtime API.
+_KEY_PROTOCOLS = ("key.", "openai-insecure-api-key.")
+
+
 class Authenticator:
     """Checks every request to a door that is not open to all, and notes its sender."""
 
     def __init__(self, keys: Keyring, origins: Collection[str] = ()) -> None:
         self._keys = keys
+        self._tokens = Tokens()
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
     def replace_keys(self, keys: Keyring) -> None:
         """Admit the holders of these keys from now on, and nobody else."""
         self._keys = keys
+
+    @property
+    def asks_for_key(self) -> bool:
+        """True if callers without a key are refused."""
+        return self._keys.identify(None) is None
 
     async def admit(self, connection: HTTPConnection) -> None:
         """Admit a request. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""
@@ -36,14 +47,32 @@ class Authenticator:
                 raise WebSocketException(_REFUSED) from None
             raise
 
+    async def admit_browser(self, connection: HTTPConnection) -> None:
+        """Admit a request that a browser may send without headers of its own: with a token too. Raises as `admit`."""
+        is_valid, name = self._tokens.holder(connection.query_params.get("token", ""))
+        caller = self._keys.named(name) if is_valid else None
+        if caller is None:
+            await self.admit(connection)
+        else:
+            connection.state.caller = caller
+
+    def issue_token(self, connection: HTTPConnection) -> str:
+        """Return a token for the sender of an admitted request."""
+        return self._tokens.issue(caller_of(connection).name)
+
+    def readmit(self, connection: HTTPConnection) -> None:
+        """Admit the holder of an open connection again. Raises Unauthenticated if their key is taken away since."""
+        caller = self._keys.named(caller_of(connection).name)
+        if caller is None:
+            raise _unauthenticated()
+        connection.state.caller = caller
+
     def _identify(self, connection: HTTPConnection) -> Caller:
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
-        caller = self._keys.identify(key.strip() if scheme.lower() == "bearer" else None)
+        sent = key.strip() if scheme.lower() == "bearer" else _offered_key(connection)
+        caller = self._keys.identify(sent)
         if caller is None:
-            raise Unauthenticated(
-                "This worker takes requests with one of its API keys only; send it as Authorization: Bearer <key>.",
-                field="Authorization",
-            )
+            raise _unauthenticated()
         return caller
 
     def _check_origin(self, connection: HTTPConnection) -> None:
@@ -56,7 +85,16 @@ class Authenticator:
             return
         allowed = {"*", origin} & self._origins
         if not allowed and urlsplit(origin).netloc != connection.headers.get("host"):
-            raise AccessDenied("Web pages of this origin may not use this worker; its operator can set CORS_ORIGINS.")
+            raise AccessDenied(
+                "Web pages of this origin may not use this worker; its operator can set CORS_ORIGINS, or PUBLIC_URL "
+                "behind a proxy."
+            )
+
+
+def subprotocol(connection: HTTPConnection) -> str | None:
+    """Return the subprotocol to answer a WebSocket with: a browser wants to hear one of those that it offered."""
+    offered = _offered(connection)
+    return next((name for name in offered if not name.startswith(_KEY_PROTOCOLS)), offered[0] if offered else None)
 
 
 def caller_of(connection: HTTPConnection) -> Caller:
@@ -69,3 +107,24 @@ def check_admin(connection: HTTPConnection, refusal: str, field: str | None = No
     """Raise AccessDenied with this sentence unless the operator sent the request."""
     if not caller_of(connection).admin:
         raise AccessDenied(refusal, field=field)
+
+
+def _offered(connection: HTTPConnection) -> list[str]:
+    headers = connection.headers.getlist("sec-websocket-protocol") if connection.scope["type"] == "websocket" else []
+    return [name for name in map(str.strip, ",".join(headers).split(",")) if name]
+
+
+def _offered_key(connection: HTTPConnection) -> str | None:
+    """Return the key among the subprotocols that a WebSocket offers."""
+    for name in _offered(connection):
+        for prefix in _KEY_PROTOCOLS:
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+    return None
+
+
+def _unauthenticated() -> Unauthenticated:
+    return Unauthenticated(
+        "This worker takes requests with one of its API keys only; send it as Authorization: Bearer <key>.",
+        field="Authorization",
+    )

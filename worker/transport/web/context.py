@@ -59,6 +59,7 @@ class ServerContext:
     max_body_bytes: int = MAX_BODY_BYTES
     authenticator: Authenticator = field(default_factory=lambda: Authenticator(Keyring()))
     edit_model: str | None = None
+    public_url: str | None = None
 
     async def answer(
         self, request: Request, payload: JsonValue, options: JobOptions = WAITED_FOR, *, prefix: str = "sync-"
@@ -96,6 +97,18 @@ class ServerContext:
         if record.caller != caller_of(connection).name:
             raise JobNotFound("No job of this caller has this id; submit it again.", field="id")
         return record
+
+    def address(self, request: Request) -> str:
+        """Return the address of this server as its callers know it, without a slash at its end.
+
+        Unless the operator named it, that is the one that `request` was sent to. A proxy's word that it speaks https is
+        believed of anybody: it changes nothing but the links of the caller's own answer.
+        """
+        if self.public_url is not None:
+            return self.public_url
+        proto = request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+        address = request.base_url.replace(scheme=proto) if proto in ("http", "https") else request.base_url
+        return str(address).rstrip("/")
 
     def editor(self) -> str:
         """Return the model that edits images for callers who name none. Raises ModelNotFound."""
@@ -159,14 +172,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """Yield the body of `request` as it comes, read no further than allowed. Raises HTTPException 413."""
+    too_large = HTTPException(
+        413,
+        f"The request's body is larger than the {max_bytes / 1e6:g} MB that are taken here; send less, such as an "
+        "image's URL in its place, or let the operator raise MAX_BODY_MB.",
+    )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
-        raise HTTPException(413)
+        raise too_large
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
-            raise HTTPException(413)
+            raise too_large
         yield chunk
 
 

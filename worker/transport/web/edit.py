@@ -23,8 +23,10 @@ _PROPERTIES = {
     "steps": {"type": "integer", "minimum": 1},
     "model": {"type": "string", "maxLength": 512, "description": "Else EDIT_MODEL, MODEL_ID or the default model."},
 }
-# This door's clients know three numbers only, and a fourth for refused callers.
-_STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 413: 400, 415: 400, 504: 504}
+# In the sentences about a request, which the rooms below write for all doors: a list of models follows anyway.
+_WORDS = {"num_inference_steps": "steps", '; {"action": "models"} lists those there are.': "."}
+# This door's clients know three numbers only, a fourth for refused callers and a fifth for a wrong method.
+_STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 405: 405, 413: 400, 415: 400, 504: 504}
 # And one word for each way in which drawing itself fails, but for gpu_oom.
 _FAILURES = (errors.EngineFailure, errors.LoadFailed, errors.InvalidOutput, errors.DeviceLost, errors.WorkerError)
 _CODES = {errors.JobTimeout.code: "timeout", **{error.code: "inference_error" for error in _FAILURES}}
@@ -93,6 +95,8 @@ def _of_file(form: Form, error: InvalidImage) -> InvalidImage:
 
 def _encode_failure(failure: Failure) -> Response:
     detail = failure.message
+    for ours, theirs in _WORDS.items():
+        detail = detail.replace(ours, theirs)
     if models := failure.supported_models:
         detail += f" There are {', '.join(models)}."
     body = {"error": _CODES.get(failure.code, failure.code), "detail": detail, "request_id": failure.body["request_id"]}

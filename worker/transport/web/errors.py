@@ -41,7 +41,7 @@ STATUS: Mapping[type[WorkerError], int] = {
 _FRAMEWORK: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "Nothing is served at this path; GET /openapi.json lists what is."),
     405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
-    413: ("request_too_large", "The request's body is too large; send less."),
+    413: ("request_too_large", "The request's body is too large; send less."),  # where no limit of ours is known
     415: ("unsupported_media_type", "The body must be JSON; send it with Content-Type: application/json."),
 }
 
@@ -120,6 +120,12 @@ def answered_by(encode: Callable[[Failure], Response]) -> type[APIRoute]:
                     return encode(failure_of(error))
 
             return handler
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await super().handle(scope, receive, send)
+            except HTTPException as error:  # a wrong method, which comes to no handler
+                await encode(failure_of(error))(scope, receive, send)
 
     return Shaped
 

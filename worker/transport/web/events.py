@@ -17,6 +17,7 @@ from worker.service.jobs.record import JobRecord
 from worker.service.usage import request_id
 from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
+from worker.transport.web.auth import subprotocol
 from worker.transport.web.context import WAITED_FOR, ServerContext
 from worker.transport.web.runpod_schema import encode_job, encode_run
 from worker.wire.errors import encode_error
@@ -28,17 +29,30 @@ STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _LAST = "end"
 
 
+_TOKEN = {
+    "parameters": [
+        {
+            "name": "token",
+            "in": "query",
+            "schema": {"type": "string"},
+            "description": "Of POST /tokens, where no header can be sent.",
+        }
+    ]
+}
+
+
 def routes(context: ServerContext) -> APIRouter:
     """Return the routes of WS /ws and GET /events/{id}."""
     router = APIRouter(tags=["events"])
 
     @router.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
-        await socket.accept()
+        await socket.accept(subprotocol(socket))
         await _Conversation(context, socket).hold()
 
     @router.get(
         "/events/{id}",
+        openapi_extra=_TOKEN,
         summary="A job's progress as server-sent events: progress …, then result or failed",
         responses=openapi.events(401, 404, 500) | {204: {"description": "The last event was sent before."}},
     )
@@ -117,7 +131,7 @@ class _Conversation:
             if message["type"] == "cancel":
                 self._cancel(name)
             else:
-                await self._context.authenticator.admit(self._socket)  # the caller's key may have been revoked since
+                self._context.authenticator.readmit(self._socket)
                 self._begin(str(uuid.uuid4()) if name is None else _name(name), message.get("input"))
         except WorkerError as error:
             await self._fail(name, error)

@@ -95,7 +95,7 @@ def routes(context: ServerContext) -> APIRouter:
         openapi_extra=body,
     )
     async def generate_with(id: str, request: Request) -> Response:
-        if request.url.path.startswith("/models/") and id.endswith("/schema"):
+        if request.scope["route"].path.startswith("/models/") and id.endswith("/schema"):
             raise HTTPException(405, headers={"Allow": "GET"})  # that path is another door's, and is only read
         return await respond(request, id)
 

@@ -113,7 +113,6 @@ def image_routes(context: ServerContext) -> APIRouter:
 
     @router.get(
         "/images/{id}/content",
-        name="openai_image",
         summary="An image that was asked for as a URL",
         responses=openapi.files(*CONTENT_TYPES.values()) | openapi.refusals(400, 404, 500, shape=words.OpenAIError),
     )
@@ -144,7 +143,7 @@ async def _respond(
     record = await context.answer(request, generation(fields), JobOptions(kept=is_kept), prefix=_IMAGES)
     answer = generated(record)
     is_served = is_kept and not words.is_uploaded(answer)
-    content = request.url_for("openai_image", id=record.id) if is_served else None
+    content = f"{context.address(request)}/v1/images/{record.id}/content" if is_served else None
     return json_response(words.encode_images(images_request, answer, content))
 
 

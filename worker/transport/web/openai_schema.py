@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
-from starlette.datastructures import URL
 
 from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import ParameterOutOfRange
@@ -138,11 +137,10 @@ def decode(sent: Mapping[str, JsonValue]) -> ImagesRequest:
     return ImagesRequest(fields, response_format == "url" and not stream, stream, partial_images, warnings)
 
 
-def encode_images(images_request: ImagesRequest, answer: Answer, content: URL | None) -> dict[str, JsonValue]:
+def encode_images(images_request: ImagesRequest, answer: Answer, content: str | None) -> dict[str, JsonValue]:
     """Write the answer to a finished request; `content` is the URL of its images, if URLs were requested."""
     data: list[JsonValue] = [
-        {"url": str(content.include_query_params(variant=index))} if content else _datum(file)
-        for index, file in enumerate(answer.files)
+        {"url": f"{content}?variant={index}"} if content else _datum(file) for index, file in enumerate(answer.files)
     ]
     return {
         "created": int(time.time()),

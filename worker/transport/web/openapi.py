@@ -179,6 +179,21 @@ class Models(Documented):
     models: list[dict[str, JsonValue]]
 
 
+class Token(Documented):
+    """What a browser may send in an address in place of a key."""
+
+    token: str
+    expires_in: int = Field(description="Seconds in which a connection may be opened with it.")
+
+
+class Links(Documented):
+    """What this server is, and where to go on."""
+
+    name: str
+    version: str
+    links: dict[str, str]
+
+
 class AnyObject(Documented):
     """A JSON object, described in docs/api.md."""
 
@@ -238,13 +253,18 @@ def generation_schema() -> dict[str, Any]:
     return schema
 
 
-def install(app: FastAPI) -> None:
-    """Let `app` describe itself, once, when it is first asked."""
+def install(app: FastAPI, public_url: str | None = None) -> None:
+    """Let `app` describe itself, once, when it is first asked; `public_url` is its address if it is known."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
             description = get_openapi(
-                title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes, summary=app.summary
+                title=app.title,
+                version=app.version,
+                description=_DESCRIPTION,
+                routes=app.routes,
+                summary=app.summary,
+                servers=[{"url": public_url}] if public_url else None,
             )
             schemas = description["components"]["schemas"]
             inner = Generation.model_json_schema(ref_template="#/components/schemas/{model}").get("$defs", {})

@@ -10,6 +10,7 @@ from worker.transport.web import openapi
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, job_id, read_json
 from worker.transport.web.errors import json_response
+from worker.transport.web.layers import is_head
 from worker.transport.web.runpod_schema import (
     check_retry,
     decode_job,
@@ -82,6 +83,8 @@ def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
     )
     async def stream(endpoint: Endpoint, id: Id, request: Request) -> Response:
         record = context.find(request, id)
+        if is_head(request.scope):  # what is told once waits for somebody who reads it
+            return json_response(encode_status(record))
         return json_response(encode_chunks(record))
 
     @router.post("/cancel/{id}", summary="Take a job back", responses=finding)

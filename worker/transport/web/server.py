@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from worker import __version__
 from worker.transport.web import (
+    access,
     edit,
     errors,
     events,
@@ -17,17 +19,19 @@ from worker.transport.web import (
     models,
     openai_images,
     openapi,
+    pages,
     run,
     runpod_queue,
     usage,
 )
 from worker.transport.web.context import ServerContext
+from worker.transport.web.layers import HeadAsGet, Prefixed
 
 # Each door is a file; a new one is a line here.
 DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     run.routes,
     runpod_queue.routes,
-    events.routes,
+    access.routes,
     models.routes,
     hf_inference.routes,
     edit.routes,
@@ -35,8 +39,10 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     metrics.routes,
     usage.routes,
 )
-# Open to everybody: health checks have no key, and an image is protected by its id, which cannot be guessed.
-OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.image_routes)
+# Doors of a browser's own connections, which send no header.
+BROWSER_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (events.routes,)
+# Open to everybody: health checks and pages have no key, and an image is protected by its id, which cannot be guessed.
+OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.image_routes, pages.routes)
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -54,9 +60,18 @@ def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origi
         async with lifespan():
             yield
 
-    app = FastAPI(title="Universal Image Model Worker", version=__version__, lifespan=whole, redoc_url=None)
+    app = FastAPI(
+        title="Universal Image Model Worker",
+        version=__version__,
+        lifespan=whole,
+        docs_url=None,  # a page of its own (pages.py): the framework's loads its scripts from elsewhere
+        redoc_url=None,
+        root_path_in_servers=False,
+    )
     for door in DOORS:
         app.include_router(door(context), dependencies=[Depends(context.authenticator.admit)])
+    for door in BROWSER_DOORS:
+        app.include_router(door(context), dependencies=[Depends(context.authenticator.admit_browser)])
     for door in OPEN_DOORS:
         app.include_router(door(context))
     errors.install(app)
@@ -64,10 +79,12 @@ def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origi
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "X-Seed"],
         )
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(Prefixed, prefix=urlsplit(context.public_url or "").path)
     app.add_middleware(errors.Boundary, answered=context.metrics.answered)
-    openapi.install(app)
+    openapi.install(app, context.public_url)
     return app

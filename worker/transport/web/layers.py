@@ -1,0 +1,61 @@
+"""The layers around all doors: HEAD is answered wherever GET is, and below a proxy's prefix everything is too."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ASKED = "worker.head"  # in a request's scope
+
+
+class HeadAsGet:
+    """The layer that has HEAD answered as GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. A stream is closed once its headers are sent."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_head = scope["method"] == "HEAD"
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [_with_head(*header) for header in message.get("headers", [])]
+                await send(message)
+                if is_head:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif not is_head:
+                await send(message)
+
+        await self._app({**scope, "method": "GET", _ASKED: True} if is_head else scope, receive, send_without_body)
+
+
+class Prefixed:
+    """The layer for a proxy that serves this server below a prefix, whether it leaves that on the paths or not."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Routes ignore the root path in front of a path."""
+        if scope["type"] != "lifespan" and self._prefix:
+            path = scope["path"]
+            if path == self._prefix:
+                path += "/"
+            elif not path.startswith(f"{self._prefix}/"):
+                path = self._prefix + path
+            scope = {**scope, "root_path": self._prefix, "path": path}
+        await self._app(scope, receive, send)
+
+
+def is_head(scope: Scope) -> bool:
+    """True if only the headers of an answer are asked for, so that nothing may be used up by it."""
+    return _ASKED in scope
+
+
+def _with_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a header; where GET is allowed, HEAD is too."""
+    if name.lower() == b"allow" and b"GET" in value and b"HEAD" not in value:
+        return name, value.replace(b"GET", b"GET, HEAD")
+    return name, value
