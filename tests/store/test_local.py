@@ -7,7 +7,7 @@ from worker.catalog.formats.headers import read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
-from worker.store.local import LocalFolders
+from worker.store.local import AdapterFolders, LocalFolders
 from worker.store.refs import parse_reference
 from worker.store.store import Store
 
@@ -138,3 +138,17 @@ def test_other_json_beside_the_model_does_no_harm(store, root):
     (root / "model" / "prompts.json").write_text("[1, 2]")
     (root / "model" / "config.json").mkdir()
     assert "prompts.json" not in store.peek(parse_reference(f"file:{root}/model")).configs
+
+
+def test_adapters_are_found_by_name_in_the_usual_folders_and_nowhere_else(root, tmp_path):
+    for path in (root / "loras/a.safetensors", root / "models/Lora/sub/b.sft", root / "hypernetworks/c.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "outside.safetensors").write_bytes(b"")
+    (root / "loras" / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    folders = AdapterFolders([root])
+    assert folders.find("lora", "a") == f"file:{root.resolve()}/loras/a.safetensors"
+    assert folders.find("lora", "sub\\b") == f"file:{root.resolve()}/models/Lora/sub/b.sft"
+    assert folders.find("hypernet", "c") == f"file:{root.resolve()}/hypernetworks/c.safetensors"
+    for name in ("c", "none", "link", "../../outside", "/etc/passwd", "a\0", "a" * 5_000):
+        assert folders.find("lora", name) is None

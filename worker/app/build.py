@@ -13,7 +13,7 @@ from worker.app.settings import (
     SettingsError,
     forbid_unsafe_loading,
 )
-from worker.app.stores import bucket_opener, build_bucket, build_store
+from worker.app.stores import bucket_opener, build_adapter_folders, build_bucket, build_store
 from worker.catalog.registry import Registry, RegistryError
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
@@ -124,7 +124,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
     )
     fetch = ImageFetcher(allow_private=settings.allow_private_urls)
-    acceptor = Acceptor(resolver, limits, fetch, aliases=ALIASES)
+    acceptor = Acceptor(resolver, limits, fetch, aliases=ALIASES, find_file=build_adapter_folders(settings).find)
     generation = GenerationService(acceptor, backend, admission, quotas)
 
     def load() -> Load:

@@ -18,7 +18,7 @@ from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
 from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
-from worker.store.local import LocalFolders
+from worker.store.local import AdapterFolders, LocalFolders
 from worker.store.lockfile import Lockfile, LockfileError
 from worker.store.remote_header import HeaderReader
 from worker.store.store import Source, Store
@@ -50,10 +50,18 @@ def build_store(settings: Settings) -> Store:
     # Callers' links are fetched without any token, and without the endpoints' leave to be private.
     anonymous = Client(allow_private=settings.allow_private_urls)
     files = UrlFiles(cache, anonymous, HeaderReader(header_end, parse_header, read_header), offline=offline)
-    roots = [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
-    folders = LocalFolders(roots, read_local, allow_pickles=pickles)
+    folders = LocalFolders(_roots(settings), read_local, allow_pickles=pickles)
     schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
     return Store(schemes, _lockfile(settings), cache.discard)
+
+
+def build_adapter_folders(settings: Settings) -> AdapterFolders:
+    """Build the folders in which a prompt's adapters are found by name: those that `file:` may name."""
+    return AdapterFolders(_roots(settings))
+
+
+def _roots(settings: Settings) -> list[Path]:
+    return [settings.models_yaml.resolve().parent / "models", settings.volume, *settings.allowed_model_dirs]
 
 
 def _client(settings: Settings) -> Client:

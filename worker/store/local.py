@@ -21,6 +21,35 @@ from worker.store.selection import (
 ReadHeader = Callable[[Path], TensorIndex]
 
 
+# Where people keep adapters below a folder of models, by the kind that a prompt names.
+_ADAPTER_FOLDERS = {
+    "lora": ("", "loras", "lora", "Lora", "LyCORIS", "models/loras", "models/Lora", "models/LyCORIS"),
+    "hypernet": ("", "hypernetworks", "models/hypernetworks"),
+}
+_ADAPTER_SUFFIXES = (".safetensors", ".sft")
+
+
+class AdapterFolders:
+    """Adapters of the operator by the names of their files, as other programs' users name them in prompts."""
+
+    def __init__(self, roots: Iterable[Path]) -> None:
+        self._roots = tuple(root.resolve() for root in roots)
+
+    def find(self, kind: str, name: str) -> str | None:
+        """Return the reference of the file `name`, without its suffix, in the usual folders; None where none is."""
+        name = name.replace("\\", "/")
+        for folder in (root / below for root in self._roots for below in _ADAPTER_FOLDERS[kind]):
+            for suffix in _ADAPTER_SUFFIXES:
+                try:
+                    path = (folder / f"{name}{suffix}").resolve()
+                    exists = path.is_file()
+                except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a NUL
+                    return None
+                if exists and any(path.is_relative_to(root) for root in self._roots):
+                    return f"file:{path}"
+        return None
+
+
 class LocalFolders:
     """Diffusers folders and single files below `roots`; nothing outside them can be named."""
 

@@ -1,7 +1,7 @@
 """From a request to a job: all checks that need no weights."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from worker.core.errors import ParameterOutOfRange, UnsupportedModel
 from worker.core.finishing import Finishing
 from worker.core.job import Job, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.model import LoraSpec, ModelSpec
+from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
@@ -32,6 +33,7 @@ from worker.service.accepting.inputs import (
     sent_fields,
     without_media,
 )
+from worker.service.accepting.prompt_tags import read_tags
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.accepting.rules import (
     check_lightning,
@@ -83,20 +85,27 @@ class Acceptor:
         limits: JobLimits,
         fetch: Callable[[str, int], bytes],
         aliases: Collection[str] = (),
+        find_file: Callable[[str, str], str | None] = lambda kind, name: None,
     ) -> None:
         self.resolver = resolver
         self._limits = limits
         self._fetch = fetch
         self._aliases = aliases
+        self._find_file = find_file
 
     def accept(self, request: GenerationRequest, job_id: str) -> Job:
         """Return the job of `request`, after all checks that need no weights. Blocking.
 
         Raises InvalidRequest and its subclasses, naming the field.
         """
+        request, notes = read_tags(request, self._find_adapter)
         calls = self._resolve(request)
         read = self._read(request, calls)
-        return self._job(request, job_id, calls.generating, read)
+        return self._job(request, job_id, calls.generating, replace(read, warnings=notes + read.warnings))
+
+    def _find_adapter(self, kind: TagKind, name: str) -> str | None:
+        """Return the reference of an adapter that a prompt names: of models.yaml, else a file of the operator's."""
+        return self.resolver.adapter_named(name) or self._find_file(kind, name)
 
     def _resolve(self, request: GenerationRequest) -> _Calls:
         """Return the calls that `request` means, with all the fields that they need and no other."""

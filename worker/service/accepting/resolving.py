@@ -84,6 +84,14 @@ class ModelResolver:
             self.check_allowed(source, field, [])
         return source.model_copy(update={"filename": filename}) if filename else source
 
+    def adapter_named(self, name: str) -> str | None:
+        """Return the reference of an adapter that models.yaml has under this name: an id, or the name of a LoRA."""
+        spec = self.registry.find(name)
+        if spec is not None:
+            return spec.id
+        own = (lora for spec in self.registry.models.values() for lora in spec.loras)
+        return next((lora.model for lora in own if lora.name and lora.name.casefold() == name.casefold()), None)
+
     def look_at_adapter(self, source: ModelSource) -> Detection | None:
         """Detect an adapter from its header or JSON; None for a pickle. Blocking.
 

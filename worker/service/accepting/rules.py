@@ -14,6 +14,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.core.job import SchedulerChoice
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
+from worker.core.prompt_syntax import unread_marks
 from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
 # Seeds larger than a JavaScript number would come back changed.
@@ -132,7 +133,18 @@ def notes_on(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
         for name, text in (("prompt", prompt), ("negative_prompt", request.negative_prompt or ""))
         if prompt_form(call) is None and holds_weights(text, explicit=True)
     ]
-    return (*notes, *_unknown_subject(prompt, spec))
+    return (*notes, *_unread(request), *_unknown_subject(prompt, spec))
+
+
+def _unread(request: GenerationRequest) -> tuple[str, ...]:
+    """Return a warning for each mark of another program in a prompt that nothing here reads."""
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    texts |= {name: text for name, text in request.params.items() if "prompt" in name and isinstance(text, str)}
+    return tuple(
+        f"{name}: {mark} is not read here and stays in the prompt as words; {instead}."
+        for name, text in texts.items()
+        for mark, instead in unread_marks(text or "")
+    )
 
 
 def _unknown_subject(prompt: str, spec: ModelSpec) -> tuple[str, ...]:

@@ -1,0 +1,91 @@
+"""Adapters that a prompt names become entries of their fields, by the same rules; what is unknown is warned of."""
+
+import pytest
+
+from worker.core.adapter import HypernetworkSpec
+from worker.core.errors import ParameterOutOfRange
+from worker.core.model import LoraSpec
+from worker.core.request import GenerationRequest
+from worker.service.accepting.prompt_tags import read_tags
+
+KNOWN = {("lora", "detail"): "file:/volume/loras/detail.safetensors", ("hypernet", "mood"): "civitai:7"}
+
+
+def read(prompt: str | None, **fields: object):
+    return read_tags(GenerationRequest(prompt=prompt, **fields), lambda kind, name: KNOWN.get((kind, name)))
+
+
+@pytest.mark.parametrize(
+    ("tag", "weight", "ignored"),
+    [
+        ("<lora:detail>", 1.0, None),
+        ("<lora:detail:0.8>", 0.8, None),
+        ("<lora:detail:-0.5>", -0.5, None),
+        ("<lora:detail:0.4:0.8>", 0.8, "0.4 for the text encoder"),
+        ("<lora:detail:0.8:0.8>", 0.8, None),
+        ("<lora:detail:0.8:lbw=MIDD>", 0.8, "lbw=MIDD"),
+    ],
+)
+def test_a_tag_is_an_entry_of_loras(tag, weight, ignored):
+    sent = LoraSpec(model="org/other")
+    request, notes = read(f"a cat, {tag} sitting", adapters=(sent,))
+    assert request.prompt == "a cat, sitting"
+    assert request.adapters == (sent, LoraSpec(model=KNOWN["lora", "detail"], weight=weight))
+    assert [ignored in note for note in notes] == ([True] if ignored else [])
+
+
+def test_a_hypernetwork_is_one_too():
+    request, notes = read("a cat <hypernet:mood:0.6>")
+    assert request.adapters_of(HypernetworkSpec) == (HypernetworkSpec(model="civitai:7", weight=0.6),)
+    assert (request.prompt, notes) == ("a cat", ())
+
+
+def test_an_unknown_name_is_left_out_with_a_warning():
+    request, (note,) = read("a cat <lora:other:0.8>")
+    assert (request.prompt, request.adapters) == ("a cat", ())
+    assert note.startswith("prompt: <lora:other:0.8> was left out, since this worker has no LoRA of that name; ")
+
+
+def test_a_tag_in_the_negative_prompt_is_left_out_with_a_warning():
+    request, (note,) = read("a cat", negative_prompt="blurry <lora:detail:1>")
+    assert (request.negative_prompt, request.adapters) == ("blurry", ())
+    assert note.startswith("negative_prompt: <lora:detail:1> was left out")
+
+
+@pytest.mark.parametrize("weight", ["11", "-10.5", "inf", "nan"])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ParameterOutOfRange, match="between -10 and 10") as failure:
+        read(f"a <lora:detail:{weight}>")
+    assert failure.value.field == "prompt"
+
+
+@pytest.mark.parametrize("fields", [{"prompt": None}, {"prompt": "a (cat:1.2)"}])
+def test_a_prompt_without_tags_is_left_alone(fields):
+    request = GenerationRequest(**fields)
+    assert read_tags(request, pytest.fail) == (request, ())
+
+
+def test_words_that_are_to_be_read_to_the_letter_are():
+    request, notes = read("a <lora:detail:1>", params={"prompt_weighting": "none"})
+    assert (request.prompt, request.adapters, notes) == ("a <lora:detail:1>", (), ())
+
+
+async def test_a_job_has_the_loras_of_models_yaml_and_of_the_volume_by_name(context, tmp_path):
+    folder = tmp_path / "volume" / "loras"
+    folder.mkdir(parents=True)
+    (folder / "mine.safetensors").write_bytes(b"")
+    job = await context.accept(prompt="a cat <lora:mine:0.5> <lora:nobody:1>", loras=["file:/x"])
+    loras = [adapter.spec for adapter in job.adapters if isinstance(adapter.spec, LoraSpec)]
+    assert [(spec.model, spec.weight) for spec in loras] == [
+        ("file:/x", 1.0),
+        (f"file:{folder / 'mine.safetensors'}", 0.5),
+    ]
+    assert job.prompt == "a cat"
+    assert any("<lora:nobody:1> was left out" in warning for warning in job.warnings)
+    with pytest.raises(ParameterOutOfRange, match="loras may hold at most"):
+        await context.accept(prompt="a " + "<lora:mine:0.1>" * 9)
+
+
+@pytest.mark.parametrize("prompt", ["a cat AND a dog", "a [cat:dog:0.5]", "a {cat|dog}"])
+async def test_marks_that_are_not_read_are_warned_of_at_every_model(context, prompt):
+    assert any("is not read here" in warning for warning in (await context.accept(prompt=prompt)).warnings)
