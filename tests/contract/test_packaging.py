@@ -299,7 +299,7 @@ def test_image_copies_only_what_exists_and_is_not_ignored() -> None:
 def test_requirements_are_exact(file: str) -> None:
     lines = [line.split("#")[0].strip() for line in (PROJECT_DIR / file).read_text().splitlines()]
     packages = [line for line in lines if line and line != "-r requirements.txt"]
-    loose = [line for line in packages if not re.fullmatch(r"[A-Za-z0-9._-]+==\d[\w.]*", line)]
+    loose = [line for line in packages if not re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z]+\])?==\d[\w.]*", line)]
     assert loose == []
     names = [line.split("==")[0].lower().replace("_", "-") for line in packages]
     assert len(names) == len(set(names))

@@ -8,6 +8,7 @@ from typing import Any
 from worker.app.build import Worker, build_worker
 from worker.app.fitness import check_device, check_models, check_volume, library_warnings
 from worker.app.logs import configure_logging
+from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
@@ -41,7 +42,8 @@ def run_serverless() -> None:
         # On the platform an unhealthy ping says more than a process that dies.
         _refuse_to_start(str(error))
         return
-    for warning in (*settings.warnings(), *library_warnings()):
+    warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings))
+    for warning in (*warnings, *library_warnings()):
         _LOG.warning("%s", warning)
     at_terminal = LocalRun(settings.outputs_dir, _say_at_exit) if local else None
     door = build_door(

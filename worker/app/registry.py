@@ -1,6 +1,9 @@
 """The models that are served: models.yaml with the environment's additions."""
 
+from pydantic import JsonValue
+
 from worker.app.settings import Settings, SettingsError, tier_overrides
+from worker.catalog.interface.checking import with_defaults
 from worker.catalog.registry import Registry, load_registry
 from worker.core.errors import WorkerError
 from worker.core.model import LoraSpec, ModelSpec
@@ -27,5 +30,75 @@ def build_registry(settings: Settings) -> Registry:
         )
     if settings.loras:
         loras = (*default.loras, *(LoraSpec(model=text) for text in settings.loras))
-        registry = registry.with_model(default.model_copy(update={"loras": loras}))
+        default = default.model_copy(update={"loras": loras})
+    registry = registry.with_model(_with_defaults(default, settings))
+    return _in_precision(_with_lightning(registry, settings), settings)
+
+
+def registry_warnings(registry: Registry, settings: Settings) -> list[str]:
+    """Return one sentence for each setting that a model makes ineffective; printed at start."""
+    default = registry.find(settings.default_model_id)
+    if default is None or default.lightning is None or not default.lightning.by_default:
+        return []
+    names = [name for name in ("DEFAULT_STEPS", "DEFAULT_GUIDANCE") if getattr(settings, name.lower()) is not None]
+    if not names:
+        return []
+    return [
+        f"{' and '.join(names)} hold for requests with lightning: false only, since {default.id} has a Lightning "
+        "LoRA; set USE_LIGHTNING_LORA=false to have them hold for all."
+    ]
+
+
+def _with_defaults(default: ModelSpec, settings: Settings) -> ModelSpec:
+    """Return the default model with the environment's defaults. Raises SettingsError where it does not take one."""
+    variables = {"num_inference_steps": "DEFAULT_STEPS", "guidance_scale": "DEFAULT_GUIDANCE"}
+    for name, variable in variables.items():
+        value: JsonValue = getattr(settings, variable.lower())
+        if value is None:
+            continue
+        try:
+            default = with_defaults(default, {name: value})
+        except WorkerError as error:
+            raise SettingsError(f"{variable}={value}: {error.message}") from None
+    return default
+
+
+def _with_lightning(registry: Registry, settings: Settings) -> Registry:
+    """Return the registry with the Lightning LoRAs that the environment chooses. Raises SettingsError without any."""
+    use, steps = settings.use_lightning_lora, settings.lightning_steps
+    fit: list[str] = []
+    for spec in registry.models.values():
+        lightning = spec.lightning
+        if lightning is None:
+            continue
+        if steps in lightning.others:
+            lightning = lightning.model_copy(update={"lora": lightning.others[steps], "steps": steps})
+        if use is not None:
+            lightning = lightning.model_copy(update={"by_default": use})
+        if steps in (None, lightning.steps):
+            fit.append(spec.id)
+        registry = registry.with_model(spec.model_copy(update={"lightning": lightning}))
+    wanted = [name for name, asked in (("USE_LIGHTNING_LORA", use), ("LIGHTNING_STEPS", steps)) if asked]
+    default = registry.find(settings.model_id) if settings.model_id else None
+    if wanted and (default.id not in fit if default else not fit):
+        of_steps = f" of {steps} steps" if steps else ""
+        model = f"{default.id} has no" if default else "no model has a"
+        raise SettingsError(
+            f"{' and '.join(wanted)}: {model} Lightning LoRA{of_steps} in "
+            f"{settings.models_yaml.name}; add one there, or leave {' and '.join(wanted)} unset."
+        )
+    return registry
+
+
+def _in_precision(registry: Registry, settings: Settings) -> Registry:
+    """Return the registry with every model in the environment's precision. Raises SettingsError for one not built."""
+    if settings.precision_mode is None:
+        return registry
+    if settings.precision_mode != "bf16":
+        raise SettingsError(
+            f"PRECISION_MODE={settings.precision_mode}: this worker does not quantize models as it loads them; name a "
+            "model that is stored so (GGUF or fp8) as MODEL_ID, or set bf16."
+        )
+    for spec in registry.models.values():
+        registry = registry.with_model(spec.model_copy(update={"dtype": "bfloat16"}))
     return registry

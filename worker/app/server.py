@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from worker.app.build import Worker, build_worker
 from worker.app.fitness import library_warnings
 from worker.app.logs import WITHOUT_QUERY, configure_logging
+from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
@@ -41,18 +42,25 @@ _FAREWELL_S = 5
 
 def serve(settings: Settings) -> None:
     """Listen until the process is stopped."""
-    configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
     try:
-        worker = build_worker(settings)
-        app = build_app(worker, hears_signals=True)
+        app = application(settings)
         sockets = [_listen(settings.api_host, port) for port in settings.listening_ports]
     except (SettingsError, RegistryError) as error:
         sys.exit(f"error: {error}")
-    for warning in (*settings.warnings(), *settings.server_warnings(), *library_warnings()):
-        _LOG.warning("%s", warning)
     for listening in sockets:
         _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
     uvicorn.Server(server_config(app, settings)).run(sockets)
+
+
+def application(settings: Settings) -> FastAPI:
+    """Build the application of a process of its own, and log its warnings. Raises SettingsError, RegistryError."""
+    configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+    worker = build_worker(settings)
+    app = build_app(worker, hears_signals=True)
+    warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings), *settings.server_warnings())
+    for warning in (*warnings, *library_warnings()):
+        _LOG.warning("%s", warning)
+    return app
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.app.environment import PRESETS, EnvironmentFileError, load_env_file, misspelt
 
 PROJECT_DIR = Path(__file__).resolve().parents[2]
 RUNPOD_VOLUME = Path("/runpod-volume")
@@ -17,10 +19,17 @@ class SettingsError(ValueError):
     """A value of an environment variable that cannot be used; the message names it, the limit and the fix."""
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
 class Settings(BaseSettings):
     """Names are the environment variables in lower case. Sizes, seconds and counts say their unit in the name."""
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True, case_sensitive=False)
+
+    # Defaults of other settings, all at once
+    preset: Literal["firered"] | None = None
 
     # The models that are served
     models_yaml: Path = PROJECT_DIR / "models.yaml"
@@ -35,6 +44,11 @@ class Settings(BaseSettings):
     denied_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     allow_pickles: bool = False
     preload_models: Annotated[tuple[str, ...], NoDecode] = ()
+    default_steps: int | None = Field(default=None, ge=1, le=1_000)
+    default_guidance: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    use_lightning_lora: bool | None = None
+    lightning_steps: Annotated[Literal[4, 8] | None, BeforeValidator(_whole)] = None
+    precision_mode: Literal["bf16", "fp8", "8bit", "4bit"] | None = None
 
     # Folders and sources of files
     volume_dir: Path | None = None
@@ -138,6 +152,12 @@ class Settings(BaseSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
             raise ValueError("name the address that callers use, as https://images.example.com or with a prefix behind")
         return value.rstrip("/")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: dict[str, object]) -> dict[str, object]:
+        """Return `values` on top of what their preset says. An unknown preset is refused where it is read."""
+        return {**PRESETS.get(str(values.get("preset")), {}), **values}
 
     @property
     def default_model_id(self) -> str:
@@ -258,6 +278,7 @@ class Settings(BaseSettings):
                 "S3 is off: set all of BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and "
                 "BUCKET_SECRET_ACCESS_KEY."
             )
+        sentences += misspelt(os.environ, known_variables())
         fleet = [name for name in tier_overrides() if name.endswith(("_MAX_CONTAINERS", "_SCALEDOWN"))]
         if fleet:
             sentences.append(
@@ -292,13 +313,23 @@ def _is_loopback(host: str) -> bool:
 
 
 def read_settings() -> Settings:
-    """Read the environment once. Raises SettingsError naming the variable."""
+    """Read the environment and `.env` once. Raises SettingsError naming the variable."""
     try:
+        load_env_file(Path(".env"))
         return Settings()
+    except EnvironmentFileError as error:
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
         raise SettingsError(f"{name}: {first['msg']}; {first.get('input')!r} was set.") from None
+
+
+def known_variables() -> set[str]:
+    """Return the names of all environment variables that are settings."""
+    names = {name.upper() for name in Settings.model_fields}
+    aliases = [field.validation_alias for field in Settings.model_fields.values()]
+    return names.union(*(map(str, alias.choices) for alias in aliases if isinstance(alias, AliasChoices)))
 
 
 def tier_overrides() -> dict[str, str]:

@@ -96,7 +96,10 @@ class Model:
     @cached_property
     def calls(self) -> tuple["ModelCall", ...]:
         """The calls for all tasks, with the Lightning LoRA where there is one: a request gets these by default."""
-        return tuple(self.call(task, lightning=self.spec.lightning is not None) for task in self.tasks)
+        return tuple(
+            self.call(task, lightning=bool(self.spec.lightning and self.spec.lightning.by_default))
+            for task in self.tasks
+        )
 
     def call(self, task: Task, *, lightning: bool = False) -> "ModelCall":
         """Return the call for `task`, of the class that serves it; every time the same object."""

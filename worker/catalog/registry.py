@@ -163,8 +163,7 @@ class _Reading:
             timeout_s=tiers[tier].timeout_s if tier else None,
             dtype=entry.dtype or defaults.dtype,
             loras=self.loras((*keys, "loras"), entry.loras),
-            lightning=entry.lightning
-            and entry.lightning.model_copy(update={"lora": self.adapter((*keys, "lightning"), entry.lightning.lora)}),
+            lightning=entry.lightning and self.lightning((*keys, "lightning"), entry.lightning),
         )
         try:
             check_defaults(spec)
@@ -179,6 +178,11 @@ class _Reading:
             lora.model_copy(update={"model": self.adapter((*keys, index), lora.model)})
             for index, lora in enumerate(loras)
         )
+
+    def lightning(self, keys: _KeyPath, lightning: Lightning) -> Lightning:
+        """Return an entry's distillation LoRAs with complete references."""
+        others = {steps: self.adapter((*keys, "others", str(steps)), lora) for steps, lora in lightning.others.items()}
+        return lightning.model_copy(update={"lora": self.adapter(keys, lightning.lora), "others": others})
 
     def revised(self, keys: _KeyPath, model: str, entry: Entry) -> ModelSource:
         """Return an entry's source, at the revision that either of its two fields names."""
@@ -386,12 +390,8 @@ class _Reading:
 
 def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that a mapping inside `kind` may have."""
-    nested: dict[str, type[BaseModel]] = {
-        "defaults": EntryDefaults,
-        "tiers": Tier,
-        "loras": LoraSpec,
-        "lightning": Lightning,
-    }
+    nested: dict[str, type[BaseModel]] = {"defaults": EntryDefaults, "tiers": Tier}
+    nested |= {"loras": LoraSpec, "lightning": Lightning}
     return list((nested[str(loc[0])] if loc else kind).model_fields)
 
 

@@ -154,11 +154,17 @@ class LoraSpec(AdapterSpec):
 
 
 class Lightning(Parsed):
-    """A distillation LoRA that a model uses unless a request says `lightning: false`."""
+    """A distillation LoRA that a model uses unless a request says `lightning: false`.
+
+    Not `by_default`, it is used for requests that say `lightning: true`. `others` are the same for other numbers of
+    steps, of which the operator may choose one.
+    """
 
     lora: str
     steps: int = Field(ge=1, le=100)
     weight: float = 1.0
+    others: dict[Annotated[int, Field(ge=1, le=100)], str] = Field(default_factory=dict)
+    by_default: bool = True
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
 
 

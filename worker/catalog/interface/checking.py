@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pydantic import JsonValue
 
+from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.signatures import DENIED, Schema, regenerates_by_strength
 from worker.catalog.interface import sampling
@@ -76,6 +77,15 @@ def check_defaults(spec: ModelSpec) -> None:
             raise unsupported(name, calls[0])
     if row is not None:
         _check_whole(calls, spec.id)
+
+
+def with_defaults(spec: ModelSpec, values: Mapping[str, JsonValue]) -> ModelSpec:
+    """Return `spec` with `values` as its defaults, in place of those that mean the same. Raises as check_defaults."""
+    guidances = {row.guidance for row in ARCHITECTURES} if "guidance_scale" in values else set()
+    kept = {name: value for name, value in spec.defaults.items() if name not in guidances}
+    changed = spec.model_copy(update={"defaults": kept | dict(values)})
+    check_defaults(changed)
+    return changed
 
 
 def _check_whole(calls: Sequence[ModelCall], model: str) -> None:

@@ -75,8 +75,10 @@ def second_prompt(
 
 
 def uses_lightning(request: GenerationRequest, spec: ModelSpec) -> bool:
-    """True if the model has a distillation LoRA of its own and the request does not switch it off."""
-    return spec.lightning is not None and request.lightning is not False
+    """True if the model has a distillation LoRA of its own, and the request or else the operator has it used."""
+    if spec.lightning is None:
+        return False
+    return spec.lightning.by_default if request.lightning is None else request.lightning
 
 
 def check_lightning(request: GenerationRequest, spec: ModelSpec) -> None:

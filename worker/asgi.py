@@ -1,0 +1,12 @@
+"""The worker as an ASGI application: `uvicorn worker.asgi:app`. The server that runs it has its own host and port."""
+
+import sys
+
+from worker.app.server import application
+from worker.app.settings import SettingsError, read_settings
+from worker.catalog.registry import RegistryError
+
+try:
+    app = application(read_settings())
+except (SettingsError, RegistryError) as error:
+    sys.exit(f"error: {error}")
