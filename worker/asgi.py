@@ -1,7 +1,9 @@
 """The worker as an ASGI application: `uvicorn worker.asgi:app`. The server that runs it has its own host and port."""
 
+import logging
 import sys
 
+from worker.app.logs import WITHOUT_QUERY
 from worker.app.server import application
 from worker.app.settings import SettingsError, read_settings
 from worker.catalog.registry import RegistryError
@@ -10,3 +12,5 @@ try:
     app = application(read_settings())
 except (SettingsError, RegistryError) as error:
     sys.exit(f"error: {error}")
+for name in ("uvicorn.error", "uvicorn.access"):
+    logging.getLogger(name).addFilter(WITHOUT_QUERY)
