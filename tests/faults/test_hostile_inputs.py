@@ -206,6 +206,21 @@ def _jpeg(width: int, height: int) -> bytes:
     return b"\xff\xd8\xff\xc0" + frame + b"\xff\xda\0\x0c\x03\x01\0\x02\0\x03\0\0?\0" + b"\0" * 100 + b"\xff\xd9"
 
 
+def _tiff(width: int, height: int, *, endless: bool = False) -> bytes:
+    values = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: width * height}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value % 2**32) for tag, value in values.items())
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries + (b"\x08\0\0\0" if endless else bytes(4))
+
+
+def _gif_frame(width: int, height: int) -> bytes:
+    return b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x08\x02\0\0\0;"
+
+
+def _bmp(width: int, height: int, compression: int = 0) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, 0, 0, 0, 2, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 62) + header + bytes(8) + b"\1\0" * 50_000
+
+
 def _bombs() -> dict[str, bytes]:
     zeros = zlib.compress(bytes(40 * 2**20), 9)
     text = _chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(200 * 2**20), 9))
@@ -232,6 +247,16 @@ def _bombs() -> dict[str, bytes]:
         "jpeg 4 gigapixels": _jpeg(65_500, 65_500),
         "jpeg 100 megapixels": _jpeg(10_000, 10_000),
         "jpeg without pixels": _jpeg(4_000, 4_000),
+        "tiff 4 gigapixels": _tiff(65_500, 65_500),
+        "tiff 100 megapixels": _tiff(10_000, 10_000),
+        "tiff without pixels": _tiff(4_000, 4_000),
+        "tiff of pages without end": _tiff(16, 16, endless=True),
+        "gif 4 gigapixels": b"GIF89a\xdc\xff\xdc\xff\0\0\0" + _gif_frame(65_500, 65_500),
+        "gif of a frame beyond its canvas": b"GIF89a\x10\0\x10\0\0\0\0" + _gif_frame(65_500, 65_500),
+        "gif without pixels": b"GIF89a\xa0\x0f\xa0\x0f\0\0\0" + _gif_frame(4_000, 4_000),
+        "bmp 4 gigapixels": _bmp(65_500, 65_500),
+        "bmp of runs": _bmp(4_000, 4_000, compression=1),
+        "bmp without pixels": _bmp(4_000, 4_000),
         "zip": b"PK\x03\x04" + bytes(1_000),
         "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='99999' height='99999'/>",
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99999 99999\n",

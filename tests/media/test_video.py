@@ -2,6 +2,7 @@
 
 import base64
 import io
+import struct
 
 import av
 import pytest
@@ -104,18 +105,21 @@ def test_a_url_is_fetched_through_the_guard_and_only_there():
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "says"),
     [
-        b"",
-        b"hello",
-        b"\0\0\0\x18ftypisom" + bytes(64),
-        b"#EXTM3U\nfile:///etc/passwd\n",
-        b"RIFF\x10\0\0\0AVI LIST",
-        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        (b"", "not a readable MP4, GIF or WebP video"),
+        (b"\0\0\0\x18ftypisom" + bytes(64), "not a readable MP4, GIF or WebP video"),
+        (b"hello", "text, which is not read here"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "text, which is not read here"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", "text, which is not read here"),
+        (b"RIFF\x10\0\0\0AVI LIST", "an AVI video, which is not read here; send an MP4"),
+        (b"\x1a\x45\xdf\xa3", "a WebM or Matroska video"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"<!DOCTYPE html><title>Not found</title>", "a web page"),
     ],
 )
-def test_what_is_no_video_is_refused(data):
-    with pytest.raises(InvalidImage, match="video is not a readable MP4, GIF or WebP video"):
+def test_what_is_no_video_is_refused_by_its_name(data, says):
+    with pytest.raises(InvalidImage, match=f"^video is {says}"):
         decode_video(data)
 
 
@@ -150,3 +154,76 @@ def test_damage_is_refused_or_read_and_nothing_else(position, change, cut):
         assert error.field == "video"
     else:
         assert decoded.frames
+
+
+def rotated(mp4: bytes, quarters: int) -> bytes:
+    """An MP4 with the matrix that a phone writes: turned clockwise by so many quarters when it is shown."""
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    one = 1 << 16
+    matrix = struct.pack(">9i", cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
+    at = mp4.index(b"tkhd") + 4 + 40
+    return mp4[:at] + matrix + mp4[at + 36 :]
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_a_phones_video_stands_upright(quarters):
+    image = Image.new("RGB", (64, 48), (20, 20, 20))
+    image.paste((230, 40, 40), (0, 0, 32, 24))
+    image.paste((40, 40, 230), (32, 0, 64, 24))
+    sent = [Raster("RGB", 64, 48, image.tobytes())] * 3
+    decoded = decode_video(rotated(encode_video(sent, 8, "mp4", 95), quarters))
+    shown = image.rotate(-90 * quarters, expand=True)
+    expected = Raster("RGB", *shown.size, shown.tobytes())
+    assert {(frame.width, frame.height) for frame in decoded.frames} == {shown.size}
+    assert max(difference(frame, expected) for frame in decoded.frames) < 8
+
+
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG"])
+def test_transparency_is_white_as_in_images(format_):
+    images = []
+    for index in range(3):
+        image = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+        image.paste((200, 30, 30, 255), (10 * index, 0, 10 * index + 20, 48))
+        images.append(image)
+    out = io.BytesIO()
+    options = {"lossless": True} if format_ == "WEBP" else {"disposal": 2} if format_ == "GIF" else {}
+    if format_ == "PNG":  # a list of images
+        files = [io.BytesIO() for _ in images]
+        for image, file in zip(images, files, strict=True):
+            image.save(file, "PNG")
+        decoded = read_video([text(file.getvalue()) for file in files], never)
+    else:
+        images[0].save(out, format_, save_all=True, append_images=images[1:], duration=100, **options)
+        decoded = decode_video(out.getvalue())
+    for index, frame in enumerate(decoded.frames):
+        shown = Image.frombytes("RGB", (64, 48), frame.data)
+        assert shown.getpixel((50, 20)) == (255, 255, 255)
+        assert shown.getpixel((10 * index + 5, 20)) == pytest.approx((200, 30, 30), abs=3)
+
+
+def test_transparency_of_a_masks_video_is_kept():
+    image = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 20, 48))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    frames_ = read_video([text(out.getvalue())] * 2, never, "mask_video", alpha=True).frames
+    assert [frame.mode for frame in frames_] == ["RGBA"] * 2
+
+
+@pytest.mark.parametrize(("fps", "count", "kept"), [(240, 48, 12), (120, 11, 6), (100, 10, 6), (61, 6, 6)])
+def test_more_than_sixty_frames_a_second_are_brought_to_sixty(fps, count, kept):
+    decoded = decode_video(encode_video(frames(count, 8 * count + 16, 32), fps, "mp4", 95))
+    assert (len(decoded.frames), decoded.fps) == (kept, 60)
+    (note,) = decoded.notes
+    assert note == f"video has {fps} frames a second; {kept} of its {count} frames are used, 60 a second."
+    sent = frames(count, 8 * count + 16, 32)
+    for index, frame in enumerate(decoded.frames):
+        assert difference(frame, sent[int(index * fps / 60)]) < 4
+
+
+def test_a_slow_slide_show_is_told_to_be_faster():
+    images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    out = io.BytesIO()
+    images[0].save(out, "GIF", save_all=True, append_images=images[1:], duration=4_000)
+    decoded = decode_video(out.getvalue())
+    assert (decoded.fps, decoded.notes) == (1, ("video has 0.25 frames a second; it is played at 1.",))

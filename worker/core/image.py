@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+# The part of a mask that is redrawn: its white part, what is painted on a transparent ground, or its transparent part.
+MaskReading = Literal["white", "painted", "hole"]
+
 
 @dataclass(frozen=True, slots=True)
 class Raster:

@@ -13,7 +13,7 @@ from worker.core.call import Call
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.fingerprint import fingerprint
 from worker.core.finishing import Finishing, FinishingFiles
-from worker.core.image import Raster
+from worker.core.image import MaskReading, Raster
 from worker.core.model import ModelFiles
 from worker.core.pipeline import Form
 from worker.core.prompt import PromptForm
@@ -142,8 +142,9 @@ class Job:
     adapters: tuple[Adapter[Any], ...] = ()  # kind by kind, each in the order in which they were asked for
     finishing: Finishing = field(default_factory=Finishing)
     words: PromptForm | None = None  # the form in which the class reads prompts that the worker weighs; else None
-    generates: bool = True  # False at strength 0: the sent image comes back, and nothing is generated
+    generates: bool = True  # False at strength 0 or for an empty mask: the sent image comes back
     video: VideoRequest | None = None  # None for images
+    mask_reading: MaskReading | None = field(default=None, metadata=OF_ONE_JOB)
     accepted_at: float = field(default_factory=time.monotonic, metadata=OF_ONE_JOB)
 
     @property

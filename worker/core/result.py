@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from worker.core.adapter import AdapterReport
 from worker.core.errors import WorkerError
 from worker.core.finishing import SafetyVerdict
-from worker.core.image import Raster
+from worker.core.image import MaskReading, Raster
 from worker.core.model import Task
 from worker.core.request import Format
 
@@ -220,6 +220,7 @@ class JobFacts:
     reproduce: Reproduction
     adapters: tuple[AdapterReport, ...] = ()
     safety: tuple[SafetyVerdict, ...] = ()
+    mask: MaskReading | None = None  # the part of the sent mask that was redrawn
     warnings: tuple[str, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Images from callers, checked before they are decoded; images to callers, encoded."""
+"""Images from callers, fetched and decoded; fitted to a size; and encoded for callers."""
 
 import binascii
 import io
@@ -12,12 +12,8 @@ from PIL import ExifTags, Image, ImageOps
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
 from worker.core.request import Format
+from worker.media.decoding import MAX_BYTES, DecodedImage, decode_image, opaque
 
-MAX_BYTES = 20 * 2**20
-MAX_SIDE = 8_192
-MAX_PIXELS = 16_777_216
-MAX_ASPECT = 20
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA_URI = re.compile(r"data:[\w.+/;=-]{0,100};base64,", re.IGNORECASE)
 
 
@@ -29,7 +25,9 @@ class Comment:
     data: str
 
 
-def read_image(text: str, fetch: Callable[[str, int], bytes], field: str = "image", *, alpha: bool = False) -> Raster:
+def read_image(
+    text: str, fetch: Callable[[str, int], bytes], field: str = "image", *, alpha: bool = False
+) -> DecodedImage:
     """Read base64, a data: URI or an https URL as RGB pixels; with `alpha` as RGBA if the image has it.
 
     Raises InvalidImage naming `field`.
@@ -59,51 +57,12 @@ def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_by
         ) from None
 
 
-def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> Raster:
-    """Decode PNG, JPEG or WebP bytes as RGB pixels: first frame, EXIF orientation applied, metadata dropped.
-
-    Transparent parts become white, unless `alpha` is kept.
-    """
-    if len(data) > MAX_BYTES:
-        raise InvalidImage(f"{field} is over {MAX_BYTES >> 20} MB; send a smaller image.", field=field)
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(image.width, image.height, field)  # known from the header, before any pixel is decoded
-            image.load()
-            return _to_raster(_upright(image), alpha)
-    except InvalidImage:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidImage(f"{field} has more than {MAX_PIXELS} pixels; send a smaller image.", field=field) from None
-    except Exception:  # decoders raise anything on hostile bytes: struct.error, KeyError, MemoryError …
-        raise InvalidImage(f"{field} is not a readable PNG, JPEG or WebP image; send it again.", field=field) from None
-
-
-def white_where_transparent(data: bytes, field: str = "mask") -> bytes:
-    """Turn a mask that means its transparent part into one that means its white part; keep an opaque one as it is.
-
-    Raises InvalidImage naming `field`.
-    """
-    mask = decode_image(data, field, alpha=True)
-    alpha = _to_pil(mask).getchannel("A") if mask.mode == "RGBA" else None
-    if alpha is None or alpha.getextrema() == (255, 255):  # opaque: its white part is meant
-        return data
-    out = io.BytesIO()
-    ImageOps.invert(alpha).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def fit(raster: Raster, width: int, height: int) -> Raster:
     """Return `raster` at exactly `width` x `height`: scaled to cover, then cropped at the centre."""
     if (raster.width, raster.height) == (width, height):
         return raster
-    fitted = ImageOps.fit(_to_pil(raster), (width, height), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(to_pil(raster), (width, height), Image.Resampling.LANCZOS)
     return Raster(raster.mode, width, height, fitted.tobytes())
-
-
-def to_mask(raster: Raster) -> Raster:
-    """Return `raster` as one channel of lightness."""
-    return Raster("L", raster.width, raster.height, _to_pil(raster).convert("L").tobytes())
 
 
 def encode(raster: Raster, format_: Format, quality: int, comment: Comment | None = None) -> bytes:
@@ -111,7 +70,7 @@ def encode(raster: Raster, format_: Format, quality: int, comment: Comment | Non
 
     JPEG has no alpha: transparent parts become white.
     """
-    image = _to_pil(raster)
+    image = to_pil(raster)
     out = io.BytesIO()
     if format_ == "png":
         from PIL.PngImagePlugin import PngInfo
@@ -126,15 +85,8 @@ def encode(raster: Raster, format_: Format, quality: int, comment: Comment | Non
     elif format_ == "webp":
         image.save(out, "WEBP", quality=quality, method=2, **exif_of(comment))
     else:
-        _opaque(image).save(out, "JPEG", quality=quality, **exif_of(comment))
+        opaque(image).save(out, "JPEG", quality=quality, **exif_of(comment))
     return out.getvalue()
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Return `image` on white."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def exif_of(comment: Comment | None) -> dict[str, Image.Exif]:
@@ -152,36 +104,6 @@ def to_base64(data: bytes) -> str:
     return pybase64.b64encode_as_string(data)
 
 
-def _check_size(width: int, height: int, field: str) -> None:
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise InvalidImage(
-            f"{field} is {width}x{height}; at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all are taken.",
-            field=field,
-        )
-    if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidImage(f"{field} is {width}x{height}; its sides may differ {MAX_ASPECT}-fold at most.", field=field)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF: the pixels are good
-        return image
-
-
-def _to_raster(image: Image.Image, alpha: bool) -> Raster:
-    if image.mode.startswith("I"):
-        # 16 bits of grey: convert() would cut everything above 255 off to white.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if alpha:
-            return Raster("RGBA", rgba.width, rgba.height, rgba.tobytes())
-        # Models see no alpha: transparent parts become white, as a viewer would show them.
-        image = _opaque(rgba)
-    rgb = image.convert("RGB")
-    return Raster("RGB", rgb.width, rgb.height, rgb.tobytes())
-
-
-def _to_pil(raster: Raster) -> Image.Image:
+def to_pil(raster: Raster) -> Image.Image:
+    """Return `raster` as an image of Pillow."""
     return Image.frombytes(raster.mode, (raster.width, raster.height), raster.data)

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from PIL import Image, ImageChops, ImageStat
+
 from worker.core.adapter import Preprocess
 from worker.core.image import Raster
+from worker.media.images import to_pil
 
 if TYPE_CHECKING:
     from cv2.typing import MatLike
@@ -31,6 +34,21 @@ def preprocess(image: Raster, how: Preprocess) -> Raster:
     if result.ndim == 2:
         result = np.repeat(result[..., None], 3, axis=-1)
     return Raster("RGB", image.width, image.height, np.ascontiguousarray(result, np.uint8).tobytes())
+
+
+def on_contrast(image: Raster) -> tuple[Raster, str]:
+    """Return an image with transparency as RGB on black if what is painted is light, else on white; and the colour.
+
+    White lines on white would be lost, as black ones on black.
+    """
+    rgba = to_pil(image)
+    red, green, blue, alpha = rgba.split()
+    brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    painted = alpha.point(lambda value: 255 * (value > 127))
+    is_light = painted.getbbox() is not None and ImageStat.Stat(brightest, painted).mean[0] > 127
+    ground = "black" if is_light else "white"
+    laid = Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
+    return Raster("RGB", image.width, image.height, laid.tobytes()), ground
 
 
 def _grey(pixels: MatLike) -> MatLike:

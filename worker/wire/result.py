@@ -85,6 +85,8 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
         },
         "warnings": [*answer.warnings],
     }
+    if answer.mask is not None:
+        body["mask"] = answer.mask
     first = answer.files[0]
     if first.url is not None:
         body[f"{kind}_url"] = files[0]

@@ -56,7 +56,7 @@ async def refused(context, kind=InvalidRequest, **fields):
 
 
 async def test_a_mask_means_inpainting_and_gets_the_images_size(context):
-    job = await context.accept(image=image(70, 45), mask=image(35, 20, (255, 255, 255)))
+    job = await context.accept(image=image(70, 45), mask=image(35, 23, (255, 255, 255)))
     assert (job.call.task, job.call.pipeline) == (Task.INPAINTING, "StableDiffusionInpaintPipeline")
     assert (job.image.width, job.image.height) == (job.mask.width, job.mask.height) == (72, 48)
     assert job.mask.mode == "L"

@@ -33,6 +33,7 @@ from worker.service.accepting.inputs import (
     sent_fields,
     without_media,
 )
+from worker.service.accepting.masks import MaskReport
 from worker.service.accepting.prompt_tags import read_tags
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.accepting.rules import (
@@ -73,6 +74,7 @@ class _Read:
     media: tuple[Media, ...]
     adapters: tuple[Adapter[Any], ...]
     video: VideoRequest | None
+    mask: MaskReport
     warnings: tuple[str, ...]
 
 
@@ -142,7 +144,15 @@ class Acceptor:
             adapters["controlnets"], params = read_controls(request, calls.control, model, params, reader)
         video = VideoRequest(_fps(inputs, params, generating), frames) if generating.makes_video else None
         return _Read(
-            prompt, negative_prompt, params, scheduler, inputs.media, tuple(chain(*adapters.values())), video, unguided
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            params=params,
+            scheduler=scheduler,
+            media=inputs.media,
+            adapters=tuple(chain(*adapters.values())),
+            video=video,
+            mask=inputs.mask,
+            warnings=unguided + tuple(dict.fromkeys(reader.notes)) + inputs.mask.notes,
         )
 
     def _job(self, request: GenerationRequest, job_id: str, call: ModelCall, read: _Read) -> Job:
@@ -167,8 +177,9 @@ class Acceptor:
             words=prompt_form(call),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
             stop=StopSignal(self._limits.seconds_for(request, call.spec)),
-            generates=read.params.get("strength") != 0 or not regenerates_by_strength(call.pipeline),
+            generates=_changes_something(call, read),
             video=read.video,
+            mask_reading=read.mask.reading,
         )
 
     def _check_counts(self, request: GenerationRequest, spec: ModelSpec) -> None:
@@ -183,6 +194,12 @@ class Acceptor:
                 f"loras may hold at most {self._limits.max_loras} entries; {len(loras)} were sent.",
                 field="loras",
             )
+
+
+def _changes_something(call: ModelCall, read: _Read) -> bool:
+    """True unless strength or mask leave the sent image as it is: then there is nothing to generate."""
+    is_kept = read.params.get("strength") == 0 and regenerates_by_strength(call.pipeline)
+    return not (is_kept or read.mask.is_empty)
 
 
 def _check_served(call: ModelCall) -> None:
@@ -211,5 +228,4 @@ def _fps(inputs: Inputs, params: Mapping[str, JsonValue], call: ModelCall) -> fl
     wanted = params.get("fps", params.get("frame_rate"))
     if isinstance(wanted, int | float) and wanted > 0:
         return float(wanted)
-    sent = inputs.fps if inputs.fps is not None and 1 <= inputs.fps <= 60 else None
-    return sent or default_fps(call)
+    return inputs.fps or default_fps(call)

@@ -1,7 +1,7 @@
 """The images and videos of a request: assigned to parameters, read within limits, fitted to the generated size."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
@@ -19,8 +19,10 @@ from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_IMAGES, GenerationRequest
 from worker.media.canvas import enlarge
-from worker.media.images import fit, read_image, to_mask
+from worker.media.images import fit, read_image
+from worker.media.preprocessing import on_contrast
 from worker.media.video import Video, read_video
+from worker.service.accepting.masks import MaskReport, Pair, is_mask, with_masks
 
 MAX_PIXELS = 2**26  # of all images together: 200 MB once decoded
 Fetch = Callable[[str, int], bytes]
@@ -38,6 +40,7 @@ class Inputs:
     params: dict[str, JsonValue]
     fps: float | None = None  # of the video that was sent
     frames: int | None = None  # of that video that are wanted
+    mask: MaskReport = field(default_factory=MaskReport)
 
 
 def sent_fields(request: GenerationRequest, model: Model) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ def read_inputs(
 ) -> Inputs:
     """Read sent media and fit it to the generated size. Raises InvalidImage and others, naming the field."""
     slots = {slot.parameter: slot for slot in call.slots}
-    pairs: list[tuple[Slot, Media]] = []
+    pairs: list[Pair] = []
     fps: float | None = None
     canvas = _canvas(request, size_bounds(call.model).multiple, reader)
     for parameter, fields in assign(slots.values(), sent).items():
@@ -102,25 +105,50 @@ def read_inputs(
         pairs.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
     if not pairs:
         return Inputs((), dict(params))
+    pairs, mask = with_masks(pairs, min(_sources(pairs), key=_rank, default=None), reader.orientations)
     is_sized = bool(request.params.keys() & {"width", "height"})
     if canvas and call.takes("strength") and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
     effective = _sized(pairs, call, params, is_sized)
     has_count = any(name in request.params for name in FRAME_COUNTS)
     pairs, effective, frames = _in_step(pairs, call, effective, has_count)
-    return Inputs(tuple(_fitted(pairs, effective, call.task)), effective, fps, frames)
+    return Inputs(tuple(_fitted(pairs, effective, call.task)), effective, fps, frames, mask)
 
 
 class MediaReader:
-    """Reads the images of one request, those of its adapters too, within limits on their number and pixels together."""
+    """Reads the images of one request, those of its adapters too, within limits on their number and pixels together.
+
+    `notes` are for the caller; `orientations` are those of EXIF in which the images were stored, by their fields.
+    """
 
     def __init__(self, fetch: Fetch) -> None:
         self.fetch = fetch
+        self.notes: list[str] = []
+        self.orientations: dict[str, int] = {}
         self._images = self._pixels = 0
 
     def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
         """Read the image that `text` is or names, not counted yet. Raises InvalidImage and others, naming `field`."""
-        return read_image(text, self.fetch, field, alpha=alpha)
+        decoded = read_image(text, self.fetch, field, alpha=alpha)
+        self.notes += decoded.notes
+        self.orientations.setdefault(field, decoded.orientation)
+        return decoded.raster
+
+    def control(self, text: str, field: str) -> Raster:
+        """Read an image to follow: with transparency it is laid on the ground that shows what is painted."""
+        image = self.image(text, field, alpha=True)
+        if image.mode != "RGBA":
+            return image
+        laid, ground = on_contrast(image)
+        if min(image.data[3::4]) < 255:
+            self.notes.append(f"{field} has transparent parts, which were read as {ground}.")
+        return laid
+
+    def video(self, texts: Sequence[str], field: str, *, alpha: bool = False) -> Video:
+        """Read a video, whose images are not counted. Raises InvalidImage and others, naming `field`."""
+        video = read_video(texts, self.fetch, field, alpha=alpha)
+        self.notes += video.notes
+        return video
 
     def take(self, image: Raster, field: str) -> Raster:
         """Count `image` and return it. Raises ParameterOutOfRange, naming `field`, beyond the limits."""
@@ -158,17 +186,22 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader:
             raise ParameterOutOfRange(f"{name} must be a text or a list of texts; something else was sent.", field=name)
         words = [str(text) for text in texts]
         if "video" in name:
-            return read_video(words, reader.fetch, name)
+            return reader.video(words, name, alpha=is_mask(slot))
         if len(words) > (MAX_IMAGES if slot.several else 1):
             fix = f"at most {MAX_IMAGES} images" if slot.several else "one image"
             raise ParameterOutOfRange(f"{name} takes {fix} for this model; {len(words)} were sent.", field=name)
-        images += [reader.take(reader.image(text, name, alpha=slot.alpha), name) for text in words]
+        for text in words:
+            alpha = slot.alpha or is_mask(slot)
+            image = reader.control(text, name) if _is_control(slot) else reader.image(text, name, alpha=alpha)
+            images.append(reader.take(image, name))
     return Video(tuple(images))
 
 
-def _sized(
-    pairs: list[tuple[Slot, Media]], call: ModelCall, params: Mapping[str, JsonValue], is_sized: bool
-) -> dict[str, JsonValue]:
+def _is_control(slot: Slot) -> bool:
+    return slot.fields[:1] in (("control_image",), ("control_images",))
+
+
+def _sized(pairs: list[Pair], call: ModelCall, params: Mapping[str, JsonValue], is_sized: bool) -> dict[str, JsonValue]:
     """Return `params` with the generated size: as asked for, else the image's; none if the class decides."""
     effective, task = dict(params), call.task
     fitted = [media for slot, media in pairs if slot.fitted]
@@ -208,13 +241,19 @@ def _working_pixels(call: ModelCall) -> float | None:
     return float(str(width)) * float(str(height)) if is_sized else float(row.native_size**2)
 
 
+def _sources(pairs: list[Pair]) -> list[Media]:
+    """Return the media that a mask may belong to: those that are fitted as it is, if there are any."""
+    images = [(slot, media) for slot, media in pairs if not is_mask(slot)]
+    return [media for slot, media in images if slot.fitted] or [media for _, media in images]
+
+
 def _rank(media: Media) -> int:
     return _ANCHORS.index(media.field) if media.field in _ANCHORS else len(_ANCHORS)
 
 
 def _in_step(
-    pairs: list[tuple[Slot, Media]], call: ModelCall, params: dict[str, JsonValue], has_count: bool
-) -> tuple[list[tuple[Slot, Media]], dict[str, JsonValue], int | None]:
+    pairs: list[Pair], call: ModelCall, params: dict[str, JsonValue], has_count: bool
+) -> tuple[list[Pair], dict[str, JsonValue], int | None]:
     """Pad or cut each video to a number of frames that the class can generate, and set `num_frames` if possible.
 
     Returns media, parameters and the wanted number of frames. `has_count` is True if the request names a number.
@@ -264,8 +303,8 @@ def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
     return media
 
 
-def _fitted(pairs: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
-    """Yield the media fitted to the generated size, masks as one channel; references and examples as they came."""
+def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
+    """Yield the media fitted to the generated size; references and examples as they came."""
     width, height = _common_size(pairs, params)
     # An editing model that takes several images sees them all at the size asked for, as it does with one.
     for slot, media in pairs:
@@ -275,12 +314,10 @@ def _fitted(pairs: list[tuple[Slot, Media]], params: Mapping[str, JsonValue], ta
             images = tuple(fit(image, width, height) for image in images)
         elif slot.bounded:
             images = tuple(_bounded(image) for image in images)
-        if "mask" in slot.form or slot.fields == ("mask_image",) or slot.parameter == "mask_video":
-            images = tuple(to_mask(image) for image in images)
         yield replace(media, images=images)
 
 
-def _common_size(pairs: list[tuple[Slot, Media]], params: Mapping[str, JsonValue]) -> tuple[int, int]:
+def _common_size(pairs: list[Pair], params: Mapping[str, JsonValue]) -> tuple[int, int]:
     """Return one width and height for image and mask, also if the pipeline chooses the size."""
     width, height = params.get("width"), params.get("height")
     if isinstance(width, int) and isinstance(height, int):

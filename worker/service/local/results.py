@@ -68,6 +68,7 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
             versions=_versions(),
             input=_input(job),
         ),
+        mask=job.mask_reading,
         warnings=job.warnings
         + _length_warning(job, len(artifact.frames))
         + report.warnings

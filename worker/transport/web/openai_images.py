@@ -16,7 +16,8 @@ from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
 from worker.core.request import CONTENT_TYPES
 from worker.core.result import Progress
-from worker.media.images import to_base64, white_where_transparent
+from worker.media.images import to_base64
+from worker.media.masks import white_where_transparent
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.transport.web import openai_schema as words
 from worker.transport.web import openapi

@@ -210,7 +210,7 @@ def _image(request: GenerationRequest, index: int, multiple: int, reader: MediaR
             f"{_FIELD}[{index}].image is missing: send the image to follow as base64, data: URI or https URL.",
             field=_FIELD,
         )
-    image = reader.image(text, _FIELD)
+    image = reader.control(text, _FIELD) if control.image else reader.image(text, _FIELD)
     if control.image is None and request.outpaint is not None:  # the generated image is larger than the one sent
         image = enlarge(image, request.outpaint, multiple).image
     return reader.take(image, _FIELD)
