@@ -12,5 +12,6 @@ try:
     app = application(read_settings())
 except (SettingsError, RegistryError) as error:
     sys.exit(f"error: {error}")
-for name in ("uvicorn.error", "uvicorn.access"):
-    logging.getLogger(name).addFilter(WITHOUT_QUERY)
+# Words of requests stand in queries.
+logging.getLogger("uvicorn.access").disabled = True
+logging.getLogger("uvicorn.error").addFilter(WITHOUT_QUERY)

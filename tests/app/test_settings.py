@@ -10,6 +10,7 @@ from tests.fakes.engine import make_context
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
 from worker.app.registry import build_registry, registry_warnings
+from worker.app.server import serve
 from worker.app.settings import PROJECT_DIR, Settings, SettingsError, read_settings
 from worker.core.device import DeviceInfo
 from worker.engine.plan import target_dtype
@@ -196,5 +197,11 @@ def test_any_asgi_server_may_run_the_worker(tmp_path):
     asked = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 60}
     done = subprocess.run([sys.executable, "-c", code], env=variables | {"WARM_UP": "false"}, **asked)
     assert done.stdout.strip() in ("starting", "ready"), done.stderr
-    done = subprocess.run([sys.executable, "-c", "import worker.asgi"], env=variables | {"API_PORT": "none"}, **asked)
-    assert (done.returncode, done.stderr.startswith("error: API_PORT")) == (1, True)
+    for name, value in (("API_PORT", "none"), ("API_WORKERS", "2")):
+        done = subprocess.run([sys.executable, "-c", "import worker.asgi"], env=variables | {name: value}, **asked)
+        assert (done.returncode, done.stderr.startswith(f"error: {name}")) == (1, True)
+
+
+def test_more_processes_than_one_stop_the_start_of_the_server_by_name():
+    with pytest.raises(SystemExit, match=r"API_WORKERS=2: .*CUDA_VISIBLE_DEVICES"):
+        serve(Settings(api_workers=2))

@@ -55,6 +55,12 @@ def serve(settings: Settings) -> None:
 def application(settings: Settings) -> FastAPI:
     """Build the application of a process of its own, and log its warnings. Raises SettingsError, RegistryError."""
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+    if settings.api_workers > 1:
+        # Jobs, their answers and quotas live in a process: another behind the same port would know nothing of them.
+        raise SettingsError(
+            f"API_WORKERS={settings.api_workers}: one process serves one port here; leave it at 1, and start one worker "
+            "for each GPU with CUDA_VISIBLE_DEVICES and an API_PORT of its own."
+        )
     worker = build_worker(settings)
     app = build_app(worker, hears_signals=True)
     warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings), *settings.server_warnings())

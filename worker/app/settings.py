@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     standalone_mode: bool = False
     api_host: str = "0.0.0.0"  # noqa: S104 -- a container's port is published by whoever runs it
     api_port: int = Field(default=8000, ge=1, le=65_535)
+    api_workers: int = Field(default=1, ge=1, le=64)
     port: int | None = Field(default=None, ge=1, le=65_535)
     port_health: int | None = Field(default=None, ge=1, le=65_535)
     job_retention_seconds: float = Field(default=1_800.0, ge=0, le=604_800)
