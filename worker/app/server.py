@@ -58,8 +58,8 @@ def application(settings: Settings) -> FastAPI:
     if settings.api_workers > 1:
         # Jobs, their answers and quotas live in a process: another behind the same port would know nothing of them.
         raise SettingsError(
-            f"API_WORKERS={settings.api_workers}: one process serves one port here; leave it at 1, and start one worker "
-            "for each GPU with CUDA_VISIBLE_DEVICES and an API_PORT of its own."
+            f"API_WORKERS={settings.api_workers}: one process serves one port here; leave it at 1, and start one "
+            "worker for each GPU with CUDA_VISIBLE_DEVICES and an API_PORT of its own."
         )
     worker = build_worker(settings)
     app = build_app(worker, hears_signals=True)
