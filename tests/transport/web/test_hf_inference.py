@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.fakes.engine import FakeEngine
 from tests.fakes.web_worker import WebWorker
-from tests.transport.web.uploads import noise, png
+from tests.transport.web.uploads import mask, noise, png
+from worker.media.images import to_base64
 
 PATH = "/diffusers/generate"
 NAMED = f"{PATH}?model_id=tiny"
@@ -41,6 +42,17 @@ def test_an_image_to_an_image_with_and_without_words(served):
     assert [job.call.task.value for job in (first, second)] == ["image-to-image"] * 2
     assert (first.prompt, second.prompt) == ("greener", "")
     assert first.params["strength"] == 0.5
+
+
+def test_the_headers_say_how_a_mask_was_read_and_what_is_warned_of(served):
+    """The body is the image itself."""
+    parameters = {"prompt": "x", "mask_image": to_base64(mask(64, 64)), "strength": 1.0}
+    body = {"model_id": "any", "inputs": to_base64(png(64, 64)), "parameters": parameters}
+    answer = httpx.post(f"{served.origin}{PATH}", json=body)
+    assert (answer.status_code, answer.headers["x-mask"]) == (200, "hole")
+    assert answer.headers["x-warnings"] == "mask_image has transparency: its transparent part is redrawn."
+    plain = httpx.post(f"{served.origin}{PATH}", json={"model_id": "any", "inputs": "x"})
+    assert not {"x-mask", "x-warnings"} & plain.headers.keys()
 
 
 def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):

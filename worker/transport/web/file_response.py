@@ -33,12 +33,25 @@ def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonV
 
 
 def encode_file(answer: Answer) -> Response:
-    """Return the first image or video of an answer, with its seed; a redirect to it if it was uploaded."""
+    """Return the first image or video of an answer, with its seed, the way in which a mask was read, and its warnings.
+
+    It is a redirect if it was uploaded.
+    """
     headers = {"X-Seed": str(answer.seeds[0])}
+    if answer.mask is not None:
+        headers["X-Mask"] = answer.mask
+    if answer.warnings:
+        headers["X-Warnings"] = header_text(" ".join(answer.warnings))
     first = answer.files[0]
     if first.url is not None:
         return RedirectResponse(first.url, 303, headers)
     return Response(first.data, headers=headers, media_type=first.media_type)
+
+
+def header_text(text: str) -> str:
+    """Return `text` with what a header cannot hold replaced, and what would make it too long cut off."""
+    latin = text[:1_000].encode("latin-1", "replace").decode("latin-1")
+    return "".join(char if char.isprintable() else " " for char in latin)
 
 
 def _quality(text: str) -> float:

@@ -12,7 +12,7 @@ from worker.media.images import to_base64
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext, is_json, parse_json, read_body
 from worker.transport.web.errors import Failure, answered_by, json_response
-from worker.transport.web.file_response import accepted_format, encode_file, output_as
+from worker.transport.web.file_response import accepted_format, encode_file, header_text, output_as
 from worker.wire.introspection import encode_model
 
 # The beginnings of PNG, JPEG and WebP in base64: the API has one field for words and for images.
@@ -128,9 +128,7 @@ def _encode_failure(failure: Failure) -> Response:
     if models := failure.supported_models:
         sentence += f" There are {', '.join(models)}."
         body |= {"error": sentence, "supported_models": [*models]}
-    latin = sentence.encode("latin-1", "replace").decode("latin-1")
-    message = "".join(char if char.isprintable() else " " for char in latin[:1_000])  # a header holds no more
-    headers = {**failure.headers, "X-Error-Message": message, "X-Error-Code": failure.code}
+    headers = {**failure.headers, "X-Error-Message": header_text(sentence), "X-Error-Code": failure.code}
     return json_response(body, failure.status, headers)
 
 

@@ -81,7 +81,7 @@ def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origi
             allow_origins=cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "Retry-After", "X-Seed"],
+            expose_headers=["X-Request-ID", "Retry-After", "X-Seed", "X-Mask", "X-Warnings"],
         )
     app.add_middleware(HeadAsGet)
     app.add_middleware(Prefixed, prefix=urlsplit(context.public_url or "").path)
