@@ -38,9 +38,13 @@ _FAMILIES = """
 ## Families
 
 Forms that are recognised: *diffusers* is a repository, *checkpoint* one file with the whole model, *denoiser* a
-UNet or transformer alone, which its base repository completes, *gguf* the same packed. A twin's files look like its
-sibling's: what its page declares, or `architecture` in models.yaml, tells them apart. Variants change the defaults
-for steps and guidance.
+UNet or transformer alone, which its base repository completes, *gguf* the same packed. Layouts are the tensor names
+of such a file: *diffusers* as diffusers saves them, *original* as the authors and ComfyUI publish them, bare or under
+the prefixes of tools. A test reads every one listed here in full size; another layout is refused before its download.
+Sizes that differ within a family (layers, widths, input channels) follow from the tensors.
+
+A twin's files look like its sibling's: what its page declares, or `architecture` in models.yaml, tells them apart.
+Variants change the defaults for steps and guidance.
 """
 _CIVITAI = """
 ## What CivitAI calls them
@@ -89,7 +93,8 @@ def page() -> str:
         _HEAD,
         _FAMILIES,
         _table(
-            ("architecture", "family", "tasks", "forms", "variants", "twin of", "ControlNets recognised"), _families()
+            ("architecture", "family", "tasks", "forms", "layouts", "variants", "twin of", "ControlNets recognised"),
+            _families(),
         ),
         _CIVITAI,
         _table(("base model", "architecture", "variant"), _civitai()),
@@ -116,6 +121,7 @@ def _families() -> Iterable[Sequence[str]]:
             row.title,
             tasks,
             ", ".join(row.files),
+            ", ".join(row.layouts) if row.files[1:] else "",
             ", ".join(row.variants),
             row.twin or "",
             nets,

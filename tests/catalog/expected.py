@@ -65,7 +65,6 @@ EXPECTED = {
     "glora-sd1-kohya": (Kind.LORA, "sd1"),
     "hidream": (Kind.DENOISER, "hidream"),
     "hunyuan-dit-diffusers": (Kind.DENOISER, "hunyuan-dit"),
-    "hunyuan-dit-original": (Kind.DENOISER, "hunyuan-dit"),
     "hunyuan-image-diffusers": (Kind.DENOISER, "hunyuan-image"),
     "hunyuan-video-15-diffusers": (Kind.DENOISER, "hunyuan-video-1.5"),
     "hunyuan-video-diffusers": (Kind.DENOISER, "hunyuan-video"),
@@ -174,9 +173,7 @@ EXPECTED = {
     "open-clip-h": (Kind.TEXT_ENCODER, None),
     "ovis-image-diffusers": (Kind.DENOISER, "ovis-image"),
     "pixart-alpha-diffusers": (Kind.DENOISER, "pixart-alpha"),
-    "pixart-alpha-original": (Kind.DENOISER, "pixart-alpha"),
     "pixart-sigma-diffusers": (Kind.DENOISER, "pixart-sigma"),
-    "pixart-sigma-original": (Kind.DENOISER, "pixart-sigma"),
     "prx-diffusers": (Kind.DENOISER, "prx"),
     "qwen-25-vl": (Kind.TEXT_ENCODER, None),
     "qwen-image": (Kind.DENOISER, "qwen-image"),
@@ -329,6 +326,9 @@ READERS = {
 
 # stored header -> what its refusal says
 REFUSED = {
+    "hunyuan-dit-original": "Hunyuan-DiT under its authors' tensor names, which nothing here converts",
+    "pixart-alpha-original": "PixArt-α under its authors' tensor names, which nothing here converts",
+    "pixart-sigma-original": "PixArt-Σ under its authors' tensor names, which nothing here converts",
     "flux3-diffusers": "FLUX.3, which exists in diffusers only as a modular pipeline",
     "refused-anima": "Anima, which exists in diffusers only as a modular pipeline",
     "refused-flux3": "FLUX.3, which exists in diffusers only as a modular pipeline",

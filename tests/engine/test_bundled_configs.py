@@ -7,11 +7,10 @@ import diffusers
 import pytest
 import torch
 import transformers
-from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from tests.catalog.corpus import stored
 from worker.catalog import architectures
-from worker.engine import conversion
+from worker.engine import conversion, layouts
 
 CONFIGS = Path(architectures.__file__).parent / "configs"
 DENOISERS = [
@@ -59,14 +58,10 @@ def test_a_denoiser_fits(folder, header):
     settings = config(f"{folder}/{part}")
     name = settings["_class_name"]
     (weights,) = parts_of(header)["denoiser"]
-    settings |= conversion.config_from_shapes(name, weights, settings)
+    fit = layouts.fit(part, getattr(diffusers, name), weights, settings)
     with torch.device("meta"):
-        wanted = getattr(diffusers, name).from_config(settings).state_dict()
-    named = conversion.denoiser_names(name, weights)
-    if named.keys() != wanted.keys():
-        convert = SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"]
-        named = convert(checkpoint=named, config=settings)
-    assert {key: tensor.shape for key, tensor in named.items()} == {key: one.shape for key, one in wanted.items()}
+        wanted = getattr(diffusers, name).from_config(settings | fit.changes).state_dict()
+    assert {key: tensor.shape for key, tensor in fit.weights.items()} == {key: one.shape for key, one in wanted.items()}
 
 
 @pytest.mark.parametrize("header", ["sd1", "sd2", "sdxl", "sdxl-refiner", "flux1-all-in-one", "sd3"])

@@ -13,6 +13,7 @@ from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
 from worker.catalog.detectors.unsupported import REFUSED
 from worker.catalog.lora_keys import DIALECTS
 from worker.catalog.pipelines.names import OTHER_MEDIA
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Kind, Task
 
 
@@ -24,6 +25,7 @@ class FamilyRow:
     title: str
     tasks: tuple[Task, ...]
     files: tuple[str, ...]  # "diffusers", "checkpoint", "denoiser", "gguf"
+    layouts: tuple[str, ...]  # of those files' tensor names: "diffusers", "original"
     variants: tuple[str, ...]
     loras_recognised: bool  # true if a LoRA's keys show this base
     twin: str | None  # the family whose files look the same; CivitAI's baseModel or the Hub's tags decide
@@ -51,9 +53,6 @@ class RefusedRow:
 def families() -> Iterator[FamilyRow]:
     """Yield one row for each architecture, in the table's order."""
     bases = lora_bases()
-    saved_pipelines = {
-        name for row in component_classes().values() if row.kind is Kind.DENOISER for name in row.pipelines
-    }
     for row in ARCHITECTURES:
         controlnets = tuple(
             dict.fromkeys(controlnet.what for controlnet in CONTROLNETS if controlnet.architecture == row.adapter_base)
@@ -62,7 +61,8 @@ def families() -> Iterator[FamilyRow]:
             row.id,
             row.title,
             tuple(row.pipelines),
-            _files(row, saved_pipelines),
+            _files(row),
+            _layouts(row),
             tuple(row.variants),
             row.adapter_base in bases,
             row.twin,
@@ -70,17 +70,41 @@ def families() -> Iterator[FamilyRow]:
         )
 
 
-def _files(row: Architecture, saved_pipelines: set[str]) -> tuple[str, ...]:
-    """Name the forms in which a family's files are recognised; a twin's look like those of the other row."""
+def _model_of(row: Architecture) -> Architecture:
+    """Return the row whose files a family's look like: a twin's are those of the other row."""
+    return next((candidate for candidate in ARCHITECTURES if candidate.id == row.twin), row)
+
+
+def _files(row: Architecture) -> tuple[str, ...]:
+    """Name the forms in which a family's files are recognised."""
     files = ["diffusers"]
-    model = next((candidate for candidate in ARCHITECTURES if candidate.id == row.twin), row)
+    model = _model_of(row)
     if model.checkpoint:
         files.append("checkpoint")
-    if model.denoiser or saved_pipelines & set(model.pipelines.values()):
+    if model.denoiser or _has_own_class(model):
         files.append("denoiser")
     if model.denoiser:
         files.append("gguf")
     return tuple(files)
+
+
+def _layouts(row: Architecture) -> tuple[str, ...]:
+    """Name the layouts of tensor names that are read in a family's files."""
+    return ("diffusers", "original") if _model_of(row).original else ("diffusers",)
+
+
+def _has_own_class(row: Architecture) -> bool:
+    """True if a denoiser's class belongs to this family alone, so that its names show the family."""
+    users = [
+        {owner.id for owner in ARCHITECTURES if set(component.pipelines) & set(owner.pipelines.values())}
+        for component in component_classes().values()
+        if component.kind is Kind.DENOISER and not any(pipeline_row(name).refusal for name in component.pipelines)
+    ]
+    return any(row.id in owners and all(_model_of_id(owner) == row.id for owner in owners) for owners in users)
+
+
+def _model_of_id(architecture: str) -> str:
+    return next(row.twin or row.id for row in ARCHITECTURES if row.id == architecture)
 
 
 def kinds() -> Iterator[KindRow]:

@@ -110,8 +110,8 @@ def _examine(index: TensorIndex, name: str) -> Detection:
     likeness = None if parts_beside(index) else resemble(index)  # a class is one part alone
     if likeness is not None:
         detection = _of_class(index, likeness)
-        if detection is not None:
-            return detection
+        # An original layout resembles other families' classes: a row that knows the file goes before them.
+        return detection if detection.architecture or detection.pipeline else _denoiser(index) or detection
     for step in (_companion, _controlnet, _denoiser, _encoder):
         detection = step(index)
         if detection is not None:
@@ -133,12 +133,13 @@ def _lora(index: TensorIndex) -> Detection | None:
     )
 
 
-def _of_class(index: TensorIndex, likeness: Likeness) -> Detection | None:
+def _of_class(index: TensorIndex, likeness: Likeness) -> Detection:
     """Return the detection of a file with the tensor names of a diffusers class; rows tell the base and the variant."""
     names = " or ".join(row.name for row in likeness.classes)
     fact = f"the tensor names are those of diffusers' {names} ({likeness.share:.0%})"
     single = likeness.classes[0] if len(likeness.classes) == 1 else None
     kind = likeness.classes[0].kind
+    detection: Detection | None
     if kind is Kind.DENOISER:
         detection = _of_denoiser(index, likeness.classes)
     else:
@@ -157,7 +158,7 @@ def _of_class(index: TensorIndex, likeness: Likeness) -> Detection | None:
     )
 
 
-def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Detection | None:
+def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Detection:
     pipelines = [pipeline for row in classes for pipeline in row.pipelines]
     if not pipelines:
         raise UnsupportedModel(
@@ -260,6 +261,12 @@ def _nunchaku(index: TensorIndex) -> Detection | None:
 
 
 def _model(index: TensorIndex, row: Architecture, kind: Kind, facts: tuple[str, ...]) -> Detection:
+    if row.unread is not None and row.unread(index):
+        raise UnsupportedModel(
+            f"This is {row.title} under its authors' tensor names, which nothing here converts; "
+            "use its diffusers repository, or a file that was saved from one.",
+            field="model",
+        )
     evidence = [f"{text}: {row.id}" if position == 0 else text for position, text in enumerate(facts)]
     pipeline, tasks = next(iter(row.pipelines.values())), tuple(row.pipelines)
     channels = input_channels(index)

@@ -1,14 +1,14 @@
-"""Conversion of published tensor names to those of diffusers: prefixes, text encoders, FLUX; and configs from shapes.
+"""Conversion of published tensor names to those of diffusers: prefixes, text encoders, FLUX, old attention.
 
 diffusers converts most families itself. This module does the rest: diffusers splits FLUX at a fixed width of 3072,
 takes the first CLIP in the file for either of two, and wants prefixes off.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_wan_vae_to_diffusers
 
 from worker.engine.quantization import Weights
 
@@ -60,62 +60,28 @@ def _beside_denoiser(weights: Weights) -> dict[str, list[Weights]]:
     return parts
 
 
-def denoiser_names(class_name: str, weights: Weights) -> Weights:
-    """Return `weights` in diffusers' names for the denoiser `class_name`, or in names that it converts itself."""
-    if class_name == "UNet2DConditionModel" and "input_blocks.0.0.weight" in weights:
-        return {f"model.diffusion_model.{name}": tensor for name, tensor in weights.items()}
-    if class_name == "FluxTransformer2DModel" and "img_in.weight" in weights:
-        return _flux(weights)
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(("__", "edm_"))}
-
-
-def config_from_shapes(class_name: str, weights: Weights, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config values that a denoiser's tensors reveal, by the file's own names. One config serves a family.
-
-    `config` is the family's. It gives the width of a head, which no shape shows.
-    """
-    if class_name == "UNet2DConditionModel":
-        entry = _first(weights, "input_blocks.0.0.weight", "conv_in.weight")
-        return {} if entry is None else {"in_channels": _shape(entry)[1]}
-    if class_name == "AutoencoderKL" and "edm_mean" in weights:
-        mean, deviation = (weights[name].flatten().tolist() for name in _LATENT_STATISTICS)
-        return {"latents_mean": mean, "latents_std": deviation, "scaling_factor": _PLAYGROUND_SCALING}
-    if class_name in {"FluxTransformer2DModel", "Flux2Transformer2DModel"}:
-        return _flux_config(weights, int(config["attention_head_dim"]))
-    if class_name == "SD3Transformer2DModel" and "joint_blocks.0.x_block.attn.qkv.weight" in weights:
-        width = weights["x_embedder.proj.weight"].shape[0]
-        names = weights.keys()
-        return {
-            "num_layers": _count(weights, "joint_blocks."),
-            "num_attention_heads": width // int(config["attention_head_dim"]),
-            "caption_projection_dim": weights["context_embedder.weight"].shape[0],
-            "pos_embed_max_size": math.isqrt(_shape(weights["pos_embed"])[1]),
-            "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in names else None,
-            "dual_attention_layers": sorted(
-                {int(name.split(".")[1]) for name in names if ".x_block.attn2.qkv" in name}
-            ),
-        }
-    return {}
-
-
-def _flux_config(weights: Weights, head: int) -> dict[str, Any]:
-    """Return the config values of FLUX.1 or FLUX.2, in either layout: dev, schnell, Fill, Control and klein differ."""
-    original = "img_in.weight" in weights
-    entry = _first(weights, "img_in.weight", "x_embedder.weight")
-    text = _first(weights, "txt_in.weight", "context_embedder.weight")
-    end = _first(weights, "final_layer.linear.weight", "proj_out.weight")
-    if entry is None or text is None or end is None:
+def latent_statistics(class_name: str, weights: Weights) -> dict[str, Any]:
+    """Return the config values that the marks of Playground 2.5 give its VAE."""
+    if class_name != "AutoencoderKL" or "edm_mean" not in weights:
         return {}
-    width, channels = _shape(entry)
-    return {
-        "in_channels": channels,
-        "out_channels": _shape(end)[0],  # Fill and Control take more channels than they return
-        "num_attention_heads": width // head,
-        "joint_attention_dim": _shape(text)[1],
-        "num_layers": _count(weights, "double_blocks." if original else "transformer_blocks."),
-        "num_single_layers": _count(weights, "single_blocks." if original else "single_transformer_blocks."),
-        "guidance_embeds": any("guidance_in." in name or "guidance_embedder." in name for name in weights),
-    }
+    mean, deviation = (weights[name].flatten().tolist() for name in _LATENT_STATISTICS)
+    return {"latents_mean": mean, "latents_std": deviation, "scaling_factor": _PLAYGROUND_SCALING}
+
+
+def attention_names(weights: Weights) -> Weights:
+    """Return a model of diffusers' first years in today's names of its attention, which was made of other layers."""
+    renamed: Weights = {}
+    for name, tensor in weights.items():
+        stem, _, leaf = name.rpartition(".")
+        block, _, layer = stem.rpartition(".")
+        if layer in _FIRST_ATTENTION:
+            name = f"{block}.{_FIRST_ATTENTION[layer]}.{leaf}"
+            tensor = tensor.flatten(1) if tensor.ndim > 2 else tensor
+        renamed[name] = tensor
+    return renamed
+
+
+_FIRST_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def clip_names(weights: Weights, model: Any) -> Weights:
@@ -222,15 +188,22 @@ def _take(weights: Weights, prefix: str) -> Weights:
     return {name.removeprefix(prefix): weights.pop(name) for name in names}
 
 
-def _first(weights: Weights, *names: str) -> torch.Tensor | None:
-    return next((weights[name] for name in names if name in weights), None)
+def _flux2_vae(weights: Weights) -> Weights:
+    """Return FLUX.2's autoencoder in diffusers' names, from Black Forest Labs'."""
+    inner = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
+    named: Weights = {}
+    for name, tensor in weights.items():
+        old = next((start for start in inner if name.startswith(start)), None)
+        named[name if old is None else inner[old] + name.removeprefix(old)] = tensor
+    kept = {name: tensor for name, tensor in named.items() if name.startswith("bn.")}
+    blocks = ["DownEncoderBlock2D"] * 4
+    converted: Weights = convert_ldm_vae_checkpoint(named, {"down_block_types": blocks, "up_block_types": blocks})
+    return converted | kept
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Return a tensor's shape; for a GGUF tensor the unpacked one, since its own counts packed bytes."""
-    return tuple(getattr(tensor, "quant_shape", tensor.shape))
-
-
-def _count(weights: Weights, prefix: str) -> int:
-    numbers = {int(name.split(".")[1]) for name in weights if name.startswith(prefix)}
-    return max(numbers, default=-1) + 1
+# Readers of layouts for which diffusers has no converter, or one for files of one width only.
+CONVERTERS: Mapping[str, Callable[[Weights], Weights]] = {
+    "FluxTransformer2DModel": _flux,
+    "AutoencoderKLFlux2": _flux2_vae,
+    "AutoencoderKLQwenImage": convert_wan_vae_to_diffusers,  # Wan's autoencoder, in all its names
+}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
 from worker.core.model import DENOISERS, NEVER_COMPLETED
-from worker.engine import conversion
+from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
 from worker.engine.quantization import Weights, dequantize, gguf_config, unpack
@@ -42,7 +42,7 @@ def load_checkpoint(plan: LoadPlan) -> Any:
             field="model",
         )
     index = read_index(config)
-    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype], computes_here=plan.device == "cpu"))
+    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype]))
     required, optional = cls._get_signature_keys(cls)
     components: dict[str, Any] = {}
     for name in required:
@@ -73,20 +73,14 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
         raise UnsupportedModel(
             f"{name}: the file holds {len(parts)} parts of a model; name a file with the {name} alone.", field=name
         )
-    return _build(component, part, config, dtype, packed=path.suffix == ".gguf")
+    return _aligned(_build(component, part, config, dtype, packed=path.suffix == ".gguf"))
 
 
-def _read(path: Path, dtype: torch.dtype, *, computes_here: bool = True) -> dict[str, list[Weights]]:
+def _read(path: Path, dtype: torch.dtype) -> dict[str, list[Weights]]:
     """Read the parts of a file, scaled fp8 made plain; GGUF tensors stay packed."""
     if path.suffix == ".gguf":
         return conversion.split(load_gguf_checkpoint(str(path)))
-    weights = dequantize(load_file(path), dtype)
-    if computes_here:
-        # Tensors lie in the mapped file at any byte. A CPU's matrix kernels take other paths there and round
-        # differently, so that the same weights would not generate the same image bit by bit.
-        for name, tensor in weights.items():
-            weights[name] = tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
-    return conversion.split(weights)
+    return conversion.split(dequantize(load_file(path), dtype))
 
 
 def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
@@ -96,7 +90,8 @@ def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPla
     if weights is not None:
         # The base has the sizes of files made from it; a bundled config has the family's usual ones.
         config_folder = next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), config)
-        return _build(component, weights, config_folder, dtype, packed=plan.format == "gguf")
+        model = _build(component, weights, config_folder, dtype, packed=plan.format == "gguf")
+        return _aligned(model) if plan.device == "cpu" else model
     for folder in folders:
         entry = read_index(folder).get(component.name, component)  # of the folder's own class
         if is_complete(entry, folder / entry.name):
@@ -109,6 +104,18 @@ def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPla
         field="model",
         details={"missing": component.name},
     )
+
+
+def _aligned(model: Any) -> Any:
+    """Give tensors that lie at any byte of a mapped file, or within a fused tensor, memory of their own.
+
+    A CPU's matrix kernels take other paths there and round differently, so that the same weights would not generate
+    the same image bit by bit.
+    """
+    for tensor in model.parameters():
+        if tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
@@ -135,34 +142,21 @@ def _check_none_missing(component: str, missing: list[str]) -> None:
 def _diffusers_model(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
     cls = component.cls
     settings = cls.load_config(str(config), subfolder=component.name, local_files_only=True)
-    changes = conversion.config_from_shapes(component.class_name, weights, settings)
-    converted = conversion.denoiser_names(component.class_name, weights)
-    with init_empty_weights():
-        expected = cls.from_config({**settings, **changes}).state_dict().keys()
-    matches = converted.keys() & expected
-    if 2 * len(matches) > len(expected):  # the layout of diffusers, whose converters would stumble over one name amiss
-        _check_none_missing(component.name, sorted(expected - matches))
-        converted = {name: converted[name] for name in matches}
+    fit = layouts.fit(component.name, cls, weights, settings)
     # Not hasattr: more classes inherit from_single_file than it can read.
     if component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
         quantization = {"quantization_config": gguf_config(dtype)} if packed else {}
         return cls.from_single_file(
-            converted,
+            fit.weights,  # in exactly the names of the model, so that diffusers converts nothing
             config=str(config),
             subfolder=component.name,
             dtype=dtype,
             local_files_only=True,
-            **changes,
+            **fit.changes,
             **quantization,
         )
-    if not matches:
-        raise UnsupportedModel(
-            f"A {component.class_name} is read from one file in the layout of diffusers only, and this is another; "
-            "use the model's diffusers repository.",
-            field="model",
-        )
-    model = cls.from_config({**settings, **changes})
-    model.load_state_dict(unpack(converted, dtype) if packed else converted)
+    model = cls.from_config({**settings, **fit.changes})
+    model.load_state_dict(unpack(fit.weights, dtype) if packed else fit.weights)
     return model.to(dtype)
 
 

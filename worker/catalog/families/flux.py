@@ -51,6 +51,7 @@ FLUXES: tuple[Architecture, ...] = (
         classes=("FluxControlNetPipeline", "FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
         defaults={"num_inference_steps": 28, "guidance_scale": 3.5},
         checkpoint=whole(_FLUX_DEV),
+        original=True,
         denoiser=alone(_FLUX_DEV),
         config="flux1",
         base_repo="black-forest-labs/FLUX.1-dev",
@@ -82,6 +83,7 @@ FLUXES: tuple[Architecture, ...] = (
         repository=config_is("transformer/config.json", "guidance_embeds", False),
         defaults={"num_inference_steps": 4, "guidance_scale": 0.0},
         checkpoint=whole(_FLUX_SCHNELL),
+        original=True,
         denoiser=alone(_FLUX_SCHNELL),
         config="flux1-schnell",
         base_repo="black-forest-labs/FLUX.1-schnell",
@@ -98,6 +100,7 @@ FLUXES: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 30.0},
         negative_prompt=False,
         checkpoint=whole(_flux(384)),
+        original=True,
         denoiser=alone(_flux(384)),
         config="flux1",
         base_repo="black-forest-labs/FLUX.1-Fill-dev",
@@ -113,6 +116,7 @@ FLUXES: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 30, "guidance_scale": 10.0},
         negative_prompt=False,
         checkpoint=whole(_flux(128)),
+        original=True,
         denoiser=alone(_flux(128)),
         config="flux1",
         base_repo="black-forest-labs/FLUX.1-Depth-dev",
@@ -140,6 +144,7 @@ FLUXES: tuple[Architecture, ...] = (
         pipelines={Task.TEXT_TO_IMAGE: "Flux2Pipeline", Task.IMAGE_EDITING: "Flux2Pipeline"},
         defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
         negative_prompt=False,
+        original=True,
         denoiser=alone(
             all_of(_FLUX2, any_of(dimension("txt_in.weight", 1, 15360), dimension("context_embedder.weight", 1, 15360)))
         ),
@@ -165,6 +170,7 @@ FLUXES: tuple[Architecture, ...] = (
         classes=("Flux2KleinKVPipeline",),
         defaults={"num_inference_steps": 4, "guidance_scale": 1.0},
         negative_prompt=False,
+        original=True,
         denoiser=alone(
             all_of(
                 _FLUX2,
@@ -200,6 +206,7 @@ FLUXES: tuple[Architecture, ...] = (
             Task.INPAINTING: "ChromaInpaintPipeline",
         },
         defaults={"num_inference_steps": 35, "guidance_scale": 5.0},
+        original=True,
         denoiser=alone(_CHROMA),
         config="chroma",
         base_repo="lodestones/Chroma1-HD",

@@ -85,6 +85,7 @@ QWENS: tuple[Architecture, ...] = (
         size_multiple=32,
         defaults={"num_inference_steps": 40, "true_cfg_scale": 1.0},
         guidance="true_cfg_scale",
+        original=True,
         denoiser=alone(has_any("txt_in.text_norm.weight")),
         base_repo="Qwen/Qwen-Image-2.1",
         activation_gb_per_mp=4.0,

@@ -82,6 +82,8 @@ class Architecture:
     negative_prompt: bool = True
     checkpoint: Condition | None = None  # on a single file with the whole model
     denoiser: Condition | None = None  # on the UNet or transformer alone
+    original: bool = False  # its authors' tensor names are converted; diffusers' are read for every family
+    unread: Condition | None = None  # on its authors' tensor names where nothing converts them
     config: str | None = None  # folder below catalog/configs, when single files load offline
     base_repo: str | None = None  # the source of missing parts otherwise
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision

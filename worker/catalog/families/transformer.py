@@ -25,11 +25,12 @@ _SANA = any_of(
     all_of(has_all("caption_norm.weight", "patch_embed.proj.weight", "time_embed.linear.weight"), none_of(_CONTROLS)),
 )
 _SPRINT = has_any("cfg_embedder.mlp.0.weight", "time_embed.guidance_embedder.linear_1.weight")
+_PIXART_ORIGINAL = all_of(
+    has_all("t_block.1.weight", "y_embedder.y_embedding"),
+    none_of(has_any("attention_y_norm.weight", "mlp_t5.0.weight")),
+)
 _PIXART = any_of(
-    all_of(
-        has_all("t_block.1.weight", "y_embedder.y_embedding"),
-        none_of(has_any("attention_y_norm.weight", "mlp_t5.0.weight")),
-    ),
+    _PIXART_ORIGINAL,
     all_of(
         has_all("adaln_single.linear.weight", "caption_projection.linear_1.weight"),
         dimension("pos_embed.proj.weight", 0, 1152),
@@ -53,6 +54,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         },
         classes=("ZImageOmniPipeline", "ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"),
         defaults={"num_inference_steps": 9, "guidance_scale": 0.0},
+        original=True,
         denoiser=alone(_Z_IMAGE),
         config="z-image",
         base_repo="Tongyi-MAI/Z-Image-Turbo",
@@ -68,6 +70,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         title="Krea 2",
         pipelines={Task.TEXT_TO_IMAGE: "Krea2Pipeline"},
         defaults={"num_inference_steps": 28, "guidance_scale": 4.5},
+        original=True,
         denoiser=alone(has_any("txtfusion.projector.weight")),
         base_repo="krea/Krea-2-Raw",
         activation_gb_per_mp=4.0,
@@ -97,6 +100,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         title="Lumina Image 2.0",
         pipelines={Task.TEXT_TO_IMAGE: "Lumina2Pipeline"},
         defaults={"num_inference_steps": 30, "guidance_scale": 4.0},
+        original=True,
         denoiser=alone(_LUMINA2),
         base_repo="Alpha-VLLM/Lumina-Image-2.0",
         activation_gb_per_mp=3.0,
@@ -110,6 +114,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         pipelines={Task.TEXT_TO_IMAGE: "AuraFlowPipeline"},
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 3.5},
+        original=True,
         denoiser=alone(_AURA),
         base_repo="fal/AuraFlow-v0.3",
         activation_gb_per_mp=3.0,
@@ -127,6 +132,8 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         size_multiple=32,
         max_pixels=16 * MEGAPIXEL,
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
+        original=True,
+        unread=alone(has_all("blocks.0.cross_attn.q_linear.weight", "blocks.0.attn.q_norm.weight")),  # Sana 1.5
         denoiser=alone(all_of(_SANA, none_of(_SPRINT))),
         base_repo="Efficient-Large-Model/Sana_1600M_1024px_diffusers",
         activation_gb_per_mp=1.5,
@@ -147,6 +154,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         base_repo="Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
         activation_gb_per_mp=1.5,
         family="sana",
+        unread=alone(has_any("blocks.0.cross_attn.q_linear.weight")),
         denoiser=alone(all_of(_SANA, _SPRINT)),
         noise=None,
         scheduler="SCMScheduler",
@@ -158,6 +166,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         pipelines={Task.TEXT_TO_IMAGE: "PixArtAlphaPipeline"},
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
+        unread=alone(_PIXART_ORIGINAL),
         base_repo="PixArt-alpha/PixArt-XL-2-1024-MS",
         denoiser=alone(all_of(_PIXART, _MICRO)),
         variants={"lcm": {"num_inference_steps": 4, "guidance_scale": 0.0}},
@@ -173,6 +182,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         classes=("PixArtSigmaPAGPipeline",),
         defaults={"num_inference_steps": 20, "guidance_scale": 4.5},
         denoiser=alone(all_of(_PIXART, none_of(_MICRO))),
+        unread=alone(_PIXART_ORIGINAL),
         base_repo="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
         noise="diffusion",
         scheduler="DPMSolverMultistepScheduler",
@@ -186,6 +196,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         classes=("HunyuanDiTControlNetPipeline", "HunyuanDiTPAGPipeline"),
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0},
+        unread=alone(has_any("blocks.0.attn1.Wqkv.weight")),
         denoiser=alone(has_any("mlp_t5.0.weight")),
         base_repo="Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers",
         activation_gb_per_mp=3.0,
@@ -204,6 +215,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         max_pixels=6 * MEGAPIXEL,
         defaults={"num_inference_steps": 50, "distilled_guidance_scale": 3.25},
         guidance="distilled_guidance_scale",
+        unread=alone(has_any("byt5_in.layernorm.weight")),
         denoiser=alone(
             any_of(
                 has_all("txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias", "byt5_in.layernorm.weight"),

@@ -4,6 +4,7 @@ from worker.catalog.conditions import (
     all_of,
     dimension,
     has_all,
+    has_any,
     none_of,
 )
 from worker.catalog.families.row import MEGAPIXEL, Architecture, Name, alone
@@ -49,6 +50,7 @@ UNETS: tuple[Architecture, ...] = (
         max_steps=50,
         negative_prompt=False,
         base_repo="SimianLuo/LCM_Dreamshaper_v7",
+        unread=alone(has_any("time_embed.cond_proj.weight")),
         denoiser=alone(_LCM),
         family="sd1",
         noise="diffusion",
@@ -62,6 +64,7 @@ UNETS: tuple[Architecture, ...] = (
         size_multiple=128,
         defaults={"num_inference_steps": 12, "prior_num_inference_steps": 20, "prior_guidance_scale": 4.0},
         guidance="prior_guidance_scale",
+        original=True,
         denoiser=alone(_CASCADE),
         base_repo="stabilityai/stable-cascade",
         noise=None,
@@ -109,6 +112,7 @@ UNETS: tuple[Architecture, ...] = (
         size_multiple=8,
         max_pixels=MEGAPIXEL // 2,
         defaults={"num_inference_steps": 50, "guidance_scale": 9.0},
+        original=True,
         denoiser=alone(_X4),
         base_repo="stabilityai/stable-diffusion-x4-upscaler",
         noise="diffusion",
