@@ -1,22 +1,20 @@
 """What ships agrees with itself and the code: Hub files, image, requirements, make targets, the deployment page."""
 
-import fnmatch
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+from tests.contract.deploy_page import DEPLOY_PAGE, SETTINGS, table
+from tests.contract.test_image import DOCKERFILE
 from worker.app.settings import PROJECT_DIR, Settings
 
 HUB = json.loads((PROJECT_DIR / ".runpod" / "hub.json").read_text())
 HUB_TESTS = json.loads((PROJECT_DIR / ".runpod" / "tests.json").read_text())
-SETTINGS = {name.upper(): field for name, field in Settings.model_fields.items()}
-DEPLOY_PAGE = (PROJECT_DIR / "docs" / "deploy.md").read_text()
 
 SCALAR = {"type": ["string", "number", "boolean"]}
 ENV_PAIR = {
@@ -134,14 +132,6 @@ TESTS_SCHEMA = {
 }
 
 
-def table(heading: str) -> dict[str, list[str]]:
-    """The rows of the table under `heading` of the deployment page, by the name in their first cell."""
-    section = DEPLOY_PAGE.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = re.findall(r"^\| `([A-Z0-9_]+)` \|(.*)\|$", section, flags=re.MULTILINE)
-    assert len(rows) == len({name for name, _ in rows}), f"{heading}: a variable is listed twice"
-    return {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
-
-
 def shown_default(name: str) -> str:
     """The default of a setting as the deployment page shows it."""
     default = SETTINGS[name].get_default()
@@ -152,24 +142,6 @@ def shown_default(name: str) -> str:
     if isinstance(default, Path) and default.is_relative_to(PROJECT_DIR):
         default = default.relative_to(PROJECT_DIR)
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-
-
-def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
-    """Each instruction of a Dockerfile with its arguments on one line."""
-    lines = (line for line in dockerfile.splitlines() if not line.lstrip().startswith("#"))
-    for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
-        if line.strip():
-            name, _, arguments = line.strip().partition(" ")
-            yield name.upper(), arguments.strip()
-
-
-DOCKERFILE = list(instructions((PROJECT_DIR / "Dockerfile").read_text()))
-IMAGE_ENV = dict(
-    re.match(r'([A-Z_]+)="?([^"]*)"?', pair).groups()
-    for name, arguments in DOCKERFILE
-    if name == "ENV"
-    for pair in arguments.split()
-)
 
 
 def hub_env() -> dict[str, dict]:
@@ -238,61 +210,55 @@ def test_models_of_presets_and_tests_are_registered() -> None:
     assert named - registered_models() == set()
 
 
+# The pools' GPUs (RunPod's table of GPU types) and what each has, in GB.
+POOLS = {
+    "AMPERE_16": (16, ("NVIDIA RTX A4000", "NVIDIA RTX A4500", "NVIDIA RTX 4000 Ada Generation")),
+    "AMPERE_24": (24, ("NVIDIA L4", "NVIDIA RTX A5000", "NVIDIA GeForce RTX 3090")),
+    "ADA_24": (24, ("NVIDIA GeForce RTX 4090",)),
+    "AMPERE_48": (48, ("NVIDIA RTX A6000", "NVIDIA A40")),
+    "ADA_48_PRO": (48, ("NVIDIA L40", "NVIDIA L40S", "NVIDIA RTX 6000 Ada Generation")),
+    "AMPERE_80": (80, ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB")),
+    "ADA_80_PRO": (80, ("NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL")),
+    "HOPPER_141": (141, ("NVIDIA H200",)),
+}
+CHOSEN_POOLS = [pool for pool in HUB["config"]["gpuIds"].split(",") if not pool.startswith("-")]
+
+
+def offered_models() -> list[str]:
+    options = [option["value"] for option in hub_env()["DEFAULT_MODEL"]["input"]["options"]]
+    return options + [
+        p["defaults"]["DEFAULT_MODEL"] for p in HUB["config"]["presets"] if "DEFAULT_MODEL" in p["defaults"]
+    ]
+
+
+@pytest.mark.parametrize("model", sorted(set(offered_models())))
+def test_what_the_form_offers_fits_the_smallest_gpu_that_the_listing_asks_for(model: str) -> None:
+    registry = yaml.safe_load((PROJECT_DIR / "models.yaml").read_text())
+    spec = registry["models"][model]
+    tier = registry["tiers"][spec.get("tier", registry["defaults"]["tier"])]
+    smallest = min(POOLS[pool][0] for pool in CHOSEN_POOLS)
+    assert max(tier["vram_gb"], spec.get("min_vram_gb", 0)) <= smallest
+
+
+def test_the_form_lists_todays_models_and_every_preset() -> None:
+    options = [option["value"] for option in hub_env()["DEFAULT_MODEL"]["input"]["options"]]
+    assert len(options) == len(set(options))
+    assert {"Tongyi-MAI/Z-Image-Turbo", "black-forest-labs/FLUX.2-klein-4B", "krea/Krea-2-Turbo"} <= set(options)
+    assert set(offered_models()) == set(options)
+    assert set(options) <= registered_models()
+    assert hub_env()["DEFAULT_MODEL"]["input"]["default"] in options
+
+
+def test_the_hubs_test_runs_on_a_gpu_of_the_listings_pools() -> None:
+    assert HUB_TESTS["config"]["gpuTypeId"] in {gpu for pool in CHOSEN_POOLS for gpu in POOLS[pool][1]}
+
+
 def test_cuda_version_is_the_same_everywhere() -> None:
     declared = [arguments for name, arguments in DOCKERFILE if name == "ARG" and arguments.startswith("CUDA_VERSION=")]
     assert declared == ["CUDA_VERSION=13.0"]
     assert HUB["config"]["allowedCudaVersions"] == HUB_TESTS["config"]["allowedCudaVersions"] == ["13.0"]
     assert "CUDA 13.0" in (PROJECT_DIR / "requirements-gpu.txt").read_text()
     assert "CUDA 13.0" in DEPLOY_PAGE
-
-
-def test_image_starts_the_worker_so_that_signals_arrive() -> None:
-    assert [arguments for name, arguments in DOCKERFILE if name == "CMD"] == ['["python", "-u", "handler.py"]']
-    assert not [name for name, _ in DOCKERFILE if name == "ENTRYPOINT"]
-
-
-def test_image_environment() -> None:
-    assert IMAGE_ENV["RUNPOD_LOG_LEVEL"] == "INFO"
-    assert IMAGE_ENV["RUNPOD_SKIP_GPU_CHECK"] == "true"
-    assert "PYTHONDONTWRITEBYTECODE" not in IMAGE_ENV
-    assert IMAGE_ENV.keys() & SETTINGS.keys() == {"MODEL_ID", "MODEL_REVISION"}
-    foreign = IMAGE_ENV.keys() - SETTINGS.keys()
-    conventional = {"PATH", "UV_COMPILE_BYTECODE", "UV_LINK_MODE", "UV_PYTHON_DOWNLOADS", "PIP_NO_CACHE_DIR"}
-    conventional |= {"PIP_DISABLE_PIP_VERSION_CHECK"}
-    assert foreign - conventional - set(table("Variables that others read")) == set()
-
-
-def test_no_secret_is_a_build_argument_or_in_the_environment() -> None:
-    secret = re.compile(r"TOKEN\b(?!IZERS)|SECRET|KEY|PASSWORD")
-    assert [arguments for name, arguments in DOCKERFILE if name in {"ARG", "ENV"} and secret.search(arguments)] == []
-
-
-def test_base_images_are_exact() -> None:
-    bases = [arguments.split()[0] for name, arguments in DOCKERFILE if name == "FROM"]
-    assert bases, "no FROM"
-    for base in bases:
-        assert re.fullmatch(r"[\w./-]+:[\w.-]*\d+\.\d+\.\d+[\w.-]*", base), base
-
-
-def test_image_copies_only_what_exists_and_is_not_ignored() -> None:
-    lines = (PROJECT_DIR / ".dockerignore").read_text().splitlines()
-    rules = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    assert rules[0] == "*", ".dockerignore is an allow-list"
-    for name, arguments in DOCKERFILE:
-        words = arguments.split()
-        if name not in {"COPY", "ADD"} or words[0].startswith("--from"):
-            continue
-        for source in words[:-1]:
-            if source != "models.lock*":  # a pattern, because a registry need not be locked
-                assert (PROJECT_DIR / source).exists(), source
-            ignored = False
-            for rule in rules:
-                if fnmatch.fnmatchcase(source.rstrip("/"), rule.removeprefix("!")):
-                    ignored = not rule.startswith("!")
-            assert not ignored, source
-    copied = " ".join(arguments for name, arguments in DOCKERFILE if name == "COPY")
-    for needed in ("handler.py", "models.yaml", "worker/", "models/", "LICENSE"):
-        assert needed in copied.split()
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "requirements-gpu.txt", "requirements-spandrel.txt"])
@@ -320,6 +286,8 @@ def test_make_targets_exist_and_say_what_they_do() -> None:
     expected = {
         "help",
         "run",
+        "draw",
+        "serve",
         "test",
         "test-slow",
         "test-all",
@@ -329,6 +297,7 @@ def test_make_targets_exist_and_say_what_they_do() -> None:
         "signatures",
         "schedulers",
         "rooms",
+        "lock",
         "clean",
     }
     assert targets == expected
