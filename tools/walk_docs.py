@@ -14,6 +14,7 @@ import binascii
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -176,14 +177,15 @@ class Walk:
 
     def _run(self, step: Step) -> None:
         text = step.text.replace(f"localhost:{PORT}", f"localhost:{self._port}")
-        arguments = {
-            "bash": ["bash", "-c", self._remembering(text)],
-            "python": [sys.executable, "-c", text],
-            "javascript": ["node", "--input-type=module", "-e", text],
+        script = {
+            "bash": text,
+            "python": shlex.join([sys.executable, "-c", text]),
+            "javascript": shlex.join(["node", "--input-type=module", "-e", text]),
         }[step.language]
-        if not shutil.which(arguments[0]):
-            say(f"   not run: no {arguments[0]} here")
+        if step.language == "javascript" and not shutil.which("node"):
+            say("   not run: no node here")
             return
+        arguments = ["bash", "-c", self._remembering(script)]
         done = subprocess.run(
             arguments, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=LIMIT_S
         )

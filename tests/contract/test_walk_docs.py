@@ -97,5 +97,6 @@ def test_variables_are_remembered_from_command_to_command_and_a_failure_is_told(
     going = Walk(folder, {"PATH": os.environ["PATH"]})
     going.take(Step("bash", "NAME='two words'"))
     going.take(Step("bash", 'test "$NAME" = "two words"'))
+    going.take(Step("python", "import os\nassert os.environ['NAME'] == 'two words'"))
     with pytest.raises(Mistake, match=r"exit status 7"):
         going.take(Step("bash", "exit 7"))
