@@ -116,6 +116,15 @@ async def test_without_a_strength_the_control_changes_only_what_it_controls(shop
     assert answer["parameters"]["strength"] == 0.3
 
 
+async def test_lines_on_a_transparent_ground_are_lines_on_black(shop):
+    lines = np.zeros((64, 64, 4), np.uint8)
+    lines[20:28], lines[:, 40:44] = 255, 255
+    clear = await shop.ask("sd1", {"image": encoded(lines)})
+    assert "controlnets has transparent parts, which were read as black." in clear["warnings"]
+    assert np.array_equal(pixels(clear), await shop.draw("sd1", {"image": encoded(lines[..., :3])}))
+    assert_differs(pixels(clear), await shop.draw("sd1", {"image": encoded(np.full_like(lines[..., :3], 255))}))
+
+
 async def test_its_image_is_the_requests_own_where_it_has_none(shop):
     start = {"image": encoded(IMAGE), "strength": 0.8}
     named = await shop.draw("sd1", {"image": encoded(IMAGE)}, **start)
