@@ -3,6 +3,7 @@
 import base64
 import io
 import random
+from urllib.parse import quote
 
 import numpy
 import pytest
@@ -12,7 +13,7 @@ from worker.core.errors import InvalidImage
 from worker.core.image import Raster
 from worker.media import decoding, images
 from worker.media.decoding import MAX_BYTES
-from worker.media.images import Comment, encode, fit, to_base64
+from worker.media.images import Comment, encode, fit, read_bytes, to_base64
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -178,12 +179,28 @@ class TestText:
             "data:image/png;charset=utf-8;base64,{}",
             "data:application/octet-stream;base64,{}",
             "data:;base64,{}",
+            "data:image/png;base64, {}",
+            "image/png;base64,{}",
+            "base64,{}",
+            "data%3Aimage%2Fpng%3Bbase64%2C{}",
             "\n  {}  \n",
         ],
     )
     def test_base64_and_data_uris_are_read(self, wrap):
         raster = read_image(wrap.format(to_base64(self.PNG)), no_fetch)
         assert (array(raster) == numpy.asarray(gradient())).all()
+
+    @pytest.mark.parametrize("form", [quote, lambda text: quote(text, safe=""), lambda text: text.replace("+", "%2b")])
+    @pytest.mark.parametrize("alphabet", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes])
+    def test_base64_of_any_alphabet_padded_or_not_and_quoted_or_not(self, alphabet, form):
+        paddings = set()
+        for comment in range(3):  # of every length, and with every character
+            data = self.PNG + bytes(range(256)) + b"x" * comment
+            text = alphabet(data).decode()
+            paddings.add(text.strip().count("="))
+            for sent in (text, text.rstrip("=\n"), form(text), f"data:image/png;base64,{form(text)}"):
+                assert read_bytes(sent, no_fetch, "image", MAX_BYTES) == data
+        assert paddings == {0, 1, 2}
 
     def test_lines_of_base64_are_joined(self):
         lines = base64.encodebytes(self.PNG).decode()

@@ -220,6 +220,8 @@ class TestGuard:
             "file:///etc/passwd",
             "https://host\\@evil.example/x",
             "https:///x",
+            "https://host example/x",
+            "https://host.example\n/x",
         ],
     )
     def test_what_is_not_https_at_a_public_address_is_refused_before_a_connection(self, url, monkeypatch):

@@ -32,6 +32,13 @@ class TestBody:
         assert "cookie" not in head
         assert "authorization" not in head
 
+    @pytest.mark.parametrize("path", ["/my photo.png?name=a b", "/my%20photo.png?name=a%20b"])
+    def test_a_space_is_sent_as_browsers_send_it_also_on_a_redirect(self, fetch, path):
+        with RawServer(body(b"\x89PNG")) as server, RawServer(redirect(server.url(path))) as first:
+            assert fetch(server.url(path), MEGABYTE) == fetch(first.url("/a b"), MEGABYTE) == b"\x89PNG"
+        assert all(head.startswith("GET /my%20photo.png?name=a%20b HTTP/1.1") for head in server.heads)
+        assert first.heads[0].startswith("GET /a%20b HTTP/1.1")
+
     def test_a_body_without_a_length_and_one_in_chunks_come_back(self, fetch):
         with RawServer(body(b"abc", length=-1)) as server:
             assert fetch(server.url(), MEGABYTE) == b"abc"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
-from pydantic import ConfigDict, Field, JsonValue, SecretStr, field_serializer
+from pydantic import ConfigDict, Field, JsonValue, SecretStr, field_serializer, field_validator
 from pydantic.alias_generators import to_camel
 
 from worker.core.finishing import RefinerSpec, UpscaleSpec
@@ -32,6 +32,15 @@ _IMAGE = "Base64, a data: URI or an https URL of a PNG, JPEG or WebP."
 _SIDES = ("left", "top", "right", "bottom")
 
 
+def format_named(value: object) -> object:
+    """Return the format that a text names in another spelling, `jpg` say; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    name = value.strip().lower().removeprefix("image/").removeprefix("video/").removeprefix(".")
+    name = "jpeg" if name == "jpg" else name
+    return name if name in CONTENT_TYPES else value
+
+
 class OutputOptions(Parsed):
     """How images or videos come back. `quality` is for jpeg, webp and mp4, 1..100."""
 
@@ -39,6 +48,11 @@ class OutputOptions(Parsed):
     quality: int = Field(default=92, ge=1, le=100)
     metadata: bool = False
     delivery: Literal["base64", "s3", "volume"] = "base64"
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _usual_spelling(cls, value: object) -> object:
+        return format_named(value)
 
     def format_of(self, *, video: bool) -> Format:
         """Return the requested format, else the usual one."""

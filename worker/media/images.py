@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import pybase64
 from PIL import ExifTags, Image, ImageOps
@@ -14,7 +15,8 @@ from worker.core.image import Raster
 from worker.core.request import Format
 from worker.media.decoding import MAX_BYTES, DecodedImage, decode_image, opaque
 
-_DATA_URI = re.compile(r"data:[\w.+/;=-]{0,100};base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"(?:data:)?[\w.+/;=-]{0,100}?base64,", re.IGNORECASE)
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +41,44 @@ def read_image(
 
 def read_bytes(text: str, fetch: Callable[[str, int], bytes], field: str, max_bytes: int) -> bytes:
     """Return the bytes behind base64, a data: URI or an https URL. Raises InvalidImage naming `field`."""
+    if not is_url(text):
+        return inline_bytes(text, field, max_bytes)
+    try:
+        return fetch(text.strip(), max_bytes)
+    except InvalidImage as error:
+        raise InvalidImage(error.message, field=field) from None
+
+
+def is_url(text: str) -> bool:
+    """True if `text` is a link to an image, not the image itself."""
+    return text.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def inline_bytes(text: str, field: str, max_bytes: int) -> bytes:
+    """Return the bytes behind base64 or a data: URI. Raises InvalidImage naming `field`."""
     text = text.strip()
-    if text[:8].lower().startswith(("http://", "https://")):
-        try:
-            return fetch(text, max_bytes)
-        except InvalidImage as error:
-            raise InvalidImage(error.message, field=field) from None
+    if "%" in text:  # as it stands in a link or a form
+        text = unquote(text)
     match = _DATA_URI.match(text)
     encoded = text[match.end() :] if match else text
     if len(encoded) > max_bytes * 4 // 3 + 8:
         raise InvalidImage(f"{field} is over {max_bytes >> 20} MB; send a smaller one.", field=field)
     try:
-        return pybase64.b64decode("".join(encoded.split()), validate=True)
+        return _from_base64(encoded)
     except (binascii.Error, ValueError):
         raise InvalidImage(
             f"{field} is neither base64, a data: URI nor an https URL; send one of these.", field=field
         ) from None
+
+
+def _from_base64(text: str) -> bytes:
+    """Decode base64 of either alphabet, in one line or several, padded or not. Raises ValueError for anything else."""
+    joined = "".join(text.split())
+    if "-" in joined or "_" in joined:
+        joined = joined.translate(_URL_SAFE)
+    if len(joined) % 4 and not joined.endswith("="):
+        joined += "=" * (-len(joined) % 4)
+    return pybase64.b64decode(joined, validate=True)
 
 
 def fit(raster: Raster, width: int, height: int) -> Raster:

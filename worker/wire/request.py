@@ -14,9 +14,12 @@ from worker.catalog.interface.adapters import ADAPTERS
 from worker.catalog.interface.request_fields import common_fields, gather, request_fields
 from worker.core.errors import InvalidRequest, UnknownParameter, WorkerError
 from worker.core.job_input import ACTIONS, Action, JobInput, ModelRequest, Request, WorkerRequest
+from worker.core.model import Parsed
 from worker.core.request import GenerationRequest
+from worker.wire.blanks import is_blank, without_blanks
+from worker.wire.media_objects import unwrapped
 from worker.wire.texts import kind_of, shown, utf8
-from worker.wire.validation import check_json, field_error
+from worker.wire.validation import check_json, field_error, with_plain_values
 
 # A caller's spelling -> the canonical name. Nowhere else.
 ALIASES: Mapping[str, str] = {
@@ -56,7 +59,9 @@ class Envelope:
 def input_of(job: Mapping[str, Any]) -> Any:
     """Take the input out of a submitted job; RunPod's API has the caller's bucket beside it."""
     payload, bucket = job.get("input"), job.get("s3Config")
-    return {"s3Config": bucket, **payload} if bucket is not None and isinstance(payload, dict) else payload
+    if is_blank("s3Config", bucket) or not isinstance(payload, dict):
+        return payload
+    return payload if payload.get("s3Config") else {**payload, "s3Config": bucket}
 
 
 def decode_input(payload: object) -> JobInput:
@@ -99,10 +104,9 @@ def decode_envelope(payload: object) -> Envelope:
     if not isinstance(payload, dict):
         raise InvalidRequest(f"input must be a JSON object; {kind_of(payload)} was sent.", field="input")
     check_json(payload)
-    fields = dict(payload)
-    action, traceparent = fields.pop("action", None), fields.pop("traceparent", None)
-    if action is None:
-        action = "generate"
+    _check_wrapper(payload)
+    fields = said(payload)
+    action, traceparent = fields.pop("action", "generate"), fields.pop("traceparent", None)
     if not isinstance(action, str):
         raise InvalidRequest(f"action must be a text; {kind_of(action)} was sent.", field="action")
     if action not in ACTIONS:
@@ -112,29 +116,56 @@ def decode_envelope(payload: object) -> Envelope:
     return Envelope(action, _canonical(fields), traceparent)
 
 
+def said(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the fields that say something, by the names that were sent, without what says nothing in them.
+
+    The objects in which other protocols send images are replaced by the texts in them.
+    """
+    values = {name: _said(ALIASES.get(name, name), value) for name, value in fields.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _said(name: str, value: JsonValue) -> JsonValue:
+    return without_blanks(name, unwrapped(name, value))
+
+
+def _check_wrapper(payload: Mapping[str, JsonValue]) -> None:
+    """Refuse the whole body of a job where its input is expected: clients that wrap it wrap it once too often."""
+    if isinstance(payload.get("input"), dict):
+        text = 'input holds another input: that is one wrapper too many; send {"input": {"prompt": …}}.'
+        raise InvalidRequest(text, field="input")
+
+
 def decode_generation(fields: Mapping[str, JsonValue]) -> GenerationRequest:
     """Make a request of canonical fields. Fields that only a model's schema knows are left for it in `params`."""
     common_names = common_fields()
-    common = {name: _whole(value) for name, value in fields.items() if name in common_names and value is not None}
-    params = {name: value for name, value in fields.items() if name not in common_names and value is not None}
+    common = {name: _whole(value) for name, value in fields.items() if name in common_names}
+    params = {name: value for name, value in fields.items() if name not in common_names}
     for name, kind in ADAPTERS.items():
         if kind.several and (adapters := common.get(name)) is not None:
             common[name] = adapters if isinstance(adapters, list) else [adapters]
     _sort_media(common)
-    try:
-        request = gather(request_fields().model_validate({**common, "params": params}))
-    except ValidationError as error:
-        raise field_error(error) from None
+    request = gather(_parsed({**common, "params": params}))
     output = request.output
     if request.s3Config is not None and "delivery" not in output.model_fields_set:  # why else would it be sent
         return request.model_copy(update={"output": output.model_copy(update={"delivery": "s3"})})
     return request
 
 
+def _parsed(fields: dict[str, JsonValue]) -> Parsed:
+    """Read the fields strictly, and once more with the numbers and truth values that came as texts."""
+    try:
+        return request_fields().model_validate(fields)
+    except ValidationError as error:
+        refusal = error
+    try:
+        return request_fields().model_validate(with_plain_values(fields, refusal))
+    except ValidationError as error:
+        raise field_error(error) from None
+
+
 def _sort_media(common: dict[str, JsonValue]) -> None:
     """Sort several images into `images` and one into `image`, however sent; make lists flat, and one text a list."""
-    if common.get("image") == []:  # like an empty list of any field
-        del common["image"]
     if isinstance(common.get("image"), list) and (several := _flat(common["image"])):
         del common["image"]
         common |= {"image": several[0]} if len(several) == 1 else {"images": [*several, *_flat(common.get("images"))]}

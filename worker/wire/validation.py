@@ -2,11 +2,15 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
+from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.interface.adapters import ADAPTERS
+from worker.catalog.interface.values import number_in, truth_in
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter, WorkerError
 from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import Parsed
@@ -14,13 +18,23 @@ from worker.core.request import Margins, OutputOptions, S3Config
 from worker.wire.texts import shown, utf8
 
 # The fields that hold objects with fields of their own.
-_OBJECTS: Mapping[str, type[Parsed]] = {
+OBJECTS: Mapping[str, type[Parsed]] = {
     "output": OutputOptions,
     "refiner": RefinerSpec,
     "upscale": UpscaleSpec,
     "outpaint": Margins,
     "s3Config": S3Config,
 }
+# pydantic's complaints of a text in place of a number or a truth value, and what reads it out of the text.
+_PLAIN: Mapping[str, Callable[[object], JsonValue]] = {
+    "int_type": number_in,
+    "float_type": number_in,
+    "bool_type": truth_in,
+}
+_MEDIA_HINT = 'Send base64, a data: URI or an https URL, bare or as {"url": "…"}.'
+_HINTS: Mapping[str, str] = {"seed": "Leave seed out, or send -1, for a random one."} | dict.fromkeys(
+    FIELDS, _MEDIA_HINT
+)
 _MAX_DEPTH = 16
 _MAX_KEYS = 200
 _MAX_PARTS = 10_000
@@ -64,13 +78,28 @@ def field_error(error: ValidationError) -> WorkerError:
     matches = difflib.get_close_matches(sent[:40].lower(), choices, n=1) if isinstance(sent, str) else []
     size = f"{len(sent)} characters were" if first["type"] == "string_too_long" else f"{shown(sent)} was"
     size = f"{limits.get('actual_length')} were" if first["type"] == "too_long" else size
-    hint = f"Did you mean {matches[0]}?" if matches else None
+    hint = f"Did you mean {matches[0]}?" if matches else _HINTS.get(field)
     return ParameterOutOfRange(f"{name} must be {must}; {size} sent.", field=field, hint=hint)
+
+
+def with_plain_values(fields: Mapping[str, JsonValue], refusal: ValidationError) -> dict[str, JsonValue]:
+    """Return `fields` with a number or a truth value for each text that was refused for want of one and holds one."""
+    mended = {name: deepcopy(value) if isinstance(value, dict | list) else value for name, value in fields.items()}
+    for error in refusal.errors(include_url=False):
+        sent = error["input"]
+        plain = _PLAIN[error["type"]](sent) if error["type"] in _PLAIN and isinstance(sent, str) else None
+        if plain is not None:
+            *path, last = error["loc"]
+            place: Any = mended
+            for part in path:
+                place = place[part]
+            place[last] = plain
+    return mended
 
 
 def _unknown_key(name: str, key: str, field: str) -> UnknownParameter:
     """Return the error for a key that the object in `field` does not have."""
-    names = [info.alias or name for name, info in (_OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()]
+    names = [info.alias or name for name, info in (OBJECTS.get(field) or ADAPTERS[field].spec).model_fields.items()]
     matches = difflib.get_close_matches(key[:80], names, n=1)
     fix = f"did you mean {matches[0]}?" if matches else f"it takes {', '.join(names)}."
     return UnknownParameter(f"{name} is not a known field; {fix}", field=field)

@@ -159,7 +159,7 @@ async def test_an_editing_model_chooses_its_own_size(context):
 
 
 @pytest.mark.parametrize(
-    "image", ["aGVsbG8=", "data:image/png;base64,aGVsbG8=", image(format_="ICO"), image(1000, 10), ""]
+    "image", ["aGVsbG8=", "data:image/png;base64,aGVsbG8=", image(format_="ICO"), image(1000, 10), "x"]
 )
 async def test_an_image_that_cannot_be_taken_is_refused(context, image):
     error = await refused(context, image=image)

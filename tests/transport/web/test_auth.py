@@ -60,6 +60,17 @@ def test_every_door_that_draws_asks_for_a_key_in_its_own_shape(guarded, path, se
     assert guarded.http.post(path, headers=bearer(ANNA), **sent).status_code == 200
 
 
+@pytest.mark.parametrize("header", [ANNA, f"bearer  {ANNA}"])
+def test_a_key_may_come_without_the_word_bearer_as_runpods_examples_have_it(guarded, header):
+    for path, sent in (("/v2/x/run", {"input": {"prompt": "x"}}), ("/run", {"prompt": "x"})):
+        assert guarded.http.post(path, json=sent, headers={"Authorization": header}).status_code == 200
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", f"Basic {ANNA}", f"{ANNA} x", f"{ANNA}x", ANNA.upper()])
+def test_any_other_header_is_refused(guarded, header):
+    assert guarded.http.post("/run", json={"prompt": "x"}, headers={"Authorization": header}).status_code == 401
+
+
 def test_so_does_every_other_route_but_health(guarded):
     document = guarded.http.get("/openapi.json").json()
     open_to_all = {"/", "/health", "/ping", "/ready", "/v1/images/{id}/content"}

@@ -1,6 +1,8 @@
 """Hugging Face's own client against the door that speaks its protocol."""
 
+import base64
 import io
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -53,6 +55,84 @@ def test_the_headers_say_how_a_mask_was_read_and_what_is_warned_of(served):
     assert answer.headers["x-warnings"] == "mask_image has transparency: its transparent part is redrawn."
     plain = httpx.post(f"{served.origin}{PATH}", json={"model_id": "any", "inputs": "x"})
     assert not {"x-mask", "x-warnings"} & plain.headers.keys()
+
+
+PNG = base64.b64encode(png(64, 64)).decode()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        PNG,
+        f" {PNG}",
+        f"data:image/png;base64,{PNG}",
+        f"DATA:image/png;base64,{PNG}",
+        f"data:;base64,{PNG}",
+        quote(f"data:image/png;base64,{PNG}"),
+        {"url": f"data:image/png;base64,{PNG}"},
+        {"image": PNG},
+    ],
+)
+def test_inputs_that_are_an_image_are_never_words(served, inputs):
+    for parameters in ({}, {"prompt": ""}, {"prompt": "greener"}):
+        assert served.http.post(NAMED, json={"inputs": inputs, "parameters": parameters}).status_code == 200
+        job = served.context.engine.ran[-1]
+        assert (job.call.task.value, job.prompt) == ("image-to-image", parameters.get("prompt", ""))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        "https://127.0.0.1/cat.png",
+        "http://127.0.0.1/my cat.png",
+        "ftp://a.example/cat.png",
+        "s3://bucket/cat.png",
+        "blob:http://a.example/1",
+        "data:image/png,x",
+        "data:text/plain;base64,aGVsbG8=",
+        "R0lGODlhAQ",
+        "A" * 200,
+        base64.urlsafe_b64encode(bytes(range(256))).decode(),
+    ],
+)
+def test_what_can_only_be_an_image_is_refused_and_not_drawn_from(served, inputs):
+    answer = served.http.post(NAMED, json={"inputs": inputs})
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (400, "invalid_image", "image")
+    assert served.context.builder.built == 0
+
+
+@pytest.mark.parametrize("inputs", ["Queen Kong", "data: a chart of numbers, in red", "a 1:1 photo", "RIFF", "x" * 99])
+def test_words_stay_words(served, inputs):
+    assert served.http.post(NAMED, json={"inputs": inputs, "parameters": {"prompt": None}}).status_code == 200
+    assert served.context.engine.ran[0].prompt == inputs
+
+
+@pytest.mark.parametrize("name", ["num_images", "num_images_per_prompt", "n", "num_outputs"])
+def test_several_images_where_one_comes_back_are_refused_and_not_charged(served, name):
+    for number in (2, 2.0, "4"):
+        answer = served.http.post(NAMED, json={"inputs": "x", "parameters": {name: number}})
+        assert (answer.status_code, answer.json()["field"]) == (400, name)
+        assert "may be 1 at most here" in answer.json()["error"]
+    assert served.context.builder.built == 0
+    assert served.http.post(NAMED, json={"inputs": "x", "parameters": {name: 1}}).status_code == 200
+
+
+def test_json_without_its_content_type_is_json(served):
+    for content in (b'{"inputs": "a red apple"}', b'\n {"inputs": "a red apple", "parameters": null}'):
+        for kind in (None, "application/x-www-form-urlencoded", "text/plain"):
+            headers = {"content-type": kind} if kind else {}
+            answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers)
+            assert (answer.status_code, served.context.engine.ran[-1].prompt) == (200, "a red apple")
+    for content in (b'{"inputs": ', b"inputs=a+red+apple"):
+        broken = httpx.post(f"{served.origin}{NAMED}", content=content)
+        assert (broken.status_code, broken.json()["field"]) == (400, "body")
+        assert "JSON" in broken.json()["error"]
+
+
+def test_blanks_in_any_place_say_nothing(served):
+    parameters = {"target_size": {"width": 0, "height": None}, "negative_prompt": None, "seed": -1, "output": ""}
+    for body in ({"parameters": parameters, "model_id": ""}, {"parameters": {"target_size": {}}}, {"parameters": ""}):
+        assert served.http.post(NAMED, json={"inputs": "x", **body}).status_code == 200, body
 
 
 def test_the_format_is_the_callers_and_not_the_one_that_the_client_adds(served):

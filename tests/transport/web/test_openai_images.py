@@ -8,11 +8,12 @@ import time
 import httpx
 import openai
 import pytest
+import yaml
 from huggingface_hub import InferenceClient
 from PIL import Image
 
 from tests.fakes.bucket import FakeBucket
-from tests.fakes.engine import FakeEngine
+from tests.fakes.engine import FakeEngine, shelf
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import hang_up_when_drawn
 from tests.transport.web.uploads import mask, noise, png
@@ -51,6 +52,43 @@ def test_formats_and_what_has_no_effect(client):
     assert (opened(drawn.data[0]).format, drawn.output_format) == ("WEBP", "webp")
     assert [warning.split()[0] for warning in drawn.warnings] == ["quality", "style", "background"]
     assert client.images.generate(prompt="x", quality="auto", background="opaque").warnings == []
+
+
+@pytest.mark.parametrize("name", ["jpg", "JPEG", "image/jpg", ".jpg"])
+def test_jpg_is_jpeg_at_any_door(served, name):
+    drawn = served.http.post("/v1/images/generations", json={"prompt": "x", "output_format": name}).json()
+    assert drawn["output_format"] == "jpeg"
+    assert served.http.post("/run", json={"prompt": "x", "output": {"format": name}}).json()["format"] == "jpeg"
+
+
+def test_blanks_and_other_spellings_are_read(served):
+    blank = {
+        "size": "",
+        "n": 0,
+        "quality": "",
+        "response_format": None,
+        "output_format": "",
+        "stream": None,
+        "user": "",
+    }
+    assert served.http.post("/v1/images/generations", json={"prompt": "x", "model": "", **blank}).status_code == 200
+    text = {"size": "64 X 72", "n": "2", "stream": "false", "partial_images": "0", "output_compression": "50"}
+    drawn = served.http.post("/v1/images/generations", json={"prompt": "x", **text}).json()
+    assert (drawn["size"], len(drawn["data"])) == (SIZE, 2)
+
+
+def test_a_model_may_have_the_name_that_openais_clients_send(tmp_path):
+    names = yaml.safe_load(shelf(tmp_path).read_text())
+    names["models"]["tiny"]["aliases"] = ["gpt-image-1", "dall-e-3"]
+    (tmp_path / "aliased.yaml").write_text(yaml.safe_dump(names))
+    with WebWorker(tmp_path, models_yaml=tmp_path / "aliased.yaml") as served:
+        for name in ("gpt-image-1", "DALL-E-3"):
+            assert served.http.post("/v1/images/generations", json={"prompt": "x", "model": name}).status_code == 200
+        problem = served.http.post("/v1/images/generations", json={"prompt": "x", "model": "gpt-image-2"}).json()[
+            "error"
+        ]
+    assert problem["code"] == "model_not_found"
+    assert {job.call.spec.id for job in served.context.engine.ran} == {"tiny"}
 
 
 def test_a_url_is_open_to_whoever_knows_it_for_a_while(tmp_path, clock):
@@ -235,3 +273,69 @@ def test_the_same_key_is_the_same_image_in_whichever_form(served):
     assert image in ask(stream=True).text
     assert len(served.context.engine.ran) == 1
     assert ask(size="128x64").status_code == 400
+
+
+EDITS = "/v1/images/edits"
+IMAGE = base64.b64encode(png(64, 64)).decode()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"images": [{"image_url": f"data:image/png;base64,{IMAGE}"}]},
+        {"images": [{"image_url": {"url": IMAGE}}], "mask": None, "size": ""},
+        {"image": [IMAGE]},
+        {"image": {"url": IMAGE}},
+        {"image_url": IMAGE, "image": ""},
+    ],
+)
+def test_an_edit_may_be_json(served, sent):
+    answer = served.http.post(EDITS, json={"model": "tiny", "prompt": "a red apple", "seed": "7", **sent})
+    assert (answer.status_code, answer.json()["seeds"]) == (200, [7])
+    job = served.context.engine.ran[0]
+    assert (job.call.task.value, job.prompt) == ("image-to-image", "a red apple")
+
+
+@pytest.mark.parametrize("sent", [{}, {"images": []}, {"image": None}, {"images": [{"file_id": "f"}]}, []])
+def test_an_edit_in_json_without_an_image_is_refused(served, sent):
+    body = {"model": "tiny", "prompt": "x", **sent} if isinstance(sent, dict) else sent
+    assert served.http.post(EDITS, json=body).status_code == 400
+    assert served.context.builder.built == 0
+
+
+@pytest.mark.parametrize("form", [str, lambda text: {"image_url": f"data:image/png;base64,{text}"}])
+def test_the_transparent_part_of_a_mask_in_json_is_changed(served, form):
+    text = form(base64.b64encode(mask(64, 64)).decode())
+    sent = {"model": "any", "prompt": "x", "images": [{"image_url": IMAGE}], "mask": text}
+    assert served.http.post(EDITS, json=sent).status_code == 200
+    job = served.context.engine.ran[0]
+    (taken,) = next(media.images for media in job.media if media.field == "mask_image")
+    assert (taken.data[0], taken.data[-1]) == (255, 0)
+
+
+@pytest.mark.parametrize("names", [["image[0]", "image[1]"], ["images[]", "images[]"], ["image", "image[]"]])
+def test_several_files_under_the_names_of_others_are_all_taken(served, names):
+    files = [(name, (f"{at}.png", png(64, 64), "image/png")) for at, name in enumerate(names)]
+    answer = served.http.post(EDITS, data={"model": "tiny", "prompt": "x"}, files=files)
+    assert answer.status_code == 400
+    assert "image takes one image for this model" in answer.json()["error"]["message"] or "2 were sent" in answer.text
+    assert served.http.post(EDITS, data={"model": "tiny", "prompt": "x"}, files=files[:1]).status_code == 200
+
+
+def test_extra_body_of_a_form_is_nested(served):
+    data = {"model": "tiny", "prompt": "x", "output[format]": "webp", "output[quality]": "50", "seed": "7"}
+    answer = served.http.post(EDITS, data=data, files={"image": png(64, 64)})
+    assert (answer.status_code, answer.json()["output_format"]) == (200, "webp")
+    for names in (("loras[][model]", "loras[][weight]"), ("loras[0][model]", "loras[0][weight]")):
+        data = {"model": "tiny", "prompt": "x", names[0]: "nobody/allows-this", names[1]: "0.5"}
+        problem = served.http.post(EDITS, data=data, files={"image": png(64, 64)}).json()["error"]
+        assert "nobody/allows-this" in problem["message"]
+        assert "loras[" not in problem["message"]
+
+
+def test_openais_own_client_sends_objects_and_lists(served, client):
+    edited = client.images.edit(
+        model="tiny", prompt="x", image=("a.png", png(64, 64)), extra_body={"output": {"format": "webp"}, "steps": 3}
+    )
+    assert edited.output_format == "webp"
+    assert served.context.engine.ran[0].params["num_inference_steps"] == 3

@@ -183,3 +183,23 @@ def test_one_of_two_who_share_a_job_may_hang_up(served):
     waiting.join()
     assert found[0]["seed"] == 3
     assert len(engine.ran) == 1
+
+
+def test_blanks_beside_the_input_say_nothing(served):
+    policy = {"executionTimeout": 0, "ttl": "", "lowPriority": False}
+    for body in (
+        {"input": APPLE, "webhook": "", "policy": policy, "s3Config": {}},
+        {"input": APPLE, "webhook": None, "policy": None, "s3Config": None},
+        {"input": APPLE, "policy": [], "s3Config": {"endpointUrl": "", "bucketName": ""}},
+        {"input": None, **APPLE},
+        {"input": APPLE, "policy": {"executionTimeout": "60000"}},
+    ):
+        assert served.http.post("/run", json=body).status_code == 200, body
+
+
+@pytest.mark.parametrize("path", ["/run", "/runsync", "/v2/x/runsync", "/v1/images/generations", "/inspect"])
+def test_one_wrapper_too_many_is_told_at_every_door(served, path):
+    wrapped = {"input": {"input": APPLE}} if "run" in path else {"input": APPLE}
+    answer = served.http.post(path, json=wrapped)
+    assert "one wrapper too many" in answer.text
+    assert served.context.engine.ran == []

@@ -21,7 +21,7 @@ from worker.catalog.interface.parameters import (
 )
 from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sizes import image_limit, size_bounds
-from worker.catalog.interface.values import check_value
+from worker.catalog.interface.values import check_value, plain_value
 from worker.core.errors import ParameterOutOfRange, UnknownParameter
 from worker.core.model import ModelSpec, Task
 
@@ -40,7 +40,8 @@ def check_parameters(
     for name in raw:
         if name not in properties:
             raise unsupported(str(name), call, aliases=aliases)
-    checked = {name: check_value(name, value, properties[name]) for name, value in raw.items()}
+    sent = {name: plain_value(value, properties[name]) for name, value in raw.items()}
+    checked = {name: check_value(name, value, properties[name]) for name, value in sent.items()}
     own_names = meanings(call)
     for name, own_name in own_names.items():
         if {name, own_name} <= checked.keys():

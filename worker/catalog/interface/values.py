@@ -14,6 +14,9 @@ from worker.core.errors import ParameterOutOfRange
 
 _MAX_DEPTH = 8
 _BAD_TEXT = re.compile("[\x00\ud800-\udfff]")
+_NUMBER = re.compile(r"[+-]?([0-9]+)(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
+_MAX_NUMBER_CHARS = 40
+_TRUTH = {"true": True, "false": False}
 
 
 def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
@@ -38,6 +41,46 @@ def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
 def is_valid(value: JsonValue, schema: Schema) -> bool:
     """True if `value` fits `schema` as it stands."""
     return bool(Draft202012Validator(schema).is_valid(value))
+
+
+def number_in(value: object) -> int | float | None:
+    """Return the number that `value` is, or that it is the text of; None for anything else, a truth value too."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    text = value.strip() if isinstance(value, str) and len(value) <= _MAX_NUMBER_CHARS else ""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    if match[2] is None and match[3] is None:
+        return int(text)  # exactly: a seed has more digits than a float
+    number = float(text)
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number
+
+
+def truth_in(value: object) -> bool | None:
+    """Return the truth value that `value` is, or that it is the text of; None for anything else."""
+    return _TRUTH.get(value.strip().lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
+
+
+def plain_value(value: JsonValue, schema: Schema) -> JsonValue:
+    """Return a number or truth value for its text, where `schema` takes one and no such text; else `value`."""
+    if not isinstance(value, str | list) or is_valid(value, schema):
+        return value
+    kinds = [kind for kind in _members(schema) if isinstance(kind, dict)]
+    if isinstance(value, list):
+        inner = next((kind["items"] for kind in kinds if isinstance(kind.get("items"), dict)), None)
+        return [plain_value(item, inner) for item in value] if isinstance(inner, dict) else value
+    types = {str(kind.get("type")) for kind in kinds}
+    number = number_in(value) if types & {"integer", "number"} else None
+    plain = truth_in(value) if number is None and "boolean" in types else number
+    return value if plain is None else plain
+
+
+def _members(schema: Schema) -> list[JsonValue]:
+    members = schema.get("anyOf")
+    return members if isinstance(members, list) else [dict(schema)]
 
 
 def _unsafe(root: JsonValue) -> str | None:

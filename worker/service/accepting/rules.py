@@ -45,7 +45,8 @@ def read_prompts(request: GenerationRequest, call: ModelCall) -> tuple[str, str 
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if text is not None and ("\0" in text or any(0xD800 <= ord(char) <= 0xDFFF for char in text)):
             raise InvalidRequest(f"{name} holds a NUL or half a surrogate pair; send valid UTF-8 text.", field=name)
-    if request.negative_prompt is not None and not reads_negative:
+    # An empty one says nothing to a model that reads none.
+    if request.negative_prompt and request.negative_prompt.strip() and not reads_negative:
         raise UnknownParameter(
             f"negative_prompt is not taken by {spec.id}; leave it out, or say in prompt what you want instead.",
             field="negative_prompt",

@@ -68,8 +68,7 @@ class Authenticator:
         connection.state.caller = caller
 
     def _identify(self, connection: HTTPConnection) -> Caller:
-        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
-        sent = key.strip() if scheme.lower() == "bearer" else _offered_key(connection)
+        sent = _key_in(connection.headers.get("authorization", "")) or _offered_key(connection)
         caller = self._keys.identify(sent)
         if caller is None:
             raise _unauthenticated()
@@ -95,6 +94,12 @@ def subprotocol(connection: HTTPConnection) -> str | None:
     """Return the subprotocol to answer a WebSocket with: a browser wants to hear one of those that it offered."""
     offered = _offered(connection)
     return next((name for name in offered if not name.startswith(_KEY_PROTOCOLS)), offered[0] if offered else None)
+
+
+def _key_in(header: str) -> str | None:
+    """Return the key of an Authorization header; RunPod's own examples send it without the word Bearer."""
+    scheme, _, key = header.strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else header.strip() or None
 
 
 def caller_of(connection: HTTPConnection) -> Caller:

@@ -79,7 +79,7 @@ def _decode(form: Form) -> dict[str, JsonValue]:
     images = form.images("image")
     if len(images) != 1:
         raise InvalidRequest("image is required, and one only: the image to change, as a file.", field="image")
-    if not form.texts.get("prompt", "").strip():
+    if not isinstance(prompt := form.texts.get("prompt"), str) or not prompt:
         raise InvalidRequest("prompt is required: say in words what to change.", field="prompt")
     return {**form.values(but=("image",)), "image": images[0], "output": output_as("png")}
 

@@ -1,12 +1,16 @@
 """A generated image as the file itself: the format that a caller accepts, and the answer that holds it."""
 
+from collections.abc import Mapping
+
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import JsonValue
 
+from worker.catalog.interface.values import number_in
 from worker.core.answer import Answer
 from worker.core.errors import ParameterOutOfRange
-from worker.core.request import CONTENT_TYPES, IMAGE_FORMATS, Format
+from worker.core.request import IMAGE_FORMATS, Format, format_named
+from worker.wire.request import ALIASES
 
 
 def accepted_format(request: Request) -> Format | None:
@@ -18,7 +22,7 @@ def accepted_format(request: Request) -> Format | None:
     for entry in ",".join(request.headers.getlist("accept")).split(","):
         kind, *options = (text.strip().lower() for text in entry.split(";"))
         quality = next((_quality(option[2:]) for option in options if option.startswith("q=")), 1.0)
-        name = next((name for name in IMAGE_FORMATS if kind.replace("/jpg", "/jpeg") == CONTENT_TYPES[name]), None)
+        name = next((name for name in IMAGE_FORMATS if kind.startswith("image/") and format_named(kind) == name), None)
         if name is not None and quality > best[0]:
             best = (quality, name)
     return best[1]
@@ -30,6 +34,17 @@ def output_as(format_: Format | None, sent: JsonValue = None) -> dict[str, JsonV
         raise ParameterOutOfRange("output must be an object.", field="output")
     chosen: dict[str, JsonValue] = {"format": format_} if format_ else {}
     return {**(sent or {}), **chosen, "delivery": "base64"}
+
+
+def check_single(fields: Mapping[str, JsonValue]) -> None:
+    """Refuse more than one image for a door whose answer is one file: the others would be paid for and lost."""
+    for name, value in fields.items():
+        number = number_in(value) if ALIASES.get(name, name) == "num_images" else None
+        if number is not None and number > 1:
+            text = (
+                f"{name} may be 1 at most here, where the answer is the image itself; send several requests, or /run."
+            )
+            raise ParameterOutOfRange(text, field=name)
 
 
 def encode_file(answer: Answer) -> Response:

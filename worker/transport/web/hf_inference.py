@@ -1,5 +1,6 @@
 """Hugging Face's inference API, as its InferenceClient calls it: words or an image in, an image out."""
 
+import re
 from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
@@ -12,18 +13,28 @@ from worker.media.images import to_base64
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext, is_json, parse_json, read_body
 from worker.transport.web.errors import Failure, answered_by, json_response
-from worker.transport.web.file_response import accepted_format, encode_file, header_text, output_as
+from worker.transport.web.file_response import accepted_format, check_single, encode_file, header_text, output_as
 from worker.wire.introspection import encode_model
+from worker.wire.media_objects import unwrapped
+from worker.wire.request import said
 
-# The beginnings of PNG, JPEG and WebP in base64: the API has one field for words and for images.
-_IMAGES = ("iVBORw0KGgo", "/9j/", "UklGR")
+# The API has one field for words and for images. An image begins as PNG, JPEG, WebP, GIF or BMP do in base64 of either
+# alphabet, or as a URL; or it is long base64 of another format.
+_IMAGE = re.compile(
+    r"iVBORw0KGgo|/9j/|_9j_|UklGR|R0lGOD|Qk[0-9A-Za-z+/_-]{20}|[A-Za-z0-9+/_-]{100,}=*$"
+    r"|data(?::|%3a)[^\s,]*(?:,|%2c)|blob:http|[a-z][a-z0-9+.-]*://",
+    re.IGNORECASE,
+)
 _FIELDS = ("inputs", "parameters", "model_id", "options")  # options are Hugging Face's own business
 _BODY = {
     "type": "object",
     "required": ["inputs"],
     "additionalProperties": False,
     "properties": {
-        "inputs": {"type": "string", "description": "The prompt; or an image as base64, with `parameters.prompt`."},
+        "inputs": {
+            "type": "string",
+            "description": "The prompt; or an image as base64, data: URI or URL, with `parameters.prompt`.",
+        },
         "model_id": {"type": ["string", "null"], "maxLength": 512},
         "parameters": {
             "type": ["object", "null"],
@@ -35,7 +46,7 @@ _BODY = {
 _TEXT = (
     "The body is JSON, or the bytes of an image. The model is `model_id` of the body, else of the query, of the path, "
     "the header `X-Model-Id`, or `parameters.model_id`: one of them is needed. The answer is the image itself, in the "
-    "format of `Accept`."
+    "format of `Accept`: one image, so `num_images` is 1 at most."
 )
 
 
@@ -134,22 +145,25 @@ def _encode_failure(failure: Failure) -> Response:
 
 def _decode(request: Request, body: bytes, model_of_path: str | None) -> dict[str, JsonValue]:
     """Read a body of either kind as the fields of a generation. Raises InvalidRequest and its kin."""
-    content = _object(body) if is_json(request) else _image(request, body)
+    # curl calls whatever it sends a form; and no image begins so.
+    is_object = is_json(request) or body.lstrip()[:1] == b"{"
+    content = _object(body) if is_object else _image(request, body)
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ParameterOutOfRange("parameters must be an object.", field="parameters")
-    fields: dict[str, JsonValue] = {name: value for name, value in parameters.items() if value is not None}
+    fields = said(parameters)
+    check_single(fields)
     query, header = request.query_params.get("model_id"), request.headers.get("x-model-id")
     of_parameters = fields.pop("model_id", None)
     if model := content.get("model_id") or query or model_of_path or header or of_parameters:
         fields["model"] = model
-    size = fields.pop("target_size", None)
-    if size is not None:
+    size = fields.pop("target_size", {})
+    if size != {}:
         fields |= _size(size)
-    inputs = content.get("inputs")
+    inputs = unwrapped("image", content.get("inputs"))
     if not isinstance(inputs, str):
         raise InvalidRequest("inputs must be a text: the prompt, or an image as base64.", field="inputs")
-    if "prompt" in fields or inputs.startswith(_IMAGES):
+    if not is_object or fields.get("prompt") or _IMAGE.match(inputs.lstrip()):
         fields = {"prompt": "", **fields, "image": inputs}  # that client may leave the prompt out
     else:
         fields["prompt"] = inputs
@@ -169,6 +183,8 @@ def _object(body: bytes) -> Mapping[str, JsonValue]:
 def _image(request: Request, body: bytes) -> Mapping[str, JsonValue]:
     if not body:
         raise InvalidRequest("The body is empty; send JSON, or the bytes of an image.", field="body")
+    if body.startswith(b"inputs="):
+        raise InvalidRequest('The body is a form; send JSON: {"inputs": "…"}.', field="body")
     prompt = request.query_params.get("prompt", "")
     return {"inputs": to_base64(body), "parameters": {"prompt": prompt}}
 

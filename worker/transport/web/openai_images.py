@@ -16,7 +16,8 @@ from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobNotFound, ModelNotFound
 from worker.core.request import CONTENT_TYPES
 from worker.core.result import Progress
-from worker.media.images import to_base64
+from worker.media.decoding import MAX_BYTES
+from worker.media.images import inline_bytes, is_url, to_base64
 from worker.media.masks import white_where_transparent
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.transport.web import openai_schema as words
@@ -26,13 +27,17 @@ from worker.transport.web.context import (
     ServerContext,
     generated,
     generation,
+    is_json,
     job_id,
+    parse_json,
+    read_body,
     read_json,
     unless_gone,
 )
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.forms import Form, read_form
+from worker.wire.request import ALIASES, said
 
 _IMAGES = "img-"
 _TAG = "OpenAI's images API"
@@ -43,6 +48,20 @@ _FORM = {
     "image[]": {"type": "array", "items": {"type": "string", "format": "binary"}},
     "mask": {"type": "string", "format": "binary", "description": "Transparent, or white, where it is changed."},
     "stream": {"type": "boolean"},
+}
+_OBJECT = {
+    "type": "object",
+    "required": ["prompt"],
+    "additionalProperties": True,
+    "properties": {
+        **words.SCHEMA,
+        "images": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"image_url": {"type": "string"}}},
+            "description": "Each a URL, a data: URI or base64; `image` is one of them.",
+        },
+        "mask": {"type": ["object", "string", "null"], "description": "The same; transparent where it is changed."},
+    },
 }
 _MORE = " Any other field of a generation is taken too, by its own name."
 
@@ -74,11 +93,11 @@ def routes(context: ServerContext) -> APIRouter:
         "/images/edits",
         summary="Images and words to images",
         responses=_responses("image_edit"),
-        openapi_extra=openapi.takes_form(_FORM, "image", "prompt"),
-        description=f"The model is `model`, else EDIT_MODEL, MODEL_ID or the default model.{_MORE}",
+        openapi_extra=_edit_body(),
+        description=f"A form or JSON. The model is `model`, else EDIT_MODEL, MODEL_ID or the default model.{_MORE}",
     )
     async def edits(request: Request) -> Response:
-        fields = await asyncio.to_thread(_decode_edit, await read_form(request, context.max_body_bytes))
+        fields = await _read_edit(request, context.max_body_bytes)
         fields.setdefault("model", context.editor())
         return await _respond(context, request, words.decode(fields), "image_edit")
 
@@ -153,21 +172,54 @@ def _uploaded(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return fields | {"output": {**(output if isinstance(output, dict) else {}), "delivery": "s3"}}
 
 
+def _edit_body() -> dict[str, Any]:
+    """Return the documented bodies of an edit: a form, or JSON."""
+    example: JsonValue = {"images": [{"image_url": "data:image/png;base64,iVBORw0KGgo…"}], "prompt": "a red apple"}
+    body, other = openapi.takes_form(_FORM, "image", "prompt"), openapi.takes(_OBJECT, image=example)
+    body["requestBody"]["content"] |= other["requestBody"]["content"]
+    return body
+
+
+async def _read_edit(request: Request, max_bytes: int) -> dict[str, JsonValue]:
+    if is_json(request):
+        return await asyncio.to_thread(_decode_edit_object, parse_json(await read_body(request, max_bytes)))
+    return await asyncio.to_thread(_decode_edit, await read_form(request, max_bytes))
+
+
 def _decode_edit(form: Form) -> dict[str, JsonValue]:
     """Return a form as OpenAI's JSON would be, with images by our names. Blocking: masks are decoded."""
-    form.check_files(_FILES)
-    images = form.images("image", "image[]")
+    form.check_files(_FILES, ("images",))
+    images = form.images("image", "images")
     if not images:
         raise InvalidRequest("image is required: the image to change, as a file.", field="image")
-    fields = form.values(but=_FILES)
+    fields = form.values(but=("image", "images", "mask"))
     fields |= {"image": images[0]} if len(images) == 1 else {"images": images}
-    if masks := form.files.get("mask"):
-        if len(masks) > 1:
-            raise InvalidRequest("mask may be sent once.", field="mask")
-        fields["mask_image"] = to_base64(white_where_transparent(masks[0], "mask"))
-    elif text := form.texts.get("mask"):
-        fields["mask_image"] = text
-    return fields
+    masks: list[str | bytes] = [*form.files.get("mask", ())]
+    if len(masks) > 1:
+        raise InvalidRequest("mask may be sent once.", field="mask")
+    if isinstance(text := form.texts.get("mask"), str) and text:
+        masks.append(text)
+    return fields | ({"mask_image": _white_where_changed(masks[0])} if masks else {})
+
+
+def _decode_edit_object(payload: JsonValue) -> dict[str, JsonValue]:
+    """Return OpenAI's JSON of an edit, with its mask as ours are. Blocking: masks are decoded."""
+    if not isinstance(payload, dict):
+        raise InvalidRequest('The body must be {"images": [{"image_url": "…"}], "prompt": "…"}.', field="body")
+    fields = said(payload)
+    if not {"image", "images"} & {ALIASES.get(name, name) for name in fields}:
+        raise InvalidRequest('image is required: the image to change, as {"image_url": "…"} in images.', field="image")
+    mask = fields.pop("mask", None)
+    return fields | ({"mask_image": _white_where_changed(mask) if isinstance(mask, str) else mask} if mask else {})
+
+
+def _white_where_changed(mask: str | bytes) -> str:
+    """Return OpenAI's mask, whose transparent part is meant, as one of ours; one that is a URL as it is."""
+    if isinstance(mask, str):
+        if is_url(mask):
+            return mask
+        mask = inline_bytes(mask, "mask", MAX_BYTES)
+    return to_base64(white_where_transparent(mask, "mask"))
 
 
 async def _stream(

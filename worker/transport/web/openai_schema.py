@@ -9,19 +9,21 @@ from typing import Any, Literal
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 
+from worker.catalog.interface.values import number_in, truth_in
 from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import ParameterOutOfRange
 from worker.core.image import Raster
-from worker.core.request import IMAGE_FORMATS
+from worker.core.request import IMAGE_FORMATS, format_named
 from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
+from worker.wire.request import said
 from worker.wire.result import encode_file
 
 MAX_PARTIAL_IMAGES = 3
 Kind = Literal["image_generation", "image_edit"]
 
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_SIZE = re.compile(r"\s*(\d{1,5})\s*[xX×*]\s*(\d{1,5})\s*", re.ASCII)
 # Of OpenAI's own service. Fields that change nothing in an image are left out in silence, the others with a warning.
 _SILENT = ("user", "safety_identifier", "moderation")
 _WITHOUT_EFFECT = ("quality", "style", "input_fidelity", "background")
@@ -116,7 +118,7 @@ class ImagesRequest:
 
 def decode(sent: Mapping[str, JsonValue]) -> ImagesRequest:
     """Take a request apart. Fields that OpenAI does not know go on as they are. Raises ParameterOutOfRange."""
-    fields: dict[str, JsonValue] = {name: value for name, value in sent.items() if value is not None}
+    fields = said(sent)
     ignored = [name for name in _WITHOUT_EFFECT if fields.pop(name, None) not in _USUAL]
     for name in _SILENT:
         fields.pop(name, None)
@@ -126,8 +128,8 @@ def decode(sent: Mapping[str, JsonValue]) -> ImagesRequest:
     response_format = fields.pop("response_format", "b64_json")
     if response_format not in ("b64_json", "url"):
         raise ParameterOutOfRange("response_format must be b64_json or url.", field="response_format")
-    stream = fields.pop("stream", False)
-    if not isinstance(stream, bool):
+    stream = truth_in(fields.pop("stream", False))
+    if stream is None:
         raise ParameterOutOfRange("stream must be true or false.", field="stream")
     partial_images = _whole(fields.pop("partial_images", 0), "partial_images", MAX_PARTIAL_IMAGES)
     fields["output"] = _decode_output(fields)
@@ -235,8 +237,9 @@ def _decode_output(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
     if not isinstance(output, dict):
         raise ParameterOutOfRange("output must be an object.", field="output")
     chosen: dict[str, JsonValue] = {}
-    if (format_ := fields.pop("output_format", None)) is not None:
-        if format_ not in IMAGE_FORMATS:
+    if (sent := fields.pop("output_format", None)) is not None:
+        format_ = next((name for name in IMAGE_FORMATS if name == format_named(sent)), None)
+        if format_ is None:
             raise ParameterOutOfRange(f"output_format must be {', '.join(IMAGE_FORMATS)}.", field="output_format")
         chosen["format"] = format_
     if (quality := fields.pop("output_compression", None)) is not None:
@@ -245,6 +248,7 @@ def _decode_output(fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _whole(value: JsonValue, name: str, limit: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+    number = number_in(value)
+    if number is None or not 0 <= number <= limit or number != int(number):
         raise ParameterOutOfRange(f"{name} must be an integer between 0 and {limit}.", field=name)
-    return value
+    return int(number)

@@ -24,7 +24,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     async def run(request: Request) -> Response:
         payload = await read_json(request, context.max_body_bytes)
-        wrapped = isinstance(payload, dict) and "input" in payload
+        wrapped = isinstance(payload, dict) and payload.get("input") is not None
         job = decode_job(payload) if wrapped else SubmittedJob(payload, WAITED_FOR)
         context.webhooks.check(job.options.webhook)
         return json_response(encode_run(await context.answer(request, job.payload, replace(job.options, kept=False))))

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from pydantic import JsonValue
 
+from worker.catalog.interface.values import number_in
 from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.service.jobs.record import DAY_S, JobOptions, JobRecord
@@ -59,7 +60,7 @@ def decode_job(body: JsonValue) -> SubmittedJob:
     if not isinstance(body["input"], dict):
         raise InvalidRequest("input must be an object; see docs/api.md for its fields.", field="input")
     _check_names(body, _JOB, "a field beside input")
-    policy = {} if body.get("policy") is None else body["policy"]
+    policy = {} if body.get("policy") in (None, "", []) else body["policy"]
     if not isinstance(policy, dict):
         raise ParameterOutOfRange("policy must be an object.", field="policy")
     _check_names(policy, _POLICY, "a field of policy")
@@ -162,10 +163,11 @@ def _check_names(fields: dict[str, JsonValue], names: tuple[str, ...], kind: str
 
 
 def _milliseconds(policy: dict[str, JsonValue], name: str) -> float | None:
-    value = policy.get(name)
-    if value is None:
+    sent = policy.get(name)
+    value = number_in(sent)
+    if sent is None or sent == "" or value == 0:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_POLICY_MS <= value <= MAX_POLICY_MS:
+    if value is None or not MIN_POLICY_MS <= value <= MAX_POLICY_MS:
         raise ParameterOutOfRange(
             f"policy.{name} must be a number of milliseconds between {MIN_POLICY_MS} and {MAX_POLICY_MS}.",
             field="policy",
