@@ -10,7 +10,7 @@ from worker.app.build import build_worker
 from worker.app.fitness import check_device, check_volume, library_warnings
 from worker.app.registry import build_registry
 from worker.app.settings import SettingsError, read_settings
-from worker.app.stores import build_store
+from worker.app.stores import build_bucket, build_store
 from worker.catalog.registry import RegistryError
 from worker.core.job import StopSignal
 from worker.store.refs import parse_reference
@@ -100,6 +100,26 @@ def test_a_token_for_an_endpoint_without_tls_is_said_at_start(settings):
 def test_an_endpoint_that_is_no_url_stops_the_start(settings):
     with pytest.raises(SettingsError, match="CIVITAI_ENDPOINT"):
         build_worker(settings.model_copy(update={"civitai_endpoint": "civitai.com"}))
+
+
+@pytest.mark.parametrize(
+    "value", ["s3.amazonaws.com", "//s3.amazonaws.com", "s3://images", "https://", "localhost:9000"]
+)
+def test_an_endpoint_of_a_bucket_that_can_never_work_stops_the_start(monkeypatch, value):
+    monkeypatch.setenv("BUCKET_ENDPOINT_URL", value)
+    with pytest.raises(SettingsError, match=f"BUCKET_ENDPOINT_URL: .*https://.*{value}"):
+        read_settings()
+
+
+def test_a_buckets_region_is_the_operators_before_that_of_the_machine(monkeypatch):
+    for name, value in {"BUCKET_ENDPOINT_URL": "https://a.example", "BUCKET_NAME": "images", "AWS_REGION": "eu-west-3",
+                        "BUCKET_ACCESS_KEY_ID": "a", "BUCKET_SECRET_ACCESS_KEY": "b"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert build_bucket(read_settings())._connect().meta.region_name == "eu-west-3"
+    monkeypatch.setenv("BUCKET_REGION", "fsn1")
+    monkeypatch.setenv("BUCKET_ADDRESSING", "virtual")
+    client = build_bucket(read_settings())._connect()
+    assert (client.meta.region_name, client.meta.config.s3["addressing_style"]) == ("fsn1", "virtual")
 
 
 def test_a_volume_that_cannot_be_written_is_unfit(settings, tmp_path):

@@ -3,14 +3,15 @@
 import threading
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
 from tests.fakes.bucket import FakeBucket
 from tests.net.servers import RawServer, redirect
 from worker.core.errors import InvalidRequest, SourceUnavailable
-from worker.net import bucket as module
 from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, BucketSender
+from worker.net.s3_address import s3_address
 
 SECRET = "very-secret-word"
 
@@ -139,13 +140,56 @@ def test_several_threads_may_share_a_bucket():
         ("https://s3.eu-west-1.amazonaws.com", "eu-west-1"),
         ("https://images.s3.us-east-2.amazonaws.com", "us-east-2"),
         ("https://s3-us-west-2.amazonaws.com", "us-west-2"),
-        ("https://s3.amazonaws.com", "us-east-1"),
+        ("https://s3.dualstack.ap-southeast-2.amazonaws.com/", "ap-southeast-2"),
+        ("https://s3-fips.us-gov-west-1.amazonaws.com", "us-gov-west-1"),
+        ("https://s3.cn-north-1.amazonaws.com.cn", "cn-north-1"),
+        ("https://s3.amazonaws.com", "eu-south-1"),
+        ("https://s3-accelerate.amazonaws.com", "eu-south-1"),
         ("https://fra1.digitaloceanspaces.com", "fra1"),
+        ("https://images.fra1.digitaloceanspaces.com", "fra1"),
         ("https://s3.us-west-004.backblazeb2.com", "us-west-004"),
-        ("https://s3api-eu-ro-1.runpod.io", "eu-ro-1"),
-        ("https://abc.r2.cloudflarestorage.com", "us-east-1"),
-        ("http://127.0.0.1:9000", "us-east-1"),
+        ("https://s3.eu-central-1.wasabisys.com", "eu-central-1"),
+        ("https://s3.fr-par.scw.cloud", "fr-par"),
+        ("https://s3.gra.io.cloud.ovh.net", "gra"),
+        ("https://fsn1.your-objectstorage.com", "fsn1"),
+        ("https://S3API-EU-RO-1.runpod.io", "eu-ro-1"),
+        ("https://abc.r2.cloudflarestorage.com", "eu-south-1"),
+        ("http://127.0.0.1:9000", "eu-south-1"),
     ],
 )
 def test_the_signature_names_the_endpoints_own_region(endpoint, region):
-    assert module._region(endpoint) == region
+    def signed(**told):
+        return s3_address(
+            endpoint, "images", **{"region": None, "usual_region": None, "addressing": None, **told}
+        ).region
+
+    assert signed(usual_region="eu-south-1") == region
+    assert signed() == ("us-east-1" if region == "eu-south-1" else region)
+    assert signed(region="mars-1", usual_region="eu-south-1") == "mars-1"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addressing", "where"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", None, "https://s3.eu-west-1.amazonaws.com/images/a.png"),
+        ("https://s3.eu-west-1.amazonaws.com", "virtual", "https://images.s3.eu-west-1.amazonaws.com/a.png"),
+        ("https://images.s3.eu-west-1.amazonaws.com", None, "https://images.s3.eu-west-1.amazonaws.com/a.png"),
+        ("https://images.s3.eu-west-1.amazonaws.com", "path", "https://s3.eu-west-1.amazonaws.com/images/a.png"),
+        ("https://images.fra1.digitaloceanspaces.com", None, "https://images.fra1.digitaloceanspaces.com/a.png"),
+        ("https://fra1.digitaloceanspaces.com/images", None, "https://fra1.digitaloceanspaces.com/images/a.png"),
+        ("https://oss-cn-hangzhou.aliyuncs.com", None, "https://images.oss-cn-hangzhou.aliyuncs.com/a.png"),
+        ("http://127.0.0.1:9000/", None, "http://127.0.0.1:9000/images/a.png"),
+    ],
+)
+def test_the_buckets_name_stands_where_the_store_wants_it(endpoint, addressing, where):
+    bucket = Bucket(replace(config(endpoint), addressing=addressing))
+    url = bucket._connect().generate_presigned_url("get_object", Params={"Bucket": "images", "Key": "a.png"})
+    assert url.partition("?")[0] == where
+
+
+def test_a_put_is_signed_for_the_region_that_is_named():
+    with FakeBucket() as fake:
+        url = Bucket(replace(config(fake.endpoint), region="eu-north-9")).put("a.png", b"x", "image/png")
+        (stored,) = fake.objects.values()
+    assert "/eu-north-9/s3/" in stored.headers["authorization"]
+    assert "eu-north-9" in url

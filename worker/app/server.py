@@ -90,7 +90,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it.
     """
     settings = worker.settings
-    authenticator = Authenticator(build_keyring(settings), _origins(settings))
+    authenticator = Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny)
     webhooks = _webhooks(settings)
     bounds = StoreBounds(
         settings.job_retention_seconds,

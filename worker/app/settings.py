@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     # S3-compatible storage for results that are too large, or asked for with delivery: s3
     bucket_endpoint_url: str | None = None
     bucket_name: str | None = None
+    bucket_region: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
+    aws_region: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]{1,64}$")
+    bucket_addressing: Literal["auto", "path", "virtual"] = "auto"
     bucket_access_key_id: SecretStr | None = None
     bucket_secret_access_key: SecretStr | None = None
     bucket_url_expires_s: int = Field(default=604_800, ge=60, le=604_800)
@@ -142,6 +145,15 @@ class Settings(BaseSettings):
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("bucket_endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError(
+                "an endpoint begins with https:// (or http://), as https://s3.eu-west-1.amazonaws.com does"
+            )
         return value
 
     @field_validator("public_url")
@@ -323,7 +335,9 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"][:1]).upper()
-        raise SettingsError(f"{name}: {first['msg']}; {first.get('input')!r} was set.") from None
+        raise SettingsError(
+            f"{name}: {first['msg'].removeprefix('Value error, ')}; {first.get('input')!r} was set."
+        ) from None
 
 
 def known_variables() -> set[str]:

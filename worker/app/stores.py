@@ -106,6 +106,9 @@ def build_bucket(settings: Settings) -> Bucket | None:
             access_key_id=settings.bucket_access_key_id.get_secret_value(),
             secret_access_key=settings.bucket_secret_access_key.get_secret_value(),
             url_expires_s=settings.bucket_url_expires_s,
+            region=settings.bucket_region,
+            usual_region=settings.aws_region,
+            addressing=None if settings.bucket_addressing == "auto" else settings.bucket_addressing,
         )
     )
 
@@ -120,6 +123,8 @@ def bucket_opener(settings: Settings) -> Callable[[S3Config], Bucket]:
             access_key_id=s3_config.access_id.get_secret_value(),
             secret_access_key=s3_config.access_secret.get_secret_value(),
             url_expires_s=settings.bucket_url_expires_s,
+            region=s3_config.region,
+            addressing=s3_config.addressing_style,
             named_by="s3Config",
         )
         return Bucket(config, BucketSender(allow_private=settings.allow_private_urls))

@@ -41,7 +41,7 @@ class WorkerError(Exception):
     """A failure with a stable `code`; `retryable` says whether the same request may succeed later."""
 
     code: ClassVar[str] = "internal_error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False  # of the class, unless one failure is said to be otherwise
 
     def __init__(
         self,
@@ -50,12 +50,15 @@ class WorkerError(Exception):
         field: str | None = None,
         hint: str | None = None,
         details: Mapping[str, object] | None = None,
+        retryable: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
         self.hint = hint
         self.details = dict(details or {})
+        if retryable is not None:
+            self.retryable = retryable
 
 
 class InvalidRequest(WorkerError):

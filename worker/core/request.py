@@ -68,6 +68,12 @@ class S3Config(Parsed):
     bucket_name: str = Field(pattern=r"^[A-Za-z0-9._-]{3,63}$")
     access_id: SecretStr = Field(min_length=1, max_length=512)
     access_secret: SecretStr = Field(min_length=1, max_length=512)
+    region: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9-]{1,64}$", description="Where the endpoint does not tell it."
+    )
+    addressing_style: Literal["path", "virtual"] | None = Field(
+        default=None, description="Where the bucket's name is sent; without it as the endpoint is known to take it."
+    )
 
 
 class Margins(Parsed):
@@ -117,7 +123,7 @@ class GenerationRequest(Parsed):
         default=None, gt=0, le=86_400, allow_inf_nan=False, description="Seconds that the job may take."
     )
     fallback: bool = Field(
-        default=False, description="Whether a similar model may stand in for one that cannot be had."
+        default=False, description="Whether another model of the same family may stand in for one that cannot be had."
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     previews: bool = Field(default=False, description="Whether progress comes with small images of what is drawn.")

@@ -5,7 +5,6 @@ the client that opens all of a caller's URLs (client.py): boto3 signs and retrie
 """
 
 import io
-import re
 import threading
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net.client import Client
 from worker.net.guard import REDIRECTS, RefusedUrl, UnknownHost
+from worker.net.s3_address import Addressing, s3_address
 
 # A body over this is sent in parts: one that fails is sent again alone.
 PART_BYTES = 8 * 2**20
@@ -30,6 +30,9 @@ class BucketConfig:
     access_key_id: str
     secret_access_key: str
     url_expires_s: int
+    region: str | None = None  # before the one that the endpoint tells
+    usual_region: str | None = None  # where the endpoint tells none
+    addressing: Addressing | None = None
     named_by: str = "the BUCKET_ settings"
 
     def __repr__(self) -> str:
@@ -92,18 +95,26 @@ class Bucket:
         import boto3
         from botocore.config import Config
 
+        config = self._config
+        address = s3_address(
+            config.endpoint_url,
+            config.name,
+            region=config.region,
+            usual_region=config.usual_region,
+            addressing=config.addressing,
+        )
         client = boto3.session.Session().client(
             "s3",
-            endpoint_url=self._config.endpoint_url,
+            endpoint_url=address.endpoint_url,
             aws_access_key_id=self._config.access_key_id,
             aws_secret_access_key=self._config.secret_access_key,
-            region_name=_region(self._config.endpoint_url),
+            region_name=address.region,
             # Stores other than AWS's own refuse the checksum header that boto3 adds by default.
             config=Config(
                 signature_version="s3v4",  # or presigned URLs get the old one, which some stores no longer take
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                s3={"addressing_style": "path"},
+                s3={"addressing_style": address.addressing},
                 retries={"max_attempts": 3, "mode": "standard"},
                 connect_timeout=5,
                 read_timeout=30,
@@ -173,13 +184,3 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, ClientError):
         return str(cause.response.get("Error", {}).get("Code", ""))
     return str(cause) if isinstance(cause, RefusedUrl) else ""
-
-
-def _region(endpoint_url: str) -> str:
-    """Return the region that a signature must name: the endpoint's own, else the one that all other stores take."""
-    match = re.search(
-        r"\bs3[.-](?:dualstack\.)?([a-z0-9-]+)\.amazonaws\.com|\bs3\.([a-z0-9-]+)\.[a-z0-9]+\.com"
-        r"|\b([a-z]{3}\d)\.digitaloceanspaces\.com|s3api-([a-z0-9-]+)\.runpod\.io",
-        endpoint_url.lower(),
-    )
-    return next(filter(None, match.groups()), "us-east-1") if match else "us-east-1"

@@ -122,6 +122,10 @@ class Operations:
         """Log a job that was refused before its input was read."""
         self.telemetry.refuse(record.id, request_id.current.get(), record.caller, error)
 
+    def deny(self, caller: str | None, error: WorkerError) -> None:
+        """Log a request that was turned away at the door."""
+        self.telemetry.deny(request_id.current.get(), caller, error)
+
     @contextmanager
     def repeated(self, record: JobRecord) -> Iterator[None]:
         """Log a job that was delivered again and is answered by the first delivery's work."""

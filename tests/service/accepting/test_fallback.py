@@ -39,21 +39,39 @@ async def test_without_one_the_failure_is_the_answer(models):
     assert context.engine.ran == []
 
 
-async def test_a_caller_can_allow_a_similar_model(models):
+SD1 = {"source": "file:models/sd1", "architecture": "sd1"}
+
+
+async def test_a_caller_can_allow_a_model_of_the_same_family(models):
     context = models(
-        **{"org/far": {"architecture": "sdxl"}, "near": {"source": "file:models/sd1", "architecture": "sd1"}}
+        **{"org/far": {"architecture": "sd1"}, "small-sd1": SD1 | {"limits": {"max_side": 256}}, "near": SD1}
     )
     answer = await context.draw(model="org/far", fallback=True)
-    assert answer["model"] in {"tiny", "near"}
+    assert answer["model"] == "near"  # the other one cannot do 512 x 512
     assert "could not be had" in answer["warnings"][0]
+    assert (await context.draw(model="org/far", fallback=True, width=256, height=128))["model"] == "small-sd1"
 
 
-async def test_a_model_nobody_registered_has_a_stand_in_only_when_allowed(context):
-    with pytest.raises(WorkerError):
-        await context.draw(model="other/model")
-    answer = await context.draw(model="other/model", fallback=True)
-    assert answer["model"] == "tiny"
-    assert answer["warnings"][0].startswith("other/model could not be had (model_not_found)")
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("org/far-xl", {}),  # the default model is of another family
+        ("org/far-xl", {"width": 64, "height": 64}),
+        ("org/far", {"width": 1024, "height": 1024}),  # and the one of its own family is too small
+        ("other/model", {}),  # of a family that nobody knows
+    ],
+)
+async def test_no_model_of_another_family_or_too_small_stands_in(models, model, fields):
+    entries = {
+        "org/far": {"architecture": "sd1"},
+        "org/far-xl": {"architecture": "sdxl"},
+        "near": SD1 | {"limits": {"max_side": 512}},
+    }
+    context = models(**entries)
+    with pytest.raises(WorkerError) as failure:
+        await context.draw(model=model, fallback=True, **fields)
+    assert failure.value.code in ("source_unavailable", "model_not_found")
+    assert context.engine.ran == []
 
 
 @pytest.mark.parametrize("failure", [LoadFailed("no"), OutOfMemory("no")])

@@ -236,3 +236,16 @@ async def test_who_takes_a_job_back_pays_for_it_once_it_is_drawn_at(tmp_path):
         await third
     assert paying.paid == (3, WORK)
     paying.engine.gate.set()
+
+
+def test_a_job_larger_than_a_whole_day_is_not_worth_another_try():
+    quotas = Quotas(QuotaLimits(pixel_steps_per_day=100), now=Clock())
+    with quotas.reserve("anna") as reservation:
+        with pytest.raises(QuotaExceeded, match=r"101 pixel-steps.* 100 a day; ask for fewer") as refused:
+            quotas.charge(reservation, 101)
+        assert (refused.value.retryable, "retry_after_s" in refused.value.details) == (False, False)
+        quotas.charge(reservation, 100)
+    with quotas.reserve("anna") as reservation:
+        with pytest.raises(QuotaExceeded) as refused:
+            quotas.charge(reservation, 1)
+        assert (refused.value.retryable, "retry_after_s" in refused.value.details) == (True, True)  # tomorrow

@@ -211,6 +211,37 @@ def test_the_books_say_who_asked_at_every_door(tmp_path):
     assert {line["caller"] for line in lines} == {"anna"}
 
 
+def test_who_is_denied_access_is_in_the_books(guarded, tmp_path):
+    ring = build_keyring(guarded.context.worker.settings)
+    anna = ring.identify(ANNA).name
+    for method, path, headers, code, caller in [
+        ("POST", "/run", {}, "unauthenticated", None),
+        ("GET", "/v1/models", bearer("a wrong key, and quite long"), "unauthenticated", None),
+        ("GET", "/usage", bearer(ANNA), "access_denied", anna),
+        ("POST", "/run", bearer(ANNA), "access_denied", anna),
+        ("POST", "/run", {**bearer(ANNA), "Origin": "https://evil.example"}, "access_denied", None),
+        ("WS", "/ws", {}, "unauthenticated", None),
+    ]:
+        if method == "WS":
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(f"ws://127.0.0.1:{guarded.port}/ws")
+        else:
+            body = {"json": {"action": "unload", "model": "tiny"}} if method == "POST" else {}
+            assert guarded.http.request(method, path, headers=headers, **body).status_code in (401, 403)
+        guarded.context.worker.usage_log._thread.submit(lambda: None).result()  # all is written
+        *_, line = read_usage(tmp_path / "volume/usage")
+        assert (line["action"], line["outcome"], line["caller"]) == ("access", code, caller), path
+    assert ANNA not in "".join(file.read_text() for file in (tmp_path / "volume/usage").iterdir())
+
+
+def test_who_knocks_without_end_fills_no_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.service.usage.telemetry.MAX_DENIED_PER_MINUTE", 3)
+    with WebWorker(tmp_path, api_keys=ANNA) as served:
+        for _ in range(10):
+            assert served.http.post("/run").status_code == 401
+    assert 3 <= len(list(read_usage(tmp_path / "volume/usage"))) <= 6  # a minute may end in between
+
+
 def test_who_is_turned_away_for_want_of_room_is_in_the_books_too(tmp_path):
     with WebWorker(
         tmp_path, api_keys=f"anna:{hashlib.sha256(ANNA.encode()).hexdigest()}", job_retention_mb=0.0001

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
+from worker.catalog.interface.sizes import SizeBounds, size_bounds
 from worker.core.errors import (
     AccessDenied,
     DiskFull,
@@ -63,18 +64,38 @@ def _registered(model: str | None, resolver: ModelResolver) -> ModelSpec | None:
 
 
 def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: ModelResolver) -> list[ModelSpec]:
-    """List registered models for the same task: the first of the same family, and the default model."""
+    """List registered models of the same family that do the same task at the same size, the default model first.
+
+    A model of another family draws another image: of a family that is not known there is none.
+    """
+    family = _family(spec)
+    if spec is None or family is None:
+        return []
+    model = Model.declared(spec)
     task = request.task or (Task.TEXT_TO_IMAGE if request.image is None else None)
+    size = _size(request, size_bounds(model).native)
     others = [
         other
         for other in resolver.registry.models.values()
-        if (spec is None or other.id != spec.id) and (task is None or task in (Model(other).tasks or (task,)))
+        if other.id != spec.id
+        and _family(other) == family
+        and (task is None or task in (Model.declared(other).tasks or (task,)))
+        and _does(size_bounds(Model.declared(other)), *size)
     ]
-    base, default = _base(spec), _registered(None, resolver)
-    siblings = [other for other in others if base is not None and _base(other) == base][:1]
-    return [*siblings, *(other for other in others if other is default and other not in siblings)]
+    default = _registered(None, resolver)
+    return sorted(others, key=lambda other: other is not default)
 
 
-def _base(spec: ModelSpec | None) -> str | None:
+def _family(spec: ModelSpec | None) -> str | None:
     row = architecture(spec.architecture) if spec is not None and spec.architecture else None
-    return row.adapter_base if row else None
+    return (row.adapter_base or row.id) if row else None
+
+
+def _size(request: GenerationRequest, native: int) -> tuple[int, int]:
+    """Return the size that is asked for; a side that is not given is the model's own."""
+    width, height = (request.params.get(name) for name in ("width", "height"))
+    return (width if isinstance(width, int) else native, height if isinstance(height, int) else native)
+
+
+def _does(bounds: SizeBounds, width: int, height: int) -> bool:
+    return max(width, height) <= bounds.maximum and width * height <= bounds.max_pixels

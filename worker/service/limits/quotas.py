@@ -146,6 +146,13 @@ class Quotas:
 
     def _check_day(self, account: _Account, pixel_steps: int) -> None:
         limit = self._limits.pixel_steps_per_day
+        if limit and pixel_steps > limit:
+            raise QuotaExceeded(
+                f"The job is {pixel_steps:,} pixel-steps (width x height x frames x steps x images) and one caller "
+                f"gets {limit:,} a day; ask for fewer images, fewer steps or a smaller size.",
+                details={"pixel_steps": pixel_steps, "pixel_steps_per_day": limit},
+                retryable=False,  # on no day
+            )
         if limit and account.used + pixel_steps > limit:
             wait_s = math.ceil(_DAY_S - self._now() % _DAY_S)
             left = max(0, limit - account.used)

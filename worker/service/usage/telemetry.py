@@ -28,6 +28,7 @@ UNREGISTERED = "unregistered"
 # Actions on one model; the others are of the worker.
 _OF_A_MODEL = ("generate", "schema", "inspect", "plan", "preload", "unload")
 _MAX_ID = 200
+MAX_DENIED_PER_MINUTE = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class Telemetry:
     def __init__(self, registered: Callable[[str | None], str | None], observers: Sequence[Observer] = ()) -> None:
         self._registered = registered
         self._observers = observers
+        self._denied: dict[int, int] = {}  # how many, of the last minute that had any
 
     @contextmanager
     def operation(
@@ -137,6 +139,21 @@ class Telemetry:
         """Record a job that was refused before its input was read."""
         with suppress(WorkerError), self.operation(job_id, request_id, caller) as operation:
             operation.asks("generate", UNREGISTERED)
+            raise error
+
+    def deny(self, request_id: str, caller: str | None, error: WorkerError) -> None:
+        """Record a request that was turned away at the door: without a key, or with one that may not do this.
+
+        Whoever knocks without end fills no disk: of one minute only the first are recorded.
+        """
+        minute = int(time.monotonic() // 60)
+        self._denied = {minute: self._denied.get(minute, 0) + 1}
+        if self._denied[minute] > MAX_DENIED_PER_MINUTE:
+            return
+        if self._denied[minute] == MAX_DENIED_PER_MINUTE:
+            _LOG.warning("%d requests were denied within a minute; further ones are not recorded", self._denied[minute])
+        with suppress(WorkerError), self.operation("", request_id, caller) as operation:
+            operation.asks("access", None)
             raise error
 
     def close(self) -> None:

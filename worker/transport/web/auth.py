@@ -1,6 +1,6 @@
 """Authentication: API keys as `Authorization: Bearer`, what browsers send in its place, and no page of another site."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
 from starlette.exceptions import WebSocketException
@@ -23,8 +23,14 @@ _KEY_PROTOCOLS = ("key.", "openai-insecure-api-key.")
 class Authenticator:
     """Checks every request to a door that is not open to all, and notes its sender."""
 
-    def __init__(self, keys: Keyring, origins: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        keys: Keyring,
+        origins: Collection[str] = (),
+        denied: Callable[[str | None, WorkerError], None] = lambda caller, error: None,
+    ) -> None:
         self._keys = keys
+        self._denied = denied  # hears of everybody who is turned away
         self._tokens = Tokens()
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
@@ -39,10 +45,12 @@ class Authenticator:
 
     async def admit(self, connection: HTTPConnection) -> None:
         """Admit a request. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""
+        connection.state.denied = self._denied
         try:
             self._check_origin(connection)
             connection.state.caller = self._identify(connection)
-        except WorkerError:
+        except WorkerError as error:
+            self._denied(None, error)
             if connection.scope["type"] == "websocket":
                 raise WebSocketException(_REFUSED) from None
             raise
@@ -54,7 +62,7 @@ class Authenticator:
         if caller is None:
             await self.admit(connection)
         else:
-            connection.state.caller = caller
+            connection.state.caller, connection.state.denied = caller, self._denied
 
     def issue_token(self, connection: HTTPConnection) -> str:
         """Return a token for the sender of an admitted request."""
@@ -64,7 +72,9 @@ class Authenticator:
         """Admit the holder of an open connection again. Raises Unauthenticated if their key is taken away since."""
         caller = self._keys.named(caller_of(connection).name)
         if caller is None:
-            raise _unauthenticated()
+            error = _unauthenticated()
+            self._denied(caller_of(connection).name, error)
+            raise error
         connection.state.caller = caller
 
     def _identify(self, connection: HTTPConnection) -> Caller:
@@ -110,8 +120,11 @@ def caller_of(connection: HTTPConnection) -> Caller:
 
 def check_admin(connection: HTTPConnection, refusal: str, field: str | None = None) -> None:
     """Raise AccessDenied with this sentence unless the operator sent the request."""
-    if not caller_of(connection).admin:
-        raise AccessDenied(refusal, field=field)
+    caller = caller_of(connection)
+    if not caller.admin:
+        error = AccessDenied(refusal, field=field)
+        connection.state.denied(caller.name, error)
+        raise error
 
 
 def _offered(connection: HTTPConnection) -> list[str]:
