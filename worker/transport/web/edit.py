@@ -1,13 +1,12 @@
 """POST /edit: a form with an image and an instruction in, the changed image out as PNG."""
 
-import re
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 
 from worker.core import errors
 from worker.core.errors import InvalidImage, InvalidRequest, UnknownParameter
+from worker.media.kinds import IMAGES, kind_of
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import Failure, answered_by, json_response
@@ -30,12 +29,11 @@ _STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 405: 405, 413: 400, 415: 400,
 # And one word for each way in which drawing itself fails, but for gpu_oom.
 _FAILURES = (errors.EngineFailure, errors.LoadFailed, errors.InvalidOutput, errors.DeviceLost, errors.WorkerError)
 _CODES = {errors.JobTimeout.code: "timeout", **{error.code: "inference_error" for error in _FAILURES}}
-_TYPES = ("image/png", "image/jpeg", "image/webp")
-_BEGINNING = re.compile(rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+_TYPES = {f"image/{name.lower()}" for name in (*IMAGES, "jpg")}
 
 
 class InvalidFile(InvalidImage):
-    """A file that is no image: this door's callers tell it from a damaged one."""
+    """A file that is no image, or none that is read here: this door's callers tell it from a damaged one."""
 
     code = "invalid_file"
 
@@ -87,9 +85,8 @@ def _decode(form: Form) -> dict[str, JsonValue]:
 def _of_file(form: Form, error: InvalidImage) -> InvalidImage:
     """Return `error`, or InvalidFile where the file neither claims to be an image nor begins like one."""
     for data, kind in zip(form.files.get("image", ()), form.types.get("image", ()), strict=True):
-        if kind not in _TYPES and not _BEGINNING.match(data):
-            named = f"a file of type {kind[:80]}" if kind else "a file without a type"
-            return InvalidFile(f"image is {named}; send a PNG, JPEG or WebP image.", field="image")
+        if kind not in _TYPES and kind_of(data) not in IMAGES:
+            return InvalidFile(error.message, field="image")
     return error
 
 
