@@ -2,8 +2,7 @@
 
 import difflib
 import io
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -29,8 +28,8 @@ class EnvironmentFileError(ValueError):
     """A `.env` that cannot be read; the message names the line."""
 
 
-def load_env_file(path: Path) -> None:
-    """Put the variables of a `.env` into the environment, but none that is set there. Raises EnvironmentFileError.
+def load_env_file(path: Path, environment: MutableMapping[str, str]) -> None:
+    """Put the variables of a `.env` into `environment`, but none that is set there. Raises EnvironmentFileError.
 
     They are put there and not only read: the libraries and the worker's own processes have variables too.
     """
@@ -45,8 +44,8 @@ def load_env_file(path: Path) -> None:
             line = binding.original.line + len(binding.original.string) - len(binding.original.string.lstrip("\r\n"))
             raise EnvironmentFileError(f"{path.name}:{line}: a line must be NAME=value; mend or remove it.")
     for name, value in dotenv_values(stream=io.StringIO(text)).items():
-        if value is not None and not os.environ.get(name):  # an empty variable counts as unset
-            os.environ[name] = value
+        if value is not None and not environment.get(name):  # an empty variable counts as unset
+            environment[name] = value
 
 
 def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:

@@ -328,7 +328,7 @@ def _is_loopback(host: str) -> bool:
 def read_settings() -> Settings:
     """Read the environment and `.env` once. Raises SettingsError naming the variable."""
     try:
-        load_env_file(Path(".env"))
+        load_env_file(Path(".env"), os.environ)
         return Settings()
     except EnvironmentFileError as error:
         raise SettingsError(str(error)) from None
