@@ -78,7 +78,7 @@ def test_text_encoders_fit(header):
             cls = getattr(transformers, index[name][1])
             with torch.device("meta"):
                 model = cls(cls.config_class(**config(f"{folder}/{name}")))
-            named = conversion.clip_names(weights, model) if kind == "clip" else conversion.t5_names(weights)
+            named = conversion.clip_names(weights, model) if kind == "clip" else conversion.t5_names(weights, model)
             wanted = {key: tensor.shape for key, tensor in model.named_parameters()}
             assert {key: named[key].shape for key in wanted if key in named} == wanted
 

@@ -11,6 +11,7 @@ import diffusers
 import gguf
 import pytest
 import torch
+import transformers
 from accelerate import init_empty_weights
 from diffusers.quantizers.gguf.utils import GGUFParameter
 
@@ -18,13 +19,18 @@ from tests import original_layouts as originals
 from tests import single_files
 from tests.catalog.corpus import index as header_of
 from tests.engine.published import PUBLISHED, Published
+from tests.zoo import RECIPES
 from worker.catalog import coverage
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.detector import detect_header
+from worker.catalog.detectors.storage import parts_of
+from worker.catalog.formats.headers import read_header
+from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.core.model import Kind, TensorIndex
 from worker.engine import conversion, layouts
 from worker.engine.components import Component
+from worker.engine.loader import load_pipeline
 from worker.engine.quantization import unpack
 from worker.engine.single_file import load_part
 from worker.engine.sizes import shape_of
@@ -233,3 +239,49 @@ class TestWhatIsRead:
         plain_weights = unpack(dict(loaded.state_dict()), torch.float32)
         for key, tensor in model.state_dict().items():
             torch.testing.assert_close(plain_weights[key], tensor, atol=0.01, rtol=0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "z-image"
+    torch.manual_seed(0)
+    next(recipe for recipe in RECIPES if recipe.pipeline == "ZImagePipeline").build().save_pretrained(folder)
+    return folder
+
+
+class TestAllInOne:
+    """A file with its own text encoder and VAE, as ComfyUI saves it; its base gives the tokenizer and the sizes."""
+
+    @pytest.mark.parametrize("spelling", ["text_encoders.qwen3_4b.transformer.model.", "text_encoder."])
+    def test_its_own_encoder_and_vae_are_what_the_header_says_and_what_is_loaded(self, whole, tmp_path, spelling):
+        encoder = {
+            name.removeprefix("model."): tensor for name, tensor in single_files.weights(whole / "text_encoder").items()
+        }
+        denoiser = originals.z_image(single_files.weights(whole / "transformer"))
+        denoiser.pop("norm_final.weight")
+        file = {f"model.diffusion_model.{name}": tensor for name, tensor in denoiser.items()}
+        file |= {f"vae.{name}": tensor for name, tensor in single_files.vae(whole).items()}
+        file |= {f"{spelling}{name}": tensor for name, tensor in encoder.items()}
+        path = single_files.save(file, tmp_path / "aio.safetensors")
+        assert parts_of(read_header(path)) == ("denoiser", "vae", "text_encoder")
+        config = single_files.config_of(whole, tmp_path / "config")
+        plan = LoadPlan(path, "ZImagePipeline", "float32", "cpu", "none", 0, 0, format="safetensors", config=config)
+        pipe = load_pipeline(plan)
+        for part in ("transformer", "vae", "text_encoder"):
+            want = single_files.weights(whole / part)
+            held = {name.removeprefix("model."): tensor for name, tensor in getattr(pipe, part).state_dict().items()}
+            assert held
+            assert all(torch.equal(held[name.removeprefix("model.")], tensor) for name, tensor in want.items())
+
+    def test_a_model_that_sees_is_read_in_the_names_that_comfy_keeps(self):
+        config = transformers.Qwen2_5_VLConfig()
+        config.text_config.num_hidden_layers, config.vision_config.depth = 2, 2
+        with init_empty_weights():
+            model = transformers.Qwen2_5_VLForConditionalGeneration(config)
+        names = [name for name, _ in model.named_parameters()]
+        old = {
+            "transformer." + name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): None
+            for name in names
+        }
+        assert len(old) == len(names)
+        assert conversion.language_model_names(old, model).keys() == set(names)

@@ -39,6 +39,7 @@ from worker.catalog.pipelines.table import UPSCALE_PIPELINE
 from worker.catalog.repositories import detect_repository
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Declaration, Detection, Kind, Outline, Task, TensorIndex
+from worker.core.single_file import text_encoders
 
 _DENOISER_STARTS = ("model.diffusion_model.", "diffusion_model.", "unet.", "input_blocks.", "double_blocks.")
 _QUOTED = (
@@ -292,6 +293,7 @@ def _model(index: TensorIndex, row: Architecture, kind: Kind, facts: tuple[str, 
         evidence=(*evidence, *_metadata(index)),
         quantization=quantization,
         parts=parts_of(index),
+        encoders=tuple(text_encoders(index.tensors).values()),
     )
 
 

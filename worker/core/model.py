@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from worker.core.single_file import EncoderKind
+
 DType = Literal["float32", "float16", "bfloat16"]
 
 
@@ -300,6 +302,7 @@ class Detection:
     # a training of the same shapes: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
     variant: str | None = None
     parts: tuple[str, ...] = ()  # of a single file: "denoiser", "vae", "text_encoder", "text_encoder_2" …
+    encoders: tuple[EncoderKind, ...] = ()  # the kinds of a single file's text encoders, one each
     part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
     component_class: str | None = None  # of a part: the diffusers or transformers class that reads it
     few_steps: SchedulerConfig | None = None  # the scheduler for a single file of this variant

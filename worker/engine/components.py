@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from worker.core.errors import UnsupportedModel
+from worker.core.single_file import EncoderKind, encoder_kind
 from worker.engine.compatibility import pipeline_module
 from worker.engine.pretrained import load_pretrained
 
@@ -50,9 +51,9 @@ class Component:
         return issubclass(self.cls, torch.nn.Module)
 
     @property
-    def is_t5(self) -> bool:
-        """True if the component is a T5 text encoder."""
-        return self.class_name.startswith("T5Encoder")
+    def encoder_kind(self) -> EncoderKind:
+        """The kind of text encoder that the component is."""
+        return encoder_kind(self.class_name)
 
 
 def read_index(folder: Path) -> dict[str, Component]:

@@ -10,26 +10,28 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_wan_vae_to_diffusers
 
+from worker.core.single_file import VAE_PREFIXES, text_encoders
 from worker.engine.quantization import Weights
 
 # Where tools put the denoiser in a file; longer ones first, since one contains another.
 DENOISER_PREFIXES = (
     "model.diffusion_model.", "diffusion_model.", "model.model.", "transformer.", "unet.", "net.", "model.",
 )  # fmt: skip
-VAE_PREFIXES = ("first_stage_model.", "vae.")
-CLIP_PREFIXES = (
-    "cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.",
-    "text_encoders.clip_l.", "text_encoders.clip_g.", "text_encoder.", "text_encoder_2.",
-)  # fmt: skip
-T5_PREFIXES = ("text_encoders.t5xxl.", "text_encoder_3.")
 # Playground 2.5 keeps mean and deviation of its latents in its file; they belong to the VAE.
 _LATENT_STATISTICS = ("edm_mean", "edm_std")
 _PLAYGROUND_SCALING = 0.5
-_T5_KEY = "encoder.block.0.layer.0.SelfAttention.q.weight"
+# What tools put before a language model's names, and what transformers has there instead.
+_LANGUAGE_MODEL = (
+    (("transformer.", ""),),
+    (("transformer.", ""), ("model.", "")),
+    (("transformer.", ""), ("", "model.")),
+    (("transformer.", ""), ("visual.", "model.visual."), ("model.", "model.language_model.")),
+    (("transformer.", ""), ("model.", "language_model.")),
+)
 
 
 def split(weights: Weights) -> dict[str, list[Weights]]:
-    """Return the parts of a file by kind: `denoiser`, `vae`, `clip` (in the file's own order) and `t5`.
+    """Return the parts of a file by kind: `denoiser`, `vae`, and the text encoders, `clip`, `t5` and `llm`, in order.
 
     Names lose their prefix. `weights` is emptied. Tensors of no part (moving averages, optimizer states, markers) are
     left out.
@@ -51,12 +53,12 @@ def split(weights: Weights) -> dict[str, list[Weights]]:
 def _beside_denoiser(weights: Weights) -> dict[str, list[Weights]]:
     """Take the VAE and the text encoders out of a file's weights."""
     parts: dict[str, list[Weights]] = {}
-    kinds = (("vae", VAE_PREFIXES), ("clip", CLIP_PREFIXES), ("t5", T5_PREFIXES))
-    for kind, prefix in ((kind, prefix) for kind, prefixes in kinds for prefix in prefixes):
+    for prefix in VAE_PREFIXES:
         part = _take(weights, prefix)
         if part:
-            is_t5 = kind == "clip" and any(name.endswith(_T5_KEY) for name in part)
-            parts.setdefault("t5" if is_t5 else kind, []).append(part)
+            parts.setdefault("vae", []).append(part)
+    for prefix, kind in text_encoders(weights).items():
+        parts.setdefault(kind, []).append(_take(weights, prefix))
     return parts
 
 
@@ -108,9 +110,23 @@ def clip_names(weights: Weights, model: Any) -> Weights:
     return {name: tensor for name, tensor in renamed.items() if name in expected}
 
 
-def t5_names(weights: Weights) -> Weights:
-    """Return a checkpoint's T5 encoder in the names of transformers."""
+def t5_names(weights: Weights, model: Any) -> Weights:
+    """Return a checkpoint's T5 encoder in the names of transformers, which every T5 has."""
     return {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+
+
+def language_model_names(weights: Weights, model: Any) -> Weights:
+    """Return a language model's tensors in the names of `model`: those of the spelling that fits most of them."""
+    expected = model.state_dict().keys()
+    spelled = ({_respelled(name, spelling): tensor for name, tensor in weights.items()} for spelling in _LANGUAGE_MODEL)
+    best = max(spelled, key=lambda named: len(named.keys() & expected))
+    return {name: tensor for name, tensor in best.items() if name in expected}
+
+
+def _respelled(name: str, spelling: Iterable[tuple[str, str]]) -> str:
+    (wrapper, _), *others = spelling
+    name = name.removeprefix(wrapper)
+    return next((new + name.removeprefix(old) for old, new in others if name.startswith(old)), name)
 
 
 def _flux(weights: Weights) -> Weights:

@@ -6,7 +6,7 @@ drops scales, asks the network for configs, and only a third of the classes have
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
 from worker.core.model import DENOISERS, NEVER_COMPLETED
+from worker.core.single_file import EncoderKind
 from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
@@ -165,24 +166,36 @@ def _text_encoder(component: Component, weights: Weights, config: Path, dtype: t
     settings = cls.config_class.from_pretrained(str(config), subfolder=component.name, local_files_only=True)
     with init_empty_weights():
         model = cls(settings)
-    converted = conversion.t5_names(weights) if component.is_t5 else conversion.clip_names(weights, model)
+    converted = _ENCODER_NAMES[component.encoder_kind](weights, model)
     # T5 overflows in float16 in its output projections, and names them itself.
     kept_in_fp32 = set(cls._keep_in_fp32_modules or ()) if dtype is torch.float16 else set()
     for name, tensor in converted.items():
         converted[name] = tensor.to(torch.float32 if kept_in_fp32 & set(name.split(".")) else dtype).contiguous()
     model.load_state_dict(converted, strict=False, assign=True)
     model.tie_weights()
+    head = model.get_output_embeddings()
+    if head is not None and head.weight.is_meta:
+        # Files of text encoders leave the head out: a pipeline reads the hidden states, never the words.
+        head.weight = model.get_input_embeddings().weight
     return model.requires_grad_(False)
+
+
+_ENCODER_NAMES: Mapping[EncoderKind, Callable[[Weights, Any], Weights]] = {
+    "clip": conversion.clip_names,
+    "t5": conversion.t5_names,
+    "llm": conversion.language_model_names,
+}
 
 
 def _by_component(index: Mapping[str, Component], parts: Mapping[str, list[Weights]]) -> dict[str, Weights]:
     """Return each part of the file by its component: text encoders of one kind stand in the same order in both."""
-    clips = [name for name in sorted(index) if index[name].class_name.startswith("CLIPText")]
-    t5s = [name for name in sorted(index) if index[name].is_t5]
-    names = {"denoiser": sorted(index.keys() & set(DENOISERS)), "vae": ["vae"], "clip": clips, "t5": t5s}
+    names = {"denoiser": sorted(index.keys() & set(DENOISERS)), "vae": ["vae"]}
+    for name in sorted(index):
+        if name.startswith("text_encoder"):
+            names.setdefault(index[name].encoder_kind, []).append(name)
     components: dict[str, Weights] = {}
     for kind, weights in parts.items():
-        components.update(zip(names[kind], weights, strict=False))
+        components.update(zip(names.get(kind, ()), weights, strict=False))
     if not components.keys() & set(DENOISERS):
         raise LoadFailed(
             "The file holds no denoiser that its config knows; its config is of another family.", field="model"

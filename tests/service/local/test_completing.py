@@ -19,8 +19,18 @@ def spec(**changes):
     return ModelSpec(id="tune", source=FILE, **changes)
 
 
-def found(kind, architecture, *parts):
-    return Detection(kind, "safetensors", architecture, parts=parts)
+def found(kind, architecture, *parts, encoders=None):
+    """A detection; the text encoders among its parts are CLIPs unless `encoders` says."""
+    clips = ("clip",) * sum(part.startswith("text_encoder") for part in parts)
+    return Detection(kind, "safetensors", architecture, parts=parts, encoders=clips if encoders is None else encoders)
+
+
+@pytest.mark.parametrize(("encoder", "missing"), [("llm", False), ("clip", True)])
+def test_a_files_text_encoder_counts_where_it_is_of_the_kind_that_its_family_has(encoder, missing):
+    parts = ("denoiser", "vae", "text_encoder")
+    done = completion(Model(spec(), found(Kind.CHECKPOINT, "z-image", *parts, encoders=(encoder,))))
+    assert ("text_encoder" in done.missing) is missing
+    assert "vae" not in done.missing
 
 
 def test_a_whole_checkpoint_of_a_bundled_family_needs_nothing():
@@ -38,7 +48,12 @@ def test_the_refiners_only_text_encoder_is_its_pipelines_second():
 
 def test_an_all_in_one_flux_takes_its_tokenizer_alone():
     done = completion(
-        Model(spec(), found(Kind.CHECKPOINT, "flux1", "denoiser", "vae", "text_encoder", "text_encoder_2"))
+        Model(
+            spec(),
+            found(
+                Kind.CHECKPOINT, "flux1", "denoiser", "vae", "text_encoder", "text_encoder_2", encoders=("clip", "t5")
+            ),
+        )
     )
     assert (done.base, done.missing) == ("black-forest-labs/FLUX.1-dev", ("tokenizer_2",))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from worker.catalog.families.row import DENOISER_PREFIXES
 from worker.core.model import TensorIndex
+from worker.core.single_file import VAE_PREFIXES, text_encoders
 
 # Names that tools write beside quantized weights. Read like plain ones, such weights give garbage without an error.
 _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
@@ -13,23 +14,13 @@ _BNB = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$|\.(?:absmax|quant_ma
 
 # Component of a pipeline -> the starts of its names in single files. The first match wins for each component.
 _PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("vae", ("first_stage_model.", "vae.")),
-    (
-        "text_encoder",
-        ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.", "text_encoder.", "te.", "te1."),
-    ),
-    (
-        "text_encoder_2",
-        ("conditioner.embedders.1.", "text_encoders.clip_g.", "text_encoders.t5xxl.", "text_encoder_2.", "te2."),
-    ),
-    ("text_encoder_3", ("text_encoder_3.", "te3.")),
+    ("vae", VAE_PREFIXES),
     ("audio_vae", ("audio_vae.",)),
     ("vocoder", ("vocoder.",)),
     ("safety_checker", ("safety_checker.",)),
     ("image_encoder", ("image_encoder.", "embedder.model.visual.", "clip_vision.")),
 )
 
-_THREE = ("text_encoders.clip_g", "text_encoders.t5xxl")
 _ALL_STARTS = tuple(start for _, starts in _PARTS for start in starts)
 
 
@@ -91,9 +82,9 @@ def parts_beside(index: TensorIndex) -> tuple[str, ...]:
     # a few beginnings stand for thousands of names
     heads = {".".join(name.split(".", 3)[:3]) for name in index.tensors if name.startswith(_ALL_STARTS)}
     parts = tuple(part for part, starts in _PARTS if any(f"{head}.".startswith(starts) for head in heads))
-    # T5 is FLUX.1's second text encoder and Stable Diffusion 3's third
-    three = all(any(head.startswith(start) for head in heads) for start in _THREE)
-    return (*parts, "text_encoder_3") if three and "text_encoder_3" not in parts else parts
+    count = len(text_encoders(index.tensors))
+    encoders = tuple("text_encoder" if number == 1 else f"text_encoder_{number}" for number in range(1, count + 1))
+    return (*parts[:1], *encoders, *parts[1:]) if parts[:1] == ("vae",) else (*encoders, *parts)
 
 
 def missing_parts(index: TensorIndex) -> Iterator[str]:

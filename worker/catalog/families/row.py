@@ -9,6 +9,7 @@ from worker.catalog.conditions import Condition, ConfigCondition, all_of, has_pr
 from worker.catalog.schedulers import Noise
 from worker.core.model import SchedulerConfig, Task
 from worker.core.prompt import PromptForm
+from worker.core.single_file import VAE_PREFIXES
 
 MEGAPIXEL = 1_048_576
 
@@ -16,7 +17,6 @@ MEGAPIXEL = 1_048_576
 DENOISER_PREFIXES = (
     "", "model.diffusion_model.", "diffusion_model.", "model.model.", "model.", "transformer.", "unet.", "net.",
 )  # fmt: skip
-VAE_PREFIXES = ("first_stage_model.", "vae.")
 TEXT_ENCODER_PREFIXES = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder.", "te.", "te1.")
 
 

@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from worker.catalog.architectures import Architecture, architecture
 from worker.core.call import KnownModel
 from worker.core.errors import UnsupportedModel
 from worker.core.model import DENOISERS, NEVER_COMPLETED, Kind, ModelSpec
+from worker.core.single_file import encoder_kind
 
 CONFIGS = Path(__file__).resolve().parents[2] / "catalog" / "configs"
 SINGLE_FILES = frozenset({Kind.CHECKPOINT, Kind.DENOISER})
@@ -69,9 +71,9 @@ def _config(spec: ModelSpec, row: Architecture | None) -> Path | None:
 
 def _missing(config: Path, model: KnownModel) -> list[str]:
     parts = model.detection.parts
-    index: Mapping[str, object] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+    index: Mapping[str, Any] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
     # Stable Diffusion 3 was also published with its CLIPs and without its T5: then it runs without it.
-    without_t5 = "text_encoder_2" in parts and "text_encoder_3" not in parts
+    without_t5 = "text_encoder_2" in parts and "t5" not in model.detection.encoders
     components = _held_components(index, model)
     missing = []
     for name, entry in index.items():
@@ -85,18 +87,23 @@ def _missing(config: Path, model: KnownModel) -> list[str]:
     return missing
 
 
-def _held_components(index: Mapping[str, object], model: KnownModel) -> set[str]:
+def _held_components(index: Mapping[str, Any], model: KnownModel) -> set[str]:
     """Return the components whose weights the file has. A checkpoint without a list of parts counts as whole.
 
-    Text encoders are counted, not named: the only one of SDXL's refiner is its pipeline's second.
+    Text encoders of a kind are counted, not named: the only one of SDXL's refiner is its pipeline's second.
     """
     components = [name for name, entry in index.items() if isinstance(entry, list) and None not in entry]
     detection = model.detection
     if not detection.parts and detection.kind is Kind.CHECKPOINT and model.spec.base is None:
         return set(components)
-    encoders = sorted(name for name in components if name.startswith("text_encoder"))
-    count = sum(part.startswith("text_encoder") for part in detection.parts)
-    return {*DENOISERS, *detection.parts} - set(encoders) | set(encoders[:count])
+    held = {*DENOISERS, *(part for part in detection.parts if not part.startswith("text_encoder"))}
+    encoders: dict[str, list[str]] = {}
+    for name in sorted(components):
+        if name.startswith("text_encoder"):
+            encoders.setdefault(encoder_kind(str(index[name][-1])), []).append(name)
+    for kind, names in encoders.items():
+        held.update(names[: detection.encoders.count(kind)])
+    return held
 
 
 def _is_bundled(folder: Path, class_name: str) -> bool:

@@ -1,0 +1,45 @@
+"""The places of a pipeline's parts in one weight file: one table for what a header holds and for what is loaded."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+EncoderKind = Literal["clip", "t5", "llm"]
+
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+# The start of a text encoder's names: LDM's, Stability's, ComfyUI's (one name for each encoder), diffusers', trainers'.
+_ENCODER = re.compile(
+    r"cond_stage_model\.|conditioner\.embedders\.\d+\.|text_encoders\.[^.]+\.|text_encoder(?:_\d)?\.|te\d?\."
+)
+# The names within a text encoder that show its kind, whatever they stand under.
+_KINDS: tuple[tuple[EncoderKind, re.Pattern[str]], ...] = (
+    ("t5", re.compile(r"(?:^|\.)block\.\d+\.layer\.0\.SelfAttention\.q\.weight$|(?:^|\.)shared\.weight$")),
+    ("clip", re.compile(r"(?:^|\.)resblocks\.\d+\.|(?:^|\.)encoder\.layers\.\d+\.self_attn\.")),
+    ("llm", re.compile(r"(?:^|\.)layers\.\d+\.self_attn\.q_proj\.weight$")),
+)
+# In a file's own order of one kind; CLIP L comes before CLIP G in every pipeline.
+_FIRST = ("text_encoders.clip_l.",)
+
+
+def text_encoders(names: Iterable[str]) -> Mapping[str, EncoderKind]:
+    """Return the starts of the names of each text encoder in a file, in the order of a pipeline, with its kind.
+
+    Encoders of a kind that nothing reads are left out, and so is what is no encoder: a scale, a tokenizer's bytes.
+    """
+    kinds: dict[str, EncoderKind] = {}
+    for name in names:
+        match = _ENCODER.match(name)
+        if match is None or match[0] in kinds:
+            continue
+        rest = name[match.end() :]
+        kind = next((kind for kind, pattern in _KINDS if pattern.search(rest)), None)
+        if kind is not None:
+            kinds[match[0]] = kind
+    return {start: kinds[start] for start in sorted(kinds, key=lambda start: (start not in _FIRST, start))}
+
+
+def encoder_kind(class_name: str) -> EncoderKind:
+    """Return the kind of text encoder that a class of transformers reads."""
+    if class_name.startswith("CLIPText"):
+        return "clip"
+    return "t5" if "T5Encoder" in class_name else "llm"
