@@ -19,8 +19,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 UV = "uv==0.13.9"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # What is downloaded, and what it takes on disk. tools/walk_docs.py holds the CPU numbers against what was installed.
-SIZES = {"cpu": ("0.4 GB", "1.5 GB"), "cuda": ("3 GB", "7 GB"), "default": ("0.5 GB", "2 GB")}
-DEV_SIZES = ("0.1 GB", "0.3 GB")
+SIZES = {"cpu": ("0.5 GB", "1.6 GB"), "cuda": ("3.1 GB", "7 GB"), "default": ("0.5 GB", "2 GB")}
+DEV_SIZES = ("0.1 GB", "0.2 GB")
 # What pip was told about this machine's packages, by uv's names: uv does not read pip's files.
 _PIP_OPTIONS = {
     "index-url": "UV_DEFAULT_INDEX",

@@ -13,6 +13,7 @@ import base64
 import binascii
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -22,12 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.environment import SIZES, gpu_present, torch_build
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/quickstart.md")
@@ -135,6 +139,24 @@ def check_answer(printed: str) -> None:
             head = b""
         if not head.startswith(tuple(_IMAGES)):
             raise Mistake("an image of the answer is no image")
+
+
+def check_environment(venv: Path) -> None:
+    """Hold what was installed to run the worker against what was said before. Raises Mistake."""
+    said = float(SIZES["cpu"][1].split()[0])
+    # A file that is linked from a cache counts as well.
+    taken = sum(path.lstat().st_size for path in venv.rglob("*") if not path.is_dir()) / 1e9
+    installed = {
+        path.name.split("-")[0].lower().replace("_", "-") for path in venv.glob("lib/*/site-packages/*.dist-info")
+    }
+    say(f"   {venv.name}: {len(installed)} packages, {taken:.2f} GB")
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tools = {re.split(r"[=\[]", line)[0].lower() for line in project["optional-dependencies"]["dev"]}
+    if tools & installed:
+        raise Mistake(f"{', '.join(sorted(tools & installed))} was installed to run the worker, and only tests it")
+    cpu = torch_build(os.environ.get("TORCH", ""), platform.system(), gpu_present()) == "cpu"
+    if cpu and not 0.8 * said < taken < 1.1 * said:
+        raise Mistake(f"{venv} takes {taken:.2f} GB; tools/environment.py says {said} GB")
 
 
 def docker_runs() -> bool:
@@ -267,6 +289,8 @@ def walk(pages: tuple[str, ...], *, keep: bool = False) -> int:
                     going.take(step)
                     say(f"   {time.monotonic() - began:.1f} s")
                 going.end()
+                if page == "README.md":
+                    check_environment(folder / ".venv")
             except (Mistake, subprocess.TimeoutExpired) as mistake:
                 say(f"{page}: WRONG: {mistake}")
                 wrong += 1

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from tests.conftest import PROJECT
-from tools.walk_docs import PAGES, Mistake, Step, Walk, check_output, newcomer, steps, walk
+from tools.environment import SIZES
+from tools.walk_docs import PAGES, Mistake, Step, Walk, check_environment, check_output, newcomer, steps, walk
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 
@@ -100,3 +101,20 @@ def test_variables_are_remembered_from_command_to_command_and_a_failure_is_told(
     going.take(Step("python", "import os\nassert os.environ['NAME'] == 'two words'"))
     with pytest.raises(Mistake, match=r"exit status 7"):
         going.take(Step("bash", "exit 7"))
+
+
+def test_an_environment_that_holds_tools_for_tests_or_is_larger_than_said_is_found(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH", "cpu")
+    packages = tmp_path / "lib/python3.11/site-packages"
+    (packages / "torch-2.13.0.dist-info").mkdir(parents=True)
+    with (packages / "torch.so").open("wb") as file:
+        file.truncate(int(float(SIZES["cpu"][1].split()[0]) * 1e9))
+    check_environment(tmp_path)
+    (packages / "pytest_xdist-3.8.0.dist-info").mkdir()
+    with pytest.raises(Mistake, match="pytest-xdist was installed"):
+        check_environment(tmp_path)
+    (packages / "pytest_xdist-3.8.0.dist-info").rmdir()
+    with (packages / "cuda.so").open("wb") as file:
+        file.truncate(10**9)
+    with pytest.raises(Mistake, match=r"takes 2\.\d+ GB"):
+        check_environment(tmp_path)
