@@ -27,7 +27,7 @@ from worker.core.request import GenerationRequest, OutputOptions
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
-    *("call", "params", "scheduler", "video", "words"),
+    *("call", "params", "scheduler", "video", "words", "mixes"),
     *("generates", "adapters", "finishing"),
 }
 OF_ONE_JOB = {

@@ -172,3 +172,49 @@ async def test_reproduce_names_the_way_of_reading_only_where_it_was_asked_for(wo
     first = await handled(worker, prompt="(a:1.2) b", prompt_weighting="none")
     again = await handled(worker, **first["reproduce"]["input"])
     assert np.array_equal(pixels(first), pixels(again))
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-xl"])
+async def test_a_prompt_that_changes_is_heard_from_its_step_on(worker, model):
+    async def image(prompt: str) -> np.ndarray:
+        answer = await handled(worker, model=model, prompt=prompt, num_inference_steps=4, negative_prompt="dark")
+        assert answer["warnings"] == []
+        return pixels(answer)
+
+    first, second = await image("an apple"), await image("(blue pear:9)")
+    assert np.array_equal(await image("[an apple:(blue pear:9):9]"), first)
+    assert np.array_equal(await image("[an apple:(blue pear:9):0]"), second)
+    changed = await image("[an apple:(blue pear:9):0.25]")
+    assert_all_differ(changed, first, second, await image("[(blue pear:9)|an apple]"))
+    assert np.array_equal(await image("[an apple:(blue pear:9):1]"), changed)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-xl"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+async def test_composed_prompts_guide_together_each_by_its_weight(worker, model, guidance):
+    async def image(prompt: str) -> np.ndarray:
+        return pixels(await handled(worker, model=model, prompt=prompt, guidance_scale=guidance)).astype(int)
+
+    first, second = await image("a red apple"), await image("a blue pear")
+    assert np.abs(await image("a red apple :0.5 AND a red apple :0.5") - first).max() <= 1  # twice the half
+    assert np.array_equal(await image("a red apple AND a blue pear :0"), first)
+    both = await image("a red apple :0.5 AND a blue pear :0.5")
+    assert_all_differ(*(drawn.astype(np.uint8) for drawn in (both, first, second)))
+    assert np.abs(await image("a blue pear :0.5 AND a red apple :0.5") - both).max() <= 1
+
+
+async def test_a_mixed_prompt_leaves_no_trace_and_goes_with_images(worker):
+    before = pixels(await handled(worker))
+    fields = {"image": encoded(gradient(64, 64)), "strength": 0.5, "num_inference_steps": 8}
+    texts = ("an apple", "(blue pear:9)", "[an apple:(blue pear:9):0.25]")  # four steps are drawn: the second changes
+    assert_all_differ(*[pixels(await handled(worker, prompt=text, **fields)) for text in texts])
+    several = await handled(worker, prompt="a [red apple|blue pear]", num_images=2)
+    alone = await handled(worker, prompt="a [red apple|blue pear]", seed=8)
+    assert np.array_equal(pixels(several, 1), pixels(alone))
+    assert np.array_equal(pixels(await handled(worker)), before)
+
+
+@pytest.mark.parametrize(("model", "fields"), [("tiny-flux", {}), ("tiny", {"prompt_weighting": "none"})])
+async def test_where_mixing_is_not_read_a_warning_says_so(worker, model, fields):
+    answer = await handled(worker, model=model, prompt="a [cat|dog] AND a bird", **fields)
+    assert [warning.split(" is not read")[0] for warning in answer["warnings"]] == ["prompt: AND", "prompt: [a|b]"]

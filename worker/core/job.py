@@ -142,6 +142,7 @@ class Job:
     adapters: tuple[Adapter[Any], ...] = ()  # kind by kind, each in the order in which they were asked for
     finishing: Finishing = field(default_factory=Finishing)
     words: PromptForm | None = None  # the form in which the class reads prompts that the worker weighs; else None
+    mixes: bool = False  # true if its prompts change from step to step, or are several
     generates: bool = True  # False at strength 0 or for an empty mask: the sent image comes back
     video: VideoRequest | None = None  # None for images
     mask_reading: MaskReading | None = field(default=None, metadata=OF_ONE_JOB)
@@ -149,8 +150,8 @@ class Job:
 
     @property
     def shares_a_call(self) -> bool:
-        """True if other jobs may join the same pipeline call: images, each from one image at most."""
-        return self.video is None and all(media.is_single for media in self.media)
+        """True if other jobs may join the same pipeline call: images, each from one image at most, by one prompt."""
+        return not self.mixes and self.video is None and all(media.is_single for media in self.media)
 
     @property
     def shared(self) -> tuple[object, ...]:

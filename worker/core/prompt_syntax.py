@@ -3,9 +3,9 @@
 | written | elsewhere | here |
 |---|---|---|
 | `<lora:name:0.8>`, `<lyco:name:0.8>`, `<hypernet:name:0.8>` | an adapter, its weight | read and taken out |
-| `a AND b` | two prompts, composed | not read |
-| `[a:b:0.5]`, `[a:0.5]`, `[a::0.5]` | another prompt after some of the steps | not read |
-| `[a\\|b]` | another prompt at each step | not read |
+| `a AND b` | two prompts, composed | read by Stable Diffusion 1, 2 and XL |
+| `[a:b:0.5]`, `[a:0.5]`, `[a::0.5]` | another prompt after some of the steps | as AND |
+| `[a\\|b]` | another prompt at each step | as AND |
 | `{a\\|b}`, `__name__` | one of several, by chance | not read |
 | `embedding:name` | a textual inversion (ComfyUI) | not read |
 
@@ -19,9 +19,10 @@ from typing import Literal
 TagKind = Literal["lora", "hypernet"]
 _TAG = re.compile(r"[ \t]*<(?P<kind>lora|lyco|hypernet):(?P<name>[^<>:]+)(?P<rest>(?::[^<>:]*)*)>", re.IGNORECASE)
 _NUMBER = r"\d*\.?\d+"
-# The marks that nothing here reads, each as a caller knows it, and what to do instead.
+MIXING = ("AND", "[from:to:when]", "[a|b]")  # marks that some models read (`prompt_mixing.py`)
+# The marks that few models or none read, each as a caller knows it, and what to do instead.
 _UNREAD: tuple[tuple[str, re.Pattern[str], str], ...] = (
-    ("AND", re.compile(r"\S\s+AND\b\s*\S"), "describe everything in one sentence"),
+    ("AND", re.compile(r"\S\s*\bAND\b\s*\S"), "describe everything in one sentence"),
     ("[from:to:when]", re.compile(rf"(?<!\\)\[[^\[\]|<>]*:\s*{_NUMBER}\s*\]"), "send one job for each prompt"),
     ("[a|b]", re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"), "send one job for each prompt"),
     ("{a|b}", re.compile(r"\{[^{}\"]*\|[^{}\"]*\}"), "choose one before you send it"),

@@ -18,7 +18,7 @@ from worker.engine.arguments import Signature, arguments_of, parameters_of
 from worker.engine.outputs import arrays_of, keep_outside, read_images, read_videos, to_rasters
 from worker.engine.preparation import prepared
 from worker.engine.previews import Previewer
-from worker.engine.prompts import read_alike, worded
+from worker.engine.prompts import heard, read_alike
 from worker.engine.schedulers import seeded_steps
 from worker.engine.stepping import part_of, watched
 
@@ -156,7 +156,6 @@ def call_once(
     for name in ("num_images_per_prompt", "num_videos_per_prompt"):
         if name in signature:
             arguments[name] = images_per_prompt
-    arguments = worded(pipe, job, arguments, signature)
 
     # All jobs of a batch get its progress, but a preview may go to its own job only.
     previewer = Previewer(pipe, job) if job.request.previews and len(batch.jobs) == 1 else None
@@ -178,7 +177,8 @@ def call_once(
         _seeded(seeds[0]),
         nullcontext() if job.scheduler is None else seeded_steps(pipe, seeds, generators),
         watched(pipe, callee.row, signature, after_step) as callbacks,
-        prepared(pipe, callee.row, job, arguments) as ready,
+        heard(pipe, job, arguments, signature) as words,
+        prepared(pipe, callee.row, job, words) as ready,
     ):
         output = pipe(**ready, **callbacks)
     if progress.step < progress.total:  # not every pipeline reports its last steps

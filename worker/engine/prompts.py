@@ -5,7 +5,8 @@ diffusers generates, bit for bit. No library fits: compel's syntax is another on
 `(word:1.3)`, `BREAK` and Stable Diffusion 3, and sd_embed is no package.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from worker.core.errors import ParameterOutOfRange
 from worker.core.job import Job
 from worker.core.prompt import PromptForm, holds_weights
 from worker.engine.arguments import parameters_of
+from worker.engine.prompt_mixing import first_texts, mixed
 from worker.engine.text_encoding import ClipEncoder, T5Encoder, emphasised
 
 Signature = Mapping[str, Any]
@@ -40,6 +42,24 @@ def worded(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature)
     with torch.no_grad():
         embeddings = prompts.embeddings()
     return {name: value for name, value in arguments.items() if name not in _TEXTS} | embeddings
+
+
+@contextmanager
+def heard(pipe: Any, job: Job, arguments: dict[str, Any], signature: Signature) -> Iterator[dict[str, Any]]:
+    """Yield `worded` arguments, with a denoiser that hears prompts which change from step to step."""
+    if not job.mixes or job.words is None:
+        yield worded(pipe, job, arguments, signature)
+        return
+    form = job.words
+
+    def encode(prompt: str, negative: str | None) -> dict[str, Any]:
+        texts = {"prompt": prompt} | ({} if negative is None else {"negative_prompt": negative})
+        with torch.no_grad():
+            return _Prompts(pipe, form, arguments | texts, signature).embeddings()
+
+    rest = {name: value for name, value in arguments.items() if name not in _TEXTS}
+    with mixed(pipe, job, encode):
+        yield rest | encode(*first_texts(job))
 
 
 def read_alike(pipe: Any, jobs: Sequence[Job]) -> bool:

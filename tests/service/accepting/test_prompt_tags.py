@@ -86,6 +86,12 @@ async def test_a_job_has_the_loras_of_models_yaml_and_of_the_volume_by_name(cont
         await context.accept(prompt="a " + "<lora:mine:0.1>" * 9)
 
 
-@pytest.mark.parametrize("prompt", ["a cat AND a dog", "a [cat:dog:0.5]", "a {cat|dog}"])
-async def test_marks_that_are_not_read_are_warned_of_at_every_model(context, prompt):
-    assert any("is not read here" in warning for warning in (await context.accept(prompt=prompt)).warnings)
+@pytest.mark.parametrize(
+    ("prompt", "mixes"), [("a cat AND a dog", True), ("a [cat:dog:0.5]", True), ("a {cat|dog}", False)]
+)
+async def test_marks_are_read_or_warned_of(context, prompt, mixes):
+    job = await context.accept(prompt=prompt)
+    assert (job.mixes, any("is not read here" in warning for warning in job.warnings)) == (mixes, not mixes)
+    assert job.shares_a_call is not mixes
+    job = await context.accept(prompt=prompt, prompt_weighting="none")
+    assert (job.mixes, any("is not read here" in warning for warning in job.warnings)) == (False, True)

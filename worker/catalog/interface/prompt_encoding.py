@@ -26,6 +26,21 @@ def prompt_form(call: ModelCall) -> PromptForm | None:
     return form if pooled or form == "clip" else None
 
 
+def mixes_prompts(call: ModelCall) -> bool:
+    """True of a class whose denoiser can hear another prompt at each step: the usual ones of CLIP's families.
+
+    Others lay their prompts out in ways of their own, or show them to more than the denoiser.
+    """
+    row = call.architecture
+    return (
+        prompt_form(call) in ("clip", "clip-pair")
+        and row is not None
+        and call.pipeline in row.pipelines.values()
+        and not call.makes_video
+        and not call.takes("image_guidance_scale")
+    )
+
+
 def clip_skip_limit(model: Model) -> int:
     """Return the most layers that `clip_skip` may leave out.
 

@@ -18,6 +18,7 @@ from worker.core.errors import ParameterOutOfRange, UnsupportedModel
 from worker.core.finishing import Finishing
 from worker.core.job import Job, Media, SchedulerChoice, StopSignal, VideoRequest
 from worker.core.model import LoraSpec, ModelSpec
+from worker.core.prompt_mixing import is_mixed
 from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
@@ -43,6 +44,7 @@ from worker.service.accepting.rules import (
     choose_task,
     notes_on,
     read_prompts,
+    reads_mixtures,
     second_prompt,
     take_scheduler,
     uses_lightning,
@@ -175,6 +177,8 @@ class Acceptor:
             ),
             output=output.model_copy(update={"format": output.format_of(video=call.makes_video)}),
             words=prompt_form(call),
+            mixes=reads_mixtures(request, call)
+            and any(is_mixed(text) for text in (read.prompt, read.negative_prompt or "")),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
             stop=StopSignal(self._limits.seconds_for(request, call.spec)),
             generates=_changes_something(call, read),

@@ -9,12 +9,13 @@ from pydantic import JsonValue
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.interface import sampling
 from worker.catalog.interface.parameters import needed_fields, prompt_parameter, takes_negative_prompt
-from worker.catalog.interface.prompt_encoding import prompt_form
+from worker.catalog.interface.prompt_encoding import mixes_prompts, prompt_form
+from worker.core.adapter import ControlNetSpec
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.job import SchedulerChoice
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
-from worker.core.prompt_syntax import unread_marks
+from worker.core.prompt_syntax import MIXING, unread_marks
 from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
 # Seeds larger than a JavaScript number would come back changed.
@@ -136,17 +137,25 @@ def notes_on(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
         for name, text in (("prompt", prompt), ("negative_prompt", request.negative_prompt or ""))
         if prompt_form(call) is None and holds_weights(text, explicit=True)
     ]
-    return (*notes, *_unread(request), *_unknown_subject(prompt, spec))
+    return (*notes, *_unread(request, call), *_unknown_subject(prompt, spec))
 
 
-def _unread(request: GenerationRequest) -> tuple[str, ...]:
-    """Return a warning for each mark of another program in a prompt that nothing here reads."""
+def reads_mixtures(request: GenerationRequest, call: ModelCall) -> bool:
+    """True if prompts that change from step to step, or are composed by AND, are read for this request."""
+    plain = request.refiner is None and request.params.get("prompt_weighting") != "none"
+    return plain and mixes_prompts(call) and not request.adapters_of(ControlNetSpec)
+
+
+def _unread(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
+    """Return a warning for each mark of another program in a prompt that is not read."""
+    mixed = reads_mixtures(request, call)
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     texts |= {name: text for name, text in request.params.items() if "prompt" in name and isinstance(text, str)}
     return tuple(
         f"{name}: {mark} is not read here and stays in the prompt as words; {instead}."
         for name, text in texts.items()
         for mark, instead in unread_marks(text or "")
+        if not (mixed and mark in MIXING and name in ("prompt", "negative_prompt"))
     )
 
 
