@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests import original_layouts as originals
+from tests import original_videos as videos
 from tests.headers import layouts as earlier
 from tests.original_layouts import Original, Shapes
 from tools.component_signatures import CONFIGURATIONS
@@ -141,24 +142,24 @@ PUBLISHED: list[Published] = [
     _only("dreamlite", "DreamLiteUNetModel"),
     _only("kandinsky-3", "Kandinsky3UNet"),
     _only("kandinsky-5", "Kandinsky5Transformer3DModel"),
-    *_both("wan", _WAN, _SMALL_WAN, originals.wan),
-    *_both("wan", _WAN, {}, originals.wan, **_SMALL_WAN),
-    *_both("wan-i2v", _WAN, _I2V | _CLIP, originals.wan),
-    *_both("wan-i2v", _WAN, _I2V, originals.wan, **_CLIP),
+    *_both("wan", _WAN, _SMALL_WAN, videos.wan),
+    *_both("wan", _WAN, {}, videos.wan, **_SMALL_WAN),
+    *_both("wan-i2v", _WAN, _I2V | _CLIP, videos.wan),
+    *_both("wan-i2v", _WAN, _I2V, videos.wan, **_CLIP),
     *_both("wan-vace", "WanVACETransformer3DModel",
-           _SMALL_WAN | {"vace_layers": list(range(0, 30, 2))}, originals.wan),
-    *_both("wan-vace", "WanVACETransformer3DModel", {}, originals.wan,
+           _SMALL_WAN | {"vace_layers": list(range(0, 30, 2))}, videos.wan),
+    *_both("wan-vace", "WanVACETransformer3DModel", {}, videos.wan,
            **(_SMALL_WAN | {"vace_layers": list(range(0, 30, 2))})),
-    *_both("wan-animate", "WanAnimateTransformer3DModel", {}, originals.wan_animate),
+    *_both("wan-animate", "WanAnimateTransformer3DModel", {}, videos.wan_animate),
     _only("cogvideox", "CogVideoXTransformer3DModel", num_attention_heads=48, num_layers=42),
     _only("cogvideox-i2v", "CogVideoXTransformer3DModel", num_attention_heads=48, num_layers=42, in_channels=32),
-    *_both("ltx", "LTXVideoTransformer3DModel", {}, originals.ltx),
+    *_both("ltx", "LTXVideoTransformer3DModel", {}, videos.ltx),
     *_both("ltx", "LTXVideoTransformer3DModel",
-           {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}, originals.ltx,
+           {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48}, videos.ltx,
            attention_head_dim=64, cross_attention_dim=2048, num_layers=28),
-    *_both("ltx2", "LTX2VideoTransformer3DModel", {}, originals.ltx2),
-    *_both("hunyuan-video", "HunyuanVideoTransformer3DModel", {}, originals.hunyuan_video),
-    *_both("mochi", "MochiTransformer3DModel", {}, originals.mochi),
+    *_both("ltx2", "LTX2VideoTransformer3DModel", {}, videos.ltx2),
+    *_both("hunyuan-video", "HunyuanVideoTransformer3DModel", {}, videos.hunyuan_video),
+    *_both("mochi", "MochiTransformer3DModel", {}, videos.mochi),
     _only("svd", "UNetSpatioTemporalConditionModel"),
     _only("animatediff", "UNetMotionModel", cross_attention_dim=768),
     _only("allegro", "AllegroTransformer3DModel"),

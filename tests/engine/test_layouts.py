@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from diffusers.quantizers.gguf.utils import GGUFParameter
 
 from tests import original_layouts as originals
+from tests import original_videos as videos
 from tests import single_files
 from tests.catalog.corpus import index as header_of
 from tests.engine.published import PUBLISHED, Published
@@ -140,7 +141,7 @@ class TestWhatIsMissing:
 
     def test_a_tensor_that_a_converter_stumbles_over_is_named_too(self):
         shapes, config = model_of(MOCHI)
-        file = plain(originals.mochi(shapes))
+        file = plain(videos.mochi(shapes))
         file.pop("blocks.7.attn.proj_x.weight")
         with pytest.raises(CorruptFile, match=r"lacks 1 tensors of its transformer \(blocks.7.attn.proj_x.weight"):
             layouts.fit("transformer", diffusers.MochiTransformer3DModel, file, config)
@@ -190,11 +191,11 @@ LTX2 = {
 }  # fmt: skip
 KINDS = [
     pytest.param("ZImageTransformer2DModel", SMALL.config, {}, originals.z_image, id="fused"),
-    pytest.param("WanTransformer3DModel", WAN, {}, originals.wan, id="exchanged"),
+    pytest.param("WanTransformer3DModel", WAN, {}, videos.wan, id="exchanged"),
     pytest.param(
         "WanTransformer3DModel", WAN, {"image_dim": 16, "added_kv_proj_dim": 32, "num_layers": 3}, None, id="sized"
     ),
-    pytest.param("LTX2VideoTransformer3DModel", LTX2, {}, originals.ltx2, id="renamed"),
+    pytest.param("LTX2VideoTransformer3DModel", LTX2, {}, videos.ltx2, id="renamed"),
     pytest.param(
         "AutoencoderKL",
         {"block_out_channels": [32, 32], "down_block_types": ["DownEncoderBlock2D"] * 2,
