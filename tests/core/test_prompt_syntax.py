@@ -31,6 +31,7 @@ def test_tags_are_taken_out_of_the_words(prompt, rest, tags):
         ("a cat\nAND\na dog", ["AND"]),
         ("a [cat:dog:0.5] b", ["[from:to:when]"]),
         ("a [cat:10]", ["[from:to:when]"]),
+        ("a [big [cat]:dog:0.5]", ["[from:to:when]"]),
         ("a [cat::0.5]", ["[from:to:when]"]),
         ("a [cat|dog]", ["[a|b]"]),
         ("a {cat|red dog}", ["{a|b}"]),

@@ -16,6 +16,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from worker.core.prompt_mixing import is_mixed
+
 TagKind = Literal["lora", "hypernet"]
 _TAG = re.compile(r"[ \t]*<(?P<kind>lora|lyco|hypernet):(?P<name>[^<>:]+)(?P<rest>(?::[^<>:]*)*)>", re.IGNORECASE)
 _NUMBER = r"\d*\.?\d+"
@@ -58,6 +60,8 @@ def take_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
 def unread_marks(prompt: str) -> tuple[tuple[str, str], ...]:
     """Return each kind of mark in `prompt` that is no part of the words and is not read, with what to do instead."""
     marks = [(name, instead) for name, pattern, instead in _UNREAD if pattern.search(prompt)]
+    if is_mixed(prompt) and not any(name in MIXING for name, _ in marks):  # with other brackets inside
+        marks.append(("[from:to:when]", "send one job for each prompt"))
     if _TAG.search(prompt):
         marks.append(("<lora:name:weight>", "name the file in loras"))
     return tuple(marks)

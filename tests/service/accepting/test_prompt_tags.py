@@ -87,7 +87,8 @@ async def test_a_job_has_the_loras_of_models_yaml_and_of_the_volume_by_name(cont
 
 
 @pytest.mark.parametrize(
-    ("prompt", "mixes"), [("a cat AND a dog", True), ("a [cat:dog:0.5]", True), ("a {cat|dog}", False)]
+    ("prompt", "mixes"),
+    [("a cat AND a dog", True), ("a [cat:dog:0.5]", True), ("a {cat|dog}", False), ("a [b:c:d:0.5]", False)],
 )
 async def test_marks_are_read_or_warned_of(context, prompt, mixes):
     job = await context.accept(prompt=prompt)

@@ -15,6 +15,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.core.job import SchedulerChoice
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
+from worker.core.prompt_mixing import is_mixed
 from worker.core.prompt_syntax import MIXING, unread_marks
 from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
@@ -155,7 +156,7 @@ def _unread(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
         f"{name}: {mark} is not read here and stays in the prompt as words; {instead}."
         for name, text in texts.items()
         for mark, instead in unread_marks(text or "")
-        if not (mixed and mark in MIXING and name in ("prompt", "negative_prompt"))
+        if not (mixed and mark in MIXING and name in ("prompt", "negative_prompt") and is_mixed(text or ""))
     )
 
 
