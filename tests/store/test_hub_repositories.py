@@ -131,9 +131,13 @@ class TestPickles:
     @pytest.fixture
     def pickled(self, hub, tmp_path):
         folder = write_pipeline(tmp_path / "pickled")
-        for part in ("unet", "vae"):
-            (folder / part / WEIGHTS).rename(folder / part / "diffusion_pytorch_model.bin")
-        (folder / "unet" / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+        for part, name in (
+            ("unet", "diffusion_pytorch_model-00001-of-00001.bin"),
+            ("vae", "diffusion_pytorch_model.bin"),
+        ):
+            (folder / part / WEIGHTS).rename(folder / part / name)
+        index = {"weight_map": {"weight": "diffusion_pytorch_model-00001-of-00001.bin"}}
+        (folder / "unet" / "diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
         hub.add_repo("org/pickled", folder)
         (tmp_path / "one").mkdir()
         (tmp_path / "one" / "model.ckpt").write_bytes(b"x" * 100)
@@ -142,7 +146,7 @@ class TestPickles:
     def test_the_operator_may_allow_them(self, hub, tmp_path, pickled):
         client = Client(hub.endpoint, tmp_path / "cache", allow_pickles=True)
         names = set(files_below(client.ensure("org/pickled").root))
-        assert {"unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.bin"} <= names
+        assert {"unet/diffusion_pytorch_model-00001-of-00001.bin", "vae/diffusion_pytorch_model.bin"} <= names
         assert "unet/diffusion_pytorch_model.bin.index.json" in names
         assert client.ensure("org/ckpt").root.name == "model.ckpt"
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
 from worker.catalog.formats.headers import read_header
-from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat
+from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
 from worker.store.local import AdapterFolders, LocalFolders
@@ -152,3 +152,56 @@ def test_adapters_are_found_by_name_in_the_usual_folders_and_nowhere_else(root, 
     assert folders.find("hypernet", "c") == f"file:{root.resolve()}/hypernetworks/c.safetensors"
     for name in ("c", "none", "link", "../../outside", "/etc/passwd", "a\0", "a" * 5_000):
         assert folders.find("lora", name) is None
+
+
+def test_a_part_behind_a_link_is_counted(store, root):
+    before = both(store, f"file:{root}/model")
+    (root / "model" / "unet").rename(root / "elsewhere")
+    (root / "model" / "unet").symlink_to(root / "elsewhere")
+    outline, files = both(store, f"file:{root}/model")
+    assert (outline.weight_bytes, files.total_bytes) == (before[0].weight_bytes, before[1].total_bytes)
+
+
+def test_weights_that_are_there_twice_are_counted_once(store, root):
+    before = both(store, f"file:{root}/model")[0].weight_bytes
+    for number in (1, 2):
+        weights(root / "model" / "unet" / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors", 5_000)
+    weights(root / "model" / "unet" / f"._{WEIGHTS}", 5_000)
+    assert both(store, f"file:{root}/model")[0].weight_bytes == before
+
+
+class TestFoldersThatStandForAModel:
+    @pytest.fixture
+    def cache(self, root):
+        """A cache of the Hub's layout, with two snapshots of one repository."""
+        repository = root / "hub" / "models--org--model"
+        for commit in ("a" * 40, "b" * 40):
+            write_pipeline(repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("a" * 40)
+        return root / "hub"
+
+    @pytest.mark.parametrize("named", ["hub", "hub/models--org--model"])
+    def test_a_cache_of_the_hub_is_its_snapshot(self, store, root, cache, named):
+        outline, files = both(store, f"file:{root}/{named}")
+        assert files.root == cache / "models--org--model" / "snapshots" / ("a" * 40)
+        assert "model_index.json" in outline.configs
+
+    def test_a_cache_of_several_models_names_them(self, store, root, cache):
+        write_pipeline(cache / "models--org--other" / "snapshots" / "c")
+        with pytest.raises(UnsupportedModel, match=r"cache of 2 models.*models--org--model"):
+            store.peek(parse_reference(f"file:{root}/hub"))
+
+    @pytest.mark.parametrize("beside", ["README.md", "._x.safetensors", "adapter_config.json"])
+    def test_a_folder_with_one_weight_file_is_that_file(self, store, root, beside):
+        weights(root / "folder" / "x.safetensors")
+        (root / "folder" / beside).write_text("{}")
+        outline, files = both(store, f"file:{root}/folder")
+        assert files.root == root / "folder" / "x.safetensors"
+        assert outline.header.tensors == {"weight": ("F32", (64,))}
+        assert set(outline.configs) == {beside} & {"adapter_config.json"}
+
+    def test_a_component_s_folder_stays_one(self, store, root):
+        weights(root / "vae" / WEIGHTS)
+        (root / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        assert both(store, f"file:{root}/vae")[1].root == root / "vae"

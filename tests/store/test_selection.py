@@ -137,3 +137,49 @@ def test_a_file_name_that_leaves_the_repository_or_is_no_safetensors_is_refused(
     with pytest.raises(error):
         check_filename(ModelSource(scheme="hf", locator="org/x", filename=name))
     check_filename(ModelSource(scheme="hf", locator="org/x", filename="a/x.safetensors"))
+
+
+def shards(count: int, stem: str = "unet/diffusion_pytorch_model") -> list[str]:
+    return [f"{stem}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+SHARD_INDEX = f"{PLAIN}.index.json"
+
+
+class TestWeightsThatAreThereTwice:
+    def test_a_whole_file_is_taken_and_the_shards_beside_it_are_not(self):
+        assert choose(PLAIN, *shards(2), SHARD_INDEX) == ({PLAIN}, None)
+
+    @pytest.mark.parametrize("listed", [2, 3])
+    def test_of_two_splits_the_one_that_the_index_names_is_taken(self, listed):
+        weight_map = {name: name.partition("/")[2] for name in shards(listed)}
+        names = [*AROUND, *shards(2), *shards(3), SHARD_INDEX]
+        chosen = pipeline_files(INDEX, names, None, read_index=lambda name: {"weight_map": weight_map})
+        assert set(chosen.names) == {*AROUND, *shards(listed), SHARD_INDEX}
+
+    def test_without_an_index_the_complete_split_is_taken(self):
+        assert choose(*shards(2)[:1], *shards(3)) == (set(shards(3)), None)
+
+    def test_files_beside_the_component_s_own_are_left_out(self):
+        assert choose(PLAIN, "unet/open_clip_model.safetensors") == ({PLAIN}, None)
+
+
+@pytest.mark.parametrize("name", ["._diffusion_pytorch_model.safetensors", ".cache/x.safetensors", "__MACOSX/x.json"])
+def test_hidden_files_are_none_of_a_model_s(name):
+    assert choose(PLAIN, f"unet/{name}", name) == ({PLAIN}, None)
+    assert single_file([name, "a.safetensors"], "org/x") == "a.safetensors"
+
+
+def test_a_hidden_file_that_is_named_is_refused():
+    with pytest.raises(UnsupportedModel, match="hidden file"):
+        check_filename(ModelSource(scheme="hf", locator="org/x", filename="a/._x.safetensors"))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "SAFETENSORS", "sft", "SFT"])
+def test_a_suffix_counts_in_any_case_and_in_short(ending):
+    part = f"unet/diffusion_pytorch_model.{ending}"
+    assert choose(part, PLAIN.replace("safetensors", "bin")) == ({part}, None)
+    assert single_file([f"x.{ending}", "x.onnx"], "org/x") == f"x.{ending}"
+    check_filename(ModelSource(scheme="hf", locator="org/x", filename=f"x.{ending}"))
+    with pytest.raises(UnsafeFormat):
+        check_filename(ModelSource(scheme="hf", locator="org/x", filename="x.CKPT"))

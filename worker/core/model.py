@@ -213,8 +213,15 @@ DENOISERS = ("transformer", "unet")
 NEVER_LOADED = frozenset({"safety_checker"})
 # Parts that a single file is not completed with either.
 NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}
-# The endings of files that are read by unpickling, which can run code.
+# The endings of files that are read by unpickling, which can run code. Endings are compared in lower case.
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+SAFETENSORS = frozenset({".safetensors", ".sft"})
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder itself. A Mac's `._` files beside them hold no weights."""
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SAFETENSORS and path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def reach_moved_parts(folder: Path) -> None:
     since saved `["diffusers", "WuerstchenPrior"]`. It refuses both as unknown. Only classes that diffusers ships are
     ever set.
     """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = json.loads((folder / "model_index.json").read_bytes())
     for entry in index.values():
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
             continue

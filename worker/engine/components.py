@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from worker.core.errors import UnsupportedModel
+from worker.core.model import safetensors_files
 from worker.core.single_file import EncoderKind, encoder_kind
 from worker.engine.compatibility import pipeline_module
 from worker.engine.pretrained import load_pretrained
@@ -58,7 +59,7 @@ class Component:
 
 def read_index(folder: Path) -> dict[str, Component]:
     """Return the components that a pipeline's folder lists, by name."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = json.loads((folder / "model_index.json").read_bytes())
     return {
         name: Component(name, *entry)
         for name, entry in index.items()
@@ -71,7 +72,7 @@ def is_complete(component: Component, folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if component.is_model:
-        return any(folder.glob("*.safetensors"))
+        return bool(safetensors_files(folder))
     if "Tokenizer" in component.class_name:
         return _has_vocabulary(folder) or _shared_vocabulary(component, folder) is not None
     return True
@@ -86,7 +87,7 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype, varia
     if component.library == "transformers":
         options["trust_remote_code"] = False
     if component.is_model:
-        if variant and any(f".{variant}" in path.name for path in folder.glob("*.safetensors")):
+        if variant and any(f".{variant}" in path.name for path in safetensors_files(folder)):
             options["variant"] = variant
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
         what = f"The {component.name} of the model"
@@ -109,7 +110,7 @@ def _shared_vocabulary(component: Component, folder: Path) -> Path | None:
 
 def _pad_token(folder: Path) -> dict[str, str]:
     """Return the padding token of a folder as an option. Stable Diffusion's second CLIP pads with another token."""
-    token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token")
+    token = json.loads((folder / "tokenizer_config.json").read_bytes()).get("pad_token")
     return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
 
 

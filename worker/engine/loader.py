@@ -17,6 +17,7 @@ from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
 from worker.engine.components import load_component, read_index, schedule
 from worker.engine.devices import is_out_of_memory
+from worker.engine.mirror import readable
 from worker.engine.single_file import load_checkpoint, load_part
 from worker.engine.upscaling import load_upscaler
 
@@ -37,7 +38,8 @@ def load_pipeline(plan: LoadPlan) -> Any:
     the rest.
     """
     with _load_errors(plan):
-        pipe = FORMATS[plan.format](plan)
+        with readable(plan) as files:
+            pipe = FORMATS[plan.format](files)
         _check_finite(pipe)
         schedule(pipe, plan.scheduler, plan.scheduler_options)
         pipe.set_progress_bar_config(disable=True)

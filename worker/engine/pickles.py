@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from worker.core.errors import CorruptFile, LoadFailed, UnsafeFormat
-from worker.core.model import PICKLES
+from worker.core.model import PICKLES, safetensors_files
 from worker.engine.pickle_child import DAMAGED, UNSAFE
 
 _CHILD = Path(__file__).with_name("pickle_child.py")
@@ -33,7 +33,7 @@ class PickleConverter:
         Raises UnsafeFormat for a file that holds more than tensors, CorruptFile for a damaged one.
         """
         if root.is_file():
-            return self._file(root) if root.suffix in PICKLES else root
+            return self._file(root) if root.suffix.lower() in PICKLES else root
         lacking = [folder for folder in [root, *filter(Path.is_dir, root.iterdir())] if _needs(folder)]
         return self._mirrored(root, lacking) if lacking else root
 
@@ -77,7 +77,7 @@ class PickleConverter:
 
 def _needs(folder: Path) -> bool:
     """True if a component has its weights as pickles and not as safetensors."""
-    return any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
+    return any(folder.glob("*.bin")) and not safetensors_files(folder)
 
 
 def _is_pickled(path: Path) -> bool:
@@ -90,7 +90,7 @@ def _renamed(name: str) -> str:
 
 
 def _index(path: Path) -> str:
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = json.loads(path.read_bytes())
     index["weight_map"] = {name: _renamed(shard) for name, shard in index["weight_map"].items()}
     return json.dumps(index)
 

@@ -132,7 +132,7 @@ def _format(files: ModelFiles, detection: Detection) -> LoadFormat:
         return "upscaler"
     if not files.is_single_file:
         return "diffusers"
-    return "gguf" if files.root.suffix == ".gguf" else "safetensors"
+    return "gguf" if files.root.suffix.lower() == ".gguf" else "safetensors"
 
 
 # The schedulers of files trained in EDM's terms: Playground 2.5, and CosXL, which predicts velocities.

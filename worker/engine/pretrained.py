@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from worker.core.errors import CorruptFile
+from worker.core.model import safetensors_files
+from worker.engine.mirror import mirrored
 
 _LOG = logging.getLogger(__name__)
 # Segments that wrappers add to names when a model is saved without being unwrapped: DataParallel, torch.compile, FSDP,
@@ -32,16 +34,22 @@ _TRAINED_BUFFER = re.compile(r"(^|\.)running_(mean|var)$")
 
 def load_pretrained(cls: Any, folder: Path, what: str, *, field: str = "model", **options: Any) -> Any:
     """Load a model by the `from_pretrained` of its class. Raises CorruptFile about `what`, naming a tensor."""
+    with mirrored(folder) as readable:
+        model, report = _load(cls, readable, options)
+    _check(model, report, what, field)
+    return model
+
+
+def _load(cls: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, Mapping[str, Iterable[Any]]]:
+    """Return the model, and the report that its library makes of it."""
     files = _weight_files(folder, options.get("variant"))
     wrapped = [name for file in files for name in _names(file) if _WRAPPED.search(name)]
     if wrapped and issubclass(cls, ModelMixin):
-        model, report = _load_unwrapped(cls, folder, files, options["dtype"])
-    else:
-        if wrapped:
-            options["key_mapping"] = {f"^{re.escape(name)}$": _unwrapped(name) for name in wrapped}
-        model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    _check(model, report, what, field)
-    return model
+        return _load_unwrapped(cls, folder, files, options["dtype"])
+    if wrapped:
+        options["key_mapping"] = {f"^{re.escape(name)}$": _unwrapped(name) for name in wrapped}
+    model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    return model, report
 
 
 def _check(model: Any, report: Mapping[str, Iterable[Any]], what: str, field: str) -> None:
@@ -129,7 +137,7 @@ def _unwrapped(name: str) -> str:
 
 def _weight_files(folder: Path, variant: str | None) -> list[Path]:
     """Return the safetensors files that are loaded: those of the variant where there are any."""
-    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+    files = safetensors_files(folder)
     of_variant = [path for path in files if variant and f".{variant}" in path.name]
     return of_variant or [path for path in files if path.name.count(".") == 1]
 

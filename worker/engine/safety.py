@@ -88,7 +88,7 @@ class SafetyChecker:
     def _load(self, folder: Path) -> Judge:
         what = "SAFETY_CHECKER"
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / "config.json").read_bytes())
             options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
             if "StableDiffusionSafetyChecker" in (config.get("architectures") or ()):
                 model = load_pretrained(StableDiffusionSafetyChecker, folder, what, field=what, **options)

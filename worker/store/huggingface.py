@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -16,6 +17,7 @@ from worker.core.result import Emit, ignore_progress
 from worker.net.client import Client
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
+from worker.store.completeness import check_complete, missing_files, refuse_missing
 from worker.store.entries import ASIDE, Entry
 from worker.store.hub_errors import ATTEMPTS, refused_by_hub
 from worker.store.hub_listing import HubListings, Listing, declaration_details, remembered_declaration
@@ -30,10 +32,12 @@ from worker.store.selection import (
     MODEL_INDEX,
     MODULAR_INDEX,
     OUTLINE_NAMES,
+    ReadIndex,
     Selection,
     check_filename,
     component_files,
     file_selection,
+    is_hidden,
     is_pickle,
     is_weights,
     pipeline_files,
@@ -102,7 +106,7 @@ class HuggingFaceHub:
         check_filename(source, allow_pickles=self._allow_pickles)
         listing = self._listings.ask(source)
         configs = self._configs(source, listing, stop)
-        chosen = self._choose(source, listing, configs, variant)
+        chosen = self._choose(source, listing, configs, variant, stop)
         files = {name: replace(listing.files[_below(source, name)], name=name) for name in chosen.names}
         locked = {name: LockedFile(file.size or 0, file.sha256) for name, file in files.items() if file.sha256}
         unlocked = [file for name, file in files.items() if name not in locked]
@@ -195,7 +199,7 @@ class HuggingFaceHub:
         configs = self._configs(source, listing, stop)
         if MODULAR_INDEX in configs and MODEL_INDEX not in configs:
             return Outline(configs, None, None, listing.commit, listing.declared)
-        chosen = self._choose(source, listing, configs, variant)
+        chosen = self._choose(source, listing, configs, variant, stop)
         weights = [name for name in chosen.names if is_weights(name)]
         total = sum(listing.files[_below(source, name)].size or 0 for name in weights)
         # The same names as on disk later, or a model would be described otherwise once it is there.
@@ -233,7 +237,22 @@ class HuggingFaceHub:
         )
         return {name: read_json(entry.files[name].path) for name in names}
 
-    def _choose(self, source: ModelSource, listing: Listing, configs: Configs, variant: str | None) -> Selection:
+    def _index_reader(self, source: ModelSource, listing: Listing, stop: StopSignal) -> ReadIndex:
+        """Return the function that reads an index of shards: a small file, fetched for itself."""
+
+        def read_index(name: str) -> dict[str, object]:
+            file = replace(listing.files[_below(source, name)], name=name)
+            if (file.size or 0) > MAX_OUTLINE_BYTES:
+                return {}
+            entry_name = f"{_name(source, listing.commit, None)}?index={name}"
+            entry = self._fetch(entry_name, [file], source, ignore_progress, stop, _ASIDE)
+            return read_json(entry.files[name].path)
+
+        return read_index
+
+    def _choose(
+        self, source: ModelSource, listing: Listing, configs: Configs, variant: str | None, stop: StopSignal
+    ) -> Selection:
         """Choose the files to fetch, by their names below the subfolder."""
         names = _names(source, listing)
         if not names:
@@ -244,10 +263,16 @@ class HuggingFaceHub:
                     f"{source.locator} has no file {source.filename!r} at this revision.", field="model"
                 )
             return self._sound(source, listing, file_selection(source.filename, names))
+        read_index = self._index_reader(source, listing, stop)
+        options: Any = {"allow_pickles": self._allow_pickles, "read_index": read_index}
         if index := configs.get(MODEL_INDEX) or configs.get(MODULAR_INDEX):
-            return pipeline_files(index, names, variant, wants=source.wants, allow_pickles=self._allow_pickles)
-        component = component_files(configs.get(CONFIG, {}), names, variant, allow_pickles=self._allow_pickles)
+            chosen = pipeline_files(index, names, variant, wants=source.wants, **options)
+            if MODEL_INDEX in configs:
+                check_complete(source.locator, index, chosen.names, source.wants, read_index)
+            return chosen
+        component = component_files(configs.get(CONFIG, {}), names, variant, **options)
         if component is not None:
+            refuse_missing(source.locator, missing_files("", "", component.names, read_index))
             return component
         name = single_file(names, source.locator, allow_pickles=self._allow_pickles)
         return self._sound(source, listing, file_selection(name, names))
@@ -275,7 +300,7 @@ class HuggingFaceHub:
         finished = self._finished(source, listing.commit, variant, stop)
         if finished is None:
             configs = self._configs(source, listing, stop)
-            chosen = self._choose(source, listing, configs, variant)
+            chosen = self._choose(source, listing, configs, variant, stop)
             if source.sha256 and chosen.main is None:
                 raise UnsupportedModel(
                     f"{source.locator} is many files, and sha256= pins one; name a revision instead.", field="model"
@@ -344,7 +369,8 @@ def _is_pinned_content(source: ModelSource, files: ModelFiles, stop: StopSignal)
 def _names(source: ModelSource, listing: Listing) -> list[str]:
     """Return the files of a repository by their names below the source's subfolder."""
     prefix = f"{source.subfolder}/" if source.subfolder else ""
-    return [name.removeprefix(prefix) for name in listing.files if name.startswith(prefix)]
+    names = (name.removeprefix(prefix) for name in listing.files if name.startswith(prefix))
+    return [name for name in names if not is_hidden(name)]
 
 
 def _below(source: ModelSource, name: str) -> str:
@@ -352,7 +378,7 @@ def _below(source: ModelSource, name: str) -> str:
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if is_weights(path.name)]
+    return [path for path in sorted(folder.iterdir()) if is_weights(path.name) and not is_hidden(path.name)]
 
 
 def _size(path: Path) -> int | None:

@@ -5,15 +5,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound
+from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
+from worker.store.completeness import check_complete
 from worker.store.selection import (
+    ADAPTER_CONFIG,
+    CONFIG,
     MAX_OUTLINE_BYTES,
     MODEL_INDEX,
     OUTLINE_NAMES,
     Selection,
+    component_files,
+    is_hidden,
+    is_pickle,
     is_weights,
     pipeline_files,
 )
@@ -62,8 +68,9 @@ class LocalFolders:
         """Return JSON files of a folder, or the header of a file."""
         path = self._resolve(source)
         if path.is_file():
-            header = self._read_header(path)
-            return Outline(header=header, weight_bytes=header.weight_bytes)
+            header, beside = self._read_header(path), path.with_name(ADAPTER_CONFIG)
+            configs = {ADAPTER_CONFIG: read_json(beside)} if source.filename is None and beside.is_file() else {}
+            return Outline(configs, header, header.weight_bytes)
         return read_outline(path, variant, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
@@ -90,7 +97,41 @@ class LocalFolders:
             )
         if not exists:
             raise _absent(source)
-        return resolved
+        return resolved if resolved.is_file() else _meant(resolved)
+
+
+def _meant(folder: Path) -> Path:
+    """Return the model that a folder stands for: the newest snapshot of a Hub cache's, an only weight file, or itself.
+
+    Raises UnsupportedModel for a cache of several models.
+    """
+    folder = _snapshot(folder)
+    if (folder / MODEL_INDEX).is_file():
+        return folder
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name)]
+    weights = [name for name in names if is_weights(name) and not is_pickle(name)]
+    if len(weights) != 1 or (CONFIG in names and component_files(read_json(folder / CONFIG), names, None)):
+        return folder
+    return folder / weights[0]
+
+
+def _snapshot(folder: Path) -> Path:
+    """Return the snapshot in a folder of the Hub's cache, by its main branch or by its time; else the folder."""
+    repositories = sorted(path for path in folder.glob("models--*") if (path / "snapshots").is_dir())
+    if len(repositories) > 1:
+        names = [path.name for path in repositories]
+        raise UnsupportedModel(
+            f"{folder.name[:80]} is a cache of {len(names)} models; name one of its folders, as in "
+            f"file:…/{names[0][:100]}.",
+            field="model",
+            details={"folders": names[:20]},
+        )
+    repository = repositories[0] if repositories else folder
+    snapshots = [path for path in (repository / "snapshots").glob("*") if path.is_dir()]
+    reference = repository / "refs" / "main"
+    commit = reference.read_text().strip() if reference.is_file() else None
+    return max(snapshots, key=lambda path: (path.name == commit, path.stat().st_mtime), default=repository)
 
 
 def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = False) -> Outline:
@@ -98,6 +139,8 @@ def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = Fal
     configs: dict[str, dict[str, object]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         name = path.relative_to(folder).as_posix()
+        if is_hidden(name):
+            continue
         if OUTLINE_NAMES.fullmatch(name) and path.is_file() and path.stat().st_size <= MAX_OUTLINE_BYTES:
             configs[name] = read_json(path)
     chosen = _selection(folder, variant, allow_pickles)
@@ -120,17 +163,29 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Selection | None:
-    """Return the files of the pipeline in `folder`; None if it is none. Raises UnsafeFormat for pickles."""
-    index = folder / MODEL_INDEX
-    if not index.is_file():
+    """Return the files of the pipeline in `folder`; None if it is none.
+
+    Raises UnsafeFormat for pickles, CorruptFile for a pipeline that lacks a file.
+    """
+    if not (folder / MODEL_INDEX).is_file():
         return None
-    return pipeline_files(read_json(index), _names(folder), variant, allow_pickles=allow_pickles)
+    index = read_json(folder / MODEL_INDEX)
+
+    def read_index(name: str) -> dict[str, object]:
+        return read_json(folder / name)
+
+    chosen = pipeline_files(index, _names(folder), variant, allow_pickles=allow_pickles, read_index=read_index)
+    check_complete(folder.name[:80], index, chosen.names, lambda component: True, read_index)
+    return chosen
 
 
 def _names(folder: str | Path, before: str = "") -> Iterator[str]:
+    """Yield the files below `folder` that are not hidden. A link to a folder counts as one, but only at its top."""
     with os.scandir(folder) as entries:  # four times as fast as rglob: this is done for every job
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=not before):  # deeper links may lead in a circle
                 yield from _names(entry.path, f"{before}{entry.name}/")
             elif entry.is_file():
                 yield before + entry.name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from worker.core.errors import InvalidRequest, UnsafeFormat, UnsupportedModel
-from worker.core.model import NEVER_LOADED, PICKLES, ModelSource
+from worker.core.model import NEVER_LOADED, PICKLES, SAFETENSORS, ModelSource
 
 MODEL_INDEX = "model_index.json"
 MODULAR_INDEX = "modular_model_index.json"
@@ -19,10 +19,12 @@ OUTLINE_NAMES = re.compile(
 MAX_OUTLINE_BYTES = 4_000_000
 _SIDE_FILES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
 _PICKLES = PICKLES | {".pkl"}
-_WEIGHTS = frozenset({".safetensors", ".gguf"})
+_WEIGHTS = SAFETENSORS | {".gguf"}
+_BINARY = frozenset({".bin"})  # the one kind of pickle that a component's folder may have
 # diffusion_pytorch_model[-00001-of-00002][.fp16][-00001-of-00002].safetensors
 _WEIGHT = re.compile(
-    r"^(?P<stem>[\w-]+?)(-\d{5}-of-\d{5})?(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.(safetensors|bin)$"
+    r"^(?P<stem>[\w-]+?)(-\d{5}-of-\d{5})?(\.(?P<variant>[\w-]+?))?(-\d{5}-of-\d{5})?\.(safetensors|sft|bin)$",
+    re.IGNORECASE,
 )
 # The names that save_pretrained gives to the weights of one component.
 _COMPONENT_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
@@ -41,6 +43,14 @@ class Selection:
     main: str | None = None
 
 
+ReadIndex = Callable[[str], Mapping[str, object]]
+
+
+def is_hidden(name: str) -> bool:
+    """True for a file that is none of a model's: `._model.safetensors` of a Mac, or one in `.git`."""
+    return any(segment.startswith(".") or segment == "__MACOSX" for segment in name.split("/"))
+
+
 def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield the parts of a pipeline that are loaded, each with its class name."""
     for name, value in model_index.items():
@@ -57,12 +67,14 @@ def pipeline_files(
     *,
     wants: Callable[[str], bool] = lambda component: True,
     allow_pickles: bool = False,
+    read_index: ReadIndex = lambda name: {},
 ) -> Selection:
     """Choose the files of a diffusers repository. Raises UnsafeFormat when a component has pickles only.
 
-    A component that is not wanted is described and not fetched: its config comes along, its weights do not.
+    A component that is not wanted is described and not fetched: its config comes along, its weights do not. Where a
+    component has its weights twice, one set is chosen; `read_index` reads the index of shards that says which.
     """
-    files = sorted(names)
+    files = sorted(name for name in names if not is_hidden(name))
     chosen = [name for name in files if name in {MODEL_INDEX, MODULAR_INDEX}]
     used: str | None = None
     for component, _ in components(model_index):
@@ -71,41 +83,47 @@ def pipeline_files(
         if not wants(component):
             chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
             continue
-        names_of, picked_variant = _inside(component, inside, variant, allow_pickles=allow_pickles)
+        names_of, picked_variant = _inside(component, inside, variant, allow_pickles, read_index)
         used = used or picked_variant
         chosen += names_of
     return Selection(tuple(dict.fromkeys(chosen)), used)
 
 
 def _inside(
-    component: str, inside: list[str], variant: str | None, *, allow_pickles: bool
+    component: str, inside: list[str], variant: str | None, allow_pickles: bool, read_index: ReadIndex
 ) -> tuple[list[str], str | None]:
     """Return the weights of a component's folder with their side files, and the variant of the weights."""
-    weights = _with_suffix(inside, ".safetensors") or (_with_suffix(inside, ".bin") if allow_pickles else [])
+    weights = _with_suffix(inside, SAFETENSORS) or (_with_suffix(inside, _BINARY) if allow_pickles else [])
     picked, used = _one_variant(weights, variant)
+    sides = [name for name in inside if _is_side_file(name, picked, used)]
     if not picked and any(is_pickle(name) for name in inside):
         raise UnsafeFormat(
             f"model component {component!r} exists as a pickle only, which can run code when read; "
             "use a repository or revision with safetensors weights.",
             field="model",
         )
-    return [*picked, *(name for name in inside if _is_side_file(name, picked, used))], used
+    return _one_set(picked, sides, read_index), used
 
 
 def component_files(
-    config: Mapping[str, object], names: Iterable[str], variant: str | None, *, allow_pickles: bool = False
+    config: Mapping[str, object],
+    names: Iterable[str],
+    variant: str | None,
+    *,
+    allow_pickles: bool = False,
+    read_index: ReadIndex = lambda name: {},
 ) -> Selection | None:
     """Choose the files of a repository that is one component; None if it is none by its config and file names."""
     if not isinstance(config.get("_class_name") or config.get("model_type"), str):
         return None
-    files = sorted(name for name in names if "/" not in name)
+    files = sorted(name for name in names if "/" not in name and not is_hidden(name))
     candidates = [name for name in files if (match := _WEIGHT.match(name)) and match["stem"] in _COMPONENT_STEMS]
-    weights = _with_suffix(candidates, ".safetensors") or (_with_suffix(candidates, ".bin") if allow_pickles else [])
+    weights = _with_suffix(candidates, SAFETENSORS) or (_with_suffix(candidates, _BINARY) if allow_pickles else [])
     picked, used = _one_variant(weights, variant)
     if not picked or _LORA_NAME in files:
         return None
     sides = [name for name in files if _is_side_file(name, picked, used)]
-    return Selection((*picked, *sides), used)
+    return Selection(tuple(_one_set(picked, sides, read_index)), used)
 
 
 def file_selection(name: str, names: Collection[str]) -> Selection:
@@ -116,9 +134,9 @@ def file_selection(name: str, names: Collection[str]) -> Selection:
 
 def single_file(names: Iterable[str], what: str, *, allow_pickles: bool = False) -> str:
     """Return the one weight file of a repository that is no pipeline. Raises UnsupportedModel naming the choices."""
-    files = sorted(names)
-    pickles = [name for name in files if PurePosixPath(name).suffix in _PICKLES]
-    weights = [name for name in files if PurePosixPath(name).suffix in _WEIGHTS] or (pickles if allow_pickles else [])
+    files = sorted(name for name in names if not is_hidden(name))
+    pickles = _with_suffix(files, _PICKLES)
+    weights = _with_suffix(files, _WEIGHTS) or (pickles if allow_pickles else [])
     preferred = [name for name in weights if PurePosixPath(name).name == _LORA_NAME]
     if len(preferred) == 1 or len(weights) == 1:
         return (preferred or weights)[0]
@@ -150,14 +168,19 @@ def check_filename(source: ModelSource, *, allow_pickles: bool = False) -> None:
     name = source.filename
     if name is None:
         return
-    path = PurePosixPath(name)
-    if path.suffix in _PICKLES:
+    if is_hidden(name):
+        raise UnsupportedModel(
+            f"{name[:80]!r} is a hidden file, such as a Mac leaves beside each, and holds no weights; name the file "
+            "without the dots.",
+            field="model",
+        )
+    if is_pickle(name):
         if allow_pickles:
             return
         raise UnsafeFormat(
             f"{name[:80]!r} is a pickle, which can run code when read; name a safetensors file.", field="model"
         )
-    if path.suffix not in _WEIGHTS:
+    if _suffix(name) not in _WEIGHTS:
         raise UnsupportedModel(
             f"{name[:80]!r} is neither a safetensors nor a GGUF file; name one that is.", field="model"
         )
@@ -165,17 +188,70 @@ def check_filename(source: ModelSource, *, allow_pickles: bool = False) -> None:
 
 def is_weights(name: str) -> bool:
     """True if a file holds weights, by its name."""
-    return PurePosixPath(name).suffix in _WEIGHTS | _PICKLES
+    return _suffix(name) in _WEIGHTS | _PICKLES
 
 
 def is_pickle(name: str) -> bool:
     """True if a file is a pickle, by its name."""
-    return PurePosixPath(name).suffix in _PICKLES
+    return _suffix(name) in _PICKLES
 
 
-def is_shard(name: str) -> bool:
-    """True if a weight file is one of several that belong together, by its name."""
-    return re.search(r"-\d{5}-of-\d{5}", name) is not None
+def split_of(name: str) -> tuple[str, ...]:
+    """Return what all shards of one set of weights have in common, in their names; another text for every other."""
+    return tuple(re.split(r"-\d{5}(?=-of-\d{5})", PurePosixPath(name).name))
+
+
+def shard_count(name: str) -> int | None:
+    """Return how many shards a weight file is one of, by its name; None for a whole file."""
+    match = re.search(r"-\d{5}-of-(\d{5})", PurePosixPath(name).name)
+    return int(match[1]) if match else None
+
+
+def is_index(name: str) -> bool:
+    """True if a file is an index of shards, by its name."""
+    return name.lower().endswith(".json") and "index" in PurePosixPath(name).name.split(".")
+
+
+def listed_shards(index: Mapping[str, object]) -> frozenset[str]:
+    """Return the files that an index of shards names."""
+    weight_map = index.get("weight_map")
+    return frozenset(map(str, weight_map.values())) if isinstance(weight_map, Mapping) else frozenset()
+
+
+def _one_set(weights: list[str], sides: list[str], read_index: ReadIndex) -> list[str]:
+    """Return one set of weights with its side files, of those that a folder has: a whole file before any shards."""
+    weights = [name for name in weights if _stem(name) in _COMPONENT_STEMS] or weights
+    without_indexes = [name for name in sides if not is_index(name)]
+    whole = [name for name in weights if shard_count(name) is None]
+    if whole:  # an index beside it would have its shards loaded
+        return [*whole, *without_indexes]
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for name in weights:
+        sets.setdefault(split_of(name), []).append(name)
+    if len(sets) > 1:
+        picked, index = _one_split([*sets.values()], [*filter(is_index, sides)], read_index)
+        return [*picked, *index, *without_indexes]
+    return [*weights, *sides]
+
+
+def _one_split(splits: list[list[str]], indexes: list[str], read_index: ReadIndex) -> tuple[list[str], list[str]]:
+    """Return the shards that an index names, with that index; else those of the fewest files, with all indexes."""
+    for index in indexes:
+        listed = listed_shards(read_index(index))
+        for files in splits:
+            if {PurePosixPath(name).name for name in files} == listed:
+                return files, [index]
+    complete = [files for files in splits if len(files) == shard_count(files[0])]
+    return min(complete or splits, key=len), indexes
+
+
+def _stem(name: str) -> str:
+    match = _WEIGHT.match(PurePosixPath(name).name)
+    return match["stem"] if match else ""
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _one_variant(weights: list[str], preferred: str | None) -> tuple[list[str], str | None]:
@@ -191,16 +267,16 @@ def _one_variant(weights: list[str], preferred: str | None) -> tuple[list[str], 
 
 def _is_side_file(name: str, weights: list[str], variant: str | None) -> bool:
     path = PurePosixPath(name)
-    if path.suffix not in _SIDE_FILES:
+    if path.suffix.lower() not in _SIDE_FILES:
         return False
     parts = path.name.split(".")
     if "index" not in parts:
         return True
     # Shard indexes: only the one of the chosen weights.
-    container = PurePosixPath(weights[0]).suffix[1:] if weights else "safetensors"
+    container = "bin" if weights and _suffix(weights[0]) in _BINARY else "safetensors"
     labels = [label for label in parts[1:] if label not in {container, "index", "json"}]
     return container in parts and labels == ([variant] if variant else [])
 
 
-def _with_suffix(names: list[str], suffix: str) -> list[str]:
-    return [name for name in names if PurePosixPath(name).suffix == suffix]
+def _with_suffix(names: list[str], suffixes: Collection[str]) -> list[str]:
+    return [name for name in names if _suffix(name) in suffixes]

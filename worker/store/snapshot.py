@@ -1,27 +1,22 @@
 """A repository in a cache that another tool keeps in the Hub's layout: found and judged complete; never written."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
 from worker.core.model import ModelFiles, ModelSource
+from worker.store.completeness import check_complete, missing_files, refuse_missing
 from worker.store.local import read_json
 from worker.store.selection import (
     CONFIG,
     MODEL_INDEX,
     Selection,
     component_files,
-    components,
-    is_shard,
-    is_weights,
+    is_hidden,
     pipeline_files,
     single_file,
 )
-
-# Components of these classes have no weights of their own.
-_WEIGHTLESS = re.compile(r"Tokenizer|Processor|Scheduler|Extractor|Guider")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,8 @@ def complete_files(
 
 def file_names(folder: Path) -> list[str]:
     """Return every file below `folder`, relative to it; links to nothing are left out."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if not is_hidden(name)]
 
 
 def _file(snapshot: Snapshot, path: Path) -> ModelFiles:
@@ -113,32 +109,19 @@ def _file(snapshot: Snapshot, path: Path) -> ModelFiles:
 def _complete_selection(
     folder: Path, names: list[str], variant: str | None, wants: Callable[[str], bool], allow_pickles: bool
 ) -> Selection | None:
-    """Return a pipeline or a component with all its files; None if one is missing, or if the folder is neither."""
+    """Return a pipeline or a component with all its files; None if the folder is neither. Raises CorruptFile."""
+
+    def read_index(name: str) -> dict[str, object]:
+        return read_json(folder / name)
+
     if MODEL_INDEX in names:
         index = read_json(folder / MODEL_INDEX)
-        chosen = pipeline_files(index, names, variant, wants=wants, allow_pickles=allow_pickles)
-        parts = [
-            (name, cls, [file for file in chosen.names if file.startswith(f"{name}/")])
-            for name, cls in components(index)
-            if wants(name)
-        ]
-        return chosen if all(_is_whole(folder, f"{name}/", cls, files) for name, cls, files in parts) else None
+        chosen = pipeline_files(index, names, variant, wants=wants, allow_pickles=allow_pickles, read_index=read_index)
+        check_complete("The copy", index, chosen.names, wants, read_index)
+        return chosen
     if CONFIG in names:
-        component = component_files(read_json(folder / CONFIG), names, variant, allow_pickles=allow_pickles)
-        return component if component and _is_whole(folder, "", "", list(component.names)) else None
+        config = read_json(folder / CONFIG)
+        component = component_files(config, names, variant, allow_pickles=allow_pickles, read_index=read_index)
+        refuse_missing("The copy", missing_files("", "", component.names, read_index) if component else [])
+        return component
     return None
-
-
-def _is_whole(folder: Path, component: str, cls: str, files: list[str]) -> bool:
-    """True if a component has all that its class loads: files, config and weights together, every shard."""
-    weights = {name for name in files if is_weights(name)}
-    if not files or (not _WEIGHTLESS.search(cls) and bool(weights) != (f"{component}{CONFIG}" in files)):
-        return False
-    shards: set[str] = set()
-    for name in files:
-        if name.endswith(".json") and ".index." in name:
-            weight_map = read_json(folder / name).get("weight_map")
-            if not isinstance(weight_map, dict):
-                return False
-            shards |= {f"{component}{shard}" for shard in weight_map.values()}
-    return shards <= weights and all(name in shards for name in weights if is_shard(name))

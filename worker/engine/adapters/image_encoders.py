@@ -34,7 +34,7 @@ def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Enco
     resizing rounds differently. Sizes are the encoder's own, as diffusers' loader chooses them.
     """
     try:
-        kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
+        kind = str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
     except (OSError, ValueError, AttributeError):
         raise CorruptFile("The image encoder has no readable config.json; fetch it again.", field=_FIELD) from None
     if not kind.startswith(("clip", "siglip")):

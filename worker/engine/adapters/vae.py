@@ -92,7 +92,7 @@ def _replacing(own: Any) -> frozenset[str]:
 
 def _class_name(folder: Path, name: str) -> str:
     try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+        return str(json.loads((folder / "config.json").read_bytes()).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         raise CorruptFile(f"vae: {name} has no readable config.json; fetch it again.", field=_FIELD) from None
 

@@ -71,7 +71,7 @@ def _config(spec: ModelSpec, row: Architecture | None) -> Path | None:
 
 def _missing(config: Path, model: KnownModel) -> list[str]:
     parts = model.detection.parts
-    index: Mapping[str, Any] = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+    index: Mapping[str, Any] = json.loads((config / "model_index.json").read_bytes())
     # Stable Diffusion 3 was also published with its CLIPs and without its T5: then it runs without it.
     without_t5 = "text_encoder_2" in parts and "t5" not in model.detection.encoders
     components = _held_components(index, model)

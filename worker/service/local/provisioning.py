@@ -24,7 +24,7 @@ from worker.store.store import Store
 
 def refuse_pickles(root: Path) -> Path:
     """Return `root` unless it is a pickle. Raises UnsafeFormat, naming the operator's switch."""
-    if root.suffix in PICKLES:
+    if root.suffix.lower() in PICKLES:
         raise UnsafeFormat(
             f"{root.name[:80]} is a pickle, which can run code when read; use a safetensors file, or let the operator "
             "set ALLOW_PICKLES=true to have pickles of plain tensors converted.",

@@ -14,7 +14,8 @@ from worker.catalog.detector import detect_header
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.lora import LoraKeys, Scaling
-from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex
+from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex, safetensors_files
+from worker.store.selection import shard_count, split_of
 
 _HASH_BLOCK = 2**22
 _MAX_CONFIG_BYTES = 1_000_000
@@ -46,12 +47,12 @@ def count_parameters(root: Path) -> dict[str, int]:
     if root.is_file():
         return {"model": _unchanged(_count, root)}
     if (root / "config.json").is_file():  # one component alone
-        groups = _by_variant(sorted(root.glob("*.safetensors")))
+        groups = _sets(safetensors_files(root))
         return {"model": max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)}
     counts: dict[str, int] = {}
-    for component in sorted(path for path in root.iterdir() if path.is_dir()):
-        groups = _by_variant(sorted(component.glob("*.safetensors")))
-        # Variants lie side by side; the largest stands for the component.
+    for component in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        groups = _sets(safetensors_files(component))
+        # Variants and splits lie side by side; the largest stands for the component.
         counts[component.name] = max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)
     return {name: count for name, count in counts.items() if count}
 
@@ -75,14 +76,11 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
 def _packed(root: Path) -> dict[str, int]:
     """Return the bytes of components that stay as stored: a GGUF file, and those whose config says quantized."""
     if root.is_file():
-        return {"model": root.stat().st_size} if root.suffix == ".gguf" else {}
+        return {"model": root.stat().st_size} if root.suffix.lower() == ".gguf" else {}
     packed = {}
     for config in root.glob("*/config.json"):
         if b'"quantization_config"' in config.read_bytes():
-            sizes = [
-                sum(path.stat().st_size for path in group)
-                for group in _by_variant(list(config.parent.glob("*.safetensors")))
-            ]
+            sizes = [sum(path.stat().st_size for path in group) for group in _sets(safetensors_files(config.parent))]
             packed[config.parent.name] = max(sizes, default=0)
     return packed
 
@@ -157,9 +155,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _by_variant(paths: list[Path]) -> list[list[Path]]:
-    groups: dict[str, list[Path]] = {}
+def _sets(paths: list[Path]) -> list[list[Path]]:
+    """Return the sets of weights in a folder: those of one variant, as whole files or as the shards of one split."""
+    groups: dict[tuple[str, ...], list[Path]] = {}
     for path in paths:
         parts = path.name.split(".")
-        groups.setdefault(parts[1] if len(parts) > 2 else "", []).append(path)
+        split = split_of(path.name) if shard_count(path.name) else ()
+        groups.setdefault((parts[1] if len(parts) > 2 else "", *split), []).append(path)
     return list(groups.values())

@@ -11,7 +11,7 @@ from worker.catalog.interface.controls import controlled_rows
 from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
-from worker.core.model import Detection, Kind, ModelFiles
+from worker.core.model import Detection, Kind, ModelFiles, safetensors_files
 from worker.core.result import Emit
 from worker.service.accepting.adapters.controls import check_control
 from worker.service.local.adapters.fetching import AdapterFetcher, only_weights
@@ -56,5 +56,5 @@ def _sha256(files: ModelFiles) -> str | None:
     """Return the digest of the one weight file; None if there are several."""
     if files.root.is_file():
         return files.sha256 or file_sha256(files.root)
-    weights = sorted(files.root.glob("*.safetensors"))
+    weights = safetensors_files(files.root)
     return file_sha256(weights[0]) if len(weights) == 1 else None

@@ -16,7 +16,7 @@ from worker.core.errors import (
     WorkerError,
 )
 from worker.core.job import StopSignal
-from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec, Outline
+from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec, Outline, safetensors_files
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
@@ -97,7 +97,7 @@ def explained(reason: str, field: str = "model") -> Iterator[None]:
 
 def only_weights(folder: Path, usual_names: frozenset[str], name: str, field: str) -> Path:
     """Return the one weight file of a folder that can be meant. Raises UnsupportedModel, listing them, for several."""
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = safetensors_files(folder)
     usual = [path for path in paths if path.name in usual_names]
     if len(usual) == 1 or len(paths) == 1:
         return (usual or paths)[0]

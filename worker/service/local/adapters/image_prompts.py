@@ -21,14 +21,13 @@ from worker.core.errors import (
     UnsupportedModel,
 )
 from worker.core.job import Job
-from worker.core.model import Detection, Kind, ModelFiles, ModelSource, TensorIndex
+from worker.core.model import SAFETENSORS, Detection, Kind, ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_family, check_kind
 from worker.service.local.adapters.fetching import AdapterFetcher, explained, unclear_weights
 from worker.service.local.weights import AdapterFile, examine_adapter
 
 _FIELD = "ip_adapters"
-_WEIGHTS = ".safetensors"
 
 
 def provide_image_prompts(
@@ -60,7 +59,7 @@ def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
     if header is None or detection is None:
         files, examined = _fetch(source, job, fetcher, emit)
         header, detection = examined.header, examined.detection
-        if source.is_local and files.root.suffix == _WEIGHTS and source.filename is None:
+        if source.is_local and files.root.suffix.lower() in SAFETENSORS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
     need = _need(spec, header, detection, job)
     encoder, title = _encoder(spec.model, source, need, job.call.detection.architecture, fetcher)

@@ -69,7 +69,7 @@ def _read_configs(folder: Path) -> dict[str, dict[str, object]]:
     for name in (_INNER_CONFIG, _CONFIG):
         if (folder / name).is_file():
             try:
-                config = json.loads((folder / name).read_text(encoding="utf-8"))
+                config = json.loads((folder / name).read_bytes())
             except ValueError:
                 return {}
             return {name: config} if isinstance(config, dict) else {}
