@@ -128,3 +128,10 @@ def test_a_control_without_one_of_its_tensors_is_refused(tmp_path):
             ControlNetModel, tmp_path, "controlnets: mine", field="controlnets", dtype=torch.float32, variant=None
         )
     assert error.value.field == "controlnets"
+
+
+def test_a_part_without_any_weights_is_named(repository):
+    plan, file = repository("sd1", "vae", lambda weights: weights)
+    file.unlink()
+    with pytest.raises(CorruptFile, match=r"The vae of the model lacks its weights \(vae/\*\.safetensors\)"):
+        load_pipeline(plan)

@@ -114,6 +114,7 @@ async def test_plan_of_a_model_that_is_not_here_fetches_no_weights(tmp_path):
     made = make_context(tmp_path)  # writes the folder
     folder = made.worker.settings.models_yaml.parent / "models/sd1"
     weights = sparse_file(folder / "unet/diffusion_pytorch_model.safetensors", index({"conv_in.weight": (5000, 2000)}))
+    sparse_file(folder / "vae/diffusion_pytorch_model.safetensors", index({"conv_in.weight": (1,)}))
     with FakeHub() as hub:
         hub.add_repo("org/sdxl", folder)
         context = make_context(tmp_path / "b", OFFLINE=False, hf_endpoint=hub.endpoint)

@@ -10,7 +10,7 @@ import diffusers
 import torch
 import transformers
 
-from worker.core.errors import UnsupportedModel
+from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.core.model import safetensors_files
 from worker.core.single_file import EncoderKind, encoder_kind
 from worker.engine.compatibility import pipeline_module
@@ -87,6 +87,12 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype, varia
     if component.library == "transformers":
         options["trust_remote_code"] = False
     if component.is_model:
+        if folder.is_dir() and not safetensors_files(folder):
+            raise CorruptFile(
+                f"The {component.name} of the model lacks its weights ({component.name}/*.safetensors); complete the "
+                "model's folder, or name another.",
+                field="model",
+            )
         if variant and any(f".{variant}" in path.name for path in safetensors_files(folder)):
             options["variant"] = variant
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.

@@ -31,13 +31,19 @@ def check_complete(
     names: Sequence[str],
     wants: Callable[[str], bool],
     read_index: ReadIndex,
+    *,
+    described_only: bool = False,
 ) -> None:
-    """Raise CorruptFile naming the files that the chosen `names` of a pipeline's repository lack."""
+    """Raise CorruptFile naming the files that the chosen `names` of a pipeline's repository lack.
+
+    With `described_only` a component may have its config and no weights at all.
+    """
     missing: list[str] = []
     for component, cls in components(model_index):
         if wants(component):
             inside = [name for name in names if name.startswith(f"{component}/")]
-            missing += missing_files(f"{component}/", cls, inside, read_index)
+            lacks = missing_files(f"{component}/", cls, inside, read_index)
+            missing += lacks if not described_only or any(map(is_weights, inside)) or _is_weightless(cls) else []
     refuse_missing(what, missing)
 
 
@@ -62,13 +68,17 @@ def missing_files(folder: str, cls: str, names: Sequence[str], read_index: ReadI
         return _unless(f"{folder}scheduler_config.json", names)
     if "Tokenizer" in cls:
         return _missing_vocabulary(folder, cls, names)
-    if _WEIGHTLESS.search(cls):
+    if _is_weightless(cls):
         return [] if names else [f"{folder}preprocessor_config.json"]
     weights = [name for name in names if is_weights(name)]
     if not weights:
         # A component with other files only is of a class without weights that nothing here knows.
         return [f"{folder}{_weights_name(names)}"] if f"{folder}{CONFIG}" in names or not names else []
     return [*_unless(f"{folder}{CONFIG}", names), *_missing_shards(folder, weights, names, read_index)]
+
+
+def _is_weightless(cls: str) -> bool:
+    return _WEIGHTLESS.search(cls) is not None
 
 
 def _missing_vocabulary(folder: str, cls: str, names: Sequence[str]) -> list[str]:

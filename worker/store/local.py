@@ -109,11 +109,17 @@ def _meant(folder: Path) -> Path:
     if (folder / MODEL_INDEX).is_file():
         return folder
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file() and not is_hidden(entry.name)]
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
+        # A folder inside may be what the file needs: an IP-Adapter's image encoder.
+        names = [entry.name for entry in visible if entry.is_file()] if all(map(_is_file, visible)) else []
     weights = [name for name in names if is_weights(name) and not is_pickle(name)]
     if len(weights) != 1 or (CONFIG in names and component_files(read_json(folder / CONFIG), names, None)):
         return folder
     return folder / weights[0]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file()
 
 
 def _snapshot(folder: Path) -> Path:
@@ -175,7 +181,8 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Select
         return read_json(folder / name)
 
     chosen = pipeline_files(index, _names(folder), variant, allow_pickles=allow_pickles, read_index=read_index)
-    check_complete(folder.name[:80], index, chosen.names, lambda component: True, read_index)
+    # Weights that are not there at all are told by whoever loads them: a folder may be asked for its description alone.
+    check_complete(folder.name[:80], index, chosen.names, lambda part: True, read_index, described_only=True)
     return chosen
 
 
