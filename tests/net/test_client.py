@@ -13,7 +13,7 @@ import pytest
 from tests.net.servers import RawServer, body, names, redirect, silence, trickle
 from worker.net import guard
 from worker.net.client import Client
-from worker.net.guard import RefusedUrl
+from worker.net.guard import RefusedUrl, join_url
 
 TOKEN = "canary-token-web"
 
@@ -352,3 +352,9 @@ class TestTls:
             Client({f"https://images.example:{server.port}": TOKEN}).get(f"https://images.example:{server.port}/x")
         assert server.heads == []
         assert "images.example" not in str(caught.value)
+
+
+def test_a_space_in_a_redirect_is_encoded():
+    assert (
+        join_url("https://a.example/x", "/a file.safetensors?n=a b") == "https://a.example/a%20file.safetensors?n=a%20b"
+    )

@@ -65,3 +65,9 @@ def test_any_json_is_a_version_with_a_file_or_one_sentence(changes, choice):
     assert file in read.files
     assert file.format in {"SafeTensor", "GGUF"}
     assert set(file.scans.values()) <= {"Success", ""}
+
+
+def test_a_format_that_says_nothing_counts_by_the_suffix():
+    files = [{**FILE, "name": "style.sft", "metadata": {"format": "Other"}}]
+    version = read_version({**VERSION, "files": files}, {})
+    assert version.files[0].format == "SafeTensor"

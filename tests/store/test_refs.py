@@ -345,3 +345,17 @@ def test_any_text_is_a_source_that_reads_back_or_is_refused_in_one_sentence(text
         assert error.message.isprintable()
         return
     assert parse_reference(source.reference) == source
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("org/repo/x.safetensors", "org/repo#x.safetensors"),
+        ("org/repo/deep/x.SFT", "org/repo#deep/x.SFT"),
+        ("huggingface.co/org/repo", "org/repo"),
+        ("hf.co/org/repo/blob/main/x.gguf", "org/repo@main#x.gguf"),
+        ("www.civitai.com/models/12?modelVersionId=34", "civitai:12@34"),
+    ],
+)
+def test_what_people_leave_out_of_a_reference_is_understood(text, reference):
+    assert parse_reference(text).reference == reference

@@ -100,7 +100,7 @@ def request_target(parts: SplitResult) -> str:
 def join_url(url: str, location: str) -> str:
     """Return the URL that a redirect leads to. Raises RefusedUrl."""
     try:
-        return urljoin(url, location)
+        return urljoin(url, location.strip().replace(" ", "%20"))  # browsers take a space there too
     except ValueError:
         raise RefusedUrl("it redirects to no valid URL") from None
 

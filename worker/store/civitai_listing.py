@@ -253,12 +253,13 @@ def _file(item: Mapping[str, object]) -> CivitaiFile | None:
     if number is None:
         return None
     name, metadata = _text(item.get("name")) or str(number), _object(item.get("metadata"))
+    named, by_suffix = _text(metadata.get("format")), _SUFFIXES.get(PurePosixPath(name).suffix.lower(), "")
     sha256 = _text(_object(item.get("hashes")).get("SHA256")).lower()
     return CivitaiFile(
         id=number,
         name=name,
         type=_text(item.get("type")),
-        format=_text(metadata.get("format")) or _SUFFIXES.get(PurePosixPath(name).suffix.lower(), ""),
+        format=by_suffix or named if named in {"", "Other"} else named,
         size=_text(metadata.get("size")),
         fp=_text(metadata.get("fp")),
         quant=_text(metadata.get("quantType")),

@@ -64,6 +64,9 @@ def parse_reference(text: str) -> ModelSource:
 
 def _parse(text: str) -> ModelSource:
     lowered = text.lower()
+    host = lowered.partition("/")[0]
+    if "/" in text and (host in _HUGGING_FACE or _CIVITAI.fullmatch(host)):
+        return _url(f"https://{text}")
     if lowered.startswith("file:"):
         return _file(text[5:].removeprefix("//"))
     if text.startswith("/"):
@@ -96,6 +99,9 @@ def _without_pin(text: str) -> tuple[str, str | None]:
 def _hub(text: str) -> ModelSource:
     repo_and_revision, _, below = text.partition("#")
     repo, _, revision = repo_and_revision.partition("@")
+    inside = repo.split("/", 2)
+    if len(inside) == 3 and not below and _FILE.search(inside[2]):  # org/repo/file.safetensors
+        repo, below = "/".join(inside[:2]), inside[2]
     hostile = ".." in repo or "--" in repo or repo.endswith(".git") or len(repo) > MAX_REPO_CHARS
     if hostile or not _REPO.fullmatch(repo):
         raise _not_a_reference(text)
