@@ -4,6 +4,7 @@ import contextlib
 import copy
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -71,3 +72,12 @@ def test_a_format_that_says_nothing_counts_by_the_suffix():
     files = [{**FILE, "name": "style.sft", "metadata": {"format": "Other"}}]
     version = read_version({**VERSION, "files": files}, {})
     assert version.files[0].format == "SafeTensor"
+
+
+def test_halves_for_high_and_low_noise_are_asked_about():
+    names = ("wan22_HighNoise.safetensors", "wan22-low_noise.safetensors")
+    files = [{**FILE, "id": number, "name": name} for number, name in enumerate(names, 302)]
+    version = read_version({**VERSION, "files": files}, {})
+    with pytest.raises(WorkerError, match=r"high and one for low noise.*wan22_HighNoise.*wan22-low_noise"):
+        choose_file(version, ModelSource(scheme="civitai", locator="100"))
+    assert choose_file(version, ModelSource(scheme="civitai", locator="100", filename="303")).name == names[1]

@@ -3,6 +3,7 @@
 Pure: no request is made here. The vocabulary grows every month, so an unknown word is kept as it is and never an error.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ _SUFFIXES = {".safetensors": "SafeTensor", ".sft": "SafeTensor", ".gguf": "GGUF"
     PICKLES, "PickleTensor"
 )
 _MAX_LISTED = 8
+_HALF = re.compile(r"(?<![a-z])(high|low)[ _.-]?noise", re.IGNORECASE)  # Wan 2.2 has a model for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,19 @@ def choose_file(version: CivitaiVersion, source: ModelSource) -> CivitaiFile:
         raise UnsupportedModel(
             f"{version.label} holds no weights in a format that can be loaded: {contents}.", field="model"
         )
+    _refuse_halves(version, usable)
     return min(usable, key=lambda file: (_FORMATS.index(file.format), not file.primary, _rank(file, types), file.id))
+
+
+def _refuse_halves(version: CivitaiVersion, usable: Sequence[CivitaiFile]) -> None:
+    """Raise UnsupportedModel where some files are for high and some for low noise: neither stands for the other."""
+    halves = {match[1].lower() for file in usable if (match := _HALF.search(file.name))}
+    if len(halves) == 2:
+        raise UnsupportedModel(
+            f"{version.label} has one file for high and one for low noise; name the one that is meant, as in "
+            f"{version.label}#{usable[0].id}: {_listing(usable)}.",
+            field="model",
+        )
 
 
 def _is_usable(file: CivitaiFile, types: Collection[str], any_type: bool) -> bool:
