@@ -1,17 +1,28 @@
 """Quantized files: fp8 with scales is read exactly, GGUF stays packed, the rest is refused by name."""
 
 import json
+import types
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.quantizers.bfl import utils as bfl
 
 from tests import builders, single_files
+from tests import original_layouts as originals
 from tests.engine.test_single_files import draw, load
 from tests.images import assert_differs
-from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.catalog.capabilities import check_loadable
+from worker.catalog.detectors.storage import quantization_of, unpacked
+from worker.catalog.formats.headers import read_header
+from worker.core.errors import CorruptFile, UnsupportedModel, WorkerError
+from worker.core.model import Detection, Kind
+from worker.engine.components import Component
 from worker.engine.quantization import dequantize
+from worker.engine.single_file import load_part
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +120,96 @@ def test_a_lora_works_on_top_of_gguf(flux, tmp_path):
 def test_a_damaged_gguf_is_said(flux, tmp_path):
     path = single_files.gguf(single_files.denoiser(flux), tmp_path / "model.gguf", "flux")
     path.write_bytes(path.read_bytes()[:2_000])
-    from worker.core.errors import WorkerError
-
     with pytest.raises(WorkerError) as failure:
         load("flux", path, base=flux)
     assert failure.value.code in {"corrupt_file", "load_failed"}
+
+
+class TestBlackForestLabs:
+    """FLUX.2 as its authors quantize it, in their names: the fused and the turned layers too."""
+
+    CONFIG = types.MappingProxyType({
+        "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 4,
+        "joint_attention_dim": 32, "in_channels": 16, "axes_dims_rope": [4, 4, 4, 4],
+    })  # fmt: skip
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        torch.manual_seed(0)
+        model = diffusers.Flux2Transformer2DModel(**self.CONFIG)
+        model.save_config(tmp_path / "base/transformer")
+        return model
+
+    @staticmethod
+    def quantized(model, kind, left_out=()):
+        """The published file: matrices of blocks packed, with their scales beside them."""
+        file = {}
+        for name, tensor in originals.flux2(dict(model.state_dict())).items():
+            stem = name.removesuffix(".weight")
+            if not name.startswith(("double_blocks", "single_blocks", "final_layer")) or tensor.ndim != 2:
+                file[name] = tensor
+            elif kind == "fp8r":
+                file[name], file[f"{stem}.weight_scale"] = bfl.quantize_fp8r(tensor)
+            else:
+                file[name], file[f"{stem}.weight_scale"], file[f"{stem}.weight_scale_2"] = bfl.quantize_nvfp4(tensor)
+                file[f"{stem}.input_scale"] = torch.tensor(0.01)
+        return {name: tensor for name, tensor in file.items() if not name.endswith(tuple(left_out) or ("\0",))}
+
+    @staticmethod
+    def read(path, base):
+        index = {"transformer": Component("transformer", "diffusers", "Flux2Transformer2DModel")}
+        return load_part(index, "transformer", path, base, torch.float32)
+
+    @pytest.mark.parametrize("kind", ["nvfp4", "fp8r"])
+    def test_its_files_load_and_compute_with_what_their_scales_say(self, model, tmp_path, kind):
+        file = self.quantized(model, kind)
+        loaded = self.read(single_files.save(file, tmp_path / "file.safetensors"), tmp_path / "base")
+        packed = [type(module).__name__ for module in loaded.modules() if type(module).__name__ == "BFLNVFP4Linear"]
+        assert bool(packed) is (kind == "nvfp4")
+        plain = {name: tensor for name, tensor in file.items() if "_scale" not in name}
+        for name in (name for name in file if name.endswith(".weight_scale")):
+            weight = name.replace(".weight_scale", ".weight")
+            scales = [file[name], *([file[f"{name}_2"]] if kind == "nvfp4" else [])]
+            plain[weight] = getattr(bfl, f"dequantize_{kind}")(file[weight], *scales)
+        want = self.read(single_files.save(plain, tmp_path / "plain.safetensors"), tmp_path / "base")
+        inputs = {
+            "hidden_states": torch.randn(1, 4, 16), "encoder_hidden_states": torch.randn(1, 3, 32),
+            "timestep": torch.tensor([0.5]), "guidance": torch.tensor([4.0]), "img_ids": torch.zeros(1, 4, 4),
+            "txt_ids": torch.zeros(1, 3, 4),
+        }  # fmt: skip
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs).sample, want(**inputs).sample, atol=1e-4, rtol=1e-4)
+
+    def test_the_header_says_what_it_is_with_the_sizes_of_the_model(self, model, tmp_path):
+        header = read_header(single_files.save(self.quantized(model, "nvfp4"), tmp_path / "file.safetensors"))
+        assert quantization_of(header)[0] == "nvfp4"
+        want = originals.flux2({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        held = unpacked(header).tensors
+        assert {name: held[name][1] for name in want} == want
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "dtype", "kind"),
+        [
+            ("comfy_quant", (24,), torch.uint8, "nvfp4-comfy"),
+            ("weight_scale", (192, 4), torch.float8_e4m3fn, "nvfp4"),
+        ],
+    )
+    def test_what_no_layer_here_reads_is_refused_from_the_header(self, model, tmp_path, name, shape, dtype, kind):
+        file = self.quantized(model, "nvfp4") | {f"double_blocks.0.img_attn.qkv.{name}": torch.zeros(shape).to(dtype)}
+        header = read_header(single_files.save(file, tmp_path / "file.safetensors"))
+        assert quantization_of(header)[0] == kind
+        blocks = {key: one for key, one in header.tensors.items() if not key.endswith(("_scale_2", "comfy_quant"))}
+        found = Detection(
+            Kind.DENOISER, "safetensors", quantization=quantization_of(replace(header, tensors=blocks))[0]
+        )
+        assert found.quantization == "mxfp8"
+        with pytest.raises(UnsupportedModel, match="scaled in blocks"):
+            check_loadable("x", found)
+
+    def test_missing_scales_are_damage_and_another_order_of_scales_is_refused(self, model, tmp_path):
+        path = single_files.save(self.quantized(model, "nvfp4", [".input_scale"]), tmp_path / "file.safetensors")
+        with pytest.raises(CorruptFile, match="lack scales of some layers"):
+            self.read(path, tmp_path / "base")
+        marked = self.quantized(model, "nvfp4") | {"double_blocks.0.img_mlp.0.comfy_quant": torch.zeros(2).byte()}
+        with pytest.raises(UnsupportedModel, match=r"nvfp4 weights are ComfyUI's"):
+            self.read(single_files.save(marked, tmp_path / "comfy.safetensors"), tmp_path / "base")

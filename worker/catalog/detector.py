@@ -32,6 +32,7 @@ from worker.catalog.detectors.storage import (
     parts_of,
     prediction_of,
     quantization_of,
+    unpacked,
 )
 from worker.catalog.detectors.unsupported import refuse
 from worker.catalog.pipelines.names import named_task
@@ -100,7 +101,7 @@ def detect_header(index: TensorIndex, name: str = "", declared: Declaration | No
 
     Raises UnsupportedModel if it is recognised and cannot run here.
     """
-    return settle(_examine(index, name), index.metadata, declared, name)
+    return settle(_examine(unpacked(index), name), index.metadata, declared, name)
 
 
 def _examine(index: TensorIndex, name: str) -> Detection:

@@ -23,7 +23,7 @@ from worker.core.single_file import EncoderKind
 from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
-from worker.engine.quantization import Weights, dequantize, gguf_config, unpack
+from worker.engine.quantization import Weights, bundle, dequantize, is_nvfp4, is_packed, packed_config, unbundle, unpack
 
 _LOG = logging.getLogger(__name__)
 _ALIGNMENT = 64  # bytes: a cache line, and the alignment of torch's allocations
@@ -74,14 +74,15 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
         raise UnsupportedModel(
             f"{name}: the file holds {len(parts)} parts of a model; name a file with the {name} alone.", field=name
         )
-    return _aligned(_build(component, part, config, dtype, packed=path.suffix == ".gguf"))
+    return _aligned(_build(component, part, config, dtype))
 
 
 def _read(path: Path, dtype: torch.dtype) -> dict[str, list[Weights]]:
-    """Read the parts of a file, scaled fp8 made plain; GGUF tensors stay packed."""
+    """Read the parts of a file, scaled fp8 made plain; GGUF and nvfp4 tensors stay packed."""
     if path.suffix == ".gguf":
         return conversion.split(load_gguf_checkpoint(str(path)))
-    return conversion.split(dequantize(load_file(path), dtype))
+    weights = load_file(path)
+    return conversion.split(bundle(weights) if is_nvfp4(weights) else dequantize(weights, dtype))
 
 
 def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
@@ -91,7 +92,7 @@ def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPla
     if weights is not None:
         # The base has the sizes of files made from it; a bundled config has the family's usual ones.
         config_folder = next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), config)
-        model = _build(component, weights, config_folder, dtype, packed=plan.format == "gguf")
+        model = _build(component, weights, config_folder, dtype)
         return _aligned(model) if plan.device == "cpu" else model
     for folder in folders:
         entry = read_index(folder).get(component.name, component)  # of the folder's own class
@@ -119,13 +120,13 @@ def _aligned(model: Any) -> Any:
     return model
 
 
-def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
-    if packed and component.name not in DENOISERS:
-        weights, packed = unpack(weights, dtype), False
+def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
+    if is_packed(weights) and component.name not in DENOISERS:
+        weights = unpack(weights, dtype)
     if component.library == "transformers":
         model = _text_encoder(component, weights, config, dtype)
     else:
-        model = _diffusers_model(component, weights, config, dtype, packed=packed)
+        model = _diffusers_model(component, weights, config, dtype)
     # Tensors that the file did not give have no memory yet.
     _check_none_missing(component.name, [name for name, tensor in model.named_parameters() if tensor.is_meta])
     return model.eval()
@@ -140,15 +141,16 @@ def _check_none_missing(component: str, missing: list[str]) -> None:
         )
 
 
-def _diffusers_model(component: Component, weights: Weights, config: Path, dtype: torch.dtype, *, packed: bool) -> Any:
+def _diffusers_model(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
     cls = component.cls
     settings = cls.load_config(str(config), subfolder=component.name, local_files_only=True)
     fit = layouts.fit(component.name, cls, weights, settings)
     # Not hasattr: more classes inherit from_single_file than it can read.
     if component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
-        quantization = {"quantization_config": gguf_config(dtype)} if packed else {}
+        packed = is_packed(fit.weights)
+        quantization = {"quantization_config": packed_config(fit.weights, dtype)} if packed else {}
         return cls.from_single_file(
-            fit.weights,  # in exactly the names of the model, so that diffusers converts nothing
+            unbundle(fit.weights),  # in exactly the names of the model, so that diffusers converts nothing
             config=str(config),
             subfolder=component.name,
             dtype=dtype,
@@ -157,7 +159,7 @@ def _diffusers_model(component: Component, weights: Weights, config: Path, dtype
             **quantization,
         )
     model = cls.from_config({**settings, **fit.changes})
-    model.load_state_dict(unpack(fit.weights, dtype) if packed else fit.weights)
+    model.load_state_dict(unpack(fit.weights, dtype) if is_packed(fit.weights) else fit.weights)
     return model.to(dtype)
 
 

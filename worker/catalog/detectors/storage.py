@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from worker.catalog.families.row import DENOISER_PREFIXES
 from worker.core.model import TensorIndex
@@ -9,6 +10,7 @@ from worker.core.single_file import VAE_PREFIXES, text_encoders
 
 # Names that tools write beside quantized weights. Read like plain ones, such weights give garbage without an error.
 _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
+_GLOBAL_SCALE = ".weight_scale_2"
 _SVDQUANT = (".qweight", ".wscales", ".proj_down", ".smooth_factor")
 _BNB = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$|\.(?:absmax|quant_map)$")
 
@@ -25,10 +27,13 @@ _ALL_STARTS = tuple(start for _, starts in _PARTS for start in starts)
 
 
 def quantization_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
-    """Return the weights' quantization (fp8, fp8-scaled, nf4, svdquant, gguf; None for plain) and the evidence."""
+    """Return the weights' quantization, by its id in capabilities.py, and the evidence; None for plain weights."""
     if index.container == "gguf":
         types = sorted({dtype for dtype, _ in index.tensors.values()} - {"F32", "F16", "BF16"})
         return ("gguf", (f"GGUF with {', '.join(types)[:80]}",)) if types else (None, ("GGUF with plain weights",))
+    in_blocks = _scaled_in_blocks(index)
+    if in_blocks is not None:
+        return in_blocks
     fp8 = None
     for name, (dtype, _) in index.tensors.items():
         if name.endswith(_SCALES):
@@ -42,6 +47,33 @@ def quantization_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
     if "_quantization_metadata" in index.metadata:
         return "fp8-scaled", ("metadata lists scaled layers: the weights need their scales",)
     return ("fp8", ("weights in fp8",)) if fp8 is not None else (None, ())
+
+
+def _scaled_in_blocks(index: TensorIndex) -> tuple[str, tuple[str, ...]] | None:
+    """Return the quantization of weights with a scale for each block of a row, and the evidence; None for others."""
+    four = next((name for name in index.tensors if name.endswith(_GLOBAL_SCALE)), None)
+    if four is not None:
+        # ComfyUI marks its layers, and orders their scales as one kind of GPU reads them.
+        comfy = any(name.endswith(".comfy_quant") for name in index.tensors)
+        return "nvfp4-comfy" if comfy else "nvfp4", (f"has {four}: 4-bit weights in blocks",)
+    for name, (_, shape) in index.tensors.items():
+        if len(shape) == 2 and min(shape) > 1 and name.endswith(_SCALES):
+            return "mxfp8", (f"has {name} of {shape}: weights scaled in blocks",)
+    return None
+
+
+def unpacked(index: TensorIndex) -> TensorIndex:
+    """Return the header with the shapes that nvfp4 weights have when unpacked: two of their numbers lie in a byte."""
+    stems = {name.removesuffix(_GLOBAL_SCALE) for name in index.tensors if name.endswith(_GLOBAL_SCALE)}
+    if not stems:
+        return index
+    tensors = {
+        name: (dtype, (*shape[:-1], 2 * shape[-1]))
+        if dtype == "U8" and name.endswith(".weight") and name.removesuffix(".weight") in stems
+        else (dtype, shape)
+        for name, (dtype, shape) in index.tensors.items()
+    }
+    return replace(index, tensors=tensors)
 
 
 def prediction_of(index: TensorIndex) -> tuple[str | None, bool, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from worker.catalog.detector import detect_header
+from worker.catalog.detectors.storage import quantization_of
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.lora import LoraKeys, Scaling
@@ -74,9 +75,10 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
 
 
 def _packed(root: Path) -> dict[str, int]:
-    """Return the bytes of components that stay as stored: a GGUF file, and those whose config says quantized."""
+    """Return the bytes of components that stay as stored: a GGUF or nvfp4 file, those whose config says quantized."""
     if root.is_file():
-        return {"model": root.stat().st_size} if root.suffix.lower() == ".gguf" else {}
+        packed_file = root.suffix.lower() == ".gguf" or _unchanged(_storage, root) == "nvfp4"
+        return {"model": root.stat().st_size} if packed_file else {}
     packed = {}
     for config in root.glob("*/config.json"):
         if b'"quantization_config"' in config.read_bytes():
@@ -109,6 +111,11 @@ def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
 @lru_cache(maxsize=4_096)
 def _count(path: str, size: int, mtime_ns: int) -> int:
     return read_header(Path(path)).parameters
+
+
+@lru_cache(maxsize=4_096)
+def _storage(path: str, size: int, mtime_ns: int) -> str | None:
+    return quantization_of(read_header(Path(path)))[0]
 
 
 @lru_cache(maxsize=64)
