@@ -3,6 +3,9 @@
 
 def main() -> None:
     """Serve jobs until the process is stopped: from RunPod's queue, or over HTTP."""
+    from worker.app.interrupt import end_quietly_on_interrupt
+
+    end_quietly_on_interrupt()
     from worker.app.start import run
 
     run()

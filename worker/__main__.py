@@ -5,10 +5,13 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the command that the command line names."""
-    from worker.app.cli.commands import app
+    """Run the command that the command line names, and end the process with its status."""
+    from worker.app.interrupt import end_quietly_on_interrupt
 
-    app(prog_name="imgworker" if Path(sys.argv[0]).name == "imgworker" else "python -m worker")
+    end_quietly_on_interrupt()
+    from worker.app.cli.commands import main as run
+
+    sys.exit(run(sys.argv[1:], "imgworker" if Path(sys.argv[0]).name == "imgworker" else "python -m worker"))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """`python -m worker cache` and `lock`: an operator's day with a volume, against a Hub in miniature."""
 
 import json
-import logging
 import os
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.app.commands import failed, invoke, said
 from tests.fakes.hub import FakeHub
 from tests.store.conftest import WEIGHTS, weights, write_pipeline
-from worker.app.cli import commands as cli
 
 REGISTRY = """
 models:
@@ -34,7 +32,7 @@ def hub(tmp_path):
 
 @pytest.fixture
 def run(hub, tmp_path, monkeypatch):
-    """Runs a command on an empty volume, as a pipe in a wide terminal's place."""
+    """Runs a command on an empty volume."""
     (tmp_path / "models.yaml").write_text(REGISTRY)
     values = {
         "MODELS_YAML": tmp_path / "models.yaml",
@@ -42,27 +40,12 @@ def run(hub, tmp_path, monkeypatch):
         "VOLUME_DIR": tmp_path / "volume",
         "HF_ENDPOINT": hub.endpoint,
         "HOME": tmp_path,
-        "COLUMNS": "200",
     }
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
     for name in ("HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    runner = CliRunner()
-    yield lambda *arguments: runner.invoke(cli.app, [*arguments])
-    logging.disable(logging.NOTSET)
-
-
-def said(result) -> str:
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def failed(result) -> str:
-    assert result.exit_code == 1, result.output
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
+    return invoke
 
 
 def test_an_empty_volume_has_nothing_to_list_or_to_sweep(run, tmp_path):

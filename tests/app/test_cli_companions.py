@@ -1,18 +1,16 @@
 """What goes beside a model, by the ids of models.yaml: locked and pulled, it serves a worker without a network."""
 
 import json
-import logging
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.app.commands import invoke, said
 from tests.asking import perform
 from tests.companions import companions
 from tests.fakes.hub import FakeHub
 from tests.images import encoded, gradient
 from worker.app.build import build_worker
-from worker.app.cli import commands as cli
 from worker.app.settings import Settings
 
 REGISTRY = {
@@ -82,13 +80,7 @@ def command(hub, tmp_path, monkeypatch):
     for name in ("HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*words):
-        result = CliRunner().invoke(cli.app, [*words])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    yield run
-    logging.disable(logging.NOTSET)
+    return lambda *words: said(invoke(*words))
 
 
 def alone(tmp_path):

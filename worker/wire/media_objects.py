@@ -19,12 +19,13 @@ def unwrapped(name: str, value: JsonValue) -> JsonValue:
         return [unwrapped(name, item) for item in value]
     if not isinstance(value, dict):
         return value
-    if _names_media(name):
+    if names_media(name):
         return _text(value) or value
-    return {key: unwrapped(key, item) if _names_media(key) else item for key, item in value.items()}
+    return {key: unwrapped(key, item) if names_media(key) else item for key, item in value.items()}
 
 
-def _names_media(name: str) -> bool:
+def names_media(name: str) -> bool:
+    """True of a field that holds an image or a video, by its name."""
     return any(word in name for word in _WORDS)
 
 

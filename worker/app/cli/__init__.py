@@ -1,1 +1,1 @@
-"""The worker in a terminal: run, inspect, plan, models, schema, serve, lock, usage, cache, keys."""
+"""The worker in a terminal. Only commands.py and terminal.py are imported for `--help`; a command imports its own."""

@@ -1,161 +1,162 @@
 """Commands for the models on the volume: cache ls, pull, rm, pin, unpin, verify, prune; and lock."""
 
+from argparse import Namespace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.markup import escape
-from rich.table import Table
-
-from worker.app.cli.terminal import LONG_S, OUT, fail, open_worker, progress_bars, settings_or_exit, sources
+from worker.app.build import Worker
+from worker.app.cli.session import LONG_S, failures, open_worker, settings_of
+from worker.app.cli.terminal import Failure, Terminal
 from worker.app.registry import build_registry
-from worker.app.settings import Settings, SettingsError
 from worker.app.stores import build_cache
-from worker.catalog.registry import Registry, RegistryError
+from worker.core.errors import ModelNotFound, UnsupportedModel
 from worker.core.job import StopSignal
+from worker.core.model import ModelSource, ModelSpec
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
 from worker.store.janitor import GARBAGE_AGE_S
 from worker.store.lockfile import Lockfile, lock_key
 from worker.store.snapshot import list_repositories
 
-app = typer.Typer()
-cache_app = typer.Typer(no_args_is_help=True, help="Models on the volume.")
-app.add_typer(cache_app, name="cache")
 
-
-@app.command()
-def lock(
-    output: Annotated[
-        Path | None, typer.Option(help="The lockfile; models.lock beside models.yaml by default.")
-    ] = None,
-) -> None:
+def lock(arguments: Namespace, terminal: Terminal) -> None:
     """Write down the revision and the digests of every model of models.yaml, so that a deploy can be repeated."""
-    with open_worker(unregistered=True, locked=False) as worker, progress_bars() as show:
+    with open_worker(terminal, unregistered=True, locked=False) as worker:
         stop = StopSignal(LONG_S)
-        pairs = [item for spec in worker.registry.models.values() for item in sources(worker, spec)]
+        pairs = [item for spec in worker.registry.models.values() for item in _sources(worker, spec)]
         models = {
-            lock_key(source, variant): worker.store.lock(source, variant, show, stop)
+            lock_key(source, variant): worker.store.lock(source, variant, terminal.show, stop)
             for source, variant in pairs
             if not source.is_local  # the operator's own files: nobody else changes them
         }
-        path = output or settings_or_exit().lock_file or worker.settings.models_yaml.with_name("models.lock")
+        beside = worker.settings.models_yaml.with_name("models.lock")
+        path = Path(arguments.output) if arguments.output else settings_of(terminal).lock_file or beside
         Lockfile(models).write(path)
-    OUT.print(f"{path}: {len(models)} locked", highlight=False, soft_wrap=True)
+    terminal.print(f"{path}: {len(models)} locked")
 
 
-@cache_app.command("ls")
-def cache_ls() -> None:
+def list_entries(arguments: Namespace, terminal: Terminal) -> None:
     """List what is on the volume, and the models that other programs keep where the worker finds them."""
-    settings = settings_or_exit()
+    settings = settings_of(terminal)
     cache = build_cache(settings)
-    table = Table("model", "files", "GB", "last used", "", title=f"{cache.root} ({cache.used_bytes() / 1e9:.2f} GB)")
-    for entry in cache.entries():
-        if entry.details.get(ASIDE):
-            continue
-        mark = "pinned" if entry.pinned else ""
-        table.add_row(entry.name, *_columns(len(entry.files), entry.total_bytes, entry.last_used), mark)
+    models = [
+        _Line(entry.name, len(entry.files), entry.total_bytes, entry.last_used, entry.pinned, str(cache.root))
+        for entry in cache.entries()
+        if not entry.details.get(ASIDE)
+    ]
     for folder in settings.hub_caches:
         for repo in list_repositories(folder):
-            table.add_row(repo.name, *_columns(repo.files, repo.total_bytes, repo.last_used), f"in {folder}")
-    OUT.print(table)
+            models.append(_Line(repo.name, repo.files, repo.total_bytes, repo.last_used, False, str(folder)))
+    if arguments.json:
+        terminal.json(
+            {"folder": str(cache.root), "bytes": cache.used_bytes(), "models": [asdict(line) for line in models]}
+        )
+        return
+    terminal.print(f"{cache.root} ({cache.used_bytes() / 1e9:.2f} GB)")
+    terminal.table(("model", "files", "GB", "last used", ""), [line.cells(str(cache.root)) for line in models])
 
 
-@cache_app.command("pull")
-def cache_pull(
-    model: Annotated[str, typer.Argument(help="A model id or reference.")],
-    revision: Annotated[str | None, typer.Option(help="A commit, branch or tag.")] = None,
-) -> None:
+def pull(arguments: Namespace, terminal: Terminal) -> None:
     """Download a model, so that the first job finds it."""
-    with open_worker(unregistered=True) as worker, progress_bars() as show:
-        spec = worker.resolver.resolve(model)
-        if revision is not None:
-            spec = spec.model_copy(update={"source": spec.source.model_copy(update={"revision": revision})})
-        files, *_ = [worker.store.ensure(*item, show, StopSignal(LONG_S)) for item in sources(worker, spec)]
-    OUT.print(f"{spec.id}: {files.total_bytes / 1e9:.2f} GB at revision {files.revision or 'local'}")
+    with open_worker(terminal, unregistered=True, typed={"model": "MODEL"}) as worker:
+        spec = worker.resolver.resolve(arguments.model)
+        if arguments.revision is not None:
+            spec = spec.model_copy(update={"source": spec.source.model_copy(update={"revision": arguments.revision})})
+        stop = StopSignal(LONG_S)
+        files, *_ = [worker.store.ensure(*item, terminal.show, stop) for item in _sources(worker, spec)]
+    terminal.print(f"{spec.id}: {files.total_bytes / 1e9:.2f} GB at revision {files.revision or 'local'}")
 
 
-@cache_app.command("rm")
-def cache_rm(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+def remove(arguments: Namespace, terminal: Terminal) -> None:
     """Remove a model from the volume, whether it is in use or not."""
-    cache, entries = _entries(model)
+    cache, entries = _entries(arguments.model, terminal)
     freed = sum(cache.remove(entry) for entry in entries)
-    OUT.print(f"{freed / 1e9:.2f} GB freed")
+    terminal.print(f"{freed / 1e9:.2f} GB freed")
 
 
-@cache_app.command("pin")
-def cache_pin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+def pin(arguments: Namespace, terminal: Terminal) -> None:
     """Never evict a model to make room."""
-    cache, entries = _entries(model)
-    for entry in entries:
-        cache.pin(entry, pinned=True)
-    _report(entries, "is pinned")
+    _pin(arguments.model, terminal, pinned=True)
 
 
-@cache_app.command("unpin")
-def cache_unpin(model: Annotated[str, typer.Argument(help="A name that `cache ls` shows, or org/repo.")]) -> None:
+def unpin(arguments: Namespace, terminal: Terminal) -> None:
     """Let a model be evicted again."""
-    cache, entries = _entries(model)
-    for entry in entries:
-        cache.pin(entry, pinned=False)
-    _report(entries, "is not pinned")
+    _pin(arguments.model, terminal, pinned=False)
 
 
-@cache_app.command("verify")
-def cache_verify(
-    model: Annotated[str | None, typer.Argument(help="A name that `cache ls` shows, or org/repo; else all.")] = None,
-) -> None:
+def verify(arguments: Namespace, terminal: Terminal) -> None:
     """Hash every file again. Damaged files are removed, and fetched anew when they are next needed."""
-    cache, entries = _entries(model) if model else (build_cache(settings_or_exit()), None)
-    table = Table("model", "files", "GB", "damaged")
-    damaged = 0
-    for entry in cache.entries() if entries is None else entries:
+    if arguments.model:
+        cache, entries = _entries(arguments.model, terminal)
+    else:
+        cache = build_cache(settings_of(terminal))
+        entries = [*cache.entries()]
+    rows, damaged = [], 0
+    for entry in entries:
         wrong = cache.damaged(entry)
         damaged += len(wrong)
-        size = f"{entry.total_bytes / 1e9:.2f}"
-        table.add_row(entry.name, str(len(entry.files)), size, escape("\n".join(wrong)) if wrong else "none")
-    OUT.print(table)
+        rows.append((entry.name, str(len(entry.files)), f"{entry.total_bytes / 1e9:.2f}", ", ".join(wrong) or "none"))
+    terminal.table(("model", "files", "GB", "damaged"), rows)
     if damaged:
-        fail(f"{damaged} damaged files were removed; the next job that needs them fetches them again.")
+        raise Failure(f"{damaged} damaged files were removed; the next job that needs them fetches them again.")
 
 
-@cache_app.command("prune")
-def cache_prune(
-    older_than_hours: Annotated[
-        float, typer.Option(min=0, help="How long nobody may have touched it; downloads that go on are younger.")
-    ] = GARBAGE_AGE_S / 3600,
-) -> None:
+def prune(arguments: Namespace, terminal: Terminal) -> None:
     """Remove the leftovers of broken downloads, and files that belong to no model."""
-    swept = build_cache(settings_or_exit()).prune(older_than_hours * 3600)
-    OUT.print(f"{swept.files} files, {swept.total_bytes / 1e9:.2f} GB freed")
+    hours = arguments.older_than_hours
+    if hours is not None and not 0 <= hours < float("inf"):
+        raise Failure(f"--older-than-hours must be at least 0; {hours:g} was given.")
+    swept = build_cache(settings_of(terminal)).prune(GARBAGE_AGE_S if hours is None else hours * 3600)
+    terminal.print(f"{swept.files} files, {swept.total_bytes / 1e9:.2f} GB freed")
 
 
-def _columns(files: int, total_bytes: int, last_used: float) -> tuple[str, str, str]:
-    return str(files), f"{total_bytes / 1e9:.2f}", f"{datetime.fromtimestamp(last_used):%Y-%m-%d %H:%M}"
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One model of a cache; `last_used` is in seconds since 1970."""
+
+    model: str
+    files: int
+    bytes: int
+    last_used: float
+    pinned: bool
+    folder: str
+
+    def cells(self, volume: str) -> tuple[str, ...]:
+        mark = "pinned" if self.pinned else "" if self.folder == volume else f"in {self.folder}"
+        used = f"{datetime.fromtimestamp(self.last_used):%Y-%m-%d %H:%M}"
+        return self.model, str(self.files), f"{self.bytes / 1e9:.2f}", used, mark
 
 
-def _report(entries: list[Entry], state: str) -> None:
+def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
+    """Return all sources of a registry's model, itself first, each with its variant."""
+    loras = [(lora.model, lora.weight_name) for lora in spec.loras]
+    loras += [(spec.lightning.lora, None)] if spec.lightning else []
+    adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
+    try:
+        model_sources = worker.provisioner.sources(worker.resolver.known(spec))
+    except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
+        model_sources = worker.provisioner.adapter_sources(spec)
+    return [*model_sources, *adapters]
+
+
+def _pin(model: str, terminal: Terminal, *, pinned: bool) -> None:
+    cache, entries = _entries(model, terminal)
     for entry in entries:
+        cache.pin(entry, pinned=pinned)
         if not entry.details.get(ASIDE):
-            OUT.print(f"{entry.name} {state}", highlight=False, soft_wrap=True)
+            terminal.print(f"{entry.name} {'is pinned' if pinned else 'is not pinned'}")
 
 
-def _entries(model: str) -> tuple[VolumeCache, list[Entry]]:
+def _entries(model: str, terminal: Terminal) -> tuple[VolumeCache, list[Entry]]:
     """Return the entries that an operator names, by their own name or the registry's, and their cache."""
-    settings = settings_or_exit()
+    settings = settings_of(terminal)
     cache = build_cache(settings)
     entries = cache.matching(model)
     if not entries:
-        spec = _registry(settings).find(model)
+        with failures(terminal):
+            spec = build_registry(settings).find(model)
         entries = cache.matching(spec.source.locator) if spec is not None else []
     if not entries:
-        fail(f"{model} is not in the cache; see `python -m worker cache ls`.")
+        raise Failure(f"{model} is not in the cache; see `{terminal.prog} cache ls`.")
     return cache, entries
-
-
-def _registry(settings: Settings) -> Registry:
-    try:
-        return build_registry(settings)
-    except (RegistryError, SettingsError) as error:
-        fail(str(error))

@@ -1,105 +1,123 @@
-"""The terminal that commands share: a worker for one command, tables, progress bars, errors."""
+"""The terminal of a command: what it prints, and the line that shows what it is at. Imports nothing that takes long."""
 
-import asyncio
-import logging
+import json
+import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NoReturn
+import threading
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+if TYPE_CHECKING:
+    from worker.core.result import Progress
 
-from worker.app.build import Worker, build_worker
-from worker.app.settings import Settings, SettingsError, read_settings
-from worker.catalog.registry import RegistryError
-from worker.core.answer import AnyAnswer
-from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
-from worker.core.model import ModelSource, ModelSpec
-from worker.core.result import Emit, Progress
-from worker.transport.job_input import read_input
-
-OUT = Console()
-ERR = Console(stderr=True)
-LONG_S = 86_400.0  # the limit of a download at the terminal
+_FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
+_FRAME_S = 0.1
+_BAR = 20  # characters
 _PHASES = {"download": "downloading", "load": "loading", "inference": "drawing", "encode": "encoding"}
 
 
-@contextmanager
-def open_worker(*, unregistered: bool = False, locked: bool = True) -> Iterator[Worker]:
-    """Open a worker for one command; its user may name any model of the Hub."""
-    settings = settings_or_exit().without_response_limit()
-    if unregistered:
-        settings = settings.model_copy(update={"allow_unregistered_models": True})
-    if not locked:
-        settings = settings.model_copy(update={"models_lock": Path("off")})
-    logging.disable(logging.WARNING)
-    try:
-        yield build_worker(settings)
-    except (RegistryError, SettingsError) as error:
-        fail(str(error))
-    except WorkerError as error:
-        fail(f"{error.message}{f' {error.hint}' if error.hint else ''}")
+class Failure(Exception):
+    """The end of a command: a sentence for people, and the same for programs where there is more to say."""
+
+    def __init__(self, message: str, body: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.body = dict(body) if body is not None else {"error": message}
 
 
-def settings_or_exit() -> Settings:
-    """Read the environment; end the program with the reason where it has a mistake."""
-    try:
-        return read_settings()
-    except SettingsError as error:
-        fail(str(error))
+class Terminal:
+    """Results go to stdout, all else to stderr. The line of progress is shown at a terminal alone, and not if quiet.
+
+    As a context manager it shows the line while its block lasts. Any thread may report progress.
+    """
+
+    def __init__(self, prog: str, *, quiet: bool = False) -> None:
+        self.prog = prog
+        self._quiet = quiet
+        self._live = sys.stderr.isatty() and not quiet
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._text, self._began = "starting", time.monotonic()
+        self._downloads: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> "Terminal":
+        if self._live:
+            threading.Thread(target=self._spin, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """Take the line away for good: what follows is the result, or somebody else's output."""
+        with self._lock:
+            if self._live and not self._ended.is_set():
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+            self._ended.set()
+
+    def show(self, progress: "Progress") -> None:
+        """Show progress from now on."""
+        step, total, unit = progress.step, progress.total, ""
+        if progress.phase == "download":  # several files at once are one download
+            self._downloads[progress.message] = (step, total)
+            sums = [sum(numbers) // 2**20 for numbers in zip(*self._downloads.values(), strict=True)]
+            step, total, unit = sums[0], sums[1], " MiB"
+        filled = min(_BAR, _BAR * step // total) if total else 0
+        count = f" [{'=' * filled}{' ' * (_BAR - filled)}] {step:,}/{total:,}{unit}" if total else ""
+        self._text = f"{_PHASES[progress.phase]} {progress.message}".rstrip() + count
+
+    def print(self, text: str) -> None:
+        """Print a line of the result."""
+        self.rest()
+        print(_writable(text, sys.stdout.encoding))  # noqa: T201
+
+    def json(self, value: object) -> None:
+        """Print the result for programs."""
+        self.print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print columns, each as wide as its widest cell: no cell is cut, whatever the terminal's width."""
+        lines = [head, *rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        for line in lines:
+            self.print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+    def warn(self, text: str) -> None:
+        """Say what does not keep the command from its result, unless it shall be quiet."""
+        if not self._quiet:
+            self._say(f"warning: {text}")
+
+    def fail(self, text: str) -> None:
+        """Say why there is no result."""
+        self._say(f"error: {text}")
+
+    def _say(self, text: str) -> None:
+        self.rest()
+        print(_writable(text, sys.stderr.encoding), file=sys.stderr)  # noqa: T201
+
+    def _spin(self) -> None:
+        unicode = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
+        frames = _FRAMES if unicode else _PLAIN_FRAMES
+        while not self._ended.wait(_FRAME_S):
+            seconds = int(time.monotonic() - self._began)
+            frame = frames[int(time.monotonic() / _FRAME_S) % len(frames)]
+            line = f"{frame} {self._text} {seconds // 60}:{seconds % 60:02d}"
+            with self._lock:
+                if not self._ended.is_set():
+                    width = shutil.get_terminal_size().columns - 1  # a longer line would not be erased whole
+                    sys.stderr.write(f"\r\x1b[K{_writable(line[:width], sys.stderr.encoding)}")
+                    sys.stderr.flush()
 
 
-def fail(message: str) -> NoReturn:
-    """Print `message` and end the program with status 1."""
-    ERR.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    sys.exit(1)
-
-
-def perform(worker: Worker, payload: dict[str, Any], emit: Emit) -> AnyAnswer:
-    """Answer one job input. Raises WorkerError."""
-    return asyncio.run(worker.operations.perform(read_input(payload), "cli", emit))
-
-
-def sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
-    """Return all sources of a registry's model, itself first, each with its variant."""
-    loras = [(lora.model, lora.weight_name) for lora in spec.loras]
-    loras += [(spec.lightning.lora, None)] if spec.lightning else []
-    adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
-    try:
-        model_sources = worker.provisioner.sources(worker.resolver.known(spec))
-    except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
-        model_sources = worker.provisioner.adapter_sources(spec)
-    return [*model_sources, *adapters]
-
-
-@contextmanager
-def progress_bars() -> Iterator[Emit]:
-    """Show progress bars for downloads, loads and steps; updated from any thread."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+def _writable(text: str, encoding: str | None) -> str:
+    """Return `text` without what would command the terminal, and without what its encoding lacks."""
+    text = "".join(
+        "?" if unicodedata.category(character) == "Cc" and character not in "\n\t" else character for character in text
     )
-    with Bars(*columns, console=ERR, transient=True) as bars:
-        tasks: dict[tuple[str, str], TaskID] = {}
-
-        def show(progress: Progress) -> None:
-            megabytes = progress.phase == "download"
-            step, total = (n // 2**20 if megabytes else n for n in (progress.step, progress.total))
-            key = (progress.phase, progress.message)
-            if key not in tasks:
-                unit = " MiB" if megabytes else ""
-                tasks[key] = bars.add_task(f"{_PHASES[progress.phase]} {progress.message}{unit}", total=total)
-            bars.update(tasks[key], completed=step, total=total)
-
-        yield show
-
-
-def ignore(progress: Progress) -> None:
-    """Ignore progress, for commands without anything long to do."""
+    return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
