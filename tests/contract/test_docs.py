@@ -169,3 +169,17 @@ def test_a_room_of_many_files_says_what_each_is_for(folder):
     named = set(re.findall(r"`(\w+\.py)`", text))
     real = {file.name for file in folder.glob("*.py") if file.name != "__init__.py"}
     assert named == real
+
+
+def test_the_page_of_the_terminal_names_every_command_and_every_option_of_run():
+    from worker.app.cli.commands import parser_of
+
+    def options(parser):
+        return {text for action in parser._actions for text in action.option_strings} - {"-h", "--help"}
+
+    page = (PROJECT / "docs/terminal.md").read_text()
+    commands, *sections = page.split("\n## ")
+    (choices,) = [action.choices for action in parser_of("x")._actions if isinstance(action.choices, dict)]
+    assert re.findall(r"^\| `(\w+)`", commands, re.M) == [*choices]
+    rows = re.findall(r"^\| (`-.*?) \|", sections[0], re.M)
+    assert {text for row in rows for text in re.findall(r"`(-[\w-]+)`", row)} == options(choices["run"])
