@@ -108,17 +108,26 @@ def scaled_fp8(tensors: Tensors, *, scale: str = "scale_weight", per_channel: bo
     return packed, plain
 
 
-def gguf(tensors: Tensors, path: str | Path, architecture: str) -> Path:
-    """Write tensors as GGUF: matrices with rows of whole blocks as Q8_0, all others as they are."""
-    from gguf import GGMLQuantizationType, GGUFWriter
+def gguf(tensors: Tensors, path: str | Path, architecture: str, kind: str = "Q8_0", *, folded: bool = False) -> Path:
+    """Write tensors as GGUF: matrices with rows of whole blocks as `kind`, all others as they are.
+
+    `folded`, as ComfyUI-GGUF writes them: weights of which 256 divides the size and not the rows become rows of 256,
+    and their shapes are noted.
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
+    quantized = GGMLQuantizationType[kind]
     writer = GGUFWriter(str(path), architecture)
     for name, tensor in tensors.items():
         array = tensor.float().contiguous().numpy()
-        if array.ndim == 2 and array.shape[1] % 32 == 0 and name.endswith(".weight"):
-            packed = quantize(array, GGMLQuantizationType.Q8_0)
-            writer.add_tensor(name, packed, raw_dtype=GGMLQuantizationType.Q8_0)
+        if folded and array.ndim > 1 and array.size % 256 == 0 and array.shape[-1] % 256:
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", [int(size) for size in array.shape])
+            array = array.reshape(-1, 256)
+        # Of bfloat16, whose blocks are single numbers, such files hold everything.
+        whole = array.ndim == 2 and name.endswith(".weight") and array.shape[-1] % GGML_QUANT_SIZES[quantized][0] == 0
+        if whole or (kind == "BF16" and array.ndim > 1):
+            writer.add_tensor(name, quantize(array, quantized), raw_dtype=quantized)
         else:
             writer.add_tensor(name, array.astype(np.float32))
     writer.write_header_to_file()

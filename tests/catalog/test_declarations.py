@@ -115,6 +115,16 @@ def test_the_page_beats_the_files_metadata_and_both_beat_a_title():
     assert (found.variant, found.confidence) == ("turbo", "low")
 
 
+@pytest.mark.parametrize(
+    "name", ["NoobAI-XL-Vpred-v1.0", "noobaiXLNAIXL_vPred10Version", "model v-prediction", "x_v_pred"]
+)
+def test_a_file_name_tells_v_prediction_where_no_marker_does(name):
+    found = detect(Outline(header=stored("sdxl-unet"), file_name=f"{name}.safetensors"))
+    assert (found.architecture, found.prediction_type, found.confidence) == ("sdxl", "v_prediction", "low")
+    assert any(fact.startswith(f"the file's name says {name}") for fact in found.evidence)
+    assert detect(Outline(header=stored("sdxl-unet"), file_name="improved.safetensors")).prediction_type is None
+
+
 def test_a_file_name_is_a_hint_and_decides_no_architecture():
     found = detect_header(stored("sdxl"), "dreamshaperXL_lightningDPMSDE.safetensors")
     assert (found.variant, found.confidence) == (None, "high"), "a word inside another is none"

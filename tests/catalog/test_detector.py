@@ -5,6 +5,7 @@ import pytest
 from tests.catalog.corpus import NAMES, index, sparse_file, stored
 from tests.catalog.expected import EXPECTED, READERS, REFUSED
 from tests.counting import Count, bytes_read
+from worker.catalog.capabilities import check_loadable
 from worker.catalog.detector import detect_header
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import UnsupportedModel
@@ -106,6 +107,81 @@ def test_what_nothing_here_can_run_is_refused_by_name(name):
 def test_the_container_and_what_a_plain_reading_would_spoil(name, format, quantization):
     found = detect_header(stored(name))
     assert (found.format, found.quantization) == (format, quantization)
+
+
+GGUF = stored("flux1-gguf")
+
+
+@pytest.mark.parametrize("blocks", ["IQ2_XXS", "IQ3_S", "TQ1_0", "MXFP4"])
+def test_gguf_of_blocks_that_nothing_unpacks_is_told_and_refused_by_their_name(blocks):
+    packed = {name: (blocks if dtype == "Q4_K" else dtype, shape) for name, (dtype, shape) in GGUF.tensors.items()}
+    found = detect_header(replace(GGUF, tensors=packed))
+    assert (found.architecture, found.quantization) == ("flux1", blocks)
+    with pytest.raises(UnsupportedModel, match=f"quantized as {blocks}, which no loader here reads"):
+        check_loadable("m", found)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "quantization"),
+    [
+        ({}, "int8"),
+        ({"_quantization_metadata": '{"layers": {"x": {"format": "int8_tensorwise"}}}'}, "int8"),
+        ({"_quantization_metadata": '{"layers": {"x": {"convrot": true, "convrot_groupsize": 256}}}'}, "int8-convrot"),
+    ],
+)
+def test_comfyuis_int8_is_told_from_its_scaled_fp8(metadata, quantization):
+    tensors = {
+        name: ("I8" if dtype == "F8_E4M3" else dtype, shape)
+        for name, (dtype, shape) in stored("flux1-fp8-scaled").tensors.items()
+    }
+    tensors["model.diffusion_model.img_in.weight_scale"] = ("F32", (3072, 1))
+    found = detect_header(replace(stored("flux1-fp8-scaled"), tensors=tensors, metadata=metadata))
+    assert (found.architecture, found.quantization) == ("flux1", quantization)
+    with pytest.raises(UnsupportedModel, match="ComfyUI's int8"):
+        check_loadable("m", found)
+
+
+def with_tensors(name, *, without=(), renamed=(), **shapes):
+    """A stored header without the names that start with one of `without`, renamed, and with further tensors."""
+    header = stored(name)
+    kept = {key: entry for key, entry in header.tensors.items() if not key.startswith(tuple(without))}
+    for old, new in renamed:
+        kept = {key.replace(old, new): entry for key, entry in kept.items()}
+    return replace(header, tensors=kept | {key.replace("__", "."): ("F16", shape) for key, shape in shapes.items()})
+
+
+LABELS = "model__diffusion_model__label_emb__0__0__weight"
+SPECIAL = {
+    "unCLIP": (
+        with_tensors("sd2", **{LABELS: (1280, 2048), "noise_augmentor__data_mean": (1, 1024)}),
+        "Stable unCLIP",
+    ),
+    "unCLIP's UNet alone": (
+        with_tensors("sd2", without=("first_stage", "cond_stage"), **{LABELS: (1280, 1536)}),
+        "Stable unCLIP",
+    ),
+    "unCLIP's UNet by diffusers' names": (
+        with_tensors("sd1-unet-diffusers", class_embedding__linear_1__weight=(1280, 2048)),
+        "Stable unCLIP",
+    ),
+    "Zero123": (with_tensors("sd1-pix2pix", cc_projection__weight=(768, 772)), "Zero123"),
+    "variations": (
+        with_tensors("sd1", without=("cond_stage_model",), cond_stage_model__model__visual__proj=(1024, 768)),
+        "Image Variations",
+    ),
+    "EMA alone": (with_tensors("sd1", renamed=[("model.diffusion_model.", "model_ema.diffusion_model")]), "EMA"),
+    "LLLite": (
+        index({"lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.down.0.weight": (32, 640)}),
+        "ControlNet-LLLite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPECIAL)
+def test_a_model_with_conditioning_of_its_own_is_no_plain_one(case):
+    header, title = SPECIAL[case]
+    with pytest.raises(UnsupportedModel, match=f"This is .*{title}"):
+        detect_header(header)
 
 
 @pytest.mark.parametrize(

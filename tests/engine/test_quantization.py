@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers.quantizers.bfl import utils as bfl
+from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter, dequantize_gguf_tensor
 
 from tests import builders, single_files
 from tests import original_layouts as originals
 from tests.engine.test_single_files import draw, load
 from tests.images import assert_differs
 from worker.catalog.capabilities import check_loadable
-from worker.catalog.detectors.storage import quantization_of, unpacked
+from worker.catalog.detectors.storage import UNREAD_BLOCKS, quantization_of, unpacked
+from worker.catalog.formats.gguf import GGUF_TYPES
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile, UnsupportedModel, WorkerError
 from worker.core.model import Detection, Kind
+from worker.engine.adapters.adapter_cache import denoiser_of
 from worker.engine.components import Component
 from worker.engine.quantization import dequantize
 from worker.engine.single_file import load_part
@@ -28,6 +31,11 @@ from worker.engine.single_file import load_part
 @pytest.fixture(scope="module")
 def flux(tmp_path_factory):
     return builders.tiny_flux(tmp_path_factory.mktemp("quantized") / "flux")
+
+
+@pytest.fixture(scope="module")
+def sources(flux, tmp_path_factory):
+    return {"flux": flux, "sd1": builders.tiny_sd1(tmp_path_factory.mktemp("quantized") / "sd1")}
 
 
 def comfy(tensors):
@@ -95,8 +103,6 @@ def test_gguf_draws_nearly_what_its_source_draws_and_stays_packed(tmp_path, fami
     folder = getattr(builders, f"tiny_{family}")(tmp_path / family)
     path = single_files.gguf(single_files.denoiser(folder), tmp_path / "model.gguf", family)
     pipe = load(family, path, base=folder)
-    from diffusers.quantizers.gguf.utils import GGUFParameter
-
     denoiser = pipe.unet if family == "sd1" else pipe.transformer
     packed = [name for name, tensor in denoiser.named_parameters() if isinstance(tensor, GGUFParameter)]
     assert len(packed) > 5
@@ -104,6 +110,37 @@ def test_gguf_draws_nearly_what_its_source_draws_and_stays_packed(tmp_path, fami
     difference = np.abs(draw(pipe) - draw(source))
     assert 0 < difference.max() < 0.1
     assert difference.mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "folded"),
+    [
+        ("sd1", "Q8_0", True),
+        ("sd1", "Q4_0", True),
+        ("sd1", "BF16", False),
+        ("flux", "F16", True),
+        ("flux", "Q8_0", True),
+    ],
+)
+def test_a_gguf_whose_shapes_are_noted_or_whose_convolutions_are_packed_is_read_as_its_source(
+    sources, tmp_path, family, kind, folded
+):
+    folder = sources[family]
+    path = single_files.gguf(single_files.denoiser(folder), tmp_path / "model.gguf", family, kind, folded=folded)
+    denoiser = denoiser_of(load(family, path, base=folder))
+    wanted = single_files.weights(folder / ("unet" if family == "sd1" else "transformer"))
+    tolerance = {"Q8_0": 0.01, "Q4_0": 0.15, "F16": 0.001, "BF16": 0.01}[kind]
+    for name, tensor in denoiser.named_parameters():
+        error = (dequantize_gguf_tensor(tensor) - wanted[name]).abs().max() / wanted[name].abs().max().clamp(min=1e-6)
+        assert error < tolerance, name
+    packed = sum(isinstance(tensor, GGUFParameter) for tensor in denoiser.parameters())
+    assert packed > 5 if kind.startswith("Q") else packed == 0
+
+
+def test_every_kind_of_blocks_that_the_catalog_lets_pass_can_be_unpacked():
+    unpacked = {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES}
+    plain = {"F16", "F32", "F64", "I8", "I16", "I32", "I64"}
+    assert set(GGUF_TYPES.values()) - UNREAD_BLOCKS == unpacked | plain
 
 
 def test_a_lora_works_on_top_of_gguf(flux, tmp_path):

@@ -102,7 +102,7 @@ def client(tmp_path) -> Client:
 def test_a_file_is_described_by_its_header_and_then_fetched_once(client, host):
     outline = client.peek(host.url("x.safetensors"))
     assert set(outline.header.tensors) == {"weight"}
-    assert outline.declared.name == "x.safetensors"
+    assert outline.file_name == "x.safetensors"
     assert client.kept() == []
     files = client.ensure(host.url("x.safetensors"))
     assert files.root.read_bytes() == weights(1)

@@ -27,7 +27,13 @@ STORAGES: Mapping[str, Storage] = {
     for row in (
         Storage("fp8", "fp8", "made plain (bf16, fp16 or fp32) as it is read"),
         Storage("fp8-scaled", "fp8 with a scale for each layer", "multiplied with its scales and made plain"),
-        Storage("gguf", "GGUF", "stays packed; unpacked layer by layer", package="gguf", distribution="gguf"),
+        Storage(
+            "gguf",
+            "GGUF",
+            "matrices stay packed, unpacked layer by layer; of ComfyUI-GGUF's folded tensors the noted shapes count",
+            package="gguf",
+            distribution="gguf",
+        ),
         Storage(
             "nf4",
             "bitsandbytes nf4 in one file",
@@ -45,6 +51,12 @@ STORAGES: Mapping[str, Storage] = {
             refusal="its scales lie in the order of one kind of GPU; Black Forest Labs' nvfp4 files are read",
         ),
         Storage("mxfp8", "mxfp8", refusal="its weights are scaled in blocks, for one kind of GPU only"),
+        Storage(
+            "int8",
+            "ComfyUI's int8",
+            refusal="its int8 weights have scales, and with ConvRot are rotated too, which ComfyUI's kernels undo",
+        ),
+        Storage("int8-convrot", "ComfyUI's int8 with ConvRot", refusal="its int8 weights are rotated (ConvRot)"),
         Storage("bitsandbytes", "bitsandbytes", package="bitsandbytes", distribution="bitsandbytes"),
         Storage("torchao", "torchao", package="torchao", distribution="torchao"),
         Storage("quanto", "quanto", package="optimum", distribution="optimum-quanto"),
@@ -77,7 +89,8 @@ def check_loadable(model: str, detection: Detection) -> None:
     row = STORAGES.get(storage) if storage else None
     if storage is not None and row is None:
         raise UnsupportedModel(
-            f"{model} is quantized as {storage[:40]}, which no loader here reads; use a plain or GGUF version of it.",
+            f"{model} is quantized as {storage[:40]}, which no loader here reads; "
+            "use a plain version of it, or GGUF in Q8_0 or Q4_K.",
             field="model",
             details={"evidence": list(detection.evidence)},
         )

@@ -60,7 +60,7 @@ def detect(outline: Outline) -> Detection:
         return settle(repository, {}, outline.declared)
     if outline.header is None:
         return Detection(Kind.UNKNOWN, "unknown", evidence=("no model_index.json and no weights to look at",))
-    header = detect_header(outline.header, declared=outline.declared)
+    header = detect_header(outline.header, outline.file_name, outline.declared)
     if repository is None:
         return header
     if repository.kind is Kind.LORA and header.kind is Kind.LORA:

@@ -305,7 +305,7 @@ class Detection:
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
     near: tuple[str, ...] = ()  # the architectures that an unknown file resembles most
     confidence: Confidence = "high"
-    quantization: str | None = None  # "fp8", "fp8-scaled", "nf4", "svdquant", "gguf", or a repository's own method
+    quantization: str | None = None  # a storage of catalog/capabilities.py, or another's own name
     # a training of the same shapes: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
     variant: str | None = None
     parts: tuple[str, ...] = ()  # of a single file: "denoiser", "vae", "text_encoder", "text_encoder_2" …
@@ -346,3 +346,4 @@ class Outline:
     weight_bytes: int | None = None
     revision: str | None = None
     declared: Declaration | None = None
+    file_name: str = ""  # of the one weight file; only a hint

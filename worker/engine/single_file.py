@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from diffusers.models.model_loading_utils import load_gguf_checkpoint
 from safetensors.torch import load_file
 
 from worker.core.device import LoadPlan
@@ -78,9 +77,11 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
 
 
 def _read(path: Path, dtype: torch.dtype) -> dict[str, list[Weights]]:
-    """Read the parts of a file, scaled fp8 made plain; GGUF and nvfp4 tensors stay packed."""
+    """Read the parts of a file, scaled fp8 made plain; GGUF matrices and nvfp4 tensors stay packed."""
     if path.suffix == ".gguf":
-        return conversion.split(load_gguf_checkpoint(str(path)))
+        from worker.engine.gguf_weights import read_gguf  # its package is an extra one
+
+        return conversion.split(read_gguf(path, dtype))
     weights = load_file(path)
     return conversion.split(bundle(weights) if is_nvfp4(weights) else dequantize(weights, dtype))
 

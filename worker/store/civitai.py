@@ -57,9 +57,10 @@ class CivitAI:
             if isinstance(version, CivitaiVersion):
                 return self._peek_listed(version, self._choose(version, source))[1]
             entry = version
-        header = self._headers.read(_only(entry).path)
+        file = _only(entry)
+        header = self._headers.read(file.path)
         declared = remembered_declaration(entry.details.get("declared"))
-        return Outline({}, header, header.weight_bytes, _version_of(entry), declared)
+        return Outline({}, header, header.weight_bytes, _version_of(entry), declared, file.path.name)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """Return the file on disk, downloaded if it is missing. Raises SourceError, AccessDenied, UnsafeFormat …"""
@@ -150,7 +151,7 @@ class CivitAI:
             return remote, Outline(revision=str(version.id), declared=version.declared)
         header = read_remote_header(self._client, remote, self._headers, self._api.refused(version)).index
         sized = RemoteFile(remote.name, remote.url, header.file_bytes, file.sha256)
-        outline = Outline({}, header, header.weight_bytes, str(version.id), version.declared)
+        outline = Outline({}, header, header.weight_bytes, str(version.id), version.declared, remote.name)
         with self._guard:
             if len(self._outlines) >= _MAX_HEADERS:
                 self._outlines.clear()

@@ -171,12 +171,13 @@ class HuggingFaceHub:
         if files.is_single_file:
             index, beside = self._headers.read(files.root), files.root.with_name(ADAPTER_CONFIG)
             configs = {ADAPTER_CONFIG: read_json(beside)} if beside.is_file() else {}
-            return Outline(configs, index, index.weight_bytes, files.revision, declared)
+            return Outline(configs, index, index.weight_bytes, files.revision, declared, files.root.name)
         outline = read_outline(files.root, files.variant, allow_pickles=self._allow_pickles)
         weights = [] if MODEL_INDEX in outline.configs else _weights_in(files.root)
         header = self._headers.read(weights[0]) if len(weights) == 1 else None
         total = header.weight_bytes if header else outline.weight_bytes
-        return Outline(outline.configs, header, total, files.revision, declared)
+        file_name = weights[0].name if header else ""
+        return Outline(outline.configs, header, total, files.revision, declared, file_name)
 
     # On the Hub
 
@@ -212,7 +213,8 @@ class HuggingFaceHub:
         if MODEL_INDEX in configs or len(weights) != 1 or is_pickle(weights[0]):
             return Outline(configs, None, total, listing.commit, listing.declared)
         header = self._remote_header(source, listing.files[_below(source, weights[0])])
-        return Outline(configs, header, header.weight_bytes, listing.commit, listing.declared)
+        file_name = PurePosixPath(weights[0]).name
+        return Outline(configs, header, header.weight_bytes, listing.commit, listing.declared, file_name)
 
     def _remote_header(self, source: ModelSource, file: RemoteFile) -> TensorIndex:
         return read_remote_header(self._client, file, self._headers, refused_by_hub(source)).index

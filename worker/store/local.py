@@ -70,7 +70,7 @@ class LocalFolders:
         if path.is_file():
             header, beside = self._read_header(path), path.with_name(ADAPTER_CONFIG)
             configs = {ADAPTER_CONFIG: read_json(beside)} if source.filename is None and beside.is_file() else {}
-            return Outline(configs, header, header.weight_bytes)
+            return Outline(configs, header, header.weight_bytes, file_name=path.name)
         return read_outline(path, variant, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:

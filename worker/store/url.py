@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, WorkerError
 from worker.core.job import StopSignal
-from worker.core.model import Declaration, ModelFiles, ModelSource, Outline, TensorIndex
+from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
@@ -57,10 +57,10 @@ class UrlFiles:
         self._guard = threading.Lock()
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
-        """Return the file's header, and its name as the only declaration. Never weights."""
+        """Return the file's header, and its name as a hint. Never weights."""
         entry = self._current(source)
         header = self._headers.read(_only(entry).path) if entry else self._look(source).index
-        return Outline({}, header, header.weight_bytes, declared=Declaration(name=_title(source)))
+        return Outline({}, header, header.weight_bytes, file_name=_title(source))
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """Return the file on disk, downloaded if missing or changed by now. Raises SourceError, AccessDenied …"""

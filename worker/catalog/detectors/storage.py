@@ -12,6 +12,11 @@ from worker.core.single_file import VAE_PREFIXES, text_encoders
 _SCALES = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8", ".comfy_quant")
 _GLOBAL_SCALE = ".weight_scale_2"
 _SVDQUANT = (".qweight", ".wscales", ".proj_down", ".smooth_factor")
+# Blocks of GGUF that diffusers cannot unpack.
+UNREAD_BLOCKS = frozenset({
+    "Q8_1", "Q8_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4",
+    "NVFP4",
+})  # fmt: skip
 _BNB = re.compile(r"\.quant_state\.bitsandbytes__(nf4|fp4)$|\.(?:absmax|quant_map)$")
 
 # Component of a pipeline -> the starts of its names in single files. The first match wins for each component.
@@ -27,13 +32,15 @@ _ALL_STARTS = tuple(start for _, starts in _PARTS for start in starts)
 
 
 def quantization_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
-    """Return the weights' quantization, by its id in capabilities.py, and the evidence; None for plain weights."""
+    """Return the weights' quantization, by its id in capabilities.py, and the evidence; None for plain weights.
+
+    GGUF in blocks that cannot be read has their name.
+    """
     if index.container == "gguf":
-        types = sorted({dtype for dtype, _ in index.tensors.values()} - {"F32", "F16", "BF16"})
-        return ("gguf", (f"GGUF with {', '.join(types)[:80]}",)) if types else (None, ("GGUF with plain weights",))
-    in_blocks = _scaled_in_blocks(index)
-    if in_blocks is not None:
-        return in_blocks
+        return _blocks_of(index)
+    special = _int8_of(index) or _scaled_in_blocks(index)
+    if special is not None:
+        return special
     fp8 = None
     for name, (dtype, _) in index.tensors.items():
         if name.endswith(_SCALES):
@@ -74,6 +81,29 @@ def unpacked(index: TensorIndex) -> TensorIndex:
         for name, (dtype, shape) in index.tensors.items()
     }
     return replace(index, tensors=tensors)
+
+
+def _blocks_of(index: TensorIndex) -> tuple[str | None, tuple[str, ...]]:
+    """Return the quantization of a GGUF file: the first kind of blocks that cannot be read goes before all others."""
+    types = sorted({dtype for dtype, _ in index.tensors.values()} - {"F32", "F16", "BF16"})
+    if not types:
+        return None, ("GGUF with plain weights",)
+    unread = [name for name in types if name in UNREAD_BLOCKS]
+    return unread[0] if unread else "gguf", (f"GGUF with {', '.join(types)[:80]}",)
+
+
+def _int8_of(index: TensorIndex) -> tuple[str, tuple[str, ...]] | None:
+    """Return ComfyUI's int8: a scale beside int8 weights. With ConvRot, which only metadata can say, they are rotated.
+
+    Its layers' own markers are tensors, whose content no header shows.
+    """
+    for name in index.tensors:
+        layer = name.removesuffix(".weight_scale").removesuffix(".scale_weight")
+        if layer != name and index.tensors.get(f"{layer}.weight", ("", ()))[0] == "I8":
+            rotated = "convrot" in index.metadata.get("_quantization_metadata", "")
+            rotation = ", and the metadata says convrot" if rotated else ""
+            return ("int8-convrot" if rotated else "int8"), (f"{layer}.weight is int8 with a scale{rotation}",)
+    return None
 
 
 def prediction_of(index: TensorIndex) -> tuple[str | None, bool, tuple[str, ...]]:

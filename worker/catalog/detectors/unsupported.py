@@ -1,6 +1,6 @@
 """The table of files that are recognised and cannot run here, each with its reason."""
 
-from worker.catalog.conditions import Condition, any_of, has_all, has_any, has_prefix
+from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
 from worker.catalog.families.row import alone
 from worker.core.errors import UnsupportedModel
 from worker.core.model import TensorIndex
@@ -8,6 +8,13 @@ from worker.core.model import TensorIndex
 _MODULAR = "exists in diffusers only as a modular pipeline, which this version cannot load"
 _AUDIO = "makes audio, which this worker does not do; use an image or video model"
 _SOLID = "makes 3D objects, which this worker does not do; use an image or video model"
+_IMAGE = "is conditioned by an image through parts that no single file's reader here knows"
+_UNET = ("model.diffusion_model.", "diffusion_model.", "")
+_LABELS = "label_emb.0.0.weight"  # of SDXL and its refiner too, whose text is wider
+_TEXT = (
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+    "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
+)
 _TOOL = "looks at images and draws none; use an image or video model"
 
 # Name, condition on the file, reason for the refusal.
@@ -17,6 +24,26 @@ REFUSED: tuple[tuple[str, Condition, str], ...] = (
     ("MiniMax H3", alone(has_any("token_refiner.blocks.0.attn.qkv_proj.weight")), _MODULAR),
     ("OmniGen2", alone(has_all("ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.1.weight")),
      "is in no released version of diffusers; use OmniGen, FLUX.1 Kontext or Qwen-Image-Edit"),
+    ("Stable unCLIP", any_of(
+        under(_UNET, all_of(
+            has_any(_LABELS), any_of(*(dimension(name, 1, 768, 1024) for name in _TEXT)),
+        )),
+        all_of(under(_UNET, has_any(_LABELS)), has_prefix("noise_augmentor.")),
+        all_of(
+            has_any("class_embedding.linear_1.weight"), none_of(has_any("add_embedding.linear_1.weight")),
+            dimension("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1, 768, 1024),
+        ),
+    ), f"{_IMAGE}; use its diffusers repository"),
+    ("Zero123", has_any("cc_projection.weight"), f"{_IMAGE}; use a model of another kind"),
+    ("Stable Diffusion Image Variations", all_of(
+        has_prefix("model.diffusion_model."),
+        has_prefix("cond_stage_model.model.visual.", "cond_stage_model.vision_model."),
+        none_of(has_prefix("cond_stage_model.model.transformer.", "cond_stage_model.transformer.")),
+    ), f"{_IMAGE}; use its diffusers repository"),
+    ("a checkpoint with nothing of its UNet but the moving average (EMA)", all_of(
+        has_prefix("model_ema."), none_of(has_prefix("model.diffusion_model.")),
+    ), "keeps it under names that cannot be told apart; use the file that has the plain weights"),
+    ("a ControlNet-LLLite", has_prefix("lllite_"), "diffusers has no class for; use a ControlNet or a T2I-Adapter"),
     ("Stable Audio", any_of(has_prefix("pretransform.model."), has_any("model.model.preprocess_conv.weight")), _AUDIO),
     ("ACE-Step", alone(has_any("lyric_embs.weight", "lyric_encoder.embed.out.0.weight")), _AUDIO),
     ("TripoSR", has_all("image_tokenizer.model.embeddings.cls_token", "post_processor.upsample.weight"), _SOLID),

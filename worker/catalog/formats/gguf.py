@@ -23,7 +23,7 @@ _FIRST_READ = 2**20  # enough for a denoiser, whose pairs are few
 _VERSIONS = (2, 3)
 
 # ggml_type of llama.cpp -> our name for it; core.model knows its size
-_TYPES: Mapping[int, str] = {
+GGUF_TYPES: Mapping[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
     20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
@@ -163,9 +163,9 @@ def _tensor(reader: _Reader) -> tuple[str, str, tuple[int, ...], int]:
     kind, offset = reader.count("<I"), reader.count()
     if math.prod(sizes) > 2**48:
         raise reader.damaged(f"gives {name[:80]} the impossible shape {sizes}")
-    if kind not in _TYPES:
+    if kind not in GGUF_TYPES:
         raise UnsupportedModel(f"{name[:80]} has the unknown GGUF type {kind}; use a file of a common type, Q8_0 say.")
-    return name, _TYPES[kind], sizes[::-1], offset
+    return name, GGUF_TYPES[kind], sizes[::-1], offset
 
 
 def _original(noted_shape: object, shape: tuple[int, ...]) -> tuple[int, ...]:
