@@ -7,6 +7,7 @@ from tests.catalog.corpus import NAMES, stored
 from tests.catalog.expected import EXPECTED
 from worker.catalog import architectures
 from worker.catalog.architectures import ARCHITECTURES, architecture, by_class, fits, siblings, variant_defaults
+from worker.catalog.classes.tasks import class_tasks
 from worker.catalog.detectors.companions import COMPANIONS
 from worker.catalog.detectors.controlnets import CONTROLNETS
 from worker.catalog.detectors.encoders import TEXT_ENCODERS, VAES
@@ -49,6 +50,12 @@ def test_every_row_has_a_stored_header():
     # a folder of several models, of which no single file is the model; and two whose class many families share
     folders = {"kandinsky-2.2", "animatediff", "sd-latent-upscaler", "dreamlite", "omnigen"}
     assert {row.id for row in ARCHITECTURES} - covered - twins - folders == set()
+
+
+@pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
+def test_a_family_names_every_task_that_its_classes_serve(row):
+    served = {task for name in row.pipelines.values() for task in class_tasks(name)}
+    assert served <= set(row.pipelines)
 
 
 def test_every_condition_has_a_stored_header():

@@ -100,3 +100,11 @@ def test_a_part_that_needs_a_package_is_refused_by_name_before_its_weights_are_f
     ours = getattr(transformers, name)
     lacking = ours if hasattr(ours, "_backends") else transformers.Qwen2VLVideoProcessor
     assert "torchvision" in lacking._backends
+
+
+def test_a_class_that_the_installed_diffusers_lacks_is_refused_before_a_download():
+    detection = detect(Outline(configs={"model_index.json": {"_class_name": "LensPipeline"}}))
+    with pytest.raises(
+        UnsupportedModel, match=f"LensPipeline.* not in the installed diffusers {diffusers.__version__}"
+    ):
+        check_loadable("some/Lens", detection)

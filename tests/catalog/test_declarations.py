@@ -150,12 +150,32 @@ def test_an_unknown_file_stays_unknown_whatever_is_declared():
 
 
 @pytest.mark.parametrize(
-    ("base", "why"), [("Anima", "modular"), ("Kling", "not published"), ("ACE Audio", "audio"), ("Tripo", "3D objects")]
+    ("base", "why"),
+    [
+        ("Anima", "modular"),
+        ("Kling", "not published"),
+        ("ACE Audio", "audio"),
+        ("Tripo", "3D objects"),
+        *((name, "no released version of diffusers") for name in ("Lens", "Boogu", "MageFlow", "HiDream-O1")),
+    ],
 )
 def test_an_unknown_file_of_a_base_that_nothing_runs_is_refused_by_name(base, why):
     with pytest.raises(UnsupportedModel, match=why) as caught:
         detect(Outline(header=index({"strange.weight": (8, 8)}), declared=Declaration(base=base)))
     assert base in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["Lens", "Lens-Turbo", "Boogu-0.1", "Mage-Flow", "HiDream-O1-Image"])
+def test_a_repository_of_a_model_that_no_diffusers_has_is_refused_by_its_name(name):
+    whole = {"config.json": {"architectures": ["SomeModel"], "model_type": "some"}}
+    for outline in (Outline(header=index({"strange.weight": (8, 8)})), Outline(configs=whole)):
+        with pytest.raises(UnsupportedModel, match=f"{name}, which is in no released version of diffusers"):
+            detect(replace(outline, declared=Declaration(name=name)))
+
+
+def test_a_lens_of_a_photographer_is_no_model():
+    assert known_base("someone/lens-flare") is None
+    assert known_base("Macro Lens Look") is None
 
 
 # --- the vocabularies

@@ -28,7 +28,7 @@ _HOSTED = "is run by its owner only: its weights are not published"
 _MODULAR = "exists in diffusers only as a modular pipeline, which this version cannot load"
 _AUDIO = "makes audio, which this worker does not do"
 _SOLID = "makes 3D objects, which this worker does not do"
-_ABSENT = "is in no released version of diffusers"
+ABSENT = "is in no released version of diffusers"
 
 # CivitAI's names for models of no family here: the reason for the refusal; None where nothing is known of one.
 _OTHERS: Mapping[str, str | None] = {
@@ -38,9 +38,9 @@ _OTHERS: Mapping[str, str | None] = {
         "Wan Video 2.5 I2V", "Wan Image 2.7", "Wan Video 2.7", "Vidu Q1", "Kling", "Seedance",
     ), _HOSTED),
     **dict.fromkeys((
-        "HappyHorse", "Boogu", "Lens", "MageFlow", "ODOR", "Upscaler", "Other", "Qwen 3", "SD 2.1 Unclip",
+        "HappyHorse", "ODOR", "Upscaler", "Other", "Qwen 3", "SD 2.1 Unclip",
     ), None),
-    "HiDream-O1": _ABSENT,
+    **dict.fromkeys(("Boogu", "HiDream-O1", "Lens", "MageFlow"), ABSENT),
     "ACE Audio": _AUDIO,
     **dict.fromkeys(("PolyGen", "Tripo", "Hunyuan3D"), _SOLID),
 }  # fmt: skip
@@ -62,8 +62,11 @@ CIVITAI_KINDS: Mapping[str, Kind] = {
 # Names of refused models, as the Hub's ids and trainers write them: patterns, like those of the families.
 _REFUSED_NAMES = (
     ("flux.?3", _MODULAR),
-    ("hidream.?o1", _ABSENT),
-    ("omnigen.?2", _ABSENT),
+    ("hidream.?o1", ABSENT),
+    ("omnigen.?2", ABSENT),
+    ("boogu(?![a-z])", ABSENT),
+    ("mage.?flow(?![a-z])", ABSENT),
+    ("(?:(?<=/)lens|lens.?(?:turbo|base))$", ABSENT),  # a whole name only: photographers write of lenses too
     ("anima(?![a-z])", _MODULAR),
 )
 

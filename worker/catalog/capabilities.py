@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 
+from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection
@@ -113,7 +115,13 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
     """Refuse a pipeline class that cannot run with the installed libraries. Raises UnsupportedModel."""
     if pipeline is None:
         return
-    row = pipeline_row(pipeline)
+    row, known = pipeline_row(pipeline), known_pipelines()
+    if known and pipeline not in known and not row.source:
+        raise UnsupportedModel(
+            f"{pipeline}, which {model} needs, is not in the installed diffusers {version('diffusers')}, and no model "
+            "brings its own code here; use a model of another class.",
+            field="model",
+        )
     if row.broken:
         raise UnsupportedModel(
             f"{pipeline}, which {model} needs, is broken in the installed libraries: {row.broken}; use another model.",

@@ -12,11 +12,11 @@
 and low where only a name did. A contradiction goes into the evidence and changes nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture, alike, by_class, fits
-from worker.catalog.base_models import CIVITAI_KINDS, Base, known_base, says_v_prediction, variant_in
+from worker.catalog.base_models import ABSENT, CIVITAI_KINDS, Base, known_base, says_v_prediction, variant_in
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Confidence, Declaration, Detection, Kind
 
@@ -52,6 +52,8 @@ def settle(
     claims = tuple(_claims(metadata, declared, name))
     if detection.kind is Kind.UNKNOWN:
         return _unknown(detection, claims)
+    if detection.kind is Kind.COMPONENT:  # a whole model without a model_index.json looks like one part
+        _refuse(detection, [claim for claim in claims if claim.base.refused == ABSENT])
     detection = _kind(detection, declared)
     detection = _architecture(detection, claims)
     detection = _variant(detection, claims)
@@ -69,8 +71,9 @@ def _claims(metadata: Mapping[str, str], declared: Declaration | None, name: str
     titles += [("the file's name", name, "low")] if name else []
     for by, text, confidence in titles:
         prediction = "v_prediction" if says_v_prediction(text) else None
-        base = Base(variant=variant_in(text), prediction_type=prediction)
-        if base.variant or base.prediction_type:
+        known = known_base(text)
+        base = Base(variant=variant_in(text), prediction_type=prediction, refused=known.refused if known else None)
+        if base.variant or base.prediction_type or base.refused:
             yield _Claim(by, text, base, confidence)
 
 
@@ -89,12 +92,16 @@ def _base_claims(metadata: Mapping[str, str], declared: Declaration | None) -> I
             yield _Claim(by, text, base if base.variant else replace(base, variant=variant_in(text)), confidence)
 
 
-def _unknown(detection: Detection, claims: tuple[_Claim, ...]) -> Detection:
+def _refuse(detection: Detection, claims: Iterable[_Claim]) -> None:
     for claim in claims:
         if claim.base.refused:
             raise UnsupportedModel(
                 f"{claim}, which {claim.base.refused}.", details={"evidence": list(detection.evidence)}
             )
+
+
+def _unknown(detection: Detection, claims: tuple[_Claim, ...]) -> Detection:
+    _refuse(detection, claims)
     evidence = tuple(f"{claim}, which its tensors do not show" for claim in claims if claim.base.architecture)
     return replace(detection, evidence=detection.evidence + evidence[:1])
 

@@ -35,7 +35,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
     Architecture(
         id="bria-fibo-edit",
         title="Bria FIBO Edit",
-        pipelines={Task.IMAGE_EDITING: "BriaFiboEditPipeline"},
+        pipelines={Task.IMAGE_EDITING: "BriaFiboEditPipeline", Task.INPAINTING: "BriaFiboEditPipeline"},
         defaults={"num_inference_steps": 30, "guidance_scale": 5.0},
         base_repo="briaai/Fibo-Edit-1.5-base",
         twin="bria-fibo",
@@ -43,7 +43,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
     Architecture(
         id="bria-fibo-2",
         title="Bria FIBO 2",
-        pipelines={Task.TEXT_TO_IMAGE: "BriaFibo2Pipeline"},
+        pipelines={Task.TEXT_TO_IMAGE: "BriaFibo2Pipeline", Task.IMAGE_EDITING: "BriaFibo2Pipeline"},
         defaults={"num_inference_steps": 30, "guidance_scale": 5.0},
         base_repo="briaai/Fibo-2.0-dev",
     ),
@@ -73,14 +73,14 @@ INDEPENDENT: tuple[Architecture, ...] = (
     Architecture(
         id="joyimage-edit",
         title="JoyImage Edit",
-        pipelines={Task.IMAGE_EDITING: "JoyImageEditPipeline"},
+        pipelines={Task.IMAGE_EDITING: "JoyImageEditPipeline", Task.TEXT_TO_IMAGE: "JoyImageEditPipeline"},
         defaults={"num_inference_steps": 40, "guidance_scale": 4.0},
         base_repo="jdopensource/JoyAI-Image-Edit-Diffusers",
     ),
     Architecture(
         id="joyimage-edit-plus",
         title="JoyImage Edit Plus",
-        pipelines={Task.IMAGE_EDITING: "JoyImageEditPlusPipeline"},
+        pipelines={Task.IMAGE_EDITING: "JoyImageEditPlusPipeline", Task.TEXT_TO_IMAGE: "JoyImageEditPlusPipeline"},
         defaults={"num_inference_steps": 30, "guidance_scale": 4.0},
         base_repo="jdopensource/JoyAI-Image-Edit-Plus-Diffusers",
         twin="joyimage-edit",
@@ -99,7 +99,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
     Architecture(
         id="dreamlite",
         title="DreamLite",
-        pipelines={Task.TEXT_TO_IMAGE: "DreamLitePipeline"},
+        pipelines={Task.TEXT_TO_IMAGE: "DreamLitePipeline", Task.IMAGE_EDITING: "DreamLitePipeline"},
         max_pixels=2 * MEGAPIXEL,
         defaults={"num_inference_steps": 30, "guidance_scale": 3.5},
         base_repo="carlofkl/DreamLite-base",

@@ -81,7 +81,7 @@ QWENS: tuple[Architecture, ...] = (
     Architecture(
         id="qwen-image-2.1",
         title="Qwen-Image 2.1",
-        pipelines={Task.TEXT_TO_IMAGE: "QwenImage21Pipeline"},
+        pipelines={Task.TEXT_TO_IMAGE: "QwenImage21Pipeline", Task.IMAGE_EDITING: "QwenImage21Pipeline"},
         size_multiple=32,
         defaults={"num_inference_steps": 40, "true_cfg_scale": 1.0},
         guidance="true_cfg_scale",

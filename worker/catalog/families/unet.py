@@ -59,7 +59,10 @@ UNETS: tuple[Architecture, ...] = (
     Architecture(
         id="stable-cascade",
         title="Stable Cascade",
-        pipelines={Task.TEXT_TO_IMAGE: "StableCascadeCombinedPipeline"},
+        pipelines={
+            Task.TEXT_TO_IMAGE: "StableCascadeCombinedPipeline",
+            Task.IMAGE_EDITING: "StableCascadeCombinedPipeline",
+        },
         classes=("StableCascadePriorPipeline", "StableCascadeDecoderPipeline"),
         size_multiple=128,
         defaults={"num_inference_steps": 12, "prior_num_inference_steps": 20, "prior_guidance_scale": 4.0},

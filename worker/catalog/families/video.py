@@ -71,7 +71,11 @@ VIDEOS: tuple[Architecture, ...] = (
     Architecture(
         id="wan-vace",
         title="Wan VACE",
-        pipelines={Task.VIDEO_TO_VIDEO: "WanVACEPipeline"},
+        pipelines={
+            Task.VIDEO_TO_VIDEO: "WanVACEPipeline",
+            Task.TEXT_TO_VIDEO: "WanVACEPipeline",
+            Task.IMAGE_TO_VIDEO: "WanVACEPipeline",
+        },
         native_size=832,
         max_pixels=MEGAPIXEL,
         defaults={"num_inference_steps": 50, "guidance_scale": 5.0, "num_frames": 81, "height": 480, "width": 832},
