@@ -14,6 +14,7 @@ from tests.conftest import PROJECT
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.worker_process import WorkerProcess
 from tests.images import drawn_by_diffusers, pixels
+from tests.streams import documented_reader
 
 HANDLER = PROJECT / "handler.py"
 
@@ -153,6 +154,31 @@ def test_an_answer_that_is_too_large_is_encoded_smaller_and_says_so(zoo, tmp_pat
             record = platform.wait(platform.submit({"prompt": "x", "num_images": 8, "width": 128, "height": 128}), 60)
             assert record.status == "FAILED"
             assert record.output["code"] == "result_too_large"
+
+
+def test_an_endpoint_that_streams_hands_over_whole_what_is_over_the_limit(zoo, tmp_path, monkeypatch):
+    import runpod
+
+    put_together = documented_reader()
+    monkeypatch.setattr(runpod, "api_key", "test-key")
+    with RunPodPlatform() as platform:
+        platform.max_done_bytes = 40_000
+        monkeypatch.setattr(runpod, "endpoint_url_base", platform.url)
+        env = worker_env(platform, zoo, tmp_path, MAX_RESPONSE_MB="0.04", STREAM_RESULTS="1")
+        with WorkerProcess(HANDLER, env=env):
+            endpoint = runpod.Endpoint("ep")
+            asked = {"prompt": "x", "seed": 3, "num_images": 5, "width": 256, "height": 256, "num_inference_steps": 1}
+            answer = put_together(endpoint.run({"input": asked | {"output": {"delivery": "stream"}}}).stream())
+            assert len(json.dumps(answer)) > 1_000_000  # so it came in more than one chunk
+            assert (answer["format"], answer["warnings"], len(answer["images"])) == ("png", [], 5)
+            assert pixels(answer).shape == (256, 256, 3)
+            small = put_together(endpoint.run({"input": {"prompt": "x", "seed": 4}}).stream())
+            assert small["seed"] == 4
+            broken = endpoint.run({"input": {"prompt": "x", "widht": 5}})
+            with pytest.raises(ValueError, match="unknown_parameter"):
+                put_together(broken.stream())
+            record = platform.records[broken.job_id]
+            assert (record.status, "width" in record.error, "output" in record.view()) == ("FAILED", True, False)
 
 
 def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):

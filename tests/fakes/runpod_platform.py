@@ -20,6 +20,7 @@ from tests.fakes import FakeServer, Handler, Seen
 
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
+MAX_CHUNK_BYTES = 1_000_000  # of a stream
 _GPU = "gpu=NVIDIA+GeForce+RTX+4090"
 
 
@@ -261,7 +262,10 @@ class RunPodPlatform(FakeServer):
         return web.Response()
 
     async def _stream_chunk(self, request: web.Request) -> web.Response:
-        self._record_of(request).stream.append(json.loads(await request.read()).get("output"))
+        record, raw = self._record_of(request), await request.read()
+        if len(raw) > MAX_CHUNK_BYTES:
+            return web.Response(status=400, text="refused")
+        record.stream.append(json.loads(raw).get("output"))
         return web.Response()
 
     async def _ping(self, request: web.Request) -> web.Response:

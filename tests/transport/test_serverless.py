@@ -1,14 +1,19 @@
 """The RunPod door without the SDK: what its handler returns, whatever happens behind it."""
 
 import asyncio
+import base64
+import io
 import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from tests.asking import an_answer
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
+from tests.streams import documented_reader
+from tests.transport.web.uploads import noise
 from worker.app.queue import build_door
 from worker.core.answer import AnswerFile, ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
@@ -72,6 +77,55 @@ async def test_an_unforeseen_exception_becomes_an_error_without_its_text(failure
     answer = await acting(perform).handle({"id": "j", "input": {}})
     assert (answer["code"], answer["retryable"], answer["request_id"]) == ("internal_error", False, "j")
     assert "secret" not in posted(answer).decode()
+
+
+def as_sent(chunk):
+    """What the SDK posts of one chunk of a stream; raises where it would lose it."""
+    return json.dumps({"output": chunk}, ensure_ascii=False, allow_nan=False).encode()
+
+
+async def test_a_stream_has_what_is_over_every_limit_in_parts_of_a_megabyte(tmp_path):
+    context = make_context(tmp_path, FakeEngine(lambda job, seed: noise(512, 512)), max_response_mb=0.02)
+    ask = {"prompt": '"' * 3_000, "output": {"delivery": "stream"}, "seed": 5, "num_images": 2}
+    chunks = [chunk async for chunk in door_of(context).stream(job(**ask))]
+    assert [chunk["index"] for chunk in chunks] == [*range(len(chunks))]
+    assert {chunk["total"] for chunk in chunks} == {len(chunks)}
+    assert len(chunks) == 1 + sum(len(chunk["data"]) for chunk in chunks) // 989_000  # no more than are needed
+    assert max(len(as_sent(chunk)) for chunk in chunks) <= 1_000_000
+    answer = documented_reader()(chunks)
+    assert (answer["prompt"], answer["seeds"], answer["format"]) == ('"' * 3_000, [5, 6], "png")
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][1]))).tobytes() == noise(512, 512).data
+    with pytest.raises(ValueError, match=r"of \d+ parts arrived"):
+        documented_reader()(chunks[1:])
+
+
+async def test_a_stream_has_a_small_answer_in_one_chunk_and_a_larger_one_in_parts_without_being_asked(tmp_path):
+    context = make_context(tmp_path, FakeEngine(lambda job, seed: noise(256, 512 if len(job.seeds) > 1 else 64)))
+    (small,) = [chunk async for chunk in door_of(context).stream(job(seed=3))]
+    assert (small["seed"], small["image"]) == (3, small["images"][0])
+    (listed,) = [chunk async for chunk in door_of(context).stream({"id": fresh_id(), "input": {"action": "models"}})]
+    assert listed["models"]
+    large = [chunk async for chunk in door_of(context).stream(job(num_images=8))]
+    assert len(large) > 1
+    assert len(documented_reader()(large)["images"]) == 8
+
+
+async def test_a_stream_has_a_failures_details_and_then_its_sentence(tmp_path):
+    lost = []
+    context = make_context(tmp_path)
+    context.engine.failures = [DeviceLost("The GPU is gone.")]
+    door = door_of(context, on_loss=lambda: lost.append(True))
+    details, failure = [chunk async for chunk in door.stream(job())]
+    assert (details["code"], failure) == ("device_lost", {"error": "The GPU is gone."})
+    assert "error" not in details and "refresh_worker" not in details
+    assert (lost, door.concurrency(2)) == ([True], 0)
+
+
+async def test_a_door_without_a_stream_refuses_delivery_by_one_and_draws_nothing(context):
+    answer = await door_of(context).handle(job(output={"delivery": "stream"}))
+    assert (answer["code"], answer["field"]) == ("invalid_request", "output")
+    assert "STREAM_RESULTS" in answer["error"]
+    assert context.builder.built == 0
 
 
 def circular():

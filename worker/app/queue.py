@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from worker.app.build import Worker, build_worker
@@ -45,6 +46,8 @@ def run_serverless() -> None:
     warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings))
     for warning in (*warnings, *library_warnings()):
         _LOG.warning("%s", warning)
+    streams = settings.stream_results and not local
+    config: dict[str, Any] = {}
     at_terminal = LocalRun(settings.outputs_dir, _say_at_exit) if local else None
     door = build_door(
         worker,
@@ -52,12 +55,20 @@ def run_serverless() -> None:
         encode=at_terminal.encode if at_terminal else encode_answer,
         send_progress=None if local else runpod.serverless.progress_update,
         on_loop_start=lambda: _begin(worker),
+        on_loss=lambda: config.update(refresh_worker=streams),  # a chunk cannot say so, and the SDK looks here too
     )
     if not local:
         for check in (check_volume(settings), check_device(settings), check_models(worker.operations.readiness)):
             runpod.serverless.register_fitness_check(check)
-    handler = at_terminal.reporting(door.handle) if at_terminal else door.handle
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": door.concurrency})
+    config |= {"handler": _handler(door, at_terminal, streams=streams), "concurrency_modifier": door.concurrency}
+    runpod.serverless.start(config)
+
+
+def _handler(door: ServerlessDoor, at_terminal: LocalRun | None, *, streams: bool) -> Callable[..., Any]:
+    """Return what the SDK calls for a job. It streams all results of a generator function, and none of another."""
+    if at_terminal is not None:
+        return at_terminal.reporting(door.handle)
+    return door.stream if streams else door.handle
 
 
 def build_door(worker: Worker, **options: Any) -> ServerlessDoor:

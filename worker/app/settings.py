@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     # Callers' links: images and model files
     allow_private_urls: bool = False
 
+    # RunPod's queue: answers that callers read from /stream, in parts
+    stream_results: bool = False
+
     # Set by RunPod on its machines: the address of its queue
     runpod_webhook_get_job: str | None = None
 

@@ -32,7 +32,7 @@ class Answer(JobFacts):
 
     The files are images, videos, or the frames of videos, one after the other; all are of one `format`. There is a
     seed for each image or video. `width`, `height`, `num_frames` and `fps` are of the first; 0 frames make an image.
-    `encode_s` is the time for encoding them, in seconds.
+    `encode_s` is the time for encoding them, in seconds. `streamed` is True if the files leave in parts only.
     """
 
     files: tuple[AnswerFile, ...]
@@ -43,6 +43,7 @@ class Answer(JobFacts):
     num_frames: int = 0
     fps: float = 0.0
     encode_s: float = 0.0
+    streamed: bool = False
 
     @property
     def is_video(self) -> bool:

@@ -47,7 +47,7 @@ class OutputOptions(Parsed):
     format: Format | None = Field(default=None, description="When left out, png for images and mp4 for videos.")
     quality: int = Field(default=92, ge=1, le=100)
     metadata: bool = False
-    delivery: Literal["base64", "s3", "volume"] = "base64"
+    delivery: Literal["base64", "s3", "volume", "stream"] = "base64"
 
     @field_validator("format", mode="before")
     @classmethod

@@ -1,13 +1,28 @@
 """A job's input as every door reads it: any payload becomes an input that can be run."""
 
+from dataclasses import replace
+
+from worker.core.errors import InvalidRequest
 from worker.core.job_input import JobInput
+from worker.core.request import GenerationRequest
 from worker.service.usage.privacy import unforeseen
 from worker.wire.request import decode_input, fingerprint
 
+_NO_STREAM = (
+    "output.delivery stream needs a door with a stream, and this one has none; leave it out, use s3 or volume, or send "
+    "the job to /v2/{endpoint}/run of the HTTP server or to a RunPod endpoint with STREAM_RESULTS=1."
+)
 
-def read_input(payload: object) -> JobInput:
-    """Read a job's `input`; raises nothing. An unreadable one fails when the job is run."""
+
+def read_input(payload: object, *, streams: bool = False) -> JobInput:
+    """Read a job's `input`; raises nothing. An unreadable one fails when the job is run.
+
+    `streams` is True if this door has a stream that an answer can be read from in parts.
+    """
     try:
-        return decode_input(payload)
+        job = decode_input(payload)
+        if streams or not isinstance(job.request, GenerationRequest) or job.request.output.delivery != "stream":
+            return job
+        return replace(job, request=InvalidRequest(_NO_STREAM, field="output"))
     except Exception as error:
         return JobInput(unforeseen(error, payload), fingerprint(payload))

@@ -5,9 +5,9 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
@@ -23,9 +23,11 @@ from worker.service.usage.privacy import unforeseen
 from worker.transport.job_input import read_input
 from worker.transport.progress import encode_progress
 from worker.wire.errors import encode_error
+from worker.wire.parts import encode_chunks
 from worker.wire.request import input_of
 from worker.wire.result import encode_answer
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
 # A progress post that arrives after the result would leave the job IN_PROGRESS for ever.
@@ -53,6 +55,7 @@ class ServerlessDoor:
         encode: Encode = encode_answer,
         send_progress: Send | None = None,
         on_loop_start: Callable[[], None] = lambda: None,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._job_store = job_store
         self._repeated = repeated
@@ -60,6 +63,7 @@ class ServerlessDoor:
         self._encode = encode
         self._send_progress = send_progress
         self._on_loop_start = on_loop_start
+        self._on_loss = on_loss
         self._started = False
         self._lost = False
 
@@ -76,19 +80,41 @@ class ServerlessDoor:
 
     async def handle(self, job: dict[str, Any]) -> dict[str, Any]:
         """Answer one job. Raises nothing but CancelledError, and returns plain JSON."""
-        job_id = str(job.get("id") or "local")
+        job_id = _id_of(job)
+        answer = await self._answered(job, self._encode, lambda error: self._failed(error, job_id))
+        return _survivable(answer, job_id)
+
+    async def stream(self, job: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one job in chunks of at most 1 MB, for an endpoint that streams. The SDK posts each as it comes.
+
+        It makes all results of such a handler a list, and of a failure only the sentence: the rest goes first.
+        """
+        job_id = _id_of(job)
+        answered = self._answered(job, encode_chunks, lambda error: self._failed_chunks(error, job_id), streams=True)
+        for chunk in await answered:
+            yield _survivable(chunk, job_id)
+
+    async def _answered(
+        self,
+        job: dict[str, Any],
+        encode: Callable[[AnyAnswer], T],
+        failed: Callable[[WorkerError], T],
+        *,
+        streams: bool = False,
+    ) -> T:
+        job_id = _id_of(job)
         request_id.current.set(request_id.accept(job_id))
         request_id.traceparent.set(None)
-        job_input = read_input(input_of(job))
+        job_input = read_input(input_of(job), streams=streams)
         progress = _Throttle(job, self._send_progress if _wants_progress(job_input) else None)
         try:
-            answer = self._encode(await self._perform(job_input, job_id, progress))
+            answer = encode(await self._perform(job_input, job_id, progress))
         except WorkerError as error:
-            answer = self._failed(error, job_id)
+            answer = failed(error)
         except Exception as error:
-            answer = self._failed(unforeseen(error, job_input.request), job_id)
+            answer = failed(unforeseen(error, job_input.request))
         await progress.settle()
-        return _survivable(answer, job_id)
+        return answer
 
     async def _perform(self, job_input: JobInput, job_id: str, progress: Emit) -> AnyAnswer:
         record = self._job_store.submit(job_input, job_id, _DELIVERED)
@@ -108,8 +134,18 @@ class ServerlessDoor:
         answer = encode_error(error, job_id)
         if isinstance(error, DeviceLost):
             self._lost = True
+            self._on_loss()
             answer["refresh_worker"] = True
         return answer
+
+    def _failed_chunks(self, error: WorkerError, job_id: str) -> list[dict[str, JsonValue]]:
+        details = self._failed(error, job_id)
+        details.pop("refresh_worker", None)  # read by the SDK in a result only; `on_loss` sees to it
+        return [details, {"error": details.pop("error")}]
+
+
+def _id_of(job: Mapping[str, Any]) -> str:
+    return str(job.get("id") or "local")
 
 
 def _wants_progress(job_input: JobInput) -> bool:

@@ -26,7 +26,7 @@ def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
     """Write the answer to any request."""
     match answer:
         case Answer():
-            return encode_generation(answer, [encode_file(file) for file in answer.files])
+            return encode_whole(answer) if not answer.streamed else _without_files(answer)
         case ModelList():
             return introspection.encode_models(answer)
         case ModelSchema():
@@ -52,6 +52,18 @@ class Base64(str):
 def encode_file(file: AnswerFile) -> str:
     """Write a file of an answer: its URL or path, else its bytes as raw base64, without a data: prefix."""
     return file.url or file.path or Base64(pybase64.b64encode_as_string(file.data))
+
+
+def encode_whole(answer: Answer) -> dict[str, JsonValue]:
+    """Write a finished job with its files, in whatever way they are meant to leave."""
+    return encode_generation(answer, [encode_file(file) for file in answer.files])
+
+
+def _without_files(answer: Answer) -> dict[str, JsonValue]:
+    """Write a finished job whose files are read from a stream: everything about it, and no file."""
+    kind = "video" if answer.is_video else "image"
+    body = encode_generation(answer, [""] * len(answer.files))
+    return {name: value for name, value in body.items() if name != kind} | {f"{kind}s": []}
 
 
 def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonValue]:

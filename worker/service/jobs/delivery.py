@@ -80,6 +80,8 @@ class Delivery:
             isinstance(item, Artifact) and item.raster.mode == "RGBA" for item in result.artifacts
         ):
             notes.append("JPEG has no transparency: what was transparent is white; png and webp keep it.")
+        if output.delivery == "stream":  # in parts, each of which fits
+            return replace(_answer(result, files, started, notes), streamed=True)
         if output.delivery != "base64":
             try:
                 return self._put(output.delivery, _answer(result, files, started, notes), job_id, started)

@@ -83,7 +83,7 @@ class ServerContext:
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Submit a job for its sender. Raises AccessDenied for an action of the operator, and the store's errors."""
-        job_input = read_input(payload)
+        job_input = read_input(payload, streams=options.kept)
         if job_input.action in ADMIN_ACTIONS:
             check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")
         # A WebSocket's headers are of all its jobs.

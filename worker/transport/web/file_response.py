@@ -1,16 +1,18 @@
 """A generated image as the file itself: the format that a caller accepts, and the answer that holds it."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from fastapi import Request
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import JsonValue
 
 from worker.catalog.interface.values import number_in
-from worker.core.answer import Answer
+from worker.core.answer import Answer, AnswerFile
 from worker.core.errors import ParameterOutOfRange
 from worker.core.request import IMAGE_FORMATS, Format, format_named
 from worker.wire.request import ALIASES
+
+_PIECE_BYTES = 256 * 1024
 
 
 def accepted_format(request: Request) -> Format | None:
@@ -60,7 +62,19 @@ def encode_file(answer: Answer) -> Response:
     first = answer.files[0]
     if first.url is not None:
         return RedirectResponse(first.url, 303, headers)
-    return Response(first.data, headers=headers, media_type=first.media_type)
+    return send_file(first, headers)
+
+
+def send_file(file: AnswerFile, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the bytes of `file`, sent in pieces: a slow reader is waited for, and no second copy is queued for it."""
+    data = file.data
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(data), _PIECE_BYTES):
+            yield data[start : start + _PIECE_BYTES]
+
+    known = {**(headers or {}), "Content-Length": str(len(data))}
+    return StreamingResponse(pieces(), headers=known, media_type=file.media_type)
 
 
 def header_text(text: str) -> str:

@@ -36,6 +36,7 @@ from worker.transport.web.context import (
 )
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
+from worker.transport.web.file_response import send_file
 from worker.transport.web.forms import Form, read_form
 from worker.wire.request import ALIASES, said
 
@@ -141,7 +142,7 @@ def image_routes(context: ServerContext) -> APIRouter:
         file = answer.files[variant] if isinstance(answer, Answer) and variant < len(answer.files) else None
         if file is None or not file.data:
             raise JobNotFound("There is no image here, or it is no longer kept; draw it again.", field="id")
-        return Response(file.data, media_type=file.media_type)
+        return send_file(file)
 
     return router
 

@@ -12,9 +12,9 @@ from worker.transport.web.context import ServerContext, job_id, read_json
 from worker.transport.web.errors import json_response
 from worker.transport.web.layers import is_head
 from worker.transport.web.runpod_schema import (
+    Streams,
     check_retry,
     decode_job,
-    encode_chunks,
     encode_health,
     encode_job,
     encode_status,
@@ -71,6 +71,7 @@ def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
     """Add the routes that ask for a job, or decide on it."""
     finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
     trying = finding | openapi.refusals(429, 503)
+    streams = Streams()
 
     @router.get("/status/{id}", summary="Where a job stands, and its result", responses=finding)
     async def status(endpoint: Endpoint, id: Id, request: Request) -> Response:
@@ -85,7 +86,7 @@ def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
         record = context.find(request, id)
         if is_head(request.scope):  # what is told once waits for somebody who reads it
             return json_response(encode_status(record))
-        return json_response(encode_chunks(record))
+        return json_response(streams.read(record))
 
     @router.post("/cancel/{id}", summary="Take a job back", responses=finding)
     async def cancel(endpoint: Endpoint, id: Id, request: Request) -> Response:

@@ -1,14 +1,16 @@
 """RunPod's JSON of a job: its submission, its status, its result."""
 
 import difflib
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from weakref import WeakKeyDictionary
 
 from pydantic import JsonValue
 
 from worker.catalog.interface.values import number_in
-from worker.core.answer import Answer
+from worker.core.answer import Answer, AnyAnswer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.service.jobs.record import DAY_S, JobOptions, JobRecord
 from worker.service.jobs.record import Status as JobStatus
@@ -16,11 +18,13 @@ from worker.service.jobs.store import Counts
 from worker.transport.progress import encode_progress
 from worker.transport.web.state import State
 from worker.wire.errors import encode_error
+from worker.wire.parts import encode_parts
 from worker.wire.request import input_of
 from worker.wire.result import encode_answer
 
 _JOB = ("input", "webhook", "policy", "s3Config")
 _POLICY = ("executionTimeout", "ttl", "lowPriority")
+PARTS_A_LOOK = 10  # RunPod's client waits a second between two looks, and ten for one at most
 MIN_POLICY_MS, MAX_POLICY_MS = 1_000, 604_800_000  # up to a week, as on RunPod
 
 
@@ -115,12 +119,32 @@ def encode_run(record: JobRecord) -> dict[str, JsonValue]:
     return body
 
 
-def encode_chunks(record: JobRecord) -> dict[str, JsonValue]:
-    """Write a job's status and its events since the last look: each update once, and the answer once."""
-    chunks: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
-    if (answer := record.take_answer()) is not None:
-        chunks.append({"output": encode_answer(answer)})
-    return {"status": _STATUS[record.status].value, "stream": chunks}
+class Streams:
+    """What callers have not yet read of their jobs' streams."""
+
+    def __init__(self) -> None:
+        self._left: WeakKeyDictionary[JobRecord, deque[dict[str, JsonValue]]] = (
+            WeakKeyDictionary()
+        )  # gone with their jobs
+
+    def read(self, record: JobRecord) -> dict[str, JsonValue]:
+        """Write a job's status and its events since the last look: each update once, and the answer once.
+
+        An answer in parts takes as many looks as it needs.
+        """
+        chunks: list[JsonValue] = [{"output": encode_progress(progress)} for progress in record.take_unread()]
+        if (answer := record.take_answer()) is not None:
+            self._left[record] = deque(_pieces(answer))
+        left = self._left.get(record, deque())
+        chunks += [{"output": left.popleft()} for _ in range(min(PARTS_A_LOOK, len(left)))]
+        return {"status": _STATUS[record.status].value, "stream": chunks}
+
+
+def _pieces(answer: AnyAnswer) -> list[dict[str, JsonValue]]:
+    """Write an answer as its caller reads it from a stream: in parts if that was asked for, else in one piece."""
+    if isinstance(answer, Answer) and answer.streamed:
+        return encode_parts(answer)
+    return [encode_answer(answer)]
 
 
 def encode_health(counts: Counts, state: State) -> dict[str, JsonValue]:
