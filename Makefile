@@ -21,7 +21,7 @@ PARALLEL := -n 2 --dist loadfile
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo check bench signatures schedulers rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -65,6 +65,9 @@ signatures: $(DEV)  ## Learn the model classes of the installed diffusers, after
 schedulers: $(DEV)  ## Measure which schedulers each pipeline class runs with, after a new diffusers was pinned
 	@$(BIN)/python -m tests.zoo.schedulers
 	@$(BIN)/python -m tools.schedulers_page
+
+errors: $(DEV)  ## Write docs/errors.md, after a code was added
+	@$(BIN)/python -m tools.errors_page
 
 rooms: $(DEV)  ## Draw docs/rooms.svg, after a wall between rooms was moved
 	@$(BIN)/python -m tools.rooms_page

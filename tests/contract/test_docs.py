@@ -1,6 +1,5 @@
 """The documents say what the code does: commands run, examples are accepted, tables equal the code."""
 
-import inspect
 import json
 import re
 import shlex
@@ -93,16 +92,6 @@ def test_the_alias_table_is_the_codes():
         alias: row[1].strip("`") for row in rows(API, "### Other names") for alias in re.findall(r"`(\w+)`", row[0])
     }
     assert said == dict(ALIASES)
-
-
-def test_the_error_table_is_the_codes():
-    classes = [
-        value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, errors.WorkerError)
-    ]
-    real = {value.code: "yes" if value.retryable else "no" for value in classes}
-    assert {row[0].strip("`"): row[1] for row in rows(API, "## Errors")} == real
-    drawn = re.findall(r"^[│ ├└]*(\w+) {2,}", inspect.getdoc(errors) or "", re.M)
-    assert set(drawn) == {value.__name__ for value in classes} - {"WorkerError"}
 
 
 def test_every_file_that_the_tour_names_exists():

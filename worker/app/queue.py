@@ -19,6 +19,8 @@ from worker.transport.serverless import ServerlessDoor
 from worker.wire.result import encode_answer
 
 _LOG = logging.getLogger("worker")
+INVALID_CONFIGURATION = "invalid_configuration"
+"""The code of every job of a worker whose settings are wrong."""
 _REMEMBERED_BYTES = 128 * 2**20  # of results
 _background: set[asyncio.Task[None]] = set()
 
@@ -94,7 +96,7 @@ def _refuse_to_start(reason: str) -> None:
         raise RuntimeError(reason)
 
     async def handler(job: object) -> dict[str, object]:
-        return {"error": reason, "code": "invalid_configuration", "refresh_worker": True}
+        return {"error": reason, "code": INVALID_CONFIGURATION, "refresh_worker": True}
 
     runpod.serverless.register_fitness_check(configuration_valid)
     runpod.serverless.start({"handler": handler})

@@ -25,10 +25,10 @@ _PROPERTIES = {
 # In the sentences about a request, which the rooms below write for all doors: a list of models follows anyway.
 _WORDS = {"num_inference_steps": "steps", '; {"action": "models"} lists those there are.': "."}
 # This door's clients know three numbers only, a fourth for refused callers and a fifth for a wrong method.
-_STATUS = {400: 400, 401: 401, 403: 400, 404: 400, 405: 405, 413: 400, 415: 400, 504: 504}
+STATUSES = {400: 400, 401: 401, 403: 400, 404: 400, 405: 405, 413: 400, 415: 400, 504: 504}
 # And one word for each way in which drawing itself fails, but for gpu_oom.
 _FAILURES = (errors.EngineFailure, errors.LoadFailed, errors.InvalidOutput, errors.DeviceLost, errors.WorkerError)
-_CODES = {errors.JobTimeout.code: "timeout", **{error.code: "inference_error" for error in _FAILURES}}
+CODES = {errors.JobTimeout.code: "timeout", **{error.code: "inference_error" for error in _FAILURES}}
 _TYPES = {f"image/{name.lower()}" for name in (*IMAGES, "jpg")}
 
 
@@ -96,5 +96,5 @@ def _encode_failure(failure: Failure) -> Response:
         detail = detail.replace(ours, theirs)
     if models := failure.supported_models:
         detail += f" There are {', '.join(models)}."
-    body = {"error": _CODES.get(failure.code, failure.code), "detail": detail, "request_id": failure.body["request_id"]}
-    return json_response(body, _STATUS.get(failure.status, 503), failure.headers)
+    body = {"error": CODES.get(failure.code, failure.code), "detail": detail, "request_id": failure.body["request_id"]}
+    return json_response(body, STATUSES.get(failure.status, 503), failure.headers)

@@ -38,7 +38,7 @@ STATUS: Mapping[type[WorkerError], int] = {
     errors.EngineFailure: 503,
 }
 # The framework's own refusals, before any of our code runs.
-_FRAMEWORK: Mapping[int, tuple[str, str]] = {
+FRAMEWORK: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "Nothing is served at this path; GET /openapi.json lists what is."),
     405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     413: ("request_too_large", "The request's body is too large; send less."),  # where no limit of ours is known
@@ -80,7 +80,8 @@ class Failure:
 def failure_of(error: Exception) -> Failure:
     """Turn any exception into a failure: ours, the framework's, or an unforeseen one, which is logged."""
     if isinstance(error, HTTPException):
-        code, text = _FRAMEWORK.get(error.status_code, ("http_error", ""))
+        other = InvalidRequest.code if error.status_code < 500 else WorkerError.code
+        code, text = FRAMEWORK.get(error.status_code, (other, ""))
         detail = str(error.detail)
         usual = detail == HTTPStatus(error.status_code).phrase
         refused: dict[str, JsonValue] = {"error": text if usual and text else detail, "code": code, "retryable": False}
