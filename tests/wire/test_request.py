@@ -164,7 +164,7 @@ async def test_a_bad_value_gets_a_sentence_that_names_the_field(context, sent, m
 
 
 async def test_a_close_miss_among_fixed_values_gets_a_hint(context):
-    assert (await refusal(context, {"prompt": "x", "output": {"format": "jpg"}})).hint == "Did you mean jpeg?"
+    assert (await refusal(context, {"prompt": "x", "output": {"format": "jepg"}})).hint == "Did you mean jpeg?"
     assert (await refusal(context, {"prompt": "x", "task": "txt-to-image"})).hint == "Did you mean text-to-image?"
 
 

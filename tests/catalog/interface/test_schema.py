@@ -144,7 +144,7 @@ SENTENCES = [
     ({"height": 9000}, "height must be a multiple of 8 between 64 and 2896; 9000 was sent (nearest: 2896)."),
     ({"num_inference_steps": 20.5}, "num_inference_steps must be an integer between 1 and 150; 20.5 was sent."),
     ({"num_inference_steps": True}, "num_inference_steps must be an integer between 1 and 150; true was sent."),
-    ({"num_inference_steps": "20"}, 'num_inference_steps must be an integer between 1 and 150; "20" was sent.'),
+    ({"num_inference_steps": "20x"}, 'num_inference_steps must be an integer between 1 and 150; "20x" was sent.'),
     ({"guidance_scale": None}, "guidance_scale must be a number between 0 and 30; null was sent."),
     ({"guidance_scale": NAN}, "guidance_scale must be a number between 0 and 30; NaN or infinity was sent."),
     (

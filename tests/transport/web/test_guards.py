@@ -106,9 +106,19 @@ def test_a_caller_who_has_used_up_his_day(guarded, door):
 
 @every_door
 def test_a_job_that_is_more_than_is_left_of_the_day(guarded, door):
+    served = guarded(quota_pixel_steps_per_day=2 * WORK - 1)
+    assert ask(served, door).code is None
+    said = refused(served, door, 429, "quota_exceeded", inside=True)
+    assert "of which 20,479 are left, and this job is 20,480; ask for less" in said.sentence
+
+
+@every_door
+def test_a_job_that_is_more_than_a_whole_day(guarded, door):
     served = guarded(quota_pixel_steps_per_day=WORK - 1)
     said = refused(served, door, 429, "quota_exceeded", inside=True)
-    assert "this job is 20,480; ask for less" in said.sentence
+    assert "The job is 20,480 pixel-steps" in said.sentence
+    assert "gets 20,479 a day; ask for fewer images" in said.sentence
+    assert said.retry_after is None
     assert accounts(served) == {}
 
 

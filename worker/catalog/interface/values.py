@@ -66,7 +66,7 @@ def truth_in(value: object) -> bool | None:
 
 def plain_value(value: JsonValue, schema: Schema) -> JsonValue:
     """Return a number or truth value for its text, where `schema` takes one and no such text; else `value`."""
-    if not isinstance(value, str | list) or is_valid(value, schema):
+    if not isinstance(value, str | list) or _unsafe(value) or is_valid(value, schema):
         return value
     kinds = [kind for kind in _members(schema) if isinstance(kind, dict)]
     if isinstance(value, list):
