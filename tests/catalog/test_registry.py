@@ -273,6 +273,7 @@ def test_how_a_model_is_put_together(tmp_path: Path) -> None:
     assert (spec.base, spec.prediction_type, spec.fallback) == ("org/b", "v_prediction", "org/c")
     assert spec.vae == f"file:{(tmp_path / 'vae.safetensors').resolve()}"
     assert spec.components == {"text_encoder": "org/d@v1"}
+    assert spec.source.without == ("text_encoder", "vae"), "they need not be in org/a"
 
 
 def test_find_and_nearest(tmp_path: Path) -> None:

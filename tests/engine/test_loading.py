@@ -28,6 +28,7 @@ def models(zoo, tmp_path_factory):
     root = tmp_path_factory.mktemp("loading")
     folder = root / "models"
     shutil.copytree(zoo / "models/sd1", folder / "sd1")
+    shutil.copytree(zoo / "models/sd1", folder / "sd1-without-vae", ignore=shutil.ignore_patterns("vae"))
     shutil.copy(zoo / "models/sd1.safetensors", folder / "sd1.safetensors")
     single_files.config_of(folder / "sd1", folder / "config")
     other = builders.tiny_sd1(folder / "other", seed=9)
@@ -40,7 +41,7 @@ def models(zoo, tmp_path_factory):
         "plain": {"source": "file:models/sd1"},
         "file": file,
         "with-vae": file | {"vae": "file:models/vae.safetensors"},
-        "repository-with-vae": {"source": "file:models/sd1", "vae": "file:models/other"},
+        "repository-with-vae": {"source": "file:models/sd1-without-vae", "vae": "file:models/other"},
         "mixed": {"source": "file:models/sd1", "components": {"text_encoder": "file:models/other"}},
         "other": {"source": "file:models/other"},
         "unet": unet | {"base": "file:models/sd1"},

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.store.conftest import WEIGHTS, weights, write_pipeline
+from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile
 from worker.core.job import StopSignal
@@ -54,7 +54,7 @@ def test_a_missing_file_is_named_before_the_download(repository, client, hub, na
             ask()
         assert error.value.details == {"missing": [shown]}
         assert shown in error.value.message
-        assert error.value.field == "model"
+        assert (error.value.field, error.value.retryable) == ("model", False)
     assert hub.count(".safetensors", "GET") == hub.count(".safetensors.index.json", "GET") <= 1
 
 
@@ -87,6 +87,16 @@ def test_what_is_not_wanted_may_be_missing(repository, client, hub):
     hub.add_repo("org/lacking", repository)
     source = ModelSource(scheme="hf", locator="org/lacking", without=("vae",))
     assert client.store.ensure(source, None, print, StopSignal(10)).total_bytes > 0
+
+
+def test_a_copy_of_everything_serves_whoever_wants_less(repository, client, hub):
+    hub.add_repo("org/whole", repository)
+    root = client.ensure("org/whole").root
+    offline = Client(hub.endpoint, client.cache, offline=True).store
+    for parts in ({"without": ("vae",)}, {"only": ("unet",)}):
+        source = ModelSource(scheme="hf", locator="org/whole", **parts)
+        assert offline.ensure(source, None, print, StopSignal(10)).root == root
+        assert "model_index.json" in offline.peek(source, None).configs
 
 
 def test_a_component_alone_lacks_a_shard(client, hub, tmp_path):

@@ -150,7 +150,7 @@ class _Reading:
         spec = ModelSpec(
             **{name: getattr(entry, name) for name in _SHARED},
             id=model,
-            source=source,
+            source=source.model_copy(update={"without": entry.replaced_parts}),
             config=str(self.beside(entry.config)) if entry.config else None,
             subjects=self.names_in((*keys, "subjects"), entry.subjects) if entry.subjects else (),
             base=entry.base and self.adapter((*keys, "base"), entry.base),

@@ -42,6 +42,11 @@ class Entry(Parsed):
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
 
+    @property
+    def replaced_parts(self) -> tuple[str, ...]:
+        """The components that come from elsewhere, and are not asked of the model's own source."""
+        return tuple(sorted({*self.components, *(["vae"] if self.vae else [])}))
+
 
 class RegistryFile(Parsed):
     """The whole file; its models are read one by one, so that a mistake has its own line."""

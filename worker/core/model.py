@@ -83,6 +83,11 @@ class ModelSource(Parsed):
         return component not in self.without and (not self.only or component in self.only)
 
     @property
+    def whole(self) -> "ModelSource":
+        """The same source with all its parts."""
+        return self.model_copy(update={"only": (), "without": ()})
+
+    @property
     def is_local(self) -> bool:
         """True if the source lies on this machine, in one of the operator's own folders."""
         return self.scheme == "file"

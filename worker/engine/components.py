@@ -92,6 +92,7 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype, varia
                 f"The {component.name} of the model lacks its weights ({component.name}/*.safetensors); complete the "
                 "model's folder, or name another.",
                 field="model",
+                retryable=False,
             )
         if variant and any(f".{variant}" in path.name for path in safetensors_files(folder)):
             options["variant"] = variant

@@ -127,6 +127,7 @@ def _check_finite(pipe: Any) -> None:
                     f"The weights of {name} hold NaN or infinity ({key[:80]}): they are damaged, or were trained to "
                     "nothing; fetch the model again or use another one.",
                     field="model",
+                    retryable=False,
                 )
 
 

@@ -62,6 +62,7 @@ def _check(model: Any, report: Mapping[str, Iterable[Any]], what: str, field: st
             "incompletely; fetch the model again or use another.",
             field=field,
             details={"missing": missing[:3]},
+            retryable=False,
         )
     mismatched = sorted(report["mismatched_keys"], key=lambda entry: str(entry[0]))
     if mismatched:
@@ -71,6 +72,7 @@ def _check(model: Any, report: Mapping[str, Iterable[Any]], what: str, field: st
             f"{_shown(shape)}, not {_shown(expected)}, say); use a repository whose config belongs to its weights.",
             field=field,
             details={"mismatched": [str(entry[0]) for entry in mismatched[:3]]},
+            retryable=False,
         )
     unexpected = sorted(_meant(model, report["unexpected_keys"]))
     if unexpected:
@@ -79,6 +81,7 @@ def _check(model: Any, report: Mapping[str, Iterable[Any]], what: str, field: st
             "they would be left out; use a repository whose config belongs to its weights, with adapters merged.",
             field=field,
             details={"unexpected": unexpected[:3]},
+            retryable=False,
         )
 
 

@@ -139,6 +139,7 @@ def _check_none_missing(component: str, missing: list[str]) -> None:
             f"The file lacks {len(missing)} tensors of its {component} ({missing[0][:80]}, say); "
             "it is damaged, or of another kind than its other tensors say.",
             field="model",
+            retryable=False,
         )
 
 

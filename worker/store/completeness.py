@@ -56,6 +56,7 @@ def refuse_missing(what: str, missing: Sequence[str]) -> None:
             "model.",
             field="model",
             details={"missing": [*missing[:20]]},
+            retryable=False,
         )
 
 

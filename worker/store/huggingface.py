@@ -126,7 +126,7 @@ class HuggingFaceHub:
                 files = disk.complete_files(snapshot, source, variant, guess=True, allow_pickles=self._allow_pickles)
                 if files is not None and _is_pinned_content(source, files, stop):
                     return files
-        baked = self._cache.revision(_name(source, source.revision, variant), baked=True)
+        baked = self._noted(source, variant, baked=True)
         if baked and (files := self._finished(source, baked, variant, stop)):
             return files
         key = (source.locator, source.revision)
@@ -139,13 +139,21 @@ class HuggingFaceHub:
 
     def _finished(self, source: ModelSource, commit: str, variant: str | None, stop: StopSignal) -> ModelFiles | None:
         """Return the files fetched of this commit, if all of them are still there and unharmed."""
-        entry = self._cache.entry(_name(source, commit, variant), stop.check)
-        files = _model_files(entry, source) if entry else None
-        return files if files and _is_pinned_content(source, files, stop) else None
+        for asked in dict.fromkeys((source, source.whole)):  # a copy of everything holds these parts too
+            entry = self._cache.entry(_name(asked, commit, variant), stop.check)
+            files = _model_files(entry, source) if entry else None
+            if files and _is_pinned_content(source, files, stop):
+                return files
+        return None
+
+    def _noted(self, source: ModelSource, variant: str | None, *, baked: bool = False) -> str | None:
+        """Return the commit that `source`, or all of its repository, stood for at its last fetch."""
+        names = (_name(asked, source.revision, variant) for asked in (source, source.whole))
+        return next(filter(None, (self._cache.revision(name, baked=baked) for name in names)), None)
 
     def _older_copy(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
         """Return the best copy on this machine, perhaps an older one; another tool's if nothing of it is missing."""
-        commit = self._cache.revision(_name(source, source.revision, variant)) or source.revision
+        commit = self._noted(source, variant) or source.revision
         if commit and (files := self._finished(source, commit, variant, stop)):
             return files
         for cache in self._shared:
@@ -172,7 +180,7 @@ class HuggingFaceHub:
             index, beside = self._headers.read(files.root), files.root.with_name(ADAPTER_CONFIG)
             configs = {ADAPTER_CONFIG: read_json(beside)} if beside.is_file() else {}
             return Outline(configs, index, index.weight_bytes, files.revision, declared, files.root.name)
-        outline = read_outline(files.root, files.variant, allow_pickles=self._allow_pickles)
+        outline = read_outline(files.root, files.variant, source.wants, allow_pickles=self._allow_pickles)
         weights = [] if MODEL_INDEX in outline.configs else _weights_in(files.root)
         header = self._headers.read(weights[0]) if len(weights) == 1 else None
         total = header.weight_bytes if header else outline.weight_bytes
@@ -283,12 +291,15 @@ class HuggingFaceHub:
         """Return `chosen` if its one file can be the requested one. Raises CorruptFile before anything is fetched."""
         file = listing.files[_below(source, chosen.main or "")]
         if file.size is not None and file.size < _MIN_WEIGHT_BYTES:
-            raise CorruptFile(f"{file.name} of {source.locator} is empty; name another file.", field="model")
+            raise CorruptFile(
+                f"{file.name} of {source.locator} is empty; name another file.", field="model", retryable=False
+            )
         if source.sha256 and file.sha256 != source.sha256.lower():
             raise CorruptFile(
                 f"{file.name} of {source.locator} does not have the sha256 that was asked for; correct the pin, or "
                 "name the revision that it belongs to.",
                 field="model",
+                retryable=False,
             )
         return chosen
 
@@ -337,11 +348,8 @@ class HuggingFaceHub:
 def _name(source: ModelSource, revision: str | None, variant: str | None) -> str:
     """Return the entry of a source at a commit; with the revision that was asked for, the name of that question."""
     below = "/".join(filter(None, (source.subfolder, source.filename)))
-    chosen = {
-        "variant": None if source.filename else variant,
-        "only": ",".join(source.only),
-        "without": ",".join(source.without),
-    }
+    parts = {"variant": variant, "only": ",".join(source.only), "without": ",".join(source.without)}
+    chosen = {} if source.filename else parts
     query = "&".join(f"{key}={value}" for key, value in chosen.items() if value)
     return f"hf:{source.locator}@{revision or 'main'}{f'#{below}' if below else ''}{f'?{query}' if query else ''}"
 

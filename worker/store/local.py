@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsupportedModel
 from worker.core.job import StopSignal
@@ -25,6 +26,7 @@ from worker.store.selection import (
 )
 
 ReadHeader = Callable[[Path], TensorIndex]
+Wants = Callable[[str], bool]
 
 
 # Where people keep adapters below a folder of models, by the kind that a prompt names.
@@ -71,12 +73,12 @@ class LocalFolders:
             header, beside = self._read_header(path), path.with_name(ADAPTER_CONFIG)
             configs = {ADAPTER_CONFIG: read_json(beside)} if source.filename is None and beside.is_file() else {}
             return Outline(configs, header, header.weight_bytes, file_name=path.name)
-        return read_outline(path, variant, allow_pickles=self._allow_pickles)
+        return read_outline(path, variant, source.wants, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """Return the folder or file itself: nothing is copied."""
         path = self._resolve(source)
-        chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles)
+        chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles, source.wants)
         if chosen is None:
             return ModelFiles(root=path, total_bytes=_size(path), variant=variant)
         total = sum((path / name).stat().st_size for name in chosen.names)
@@ -140,7 +142,9 @@ def _snapshot(folder: Path) -> Path:
     return max(snapshots, key=lambda path: (path.name == commit, path.stat().st_mtime), default=repository)
 
 
-def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = False) -> Outline:
+def read_outline(
+    folder: Path, variant: str | None, wants: Wants = lambda part: True, *, allow_pickles: bool = False
+) -> Outline:
     """Read a diffusers folder's own description in JSON. Raises CorruptFile for invalid JSON."""
     configs: dict[str, dict[str, object]] = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
@@ -149,7 +153,7 @@ def read_outline(folder: Path, variant: str | None, *, allow_pickles: bool = Fal
             continue
         if OUTLINE_NAMES.fullmatch(name) and path.is_file() and path.stat().st_size <= MAX_OUTLINE_BYTES:
             configs[name] = read_json(path)
-    chosen = _selection(folder, variant, allow_pickles)
+    chosen = _selection(folder, variant, allow_pickles, wants)
     names = chosen.names if chosen else _names(folder)
     weights = sum((folder / name).stat().st_size for name in names if is_weights(name))
     return Outline(configs=configs, weight_bytes=weights)
@@ -168,7 +172,7 @@ def read_json(path: Path) -> dict[str, object]:
     return value
 
 
-def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Selection | None:
+def _selection(folder: Path, variant: str | None, allow_pickles: bool, wants: Wants) -> Selection | None:
     """Return the files of the pipeline in `folder`; None if it is none.
 
     Raises UnsafeFormat for pickles, CorruptFile for a pipeline that lacks a file.
@@ -180,9 +184,10 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool) -> Select
     def read_index(name: str) -> dict[str, object]:
         return read_json(folder / name)
 
-    chosen = pipeline_files(index, _names(folder), variant, allow_pickles=allow_pickles, read_index=read_index)
+    options: Any = {"allow_pickles": allow_pickles, "read_index": read_index}
+    chosen = pipeline_files(index, _names(folder), variant, wants=wants, **options)
     # Weights that are not there at all are told by whoever loads them: a folder may be asked for its description alone.
-    check_complete(folder.name[:80], index, chosen.names, lambda part: True, read_index, described_only=True)
+    check_complete(folder.name[:80], index, chosen.names, wants, read_index, described_only=True)
     return chosen
 
 

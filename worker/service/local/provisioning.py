@@ -163,7 +163,7 @@ def _completing(model: KnownModel) -> Completion | None:
 
 def _only(source: ModelSource, components: tuple[str, ...]) -> ModelSource:
     """Narrow a whole repository to these components. A source that names a file or folder stays."""
-    return source.model_copy(update={"only": components}) if _is_whole(source) else source
+    return source.model_copy(update={"only": components, "without": ()}) if _is_whole(source) else source
 
 
 def _is_whole(source: ModelSource) -> bool:
