@@ -96,6 +96,8 @@ def test_what_others_wrote_cannot_command_the_terminal(capsys):
         ("output.format gif is not made.", {"output.format": "--output"}, "--output gif is not made."),
         ('x is none; {"action": "models"} lists those there are.', {}, "x is none; `me models` lists those there are."),
         ("The Hub is slow; send the job again in a minute.", {}, "The Hub is slow; try again in a minute."),
+        ("Use safetensors, or let the operator set ALLOW_PICKLES.", {}, "Use safetensors, or set ALLOW_PICKLES."),
+        ("leave it out; the operator sets HF_TOKEN instead.", {}, "leave it out; set HF_TOKEN instead."),
         ("image_guidance_scale must be 1.", {}, "image_guidance_scale must be 1."),
         ("guidance_scale and strength mean it.", {"guidance_scale": "cfg_scale"}, "cfg_scale and strength mean it."),
     ],

@@ -77,6 +77,7 @@ def test_days_models_and_callers_are_added_up(run):
         ["alice", "1", "0", "2", "1,234.50", "3.00", "2.50", "-"],
     ]
     assert len(rows(run([], "--days", 60))) == 3
+    assert [entry["jobs"] for entry in json.loads(said(run([], "--json")))] == [1, 3]
 
 
 def test_what_cannot_be_read_is_left_out_and_nothing_is_no_failure(run, tmp_path):

@@ -74,6 +74,7 @@ def _add(commands: Any, name: str, function: str, text: str) -> _Parser:
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False, formatter_class=_Help
     )
     parser.set_defaults(function=function)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no warnings")
     return parser
 
 
@@ -128,7 +129,6 @@ def _add_run(commands: Any) -> None:
     adapters.add_argument("--ip-image", metavar="FILE", action="append", help="an image to draw after; may be repeated")
     output = parser.add_argument_group("output")
     output.add_argument("--open", action="store_true", help="show what was saved")
-    output.add_argument("-q", "--quiet", action="store_true", help="no progress and no warnings")
     _add_json(output)
 
 
@@ -137,14 +137,12 @@ def _add_questions(commands: Any) -> None:
         ("inspect", "say what a model is and how that is known, from headers and JSON only"),
         ("plan", "say what running a model here would take"),
         ("schema", "print the JSON Schema of a request for a model"),
+        ("schedulers", "list the schedulers that a model can be sampled with"),
     ):
-        _add(commands, name, f"questions:{name}", text).add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
+        parser = _add(commands, name, f"questions:{name}", text)
+        parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
+        _add_json(parser)
     _add_json(_add(commands, "models", "questions:models", "list the models of models.yaml"))
-    parser = _add(
-        commands, "schedulers", "questions:schedulers", "list the schedulers that a model can be sampled with"
-    )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
-    _add_json(parser)
     parser = _add(commands, "doctor", "doctor:doctor", "say whether this machine can do the work, and what to mend")
     parser.add_argument("--network", action="store_true", help="ask the sources of models, too, whether they answer")
     _add_json(parser)
@@ -156,6 +154,7 @@ def _add_server(commands: Any) -> None:
     parser.add_argument("--by", choices=("day", "model", "caller"), default="day", help="what each line is of")
     parser.add_argument("--days", type=int, default=30, help="how many days back, today included")
     parser.add_argument("--plot", metavar="FILE", help="a PNG to draw GPU seconds into")
+    _add_json(parser)
     keys = _add_group(commands, "keys", "API keys of the HTTP server")
     parser = _add(keys, "new", "server:new_keys", "make an API key: for its owner the key, for API_KEYS its line")
     parser.add_argument("name", metavar="NAME", help="whose it is; shown nowhere but in the operator's files")

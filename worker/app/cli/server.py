@@ -1,6 +1,7 @@
 """Commands around the server: serve, usage, keys."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from worker.app.cli.session import settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.service.limits.api_keys import KeyListError, new_key
 from worker.service.usage.bars import draw_bars
-from worker.service.usage.log import read_usage, sum_usage
+from worker.service.usage.log import Sum, read_usage, sum_usage
 
 
 def serve(arguments: Namespace, terminal: Terminal) -> None:
@@ -37,17 +38,23 @@ def usage(arguments: Namespace, terminal: Terminal) -> None:
     folder = settings_of(terminal).usage_dir
     since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
     sums = sum_usage(read_usage(folder, since), by)
-    rows = []
-    for key, total in sums.items():
-        cost = "-" if total.cost_usd is None else f"{total.cost_usd:.4f}"
-        counts = (str(number) for number in (total.jobs, total.failed, total.images))
-        amounts = (total.gpu_seconds, total.pixel_steps / 1e6, total.bytes_downloaded / 1e9)
-        rows.append((key, *counts, *(f"{amount:,.2f}" for amount in amounts), cost))
-    terminal.table((by, "jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD"), rows)
+    if arguments.json:
+        terminal.json([{by: key, **asdict(total)} for key, total in sums.items()])
+    else:
+        head = (by, "jobs", "failed", "images", "GPU s", "Mpx-steps", "GB fetched", "USD")
+        terminal.table(head, [_row(key, total) for key, total in sums.items()])
     if arguments.plot is not None:
         seconds = {key: total.gpu_seconds for key, total in sums.items()}
         _write(Path(arguments.plot), draw_bars(f"GPU seconds by {by} since {since}", seconds, "s"))
-        terminal.print(arguments.plot)
+        if not arguments.json:
+            terminal.print(arguments.plot)
+
+
+def _row(key: str, total: Sum) -> tuple[str, ...]:
+    counts = (str(number) for number in (total.jobs, total.failed, total.images))
+    amounts = (total.gpu_seconds, total.pixel_steps / 1e6, total.bytes_downloaded / 1e9)
+    cost = "-" if total.cost_usd is None else f"{total.cost_usd:.4f}"
+    return (key, *counts, *(f"{amount:,.2f}" for amount in amounts), cost)
 
 
 def _write(path: Path, data: bytes) -> None:

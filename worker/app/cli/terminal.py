@@ -1,6 +1,7 @@
 """The terminal of a command: what it prints, and the line that shows what it is at. Imports nothing that takes long."""
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -37,7 +38,7 @@ class Terminal:
     def __init__(self, prog: str, *, quiet: bool = False) -> None:
         self.prog = prog
         self._quiet = quiet
-        self._live = sys.stderr.isatty() and not quiet
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._text, self._began = "starting", time.monotonic()
