@@ -84,6 +84,20 @@ def test_run_writes_the_file_that_is_named_in_its_format(run, tmp_path, name, ki
     assert [path.name for path in (tmp_path / name).parent.glob("*.part")] == []
 
 
+def test_a_prompt_may_begin_with_a_dash(run, builder):
+    said(run("run", "--seed", 1, "--", "-x marks the spot"))
+    assert builder.engine.ran[0].prompt == "-x marks the spot"
+
+
+def test_a_reader_that_has_had_enough_is_no_failure_to_speak_of(tmp_path):
+    script = "import sys; from worker.app.cli.commands import main; sys.exit(main(['keys', 'new', 'anna']))"
+    near, far = os.pipe()
+    os.close(near)
+    ran = subprocess.run([sys.executable, "-c", script], stdout=far, stderr=subprocess.PIPE, cwd=PROJECT, check=False)
+    os.close(far)
+    assert (ran.returncode, ran.stderr) == (1, b"")
+
+
 def test_several_images_for_one_file_are_numbered(run, tmp_path):
     assert said(run("run", "x", "-n", 3, "-o", "a.png")).split() == ["a.png", "a-2.png", "a-3.png"]
     assert (tmp_path / "a-3.png").is_file()
