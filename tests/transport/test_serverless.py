@@ -14,6 +14,7 @@ from tests.asking import an_answer
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.streams import documented_reader
 from tests.transport.web.uploads import noise
+from worker.app import queue
 from worker.app.queue import build_door
 from worker.core.answer import AnswerFile, ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
@@ -119,6 +120,35 @@ async def test_a_stream_has_a_failures_details_and_then_its_sentence(tmp_path):
     assert (details["code"], failure) == ("device_lost", {"error": "The GPU is gone."})
     assert "error" not in details and "refresh_worker" not in details
     assert (lost, door.concurrency(2)) == ([True], 0)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_worker_that_lost_its_device_is_replaced_whether_its_endpoint_streams_or_not(
+    tmp_path, monkeypatch, streams
+):
+    from runpod import serverless as sdk
+    from runpod.serverless.modules import rp_job
+
+    context = make_context(tmp_path, runpod_webhook_get_job="http://queue", stream_results=streams)
+    context.engine.failures = [DeviceLost("The GPU is gone.")]
+    started, posted_bodies = [], []
+
+    async def post(session, body, job, is_stream=False):
+        posted_bodies.append(json.loads(json.dumps(body)))
+
+    monkeypatch.setattr(queue, "prepare_sdk_environment", lambda: None)
+    monkeypatch.setattr(queue, "configure_logging", lambda **options: None)
+    monkeypatch.setattr(queue, "read_settings", lambda: context.worker.settings)
+    monkeypatch.setattr(queue, "build_worker", lambda settings: context.worker)
+    monkeypatch.setattr(sdk, "register_fitness_check", lambda check: None)
+    monkeypatch.setattr(sdk, "start", started.append)
+    monkeypatch.setattr(rp_job, "send_result", post)
+    monkeypatch.setattr(rp_job, "stream_result", post)
+    queue.run_serverless()
+    await rp_job.handle_job(None, started[0], job())
+    assert (posted_bodies[-1]["error"], posted_bodies[-1]["stopPod"]) == ("The GPU is gone.", True)
+    assert posted_bodies[0]["output"]["code"] == "device_lost"
+    assert len(posted_bodies) == (2 if streams else 1)
 
 
 async def test_a_door_without_a_stream_refuses_delivery_by_one_and_draws_nothing(context):
