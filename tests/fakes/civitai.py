@@ -5,6 +5,8 @@ request that still carries a token. Shapes of JSON and statuses are those of the
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -154,7 +156,7 @@ class FakeCivitai(FakeServer):
                 return web.Response(status=503, text="Service Unavailable")
             if self.api_refusals:
                 status, headers = self.api_refusals.pop(0)
-                return web.json_response({"error": "refused"}, status=status, headers=headers)
+                return _refusal({"error": "refused"}, status, headers)
             if self._bearer(request) not in (None, self.token):
                 return web.json_response({"error": "Unauthorized"}, status=401)
             return await handler(request)
@@ -184,7 +186,7 @@ class FakeCivitai(FakeServer):
             return web.Response(status=302, headers={"Location": "/login?reason=download-auth"})
         if number in self.refusals:
             status, value, headers = self.refusals[number]
-            return web.json_response(value, status=status, headers=headers)
+            return _refusal(value, status, headers)
         bearer = self._bearer(request)
         if bearer not in (None, self.token) or (bearer is None and number in self.members_only):
             return web.json_response({"error": "Unauthorized", "message": "requires a logged-in user"}, status=401)
@@ -199,3 +201,9 @@ class FakeCivitai(FakeServer):
 
     def _bearer(self, request: web.Request) -> str | None:
         return request.headers.get("Authorization", "").removeprefix("Bearer ") or None
+
+
+def _refusal(value: Any, status: int, headers: Mapping[str, str]) -> web.Response:
+    """JSON, or what `headers` says it is."""
+    kind = {} if "Content-Type" in headers else {"content_type": "application/json"}
+    return web.Response(text=json.dumps(value), status=status, headers=headers, **kind)

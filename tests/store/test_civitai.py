@@ -186,6 +186,7 @@ class TestRefusals:
         ("status", "error", "words"),
         [
             (403, AccessDenied, "blocks the download"),
+            (451, AccessDenied, "in this worker's region, for legal reasons"),
             (404, ModelNotFound, "no longer on CivitAI"),
             (410, ModelNotFound, "archived by its creator"),
             (400, ModelNotFound, "cannot deliver"),
@@ -196,6 +197,20 @@ class TestRefusals:
     def test_each_status_of_a_download_is_told_apart(self, client, site, status, error, words):
         site.refusals[202] = (status, {"error": "no"}, {"Retry-After": "3600"})
         assert words in client.refused(error, "civitai:100")
+
+    @pytest.mark.parametrize(
+        "page", [{"cf-mitigated": "challenge"}, {"Content-Type": "text/html; charset=UTF-8"}], ids=["header", "page"]
+    )
+    def test_a_page_for_browsers_is_told_as_one_by_download_and_api(self, site, tmp_path, page):
+        site.refusals[202] = (403, {}, page)
+        client = Client(site, tmp_path / "volume", token=TOKEN)
+        assert "protection against robots" in client.refused(SourceUnavailable, "civitai:100")
+        site.api_refusals = [(403, page)] * 2
+        assert "protection against robots" in client.refused(SourceUnavailable, "civitai:@201")
+
+    def test_a_region_that_the_api_does_not_serve(self, client, site):
+        site.api_refusals = [(451, {})] * 2
+        assert "for legal reasons" in client.refused(AccessDenied, "civitai:@201")
 
     def test_a_number_that_nobody_has(self, client):
         assert "has no civitai:999" in client.refused(ModelNotFound, "civitai:999")

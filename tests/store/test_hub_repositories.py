@@ -208,3 +208,16 @@ class TestToken:
         with pytest.raises(AccessDenied, match="accept its licence"):
             Client(hub.endpoint, tmp_path / "cache", token=hub.stranger).ensure("org/gated")
         assert not list((tmp_path / "cache").glob("blobs/*"))
+
+
+def test_a_mirror_that_names_no_commit_is_followed(client, hub, tmp_path):
+    folder = write_pipeline(tmp_path / "mirrored")
+    hub.add_repo("org/mirrored", folder, sha=None)
+    first = client.ensure("org/mirrored")
+    assert client.peek("org/mirrored").revision == first.revision
+    assert first.revision.startswith("main+")
+    weights(folder / "unet" / WEIGHTS, 100, seed=5)
+    hub.add_repo("org/mirrored", folder, sha=None)
+    later = Client(hub.endpoint, client.cache).ensure("org/mirrored")
+    assert (later.root / "unet" / WEIGHTS).read_bytes() == (folder / "unet" / WEIGHTS).read_bytes()
+    assert Client(hub.endpoint, client.cache, offline=True).ensure("org/mirrored").root == later.root

@@ -205,3 +205,15 @@ class TestFoldersThatStandForAModel:
         weights(root / "vae" / WEIGHTS)
         (root / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
         assert both(store, f"file:{root}/vae")[1].root == root / "vae"
+
+    @pytest.mark.parametrize("beside", [None, "notes"], ids=["files alone", "a folder beside"])
+    def test_a_folder_with_several_weight_files_names_them_and_the_fix(self, store, root, beside):
+        folder = root / "mine"
+        for name in ("a.safetensors", "b.sft"):
+            weights(folder / name)
+        if beside:
+            (folder / beside).mkdir()
+        for ask in (store.peek, lambda source, variant: store.ensure(source, variant, print, StopSignal(5))):
+            with pytest.raises(UnsupportedModel, match=r"file:…/mine has 2 weight files; .*#a\.safetensors") as error:
+                ask(parse_reference(f"file:{folder}"), None)
+            assert error.value.details == {"files": ["a.safetensors", "b.sft"]}

@@ -207,6 +207,8 @@ def test_an_air_of_another_source_is_refused_by_its_name(source):
         ("HTTPS://Host.Example/dir/x.safetensors#part", DIRECT),
         ("https://host.example:8443/x.gguf?X-Sig=a%2Fb&y=", "https://host.example:8443/x.gguf?X-Sig=a%2Fb&y="),
         ("https://Host.Example./x.gguf", "https://host.example/x.gguf"),
+        ("Host.example/x.safetensors", "https://host.example/x.safetensors"),
+        ("a.host.example:8443/d/e/x.GGUF?X-Sig=a", "https://a.host.example:8443/d/e/x.GGUF?X-Sig=a"),
         ("https://host。example/x.gguf", "https://host.example/x.gguf"),
         ("https://[2606:2800::1]:8443/x.gguf", "https://[2606:2800::1]:8443/x.gguf"),
         ("https://huggingface.co.evil.com/org/repo", "https://huggingface.co.evil.com/org/repo"),

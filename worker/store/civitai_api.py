@@ -75,7 +75,8 @@ class CivitaiApi:
         """Return the function that turns a refused download into an error."""
 
         def refused(file: RemoteFile, status: int, headers: Mapping[str, str]) -> WorkerError:
-            deadline = self._early_access_deadline(file.url) if status == 403 else None
+            asks = status == 403 and not _is_challenge(status, headers)
+            deadline = self._early_access_deadline(file.url) if asks else None
             if deadline is not None:
                 end = deadline or version.early_access_until
                 return AccessDenied(
@@ -115,6 +116,8 @@ class CivitaiApi:
         raise failure
 
     def _api_refusal(self, name: str, status: int, headers: Mapping[str, str]) -> WorkerError:
+        if obstacle := _obstacle(name, status, headers):
+            return obstacle
         if status in {401, 403}:
             if self._has_token:
                 return AccessDenied(
@@ -137,6 +140,8 @@ class CivitaiApi:
         self, version: CivitaiVersion, file: RemoteFile, status: int, headers: Mapping[str, str]
     ) -> WorkerError:
         label = f"{file.name} of {version.label}"
+        if obstacle := _obstacle(label, status, headers):
+            return obstacle
         if status in {200, 401} and not self._has_token:  # 200 is the login page
             return AccessDenied(f"CivitAI gives {label} to members only; set CIVITAI_TOKEN.", field="model")
         if status in {200, 401}:
@@ -145,9 +150,9 @@ class CivitaiApi:
                 "to a valid API key of a member who may download it.",
                 field="model",
             )
-        if status in {403, 451}:
+        if status == 403:
             return AccessDenied(
-                f"CivitAI blocks the download of {label} for this account or this region; use another model.",
+                f"CivitAI blocks the download of {label} for this account; use another model.",
                 field="model",
             )
         if status == 404:
@@ -175,6 +180,29 @@ class CivitaiApi:
                 deadline = value.get("deadline")
                 return deadline[:40] if isinstance(deadline, str) and deadline.isprintable() else ""
         return None
+
+
+def _obstacle(name: str, status: int, headers: Mapping[str, str]) -> WorkerError | None:
+    """Return the error for what stands between this worker and the site, whichever file it asks for; None otherwise."""
+    if status == 451:
+        return AccessDenied(
+            f"CivitAI does not serve {name} in this worker's region, for legal reasons; run the worker in another "
+            "region, or put the file on the volume and use file:/path.",
+            field="model",
+        )
+    if _is_challenge(status, headers):
+        return SourceUnavailable(
+            f"CivitAI's protection against robots answers in place of {name}: it does not trust this worker's address; "
+            "send the job again later, or put the file on the volume and use file:/path.",
+            field="model",
+        )
+    return None
+
+
+def _is_challenge(status: int, headers: Mapping[str, str]) -> bool:
+    """True for a page that wants a browser to prove itself. CivitAI itself refuses in JSON."""
+    is_page = headers.get("content-type", "").startswith("text/html")
+    return headers.get("cf-mitigated") == "challenge" or (status == 403 and is_page)
 
 
 def _seconds(headers: Mapping[str, str]) -> float | None:

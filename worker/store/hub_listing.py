@@ -1,5 +1,6 @@
 """One commit of a repository as the Hub describes it: files with sizes and digests, and the page's declarations."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Mapping
@@ -66,15 +67,19 @@ class HubListings:
                 ),
                 attempts,
             )
-        listing = Listing(str(info.sha), self._files(source.locator, info), _declared(info), time.monotonic())
+        revision = str(info.sha or source.revision or "main")
+        files = self._files(source.locator, info, revision)
+        # Some mirrors name no commit: then the files themselves tell one state of a branch from the next.
+        commit = revision if info.sha else f"{revision}+{_fingerprint(files)}"
+        listing = Listing(commit, files, _declared(info), time.monotonic())
         with self._guard:
             if len(self._listings) >= _MAX_LISTINGS:
                 self._listings.clear()
             self._listings[source.locator, source.revision] = listing
         return listing
 
-    def _files(self, repo: str, info: Any) -> dict[str, RemoteFile]:
-        root = f"{self._endpoint}/{repo}/resolve/{info.sha}"
+    def _files(self, repo: str, info: Any, revision: str) -> dict[str, RemoteFile]:
+        root = f"{self._endpoint}/{repo}/resolve/{quote(revision, safe='')}"
         return {
             item.rfilename: RemoteFile(
                 item.rfilename,
@@ -98,6 +103,11 @@ def remembered_declaration(value: JsonValue) -> Declaration | None:
 def declaration_details(declared: Declaration) -> dict[str, JsonValue]:
     """Return a declaration as JSON, for an entry's details."""
     return {name: list(item) if isinstance(item, tuple) else item for name, item in asdict(declared).items()}
+
+
+def _fingerprint(files: Mapping[str, RemoteFile]) -> str:
+    facts = [(name, file.size, file.sha256, file.git_sha1) for name, file in sorted(files.items())]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
 def _declared(info: Any) -> Declaration:

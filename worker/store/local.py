@@ -16,6 +16,7 @@ from worker.store.selection import (
     CONFIG,
     MAX_OUTLINE_BYTES,
     MODEL_INDEX,
+    MODULAR_INDEX,
     OUTLINE_NAMES,
     Selection,
     component_files,
@@ -23,6 +24,7 @@ from worker.store.selection import (
     is_pickle,
     is_weights,
     pipeline_files,
+    single_file,
 )
 
 ReadHeader = Callable[[Path], TensorIndex]
@@ -112,16 +114,15 @@ def _meant(folder: Path) -> Path:
         return folder
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not is_hidden(entry.name)]
-        # A folder inside may be what the file needs: an IP-Adapter's image encoder.
-        names = [entry.name for entry in visible if entry.is_file()] if all(map(_is_file, visible)) else []
+        names = [entry.name for entry in visible if entry.is_file()]
     weights = [name for name in names if is_weights(name) and not is_pickle(name)]
-    if len(weights) != 1 or (CONFIG in names and component_files(read_json(folder / CONFIG), names, None)):
+    is_described = MODULAR_INDEX in names or (
+        CONFIG in names and component_files(read_json(folder / CONFIG), names, None)
+    )
+    # A folder inside may be what an only file needs: an IP-Adapter's image encoder.
+    if is_described or not weights or (len(weights) == 1 and len(names) < len(visible)):
         return folder
-    return folder / weights[0]
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file()
+    return folder / single_file(names, f"file:…/{folder.name[:80]}")
 
 
 def _snapshot(folder: Path) -> Path:

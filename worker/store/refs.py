@@ -24,6 +24,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(
     r"\.(safetensors|sft|gguf|ckpt|pth?|bin|pkl|onnx|msgpack|h5|json|ya?ml|txt|md|py|zip)$", re.IGNORECASE
 )
+# A weight file below the name of a host: the Hub's owners have no dot in their names.
+_BARE_LINK = re.compile(
+    r"([a-z0-9-]+\.)+[a-z]{2,}(:\d+)?/[^?#]*\.(safetensors|sft|gguf|ckpt|pth?|bin)(\?|$)", re.IGNORECASE | re.ASCII
+)
 _SECRETS = frozenset({"token", "access_token", "api_key", "apikey", "api-key", "auth", "authorization", "password"})
 
 _HUGGING_FACE = frozenset({"huggingface.co", "www.huggingface.co", "hf.co"})
@@ -77,6 +81,8 @@ def _parse(text: str) -> ModelSource:
         return _civitai(text[8:].removeprefix("//"), text)
     if lowered.startswith("hf:"):
         return _hub(text[3:].removeprefix("//"))
+    if _BARE_LINK.match(text):
+        return _url(f"https://{text}")
     return _air(text) if _AIR.match(text) else _hub(text)
 
 
