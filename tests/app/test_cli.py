@@ -321,6 +321,16 @@ class TestFilesOfTheOperator:
                 ("--ip-adapter", "org/ip#a.safetensors", "--ip-image", "in.png"),
                 {"ip_adapters": [{"model": "org/ip#a.safetensors", "images": ["IMAGE"]}]},
             ),
+            (
+                ("--lora", "lora.safetensors:1", "--lora", "civitai:1:-.5", "--lora", "civitai:12"),
+                {
+                    "loras": [
+                        {"model": "file:FOLDER/lora.safetensors", "weight": 1.0},
+                        {"model": "civitai:1", "weight": -0.5},
+                        {"model": "civitai:12"},
+                    ]
+                },
+            ),
             (("-p", 'loras=["./lora.safetensors"]'), {"loras": ["file:FOLDER/lora.safetensors"]}),
             (("-p", "vae=./a model"), {"vae": "file:FOLDER/a model"}),
             (

@@ -297,6 +297,7 @@ def test_make_targets_exist_and_say_what_they_do() -> None:
         "signatures",
         "schedulers",
         "rooms",
+        "errors",
         "lock",
         "clean",
     }

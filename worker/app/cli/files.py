@@ -36,7 +36,7 @@ class TypedFiles:
         if not isinstance(value, str):
             return value
         if names_media(name):
-            return media(value) if _exists(Path(value)) else value
+            return media(value) if exists(Path(value)) else value
         return self.reference(value) if ALIASES.get(name, name) in _REFERENCES else value
 
     def reference(self, text: str) -> str:
@@ -46,10 +46,10 @@ class TypedFiles:
         if text.startswith("file:"):
             self.roots.append(path.absolute())
             return text
-        exists = _exists(path)
-        if not exists and (is_path or ("/" not in text and ":" not in text and is_weights(text))):
+        there = exists(path)
+        if not there and (is_path or ("/" not in text and ":" not in text and is_weights(text))):
             raise Failure(f"There is no file or folder {text}; check the path.")
-        if not exists or (not is_path and self._is_registered(text)):
+        if not there or (not is_path and self._is_registered(text)):
             return text
         path = path.absolute()
         if "#" in str(path):
@@ -64,8 +64,8 @@ def media(text: str, option: str = "") -> str:
         return text
     path = Path(text).expanduser()
     before = f"{option}: " if option else ""
-    if not _exists(path) or not path.is_file():
-        fault = "is no file" if _exists(path) else "does not exist"
+    if not exists(path) or not path.is_file():
+        fault = "is no file" if exists(path) else "does not exist"
         raise Failure(f"{before}{text} {fault}; name a file, or an https URL.")
     try:
         return base64.b64encode(path.read_bytes()).decode()
@@ -73,7 +73,8 @@ def media(text: str, option: str = "") -> str:
         raise Failure(f"{before}{text} cannot be read ({error.strerror}); check the file.") from None
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """True if there is anything at `path`; also asked of texts that can be no path."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long for a path, as base64 is; a NUL

@@ -3,11 +3,12 @@
 import json
 import re
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from worker.app.cli.files import TypedFiles, media
+from worker.app.cli.files import TypedFiles, exists, media
 from worker.app.cli.saving import Destination, open_file
 from worker.app.cli.session import failures, open_worker, perform, settings_of
 from worker.app.cli.terminal import Failure, Terminal
@@ -25,8 +26,7 @@ _PLAIN = {  # option -> the request's field
 }
 _TEXTS = {"model": "model", "negative": "negative_prompt", "scheduler": "scheduler"}
 _MEDIA = {"mask": "mask_image", "video": "video", "control": "control_image"}
-# A point in it, or it could be the version of a reference.
-_WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>-?\d*\.\d+)")
+_WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>-?(\d+|\d*\.\d+))")
 
 
 def run(arguments: Namespace, terminal: Terminal) -> None:
@@ -131,6 +131,8 @@ def _adapter_fields(arguments: Namespace) -> dict[str, JsonValue]:
 
 def _lora(text: str) -> dict[str, JsonValue]:
     match = _WEIGHT.fullmatch(text)
+    if match and "." not in match["weight"] and not exists(Path(match["model"]).expanduser()):
+        match = None  # a reference may end in a number, too
     return {"model": match["model"], "weight": float(match["weight"])} if match else {"model": text}
 
 
