@@ -1,4 +1,4 @@
-"""Walk README and the quickstart as a newcomer would: run every command of them, in order, in a fresh copy.
+"""Walk README, the quickstart and the recipes as a newcomer would: run every command, in order.
 
     python -m tools.walk_docs [--keep] [PAGE …]
 
@@ -34,7 +34,7 @@ from pathlib import Path
 from tools.environment import SIZES, gpu_present, torch_build
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/quickstart.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/recipes.md")
 PORT = 8000
 LIMIT_S = 900
 _BLOCK = re.compile(r"^```(bash|python|javascript)\n(.*?)^```$", re.M | re.S)
