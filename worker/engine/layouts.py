@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from worker.core.errors import CorruptFile, UnsupportedModel, WorkerError
@@ -83,7 +82,7 @@ def fit(part: str, cls: type[Any], weights: Weights, config: Mapping[str, Any]) 
 
 def _held_against(cls: type[Any], named: Weights, lost: tuple[str, ...], config: Mapping[str, Any]) -> _Reading:
     changes = sizes_of(cls.__name__, named, config)
-    with init_empty_weights():
+    with torch.device("meta"):  # buffers too: SD3's table of positions takes seconds to compute
         model = cls.from_config({**config, **changes})
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     ignored = [re.compile(pattern) for pattern in cls._keys_to_ignore_on_load_unexpected or ()]

@@ -134,7 +134,7 @@ def test_a_browser_opens_a_websocket_with_its_key_as_a_subprotocol(tmp_path, off
 
 
 def test_a_token_of_a_few_minutes_opens_a_browsers_connections_and_nothing_else(tmp_path, monkeypatch, caplog):
-    with caplog.at_level(logging.INFO), WebWorker(tmp_path, api_keys=f"{ANNA},{BEN}") as served:
+    with WebWorker(tmp_path, api_keys=f"{ANNA},{BEN}") as served, caplog.at_level(logging.INFO, "uvicorn.error"):
         assert served.http.post("/tokens").status_code == 401
         answer = served.http.post("/tokens", headers=bearer(ANNA))
         assert answer.headers["cache-control"] == "no-store"

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from jsonschema import Draft202012Validator
 from pydantic import JsonValue
@@ -72,10 +72,13 @@ def plain_value(value: JsonValue, schema: Schema) -> JsonValue:
     if isinstance(value, list):
         inner = next((kind["items"] for kind in kinds if isinstance(kind.get("items"), dict)), None)
         return [plain_value(item, inner) for item in value] if isinstance(inner, dict) else value
-    types = {str(kind.get("type")) for kind in kinds}
-    number = number_in(value) if types & {"integer", "number"} else None
-    plain = truth_in(value) if number is None and "boolean" in types else number
-    return value if plain is None else plain
+    return _plain_text(value, {str(kind.get("type")) for kind in kinds})
+
+
+def _plain_text(text: str, types: Collection[str]) -> JsonValue:
+    number = number_in(text) if {"integer", "number"} & set(types) else None
+    plain = truth_in(text) if number is None and "boolean" in types else number
+    return text if plain is None else plain
 
 
 def _members(schema: Schema) -> list[JsonValue]:
