@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.single_files import ldm_unet_name, weights
+from tests.single_files import ldm_unet_name, single_file, weights
 from tests.zoo import RECIPES
 from tests.zoo.plain import draw, load, save
 from tests.zoo.recipe import Recipe
@@ -76,6 +76,25 @@ def original(control: Path, path: Path) -> Path:
     found = weights(control)
     named = {f"control_model.{_original(name, layers, found)}": tensor for name, tensor in found.items()}
     save_file({name: tensor.contiguous() for name, tensor in named.items()}, path)
+    return path
+
+
+def difference(control: Path, model: Path, path: Path) -> Path:
+    """Write a saved ControlNet under its authors' names, less the weights that `model`'s UNet has too, and marked."""
+    layers = json.loads((control / "config.json").read_text())["layers_per_block"]
+    found, base = weights(control), weights(model / "unet")
+    tensors = {"difference": torch.zeros(0)}
+    for name, tensor in found.items():
+        change = tensor - base[name] if name in base else tensor
+        tensors[f"control_model.{_original(name, layers, found)}"] = change.contiguous()
+    save_file(tensors, path)
+    return path
+
+
+def whole_checkpoint(control: Path, model: Path, path: Path) -> Path:
+    """Write a checkpoint as the first ControlNets were published: the whole model with its control inside."""
+    tensors = load_file(single_file(model, path)) | load_file(original(control, path.with_suffix(".control")))
+    save_file(tensors, path)
     return path
 
 

@@ -170,6 +170,7 @@ SPECIAL = {
         "Image Variations",
     ),
     "EMA alone": (with_tensors("sd1", renamed=[("model.diffusion_model.", "model_ema.diffusion_model")]), "EMA"),
+    "hint": (index({"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)}), "first layers of a ControlNet"),
     "LLLite": (
         index({"lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.down.0.weight": (32, 640)}),
         "ControlNet-LLLite",

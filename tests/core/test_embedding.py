@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.core.embedding import embedding_parts, own_token
+from worker.core.embedding import Rows, embedding_parts, embedding_tensors, own_token, own_words
 
 WIDE = (4, 768)
 
@@ -24,6 +24,40 @@ WIDE = (4, 768)
 )
 def test_parts(shapes, parts):
     assert embedding_parts(shapes) == parts
+
+
+PIVOTAL = {"text_encoders_0": (2, 768), "text_encoders_1": (2, 1280)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words", "tensors"),
+    [
+        (
+            {"<a>": (768,), "<b>": WIDE},
+            {"<a>": {"*": Rows("<a>")}, "<b>": {"*": Rows("<b>")}},
+            [("*", "<a>"), ("*", "<b>")],
+        ),
+        (
+            PIVOTAL,
+            {
+                f"<s{row}>": {"clip_l": Rows("text_encoders_0", row), "clip_g": Rows("text_encoders_1", row)}
+                for row in (0, 1)
+            },
+            [("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")],
+        ),
+        (
+            {"text_encoders_0": (1, 768)},
+            {"<s0>": {"clip_l": Rows("text_encoders_0", 0)}},
+            [("clip_l", "text_encoders_0")],
+        ),
+        (PIVOTAL | {"text_encoders_1": (3, 1280)}, {}, [("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")]),
+        ({"clip_l": WIDE}, {}, [("clip_l", "clip_l")]),
+        ({"<a>": WIDE, "weight": WIDE}, {}, []),
+    ],
+)
+def test_a_file_may_name_several_words(shapes, words, tensors):
+    assert own_words(shapes) == words
+    assert embedding_tensors(shapes) == tensors
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.builders import lora_for
-from tests.controls import control_lora
+from tests.controls import control_lora, difference, whole_checkpoint
 from tests.engine.controlled import IMAGE, Shop
 from tests.images import assert_differs, encoded, pixels
 from tests.single_files import weights
@@ -51,6 +51,19 @@ async def test_it_draws_as_the_controlnet_that_it_was_made_of_and_leaves_no_trac
     assert np.array_equal(await shop.draw(name), plain)
     assert np.array_equal(await shop.draw(name, file(shop, name)), pixels(answer))
     assert np.array_equal(await shop.draw(name, {**file(shop, name), "scale": 0}), plain)
+
+
+@pytest.mark.parametrize("form", ["difference", "whole", "wrapped", "wrapped twice"])
+async def test_other_forms_of_a_file_are_the_controlnet_that_they_were_made_of(shop, form):
+    pair, path = shop.pairs["sd1"], shop.root / f"{form}.safetensors"
+    if form == "difference":
+        difference(pair.control, pair.model, path)
+    elif form == "whole":
+        whole_checkpoint(pair.control, pair.model, path)
+    else:
+        prefix = "module." if form == "wrapped" else "module._orig_mod."
+        save_file({f"{prefix}{name}": tensor for name, tensor in weights(pair.control).items()}, path)
+    assert np.abs(await shop.draw("sd1", file(shop, form)) - await shop.usual("sd1", {})).max() <= 1
 
 
 async def test_on_an_inpainting_model_it_sees_what_its_controlnet_would(shop):

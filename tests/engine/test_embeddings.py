@@ -75,6 +75,33 @@ async def test_each_familys_encoders_learn_their_own_vectors(worker, kept, model
     assert np.array_equal(pixels(await handled(worker, **job)), pixels(before))
 
 
+TWO = {"clip_l": vectors(2), "clip_g": vectors(2, seed=5)}
+
+
+async def test_one_word_in_two_files_or_a_word_for_each_row_is_read_as_one_file_of_both(worker, kept):
+    job = {"model": "tiny-xl", "prompt": "a <s0><s1> cat"}
+    whole = {"model": kept("whole.safetensors", TWO), "token": "<s0><s1>"}
+    wanted = pixels(await handled(worker, **job, embeddings=[whole]))
+    assert_differs(wanted, pixels(await handled(worker, **job)))
+    names = {"learned_embeds.safetensors": TWO["clip_l"], "learned_embeds_2.safetensors": TWO["clip_g"]}
+    files = [{"model": kept(name, {"midjourney-style": rows}), "token": "<s0><s1>"} for name, rows in names.items()]
+    assert np.array_equal(pixels(await handled(worker, **job, embeddings=files)), wanted)
+    pivotal = {"text_encoders_0": TWO["clip_l"], "text_encoders_1": TWO["clip_g"]}
+    answer = await handled(worker, **job, embeddings=[kept("pivotal.safetensors", pivotal)])
+    assert (tokens(answer), answer["warnings"]) == ([["<s0>", "<s1>"]], [])
+    assert np.array_equal(pixels(answer), wanted)
+
+
+async def test_several_words_in_one_file_are_each_a_word(worker, kept):
+    several = kept("several.safetensors", {"<a>": vectors(1), "<b>": vectors(2, seed=5)})
+    alone = [kept("a.safetensors", {"<a>": vectors(1)}), kept("b.safetensors", {"<b>": vectors(2, seed=5)})]
+    answer = await handled(worker, prompt="a <b> and <a>", embeddings=[several])
+    assert (tokens(answer), answer["warnings"]) == ([["<a>", "<b>"]], [])
+    assert np.array_equal(pixels(answer), pixels(await handled(worker, prompt="a <b> and <a>", embeddings=alone)))
+    with pytest.raises(IncompatibleAdapter, match="brings the words <a>, <b>; leave token out"):
+        await draw(worker, embeddings=[{"model": several, "token": "x"}])
+
+
 async def test_a_word_is_read_whole_in_any_case_and_in_every_prompt(worker, kept):
     word = {"model": kept("x.safetensors", {"emb_params": vectors(1)}), "token": "jinx"}
     small, large = [await handled(worker, prompt=f"a {text}", embeddings=[word]) for text in ("jinx", "JINX")]

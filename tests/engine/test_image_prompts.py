@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from transformers import SiglipImageProcessorPil
 
@@ -152,6 +153,13 @@ async def test_an_image_prompts_as_it_does_with_diffusers_own_loader(served, sho
     assert (report["kind"], report["model"], report["weight"]) == ("ip-adapter", served.file(name), 0.8)
     assert len(report["sha256"]) == 64
     assert np.array_equal(pixels(await served.draw(**fields)), plain)  # and nothing of it stays
+
+
+async def test_a_file_of_wrapped_modules_is_the_same_adapter(served, shop):
+    plain = load_file(shop / "models/ip/sd1-plain.safetensors")
+    tiny.save({f"module.{name}": tensor for name, tensor in plain.items()}, shop / "models/ip/sd1-wrapped.safetensors")
+    wanted = pixels(await served.draw(ip_adapters=served.prompt("sd1-plain", RED)))
+    assert np.array_equal(pixels(await served.draw(ip_adapters=served.prompt("sd1-wrapped", RED))), wanted)
 
 
 async def test_without_guidance_there_is_no_negative_half(served, shop):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.asking import perform
 from tests.builders import enliven_saved
@@ -48,6 +48,10 @@ def shop(zoo, tmp_path_factory):
     for kind in ("esrgan", "esrgan-x2", "compact", "span", "swinir"):
         upscaler(models / f"{kind}.safetensors", kind)
     upscaler(models / "ema.safetensors", prefix="params_ema.", kind="compact")
+    upscaler(models / "wrapped.safetensors", prefix="module.", kind="compact")
+    both = load_file(models / "ema.safetensors")
+    both |= {name.replace("params_ema.", "params."): tensor * 0.5 for name, tensor in both.items()}
+    save_file(both, models / "both.safetensors")
     upscaler(models / "real.safetensors", prefix="params_ema.", rename=real_esrgan)
     upscaler(models / "old.pth", prefix="params_ema", kind="esrgan")
     entries = {path.stem: {"source": f"file:{path}"} for path in sorted(models.iterdir())}
@@ -122,7 +126,7 @@ async def test_windows_of_attention_leave_no_seam(worker):
     assert np.abs(pixels(answer).astype(int) - whole).max() <= 3
 
 
-@pytest.mark.parametrize("names", [("compact", "ema"), ("esrgan", "real")])
+@pytest.mark.parametrize("names", [("compact", "ema"), ("compact", "wrapped"), ("compact", "both"), ("esrgan", "real")])
 async def test_saved_otherwise_it_is_the_same(worker, names):
     first, second = [await ask(worker, model=name, image=encoded(SHARP)) for name in names]
     assert np.array_equal(pixels(first), pixels(second))

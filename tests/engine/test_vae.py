@@ -110,6 +110,17 @@ async def test_a_vae_in_one_file_is_read_in_either_layout(served, shop, tmp_path
     assert np.array_equal(pixels(answer), directly(shop, vae))
 
 
+@pytest.mark.parametrize("prefix", ["taesd_", ""])
+async def test_a_tiny_one_in_its_authors_names_is_the_same(served, tmp_path, shop, prefix):
+    tiny = AutoencoderTiny()
+    named = {"vae_scale": torch.ones(1)}
+    for name, tensor in tiny.state_dict().items():
+        half, _, position, rest = name.split(".", 3)
+        named[f"{prefix}{half}.{int(position) + (half == 'decoder')}.{rest}"] = tensor
+    path = single_files.save(named, tmp_path / "volume/mine.safetensors")
+    assert np.array_equal(pixels(await served.draw(vae=f"file:{path}")), directly(shop, tiny))
+
+
 async def test_it_is_taken_out_of_a_pipeline_that_could_not_be_run_itself(served, shop, tmp_path):
     folder = shutil.copytree(shop / "models/other", tmp_path / "volume/custom")
     index = json.loads((folder / "model_index.json").read_text())

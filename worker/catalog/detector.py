@@ -40,7 +40,7 @@ from worker.catalog.pipelines.table import UPSCALE_PIPELINE
 from worker.catalog.repositories import detect_repository
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Declaration, Detection, Kind, Outline, Task, TensorIndex
-from worker.core.single_file import text_encoders
+from worker.core.single_file import text_encoders, unwrapped
 
 _DENOISER_STARTS = ("model.diffusion_model.", "diffusion_model.", "unet.", "input_blocks.", "double_blocks.")
 _QUOTED = (
@@ -105,6 +105,7 @@ def detect_header(index: TensorIndex, name: str = "", declared: Declaration | No
 
 
 def _examine(index: TensorIndex, name: str) -> Detection:
+    index = replace(index, tensors=unwrapped(index.tensors))
     detection = _lora(index)
     if detection is not None:
         return detection
@@ -114,7 +115,10 @@ def _examine(index: TensorIndex, name: str) -> Detection:
         detection = _of_class(index, likeness)
         # An original layout resembles other families' classes: a row that knows the file goes before them.
         return detection if detection.architecture or detection.pipeline else _denoiser(index) or detection
-    for step in (_companion, _controlnet, _denoiser, _encoder):
+    detection = _companion(index, name)
+    if detection is not None:
+        return detection
+    for step in (_controlnet, _denoiser, _encoder):
         detection = step(index)
         if detection is not None:
             return detection
@@ -207,8 +211,8 @@ def _base_of(classes: Iterable[ComponentClass]) -> str | None:
     return ids.pop() if len(ids) == 1 else None
 
 
-def _companion(index: TensorIndex) -> Detection | None:
-    match = find_companion(index)
+def _companion(index: TensorIndex, name: str = "") -> Detection | None:
+    match = find_companion(index, name)
     if match is None:
         return None
     row, evidence = match

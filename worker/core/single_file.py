@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 EncoderKind = Literal["clip", "t5", "llm"]
+T = TypeVar("T")
 
+# What training code leaves before every name: a module's wrappers, and the place in what was saved.
+_WRAPPERS = ("module.", "_orig_mod.", "model_state_dict.", "state_dict.", "params_ema.", "params.")
+_AVERAGED, _WEIGHTS = "params_ema.", "params."
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 # The start of a text encoder's names: LDM's, Stability's, ComfyUI's (one name for each encoder), diffusers', trainers'.
 _ENCODER = re.compile(
@@ -43,3 +47,20 @@ def encoder_kind(class_name: str) -> EncoderKind:
     if class_name.startswith("CLIPText"):
         return "clip"
     return "t5" if "T5Encoder" in class_name else "llm"
+
+
+def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return `tensors` without what training code left before every name.
+
+    Of weights saved beside their moving average, as BasicSR does, the average is kept: it is what is published.
+    """
+    kept = dict(tensors)
+    both = _AVERAGED, _WEIGHTS
+    if all(name.startswith(both) for name in kept) and any(name.startswith(_AVERAGED) for name in kept):
+        kept = {name: tensor for name, tensor in kept.items() if name.startswith(_AVERAGED)}
+    while kept:
+        prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in kept)), None)
+        if prefix is None:
+            break
+        kept = {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
+    return kept

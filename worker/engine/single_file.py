@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
 from worker.core.model import DENOISERS, NEVER_COMPLETED
-from worker.core.single_file import EncoderKind
+from worker.core.single_file import EncoderKind, unwrapped
 from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
@@ -82,7 +82,7 @@ def _read(path: Path, dtype: torch.dtype) -> dict[str, list[Weights]]:
         from worker.engine.gguf_weights import read_gguf  # its package is an extra one
 
         return conversion.split(read_gguf(path, dtype))
-    weights = load_file(path)
+    weights = unwrapped(load_file(path))
     return conversion.split(bundle(weights) if is_nvfp4(weights) else dequantize(weights, dtype))
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from worker.core.device import LoadPlan
 from worker.core.errors import InvalidOutput, ParameterOutOfRange, UnsupportedModel
+from worker.core.single_file import unwrapped
 from worker.engine import devices
 from worker.engine.compatibility import import_spandrel
 
@@ -22,8 +23,6 @@ from worker.engine.compatibility import import_spandrel
 MARGIN = 32
 # The image at the network's own scale, before `scale` makes it smaller: 800 MB.
 MAX_PIXELS = 2**28
-# Where training code kept the weights; a converted pickle has it before every name.
-_SAVED_UNDER = ("params_ema.", "params.", "model_state_dict.", "state_dict.")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DOES = {"SR": "an upscaler", "Restoration": "a restorer", "FaceSR": "a face restorer", "Inpainting": "an inpainter"}
 
@@ -136,10 +135,7 @@ def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
     In bfloat16 an image would have seven bits. So it is computed in float16 where the network can, else in float32.
     """
     spandrel = import_spandrel()
-    weights = load_file(plan.root)
-    for prefix in _SAVED_UNDER:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    weights = unwrapped(load_file(plan.root))
     try:
         network = spandrel.ModelLoader().load_from_state_dict(weights)
     except spandrel.UnsupportedModelError:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
-from worker.core.embedding import embedding_parts, is_embedding_name
+from worker.core.embedding import embedding_tensors, is_embedding_name
 from worker.core.model import Kind, TensorIndex
 
 
@@ -153,6 +153,7 @@ COMPANIONS: tuple[Companion, ...] = (
 )  # fmt: skip
 
 _MOST_VECTORS = 128
+_EMBEDDING_FILES = "learned_embeds"  # as diffusers' training script calls them
 # The family that a single set of vectors of this width was made for.
 _EMBEDDING_WIDTHS = {768: "sd1", 1024: "sd2", 1280: "sdxl", 4096: "flux1"}
 # The sets that only one family's encoders read.
@@ -163,13 +164,13 @@ _SD1_WIDTHS = {"320", "640", "768", "1280"}
 _HYPERNETWORK = re.compile(r"(\d+)\.[01]\.linear(?:[12]|\.\d+)\.(?:weight|bias)")
 
 
-def find_companion(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
-    """Return the row that the file matches, with the evidence; None when it is none of these kinds."""
+def find_companion(index: TensorIndex, name: str = "") -> tuple[Companion, tuple[str, ...]] | None:
+    """Return the row that the file of that name matches, with the evidence; None when it is none of these kinds."""
     for row in COMPANIONS:
         facts = row.condition.match(index)
         if facts is not None:
             return row, (f"{facts[0] if facts else 'its tensors'}: {row.what}", *facts[1:3])
-    return _hypernetwork(index) or _embedding(index)
+    return _hypernetwork(index) or _embedding(index, name)
 
 
 def _hypernetwork(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
@@ -182,20 +183,22 @@ def _hypernetwork(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | Non
     return row, (f"{next(iter(index.tensors))[:60]}: a hypernetwork",)
 
 
-def _embedding(index: TensorIndex) -> tuple[Companion, tuple[str, ...]] | None:
+def _embedding(index: TensorIndex, file_name: str) -> tuple[Companion, tuple[str, ...]] | None:
     """Detect a textual inversion: a few vectors as wide as their text encoder, or such a set for each of several."""
     shapes = {name: shape for name, (_, shape) in index.tensors.items()}
-    parts = embedding_parts(shapes)
-    if not parts:
+    tensors = embedding_tensors(shapes)
+    if not tensors:
         return None
-    name = next(iter(parts.values()))
+    parts = {part for part, _ in tensors}
+    name = tensors[0][1]
     shape = shapes[name]
-    base = next((family for required, family in _EMBEDDING_SETS if required <= parts.keys()), None)
+    base = next((family for required, family in _EMBEDDING_SETS if required <= parts), None)
     if base is not None:
         row = Companion(Kind.TEXTUAL_INVERSION, "token vectors for several encoders", has_all(), base, None, "pair")
         return row, (f"has {' and '.join(sorted(parts))}: token vectors for several text encoders",)
     base = _EMBEDDING_WIDTHS.get(shape[-1])
-    if not is_embedding_name(name) and (base is None or (len(shape) == 2 and shape[0] > _MOST_VECTORS)):
+    is_named = is_embedding_name(name) or file_name.startswith(_EMBEDDING_FILES)
+    if not is_named and (base is None or (len(shape) == 2 and shape[0] > _MOST_VECTORS)):
         return None  # one matrix, and nothing that says it is a handful of tokens
     row = Companion(Kind.TEXTUAL_INVERSION, "token vectors", has_all(), base)
     return row, (f"{name[:60]} is {shape}: token vectors",)

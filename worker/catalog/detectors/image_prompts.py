@@ -5,13 +5,14 @@ InstantX) and as diffusers 0.42.1 reads them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.conditions import Condition, all_of, dimension, has_all, has_any, none_of
 from worker.core.model import TensorIndex
+from worker.core.single_file import unwrapped
 
 # The output of its encoder that a projection reads: the projected vector, or the last layer but one for each patch.
 Reads = Literal["projection", "patches"]
@@ -115,12 +116,13 @@ _FOLDER = "image_encoder"
 
 def layout_of(index: TensorIndex) -> Layout | None:
     """Return the layout of an IP-Adapter's file; None for one that no row knows."""
+    index = replace(index, tensors=unwrapped(index.tensors))
     return next((row for row in LAYOUTS if row.condition(index)), None)
 
 
 def need_of(index: TensorIndex, layout: Layout) -> Need | None:
     """Return the encoder that a file of `layout` needs; None where its projection is missing."""
-    tensor = index.tensors.get(layout.input_name)
+    tensor = unwrapped(index.tensors).get(layout.input_name)
     if tensor is None or not tensor[1]:
         return None
     return Need(layout.reads, tensor[1][layout.axis])

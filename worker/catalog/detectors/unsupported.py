@@ -44,6 +44,14 @@ REFUSED: tuple[tuple[str, Condition, str], ...] = (
         has_prefix("model_ema."), none_of(has_prefix("model.diffusion_model.")),
     ), "keeps it under names that cannot be told apart; use the file that has the plain weights"),
     ("a ControlNet-LLLite", has_prefix("lllite_"), "diffusers has no class for; use a ControlNet or a T2I-Adapter"),
+    ("the first layers of a ControlNet", under(("", "control_model.", "controlnet."), all_of(
+        has_any("controlnet_cond_embedding.conv_in.weight", "input_hint_block.0.weight"),
+        none_of(has_any(
+            "controlnet_down_blocks.0.weight", "controlnet_mid_block.weight", "zero_convs.0.0.weight",
+            "middle_block_out.0.weight", "controlnet_blocks.0.weight", "control_to_base_for_conv_in.weight",
+            "pos_embed_input.weight", "time_embed.0.weight", "time_embedding.linear_1.weight",
+        )),
+    )), "is a part of a file; use the whole ControlNet"),
     ("Stable Audio", any_of(has_prefix("pretransform.model."), has_any("model.model.preprocess_conv.weight")), _AUDIO),
     ("ACE-Step", alone(has_any("lyric_embs.weight", "lyric_encoder.embed.out.0.weight")), _AUDIO),
     ("TripoSR", has_all("image_tokenizer.model.embeddings.cls_token", "post_processor.upsample.weight"), _SOLID),

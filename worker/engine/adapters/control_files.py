@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
-from worker.engine.adapters.control_loras import MARKER, unfolded
+from worker.core.single_file import unwrapped
+from worker.engine.adapters.control_loras import DIFFERENCE, MARKER, added, unfolded
 from worker.engine.devices import is_out_of_memory
 from worker.engine.pretrained import load_pretrained
 
@@ -28,6 +29,7 @@ _FIELD = "controlnets"
 Weights = dict[str, Tensor]
 
 _PREFIXES = ("control_model.", "controlnet.", "model.diffusion_model.", "diffusion_model.")
+_INSIDE = "control_model."  # a checkpoint of the first authors holds the whole model beside its ControlNet
 _WEIGHTS = "diffusion_pytorch_model"
 _REFINED_BY_LAYERS = "control_layers"
 # Values in which control and base must agree, by the names of their configs.
@@ -82,7 +84,8 @@ def _only_variant(root: Path) -> str | None:
 
 
 def _from_file(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -> Any:
-    cls, weights, name = _class(item), load_file(item.files.root), item.model
+    cls, weights, name = _class(item), unwrapped(load_file(item.files.root)), item.model
+    is_difference = weights.pop(DIFFERENCE, None) is not None
     if MARKER in weights:
         net = _without_memory(cls, _config(cls, denoiser.config, weights))
         named = unfolded(weights, net, denoiser, name, dtype)
@@ -90,6 +93,8 @@ def _from_file(item: AdapterFiles[Control], denoiser: Any, dtype: torch.dtype) -
         net, named = build_control(cls, weights, denoiser.config, name)
         # Copied: in the mapped file tensors lie at any byte, where a CPU's kernels round differently.
         named = {key: tensor.to(dtype, copy=True) for key, tensor in named.items()}
+        if is_difference:
+            named = added(named, denoiser, name, dtype)
     net.load_state_dict(named, assign=True)
     return net
 
@@ -129,7 +134,7 @@ def _bare(weights: Weights) -> Weights:
     """Return `weights` by names without the prefixes of tools."""
     for prefix in _PREFIXES:
         bare = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        if 2 * len(bare) > len(weights):
+        if 2 * len(bare) > len(weights) or (bare and prefix == _INSIDE):
             return bare
     return weights
 

@@ -1,4 +1,6 @@
-"""Control LoRAs: ControlNets published as their difference from the base's UNet, in Stability AI's format.
+"""Control LoRAs and difference ControlNets.
+
+Control LoRAs are ControlNets published as their difference from the base's UNet, in Stability AI's format.
 
 A ControlNet starts as a copy of its base's down blocks. A control LoRA holds the difference since: factors of low rank
 for the weights that changed (`up` times `down`), and whole tensors where the base has none, biases and norms. So it is
@@ -22,6 +24,23 @@ from worker.engine.adapters.targets import own_parameter
 _FIELD = "controlnets"
 MARKER = "lora_controlnet"
 """The empty tensor by which a file says that it is one."""
+
+
+DIFFERENCE = "difference"
+"""The tensor by which a file says that the weights which its base has too are their differences from the base's."""
+
+
+def added(named: Mapping[str, Tensor], unet: nn.Module, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a control's tensors, whose differences from `unet` are `named`, in `dtype` on the CPU.
+
+    Raises UnsupportedModel where the UNet's own weights cannot be read, IncompatibleAdapter where sizes differ.
+    """
+    modules, state = dict(unet.named_modules()), {}
+    for key, tensor in named.items():
+        if key.rpartition(".")[0] in modules:
+            tensor = tensor.float() + _of_unet(modules, key, tuple(tensor.shape), name).to("cpu", torch.float32)
+        state[key] = tensor.to(dtype)
+    return state
 
 
 def unfolded(
@@ -93,7 +112,7 @@ def _of_unet(modules: Mapping[str, nn.Module], key: str, shape: tuple[int, ...],
         value = own_parameter(modules[path], leaf) if path in modules else None
     except UnsupportedModel:
         raise UnsupportedModel(
-            f"{_FIELD}: {name} is a control LoRA, which is computed from the model's own weights, and this model's are "
+            f"{_FIELD}: {name} holds differences from the model's own weights, and this model's are "
             "quantized or not in memory; use the unquantized model, or a whole ControlNet.",
             field=_FIELD,
         ) from None
@@ -101,8 +120,8 @@ def _of_unet(modules: Mapping[str, nn.Module], key: str, shape: tuple[int, ...],
         value = value[:, : shape[1]]  # an inpainting UNet sees mask and image too, after the latents
     if value is None or tuple(value.shape) != shape:
         raise IncompatibleAdapter(
-            f"{_FIELD}: {name} is a control LoRA without {key[:80]}, which this model cannot give; use it with the "
-            "model that it was made for.",
+            f"{_FIELD}: {name} holds differences without {key[:80]}, which this model cannot give; use it with "
+            "the model that it was made for.",
             field=_FIELD,
         )
     return value

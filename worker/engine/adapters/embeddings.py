@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
 from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
-from worker.core.embedding import embedding_parts
+from worker.core.embedding import Rows, embedding_parts, own_words
 from worker.core.errors import CorruptFile, IncompatibleAdapter
 from worker.core.job import PROMPT_PARAMETERS, Job
 from worker.engine.adapters.host import Effect, Host, reports_of
@@ -48,19 +48,19 @@ class Word:
 @contextmanager
 def taught(host: Host, embeddings: Sequence[Embedding]) -> Iterator[Effect]:
     """Teach the pipeline's encoders the word of each of `embeddings`, and yield reports with their tokens."""
-    words = [Word(_token(adapter), _vectors(adapter), adapter.model) for adapter in embeddings]
+    words = [word for adapter in embeddings for word in _words(adapter)]
     with embedded(host.pipe, words, "embeddings"):
         reports = zip(reports_of(embeddings), embeddings, strict=True)
-        yield Effect([replace(report, tokens=(_token(adapter),)) for report, adapter in reports])
+        yield Effect([replace(report, tokens=_tokens(adapter)) for report, adapter in reports])
 
 
 def unnamed(embeddings: Sequence[Embedding], job: Job) -> tuple[str, ...]:
     """Return a sentence for each of `embeddings` that no prompt of `job` names."""
     texts = [text for text in (job.prompt, job.negative_prompt, *_numbered(job)) if text]
     return tuple(
-        f"{adapter.model} was loaded, but no prompt names {_token(adapter)}."
+        f"{adapter.model} was loaded, but no prompt names {' or '.join(_tokens(adapter))[:200]}."
         for adapter in embeddings
-        if not any(re.search(_pattern(_token(adapter)), text) for text in texts)
+        if not any(re.search(_pattern(token), text) for token in _tokens(adapter) for text in texts)
     )
 
 
@@ -71,19 +71,20 @@ def embedded(pipe: Any, words: Sequence[Word], field: str) -> Iterator[None]:
     for word in words:
         for part, vectors in word.parts.items():
             rows = vectors.reshape(-1, vectors.shape[-1])
-            encoder_words = by_encoder.setdefault(_encoder(pipe, part, rows.shape[1], word.model, field), {})
-            lowered = {text.lower() for text in encoder_words}
-            if word.text.lower() in lowered:
+            encoders = _encoders(pipe, part, rows.shape[1], word.model, field)
+            # One word in two files is that of two encoders, the first file's of the first.
+            free = [name for name in encoders if word.text.lower() not in map(str.lower, by_encoder.get(name, ()))]
+            if not free:
                 raise _taken(word.text, field)
-            encoder_words[word.text] = rows
+            by_encoder.setdefault(free[0], {})[word.text] = rows
     with ExitStack() as stack:
         for encoder, rows_by_word in by_encoder.items():
             stack.enter_context(_taught(pipe, encoder, rows_by_word, field))
         yield
 
 
-def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
-    """Return the encoder that reads a part's vectors. Raises IncompatibleAdapter where none has that width."""
+def _encoders(pipe: Any, part: str, width: int, model: str, field: str) -> list[str]:
+    """Return the encoders that can read a part's vectors. Raises IncompatibleAdapter where none has that width."""
     widths = {}
     for name in _ENCODERS.get(part, ()):
         layer = _table(getattr(pipe, name, None))
@@ -92,7 +93,7 @@ def _encoder(pipe: Any, part: str, width: int, model: str, field: str) -> str:
             widths[name] = layer.embedding_dim
     matches = [name for name, size in widths.items() if size == width]
     if matches:
-        return matches[0]
+        return matches
     if not widths:
         encoder_name = "a text encoder" if part == "*" else part
         raise IncompatibleAdapter(
@@ -180,8 +181,10 @@ def _pattern(word: str) -> str:
     return rf"(?i)(?<!\w){escaped}(?!\w)"
 
 
-def _token(adapter: Embedding) -> str:
-    return adapter.adapter.spec.token or ""
+def _tokens(adapter: Embedding) -> tuple[str, ...]:
+    """Return the words of a file: the one it is called by, or its own where it names several."""
+    token = adapter.adapter.spec.token
+    return (token,) if token else tuple(own_words(_shapes(_tensors(adapter))))
 
 
 def _taken(word: str, field: str) -> IncompatibleAdapter:
@@ -197,13 +200,30 @@ def _numbered(job: Job) -> list[str]:
     return [value for value in values if isinstance(value, str)]
 
 
-def _vectors(adapter: Embedding) -> dict[str, Tensor]:
+def _words(adapter: Embedding) -> Iterator[Word]:
+    tensors, token = _tensors(adapter), adapter.adapter.spec.token
+    named: Mapping[str, Mapping[str, Rows]] = own_words(_shapes(tensors))
+    parts = embedding_parts(_shapes(tensors))
+    if token:  # all vectors in a row
+        named = {token: {part: Rows(name) for part, name in parts.items()}}
+    for word, rows_by_part in named.items():
+        vectors = {
+            part: tensors[rows.tensor] if rows.row is None else tensors[rows.tensor][rows.row]
+            for part, rows in rows_by_part.items()
+        }
+        yield Word(word, vectors, adapter.model)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _tensors(adapter: Embedding) -> dict[str, Tensor]:
     try:
-        tensors = load_file(adapter.files.root)
+        tensors: dict[str, Tensor] = load_file(adapter.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
             f"embeddings: {adapter.model} cannot be read ({type(error).__name__}); fetch it again.",
             field="embeddings",
         ) from None
-    parts = embedding_parts({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    return {part: tensors[name] for part, name in parts.items()}
+    return tensors

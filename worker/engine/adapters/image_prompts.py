@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles, ImagePrompt
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.core.single_file import unwrapped
 from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
 from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.image_encoders import Encoder, load_encoder
@@ -195,7 +196,7 @@ def _load(denoiser: Any, family: _Family, file: Prompted, offloading: Offloading
 def _read(file: Prompted) -> State:
     """Read the file's tensors as diffusers' converters take them; XLabs' names are converted."""
     try:
-        tensors = load_file(file.files.root)
+        tensors = unwrapped(load_file(file.files.root))
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
             f"IP-Adapter {file.model} cannot be read ({type(error).__name__}); fetch it again.", field=_FIELD

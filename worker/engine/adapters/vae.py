@@ -1,6 +1,7 @@
 """Another VAE for the length of one job."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import diffusers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.device import LoadPlan
@@ -26,7 +28,9 @@ _FIELD = "vae"
 # Classes that decode the latents of AutoencoderKL; a VAE of another class is replaced by one of its own class.
 _TINY = "AutoencoderTiny"
 _KL_LIKE = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", _TINY})
-_TINY_NAMES = ("decoder.layers.0.weight", "encoder.layers.0.weight")
+# The first layers of a decoder in diffusers' names and in its authors', by themselves or in a file of both halves.
+_TINY_NAMES = frozenset({"decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight"})
+_TINY_LAYER = re.compile(r"(?:taesd_)?(encoder|decoder)\.(\d+)\.(.+)")
 
 
 class VaeCache:
@@ -99,14 +103,28 @@ def _class_name(folder: Path, name: str) -> str:
 
 def _is_tiny(path: Path) -> bool:
     with safe_open(path, framework="pt") as file:
-        return set(_TINY_NAMES) <= set(file.keys())
+        return not _TINY_NAMES.isdisjoint(file.keys())
 
 
 def _tiny(path: Path, own: Any) -> Any:
     """Load a file of AutoencoderTiny. It has no config; all published ones differ in channels only."""
     vae = diffusers.AutoencoderTiny(latent_channels=own.config.latent_channels)
-    vae.load_state_dict(load_file(path))
+    weights = dict(map(_tiny_name, *zip(*load_file(path).items(), strict=True)))
+    lacking = [half for half in ("encoder", "decoder") if not any(name.startswith(half) for name in weights)]
+    if lacking:
+        raise UnsupportedModel(f"vae: the file has no {lacking[0]}; use one with both halves.", field=_FIELD)
+    wanted = vae.state_dict().keys()
+    vae.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted or "." in name})
     return vae
+
+
+def _tiny_name(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Return a tensor under diffusers' name: in its authors' decoder the clamp counts as the first layer."""
+    layer = _TINY_LAYER.fullmatch(name)
+    if layer is None:
+        return name, tensor
+    half, position, rest = layer.groups()
+    return f"{half}.layers.{int(position) - (half == 'decoder')}.{rest}", tensor
 
 
 def _check_latents(vae: Any, own: Any, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from worker.catalog.call import ModelCall
 from worker.catalog.interface.prompt_encoding import encoder_widths
 from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
-from worker.core.embedding import embedding_parts, own_token
+from worker.core.embedding import embedding_parts, embedding_tensors, own_token, own_words
 from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
 from worker.core.model import Detection, ModelFiles, ModelSource, TensorIndex
@@ -30,17 +30,28 @@ def provide_embeddings(
     """Fetch all embeddings, each with its token. Raises IncompatibleAdapter, SourceError …"""
     widths = encoder_widths(ModelCall.of(job.call).model, fetcher.configs(job.call.spec))
     provided = [_provide(embedding, job, widths, fetcher, emit) for embedding in embeddings]
-    owners: dict[str, str] = {}
+    # One word in several files is one word, where each brings the vectors of another encoder.
+    owners: dict[tuple[str, str | int], list[str]] = {}
     for item in provided:
-        token = item.adapter.spec.token or ""
-        if token.lower() in owners:
-            raise IncompatibleAdapter(
-                f"embeddings: {owners[token.lower()]} and {item.model} are both called {token}; "
-                "give one of them another token.",
-                field=_FIELD,
-            )
-        owners[token.lower()] = item.model
+        for token, encoder in _taught(item):
+            models = owners.setdefault((token.lower(), encoder), [])
+            room = sum(width == encoder for width in widths.values())  # encoders of one width take a file each
+            if len(models) >= max(1, room):
+                raise IncompatibleAdapter(
+                    f"embeddings: {models[0]} and {item.model} are both called {token}; "
+                    "give one of them another token.",
+                    field=_FIELD,
+                )
+            models.append(item.model)
     return provided
+
+
+def _taught(item: AdapterFiles[Embedding]) -> set[tuple[str, str | int]]:
+    """Return a file's words, each with its encoder: the part, or the width where only that tells."""
+    shapes = _shapes(examine_adapter(item.files.root).header)
+    tokens = [item.adapter.spec.token] if item.adapter.spec.token else [*own_words(shapes)]
+    encoders = {part if part != "*" else shapes[name][-1] for part, name in embedding_tensors(shapes)}
+    return {(token, encoder) for token in tokens for encoder in encoders}
 
 
 def _provide(
@@ -53,8 +64,13 @@ def _provide(
         _check(peeked, outline.header, spec, job, widths)
     files, file = fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, _USUAL_NAMES)
     _check(file.detection, file.header, spec, job, widths)
-    parts = embedding_parts(_shapes(file.header))
-    token = spec.token or own_token(parts, file.header.metadata, _file_name(source, files))
+    shapes = _shapes(file.header)
+    words, parts = own_words(shapes), embedding_parts(shapes)
+    if words and spec.token and not parts:
+        raise IncompatibleAdapter(
+            f"embeddings: {spec.model} brings the words {', '.join(words)[:200]}; leave token out.", field=_FIELD
+        )
+    token = spec.token or (None if words else own_token(parts, file.header.metadata, _file_name(source, files)))
     adapter = Adapter(spec.model_copy(update={"token": token}))
     return AdapterFiles(adapter, files, file.detection, file.sha256)
 
@@ -62,10 +78,12 @@ def _provide(
 def _check(detection: Detection, header: TensorIndex, spec: EmbeddingSpec, job: Job, widths: Mapping[str, int]) -> None:
     """Refuse a file that is no textual inversion, is for another family, or has the width of no encoder."""
     check_kind(detection, spec)
-    parts, shapes = embedding_parts(_shapes(header)), _shapes(header)
-    if "*" in parts or not parts.keys() <= widths.keys():  # encoders that two families share are told by their names
+    shapes = _shapes(header)
+    tensors = embedding_tensors(shapes)
+    parts = {part for part, _ in tensors}
+    if "*" in parts or not parts <= widths.keys():  # encoders that two families share are told by their names
         check_family(detection, spec, job.call)
-    for part, name in parts.items():
+    for part, name in tensors:
         allowed = set(widths.values()) if part == "*" else {widths[part]} if part in widths else set()
         if widths and shapes[name][-1] not in allowed:
             encoder = "" if part == "*" else f" for {part}"
