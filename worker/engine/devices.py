@@ -86,8 +86,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def device_failure(error: BaseException) -> EngineFailure:
-    """Return our error for one that the device or the pipeline raised. The text of `error` stays out of the message."""
+def device_failure(error: BaseException, words: str | None = None) -> EngineFailure:
+    """Return our error for one that the device or the pipeline raised.
+
+    The text of `error` stays out of the message; `words` are what a caller may read of it.
+    """
     text = str(error).lower()
     if any(mark in text for mark in _STICKY):
         return DeviceLost("The GPU reported an error that only a new process can clear; this worker is being replaced.")
@@ -96,7 +99,8 @@ def device_failure(error: BaseException) -> EngineFailure:
             "The device ran out of memory, also with smaller working buffers; "
             "ask for a smaller width and height, fewer num_images, or use a device with more memory."
         )
+    said = f": {words}" if words else ""
     return EngineFailure(
-        f"The pipeline failed with {type(error).__name__}; the job's parameters may not suit this model.",
+        f"The pipeline failed with {type(error).__name__}{said}; the job's parameters may not suit this model.",
         details={"exception": type(error).__name__},
     )

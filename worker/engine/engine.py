@@ -22,6 +22,7 @@ from worker.engine.adapters.stack import AdapterStack
 from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import compatible
+from worker.engine.complaints import complaint, texts_of
 from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_images
 from worker.engine.plan import images_that_fit, make_plan, resident_key
@@ -100,7 +101,9 @@ class DiffusersEngine:
             _LOG.error("job %s failed with %s: %s\n%s", jobs, type(error).__name__, message, frames)
             for key in _keys(batch):
                 self._pool.evict(key)
-            failure = devices.device_failure(error)
+            failure = devices.device_failure(
+                error, complaint(error, (text for each in batch.jobs for text in texts_of(each)))
+            )
         devices.release_memory()
         raise failure
 

@@ -1,7 +1,6 @@
 """Loaders of pipelines from weights on disk, one per format."""
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from worker.core.device import LoadFormat, LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
+from worker.engine.complaints import complaint, missing_package
 from worker.engine.components import load_component, read_index, schedule
 from worker.engine.devices import is_out_of_memory
 from worker.engine.mirror import readable
@@ -28,7 +28,6 @@ for library in (diffusers, transformers):
     library.utils.logging.set_verbosity_error()
 # Values of each tensor that are checked for NaN: to check all would take as long as loading the model.
 _SAMPLE = 64
-_MISSING_PACKAGE = re.compile(r"requires the (\S+) library but it was not found|need to have (\S+) installed")
 
 
 def load_pipeline(plan: LoadPlan) -> Any:
@@ -161,7 +160,7 @@ def _load_errors(plan: LoadPlan) -> Iterator[None]:
                 "imported beside it; the operator has to install both from one index, or uninstall torchvision.",
                 field="model",
             ) from None
-        package = _missing_package(error)
+        package = missing_package(error)
         if package is not None:
             raise UnsupportedModel(
                 f"{plan.pipeline} needs the Python package {package}, which is not installed on this worker; "
@@ -169,19 +168,11 @@ def _load_errors(plan: LoadPlan) -> Iterator[None]:
                 field="model",
                 details={"package": package},
             ) from None
+        words = complaint(error)
+        said = f": {words}" if words else ""
         raise LoadFailed(
-            f"The weights could not be made into a {plan.pipeline} ({type(error).__name__}); "
+            f"The weights could not be made into a {plan.pipeline} ({type(error).__name__}{said}); "
             "the files may be damaged or belong to another kind of model.",
             field="model",
             details={"exception": type(error).__name__},
         ) from None
-
-
-def _missing_package(error: Exception) -> str | None:
-    """Return the package that an import failed for. Python names it; the libraries' messages hold its name."""
-    if not isinstance(error, ImportError | ValueError):
-        return None
-    match = _MISSING_PACKAGE.search(str(error))
-    return (error.name if isinstance(error, ImportError) else None) or (
-        match[match.lastindex or 0].lower() if match else None
-    )
