@@ -108,3 +108,10 @@ def test_a_class_that_the_installed_diffusers_lacks_is_refused_before_a_download
         UnsupportedModel, match=f"LensPipeline.* not in the installed diffusers {diffusers.__version__}"
     ):
         check_loadable("some/Lens", detection)
+
+
+def test_a_modular_class_is_refused_as_such_though_diffusers_has_it():
+    assert hasattr(diffusers, "AnimaModularPipeline")
+    detection = detect(Outline(configs={"model_index.json": {"_class_name": "AnimaModularPipeline"}}))
+    with pytest.raises(UnsupportedModel, match=r"AnimaModularPipeline.* is a modular pipeline"):
+        check_loadable("some/Anima", detection)

@@ -116,6 +116,12 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
     if pipeline is None:
         return
     row, known = pipeline_row(pipeline), known_pipelines()
+    if pipeline.endswith("ModularPipeline"):
+        raise UnsupportedModel(
+            f"{pipeline}, which {model} needs, is a modular pipeline, which this version cannot load; use a model "
+            "of an ordinary pipeline.",
+            field="model",
+        )
     if known and pipeline not in known and not row.source:
         raise UnsupportedModel(
             f"{pipeline}, which {model} needs, is not in the installed diffusers {version('diffusers')}, and no model "
