@@ -13,6 +13,7 @@ from worker.app.queue import INVALID_CONFIGURATION
 from worker.core.errors import EngineFailure, WorkerError
 from worker.transport.web import edit
 from worker.transport.web.errors import FRAMEWORK, status_of
+from worker.transport.web.openai_schema import TYPES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
@@ -178,9 +179,11 @@ An answer that failed is one sentence for people and a code for programs:
 - `request_id` is on every log line of the job, and in the header `X-Request-ID`.
 - On RunPod the job is FAILED. `error` is the sentence; the other keys are its `output`, over HTTP status 200.
 - OpenAI's doors write `{"error": {"message", "type", "code", "param"}}` with the same codes, and `x-should-retry`.
+  `type` is TYPES.
 - Hugging Face's doors repeat sentence and code in the headers `X-Error-Message` and `X-Error-Code`.
 - `/edit` writes `{"error": "<code>", "detail": "<sentence>", "request_id"}`.
-- A WebSocket's `failed` event has the same keys. It closes with 1009 where the message is too large.
+- A WebSocket's `failed` event has the same keys.
+- A WebSocket without a known API key is refused with 403; a message that is too large closes it with 1009.
 
 No answer, no code: see [quickstart](quickstart.md#7-when-it-does-not-work).
 """
@@ -241,7 +244,7 @@ def all_codes() -> list[Code]:
 def page() -> str:
     """The whole text of docs/errors.md. Raises KeyError for a code without words."""
     parts = [
-        _HEAD,
+        _HEAD.replace("TYPES", _openai_types()),
         _JOBS,
         _table(job_codes()),
         _SERVER,
@@ -252,6 +255,11 @@ def page() -> str:
         _table([code for code in all_codes() if code.status is None]),
     ]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _openai_types() -> str:
+    named = [f"`{name}` ({status})" for status, name in TYPES.items()]
+    return f"{', '.join(named)}; else `server_error` from 500 on and `invalid_request_error` below"
 
 
 def _descendants(kind: type[WorkerError]) -> Iterator[type[WorkerError]]:

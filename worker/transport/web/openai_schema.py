@@ -28,7 +28,7 @@ _SIZE = re.compile(r"\s*(\d{1,5})\s*[xX×*]\s*(\d{1,5})\s*", re.ASCII)
 _SILENT = ("user", "safety_identifier", "moderation")
 _WITHOUT_EFFECT = ("quality", "style", "input_fidelity", "background")
 _USUAL = (None, "auto", "standard", "opaque")
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _PARAMS = {"num_images": "n", "width": "size", "height": "size"}
 # No tokens are counted here, and its clients read the numbers without asking whether they are there.
 _USAGE: Mapping[str, JsonValue] = {
@@ -186,7 +186,7 @@ def encode_problem(failure: Failure) -> dict[str, JsonValue]:
     field = failure.body.get("field")
     problem: dict[str, JsonValue] = {
         "message": failure.message,
-        "type": _TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error"),
+        "type": TYPES.get(failure.status, "server_error" if failure.status >= 500 else "invalid_request_error"),
         "code": failure.code,
         "param": _PARAMS.get(str(field), field),
         "request_id": failure.body["request_id"],
