@@ -64,6 +64,7 @@ def test_a_file_may_name_several_words(shapes, words, tensors):
     ("key", "metadata", "word"),
     [
         ("<cat>", {"name": "other"}, "<cat>"),
+        ("midjourney-style", {}, "midjourney-style"),
         ("string_to_param.jinx", {"name": "other"}, "jinx"),
         ("string_to_param.*", {"name": " other "}, "other"),
         ("emb_params", {"ss_output_name": "trained"}, "trained"),

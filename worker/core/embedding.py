@@ -73,8 +73,8 @@ def is_embedding_name(name: str) -> bool:
 def own_token(parts: Mapping[str, str], metadata: Mapping[str, str], file_name: str) -> str:
     """Return the word that calls the embedding up by default: the file's own, else the file's name."""
     name = parts.get("*", "")
-    if _WORD.fullmatch(name):
-        return name
+    if name and name not in _PARTS and not name.startswith(_A1111):
+        return name[:_MAX_CHARS]  # as diffusers saves and reads it: the tensor is called as the word
     parameter = name.removeprefix(_A1111) if name.startswith(_A1111) else "*"
     title = next((metadata[key].strip() for key in _NAMES if metadata.get(key, "").strip()), "")
     return ((parameter if parameter != "*" else "") or title or file_name.rpartition(".")[0] or file_name)[:_MAX_CHARS]
