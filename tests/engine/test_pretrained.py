@@ -1,12 +1,13 @@
 """Repositories whose tensors are not those that their configs say: each is refused by name, or understood."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers import ControlNetModel, DiffusionPipeline, MultiControlNetModel, StableDiffusionControlNetPipeline
 from safetensors.torch import load_file, save_file
 
 from tests import builders
@@ -14,6 +15,7 @@ from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile
 from worker.engine.loader import load_pipeline
 from worker.engine.pretrained import load_pretrained
+from worker.store.selection import pipeline_files
 
 Weights = dict[str, torch.Tensor]
 PIPELINES = {"sd1": "StableDiffusionPipeline", "sd3": "StableDiffusion3Pipeline", "flux": "FluxPipeline"}
@@ -134,4 +136,28 @@ def test_a_part_without_any_weights_is_named(repository):
     plan, file = repository("sd1", "vae", lambda weights: weights)
     file.unlink()
     with pytest.raises(CorruptFile, match=r"The vae of the model lacks its weights \(vae/\*\.safetensors\)"):
+        load_pipeline(plan)
+
+
+def test_a_repository_with_several_controlnets_is_fetched_and_loaded_with_all_of_them(zoo, tmp_path):
+    base = DiffusionPipeline.from_pretrained(zoo / "models/sd1", safety_checker=None)
+    nets = [ControlNetModel.from_unet(base.unet) for _ in range(2)]
+    torch.nn.init.ones_(nets[1].controlnet_mid_block.bias)
+    parts = {name: part for name, part in base.components.items() if name != "controlnet"}
+    pipe = StableDiffusionControlNetPipeline(
+        **parts, controlnet=MultiControlNetModel(nets), requires_safety_checker=False
+    )
+    pipe.save_pretrained(tmp_path / "model")
+    files = [
+        path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*") if path.is_file()
+    ]
+    chosen = pipeline_files(json.loads((tmp_path / "model/model_index.json").read_bytes()), files, None).names
+    assert {name for name in files if name.startswith("controlnet")} <= set(chosen)
+
+    plan = LoadPlan(tmp_path / "model", "StableDiffusionControlNetPipeline", "float32", "cpu", "none", 0, 0)
+    loaded = load_pipeline(plan).controlnet.nets
+    assert [net.controlnet_mid_block.bias.unique().tolist() for net in loaded] == [[0.0], [1.0]]
+
+    edit(next((tmp_path / "model/controlnet_1").glob("*.safetensors")), lambda weights: dict(list(weights.items())[1:]))
+    with pytest.raises(CorruptFile, match="controlnet of the model lacks 1 tensor"):
         load_pipeline(plan)

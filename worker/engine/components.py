@@ -1,5 +1,6 @@
 """The components of a pipeline: the list in its model_index.json, and one component from its folder."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,11 +99,27 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype, varia
             options["variant"] = variant
         # Always explicit: left out, transformers keeps the file's dtype and diffusers takes float32.
         what = f"The {component.name} of the model"
+        if issubclass(component.cls, diffusers.ModelMixin) and not issubclass(component.cls, diffusers.ConfigMixin):
+            return _load_several(component, folder, what, {"dtype": dtype, "use_safetensors": True, **options})
         return load_pretrained(component.cls, folder, what, dtype=dtype, use_safetensors=True, **options)
     shared = _shared_vocabulary(component, folder)
     if shared is not None and not _has_vocabulary(folder):
         return component.cls.from_pretrained(shared, **_pad_token(folder), **options)
     return component.cls.from_pretrained(folder, **options)
+
+
+def _load_several(component: Component, folder: Path, what: str, options: Mapping[str, Any]) -> Any:
+    """Load a class that only holds models of another, as `controlnet`, `controlnet_1` … beside each other.
+
+    Its own `from_pretrained` joins texts, and lets tensors be missing.
+    """
+    beside = [folder.with_name(f"{folder.name}_{number}") for number in range(1, 100)]
+    folders = [folder, *itertools.takewhile(Path.is_dir, beside)]
+    names = [str(json.loads((each / "config.json").read_bytes())["_class_name"]) for each in folders]
+    parts = [Component(component.name, component.library, name) for name in names]
+    return component.cls(
+        [load_pretrained(part.cls, each, what, **options) for part, each in zip(parts, folders, strict=True)]
+    )
 
 
 def _has_vocabulary(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from worker.store.selection import (
     CONFIG,
     ReadIndex,
     components,
+    folders_of,
     is_index,
     is_weights,
     listed_shards,
@@ -40,9 +41,9 @@ def check_complete(
     """
     missing: list[str] = []
     for component, cls in components(model_index):
-        if wants(component):
-            inside = [name for name in names if name.startswith(f"{component}/")]
-            lacks = missing_files(f"{component}/", cls, inside, read_index)
+        for folder in folders_of(component, cls, names) if wants(component) else []:
+            inside = [name for name in names if name.startswith(f"{folder}/")]
+            lacks = missing_files(f"{folder}/", cls, inside, read_index)
             missing += lacks if not described_only or any(map(is_weights, inside)) or _is_weightless(cls) else []
     refuse_missing(what, missing)
 

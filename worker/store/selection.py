@@ -60,6 +60,14 @@ def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield name, value[1]
 
 
+def folders_of(component: str, cls: str, names: Iterable[str]) -> list[str]:
+    """Return the folders of a component: one, but several of a class that holds many ControlNets (`controlnet_1`)."""
+    if "Multi" not in cls or "ControlNet" not in cls:
+        return [component]
+    more = {folder for name in names if re.fullmatch(rf"{component}_\d{{1,2}}", folder := name.partition("/")[0])}
+    return [component, *sorted(more)]
+
+
 def pipeline_files(
     model_index: Mapping[str, object],
     names: Iterable[str],
@@ -77,9 +85,10 @@ def pipeline_files(
     files = sorted(name for name in names if not is_hidden(name))
     chosen = [name for name in files if name in {MODEL_INDEX, MODULAR_INDEX}]
     used: str | None = None
-    for component, _ in components(model_index):
+    folders = [(part, folder) for part, cls in components(model_index) for folder in folders_of(part, cls, files)]
+    for component, folder in folders:
         # Deeper files (onnx, openvino, checkpoints) are of no use to a pipeline.
-        inside = [name for name in files if name.startswith(f"{component}/") and name.count("/") == 1]
+        inside = [name for name in files if name.startswith(f"{folder}/") and name.count("/") == 1]
         if not wants(component):
             chosen += [name for name in inside if PurePosixPath(name).name == CONFIG]
             continue
