@@ -31,7 +31,19 @@ SHARED = {
     *("generates", "adapters", "finishing"),
 }
 OF_ONE_JOB = {
-    *("id", "request", "prompt", "negative_prompt", "seeds", "media", "output", "stop", "warnings", "accepted_at")
+    *(
+        "id",
+        "request",
+        "prompt",
+        "negative_prompt",
+        "seeds",
+        "media",
+        "output",
+        "stop",
+        "warnings",
+        "accepted_at",
+        "mask_reading",
+    )
 }
 
 

@@ -250,7 +250,7 @@ async def test_what_cannot_be_done_is_refused_before_anything_is_loaded(fresh):
     await refused(other, "does not serve image-to-image", "t2i", {}, image=encoded(IMAGE))
     await refused(other, "is a pipeline, not a ControlNet", "sd1", {"model": f"file:{fresh.pairs['sd1'].model}"})
     await refused("model_not_found", "does not exist", "sd1", {"model": f"file:{fresh.root}/none"})
-    await refused("invalid_image", "neither base64", "sd1", {"image": "not an image"})
+    await refused("invalid_image", "neither base64", "sd1", {"image": "@@ no image"})
     await refused(
         unknown,
         "told by controlnets",
