@@ -130,6 +130,7 @@ def test_a_control_lora_finds_the_weights_of_its_base_where_offloading_keeps_the
     assert not any(tensor.is_meta for tensor in offloaded.values())
 
 
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters:RuntimeWarning")
 def test_diffusers_own_reader_makes_the_same_of_it(tmp_path):
     """Of one that leaves the biases as they are: diffusers 0.42.1 loses those that stand beside a change."""
     torch.manual_seed(0)

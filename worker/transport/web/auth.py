@@ -62,20 +62,21 @@ class Authenticator:
         if caller is None:
             await self.admit(connection)
         else:
-            connection.state.caller, connection.state.denied = caller, self._denied
+            connection.state.caller, connection.state.denied, connection.state.by_token = caller, self._denied, True
 
     def issue_token(self, connection: HTTPConnection) -> str:
         """Return a token for the sender of an admitted request."""
         return self._tokens.issue(caller_of(connection).name)
 
     def readmit(self, connection: HTTPConnection) -> None:
-        """Admit the holder of an open connection again. Raises Unauthenticated if their key is taken away since."""
-        caller = self._keys.named(caller_of(connection).name)
-        if caller is None:
-            error = _unauthenticated()
-            self._denied(caller_of(connection).name, error)
-            raise error
-        connection.state.caller = caller
+        """Admit the holder of an open WebSocket again. Raises WebSocketException if their key is taken away since."""
+        name = caller_of(connection).name
+        try:
+            caller = self._keys.named(name) if getattr(connection.state, "by_token", False) else None
+            connection.state.caller = caller or self._identify(connection)
+        except WorkerError as error:
+            self._denied(name, error)
+            raise WebSocketException(_REFUSED) from None
 
     def _identify(self, connection: HTTPConnection) -> Caller:
         sent = _key_in(connection.headers.get("authorization", "")) or _offered_key(connection)
