@@ -41,6 +41,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith(".venv/bin/")])
 def test_a_command_of_the_readme_runs_and_saves_images(command, tmp_path):
     program, *words = shlex.split(command)

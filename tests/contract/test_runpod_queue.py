@@ -60,6 +60,7 @@ def test_it_polls_for_jobs_without_having_imported_torch(zoo, tmp_path):
         assert "libtorch" in Path(f"/proc/{worker.pid}/maps").read_text()
 
 
+@pytest.mark.slow
 def test_fifty_jobs_come_back_each_with_its_own_image(served, zoo):
     prompts = [f"thing number {index}" for index in range(50)]
     ids = [served.submit({"prompt": text, "seed": index}) for index, text in enumerate(prompts)]
@@ -140,6 +141,7 @@ def test_the_official_client_gets_the_image(served, monkeypatch):
     assert pixels(output).shape == (64, 64, 3)
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_too_large_is_encoded_smaller_and_says_so(zoo, tmp_path):
     with RunPodPlatform() as platform:
         platform.max_done_bytes = 40_000
@@ -156,6 +158,7 @@ def test_an_answer_that_is_too_large_is_encoded_smaller_and_says_so(zoo, tmp_pat
             assert record.output["code"] == "result_too_large"
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_streams_hands_over_whole_what_is_over_the_limit(zoo, tmp_path, monkeypatch):
     import runpod
 
@@ -193,6 +196,7 @@ def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):
         assert record.output["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_outlasts_the_grace_fails_with_a_reason(zoo, tmp_path):
     with RunPodPlatform(hold=1.0) as platform:
         env = worker_env(platform, zoo, tmp_path, SHUTDOWN_GRACE_SECONDS="0.2")

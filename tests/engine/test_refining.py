@@ -199,6 +199,7 @@ async def test_a_strength_that_leaves_one_of_the_two_nothing_is_refused_and_0_gi
     assert np.array_equal(pixels(await ask(worker, **start, strength=0)), gradient(64, 64))
 
 
+@pytest.mark.slow
 async def test_a_vae_decodes_what_the_refiner_drew_and_the_next_job_has_its_own(worker, shop):
     folder = shop.models_yaml.parent / "models/vae"
     with torch.random.fork_rng():
