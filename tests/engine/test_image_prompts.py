@@ -26,7 +26,6 @@ from worker.app.settings import Settings
 from worker.engine.adapters import image_prompts as engine_side
 from worker.engine.loader import place
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 RED = np.full((40, 30, 3), (200, 30, 30), np.uint8)
 SKY = np.ascontiguousarray(gradient(50, 40)[::-1])
 

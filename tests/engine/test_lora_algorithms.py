@@ -15,8 +15,6 @@ from tests.images import assert_differs
 from tests.loras import Lora, Made
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 LINEAR = r"transformer_blocks\.\d+\.attn2\.to_(q|k|v|out\.0)$|ff\.net\.2$"
 BIASED = r"attn[12]\.to_out\.0$|ff\.net\.(0\.proj|2)$|time_emb_proj$"
 CONVOLUTION = r"resnets\.\d+\.conv[12]$|(down|up)samplers\.0\.conv$"

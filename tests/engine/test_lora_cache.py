@@ -17,8 +17,6 @@ from worker.core.errors import CorruptFile, IncompatibleAdapter, JobCancelled, U
 from worker.engine.adapters import lora as lora_module
 from worker.engine.adapters.lora import LoraCache
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture
 def bench(benches):

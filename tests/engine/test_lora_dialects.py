@@ -13,8 +13,6 @@ from tests.engine.lora_bench import Bench, adapter, assert_same
 from tests.images import assert_differs
 from tests.loras import AB, Lora
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 _UNET_ATTENTION = r"attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.to_(q|k|v|out\.0)"
 _UNET_WIDE = (
     _UNET_ATTENTION + r"|ff\.net\.(0\.proj|2)|attentions\.\d+\.proj_(in|out)|conv_in|time_embedding\.linear_1"

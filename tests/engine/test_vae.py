@@ -19,8 +19,6 @@ from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
