@@ -63,6 +63,8 @@ class FakeEngine:
         self.ran: list[Job] = []
         self.calls: list[list[str]] = []
         """The prompts of each run."""
+        self.loading = threading.Event()
+        """Set once a run has begun to load."""
         self.inside = threading.Event()
         """Set while a run is in its steps."""
         self.overlaps = 0
@@ -90,11 +92,12 @@ class FakeEngine:
         job = jobs[0]
         self.ran += jobs
         self.calls.append([each.prompt for each in jobs])
-        self.inside.set()
         try:
             emit(Progress("load", 0, 1, job.call.spec.id))
+            self.loading.set()
             time.sleep(self.load_seconds)
             emit(Progress("load", 1, 1, job.call.spec.id))
+            self.inside.set()
             for step in range(self.steps):
                 while not (self.gate.wait(0.005) and self.alive.is_set()):
                     if self.alive.wait(0.005):
@@ -113,6 +116,7 @@ class FakeEngine:
             outcomes = tuple(self.spoiled.get(each.prompt) or self._artifacts(each) for each in jobs)
             return EngineReport(outcomes, load_s=self.load_s, inference_s=0.5)
         finally:
+            self.loading.clear()
             self.inside.clear()
             self._busy.release()
 

@@ -170,7 +170,7 @@ async def test_a_job_that_a_stand_in_draws_is_paid_once(tmp_path, steps):
 
 @pytest.mark.parametrize(
     "sent",
-    [{"model": "nope"}, {"widht": 1}, {"steps": 0}, {"num_images": 99}, {"model": "org/sdxl"}, {"image": "no image"}],
+    [{"model": "nope"}, {"widht": 1}, {"steps": -1}, {"num_images": 99}, {"model": "org/sdxl"}, {"image": "no image"}],
 )
 async def test_a_request_that_is_refused_costs_no_work(tmp_path, sent):
     paying = Paying(tmp_path)

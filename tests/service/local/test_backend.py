@@ -140,7 +140,7 @@ async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
     hung.engine.alive.set()
     hung.engine.load_seconds = 0.8
     running = asyncio.create_task(hung.draw(timeout_s=0.2 if how == "deadline" else 60))
-    await asyncio.to_thread(hung.engine.inside.wait, 30)
+    await asyncio.to_thread(hung.engine.loading.wait, 30)
     if how == "cancel":
         running.cancel()
     with pytest.raises(asyncio.CancelledError if how == "cancel" else JobTimeout):
