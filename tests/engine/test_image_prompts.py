@@ -239,7 +239,7 @@ def state(pipe: Any) -> dict[str, Any]:
         "config": {**vars(denoiser.config)},
         "parts": {name: id(part) for name, part in pipe.components.items() if isinstance(part, nn.Module) or not part},
         "index": dict(pipe.config),
-        "weights": {key: (id(value), float(value.detach().double().sum())) for key, value in denoiser.named_parameters()},
+        "weights": {key: (id(one), float(one.detach().double().sum())) for key, one in denoiser.named_parameters()},
     }
 
 
