@@ -130,10 +130,9 @@ def test_remote_code_in_a_part_is_refused():
         detect(outline("FluxPipeline", text_encoder__config={"auto_map": {"AutoModel": "model.Mine"}}))
 
 
-def test_a_modular_repository_is_recognised_and_refused():
-    with pytest.raises(UnsupportedModel, match="modular") as caught:
-        detect(Outline(configs={"modular_model_index.json": {"_class_name": "Flux3ModularPipeline"}}))
-    assert "Flux3ModularPipeline" in caught.value.message
+def test_a_modular_repository_is_a_pipeline_of_its_class():
+    detection = detect(Outline(configs={"modular_model_index.json": {"_class_name": "Flux3ModularPipeline"}}))
+    assert (detection.kind, detection.format, detection.pipeline) == (Kind.PIPELINE, "modular", "Flux3ModularPipeline")
 
 
 def test_null_and_tuple_parts_of_real_repositories_are_fine():

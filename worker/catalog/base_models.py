@@ -25,7 +25,7 @@ class Base:
 
 
 _HOSTED = "is run by its owner only: its weights are not published"
-_MODULAR = "exists in diffusers only as a modular pipeline, which this version cannot load"
+_MODULAR = "is read from its modular repository only, not from single files"
 _AUDIO = "makes audio, which this worker does not do"
 _SOLID = "makes 3D objects, which this worker does not do"
 ABSENT = "is in no released version of diffusers"

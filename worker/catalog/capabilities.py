@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 
+from worker.catalog.classes.modular import modular_pipelines
 from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import UnsupportedModel
@@ -116,13 +117,7 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
     if pipeline is None:
         return
     row, known = pipeline_row(pipeline), known_pipelines()
-    if pipeline.endswith("ModularPipeline"):
-        raise UnsupportedModel(
-            f"{pipeline}, which {model} needs, is a modular pipeline, which this version cannot load; use a model "
-            "of an ordinary pipeline.",
-            field="model",
-        )
-    if known and pipeline not in known and not row.source:
+    if known and pipeline not in known and pipeline not in modular_pipelines() and not row.source:
         raise UnsupportedModel(
             f"{pipeline}, which {model} needs, is not in the installed diffusers {version('diffusers')}, and no model "
             "brings its own code here; use a model of another class.",

@@ -53,7 +53,7 @@ _NEAR_ENOUGH = 0.2
 def detect(outline: Outline) -> Detection:
     """Detect a source by its JSON files, or by one file's header, and by its declarations.
 
-    Raises UnsupportedModel if it is recognised and cannot run here: remote code, modular repositories, other media.
+    Raises UnsupportedModel if it is recognised and cannot run here: remote code, other media.
     """
     repository = detect_repository(outline.configs)
     if repository is not None and (repository.kind is Kind.PIPELINE or outline.header is None):
@@ -168,8 +168,8 @@ def _of_denoiser(index: TensorIndex, classes: tuple[ComponentClass, ...]) -> Det
     pipelines = [pipeline for row in classes for pipeline in row.pipelines]
     if not pipelines:
         raise UnsupportedModel(
-            f"This is a {classes[0].name}, which diffusers runs only in a modular pipeline, and this version cannot "
-            "load those; use a model that has an ordinary pipeline."
+            f"This is a {classes[0].name}, which diffusers runs only in a modular pipeline; use the modular "
+            "repository that it belongs to."
         )
     users = frozenset(pipelines)
     rows = [row for row in ARCHITECTURES if users & {*row.pipelines.values(), *row.classes}]

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from worker.core.model import DType
 
 Offload = Literal["none", "model", "sequential"]
-LoadFormat = Literal["diffusers", "safetensors", "gguf", "upscaler"]
+LoadFormat = Literal["diffusers", "modular", "safetensors", "gguf", "upscaler"]
 
 
 @dataclass(frozen=True, slots=True)

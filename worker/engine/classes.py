@@ -6,6 +6,7 @@ import diffusers
 import torch
 
 from worker.core.errors import UnsupportedModel
+from worker.engine.modular import called_with_keywords, is_modular
 from worker.engine.upscaling import SpandrelUpscalePipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -16,6 +17,8 @@ def pipeline_class(name: str) -> type[Any]:
     if name == SpandrelUpscalePipeline.__name__:
         return SpandrelUpscalePipeline
     cls = getattr(diffusers, name, None)
+    if is_modular(cls):
+        return called_with_keywords(cls)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
         raise UnsupportedModel(
             f"{name} is no pipeline of diffusers {diffusers.__version__}; "

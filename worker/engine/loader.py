@@ -18,6 +18,7 @@ from worker.engine.complaints import complaint, missing_package
 from worker.engine.components import load_component, read_index, schedule
 from worker.engine.devices import is_out_of_memory
 from worker.engine.mirror import readable
+from worker.engine.modular import load_modular
 from worker.engine.single_file import load_checkpoint, load_part
 from worker.engine.upscaling import load_upscaler
 
@@ -97,6 +98,7 @@ def _load_repository(plan: LoadPlan) -> Any:
 
 FORMATS: Mapping[LoadFormat, Callable[[LoadPlan], Any]] = {
     "diffusers": _load_repository,
+    "modular": lambda plan: load_modular(plan, pipeline_class(plan.pipeline), DTYPES[plan.dtype]),
     "safetensors": load_checkpoint,
     "gguf": load_checkpoint,
     "upscaler": load_upscaler,

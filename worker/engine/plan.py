@@ -55,7 +55,8 @@ def make_plan(
     overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
     overhead += beside_bytes * _BYTES[dtype] // 2
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
-    if device.type == "cuda" and detection.kind is not Kind.UPSCALER:  # one small network, nothing to offload
+    # An upscaler is one small network, with nothing to offload; modular pipelines have no offloading of this kind.
+    if device.type == "cuda" and detection.kind is not Kind.UPSCALER and detection.format != "modular":
         needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
     scheduler, options = _schedule(model, files)
     for offload, needed in needs:
@@ -131,7 +132,7 @@ def _format(files: ModelFiles, detection: Detection) -> LoadFormat:
     if detection.kind is Kind.UPSCALER:
         return "upscaler"
     if not files.is_single_file:
-        return "diffusers"
+        return "modular" if detection.format == "modular" else "diffusers"
     return "gguf" if files.root.suffix.lower() == ".gguf" else "safetensors"
 
 

@@ -30,13 +30,13 @@ from worker.store.selection import (
     CONFIG,
     MAX_OUTLINE_BYTES,
     MODEL_INDEX,
-    MODULAR_INDEX,
     OUTLINE_NAMES,
     ReadIndex,
     Selection,
     check_filename,
     component_files,
     file_selection,
+    index_among,
     is_hidden,
     is_pickle,
     is_weights,
@@ -181,7 +181,7 @@ class HuggingFaceHub:
             configs = {ADAPTER_CONFIG: read_json(beside)} if beside.is_file() else {}
             return Outline(configs, index, index.weight_bytes, files.revision, declared, files.root.name)
         outline = read_outline(files.root, files.variant, source.wants, allow_pickles=self._allow_pickles)
-        weights = [] if MODEL_INDEX in outline.configs else _weights_in(files.root)
+        weights = [] if index_among(outline.configs) else _weights_in(files.root)
         header = self._headers.read(weights[0]) if len(weights) == 1 else None
         total = header.weight_bytes if header else outline.weight_bytes
         file_name = weights[0].name if header else ""
@@ -206,8 +206,6 @@ class HuggingFaceHub:
         if finished := self._finished(source, listing.commit, variant, stop):
             return self._outline_of(finished, source, variant)
         configs = self._configs(source, listing, stop)
-        if MODULAR_INDEX in configs and MODEL_INDEX not in configs:
-            return Outline(configs, None, None, listing.commit, listing.declared)
         chosen = self._choose(source, listing, configs, variant, stop)
         weights = [name for name in chosen.names if is_weights(name)]
         total = sum(listing.files[_below(source, name)].size or 0 for name in weights)
@@ -218,7 +216,7 @@ class HuggingFaceHub:
             if name in chosen.names
         }
         # A pickle has its header at the end, and is read only where all of it can be scanned.
-        if MODEL_INDEX in configs or len(weights) != 1 or is_pickle(weights[0]):
+        if index_among(configs) or len(weights) != 1 or is_pickle(weights[0]):
             return Outline(configs, None, total, listing.commit, listing.declared)
         header = self._remote_header(source, listing.files[_below(source, weights[0])])
         file_name = PurePosixPath(weights[0]).name
@@ -275,9 +273,10 @@ class HuggingFaceHub:
             return self._sound(source, listing, file_selection(source.filename, names))
         read_index = self._index_reader(source, listing, stop)
         options: Any = {"allow_pickles": self._allow_pickles, "read_index": read_index}
-        if index := configs.get(MODEL_INDEX) or configs.get(MODULAR_INDEX):
+        if listed := index_among(configs):
+            index = configs[listed]
             chosen = pipeline_files(index, names, variant, wants=source.wants, **options)
-            if MODEL_INDEX in configs:
+            if listed == MODEL_INDEX:  # a modular one may list parts of other repositories: detection refuses those
                 check_complete(source.locator, index, chosen.names, source.wants, read_index)
             return chosen
         component = component_files(configs.get(CONFIG, {}), names, variant, **options)

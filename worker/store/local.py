@@ -20,6 +20,7 @@ from worker.store.selection import (
     OUTLINE_NAMES,
     Selection,
     component_files,
+    index_among,
     is_hidden,
     is_pickle,
     is_weights,
@@ -110,19 +111,21 @@ def _meant(folder: Path) -> Path:
     Raises UnsupportedModel for a cache of several models.
     """
     folder = _snapshot(folder)
-    if (folder / MODEL_INDEX).is_file():
+    if _index_of(folder):
         return folder
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not is_hidden(entry.name)]
         names = [entry.name for entry in visible if entry.is_file()]
     weights = [name for name in names if is_weights(name) and not is_pickle(name)]
-    is_described = MODULAR_INDEX in names or (
-        CONFIG in names and component_files(read_json(folder / CONFIG), names, None)
-    )
+    is_described = CONFIG in names and component_files(read_json(folder / CONFIG), names, None)
     # A folder inside may be what an only file needs: an IP-Adapter's image encoder.
     if is_described or not weights or (len(weights) == 1 and len(names) < len(visible)):
         return folder
     return folder / single_file(names, f"file:…/{folder.name[:80]}")
+
+
+def _index_of(folder: Path) -> str | None:
+    return index_among([name for name in (MODEL_INDEX, MODULAR_INDEX) if (folder / name).is_file()])
 
 
 def _snapshot(folder: Path) -> Path:
@@ -178,9 +181,10 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool, wants: Wa
 
     Raises UnsafeFormat for pickles, CorruptFile for a pipeline that lacks a file.
     """
-    if not (folder / MODEL_INDEX).is_file():
+    listed = _index_of(folder)
+    if listed is None:
         return None
-    index = read_json(folder / MODEL_INDEX)
+    index = read_json(folder / listed)
 
     def read_index(name: str) -> dict[str, object]:
         return read_json(folder / name)
@@ -188,7 +192,8 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool, wants: Wa
     options: Any = {"allow_pickles": allow_pickles, "read_index": read_index}
     chosen = pipeline_files(index, _names(folder), variant, wants=wants, **options)
     # Weights that are not there at all are told by whoever loads them: a folder may be asked for its description alone.
-    check_complete(folder.name[:80], index, chosen.names, wants, read_index, described_only=True)
+    if listed == MODEL_INDEX:  # a modular one may list parts of other repositories: detection refuses those
+        check_complete(folder.name[:80], index, chosen.names, wants, read_index, described_only=True)
     return chosen
 
 

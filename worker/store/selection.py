@@ -51,12 +51,17 @@ def is_hidden(name: str) -> bool:
     return any(segment.startswith(".") or segment == "__MACOSX" for segment in name.split("/"))
 
 
+def index_among(names: Collection[str]) -> str | None:
+    """Return the file that lists a pipeline's parts, ordinary before modular; None where there is none."""
+    return next((name for name in (MODEL_INDEX, MODULAR_INDEX) if name in names), None)
+
+
 def components(model_index: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield the parts of a pipeline that are loaded, each with its class name."""
     for name, value in model_index.items():
-        if name.startswith("_") or name in NEVER_LOADED or not isinstance(value, list) or len(value) != 2:
+        if name.startswith("_") or name in NEVER_LOADED or not isinstance(value, list) or len(value) not in (2, 3):
             continue
-        if all(isinstance(item, str) for item in value):  # numbers are a setting, null a part that was left out
+        if all(isinstance(item, str) for item in value[:2]):  # numbers are a setting, null a part that was left out
             yield name, value[1]
 
 

@@ -10,9 +10,9 @@ from worker.store.completeness import check_complete, missing_files, refuse_miss
 from worker.store.local import read_json
 from worker.store.selection import (
     CONFIG,
-    MODEL_INDEX,
     Selection,
     component_files,
+    index_among,
     is_hidden,
     pipeline_files,
     single_file,
@@ -88,7 +88,7 @@ def complete_files(
         if chosen is not None:
             total = sum((folder / name).stat().st_size for name in chosen.names)
             return ModelFiles(folder, total, revision=snapshot.commit, variant=chosen.variant)
-        if not guess or MODEL_INDEX in names:
+        if not guess or index_among(names):
             return None
         top = [name for name in names if "/" not in name]
         return _file(snapshot, folder / single_file(top, source.locator, allow_pickles=allow_pickles))
@@ -114,8 +114,8 @@ def _complete_selection(
     def read_index(name: str) -> dict[str, object]:
         return read_json(folder / name)
 
-    if MODEL_INDEX in names:
-        index = read_json(folder / MODEL_INDEX)
+    if listed := index_among(names):
+        index = read_json(folder / listed)
         chosen = pipeline_files(index, names, variant, wants=wants, allow_pickles=allow_pickles, read_index=read_index)
         check_complete("The copy", index, chosen.names, wants, read_index)
         return chosen

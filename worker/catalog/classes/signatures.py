@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.modular import ModularInput, modular_inputs
 from worker.catalog.classes.source_text import parsed
 from worker.catalog.pipelines.table import pipeline_row
 
@@ -57,7 +58,10 @@ class CallParameter:
 @lru_cache(maxsize=512)
 def call_parameters(class_name: str) -> Mapping[str, CallParameter] | None:
     """Return the `__call__` parameters of a diffusers pipeline in written order; None when there is no such class."""
-    parameters = _call_parameters(class_name, frozenset())
+    inputs = modular_inputs(class_name)
+    parameters = (
+        _call_parameters(class_name, frozenset()) if inputs is None else {item.name: _of_input(item) for item in inputs}
+    )
     return None if parameters is None else MappingProxyType(parameters)
 
 
@@ -219,6 +223,18 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> CallParameter:
         schema = _union([schema, {"type": "null"}])
     annotation = "" if argument.annotation is None else ast.unparse(argument.annotation)
     return CallParameter(argument.arg, annotation, value, default is None, schema)
+
+
+def _of_input(item: ModularInput) -> CallParameter:
+    """Return a modular pipeline's input as a parameter. What its blocks make themselves is never required."""
+    try:
+        value = ast.literal_eval(item.default) if item.default is not None else None
+    except (ValueError, SyntaxError):
+        value = item.default  # a text, written without quotes
+    nodes = [json_schema(parsed(item.annotation, mode="eval").body)] if item.annotation.isidentifier() else [None]
+    schema = _union([*nodes, {"type": "null"}]) if nodes[0] is not None else None
+    required = not item.optional and item.annotation.startswith("Image")
+    return CallParameter(item.name, item.annotation, value, required, schema)
 
 
 def _schema_of(value: JsonValue) -> Schema | None:

@@ -5,7 +5,7 @@ from worker.catalog.families.row import alone
 from worker.core.errors import UnsupportedModel
 from worker.core.model import TensorIndex
 
-_MODULAR = "exists in diffusers only as a modular pipeline, which this version cannot load"
+_MODULAR = "is read from its modular repository only, not from single files"
 _AUDIO = "makes audio, which this worker does not do; use an image or video model"
 _SOLID = "makes 3D objects, which this worker does not do; use an image or video model"
 _IMAGE = "is conditioned by an image through parts that no single file's reader here knows"

@@ -1,0 +1,127 @@
+"""Families that diffusers has as modular pipelines only: their images, steps, guidance, and what is refused of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from tests.asking import perform
+from tests.images import encoded, gradient
+from tests.zoo.modular import anima
+from tests.zoo.served import answered, zoo_worker
+from worker.catalog.classes.modular import modular_inputs, modular_pipelines
+from worker.catalog.detector import detect
+from worker.core.errors import JobCancelled, UnsupportedModel
+from worker.core.job import Batch
+from worker.core.model import Outline
+from worker.engine.modular import called_with_keywords
+
+FIELDS = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64, "num_inference_steps": 3}
+VISIBLE = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("modular") / "anima"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = diffusers.AnimaModularPipeline()
+        pipe.update_components(**anima())
+    pipe.save_pretrained(str(folder), overwrite_modular_index=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ask(folder: Path):
+    worker = zoo_worker(folder.parent)
+
+    async def ask(emit=lambda progress: None, **fields: Any) -> np.ndarray:
+        fields = {**FIELDS, "model": f"file:{folder}", "output": {"format": "png"}, **fields}
+        return answered(await perform(worker, fields, "modular", emit)).astype(int)
+
+    return ask
+
+
+async def test_the_worker_generates_what_diffusers_does_and_reports_each_step(ask, folder):
+    pipe = diffusers.ModularPipeline.from_pretrained(str(folder))
+    pipe.load_components(dtype=torch.float32)
+    arguments = {name: value for name, value in FIELDS.items() if name != "seed"}
+    generator = torch.Generator("cpu").manual_seed(7)
+    plain = pipe(**arguments, generator=generator, output_type="np", output="images")[0]
+    seen = []
+    served = await ask(lambda progress: seen.append((progress.phase, progress.step, progress.total)))
+    assert np.abs((plain * 255).round() - served).max() == 0
+    assert [step for step in seen if step[0] == "inference"] == [("inference", step, 3) for step in range(4)]
+
+
+async def test_guidance_and_an_image_take_effect_and_leave_no_trace(ask):
+    before = await ask()
+    assert np.abs(await ask(guidance_scale=30.0) - before).max() >= VISIBLE
+    assert np.abs(await ask(image=encoded(gradient(64, 64)), strength=0.7) - before).max() >= VISIBLE
+    assert np.abs(await ask(scheduler="euler_a") - before).max() >= VISIBLE
+    assert (await ask() == before).all()
+
+
+async def test_a_job_stops_at_a_step_and_the_next_is_as_if_it_had_never_been(ask, capfd, monkeypatch):
+    before, steps = await ask(), []
+    check = Batch.check
+
+    def stop(batch: Batch) -> None:
+        check(batch)
+        if steps and steps[-1] == 2:
+            raise JobCancelled("stopped")
+
+    with monkeypatch.context() as patch, pytest.raises(JobCancelled):
+        patch.setattr("worker.core.job.Batch.check", stop)
+        await ask(lambda progress: steps.append(progress.step), num_inference_steps=50, prompt="a secret")
+    assert steps[-1] == 2
+    assert (await ask() == before).all()
+    assert not any(text in "".join(capfd.readouterr()) for text in ("a secret", "it/s"))
+
+
+def configs_of(folder: Path, **changes: object) -> dict[str, Any]:
+    files = {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in folder.rglob("config.json")}
+    index = json.loads((folder / "modular_model_index.json").read_text())
+    return files | {"modular_model_index.json": index | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"_blocks_class_name": "MyBlocks"}, "MyBlocks.* brings its own code"),
+        ({"_class_name": "MineModularPipeline"}, "MineModularPipeline.* brings its own code"),
+        ({"_class_name": ["mine", "ModularPipeline"]}, "brings its own code"),
+        ({"auto_map": {"ModularPipelineBlocks": "block.Mine"}}, "remote code"),
+        ({"vae": ["mine/code", "AutoencoderKLQwenImage", {}]}, "remote code"),
+        (
+            {
+                "vae": [
+                    "diffusers",
+                    "AutoencoderKLQwenImage",
+                    {"pretrained_model_name_or_path": "a/b", "subfolder": "x"},
+                ]
+            },
+            "takes its vae from a/b",
+        ),
+    ],
+)
+def test_code_and_parts_of_other_repositories_are_refused(folder, changes, why):
+    with pytest.raises(UnsupportedModel, match=why):
+        detect(Outline(configs=configs_of(folder, **changes)))
+
+
+def test_a_part_that_lies_in_another_repository_is_refused_by_name(folder):
+    configs = configs_of(folder)
+    del configs["transformer/config.json"]
+    with pytest.raises(UnsupportedModel, match="takes its transformer from"):
+        detect(Outline(configs=configs))
+
+
+@pytest.mark.parametrize("name", sorted(modular_pipelines()))
+def test_the_catalog_reads_the_inputs_that_the_blocks_have(name):
+    signature = called_with_keywords(getattr(diffusers, name)).__call__.__signature__
+    assert [item.name for item in modular_inputs(name) or ()] == [*signature.parameters][1:]

@@ -1,0 +1,82 @@
+"""Modular pipelines of the installed diffusers, read from its text: their blocks' inputs stand in a docstring.
+
+diffusers generates these docstrings from the blocks themselves, so that they agree with the code.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from worker.catalog.classes.source_text import parsed
+
+_INPUTS = re.compile(r"^ *Inputs:\n(.*?)(?:^ *Outputs:|\Z)", re.MULTILINE | re.DOTALL)
+_INPUT = re.compile(r"^ *(\w+) \(`([^`]*)`(, \*optional\*)?(?:, defaults to ((?:.|\n)+?))?\):$", re.MULTILINE)
+# The types of inputs that many blocks share, for the classes that write none.
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("height", "width", "num_frames", "num_inference_steps", "max_sequence_length", "clip_skip"), "int"
+    ),
+    **dict.fromkeys(("num_images_per_prompt", "num_videos_per_prompt", "layers", "resolution"), "int"),
+    **dict.fromkeys(("strength", "guidance_scale", "frame_rate", "padding_mask_crop"), "float"),
+    **dict.fromkeys(("sigmas", "timesteps"), "list"),
+}
+_GUIDER = re.compile(r"\bguider\s+\(`")
+
+
+@dataclass(frozen=True, slots=True)
+class ModularInput:
+    """One input of a modular pipeline. `default` is as written; None where there is none."""
+
+    name: str
+    annotation: str
+    optional: bool
+    default: str | None
+
+
+@lru_cache(maxsize=1)
+def modular_pipelines() -> Mapping[str, str]:
+    """Return the name of the blocks of every modular pipeline class, by the class's name; empty without diffusers."""
+    pipelines: dict[str, str] = {}
+    for name, definition in _definitions().items():
+        for part in definition.body if name.endswith("ModularPipeline") else ():
+            if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "default_blocks_name":
+                value = ast.literal_eval(part.value)
+                pipelines |= {name: value} if value else {}
+    return pipelines
+
+
+@lru_cache(maxsize=64)
+def modular_inputs(class_name: str) -> tuple[ModularInput, ...] | None:
+    """Return the inputs of a modular pipeline class in written order; None when diffusers has no such class."""
+    blocks = _definitions().get(modular_pipelines().get(class_name, ""))
+    text = ast.get_docstring(blocks) if blocks else None
+    section = _INPUTS.search(text or "")
+    if text is None or section is None:
+        return None
+    inputs = [
+        ModularInput(
+            name, _TYPES.get(name, "") if annotation == "None" else annotation, bool(optional), default or None
+        )
+        for name, annotation, optional, default in _INPUT.findall(section[1])
+    ]
+    if _GUIDER.search(text) and all(item.name != "guidance_scale" for item in inputs):
+        inputs.append(ModularInput("guidance_scale", "float", True, None))
+    return tuple(inputs)
+
+
+def knows_blocks(name: str) -> bool:
+    """True if diffusers itself has a class of blocks called `name`."""
+    return name in _definitions()
+
+
+@lru_cache(maxsize=1)
+def _definitions() -> Mapping[str, ast.ClassDef]:
+    spec = importlib.util.find_spec("diffusers")
+    folders = [Path(place) / "modular_pipelines" for place in (spec.submodule_search_locations or ())] if spec else []
+    files = [path for folder in folders for path in sorted(folder.rglob("modular_*.py"))]
+    trees = (parsed(path.read_text(encoding="utf-8", errors="replace")) for path in files)
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
