@@ -110,8 +110,8 @@ def test_a_class_that_the_installed_diffusers_lacks_is_refused_before_a_download
         check_loadable("some/Lens", detection)
 
 
-def test_a_modular_class_is_refused_as_such_though_diffusers_has_it():
+def test_a_modular_class_is_read_from_a_modular_repository_only():
     assert hasattr(diffusers, "AnimaModularPipeline")
     detection = detect(Outline(configs={"model_index.json": {"_class_name": "AnimaModularPipeline"}}))
-    with pytest.raises(UnsupportedModel, match=r"AnimaModularPipeline.* is a modular pipeline"):
+    with pytest.raises(UnsupportedModel, match=r"AnimaModularPipeline.* read from its modular repository only"):
         check_loadable("some/Anima", detection)

@@ -152,7 +152,7 @@ def test_an_unknown_file_stays_unknown_whatever_is_declared():
 @pytest.mark.parametrize(
     ("base", "why"),
     [
-        ("Anima", "modular"),
+        ("Anima", "modular repository only"),
         ("Kling", "not published"),
         ("ACE Audio", "audio"),
         ("Tripo", "3D objects"),

@@ -8,20 +8,24 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.asking import perform
 from tests.images import encoded, gradient
 from tests.zoo.modular import anima
 from tests.zoo.served import answered, zoo_worker
-from worker.catalog.classes.modular import modular_inputs, modular_pipelines
+from worker.catalog.classes.modular import modular_inputs, modular_outputs, modular_pipelines
 from worker.catalog.detector import detect
-from worker.core.errors import JobCancelled, UnsupportedModel
+from worker.core.errors import InvalidRequest, JobCancelled, UnsupportedModel
 from worker.core.job import Batch
-from worker.core.model import Outline
+from worker.core.model import LoraSpec, ModelSpec, Outline
 from worker.engine.modular import called_with_keywords
+from worker.store.refs import parse_reference
 
 FIELDS = {"prompt": "a red apple", "seed": 7, "width": 64, "height": 64, "num_inference_steps": 3}
 VISIBLE = 8
+# Of so few steps, a greater share would begin at the first, where diffusers too starts from noise alone.
+REDRAWN = {"num_inference_steps": 10, "strength": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +62,29 @@ async def test_the_worker_generates_what_diffusers_does_and_reports_each_step(as
     assert [step for step in seen if step[0] == "inference"] == [("inference", step, 3) for step in range(4)]
 
 
+async def test_an_image_is_redrawn_as_diffusers_does(ask, folder):
+    image = gradient(64, 64)
+    pipe = diffusers.ModularPipeline.from_pretrained(str(folder))
+    pipe.load_components(dtype=torch.float32)
+    plain = pipe(
+        prompt="a red apple",
+        image=Image.fromarray(image),
+        width=64,
+        height=64,
+        **REDRAWN,
+        generator=torch.Generator("cpu").manual_seed(7),
+        output_type="np",
+        output="images",
+    )[0]
+    assert np.abs((plain * 255).round() - await ask(image=encoded(image), **REDRAWN)).max() == 0
+
+
 async def test_guidance_and_an_image_take_effect_and_leave_no_trace(ask):
     before = await ask()
-    assert np.abs(await ask(guidance_scale=30.0) - before).max() >= VISIBLE
-    assert np.abs(await ask(image=encoded(gradient(64, 64)), strength=0.7) - before).max() >= VISIBLE
-    assert np.abs(await ask(scheduler="euler_a") - before).max() >= VISIBLE
+    guided = await ask(guidance_scale=30.0)
+    assert np.abs(guided - before).max() >= VISIBLE
+    assert np.abs(await ask(image=encoded(gradient(64, 64)), **REDRAWN) - before).max() >= VISIBLE
+    assert np.abs(await ask(guidance_scale=30.0, shift=0.5) - guided).max() >= VISIBLE
     assert (await ask() == before).all()
 
 
@@ -93,8 +115,11 @@ def configs_of(folder: Path, **changes: object) -> dict[str, Any]:
     ("changes", "why"),
     [
         ({"_blocks_class_name": "MyBlocks"}, "MyBlocks.* brings its own code"),
+        ({"_blocks_class_name": "AnimaDecodeStep"}, "AnimaDecodeStep.* its own blocks"),
         ({"_class_name": "MineModularPipeline"}, "MineModularPipeline.* brings its own code"),
         ({"_class_name": ["mine", "ModularPipeline"]}, "brings its own code"),
+        ({"vae": [None, None, {"subfolder": "vae"}]}, "has no vae"),
+        ({"vae": ["diffusers", "AutoencoderKLQwenImage", {"subfolder": "other"}]}, "takes its vae from other"),
         ({"auto_map": {"ModularPipelineBlocks": "block.Mine"}}, "remote code"),
         ({"vae": ["mine/code", "AutoencoderKLQwenImage", {}]}, "remote code"),
         (
@@ -102,10 +127,10 @@ def configs_of(folder: Path, **changes: object) -> dict[str, Any]:
                 "vae": [
                     "diffusers",
                     "AutoencoderKLQwenImage",
-                    {"pretrained_model_name_or_path": "a/b", "subfolder": "x"},
+                    {"pretrained_model_name_or_path": "a/b", "subfolder": "vae"},
                 ]
             },
-            "takes its vae from a/b",
+            "takes its vae from a/b/vae",
         ),
     ],
 )
@@ -121,7 +146,58 @@ def test_a_part_that_lies_in_another_repository_is_refused_by_name(folder):
         detect(Outline(configs=configs))
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("WanModularPipeline", "makes no images"),
+        ("MiniMaxMusic3ModularPipeline", "makes no images|makes audio"),
+        ("QwenImageEditModularPipeline", "takes a mask"),
+        ("StableDiffusionXLModularPipeline", "takes"),
+        ("QwenImageLayeredModularPipeline", "takes a number of layers"),
+    ],
+)
+def test_classes_that_are_not_run_are_refused_before_anything_is_fetched(folder, name, why):
+    with pytest.raises(UnsupportedModel, match=why):
+        detect(Outline(configs=configs_of(folder, _class_name=name, _blocks_class_name=modular_pipelines()[name])))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"loras": ["file:nowhere.safetensors"]}, "loras is not taken by .* a modular repository"),
+        ({"vae": "file:nowhere.safetensors"}, "vae is not taken by"),
+        ({"controlnets": [{"model": "file:nowhere", "image": encoded(gradient(64, 64))}]}, "controlnets is not taken"),
+        ({"mask_image": encoded(gradient(64, 64)), "image": encoded(gradient(64, 64))}, "mask_image"),
+        ({"images": [encoded(gradient(64, 64)), encoded(gradient(64, 64))]}, "images"),
+        ({"strength": 0.4}, "strength"),
+    ],
+)
+async def test_fields_that_it_does_not_take_are_refused(ask, fields, words):
+    with pytest.raises(InvalidRequest, match=words):
+        await ask(**fields)
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ({"loras": (LoraSpec(model="file:x"),)}, "takes no loras"),
+        ({"vae": "file:x"}, "takes no vae"),
+        ({"pipeline": "ZImagePipeline"}, "not as ZImagePipeline"),
+    ],
+)
+def test_declarations_that_it_does_not_take_are_refused(folder, declared, words):
+    spec = ModelSpec(id="anima", source=parse_reference(f"file:{folder}"), **declared)
+    with pytest.raises(UnsupportedModel, match=words):
+        zoo_worker(folder.parent).resolver.detect(spec)
+
+
 @pytest.mark.parametrize("name", sorted(modular_pipelines()))
 def test_the_catalog_reads_the_inputs_that_the_blocks_have(name):
     signature = called_with_keywords(getattr(diffusers, name)).__call__.__signature__
     assert [item.name for item in modular_inputs(name) or ()] == [*signature.parameters][1:]
+
+
+@pytest.mark.parametrize("name", sorted(modular_pipelines()))
+def test_the_catalog_reads_the_outputs_that_the_blocks_have(name):
+    blocks = getattr(diffusers, modular_pipelines()[name])()
+    assert set(modular_outputs(name)) == {item.name for item in blocks.outputs}

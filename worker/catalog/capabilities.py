@@ -9,7 +9,7 @@ from worker.catalog.classes.modular import modular_pipelines
 from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import UnsupportedModel
-from worker.core.model import Detection
+from worker.core.model import Detection, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,34 @@ def check_loadable(model: str, detection: Detection) -> None:
         if name in PART_PACKAGES:
             _need(model, name, *PART_PACKAGES[name])
     check_pipeline(model, detection.pipeline)
+    is_modular = detection.pipeline in modular_pipelines()
+    if is_modular and detection.format != "modular":
+        raise UnsupportedModel(
+            f"{model} is called a {detection.pipeline}, which is read from its modular repository only, whose index is "
+            "modular_model_index.json; name that repository, without an architecture in models.yaml.",
+            field="model",
+        )
+    if detection.format == "modular" and not is_modular:
+        raise UnsupportedModel(
+            f"{model} is a modular repository, which runs as its own class only, and not as {detection.pipeline}; "
+            "remove pipeline and architecture in models.yaml.",
+            field="model",
+        )
+
+
+def check_modular(spec: ModelSpec, detection: Detection) -> None:
+    """Refuse what models.yaml adds to a modular repository and no loader here gives it. Raises UnsupportedModel."""
+    added = {
+        "vae": spec.vae, "components": spec.components, "base": spec.base, "config": spec.config,
+        "loras": spec.loras, "lightning": spec.lightning,
+    }  # fmt: skip
+    field = next((name for name, value in added.items() if value), None)
+    if detection.format == "modular" and field:
+        raise UnsupportedModel(
+            f"{spec.id} is a modular repository, which takes no {field} in models.yaml; remove it there, or name a "
+            "repository with a model_index.json.",
+            field="model",
+        )
 
 
 def check_pipeline(model: str, pipeline: str | None) -> None:

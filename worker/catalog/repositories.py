@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from worker.catalog.architectures import Architecture, by_class, siblings
-from worker.catalog.classes.modular import knows_blocks, modular_pipelines
+from worker.catalog.detectors.modular import MODULAR_INDEX, ordinary_index
 from worker.catalog.detectors.standalone import component, peft_adapter, quantization_method
 from worker.catalog.pipelines.names import named_medium, named_task
 from worker.core.errors import UnsupportedModel
@@ -15,8 +15,6 @@ from worker.core.model import DENOISERS, Detection, Kind, Task
 Configs = Mapping[str, Mapping[str, object]]
 
 _KERNEL = re.compile(r"[/:@]")  # org/kernel, kernel:function, kernel@revision: a name from the Hub
-_MODULAR_INDEX = "modular_model_index.json"
-_NO_CONFIG = re.compile("Tokenizer|Processor|FeatureExtractor|Scheduler")  # parts without a config.json
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 _CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
 _MAX_DEPTH = 6  # configs of vision language models nest their parts twice
@@ -30,7 +28,7 @@ def detect_repository(configs: Configs) -> Detection | None:
         _refuse_code(file, config)
     if "model_index.json" in configs:
         return _pipeline(configs)
-    if _MODULAR_INDEX in configs:
+    if MODULAR_INDEX in configs:
         return _modular(configs)
     if "adapter_config.json" in configs:
         return peft_adapter(configs["adapter_config.json"])
@@ -88,27 +86,10 @@ def _pipeline(configs: Configs) -> Detection:
 
 
 def _modular(configs: Configs) -> Detection:
-    """Detect a modular repository. Its classes are diffusers' own and its parts lie in it, or it is refused."""
-    index = configs[_MODULAR_INDEX]
-    name, blocks = str(index.get("_class_name")), index.get("_blocks_class_name")
-    if name not in modular_pipelines() or (blocks is not None and not knows_blocks(str(blocks))):
-        raise UnsupportedModel(
-            f"This is a modular repository of {name[:80]} with {str(blocks)[:80]}, which the installed diffusers "
-            "does not have, and no model brings its own code here; use a model of diffusers' own blocks."
-        )
-    listed = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 3}
-    for part, entry in listed.items():
-        place = entry[2] if isinstance(entry[2], Mapping) else {}
-        elsewhere = place.get("pretrained_model_name_or_path")
-        lacks_config = f"{part}/config.json" not in configs and not _NO_CONFIG.search(str(entry[1]))
-        if elsewhere and (place.get("subfolder") != part or lacks_config):
-            raise UnsupportedModel(
-                f"This modular repository takes its {part[:40]} from {str(elsewhere)[:100]}, and only a repository "
-                f"with all of its parts is run here; put that part into its folder {part[:40]}."
-            )
-    ordinary = {part: entry[:2] for part, entry in listed.items()}
-    detection = _pipeline({**configs, "model_index.json": {**index, **ordinary}})
-    return replace(detection, format="modular", evidence=(f"{_MODULAR_INDEX}: {name}", *detection.evidence[1:]))
+    """Detect a modular repository. Raises UnsupportedModel for one that brings code, lacks parts or makes no images."""
+    detection = _pipeline({**configs, "model_index.json": ordinary_index(configs)})
+    evidence = (f"{MODULAR_INDEX}: {detection.pipeline}", *detection.evidence[1:])
+    return replace(detection, format="modular", evidence=evidence)
 
 
 def _class_of(index: Mapping[str, object]) -> str:

@@ -8,7 +8,6 @@ import functools
 import inspect
 import json
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,6 @@ from worker.engine.components import Component, load_component
 # A block that fails logs its whole traceback, also when a job stops it; what a caller hears is the engine's to say.
 logging.getLogger("diffusers.modular_pipelines").setLevel(logging.CRITICAL)
 _INDEX = "modular_model_index.json"
-_RESULTS = ("images", "videos")
 _GUIDANCE = "guidance_scale"
 
 
@@ -33,10 +31,12 @@ def is_modular(cls: object) -> bool:
 @functools.cache
 def called_with_keywords(cls: type[Any]) -> type[Any]:
     """Return `cls` with a call like an ordinary pipeline's. The same class each time, so that types can be compared."""
+    blocks = getattr(diffusers, cls.default_blocks_name)()
+    inputs = blocks.input_names
 
     def call(self: Any, **arguments: Any) -> SimpleNamespace:
         guider: Any = getattr(self, "guider", None)
-        guidance = arguments.pop(_GUIDANCE, None) if guider is not None else None
+        guidance = arguments.pop(_GUIDANCE, None) if _GUIDANCE not in inputs else None
         if guidance is not None:
             self.guider = guider.new(**{_GUIDANCE: guidance}, enabled=True)
         try:
@@ -44,17 +44,16 @@ def called_with_keywords(cls: type[Any]) -> type[Any]:
         finally:
             if guidance is not None:
                 self.guider = guider
-        name = next(name for name in _RESULTS if state.get(name) is not None)
-        return SimpleNamespace(**{name: state.get(name)})
+        images = state.get("images")
+        return SimpleNamespace(images=[] if images is None else images)
 
-    call.__signature__ = _signature(cls)  # type: ignore[attr-defined]
+    call.__signature__ = _signature(blocks)  # type: ignore[attr-defined]
     members = {"__call__": call, "maybe_free_model_hooks": lambda self: None}  # it never has hooks of offloading
     return type(cls.__name__, (cls,), members)
 
 
-def _signature(cls: type[Any]) -> inspect.Signature:
-    """Return the keywords of the class's blocks, with those that its guider takes."""
-    blocks = getattr(diffusers, cls.default_blocks_name)()
+def _signature(blocks: Any) -> inspect.Signature:
+    """Return the keywords of the blocks, with the one that their guider takes."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = {
         item.name: inspect.Parameter(item.name, keyword, default=item.default, annotation=item.type_hint)
@@ -73,27 +72,24 @@ def load_modular(plan: LoadPlan, cls: type[Any], dtype: Any) -> Any:
     The parts are given to the blocks, instead of letting these fetch them: an index may name any repository.
     """
     index = json.loads((plan.root / _INDEX).read_bytes())
-    blocks: Any = getattr(diffusers, str(index.get("_blocks_class_name")), None)
-    is_known = isinstance(blocks, type) and issubclass(blocks, diffusers.ModularPipelineBlocks)
-    pipe = cls(blocks=blocks() if is_known and blocks.block_classes else None)
+    pipe = cls()
     wanted = {spec.name: spec for spec in pipe.blocks.expected_components}
-    parts = {
-        name: _part(Component(name, *entry[:2]), plan.root, dtype, plan.variant)
-        for name, entry in index.items()
-        if name in wanted and isinstance(entry, list) and len(entry) == 3 and entry[1] is not None
-    }
-    missing = [
-        name for name, spec in wanted.items() if spec.default_creation_method == "from_pretrained" and name not in parts
-    ]
+    missing = [name for name, spec in wanted.items() if _is_loaded(spec) and name not in index]
     if missing:
         raise UnsupportedModel(
             f"The modular repository lists no {', '.join(missing)}, which {cls.__name__} needs; use a whole one.",
             field="model",
         )
+    components = [Component(name, *index[name][:2]) for name in wanted if name in index]
+    parts = {part.name: load_component(part, plan.root / part.name, dtype, plan.variant) for part in components}
     settings = {spec.name: index[spec.name] for spec in pipe.blocks.expected_configs if spec.name in index}
     pipe.update_components(**parts, **settings)
     _hide_bars(pipe._blocks)  # pipe.blocks is a copy
     return pipe
+
+
+def _is_loaded(spec: Any) -> bool:
+    return bool(spec.default_creation_method == "from_pretrained")
 
 
 def _hide_bars(blocks: Any) -> None:
@@ -101,7 +97,3 @@ def _hide_bars(blocks: Any) -> None:
         blocks.set_progress_bar_config(disable=True)
     for block in (getattr(blocks, "sub_blocks", None) or {}).values():
         _hide_bars(block)
-
-
-def _part(component: Component, root: Path, dtype: Any, variant: str | None) -> Any:
-    return load_component(component, root / component.name, dtype, variant)

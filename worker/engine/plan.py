@@ -55,8 +55,7 @@ def make_plan(
     overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
     overhead += beside_bytes * _BYTES[dtype] // 2
     needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
-    # An upscaler is one small network, with nothing to offload; modular pipelines have no offloading of this kind.
-    if device.type == "cuda" and detection.kind is not Kind.UPSCALER and detection.format != "modular":
+    if device.type == "cuda" and _can_be_offloaded(detection):
         needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
     scheduler, options = _schedule(model, files)
     for offload, needed in needs:
@@ -89,6 +88,11 @@ def make_plan(
         field="model",
         details={"needed_gb": round(needs[-1][1] / GIB, 2), "free_gb": round(device.free_bytes / GIB, 2)},
     )
+
+
+def _can_be_offloaded(detection: Detection) -> bool:
+    """False for an upscaler, which is one small network, and for modular pipelines, whose offloading is another."""
+    return detection.kind is not Kind.UPSCALER and detection.format != "modular"
 
 
 def _check_memory(spec: ModelSpec, device: DeviceInfo) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from worker.catalog.classes.source_text import parsed
 
 _INPUTS = re.compile(r"^ *Inputs:\n(.*?)(?:^ *Outputs:|\Z)", re.MULTILINE | re.DOTALL)
+_OUTPUTS = re.compile(r"^ *Outputs:\n(.*)\Z", re.MULTILINE | re.DOTALL)
 _INPUT = re.compile(r"^ *(\w+) \(`([^`]*)`(, \*optional\*)?(?:, defaults to ((?:.|\n)+?))?\):$", re.MULTILINE)
 # The types of inputs that many blocks share, for the classes that write none.
 _TYPES: Mapping[str, str] = {
@@ -23,6 +24,13 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("num_images_per_prompt", "num_videos_per_prompt", "layers", "resolution"), "int"),
     **dict.fromkeys(("strength", "guidance_scale", "frame_rate", "padding_mask_crop"), "float"),
     **dict.fromkeys(("sigmas", "timesteps"), "list"),
+}
+# Inputs whose ordinary pipelines have rows of facts that the blocks of a modular one do not share.
+_UNSERVED = {
+    "mask_image": "a mask",
+    "control_image": "the image of a ControlNet",
+    "ip_adapter_image": "the image of an IP-Adapter",
+    "layers": "a number of layers",
 }
 _GUIDER = re.compile(r"\bguider\s+\(`")
 
@@ -68,9 +76,21 @@ def modular_inputs(class_name: str) -> tuple[ModularInput, ...] | None:
     return tuple(inputs)
 
 
-def knows_blocks(name: str) -> bool:
-    """True if diffusers itself has a class of blocks called `name`."""
-    return name in _definitions()
+def modular_outputs(class_name: str) -> tuple[str, ...]:
+    """Return the names of a modular pipeline's outputs in written order."""
+    blocks = _definitions().get(modular_pipelines().get(class_name, ""))
+    section = _OUTPUTS.search((ast.get_docstring(blocks) if blocks else None) or "")
+    return tuple(name for name, *_ in _INPUT.findall(section[1])) if section else ()
+
+
+def modular_refusal(class_name: str) -> str | None:
+    """Return the reason why a modular pipeline class is not run here; None where it is."""
+    if "images" not in modular_outputs(class_name):
+        return "makes no images, and modular repositories of video or audio are not run here"
+    inputs = {item.name for item in modular_inputs(class_name) or ()}
+    if taken := next((words for name, words in _UNSERVED.items() if name in inputs), None):
+        return f"takes {taken}, for which only an ordinary pipeline is run here"
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,13 @@ from pydantic import JsonValue
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.signatures import Schema
-from worker.catalog.interface.adapters import ADAPTERS, adapter_fields, all_adapter_fields, takes_one_image_prompt
+from worker.catalog.interface.adapters import (
+    ADAPTERS,
+    adapter_fields,
+    all_adapter_fields,
+    takes_loras,
+    takes_one_image_prompt,
+)
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.clauses import DEFINITIONS, sent
 from worker.catalog.interface.controls import controlled_rows, known_modes, most_controls
@@ -197,7 +203,8 @@ def _untaken(model: Model) -> set[str]:
         untaken.add("outpaint")
     if model.spec.lightning is None:
         untaken.add("lightning")
-    if not model.call(Task.UPSCALING).row.denoises:
+    call = model.call(Task.UPSCALING)
+    if not (call.row.denoises and takes_loras(call)):
         untaken.add("loras")
     return untaken
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from worker.catalog.call import Model, declared
-from worker.catalog.capabilities import check_loadable
+from worker.catalog.capabilities import check_loadable, check_modular
 from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
 from worker.catalog.registry import Registry
@@ -175,7 +175,8 @@ def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:
 def _merged(spec: ModelSpec, detection: Detection) -> Detection:
     """Complete the files' detection by the registry's entry. Raises UnsupportedModel if the two disagree."""
     # If the header shows no family, the operator's declaration counts.
-    declared_so = spec.architecture is not None and detection.architecture is None and detection.format != "diffusers"
+    is_pipeline = detection.format in ("diffusers", "modular")
+    declared_so = spec.architecture is not None and detection.architecture is None and not is_pipeline
     if detection.kind is Kind.UPSCALER and detection.pipeline is None:
         raise UnsupportedModel(
             f"{spec.id} is a {detection.variant}, which needs faces cut out of an image first, and no upscaler of "
@@ -225,6 +226,7 @@ def _completed(model: Model) -> Detection:
         few_steps=row.few_steps.get(detection.variant or "") if row else None,
     )
     check_loadable(spec.id, completed)
+    check_modular(spec, completed)
     return completed
 
 

@@ -1,7 +1,7 @@
 """The check that a request's model takes its adapters at all, before anything is fetched."""
 
 from worker.catalog.call import ModelCall
-from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields
+from worker.catalog.interface.adapters import adapter_fields, all_adapter_fields, takes_loras
 from worker.core.errors import UnknownParameter
 from worker.core.request import GenerationRequest
 
@@ -11,9 +11,16 @@ def check_adapter_fields(request: GenerationRequest, call: ModelCall) -> None:
     taken = adapter_fields(call)
     sent = {spec.field for spec in request.adapters}
     sent |= {field for field in ("refiner", "upscale") if getattr(request, field)}
+    if "loras" in sent and not takes_loras(call):
+        raise UnknownParameter(
+            f"loras is not taken by {call.spec.id}, a modular repository; leave it out, or name a repository with a "
+            "model_index.json.",
+            field="loras",
+        )
     for field in all_adapter_fields():
         if field in sent and field not in taken:
-            listed = f"; it takes {', '.join(('loras', *taken))}" if taken else ""
+            named = ("loras", *taken) if takes_loras(call) else taken
+            listed = f"; it takes {', '.join(named)}" if taken else ""
             raise UnknownParameter(
                 f"{field} is not taken by {call.spec.id} for {call.task}{listed}; leave it out.", field=field
             )
