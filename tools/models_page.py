@@ -12,6 +12,7 @@ from pathlib import Path
 from worker.catalog import coverage
 from worker.catalog.base_models import CIVITAI_BASES
 from worker.catalog.capabilities import PART_PACKAGES, STORAGES
+from worker.catalog.classes.modular import modular_pipelines, modular_refusal
 from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.interface.controls import MAX_CONTROLS
 from worker.catalog.pipelines.controlled import CONTROLLED
@@ -80,6 +81,19 @@ IP-Adapters, textual inversions, hypernetworks, VAEs and whole components are us
 names it; upscalers but for face restorers run by themselves (task `upscaling`) and as the last step of a job
 (`upscale`); motion modules and image encoders come with what needs them.
 """
+_MODULAR = """
+## Modular repositories
+
+A repository with a `modular_model_index.json` and no `model_index.json` is put together from diffusers' own blocks,
+if its class is taken below. All of its parts have to lie in it, each in its own folder: one that the index takes from
+another repository, or leaves out, is refused by name, and so are other blocks and code. Its fields are the inputs of
+its blocks. `guidance_scale` goes to its guider, for that job alone. Progress and cancel are as with any other model.
+
+It takes no LoRAs, ControlNets, IP-Adapters, textual inversions or VAEs, in a request or in models.yaml. It is not
+offloaded: a device that is too small for all of it is told so. Several images are as many calls, one for each seed.
+Videos and audio are not made, and one image at most is taken. The classes are read from the installed diffusers;
+[verified.md](verified.md) says which of them have been drawn with.
+"""
 _REFUSED = """
 ## Refused by name
 
@@ -106,6 +120,8 @@ def page() -> str:
         _table(("draws without", "control", "draws with it", "several"), _controls()),
         _COMPANIONS,
         _table(("kind", "what", "for"), _companions()),
+        _MODULAR,
+        _table(("class", "taken"), _modular()),
         _REFUSED,
         _table(("what", "why"), _refusals()),
     ]
@@ -161,6 +177,12 @@ def _companions() -> Iterable[Sequence[str]]:
     for kind, group in groupby(rows, key=lambda row: row.kind.value):
         for row in group:
             yield kind, row.what, row.architecture or ""
+
+
+def _modular() -> Iterable[Sequence[str]]:
+    for name in sorted(modular_pipelines()):
+        reason = modular_refusal(name)
+        yield f"`{name}`", f"no: it {reason}" if reason else "yes"
 
 
 def _refusals() -> Iterable[Sequence[str]]:

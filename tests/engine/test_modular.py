@@ -83,6 +83,7 @@ async def test_guidance_and_an_image_take_effect_and_leave_no_trace(ask):
     before = await ask()
     guided = await ask(guidance_scale=30.0)
     assert np.abs(guided - before).max() >= VISIBLE
+    assert np.abs(await ask(guidance_scale=30.0, negative_prompt="a blue pear") - guided).max() >= VISIBLE
     assert np.abs(await ask(image=encoded(gradient(64, 64)), **REDRAWN) - before).max() >= VISIBLE
     assert np.abs(await ask(guidance_scale=30.0, shift=0.5) - guided).max() >= VISIBLE
     assert (await ask() == before).all()

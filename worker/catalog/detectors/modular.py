@@ -41,9 +41,8 @@ def _check_classes(name: str, blocks: object) -> None:
 def _check_places(listed: Mapping[str, list[object]], configs: Mapping[str, object]) -> None:
     """Refuse parts that are not there, and those from elsewhere: the home is the repository that most parts name."""
     places = {part: entry[2] if isinstance(entry[2], Mapping) else {} for part, entry in listed.items()}
-    named = {part: place.get("pretrained_model_name_or_path") for part, place in places.items()}
-    counted = Counter(str(name) for name in named.values() if name).most_common(1)
-    home = counted[0][0] if counted else None
+    named = {part: str(place.get("pretrained_model_name_or_path") or "") for part, place in places.items()}
+    home = next((name for name, _ in Counter(filter(None, named.values())).most_common(1)), "")
     for part, entry in listed.items():
         lacks_config = f"{part}/config.json" not in configs and not _NO_CONFIG.search(str(entry[1]))
         if entry[1] is None or (lacks_config and not named[part]):
@@ -51,9 +50,9 @@ def _check_places(listed: Mapping[str, list[object]], configs: Mapping[str, obje
                 f"This modular repository has no {part[:40]}, and only one with all of its parts is run here; "
                 "use a whole one."
             )
-        folder = places[part].get("subfolder")
-        if lacks_config or str(named[part] or home) != str(home) or (folder or part) != part:
-            source = "/".join(str(word)[:100] for word in (named[part], folder) if word)
+        folder = str(places[part].get("subfolder") or part)
+        if lacks_config or named[part] not in ("", home) or folder != part:
+            source = f"{named[part][:100]}/{folder[:100]}".strip("/")
             raise UnsupportedModel(
                 f"This modular repository takes its {part[:40]} from {source}, and only a repository "
                 f"with all of its parts is run here; put that part into its folder {part[:40]}."
