@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.store.conftest import WEIGHTS, Client, files_below, weights, write_pipeline
+from worker.catalog.detector import detect
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
@@ -57,6 +58,34 @@ class TestComponents:
         (tmp_path / "trained" / "config.json").write_text('{"learning_rate": 1}')
         hub.add_repo("org/trained", tmp_path / "trained")
         assert client.ensure("org/trained").is_single_file
+
+
+def test_a_modular_repository_is_its_index_with_the_parts_that_lie_in_it(client, hub, tmp_path):
+    folder = write_pipeline(tmp_path / "modular")
+    listed = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").unlink()
+    place = {"pretrained_model_name_or_path": "org/modular", "revision": None}
+    index = {name: [*entry, {**place, "subfolder": name}] for name, entry in listed.items() if isinstance(entry, list)}
+    index |= {"_class_name": "AnimaModularPipeline", "_blocks_class_name": "AnimaAutoBlocks"}
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+    weights(folder / "unet" / "onnx" / "other.safetensors")
+    hub.add_repo("org/modular", folder)
+    outline, files = client.peek("org/modular"), client.ensure("org/modular")
+    assert {"modular_model_index.json", f"unet/{WEIGHTS}", f"vae/{WEIGHTS}"} <= {*files_below(files.root)}
+    assert not any("onnx" in name or "safety" in name for name in files_below(files.root))
+    assert outline.configs["modular_model_index.json"] == index and "vae/config.json" in outline.configs
+    assert client.peek("org/modular") == outline, "on disk it is described alike"
+
+
+def test_a_modular_repository_without_one_of_its_parts_is_described_for_detection_to_refuse(client, hub, tmp_path):
+    place = {"pretrained_model_name_or_path": "org/other", "subfolder": "vae"}
+    index = {"_class_name": "AnimaModularPipeline", "vae": ["diffusers", "AutoencoderKLQwenImage", place]}
+    (tmp_path / "modular" / "transformer").mkdir(parents=True)
+    weights(tmp_path / "modular" / "transformer" / WEIGHTS)
+    (tmp_path / "modular" / "modular_model_index.json").write_text(json.dumps(index))
+    hub.add_repo("org/modular", tmp_path / "modular")
+    with pytest.raises(UnsupportedModel, match="takes its vae from org/other/vae"):
+        detect(client.peek("org/modular"))
 
 
 class TestSubfolders:
