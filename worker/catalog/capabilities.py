@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from worker.catalog.classes.modular import modular_pipelines
+from worker.catalog.classes.modular import is_modular
 from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.errors import UnsupportedModel
@@ -110,14 +110,13 @@ def check_loadable(model: str, detection: Detection) -> None:
         if name in PART_PACKAGES:
             _need(model, name, *PART_PACKAGES[name])
     check_pipeline(model, detection.pipeline)
-    is_modular = detection.pipeline in modular_pipelines()
-    if is_modular and detection.format != "modular":
+    if is_modular(detection.pipeline) and detection.format != "modular":
         raise UnsupportedModel(
             f"{model} is called a {detection.pipeline}, which is read from its modular repository only, whose index is "
             "modular_model_index.json; name that repository, without an architecture in models.yaml.",
             field="model",
         )
-    if detection.format == "modular" and not is_modular:
+    if detection.format == "modular" and not is_modular(detection.pipeline):
         raise UnsupportedModel(
             f"{model} is a modular repository, which runs as its own class only, and not as {detection.pipeline}; "
             "remove pipeline and architecture in models.yaml.",
@@ -145,7 +144,7 @@ def check_pipeline(model: str, pipeline: str | None) -> None:
     if pipeline is None:
         return
     row, known = pipeline_row(pipeline), known_pipelines()
-    if known and pipeline not in known and pipeline not in modular_pipelines() and not row.source:
+    if known and pipeline not in known and not is_modular(pipeline) and not row.source:
         raise UnsupportedModel(
             f"{pipeline}, which {model} needs, is not in the installed diffusers {version('diffusers')}, and no model "
             "brings its own code here; use a model of another class.",

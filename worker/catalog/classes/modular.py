@@ -32,6 +32,7 @@ _UNSERVED = {
     "ip_adapter_image": "the image of an IP-Adapter",
     "layers": "a number of layers",
 }
+_SUFFIX = "ModularPipeline"
 _GUIDER = re.compile(r"\bguider\s+\(`")
 
 
@@ -50,17 +51,24 @@ def modular_pipelines() -> Mapping[str, str]:
     """Return the name of the blocks of every modular pipeline class, by the class's name; empty without diffusers."""
     pipelines: dict[str, str] = {}
     for name, definition in _definitions().items():
-        for part in definition.body if name.endswith("ModularPipeline") else ():
+        for part in definition.body if name.endswith(_SUFFIX) else ():
             if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "default_blocks_name":
                 value = ast.literal_eval(part.value)
                 pipelines |= {name: value} if value else {}
     return pipelines
 
 
+def is_modular(class_name: str | None) -> bool:
+    """True for a modular pipeline class of the installed diffusers. Quick for others: nothing is read for them."""
+    return (class_name or "").endswith(_SUFFIX) and class_name in modular_pipelines()
+
+
 @lru_cache(maxsize=64)
 def modular_inputs(class_name: str) -> tuple[ModularInput, ...] | None:
     """Return the inputs of a modular pipeline class in written order; None when diffusers has no such class."""
-    blocks = _definitions().get(modular_pipelines().get(class_name, ""))
+    if not is_modular(class_name):
+        return None
+    blocks = _definitions().get(modular_pipelines()[class_name])
     text = ast.get_docstring(blocks) if blocks else None
     section = _INPUTS.search(text or "")
     if text is None or section is None:
