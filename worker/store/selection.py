@@ -29,6 +29,8 @@ _WEIGHT = re.compile(
 # The names that save_pretrained gives to the weights of one component.
 _COMPONENT_STEMS = frozenset({"diffusion_pytorch_model", "model", "pytorch_model"})
 _LORA_NAME = "pytorch_lora_weights.safetensors"
+_PEFT_NAME = "adapter_model.safetensors"
+_MAX_NAMES = 5  # in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +153,13 @@ def single_file(names: Iterable[str], what: str, *, allow_pickles: bool = False)
     files = sorted(name for name in names if not is_hidden(name))
     pickles = _with_suffix(files, _PICKLES)
     weights = _with_suffix(files, _WEIGHTS) or (pickles if allow_pickles else [])
-    preferred = [name for name in weights if PurePosixPath(name).name == _LORA_NAME]
+    preferred = [name for name in weights if PurePosixPath(name).name in (_LORA_NAME, _PEFT_NAME)]
     if len(preferred) == 1 or len(weights) == 1:
         return (preferred or weights)[0]
     if weights:
+        listed = ", ".join(weights[:_MAX_NAMES]) + (", …" if len(weights) > _MAX_NAMES else "")
         raise UnsupportedModel(
-            f"{what} has {len(weights)} weight files; name one, as in {what}#{weights[0]}.",
+            f"{what} has {len(weights)} weight files ({listed}); name one, as in {what}#{weights[0]}.",
             field="model",
             details={"files": weights[:20]},
         )
