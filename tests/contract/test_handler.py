@@ -32,7 +32,8 @@ def test_a_test_input_saves_the_image_and_prints_where(env, tmp_path):
     assert lines[-1].startswith("saved outputs/") or lines[-2].startswith("saved outputs/")
     saved = sorted((tmp_path / "outputs").glob("*.png"))
     assert [path.name for path in saved] == ["a-red-apple-3.png", "a-red-apple-4.png"]
-    assert Image.open(saved[0]).size == (64, 64)
+    with Image.open(saved[0]) as image:
+        assert image.size == (64, 64)
 
 
 def test_test_input_json_is_taken_from_the_working_folder(env, tmp_path):

@@ -213,7 +213,8 @@ class TestFoldersThatStandForAModel:
             weights(folder / name)
         if beside:
             (folder / beside).mkdir()
+        said = r"file:…/mine has 2 weight files \(a\.safetensors, b\.sft\); .*#a\.safetensors"
         for ask in (store.peek, lambda source, variant: store.ensure(source, variant, print, StopSignal(5))):
-            with pytest.raises(UnsupportedModel, match=r"file:…/mine has 2 weight files \(a\.safetensors, b\.sft\); .*#a\.safetensors") as error:
+            with pytest.raises(UnsupportedModel, match=said) as error:
                 ask(parse_reference(f"file:{folder}"), None)
             assert error.value.details == {"files": ["a.safetensors", "b.sft"]}

@@ -10,19 +10,17 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from tests.asking import an_answer
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.streams import documented_reader
 from tests.transport.web.uploads import noise
 from worker.app import queue
 from worker.app.queue import build_door
-from worker.core.answer import AnswerFile, ModelSchema
+from worker.core.answer import ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.result import Progress
 from worker.service.jobs.store import JobStore
 from worker.transport import serverless
-from worker.transport.local_run import LocalRun, save_files
 from worker.transport.serverless import ServerlessDoor
 
 
@@ -333,62 +331,6 @@ async def test_a_cancelled_job_answers_nothing(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not context.engine.inside.is_set()
-
-
-def at_terminal(context, folder, say=lambda line: None):
-    """A handler that saves what it makes."""
-    run = LocalRun(folder, say)
-    return run.reporting(door_of(context, encode=run.encode).handle)
-
-
-async def test_saving_writes_the_images_and_names_them(context, tmp_path):
-    said = []
-    handler = at_terminal(context, tmp_path / "out", said.append)
-    answer = await handler(job(prompt="A red, red Apple!", seed=3, num_images=2, output={"format": "jpeg"}))
-    names = [str(tmp_path / "out" / f"a-red-red-apple-{seed}.jpg") for seed in (3, 4)]
-    assert answer["images"] == names
-    assert answer["image"] == names[0]
-    assert said == [f"saved {name}" for name in names]
-    assert (tmp_path / "out/a-red-red-apple-3.jpg").read_bytes().startswith(b"\xff\xd8\xff")
-
-
-async def test_saving_never_overwrites(context, tmp_path):
-    handler = at_terminal(context, tmp_path)
-    answers = [await handler(job(seed=3)) for _ in range(3)]
-    assert len({answer["image"] for answer in answers}) == 3
-    assert len([*tmp_path.glob("x-3*.png")]) == 3
-
-
-async def test_saving_says_what_failed_and_writes_nothing(context, tmp_path):
-    said = []
-    answer = await at_terminal(context, tmp_path / "out", said.append)(job(widht=3))
-    assert said == [f"failed: {answer['error']}"]
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("prompt", ["../../etc/passwd", "", "日本", "x" * 500, "a/b\\c", "\0"])
-def test_a_prompt_never_chooses_the_folder(tmp_path, prompt):
-    answer = an_answer(AnswerFile("png", b"\0\0\0"), prompt=prompt, seeds=(1,))
-    (path,) = save_files(answer, tmp_path)
-    assert path.parent == tmp_path
-    assert path.is_file()
-    assert len(path.name) < 80
-
-
-async def test_a_video_is_saved_as_an_mp4(tmp_path):
-    data = b"\0\0\0\x18ftyp"
-    said = []
-    made = an_answer(AnswerFile("mp4", data), prompt="A walk", seeds=(3,), num_frames=9, fps=8.0)
-    answer = LocalRun(tmp_path, said.append).encode(made)
-    assert (tmp_path / "a-walk-3.mp4").read_bytes() == data
-    assert answer["video"] == answer["videos"][0] == str(tmp_path / "a-walk-3.mp4")
-    assert said == [f"saved {tmp_path / 'a-walk-3.mp4'}"]
-
-
-def test_the_frames_of_videos_are_saved_under_the_seeds_of_their_videos(tmp_path):
-    made = an_answer(*[AnswerFile("png", b"frame")] * 4, prompt="walk", seeds=(3, 4), num_frames=2, fps=8.0)
-    names = [path.name for path in save_files(made, tmp_path)]
-    assert names == ["walk-3.png", "walk-3-1.png", "walk-4.png", "walk-4-1.png"]
 
 
 async def test_a_preview_is_not_lost_between_two_updates(monkeypatch):

@@ -44,14 +44,27 @@ def bare_zoo(tmp_path_factory: pytest.TempPathFactory) -> ServedZoo:
     return ServedZoo(tmp_path_factory.mktemp("agreement"))
 
 
+# What a repository has of its parts without weights; an empty one is as good here.
+_BESIDE = {
+    "Scheduler": "scheduler_config.json",
+    "Tokenizer": "tokenizer.json",
+    "Processor": "preprocessor_config.json",
+    "Extractor": "preprocessor_config.json",
+}
+
+
 def bare(zoo: ServedZoo, pipeline: str) -> Path:
-    """A repository that says what it consists of, and has nothing of it: whatever were loaded would fail."""
+    """A repository that says what it consists of, and has no weights: whatever were loaded would fail."""
     folder = zoo.root / pipeline
     if not folder.exists():
         parts = _RECIPES[pipeline].parts() if runs_here(_RECIPES[pipeline]) else {}
         named = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
         folder.mkdir()
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **named}))
+        for name, (_, cls) in named.items():
+            for file in {file for kind, file in _BESIDE.items() if kind in cls}:
+                (folder / name).mkdir(exist_ok=True)
+                (folder / name / file).write_text("{}")
     return folder
 
 
