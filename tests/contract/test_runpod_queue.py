@@ -76,7 +76,7 @@ def test_fifty_jobs_come_back_each_with_its_own_image(served, zoo):
 
 def test_a_cancelled_job_posts_nothing_and_frees_the_engine_at_once(served):
     long_id = served.submit({"prompt": "x", "num_inference_steps": 150, "width": 512, "height": 512, "num_images": 4})
-    assert served.wait_until(lambda: served.progress(long_id), 30)
+    assert served.wait_until(lambda: any(item["phase"] == "inference" for item in served.progress(long_id)), 60)
     next_id = served.submit({"prompt": "after", "seed": 2})
     served.cancel(long_id)
     assert served.wait(next_id, 60).status == "COMPLETED"
