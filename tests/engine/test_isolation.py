@@ -92,6 +92,7 @@ async def test_whatever_came_before_a_job_draws_what_it_draws_alone(task_worker,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # with one resident nearly every visit loads its model
 @pytest.mark.parametrize("residents", [1, 2])
 async def test_long_orders_of_visits_leave_no_trace_either(task_worker, zoo, alone, residents):
     orders = [order for seed in range(100, 106) for order in dealt(visits(zoo / "models"), 5, seed)]
