@@ -9,16 +9,18 @@ import time
 
 import httpx
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.test_guards import LISTED
 from tests.transport.web.uploads import png
+from worker.app import server
 from worker.app.server import build_keyring
 from worker.app.settings import Settings, SettingsError
 from worker.service.limits.api_keys import KeyListError, Keyring, new_key, parse_keys, read_api_keys
 from worker.service.usage.log import read_usage
+from worker.transport.web.auth import Authenticator
 from worker.transport.web.tokens import LIFE_S
 
 ANNA, BEN = "anna's own secret key", "ben's own secret key"
@@ -154,6 +156,27 @@ def test_a_token_of_a_few_minutes_opens_a_browsers_connections_and_nothing_else(
         assert served.http.get(f"/events/{job}", params=token).status_code == 401
     assert 'WebSocket /ws"' in caplog.text
     assert token["token"] not in "".join(record.getMessage() for record in caplog.records if "uvicorn" in record.name)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_an_open_connection_ends_with_the_key_that_opened_it(tmp_path, monkeypatch, by_token):
+    """A key may be exchanged for another of the same owner; a token is the owner's, whatever their key is now."""
+    (old, first), (new, second) = new_key("anna"), new_key("anna")
+    made = []
+    monkeypatch.setattr(server, "Authenticator", lambda *parts: made.append(Authenticator(*parts)) or made[0])
+    with WebWorker(tmp_path, api_keys=first) as served:
+        token = served.http.post("/tokens", headers=bearer(old)).json()["token"]
+        address = f"ws://127.0.0.1:{served.port}/ws"
+        opened = connect(f"{address}?token={token}") if by_token else connect(address, additional_headers=bearer(old))
+        with opened as socket:
+            assert drawn(socket) == "result"
+            made[0].replace_keys(Keyring(parse_keys([second])))
+            if by_token:
+                assert drawn(socket) == "result"
+                made[0].replace_keys(Keyring(parse_keys([BEN])))
+            with pytest.raises(ConnectionClosed, match="1008"):
+                drawn(socket)
+        assert served.http.get("/models", headers=bearer(new)).status_code == (401 if by_token else 200)
 
 
 def test_a_token_ends_with_its_key(tmp_path):
