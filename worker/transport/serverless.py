@@ -1,4 +1,12 @@
-"""The RunPod door: job dict in, a dict that always survives the SDK out. Traps: docs/tour.md, "The RunPod door"."""
+"""The RunPod door: job dict in, a dict that always survives the SDK out.
+
+Traps of RunPod's SDK, and what is done about each:
+
+- An answer that its JSON cannot hold is never posted: each is written once as it will be, or becomes an error.
+- A progress update that comes after the result overwrites it: updates are throttled, and the last step is never told.
+- It streams per handler, never per job, and strips errors to their sentence: hence `STREAM_RESULTS`.
+- `refresh_worker` is read in a result only: a lost device says it there, or by `on_loss` where answers are streamed.
+"""
 
 import asyncio
 import json
