@@ -19,9 +19,9 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile
 
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
-test test-slow test-zoo check bench: export OMP_NUM_THREADS = 1
+test test-slow test-zoo faults check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo faults check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -48,6 +48,9 @@ test-all: test test-slow test-zoo  ## Run every test, which takes many minutes m
 
 test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
 	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
+
+faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
+	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
 
 check: $(DEV)  ## What CI runs: format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
