@@ -7,7 +7,8 @@ from pydantic import SecretStr
 
 from tests.store.conftest import write_pipeline
 from worker.app.build import build_worker
-from worker.app.fitness import check_device, check_volume, library_warnings
+from worker.app.fitness import check_device, check_volume
+from worker.app.posture import library_warnings
 from worker.app.registry import build_registry
 from worker.app.settings import SettingsError, read_settings
 from worker.app.stores import build_bucket, build_store
@@ -194,7 +195,7 @@ def test_a_torchvision_of_another_build_is_said_at_start(monkeypatch, torch, tor
             raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("worker.app.fitness.metadata.version", version)
+    monkeypatch.setattr("worker.app.posture.metadata.version", version)
     warnings = library_warnings()
     assert len(warnings) == warned
     assert all("uninstall torchvision" in text for text in warnings)

@@ -11,6 +11,7 @@ import yaml
 
 from tests.contract.deploy_page import DEPLOY_PAGE, SETTINGS, table
 from tests.contract.test_image import DOCKERFILE
+from worker.app.posture import FLOORS
 from worker.app.settings import PROJECT_DIR, Settings
 
 HUB = json.loads((PROJECT_DIR / ".runpod" / "hub.json").read_text())
@@ -275,8 +276,7 @@ def test_requirements_are_exact(file: str) -> None:
 
 def test_requirements_are_at_or_above_the_safe_versions() -> None:
     pinned = dict(line.split("==") for line in (PROJECT_DIR / "requirements.txt").read_text().split() if "==" in line)
-    floors = {"torch": (2, 10), "diffusers": (0, 38), "transformers": (5, 3), "pillow": (12, 2), "runpod": (1, 12)}
-    for name, floor in floors.items():
+    for name, floor in FLOORS.items():
         assert tuple(int(part) for part in pinned[name].split(".")[:2]) >= floor, name
 
 

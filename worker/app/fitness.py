@@ -1,31 +1,12 @@
-"""Fitness checks of this machine: the volume, the device, the installed libraries. They import no torch."""
+"""Fitness checks of this machine: the volume, the device, the models. They import no torch."""
 
 import ctypes
 import tempfile
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from pathlib import Path
 
 from worker.app.settings import Settings
 from worker.service.introspection.readiness import Readiness
-
-
-def library_warnings() -> list[str]:
-    """Return the faults of the installed libraries, one sentence each; from their metadata, importing none."""
-    builds = {}
-    for name in ("torch", "torchvision"):
-        try:
-            builds[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return []
-    on_cpu = [name for name, version in builds.items() if version.endswith("+cpu")]
-    if len(on_cpu) != 1:
-        return []
-    versions = " and ".join(f"{name} {version}" for name, version in builds.items())
-    return [
-        f"{versions} are of different builds: torchvision fails to import then, and almost every pipeline with it; "
-        "install both from one index, or uninstall torchvision."
-    ]
 
 
 def check_volume(settings: Settings) -> Callable[[], None]:

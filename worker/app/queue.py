@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.app.build import Worker, build_worker
-from worker.app.fitness import check_device, check_models, check_volume, library_warnings
+from worker.app.fitness import check_device, check_models, check_volume
 from worker.app.logs import configure_logging
+from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
 from worker.app.signals import hear_reload, hear_shutdown
@@ -46,7 +47,7 @@ def run_serverless() -> None:
         _refuse_to_start(str(error))
         return
     warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings))
-    for warning in (*warnings, *library_warnings()):
+    for warning in (*warnings, *installation_warnings(settings)):
         _LOG.warning("%s", warning)
     streams = settings.stream_results and not local
     config: dict[str, Any] = {}

@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from worker.app.build import Worker, build_worker
-from worker.app.fitness import library_warnings
 from worker.app.logs import WITHOUT_QUERY, configure_logging
+from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import hear_reload, hear_shutdown
@@ -64,7 +64,7 @@ def application(settings: Settings) -> FastAPI:
     worker = build_worker(settings)
     app = build_app(worker, hears_signals=True)
     warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings), *settings.server_warnings())
-    for warning in (*warnings, *library_warnings()):
+    for warning in (*warnings, *installation_warnings(settings)):
         _LOG.warning("%s", warning)
     return app
 

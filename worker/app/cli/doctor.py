@@ -14,7 +14,8 @@ from worker import __version__
 from worker.app.build import build_worker
 from worker.app.cli.session import failures
 from worker.app.cli.terminal import Failure, Terminal
-from worker.app.fitness import check_device, check_volume, library_warnings
+from worker.app.fitness import check_device, check_volume
+from worker.app.posture import library_warnings, old_libraries, shared_mount, untrusted_paths
 from worker.app.registry import build_registry, registry_warnings
 from worker.app.settings import Settings, read_settings
 from worker.app.stores import build_cache
@@ -60,7 +61,7 @@ def _examine(network: bool, terminal: Terminal) -> Iterator[Finding]:
     except Failure as failure:
         yield Finding("settings", failure.message, "error")
         return
-    yield from (Finding("settings", sentence, "warning") for sentence in settings.warnings())
+    yield from _posture(settings)
     for part in (_device, _volume, _tokens):
         yield from part(settings)
     yield from _models(settings, terminal)
@@ -76,6 +77,17 @@ def _packages() -> Iterator[Finding]:
             fix = "run `make run` in the repository, or pip install -r requirements.txt"
             yield Finding(name, f"is not installed; {fix}.", "error")
     yield from (Finding("packages", sentence, "error") for sentence in library_warnings())
+    yield from (Finding("packages", sentence, "warning") for sentence in old_libraries())
+
+
+def _posture(settings: Settings) -> Iterator[Finding]:
+    """What is open to others: each loosened switch, each missing key, each file that somebody else may change."""
+    sentences = [*settings.warnings(), *settings.server_warnings()]
+    yield from (Finding("settings", sentence, "warning") for sentence in sentences)
+    yield from (Finding("files", sentence, "warning") for sentence in untrusted_paths(settings))
+    if (kind := shared_mount(settings.volume)) is not None:
+        text = f"{settings.volume} is a {kind} mount: whoever may write there may replace what is cached. "
+        yield Finding("mount", text + "Files are held against their digests; give other machines no right to write.")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
