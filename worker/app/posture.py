@@ -77,9 +77,9 @@ def untrusted_paths(settings: Settings) -> list[str]:
             sentences.append(
                 f"{name}: {path} belongs to another user (uid {status.st_uid}), who may change it; chown it."
             )
-    for name, path in (("API_KEYS_FILE", settings.api_keys_file), (".env", Path(".env"))):
-        if path is not None and path.is_file() and path.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-            sentences.append(f"{name}: {path} may be read by every user of this machine; chmod 600 it.")
+    for name, secret in (("API_KEYS_FILE", settings.api_keys_file), (".env", Path(".env"))):
+        if secret is not None and secret.is_file() and secret.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+            sentences.append(f"{name}: {secret} may be read by every user of this machine; chmod 600 it.")
     return sentences
 
 
