@@ -149,6 +149,28 @@ def test_a_json_line_has_what_a_program_looks_for(log):
     assert "trace_id" not in second
 
 
+def test_no_word_of_a_callers_poses_as_a_line_of_its_own():
+    log, formatter = io.StringIO(), TextFormatter("%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(formatter)
+    logger = logging.Logger("worker.x")
+    logger.addHandler(handler)
+    endings = ("\n", "\r\n", "\r", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029")
+    for ending in endings:
+        logger.info("job %s: completed", f"a{ending}INFO worker: a forged line")
+    logger.info("job %s: completed", "\x1b[2K\x00\u202eb")
+    try:
+        raise ValueError("two\nERROR worker: lines")
+    except ValueError:
+        logger.exception("failed")
+    at_margin = [line for line in log.getvalue().splitlines() if not line.startswith(" ")]
+    assert at_margin == ["INFO worker.x: job a"] * len(endings) + [
+        r"INFO worker.x: job \x1b[2K\x00\u202eb: completed",
+        "ERROR worker.x: failed",
+    ]
+    assert "    | ValueError: two\n    | ERROR worker: lines" in log.getvalue()
+
+
 def test_what_is_not_private_stays_readable():
     harmless = (
         "job 7 of stabilityai/stable-diffusion-xl-base-1.0 in /runpod-volume/models/blobs/"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -13,12 +14,17 @@ TEXT = "%(levelname)s %(name)s [%(request_id)s]: %(message)s"
 QUIET = ("httpx", "httpx2", "urllib3", "botocore", "huggingface_hub", "diffusers", "transformers")
 
 
+# What a terminal obeys and does not show; the marks of bidirectional text too.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_BELOW = "\n    | "
+
+
 class TextFormatter(logging.Formatter):
-    """Lines for people."""
+    """Lines for people. What is below a record's first line is indented: no text that it quotes can pose as a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback below it if there is one."""
-        return redact(super().format(record))
+        return _as_one(redact(super().format(record)))
 
 
 class JsonFormatter(logging.Formatter):
@@ -38,6 +44,13 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line)
+
+
+def _as_one(text: str) -> str:
+    """Return a record's text with nothing at the margin but its beginning. Job ids and the like are callers' words."""
+    if text.isprintable():
+        return text
+    return _BELOW.join(_CONTROL.sub(lambda found: repr(found[0])[1:-1], line) for line in text.splitlines())
 
 
 class WithoutQuery(logging.Filter):

@@ -19,7 +19,7 @@ from worker.app.logs import WITHOUT_QUERY, configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError
-from worker.app.signals import hear_reload, hear_shutdown
+from worker.app.signals import end_well_on_terminate, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.net.webhook import WebhookSender
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
@@ -49,6 +49,7 @@ def serve(settings: Settings) -> None:
         sys.exit(f"error: {error}")
     for listening in sockets:
         _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
+    end_well_on_terminate()
     uvicorn.Server(server_config(app, settings)).run(sockets)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -44,6 +45,15 @@ def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> 
 
     for number in handlers:
         signal.signal(number, handle)
+
+
+def end_well_on_terminate() -> None:
+    """Have SIGTERM end this process with status 0. The server raises it again once it has finished in its own way."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _hears_signals() -> bool:

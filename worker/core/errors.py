@@ -61,6 +61,11 @@ class WorkerError(Exception):
             self.retryable = retryable
 
 
+def contained(error: BaseException) -> Exception:
+    """Return `error` as an exception that fails one job. SystemExit and its like would end the whole process."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__} was raised by a library")
+
+
 class InvalidRequest(WorkerError):
     """The request cannot be served as it stands; sending it again changes nothing."""
 

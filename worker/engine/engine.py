@@ -91,7 +91,7 @@ class DiffusersEngine:
         except WorkerError as error:
             # A traceback holds the frames that hold the tensors: without it their memory is free.
             raise error.with_traceback(None) from None
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a library may not end the worker
             # The library's own message helps the reader of the log; a caller's prompt has no place there.
             frames = "".join(traceback.format_tb(error.__traceback__))
             message = str(error)

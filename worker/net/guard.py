@@ -18,9 +18,21 @@ MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 USER_AGENT = "image-worker"  # no browser's: some sites answer those with a login page
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last 32 bits are the real address
-# Python before 3.11.9 calls these global; one of them is a cloud's metadata service.
-_SPECIAL = (ipaddress.ip_network("192.0.0.0/24"), ipaddress.ip_network("192.88.99.0/24"))
+# IANA's special-purpose registries, both families, as of 2026; `ipaddress` knows fewer in older Pythons. Those that are
+# globally reachable by their entry (anycast of AS112, AMT, TURN) are no servers of images or models either.
+_SPECIAL_V4 = (
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24"),
+    *("192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24"),
+    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    "168.63.129.16/32",  # in no registry: Azure's machines reach their host's agent there
+)
+# Within the global unicast space; what is outside of it (mapped, unique local, link local, multicast, 5f00::/16) is
+# refused as a whole. The first has Teredo, benchmarks, ORCHID and DRIP; 2002 is 6to4: tunnels to who knows where.
+_SPECIAL_V6 = ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_REFUSED = tuple(ipaddress.ip_network(network) for network in (*_SPECIAL_V4, *_SPECIAL_V6))
+# ISATAP writes an IPv4 address behind these 32 bits of an interface's id, in any network.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 class RefusedUrl(PermissionError):
@@ -119,9 +131,9 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         if ip in _NAT64:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        elif ip not in _GLOBAL_UNICAST or ip.sixtofour or ip.teredo:
-            return False  # mapped, local, multicast, or a tunnel to who knows where
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in net for net in _SPECIAL)
+        elif ip not in _GLOBAL_UNICAST or int(ip) >> 32 & 0xFFFFFFFF in _ISATAP:
+            return False
+    return ip.is_global and not ip.is_reserved and not any(ip in network for network in _REFUSED)
 
 
 def _addresses(host: str, port: int, deadline: float) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import time
+import uuid
 
 import httpx
 import pytest
@@ -201,6 +202,8 @@ def test_one_callers_jobs_are_not_anothers(guarded):
                          ("POST", "/v2/x/retry"), ("GET", "/events")]:  # fmt: skip
         answer = guarded.http.request(method, f"{path}/{mine}", headers=bearer(BEN))
         assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found"), path
+        unknown = guarded.http.request(method, f"{path}/{uuid.uuid4()}", headers=bearer(BEN))
+        assert answer.json() | {"request_id": ""} == unknown.json() | {"request_id": ""}, "it tells of no other's job"
 
 
 def test_what_is_the_operators_needs_his_key(guarded):

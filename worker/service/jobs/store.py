@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from worker.core.answer import AnyAnswer
 from worker.core.errors import (
@@ -20,6 +21,7 @@ from worker.core.errors import (
     Overloaded,
     ShuttingDown,
     WorkerError,
+    contained,
 )
 from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
@@ -32,6 +34,15 @@ Perform = Callable[[JobInput, str, Emit, str | None], Awaitable[AnyAnswer]]
 
 RETRY_AFTER_S = 5
 _Key = tuple[str, str]
+
+
+class Anybody(Enum):
+    """Stands for all callers. None is a caller too: the one of a server without keys."""
+
+    ANYBODY = auto()
+
+
+ANYBODY = Anybody.ANYBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +132,14 @@ class JobStore:
         record.callers += 1
         return record
 
-    def find(self, job_id: str) -> JobRecord:
-        """Return the job with this id. Raises JobNotFound."""
-        try:
-            return self._jobs[job_id, ""]
-        except KeyError:
-            raise JobNotFound("No job has this id, or what came of it is no longer kept; submit it again.") from None
+    def find(self, job_id: str, only_of: str | Anybody | None = ANYBODY) -> JobRecord:
+        """Return the job with this id. Raises JobNotFound, in the same words for a job of another than `only_of`."""
+        record = self._jobs.get((job_id, ""))
+        if record is None or only_of not in (ANYBODY, record.caller):
+            raise JobNotFound(
+                "No job of this caller has this id, or what came of it is no longer kept; submit it again.", field="id"
+            )
+        return record
 
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job at once; its work stops at its next step. A job that is over stays as it is."""
@@ -236,6 +249,8 @@ class JobStore:
             failure = unforeseen(error, record.job.request)
         except asyncio.CancelledError:  # by the store, which has ended it; or the process is ending
             status, failure = Status.CANCELLED, JobCancelled("The job was cancelled.")
+        except (SystemExit, KeyboardInterrupt) as error:  # of a library: Ctrl-C never comes into this task
+            failure = unforeseen(contained(error), record.job.request)
         if not record.over and record.attempt == attempt:
             self._end(record, status, answer, failure)
 

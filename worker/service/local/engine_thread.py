@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import DeviceLost
+from worker.core.errors import DeviceLost, contained
 from worker.core.model import ModelFiles
 from worker.core.ports import Engine
 from worker.core.result import Emit
@@ -92,6 +92,8 @@ class EngineThread:
             return work(self._engine)
         except DeviceLost as error:
             raise self.lose(error) from None
+        except BaseException as error:
+            raise contained(error) from error
         finally:
             self.running = None
 

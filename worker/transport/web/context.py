@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from worker.core.answer import Answer
-from worker.core.errors import InvalidRequest, JobCancelled, JobNotFound, ModelNotFound, UnknownParameter
+from worker.core.errors import InvalidRequest, JobCancelled, ModelNotFound, UnknownParameter
 from worker.core.model import Task
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
@@ -93,10 +93,7 @@ class ServerContext:
 
     def find(self, connection: HTTPConnection, id: str) -> JobRecord:
         """Return this caller's job with this id. Raises JobNotFound, for another caller's job too."""
-        record = self.job_store.find(id)
-        if record.caller != caller_of(connection).name:
-            raise JobNotFound("No job of this caller has this id; submit it again.", field="id")
-        return record
+        return self.job_store.find(id, only_of=caller_of(connection).name)
 
     def address(self, request: Request) -> str:
         """Return the address of this server as its callers know it, without a slash at its end.

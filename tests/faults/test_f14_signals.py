@@ -1,0 +1,99 @@
+"""F14: a server is told to stop while it works, and is killed: what is under way ends well, or starts anew."""
+
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.fakes.web_worker import WebWorker
+from tests.fakes.worker_process import WorkerProcess
+
+SLOW = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 30}
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def server(folder):
+    port = free_port()
+    env = {"STANDALONE_MODE": "1", "API_HOST": "127.0.0.1", "API_PORT": str(port), "DEVICE": "cpu"}
+    env |= {"VOLUME_DIR": str(folder / "volume"), "HOME": str(folder), "WARM_UP": "false"}
+    worker = WorkerProcess(PROJECT / "handler.py", env=env, cwd=folder)
+    worker.origin = f"http://127.0.0.1:{port}"
+    return worker
+
+
+def post(worker, body):
+    request = urllib.request.Request(
+        f"{worker.origin}/run", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        return json.load(urllib.request.urlopen(request, timeout=120))
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+
+
+@pytest.mark.slow
+def test_a_server_finishes_its_job_after_sigterm_and_ends_with_0(tmp_path, figures):
+    answers = []
+    with server(tmp_path) as worker:
+        until_running(worker, 0)
+        caller = threading.Thread(target=lambda: answers.append(post(worker, SLOW)))
+        caller.start()
+        until_running(worker)
+        worker.terminate()
+        status = worker.wait(90)
+        caller.join(30)
+    assert answers[0]["status"] == "COMPLETED"
+    figures("F14", "exit status of a server after SIGTERM, its job answered", status, "", at_most=0, at_least=0)
+
+
+@pytest.mark.slow
+def test_a_server_that_was_killed_amid_a_job_starts_again_and_answers_it(tmp_path, figures):
+    def forsaken():
+        with pytest.raises(OSError):
+            post(worker, SLOW)
+
+    with server(tmp_path) as worker:
+        until_running(worker, 0)
+        thread = threading.Thread(target=forsaken)
+        thread.start()
+        until_running(worker)
+        worker.kill()
+        thread.join(30)
+        assert worker.returncode == -signal.SIGKILL
+    with server(tmp_path) as worker:
+        until_running(worker, 0)
+        answer = post(worker, SLOW | {"num_inference_steps": 1})
+    figures("F14", "jobs answered by a server started after SIGKILL", "image" in answer, "", at_least=1)
+
+
+def until_running(worker, jobs=1):
+    """Return once the server says that so many jobs run."""
+    for _ in range(2_000):
+        with suppress(urllib.error.URLError), urllib.request.urlopen(f"{worker.origin}/health", timeout=30) as answer:
+            if json.load(answer)["jobs"]["running"] == jobs:
+                return
+        time.sleep(0.03)
+    raise AssertionError(worker.output)
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_pipeline_that_wants_the_process_to_end_fails_its_job_alone(tmp_path, figures, ending):
+    with WebWorker(tmp_path) as served:
+        served.context.engine.failures = [ending]
+        answer = served.http.post("/run", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+        after = served.http.post("/run", json={"prompt": "x"})
+        what = f"jobs answered after a pipeline raised {type(ending).__name__}"
+        figures("F14", what, after.status_code == 200, "", at_least=1)
