@@ -41,6 +41,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().lower() in Settings.model_fields or name.startswith(_FOREIGN):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    # A trial's process imports the libraries once more. The tests of trials have it on.
+    monkeypatch.setenv("TRIAL_LOADS", "off")
 
 
 @pytest.fixture(scope="session")

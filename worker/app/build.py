@@ -22,6 +22,7 @@ from worker.core.model import ModelFiles
 from worker.core.ports import Backend
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
+from worker.engine.trial import Trials
 from worker.net.fetch import ImageFetcher
 from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.resolving import ModelResolver, Policy
@@ -38,6 +39,7 @@ from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.provisioning import Provisioner, refuse_pickles
+from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
 from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
@@ -111,7 +113,8 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         parse_reference,
         lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
     )
-    provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker)
+    vouching = _vouching(settings, resolver)
+    provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
     engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
     limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
@@ -161,6 +164,13 @@ def _diffusers_engine(settings: Settings) -> ResidentEngine:
 
 def _without_pickles(settings: Settings) -> Callable[[Path], Path]:
     return PickleConverter(settings.volume / "converted").convert if settings.allow_pickles else refuse_pickles
+
+
+def _vouching(settings: Settings, resolver: ModelResolver) -> Vouching:
+    if settings.trial_loads == "off":
+        return Vouching()
+    trials = Trials(settings.volume / "state" / "tried")
+    return Vouching(trials.check, None if settings.trial_loads == "all" else resolver.is_registered)
 
 
 def _plan(model: KnownModel, files: ModelFiles, device: DeviceInfo, megapixels: float) -> LoadPlan:

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     denied_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     allow_pickles: bool = False
+    trial_loads: Literal["unregistered", "all", "off"] = "unregistered"
     preload_models: Annotated[tuple[str, ...], NoDecode] = ()
     default_steps: int | None = Field(default=None, ge=1, le=1_000)
     default_guidance: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
@@ -263,18 +264,7 @@ class Settings(BaseSettings):
 
     def warnings(self) -> list[str]:
         """Return one sentence for each switch that loosens a safe default; printed at start."""
-        sentences = []
-        if self.allow_unregistered_models:
-            allowed = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
-            sentences.append(
-                f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({allowed})."
-            )
-        if self.allow_pickles:
-            sentences.append(
-                "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
-            )
-        if self.allow_private_urls:
-            sentences.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
+        sentences = self._loosened()
         for name, endpoint, token in (
             ("HF", self.hf_endpoint, self.hf_token),
             ("CIVITAI", self.civitai_endpoint, self.civitai_token),
@@ -301,6 +291,24 @@ class Settings(BaseSettings):
                 f"{' and '.join(sorted(fleet))} set how a platform scales, and this is one worker, which does not read "
                 "them; set them where containers are started and stopped."
             )
+        return sentences
+
+    def _loosened(self) -> list[str]:
+        """Return one sentence for each switch that lets more models or addresses in."""
+        sentences = []
+        if self.allow_unregistered_models:
+            allowed = ", ".join((*self.allowed_orgs, *self.allowed_hosts)) or "any organisation, any public host"
+            sentences.append(
+                f"ALLOW_UNREGISTERED_MODELS is on: callers may load models that models.yaml lacks ({allowed})."
+            )
+        if self.allow_pickles:
+            sentences.append(
+                "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
+            )
+        if self.trial_loads == "off" and self.allow_unregistered_models:
+            sentences.append("TRIAL_LOADS is off: the configs of any caller's model may hold the engine for minutes.")
+        if self.allow_private_urls:
+            sentences.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
         return sentences
 
     def server_warnings(self) -> list[str]:

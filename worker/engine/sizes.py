@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from worker.core.errors import CorruptFile
+
 Weights = Mapping[str, torch.Tensor]
 Config = Mapping[str, Any]
 # Reads one config value; `NotImplemented` where the tensors do not show it.
@@ -32,9 +34,19 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def count(weights: Weights, prefix: str) -> int:
-    """Return the number of blocks whose names start with `prefix` and a number."""
+    """Return the number of blocks whose names start with `prefix` and a number. Raises CorruptFile for a gap in them.
+
+    A name may say a million: the model would be built with as many blocks.
+    """
     numbers = {int(name[len(prefix) :].split(".", 1)[0]) for name in weights if name.startswith(prefix)}
-    return max(numbers, default=-1) + 1
+    last = max(numbers, default=-1)
+    if last >= len(weights):
+        raise CorruptFile(
+            f"The file numbers its {prefix[:40]}* up to {last} and holds {len(weights)} tensors; it is damaged.",
+            field="model",
+            retryable=False,
+        )
+    return last + 1
 
 
 def _dim(name: str, axis: int, divisor: int = 1) -> Reader:

@@ -73,6 +73,12 @@ class ModelResolver:
         spec = self.registry.find(name or self._policy.default_model)
         return spec.id if spec else None
 
+    def is_registered(self, source: ModelSource) -> bool:
+        """True if models.yaml has a model or an adapter at this source, at this revision."""
+        named = {"only": (), "without": (), "sha256": None}
+        asked = source.model_copy(update=named)
+        return any(spec.source.model_copy(update=named) == asked for spec in self.registry.models.values())
+
     def adapter_source(self, reference: str, filename: str | None, field: str) -> ModelSource:
         """Return an adapter's source, by the same rules as for models; ids of models.yaml count too.
 

@@ -18,6 +18,7 @@ from worker.service.local.adapters.fetching import AdapterFetcher, explained
 from worker.service.local.adapters.image_prompts import encoder_source
 from worker.service.local.adapters.providers import provide_adapters
 from worker.service.local.completing import SINGLE_FILES, Completion, completion
+from worker.service.local.vouching import Vouching
 from worker.service.local.weights import measure
 from worker.store.store import Store
 
@@ -36,7 +37,8 @@ def refuse_pickles(root: Path) -> Path:
 class Provisioner:
     """Makes a Batch of an accepted job. Downloads run in threads and never in the engine's.
 
-    `without_pickles` turns a file or folder into one that holds no pickle, or refuses it.
+    `without_pickles` turns a file or folder into one that holds no pickle, or refuses it; `vouching` has foreign ones
+    tried.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Provisioner:
         resolver: ModelResolver,
         without_pickles: Callable[[Path], Path] = refuse_pickles,
         safety_checker: str | None = None,
+        vouching: Vouching | None = None,
     ) -> None:
         self._store = store
         self._resolver = resolver
         self._without_pickles = without_pickles
         self._safety_checker = safety_checker  # the operator's reference, not checked against the callers' rules
-        self._adapters = AdapterFetcher(store, resolver, without_pickles)
+        self._vouching = vouching or Vouching()
+        self._adapters = AdapterFetcher(store, resolver, without_pickles, self._vouching)
 
     async def provide(self, job: Job, emit: Emit) -> Batch:
         """Return the job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
@@ -104,6 +108,7 @@ class Provisioner:
             total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
             bytes_downloaded=sum(other.bytes_downloaded for other in [files, base, *parts.values()] if other),
         )
+        self._vouching.check(spec.source, files, spec.id, stop)
         needed = completing.missing if completing and completing.config else None
         parameters, packed = measure(files, needed)
         return replace(files, parameters=parameters, packed=packed)

@@ -20,6 +20,7 @@ from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec, Out
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
+from worker.service.local.vouching import Vouching
 from worker.store.store import Store
 
 T = TypeVar("T")
@@ -29,10 +30,13 @@ _MAX_NAMES = 20
 class AdapterFetcher:
     """Peeks at and fetches adapters of all kinds. Blocking."""
 
-    def __init__(self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path]) -> None:
+    def __init__(
+        self, store: Store, resolver: ModelResolver, without_pickles: Callable[[Path], Path], vouching: Vouching
+    ) -> None:
         self.store = store
         self.resolver = resolver
         self._without_pickles = without_pickles
+        self._vouching = vouching
 
     def source(self, reference: str, weight_name: str | None, field: str) -> ModelSource:
         """Return an adapter's source, if the operator lets callers name it. Raises ModelNotFound, InvalidRequest …"""
@@ -57,9 +61,11 @@ class AdapterFetcher:
             return outline, detect(outline) if readable else None
 
     def fetch(self, source: ModelSource, field: str, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """Fetch an adapter's files, with pickles made harmless or refused."""
+        """Fetch an adapter's files, with pickles made harmless or refused, and what is foreign tried."""
         with blamed_on(field):
-            return self._harmless(self.store.ensure(source, None, emit, stop))
+            files = self._harmless(self.store.ensure(source, None, emit, stop))
+            self._vouching.check(source, files, source.locator.rpartition("/")[2][:80], stop)
+            return files
 
     def fetch_file(
         self,
