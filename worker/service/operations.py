@@ -32,7 +32,7 @@ from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.record import JobRecord
 from worker.service.usage import request_id
-from worker.service.usage.privacy import kept
+from worker.service.usage.privacy import kept_in_turns
 from worker.service.usage.telemetry import Telemetry, delivered
 
 
@@ -53,16 +53,14 @@ class Operations:
         `caller` is the name of the sender as the door knows it, for their quotas.
         """
         parent = request_id.traceparent.get()
-        with (
-            kept(job.request),
-            self.telemetry.operation(job_id, request_id.current.get(), caller, parent) as operation,
-        ):
+        with self.telemetry.operation(job_id, request_id.current.get(), caller, parent) as operation:
             if (sent_parent := request_id.accept_trace(job.traceparent)) is not None:
                 operation.traceparent = sent_parent
                 request_id.traceparent.set(sent_parent)
             operation.asks(job.action, job.named_model)
             try:
-                return await self._answer(job, job_id, emit, caller)
+                async with kept_in_turns(job.request):
+                    return await self._answer(job, job_id, emit, caller)
             except ModelNotFound as error:
                 if error.field == "model":  # and not an adapter or another part
                     error.details["supported_models"] = [model.id for model in self.introspection.served_models()]

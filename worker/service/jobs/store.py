@@ -7,7 +7,7 @@ another input under that id is refused. From a queue, which may deliver a job ag
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -106,6 +106,7 @@ class JobStore:
         self._tasks: set[asyncio.Task[None]] = set()  # also those that were cancelled and have not stopped yet
         self._timeouts: dict[_Key, asyncio.TimerHandle] = {}
         self._expiries: dict[_Key, asyncio.TimerHandle] = {}
+        self._under_way, self._over = _Sizes(), _Sizes()
         self._completed = self._failed = self._retried = 0
 
     def submit(self, job: JobInput, job_id: str, options: JobOptions, caller: str | None = None) -> JobRecord:
@@ -205,9 +206,8 @@ class JobStore:
     def _check_room(self, new: JobRecord) -> None:
         if self._bounds.max_under_way is None:
             return
-        under_way = [job for job in self._jobs.values() if not job.over]
-        held_bytes = sum(job.bytes for job in under_way)
-        if len(under_way) >= self._bounds.max_under_way or held_bytes + new.bytes > self._bounds.max_bytes:
+        under_way = self._under_way
+        if len(under_way) >= self._bounds.max_under_way or under_way.bytes + new.bytes > self._bounds.max_bytes:
             raise Overloaded(
                 f"{len(under_way)} jobs are waiting or running, which is all that this worker holds; "
                 f"come again in {RETRY_AFTER_S} seconds.",
@@ -219,6 +219,8 @@ class JobStore:
         self._running[_key(record)] = record.work = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._over.remove(_key(record))
+        self._under_way.add(_key(record), record.bytes)
         self._forget_in(record, record.options.ttl_s)
 
     async def _run(self, record: JobRecord, attempt: int) -> None:
@@ -273,6 +275,7 @@ class JobStore:
 
     def _end(self, record: JobRecord, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
         record.finish(status, answer, error)
+        self._under_way.remove(_key(record))
         self._running.pop(_key(record), None)
         if limit := self._timeouts.pop(_key(record), None):
             limit.cancel()
@@ -282,6 +285,7 @@ class JobStore:
         is_kept = record.options.kept or (record.options.replayed and answer is not None)
         life_s = min(self._bounds.retention_s, record.created_at + record.options.ttl_s - time.monotonic())
         if is_kept and life_s > 0 and _key(record) in self._jobs:
+            self._over.add(_key(record), record.bytes)
             self._forget_in(record, life_s)
             self._drop_oldest(but=record)
         else:
@@ -289,14 +293,12 @@ class JobStore:
         self._hooks.ended(record)
 
     def _drop_oldest(self, but: JobRecord) -> None:
-        held_bytes, limit = sum(job.bytes for job in self._jobs.values()), self._bounds.max_bytes
-        if held_bytes <= limit:
-            return
-        for job in sorted((job for job in self._jobs.values() if job.over), key=lambda job: job.finished_at or 0.0):
-            if held_bytes <= limit or (job is but and not job.options.redelivered):
+        for key in self._over.oldest_first():
+            if self._under_way.bytes + self._over.bytes <= self._bounds.max_bytes:
                 break
-            held_bytes -= job.bytes
-            self._forget(_key(job))
+            if key == _key(but) and not but.options.redelivered:
+                break
+            self._forget(key)
 
     def _forget_in(self, record: JobRecord, seconds: float) -> None:
         if timer := self._expiries.pop(_key(record), None):
@@ -306,10 +308,39 @@ class JobStore:
 
     def _forget(self, key: _Key) -> None:
         record = self._jobs.pop(key, None)
+        self._over.remove(key)
         if timer := self._expiries.pop(key, None):
             timer.cancel()
         if record is not None:
             self.cancel(record)
+
+
+class _Sizes:
+    """Bytes of jobs by their keys, and the sum of them: every job asks for it, and there may be thousands."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[_Key, int] = {}
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def add(self, key: _Key, size: int) -> None:
+        """Note a job as the newest."""
+        self.remove(key)
+        self._bytes[key] = size
+        self.bytes += size
+
+    def remove(self, key: _Key) -> None:
+        """Forget a job, if it is known."""
+        self.bytes -= self._bytes.pop(key, 0)
+
+    def oldest_first(self) -> Iterator[_Key]:
+        """Yield the keys in the order in which they were noted. The one that was yielded last may be removed."""
+        while (key := next(iter(self._bytes), None)) is not None:
+            yield key
+            if key in self._bytes:
+                return
 
 
 def _key(record: JobRecord) -> _Key:

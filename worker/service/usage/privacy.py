@@ -4,26 +4,28 @@ This worker's own lines are written without them. Redaction is for the texts of 
 input is logged because its text helps, and only this module knows which inputs are private.
 """
 
-import json
+import asyncio
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import count, groupby, islice
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import islice
 
 from pydantic import BaseModel, SecretStr
 
 from worker.core.errors import WorkerError
+from worker.service.usage.quotations import LONGEST, Quotations
 
 _LOG = logging.getLogger(__name__)
 _HIDDEN = "[private]"
 # Fields whose texts are the caller's own affair; model names, tasks and schedulers are not.
 _PRIVATE = re.compile(r"prompt|text|instruct|caption|image|mask|video|secret|token|key|access|password", re.IGNORECASE)
-# Characters in a row that count as a piece of a private text.
-_PIECE = 16
+_FEWEST = 4  # characters of a text that is looked for
 _LONGEST = 8_192
-_GLANCE = 256  # of a text without a blank, such as base64; a pattern finds the rest
+# Of what looks like base64 the beginning will do; a pattern finds the rest.
+_BASE64 = re.compile(r"(data:[^,]{0,100},)?[A-Za-z0-9+/=_-]{128,}")
+_GLANCE = 256
 _PATTERNS = (
     (re.compile(r"[A-Za-z0-9+/=_-]{160,}"), "[base64]"),
     (re.compile(r"(https?://[^\s?'\"]{1,500})\?[^\s'\"]+"), r"\1?[private]"),
@@ -31,26 +33,49 @@ _PATTERNS = (
 )
 # The payload is not checked yet; beyond these bounds it is refused, or is no real job.
 _DEEPEST, _MOST = 24, 1_000
+# Characters of texts that are kept, or dropped, in one turn of the event loop: about two milliseconds.
+_TURN = 16_384
+# Characters of a line, of whose middle the rest is left out: what a library quotes whole may be a file.
+_LINE = 16_384
 
-_ids = count()
-_kept: dict[int, tuple[str, ...]] = {}
-_secrets: set[str] = set()
+_quotations = Quotations()
 
 
 def keep_always(texts: Iterable[str]) -> None:
     """Keep these texts out of every line of this process."""
-    _secrets.update(text for text in texts if len(text) > 3)
+    for text in {text[:LONGEST] for text in texts if len(text) >= _FEWEST}:
+        _quotations.add(text)
 
 
 @contextmanager
 def kept(request: object) -> Iterator[None]:
     """Keep the private texts of a request, or of JSON, out of every log line until the context ends."""
-    number = next(_ids)
-    _kept[number] = tuple(dict.fromkeys(islice(_private(request), _MOST)))
+    texts = _texts_of(request)
+    for text in texts:
+        _quotations.add(text)
     try:
         yield
     finally:
-        del _kept[number]
+        for text in texts:
+            _quotations.drop(text)
+
+
+@asynccontextmanager
+async def kept_in_turns(request: object) -> AsyncIterator[None]:
+    """Do as `kept` does, on an event loop that has others to serve while many texts are noted."""
+    texts, added = _texts_of(request), list[str]()
+    try:
+        size = 0
+        for text in texts:
+            if size > _TURN:
+                size = 0
+                await asyncio.sleep(0)
+            _quotations.add(text)
+            added.append(text)
+            size += len(text)
+        yield
+    finally:
+        _drop_in_turns(added)
 
 
 def unforeseen(error: Exception, request: object = None) -> WorkerError:
@@ -62,14 +87,36 @@ def unforeseen(error: Exception, request: object = None) -> WorkerError:
 
 def redact(line: str) -> str:
     """Return `line` without private texts."""
-    texts = [*_secrets, *(text for entry in [*_kept.values()] for text in entry)]
-    for text in sorted(texts, key=len, reverse=True):
-        for spelling in {text, repr(text)[1:-1], json.dumps(text)[1:-1]}:
-            line = line.replace(spelling, _HIDDEN)
-    line = _without_pieces(line, texts)
+    if len(line) > _LINE:
+        line = _shortened(_without_patterns(line))
+    return _without_patterns(_quotations.hide(line, _HIDDEN))
+
+
+def _without_patterns(line: str) -> str:
     for pattern, replacement in _PATTERNS:
         line = pattern.sub(replacement, line)
     return line
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LINE:
+        return line
+    half = _LINE // 2
+    return f"{line[:half]} [{len(line) - 2 * half} characters are left out] {line[-half:]}"
+
+
+def _drop_in_turns(texts: list[str]) -> None:
+    size = 0
+    while texts and size <= _TURN:
+        text = texts.pop()
+        _quotations.drop(text)
+        size += len(text)
+    if texts:
+        asyncio.get_running_loop().call_soon(_drop_in_turns, texts)
+
+
+def _texts_of(request: object) -> list[str]:
+    return list(dict.fromkeys(islice(_private(request), _MOST)))
 
 
 def _private(value: object, *, inside: bool = False, depth: int = 0) -> Iterator[str]:
@@ -85,18 +132,5 @@ def _private(value: object, *, inside: bool = False, depth: int = 0) -> Iterator
     elif isinstance(value, list | tuple):
         for part in value:
             yield from _private(part, inside=inside, depth=depth + 1)
-    elif inside and isinstance(value, str) and len(value) > 3:
-        yield value[: _LONGEST if " " in value[:_GLANCE] else _GLANCE]
-
-
-def _without_pieces(line: str, texts: list[str]) -> str:
-    """Return `line` without pieces of these texts: libraries shorten their quotations."""
-    pieces = {text[start : start + _PIECE] for text in texts for start in range(len(text) - _PIECE + 1)}
-    hidden = bytearray(len(line))
-    for start in range(len(line) - _PIECE + 1):
-        if line[start : start + _PIECE] in pieces:
-            hidden[start : start + _PIECE] = b"\1" * _PIECE
-    parts = groupby(range(len(line)), key=hidden.__getitem__)
-    return "".join(
-        _HIDDEN if is_hidden else "".join(line[start] for start in positions) for is_hidden, positions in parts
-    )
+    elif inside and isinstance(value, str) and len(value) >= _FEWEST:
+        yield value[: _GLANCE if _BASE64.match(value) else _LONGEST]
