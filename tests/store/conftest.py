@@ -18,7 +18,7 @@ from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
 from worker.core.result import Progress
 from worker.net import client as net
-from worker.store import hub_errors
+from worker.store import hub_listing
 from worker.store.cache import VolumeCache
 from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
@@ -111,7 +111,7 @@ def hub(folder: Path, tmp_path: Path) -> Iterator[SlowHub]:
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
-    monkeypatch.setattr(hub_errors, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(hub_listing, "BACKOFF_S", 0.01)
 
 
 class Client:
@@ -125,7 +125,7 @@ class Client:
         cdn = endpoint.replace("127.0.0.1", "localhost")
         client = net.Client({endpoint: token, cdn: None})
         headers = HeaderReader(header_end, parse_header, read_header)
-        listings = HubListings(endpoint, token, offline=offline)
+        listings = HubListings(endpoint, client, offline=offline)
         self.store = HuggingFaceHub(self.volume, client, listings, headers, **options)
         self.events: list[Progress] = []
 

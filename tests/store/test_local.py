@@ -7,7 +7,7 @@ from worker.catalog.formats.headers import read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat, UnsupportedModel
 from worker.core.job import StopSignal
 from worker.core.model import ModelSource
-from worker.store.local import AdapterFolders, LocalFolders
+from worker.store.local import AdapterFolders, LocalFolders, read_json
 from worker.store.refs import parse_reference
 from worker.store.store import Store
 
@@ -127,10 +127,24 @@ def test_a_folder_of_pickles_is_refused(store, root):
         store.ensure(parse_reference(f"file:{root}/model"), None, pytest.fail, StopSignal(5))
 
 
-@pytest.mark.parametrize("text", ["", "<html>", "[1]", "[" * 100_000, "\ud800"])
+@pytest.mark.parametrize("text", ["", "<html>", "[1]", "\ud800"])
 def test_json_that_is_none_is_a_damaged_model(store, root, text):
     (root / "model" / "unet" / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(CorruptFile, match=r"config\.json"):
+        store.peek(parse_reference(f"file:{root}/model"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": [' + "[],\n" * 200_000 + "0]}", '"' + "x" * 2**24 + '"'])
+def test_json_of_more_than_a_model_needs_is_refused_unread(store, root, text):
+    (root / "model" / "unet" / "config.json").write_text(text)
+    with pytest.raises(UnsupportedModel, match=r"config\.json of the model (is nested|holds more|has)"):
+        read_json(root / "model" / "unet" / "config.json")
+
+
+def test_a_vocabulary_beyond_any_model_is_refused_by_name(store, root):
+    with (root / "model" / "tokenizer" / "tokenizer.json").open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(UnsupportedModel, match=r"tokenizer/tokenizer\.json of model has"):
         store.peek(parse_reference(f"file:{root}/model"))
 
 

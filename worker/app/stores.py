@@ -42,7 +42,7 @@ def build_store(settings: Settings) -> Store:
     pickles, offline = settings.allow_pickles, settings.offline
     read_local = partial(read_header, allow_pickles=pickles)
     headers = HeaderReader(header_end, parse_header, read_local)
-    listings = HubListings(settings.hf_endpoint, _secret(settings.hf_token), offline=offline)
+    listings = HubListings(settings.hf_endpoint, client, offline=offline)
     caches, shared = _CACHED_MODELS, settings.hub_caches
     hub = HuggingFaceHub(cache, client, listings, headers, lookup=caches, shared=shared, allow_pickles=pickles)
     api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)

@@ -17,13 +17,13 @@ names, `lora_down` for `lora_A`). The engine asks the loaded model for the names
 What wrapped the model while it was trained (peft, torch.compile, data parallelism) is stripped wherever it stands.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from pydantic import JsonValue
 
+from worker.core.json_text import parse_bounded
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
 
 # Spellings by their names; the first that a file uses names it.
@@ -260,7 +260,7 @@ def trigger_words(metadata: Mapping[str, str], embeddings: Iterable[str] = ()) -
 
 def _json_object(text: str) -> dict[str, JsonValue] | None:
     try:
-        value = json.loads(text)
+        value = parse_bounded(text)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ import diffusers
 import torch
 import transformers
 from diffusers import pipelines
+
+from worker.core.json_text import parse_bounded
 
 _DEPRECATED = "diffusers.pipelines.deprecated"
 
@@ -36,7 +37,7 @@ def reach_moved_parts(folder: Path) -> None:
     since saved `["diffusers", "WuerstchenPrior"]`. It refuses both as unknown. Only classes that diffusers ships are
     ever set.
     """
-    index = json.loads((folder / "model_index.json").read_bytes())
+    index = parse_bounded((folder / "model_index.json").read_bytes())
     for entry in index.values():
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
             continue

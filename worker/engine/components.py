@@ -1,7 +1,6 @@
 """The components of a pipeline: the list in its model_index.json, and one component from its folder."""
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import transformers
 
 from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.core.json_text import parse_bounded
 from worker.core.model import safetensors_files
 from worker.core.single_file import EncoderKind, encoder_kind
 from worker.engine.compatibility import pipeline_module
@@ -60,7 +60,7 @@ class Component:
 
 def read_index(folder: Path) -> dict[str, Component]:
     """Return the components that a pipeline's folder lists, by name."""
-    index = json.loads((folder / "model_index.json").read_bytes())
+    index = parse_bounded((folder / "model_index.json").read_bytes())
     return {
         name: Component(name, *entry)
         for name, entry in index.items()
@@ -115,7 +115,7 @@ def _load_several(component: Component, folder: Path, what: str, options: Mappin
     """
     beside = [folder.with_name(f"{folder.name}_{number}") for number in range(1, 100)]
     folders = [folder, *itertools.takewhile(Path.is_dir, beside)]
-    names = [str(json.loads((each / "config.json").read_bytes())["_class_name"]) for each in folders]
+    names = [str(parse_bounded((each / "config.json").read_bytes())["_class_name"]) for each in folders]
     parts = [Component(component.name, component.library, name) for name in names]
     return component.cls(
         [load_pretrained(part.cls, each, what, **options) for part, each in zip(parts, folders, strict=True)]
@@ -134,7 +134,7 @@ def _shared_vocabulary(component: Component, folder: Path) -> Path | None:
 
 def _pad_token(folder: Path) -> dict[str, str]:
     """Return the padding token of a folder as an option. Stable Diffusion's second CLIP pads with another token."""
-    token = json.loads((folder / "tokenizer_config.json").read_bytes()).get("pad_token")
+    token = parse_bounded((folder / "tokenizer_config.json").read_bytes()).get("pad_token")
     return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
 
 

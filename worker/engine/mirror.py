@@ -13,6 +13,7 @@ from pathlib import Path
 
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile
+from worker.core.json_text import parse_bounded
 from worker.core.model import SAFETENSORS
 
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -95,8 +96,8 @@ def _is_marked(file: Path) -> bool:
 
 def _read(file: Path) -> object:
     try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
+        return parse_bounded(file.read_bytes())
+    except ValueError:
         raise CorruptFile(
             f"{file.name} of the model is not valid JSON; fetch the model again.", field="model"
         ) from None

@@ -6,7 +6,6 @@ callback: its steps are seen through its scheduler (`stepping.py`).
 
 import functools
 import inspect
-import json
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ import diffusers
 
 from worker.core.device import LoadPlan
 from worker.core.errors import UnsupportedModel
+from worker.core.json_text import parse_bounded
 from worker.engine.components import Component, load_component
 
 # A block that fails logs its whole traceback, also when a job stops it; what a caller hears is the engine's to say.
@@ -71,7 +71,7 @@ def load_modular(plan: LoadPlan, cls: type[Any], dtype: Any) -> Any:
 
     The parts are given to the blocks, instead of letting these fetch them: an index may name any repository.
     """
-    index = json.loads((plan.root / _INDEX).read_bytes())
+    index = parse_bounded((plan.root / _INDEX).read_bytes())
     pipe = cls()
     wanted = {spec.name: spec for spec in pipe.blocks.expected_components}
     missing = [name for name, spec in wanted.items() if _is_loaded(spec) and name not in index]

@@ -1,12 +1,12 @@
 """Quantized weights: made plain as they are read, or kept packed for layers of their own; the rest is refused."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.core.json_text import parse_bounded
 
 Weights = dict[str, torch.Tensor]
 
@@ -17,6 +17,7 @@ _SCALES = (".scale_weight", ".weight_scale")
 _LEFTOVERS = (".scale_input", ".input_scale", ".comfy_quant", ".scale_output", ".output_scale")
 _MARKERS = ("scaled_fp8",)
 _GLOBAL_SCALE = ".weight_scale_2"
+_MAX_MARKER = 4_096  # bytes
 _COMFY_FORMATS = frozenset({"float8_e4m3fn", "float8_e5m2"})
 
 
@@ -139,7 +140,7 @@ def _scaled(name: str, tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tenso
 def _check_comfy(name: str, tensor: torch.Tensor) -> None:
     """Check ComfyUI's marker, JSON that says how a layer is quantized. Raises UnsupportedModel unless it is fp8."""
     try:
-        marker = json.loads(bytes(tensor.to(torch.uint8).flatten().tolist()))
+        marker = parse_bounded(bytes(tensor.flatten()[:_MAX_MARKER].to(torch.uint8).tolist()))
         method = marker.get("format") if isinstance(marker, dict) else None
     except ValueError:
         raise CorruptFile(

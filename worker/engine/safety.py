@@ -1,6 +1,5 @@
 """The operator's safety checker: a classifier of every finished image, and the action on unsafe ones."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, ImageFilter
 from worker.core.errors import LoadFailed, WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import Raster
+from worker.core.json_text import parse_bounded
 from worker.core.model import ModelFiles
 from worker.core.result import Artifact
 from worker.engine.arguments import to_pil
@@ -88,7 +88,7 @@ class SafetyChecker:
     def _load(self, folder: Path) -> Judge:
         what = "SAFETY_CHECKER"
         try:
-            config = json.loads((folder / "config.json").read_bytes())
+            config = parse_bounded((folder / "config.json").read_bytes())
             options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
             if "StableDiffusionSafetyChecker" in (config.get("architectures") or ()):
                 model = load_pretrained(StableDiffusionSafetyChecker, folder, what, field=what, **options)

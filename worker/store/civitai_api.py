@@ -1,13 +1,13 @@
 """CivitAI's API: versions asked for and remembered, and each refusal as a sentence with its own fix."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, WorkerError
+from worker.core.json_text import parse_bounded
 from worker.core.model import ModelSource
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
@@ -95,7 +95,7 @@ class CivitaiApi:
             try:
                 with self._client.get(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as response:
                     if response.status == 200:
-                        value = json.loads(response.read_all(_MAX_JSON_BYTES))
+                        value = parse_bounded(response.read_all(_MAX_JSON_BYTES))
                         if isinstance(value, dict):
                             return value
                         raise ValueError("no JSON object")
@@ -107,7 +107,7 @@ class CivitaiApi:
                 raise SourceUnavailable(
                     f"CivitAI's answer is not taken: {error}; check CIVITAI_ENDPOINT.", field="model"
                 ) from None
-            except (OSError, ValueError, RecursionError):
+            except (OSError, ValueError):
                 failure = _unavailable(title)
             if attempt < attempts:
                 if wait > _MAX_WAIT_S:
@@ -174,8 +174,8 @@ class CivitaiApi:
 
     def _early_access_deadline(self, url: str) -> str | None:
         """Return the end of early access that a refusal names: "" without a time, None for another refusal."""
-        with contextlib.suppress(OSError, ValueError, RecursionError), self._client.get(url, end=1) as response:
-            value = json.loads(response.read_all(_MAX_REFUSAL_BYTES))
+        with contextlib.suppress(OSError, ValueError), self._client.get(url, end=1) as response:
+            value = parse_bounded(response.read_all(_MAX_REFUSAL_BYTES))
             if isinstance(value, dict) and str(value.get("error", "")).lower().startswith("early access"):
                 deadline = value.get("deadline")
                 return deadline[:40] if isinstance(deadline, str) and deadline.isprintable() else ""

@@ -1,10 +1,10 @@
 """The files that a repository lacks, by its lists of files and of parts: known before anything is downloaded."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from worker.core.errors import CorruptFile
+from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.store.selection import (
     CONFIG,
     ReadIndex,
@@ -17,6 +17,7 @@ from worker.store.selection import (
     split_of,
 )
 
+MAX_BESIDE_BYTES = 64 * 2**20  # the largest known vocabulary, of 262,144 words and their merges, has half of it
 # Components of these classes have no weights of their own.
 _WEIGHTLESS = re.compile(r"Tokenizer|Processor|Scheduler|Extractor|Guider")
 # What a tokenizer's folder has beside its vocabulary.
@@ -46,6 +47,17 @@ def check_complete(
             lacks = missing_files(f"{folder}/", cls, inside, read_index)
             missing += lacks if not described_only or any(map(is_weights, inside)) or _is_weightless(cls) else []
     refuse_missing(what, missing)
+
+
+def refuse_bulky(what: str, sizes: Iterable[tuple[str, int | None]]) -> None:
+    """Raise UnsupportedModel if a file beside the weights is larger than any vocabulary: it would be read whole."""
+    for name, size in sizes:
+        if size is not None and size > MAX_BESIDE_BYTES and not is_weights(name):
+            raise UnsupportedModel(
+                f"{name[-80:]} of {what} has {size:,} bytes; beside its weights no file of a model may have more than "
+                f"{MAX_BESIDE_BYTES:,}.",
+                field="model",
+            )
 
 
 def refuse_missing(what: str, missing: Sequence[str]) -> None:

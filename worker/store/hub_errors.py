@@ -1,88 +1,32 @@
-"""The Hub client's exceptions as ours, in one place, with retries for failures that pass by themselves."""
+"""The Hub's refusals as our errors, in one place: a header of its answer names the reason."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Mapping
 
-from worker.core.errors import (
-    AccessDenied,
-    CorruptFile,
-    InvalidRequest,
-    ModelNotFound,
-    SourceUnavailable,
-    WorkerError,
-)
+from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, WorkerError
 from worker.core.model import ModelSource
 from worker.store.transfer import Refused, RemoteFile
 
-ATTEMPTS = 3
-BACKOFF_S = 0.5
-MAX_WAIT_S = 10.0
-T = TypeVar("T")
+_DISABLED = "Access to this resource is disabled."
+_BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105  # the Hub's sentence
 
 
-def with_retries(call: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Run `call`, and again after a broken connection or a busy server: huggingface_hub itself retries neither."""
-    import httpx2
-    from huggingface_hub import errors as hub
-
-    for attempt in range(1, attempts + 1):
-        wait = BACKOFF_S * attempt
-        try:
-            return call()
-        except hub.HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else 0
-            if attempt == attempts or not (status == 429 or status >= 500):
-                raise
-            retry_after = error.response.headers.get("Retry-After", "")
-            wait = min(float(retry_after), MAX_WAIT_S) if retry_after.isdecimal() else wait
-        except RecursionError:
-            raise
-        except (httpx2.TransportError, RuntimeError):
-            # RuntimeError: all questions share one client, and a thread that cannot connect closes it for the others.
-            if attempt == attempts:
-                raise
-        time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-@contextmanager
-def hub_errors(source: ModelSource) -> Iterator[None]:
-    """Turn the Hub client's exceptions into one sentence about `source`; no URL, path or token gets through."""
-    import httpx2
-    from huggingface_hub import errors as hub
-
-    repo = source.locator
-    try:
-        yield
-    except (WorkerError, RecursionError):  # the latter is a RuntimeError, and the fault of the file that was read
-        raise
-    except hub.GatedRepoError:
-        raise _gated(repo) from None
-    except hub.RevisionNotFoundError:
-        raise ModelNotFound(f"{repo} has no revision {source.revision!r}.", field="model") from None
-    except hub.DisabledRepoError:
-        raise ModelNotFound(f"{repo} was disabled by the Hub; use another model.", field="model") from None
-    except hub.RepositoryNotFoundError:
-        raise ModelNotFound(
+def listing_refused(source: ModelSource, status: int, headers: Mapping[str, str]) -> WorkerError:
+    """Return the error for a repository that the Hub does not describe."""
+    repo, reason, sentence = source.locator, headers.get("x-error-code", ""), headers.get("x-error-message", "")
+    if reason == "GatedRepo":
+        return _gated(repo)
+    if reason == "RevisionNotFound":
+        return ModelNotFound(f"{repo} has no revision {source.revision!r}.", field="model")
+    if sentence == _DISABLED:
+        return ModelNotFound(f"{repo} was disabled by the Hub; use another model.", field="model")
+    # To a stranger a private repository does not exist, and one that does not exist is called private.
+    if reason == "RepoNotFound" or status in {404, 410} or (status == 401 and sentence != _BAD_TOKEN):
+        return ModelNotFound(
             f"{repo} does not exist on the Hub, or is private; check the spelling, or set HF_TOKEN.", field="model"
-        ) from None
-    except hub.HFValidationError:
-        raise InvalidRequest(f"{repo[:80]!r} is no repository id; write org/repo.", field="model") from None
-    except hub.LocalEntryNotFoundError:  # the client's word for a Hub that does not answer
-        raise _unavailable(repo) from None
-    except hub.EntryNotFoundError:
-        raise ModelNotFound(f"{repo} lacks a file at this revision.", field="model") from None
-    except hub.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        if status in {401, 403}:
-            raise _token_refused(repo) from None
-        raise _unavailable(repo) from None
-    except (httpx2.TransportError, hub.RevisionResolutionError, RuntimeError):
-        raise _unavailable(repo) from None
-    except OSError:
-        raise _unavailable(repo) from None
+        )
+    if status in {401, 403}:
+        return _token_refused(repo)
+    return unavailable(source)
 
 
 def refused_by_hub(source: ModelSource) -> Refused:
@@ -102,7 +46,7 @@ def refused_by_hub(source: ModelSource) -> Refused:
             return _token_refused(repo)
         if status in {404, 410}:
             return ModelNotFound(f"{repo} lacks {file.name} at this revision.", field="model")
-        return _unavailable(repo)
+        return unavailable(source)
 
     return refused
 
@@ -118,5 +62,8 @@ def _token_refused(repo: str) -> AccessDenied:
     return AccessDenied(f"{repo} refuses this worker's token; set HF_TOKEN to one that may read it.", field="model")
 
 
-def _unavailable(repo: str) -> SourceUnavailable:
-    return SourceUnavailable(f"The Hub did not deliver {repo}; send the job again in a minute.", field="model")
+def unavailable(source: ModelSource) -> SourceUnavailable:
+    """Return the error for a Hub that does not answer, or answers that it cannot."""
+    return SourceUnavailable(
+        f"The Hub did not deliver {source.locator}; send the job again in a minute.", field="model"
+    )

@@ -17,10 +17,10 @@ from worker.core.result import Emit, ignore_progress
 from worker.net.client import Client
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
-from worker.store.completeness import check_complete, missing_files, refuse_missing
+from worker.store.completeness import check_complete, missing_files, refuse_bulky, refuse_missing
 from worker.store.entries import ASIDE, Entry
-from worker.store.hub_errors import ATTEMPTS, refused_by_hub
-from worker.store.hub_listing import HubListings, Listing, declaration_details, remembered_declaration
+from worker.store.hub_errors import refused_by_hub
+from worker.store.hub_listing import ATTEMPTS, HubListings, Listing, declaration_details, remembered_declaration
 from worker.store.local import read_json, read_outline
 from worker.store.lockfile import LockedFile, LockedModel
 from worker.store.meter import run_all
@@ -207,6 +207,7 @@ class HuggingFaceHub:
             return self._outline_of(finished, source, variant)
         configs = self._configs(source, listing, stop)
         chosen = self._choose(source, listing, configs, variant, stop)
+        refuse_bulky(source.locator, [(name, listing.files[_below(source, name)].size) for name in chosen.names])
         weights = [name for name in chosen.names if is_weights(name)]
         total = sum(listing.files[_below(source, name)].size or 0 for name in weights)
         # The same names as on disk later, or a model would be described otherwise once it is there.

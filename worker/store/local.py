@@ -1,6 +1,5 @@
 """Models in folders of this machine: only below the operator's roots."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsupportedModel
 from worker.core.job import StopSignal
+from worker.core.json_text import JsonTooLarge, parse_bounded
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.store.completeness import check_complete
+from worker.store.completeness import check_complete, refuse_bulky
 from worker.store.selection import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -28,6 +28,7 @@ from worker.store.selection import (
     single_file,
 )
 
+MAX_JSON_BYTES = 16 * 2**20  # an index of 50,000 shards' tensors
 ReadHeader = Callable[[Path], TensorIndex]
 Wants = Callable[[str], bool]
 
@@ -164,10 +165,16 @@ def read_outline(
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object from disk. Raises CorruptFile."""
+    """Read a JSON object from disk. Raises CorruptFile, and UnsupportedModel for more than a model needs."""
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise UnsupportedModel(
+            f"{path.name} of the model has {size:,} bytes; at most {MAX_JSON_BYTES:,} are read.", field="model"
+        )
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        value = parse_bounded(path.read_bytes())
+    except JsonTooLarge as error:
+        raise UnsupportedModel(f"{path.name} of the model {error}, more than any model needs.", field="model") from None
+    except ValueError:
         raise CorruptFile(
             f"{path.name} of the model is not valid JSON; fetch the model again.", field="model"
         ) from None
@@ -191,6 +198,7 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool, wants: Wa
 
     options: Any = {"allow_pickles": allow_pickles, "read_index": read_index}
     chosen = pipeline_files(index, _names(folder), variant, wants=wants, **options)
+    refuse_bulky(folder.name[:80], ((name, (folder / name).stat().st_size) for name in chosen.names))
     # Weights that are not there at all are told by whoever loads them: a folder may be asked for its description alone.
     if listed == MODEL_INDEX:  # a modular one may list parts of other repositories: detection refuses those
         check_complete(folder.name[:80], index, chosen.names, wants, read_index, described_only=True)

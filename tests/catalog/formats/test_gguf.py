@@ -105,7 +105,7 @@ MALFORMED = {
     "deep array": (
         fields(pairs=1) + PAIR + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 9,
         CorruptFile,
-        "deep",
+        "nests",
     ),
     "long array": (fields(pairs=1) + PAIR + struct.pack("<IIQ", 9, 8, 2**40), UnsupportedModel, "values in its header"),
     "weights cut": (fields() + tensor(sizes=(10**6,)), CorruptFile, "truncated"),

@@ -13,10 +13,11 @@ from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.core.model import TensorIndex, tensor_bytes
 
 MAGIC = b"GGUF"
-MAX_HEADER_BYTES = 64 * 2**20  # a text encoder carries its vocabulary; the largest known need 16 MiB
+MAX_HEADER_BYTES = 32 * 2**20  # a text encoder carries its vocabulary; the largest known need 16 MiB
 MAX_TENSORS = 50_000
 MAX_PAIRS = 10_000
-MAX_ITEMS = 2_000_000  # of all arrays together
+MAX_ITEMS = 1_000_000  # texts and lists in all arrays together; a vocabulary of 262,144 has 515,000 merges
+MAX_TEXT_BYTES = 2**20
 MAX_NAME = 512
 MAX_RANK = 8
 _FIRST_READ = 2**20  # enough for a denoiser, whose pairs are few
@@ -32,6 +33,8 @@ GGUF_TYPES: Mapping[int, str] = {
 # gguf_metadata_value_type -> struct format; 8 is a string, 9 an array
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
+_KEPT_BYTES = 1_024  # of a text; longer ones are chat templates, which nobody asks for
 _ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # ComfyUI-GGUF flattens shapes that GGUF cannot hold, and notes them here
 
 
@@ -52,15 +55,18 @@ class _Reader:
         self._items = 0
         self.at = 0
 
-    def take(self, count: int) -> bytes:
+    def skip(self, count: int) -> None:
         end = self.at + count
         if end > MAX_HEADER_BYTES:
             raise UnsupportedModel(f"{self._name} has a header of more than {MAX_HEADER_BYTES:,} bytes, the limit.")
         if end > len(self._bytes):
             raise _TooShortError(end)
-        data = self._bytes[self.at : end]
         self.at = end
-        return data
+
+    def take(self, count: int) -> bytes:
+        begin = self.at
+        self.skip(count)
+        return self._bytes[begin : self.at]
 
     def number(self, form: str) -> int | float | bool:
         value: int | float | bool = struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -70,28 +76,57 @@ class _Reader:
         return int(self.number(form))
 
     def text(self, limit: int) -> str:
+        return self.take(self._length(limit)).decode("utf-8", "replace")
+
+    def _skip_texts(self, count: int) -> None:
+        """Go past the texts of a vocabulary: a million of them, so each is a few operations only."""
+        data, at, read = self._bytes, self.at, _LENGTH.unpack_from
+        last = len(data) - _LENGTH.size
+        for _ in range(count):
+            if at > last:
+                break
+            self.at = at
+            at += _LENGTH.size + read(data, at)[0]
+        else:
+            self.skip(at - self.at)
+            return
+        self.skip(self._length(MAX_HEADER_BYTES))  # the last one, which goes beyond the end
+        self.skip(_LENGTH.size)
+
+    def _short_text(self) -> str | None:
+        length = self._length(MAX_TEXT_BYTES)
+        if length <= _KEPT_BYTES:
+            return self.take(length).decode("utf-8", "replace")
+        self.skip(length)
+        return None
+
+    def _length(self, limit: int) -> int:
         length = self.count()
         if length > limit:
             raise self.damaged(f"has a string of {length:,} bytes where at most {limit:,} make sense")
-        return self.take(length).decode("utf-8", "replace")
+        return length
 
     def value(self, kind: int, depth: int = 0) -> object:
         """Read one value; of an array only numbers are kept, and only short ones."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
-            return self.text(MAX_HEADER_BYTES)
-        if kind != _ARRAY or depth > 1:
-            raise self.damaged(f"has a value of the unknown type {kind}" if depth < 2 else "nests its arrays too deep")
+            return self._short_text()
+        if kind != _ARRAY or depth > 0:
+            raise self.damaged(f"has a value of the unknown type {kind}" if kind != _ARRAY else "nests its arrays")
         inner, length = self.count("<I"), self.count()
+        if inner in _SCALARS and length > MAX_RANK:
+            self.skip(length * struct.calcsize(_SCALARS[inner]))
+            return None
         self._items += length
         if self._items > MAX_ITEMS:
             raise UnsupportedModel(f"{self._name} lists more than {MAX_ITEMS:,} values in its header, the limit.")
-        if inner in _SCALARS and length > MAX_RANK:
-            self.take(length * struct.calcsize(_SCALARS[inner]))
-            return None
-        items = [self.value(inner, depth + 1) for _ in range(length)]
-        return tuple(items) if length <= MAX_RANK else None
+        if length <= MAX_RANK:
+            return tuple([self.value(inner, depth + 1) for _ in range(length)])
+        if inner != _STRING:
+            self.value(inner, depth + 1)  # which refuses it
+        self._skip_texts(length)
+        return None
 
     def damaged(self, fault: str) -> CorruptFile:
         return CorruptFile(f"{self._name} is damaged: its GGUF header {fault}; download it again.")

@@ -9,7 +9,6 @@ Remote files: ask `header_end` with the first bytes, read that many, and ask aga
 call `parse_header`. For safetensors the first answer is final; the length of a GGUF header shows only as it is read.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import TypeGuard
@@ -18,14 +17,19 @@ from worker.catalog.formats.gguf import MAGIC, gguf_end, parse_gguf
 from worker.catalog.formats.pickles import read_pickle
 from worker.catalog.formats.unsupported_formats import is_pickle, name_unsupported
 from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import TensorIndex
 
-MAX_HEADER_BYTES = 32 * 2**20  # the largest real ones (kohya's tag tables, merge recipes) stay below 10 MiB
+MAX_HEADER_BYTES = 16 * 2**20  # the largest real ones (kohya's tag tables, merge recipes) stay below 10 MiB
 MAX_TENSORS = 50_000  # a mixture of experts in 4 bits needs about 20,000
 MAX_RANK = 8
+MAX_PAIRS = 10_000  # of metadata; kohya writes about 100
+MAX_VALUE_CHARS = 2**20  # of one value that is kept; kohya's tag tables are longer, and nobody asks for them
 FORMAT_LIMIT = 100_000_000  # the format's own limit
 SNIFF_BYTES = 512
 
+# A tensor is an object of three fields and two lists, a pair of metadata two texts.
+_LIMITS = JsonLimits(MAX_TENSORS * (6 + 2 * MAX_RANK) + MAX_PAIRS, 5 * MAX_TENSORS + 2 * MAX_PAIRS + 1, 3)
 _DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -101,7 +105,7 @@ def parse_header(prefix: bytes, file_bytes: int, name: str) -> TensorIndex:
     end = header_end(prefix, file_bytes, name)
     if len(prefix) < end:
         raise CorruptFile(f"{name} answered {len(prefix):,} of the {end:,} bytes of its header; read it again.")
-    entries = _load(prefix[8:end], name)
+    entries = _load(memoryview(prefix)[8:end], name)
     metadata = _metadata(entries.pop("__metadata__", None), name)
     if not entries:
         raise UnsupportedModel(f"{name} holds no tensors; name a file with weights.")
@@ -117,12 +121,16 @@ def parse_header(prefix: bytes, file_bytes: int, name: str) -> TensorIndex:
     return TensorIndex(tensors=tensors, metadata=metadata, container="safetensors", file_bytes=file_bytes)
 
 
-def _load(text: bytes, name: str) -> dict[str, object]:
+def _load(text: memoryview, name: str) -> dict[str, object]:
     try:
-        entries = json.loads(text, object_pairs_hook=_unique)
+        entries = parse_bounded(text, _LIMITS, _unique)
+    except JsonTooLarge as error:
+        raise UnsupportedModel(
+            f"{name} has a header that {error}; {MAX_TENSORS:,} tensors and {MAX_PAIRS:,} pairs of metadata are taken."
+        ) from None
     except _DuplicateNameError as error:
         raise CorruptFile(f"{name} lists {_short(str(error))} twice in its header; download it again.") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise CorruptFile(f"{name} has a header that is not JSON: it is damaged; download it again.") from None
     if not isinstance(entries, dict):
         raise CorruptFile(f"{name} has a header that is not a JSON object: it is damaged; download it again.")
@@ -149,7 +157,9 @@ def _metadata(value: object, name: str) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise CorruptFile(f"{name} has metadata that is not text; save it again with safetensors.")
-    return value
+    if len(value) > MAX_PAIRS:
+        raise UnsupportedModel(f"{name} has {len(value):,} pairs of metadata; the limit is {MAX_PAIRS:,}.")
+    return {key: text for key, text in value.items() if len(text) <= MAX_VALUE_CHARS}
 
 
 def _entry(tensor: str, entry: object, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:

@@ -6,7 +6,6 @@ keys and one for values. In every attention of the UNet whose context is that wi
 only.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -141,7 +140,7 @@ def _structure(metadata: Mapping[str, str], model: str) -> _Structure:
             field="hypernetworks",
         )
     at_the_end = metadata.get("activate_output", "true")
-    return _Structure(_ACTIVATIONS[name], json.loads(at_the_end.lower()) is not False)
+    return _Structure(_ACTIVATIONS[name], at_the_end.strip().lower() != "false")
 
 
 def _network(layers: Mapping[int, Mapping[str, Tensor]], structure: _Structure, width: int) -> nn.Module:

@@ -1,6 +1,5 @@
 """The image encoder of IP-Adapters, and the processor that prepares an image prompt's images for it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import (
 )
 
 from worker.core.errors import CorruptFile, UnsupportedModel
+from worker.core.json_text import parse_bounded
 from worker.engine.pretrained import load_pretrained
 
 _FIELD = "ip_adapters"
@@ -34,7 +34,7 @@ def load_encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Enco
     resizing rounds differently. Sizes are the encoder's own, as diffusers' loader chooses them.
     """
     try:
-        kind = str(json.loads((folder / "config.json").read_bytes()).get("model_type"))
+        kind = str(parse_bounded((folder / "config.json").read_bytes()).get("model_type"))
     except (OSError, ValueError, AttributeError):
         raise CorruptFile("The image encoder has no readable config.json; fetch it again.", field=_FIELD) from None
     if not kind.startswith(("clip", "siglip")):

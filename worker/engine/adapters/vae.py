@@ -1,6 +1,5 @@
 """Another VAE for the length of one job."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel
+from worker.core.json_text import parse_bounded
 from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
 from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.offloading import Offloading
@@ -96,7 +96,7 @@ def _replacing(own: Any) -> frozenset[str]:
 
 def _class_name(folder: Path, name: str) -> str:
     try:
-        return str(json.loads((folder / "config.json").read_bytes()).get("_class_name"))
+        return str(parse_bounded((folder / "config.json").read_bytes()).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         raise CorruptFile(f"vae: {name} has no readable config.json; fetch it again.", field=_FIELD) from None
 

@@ -1,7 +1,6 @@
 """Facts from the headers of weight files, read once per file: parameter counts of a model, the kind of a LoRA."""
 
 import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +13,7 @@ from worker.catalog.detector import detect_header
 from worker.catalog.detectors.storage import quantization_of
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+from worker.core.json_text import parse_bounded
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex, safetensors_files
 from worker.store.selection import shard_count, split_of
@@ -148,8 +148,8 @@ def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:
     """Read peft's own file beside a LoRA, which has the scale that the tensors lack; None without one."""
     config = path.with_name("adapter_config.json")
     try:
-        value = json.loads(config.read_bytes()) if config.stat().st_size <= _MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        value = parse_bounded(config.read_bytes()) if config.stat().st_size <= _MAX_CONFIG_BYTES else None
+    except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import hmac
-import json
 import secrets
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -17,6 +16,7 @@ from starlette.requests import HTTPConnection
 
 from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobCancelled, ModelNotFound, UnknownParameter
+from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
@@ -37,6 +37,8 @@ WAITED_FOR = JobOptions(kept=False)
 MAX_KEY_CHARS = 255
 # Twenty-megabyte images and a sixty-four-megabyte video, as base64, with some room.
 MAX_BODY_BYTES = 120_000_000
+# Far more than a job's input may hold, which is refused by the names of its fields.
+JSON_LIMITS = JsonLimits(values=100_000, texts=200_000, depth=32)
 # Actions of the operator alone: they move other callers' models off the device.
 ADMIN_ACTIONS = ("preload", "unload")
 # The tasks that change an image as a prompt says.
@@ -143,10 +145,12 @@ async def read_json(request: Request, max_bytes: int) -> JsonValue:
 
 
 def parse_json(body: bytes) -> JsonValue:
-    """Parse a body as JSON. Raises InvalidRequest for invalid JSON."""
+    """Parse a body as JSON. Raises InvalidRequest for invalid JSON, and for more of it than any request needs."""
     try:
-        value: JsonValue = json.loads(body)
-    except (ValueError, RecursionError):
+        value: JsonValue = parse_bounded(body, JSON_LIMITS)
+    except JsonTooLarge as error:
+        raise InvalidRequest(f"The body {error}; send fewer fields, and plain ones.", field="body") from None
+    except ValueError:
         raise InvalidRequest("The body is not valid JSON; check quotes, commas and brackets.", field="body") from None
     return value
 

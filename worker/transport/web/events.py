@@ -12,13 +12,14 @@ from pydantic import JsonValue
 from starlette.websockets import WebSocketDisconnect
 
 from worker.core.errors import InvalidRequest, Overloaded, WorkerError
+from worker.core.json_text import JsonTooLarge, parse_bounded
 from worker.core.result import Progress
 from worker.service.jobs.record import JobRecord
 from worker.service.usage import request_id
 from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.auth import subprotocol
-from worker.transport.web.context import WAITED_FOR, ServerContext
+from worker.transport.web.context import JSON_LIMITS, WAITED_FOR, ServerContext
 from worker.transport.web.runpod_schema import encode_job, encode_run
 from worker.wire.errors import encode_error
 
@@ -179,8 +180,10 @@ class _Conversation:
 
 def _decode(text: object) -> dict[str, JsonValue]:
     try:
-        message = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
+        message = parse_bounded(text, JSON_LIMITS) if isinstance(text, str) else None
+    except JsonTooLarge as error:
+        raise InvalidRequest(f"The message {error}; send fewer fields, and plain ones.", field="input") from None
+    except ValueError:
         message = None
     if not isinstance(message, dict) or message.get("type") not in ("run", "cancel"):
         raise InvalidRequest(

@@ -4,7 +4,6 @@ Names with brackets are parts of objects and lists, as PHP, Rails and OpenAI's c
 `loras[][model]`, `image[0]`.
 """
 
-import json
 import re
 import sys
 from collections.abc import Collection
@@ -18,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from worker.core.errors import InvalidImage, InvalidRequest
+from worker.core.json_text import parse_bounded
 from worker.media.images import to_base64
-from worker.transport.web.context import bounded, media_type
+from worker.transport.web.context import JSON_LIMITS, bounded, media_type
 
 MAX_FILES = 17  # sixteen images and a mask
 MAX_TEXTS = 100
@@ -170,7 +170,7 @@ def _values(name: str, value: JsonValue) -> JsonValue:
     if not isinstance(value, str) or name in _TEXTS or "prompt" in name:
         return value
     try:
-        plain: JsonValue = json.loads(value)
-    except (ValueError, RecursionError):
+        plain: JsonValue = parse_bounded(value, JSON_LIMITS)
+    except ValueError:
         return value
     return plain

@@ -1,6 +1,5 @@
 """Another VAE for a job: checked to have the model's latents before it is fetched."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from worker.catalog.interface.adapters import INTERCHANGEABLE_VAES
 from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
 from worker.core.job import Job
+from worker.core.json_text import parse_bounded
 from worker.core.model import Detection, Kind, Outline, TensorIndex
 from worker.core.result import Emit
 from worker.service.accepting.adapters.compatibility import check_kind
@@ -69,7 +69,7 @@ def _read_configs(folder: Path) -> dict[str, dict[str, object]]:
     for name in (_INNER_CONFIG, _CONFIG):
         if (folder / name).is_file():
             try:
-                config = json.loads((folder / name).read_bytes())
+                config = parse_bounded((folder / name).read_bytes())
             except ValueError:
                 return {}
             return {name: config} if isinstance(config, dict) else {}
