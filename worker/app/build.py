@@ -61,6 +61,7 @@ class Worker:
     provisioner: Provisioner
     operations: Operations
     engine: EngineThread
+    mux: BatchMux
     metrics: Metrics
     usage_log: UsageLog
     quotas: Quotas
@@ -80,6 +81,15 @@ class Worker:
         self.resolver.replace_registry(registry)
         self.operations.readiness.wake()
         _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
+
+    def close(self) -> None:
+        """Write down what is counted and traced. Blocking."""
+        self.operations.telemetry.close()
+        self.quotas.close()
+
+    async def until_lost(self) -> None:
+        """Watch the engine, and return once it is lost: the process should end then, and another take its place."""
+        await self.engine.watchdog.watch(lambda: self.engine.lost is not None, self.mux.give_up)
 
     async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
         """Load the models to be served first, or without WARM_UP look for their files; then try the failed ones again.
@@ -115,12 +125,13 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     )
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
-    engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)))
+    engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)), settings.silence_seconds)
     limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
     backend: Backend = MeteredBackend(LocalBackend(provisioner, mux), settings.gpu_price_per_hour)
     admission = Admission(
-        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
+        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
+        engine.watchdog.check,
     )
     quotas = Quotas(
         QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
@@ -142,7 +153,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     usage_log = UsageLog(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
     operations = Operations(generation, introspection, device, readiness, delivery, telemetry)
-    return Worker(settings, resolver, store, provisioner, operations, engine, metrics, usage_log, quotas)
+    return Worker(settings, resolver, store, provisioner, operations, engine, mux, metrics, usage_log, quotas)
 
 
 def _tracing(settings: Settings) -> list[Observer]:

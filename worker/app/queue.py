@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from worker.app.build import Worker, build_worker
@@ -12,7 +12,7 @@ from worker.app.logs import configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
-from worker.app.signals import hear_reload, hear_shutdown
+from worker.app.signals import end_at_once, end_once_lost, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore, StoreBounds
 from worker.transport.local_run import LocalRun
@@ -63,7 +63,7 @@ def run_serverless() -> None:
     if not local:
         for check in (check_volume(settings), check_device(settings), check_models(worker.operations.readiness)):
             runpod.serverless.register_fitness_check(check)
-    config |= {"handler": _handler(door, at_terminal, streams=streams), "concurrency_modifier": door.concurrency}
+    config |= {"handler": _handler(door, at_terminal, streams=streams), "concurrency_modifier": _taken(worker, door)}
     runpod.serverless.start(config)
 
 
@@ -72,6 +72,16 @@ def _handler(door: ServerlessDoor, at_terminal: LocalRun | None, *, streams: boo
     if at_terminal is not None:
         return at_terminal.reporting(door.handle)
     return door.stream if streams else door.handle
+
+
+def _taken(worker: Worker, door: ServerlessDoor) -> Callable[[int], int]:
+    """Return RunPod's concurrency_modifier: no job is taken for an engine that does not answer."""
+
+    def concurrency(current: int) -> int:
+        taken = door.concurrency(current)
+        return 0 if worker.engine.obstacle else taken
+
+    return concurrency
 
 
 def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
@@ -84,8 +94,11 @@ def _begin(worker: Worker) -> None:
     """Start the parts that need the running loop: the signals, after RunPod's SDK has set its own, and the warm-up."""
     hear_reload(worker.reload)
     hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
+    works: list[Coroutine[None, None, None]] = [end_once_lost(worker.until_lost, end_at_once)]
     if worker.settings.warm_up:  # else the fitness check has looked for the files
-        task = asyncio.get_running_loop().create_task(worker.warm_up())
+        works.append(worker.warm_up())
+    for work in works:
+        task = asyncio.get_running_loop().create_task(work)
         _background.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(_background.discard)
 

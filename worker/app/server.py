@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import math
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +21,7 @@ from worker.app.logs import WITHOUT_QUERY, configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError
-from worker.app.signals import end_well_on_terminate, hear_reload, hear_shutdown
+from worker.app.signals import end_at_once, end_once_lost, end_well_on_terminate, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.net.webhook import WebhookSender
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
@@ -122,13 +124,13 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         if hears_signals:
             hear_reload(lambda: reload(worker, authenticator))
             hear_shutdown(admission.close, grace_s)
-        warming = asyncio.create_task(warm_up())
-        yield
-        warming.cancel()
+        with _beside(warm_up(), _watch(worker, hears_signals=hears_signals)):
+            yield
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        closings = (worker.operations.telemetry.close, worker.quotas.close)
-        await asyncio.gather(webhooks.close(_FAREWELL_S), *map(asyncio.to_thread, closings))
+        await asyncio.gather(webhooks.close(_FAREWELL_S), asyncio.to_thread(worker.close))
+        if hears_signals and worker.engine.lost is not None:
+            end_at_once()
 
     gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
     context = ServerContext(
@@ -145,6 +147,23 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         public_url=settings.public_url,
     )
     return create_app(context, lifespan, settings.cors_origins)
+
+
+async def _watch(worker: Worker, *, hears_signals: bool) -> None:
+    """Watch the engine; once it is lost end as by SIGTERM, so that what can be answered still is."""
+    await end_once_lost(worker.until_lost, partial(signal.raise_signal, signal.SIGTERM) if hears_signals else _go_on)
+
+
+def _go_on() -> None:
+    """Leave a server in another program's thread to that program."""
+
+
+@contextmanager
+def _beside(*works: Coroutine[None, None, None]) -> Iterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
+    yield
+    for task in tasks:
+        task.cancel()
 
 
 def _webhooks(settings: Settings) -> Webhooks:

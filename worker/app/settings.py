@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     max_resident_models: int = Field(default=1, ge=1, le=64)
     resident_loras: int = Field(default=4, ge=0, le=64)
     warm_up: bool = True
+    silence_seconds: float = Field(default=300.0, ge=1, le=86_400)
     batch_size: int = Field(default=1, ge=1, le=32)
     batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
 

@@ -1,14 +1,19 @@
-"""The signals to a running worker: SIGTERM to finish and stop, SIGHUP to read its files again."""
+"""The ends of a running worker: SIGTERM to finish and stop, a lost engine; and SIGHUP to read its files again."""
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import NoReturn
 
 _LOG = logging.getLogger("worker")
+LOST_STATUS = 75
+"""The exit status of a worker whose engine does not answer any more: whoever started it should start another."""
+_HEARING_S = 5.0
 _tasks: set[asyncio.Task[None]] = set()
 
 
@@ -45,6 +50,20 @@ def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> 
 
     for number in handlers:
         signal.signal(number, handle)
+
+
+async def end_once_lost(until_lost: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
+    """Call `end` once the engine is lost and those who are told so have had the time to hear it."""
+    await until_lost()
+    _LOG.critical("the engine is lost: this worker ends with status %d", LOST_STATUS)
+    await asyncio.sleep(_HEARING_S)
+    end()
+
+
+def end_at_once() -> NoReturn:
+    """End the process with LOST_STATUS. Nothing else would: at its usual end a process waits for its threads."""
+    logging.shutdown()
+    os._exit(LOST_STATUS)
 
 
 def end_well_on_terminate() -> None:

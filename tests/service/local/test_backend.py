@@ -150,14 +150,6 @@ async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
     assert (await hung.draw())["images"]
 
 
-async def test_a_load_that_never_ends_costs_the_device_after_all(hung, monkeypatch):
-    monkeypatch.setattr(batching, "LOAD_GRACE_S", 0.3)
-    hung.engine.alive.set()
-    hung.engine.load_seconds = 2
-    with pytest.raises(DeviceLost):
-        await hung.draw(timeout_s=0.2)
-
-
 async def test_an_engine_that_cannot_be_built_is_tried_again(context):
     context.builder.failures = [LoadFailed("No driver.")]
     with pytest.raises(LoadFailed):

@@ -14,7 +14,7 @@ from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
 from worker.core.job import StopSignal
 from worker.core.model import ModelFiles
-from worker.core.result import Emit, ignore_progress
+from worker.core.result import Emit, Progress, ignore_progress
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.admission import Load
 from worker.service.limits.job_limits import JobLimits
@@ -98,6 +98,11 @@ class DeviceIntrospection:
             models=len(self._resolver.registry.models),
         )
 
+    @property
+    def obstacle(self) -> str | None:
+        """A sentence about a device that takes no work now; None of one that does."""
+        return self._engine.obstacle
+
     def is_resident(self, model: str) -> bool:
         """True if this model of the registry is on the device."""
         return self._resolver.registered_id(model) in self._engine.resident_models
@@ -115,7 +120,12 @@ class DeviceIntrospection:
         resolved = await asyncio.to_thread(self._resolver.known, spec)
         stop = StopSignal(timeout_s or self._limits.timeout_s)
         files = await asyncio.to_thread(self._provisioner.model_files, resolved, emit, stop)
-        plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit), f"preload {spec.id}")
+
+        def emit_heard(progress: Progress) -> None:
+            self._engine.watchdog.hear(progress, files.total_bytes)
+            emit(progress)
+
+        plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
         return Preloaded(spec.id, plan)
 
     async def unload(self, model: str | None) -> Unloaded:

@@ -29,10 +29,12 @@ class Readiness:
         self._woken = asyncio.Event()
 
     def problems(self) -> tuple[str, ...]:
-        """Return one sentence for each model that cannot be had."""
+        """Return one sentence for a device that does not answer, and for each model that cannot be had."""
         for name in [name for name in self._failures if self._device.is_resident(name)]:
             del self._failures[name]
-        return tuple(f"{name}: {error.message}" for name, error in self._failures.items())
+        obstacle = self._device.obstacle
+        models = (f"{name}: {error.message}" for name, error in self._failures.items())
+        return (*([obstacle] if obstacle else []), *models)
 
     async def prepare(self, *, loaded: bool) -> None:
         """Load every model, or look for its files without loading any. Failures are noted and logged."""

@@ -6,7 +6,7 @@ The rules are the worker's own and the same at every door. Limits for each calle
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -36,10 +36,11 @@ class Load:
 
 
 class Admission:
-    """Admits jobs. Used on one event loop."""
+    """Admits jobs. Used on one event loop. `check_device` raises while no job could run."""
 
-    def __init__(self, limits: AdmissionLimits) -> None:
+    def __init__(self, limits: AdmissionLimits, check_device: Callable[[], None] = lambda: None) -> None:
         self._limits = limits
+        self._check_device = check_device
         self._slots = asyncio.Semaphore(limits.max_concurrent)
         self._inside: dict[int, tuple[Job, asyncio.Task[object] | None]] = {}
         self._waiting = 0
@@ -126,6 +127,7 @@ class Admission:
         """Raise ShuttingDown or Overloaded when no job is taken now."""
         if self._closing:
             raise ShuttingDown("This worker is being stopped and takes no more jobs; another worker will take it.")
+        self._check_device()
         if self._slots.locked() and self._waiting >= self._limits.max_queued:
             wait_s = max(1, math.ceil(self._mean_s * (self._waiting + 1) / self._limits.max_concurrent))
             raise Overloaded(

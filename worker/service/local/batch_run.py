@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -78,8 +79,9 @@ class QueuedJob:
 class BatchRun:
     """One run of some queued jobs. Made on the event loop, run in the engine's thread, answered on the loop again."""
 
-    def __init__(self, queued_jobs: list[QueuedJob]) -> None:
+    def __init__(self, queued_jobs: list[QueuedJob], hear: Callable[[Progress, int], None]) -> None:
         self.queued_jobs = queued_jobs
+        self._hear = hear
         self.loading = False
         self.load_s = 0.0
         self.fits: int | None = None
@@ -169,6 +171,7 @@ class BatchRun:
         return reason is None
 
     def _tell(self, group: list[QueuedJob], progress: Progress) -> None:
+        self._hear(progress, _model_bytes(group[0].batch))
         if progress.phase == "load":
             self.loading = progress.step < progress.total
         for queued in group[: progress.jobs]:
@@ -180,3 +183,9 @@ class BatchRun:
 
     def _settle(self, queued: QueuedJob, outcome: Generated | WorkerError) -> None:
         self._loop.call_soon_threadsafe(queued.settle, outcome)
+
+
+def _model_bytes(batch: Batch) -> int:
+    """Return the bytes of every model that a batch may have loaded."""
+    models = (batch.files, batch.finishing.refiner, batch.finishing.upscaler)
+    return sum(files.total_bytes for files in models if files is not None)

@@ -27,8 +27,6 @@ from worker.service.local.engine_thread import EngineThread, uninterrupted
 
 # The time that a job that has to stop may still sit in one step before the device counts as lost.
 STUCK_GRACE_S = 60.0
-# The same for a model that is being loaded: that cannot be interrupted, and is no reason to replace a worker.
-LOAD_GRACE_S = 900.0
 # The number of buckets whose fitting batch sizes are remembered.
 _MEMORY = 256
 
@@ -171,7 +169,7 @@ class BatchMux:
         resident = self._engine.resident_models
         queued_jobs = self._buckets.take(self._clock(), resident)
         if queued_jobs:
-            self._begin(BatchRun(queued_jobs), resident)
+            self._begin(BatchRun(queued_jobs, self._engine.watchdog.hear), resident)
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -187,7 +185,7 @@ class BatchMux:
                 self._engine.submit, batch_run.run, batch_run.label, batch_run.begin
             )
         except DeviceLost as error:
-            self._give_up(error)
+            self.give_up(error)
             return
         batch_run.over = asyncio.wrap_future(batch_run.future)
         batch_run.over.add_done_callback(partial(self._end, batch_run, resident))
@@ -195,7 +193,7 @@ class BatchMux:
     def _end(self, batch_run: BatchRun, resident: Collection[str], done: "asyncio.Future[None]") -> None:
         error = self._engine.lost if done.cancelled() else done.exception()
         if isinstance(error, DeviceLost):
-            self._give_up(error)
+            self.give_up(error)
             return
         if error is not None:  # not an error that an engine may raise: it answers all jobs
             for queued in batch_run.queued_jobs:
@@ -209,8 +207,9 @@ class BatchMux:
             self._buckets.note_fit(first.key, batch_run.fits)
         self._dispatch()
 
-    def _give_up(self, error: DeviceLost) -> None:
-        """Answer all waiting jobs with `error`: the device is lost."""
+    def give_up(self, error: DeviceLost) -> None:
+        """Declare the device lost, and answer all jobs with `error`, the one in the engine's thread too."""
+        self._engine.lose(error)
         batch_run, self._batch_run = self._batch_run, None
         for queued in [*(batch_run.queued_jobs if batch_run else []), *self._buckets.empty()]:
             queued.settle(error)
@@ -234,17 +233,17 @@ class BatchMux:
             await self._let_go(batch_run, batch_run.over)
 
     async def _let_go(self, batch_run: BatchRun, over: "asyncio.Future[None]") -> None:
-        """Wait until a job that has to stop did so at its next step. If it does not, declare the device lost."""
-        load_deadline = time.monotonic() + LOAD_GRACE_S
-        while not over.done():
+        """Wait until a job that has to stop did so at its next step. If it does not, declare the device lost.
+
+        A load cannot be interrupted, and is no reason to replace a worker: how long it may take the watchdog knows.
+        """
+        while not over.done() and self._engine.lost is None:
             in_step = not batch_run.loading
             await asyncio.wait({over}, timeout=STUCK_GRACE_S)
-            if not over.done() and (in_step or time.monotonic() > load_deadline):
-                lost = self._engine.lose(
+            if not over.done() and in_step:
+                self.give_up(
                     DeviceLost(
                         f"The pipeline did not stop within {STUCK_GRACE_S:g} seconds of being told to; "
                         "this worker is being replaced."
                     )
                 )
-                self._give_up(lost)
-                return

@@ -13,8 +13,10 @@ from worker.core.errors import DeviceLost, contained
 from worker.core.model import ModelFiles
 from worker.core.ports import Engine
 from worker.core.result import Emit
+from worker.service.local.watchdog import Watchdog
 
 T = TypeVar("T")
+_LOOK_EVERY_S = 0.5
 
 
 class ResidentEngine(Engine, Protocol):
@@ -39,14 +41,23 @@ class ResidentEngine(Engine, Protocol):
 
 
 class EngineThread:
-    """Owns the engine: builds it in its one thread, runs one piece of work at a time, and notes a lost device."""
+    """Owns the engine: builds it in its one thread, runs one piece of work at a time, and notes a lost device.
 
-    def __init__(self, build: Callable[[], ResidentEngine]) -> None:
+    `silence_s` is the longest that the engine may take without a sign of life before `watchdog` complains.
+    """
+
+    def __init__(self, build: Callable[[], ResidentEngine], silence_s: float = 300.0) -> None:
         self._build = build
         self._engine: ResidentEngine | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.lost: DeviceLost | None = None
         self.running: str | None = None
+        self.watchdog = Watchdog(silence_s)
+
+    @property
+    def obstacle(self) -> str | None:
+        """A sentence about an engine that takes no work: lost, or silent for too long; None of one that does."""
+        return self.lost.message if self.lost is not None else self.watchdog.complaint
 
     @property
     def ready(self) -> bool:
@@ -72,10 +83,15 @@ class EngineThread:
 
     async def call(self, work: Callable[[ResidentEngine], T], label: str) -> T:
         """Run `work` in the engine's thread and return its result. Raises DeviceLost once the device is lost."""
-        future = self.submit(work, label)
+        future = asyncio.wrap_future(self.submit(work, label))
         try:
-            return await asyncio.wrap_future(future)
+            while not future.done():
+                await asyncio.wait({future}, timeout=_LOOK_EVERY_S)
+                if self.lost is not None and not future.done():
+                    raise self.lost  # the thread hangs in this very work
+            return future.result()
         except asyncio.CancelledError:
+            future.cancel()
             task = asyncio.current_task()
             if self.lost is None or (task is not None and task.cancelling()):
                 raise
@@ -85,10 +101,12 @@ class EngineThread:
         if self.lost is not None:
             raise self.lost
         self.running = label
+        self.watchdog.begin(builds=self._engine is None)
         try:
             begin()
             if self._engine is None:
                 self._engine = self._build()
+                self.watchdog.begin(builds=False)
             return work(self._engine)
         except DeviceLost as error:
             raise self.lose(error) from None
@@ -96,6 +114,7 @@ class EngineThread:
             raise contained(error) from error
         finally:
             self.running = None
+            self.watchdog.end()
 
     def lose(self, error: DeviceLost) -> DeviceLost:
         """Declare the device lost: nothing more runs, and work behind a hung step is cancelled."""
