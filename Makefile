@@ -19,9 +19,9 @@ ARGS ?=
 PARALLEL := -n 2 --dist loadfile
 
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
-test test-slow test-zoo faults check bench: export OMP_NUM_THREADS = 1
+test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo faults check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo faults mutations check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -51,6 +51,9 @@ test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, whic
 
 faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
 	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
+
+mutations: $(DEV)  ## Take each guard of the fault table out in turn and name the test that notices
+	@$(BIN)/python -m tests.faults.mutations $(ARGS)
 
 check: $(DEV)  ## What CI runs: format, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
