@@ -24,6 +24,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
 _OTHER_PIXELS = b"\xa5\x3c\x5a\x99" * 1_024  # in place of a JPEG's lost end: no byte is a marker
 _LOST_SHARE = 0.02  # of a JPEG's pixels that may be lost with its end
+_STRIP = 256  # rows
 _SEEN = 8  # of 255: less is rounding
 
 
@@ -177,10 +178,13 @@ def _check_size(field: str, width: int, height: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    whole = image.copy() if getattr(image, "is_animated", False) else image  # whose file would be read on
+    if _orientation(image) == 1:
+        return whole
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF: the pixels are good
-        return image.copy()
+        return whole
 
 
 def _to_raster(image: Image.Image, alpha: bool) -> Raster:
@@ -190,11 +194,12 @@ def _to_raster(image: Image.Image, alpha: bool) -> Raster:
     elif image.mode.startswith("I"):
         # 16 bits of grey: convert() would cut everything above 255 off to white.
         image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        if alpha:
-            return Raster("RGBA", rgba.width, rgba.height, rgba.tobytes())
+    has_alpha = image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info
+    pixels = io.BytesIO()
+    # In strips: each whole copy of 16 million pixels would be 67 MB more.
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        strip = strip.convert("RGBA" if has_alpha else "RGB")
         # Models see no alpha: transparent parts become white, as a viewer would show them.
-        image = opaque(rgba)
-    rgb = image.convert("RGB")
-    return Raster("RGB", rgb.width, rgb.height, rgb.tobytes())
+        pixels.write((opaque(strip) if has_alpha and not alpha else strip).tobytes())
+    return Raster("RGBA" if has_alpha and alpha else "RGB", image.width, image.height, pixels.getvalue())
