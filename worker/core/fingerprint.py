@@ -7,6 +7,8 @@ from pathlib import PurePath
 
 from pydantic import BaseModel
 
+from worker.core.image import KeptRaster
+
 
 def fingerprint(value: object, leave_out: Mapping[type, frozenset[str]] | None = None) -> str:
     """Return the SHA-256 of `value`, however nested: equal for equal content, in any order of mappings and sets.
@@ -25,6 +27,8 @@ def _plain(value: object, leave_out: Mapping[type, frozenset[str]]) -> object:
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, BaseModel):
         return kind.__name__, _named(value, type(value).model_fields, leave_out)
+    if isinstance(value, KeptRaster):
+        return kind.__name__, value.mode, value.width, value.height, value.digest
     if is_dataclass(value) and not isinstance(value, type):
         return kind.__name__, _named(value, (item.name for item in fields(value)), leave_out)
     if isinstance(value, Mapping):

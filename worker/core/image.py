@@ -1,5 +1,6 @@
 """An image as plain bytes, so that packages without PIL or numpy can pass it on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,3 +16,25 @@ class Raster:
     width: int
     height: int
     data: bytes
+
+
+class KeptRaster(Raster):
+    """A large image that waits: its pixels are made anew whenever they are asked for, out of what takes less room.
+
+    `digest` stands for the pixels: equal for images of equal pixels and equal origin.
+    """
+
+    __slots__ = ("_restore", "digest")
+    _restore: Callable[[], bytes]
+    digest: str
+
+    def __init__(self, like: Raster, restore: Callable[[], bytes], digest: str) -> None:
+        for name in ("mode", "width", "height"):
+            object.__setattr__(self, name, getattr(like, name))
+        object.__setattr__(self, "_restore", restore)
+        object.__setattr__(self, "digest", digest)
+
+    @property
+    def data(self) -> bytes:
+        """The pixels, as of any other image; nobody should ask twice."""
+        return self._restore()

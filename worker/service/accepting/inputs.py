@@ -19,7 +19,9 @@ from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_IMAGES, GenerationRequest
 from worker.media.canvas import enlarge
-from worker.media.images import fit, read_image
+from worker.media.decoding import MAX_BYTES, decode_image
+from worker.media.images import fit, is_url, read_bytes
+from worker.media.keeping import kept, kept_frames
 from worker.media.preprocessing import on_contrast
 from worker.media.video import Video, read_video
 from worker.service.accepting.masks import MaskReport, Pair, is_mask, with_masks
@@ -112,7 +114,7 @@ def read_inputs(
     effective = _sized(pairs, call, params, is_sized)
     has_count = any(name in request.params for name in FRAME_COUNTS)
     pairs, effective, frames = _in_step(pairs, call, effective, has_count)
-    return Inputs(tuple(_fitted(pairs, effective, call.task)), effective, fps, frames, mask)
+    return Inputs(tuple(_fitted(pairs, effective, call.task, reader)), effective, fps, frames, mask)
 
 
 class MediaReader:
@@ -126,13 +128,22 @@ class MediaReader:
         self.notes: list[str] = []
         self.orientations: dict[str, int] = {}
         self._images = self._pixels = 0
+        self._sources: dict[int, tuple[Raster, str | bytes, bool]] = {}
 
     def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
         """Read the image that `text` is or names, not counted yet. Raises InvalidImage and others, naming `field`."""
-        decoded = read_image(text, self.fetch, field, alpha=alpha)
+        data = read_bytes(text, self.fetch, field, MAX_BYTES)
+        decoded = decode_image(data, field, alpha=alpha)
         self.notes += decoded.notes
         self.orientations.setdefault(field, decoded.orientation)
+        # The request holds what was sent in any case; of a link nothing else is left.
+        self._sources[id(decoded.raster)] = decoded.raster, data if is_url(text) else text, alpha
         return decoded.raster
+
+    def kept(self, raster: Raster) -> Raster:
+        """Return an image that a job keeps at its own size while it waits, in less room if it is large."""
+        _, source, alpha = self._sources.get(id(raster), (raster, None, False))
+        return kept(raster, source, alpha=alpha)
 
     def control(self, text: str, field: str) -> Raster:
         """Read an image to follow: with transparency it is laid on the ground that shows what is painted."""
@@ -303,7 +314,7 @@ def _for_every_frame(slot: Slot, media: Media, length: int) -> Media:
     return media
 
 
-def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task) -> Iterable[Media]:
+def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task, reader: MediaReader) -> Iterable[Media]:
     """Yield the media fitted to the generated size; references and examples as they came."""
     width, height = _common_size(pairs, params)
     # An editing model that takes several images sees them all at the size asked for, as it does with one.
@@ -312,8 +323,9 @@ def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task) -> I
         images = media.images
         if fits:
             images = tuple(fit(image, width, height) for image in images)
-        elif slot.bounded:
-            images = tuple(_bounded(image) for image in images)
+        else:
+            own_size = map(_bounded, images) if slot.bounded else images
+            images = kept_frames([reader.kept(image) for image in own_size])
         yield replace(media, images=images)
 
 

@@ -101,7 +101,7 @@ def read_controls(
         fitted = fit(image, width, height) if isinstance(width, int) and isinstance(height, int) else image
         if control.scale > 0:
             prepared = preprocess(fitted, control.preprocess) if control.preprocess else fitted
-            active.append(Control(control, prepared, call, _mode(control, detection)))
+            active.append(Control(control, reader.kept(prepared), call, _mode(control, detection)))
     return tuple(active), sized_params
 
 

@@ -24,7 +24,9 @@ def read_image_prompts(request: GenerationRequest, call: ModelCall, reader: Medi
                 f"{field}.image is required: the image to draw after, as base64, data: URI or https URL.",
                 field=_FIELD,
             )
-        images = tuple(reader.take(_read(text, reader, f"{field}.image"), _FIELD) for text in spec.sent_images)
+        images = tuple(
+            reader.kept(reader.take(_read(text, reader, f"{field}.image"), _FIELD)) for text in spec.sent_images
+        )
         prompts.append(ImagePrompt(spec, images))
     if takes_one_image_prompt(call) and sum(len(prompt.images) for prompt in prompts) > 1:
         raise ParameterOutOfRange(
