@@ -125,7 +125,7 @@ async def test_a_worker_that_lost_its_device_is_replaced_whether_its_endpoint_st
     tmp_path, monkeypatch, streams
 ):
     from runpod import serverless as sdk
-    from runpod.serverless.modules import rp_job
+    from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
     context = make_context(tmp_path, runpod_webhook_get_job="http://queue", stream_results=streams)
     context.engine.failures = [DeviceLost("The GPU is gone.")]
@@ -142,8 +142,10 @@ async def test_a_worker_that_lost_its_device_is_replaced_whether_its_endpoint_st
     monkeypatch.setattr(sdk, "start", started.append)
     monkeypatch.setattr(rp_job, "send_result", post)
     monkeypatch.setattr(rp_job, "stream_result", post)
+    monkeypatch.setattr(rp_http, "_transmit", rp_http._transmit)  # and back, as what is installed there
+    monkeypatch.setattr(rp_scale, "get_job", rp_scale.get_job)
     queue.run_serverless()
-    await rp_job.handle_job(None, started[0], job())
+    await rp_job.handle_job(SimpleNamespace(headers={}), started[0], job())
     assert (posted_bodies[-1]["error"], posted_bodies[-1]["stopPod"]) == ("The GPU is gone.", True)
     assert posted_bodies[0]["output"]["code"] == "device_lost"
     assert len(posted_bodies) == (2 if streams else 1)

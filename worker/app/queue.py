@@ -15,6 +15,7 @@ from worker.app.settings import Settings, SettingsError, prepare_sdk_environment
 from worker.app.signals import end_at_once, end_once_lost, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore, StoreBounds
+from worker.transport import runpod_results
 from worker.transport.local_run import LocalRun
 from worker.transport.serverless import ServerlessDoor
 from worker.wire.result import encode_answer
@@ -63,6 +64,7 @@ def run_serverless() -> None:
     if not local:
         for check in (check_volume(settings), check_device(settings), check_models(worker.operations.readiness)):
             runpod.serverless.register_fitness_check(check)
+        runpod_results.install(door)
     config |= {"handler": _handler(door, at_terminal, streams=streams), "concurrency_modifier": _taken(worker, door)}
     runpod.serverless.start(config)
 
@@ -87,7 +89,10 @@ def _taken(worker: Worker, door: ServerlessDoor) -> Callable[[int], int]:
 def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
     """Build the door over a worker. Results are remembered, for RunPod may deliver a job twice."""
     bounds = StoreBounds(worker.settings.result_cache_seconds, _REMEMBERED_BYTES, max_under_way=None)
-    return ServerlessDoor(JobStore(worker.operations.perform, bounds), worker.operations.repeated, **options)
+    operations = worker.operations
+    return ServerlessDoor(
+        JobStore(operations.perform, bounds), operations.repeated, elsewhere=operations.deliver_elsewhere, **options
+    )
 
 
 def _begin(worker: Worker) -> None:

@@ -78,6 +78,17 @@ class Operations:
         delivered(answer)
         return answer
 
+    async def deliver_elsewhere(
+        self, answer: AnyAnswer, request: GenerationRequest, job_id: str, reason: str
+    ) -> Answer | None:
+        """Return an answer that its door could not send, with its files in the bucket or on the volume.
+
+        None without either, and for an answer without files. `reason` stands among the warnings.
+        """
+        if not isinstance(answer, Answer):
+            return None
+        return await asyncio.to_thread(self.delivery.of(request).elsewhere, answer, job_id, reason)
+
     def models(self) -> ModelList:
         """List the registry."""
         return self.introspection.models()

@@ -6,6 +6,7 @@ Traps of RunPod's SDK, and what is done about each:
 - A progress update that comes after the result overwrites it: updates are throttled, and the last step is never told.
 - It streams per handler, never per job, and strips errors to their sentence: hence `STREAM_RESULTS`.
 - `refresh_worker` is read in a result only: a lost device says it there, or by `on_loss` where answers are streamed.
+- What the platform refuses is lost: see `runpod_results.py`, to which this door says what can be posted instead.
 """
 
 import asyncio
@@ -15,12 +16,13 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
-from worker.core.answer import AnyAnswer
-from worker.core.errors import DeviceLost, WorkerError
+from worker.core.answer import Answer, AnyAnswer
+from worker.core.errors import DeviceLost, ResultTooLarge, SourceUnavailable, WorkerError
 from worker.core.job_input import JobInput
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit, Progress
@@ -30,6 +32,7 @@ from worker.service.usage import request_id
 from worker.service.usage.privacy import unforeseen
 from worker.transport.job_input import read_input
 from worker.transport.progress import encode_progress
+from worker.transport.runpod_results import Refusal
 from worker.wire.errors import encode_error
 from worker.wire.parts import encode_chunks
 from worker.wire.request import input_of
@@ -49,6 +52,13 @@ Send = Callable[[dict[str, Any], dict[str, JsonValue]], None]
 # RunPod may deliver a job again while it runs or once it is answered; no other caller ever asks for it.
 _DELIVERED = JobOptions(kept=False, replayed=True, redelivered=True)
 Repeated = Callable[[JobRecord], AbstractContextManager[None]]
+Elsewhere = Callable[[AnyAnswer, GenerationRequest, str, str], Awaitable[Answer | None]]
+# What this task has answered. The SDK posts it in the same task, and may be refused.
+_last_answer: ContextVar[tuple[GenerationRequest, AnyAnswer] | None] = ContextVar("last_answer", default=None)
+
+
+async def _nowhere(answer: AnyAnswer, request: GenerationRequest, job_id: str, reason: str) -> None:
+    """Default of `elsewhere`: there is no other place."""
 
 
 class ServerlessDoor:
@@ -64,6 +74,7 @@ class ServerlessDoor:
         send_progress: Send | None = None,
         on_loop_start: Callable[[], None] = lambda: None,
         on_loss: Callable[[], None] = lambda: None,
+        elsewhere: Elsewhere = _nowhere,
     ) -> None:
         self._job_store = job_store
         self._repeated = repeated
@@ -72,6 +83,7 @@ class ServerlessDoor:
         self._send_progress = send_progress
         self._on_loop_start = on_loop_start
         self._on_loss = on_loss
+        self._elsewhere = elsewhere
         self._started = False
         self._lost = False
 
@@ -102,6 +114,28 @@ class ServerlessDoor:
         for chunk in await answered:
             yield _survivable(chunk, job_id)
 
+    async def elsewhere(self, job_id: str, refusal: Refusal) -> dict[str, Any] | None:
+        """Return the answer of this task with its files in the bucket or on the volume; None if that cannot be."""
+        if (answered := _last_answer.get()) is None:
+            return None
+        request, answer = answered
+        reason = f"RunPod refused the answer of {refusal.size / 1e6:.3g} MB (HTTP {refusal.status})."
+        moved = await self._elsewhere(answer, request, job_id, reason)
+        return None if moved is None else _survivable(self._encode(moved), job_id)
+
+    def error(self, job_id: str, refusal: Refusal) -> dict[str, Any]:
+        """Return the error that is posted in the place of a refused result."""
+        size = f"the result of {refusal.size / 1e6:.3g} MB"
+        if refusal.for_now:
+            error: WorkerError = SourceUnavailable(f"RunPod could not take {size}; send the job again.")
+        else:
+            error = ResultTooLarge(
+                f"RunPod refused {size} (HTTP {refusal.status}); ask for fewer or smaller images, or for "
+                "output.format jpeg, or let the operator configure a bucket or lower MAX_RESPONSE_MB.",
+                details={"bytes": refusal.size, "status": refusal.status},
+            )
+        return dict(encode_error(error, job_id))
+
     async def _answered(
         self,
         job: dict[str, Any],
@@ -116,7 +150,10 @@ class ServerlessDoor:
         job_input = read_input(input_of(job), streams=streams)
         progress = _Throttle(job, self._send_progress if _wants_progress(job_input) else None)
         try:
-            answer = encode(await self._perform(job_input, job_id, progress))
+            performed = await self._perform(job_input, job_id, progress)
+            if isinstance(job_input.request, GenerationRequest):
+                _last_answer.set((job_input.request, performed))
+            answer = encode(performed)
         except WorkerError as error:
             answer = failed(error)
         except Exception as error:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
@@ -97,6 +98,24 @@ class Delivery:
             except SourceUnavailable as error:
                 notes.append(error.message)
         return self._shrink(result, output, notes, started)
+
+    def elsewhere(self, answer: Answer, job_id: str, reason: str) -> Answer | None:
+        """Return an answer that was made already, with its files in the bucket or on the volume; None without either.
+
+        `reason` is a sentence for the warnings: why they are not in the answer itself.
+        """
+        if not all(file.data for file in answer.files):  # they are elsewhere
+            return None
+        targets: tuple[tuple[Literal["s3", "volume"], str], ...] = (
+            ("s3", "in the bucket"),
+            ("volume", "on the volume"),
+        )
+        for target, place in targets:
+            noun = "files are" if len(answer.files) > 1 else "file is"
+            moved = replace(answer, warnings=(*answer.warnings, f"{reason} The {noun} {place} instead."))
+            with suppress(SourceUnavailable, DiskFull):
+                return self._put(target, moved, job_id, time.monotonic() - answer.encode_s)
+        return None
 
     @property
     def _limit(self) -> str:
