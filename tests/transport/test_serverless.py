@@ -30,7 +30,7 @@ def door_of(context, **options):
 
 def door_over(perform, **options):
     """A door in front of work that does as `perform` does."""
-    return ServerlessDoor(JobStore(perform), lambda record: nullcontext(), **options)
+    return ServerlessDoor(JobStore(perform), SimpleNamespace(repeated=lambda record: nullcontext()), **options)
 
 
 def acting(perform):

@@ -89,10 +89,7 @@ def _taken(worker: Worker, door: ServerlessDoor) -> Callable[[int], int]:
 def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
     """Build the door over a worker. Results are remembered, for RunPod may deliver a job twice."""
     bounds = StoreBounds(worker.settings.result_cache_seconds, _REMEMBERED_BYTES, max_under_way=None)
-    operations = worker.operations
-    return ServerlessDoor(
-        JobStore(operations.perform, bounds), operations.repeated, elsewhere=operations.deliver_elsewhere, **options
-    )
+    return ServerlessDoor(JobStore(worker.operations.perform, bounds), worker.operations, **options)
 
 
 def _begin(worker: Worker) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import JsonValue
 
@@ -51,14 +51,22 @@ Send = Callable[[dict[str, Any], dict[str, JsonValue]], None]
 
 # RunPod may deliver a job again while it runs or once it is answered; no other caller ever asks for it.
 _DELIVERED = JobOptions(kept=False, replayed=True, redelivered=True)
-Repeated = Callable[[JobRecord], AbstractContextManager[None]]
-Elsewhere = Callable[[AnyAnswer, GenerationRequest, str, str], Awaitable[Answer | None]]
 # What this task has answered. The SDK posts it in the same task, and may be refused.
 _last_answer: ContextVar[tuple[GenerationRequest, AnyAnswer] | None] = ContextVar("last_answer", default=None)
 
 
-async def _nowhere(answer: AnyAnswer, request: GenerationRequest, job_id: str, reason: str) -> None:
-    """Default of `elsewhere`: there is no other place."""
+class Behind(Protocol):
+    """What the door asks of the worker behind it, beside the jobs themselves: its operations."""
+
+    def repeated(self, record: JobRecord) -> AbstractContextManager[None]:
+        """Enclose the answer to a job that was delivered again."""
+        ...
+
+    async def deliver_elsewhere(
+        self, answer: AnyAnswer, request: GenerationRequest, job_id: str, reason: str
+    ) -> Answer | None:
+        """Return an answer with its files in the bucket or on the volume, or None."""
+        ...
 
 
 class ServerlessDoor:
@@ -67,23 +75,21 @@ class ServerlessDoor:
     def __init__(
         self,
         job_store: JobStore,
-        repeated: Repeated,
+        behind: Behind,
         *,
         concurrency: int,
         encode: Encode = encode_answer,
         send_progress: Send | None = None,
         on_loop_start: Callable[[], None] = lambda: None,
         on_loss: Callable[[], None] = lambda: None,
-        elsewhere: Elsewhere = _nowhere,
     ) -> None:
         self._job_store = job_store
-        self._repeated = repeated
+        self._behind = behind
         self._concurrency = concurrency
         self._encode = encode
         self._send_progress = send_progress
         self._on_loop_start = on_loop_start
         self._on_loss = on_loss
-        self._elsewhere = elsewhere
         self._started = False
         self._lost = False
 
@@ -120,7 +126,7 @@ class ServerlessDoor:
             return None
         request, answer = answered
         reason = f"RunPod refused the answer of {refusal.size / 1e6:.3g} MB (HTTP {refusal.status})."
-        moved = await self._elsewhere(answer, request, job_id, reason)
+        moved = await self._behind.deliver_elsewhere(answer, request, job_id, reason)
         return None if moved is None else _survivable(self._encode(moved), job_id)
 
     def error(self, job_id: str, refusal: Refusal) -> dict[str, Any]:
@@ -167,7 +173,7 @@ class ServerlessDoor:
         if not again:
             record.follow(progress)
         try:
-            with self._repeated(record) if again else nullcontext():
+            with self._behind.repeated(record) if again else nullcontext():
                 await record.wait()
                 return record.outcome()
         finally:
