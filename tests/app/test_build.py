@@ -13,7 +13,7 @@ from worker.app.registry import build_registry
 from worker.app.settings import SettingsError, read_settings
 from worker.app.stores import build_bucket, build_store
 from worker.catalog.registry import RegistryError
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.store.refs import parse_reference
 
 

@@ -20,10 +20,11 @@ from worker.core.adapter import (
 )
 from worker.core.fingerprint import fingerprint
 from worker.core.image import Raster
-from worker.core.job import Batch, Job, Media, SchedulerChoice, StopSignal, VideoRequest
+from worker.core.job import Batch, Job, Media, SchedulerChoice, VideoRequest
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import Detection, Kind, LoraSpec, ModelFiles, ModelSource, ModelSpec, Task
 from worker.core.request import GenerationRequest, OutputOptions
+from worker.core.turn import StopSignal
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from worker.core.errors import JobCancelled, JobTimeout
-from worker.core.job import StopSignal
 from worker.core.model import LoraSpec, ModelSource, ModelSpec, TensorIndex
 from worker.core.request import GenerationRequest, OutputOptions
+from worker.core.turn import StopSignal
 from worker.store.refs import parse_reference
 
 

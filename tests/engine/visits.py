@@ -15,8 +15,9 @@ from tests.asking import perform
 from tests.images import encoded, gradient
 from worker.app.build import Worker
 from worker.core.errors import WorkerError
-from worker.core.job import Job, StopSignal
+from worker.core.job import Job
 from worker.core.result import Emit, Progress
+from worker.core.turn import StopSignal
 
 Mishap = Literal["breaks", "nan", "short of memory", "tight", "cancelled", "late"]
 _ids = itertools.count()

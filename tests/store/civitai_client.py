@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from tests.fakes.civitai import FakeCivitai
 from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import WorkerError
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.net import client as net
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI

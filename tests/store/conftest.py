@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from tests.fakes.hub import FakeHub
 from tests.store.shelf import QUICK, TIMES, Shelf
 from worker.catalog.formats.headers import header_end, parse_header, read_header
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
 from worker.core.result import Progress
+from worker.core.turn import StopSignal
 from worker.net import client as net
 from worker.store import hub_listing
 from worker.store.cache import VolumeCache

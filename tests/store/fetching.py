@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from worker.core.errors import SourceUnavailable, WorkerError
-from worker.core.job import StopSignal
 from worker.core.result import Progress
+from worker.core.turn import StopSignal
 from worker.net.client import Client
 from worker.store.cache import VolumeCache
 from worker.store.entries import Entry

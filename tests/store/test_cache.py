@@ -189,7 +189,7 @@ class TestHousekeeping:
 
     def test_details_come_back_as_they_were_given(self, shelf):
         from tests.store.fetching import refused
-        from worker.core.job import StopSignal
+        from worker.core.turn import StopSignal
         from worker.net.client import Client
         from worker.store.transfer import Fetch
 

@@ -16,8 +16,8 @@ from worker.core.errors import (
     UnsafeFormat,
     UnsupportedModel,
 )
-from worker.core.job import StopSignal
 from worker.core.model import Declaration
+from worker.core.turn import StopSignal
 from worker.store import civitai as module
 from worker.store import civitai_api, remote_header
 from worker.store.civitai_api import civitai_hosts

@@ -7,8 +7,8 @@ import pytest
 from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.core.turn import StopSignal
 from worker.store.local import LocalFolders
 
 SHARDS = [f"diffusion_pytorch_model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]

@@ -18,7 +18,7 @@ from worker.core.errors import (
     SourceUnavailable,
     UnsupportedModel,
 )
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.store import hub_listing, huggingface
 
 Usage = namedtuple("Usage", "total used free")

@@ -8,8 +8,8 @@ from safetensors.numpy import load_file
 from tests.store.conftest import WEIGHTS, Client, files_below, weights, write_pipeline
 from worker.catalog.detector import detect
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.core.turn import StopSignal
 
 CONTROLNET = {"_class_name": "ControlNetModel", "_diffusers_version": "0.42.1"}
 

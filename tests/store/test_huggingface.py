@@ -12,8 +12,8 @@ from worker.core.errors import (
     UnsafeFormat,
     UnsupportedModel,
 )
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.core.turn import StopSignal
 from worker.store import hub_listing
 
 

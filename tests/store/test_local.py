@@ -5,8 +5,8 @@ import pytest
 from tests.store.conftest import WEIGHTS, Client, weights, write_pipeline
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsafeFormat, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.core.turn import StopSignal
 from worker.store.local import AdapterFolders, LocalFolders, read_json
 from worker.store.refs import parse_reference
 from worker.store.store import Store

@@ -7,7 +7,7 @@ import pytest
 
 from tests.store.conftest import WEIGHTS, Client, source_of, weights
 from worker.core.errors import CorruptFile
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.store.lockfile import LockedFile, LockedModel, Lockfile, LockfileError, lock_key
 from worker.store.store import Store
 

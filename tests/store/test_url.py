@@ -10,8 +10,8 @@ from safetensors.numpy import save
 from tests.fakes import FakeServer
 from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource
+from worker.core.turn import StopSignal
 from worker.net import client as net
 from worker.store import remote_header
 from worker.store import url as module

@@ -17,9 +17,9 @@ from worker.app.stores import bucket_opener, build_adapter_folders, build_bucket
 from worker.catalog.registry import Registry, RegistryError
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles
 from worker.core.ports import Backend
+from worker.core.turn import StopSignal
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.engine.trial import Trials
@@ -34,6 +34,7 @@ from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.output_folder import OutputFolder
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
 from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pools import Pools
 from worker.service.limits.quotas import QuotaLimits, Quotas
 from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
@@ -126,33 +127,38 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
     engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)), settings.silence_seconds)
+    pools = Pools()
     limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
-    backend: Backend = MeteredBackend(LocalBackend(provisioner, mux), settings.gpu_price_per_hour)
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
         engine.watchdog.check,
     )
+    local = LocalBackend(provisioner, pools.downloads, admission, mux)
+    backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
     quotas = Quotas(
         QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
         settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
     )
     fetch = ImageFetcher(allow_private=settings.allow_private_urls)
-    acceptor = Acceptor(resolver, limits, fetch, aliases=ALIASES, find_file=build_adapter_folders(settings).find)
+    find_file = build_adapter_folders(settings).find
+    acceptor = Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=find_file)
     generation = GenerationService(acceptor, backend, admission, quotas)
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    introspection = ModelIntrospection(resolver, store, limits)
-    device = DeviceIntrospection(resolver, store, provisioner, engine, _plan, limits, load)
+    introspection = ModelIntrospection(resolver, store, limits, pools.headers)
+    device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load)
     readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
-    metrics = Metrics(__version__, load)
+    metrics = Metrics(__version__, load, pools.all)
     usage_log = UsageLog(settings.usage_dir, socket.gethostname())
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
-    operations = Operations(generation, introspection, device, readiness, delivery, telemetry)
+    operations = Operations(
+        generation, introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
+    )
     return Worker(settings, resolver, store, provisioner, operations, engine, mux, metrics, usage_log, quotas)
 
 

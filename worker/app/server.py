@@ -26,6 +26,7 @@ from worker.catalog.registry import RegistryError
 from worker.net.webhook import WebhookSender
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
+from worker.service.limits.pools import Pool
 from worker.transport.web.auth import Authenticator
 from worker.transport.web.context import ServerContext
 from worker.transport.web.server import create_app
@@ -94,7 +95,8 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     """
     settings = worker.settings
     authenticator = Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny)
-    webhooks = _webhooks(settings)
+    pools = worker.operations.pools
+    webhooks = _webhooks(settings, pools.webhooks)
     bounds = StoreBounds(
         settings.job_retention_seconds,
         int(settings.job_retention_mb * 2**20),
@@ -122,13 +124,13 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         if hears_signals:
-            hear_reload(lambda: reload(worker, authenticator))
+            hear_reload(lambda: reload(worker, authenticator), worker.operations.pools.own)
             hear_shutdown(admission.close, grace_s)
         with _beside(warm_up(), _watch(worker, hears_signals=hears_signals)):
             yield
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        await asyncio.gather(webhooks.close(_FAREWELL_S), asyncio.to_thread(worker.close))
+        await asyncio.gather(webhooks.close(_FAREWELL_S), pools.own.run(worker.close))
         if hears_signals and worker.engine.lost is not None:
             end_at_once()
 
@@ -166,7 +168,7 @@ def _beside(*works: Coroutine[None, None, None]) -> Iterator[None]:
         task.cancel()
 
 
-def _webhooks(settings: Settings) -> Webhooks:
+def _webhooks(settings: Settings, pool: Pool) -> Webhooks:
     secret = settings.webhook_secret
     try:
         sender = WebhookSender(
@@ -174,7 +176,7 @@ def _webhooks(settings: Settings) -> Webhooks:
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    return Webhooks(sender)
+    return Webhooks(sender, pool)
 
 
 def reload(worker: Worker, authenticator: Authenticator) -> None:

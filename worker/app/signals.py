@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import NoReturn
 
+from worker.service.limits.pools import Pool
+
 _LOG = logging.getLogger("worker")
 LOST_STATUS = 75
 """The exit status of a worker whose engine does not answer any more: whoever started it should start another."""
@@ -17,11 +19,11 @@ _HEARING_S = 5.0
 _tasks: set[asyncio.Task[None]] = set()
 
 
-def hear_reload(reload: Callable[[], None]) -> None:
-    """Call `reload` on SIGHUP, in a thread of the running loop: it reads files."""
+def hear_reload(reload: Callable[[], None], pool: Pool) -> None:
+    """Call `reload` on SIGHUP, in a thread of `pool`: it reads files."""
 
     async def reload_in_thread() -> None:
-        await asyncio.to_thread(reload)
+        await pool.run(reload)
 
     if _hears_signals():
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: _start(reload_in_thread()))

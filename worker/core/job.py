@@ -1,6 +1,5 @@
 """A request that was accepted: everything checked, no weights touched yet."""
 
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +9,6 @@ from pydantic import JsonValue
 
 from worker.core.adapter import Adapter, AdapterFiles, LoraFiles
 from worker.core.call import Call
-from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.fingerprint import fingerprint
 from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import MaskReading, Raster
@@ -18,50 +16,7 @@ from worker.core.model import ModelFiles
 from worker.core.pipeline import Form
 from worker.core.prompt import PromptForm
 from worker.core.request import GenerationRequest, OutputOptions
-
-
-class StopSignal:
-    """Cancel and deadline of one job. Set from any thread, read by the engine at every step."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._cancelled = threading.Event()
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        self.shut_down = False  # True if the worker stops the job, and not its caller
-
-    def cancel(self) -> None:
-        """Ask the job to stop at its next step."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """True if the caller took the job back."""
-        return self._cancelled.is_set()
-
-    @property
-    def remaining_s(self) -> float:
-        """Seconds left until the deadline; negative once it passed."""
-        return self._deadline - time.monotonic()
-
-    @property
-    def reason(self) -> JobCancelled | JobTimeout | None:
-        """The error for which the job has to stop; None while it may go on."""
-        if self.cancelled:
-            return JobCancelled("The job was cancelled.")
-        return self.timed_out() if self.remaining_s <= 0 else None
-
-    def check(self) -> None:
-        """Raise JobCancelled or JobTimeout when the job has to stop."""
-        if (reason := self.reason) is not None:
-            raise reason
-
-    def timed_out(self) -> JobTimeout:
-        """Return the error of a job whose deadline passed."""
-        return JobTimeout(
-            f"The job did not finish within its timeout_s of {self._timeout_s:g} seconds; "
-            "raise timeout_s, or ask for fewer steps, fewer images or a smaller size.",
-            field="timeout_s",
-        )
+from worker.core.turn import StopSignal
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net.client import Client
@@ -51,6 +52,11 @@ class Bucket:
         self._sender = sender
         self._client: Any = None
         self._lock = threading.Lock()  # boto3 makes clients in one thread at a time only
+
+    @property
+    def host(self) -> str:
+        """The endpoint's name and port."""
+        return urlsplit(self._config.endpoint_url).netloc.lower()
 
     def put(self, key: str, body: bytes, content_type: str) -> str:
         """Store `body` under `key` and return a URL that reads it. Raises SourceUnavailable."""

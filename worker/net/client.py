@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult
 
+from worker.core.turn import current
 from worker.net.guard import (
     MAX_REDIRECTS,
     REDIRECTS,
@@ -59,9 +60,9 @@ class Response:
         Never waits longer than the timeout, so that a caller can keep a deadline and a pace of its own.
         """
         self._refuse_compressed()
-        if not self._exchange.is_chunked:
+        if not self._exchange.is_chunked and current().stop.remaining_s > self._timeout_s:
             return self._exchange.read(size)
-        # Between chunks whole lines are read, which can trickle past any socket's timeout.
+        # Between chunks whole lines are read, which can trickle past any socket's timeout. And a turn may end first.
         with self._watchdog.limit(self._timeout_s):
             return self._exchange.read(size)
 
@@ -113,7 +114,7 @@ class Client:
 
     def check(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         """Look the host of `url` up, and raise if it may not be opened. Nothing is connected to."""
-        self._resolve(self._checked(url), time.monotonic() + timeout_s)
+        self._resolve(self._checked(url), _deadline(timeout_s))
 
     def get(
         self,
@@ -135,7 +136,7 @@ class Client:
             request_headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             if etag:
                 request_headers["If-Range"] = etag
-        deadline = time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         token: str | None = None
         for hop in range(MAX_REDIRECTS + 1):
             parts = self._checked(url)
@@ -158,7 +159,7 @@ class Client:
 
         `timeout_s` bounds the time until the answer's headers are here.
         """
-        return self._exchange(self._checked(url), time.monotonic() + timeout_s, timeout_s, method, headers, body)
+        return self._exchange(self._checked(url), _deadline(timeout_s), timeout_s, method, headers, body)
 
     @functools.cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -197,6 +198,11 @@ class Client:
                 opened.callback(exchange.close)
             opened.pop_all()
             return Response(exchange, watchdog, timeout_s)
+
+
+def _deadline(timeout_s: float) -> float:
+    """Return the end of a wait of `timeout_s` on time.monotonic's clock, or that of the turn under way if sooner."""
+    return time.monotonic() + min(timeout_s, current().stop.remaining_s)
 
 
 def _origin(parts: SplitResult) -> tuple[str, str, int]:

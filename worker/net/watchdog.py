@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from worker.core.turn import current
+
 
 class Watchdog:
     """Shuts one connection when a block exceeds its time.
@@ -28,12 +30,17 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[None]:
-        """Limit the block inside to `seconds`; turn the errors of a connection that was shut into a TimeoutError."""
-        timer = threading.Timer(seconds, self._abort)
+        """Limit the block inside to `seconds`, and to the turn under way, which may also be taken back.
+
+        Turns the errors of a connection that was shut into a TimeoutError.
+        """
+        stop = current().stop
+        timer = threading.Timer(min(seconds, stop.remaining_s), self._abort)
         timer.daemon = True
         timer.start()
         try:
-            yield
+            with stop.on_cancel(self._abort):
+                yield
         finally:
             timer.cancel()
             if self._shut:  # a shut socket looks like a broken one, or like the end of a body

@@ -1,6 +1,5 @@
 """Generation: from a request to a job, and from a job to its result. A job is accepted before anything is loaded."""
 
-import asyncio
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from worker.core.job import Job
 from worker.core.ports import Backend
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit, JobResult, Progress
+from worker.core.turn import begun
 from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.fallback import replacements
 from worker.service.limits.admission import Admission
@@ -46,8 +46,12 @@ class GenerationService:
         `caller` is the name of the sender as the door knows it, for their quotas.
         """
         self.check_open(caller)  # before anything is read or fetched for it
-        with self._quotas.reserve(caller) as reservation:
+        with begun(caller) as turn, self.admission.admitted(turn), self._quotas.reserve(caller) as reservation:
             return await self._run(request, job_id, emit, reservation)
+
+    def charge_question(self, caller: str | None) -> None:
+        """Count a question about models or the worker as a request of `caller`. Raises RateLimited."""
+        self._quotas.charge_question(caller)
 
     def check_open(self, caller: str | None) -> None:
         """Refuse now if every job of `caller` would be refused. Raises Overloaded and its subclasses, ShuttingDown."""
@@ -75,11 +79,9 @@ class GenerationService:
         job = await self.accept(request, job_id)
         accepted(job)
         work = self.admission.check_work(job)
-        self.admission.check_open()  # the queue may be full by now, and a refused caller pays nothing
         self._quotas.charge(reservation, work)
-        async with self.admission.admitted(job):
-            return await self._backend.generate(job, note_and_emit)
+        return await self._backend.generate(job, note_and_emit)
 
     async def accept(self, request: GenerationRequest, job_id: str) -> Job:
         """Check all that needs no weights. Raises InvalidRequest and its subclasses, naming the field."""
-        return await asyncio.to_thread(self._acceptor.accept, request, job_id)
+        return await self._acceptor.accept(request, job_id)

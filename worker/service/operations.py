@@ -25,15 +25,22 @@ from worker.core.errors import ModelNotFound, WorkerError
 from worker.core.job_input import JobInput, ModelRequest, WorkerRequest
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
+from worker.core.turn import begun, current
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
 from worker.service.introspection.models import ModelIntrospection
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.record import JobRecord
+from worker.service.limits.pools import Pools
 from worker.service.usage import request_id
 from worker.service.usage.privacy import kept_in_turns
 from worker.service.usage.telemetry import Telemetry, delivered
+
+# The longest that a question about a model may take: its answer is in headers and JSON.
+QUESTION_S = 60.0
+# Actions that fetch and load a model, which takes as long as a job may.
+_MOVING = ("preload", "unload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,9 @@ class Operations:
     readiness: Readiness
     delivery: Delivery
     telemetry: Telemetry
+    pools: Pools
+    timeout_s: float = 600.0
+    """The most that anything asked for may take."""
 
     async def perform(self, job: JobInput, job_id: str, emit: Emit, caller: str | None = None) -> AnyAnswer:
         """Answer one input. Raises WorkerError, and CancelledError when the caller cancelled the job.
@@ -53,7 +63,10 @@ class Operations:
         `caller` is the name of the sender as the door knows it, for their quotas.
         """
         parent = request_id.traceparent.get()
-        with self.telemetry.operation(job_id, request_id.current.get(), caller, parent) as operation:
+        with (
+            begun(caller) as turn,
+            self.telemetry.operation(job_id, request_id.current.get(), caller, parent) as operation,
+        ):
             if (sent_parent := request_id.accept_trace(job.traceparent)) is not None:
                 operation.traceparent = sent_parent
                 request_id.traceparent.set(sent_parent)
@@ -65,16 +78,17 @@ class Operations:
                 if error.field == "model":  # and not an adapter or another part
                     error.details["supported_models"] = [model.id for model in self.introspection.served_models()]
                 raise
+            except asyncio.CancelledError:
+                turn.stop.cancel()  # what still runs for it in a thread ends by itself
+                raise
 
     async def generate(self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None = None) -> Answer:
         """Accept and run one generation, and encode its result."""
+        current().stop.limit(min(self.timeout_s, request.timeout_s or self.timeout_s))
         delivery = self.delivery.of(request)
-        if delivery.bucket is None:
-            delivery.check(request.output)
-        else:  # its address is looked up, which blocks
-            await asyncio.to_thread(delivery.check, request.output)
+        await delivery.check(request.output, self.pools)
         result = await self.generation.generate(request, job_id, emit, caller)
-        answer = await asyncio.to_thread(delivery.deliver, result, request.output, job_id)
+        answer = await delivery.deliver(result, request.output, job_id, self.pools)
         delivered(answer)
         return answer
 
@@ -150,18 +164,27 @@ class Operations:
                 raise refusal
             case GenerationRequest() as request:
                 return await self.generate(request, job_id, emit, caller)
-            case WorkerRequest("models"):
-                return self.models()
-            case WorkerRequest():
-                return self.status()
-            case ModelRequest("schema", model):
-                return await self.schema(model)
-            case ModelRequest("inspect", model):
-                return await self.inspect(model)
-            case ModelRequest("plan", model):
-                return await self.plan(model)
-            case ModelRequest("preload", model):
-                return await self.preload(model, emit)
-            case ModelRequest("unload", model):
-                return await self.unload(model)
+            case WorkerRequest(action):
+                self.generation.charge_question(caller)
+                return self.models() if action == "models" else self.status()
+            case ModelRequest():
+                self.generation.charge_question(caller)
+                turn = current()
+                turn.stop.limit(self.timeout_s if job.request.action in _MOVING else min(QUESTION_S, self.timeout_s))
+                with self.generation.admission.asked(), turn.working():
+                    return await self._ask(job.request, emit)
         raise RuntimeError("a job that is over was run again")
+
+    async def _ask(self, request: ModelRequest, emit: Emit) -> AnyAnswer:
+        model = request.model
+        match request.action:
+            case "schema":
+                return await self.schema(model)
+            case "inspect":
+                return await self.inspect(model)
+            case "plan":
+                return await self.plan(model)
+            case "preload":
+                return await self.preload(model, emit)
+            case "unload":
+                return await self.unload(model)

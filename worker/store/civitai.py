@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from pydantic import JsonValue
 
 from worker.core.errors import SourceUnavailable
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit, ignore_progress
+from worker.core.turn import StopSignal
 from worker.net.client import Client
 from worker.store.cache import VolumeCache
 from worker.store.civitai_api import ATTEMPTS, CivitaiApi

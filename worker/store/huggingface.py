@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import JsonValue
 
 from worker.core.errors import CorruptFile, JobTimeout, ModelNotFound, SourceUnavailable, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit, ignore_progress
+from worker.core.turn import StopSignal
 from worker.net.client import Client
 from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache

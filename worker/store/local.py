@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.json_text import JsonTooLarge, parse_bounded
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.store.completeness import check_complete, refuse_bulky
 from worker.store.selection import (
     ADAPTER_CONFIG,

@@ -4,9 +4,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 
-from worker.core.job import StopSignal
 from worker.core.result import Emit, Progress
+from worker.core.turn import StopSignal
 
 _POLL_S = 0.1
 _REPORT_EVERY_S = 0.1  # a gigabyte is some 16,000 pieces, and the listener has other things to do
@@ -38,7 +39,10 @@ def run_all(tasks: Iterable[Callable[[], object]], stop: StopSignal, workers: in
                 failures.append(error)
                 given_up.set()
 
-    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(min(workers, todo.qsize()))]
+    threads = [
+        threading.Thread(target=copy_context().run, args=(work,), name="download", daemon=True)
+        for _ in range(min(workers, todo.qsize()))
+    ]
     for thread in threads:
         thread.start()
     try:

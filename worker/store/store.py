@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from worker.core.errors import UnsafeFormat
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline
 from worker.core.result import Emit, ignore_progress
+from worker.core.turn import StopSignal
 from worker.store.lockfile import LockedModel, Lockfile, locked_from_disk
 
 

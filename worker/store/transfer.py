@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from worker.core.errors import AccessDenied, CorruptFile, DiskFull, SourceUnavailable, WorkerError
-from worker.core.job import StopSignal
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl
 

@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 from pydantic import JsonValue
 
 from worker.core.errors import AccessDenied, CorruptFile, ModelNotFound, SourceUnavailable, WorkerError
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache

@@ -22,6 +22,7 @@ from worker.core.result import EncodedArtifact, JobFacts, JobResult, ignore_prog
 from worker.net.bucket import Bucket, BucketConfig
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.infotext import comment_on
+from worker.service.limits.pools import Pools
 from worker.transport.job_input import read_input
 from worker.wire.request import decode_generation
 from worker.wire.result import body_bytes, encode_answer
@@ -267,7 +268,8 @@ def came_encoded(*files, **facts):
 
 async def test_what_came_encoded_leaves_as_it_came():
     result = came_encoded(b"RIFF one", b"RIFF two", warnings=("Said elsewhere.",))
-    answer = Delivery(10_000).deliver(result, OutputOptions(format="png", metadata=True), "job")
+    output = OutputOptions(format="png", metadata=True)
+    answer = await Delivery(10_000).deliver(result, output, "job", Pools())
     assert [(file.data, file.media_type) for file in answer.files] == [
         (b"RIFF one", "image/webp"),
         (b"RIFF two", "image/webp"),
@@ -281,9 +283,9 @@ async def test_what_came_encoded_leaves_as_it_came():
 async def test_what_came_encoded_and_is_too_large_is_uploaded_or_refused_and_never_encoded_again(bucket):
     result, output = came_encoded(b"RIFF" * 1_000), OutputOptions()
     with pytest.raises(ResultTooLarge):
-        Delivery(5_000).deliver(result, output, "job")
+        await Delivery(5_000).deliver(result, output, "job", Pools())
     config = BucketConfig(bucket.endpoint, "images", "test-access", "test-secret", url_expires_s=60)
-    answer = Delivery(5_000, Bucket(config)).deliver(result, output, "job")
+    answer = await Delivery(5_000, Bucket(config)).deliver(result, output, "job", Pools())
     assert answer.files[0].url.startswith(bucket.endpoint)
     ((_, stored),) = bucket.objects.items()
     assert (stored.body, stored.content_type) == (b"RIFF" * 1_000, "image/webp")

@@ -28,7 +28,7 @@ FILM = {"model": "video", "width": 128, "height": 128, "num_frames": 9}
 def declared(monkeypatch):
     """The shelf's video model is only declared: its files are never looked for."""
 
-    async def provide(self, job, emit):
+    def provide(self, job, emit):
         return Batch((job,), ModelFiles(root=Path(), total_bytes=0))
 
     monkeypatch.setattr(Provisioner, "provide", provide)

@@ -204,8 +204,11 @@ async def test_a_batch_that_hangs_costs_the_device_when_the_last_of_it_has_to_st
     try:
         with pytest.raises(JobTimeout):  # the other may still get its image
             await asyncio.wait_for(short, 30)
-        with pytest.raises(DeviceLost):
+        with pytest.raises(JobTimeout):
             await asyncio.wait_for(long, 30)
+        async with asyncio.timeout(30):
+            while (await context.ask(action="status"))["status"] != "lost":
+                await asyncio.sleep(0.005)
     finally:
         context.engine.alive.set()
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pytest
 
 from tests.core.test_batch_key import batch
-from worker.core.job import StopSignal, VideoRequest
+from worker.core.job import VideoRequest
 from worker.core.model import ModelSource, ModelSpec
+from worker.core.turn import StopSignal
 from worker.service.local.batch_run import QueuedJob
 from worker.service.local.batching import Buckets
 

@@ -6,8 +6,8 @@ import pytest
 
 from worker.catalog.call import Model
 from worker.core.errors import AccessDenied, SourceUnavailable, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
+from worker.core.turn import StopSignal
 from worker.service.local.completing import completion
 from worker.service.local.provisioning import Provisioner
 from worker.store.store import Store

@@ -11,8 +11,8 @@ from worker.app.cli.terminal import Failure, Terminal
 from worker.app.registry import build_registry
 from worker.app.stores import build_cache
 from worker.core.errors import ModelNotFound, UnsupportedModel
-from worker.core.job import StopSignal
 from worker.core.model import ModelSource, ModelSpec
+from worker.core.turn import StopSignal
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
 from worker.store.janitor import GARBAGE_AGE_S

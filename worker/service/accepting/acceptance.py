@@ -1,4 +1,7 @@
-"""From a request to a job: all checks that need no weights."""
+"""From a request to a job: all checks that need no weights.
+
+Three stages, each in threads of its kind: what the models are, the links, and everything else.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -7,25 +10,27 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from worker.catalog.call import ModelCall
+from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import regenerates_by_strength
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
-from worker.core.adapter import Adapter
-from worker.core.errors import ParameterOutOfRange, UnsupportedModel
+from worker.core.adapter import Adapter, ControlNetSpec
+from worker.core.errors import ParameterOutOfRange, UnsupportedModel, WorkerError
 from worker.core.finishing import Finishing
-from worker.core.job import Job, Media, SchedulerChoice, StopSignal, VideoRequest
+from worker.core.job import Job, Media, SchedulerChoice, VideoRequest
 from worker.core.model import LoraSpec, ModelSpec
 from worker.core.prompt_mixing import is_mixed
 from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
+from worker.core.turn import current
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
 from worker.service.accepting.adapters.reading import read_adapters
 from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler
 from worker.service.accepting.inputs import (
+    Fetch,
     Inputs,
     MediaReader,
     check_fields,
@@ -34,6 +39,7 @@ from worker.service.accepting.inputs import (
     sent_fields,
     without_media,
 )
+from worker.service.accepting.links import Link, fetch_all, links_of, reading
 from worker.service.accepting.masks import MaskReport
 from worker.service.accepting.prompt_tags import read_tags
 from worker.service.accepting.resolving import ModelResolver
@@ -50,6 +56,7 @@ from worker.service.accepting.rules import (
     uses_lightning,
 )
 from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pools import Pools
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,35 @@ class _Calls:
     generating: ModelCall
     control: Recognised | None
     sent: tuple[str, ...]  # the media fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A request whose models are known and whose parameters are checked, before its images are read.
+
+    `others` are the models beside the one that generates, by name, or the reasons why they cannot be had.
+    """
+
+    request: GenerationRequest
+    calls: _Calls
+    params: dict[str, JsonValue]
+    scheduler: SchedulerChoice | None
+    prompts: tuple[str, str | None]
+    links: tuple[Link, ...]
+    others: Mapping[str, Model | WorkerError]
+    notes: tuple[str, ...]
+
+    @property
+    def has_media(self) -> bool:
+        """True if there are images or videos to decode."""
+        return bool(self.calls.sent) or any(adapter.sent_images for adapter in self.request.adapters)
+
+    def other(self, name: str) -> Model:
+        """Return the model of this name. Raises the reason why it cannot be had."""
+        model = self.others[name]
+        if isinstance(model, WorkerError):
+            raise model
+        return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +123,65 @@ class Acceptor:
         self,
         resolver: ModelResolver,
         limits: JobLimits,
-        fetch: Callable[[str, int], bytes],
+        pools: Pools,
+        fetch: Fetch,
         aliases: Collection[str] = (),
         find_file: Callable[[str, str], str | None] = lambda kind, name: None,
     ) -> None:
         self.resolver = resolver
         self._limits = limits
+        self._pools = pools
         self._fetch = fetch
         self._aliases = aliases
         self._find_file = find_file
 
-    def accept(self, request: GenerationRequest, job_id: str) -> Job:
-        """Return the job of `request`, after all checks that need no weights. Blocking.
+    async def accept(self, request: GenerationRequest, job_id: str) -> Job:
+        """Return the job of `request`, after all checks that need no weights.
 
-        Raises InvalidRequest and its subclasses, naming the field.
+        Raises InvalidRequest and its subclasses, naming the field, and JobTimeout at the deadline of the turn.
         """
+        pools = self._pools
+        with current().working():
+            pool = pools.checks if self._is_at_hand(request) else pools.headers
+            resolved = await pool.run(self._resolve, request, place=self.resolver.host_of(request.model))
+            bodies = await fetch_all(resolved.links, self._fetch, pools.images)
+            pool = pools.decoding if resolved.has_media else pools.checks
+            return await pool.run(self._finish, resolved, job_id, bodies)
+
+    def _is_at_hand(self, request: GenerationRequest) -> bool:
+        """True if no other server has to be asked what the request's models and adapters are."""
+        names = [request.model, *_other_names(request)]
+        return not request.adapters_of(ControlNetSpec) and all(map(self.resolver.is_at_hand, names))
+
+    def _resolve(self, request: GenerationRequest) -> _Resolved:
+        """Find out what the models of `request` are, and check all but its media. Blocking."""
         request, notes = read_tags(request, self._find_adapter)
-        calls = self._resolve(request)
-        read = self._read(request, calls)
-        return self._job(request, job_id, calls.generating, replace(read, warnings=notes + read.warnings))
+        calls = self._calls(request)
+        asked = calls.asked
+        raw = without_media(request.params, calls.generating.model)
+        checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
+        params, scheduler = take_scheduler(checked, raw, asked)
+        prompts = read_prompts(request, asked)
+        others = {name: self._known(name) for name in _other_names(request)}
+        links = links_of(request, calls.sent)
+        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes)
+
+    def _known(self, name: str) -> Model | WorkerError:
+        try:
+            return self.resolver.known(self.resolver.resolve(name))
+        except WorkerError as error:
+            return error
+
+    def _finish(self, resolved: _Resolved, job_id: str, bodies: Mapping[str, bytes]) -> Job:
+        """Return the job, with its images decoded. Takes a processor, and waits for nothing."""
+        read = self._read(resolved, MediaReader(reading(bodies)))
+        return self._job(resolved, job_id, replace(read, warnings=resolved.notes + read.warnings))
 
     def _find_adapter(self, kind: TagKind, name: str) -> str | None:
         """Return the reference of an adapter that a prompt names: of models.yaml, else a file of the operator's."""
         return self.resolver.adapter_named(name) or self._find_file(kind, name)
 
-    def _resolve(self, request: GenerationRequest) -> _Calls:
+    def _calls(self, request: GenerationRequest) -> _Calls:
         """Return the calls that `request` means, with all the fields that they need and no other."""
         spec = self.resolver.resolve(request.model)
         self._check_counts(request, spec)
@@ -129,15 +199,11 @@ class Acceptor:
         check_lightning(request, spec)
         return _Calls(asked, generating, control, sent)
 
-    def _read(self, request: GenerationRequest, calls: _Calls) -> _Read:
-        """Read the request's parameters, prompts and media, in the form that its class takes."""
-        asked, generating, model = calls.asked, calls.generating, calls.generating.model
-        raw = without_media(request.params, model)
-        checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
-        checked, scheduler = take_scheduler(checked, raw, asked)
-        prompt, negative_prompt = read_prompts(request, asked)
-        reader = MediaReader(self._fetch)
-        inputs = read_inputs(request, calls.sent, generating, checked, reader)
+    def _read(self, resolved: _Resolved, reader: MediaReader) -> _Read:
+        """Read the request's media, in the form that its class takes."""
+        request, calls, (prompt, negative_prompt) = resolved.request, resolved.calls, resolved.prompts
+        generating, model = calls.generating, calls.generating.model
+        inputs = read_inputs(request, calls.sent, generating, resolved.params, reader)
         adapters = read_adapters(request, generating, reader)
         params, frames = _on_the_frame_grid(inputs, generating)
         negative_prompt, unguided = second_prompt(negative_prompt, params, generating)
@@ -149,7 +215,7 @@ class Acceptor:
             prompt=prompt,
             negative_prompt=negative_prompt,
             params=params,
-            scheduler=scheduler,
+            scheduler=resolved.scheduler,
             media=inputs.media,
             adapters=tuple(chain(*adapters.values())),
             video=video,
@@ -157,9 +223,11 @@ class Acceptor:
             warnings=unguided + tuple(dict.fromkeys(reader.notes)) + inputs.mask.notes,
         )
 
-    def _job(self, request: GenerationRequest, job_id: str, call: ModelCall, read: _Read) -> Job:
+    def _job(self, resolved: _Resolved, job_id: str, read: _Read) -> Job:
         """Return the job, with its refiner and upscaler."""
+        request, call, stop = resolved.request, resolved.calls.generating, current().stop
         output = request.output
+        stop.limit(self._limits.seconds_for(request, call.spec))
         return Job(
             id=job_id,
             request=request,
@@ -172,15 +240,15 @@ class Acceptor:
             media=read.media,
             adapters=read.adapters,
             finishing=Finishing(
-                find_refiner(request, call, read.params, self.resolver),
-                find_upscaler(request, read.params, self.resolver),
+                find_refiner(request, call, read.params, resolved.other),
+                find_upscaler(request, read.params, resolved.other),
             ),
             output=output.model_copy(update={"format": output.format_of(video=call.makes_video)}),
             words=prompt_form(call),
             mixes=reads_mixtures(request, call)
             and any(is_mixed(text) for text in (read.prompt, read.negative_prompt or "")),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
-            stop=StopSignal(self._limits.seconds_for(request, call.spec)),
+            stop=stop,
             generates=_changes_something(call, read),
             video=read.video,
             mask_reading=read.mask.reading,
@@ -198,6 +266,12 @@ class Acceptor:
                 f"loras may hold at most {self._limits.max_loras} entries; {len(loras)} were sent.",
                 field="loras",
             )
+
+
+def _other_names(request: GenerationRequest) -> list[str]:
+    """List the names of the models that a request takes beside the one that generates."""
+    others = (request.refiner, request.upscale)
+    return [other.model for other in others if other is not None]
 
 
 def _changes_something(call: ModelCall, read: _Read) -> bool:

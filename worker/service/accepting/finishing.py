@@ -1,6 +1,6 @@
 """The refiner and the upscaler of a request: resolved, and checked against its model, before anything is fetched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import JsonValue
 
@@ -12,7 +12,6 @@ from worker.core.job import Media
 from worker.core.model import Kind, LoraSpec, Task
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.compatibility import blamed_on, family_title
-from worker.service.accepting.resolving import ModelResolver
 
 # Pixels of an upscaled image: 200 MB, and all that one answer can carry.
 MAX_PIXELS = 2**26
@@ -21,9 +20,9 @@ USUAL_SCALE = 4.0
 
 
 def find_refiner(
-    request: GenerationRequest, call: ModelCall, params: Mapping[str, JsonValue], resolver: ModelResolver
+    request: GenerationRequest, call: ModelCall, params: Mapping[str, JsonValue], known: Callable[[str], Model]
 ) -> Refiner | None:
-    """Return the request's refiner, if it names one; `call` hands over to it.
+    """Return the request's refiner, if it names one; `call` hands over to it. `known` returns a model by its name.
 
     Raises IncompatibleAdapter for one of another family, UnknownParameter and InvalidRequest.
     """
@@ -40,7 +39,7 @@ def find_refiner(
             raise InvalidRequest(f"{name} is set by refiner.start; send one of the two.", field=name)
     _check_start(request.refiner.start, call, params)
     with blamed_on("refiner"):
-        second = resolver.known(resolver.resolve(request.refiner.model)).call(Task.IMAGE_TO_IMAGE)
+        second = known(request.refiner.model).call(Task.IMAGE_TO_IMAGE)
     latents, wanted = _latents_of(second.model), _latents_of(call.model)
     if latents is None or latents != wanted or not second.takes("denoising_start"):
         row = second.architecture
@@ -69,13 +68,16 @@ def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue])
 
 
 def find_upscaler(
-    request: GenerationRequest, params: Mapping[str, JsonValue], resolver: ModelResolver
+    request: GenerationRequest, params: Mapping[str, JsonValue], known: Callable[[str], Model]
 ) -> Upscaler | None:
-    """Return the request's upscaler, if it names one. Raises IncompatibleAdapter for another kind of model."""
+    """Return the request's upscaler, if it names one. `known` returns a model by its name.
+
+    Raises IncompatibleAdapter for another kind of model.
+    """
     if request.upscale is None:
         return None
     with blamed_on("upscale"):
-        model = resolver.known(resolver.resolve(request.upscale.model))
+        model = known(request.upscale.model)
     detection = model.detection
     if detection.kind is not Kind.UPSCALER:
         raise IncompatibleAdapter(

@@ -47,7 +47,7 @@ class Inputs:
 
 def sent_fields(request: GenerationRequest, model: Model) -> tuple[str, ...]:
     """List the media fields that a request holds, also those by a pipeline's own name."""
-    fields = [name for name in model.media_fields if _value(request, name) is not None]
+    fields = [name for name in model.media_fields if field_value(request, name) is not None]
     return tuple(fields if request.outpaint is None else [*fields, "mask_image"])  # which the margins imply
 
 
@@ -183,7 +183,8 @@ def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> d
     return {"image": canvas.image, "mask_image": canvas.mask}
 
 
-def _value(request: GenerationRequest, name: str) -> JsonValue:
+def field_value(request: GenerationRequest, name: str) -> JsonValue:
+    """Return what a request holds in a media field; None for nothing."""
     value = getattr(request, name) if name in FIELDS else request.params.get(name)
     return ([*value] or None) if isinstance(value, tuple | list) else value
 
@@ -191,7 +192,7 @@ def _value(request: GenerationRequest, name: str) -> JsonValue:
 def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader: MediaReader) -> Video:
     images: list[Raster] = []
     for name in fields:
-        value = _value(request, name)
+        value = field_value(request, name)
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
             raise ParameterOutOfRange(f"{name} must be a text or a list of texts; something else was sent.", field=name)

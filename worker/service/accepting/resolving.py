@@ -68,6 +68,22 @@ class ModelResolver:
         self.check_allowed(source, "model", nearest)
         return ModelSpec(id=name, source=source)
 
+    def is_at_hand(self, name: str | None) -> bool:
+        """True if the detection of a registered model takes no word from another server."""
+        spec = self.registry.find(name or self._policy.default_model)
+        if spec is None:
+            return False
+        return spec.source.is_local or (spec.id, spec.source) in self._detections or _declared(spec) is not None
+
+    def host_of(self, name: str | None) -> str:
+        """Return the host that a model comes from; "" for local files, and for what is no reference."""
+        spec = self.registry.find(name or self._policy.default_model)
+        try:
+            source = spec.source if spec else self._parse((name or "").strip())
+        except WorkerError:
+            return ""
+        return "" if source.is_local else source.host
+
     def registered_id(self, name: str | None) -> str | None:
         """Return the id in models.yaml of an id or alias, or of the default model; None if it is not there."""
         spec = self.registry.find(name or self._policy.default_model)
@@ -145,11 +161,7 @@ class ModelResolver:
             remembered = self._detections.get(key)
         if remembered is not None:
             return remembered
-        # Local files are always read. To save a request, a repository's declaration in the registry is believed.
-        whole_repository = spec.source.is_repository and spec.source.filename is None
-        # A base completes a single file only, whose missing parts are not declared.
-        from_registry = declared(spec) if whole_repository and spec.base is None else None
-        detection = _completed(Model(spec, from_registry or _merged(spec, self._look_at(spec))))
+        detection = _completed(Model(spec, _declared(spec) or _merged(spec, self._look_at(spec))))
         with self._lock:
             if len(self._detections) >= _MEMORY:
                 self._detections.clear()
@@ -171,6 +183,16 @@ class ModelResolver:
             if reference in [lora.model for lora in spec.loras] + lightning:
                 return True
         return False
+
+
+def _declared(spec: ModelSpec) -> Detection | None:
+    """Return the detection that the registry declares; None where the files are to be read, as local ones always are.
+
+    To save a request, the declaration of a repository is believed.
+    """
+    whole_repository = spec.source.is_repository and spec.source.filename is None
+    # A base completes a single file only, whose missing parts are not declared.
+    return declared(spec) if whole_repository and spec.base is None else None
 
 
 def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:

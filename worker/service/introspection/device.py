@@ -1,26 +1,25 @@
 """Plans, the worker's status, and models put on the device and taken off it: all that needs the device."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from worker import __version__
 from worker.catalog.architectures import architecture
+from worker.catalog.call import Model
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles
 from worker.core.result import Emit, Progress, ignore_progress
+from worker.core.turn import current
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.admission import Load
-from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pools import Pool, Pools
 from worker.service.local.engine_thread import EngineThread
 from worker.service.local.provisioning import Provisioner
-from worker.store.store import Store
 
 Planner = Callable[[KnownModel, ModelFiles, DeviceInfo, float], LoadPlan]
 
@@ -31,27 +30,26 @@ class DeviceIntrospection:
     def __init__(
         self,
         resolver: ModelResolver,
-        store: Store,
         provisioner: Provisioner,
         engine: EngineThread,
         planner: Planner,
-        limits: JobLimits,
+        pools: Pools,
         load: Callable[[], Load],
     ) -> None:
         self._resolver = resolver
-        self._store = store
         self._provisioner = provisioner
         self._engine = engine
         self._planner = planner
-        self._limits = limits
+        self._pools = pools
         self._load = load
 
     async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
         """Plan a run of `model` here: bytes, memory, dtype and offloading, or why it is refused."""
-        spec = self._resolver.resolve(model)
-        resolved = await asyncio.to_thread(self._resolver.known, spec)
-        detection = resolved.detection
-        outline = await asyncio.to_thread(self._store.peek, spec.source, spec.variant)
+        resolved = await self._known(model)
+        spec, detection = resolved.spec, resolved.detection
+        outline = await self._headers.run(
+            self._provisioner.peek, spec.source, spec.variant, place=self._resolver.host_of(model)
+        )
         if device is None:
             device = await self._engine.call(lambda engine: engine.device_info(), "plan")
         bounds = size_bounds(resolved)
@@ -78,8 +76,8 @@ class DeviceIntrospection:
         )
         try:
             if spec.source.is_local:  # already here: its headers tell more than its size
-                stop = StopSignal(self._limits.timeout_s)
-                files = await asyncio.to_thread(self._provisioner.model_files, resolved, ignore_progress, stop)
+                stop = current().stop
+                files = await self._headers.run(self._provisioner.model_files, resolved, ignore_progress, stop)
             plan = self._planner(resolved, files, device, bounds.native**2 / 1e6)
         except WorkerError as error:
             return replace(report, fits=False, reason=error.message)
@@ -109,17 +107,16 @@ class DeviceIntrospection:
 
     async def check(self, model: str) -> None:
         """Look for the files of `model` and of what completes it, and fetch none. Raises SourceError and its kin."""
-        spec = self._resolver.resolve(model)
-        resolved = await asyncio.to_thread(self._resolver.known, spec)
-        for source, variant in await asyncio.to_thread(self._provisioner.sources, resolved):
-            await asyncio.to_thread(self._store.peek, source, variant)
+        resolved = await self._known(model)
+        for source, variant in await self._headers.run(self._provisioner.sources, resolved):
+            await self._headers.run(self._provisioner.peek, source, variant)
 
-    async def preload(self, model: str | None, emit: Emit, timeout_s: float | None = None) -> Preloaded:
+    async def preload(self, model: str | None, emit: Emit) -> Preloaded:
         """Fetch `model` and put it on the device."""
-        spec = self._resolver.resolve(model)
-        resolved = await asyncio.to_thread(self._resolver.known, spec)
-        stop = StopSignal(timeout_s or self._limits.timeout_s)
-        files = await asyncio.to_thread(self._provisioner.model_files, resolved, emit, stop)
+        resolved = await self._known(model)
+        spec, stop = resolved.spec, current().stop
+        place = self._resolver.host_of(model)
+        files = await self._pools.downloads.run(self._provisioner.model_files, resolved, emit, stop, place=place)
 
         def emit_heard(progress: Progress) -> None:
             self._engine.watchdog.hear(progress, files.total_bytes)
@@ -127,6 +124,14 @@ class DeviceIntrospection:
 
         plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
         return Preloaded(spec.id, plan)
+
+    @property
+    def _headers(self) -> Pool:
+        return self._pools.headers
+
+    async def _known(self, model: str | None) -> Model:
+        spec = self._resolver.resolve(model)
+        return await self._headers.run(self._resolver.known, spec, place=self._resolver.host_of(model))
 
     async def unload(self, model: str | None) -> Unloaded:
         """Take `model` off the device."""

@@ -1,6 +1,5 @@
 """Facts about models that need no device: the registry, the schemas of requests, what a source is."""
 
-import asyncio
 from collections.abc import Collection
 
 from worker.catalog.call import Model, ModelCall
@@ -11,16 +10,18 @@ from worker.core.answer import Inspection, ModelList, ModelSchema, ModelSummary
 from worker.core.model import ModelSpec, Task
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pools import Pool
 from worker.store.store import Store
 
 
 class ModelIntrospection:
     """Answers about models. Nothing here needs a device, so that a gateway can have it too."""
 
-    def __init__(self, resolver: ModelResolver, store: Store, limits: JobLimits) -> None:
+    def __init__(self, resolver: ModelResolver, store: Store, limits: JobLimits, headers: Pool) -> None:
         self._resolver = resolver
         self._store = store
         self._limits = limits
+        self._headers = headers
 
     def models(self) -> ModelList:
         """List the registry: every model's id, tasks and where it comes from."""
@@ -43,7 +44,7 @@ class ModelIntrospection:
 
     async def schema(self, model: str | None) -> ModelSchema:
         """Describe a request for `model` as a JSON Schema (2020-12)."""
-        resolved = await asyncio.to_thread(self._resolver.known, self._resolver.resolve(model))
+        resolved = await self._headers.run(self._known, model, place=self._resolver.host_of(model))
         # Only tasks for which a request would be accepted; a model without any is described as it is.
         served = tuple(call.task for call in resolved.calls if _is_served(call))
         described = resolved.limited_to(served) if served else resolved
@@ -52,7 +53,10 @@ class ModelIntrospection:
 
     async def inspect(self, model: str | None) -> Inspection:
         """Detect what `model` is, with the evidence. Reads headers and JSON, never weights."""
-        return await asyncio.to_thread(self._inspect, model)
+        return await self._headers.run(self._inspect, model, place=self._resolver.host_of(model))
+
+    def _known(self, model: str | None) -> Model:
+        return self._resolver.known(self._resolver.resolve(model))
 
     def _inspect(self, model: str | None) -> Inspection:
         spec = self._resolver.resolve(model)

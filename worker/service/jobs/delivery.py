@@ -9,12 +9,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 from worker.core.answer import Answer, AnswerFile
-from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable
+from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable, WorkerError
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
 from worker.core.result import Artifact, EncodedArtifact, JobFacts, JobResult
 from worker.media.images import encode
 from worker.media.video import encode_video
 from worker.service.jobs.infotext import comment_on
+from worker.service.limits.pools import Pools
 from worker.wire.result import body_bytes
 
 # Smaller and smaller; each is tried when the one before does not fit.
@@ -25,6 +26,11 @@ _SMALLER_VIDEO: tuple[tuple[Format, int], ...] = (("mp4", 80), ("mp4", 60), ("mp
 
 class Uploader(Protocol):
     """A target for files: a bucket, or the volume."""
+
+    @property
+    def host(self) -> str:
+        """The server that takes the files; "" for none."""
+        ...
 
     def check(self) -> None:
         """Raise InvalidRequest if this target may not be used."""
@@ -37,7 +43,7 @@ class Uploader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """The way by which answers leave. `max_bytes` bounds the whole JSON body. Blocking: call it in a thread."""
+    """The way by which answers leave. `max_bytes` bounds the whole JSON body."""
 
     max_bytes: int
     bucket: Uploader | None = None
@@ -50,10 +56,10 @@ class Delivery:
             return self
         return replace(self, bucket=self.open_bucket(request.s3Config))
 
-    def check(self, output: OutputOptions) -> None:
+    async def check(self, output: OutputOptions, pools: Pools) -> None:
         """Refuse output that cannot be delivered, before it is generated. Raises InvalidRequest."""
-        if self.bucket is not None:
-            self.bucket.check()
+        if self.bucket is not None:  # its address is looked up, which blocks
+            await pools.uploads.run(self.bucket.check, place=self.bucket.host)
         if output.delivery == "s3" and self.bucket is None:
             raise InvalidRequest(
                 "output.delivery s3 needs a bucket, and this worker has none; send s3Config, leave it out, or let the "
@@ -68,36 +74,58 @@ class Delivery:
                 field="output",
             )
 
-    def deliver(self, result: JobResult, output: OutputOptions, job_id: str) -> Answer:
+    async def deliver(self, result: JobResult, output: OutputOptions, job_id: str, pools: Pools) -> Answer:
         """Return the answer, within `max_bytes`. Artifacts that came encoded leave as they came.
 
-        Raises ResultTooLarge when nothing makes it fit.
+        Encodes and uploads in threads of their own. Raises ResultTooLarge when nothing makes it fit, and JobTimeout at
+        the deadline of the turn.
         """
+        parcel = await pools.encoding.run(self._pack, result, output)
+        if parcel.target is None:
+            return parcel.answer
+        try:
+            uploader = self._uploader(parcel.target)
+            return await pools.uploads.run(_put, uploader, parcel, job_id, place=uploader.host)
+        except (SourceUnavailable, DiskFull) as error:  # made and paid for: not lost for that
+            return await pools.encoding.run(self._pack_unsent, result, output, parcel, error)
+
+    def _pack(self, result: JobResult, output: OutputOptions) -> "_Parcel":
+        """Encode the result, and choose its way. Raises ResultTooLarge."""
         started = time.monotonic()
         format_ = output.format_of(video=result.artifacts[0].is_video)
         files = _files(result, format_, output.quality, metadata=output.metadata)
-        notes: list[str] = []
+        notes: tuple[str, ...] = ()
         if format_ == "jpeg" and any(
             isinstance(item, Artifact) and item.raster.mode == "RGBA" for item in result.artifacts
         ):
-            notes.append("JPEG has no transparency: what was transparent is white; png and webp keep it.")
-        if output.delivery == "stream":  # in parts, each of which fits
-            return replace(_answer(result, files, started, notes), streamed=True)
-        if output.delivery != "base64":
-            try:
-                return self._put(output.delivery, _answer(result, files, started, notes), job_id, started)
-            except (SourceUnavailable, DiskFull) as error:  # made and paid for: not lost for that
-                notes.append(f"{error.message} The {_noun(result)} are in the answer itself.")
+            notes = ("JPEG has no transparency: what was transparent is white; png and webp keep it.",)
         answer = _answer(result, files, started, notes)
+        if output.delivery == "stream":  # in parts, each of which fits
+            return _Parcel(replace(answer, streamed=True), started, notes)
+        if output.delivery != "base64":
+            return _Parcel(answer, started, notes, output.delivery)
+        if body_bytes(answer) <= self.max_bytes:
+            return _Parcel(answer, started, notes)
+        if self.bucket is not None:
+            note = f"The {_noun(result)} exceed {self._limit} and were uploaded instead."
+            return _Parcel(_answer(result, files, started, (*notes, note)), started, notes, "s3")
+        return _Parcel(self._shrink(result, output, notes, started), started, notes)
+
+    def _pack_unsent(self, result: JobResult, output: OutputOptions, parcel: "_Parcel", error: WorkerError) -> Answer:
+        """Return what could not be uploaded in the answer itself. Raises ResultTooLarge."""
+        if output.delivery == "base64":  # it was too large for that
+            return self._shrink(result, output, (*parcel.notes, error.message), parcel.started)
+        notes = (*parcel.notes, f"{error.message} The {_noun(result)} are in the answer itself.")
+        answer = _answer(result, parcel.answer.files, parcel.started, notes)
         if body_bytes(answer) <= self.max_bytes:
             return answer
-        if self.bucket is not None and output.delivery == "base64":
-            note = f"The {_noun(result)} exceed {self._limit} and were uploaded instead."
-            try:
-                return self._put("s3", _answer(result, files, started, [*notes, note]), job_id, started)
-            except SourceUnavailable as error:
-                notes.append(error.message)
-        return self._shrink(result, output, notes, started)
+        return self._shrink(result, output, notes, parcel.started)
+
+    def _uploader(self, target: Literal["s3", "volume"]) -> Uploader:
+        uploader = self.bucket if target == "s3" else self.volume
+        if uploader is None:
+            raise SourceUnavailable(f"No {'bucket' if target == 's3' else 'volume'} is configured.")
+        return uploader
 
     def elsewhere(self, answer: Answer, job_id: str, reason: str) -> Answer | None:
         """Return an answer that was made already, with its files in the bucket or on the volume; None without either.
@@ -121,7 +149,7 @@ class Delivery:
     def _limit(self) -> str:
         return f"the {self.max_bytes / 1e6:g} MB that an answer may have here"
 
-    def _shrink(self, result: JobResult, output: OutputOptions, notes: list[str], started: float) -> Answer:
+    def _shrink(self, result: JobResult, output: OutputOptions, notes: tuple[str, ...], started: float) -> Answer:
         """Return the answer in the first smaller encoding that fits. Raises ResultTooLarge."""
         video, noun = result.artifacts[0].is_video, _noun(result)
         format_ = output.format_of(video=video)
@@ -129,7 +157,7 @@ class Delivery:
         for smaller, quality in () if encoded else _ladder(format_, output.quality, video=video):
             files = _files(result, smaller, quality, metadata=output.metadata)
             note = f"As {format_} the {noun} exceed {self._limit}; they were encoded as {smaller} (quality {quality})."
-            answer = _answer(result, files, started, [*notes, note])
+            answer = _answer(result, files, started, (*notes, note))
             if body_bytes(answer) <= self.max_bytes:
                 return answer
         fewer = "fewer num_frames or a smaller size" if video else "fewer num_images or a smaller size"
@@ -144,20 +172,29 @@ class Delivery:
             },
         )
 
-    def _put(self, target: Literal["s3", "volume"], answer: Answer, job_id: str, started: float) -> Answer:
-        """Upload the answer's files and return it with URLs or paths below the volume in place of bytes."""
-        uploader = self.bucket if target == "s3" else self.volume
-        if uploader is None:
-            raise SourceUnavailable(f"No {'bucket' if target == 's3' else 'volume'} is configured.")
-        locations = [
-            uploader.put(f"{_folder(job_id)}/{index}.{file.format}", file.data, CONTENT_TYPES[file.format])
-            for index, file in enumerate(answer.files)
-        ]
-        if target == "s3":
-            files = tuple(AnswerFile(answer.format, url=url) for url in locations)
-        else:
-            files = tuple(AnswerFile(answer.format, path=path) for path in locations)
-        return replace(answer, files=files, encode_s=time.monotonic() - started)
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """An answer and where its files are to be uploaded; without a target it is sent as it is."""
+
+    answer: Answer
+    started: float
+    notes: tuple[str, ...]
+    target: Literal["s3", "volume"] | None = None
+
+
+def _put(uploader: Uploader, parcel: _Parcel, job_id: str) -> Answer:
+    """Upload the answer's files and return it with URLs or paths below the volume in place of bytes."""
+    answer = parcel.answer
+    locations = [
+        uploader.put(f"{_folder(job_id)}/{index}.{file.format}", file.data, CONTENT_TYPES[file.format])
+        for index, file in enumerate(answer.files)
+    ]
+    if parcel.target == "s3":
+        files = tuple(AnswerFile(answer.format, url=url) for url in locations)
+    else:
+        files = tuple(AnswerFile(answer.format, path=path) for path in locations)
+    return replace(answer, files=files, encode_s=time.monotonic() - parcel.started)
 
 
 def _folder(job_id: str) -> str:
@@ -183,7 +220,7 @@ def _files(result: JobResult, format_: Format, quality: int, *, metadata: bool) 
     return tuple(files)
 
 
-def _answer(result: JobResult, files: tuple[AnswerFile, ...], started: float, notes: list[str]) -> Answer:
+def _answer(result: JobResult, files: tuple[AnswerFile, ...], started: float, notes: tuple[str, ...]) -> Answer:
     first = result.artifacts[0]
     facts = {item.name: getattr(result, item.name) for item in fields(JobFacts)}
     return Answer(

@@ -16,6 +16,11 @@ class OutputFolder:
     def __init__(self, volume: Path) -> None:
         self._volume = volume
 
+    @property
+    def host(self) -> str:
+        """No server's."""
+        return ""
+
     def check(self) -> None:
         """Accept: the volume is the operator's."""
 

@@ -15,6 +15,7 @@ from worker.core.answer import AnyAnswer
 from worker.core.errors import JobCancelled, WorkerError
 from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
+from worker.core.turn import Turn
 
 MAX_UNREAD = 100
 _DEEPEST = 24  # neither JSON nor our own types are nested more
@@ -36,10 +37,11 @@ class Status(StrEnum):
 class JobOptions:
     """Options that a caller sets beside the job itself."""
 
-    execution_timeout_s: float | None = None  # from the first sign of work on
+    execution_timeout_s: float | None = None  # of work on the job; waiting in a queue is none
     ttl_s: float = DAY_S  # of the whole job, its answer included
     webhook: str | None = None
     request_id: str | None = None  # of the request that handed the job in
+    received_at: float | None = None  # when its first byte came, on time.monotonic's clock; by default now
     kept: bool = True  # True if the answer can be fetched later; else the job belongs to its waiting callers
     replayed: bool = False  # True if the answer is kept, all the same, for a caller who sends the same job again
     redelivered: bool = False  # True if the same id with another input is another job (as from a queue), not an error
@@ -64,6 +66,7 @@ class JobRecord:
         self.bytes = weight(job)
         self.callers = 0
         self.work: asyncio.Task[None] | None = None
+        self.turn = Turn(caller)  # of the present attempt
         self._answer_taken = False
         self._ended = asyncio.Event()
         self._unread: deque[Progress] = deque(maxlen=MAX_UNREAD)

@@ -25,7 +25,9 @@ from worker.core.errors import (
 )
 from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
+from worker.core.turn import StopSignal, Turn, under_way
 from worker.service.jobs.record import JobOptions, JobRecord, Status
+from worker.service.jobs.work_clock import ExecutionClock
 from worker.service.usage.privacy import unforeseen
 
 _LOG = logging.getLogger(__name__)
@@ -104,7 +106,6 @@ class JobStore:
         self._jobs: dict[_Key, JobRecord] = {}
         self._running: dict[_Key, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # also those that were cancelled and have not stopped yet
-        self._timeouts: dict[_Key, asyncio.TimerHandle] = {}
         self._expiries: dict[_Key, asyncio.TimerHandle] = {}
         self._under_way, self._over = _Sizes(), _Sizes()
         self._completed = self._failed = self._retried = 0
@@ -215,6 +216,8 @@ class JobStore:
             )
 
     def _start(self, record: JobRecord) -> None:
+        received_at = record.options.received_at if record.attempt == 1 else None
+        record.turn = Turn(record.caller, StopSignal(began=received_at), self._clock(record))
         task = asyncio.get_running_loop().create_task(self._run(record, record.attempt))
         self._running[_key(record)] = record.work = task
         self._tasks.add(task)
@@ -223,7 +226,18 @@ class JobStore:
         self._under_way.add(_key(record), record.bytes)
         self._forget_in(record, record.options.ttl_s)
 
+    def _clock(self, record: JobRecord) -> ExecutionClock | None:
+        limit = record.options.execution_timeout_s
+        if limit is None:
+            return None
+        error = JobTimeout(
+            f"The job ran longer than its executionTimeout of {limit * 1000:g} ms; raise it, or ask for less.",
+            field="policy",
+        )
+        return ExecutionClock(limit, lambda: self._stop(record, Status.TIMED_OUT, error))
+
     async def _run(self, record: JobRecord, attempt: int) -> None:
+        under_way.set(record.turn)
         loop = asyncio.get_running_loop()
 
         def advance(progress: Progress) -> None:
@@ -257,19 +271,13 @@ class JobStore:
             self._end(record, status, answer, failure)
 
     def _advance(self, record: JobRecord, progress: Progress) -> None:
-        limit = record.options.execution_timeout_s
-        if record.started_at is None and limit is not None:
-            error = JobTimeout(
-                f"The job ran longer than its executionTimeout of {limit * 1000:g} ms; raise it, or ask for less.",
-                field="policy",
-            )
-            self._timeouts[_key(record)] = asyncio.get_running_loop().call_later(
-                limit, self._stop, record, Status.TIMED_OUT, error
-            )
+        if record.turn.clock is not None:
+            record.turn.clock.go()
         record.advance(progress)
 
     def _stop(self, record: JobRecord, status: Status, error: WorkerError) -> None:
         if not record.over:
+            record.turn.stop.cancel()
             self._running[_key(record)].cancel(error.code)  # the reason, for the usage log
             self._end(record, status, None, error)
 
@@ -277,8 +285,8 @@ class JobStore:
         record.finish(status, answer, error)
         self._under_way.remove(_key(record))
         self._running.pop(_key(record), None)
-        if limit := self._timeouts.pop(_key(record), None):
-            limit.cancel()
+        if record.turn.clock is not None:
+            record.turn.clock.pause()
         self._completed += status is Status.COMPLETED
         self._failed += status in (Status.FAILED, Status.TIMED_OUT)
         _LOG.info("job %s: %s", record.id, error.code if error else "completed")

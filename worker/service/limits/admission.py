@@ -1,20 +1,25 @@
 """Admission of jobs: bounds on running jobs, queued jobs and the work of one job; none once the worker stops.
 
+A job is inside from its first check to its last image. It needs a place only while it is at the device or waits for
+it: what it waits for before, such as somebody's slow server, takes no place from others.
+
 The rules are the worker's own and the same at every door. Limits for each caller are in `quotas.py`.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 from worker.core.job import Job
+from worker.core.turn import StopSignal, Turn
 
 # A first guess of the seconds that a job takes, until some have run.
 _FIRST_GUESS_S = 5.0
+_QUESTION_S = 5  # after which a question may be asked again
 _NEWEST = 0.2  # the weight of the last job in the running mean
 
 
@@ -23,7 +28,7 @@ class AdmissionLimits:
     """Bounds on admitted work: `max_concurrent` jobs run, `max_queued` more wait; 0 pixel-steps is no limit."""
 
     max_concurrent: int = 64
-    max_queued: int = 256
+    max_queued: int = 2_000
     max_pixel_steps: int = 0
 
 
@@ -42,7 +47,8 @@ class Admission:
         self._limits = limits
         self._check_device = check_device
         self._slots = asyncio.Semaphore(limits.max_concurrent)
-        self._inside: dict[int, tuple[Job, asyncio.Task[object] | None]] = {}
+        self._inside: dict[int, tuple[Turn, asyncio.Task[object] | None]] = {}
+        self._questions = 0
         self._waiting = 0
         self._mean_s = _FIRST_GUESS_S
         self._closing = False
@@ -52,7 +58,7 @@ class Admission:
 
     @property
     def running(self) -> int:
-        """The number of admitted jobs."""
+        """The number of admitted jobs that do not wait for a place."""
         return len(self._inside) - self._waiting
 
     @property
@@ -65,33 +71,51 @@ class Admission:
         """True once the worker is being stopped."""
         return self._closing
 
-    @asynccontextmanager
-    async def admitted(self, job: Job) -> AsyncIterator[None]:
-        """Hold a slot for `job`, after waiting for one at most until the job's deadline.
-
-        Raises Overloaded when too many jobs wait, JobTimeout, ShuttingDown.
-        """
+    @contextmanager
+    def admitted(self, turn: Turn) -> Iterator[None]:
+        """Enclose one job. Raises Overloaded when too many are inside, ShuttingDown."""
         self.check_open()
-        self._inside[id(job)] = (job, asyncio.current_task())
+        self._inside[id(turn)] = (turn, asyncio.current_task())
         self._empty.clear()
         try:
-            await self._take_slot(job)
-            started = time.monotonic()
-            try:
-                yield
-                self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
-            finally:
-                self._slots.release()
+            yield
         except asyncio.CancelledError:
-            if self._closing and job.stop.shut_down:
+            if self._closing and turn.stop.shut_down:
                 raise ShuttingDown(
                     "This worker is being stopped and could not finish the job in time; send it again."
                 ) from None
             raise
         finally:
-            del self._inside[id(job)]
+            del self._inside[id(turn)]
             if not self._inside:
                 self._empty.set()
+
+    @asynccontextmanager
+    async def place(self, stop: StopSignal) -> AsyncIterator[None]:
+        """Hold a place at the device, after waiting for one at most until the deadline. Raises JobTimeout."""
+        await self._take_slot(stop)
+        started = time.monotonic()
+        try:
+            yield
+            self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
+        finally:
+            self._slots.release()
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Enclose one question about a model: as many are taken at once as jobs. Raises Overloaded, ShuttingDown."""
+        self._check_closing()
+        if self._questions >= self._most:
+            raise Overloaded(
+                f"This worker has {self._questions} questions to answer, which is all it takes; "
+                f"try again in {_QUESTION_S} seconds.",
+                details={"retry_after_s": _QUESTION_S, "queued": self._questions},
+            )
+        self._questions += 1
+        try:
+            yield
+        finally:
+            self._questions -= 1
 
     async def close(self, grace_s: float) -> None:
         """Take no more jobs, let those inside finish within `grace_s` seconds, and stop the rest with ShuttingDown.
@@ -104,8 +128,8 @@ class Admission:
             async with asyncio.timeout(max(0.0, self._closed_at - time.monotonic())):
                 await self._empty.wait()
         except TimeoutError:
-            for job, task in self._inside.values():
-                job.stop.shut_down = True
+            for turn, task in self._inside.values():
+                turn.stop.shut_down = True
                 if task is not None:
                     task.cancel()
             await self._empty.wait()
@@ -125,10 +149,9 @@ class Admission:
 
     def check_open(self) -> None:
         """Raise ShuttingDown or Overloaded when no job is taken now."""
-        if self._closing:
-            raise ShuttingDown("This worker is being stopped and takes no more jobs; another worker will take it.")
+        self._check_closing()
         self._check_device()
-        if self._slots.locked() and self._waiting >= self._limits.max_queued:
+        if len(self._inside) >= self._most:
             wait_s = max(1, math.ceil(self._mean_s * (self._waiting + 1) / self._limits.max_concurrent))
             raise Overloaded(
                 f"This worker has {self.running} jobs in work and {self._waiting} waiting, which is all it takes; "
@@ -136,13 +159,21 @@ class Admission:
                 details={"retry_after_s": wait_s, "queued": self._waiting},
             )
 
-    async def _take_slot(self, job: Job) -> None:
+    @property
+    def _most(self) -> int:
+        return self._limits.max_concurrent + self._limits.max_queued
+
+    def _check_closing(self) -> None:
+        if self._closing:
+            raise ShuttingDown("This worker is being stopped and takes no more jobs; another worker will take it.")
+
+    async def _take_slot(self, stop: StopSignal) -> None:
         self._waiting += 1
         try:
-            async with asyncio.timeout(max(0.0, job.stop.remaining_s)):
+            async with asyncio.timeout(max(0.0, stop.remaining_s)):
                 await self._slots.acquire()
         except TimeoutError:
-            raise job.stop.timed_out() from None
+            raise stop.timed_out() from None
         finally:
             self._waiting -= 1
 

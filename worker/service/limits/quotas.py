@@ -1,7 +1,7 @@
 """Quotas of each caller: requests a minute and pixel-steps a day, kept in a file across restarts.
 
-A job costs one request, and the pixel-steps of the model that generates it, even if several models were tried. A
-refused caller pays nothing, and pixel-steps for which nothing was generated are given back.
+A job or a question costs one request, and a job also the pixel-steps of the model that generates it, even if several
+models were tried. A refused caller pays nothing, and pixel-steps for which nothing was generated are given back.
 
 Each worker has one file, replaced as a whole by a rename, so that no lock is needed on a network volume. Several
 workers each give a caller the full share, as an operator of one endpoint per key expects.
@@ -106,6 +106,14 @@ class Quotas:
         self._check_day(account, pixel_steps)
         self._set(reservation.caller, replace(account, used=account.used + pixel_steps))
         reservation.day, reservation.pixel_steps = account.day, pixel_steps
+
+    def charge_question(self, caller: str | None) -> None:
+        """Count one request that generates nothing. Raises RateLimited."""
+        if caller is None or not self._limits.requests_per_minute:
+            return
+        account = self._account(caller)
+        self._check_rate(account)
+        self._set(caller, replace(account, tokens=account.tokens - 1))
 
     def close(self) -> None:
         """Return once everything is written."""

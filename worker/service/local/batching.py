@@ -125,6 +125,7 @@ class BatchMux:
         self._clock = clock
         self._batch_run: BatchRun | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
@@ -137,8 +138,9 @@ class BatchMux:
     async def generate(self, batch: Batch, emit: Emit) -> Generated:
         """Generate the one job of `batch`, together with others where that is possible.
 
-        A cancelled or late job leaves at once, unless the engine works for it alone: then this returns once the
-        engine's thread has stopped that work. Raises DeviceLost, JobTimeout and the job's own error.
+        A job leaves at its deadline, whatever the engine does; a cancelled one that the engine works for alone leaves
+        once that work has stopped. Until then the engine takes no other work, and a device that does not let go is
+        lost. Raises DeviceLost, JobTimeout and the job's own error.
         """
         if self._engine.lost is not None:
             raise self._engine.lost
@@ -151,13 +153,12 @@ class BatchMux:
         try:
             await asyncio.wait({queued.answer}, timeout=max(0.0, stop.remaining_s))
             if not queued.answer.done():
-                await self._leave(queued)
-            if queued.answer.cancelled():
+                self._leave_behind(queued)
                 raise stop.reason or stop.timed_out()
             return queued.answer.result()
         except asyncio.CancelledError:
             stop.cancel()
-            await uninterrupted(self._leave(queued))
+            await uninterrupted(self._leave_behind(queued))
             raise
 
     def _dispatch(self) -> None:
@@ -213,6 +214,12 @@ class BatchMux:
         batch_run, self._batch_run = self._batch_run, None
         for queued in [*(batch_run.queued_jobs if batch_run else []), *self._buckets.empty()]:
             queued.settle(error)
+
+    def _leave_behind(self, queued: QueuedJob) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(self._leave(queued))
+        self._leaving.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._leaving.discard)
+        return task
 
     async def _leave(self, queued: QueuedJob) -> None:
         """Release `queued`. If the engine works for it alone, return once that work has stopped."""

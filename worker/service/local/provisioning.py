@@ -1,6 +1,5 @@
 """The files of a job: the model's, fetched if needed, those that complete them, and its adapters'."""
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -9,9 +8,10 @@ from pathlib import Path
 from worker.core.call import KnownModel
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
 from worker.core.finishing import FinishingFiles
-from worker.core.job import Batch, Job, StopSignal
-from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.job import Batch, Job
+from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.local.adapters.fetching import AdapterFetcher, explained
@@ -56,11 +56,12 @@ class Provisioner:
         self._vouching = vouching or Vouching()
         self._adapters = AdapterFetcher(store, resolver, without_pickles, self._vouching)
 
-    async def provide(self, job: Job, emit: Emit) -> Batch:
-        """Return the job with all its files on disk. Raises SourceError, IncompatibleAdapter …"""
-        return await asyncio.to_thread(self._provide, job, emit)
+    def peek(self, source: ModelSource, variant: str | None) -> Outline:
+        """Return a source's own description, without its weights. Blocking."""
+        return self._store.peek(source, variant)
 
-    def _provide(self, job: Job, emit: Emit) -> Batch:
+    def provide(self, job: Job, emit: Emit) -> Batch:
+        """Return the job with all its files on disk. Blocking. Raises SourceError, IncompatibleAdapter …"""
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
         adapters = provide_adapters(job, self._adapters, emit)

@@ -1,10 +1,13 @@
 """Metrics for Prometheus. Labels are few by construction: models of models.yaml, tasks, codes, stages; never ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from worker.service.limits.admission import Load
+from worker.service.limits.pools import Pool
 from worker.service.usage.telemetry import OK, Record
 
 PREFIX = "imgworker"
@@ -14,15 +17,20 @@ _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Metrics:
-    """Counts operations. `load` is called at each scrape."""
+    """Counts operations. `load` is called at each scrape, and `pools` are looked at."""
 
-    def __init__(self, version: str, load: Callable[[], Load]) -> None:
+    def __init__(self, version: str, load: Callable[[], Load], pools: Sequence[Pool] = ()) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody plots
         self._registry = CollectorRegistry()
         self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
         self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
             lambda: load().queued
         )
+        active = self._gauge("pool_active", "Threads that work, by kind of blocking work.", "pool")
+        waiting = self._gauge("pool_waiting", "Callers that wait for such a thread.", "pool")
+        for pool in pools:
+            active.labels(pool.name).set_function(partial(attrgetter("active"), pool))
+            waiting.labels(pool.name).set_function(partial(attrgetter("waiting"), pool))
         self._gauge("info", "1, with the worker's version.", "version").labels(version).set(1)
         self._requests = self._counter("requests", "Generations by outcome.", "model", "task", "status")
         self._operations = self._counter("operations", "Everything asked for, by action.", "action", "status")

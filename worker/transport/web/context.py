@@ -14,10 +14,11 @@ from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from worker.core.answer import Answer
+from worker.core.answer import Answer, AnyAnswer, ModelList, ModelSummary
 from worker.core.errors import InvalidRequest, JobCancelled, ModelNotFound, UnknownParameter
 from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
+from worker.core.result import ignore_progress
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
 from worker.service.limits.api_keys import Keyring
@@ -83,6 +84,17 @@ class ServerContext:
         """Run a generation while its caller waits, of fields in our own names. Raises as `answer` does."""
         return generated(await self.answer(request, generation(fields)))
 
+    async def ask(self, request: Request, fields: Mapping[str, JsonValue]) -> AnyAnswer:
+        """Return the answer to a question about models or the worker, which is no job. Raises WorkerError."""
+        caller, id = caller_of(request).name, request_id.current.get()
+        work = self.operations.perform(read_input(dict(fields)), id, ignore_progress, caller)
+        return await unless_gone(request, work)
+
+    async def models(self, request: Request) -> tuple[ModelSummary, ...]:
+        """Return what a caller is told of every model of models.yaml. Raises RateLimited."""
+        answer = await self.ask(request, {"action": "models"})
+        return answer.models if isinstance(answer, ModelList) else ()
+
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Submit a job for its sender. Raises AccessDenied for an action of the operator, and the store's errors."""
         job_input = read_input(payload, streams=options.kept)
@@ -90,7 +102,12 @@ class ServerContext:
             check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")
         # A WebSocket's headers are of all its jobs.
         replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
-        options = replace(options, replayed=replayed, request_id=request_id.current.get())
+        options = replace(
+            options,
+            replayed=replayed,
+            request_id=request_id.current.get(),
+            received_at=connection.scope.get("worker.received_at"),
+        )
         return self.job_store.submit(job_input, id, options, caller_of(connection).name)
 
     def find(self, connection: HTTPConnection, id: str) -> JobRecord:

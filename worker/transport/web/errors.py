@@ -1,6 +1,7 @@
 """Failures as HTTP answers: one table of status numbers, one shape of body for all."""
 
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -165,6 +166,8 @@ class Boundary:
         current_id = request_id.accept(headers.get(b"x-request-id"))
         request_id.current.set(current_id)
         request_id.traceparent.set(request_id.accept_trace(headers.get(b"traceparent")))
+        if scope["type"] == "http":  # a WebSocket's jobs come one by one
+            scope["worker.received_at"] = time.monotonic()
         started = False
 
         async def send_with_id(message: Message) -> None:

@@ -115,9 +115,9 @@ def routes(context: ServerContext) -> APIRouter:
         summary="What can be generated with",
         responses=openapi.answers(DiffusersModels, 401, 500, shape=HubError),
     )
-    async def models() -> Response:
+    async def models(request: Request) -> Response:
         entries: list[JsonValue] = [
-            {"model_id": model.id, **encode_model(model)} for model in context.operations.introspection.served_models()
+            {"model_id": model.id, **encode_model(model)} for model in await context.models(request) if model.served
         ]
         return json_response({"models": entries})
 

@@ -4,12 +4,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
+from worker.core.answer import ModelList
 from worker.core.errors import InvalidRequest, ModelNotFound
-from worker.core.result import ignore_progress
-from worker.service.usage import request_id
-from worker.transport.job_input import read_input
 from worker.transport.web import openapi
-from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
 from worker.transport.web.errors import error_response, json_response
 from worker.wire.introspection import encode_model, encode_models
@@ -26,13 +23,11 @@ def routes(context: ServerContext) -> APIRouter:
     async def perform(request: Request, action: str, fields: JsonValue) -> Response:
         if not isinstance(fields, dict) or "action" in fields:
             raise InvalidRequest('The body must be {"model": "…"} or {}.', field="body")
-        job_input, caller = read_input({**fields, "action": action}), caller_of(request).name
-        answer = await context.operations.perform(job_input, request_id.current.get(), ignore_progress, caller)
-        return json_response(encode_answer(answer))
+        return json_response(encode_answer(await context.ask(request, {**fields, "action": action})))
 
     @router.get("/models", summary="Every model of models.yaml", responses=openapi.answers(openapi.Models, 401, 500))
-    async def models() -> Response:
-        return json_response(encode_models(context.operations.introspection.models()))
+    async def models(request: Request) -> Response:
+        return json_response(encode_models(ModelList(await context.models(request))))
 
     # Before the next one, whose path would take it in.
     @router.get("/models/{id:path}/schema", summary="The JSON Schema of a request for a model", responses=finding)
@@ -43,8 +38,8 @@ def routes(context: ServerContext) -> APIRouter:
             return error_response(error, 404)
 
     @router.get("/models/{id:path}", summary="One model of models.yaml", responses=finding)
-    async def model(id: str) -> Response:
-        for summary in context.operations.introspection.models().models:
+    async def model(id: str, request: Request) -> Response:
+        for summary in await context.models(request):
             if summary.is_named(id):
                 return json_response(encode_model(summary))
         return error_response(ModelNotFound("models.yaml has no such model; GET /models lists them.", field="id"), 404)

@@ -1,6 +1,5 @@
 """OpenAI's images API: generations, edits, models, and images on the way as server-sent events."""
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -98,7 +97,7 @@ def routes(context: ServerContext) -> APIRouter:
         description=f"A form or JSON. The model is `model`, else EDIT_MODEL, MODEL_ID or the default model.{_MORE}",
     )
     async def edits(request: Request) -> Response:
-        fields = await _read_edit(request, context.max_body_bytes)
+        fields = await _read_edit(request, context)
         fields.setdefault("model", context.editor())
         return await _respond(context, request, words.decode(fields), "image_edit")
 
@@ -107,9 +106,9 @@ def routes(context: ServerContext) -> APIRouter:
         summary="What can be named as model",
         responses=openapi.answers(words.ModelList, 401, 500, shape=words.OpenAIError),
     )
-    async def models() -> Response:
+    async def models(request: Request) -> Response:
         entries: list[JsonValue] = [
-            words.encode_model(model.id, started) for model in context.operations.introspection.served_models()
+            words.encode_model(model.id, started) for model in await context.models(request) if model.served
         ]
         return json_response({"object": "list", "data": entries})
 
@@ -118,9 +117,9 @@ def routes(context: ServerContext) -> APIRouter:
         summary="One model",
         responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
     )
-    async def model(id: str) -> Response:
-        for served in context.operations.introspection.served_models():
-            if served.is_named(id):
+    async def model(id: str, request: Request) -> Response:
+        for served in await context.models(request):
+            if served.served and served.is_named(id):
                 return json_response(words.encode_model(served.id, started))
         unknown = ModelNotFound("models.yaml has no such model; GET /v1/models lists them.", field="model")
         return words.encode_failure(replace(failure_of(unknown), status=404))
@@ -181,10 +180,11 @@ def _edit_body() -> dict[str, Any]:
     return body
 
 
-async def _read_edit(request: Request, max_bytes: int) -> dict[str, JsonValue]:
+async def _read_edit(request: Request, context: ServerContext) -> dict[str, JsonValue]:
+    decoding, max_bytes = context.operations.pools.decoding, context.max_body_bytes
     if is_json(request):
-        return await asyncio.to_thread(_decode_edit_object, parse_json(await read_body(request, max_bytes)))
-    return await asyncio.to_thread(_decode_edit, await read_form(request, max_bytes))
+        return await decoding.run(_decode_edit_object, parse_json(await read_body(request, max_bytes)))
+    return await decoding.run(_decode_edit, await read_form(request, max_bytes))
 
 
 def _decode_edit(form: Form) -> dict[str, JsonValue]:

@@ -1,6 +1,5 @@
 """The usage logs of all workers that share the volume, added up as `python -m worker usage` prints them."""
 
-import asyncio
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -29,7 +28,7 @@ def routes(context: ServerContext) -> APIRouter:
     ) -> Response:
         check_admin(request, ALL_CALLERS)
         since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
-        sums = await asyncio.to_thread(context.usage_log.sums, since, by)
+        sums = await context.operations.pools.own.run(context.usage_log.sums, since, by)
         return json_response({"by": by, "since": since, "usage": {key: asdict(total) for key, total in sums.items()}})
 
     return router

@@ -3,26 +3,32 @@
 import asyncio
 import json
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from contextvars import copy_context
+from functools import partial
+from urllib.parse import urlsplit
 
+from worker.core.turn import Turn, under_way
 from worker.net.webhook import WebhookSender
 from worker.service.jobs.record import JobRecord
+from worker.service.limits.pools import Pool
 from worker.transport.web.runpod_schema import encode_job
 
 _LOG = logging.getLogger(__name__)
 
 PAUSES_S = (10.0, 10.0)  # before the second and the third call, as RunPod has it
-MAX_WAITING = 200
-_THREADS = 4  # of its own: a slow server must not hold up the threads that jobs need
+MAX_WAITING = 2_000
+MAX_OF_HOST = 200  # that wait for one server
 
 
 class Webhooks:
     """Delivers each finished job that names a webhook."""
 
-    def __init__(self, sender: WebhookSender) -> None:
+    def __init__(self, sender: WebhookSender, pool: Pool) -> None:
         self._sender = sender
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="webhook")
+        self._pool = pool
         self._under_way: set[asyncio.Task[None]] = set()
+        self._of_host: Counter[str] = Counter()
 
     def check(self, url: str | None) -> None:
         """Refuse a webhook that will never be called. Raises InvalidRequest."""
@@ -31,15 +37,21 @@ class Webhooks:
 
     def notify(self, record: JobRecord) -> None:
         """Deliver this job's end, in the background."""
-        if record.options.webhook is None:
+        url = record.options.webhook
+        if url is None:
             return
-        if len(self._under_way) >= MAX_WAITING:
-            _LOG.warning("job %s: its webhook was not called; %d others wait", record.id, MAX_WAITING)
+        host = urlsplit(url).netloc.lower()
+        if len(self._under_way) >= MAX_WAITING or self._of_host[host] >= MAX_OF_HOST:
+            others = min(len(self._under_way), self._of_host[host])
+            _LOG.warning("job %s: its webhook was not called; %d others wait", record.id, others)
             return
         body = json.dumps(encode_job(record), ensure_ascii=False).encode("utf-8", "replace")
-        task = asyncio.get_running_loop().create_task(self._deliver(record.options.webhook, record.id, body))
+        context = copy_context()
+        context.run(under_way.set, Turn(record.caller))  # that of the job is over
+        task = asyncio.get_running_loop().create_task(self._deliver(url, host, record.id, body), context=context)
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._of_host[host] += 1
+        task.add_done_callback(partial(self._end, host))
 
     async def close(self, within_s: float = 0.0) -> None:
         """Give up the calls that are not delivered `within_s` seconds from now."""
@@ -48,12 +60,16 @@ class Webhooks:
         for task in [*self._under_way]:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _deliver(self, url: str, job_id: str, body: bytes) -> None:
-        loop = asyncio.get_running_loop()
+    def _end(self, host: str, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        self._of_host[host] -= 1
+        if not self._of_host[host]:
+            del self._of_host[host]
+
+    async def _deliver(self, url: str, host: str, job_id: str, body: bytes) -> None:
         for pause in (*PAUSES_S, None):
-            failure = await loop.run_in_executor(self._threads, self._sender.post, url, job_id, body)
+            failure = await self._pool.run(self._sender.post, url, job_id, body, place=host)
             if failure is None:
                 return
             if pause is not None:

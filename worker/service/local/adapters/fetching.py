@@ -15,9 +15,9 @@ from worker.core.errors import (
     UnsupportedModel,
     WorkerError,
 )
-from worker.core.job import StopSignal
 from worker.core.model import Detection, ModelFiles, ModelSource, ModelSpec, Outline, safetensors_files
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.service.accepting.adapters.compatibility import blamed_on
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.local.vouching import Vouching

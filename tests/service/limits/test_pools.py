@@ -1,0 +1,146 @@
+"""Pools: who gets the next thread, whom a slow server delays, and what becomes of work that nobody waits for."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from worker.core.errors import JobCancelled, JobTimeout
+from worker.core.turn import StopSignal, Turn, under_way
+from worker.service.limits.pools import Pool
+
+
+class Gate:
+    """Work that stands still until it is let through; keeps the order in which it began and ended."""
+
+    def __init__(self):
+        self.begun, self.ended = [], []
+        self.open = threading.Event()
+
+    def __call__(self, name):
+        self.begun.append(name)
+        assert self.open.wait(30)
+        self.ended.append(name)
+        return name
+
+
+async def asked(pool, gate, name, *, caller=None, place="", timeout_s=60.0):
+    """Ask for work as one caller, in a task of its own."""
+    turn = Turn(caller, StopSignal(timeout_s))
+
+    async def ask():
+        under_way.set(turn)
+        return await pool.run(gate, name, place=place)
+
+    task = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return task, turn
+
+
+async def begun(gate, count):
+    async with asyncio.timeout(30):
+        while len(gate.begun) < count:
+            await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+async def test_a_caller_gets_three_quarters_of_the_threads_and_the_rest_is_left_to_others(gate):
+    pool = Pool("some", 4)
+    greedy = [await asked(pool, gate, f"greedy {index}", caller="greedy") for index in range(20)]
+    await begun(gate, 3)
+    assert (pool.active, pool.waiting) == (3, 17)
+    modest, turn = await asked(pool, gate, "modest", caller="modest")
+    await begun(gate, 4)
+    assert gate.begun[3] == "modest"
+    gate.open.set()
+    assert await modest == "modest"
+    assert [await task for task, _ in greedy] == [f"greedy {index}" for index in range(20)]
+    assert (pool.active, pool.waiting) == (0, 0)
+    assert all(asked_at <= began for asked_at, began in turn.waits)
+
+
+async def test_one_slow_server_leaves_threads_to_the_others(gate):
+    pool = Pool("some", 4)
+    slow = [await asked(pool, gate, "slow", place="slow.example") for _ in range(9)]
+    quick, _ = await asked(pool, gate, "quick", place="quick.example")
+    await begun(gate, 4)
+    assert gate.begun == ["slow"] * 3 + ["quick"]
+    gate.open.set()
+    await asyncio.gather(quick, *(task for task, _ in slow))
+
+
+async def test_whoever_has_the_fewest_threads_is_next(gate):
+    pool = Pool("some", 1)
+    first, _ = await asked(pool, gate, "a1", caller="a")
+    await begun(gate, 1)
+    others = [await asked(pool, gate, name, caller=name[0]) for name in ("a2", "a3", "b1")]
+    gate.open.set()
+    await asyncio.gather(first, *(task for task, _ in others))
+    assert gate.begun[0] == "a1"
+    assert gate.begun.index("b1") < 4
+
+
+async def test_who_leaves_or_is_late_while_waiting_gives_the_place_free_and_is_never_begun(gate):
+    pool = Pool("some", 1)
+    holding, _ = await asked(pool, gate, "holding")
+    await begun(gate, 1)
+    leaving, _ = await asked(pool, gate, "leaving")
+    late, _ = await asked(pool, gate, "late", timeout_s=0.05)
+    assert pool.waiting == 2
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    with pytest.raises(JobTimeout):
+        await late
+    assert (pool.active, pool.waiting) == (1, 0)
+    gate.open.set()
+    await holding
+    assert gate.begun == ["holding"]
+
+
+async def test_a_late_caller_is_free_while_the_thread_goes_on_and_keeps_its_place(gate):
+    pool = Pool("some", 1)
+    late, _ = await asked(pool, gate, "late", timeout_s=0.05)
+    await begun(gate, 1)
+    with pytest.raises(JobTimeout):
+        await late
+    assert (pool.active, gate.ended) == (1, [])
+    following, _ = await asked(pool, gate, "following")
+    assert pool.waiting == 1
+    gate.open.set()
+    assert await following == "following"
+    assert gate.ended == ["late", "following"]
+
+
+async def test_what_fails_because_the_job_is_over_fails_as_the_job_does():
+    pool, turn = Pool("some", 1), Turn(stop=StopSignal(60))
+    under_way.set(turn)
+
+    def fail():
+        turn.stop.cancel()
+        raise OSError("the socket was shut")
+
+    with pytest.raises(JobCancelled):
+        await pool.run(fail)
+    with pytest.raises(JobCancelled):  # and nothing more is begun for it
+        await pool.run(pytest.fail)
+
+
+async def test_idle_threads_end(monkeypatch):
+    monkeypatch.setattr("worker.service.limits.pools._IDLE_S", 0.01)
+    pool, gate = Pool("for the idle", 8), Gate()
+    gate.open.set()
+    await asyncio.gather(*(pool.run(gate, index) for index in range(8)))
+    deadline = time.monotonic() + 30
+    while any(thread.name == "for the idle" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    assert await pool.run(gate, "again") == "again"

@@ -1,0 +1,105 @@
+"""The links of a request: images and videos that are fetched, a few at a time, before anything is decoded."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import urlsplit
+
+from worker.core.errors import InvalidImage, ParameterOutOfRange
+from worker.core.request import MAX_FRAMES, GenerationRequest
+from worker.media import decoding, video
+from worker.media.images import is_url
+from worker.service.accepting.inputs import Fetch, field_value
+from worker.service.limits.pools import Pool
+
+AT_ONCE = 4  # of one request
+MAX_BYTES = 90 * 10**6  # of all links together: as much as the body of a request may hold of images itself
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link, the field that holds it, and the most bytes that are read from it."""
+
+    url: str
+    field: str
+    max_bytes: int
+
+    @property
+    def host(self) -> str:
+        """The server's name and port."""
+        try:
+            return urlsplit(self.url).netloc.rpartition("@")[2].lower()
+        except ValueError:  # the client refuses it
+            return ""
+
+
+def links_of(request: GenerationRequest, sent: Collection[str]) -> tuple[Link, ...]:
+    """List the links of a request's media fields `sent`, and of its adapters; each address once.
+
+    Raises ParameterOutOfRange for more than any request can use.
+    """
+    links: dict[str, Link] = {}
+    for name, texts in _texts(request, sent):
+        is_video = "video" in name and len(texts) == 1
+        for text in filter(is_url, texts):
+            url, limit = text.strip(), video.MAX_BYTES if is_video else decoding.MAX_BYTES
+            known = links.get(url)
+            links[url] = Link(url, known.field if known else name, max(limit, known.max_bytes if known else 0))
+            if len(links) > MAX_FRAMES:
+                raise ParameterOutOfRange(f"{name}: a request may hold at most {MAX_FRAMES} links.", field=name)
+    return tuple(links.values())
+
+
+async def fetch_all(links: Collection[Link], fetch: Fetch, pool: Pool) -> Mapping[str, bytes]:
+    """Fetch `links` and return their bytes by address. Raises InvalidImage for the first that fails, naming its field.
+
+    The others are given up then.
+    """
+    places = asyncio.Semaphore(AT_ONCE)
+    total = 0
+
+    async def one(link: Link) -> bytes:
+        nonlocal total
+        async with places:
+            try:
+                body = await pool.run(partial(fetch, link.url, link.max_bytes), place=link.host)
+            except InvalidImage as error:
+                raise InvalidImage(error.message, field=link.field) from None
+        total += len(body)
+        if total > MAX_BYTES:
+            raise InvalidImage(
+                f"{link.field}: the links of a request may bring at most {MAX_BYTES / 1e6:g} MB together; send smaller "
+                "images.",
+                field=link.field,
+            )
+        return body
+
+    tasks = [asyncio.ensure_future(one(link)) for link in links]
+    try:
+        bodies = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return {link.url: body for link, body in zip(links, bodies, strict=True)}
+
+
+def reading(bodies: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
+    """Return the function that reads a link which was fetched."""
+
+    def read(url: str, max_bytes: int) -> bytes:
+        body = bodies[url]
+        if len(body) > max_bytes:
+            raise InvalidImage(f"The image's URL cannot be fetched: it is over {max_bytes >> 20} MB.", field="image")
+        return body
+
+    return read
+
+
+def _texts(request: GenerationRequest, sent: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    for name in sent:
+        value = field_value(request, name)
+        values = value if isinstance(value, list) else [value]
+        yield name, [text for text in values if isinstance(text, str)]
+    for adapter in request.adapters:
+        yield adapter.field, list(adapter.sent_images)
