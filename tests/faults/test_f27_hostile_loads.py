@@ -16,7 +16,7 @@ import torch
 from tests.asking import perform
 from worker.app import build
 from worker.core.errors import CorruptFile, JobCancelled, LoadFailed, WorkerError
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.engine.sizes import sizes_of
 from worker.engine.trial import TrialLimits, Trials
 

@@ -97,14 +97,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     authenticator = Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny)
     pools = worker.operations.pools
     webhooks = _webhooks(settings, pools.webhooks)
-    bounds = StoreBounds(
-        settings.job_retention_seconds,
-        int(settings.job_retention_mb * 2**20),
-        # One bound for the job store and the admission: a job must not be taken here and then fail for lack of room.
-        settings.max_concurrent_jobs + settings.max_queued_jobs,
-    )
-    hooks = StoreHooks(worker.operations.admit, worker.operations.refuse, webhooks.notify)
-    job_store = JobStore(worker.operations.perform, bounds, hooks)
+    job_store = _job_store(worker, webhooks)
     warm = asyncio.Event()
 
     def state() -> State:
@@ -124,7 +117,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         if hears_signals:
-            hear_reload(lambda: reload(worker, authenticator), worker.operations.pools.own)
+            hear_reload(lambda: reload(worker, authenticator), pools.own)
             hear_shutdown(admission.close, grace_s)
         with _beside(warm_up(), _watch(worker, hears_signals=hears_signals)):
             yield
@@ -166,6 +159,19 @@ def _beside(*works: Coroutine[None, None, None]) -> Iterator[None]:
     yield
     for task in tasks:
         task.cancel()
+
+
+def _job_store(worker: Worker, webhooks: Webhooks) -> JobStore:
+    settings = worker.settings
+    bounds = StoreBounds(
+        settings.job_retention_seconds,
+        int(settings.job_retention_mb * 2**20),
+        # One bound for the job store and the admission: a job must not be taken here and then fail for lack of room.
+        settings.max_concurrent_jobs + settings.max_queued_jobs,
+        int(settings.max_queued_mb * 2**20),
+    )
+    hooks = StoreHooks(worker.operations.admit, worker.operations.refuse, webhooks.notify)
+    return JobStore(worker.operations.perform, bounds, hooks)
 
 
 def _webhooks(settings: Settings, pool: Pool) -> Webhooks:

@@ -91,7 +91,8 @@ class Settings(BaseSettings):
 
     # Admission, and a caller's share of the worker
     max_concurrent_jobs: int = Field(default=64, ge=1, le=4_096)
-    max_queued_jobs: int = Field(default=256, ge=0, le=100_000)
+    max_queued_jobs: int = Field(default=2_000, ge=0, le=100_000)
+    max_queued_mb: float = Field(default=512.0, gt=0, le=1_000_000)
     max_pixel_steps: int = Field(default=0, ge=0)
     rate_limit_per_minute: int = Field(default=0, ge=0, le=1_000_000)
     quota_pixel_steps_per_day: int = Field(default=0, ge=0)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from worker import __version__
 from worker.core.errors import CorruptFile, LoadFailed, WorkerError
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 
 _CHILD = Path(__file__).with_name("trial_child.py")
 _PROJECT = Path(__file__).resolve().parents[2]

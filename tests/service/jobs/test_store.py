@@ -153,11 +153,15 @@ async def test_too_many_jobs_are_refused_with_a_time_to_come_again(work):
 
 
 async def test_too_many_bytes_of_jobs_are_refused_too(work):
-    store = JobStore(work, StoreBounds(max_bytes=10_000))
-    with pytest.raises(Overloaded):
-        store.submit(asked(shown="x" * 20_000), "a", kept())
+    store = JobStore(work, StoreBounds(max_under_way_bytes=10_000))
+    large = store.submit(asked(shown="x" * 20_000), "a", kept())  # alone it is taken: it would never fit better
+    with pytest.raises(Overloaded) as refused:
+        store.submit(asked(), "b", kept())
+    assert refused.value.details["retry_after_s"] > 0
+    await large.wait(30)
+    assert await store.submit(asked(), "b", kept()).wait(30)
     await store.close()
-    assert work.runs == []
+    assert work.runs == ["a", "b"]
 
 
 async def test_a_failed_job_is_retried_under_its_id(store, work):

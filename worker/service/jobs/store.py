@@ -72,7 +72,7 @@ def _count_nothing(record: JobRecord, error: WorkerError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoreBounds:
-    """Bounds on how long answers are kept, how many bytes are held, and how many jobs may be under way.
+    """Bounds on how long answers are kept, how many bytes are held, and how many jobs may be under way, of what size.
 
     When jobs and answers exceed `max_bytes`, the oldest answers go first. Without `max_under_way` every job is taken:
     then the door bounds the number of jobs.
@@ -81,6 +81,7 @@ class StoreBounds:
     retention_s: float = 1_800.0
     max_bytes: int = 512 * 2**20
     max_under_way: int | None = 1_000
+    max_under_way_bytes: int = 512 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +206,17 @@ class JobStore:
             raise
 
     def _check_room(self, new: JobRecord) -> None:
-        if self._bounds.max_under_way is None:
+        bounds = self._bounds
+        if bounds.max_under_way is None:
             return
         under_way = self._under_way
-        if len(under_way) >= self._bounds.max_under_way or under_way.bytes + new.bytes > self._bounds.max_bytes:
+        held_bytes = under_way.bytes + new.bytes
+        # A job alone is taken whatever its size: it would never fit better.
+        is_full = len(under_way) > 0 and held_bytes > bounds.max_under_way_bytes
+        if is_full or len(under_way) >= bounds.max_under_way:
             raise Overloaded(
-                f"{len(under_way)} jobs are waiting or running, which is all that this worker holds; "
-                f"come again in {RETRY_AFTER_S} seconds.",
+                f"{len(under_way)} jobs are waiting or running, which with their images is all that this worker "
+                f"holds; come again in {RETRY_AFTER_S} seconds.",
                 details={"retry_after_s": RETRY_AFTER_S},
             )
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
+from worker.core.turn import StopSignal
 
 # Tries a folder of this variant and name once, or raises why it can be no model.
 TryOut = Callable[[Path, str | None, str, StopSignal], None]
