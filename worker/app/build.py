@@ -134,7 +134,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
         engine.watchdog.check,
     )
-    local = LocalBackend(provisioner, pools.downloads, admission, mux)
+    local = LocalBackend(provisioner, pools, admission, mux)
     backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
     quotas = Quotas(
         QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),

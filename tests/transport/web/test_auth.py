@@ -270,12 +270,16 @@ def test_who_knocks_without_end_fills_no_disk(tmp_path, monkeypatch):
 
 def test_who_is_turned_away_for_want_of_room_is_in_the_books_too(tmp_path):
     with WebWorker(
-        tmp_path, api_keys=f"anna:{hashlib.sha256(ANNA.encode()).hexdigest()}", job_retention_mb=0.0001
+        tmp_path, api_keys=f"anna:{hashlib.sha256(ANNA.encode()).hexdigest()}", max_queued_mb=0.0001
     ) as served:
+        served.context.engine.gate.clear()
+        first = served.http.post("/v2/any/run", json={"input": {"prompt": "long " * 100}}, headers=bearer(ANNA))
         headers = {**bearer(ANNA), "X-Request-ID": "the-one"}
-        assert served.http.post("/run", json={"prompt": "long " * 100}, headers=headers).status_code == 429
-    (line,) = read_usage(tmp_path / "volume/usage")
-    assert (line["outcome"], line["caller"], line["request_id"]) == ("overloaded", "anna", "the-one")
+        assert served.http.post("/run", json={"prompt": "x"}, headers=headers).status_code == 429
+        served.http.post(f"/v2/any/cancel/{first.json()['id']}", headers=bearer(ANNA))
+        served.context.engine.gate.set()
+    (line,) = [line for line in read_usage(tmp_path / "volume/usage") if line["request_id"] == "the-one"]
+    assert (line["outcome"], line["caller"]) == ("overloaded", "anna")
 
 
 def test_a_quota_is_that_of_a_key_at_every_door(tmp_path):

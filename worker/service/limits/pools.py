@@ -163,6 +163,8 @@ class Pools:
     decoding: Pool = field(default_factory=lambda: Pool("decoding", CPU_THREADS))
     downloads: Pool = field(default_factory=lambda: Pool("downloads", WAITING_THREADS))
     """Files of models and adapters, fetched if need be."""
+    files: Pool = field(default_factory=lambda: Pool("files", CPU_THREADS))
+    """Files that are known to be on disk."""
     encoding: Pool = field(default_factory=lambda: Pool("encoding", CPU_THREADS))
     uploads: Pool = field(default_factory=lambda: Pool("uploads", WAITING_THREADS))
     webhooks: Pool = field(default_factory=lambda: Pool("webhooks", WAITING_THREADS // 4))

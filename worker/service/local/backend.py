@@ -6,7 +6,7 @@ from worker.core.job import Job
 from worker.core.result import Emit, JobResult, Stage, Timings
 from worker.core.turn import current
 from worker.service.limits.admission import Admission
-from worker.service.limits.pools import Pool
+from worker.service.limits.pools import Pools
 from worker.service.local.batching import BatchMux
 from worker.service.local.provisioning import Provisioner
 from worker.service.local.results import bytes_downloaded, result_of
@@ -15,16 +15,18 @@ from worker.service.local.results import bytes_downloaded, result_of
 class LocalBackend:
     """Answers jobs on this machine's own device. A job takes a place of `admission` once it has its files."""
 
-    def __init__(self, provisioner: Provisioner, downloads: Pool, admission: Admission, mux: BatchMux) -> None:
+    def __init__(self, provisioner: Provisioner, pools: Pools, admission: Admission, mux: BatchMux) -> None:
         self._provisioner = provisioner
-        self._downloads = downloads
+        self._pools = pools
         self._admission = admission
         self._mux = mux
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Run `job`. At its deadline its caller is free; what cannot be interrupted goes on in its thread."""
         turn, host = current(), job.call.spec.source.host
-        batch = await self._downloads.run(self._provisioner.provide, job, emit, place=host)
+        # Hundreds of threads that look at files would leave the processor to nobody else.
+        pool = self._pools.files if self._provisioner.is_at_hand(job) else self._pools.downloads
+        batch = await pool.run(self._provisioner.provide, job, emit, place=host)
         started, provided_at = turn.waits[-1][1], time.monotonic()
         async with self._admission.place(job.stop):
             generated = await self._mux.generate(batch, emit)

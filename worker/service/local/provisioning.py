@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker.core.call import KnownModel
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
-from worker.core.finishing import FinishingFiles
+from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.job import Batch, Job
 from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.core.result import Emit
@@ -34,6 +34,9 @@ def refuse_pickles(root: Path) -> Path:
     return root
 
 
+_MEMORY = 1_024  # models that are remembered as provided
+
+
 class Provisioner:
     """Makes a Batch of an accepted job. Downloads run in threads and never in the engine's.
 
@@ -54,14 +57,28 @@ class Provisioner:
         self._without_pickles = without_pickles
         self._safety_checker = safety_checker  # the operator's reference, not checked against the callers' rules
         self._vouching = vouching or Vouching()
+        self._provided: set[tuple[str, ModelSource, str | None]] = set()
         self._adapters = AdapterFetcher(store, resolver, without_pickles, self._vouching)
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
         """Return a source's own description, without its weights. Blocking."""
         return self._store.peek(source, variant)
 
+    def is_at_hand(self, job: Job) -> bool:
+        """True if a job needs no more than a model whose files were provided before."""
+        return not job.adapters and job.finishing == Finishing() and _key(job.call.spec) in self._provided
+
     def provide(self, job: Job, emit: Emit) -> Batch:
         """Return the job with all its files on disk. Blocking. Raises SourceError, IncompatibleAdapter …"""
+        batch = self._provide(job, emit)
+        source = job.call.spec.source
+        if source.is_repository or source.is_local:  # a caller's link may lead to another file at any time
+            if len(self._provided) >= _MEMORY:
+                self._provided.clear()
+            self._provided.add(_key(job.call.spec))
+        return batch
+
+    def _provide(self, job: Job, emit: Emit) -> Batch:
         job.stop.check()
         # Adapters first: they are small, and a wrong one should not cost a model's download.
         adapters = provide_adapters(job, self._adapters, emit)
@@ -161,6 +178,10 @@ class Provisioner:
             return _only(source, completing.missing)
         # All but the denoiser, which is the largest part and which the single file has itself.
         return source.model_copy(update={"without": DENOISERS}) if _is_whole(source) else source
+
+
+def _key(spec: ModelSpec) -> tuple[str, ModelSource, str | None]:
+    return spec.id, spec.source, spec.variant
 
 
 def _completing(model: KnownModel) -> Completion | None:

@@ -1,0 +1,104 @@
+"""F11: a thousand clients at once, on the default settings: each is answered, or told when to come back."""
+
+import asyncio
+import collections
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+CLIENTS = 1_000
+SERVER = """
+import sys, pathlib
+from tests.fakes.web_worker import WebWorker
+with WebWorker(pathlib.Path(sys.argv[1]), **eval(sys.argv[2])) as served:
+    print(served.port, flush=True)
+    sys.stdin.read()
+"""
+
+
+async def ask(port, path, payload=None):
+    """Send one request on a connection of its own; return status, headers, body and seconds."""
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    body = b"" if payload is None else json.dumps(payload).encode()
+    head = f"{'GET' if payload is None else 'POST'} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    answer = await reader.read()
+    writer.close()
+    top, _, content = answer.partition(b"\r\n\r\n")
+    status, *lines = top.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, content, time.perf_counter() - began
+
+
+async def crowd(port, clients, fields):
+    """Let all clients ask at once while one pings; return the answers and the seconds of the pings."""
+    pings = []
+
+    async def ping():
+        while True:
+            pings.append((await ask(port, "/ping"))[3])
+            await asyncio.sleep(0.02)
+
+    pinging = asyncio.create_task(ping())
+    answers = await asyncio.gather(*(ask(port, "/run", {"seed": index, **fields}) for index in range(clients)))
+    pinging.cancel()
+    return answers, pings
+
+
+def rss_mb(pid):
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def met(tmp_path, settings, clients, fields):
+    """Run a server of its own for the crowd; return the answers, the pings and the megabytes that it grew by."""
+    command = [sys.executable, "-c", SERVER, str(tmp_path), repr(settings)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=PROJECT
+    ) as child:
+        try:
+            port = int(child.stdout.readline())
+            asyncio.run(crowd(port, 8, fields))  # warm
+            before = rss_mb(child.pid)
+            answers, pings = asyncio.run(crowd(port, clients, fields))
+            return answers, pings, rss_mb(child.pid) - before
+        finally:
+            child.kill()
+
+
+def counted(answers):
+    """Count the answers by status; hold each to its word."""
+    for status, headers, content, _ in answers:
+        if status == 200:
+            assert json.loads(content)["images"]
+        else:
+            assert (status, json.loads(content)["code"]) == (429, "overloaded")
+            assert int(headers["retry-after"]) >= 1
+    return collections.Counter(status for status, *_ in answers)
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_at_once_are_all_answered(tmp_path, figures):
+    answers, pings, grown = met(tmp_path, {}, CLIENTS, {"prompt": "an apple"})
+    statuses = counted(answers)
+    figures("F11", "of 1,000 clients at once, drawn for", statuses[200], "", at_least=CLIENTS)
+    figures("F11", "memory of 1,000 clients at once", grown, "MB", at_most=300, clock=True)
+    p99 = sorted(pings)[int(len(pings) * 0.99)] * 1000
+    figures("F11", "/ping p99 under 1,000 clients at once", p99, "ms", at_most=50, clock=True)
+
+
+@pytest.mark.slow
+def test_a_crowd_with_large_requests_is_bounded_by_their_bytes(tmp_path, figures):
+    fields = {"prompt": "an apple", "negative_prompt": "x" * 8_000}
+    settings = {"max_queued_mb": 1.0}
+    answers, _, grown = met(tmp_path, settings, 500, fields)
+    statuses = counted(answers)
+    assert statuses[200] >= 50
+    assert statuses[429] >= 1
+    figures("F11", "memory of 500 large requests, 1 MB of which may wait", grown, "MB", at_most=150, clock=True)
