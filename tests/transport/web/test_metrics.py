@@ -96,8 +96,11 @@ def test_a_job_that_the_device_has_no_time_for_waits(tmp_path):
 
 
 def test_what_is_turned_away_at_the_door_is_counted_too(tmp_path):
-    with WebWorker(tmp_path, job_retention_mb=0.0001) as served:
-        assert served.http.post("/run", json={"prompt": "long " * 100}).status_code == 429
+    with WebWorker(tmp_path, max_queued_mb=0.0001) as served:
+        served.context.engine.gate.clear()
+        served.http.post("/v2/any/run", json={"input": {"prompt": "long " * 100}})
+        assert served.http.post("/run", json={"prompt": "x"}).status_code == 429
+        served.context.engine.gate.set()
         assert served.http.get("/nowhere").status_code == 404
         found = scraped(served)
     assert found["imgworker_errors_total", "overloaded"] == 1
