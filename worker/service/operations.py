@@ -101,7 +101,7 @@ class Operations:
         """
         if not isinstance(answer, Answer):
             return None
-        return await asyncio.to_thread(self.delivery.of(request).elsewhere, answer, job_id, reason)
+        return await self.delivery.of(request).elsewhere(answer, job_id, reason, self.pools)
 
     def models(self) -> ModelList:
         """List the registry."""

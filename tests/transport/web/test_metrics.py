@@ -34,9 +34,9 @@ def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
         ]
         for thread in threads:
             thread.start()
-        until(lambda: scraped(served)["imgworker_queue_length",] == 1)
-        now = scraped(served)
-        assert (now["imgworker_jobs_running",], now["imgworker_queue_length",]) == (1, 1)
+        standing = ("imgworker_jobs_running",), ("imgworker_queue_length",)
+        # One waits for a place once it was checked and has its files.
+        until(lambda: (now := scraped(served)) and [now[name] for name in standing] == [1, 1])
         engine.gate.set()
         for thread in threads:
             thread.join()

@@ -84,8 +84,7 @@ class Delivery:
         if parcel.target is None:
             return parcel.answer
         try:
-            uploader = self._uploader(parcel.target)
-            return await pools.uploads.run(_put, uploader, parcel, job_id, place=uploader.host)
+            return await self._send(parcel, job_id, pools)
         except (SourceUnavailable, DiskFull) as error:  # made and paid for: not lost for that
             return await pools.encoding.run(self._pack_unsent, result, output, parcel, error)
 
@@ -121,13 +120,14 @@ class Delivery:
             return answer
         return self._shrink(result, output, notes, parcel.started)
 
-    def _uploader(self, target: Literal["s3", "volume"]) -> Uploader:
-        uploader = self.bucket if target == "s3" else self.volume
+    async def _send(self, parcel: "_Parcel", job_id: str, pools: Pools) -> Answer:
+        """Upload a parcel. Raises SourceUnavailable, DiskFull."""
+        uploader = self.bucket if parcel.target == "s3" else self.volume
         if uploader is None:
-            raise SourceUnavailable(f"No {'bucket' if target == 's3' else 'volume'} is configured.")
-        return uploader
+            raise SourceUnavailable(f"No {'bucket' if parcel.target == 's3' else 'volume'} is configured.")
+        return await pools.uploads.run(_put, uploader, parcel, job_id, place=uploader.host)
 
-    def elsewhere(self, answer: Answer, job_id: str, reason: str) -> Answer | None:
+    async def elsewhere(self, answer: Answer, job_id: str, reason: str, pools: Pools) -> Answer | None:
         """Return an answer that was made already, with its files in the bucket or on the volume; None without either.
 
         `reason` is a sentence for the warnings: why they are not in the answer itself.
@@ -141,8 +141,9 @@ class Delivery:
         for target, place in targets:
             noun = "files are" if len(answer.files) > 1 else "file is"
             moved = replace(answer, warnings=(*answer.warnings, f"{reason} The {noun} {place} instead."))
+            parcel = _Parcel(moved, time.monotonic() - answer.encode_s, (), target)
             with suppress(SourceUnavailable, DiskFull):
-                return self._put(target, moved, job_id, time.monotonic() - answer.encode_s)
+                return await self._send(parcel, job_id, pools)
         return None
 
     @property
