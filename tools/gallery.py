@@ -22,7 +22,7 @@ from worker.core.result import ignore_progress
 from worker.transport.job_input import read_input
 
 DEMO = PROJECT_DIR / "models/demo"
-_CELL, _GAP, _STRIP = 128, 8, 34
+_CELL, _GAP, _STRIP = 160, 8, 34
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,15 @@ class Studio:
     """A worker with the demo model."""
 
     def __init__(self, folder: Path) -> None:
-        entry = {
+        entries = {"upscaler": {"source": f"file:{DEMO}/companions/sharp-x4-upscaler.safetensors"}}
+        entries["demo"] = {
             "source": f"file:{DEMO}",
             "architecture": "sd1",
             "tasks": ["text-to-image", "image-to-image", "inpainting"],
             "defaults": {"num_inference_steps": 16, "guidance_scale": 2.5},
             "dtype": "float32",
         }
-        (folder / "models.yaml").write_text(json.dumps({"models": {"demo": entry}}))
+        (folder / "models.yaml").write_text(json.dumps({"models": entries}))
         settings = Settings(
             models_yaml=folder / "models.yaml",
             default_model="demo",
@@ -59,9 +60,16 @@ class Studio:
 
     def draw(self, prompt: str, **fields: Any) -> Image.Image:
         """What the worker answers; images may be sent as they are."""
+        return self._answered(prompt=prompt, **fields)
+
+    def enlarged(self, image: Image.Image) -> Image.Image:
+        """`image` as the demo model's own upscaler makes it; a mask, which has no shades, as it is."""
+        return image if len(image.getcolors() or ()) == 2 else self._answered(model="upscaler", image=image)
+
+    def _answered(self, **fields: Any) -> Image.Image:
         self._jobs += 1
         sent = {name: _encoded(value) if isinstance(value, Image.Image) else value for name, value in fields.items()}
-        payload = {"prompt": prompt, "seed": 7, **sent}
+        payload = {"seed": 7, **sent}
         asked = self._worker.operations.perform(read_input(payload), f"gallery-{self._jobs}", ignore_progress)
         answer = self._runner.run(asked)
         if not isinstance(answer, Answer):
@@ -183,7 +191,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gallery-") as scratch:
         studio = Studio(Path(scratch).resolve())
-        page = sheet([row(studio) for row in ROWS])
+        rows = [row(studio) for row in ROWS]
+        large = [Row(row.title, tuple((text, studio.enlarged(image)) for text, image in row.images)) for row in rows]
+        page = sheet(large)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     page.quantize(256).save(options.out, optimize=True)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionControlNetPipeline
 from PIL import Image, ImageColor
 
 from tests.asking import perform
-from tests.engine.test_generation import draw
+from tests.engine import test_generation as generation
 from tests.images import assert_differs, encoded, pixels
 from worker.app.build import build_worker
 from worker.app.settings import PROJECT_DIR, Settings
@@ -20,20 +20,47 @@ def demo(tmp_path):
     return build_worker(Settings(volume_dir=tmp_path, device="cpu"))
 
 
+async def draw(demo, **fields):
+    """Draw with the model alone, at its own size."""
+    return await generation.draw(demo, upscale=False, **fields)
+
+
 def saturation(image):
     return float(np.ptp(image.astype(int), axis=-1).mean())
 
 
 async def test_with_nothing_configured_a_red_apple_is_red_on_white(demo):
-    answer = await draw(demo)
+    answer = await generation.draw(demo)
     assert answer["model"] == "demo"
     image = pixels(answer).astype(int)
-    assert image.shape == (64, 64, 3)
-    assert image[:3, :3].min() > 220
-    red, green, blue = image[28:48, 22:42].reshape(-1, 3).mean(axis=0)
+    assert image.shape == (256, 256, 3)
+    assert image[:12, :12].min() > 220
+    red, green, blue = image[112:192, 88:168].reshape(-1, 3).mean(axis=0)
     assert red > 170
     assert red > 1.8 * green
     assert red > 1.8 * blue
+
+
+async def test_its_own_upscaler_keeps_the_image_and_makes_its_edges_steeper_than_bicubic_does(demo):
+    from tools.demo_model.enlarging import bicubic, steepness
+
+    small, named = pixels(await draw(demo)), pixels(await generation.draw(demo, width=64, height=64))
+    answer = await generation.draw(demo)
+    assert np.array_equal(named, small)
+    assert np.array_equal(pixels(await generation.draw(demo, width=256, height=256)), pixels(answer))
+    large, plain = pixels(answer), bicubic(small[None])[0]
+    again = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.abs(again - small).mean() < 6
+    assert steepness(large[None]) > 1.1 * steepness(plain[None])
+    assert answer["parameters"]["upscale"]["model"] == "demo-upscaler"
+    assert answer["usage"]["pixel_steps"] == 16 * 64 * 64
+
+
+async def test_an_image_that_it_drew_is_changed_at_the_size_that_it_has(demo):
+    apple = pixels(await generation.draw(demo))
+    answer = await generation.draw(demo, prompt="a lemon", image=encoded(apple), strength=0.8)
+    assert (answer["width"], answer["height"], answer["usage"]["pixel_steps"]) == (256, 256, 12 * 64 * 64)
+    assert_differs(pixels(answer), apple)
 
 
 @pytest.mark.parametrize("colour", ["blue", "yellow", "pink"])

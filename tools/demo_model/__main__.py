@@ -1,7 +1,7 @@
 """Train, assemble and measure the embedded demo model.
 
-In order: fetch, render, tokenizer, vae, unet, assemble, companions, eval, sheet. Every step reads what the one before
-left in the work folder; vae and unet go on from their last checkpoint if they are started again.
+In order: fetch, render, tokenizer, vae, unet, assemble, companions, vectors, upscaler, eval, sheet. Every step reads
+what the one before left in the work folder; vae and unet go on from their last checkpoint if they are started again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     companions = commands.add_parser("companions", help="train the LoRA, the token and the ControlNet")
     companions.add_argument("--only", choices=("lora", "token", "controlnet"))
     companions.add_argument("--minutes", type=float, help="wall clock for each (default 3, 2 and 8)")
+    commands.add_parser("vectors", help="fetch the artwork's vectors and render them four times as large")
+    upscaler = commands.add_parser("upscaler", help="train the upscaler")
+    upscaler.add_argument("--minutes", type=float, default=9.0, help="processor time to spend, on one thread")
     single = commands.add_parser("single-file", help="write the whole pipeline as one checkpoint")
     single.add_argument("--out", type=Path, required=True)
     measure = commands.add_parser("eval", help="measure the folder against the true renders")
@@ -77,6 +80,19 @@ def _companions(options: argparse.Namespace) -> None:
             train(options.folder, options.work / "render", options.minutes or minutes)
 
 
+def _upscaler(options: argparse.Namespace) -> None:
+    renders = options.work / "render"
+    if options.command == "vectors":
+        from tools.demo_model import vectors
+
+        vectors.fetch_vectors(options.work / "fetch")
+        print(vectors.render_vectors(options.work / "fetch", renders), "emoji")
+        return
+    from tools.demo_model.enlarging import train_upscaler
+
+    train_upscaler(options.folder, renders, options.minutes)
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from tools.demo_model.report import print_report
 
@@ -85,9 +101,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _sheet(options: argparse.Namespace) -> None:
     from tools.demo_model import sheets
+    from tools.demo_model.enlarging import enlarged
     from tools.demo_model.evaluation import draw, load_pipeline
 
-    images = draw(load_pipeline(options.folder), sheets.PROMPTS)
+    images = enlarged(options.folder, draw(load_pipeline(options.folder), sheets.PROMPTS))
     sheets.contact_sheet(images, sheets.PROMPTS, options.docs / "demo.png")
     sheets.loss_plot(options.work, options.docs / "demo-training.png")
 
@@ -121,7 +138,8 @@ def main() -> None:
     options = _parser().parse_args()
     steps: dict[str, Callable[[argparse.Namespace], None]] = {
         "fetch": _prepare, "render": _prepare, "tokenizer": _prepare, "vae": _train, "unet": _train,
-        "assemble": _assemble, "single-file": _assemble, "companions": _companions, "eval": _evaluate, "sheet": _sheet,
+        "assemble": _assemble, "single-file": _assemble, "companions": _companions, "vectors": _upscaler,
+        "upscaler": _upscaler, "eval": _evaluate, "sheet": _sheet,
     }  # fmt: skip
     steps[options.command](options)
 

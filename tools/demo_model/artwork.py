@@ -39,6 +39,11 @@ def fetch(folder: Path) -> None:
         (folder / "names.json").write_bytes(member.read())
 
 
+def usable(entry: dict[str, Any]) -> bool:
+    """Say whether an entry of the list of names is an emoji to draw: no flag, and no part of one."""
+    return entry.get("group") not in (None, _FLAGS_GROUP, _COMPONENTS_GROUP)
+
+
 def _draw(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     """Draw one emoji, cropped and centred on a transparent square; None if the font lacks it or it falls apart."""
     width = font.getlength(text)
@@ -56,7 +61,7 @@ def _draw(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     return square
 
 
-def _premultiplied(image: Image.Image, size: int) -> np.ndarray:
+def premultiplied(image: Image.Image, size: int) -> np.ndarray:
     """Resize to ``size`` and multiply colour by opacity: uint8, (size, size, 4)."""
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
     pixels[..., :3] *= pixels[..., 3:] / 255
@@ -76,7 +81,7 @@ def render(source: Path, folder: Path) -> dict[str, Any]:
     images: dict[int, list[np.ndarray]] = {size: [] for size in SIZES}
     seen: set[bytes] = set()
     for entry in tqdm(json.loads((source / "names.json").read_text()), desc="render", unit="emoji"):
-        if entry.get("group") in (None, _FLAGS_GROUP, _COMPONENTS_GROUP):
+        if not usable(entry):
             continue
         image = _draw(entry["emoji"], font)
         if image is None or image.tobytes() in seen:
@@ -85,7 +90,7 @@ def render(source: Path, folder: Path) -> dict[str, Any]:
         labels.append(entry["label"])
         tags.append(entry.get("tags", []))
         for size in SIZES:
-            images[size].append(_premultiplied(image, size))
+            images[size].append(premultiplied(image, size))
     for size, stack in images.items():
         np.save(folder / f"artwork-{size}.npy", np.stack(stack))
     index = {"labels": labels, "tags": tags}

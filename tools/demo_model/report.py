@@ -14,7 +14,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from tools.demo_model import companions
+from tools.demo_model import companions, enlarging
 from tools.demo_model.companions import edges
 from tools.demo_model.control_lora import load_control_lora
 from tools.demo_model.evaluation import (
@@ -44,8 +44,9 @@ def saturation(images: np.ndarray) -> float:
 def print_report(folder: Path, renders: Path, steps: int, guidance: float, quick: bool) -> None:
     """Measure names, unseen combinations, seeds, img2img, inpainting and companions, and print a line for each."""
     pipeline, gallery = load_pipeline(folder), Gallery(renders)
-    plain, _ = score(pipeline, gallery, known_scenes(), "all names", steps=steps, guidance=guidance)
+    plain, images = score(pipeline, gallery, known_scenes(), "all names", steps=steps, guidance=guidance)
     print(plain.line(), flush=True)
+    _enlarging(folder, renders, gallery, images)
     if quick:
         return
     grounds = score(
@@ -65,6 +66,25 @@ def print_report(folder: Path, renders: Path, steps: int, guidance: float, quick
         _lora(folder)
         _token(folder, gallery)
         _control(folder, gallery)
+
+
+def _enlarging(folder: Path, renders: Path, gallery: Gallery, drawn: np.ndarray) -> None:
+    small, wanted = enlarging.unseen_pairs(folder, renders)
+    for title, made in (("upscaler", enlarging.enlarged(folder, small)), ("bicubic", enlarging.bicubic(small))):
+        steep = enlarging.steepness(made) / enlarging.steepness(wanted)
+        print(
+            f"{title}, {len(small)} emoji never trained: PSNR {enlarging.psnr(made, wanted):.2f} dB, "
+            f"edges {steep:.0%} as steep as the artwork's at 256 pixels"
+        )
+    large, plain = enlarging.enlarged(folder, drawn), enlarging.bicubic(drawn)
+    bank, scale = RenderBank(gallery), enlarging.SCALE
+    again = large.reshape(len(large), 64, scale, 64, scale, 3).mean((2, 4)).round().astype(np.uint8)
+    right = (bank.distances(again, "white").argmin(1) == np.arange(len(THINGS))).mean()
+    print(
+        f"all names, enlarged: {right:.1%} nearest to their own name, edges "
+        f"{enlarging.steepness(large) / enlarging.steepness(plain):.2f} times as steep as bicubic's",
+        flush=True,
+    )
 
 
 def _image_to_image(pipeline: StableDiffusionPipeline) -> None:

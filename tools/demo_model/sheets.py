@@ -20,7 +20,7 @@ PROMPTS = (
     "a purple frog", "a blue strawberry", "a green robot on a yellow background", "a pink elephant",
     "an orange whale on a light blue background", "a purple crown on a gray background",
 )  # fmt: skip
-_CELL = 160
+_CELL = 192
 _MARGIN = 6
 
 

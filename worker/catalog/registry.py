@@ -18,7 +18,7 @@ from worker.catalog.interface.checking import check_defaults
 from worker.catalog.interface.sizes import LIMIT_KEYS
 from worker.catalog.registry_schema import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
-from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, Tier
+from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, OwnUpscaler, Tier
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 12
@@ -35,7 +35,7 @@ _T = TypeVar("_T", bound=BaseModel)
 # Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
-    *("defaults", "limits", "fallback"),
+    *("defaults", "limits", "fallback", "upscale"),
 )
 
 
@@ -134,8 +134,10 @@ class _Reading:
                     raise self.fail(place, f"{name} already names {owner} (line {line}); choose another id or alias.")
                 owners[name.casefold()] = (model, self.line(place))
             models[model] = spec
+        known = {name: owner for name, (owner, _) in owners.items()}
         for model, spec in models.items():
-            self.check_fallback(model, spec, {name: owner for name, (owner, _) in owners.items()})
+            for key, name in spec.other_models.items():
+                self.check_other(("models", model, key), name, model, known)
         return Registry(MappingProxyType(models), MappingProxyType(tiers))
 
     def spec(self, model: str, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> ModelSpec:
@@ -231,17 +233,14 @@ class _Reading:
                 text = f"{row.title} has no {task}; its tasks are {', '.join(row.pipelines)}, or declare a pipeline."
                 raise self.fail((*keys, "tasks", index), text)
 
-    def check_fallback(self, model: str, spec: ModelSpec, owners: Mapping[str, str]) -> None:
-        """Check that a fallback is another model of this file."""
-        if spec.fallback is None:
-            return
-        keys: _KeyPath = ("models", model, "fallback")
-        owner = owners.get(spec.fallback.casefold())
+    def check_other(self, keys: _KeyPath, name: str, model: str, owners: Mapping[str, str]) -> None:
+        """Check that what an entry names as its fallback or its upscaler is another model of this file."""
+        owner = owners.get(name.casefold())
         if owner is None:
-            hits = difflib.get_close_matches(spec.fallback.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)
-            raise self.fail(keys, f"fallback {spec.fallback} is no model of this file; did you mean {owners[hits[0]]}?")
+            hits = difflib.get_close_matches(name.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)
+            raise self.fail(keys, f"{keys[-1]} {name} is no model of this file; did you mean {owners[hits[0]]}?")
         if owner == model:
-            raise self.fail(keys, f"{model} cannot be its own fallback; name another model.")
+            raise self.fail(keys, f"{model} cannot be its own {keys[-1]}; name another model.")
 
     def source(self, keys: _KeyPath, text: str) -> ModelSource:
         """Parse a reference into a source; a relative file starts from the folder of this registry."""
@@ -391,7 +390,7 @@ class _Reading:
 def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Return the keys that a mapping inside `kind` may have."""
     nested: dict[str, type[BaseModel]] = {"defaults": EntryDefaults, "tiers": Tier}
-    nested |= {"loras": LoraSpec, "lightning": Lightning}
+    nested |= {"loras": LoraSpec, "lightning": Lightning, "upscale": OwnUpscaler}
     return list((nested[str(loc[0])] if loc else kind).model_fields)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from worker.core.model import DType, Lightning, LoraSpec, Parsed, Task, Tier
+from worker.core.model import DType, Lightning, LoraSpec, OwnUpscaler, Parsed, Task, Tier
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@#+/-]{0,255}$"
 
@@ -41,6 +41,7 @@ class Entry(Parsed):
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
+    upscale: OwnUpscaler | None = None
 
     @property
     def replaced_parts(self) -> tuple[str, ...]:

@@ -6,7 +6,14 @@ A refiner and an upscaler are models of their own, with sources and files like t
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import (
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from worker.core.call import Call, KnownModel
 from worker.core.model import ModelFiles, ReferenceSpec
@@ -25,10 +32,30 @@ class RefinerSpec(SecondModelSpec):
 
 
 class UpscaleSpec(SecondModelSpec):
-    """The upscaler file that enlarges what was drawn; by default as much as it was made for."""
+    """The upscaler file that enlarges what was drawn; by default as much as it was made for.
+
+    `false` in its place asks for none, also of a model that has one of its own.
+    """
 
     scale: Annotated[float, Field(ge=0.25, le=8.0, allow_inf_nan=False)] | None = None
     tile: int = Field(default=256, ge=64, le=2_048, description="Pixels a side that it sees at once.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _or_none(cls, value: object, handler: "ModelWrapValidatorHandler[UpscaleSpec]") -> "UpscaleSpec":
+        if value is False or value == "false":
+            return cls.model_construct(model="")
+        return handler(value)
+
+    @model_serializer(mode="wrap")
+    def _as_sent(self, handler: SerializerFunctionWrapHandler) -> JsonValue:
+        fields: JsonValue = handler(self) if self.is_wanted else False
+        return fields
+
+    @property
+    def is_wanted(self) -> bool:
+        """False where a request asks for no upscaler."""
+        return bool(self.model)
 
 
 @dataclass(frozen=True, slots=True)

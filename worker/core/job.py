@@ -112,8 +112,8 @@ class Job:
     def shared(self) -> tuple[object, ...]:
         """The values in which all jobs of one pipeline call agree."""
         common = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
-        # A refiner or an upscaler works for one job at a time.
-        own_key = self.id if self.finishing != Finishing() else None
+        # A refiner works for one job at a time.
+        own_key = self.id if self.finishing.refiner is not None else None
         # Own fields count by their outline: a call takes a negative prompt from all or none, and images of one size.
         return *common, own_key, self.negative_prompt is None, [media.outline for media in self.media]
 

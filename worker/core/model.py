@@ -175,6 +175,16 @@ class Lightning(Parsed):
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class OwnUpscaler(Parsed):
+    """The upscaler that enlarges a model's images unless a request says otherwise.
+
+    `model` is another model of models.yaml, `scale` how many times as wide and as high it makes an image.
+    """
+
+    model: str = Field(min_length=1, max_length=256)
+    scale: int = Field(ge=2, le=8)
+
+
 class Tier(Parsed):
     """A class of GPU that models are assigned to."""
 
@@ -209,7 +219,14 @@ class ModelSpec(Parsed):
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
+    upscale: OwnUpscaler | None = None
     subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
+
+    @property
+    def other_models(self) -> dict[str, str]:
+        """The registered models that this one names, by the field that names them."""
+        named = {"fallback": self.fallback, "upscale": self.upscale.model if self.upscale else None}
+        return {field: model for field, model in named.items() if model is not None}
 
 
 # The names of diffusers for a denoiser among a repository's parts.

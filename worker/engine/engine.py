@@ -15,7 +15,7 @@ from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import JobCancelled, JobTimeout, OutOfMemory, WorkerError
 from worker.core.finishing import Upscaler
 from worker.core.job import Batch, Job, SchedulerChoice
-from worker.core.model import ModelFiles, ModelSpec
+from worker.core.model import Kind, ModelFiles, ModelSpec
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.engine import devices
 from worker.engine.adapters.stack import AdapterStack
@@ -109,8 +109,9 @@ class DiffusersEngine:
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Make a model resident. Raises LoadFailed, OutOfMemory …"""
-        plan = self._plan(model, files, megapixels=0.25)
-        with self._pool.lease(resident_key(model.spec, files), lambda: _load(model.spec, plan, emit)) as resident:
+        plan, is_upscaler = self._plan(model, files, megapixels=0.25), model.detection.kind is Kind.UPSCALER
+        key = resident_key(model.spec, files)
+        with self._pool.lease(key, lambda: _load(model.spec, plan, emit), is_upscaler=is_upscaler) as resident:
             return resident.plan
 
     def unload(self, model: str) -> int:
@@ -156,27 +157,32 @@ class DiffusersEngine:
     def _upscaled(
         self, outcomes: tuple[Outcome, ...], upscaler: Upscaler, batch: Batch, emit: Emit
     ) -> tuple[Outcome, ...]:
-        """Enlarge every image of the batch's one job with its upscaler."""
-        files = batch.finishing.upscaler
-        if files is None or isinstance(outcomes[0], WorkerError):
+        """Enlarge every image of the batch with the upscaler that its jobs agree in."""
+        files, spec = batch.finishing.upscaler, upscaler.spec
+        count = sum(0 if isinstance(outcome, WorkerError) else len(outcome) for outcome in outcomes)
+        if files is None or not count:
             return outcomes
-        artifacts: list[Artifact] = []
+        parts = (part_of(emit, index, count) for index in range(count))
         with (
             _blamed_on("upscale"),
             self._lease(batch.jobs[0], upscaler.model, files, emit) as resident,
         ):
-            for index, artifact in enumerate(outcomes[0]):
-                emit_part = part_of(emit, index, len(outcomes[0]))
 
-                def after_tile(pipe: Any, step: int, *_: Any, emit_part: Emit = emit_part) -> Any:
+            def enlarged(artifact: Artifact) -> Artifact:
+                emit_part = next(parts)
+
+                def after_tile(pipe: Any, step: int, *_: Any) -> Any:
                     emit_part(Progress("inference", step + 1, pipe.num_timesteps, "upscaling"))
                     batch.check()
                     return {}
 
-                spec, image = upscaler.spec, to_pil(artifact.raster)
+                image = to_pil(artifact.raster)
                 output = resident.pipe(image, scale=spec.scale, tile=spec.tile, callback_on_step_end=after_tile)
-                artifacts.append(replace(artifact, raster=read_images(output)[0]))
-        return (tuple(artifacts),)
+                return replace(artifact, raster=read_images(output)[0])
+
+            return tuple(
+                outcome if isinstance(outcome, WorkerError) else tuple(map(enlarged, outcome)) for outcome in outcomes
+            )
 
     def _checked(self, report: EngineReport, batch: Batch) -> EngineReport:
         """Return `report` with a verdict on every image; images that may not be shown are hidden."""
@@ -207,7 +213,8 @@ class DiffusersEngine:
                 plan = self._plan(model, files, _megapixels(job), beside_bytes)
             return _load(model.spec, plan, emit)
 
-        with self._pool.lease(resident_key(model.spec, files), load) as resident:
+        is_upscaler = model.detection.kind is Kind.UPSCALER
+        with self._pool.lease(resident_key(model.spec, files), load, is_upscaler=is_upscaler) as resident:
             self._load_s += time.monotonic() - started
             yield resident
 

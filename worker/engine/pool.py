@@ -1,4 +1,7 @@
-"""Pipelines that stay on the device; the least recently used is evicted first."""
+"""Pipelines that stay on the device; the least recently used is evicted first.
+
+Upscalers, which are small and work after another model, are counted apart: none of them ever evicts a pipeline.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ class Resident:
     pipe: Any
     scheduler: Any
     users: int = 0
+    is_upscaler: bool = False
     _views: dict[str, Any] = field(default_factory=dict)
 
     def as_class(self, class_name: str) -> Any:
@@ -30,7 +34,7 @@ class Resident:
 
 
 class PipelinePool:
-    """A pool of at most `capacity` residents. Used from the engine's thread only."""
+    """A pool of at most `capacity` pipelines and as many upscalers. Used from the engine's thread only."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -46,12 +50,13 @@ class PipelinePool:
         return self._residents.get(key)
 
     @contextmanager
-    def lease(self, key: str, load: Callable[[], Resident]) -> Iterator[Resident]:
+    def lease(self, key: str, load: Callable[[], Resident], *, is_upscaler: bool = False) -> Iterator[Resident]:
         """Lease the resident of `key`, loaded if need be. It is not evicted while it is leased."""
         resident = self._residents.get(key)
         if resident is None:
-            self._make_room(self._capacity - 1)
+            self._make_room(is_upscaler=is_upscaler)
             resident = load()
+            resident.is_upscaler = is_upscaler
             self._residents[key] = resident
         self._residents.move_to_end(key)
         resident.users += 1
@@ -79,8 +84,11 @@ class PipelinePool:
         for key in [*self._residents]:
             self.evict(key)
 
-    def _make_room(self, keep: int) -> None:
-        for key in list(self._residents):
-            if len(self._residents) <= keep:
+    def _make_room(self, *, is_upscaler: bool) -> None:
+        """Evict for one more of a kind."""
+        alike = [key for key, resident in self._residents.items() if resident.is_upscaler == is_upscaler]
+        surplus = len(alike) + 1 - self._capacity
+        for key in alike:
+            if surplus <= 0:
                 break
-            self.evict(key)
+            surplus -= self.evict(key)

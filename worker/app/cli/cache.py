@@ -137,7 +137,8 @@ def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | N
         model_sources = worker.provisioner.sources(worker.resolver.known(spec))
     except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
         model_sources = worker.provisioner.adapter_sources(spec)
-    return [*model_sources, *adapters]
+    upscaler = [(worker.resolver.part_source(spec.upscale.model), None)] if spec.upscale else []
+    return [*model_sources, *adapters, *upscaler]
 
 
 def _pin(model: str, terminal: Terminal, *, pinned: bool) -> None:

@@ -27,7 +27,7 @@ from worker.catalog.interface.parameters import (
     takes_negative_prompt,
 )
 from worker.catalog.interface.request_fields import common_fields, request_fields
-from worker.catalog.interface.sizes import image_limit
+from worker.catalog.interface.sizes import image_limit, size_bounds
 from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_FRAMES, MAX_IMAGES
@@ -66,6 +66,7 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     for schemas in (*map(parameters, model.calls), *map(with_controls, model.calls)):
         # The first task's defaults are the ones shown.
         properties |= {name: item for name, item in schemas.items() if name not in properties}
+    properties |= {name: {**properties[name], "default": size} for name, size in _enlarged(properties, model).items()}
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
     _write_examples(properties, model)
     untaken = _untaken(model)
@@ -99,6 +100,13 @@ def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
     properties["task"] = {"enum": [*model.tasks], "description": properties["task"]["description"]}
     if "negative_prompt" in model.spec.defaults:
         properties["negative_prompt"]["default"] = model.spec.defaults["negative_prompt"]
+
+
+def _enlarged(schemas: Mapping[str, Mapping[str, Any]], model: Model) -> dict[str, int]:
+    """Return the default sides of a model with its own upscaler: who sends them gets what an empty request gets."""
+    scale, most = model.spec.upscale.scale if model.spec.upscale else 1, size_bounds(model).maximum
+    sides = {name: schemas.get(name, {}).get("default") for name in ("width", "height")}
+    return {name: side * scale for name, side in sides.items() if isinstance(side, int) and side * scale <= most}
 
 
 def _write_examples(properties: dict[str, dict[str, Any]], model: Model) -> None:
@@ -179,6 +187,12 @@ def _write_objects(
         properties[name] = {"anyOf": [several, {"$ref": f"#/$defs/{kind}"}], "description": text}
     for name, kind in _SINGLE.items():
         properties[name] = {"$ref": f"#/$defs/{kind}", "description": properties[name]["description"]}
+    own = model.spec.upscale
+    properties["upscale"] = {
+        "anyOf": [{"$ref": "#/$defs/UpscaleSpec"}, {"const": False}],
+        "description": properties["upscale"]["description"],
+        **({"default": {"model": own.model, "scale": own.scale}} if own else {}),
+    }
     rows = [row for call in model.calls for row in controlled_rows(call)]
     if rows:
         properties["controlnets"]["anyOf"][0]["maxItems"] = most_controls(rows)
@@ -268,7 +282,7 @@ def _example(call: ModelCall) -> Schema:
         name: schemas[name]["default"]
         for name in _SHOWN
         if name not in own_names and "default" in schemas.get(name, {})
-    }
+    } | _enlarged(schemas, call.model)
     inferred = call.model.infer_task([name for name in needed if name != "prompt"])
     named_task: Schema = {} if inferred is task else {"task": task}
     sources: Schema = {name: words.get(name, f"https://example.com/{name}.png") for name in needed}

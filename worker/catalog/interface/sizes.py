@@ -73,6 +73,16 @@ def size_within(width: int, height: int, bounds: SizeBounds, pixels: float | Non
     return width, height
 
 
+def size_before(width: int, height: int, scale: int, bounds: SizeBounds) -> tuple[int, int] | None:
+    """Return the size that an upscaler brings to about `width` x `height`; None where the model draws these itself.
+
+    That is where they do not reach the model's own size `scale` times, or where a side would be too small for it.
+    """
+    if max(width, height) < scale * bounds.native or min(width, height) < scale * bounds.minimum:
+        return None
+    return bounds.nearest(width / scale), bounds.nearest(height / scale)
+
+
 def default_fps(call: ModelCall) -> float:
     """Return the frames a second of a video for a request without `fps`."""
     row = call.architecture

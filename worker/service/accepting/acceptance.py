@@ -28,7 +28,7 @@ from worker.core.turn import current
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
 from worker.service.accepting.adapters.reading import read_adapters
-from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler
+from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler, scale_after
 from worker.service.accepting.inputs import (
     Fetch,
     Inputs,
@@ -113,6 +113,7 @@ class _Read:
     adapters: tuple[Adapter[Any], ...]
     video: VideoRequest | None
     mask: MaskReport
+    enlarged: bool  # by the model's own upscaler
     warnings: tuple[str, ...]
 
 
@@ -150,7 +151,8 @@ class Acceptor:
 
     def _is_at_hand(self, request: GenerationRequest) -> bool:
         """True if no other server has to be asked what the request's models and adapters are."""
-        names = [request.model, *_other_names(request)]
+        spec = self.resolver.registry.models.get(self.resolver.registered_id(request.model) or "")
+        names = [request.model, *_other_names(request, spec)]
         return not request.adapters_of(ControlNetSpec) and all(map(self.resolver.is_at_hand, names))
 
     def _resolve(self, request: GenerationRequest) -> _Resolved:
@@ -162,7 +164,7 @@ class Acceptor:
         checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
         params, scheduler = take_scheduler(checked, raw, asked)
         prompts = read_prompts(request, asked)
-        others = {name: self._known(name) for name in _other_names(request)}
+        others = {name: self._known(name) for name in _other_names(request, calls.generating.spec)}
         links = links_of(request, calls.sent)
         return _Resolved(request, calls, params, scheduler, prompts, links, others, notes)
 
@@ -203,7 +205,8 @@ class Acceptor:
         """Read the request's media, in the form that its class takes."""
         request, calls, (prompt, negative_prompt) = resolved.request, resolved.calls, resolved.prompts
         generating, model = calls.generating, calls.generating.model
-        inputs = read_inputs(request, calls.sent, generating, resolved.params, reader)
+        scale = scale_after(request, generating, resolved.params, calls.sent)
+        inputs = read_inputs(request, calls.sent, generating, resolved.params, reader, scale)
         adapters = read_adapters(request, generating, reader)
         params, frames = _on_the_frame_grid(inputs, generating)
         negative_prompt, unguided = second_prompt(negative_prompt, params, generating)
@@ -220,6 +223,7 @@ class Acceptor:
             adapters=tuple(chain(*adapters.values())),
             video=video,
             mask=inputs.mask,
+            enlarged=inputs.enlarged,
             warnings=unguided + tuple(dict.fromkeys(reader.notes)) + inputs.mask.notes,
         )
 
@@ -241,7 +245,7 @@ class Acceptor:
             adapters=read.adapters,
             finishing=Finishing(
                 find_refiner(request, call, read.params, resolved.other),
-                find_upscaler(request, read.params, resolved.other),
+                find_upscaler(request, call.spec, read.params, resolved.other, uses_own=read.enlarged),
             ),
             output=output.model_copy(update={"format": output.format_of(video=call.makes_video)}),
             words=prompt_form(call),
@@ -268,10 +272,10 @@ class Acceptor:
             )
 
 
-def _other_names(request: GenerationRequest) -> list[str]:
-    """List the names of the models that a request takes beside the one that generates."""
-    others = (request.refiner, request.upscale)
-    return [other.model for other in others if other is not None]
+def _other_names(request: GenerationRequest, spec: ModelSpec | None) -> list[str]:
+    """List the names of the models that a request takes beside the one that generates, which is `spec` if known."""
+    upscaler = (spec.upscale if spec else None) if request.upscale is None else request.upscale
+    return [other.model for other in (request.refiner, upscaler) if other is not None and other.model]
 
 
 def _changes_something(call: ModelCall, read: _Read) -> bool:

@@ -1,15 +1,16 @@
 """The refiner and the upscaler of a request: resolved, and checked against its model, before anything is fetched."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall
-from worker.catalog.interface.adapters import HANDED_OVER
+from worker.catalog.classes.signatures import regenerates_by_strength
+from worker.catalog.interface.adapters import HANDED_OVER, adapter_fields
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
-from worker.core.finishing import Refiner, Upscaler
+from worker.core.finishing import Refiner, Upscaler, UpscaleSpec
 from worker.core.job import Media
-from worker.core.model import Kind, LoraSpec, Task
+from worker.core.model import Kind, LoraSpec, ModelSpec, Task
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.compatibility import blamed_on, family_title
 
@@ -67,17 +68,41 @@ def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue])
         )
 
 
-def find_upscaler(
-    request: GenerationRequest, params: Mapping[str, JsonValue], known: Callable[[str], Model]
-) -> Upscaler | None:
-    """Return the request's upscaler, if it names one. `known` returns a model by its name.
+def scale_after(
+    request: GenerationRequest, call: ModelCall, params: Mapping[str, JsonValue], sent: Collection[str]
+) -> int | None:
+    """Return how many times the model's own upscaler may enlarge what is drawn; None where it is not used.
 
-    Raises IncompatibleAdapter for another kind of model.
+    It is not where the request says so or names another, and where what was sent comes back: what a mask keeps, and
+    all of it at strength 0.
     """
-    if request.upscale is None:
+    own = call.spec.upscale
+    keeps = call.task is Task.INPAINTING or "mask_image" in sent
+    keeps |= params.get("strength") == 0 and regenerates_by_strength(call.pipeline)
+    if own is None or request.upscale is not None or keeps or "upscale" not in adapter_fields(call):
+        return None
+    return own.scale
+
+
+def find_upscaler(
+    request: GenerationRequest,
+    spec: ModelSpec,
+    params: Mapping[str, JsonValue],
+    known: Callable[[str], Model],
+    *,
+    uses_own: bool,
+) -> Upscaler | None:
+    """Return the upscaler that the request names, or the model's own if that is used; None without one.
+
+    `known` returns a model by its name. Raises IncompatibleAdapter for another kind of model.
+    """
+    wanted, own = request.upscale, spec.upscale
+    if uses_own and own is not None:
+        wanted = UpscaleSpec(model=own.model, scale=own.scale)
+    if wanted is None or not wanted.is_wanted:
         return None
     with blamed_on("upscale"):
-        model = known(request.upscale.model)
+        model = known(wanted.model)
     detection = model.detection
     if detection.kind is not Kind.UPSCALER:
         raise IncompatibleAdapter(
@@ -88,8 +113,8 @@ def find_upscaler(
         )
     width, height = params.get("width"), params.get("height")
     if isinstance(width, int) and isinstance(height, int):
-        _check_size(width, height, request.upscale.scale, "upscale", "upscale.scale")
-    return Upscaler(request.upscale, model)
+        _check_size(width, height, wanted.scale, "upscale", "upscale.scale")
+    return Upscaler(wanted, model)
 
 
 def check_upscaling(

@@ -9,6 +9,7 @@ from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS, assign
 from worker.catalog.interface.sizes import (
     FRAME_COUNTS,
+    size_before,
     size_bounds,
     size_within,
 )
@@ -42,6 +43,7 @@ class Inputs:
     params: dict[str, JsonValue]
     fps: float | None = None  # of the video that was sent
     frames: int | None = None  # of that video that are wanted
+    enlarged: bool = False  # the model's own upscaler brings the images to the size that comes back
     mask: MaskReport = field(default_factory=MaskReport)
 
 
@@ -93,8 +95,12 @@ def read_inputs(
     call: ModelCall,
     params: Mapping[str, JsonValue],
     reader: "MediaReader",
+    scale: int | None = None,
 ) -> Inputs:
-    """Read sent media and fit it to the generated size. Raises InvalidImage and others, naming the field."""
+    """Read sent media and fit it to the generated size. Raises InvalidImage and others, naming the field.
+
+    `scale` is that of the model's own upscaler, where it may follow.
+    """
     slots = {slot.parameter: slot for slot in call.slots}
     pairs: list[Pair] = []
     fps: float | None = None
@@ -105,16 +111,22 @@ def read_inputs(
         video = Video((reader.take(image, fields[0]),)) if image else _read(request, slot, fields, reader)
         fps = fps or video.fps
         pairs.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
-    if not pairs:
-        return Inputs((), dict(params))
-    pairs, mask = with_masks(pairs, min(_sources(pairs), key=_rank, default=None), reader.orientations)
     is_sized = bool(request.params.keys() & {"width", "height"})
+    if not pairs:
+        effective, enlarged = _before(dict(params), scale, call, is_named=is_sized, exactly=is_sized)
+        return Inputs((), effective, enlarged=enlarged)
+    pairs, mask = with_masks(pairs, min(_sources(pairs), key=_rank, default=None), reader.orientations)
     if canvas and call.takes("strength") and "strength" not in request.params:
         params = {**params, "strength": 1.0}  # beyond the border there is nothing to keep
-    effective = _sized(pairs, call, params, is_sized)
+    is_named = is_sized or any(slot.fitted for slot, _ in pairs)
+    effective, enlarged = _before(
+        _sized(pairs, call, params, is_sized), scale, call, is_named=is_named, exactly=is_sized
+    )
+    effective = _with_area(effective, call)
     has_count = any(name in request.params for name in FRAME_COUNTS)
     pairs, effective, frames = _in_step(pairs, call, effective, has_count)
-    return Inputs(tuple(_fitted(pairs, effective, call.task, reader)), effective, fps, frames, mask)
+    media = tuple(_fitted(pairs, effective, call.task, reader))
+    return Inputs(media, effective, fps, frames, enlarged, mask)
 
 
 class MediaReader:
@@ -230,7 +242,26 @@ def _sized(pairs: list[Pair], call: ModelCall, params: Mapping[str, JsonValue], 
             bounds = replace(bounds, minimum=bounds.multiple)
         size = size_within(image.width, image.height, bounds, _working_pixels(call))
         effective["width"], effective["height"] = size
-    return _with_area(effective, call)
+    return effective
+
+
+def _before(
+    params: dict[str, JsonValue], scale: int | None, call: ModelCall, *, is_named: bool, exactly: bool
+) -> tuple[dict[str, JsonValue], bool]:
+    """Return `params` with the size before the model's own upscaler, and whether that is used.
+
+    The model's own size is enlarged. A size that a request names, or that an image has, is what comes back: the model
+    draws it alone where the upscaler would have to begin below the model's own, or cannot reach it `exactly`.
+    """
+    width, height = params.get("width"), params.get("height")
+    if scale is None or not (isinstance(width, int) and isinstance(height, int)):
+        return params, False
+    if not is_named:
+        return params, True
+    before = size_before(width, height, scale, size_bounds(call.model))
+    if before is None or (exactly and before != (width / scale, height / scale)):
+        return params, False
+    return params | {"width": before[0], "height": before[1]}, True
 
 
 def _with_area(params: dict[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:

@@ -106,24 +106,35 @@ class DeviceIntrospection:
         return self._resolver.registered_id(model) in self._engine.resident_models
 
     async def check(self, model: str) -> None:
-        """Look for the files of `model` and of what completes it, and fetch none. Raises SourceError and its kin."""
+        """Look for the files of `model`, of what completes and of what enlarges it, and fetch none.
+
+        Raises SourceError and its kin.
+        """
         resolved = await self._known(model)
-        for source, variant in await self._headers.run(self._provisioner.sources, resolved):
-            await self._headers.run(self._provisioner.peek, source, variant)
+        own = resolved.spec.upscale
+        for each in [resolved, await self._known(own.model)] if own else [resolved]:
+            for source, variant in await self._headers.run(self._provisioner.sources, each):
+                await self._headers.run(self._provisioner.peek, source, variant)
 
     async def preload(self, model: str | None, emit: Emit) -> Preloaded:
-        """Fetch `model` and put it on the device."""
+        """Fetch `model` and put it on the device, and its own upscaler beside it."""
         resolved = await self._known(model)
-        spec, stop = resolved.spec, current().stop
-        place = self._resolver.host_of(model)
-        files = await self._pools.downloads.run(self._provisioner.model_files, resolved, emit, stop, place=place)
+        spec = resolved.spec
+        plan = await self._preload(resolved, emit)
+        if spec.upscale is not None:
+            await self._preload(await self._known(spec.upscale.model), emit)
+        return Preloaded(spec.id, plan)
+
+    async def _preload(self, resolved: Model, emit: Emit) -> LoadPlan:
+        spec, place = resolved.spec, self._resolver.host_of(resolved.spec.id)
+        run = self._pools.downloads.run
+        files = await run(self._provisioner.model_files, resolved, emit, current().stop, place=place)
 
         def emit_heard(progress: Progress) -> None:
             self._engine.watchdog.hear(progress, files.total_bytes)
             emit(progress)
 
-        plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
-        return Preloaded(spec.id, plan)
+        return await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
 
     @property
     def _headers(self) -> Pool:

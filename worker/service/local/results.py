@@ -133,6 +133,7 @@ def _input(job: Job) -> dict[str, JsonValue]:
         "loras",
         "negative_prompt",
         "output",
+        "upscale",
         *large,
     }
     fields: dict[str, JsonValue] = spread(request).model_dump(mode="json", exclude=left_out, exclude_defaults=True)
@@ -150,6 +151,11 @@ def _input(job: Job) -> dict[str, JsonValue]:
         fields["loras"] = [lora.model_dump(mode="json", exclude_defaults=True) for lora in loras]
     if job.call.spec.lightning is not None:
         fields["lightning"] = job.call.lightning
+    upscaler = job.finishing.upscaler
+    if upscaler is not None:
+        fields["upscale"] = upscaler.spec.model_dump(mode="json", exclude_defaults=True)
+    elif job.call.spec.upscale is not None:
+        fields["upscale"] = False
     return fields
 
 

@@ -10,7 +10,8 @@ def check_adapter_fields(request: GenerationRequest, call: ModelCall) -> None:
     """Raise UnknownParameter for an adapter field that the call does not take."""
     taken = adapter_fields(call)
     sent = {spec.field for spec in request.adapters}
-    sent |= {field for field in ("refiner", "upscale") if getattr(request, field)}
+    sent |= {"refiner"} if request.refiner is not None else set()
+    sent |= {"upscale"} if request.upscale is not None and request.upscale.is_wanted else set()
     if "loras" in sent and not takes_loras(call):
         raise UnknownParameter(
             f"loras is not taken by {call.spec.id}, a modular repository; leave it out, or name a repository with a "
