@@ -85,14 +85,16 @@ _MODULAR = """
 ## Modular repositories
 
 A repository with a `modular_model_index.json` and no `model_index.json` is put together from diffusers' own blocks,
-if its class is taken below. All of its parts have to lie in it, each in its own folder: one that the index takes from
-another repository, or leaves out, is refused by name, and so are other blocks and code. Its fields are the inputs of
-its blocks. `guidance_scale` goes to its guider, for that job alone. Progress and cancel are as with any other model.
+if its class is taken below. The parts that it uses have to lie in it, each in its own folder: one that the index takes
+from another repository, or one that every call needs and it lacks, is refused by name, and so are other blocks and
+code. A task that only a missing part makes possible is not offered, and where the model that rewrites prompts is
+missing (FLUX.3's upsampler, say), prompts are read as they are. Its fields are the inputs of its blocks, its tasks
+their workflows. `guidance_scale` goes to its guiders, for that job alone. Progress, previews, cancel and offloading are
+as with any other model.
 
-It takes no LoRAs, ControlNets, IP-Adapters, textual inversions or VAEs, in a request or in models.yaml. It is not
-offloaded: a device that is too small for all of it is told so. Several images are as many calls, one for each seed.
-Videos and audio are not made, and one image at most is taken. The classes are read from the installed diffusers;
-[verified.md](verified.md) says which of them have been drawn with.
+It takes no LoRAs, ControlNets, IP-Adapters, textual inversions or VAEs, in a request or in models.yaml. Several images
+are as many calls, one for each seed. Sound that a class makes beside its videos is left aside. The classes are read
+from the installed diffusers; a tiny model of each one that is taken was drawn with ([verified.md](verified.md)).
 """
 _REFUSED = """
 ## Refused by name

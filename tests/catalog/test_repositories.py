@@ -131,8 +131,18 @@ def test_remote_code_in_a_part_is_refused():
 
 
 def test_a_modular_repository_is_a_pipeline_of_its_class():
-    detection = detect(Outline(configs={"modular_model_index.json": {"_class_name": "Flux3ModularPipeline"}}))
+    place = {"pretrained_model_name_or_path": "org/flux3"}
+    parts = {name: ["diffusers", "X", place] for name in ("text_encoder", "tokenizer", "transformer", "vae")}
+    files = {f"{name}/config.json": {} for name in parts}
+    index = {"_class_name": "Flux3ModularPipeline", "prompt_upsampler": [None, None, {}], **parts}
+    detection = detect(Outline(configs={"modular_model_index.json": index, **files}))
     assert (detection.kind, detection.format, detection.pipeline) == (Kind.PIPELINE, "modular", "Flux3ModularPipeline")
+
+
+def test_a_modular_repository_that_lacks_a_part_of_every_call_is_refused_by_name():
+    index = {"_class_name": "Flux3ModularPipeline", "vae": ["diffusers", "X", {}], "transformer": [None, None, {}]}
+    with pytest.raises(UnsupportedModel, match="has no text_encoder, tokenizer, transformer, and only"):
+        detect(Outline(configs={"modular_model_index.json": index, "vae/config.json": {}}))
 
 
 def test_null_and_tuple_parts_of_real_repositories_are_fine():

@@ -28,6 +28,7 @@ from transformers import (
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaProcessor,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Mistral3Model,
@@ -39,6 +40,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
@@ -58,7 +61,7 @@ from transformers import (
 )
 
 from tests.builders import WIDTH, byte_units
-from tests.zoo import vision
+from tests.zoo import parts, vision
 
 VOCABULARY = 400
 """Ids that every model here has a row for: more than any of the tokenizers has."""
@@ -155,6 +158,11 @@ def glm_image(codes: int) -> GlmImageForConditionalGeneration:
     return GlmImageForConditionalGeneration(config).eval()
 
 
+def chat_processor() -> LlavaProcessor:
+    """A processor that needs no torchvision, where only the chat template and the tokenizer of Qwen's are used."""
+    return LlavaProcessor(parts.clip_image_processor(), qwen_tokenizer(), patch_size=16, chat_template=_CHAT)
+
+
 def byt5_tokenizer() -> ByT5Tokenizer:
     """Bytes; 384 ids."""
     return ByT5Tokenizer()
@@ -215,6 +223,16 @@ def qwen3(**changes: Any) -> Qwen3Model:
 def qwen3_lm(**changes: Any) -> Qwen3ForCausalLM:
     """Qwen 3."""
     return Qwen3ForCausalLM(Qwen3Config(**_text(**changes))).eval()
+
+
+def qwen35() -> Qwen3_5ForConditionalGeneration:
+    """Qwen 3.5, which rewrites the prompts of FLUX.3; one layer of each kind of attention."""
+    tower = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": WIDTH}
+    tower |= {"num_position_embeddings": 64}
+    linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+    text = _text(layer_types=["linear_attention", "full_attention"], linear_num_value_heads=2, **linear)
+    config = Qwen3_5Config(text_config=text, vision_config=tower, **_VISION_TOKENS)
+    return Qwen3_5ForConditionalGeneration(config).eval()
 
 
 def gemma() -> GemmaModel:

@@ -58,9 +58,10 @@ def save(recipe: Recipe, folder: Path) -> Path:
         torch.manual_seed(0)
         pipeline = recipe.build()
         for name, part in pipeline.components.items():
-            if name.startswith("controlnet"):
+            if name.startswith("controlnet") and part is not None:
                 enliven_control(part)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    whole = {"overwrite_modular_index": True} if recipe.modular else {}
+    pipeline.save_pretrained(str(folder), safe_serialization=True, **whole)
     if recipe.moved:
         index = folder / "model_index.json"
         named = json.loads(index.read_text())
@@ -72,6 +73,11 @@ def save(recipe: Recipe, folder: Path) -> Path:
 
 def load(recipe: Recipe, folder: Path) -> Any:
     """Load a saved repository with the class it was saved from."""
+    if recipe.modular:
+        pipeline = diffusers.ModularPipeline.from_pretrained(str(folder))
+        pipeline.load_components(dtype=torch.float32)
+        _leave_out(pipeline)
+        return pipeline
     pipeline = getattr(diffusers, recipe.pipeline).from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -80,11 +86,36 @@ def load(recipe: Recipe, folder: Path) -> Any:
 def draw(recipe: Recipe, pipeline: Any, seed: int = 0) -> np.ndarray:
     """Call the pipeline as the recipe says and return its first image or video as an array."""
     arguments = recipe.arguments()
+    if recipe.modular:
+        return _modular(pipeline, arguments | {"generator": torch.Generator("cpu").manual_seed(seed)})
     if recipe.before is not None:
         arguments |= recipe.before(pipeline) or {}
     if "generator" in inspect.signature(pipeline.__call__).parameters:
         arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
     return first_medium(pipeline(**arguments))
+
+
+def _leave_out(pipeline: Any) -> None:
+    """Take away the step that rewrites the prompt, as diffusers says, where a repository has no model for it."""
+    steps = pipeline._blocks.sub_blocks
+    if "prompt_upsampler" in steps and pipeline.prompt_upsampler is None:
+        steps.pop("prompt_upsampler")
+
+
+def _modular(pipeline: Any, arguments: dict[str, Any]) -> np.ndarray:
+    """The first image or video of a modular pipeline; guidance is a matter of its guider."""
+    guidance = arguments.pop("guidance_scale", None)
+    if guidance is not None and "guidance_scale" in pipeline.blocks.input_names:
+        arguments["guidance_scale"] = guidance
+    elif guidance is not None:
+        for name in {"guider", "guider_2"} & {*pipeline.component_names}:
+            setattr(pipeline, name, getattr(pipeline, name).new(guidance_scale=guidance, enabled=True))
+    unknown = set(arguments) - set(pipeline.blocks.input_names)
+    if unknown:
+        raise ValueError(f"no inputs: {unknown}")
+    state = pipeline(**arguments, output_type="np")
+    media = (state.get("videos"), state.get("images"))
+    return _array(next(medium for medium in media if medium is not None))
 
 
 def first_medium(output: Any) -> np.ndarray:

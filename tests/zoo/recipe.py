@@ -85,10 +85,17 @@ class Recipe:
     broken: str | None = None
     moved: Mapping[str, str] = field(default_factory=dict)
     values: Values = field(default_factory=dict)
+    modular: bool = False
 
     def build(self) -> Any:
         """The pipeline, new."""
-        return getattr(diffusers, self.pipeline)(**self.parts())
+        cls = getattr(diffusers, self.pipeline)
+        if not self.modular:
+            return cls(**self.parts())
+        pipeline = cls()
+        known = {spec.name for spec in (*pipeline.blocks.expected_components, *pipeline.blocks.expected_configs)}
+        pipeline.update_components(**{name: part for name, part in self.parts().items() if name in known})
+        return pipeline
 
     def arguments(self) -> dict[str, Any]:
         """What plain diffusers is called with, images drawn."""

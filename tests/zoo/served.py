@@ -46,7 +46,7 @@ class ServedZoo:
 
     def run(self, recipe: Recipe, folder: Path) -> Outcome:
         """Send the recipe's request and say how it went. The repository is made if it is not there yet."""
-        if not (folder / "model_index.json").exists():
+        if not any((folder / name).exists() for name in ("model_index.json", "modular_model_index.json")):
             try:
                 save(recipe, folder)
             except Exception as error:

@@ -26,15 +26,13 @@ class Base:
 
 _HOSTED = "is run by its owner only: its weights are not published"
 _MODULAR = "is read from its modular repository only, not from single files"
-_MODULAR_VIDEO = "makes videos by a modular pipeline only, and modular ones are run for images"
 _AUDIO = "makes audio, which this worker does not do"
 _SOLID = "makes 3D objects, which this worker does not do"
 ABSENT = "is in no released version of diffusers"
 
 # CivitAI's names for models of no family here: the reason for the refusal; None where nothing is known of one.
 _OTHERS: Mapping[str, str | None] = {
-    "Anima": _MODULAR,
-    **dict.fromkeys(("Flux 3 Video", "MiniMax H3"), _MODULAR_VIDEO),
+    **dict.fromkeys(("Anima", "Flux 3 Video", "MiniMax H3"), _MODULAR),
     **dict.fromkeys((
         "Grok", "Imagen4", "MAI", "Nano Banana", "OpenAI", "Reve", "Seedream", "Sora 2", "Veo 3", "Wan Video 2.5 T2V",
         "Wan Video 2.5 I2V", "Wan Image 2.7", "Wan Video 2.7", "Vidu Q1", "Kling", "Seedance",

@@ -13,6 +13,7 @@ from worker.catalog import architectures
 from worker.catalog.architectures import Architecture
 from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.classes.inputs import FIELDS, assign, missing_fields
+from worker.catalog.classes.modular import is_modular
 from worker.catalog.classes.signatures import CallParameter, call_parameters, needed_parts
 from worker.catalog.classes.tasks import (
     FROM_TEXT,
@@ -21,6 +22,7 @@ from worker.catalog.classes.tasks import (
     makes_video,
     media_faults,
     media_slots,
+    tasks_with,
 )
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.call import Call
@@ -64,6 +66,8 @@ class Model:
         if self.spec.tasks:
             return self.spec.tasks
         row, class_name = self.architecture, self.pipeline
+        if class_name is not None and self.detection.format == "modular" and is_modular(class_name):
+            return tasks_with(class_name, self.detection.parts)
         if class_name is not None and self._is_its_own_class:
             return class_tasks(class_name)
         family_tasks = self._family_tasks

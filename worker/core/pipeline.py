@@ -6,8 +6,9 @@ from typing import Literal
 from worker.core.model import Task
 
 # The form of a pipeline's images: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
-# is white (or black) where the image is regenerated, rows of in-context examples, or diffusers' object for a condition.
-Form = Literal["image", "images", "controls", "batch", "mask", "unmask", "grid", "condition"]
+# is white (or black) where the image is regenerated, one with an alpha channel, rows of in-context examples, or
+# diffusers' object for a condition.
+Form = Literal["image", "images", "controls", "batch", "mask", "unmask", "transparent", "grid", "condition"]
 # The count of IP-Adapters that a class takes, where its call has the parameters for them.
 ImagePrompts = Literal["any", "one", "none"]
 # Work before the call, by its name in `worker.engine.preparation`.
@@ -36,7 +37,7 @@ class Slot:
     @property
     def several(self) -> bool:
         """True if the slot takes more than one image."""
-        return self.form not in ("image", "mask", "unmask")
+        return self.form not in ("image", "mask", "unmask", "transparent")
 
     @property
     def own_name(self) -> str | None:

@@ -79,6 +79,7 @@ _FORMS: Mapping[Form, Callable[[list[Image.Image]], Any]] = {
     "batch": lambda images: [images],
     "mask": lambda images: images[0],
     "unmask": lambda images: ImageOps.invert(images[0]),
+    "transparent": lambda images: images[0].convert("RGBA"),
     "grid": _grid,
 }
 

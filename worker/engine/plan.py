@@ -91,8 +91,8 @@ def make_plan(
 
 
 def _can_be_offloaded(detection: Detection) -> bool:
-    """False for an upscaler, which is one small network, and for modular pipelines, whose offloading is another."""
-    return detection.kind is not Kind.UPSCALER and detection.format != "modular"
+    """False for an upscaler, which is one small network."""
+    return detection.kind is not Kind.UPSCALER
 
 
 def _check_memory(spec: ModelSpec, device: DeviceInfo) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from worker.core.pipeline import PipelineRow
 from worker.core.result import Emit, Progress
 from worker.engine.arguments import Signature
+from worker.engine.modular import is_modular
+from worker.engine.modular_steps import watched_loops
 
 # The number of the step, and the latents after it where the pipeline shows them.
 AfterStep = Callable[[int, Any], None]
@@ -30,9 +32,20 @@ def part_of(emit: Emit, index: int, of: int) -> Emit:
 def watched(pipe: Any, row: PipelineRow, signature: Signature, after_step: AfterStep) -> Iterator[dict[str, Any]]:
     """Yield the arguments with which `pipe` reports its steps, counted from 0. An error of `after_step` ends the call.
 
-    A pipeline that takes no callback, or reports a part of its steps only, is watched through its schedulers.
+    A pipeline that takes no callback, or reports a part of its steps only, is watched through its schedulers; a
+    modular one through its loops, and through its schedulers where they step elsewhere.
     """
     takes = () if row.steps_by_scheduler else signature
+    if is_modular(type(pipe)):
+        with watched_loops(pipe, after_step) as is_turning:
+
+            def after_other(step: int, latents: Any) -> None:
+                if not is_turning():
+                    after_step(step, latents)
+
+            with _hooked_schedulers(pipe, after_other):
+                yield {}
+        return
     if "callback_on_step_end" in takes:
 
         def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -165,8 +165,9 @@ def _ideogram4() -> dict[str, Any]:
     )
 
 
-def _krea2() -> dict[str, Any]:
-    transformer = Krea2Transformer2DModel(
+def krea2_transformer(num_text_layers: int = 2) -> Krea2Transformer2DModel:
+    """Krea 2's transformer, which takes so many layers of its text encoder."""
+    return Krea2Transformer2DModel(
         **_HEADS,
         in_channels=_PACKED,
         num_layers=2,
@@ -174,17 +175,20 @@ def _krea2() -> dict[str, Any]:
         intermediate_size=64,
         timestep_embed_dim=16,
         text_hidden_dim=parts.WIDTH,
-        num_text_layers=2,
+        num_text_layers=num_text_layers,
         text_num_attention_heads=2,
         text_num_key_value_heads=2,
         text_intermediate_size=64,
         num_layerwise_text_blocks=1,
         num_refiner_text_blocks=1,
         axes_dims_rope=(4, 6, 6),
-    )
+    ).eval()
+
+
+def _krea2() -> dict[str, Any]:
     return _parts(
         language.qwen3_vl_model(),
-        transformer,
+        krea2_transformer(),
         autoencoders.qwen_vae(),
         tokenizer=language.qwen_tokenizer(),
         text_encoder_select_layers=(1, 2),

@@ -31,7 +31,7 @@ _IMAGE = {**_TEXT, "image": Image()}
 _STILL = {name: value for name, value in _TEXT.items() if name != "num_frames"}
 _VIDEO = {**_STILL, "video": Video(5)}
 _FTFY = ("ftfy",)
-_SIZES = {
+SIZES = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
     "text_dim": parts.WIDTH,
@@ -62,21 +62,21 @@ def _eyes() -> dict[str, Any]:
 
 
 def _wan() -> dict[str, Any]:
-    return _parts(WanTransformer3DModel(**_SIZES))
+    return _parts(WanTransformer3DModel(**SIZES))
 
 
 def _wan_image() -> dict[str, Any]:
-    return _parts(WanTransformer3DModel(**(_SIZES | _WITH_FRAME)), **_eyes())
+    return _parts(WanTransformer3DModel(**(SIZES | _WITH_FRAME)), **_eyes())
 
 
 def _vace() -> dict[str, Any]:
     # latents of what is to be kept and of what is not, and a mask of eight by eight pixels
-    return _parts(WanVACETransformer3DModel(**_SIZES, vace_layers=[0], vace_in_channels=2 * CHANNELS + 64))
+    return _parts(WanVACETransformer3DModel(**SIZES, vace_layers=[0], vace_in_channels=2 * CHANNELS + 64))
 
 
 def _animate() -> dict[str, Any]:
     transformer = WanAnimateTransformer3DModel(
-        **(_SIZES | _WITH_FRAME),
+        **(SIZES | _WITH_FRAME),
         latent_channels=CHANNELS,
         motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8, "32": 8, "64": 8},
         motion_encoder_size=64,
@@ -91,36 +91,36 @@ def _animate() -> dict[str, Any]:
 
 
 def _lucy() -> dict[str, Any]:
-    return _parts(WanTransformer3DModel(**(_SIZES | {"in_channels": 2 * CHANNELS})))
+    return _parts(WanTransformer3DModel(**(SIZES | {"in_channels": 2 * CHANNELS})))
 
 
 def _chrono_edit() -> dict[str, Any]:
-    return _parts(ChronoEditTransformer3DModel(**(_SIZES | _WITH_FRAME)), **_eyes())
+    return _parts(ChronoEditTransformer3DModel(**(SIZES | _WITH_FRAME)), **_eyes())
 
 
 def _sky_reels() -> dict[str, Any]:
-    return _parts(SkyReelsV2Transformer3DModel(**_SIZES))
+    return _parts(SkyReelsV2Transformer3DModel(**SIZES))
 
 
 def _sky_reels_image() -> dict[str, Any]:
-    return _parts(SkyReelsV2Transformer3DModel(**(_SIZES | _WITH_FRAME)), **_eyes())
+    return _parts(SkyReelsV2Transformer3DModel(**(SIZES | _WITH_FRAME)), **_eyes())
 
 
 def _sky_reels_forcing() -> dict[str, Any]:
-    return _parts(SkyReelsV2Transformer3DModel(**_SIZES, inject_sample_info=True))
+    return _parts(SkyReelsV2Transformer3DModel(**SIZES, inject_sample_info=True))
 
 
 def _any_flow() -> dict[str, Any]:
-    return _parts(AnyFlowTransformer3DModel(**_SIZES), FlowMapEulerDiscreteScheduler(shift=5.0))
+    return _parts(AnyFlowTransformer3DModel(**SIZES), FlowMapEulerDiscreteScheduler(shift=5.0))
 
 
 def _any_flow_far() -> dict[str, Any]:
-    transformer = AnyFlowFARTransformer3DModel(**_SIZES, full_chunk_limit=2, chunk_partition=(1, 1))
+    transformer = AnyFlowFARTransformer3DModel(**SIZES, full_chunk_limit=2, chunk_partition=(1, 1))
     return _parts(transformer, FlowMapEulerDiscreteScheduler(shift=5.0))
 
 
 def _helios(**scheduler: Any) -> dict[str, Any]:
-    sizes = {name: size for name, size in _SIZES.items() if name != "rope_max_seq_len"}
+    sizes = {name: size for name, size in SIZES.items() if name != "rope_max_seq_len"}
     return _parts(HeliosTransformer3DModel(**sizes, rope_dim=(8, 4, 4)), HeliosScheduler(**scheduler))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
+from worker.catalog.classes.modular import UNSERVED, is_modular, modular_makes_videos
 from worker.catalog.classes.signatures import CallParameter, call_parameters
 from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import Task
@@ -38,6 +39,7 @@ _NAMED: Mapping[str, Slot] = {
         Slot("video", ("video",), "images"),
         Slot("control_video", ("video",), "images"),
         Slot("pose_video", ("video",), "images"),
+        Slot("driving_video", ("video",), "images", fitted=False),
         Slot("face_video", (), "images", fitted=False),
         Slot("background_video", (), "images"),
         Slot("mask_video", (), "images"),
@@ -74,17 +76,26 @@ def slots_of(class_name: str | None) -> tuple[Slot, ...] | None:
         return None
     row = pipeline_row(class_name)
     row_slots = {slot.parameter: slot for slot in row.slots}
+    unused = row.unused | (UNSERVED if is_modular(class_name) else frozenset())
+    editing = is_modular(class_name) and "strength" not in signature and not modular_makes_videos(class_name)
     candidates = [
-        row_slots.pop(name, None) or _slot(parameter) for name, parameter in signature.items() if name not in row.unused
+        row_slots.pop(name, None) or _slot(parameter, editing)
+        for name, parameter in signature.items()
+        if name not in unused
     ]
     slots = [slot for slot in (*candidates, *row_slots.values()) if slot is not None]
     return tuple(replace(slot, required=slot.required or _is_required(signature, slot)) for slot in slots)
 
 
-def _slot(parameter: CallParameter) -> Slot | None:
+def _slot(parameter: CallParameter, editing: bool) -> Slot | None:
+    """Return the slot of one parameter. An `editing` class, one of blocks without a strength, takes a list as one."""
     name, annotation = parameter.name, parameter.annotation
     if _NEVER.fullmatch(name) or parameter.schema == {"type": "integer"}:  # `frames` of Sana is a count
         return None
+    if annotation == "Tensor":  # made by an earlier block
+        return None
+    if name == "image" and editing and annotation == "Image | list":
+        return Slot("image", _IMAGE, "images", fitted=False)
     if name in _NAMED:
         return _NAMED[name]
     if not (_MEDIA_NAME.fullmatch(name) and _MEDIA_TYPE.search(annotation)):

@@ -4,14 +4,13 @@ diffusers generates these docstrings from the blocks themselves, so that they ag
 """
 
 import ast
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
-from worker.catalog.classes.source_text import parsed
+from worker.catalog.classes.modular_blocks import always_needed, needed_with, workflows
+from worker.catalog.classes.modular_text import pipeline_definitions
 
 _INPUTS = re.compile(r"^ *Inputs:\n(.*?)(?:^ *Outputs:|\Z)", re.MULTILINE | re.DOTALL)
 _OUTPUTS = re.compile(r"^ *Outputs:\n(.*)\Z", re.MULTILINE | re.DOTALL)
@@ -25,13 +24,9 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("strength", "guidance_scale", "frame_rate", "padding_mask_crop"), "float"),
     **dict.fromkeys(("sigmas", "timesteps"), "list"),
 }
-# Inputs whose ordinary pipelines have rows of facts that the blocks of a modular one do not share.
-_UNSERVED = {
-    "mask_image": "a mask",
-    "control_image": "the image of a ControlNet",
-    "ip_adapter_image": "the image of an IP-Adapter",
-    "layers": "a number of layers",
-}
+# Inputs of adapters that only ordinary pipelines are given here, and of other models than diffusers'.
+UNSERVED = frozenset({"control_image", "ip_adapter_image", "references", "memory_images", "conditions"})
+UNSERVED |= frozenset({"reference_conditions", "control_videos", "action"})
 _SUFFIX = "ModularPipeline"
 _GUIDER = re.compile(r"\bguider\s+\(`")
 
@@ -91,20 +86,30 @@ def modular_outputs(class_name: str) -> tuple[str, ...]:
     return tuple(name for name, *_ in _INPUT.findall(section[1])) if section else ()
 
 
+def modular_makes_videos(class_name: str | None) -> bool:
+    """True for a modular pipeline that makes videos. Its sound, if it makes any, is left aside."""
+    return class_name is not None and is_modular(class_name) and "videos" in modular_outputs(class_name)
+
+
 def modular_refusal(class_name: str) -> str | None:
     """Return the reason why a modular pipeline class is not run here; None where it is."""
-    if "images" not in modular_outputs(class_name):
-        return "makes no images, and modular repositories of video or audio are not run here"
-    inputs = {item.name for item in modular_inputs(class_name) or ()}
-    if taken := next((words for name, words in _UNSERVED.items() if name in inputs), None):
-        return f"takes {taken}, for which only an ordinary pipeline is run here"
+    if not {"images", "videos"} & {*modular_outputs(class_name)}:
+        return "makes no images or videos"
     return None
+
+
+def modular_workflows(class_name: str) -> tuple[frozenset[str], ...]:
+    """Return the inputs of every workflow that a modular pipeline class names and that is served here."""
+    blocks = modular_pipelines().get(class_name)
+    return tuple(inputs for inputs in workflows(blocks) if not inputs & UNSERVED) if blocks else ()
+
+
+def parts_needed(class_name: str, sent: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return the parts without which a modular pipeline class cannot answer a call with a prompt and these inputs."""
+    blocks = modular_pipelines()[class_name]
+    return always_needed(blocks).union(*(needed_with(blocks, name) for name in {"prompt", *sent}))
 
 
 @lru_cache(maxsize=1)
 def _definitions() -> Mapping[str, ast.ClassDef]:
-    spec = importlib.util.find_spec("diffusers")
-    folders = [Path(place) / "modular_pipelines" for place in (spec.submodule_search_locations or ())] if spec else []
-    files = [path for folder in folders for path in sorted(folder.rglob("modular_*.py"))]
-    trees = (parsed(path.read_text(encoding="utf-8", errors="replace")) for path in files)
-    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {definition.name: definition for definition in pipeline_definitions()}

@@ -231,10 +231,14 @@ def _of_input(item: ModularInput) -> CallParameter:
         value = ast.literal_eval(item.default) if item.default is not None else None
     except (ValueError, SyntaxError):
         value = item.default  # a text, written without quotes
-    nodes = [json_schema(parsed(item.annotation, mode="eval").body)] if item.annotation.isidentifier() else [None]
-    schema = _union([*nodes, {"type": "null"}]) if nodes[0] is not None else None
-    required = not item.optional and item.annotation.startswith("Image")
-    return CallParameter(item.name, item.annotation, value, required, schema)
+    default, literal = _as_json(value)
+    try:
+        node = json_schema(parsed(item.annotation, mode="eval").body)
+    except SyntaxError:  # none is written
+        node = None
+    schema = _union([node, {"type": "null"}]) if node is not None else None
+    required = not item.optional and (item.annotation.startswith("Image") or item.name.endswith("video"))
+    return CallParameter(item.name, item.annotation, default if literal else None, required, schema)
 
 
 def _schema_of(value: JsonValue) -> Schema | None:

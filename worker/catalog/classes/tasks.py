@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from worker.catalog.classes.inputs import FIELDS, VIDEO_TASKS, assign, default_slots, missing_fields, slots_of
+from worker.catalog.classes.modular import modular_makes_videos, modular_workflows, parts_needed
 from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.pipelines.names import named_task
 from worker.catalog.pipelines.table import pipeline_row
@@ -21,7 +22,16 @@ def class_tasks(class_name: str) -> tuple[Task, ...]:
     row = pipeline_row(class_name)
     if row.tasks:
         return row.tasks
-    by_name, slots = named_task(class_name), slots_of(class_name)
+    if workflows := modular_workflows(class_name):
+        return tuple(dict.fromkeys(_of_workflow(inputs, class_name) for inputs in workflows))
+    by_name = named_task(class_name)
+    if modular_makes_videos(class_name) and by_name is Task.TEXT_TO_IMAGE:
+        by_name = Task.TEXT_TO_VIDEO
+    return _by_media(class_name, by_name)
+
+
+def _by_media(class_name: str, by_name: Task) -> tuple[Task, ...]:
+    slots = slots_of(class_name)
     if slots is None or by_name not in FROM_TEXT:
         return (by_name,)
     fields = {slot.fields[0]: slot.required for slot in slots if slot.fields}
@@ -34,6 +44,28 @@ def class_tasks(class_name: str) -> tuple[Task, ...]:
     return tuple(tasks[1:]) if any(slot.required for slot in slots) and len(tasks) > 1 else tuple(tasks)
 
 
+def _of_workflow(inputs: frozenset[str], class_name: str) -> Task:
+    """Return the task of one workflow of a modular class, by the inputs that it goes by."""
+    if modular_makes_videos(class_name):
+        return _V2V if "video" in inputs else _I2V if inputs & {"image", "last_image"} else Task.TEXT_TO_VIDEO
+    if "mask_image" in inputs:
+        return Task.INPAINTING
+    if "image" not in inputs:
+        return Task.TEXT_TO_IMAGE
+    return named_task(class_name) if named_task(class_name) not in FROM_TEXT else _from_image(class_name)
+
+
+def tasks_with(class_name: str, parts: Collection[str]) -> tuple[Task, ...]:
+    """Return those tasks of a modular class for which a repository has the parts."""
+    tasks = class_tasks(class_name)
+    lacking = {
+        task
+        for task in tasks
+        if not parts_needed(class_name, frozenset(missing_fields(media_slots(class_name, task), task, ()))) <= {*parts}
+    }
+    return tuple(task for task in tasks if task not in lacking)
+
+
 def _from_image(class_name: str) -> Task:
     """Return image editing for a class with a prompt and no strength, else image-to-image."""
     signature = call_parameters(class_name) or {}
@@ -42,7 +74,7 @@ def _from_image(class_name: str) -> Task:
 
 def makes_video(class_name: str | None, task: Task) -> bool:
     """True if a video comes back."""
-    return task in VIDEO_TASKS or pipeline_row(class_name).is_video
+    return task in VIDEO_TASKS or pipeline_row(class_name).is_video or modular_makes_videos(class_name)
 
 
 def media_slots(class_name: str | None, task: Task) -> tuple[Slot, ...]:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from worker.catalog.classes.modular import modular_pipelines, modular_refusal
+from worker.catalog.classes.modular import modular_pipelines, modular_refusal, parts_needed
 from worker.core.errors import UnsupportedModel
 
 MODULAR_INDEX = "modular_model_index.json"
@@ -22,7 +22,14 @@ def ordinary_index(configs: Mapping[str, Mapping[str, object]]) -> Mapping[str, 
     index = configs[MODULAR_INDEX]
     _check_classes(str(index.get("_class_name")), index.get("_blocks_class_name"))
     listed = {part: entry for part, entry in index.items() if isinstance(entry, list) and len(entry) == 3}
-    _check_places(listed, configs)
+    needed = parts_needed(str(index["_class_name"]))
+    present = {part: entry for part, entry in listed.items() if entry[1] is not None}
+    if missing := sorted(needed - present.keys()):
+        raise UnsupportedModel(
+            f"This modular repository has no {', '.join(missing)[:100]}, and only one with all parts that it uses is "
+            "run here; use a whole one."
+        )
+    _check_places(present, configs)
     return {**index, **{part: entry[:2] for part, entry in listed.items()}}
 
 
@@ -45,11 +52,6 @@ def _check_places(listed: Mapping[str, list[object]], configs: Mapping[str, obje
     home = next((name for name, _ in Counter(filter(None, named.values())).most_common(1)), "")
     for part, entry in listed.items():
         lacks_config = f"{part}/config.json" not in configs and not _NO_CONFIG.search(str(entry[1]))
-        if entry[1] is None or (lacks_config and not named[part]):
-            raise UnsupportedModel(
-                f"This modular repository has no {part[:40]}, and only one with all of its parts is run here; "
-                "use a whole one."
-            )
         folder = str(places[part].get("subfolder") or part)
         if lacks_config or named[part] not in ("", home) or folder != part:
             source = f"{named[part][:100]}/{folder[:100]}".strip("/")

@@ -6,7 +6,6 @@ from worker.core.errors import UnsupportedModel
 from worker.core.model import TensorIndex
 
 _MODULAR = "is read from its modular repository only, not from single files"
-_MODULAR_VIDEO = "makes videos by a modular pipeline only, and modular ones are run for images"
 _AUDIO = "makes audio, which this worker does not do; use an image or video model"
 _SOLID = "makes 3D objects, which this worker does not do; use an image or video model"
 _IMAGE = "is conditioned by an image through parts that no single file's reader here knows"
@@ -22,7 +21,7 @@ _TOOL = "looks at images and draws none; use an image or video model"
 REFUSED: tuple[tuple[str, Condition, str], ...] = (
     ("FLUX.3", alone(has_any("early_stream_modulations.image.lin.weight", "x_embedders.image.weight")), _MODULAR),
     ("Anima", alone(has_any("llm_adapter.blocks.0.cross_attn.q_proj.weight", "llm_adapter.embed.weight")), _MODULAR),
-    ("MiniMax H3", alone(has_any("token_refiner.blocks.0.attn.qkv_proj.weight")), _MODULAR_VIDEO),
+    ("MiniMax H3", alone(has_any("token_refiner.blocks.0.attn.qkv_proj.weight")), _MODULAR),
     ("OmniGen2", alone(has_all("ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.1.weight")),
      "is in no released version of diffusers; use OmniGen, FLUX.1 Kontext or Qwen-Image-Edit"),
     ("Stable unCLIP", any_of(

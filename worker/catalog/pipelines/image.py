@@ -7,6 +7,7 @@ _T2I, _EDIT, _INPAINT = Task.TEXT_TO_IMAGE, Task.IMAGE_EDITING, Task.INPAINTING
 _IMAGE = ("image", "images")
 _SEVERAL = Slot("image", _IMAGE, "images", fitted=False)
 _BOUNDED = Slot("image", _IMAGE, "images", fitted=False, bounded=True)
+_TRANSPARENT = Slot("image", _IMAGE, "transparent", alpha=True)
 _REFERENCES = Slot("images", _IMAGE, "images", fitted=False)
 _EXAMPLES = Slot("image", _IMAGE, "grid", required=True, fitted=False)
 
@@ -37,6 +38,9 @@ IMAGES: tuple[PipelineRow, ...] = (
     ),
     PipelineRow("Flux2KleinKVPipeline", slots=(_BOUNDED,)),
     PipelineRow("Flux2KleinPipeline", slots=(_BOUNDED,)),
+    PipelineRow("Flux2KleinBaseModularPipeline", slots=(_BOUNDED,)),
+    PipelineRow("Flux2KleinModularPipeline", slots=(_BOUNDED,)),
+    PipelineRow("Flux2ModularPipeline", slots=(_BOUNDED,)),
     PipelineRow("Flux2Pipeline", slots=(_BOUNDED,)),
     PipelineRow(
         "FluxKontextInpaintPipeline", tasks=(_INPAINT,), slots=(Slot("image_reference", (), fitted=False),), alone=True
@@ -60,6 +64,8 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("QwenImage21Pipeline", slots=(_SEVERAL,)),
     PipelineRow("QwenImageEditInpaintPipeline", tasks=(_INPAINT,)),
     PipelineRow("QwenImageEditPlusPipeline", slots=(_SEVERAL,)),
+    PipelineRow("QwenImageLayeredModularPipeline", slots=(_TRANSPARENT,)),
+    PipelineRow("QwenImageLayeredPipeline", slots=(_TRANSPARENT,)),
     PipelineRow("RePaintPipeline", slots=(Slot("mask_image", ("mask_image",), "unmask", required=True),)),
     # Angles, in a list one longer than its steps.
     PipelineRow("SanaSprintImg2ImgPipeline", untaken=_SCHEDULE),

@@ -39,7 +39,8 @@ OTHER_MEDIA = (
 # grid, or rounds it either way, or fills up.
 _FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
     (re.compile(r"^LTX2DFR"), FrameGrid(8, least=9)),
-    (re.compile(r"^(LTX|SanaWM)"), FrameGrid(8)),
+    (re.compile(r"^(LTX|SanaWM|Echo)"), FrameGrid(8)),
+    (re.compile(r"^MiniMaxH3"), FrameGrid(17, least=124)),  # at least five seconds
     (re.compile(r"^Mochi"), FrameGrid(6)),
     (re.compile(r"^HunyuanVideoImageToVideo"), FrameGrid(4, least=5, lost=4)),  # the image's own
     (re.compile(r"^(ChronoEdit|SkyReelsV2DiffusionForcingImageToVideo)"), FrameGrid(4, least=5)),
@@ -50,7 +51,8 @@ _FRAME_GRIDS: tuple[tuple[re.Pattern[str], FrameGrid], ...] = (
 )
 # Frames a second of the videos that its models were trained on.
 _FPS: tuple[tuple[re.Pattern[str], float], ...] = (
-    (re.compile(r"^(SkyReels|Kandinsky|LTX|HunyuanVideo15|Helios|Lucy)"), 24),
+    (re.compile(r"^(SkyReels|Kandinsky|LTX|HunyuanVideo15|Helios|Lucy|MiniMaxH3)"), 24),
+    (re.compile(r"^Echo"), 25),
     (re.compile(r"^(Wan|Sana|AnyFlow|ChronoEdit|Cosmos|MotifVideo)"), 16),
     (re.compile(r"^Allegro"), 15),
 )

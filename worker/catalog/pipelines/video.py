@@ -5,6 +5,7 @@ from worker.core.pipeline import Package, PipelineRow, Slot
 
 _T2V, _I2V, _V2V = Task.TEXT_TO_VIDEO, Task.IMAGE_TO_VIDEO, Task.VIDEO_TO_VIDEO
 _IMAGE = ("image", "images")
+_VACE = (Slot("mask", ("mask_image",), "images"), Slot("reference_images", _IMAGE, "images", fitted=False))
 _SCHEDULE = frozenset({"timesteps"})  # always goes by sigmas of its own, and takes only one of the two
 _GUESS = frozenset({"guess_mode"})  # its batch is doubled for guidance where it should not be
 _HELIOS = frozenset({"sigmas", "keep_first_frame"})  # an array's arithmetic, and one frame too few
@@ -56,14 +57,8 @@ VIDEOS: tuple[PipelineRow, ...] = (
     PipelineRow("TextToVideoZeroPipeline", weighs_prompts=False),
     PipelineRow("TextToVideoZeroSDXLPipeline", weighs_prompts=False),
     PipelineRow("WanAnimatePipeline", tasks=(_V2V,)),
-    PipelineRow(
-        "WanVACEPipeline",
-        tasks=(_T2V, _I2V, _V2V),
-        slots=(
-            Slot("mask", ("mask_image",), "images"),
-            Slot("reference_images", _IMAGE, "images", fitted=False),
-        ),
-    ),
+    PipelineRow("Wan22VaceModularPipeline", tasks=(_T2V, _I2V, _V2V), slots=_VACE),
+    PipelineRow("WanVACEPipeline", tasks=(_T2V, _I2V, _V2V), slots=_VACE),
     # Not served.
     PipelineRow("LTX2DFRTemporalRefinePipeline", refusal="refines the latents of another LTX-2 pipeline; use that one"),
     PipelineRow(
