@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.catalog.architectures import ARCHITECTURES
+from worker.catalog.classes.modular import modular_pipelines
 from worker.catalog.classes.signatures import known_pipelines
 from worker.catalog.pipelines.controlled import CONTROLLED
 from worker.catalog.pipelines.table import PIPELINES
@@ -114,4 +115,6 @@ def test_a_family_is_seen_and_a_docstring_is_not():
 def test_each_row_says_something_and_of_a_class_that_there_is():
     for name, row in PIPELINES.items():
         assert row != type(row)(name), f"{name} is ordinary and needs no row"
-        assert row.source or name in known_pipelines(), f"{name} is no class of the installed diffusers"
+        assert row.source or name in known_pipelines() | {*modular_pipelines()}, (
+            f"{name} is no class of the installed diffusers"
+        )

@@ -4,21 +4,25 @@ import asyncio
 import base64
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
+import torch
 
 from tests.asking import perform
 from tests.zoo.modular import EXCLUDED, MODULAR
 from tests.zoo.modular.own import flux3
-from tests.zoo.plain import draw, load, quiet, runs_here, save
+from tests.zoo.plain import draw, first_medium, load, quiet, runs_here, save
 from tests.zoo.recipe import Image, Recipe
 from tests.zoo.served import ServedZoo, answered
 from worker.catalog.classes.modular import modular_pipelines
 from worker.catalog.classes.modular_blocks import always_needed, every_component, needed_with
+from worker.core.device import LoadPlan
 from worker.core.image import Raster
+from worker.engine.loader import load_pipeline
 from worker.media.video import encode_video
 
 # An image of a rewritten prompt, a video of two denoisers, one that no scheduler steps, and one with an image.
@@ -85,6 +89,43 @@ def test_the_worker_makes_what_the_class_itself_makes(zoo: ServedZoo, recipe: Re
 )
 def test_so_it_is_with_every_class(zoo: ServedZoo, recipe: Recipe):
     assert _difference(zoo, recipe, recipe.pipeline) == 0
+
+
+# One that is called layer by layer, and one of two denoisers.
+@pytest.mark.parametrize("name", ["Ideogram4ModularPipeline", "Wan22ModularPipeline"])
+def test_with_offloading_a_part_computes_only_while_it_is_on_the_device(zoo: ServedZoo, name: str):
+    assert _off_the_shelf(_RECIPES[name], zoo.root / name) == (0, set())
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in MODULAR if runs_here(recipe)], ids=lambda recipe: recipe.pipeline
+)
+def test_so_it_is_with_every_class_when_offloaded(zoo: ServedZoo, recipe: Recipe):
+    assert _off_the_shelf(recipe, zoo.root / recipe.pipeline) == (0, set())
+
+
+def _off_the_shelf(recipe: Recipe, folder: Path) -> tuple[float, set[str]]:
+    """How far offloaded pixels are off the others, and the parts of which a layer ran while another was fetched."""
+    made = draw(recipe, load(recipe, save(recipe, folder)))
+    pipe = load_pipeline(LoadPlan(folder, recipe.pipeline, "float32", "cpu", "model", 0, 0, format="modular"))
+    away: set[str] = set()
+
+    def note(name: str, part: torch.nn.Module) -> None:
+        if not pipe._shelf.holds(part):
+            away.add(name)
+
+    for name, part in pipe.components.items():
+        for layer in part.modules() if isinstance(part, torch.nn.Module) else ():
+            if layer is not part:
+                layer.register_forward_pre_hook(lambda *_, name=name, part=part: note(name, part))
+    output = pipe(**recipe.arguments(), generator=torch.Generator().manual_seed(0), output_type="np")
+    media = output.images if hasattr(output, "images") else output.videos
+    pipe.maybe_free_model_hooks()
+    assert pipe._shelf.holds(None)
+    return float(np.abs(first_medium((media,)) - made).max()), away
 
 
 _SIZE = {"width": 64, "height": 64, "num_inference_steps": 2}

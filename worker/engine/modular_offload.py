@@ -26,6 +26,10 @@ class Shelf:
             part.to(self.device)
             self._present = part
 
+    def holds(self, part: torch.nn.Module | None) -> bool:
+        """True while `part` is the one on the device; None while none is."""
+        return self._present is part
+
     def clear(self) -> None:
         """Put the part that is on the device back into main memory."""
         if self._present is not None:
@@ -52,9 +56,12 @@ class _Fetched(ModelHook):  # type: ignore[misc]
 
 def enable_model_cpu_offload(pipe: Any, device: str) -> None:
     """Keep one whole part of `pipe` on the device at a time."""
-    pipe._shelf = Shelf(device)
+    shelf = pipe._shelf = Shelf(device)
     for part in _modules(pipe):
-        add_hook_to_module(part, _Fetched(pipe._shelf))
+        add_hook_to_module(part, _Fetched(shelf))
+        # Some blocks call the layers of a part, not the part: Ideogram 4 reads its text encoder so.
+        for layer in [layer for layer in part.modules() if layer is not part]:
+            layer.register_forward_pre_hook(lambda _, inputs, part=part: shelf.fetch(part))
 
 
 def enable_sequential_cpu_offload(pipe: Any, device: str) -> None:
