@@ -81,9 +81,13 @@ def test_verify_names_what_is_damaged(run, tmp_path):
     assert "none" in said(run("cache", "verify"))
     (unet,) = (tmp_path / "volume" / "models" / "entries").glob(f"*/files/unet/{WEIGHTS}")
     unet.resolve().write_bytes(os.urandom(unet.stat().st_size))
-    result = run("cache", "verify", "org/model")
-    assert "1 damaged" in failed(result)
-    assert f"unet/{WEIGHTS}" in result.stdout
+    for _ in range(2):  # to look changes nothing
+        result = run("cache", "verify", "org/model")
+        assert "1 damaged files would be removed" in failed(result)
+        assert f"unet/{WEIGHTS}" in result.stdout
+        assert unet.is_file()
+    assert "1 damaged files were removed" in failed(run("cache", "verify", "org/model", "--remove"))
+    assert not unet.is_file()
     assert "1 damaged" not in said(run("cache", "pull", "it"))
     said(run("cache", "verify"))
 

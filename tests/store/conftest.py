@@ -20,8 +20,10 @@ from worker.core.turn import StopSignal
 from worker.net import client as net
 from worker.store import hub_listing
 from worker.store.cache import VolumeCache
+from worker.store.digests import ForeignDigests
 from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
+from worker.store.other_caches import OtherCaches
 from worker.store.refs import parse_reference
 from worker.store.remote_header import HeaderReader
 
@@ -126,7 +128,10 @@ class Client:
         client = net.Client({endpoint: token, cdn: None})
         headers = HeaderReader(header_end, parse_header, read_header)
         listings = HubListings(endpoint, client, offline=offline)
-        self.store = HuggingFaceHub(self.volume, client, listings, headers, **options)
+        caches = OtherCaches(
+            options.pop("lookup", ()), options.pop("shared", ()), ForeignDigests(cache / "foreign").are_right
+        )
+        self.store = HuggingFaceHub(self.volume, client, listings, headers, caches, **options)
         self.events: list[Progress] = []
 
     def ensure(self, reference: str, variant: str | None = None, stop: StopSignal | None = None) -> ModelFiles:

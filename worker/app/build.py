@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
 from worker.service.usage.telemetry import MeteredBackend, Observer, Telemetry
 from worker.store.refs import parse_reference
+from worker.store.rehash import Rehash
 from worker.store.store import Store
 from worker.wire.request import ALIASES
 
@@ -82,6 +84,13 @@ class Worker:
         self.resolver.replace_registry(registry)
         self.operations.readiness.wake()
         _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
+
+    def tend_volume(self) -> None:
+        """Read the volume's files back from now on, slowly, in a thread that ends with the process."""
+        rate = self.settings.rehash_mb_per_second * 1e6
+        if rate:
+            rehash = Rehash(self.settings.models_dir, rate)
+            threading.Thread(target=rehash.run, args=(threading.Event(),), name="rehash", daemon=True).start()
 
     def close(self) -> None:
         """Write down what is counted and traced. Blocking."""

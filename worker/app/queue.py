@@ -94,6 +94,7 @@ def build_door(worker: Worker, **options: Any) -> ServerlessDoor:
 
 def _begin(worker: Worker) -> None:
     """Start the parts that need the running loop: the signals, after RunPod's SDK has set its own, and the warm-up."""
+    worker.tend_volume()
     hear_reload(worker.reload, worker.operations.pools.own)
     hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
     works: list[Coroutine[None, None, None]] = [end_once_lost(worker.until_lost, end_at_once)]

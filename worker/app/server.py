@@ -117,6 +117,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         if hears_signals:
+            worker.tend_volume()
             hear_reload(lambda: reload(worker, authenticator), pools.own)
             hear_shutdown(admission.close, grace_s)
         with _beside(warm_up(), _watch(worker, hears_signals=hears_signals)):

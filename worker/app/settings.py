@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     volume_dir: Path | None = None
     hf_hub_cache: Path | None = None
     hf_home: Path | None = None
+    verify_cached_files: bool = True
+    rehash_mb_per_second: float = Field(default=10.0, ge=0, le=100_000)
     cache_max_gb: float | None = Field(default=None, gt=0)
     models_lock: Path | None = None
     allowed_model_dirs: Annotated[tuple[Path, ...], NoDecode] = ()
@@ -309,6 +311,8 @@ class Settings(BaseSettings):
             )
         if self.trial_loads == "off" and self.allow_unregistered_models:
             sentences.append("TRIAL_LOADS is off: the configs of any caller's model may hold the engine for minutes.")
+        if not self.verify_cached_files:
+            sentences.append("VERIFY_CACHED_FILES is off: files in other tools' caches are trusted by their size.")
         if self.allow_private_urls:
             sentences.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
         return sentences

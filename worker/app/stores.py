@@ -16,10 +16,12 @@ from worker.net.guard import RefusedUrl
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
+from worker.store.digests import ForeignDigests
 from worker.store.hub_listing import HubListings
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import AdapterFolders, LocalFolders
 from worker.store.lockfile import Lockfile, LockfileError
+from worker.store.other_caches import OtherCaches
 from worker.store.remote_header import HeaderReader
 from worker.store.store import Source, Store
 from worker.store.url import UrlFiles
@@ -43,8 +45,9 @@ def build_store(settings: Settings) -> Store:
     read_local = partial(read_header, allow_pickles=pickles)
     headers = HeaderReader(header_end, parse_header, read_local)
     listings = HubListings(settings.hf_endpoint, client, offline=offline)
-    caches, shared = _CACHED_MODELS, settings.hub_caches
-    hub = HuggingFaceHub(cache, client, listings, headers, lookup=caches, shared=shared, allow_pickles=pickles)
+    digests = ForeignDigests(settings.models_dir / "foreign", trusts=not settings.verify_cached_files)
+    caches = OtherCaches(_CACHED_MODELS, settings.hub_caches, digests.are_right, allow_pickles=pickles)
+    hub = HuggingFaceHub(cache, client, listings, headers, caches, allow_pickles=pickles)
     api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
     civitai = CivitAI(cache, client, api, headers, hosted_only=HOSTED_ONLY, offline=offline, allow_pickles=pickles)
     # Callers' links are fetched without any token, and without the endpoints' leave to be private.

@@ -8,6 +8,8 @@
     <root>/leases/<key>              the worker that is fetching that file now
     <root>/revisions/<name>          the revision of a branch, or of another name that moves, at the last request
     <root>/digests/<key>             the SHA-256 of a file that was asked for by git's digest, or by URL alone
+    <root>/checked/<sha256>          its time is when that blob was last read back and found right
+    <root>/foreign/<key>             the digest of a file that another tool keeps, while that file is untouched
 
 An entry holds files that belong together: a repository at a commit, a file of CivitAI, a URL. Its name is the
 source's text, escaped. Files that several entries have in common lie here once.
@@ -24,14 +26,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from worker.core.errors import SourceUnavailable
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
 from worker.store.meter import ByteMeter, run_all
+from worker.store.places import make_way, read_small, state_of
 from worker.store.transfer import Download, Fetch, Patience, RemoteFile, disk_errors
 
 _POLL_S = 0.2
 _WORKERS = 4  # files that are fetched at a time
+_ROUNDS = 5  # in which files may be evicted while the others are fetched
 
 
 class VolumeCache:
@@ -109,7 +114,7 @@ class VolumeCache:
         sizes = {file.name: file.size for file in fetch.files if file.size is not None}
         meter = ByteMeter(fetch.label, sizes, fetch.emit, fetch.stop)
         try:
-            while True:
+            for _ in range(_ROUNDS):
                 meter.check()
                 files = self._on_volume(fetch, meter)
                 # The largest first: the last file to begin should not be the slowest.
@@ -127,6 +132,11 @@ class VolumeCache:
                 # A blob that was here already may have been evicted meanwhile: rare, and mended by another round.
                 if all(file.path.is_file() for file in files.values()):
                     return replace(entry, bytes_downloaded=meter.received)
+            raise SourceUnavailable(
+                f"The volume did not keep the files of {fetch.label}: they were gone each time all of them were there; "
+                "send the job again, and look at what else removes files from it.",
+                field="model",
+            )
         finally:
             meter.close()
 
@@ -138,9 +148,10 @@ class VolumeCache:
             noted = self._note(file.key) if file.git_sha1 else None
             sha256 = file.sha256 or (noted[0] if noted else None)
             blob = self.root / "blobs" / (sha256 or "none")
-            if sha256 is None or not blob.is_file():
+            state = state_of(blob)
+            if sha256 is None or state is None:
                 continue
-            size = blob.stat().st_size if file.size is None else file.size
+            size = state.st_size if file.size is None else file.size
             # A blob that no manifest vouches for is hashed: its download was killed before the last file.
             candidate = EntryFile(
                 self._entries.path_of(fetch.name, file.name), size, sha256, verified_times.get(sha256, -1)
@@ -176,6 +187,8 @@ class VolumeCache:
     def _transfer(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter, lease: Lease) -> EntryFile:
         partial = self._part(file)
         partial.parent.mkdir(parents=True, exist_ok=True)
+        make_way(partial)
+        make_way(partial.with_suffix(".etag"))
 
         def check() -> None:
             meter.check()
@@ -193,6 +206,7 @@ class VolumeCache:
         lease.check(look=True)
         blob = self.root / "blobs" / sha256
         blob.parent.mkdir(parents=True, exist_ok=True)
+        make_way(blob)
         # Whole seconds survive image layers, archives and object stores; finer times would cost a hash on each of them.
         mtime_ns = int(time.time()) * 10**9
         try:
@@ -213,19 +227,14 @@ class VolumeCache:
         sha256 = file.sha256 or (noted[0] if noted and fresh else None)
         if sha256 is None:
             return None
-        try:
-            state = (self.root / "blobs" / sha256).stat()
-        except FileNotFoundError:
-            return None
-        return EntryFile(path, state.st_size, sha256, state.st_mtime_ns)
+        state = state_of(self.root / "blobs" / sha256)
+        return EntryFile(path, state.st_size, sha256, state.st_mtime_ns) if state is not None else None
 
     def _note(self, key: str) -> tuple[str, int] | None:
         """Return the SHA-256 noted for a file without one, and the time of the note."""
         path = self.root / "digests" / key
-        try:
-            return path.read_text().split()[0], path.stat().st_mtime_ns
-        except (FileNotFoundError, IndexError):
-            return None
+        words, state = (read_small(path) or "").split(), state_of(path)
+        return (words[0], state.st_mtime_ns) if words and state is not None else None
 
     def _part(self, file: RemoteFile) -> Path:
         return self.root / "partial" / f"{file.key}.part"
@@ -259,12 +268,12 @@ class VolumeCache:
         """Sweep the files that belong to no entry and were not touched for `older_than_s`."""
         return self._janitor.sweep(older_than_s)
 
-    def damaged(self, entry: Entry, check: Callable[[], None] = lambda: None) -> list[str]:
-        """Hash every file of an entry; remove the missing or wrong ones and return their names."""
+    def damaged(self, entry: Entry, check: Callable[[], None] = lambda: None, *, removes: bool = False) -> list[str]:
+        """Hash every file of an entry and return the names of the missing or wrong ones; with `removes` they go."""
         return [
             name
             for name, file in sorted(entry.files.items())
-            if not file.path.is_file() or self._entries.recheck(file, check, thorough=True) is None
+            if self._entries.recheck(file, check, thorough=True, removes=removes) is None or state_of(file.path) is None
         ]
 
     def used_bytes(self) -> int:
@@ -278,10 +287,8 @@ def _covers(entry: Entry, files: Sequence[RemoteFile]) -> bool:
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    state = state_of(path)
+    return state.st_size if state is not None else 0
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import JsonValue
 
 from worker.core.errors import CorruptFile
+from worker.store.places import clear_away, make_folder, make_way, read_small, state_of
 from worker.store.transfer import digest_of
 
 _MAX_NAME_CHARS = 180
@@ -85,7 +86,10 @@ class Entries:
         entry = self.read(name)
         if entry is None:
             return None
-        files = {file: self.recheck(blob, check) if blob.path.is_file() else None for file, blob in entry.files.items()}
+        files = {
+            file: self.recheck(blob, check) if state_of(blob.path) is not None else None
+            for file, blob in entry.files.items()
+        }
         sound = {file: blob for file, blob in files.items() if blob is not None}
         if len(sound) < len(files):
             if not self._read_only:
@@ -96,29 +100,29 @@ class Entries:
                 self._write_manifest(replace(entry, files=sound))
         return replace(entry, files=sound)
 
-    def recheck(self, file: EntryFile, check: Callable[[], None], *, thorough: bool = False) -> EntryFile | None:
+    def recheck(
+        self, file: EntryFile, check: Callable[[], None], *, thorough: bool = False, removes: bool = True
+    ) -> EntryFile | None:
         """Return the file with its blob's present time if the content is still right; else None, the blob removed."""
         blob = self._blobs / file.sha256
-        try:
-            state = blob.stat()
-        except OSError:
-            return None
-        if state.st_size == file.size:
+        state = state_of(blob)
+        if state is not None and state.st_size == file.size:
             now = replace(file, mtime_ns=state.st_mtime_ns)
             if now.mtime_ns in {file.mtime_ns, self._hashed.get(file.sha256)} and not thorough:
                 return now
             if digest_of(blob, hashlib.sha256(), check) == file.sha256:
                 self._hashed[file.sha256] = now.mtime_ns
                 return now
-        if not self._read_only:
-            blob.unlink(missing_ok=True)
+        if removes and not self._read_only:
+            clear_away(blob)
         return None
 
     def publish(self, name: str, files: Mapping[str, EntryFile], details: Mapping[str, JsonValue]) -> Entry:
         """Link the blobs of `files` under their names, and make the entry valid in one step."""
         folder = self.folder(name)
         for file in files.values():
-            file.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.path.parent, below=self._root)
+            make_way(file.path)
             link = file.path.with_name(f".{uuid.uuid4().hex}")
             # Relative, because a volume is mounted at another place on another platform.
             link.symlink_to(os.path.relpath(self._blobs / file.sha256, file.path.parent))
@@ -129,10 +133,7 @@ class Entries:
 
     def revision(self, name: str) -> str | None:
         """Return the revision that was noted for a moving name."""
-        try:
-            return (self._revisions / escape(name)).read_text().strip() or None
-        except OSError:
-            return None
+        return (read_small(self._revisions / escape(name)) or "").strip() or None
 
     def note_revision(self, name: str, revision: str) -> None:
         """Note the present revision of a moving name."""
@@ -173,7 +174,7 @@ class Entries:
         """Return the entry in `folder`, as its manifest has it."""
         manifest = folder / OK
         try:
-            value = json.loads(manifest.read_bytes())
+            value = json.loads(read_small(manifest) or "")
             used = manifest.stat().st_mtime
             name, details = value["name"], value["details"]
             files = {
@@ -214,6 +215,7 @@ def escape(name: str) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the content of `path` in one step that survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    make_way(path)
     partial = path.with_name(f".{uuid.uuid4().hex}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,9 +1,8 @@
 """Models from the Hugging Face Hub: looked up on disk first, fetched into the volume cache, checked byte by byte."""
 
-import hashlib
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +14,6 @@ from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit, ignore_progress
 from worker.core.turn import StopSignal
 from worker.net.client import Client
-from worker.store import snapshot as disk
 from worker.store.cache import VolumeCache
 from worker.store.completeness import check_complete, missing_files, refuse_bulky, refuse_missing
 from worker.store.entries import ASIDE, Entry
@@ -24,6 +22,7 @@ from worker.store.hub_listing import ATTEMPTS, HubListings, Listing, declaration
 from worker.store.local import read_json, read_outline
 from worker.store.lockfile import LockedFile, LockedModel
 from worker.store.meter import run_all
+from worker.store.other_caches import OtherCaches, is_pinned_content
 from worker.store.remote_header import HeaderReader, read_remote_header
 from worker.store.selection import (
     ADAPTER_CONFIG,
@@ -43,7 +42,7 @@ from worker.store.selection import (
     pipeline_files,
     single_file,
 )
-from worker.store.transfer import Fetch, RemoteFile, digest_of
+from worker.store.transfer import Fetch, RemoteFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OUTAGE_MEMORY_S = 60.0  # how long a cached copy is used without asking a Hub that just did not answer
@@ -58,9 +57,7 @@ Configs = Mapping[str, Mapping[str, object]]
 class HuggingFaceHub:
     """Repositories of the Hub, fetched into `cache`.
 
-    `lookup` are folders in the Hub's own layout that hold repositories whole and are taken unasked: RunPod's cached
-    models. `shared` are caches of other tools in that layout, of this worker's first version too: their files of the
-    commit that the Hub names are used in place. Neither is written.
+    What other tools keep in `caches` is used in place.
     """
 
     def __init__(
@@ -69,13 +66,12 @@ class HuggingFaceHub:
         client: Client,
         listings: HubListings,
         headers: HeaderReader,
+        caches: OtherCaches,
         *,
-        lookup: Iterable[Path] = (),
-        shared: Iterable[Path] = (),
         allow_pickles: bool = False,
     ) -> None:
         self._cache, self._client, self._listings, self._headers = cache, client, listings, headers
-        self._lookup, self._shared = tuple(lookup), tuple(shared)
+        self._caches = caches
         self._allow_pickles = allow_pickles
         self._outages: dict[tuple[str, str | None], float] = {}  # when the Hub last failed to describe this
 
@@ -84,9 +80,10 @@ class HuggingFaceHub:
         check_filename(source, allow_pickles=self._allow_pickles)
         stop = StopSignal(_PEEK_TIMEOUT_S)
         try:
-            files = self._on_disk(source, variant, stop)
+            described = self._caches.described()
+            files = self._on_disk(source, variant, stop, described)
             if files is None:
-                listing = self._listing_or_copy(source, variant, stop)
+                listing = self._listing_or_copy(source, variant, stop, described)
                 if isinstance(listing, Listing):
                     return self._peek_listed(source, listing, variant, stop)
                 files = listing
@@ -99,7 +96,7 @@ class HuggingFaceHub:
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """Return the model's files on disk, downloaded if missing. Raises SourceError, AccessDenied, DiskFull …"""
         check_filename(source, allow_pickles=self._allow_pickles)
-        return self._on_disk(source, variant, stop) or self._download(source, variant, emit, stop)
+        return self._on_disk(source, variant, stop, self._caches) or self._download(source, variant, emit, stop)
 
     def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
         """Lock what the Hub has for `source` now; only files without a digest there, all small, are fetched."""
@@ -119,19 +116,18 @@ class HuggingFaceHub:
 
     # On disk
 
-    def _on_disk(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
+    def _on_disk(
+        self, source: ModelSource, variant: str | None, stop: StopSignal, caches: OtherCaches
+    ) -> ModelFiles | None:
         """Return the files if they are surely the right ones without a question to the Hub."""
-        for cache in self._lookup:
-            for snapshot in disk.find_snapshots(cache, source.locator, source.revision):
-                files = disk.complete_files(snapshot, source, variant, guess=True, allow_pickles=self._allow_pickles)
-                if files is not None and _is_pinned_content(source, files, stop):
-                    return files
+        if files := caches.whole(source, variant, stop):
+            return files
         baked = self._noted(source, variant, baked=True)
         if baked and (files := self._finished(source, baked, variant, stop)):
             return files
         key = (source.locator, source.revision)
         if self._listings.offline or time.monotonic() - self._outages.get(key, -_OUTAGE_MEMORY_S) < _OUTAGE_MEMORY_S:
-            return self._older_copy(source, variant, stop)
+            return self._older_copy(source, variant, stop, caches)
         if source.revision and _COMMIT.fullmatch(source.revision):
             return self._finished(source, source.revision, variant, stop)
         remembered = self._listings.remembered(source)
@@ -142,7 +138,7 @@ class HuggingFaceHub:
         for asked in dict.fromkeys((source, source.whole)):  # a copy of everything holds these parts too
             entry = self._cache.entry(_name(asked, commit, variant), stop.check)
             files = _model_files(entry, source) if entry else None
-            if files and _is_pinned_content(source, files, stop):
+            if files and is_pinned_content(source, files, stop):
                 return files
         return None
 
@@ -151,27 +147,14 @@ class HuggingFaceHub:
         names = (_name(asked, source.revision, variant) for asked in (source, source.whole))
         return next(filter(None, (self._cache.revision(name, baked=baked) for name in names)), None)
 
-    def _older_copy(self, source: ModelSource, variant: str | None, stop: StopSignal) -> ModelFiles | None:
+    def _older_copy(
+        self, source: ModelSource, variant: str | None, stop: StopSignal, caches: OtherCaches
+    ) -> ModelFiles | None:
         """Return the best copy on this machine, perhaps an older one; another tool's if nothing of it is missing."""
         commit = self._noted(source, variant) or source.revision
         if commit and (files := self._finished(source, commit, variant, stop)):
             return files
-        for cache in self._shared:
-            for snapshot in disk.find_snapshots(cache, source.locator, source.revision):
-                files = disk.complete_files(snapshot, source, variant, allow_pickles=self._allow_pickles)
-                if files is not None and _is_pinned_content(source, files, stop):
-                    return files
-        return None
-
-    def _in_shared(self, source: ModelSource, listing: Listing, chosen: Selection) -> ModelFiles | None:
-        """Return the chosen files in another tool's cache, if all are there with the sizes that the Hub names."""
-        for cache in self._shared:
-            folder = disk.repo_folder(cache, source.locator) / "snapshots" / listing.commit / (source.subfolder or "")
-            sizes = {name: _size(folder / name) for name in chosen.names}
-            if all(size == listing.files[_below(source, name)].size for name, size in sizes.items()):
-                root = folder / chosen.main if chosen.main else folder
-                return ModelFiles(root, sum(size or 0 for size in sizes.values()), listing.commit, chosen.variant)
-        return None
+        return caches.older(source, variant, stop)
 
     def _outline_of(self, files: ModelFiles, source: ModelSource, variant: str | None) -> Outline:
         entry = self._cache.entry(_name(source, files.revision or "", variant))
@@ -189,9 +172,11 @@ class HuggingFaceHub:
 
     # On the Hub
 
-    def _listing_or_copy(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Listing | ModelFiles:
+    def _listing_or_copy(
+        self, source: ModelSource, variant: str | None, stop: StopSignal, caches: OtherCaches
+    ) -> Listing | ModelFiles:
         """Return the Hub's listing of `source`, or the copy from before when the Hub does not answer."""
-        files = self._older_copy(source, variant, stop)
+        files = self._older_copy(source, variant, stop, caches)
         listings: list[Listing] = []
         try:
             run_all([lambda: listings.append(self._listings.ask(source, attempts=1 if files else ATTEMPTS))], stop)
@@ -306,7 +291,7 @@ class HuggingFaceHub:
     # Onto the disk
 
     def _download(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        listing = self._listing_or_copy(source, variant, stop)
+        listing = self._listing_or_copy(source, variant, stop, self._caches)
         if isinstance(listing, ModelFiles):
             return listing
         name = _name(source, listing.commit, variant)
@@ -318,7 +303,7 @@ class HuggingFaceHub:
                 raise UnsupportedModel(
                     f"{source.locator} is many files, and sha256= pins one; name a revision instead.", field="model"
                 )
-            if shared := self._in_shared(source, listing, chosen):
+            if shared := self._caches.listed(source, listing, chosen, stop):
                 return shared
             details: dict[str, JsonValue] = {
                 "revision": listing.commit,
@@ -367,15 +352,6 @@ def _model_files(entry: Entry, source: ModelSource) -> ModelFiles:
     )
 
 
-def _is_pinned_content(source: ModelSource, files: ModelFiles, stop: StopSignal) -> bool:
-    """True if the files have the caller's own digest, or the caller sent none."""
-    if source.sha256 is None:
-        return True
-    if not files.is_single_file:
-        return False
-    return source.sha256.lower() == (files.sha256 or digest_of(files.root, hashlib.sha256(), stop.check))
-
-
 def _names(source: ModelSource, listing: Listing) -> list[str]:
     """Return the files of a repository by their names below the source's subfolder."""
     prefix = f"{source.subfolder}/" if source.subfolder else ""
@@ -389,10 +365,3 @@ def _below(source: ModelSource, name: str) -> str:
 
 def _weights_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if is_weights(path.name) and not is_hidden(path.name)]
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

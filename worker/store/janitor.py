@@ -10,6 +10,7 @@ from pathlib import Path
 
 from worker.core.errors import DiskFull
 from worker.store.entries import OK, PIN, Entries, Entry
+from worker.store.places import clear_away, read_small, state_of
 
 # A use is a lease by time: a job opens the files of its entry within this, and an open file outlives its name.
 # So no worker has to keep a mark alive, and none that died can hold one.
@@ -100,8 +101,11 @@ class Janitor:
         for path in self._children("blobs"):
             if path.name not in referenced and not (self._leases / path.name).exists():
                 swept += _unlink_old(path, limit)
+        for path in self._children("checked"):
+            if not (self._blobs / path.name).exists():
+                swept += _unlink_old(path, limit)
         for path in self._children("digests"):
-            if not (self._blobs / path.read_text()[:64]).exists():
+            if not (self._blobs / (read_small(path) or "none")[:64]).exists():
                 swept += _unlink_old(path, limit)
         return swept
 
@@ -166,15 +170,13 @@ class Janitor:
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    state = state_of(path)
+    return state.st_size if state is not None else 0
 
 
 def _unlink(path: Path) -> int:
     size = _size(path)
-    path.unlink(missing_ok=True)
+    clear_away(path)
     return size
 
 
@@ -183,7 +185,7 @@ def _unlink_old(path: Path, limit: float) -> Swept:
         state = path.lstat()
         if state.st_mtime >= limit:
             return Swept()
-        path.unlink()
+        clear_away(path)
     except FileNotFoundError:
         return Swept()
     return Swept(1, state.st_size)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from worker.store.places import make_way, state_of
+
 BEAT_S = 2.0
 STALE_S = 12.0
 _SETTLE_S = 0.2  # two who take over at once both look again after this: the last to write has it
@@ -84,6 +86,7 @@ class Lease:
             with self._path.open("xb") as file:
                 file.write(self._id)
         except FileExistsError:
+            make_way(self._path)  # what is no file has no holder; the next attempt makes one
             return False
         return True
 
@@ -119,6 +122,8 @@ class Lease:
 
     def _pulse(self) -> Pulse | None:
         """Return holder and time. The file is opened anew: NFS answers a bare stat from memory, for up to a minute."""
+        if state_of(self._path) is None:
+            return None
         try:
             with self._path.open("rb") as file:
                 return file.read(64), os.fstat(file.fileno()).st_mtime_ns

@@ -18,6 +18,9 @@ from worker.store.selection import (
     single_file,
 )
 
+# Holds files against the digests that are known of them.
+AreRight = Callable[[list[Path]], bool]
+
 
 @dataclass(frozen=True, slots=True)
 class CachedRepository:
@@ -72,26 +75,34 @@ def find_snapshots(cache: Path, repo: str, revision: str | None) -> Iterator[Sna
 
 
 def complete_files(
-    snapshot: Snapshot, source: ModelSource, variant: str | None, *, guess: bool = False, allow_pickles: bool = False
+    snapshot: Snapshot,
+    source: ModelSource,
+    variant: str | None,
+    *,
+    guess: bool = False,
+    allow_pickles: bool = False,
+    are_right: AreRight = lambda paths: True,
 ) -> ModelFiles | None:
-    """Return the files that `source` names in a snapshot of another tool, if none is missing.
+    """Return the files that `source` names in a snapshot of another tool, if none is missing and all `are_right`.
 
     With `guess`, the only file of a folder that is no pipeline stands for the repository: right where repositories
     are cached whole, wrong where somebody may have fetched one file of many.
     """
     folder = snapshot.folder / (source.subfolder or "")
     if source.filename:
-        return _file(snapshot, folder / source.filename) if (folder / source.filename).is_file() else None
+        return _file(snapshot, folder / source.filename, are_right)
     names = file_names(folder)
     try:
         chosen = _complete_selection(folder, names, variant, source.wants, allow_pickles)
         if chosen is not None:
+            if not are_right([folder / name for name in chosen.names]):
+                return None
             total = sum((folder / name).stat().st_size for name in chosen.names)
             return ModelFiles(folder, total, revision=snapshot.commit, variant=chosen.variant)
         if not guess or index_among(names):
             return None
         top = [name for name in names if "/" not in name]
-        return _file(snapshot, folder / single_file(top, source.locator, allow_pickles=allow_pickles))
+        return _file(snapshot, folder / single_file(top, source.locator, allow_pickles=allow_pickles), are_right)
     except (CorruptFile, UnsafeFormat, UnsupportedModel):
         return None
 
@@ -102,7 +113,9 @@ def file_names(folder: Path) -> list[str]:
     return [name for name in names if not is_hidden(name)]
 
 
-def _file(snapshot: Snapshot, path: Path) -> ModelFiles:
+def _file(snapshot: Snapshot, path: Path, are_right: AreRight) -> ModelFiles | None:
+    if not path.is_file() or not are_right([path]):
+        return None
     return ModelFiles(path, path.stat().st_size, revision=snapshot.commit)
 
 

@@ -86,7 +86,7 @@ def unpin(arguments: Namespace, terminal: Terminal) -> None:
 
 
 def verify(arguments: Namespace, terminal: Terminal) -> None:
-    """Hash every file again. Damaged files are removed, and fetched anew when they are next needed."""
+    """Hash every file again and name the damaged ones; with --remove they go, and are fetched when they are needed."""
     if arguments.model:
         cache, entries = _entries(arguments.model, terminal)
     else:
@@ -94,12 +94,14 @@ def verify(arguments: Namespace, terminal: Terminal) -> None:
         entries = [*cache.entries()]
     rows, damaged = [], 0
     for entry in entries:
-        wrong = cache.damaged(entry)
+        wrong = cache.damaged(entry, removes=arguments.remove)
         damaged += len(wrong)
         rows.append((entry.name, str(len(entry.files)), f"{entry.total_bytes / 1e9:.2f}", ", ".join(wrong) or "none"))
     terminal.table(("model", "files", "GB", "damaged"), rows)
-    if damaged:
+    if damaged and arguments.remove:
         raise Failure(f"{damaged} damaged files were removed; the next job that needs them fetches them again.")
+    if damaged:
+        raise Failure(f"{damaged} damaged files would be removed; `{terminal.prog} cache verify --remove` does it.")
 
 
 def prune(arguments: Namespace, terminal: Terminal) -> None:

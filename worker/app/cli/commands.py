@@ -174,8 +174,9 @@ def _add_cache(commands: Any) -> None:
         ("unpin", "unpin", "let a model be evicted again"),
     ):
         _add(cache, name, f"cache:{function}", text).add_argument("model", metavar="MODEL", help=_ENTRY)
-    parser = _add(cache, "verify", "cache:verify", "hash every file again; damaged ones are removed")
+    parser = _add(cache, "verify", "cache:verify", "hash every file again, and name the damaged ones")
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{_ENTRY}; else all")
+    parser.add_argument("--remove", action="store_true", help="remove them: the next job fetches them again")
     parser = _add(cache, "prune", "cache:prune", "remove leftovers of broken downloads, and files of no model")
     parser.add_argument(
         "--older-than-hours", type=float, metavar="H", help="how long nobody may have touched it; downloads are younger"
