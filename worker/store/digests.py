@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from worker.core.job import StopSignal
+from worker.core.turn import StopSignal
 from worker.store.entries import write_atomically
 from worker.store.meter import run_all
 from worker.store.places import read_small, state_of

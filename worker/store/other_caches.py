@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from worker.core.job import StopSignal
 from worker.core.model import ModelFiles, ModelSource
+from worker.core.turn import StopSignal
 from worker.store import snapshot as disk
 from worker.store.digests import digest_by_name
 from worker.store.hub_listing import Listing
