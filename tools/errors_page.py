@@ -56,7 +56,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Check the id and the key. Fetch answers within `JOB_RETENTION_SECONDS`, or send the job again.",
     ),
     "access_denied": (
-        "A gated or private model, a refused token, a folder that is not allowed, or an action for admins.",
+        "A gated or private model, a refused token, a folder or host name that is not allowed, an action for admins.",
         "Accept the model's licence on its page and set `HF_TOKEN` or `CIVITAI_TOKEN`; or use an admin's key.",
     ),
     "unauthenticated": (
@@ -64,7 +64,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "Send `Authorization: Bearer <key>`. `imgworker keys new NAME` makes a key.",
     ),
     "overloaded": (
-        "The worker has all the jobs that it takes.",
+        "The worker has all the jobs, bodies or connections that it takes.",
         "Wait as `Retry-After` says (`details.retry_after_s`), then send the same again. The operator may add workers.",
     ),
     "rate_limited": (
@@ -142,6 +142,18 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "request_too_large": (
         "The body is larger than `MAX_BODY_MB`.",
         "Send smaller images, or their URLs.",
+    ),
+    "request_timeout": (
+        "The request came too slowly, or was never whole.",
+        "Send it again, on a faster connection; for large images send their URLs.",
+    ),
+    "address_too_long": (
+        "The URL is longer than 8,000 bytes.",
+        "Put what it holds into the body.",
+    ),
+    "headers_too_large": (
+        "The headers are more than 100, or larger than 32 KB together.",
+        "Send less: cookies of other sites, or what a proxy adds.",
     ),
     "unsupported_media_type": (
         "The body is neither JSON nor a form, or not the one that this path takes.",

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import re
+import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from tests.fakes.engine import flat
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import noise, png
 from tools.errors_page import PAGE, WORDS, all_codes, page
+from worker.app import server
 from worker.core import errors
+from worker.transport.web.connections import ConnectionLimits
 
 KEY = "a key of nobody else"
 
@@ -97,6 +100,14 @@ def busy(served: WebWorker) -> Iterator[None]:
     finally:
         engine.gate.set()
         running.join()
+
+
+def half(asking: Asking) -> httpx.Response:
+    asking.patch.setattr(server, "connection_limits", lambda settings: ConnectionLimits(head_s=0.1))
+    with socket.create_connection(("127.0.0.1", asking.open().port), timeout=20) as link:
+        link.sendall(b"GET /ping HTTP/1.1\r\nX-Half: ")
+        head, _, body = link.recv(65_536).partition(b"\r\n\r\n")
+    return httpx.Response(int(head.split()[1]), content=body)
 
 
 def pickled(asking: Asking) -> httpx.Response:
@@ -263,6 +274,9 @@ PROVOKED: dict[str, Callable[[Asking], httpx.Response | dict[str, object]]] = {
     "not_found": lambda asking: asking.server().http.get("/nowhere"),
     "method_not_allowed": lambda asking: asking.server().http.delete("/run"),
     "request_too_large": lambda asking: asking.run(asking.server(max_body_mb=0.02), prompt="x" * 30_000),
+    "request_timeout": half,
+    "address_too_long": lambda asking: asking.server().http.get(f"/{'a' * 9_000}"),
+    "headers_too_large": lambda asking: asking.server().http.get("/ping", headers={f"X-{n}": "" for n in range(101)}),
     "unsupported_media_type": lambda asking: asking.server().http.post(
         "/run", content="an apple", headers={"Content-Type": "text/plain"}
     ),

@@ -25,7 +25,7 @@ class WebWorker:
         self.port = 0
 
     def __enter__(self) -> Self:
-        config = server_config(build_app(self.context.worker), self.context.worker.settings)
+        config = self.config = server_config(build_app(self.context.worker), self.context.worker.settings)
         config.host, config.port, config.timeout_graceful_shutdown = "127.0.0.1", 0, 2
         self._server = uvicorn.Server(config)
         self._started = threading.Event()

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from worker.app.build import Worker, build_worker
+from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
 from worker.app.logs import WITHOUT_QUERY, configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
@@ -28,15 +29,17 @@ from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
 from worker.service.limits.pools import Pool
 from worker.transport.web.auth import Authenticator
+from worker.transport.web.connections import Connections
 from worker.transport.web.context import ServerContext
+from worker.transport.web.host_names import HostNames
+from worker.transport.web.http_connection import http_protocol
+from worker.transport.web.incoming import Incoming
 from worker.transport.web.server import create_app
+from worker.transport.web.socket_connection import socket_protocol
 from worker.transport.web.state import State
 from worker.transport.web.webhooks import Webhooks
 
 _LOG = logging.getLogger("worker")
-# Longer than callers wait before they come back (Retry-After), and than the minute after which proxies give an idle
-# connection up: one that the server closes just when it is used again looks like a lost request.
-_KEEP_ALIVE_S = 75
 # The server listens before torch is imported, which leaves the interpreter to nobody for long stretches.
 _HEAD_START_S = 0.1
 # The time to encode answers, and for callers to take them, once the jobs behind them have ended.
@@ -47,7 +50,7 @@ def serve(settings: Settings) -> None:
     """Listen until the process is stopped."""
     try:
         app = application(settings)
-        sockets = [_listen(settings.api_host, port) for port in settings.listening_ports]
+        sockets = [listen(settings.api_host, port) for port in settings.listening_ports]
     except (SettingsError, RegistryError) as error:
         sys.exit(f"error: {error}")
     for listening in sockets:
@@ -76,13 +79,19 @@ def application(settings: Settings) -> FastAPI:
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return uvicorn's configuration, whatever sockets it listens on."""
     logging.getLogger("uvicorn.error").addFilter(WITHOUT_QUERY)
+    connections = Connections(connection_limits(settings))
+    message_bytes = int(min(settings.max_message_mb, settings.max_body_mb) * 1e6)
+    # Frames are put together in memory, so all unfinished ones may be little more than one of the largest.
+    messages = Incoming(message_bytes, message_bytes * 5 // 4)
     return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,  # its lines know nothing of request ids
-        ws="websockets-sansio",
-        ws_max_size=_max_body_bytes(settings),
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        http=http_protocol(connections),
+        ws=socket_protocol(connections, messages),
+        ws_max_size=message_bytes,
+        ws_per_message_deflate=False,  # 112 KB of it may be 115 MB, and images do not become smaller
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
         server_header=False,
     )
@@ -94,7 +103,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
     With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it.
     """
     settings = worker.settings
-    authenticator = Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny)
+    authenticator = _authenticator(worker)
     pools = worker.operations.pools
     webhooks = _webhooks(settings, pools.webhooks)
     job_store = _job_store(worker, webhooks)
@@ -137,7 +146,8 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         gpu,
         worker.metrics,
         worker.usage_log,
-        max_body_bytes=_max_body_bytes(settings),
+        incoming=Incoming(int(settings.max_body_mb * 1e6), int(settings.max_incoming_mb * 1e6)),
+        max_sockets_per_caller=settings.max_sockets_per_caller,
         authenticator=authenticator,
         edit_model=settings.edit_model or settings.model_id,
         public_url=settings.public_url,
@@ -228,18 +238,9 @@ def _origins(settings: Settings) -> tuple[str, ...]:
     return (*settings.cors_origins, f"{scheme}://{netloc}")
 
 
-def _max_body_bytes(settings: Settings) -> int:
-    return int(settings.max_body_mb * 1e6)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, UnicodeError) as error:
-        listening.close()
-        reason = getattr(error, "strerror", None) or "no such address"
-        raise SettingsError(f"API_HOST and API_PORT: {host}:{port} cannot be listened on ({reason}).") from None
-    return listening
+def _authenticator(worker: Worker) -> Authenticator:
+    """Return what lets requests in: its keys, and the names that this server answers to without any."""
+    settings = worker.settings
+    public = urlsplit(settings.public_url or "").hostname
+    names = HostNames((*settings.api_hostnames, socket.gethostname(), *([public] if public else [])))
+    return Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny, names)

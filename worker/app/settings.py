@@ -110,7 +110,13 @@ class Settings(BaseSettings):
     job_retention_mb: float = Field(default=512.0, gt=0, le=1_000_000)
     webhook_secret: SecretStr | None = None
     max_body_mb: float = Field(default=120.0, gt=0.01, le=10_000)
+    max_message_mb: float = Field(default=32.0, gt=0.01, le=10_000)
+    max_incoming_mb: float = Field(default=512.0, gt=0.01, le=100_000)
+    max_connections: int = Field(default=4_096, ge=16, le=1_000_000)
+    max_connections_per_address: int = Field(default=2_048, ge=1, le=1_000_000)
+    max_sockets_per_caller: int = Field(default=128, ge=1, le=1_000_000)
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    api_hostnames: Annotated[tuple[str, ...], NoDecode] = ()
     edit_model: str | None = None
     public_url: str | None = None
 
@@ -146,7 +152,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         *("loras", "allowed_orgs", "denied_orgs", "allowed_hosts", "denied_hosts", "preload_models", "safety_labels"),
-        *("allowed_model_dirs", "cors_origins"),
+        *("allowed_model_dirs", "cors_origins", "api_hostnames"),
         mode="before",
     )
     @classmethod
@@ -329,6 +335,11 @@ class Settings(BaseSettings):
             sentences.append(
                 "RATE_LIMIT_PER_MINUTE and QUOTA_PIXEL_STEPS_PER_DAY are of API keys: without API_KEYS or "
                 "API_KEYS_FILE nobody is held to them."
+            )
+        if "*" in self.api_hostnames and not self.has_keys:
+            sentences.append(
+                "API_HOSTNAMES is * and API_KEYS is not set: any web page may use this worker through its readers' "
+                "browsers, by a name that it gives this worker's address."
             )
         if "*" in self.cors_origins:
             sentences.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")

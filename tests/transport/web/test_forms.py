@@ -6,19 +6,21 @@ import httpx
 import pytest
 from starlette.requests import Request
 
+from tests.transport.web.uploads import ADMITTED
 from worker.core.errors import InvalidRequest
 from worker.transport.web.forms import read_form
+from worker.transport.web.incoming import Incoming
 
 
 async def form(*texts, files=()):
     parts = [(name, (None, text)) for name, text in texts]
     sent = httpx.Request("POST", "http://x/", files=[*parts, *files])
-    scope = {"type": "http", "method": "POST", "headers": [(k.lower(), v) for k, v in sent.headers.raw]}
+    scope = ADMITTED | {"method": "POST", "headers": [(k.lower(), v) for k, v in sent.headers.raw]}
 
     async def receive():
         return {"type": "http.request", "body": sent.read(), "more_body": False}
 
-    return await read_form(Request(scope, receive), 2**20)
+    return await read_form(Request(scope, receive), Incoming(2**20))
 
 
 @pytest.mark.parametrize(

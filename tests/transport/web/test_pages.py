@@ -94,10 +94,11 @@ def image_url(served, **headers):
     return served.http.post("/v1/images/generations", json=body, headers=headers).json()["data"][0]["url"]
 
 
-def test_links_speak_https_behind_a_proxy_that_does(served):
-    url = image_url(served, **{"X-Forwarded-Proto": "https", "Host": "images.example.com"})
-    assert url.startswith("https://images.example.com/v1/images/img-")
-    assert image_url(served, **{"X-Forwarded-Proto": "gopher"}).startswith(f"{served.origin}/v1/images/img-")
+def test_links_speak_https_behind_a_proxy_that_does(tmp_path):
+    with WebWorker(tmp_path, api_hostnames="images.example.com") as served:
+        url = image_url(served, **{"X-Forwarded-Proto": "https", "Host": "images.example.com"})
+        assert url.startswith("https://images.example.com/v1/images/img-")
+        assert image_url(served, **{"X-Forwarded-Proto": "gopher"}).startswith(f"{served.origin}/v1/images/img-")
 
 
 @pytest.mark.parametrize("proxy_keeps_it", [True, False])

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import hang_up_when_drawn
-from tests.transport.web.uploads import noise
-from worker.transport.web.context import read_body
+from tests.transport.web.uploads import ADMITTED, noise
+from worker.transport.web.incoming import Incoming
 
 APPLE = {"prompt": "an apple", "seed": 3}
 
@@ -98,7 +98,7 @@ async def test_a_body_that_turns_out_too_large_is_read_no_further():
         return {"type": "http.request", "body": b"x" * 100, "more_body": True}
 
     with pytest.raises(HTTPException) as refused:
-        await read_body(Request({"type": "http", "headers": []}, receive), 250)
+        await Incoming(250).read(Request(ADMITTED | {"headers": []}, receive))
     assert (refused.value.status_code, len(read)) == (413, 3)
 
 

@@ -1,4 +1,4 @@
-"""Images that callers send, and pixels that do not compress. No torch."""
+"""Requests and images that callers send, and pixels that do not compress. No torch."""
 
 import io
 import random
@@ -6,6 +6,10 @@ import random
 from PIL import Image, ImageDraw
 
 from worker.core.image import Raster
+from worker.service.limits.api_keys import Caller
+
+ADMITTED = {"type": "http", "method": "POST", "headers": [], "state": {"caller": Caller()}}
+"""The ASGI scope of a request that was let in."""
 
 
 def png(width, height, colour="red", mode="RGB"):

@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 
 from worker.core.errors import AccessDenied, Unauthenticated, WorkerError
 from worker.service.limits.api_keys import Caller, Keyring
+from worker.transport.web.host_names import HostNames
 from worker.transport.web.tokens import Tokens
 
 # The refusal of a door that shows more than the caller's own jobs.
@@ -28,9 +29,11 @@ class Authenticator:
         keys: Keyring,
         origins: Collection[str] = (),
         denied: Callable[[str | None, WorkerError], None] = lambda caller, error: None,
+        host_names: HostNames | None = None,
     ) -> None:
         self._keys = keys
         self._denied = denied  # hears of everybody who is turned away
+        self._host_names = host_names or HostNames()
         self._tokens = Tokens()
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
@@ -42,6 +45,16 @@ class Authenticator:
     def asks_for_key(self) -> bool:
         """True if callers without a key are refused."""
         return self._keys.identify(None) is None
+
+    async def check_host(self, connection: HTTPConnection) -> None:
+        """Without keys, refuse a request under a name that is not this server's. Raises as `HostNames.check`."""
+        if self.asks_for_key:
+            return
+        try:
+            self._host_names.check(connection)
+        except AccessDenied as error:
+            self._denied(None, error)
+            raise
 
     async def admit(self, connection: HTTPConnection) -> None:
         """Admit a request. Raises Unauthenticated, AccessDenied; WebSocketException for a WebSocket."""

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import secrets
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
 from worker.transport.job_input import read_input
 from worker.transport.web.auth import Authenticator, caller_of, check_admin
+from worker.transport.web.incoming import Incoming
 from worker.transport.web.state import State
 from worker.transport.web.webhooks import Webhooks
 
@@ -36,8 +37,6 @@ T = TypeVar("T")
 # For a job whose caller waits for it.
 WAITED_FOR = JobOptions(kept=False)
 MAX_KEY_CHARS = 255
-# Twenty-megabyte images and a sixty-four-megabyte video, as base64, with some room.
-MAX_BODY_BYTES = 120_000_000
 # Far more than a job's input may hold, which is refused by the names of its fields.
 JSON_LIMITS = JsonLimits(values=100_000, texts=200_000, depth=32)
 # Actions of the operator alone: they move other callers' models off the device.
@@ -59,7 +58,8 @@ class ServerContext:
     gpu_available: bool
     metrics: Metrics
     usage_log: UsageLog
-    max_body_bytes: int = MAX_BODY_BYTES
+    incoming: Incoming = field(default_factory=Incoming)
+    max_sockets_per_caller: int = 128
     authenticator: Authenticator = field(default_factory=lambda: Authenticator(Keyring()))
     edit_model: str | None = None
     public_url: str | None = None
@@ -153,12 +153,12 @@ def generation(fields: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return {**fields, "action": "generate"}
 
 
-async def read_json(request: Request, max_bytes: int) -> JsonValue:
-    """Read the body of `request` as JSON. Raises HTTPException 413 and 415, and InvalidRequest for invalid JSON."""
+async def read_json(request: Request, incoming: Incoming) -> JsonValue:
+    """Read the body of `request` as JSON. Raises HTTPException 415, InvalidRequest, and what `Incoming.read` does."""
     # Not for neatness: a web page may post anything else to this server without asking its browser's leave.
     if not is_json(request):
         raise HTTPException(415)
-    return parse_json(await read_body(request, max_bytes))
+    return parse_json(await incoming.read(request))
 
 
 def parse_json(body: bytes) -> JsonValue:
@@ -181,29 +181,6 @@ def is_json(request: Request) -> bool:
     """True if the body of `request` is declared as JSON."""
     kind = media_type(request)
     return kind == "application/json" or kind.endswith("+json")
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body of `request`, read no further than allowed. Raises HTTPException 413."""
-    return b"".join([chunk async for chunk in bounded(request, max_bytes)])
-
-
-async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Yield the body of `request` as it comes, read no further than allowed. Raises HTTPException 413."""
-    too_large = HTTPException(
-        413,
-        f"The request's body is larger than the {max_bytes / 1e6:g} MB that are taken here; send less, such as an "
-        "image's URL in its place, or let the operator raise MAX_BODY_MB.",
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            raise too_large
-        yield chunk
 
 
 def job_id(connection: HTTPConnection) -> str:

@@ -58,7 +58,7 @@ def routes(context: ServerContext) -> APIRouter:
         openapi_extra=openapi.takes_form(_PROPERTIES, "image", "prompt"),
     )
     async def edit(request: Request) -> Response:
-        form = await read_form(request, context.max_body_bytes)
+        form = await read_form(request, context.incoming)
         fields = _decode(form)
         fields.setdefault("model", context.editor())
         try:

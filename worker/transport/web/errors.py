@@ -41,8 +41,11 @@ STATUS: Mapping[type[WorkerError], int] = {
 # The framework's own refusals, before any of our code runs.
 FRAMEWORK: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "Nothing is served at this path; GET /openapi.json lists what is."),
+    408: ("request_timeout", "The request came too slowly; send it again, faster."),
     405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     413: ("request_too_large", "The request's body is too large; send less."),  # where no limit of ours is known
+    414: ("address_too_long", "The address is too long; shorten it."),
+    431: ("headers_too_large", "The headers are too many or too large; send less."),
     415: ("unsupported_media_type", "The body must be JSON; send it with Content-Type: application/json."),
 }
 

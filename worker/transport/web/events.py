@@ -20,11 +20,14 @@ from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.auth import subprotocol
 from worker.transport.web.context import JSON_LIMITS, WAITED_FOR, ServerContext
+from worker.transport.web.errors import error_response
+from worker.transport.web.incoming import name_of
 from worker.transport.web.runpod_schema import encode_job, encode_run
 from worker.wire.errors import encode_error
 
 MAX_JOBS_PER_SOCKET = 16
 KEEP_ALIVE_S = 15.0
+SILENCE_S = 300.0
 WAITING = ": waiting\n\n"
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _LAST = "end"
@@ -46,10 +49,28 @@ def routes(context: ServerContext) -> APIRouter:
     """Return the routes of WS /ws and GET /events/{id}."""
     router = APIRouter(tags=["events"])
 
+    open_sockets: dict[str, int] = {}
+
     @router.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
-        await socket.accept(subprotocol(socket))
-        await _Conversation(context, socket).hold()
+        caller, most = name_of(socket), context.max_sockets_per_caller
+        number = open_sockets.get(caller, 0)
+        if number >= most:
+            refusal = Overloaded(
+                f"You have {most} WebSockets open, which is all that a caller may (MAX_SOCKETS_PER_CALLER); close one."
+            )
+            await socket.send_denial_response(error_response(refusal))
+            return
+        open_sockets[caller] = number + 1
+        try:
+            if account := getattr(socket.state, "account", None):  # the server's own protocol has one
+                account.hand_over(caller)
+            await socket.accept(subprotocol(socket))
+            await _Conversation(context, socket).hold()
+        finally:
+            open_sockets[caller] -= 1
+            if not open_sockets[caller]:
+                del open_sockets[caller]
 
     @router.get(
         "/events/{id}",
@@ -114,13 +135,26 @@ class _Conversation:
         """Answer messages until the caller leaves."""
         try:
             while True:
-                await self._take(await self._socket.receive())
+                await self._take(await self._receive())
         except WebSocketDisconnect:
             pass
         finally:
             for task in [*self._tasks]:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _receive(self) -> Mapping[str, object]:
+        """Return what comes next. A silent socket ends, unless a job of its is under way."""
+        receiving = asyncio.ensure_future(self._socket.receive())
+        try:
+            while not (await asyncio.wait({receiving}, timeout=SILENCE_S))[0]:
+                if not self._jobs:
+                    async with self._writing:
+                        await self._socket.close(1000, f"No message came for {SILENCE_S:g} seconds.")
+                    raise WebSocketDisconnect
+            return receiving.result()
+        finally:
+            receiving.cancel()
 
     async def _take(self, frame: Mapping[str, object]) -> None:
         if frame["type"] == "websocket.disconnect":

@@ -7,6 +7,7 @@ Names with brackets are parts of objects and lists, as PHP, Rails and OpenAI's c
 import re
 import sys
 from collections.abc import Collection
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from worker.core.errors import InvalidImage, InvalidRequest
 from worker.core.json_text import parse_bounded
 from worker.media.images import to_base64
-from worker.transport.web.context import JSON_LIMITS, bounded, media_type
+from worker.transport.web.context import JSON_LIMITS, media_type
+from worker.transport.web.incoming import Incoming
 
 MAX_FILES = 17  # sixteen images and a mask
 MAX_TEXTS = 100
@@ -59,25 +61,22 @@ class Form:
         return {name: _values(name, value) for name, value in self.texts.items() if name not in but and value != ""}
 
 
-async def read_form(request: Request, max_bytes: int) -> Form:
-    """Read the form of `request`. Raises HTTPException 413 and 415, InvalidRequest for an invalid form."""
+async def read_form(request: Request, incoming: Incoming) -> Form:
+    """Read the form of `request`. Raises HTTPException 415, InvalidRequest, and what `Incoming.stream` does."""
     if media_type(request) != "multipart/form-data":
         raise HTTPException(415, "The body must be a form; send it with Content-Type: multipart/form-data.")
-    parser = MultiPartParser(
-        request.headers,
-        bounded(request, max_bytes),
-        max_files=MAX_FILES,
-        max_fields=MAX_TEXTS,
-        max_part_size=MAX_TEXT_BYTES,
-    )
-    try:
-        parts = await parser.parse()
-    except MultiPartException as error:
-        raise InvalidRequest(f"The form cannot be read: {error.message}", field="body") from None
-    try:
-        return await _read_parts(parts)
-    finally:
-        await parts.close()
+    async with aclosing(incoming.stream(request)) as chunks:
+        parser = MultiPartParser(
+            request.headers, chunks, max_files=MAX_FILES, max_fields=MAX_TEXTS, max_part_size=MAX_TEXT_BYTES
+        )
+        try:
+            parts = await parser.parse()
+        except MultiPartException as error:
+            raise InvalidRequest(f"The form cannot be read: {error.message}", field="body") from None
+        try:
+            return await _read_parts(parts)
+        finally:
+            await parts.close()
 
 
 async def _read_parts(parts: FormData) -> Form:

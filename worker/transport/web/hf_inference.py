@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.media.images import to_base64
 from worker.transport.web import openapi
-from worker.transport.web.context import ServerContext, is_json, parse_json, read_body
+from worker.transport.web.context import ServerContext, is_json, parse_json
 from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, check_single, encode_file, header_text, output_as
 from worker.wire.introspection import encode_model
@@ -78,7 +78,7 @@ def routes(context: ServerContext) -> APIRouter:
         body["requestBody"]["content"][kind] = raw
 
     async def respond(request: Request, model: str | None) -> Response:
-        fields = _decode(request, await read_body(request, context.max_body_bytes), model)
+        fields = _decode(request, await context.incoming.read(request), model)
         if "model" not in fields:
             raise _model_required(context)
         return encode_file(await context.generate(request, fields))

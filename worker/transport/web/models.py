@@ -48,10 +48,10 @@ def routes(context: ServerContext) -> APIRouter:
         "/inspect", summary="What a model is, and how that is known", responses=asking, openapi_extra=names_model
     )
     async def inspect(request: Request) -> Response:
-        return await perform(request, "inspect", await read_json(request, context.max_body_bytes))
+        return await perform(request, "inspect", await read_json(request, context.incoming))
 
     @router.post("/plan", summary="What running a model would take", responses=asking, openapi_extra=names_model)
     async def plan(request: Request) -> Response:
-        return await perform(request, "plan", await read_json(request, context.max_body_bytes))
+        return await perform(request, "plan", await read_json(request, context.incoming))
 
     return router

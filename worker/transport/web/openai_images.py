@@ -29,7 +29,6 @@ from worker.transport.web.context import (
     is_json,
     job_id,
     parse_json,
-    read_body,
     read_json,
     unless_gone,
 )
@@ -84,7 +83,7 @@ def routes(context: ServerContext) -> APIRouter:
         description=f"With `stream` the images come as server-sent events.{_MORE}",
     )
     async def generations(request: Request) -> Response:
-        payload = await read_json(request, context.max_body_bytes)
+        payload = await read_json(request, context.incoming)
         if not isinstance(payload, dict):
             raise InvalidRequest('The body must be {"prompt": "…"}.', field="body")
         return await _respond(context, request, words.decode(payload), "image_generation")
@@ -181,10 +180,10 @@ def _edit_body() -> dict[str, Any]:
 
 
 async def _read_edit(request: Request, context: ServerContext) -> dict[str, JsonValue]:
-    decoding, max_bytes = context.operations.pools.decoding, context.max_body_bytes
+    decoding, incoming = context.operations.pools.decoding, context.incoming
     if is_json(request):
-        return await decoding.run(_decode_edit_object, parse_json(await read_body(request, max_bytes)))
-    return await decoding.run(_decode_edit, await read_form(request, max_bytes))
+        return await decoding.run(_decode_edit_object, parse_json(await incoming.read(request)))
+    return await decoding.run(_decode_edit, await read_form(request, incoming))
 
 
 def _decode_edit(form: Form) -> dict[str, JsonValue]:

@@ -66,6 +66,10 @@ def routes(context: ServerContext) -> APIRouter:
         )
         return Response(filled, headers=_PAGE_HEADERS | varying, media_type="text/html")
 
+    @router.get("/openapi.json", include_in_schema=False)
+    async def document(request: Request) -> Response:
+        return json_response(request.app.openapi())
+
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return Response((_FOLDER / "docs.html").read_bytes(), headers=_PAGE_HEADERS, media_type="text/html")

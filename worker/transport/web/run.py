@@ -23,7 +23,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.post("/run", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     @router.post("/runsync", summary=_SUMMARY, description=_TEXT, responses=responses, openapi_extra=body)
     async def run(request: Request) -> Response:
-        payload = await read_json(request, context.max_body_bytes)
+        payload = await read_json(request, context.incoming)
         wrapped = isinstance(payload, dict) and payload.get("input") is not None
         job = decode_job(payload) if wrapped else SubmittedJob(payload, WAITED_FOR)
         context.webhooks.check(job.options.webhook)

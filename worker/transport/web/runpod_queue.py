@@ -32,7 +32,7 @@ def routes(context: ServerContext) -> APIRouter:
     asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
 
     async def submit(request: Request, prefix: str = "") -> JobRecord:
-        job = decode_job(await read_json(request, context.max_body_bytes))
+        job = decode_job(await read_json(request, context.incoming))
         context.webhooks.check(job.options.webhook)
         return context.submit(request, job.payload, f"{prefix}{job_id(request)}-u1", job.options)
 

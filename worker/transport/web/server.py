@@ -66,7 +66,9 @@ def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origi
         lifespan=whole,
         docs_url=None,  # a page of its own (pages.py): the framework's loads its scripts from elsewhere
         redoc_url=None,
+        openapi_url=None,  # a page of its own too: what is checked of every request is checked there
         root_path_in_servers=False,
+        dependencies=[Depends(context.authenticator.check_host)],
     )
     for door in DOORS:
         app.include_router(door(context), dependencies=[Depends(context.authenticator.admit)])
