@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from worker.transport.web.health import PATHS
+from worker.transport.web.layers import Turnstile
 
 PROJECT = Path(__file__).parents[2]
 CLIENTS = 1_000
@@ -18,6 +22,22 @@ from tests.fakes.web_worker import WebWorker
 with WebWorker(pathlib.Path(sys.argv[1]), **eval(sys.argv[2])) as served:
     print(served.port, flush=True)
     sys.stdin.read()
+"""
+
+
+PINGER = """
+import http.client, json, sys, threading, time
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+print("begun", flush=True)
+pings = []
+while not over.wait(0.02):
+    began = time.perf_counter()
+    connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
+    connection.request("GET", "/ping")
+    connection.getresponse().read()
+    pings.append(time.perf_counter() - began)
+print(json.dumps(pings))
 """
 
 
@@ -38,18 +58,19 @@ async def ask(port, path, payload=None):
 
 
 async def crowd(port, clients, fields):
-    """Let all clients ask at once while one pings; return the answers and the seconds of the pings."""
+    """Let all clients ask at once, and return the answers."""
+    return await asyncio.gather(*(ask(port, "/run", {"seed": index, **fields}) for index in range(clients)))
+
+
+@contextlib.contextmanager
+def pinging(port):
+    """Ping from a process of its own meanwhile; yields the list that holds the seconds afterwards."""
     pings = []
-
-    async def ping():
-        while True:
-            pings.append((await ask(port, "/ping"))[3])
-            await asyncio.sleep(0.02)
-
-    pinging = asyncio.create_task(ping())
-    answers = await asyncio.gather(*(ask(port, "/run", {"seed": index, **fields}) for index in range(clients)))
-    pinging.cancel()
-    return answers, pings
+    command = [sys.executable, "-c", PINGER, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "begun\n"
+        yield pings
+        pings += json.loads(child.communicate("")[0])
 
 
 def rss_mb(pid):
@@ -66,7 +87,8 @@ def met(tmp_path, settings, clients, fields):
             port = int(child.stdout.readline())
             asyncio.run(crowd(port, 8, fields))  # warm
             before = rss_mb(child.pid)
-            answers, pings = asyncio.run(crowd(port, clients, fields))
+            with pinging(port) as pings:
+                answers = asyncio.run(crowd(port, clients, fields))
             return answers, pings, rss_mb(child.pid) - before
         finally:
             child.kill()
@@ -102,3 +124,18 @@ def test_a_crowd_with_large_requests_is_bounded_by_their_bytes(tmp_path, figures
     assert statuses[200] >= 50
     assert statuses[429] >= 1
     figures("F11", "memory of 500 large requests, 1 MB of which may wait", grown, "MB", at_most=150, clock=True)
+
+
+async def test_a_crowd_is_let_in_one_by_one_and_a_ping_passes_by():
+    order = []
+
+    async def app(scope, receive, send):
+        order.append(scope["path"])
+
+    layer = Turnstile(app, open_to=PATHS)
+    crowd_of = [asyncio.create_task(layer({"type": "http", "path": f"/{index}"}, None, None)) for index in range(100)]
+    await asyncio.sleep(0)
+    ping = asyncio.create_task(layer({"type": "http", "path": "/ping"}, None, None))
+    await asyncio.gather(ping, *crowd_of)
+    assert order.index("/ping") <= 2
+    assert [path for path in order if path != "/ping"] == [f"/{index}" for index in range(100)]

@@ -8,6 +8,8 @@ from worker.transport.web.context import ServerContext
 from worker.transport.web.errors import json_response
 from worker.wire.introspection import encode_status
 
+PATHS = ("/health", "/ping", "/ready")
+
 
 def routes(context: ServerContext) -> APIRouter:
     """Return the routes of GET /health, /ping and /ready."""

@@ -1,4 +1,10 @@
-"""The layers around all doors: HEAD is answered wherever GET is, and below a proxy's prefix everything is too."""
+"""The layers around all doors.
+
+A crowd is let in one by one, HEAD is answered wherever GET is, and below a proxy's prefix everything is too.
+"""
+
+import asyncio
+from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +34,26 @@ class HeadAsGet:
                 await send(message)
 
         await self._app({**scope, "method": "GET", _ASKED: True} if is_head else scope, receive, send_without_body)
+
+
+class Turnstile:
+    """The layer that lets requests in one after the other, a turn of the event loop for each.
+
+    When a thousand come at once, their first steps together take seconds, in which nobody else would be served.
+    Requests to `open_to` pass by them.
+    """
+
+    def __init__(self, app: ASGIApp, open_to: Collection[str] = ()) -> None:
+        self._app = app
+        self._open_to = open_to
+        self._turn = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, once it is its turn."""
+        if scope["type"] == "http" and scope["path"] not in self._open_to:
+            async with self._turn:
+                await asyncio.sleep(0)
+        await self._app(scope, receive, send)
 
 
 class Prefixed:

@@ -25,7 +25,7 @@ from worker.transport.web import (
     usage,
 )
 from worker.transport.web.context import ServerContext
-from worker.transport.web.layers import HeadAsGet, Prefixed
+from worker.transport.web.layers import HeadAsGet, Prefixed, Turnstile
 
 # Each door is a file; a new one is a line here.
 DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
@@ -85,6 +85,7 @@ def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origi
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Retry-After", "X-Seed", "X-Mask", "X-Warnings"],
         )
+    app.add_middleware(Turnstile, open_to=health.PATHS)
     app.add_middleware(HeadAsGet)
     app.add_middleware(Prefixed, prefix=urlsplit(context.public_url or "").path)
     app.add_middleware(errors.Boundary, answered=context.metrics.answered)
