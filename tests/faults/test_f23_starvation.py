@@ -11,9 +11,15 @@ import pytest
 import worker
 from tests.fakes.engine import make_context
 from tests.net.servers import RawServer, silence, trickle
+from tests.service.jobs.working import Work, asked
 from worker.core.errors import Overloaded, RateLimited
+from worker.net.bucket import Bucket
+from worker.service.jobs.record import JobOptions
+from worker.service.jobs.store import JobStore, StoreHooks
+from worker.service.limits.pools import Pool
 from worker.service.local.provisioning import Provisioner
 from worker.transport.job_input import read_input
+from worker.transport.web.webhooks import Webhooks
 
 ROOT = Path(worker.__file__).parent
 
@@ -180,3 +186,68 @@ async def test_more_questions_than_fit_are_told_when_to_come_back(tmp_path):
         assert (await context.draw())["images"]  # jobs have places of their own
         await given_up(asking)
     assert (await context.ask(action="inspect"))["model"] == "tiny"
+
+
+async def test_slow_uploads_delay_no_other_answer(tmp_path, monkeypatch, figures):
+    settings = {"endpoint_url": "http://127.0.0.1:9", "name": "b", "access_key_id": "k", "secret_access_key": "s"}
+    context = make_context(tmp_path, **{f"bucket_{name}": value for name, value in settings.items()})
+    await context.draw()
+    begun, over = [], threading.Event()
+
+    def put(self, key, body, content_type):
+        begun.append(key)
+        assert over.wait(60)
+        return f"https://bucket.example/{key}"
+
+    monkeypatch.setattr(Bucket, "put", put)
+    jobs = [asyncio.create_task(context.draw(output={"delivery": "s3"})) for _ in range(64)]
+    try:
+        await until(lambda: len(begun) == 64)
+        seconds, _ = await delay_of_a_plain_job(context, jobs)
+    finally:
+        over.set()
+    figures("F23", "a plain job beside 64 slow uploads", seconds, "s", at_most=1, clock=True)
+    for answer in await asyncio.gather(*jobs):
+        assert answer["image_url"].startswith("https://bucket.example/")
+
+
+async def test_a_slow_receiver_of_webhooks_delays_no_other():
+    called, over = [], threading.Event()
+
+    class Sender:
+        def post(self, url, job_id, body):
+            if "slow" in url:
+                assert over.wait(60)
+            called.append(url)
+
+    webhooks = Webhooks(Sender(), Pool("webhooks", 4))
+    work = Work()
+    store = JobStore(work, hooks=StoreHooks(ended=webhooks.notify))
+    for index in range(20):
+        store.submit(asked(), f"slow {index}", JobOptions(webhook="https://slow.example/hook"))
+    await until(lambda: len(work.runs) == 20)
+    store.submit(asked(), "quick", JobOptions(webhook="https://quick.example/hook"))
+    try:
+        await until(lambda: called)
+        assert called == ["https://quick.example/hook"]
+    finally:
+        over.set()
+    await until(lambda: len(called) == 21)
+    await store.close()
+    await webhooks.close()
+
+
+async def test_a_webhook_is_called_though_its_jobs_time_is_over():
+    called = []
+
+    class Sender:
+        def post(self, url, job_id, body):
+            called.append(job_id)
+
+    webhooks = Webhooks(Sender(), Pool("webhooks", 1))
+    store = JobStore(Work(), hooks=StoreHooks(ended=webhooks.notify))
+    hangs = JobOptions(webhook="https://x.example/", execution_timeout_s=0.05)
+    store.submit(asked(hangs=True), "late", hangs)
+    await until(lambda: called == ["late"])
+    await store.close()
+    await webhooks.close()
