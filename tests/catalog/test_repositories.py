@@ -151,7 +151,7 @@ def test_null_and_tuple_parts_of_real_repositories_are_fine():
     assert detect(Outline(configs=files)).architecture == "sd1"
 
 
-@pytest.mark.parametrize("sample", [None, "64", True, [], [64, None], -1, 10**9])
+@pytest.mark.parametrize("sample", [None, "64", True, [], [64, None], -1, 10**6])
 def test_a_strange_sample_size_leaves_the_familys_size(sample):
     assert detect(sd_repository(sample=sample)).native_size == 512
 

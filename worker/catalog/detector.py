@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from worker.catalog.architectures import ARCHITECTURES, Architecture
 from worker.catalog.base_models import declared_base
+from worker.catalog.config_bounds import check_description
 from worker.catalog.declarations import settle
 from worker.catalog.detectors.adapters import detect_lora
 from worker.catalog.detectors.companions import FACE_RESTORER, find_companion
@@ -53,9 +54,11 @@ _NEAR_ENOUGH = 0.2
 def detect(outline: Outline) -> Detection:
     """Detect a source by its JSON files, or by one file's header, and by its declarations.
 
-    Raises UnsupportedModel if it is recognised and cannot run here: remote code, other media.
+    Raises UnsupportedModel if it is recognised and cannot run here: remote code, other media, numbers beyond any model.
+    Raises CorruptFile if its configs and its weights do not belong together.
     """
     repository = detect_repository(outline.configs)
+    check_description(outline.configs, outline.weight_bytes)
     if repository is not None and (repository.kind is Kind.PIPELINE or outline.header is None):
         return settle(repository, {}, outline.declared)
     if outline.header is None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from worker.catalog.architectures import Architecture, by_class, siblings
+from worker.catalog.config_bounds import check_numbers
 from worker.catalog.detectors.modular import MODULAR_INDEX, ordinary_index
 from worker.catalog.detectors.standalone import component, peft_adapter, quantization_method
 from worker.catalog.pipelines.names import named_medium, named_task
@@ -26,6 +27,7 @@ def detect_repository(configs: Configs) -> Detection | None:
     """Detect a repository by its JSON files; None when they do not tell. Raises UnsupportedModel."""
     for file, config in configs.items():
         _refuse_code(file, config)
+        check_numbers(file, config)
     if "model_index.json" in configs:
         return _pipeline(configs)
     if MODULAR_INDEX in configs:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
+from worker.catalog.config_bounds import check_files
 from worker.catalog.detector import detect_header
 from worker.catalog.detectors.storage import quantization_of
 from worker.catalog.formats.headers import read_header
@@ -16,6 +17,7 @@ from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.json_text import parse_bounded
 from worker.core.lora import LoraKeys, Scaling
 from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex, safetensors_files
+from worker.store.local import read_json
 from worker.store.selection import shard_count, split_of
 
 _HASH_BLOCK = 2**22
@@ -55,7 +57,16 @@ def count_parameters(root: Path) -> dict[str, int]:
         groups = _sets(safetensors_files(component))
         # Variants and splits lie side by side; the largest stands for the component.
         counts[component.name] = max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)
+        _check_described(component, counts[component.name], [path for group in groups for path in group])
     return {name: count for name, count in counts.items() if count}
+
+
+def _check_described(component: Path, parameters: int, files: Collection[Path]) -> None:
+    """Raise CorruptFile if the config in `component` describes far more than its files hold."""
+    config = component / "config.json"
+    if files and config.is_file():
+        layers = max(_unchanged(_layers, path) for path in files)
+        check_files(f"{component.name}/{config.name}", read_json(config), parameters, layers)
 
 
 def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
@@ -111,6 +122,13 @@ def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
 @lru_cache(maxsize=4_096)
 def _count(path: str, size: int, mtime_ns: int) -> int:
     return read_header(Path(path)).parameters
+
+
+@lru_cache(maxsize=4_096)
+def _layers(path: str, size: int, mtime_ns: int) -> int:
+    """Return the number of layers that the names of a file's tensors count."""
+    parts = (part for name in read_header(Path(path)).tensors for part in name.split("."))
+    return 1 + max((int(part[:9]) for part in parts if part.isdecimal()), default=-1)
 
 
 @lru_cache(maxsize=4_096)
