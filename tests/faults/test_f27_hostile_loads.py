@@ -16,6 +16,7 @@ import torch
 from tests.asking import perform
 from worker.app import build
 from worker.core.errors import CorruptFile, JobCancelled, LoadFailed, WorkerError
+from worker.core.result import ignore_progress
 from worker.core.turn import StopSignal
 from worker.engine.sizes import sizes_of
 from worker.engine.trial import TrialLimits, Trials
@@ -139,6 +140,26 @@ async def test_jobs_on_other_models_are_answered_while_a_hostile_one_is_tried(
     assert worker.engine.resident_models == ["tiny"]
     figures("F27", "innocent jobs answered during a hostile load", answered, "", at_least=2)
     figures("F27", "longest wait of an innocent job", max(held), "s", at_most=60, clock=True)
+
+
+@pytest.mark.parametrize(("trial_loads", "tried"), [("unregistered", ["own"]), ("all", ["own", "sd1"]), ("off", [])])
+async def test_what_nobody_vouches_for_is_tried(settings, zoo, trial_loads, tried, monkeypatch):
+    seen = []
+
+    class Recorded:
+        def __init__(self, folder):
+            assert folder.is_relative_to(settings.volume)
+
+        def check(self, root, variant, name, stop):
+            seen.append(root.name)
+
+    monkeypatch.setattr(build, "Trials", Recorded)
+    own = shutil.copytree(zoo / "models/sd1", settings.volume / "own")
+    worker = build.build_worker(settings.model_copy(update={"trial_loads": trial_loads}))
+    for name in (f"file:{own}", "tiny"):
+        model = await asyncio.to_thread(worker.resolver.known, worker.resolver.resolve(name))
+        await asyncio.to_thread(worker.provisioner.model_files, model, ignore_progress, StopSignal(60))
+    assert seen == tried
 
 
 def test_names_of_blocks_do_not_make_blocks():
