@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes.bucket import FakeBucket
-from tests.net.servers import RawServer, redirect
+from tests.net.servers import RawServer, body, redirect
 from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.net.bucket import PART_BYTES, Bucket, BucketConfig, BucketSender
 from worker.net.s3_address import s3_address
@@ -112,6 +112,49 @@ def test_a_bucket_that_redirects_and_names_no_region_is_asked_twice_and_left(gua
     with RawServer(redirect("/elsewhere", 301)) as server, pytest.raises(SourceUnavailable, match="redirects"):
         Bucket(config(server.url("")), guard).put("a.png", b"x", "image/png")
     assert [head.split(" ")[0] for head in server.heads] == ["PUT", "HEAD"]
+
+
+def in_region(region):
+    """A store that takes what is signed for one region, and says so to everything else."""
+
+    def answer(connection, path):
+        taken = f"/{region}/s3/" in server.heads[-1]
+        lines = ["200 OK", 'ETag: "x"'] if taken else ["301 Moved", f"x-amz-bucket-region: {region}"]
+        text = "" if taken else "<Error><Code>PermanentRedirect</Code></Error>"
+        head = "\r\n".join([*lines, f"Content-Length: {len(text)}", "Connection: close"])
+        connection.sendall(f"HTTP/1.1 {head}\r\n\r\n{text}".encode())
+
+    server = RawServer(answer)
+    return server
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+def test_a_bucket_of_another_region_is_found_by_its_answer_and_remembered(guard):
+    with in_region("eu-west-1") as server:
+        bucket = Bucket(config(server.url("")), guard)
+        assert "eu-west-1" in bucket.put("a.png", b"x", "image/png")
+        assert "eu-west-1" in bucket.put("b.png", b"x", "image/png")
+    assert [head.split(" ")[1][-5:] for head in server.heads] == ["a.png", "a.png", "b.png"]
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+@pytest.mark.parametrize("status", [301, 302, 307, 308, 400])
+def test_a_region_that_an_answer_names_is_tried_once(guard, status):
+    text = b"<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-1</Region></Error>"
+    head = f"HTTP/1.1 {status} X\r\nx-amz-bucket-region: eu-west-1\r\nContent-Length: {len(text)}\r\n\r\n".encode()
+    with (
+        RawServer(lambda connection, path: connection.sendall(head + text)) as server,
+        pytest.raises(SourceUnavailable, match="refused the upload"),
+    ):
+        Bucket(config(server.url("")), guard).put("a.png", b"x", "image/png")
+    assert len(server.heads) <= 2
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
+def test_a_page_that_answers_200_to_everything_has_stored_nothing(guard, size):
+    with RawServer(body(b"<html>Log in</html>")) as server, pytest.raises(SourceUnavailable, match="refused"):
+        Bucket(config(server.url("")), guard).put("a.png", b"x" * size, "image/png")
 
 
 def test_keys_do_not_show_in_a_log_line():

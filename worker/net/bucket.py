@@ -7,7 +7,7 @@ the client that opens all of a caller's URLs (client.py): boto3 signs and retrie
 import io
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +51,7 @@ class Bucket:
         self._config = config
         self._sender = sender
         self._client: Any = None
+        self._region: str | None = None  # that the bucket has told, where the endpoint tells none or another
         self._lock = threading.Lock()  # boto3 makes clients in one thread at a time only
 
     @property
@@ -60,9 +61,7 @@ class Bucket:
 
     def put(self, key: str, body: bytes, content_type: str) -> str:
         """Store `body` under `key` and return a URL that reads it. Raises SourceUnavailable."""
-        from boto3.exceptions import Boto3Error
         from boto3.s3.transfer import TransferConfig
-        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             client = self._connect()
@@ -73,14 +72,16 @@ class Bucket:
                 ExtraArgs={"ContentType": content_type},
                 Config=TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES),
             )
-            url: str = client.generate_presigned_url(
+            # boto3 sends the rest to the region that an answer names, but signs addresses for the one of its own.
+            url: str = self._connect(self._region).generate_presigned_url(
                 "get_object",
                 Params={"Bucket": self._config.name, "Key": key},
                 ExpiresIn=self._config.url_expires_s,
             )
             return url
-        except (Boto3Error, BotoCoreError, ClientError, OSError, ValueError) as error:
-            # ValueError: an endpoint that is no URL. OSError: a refusal of the guard, or a network that fails.
+        except Exception as error:
+            # Not only boto3's own: an endpoint that is no URL is a ValueError, a refusal of the guard an OSError, and
+            # a page instead of a store's answer a KeyError. Whatever it is, the images are not lost for that.
             cause = _reason(error)
             raise SourceUnavailable(
                 f"The result bucket refused the upload{f' ({cause})' if cause else ''}; check {self._config.named_by}."
@@ -91,11 +92,18 @@ class Bucket:
         if self._sender is not None:
             self._sender.check(self._config.endpoint_url)
 
-    def _connect(self) -> Any:
+    def _connect(self, region: str | None = None) -> Any:
         with self._lock:
+            if region is not None and region != self._config.region:
+                self._config, self._client = replace(self._config, region=region), None
             if self._client is None:
                 self._client = self._new_client()
             return self._client
+
+    def _heed_region(self, context: dict[str, Any], **_: object) -> None:
+        """Remember the region that a request was sent to after an answer had named it."""
+        if context.get("s3_redirect", {}).get("redirected"):
+            self._region = context.get("signing", {}).get("region")
 
     def _new_client(self) -> Any:
         import boto3
@@ -127,6 +135,8 @@ class Bucket:
             ),
         )
         client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)
+        client.meta.events.register("after-call.s3", self._heed_region)
+        client.meta.events.register("after-call.s3.PutObject", _refuse_page)
         if self._sender is not None:
             # Such a handler's answer is taken for the store's, and nothing else is sent.
             client.meta.events.register("before-send.s3", self._sender)
@@ -179,6 +189,12 @@ def _refuse_redirect(response: tuple[Any, Any] | None, **_: object) -> None:
     reply = response[0] if response else None
     if reply is not None and reply.status_code in REDIRECTS and "x-amz-bucket-region" not in reply.headers:
         raise RefusedUrl("it redirects")
+
+
+def _refuse_page(http_response: Any, parsed: dict[str, Any], **_: object) -> None:
+    """Refuse an answer without the digest that every store sends: a page that says 200 to all has stored nothing."""
+    if http_response.status_code < 300 and "ETag" not in parsed:
+        raise RefusedUrl("what answers there is no bucket")
 
 
 def _reason(error: Exception) -> str:
