@@ -222,6 +222,17 @@ class DiffusersEngine:
         device = self.device_info()
         return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
 
+    def _at_once(self, resident: Resident, batch: Batch) -> int:
+        """Return how many images may go into one call.
+
+        On a CPU the images of one job are drawn one by one: in a batch its kernels add in another order, and some image
+        has a value that is one off, so that `seed + i` would not replay it. A batch gains little there: what a model
+        computes takes as long (docs/verified.md). Jobs share a call where the operator has asked for that.
+        """
+        if len(batch.jobs) == 1 and (self._device.type == "cpu" or len(batch.jobs[0].seeds) == 1):
+            return 1
+        return images_that_fit(resident.plan, self.device_info(), _megapixels(batch.jobs[0]))
+
     def _run(
         self, pipe: Any, resident: Resident, batch: Batch, generate: Callable[[int], T]
     ) -> tuple[T, tuple[str, ...]]:
@@ -234,9 +245,7 @@ class DiffusersEngine:
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
             batch.check()
-            # For a single image free memory is not asked for: to ask takes longer than all else here.
-            count = sum(len(each.seeds) for each in batch.jobs)
-            at_once = images_that_fit(resident.plan, self.device_info(), _megapixels(job)) if count > 1 else 1
+            at_once = self._at_once(resident, batch)
             try:
                 with compatible(pipe):
                     return generate(at_once), ()
