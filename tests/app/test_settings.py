@@ -9,8 +9,9 @@ import pytest
 from tests.fakes.engine import make_context
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
+from worker.app.environment import choose_gpu, visible_gpus
+from worker.app.processes import places, sharing_warnings
 from worker.app.registry import build_registry, registry_warnings
-from worker.app.server import serve
 from worker.app.settings import PROJECT_DIR, Settings, SettingsError, read_settings
 from worker.core.device import DeviceInfo
 from worker.engine.plan import target_dtype
@@ -202,6 +203,21 @@ def test_any_asgi_server_may_run_the_worker(tmp_path):
         assert (done.returncode, done.stderr.startswith(f"error: {name}")) == (1, True)
 
 
-def test_more_processes_than_one_stop_the_start_of_the_server_by_name():
-    with pytest.raises(SystemExit, match=r"API_WORKERS=2: .*CUDA_VISIBLE_DEVICES"):
-        serve(Settings(api_workers=2))
+@pytest.mark.parametrize(
+    ("variables", "processes", "chosen", "warned"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2, ["0", "1"], None),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a, GPU-b"}, 2, ["GPU-a", "GPU-b"], None),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 3, ["2", "3", "2"], "API_WORKERS=3 and 2 GPUs: some processes share a GPU"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, [None, None], "API_WORKERS=2 and no GPU: all processes share the CPU"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 2, [None, None], "API_WORKERS=2 and no GPU"),
+    ],
+)
+def test_each_process_has_a_gpu_and_sharing_one_is_warned_of(tmp_path, variables, processes, chosen, warned):
+    gpus = visible_gpus(variables)
+    assert [place.gpu for place in places(processes, tmp_path, gpus)] == chosen
+    warnings = sharing_warnings(processes, len(gpus))
+    assert warnings[0].startswith(warned) if warned else warnings == []
+    environment = dict(variables)
+    choose_gpu(environment, chosen[-1])
+    assert environment["CUDA_VISIBLE_DEVICES"] == (chosen[-1] or variables["CUDA_VISIBLE_DEVICES"])

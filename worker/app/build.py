@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import __version__
+from worker.app.place import Place
 from worker.app.registry import build_registry
 from worker.app.settings import (
     Settings,
@@ -33,6 +34,7 @@ from worker.service.introspection.models import ModelIntrospection
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.output_folder import OutputFolder
+from worker.service.limits.accounts import Accounts
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
 from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pools import Pools
@@ -114,8 +116,13 @@ class Worker:
         await readiness.retry(loaded=loaded)
 
 
-def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None) -> Worker:
-    """Build a worker with its own device. Nothing heavy happens here: its thread builds the engine on first use."""
+def build_worker(
+    settings: Settings, build_engine: Callable[[], ResidentEngine] | None = None, place: Place | None = None
+) -> Worker:
+    """Build a worker with its own device. Nothing heavy happens here: its thread builds the engine on first use.
+
+    `place` is that of a process among several.
+    """
     forbid_unsafe_loading()
     registry = build_registry(settings)
     store = build_store(settings)
@@ -145,10 +152,9 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     )
     local = LocalBackend(provisioner, pools, admission, mux)
     backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
-    quotas = Quotas(
-        QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day),
-        settings.volume / "state" / f"quotas-{socket.gethostname()}.json",
-    )
+    name = socket.gethostname()
+    accounts = Accounts(settings.volume / "state" / f"quotas-{name}.json", place.shared_accounts if place else None)
+    quotas = Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts)
     fetch = ImageFetcher(allow_private=settings.allow_private_urls)
     find_file = build_adapter_folders(settings).find
     acceptor = Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=find_file)
@@ -163,7 +169,7 @@ def build_worker(settings: Settings, build_engine: Callable[[], ResidentEngine] 
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
     metrics = Metrics(__version__, load, pools.all)
-    usage_log = UsageLog(settings.usage_dir, socket.gethostname())
+    usage_log = UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name)
     telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
     operations = Operations(
         generation, introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds

@@ -48,6 +48,20 @@ def load_env_file(path: Path, environment: MutableMapping[str, str]) -> None:
             environment[name] = value
 
 
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Return the GPUs of this process, as CUDA_VISIBLE_DEVICES names them. It asks the driver: torch takes too long."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def choose_gpu(environment: MutableMapping[str, str], gpu: str | None) -> None:
+    """Have this process see one GPU only; call it before torch is imported."""
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+
+
 def misspelt(names: Collection[str], known: Collection[str]) -> list[str]:
     """Return one sentence for each of `names` that is no setting and looks like one of `known`."""
     beginnings = {name.partition("_")[0] for name in known if "_" in name}.difference(_FOREIGN)

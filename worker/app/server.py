@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from worker.app.build import Worker, build_worker
 from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
 from worker.app.logs import WITHOUT_QUERY, configure_logging
+from worker.app.place import Place
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.settings import Settings, SettingsError
@@ -37,6 +38,7 @@ from worker.transport.web.incoming import Incoming
 from worker.transport.web.server import create_app
 from worker.transport.web.socket_connection import socket_protocol
 from worker.transport.web.state import State
+from worker.transport.web.tokens import Tokens
 from worker.transport.web.webhooks import Webhooks
 
 _LOG = logging.getLogger("worker")
@@ -47,7 +49,7 @@ _FAREWELL_S = 5
 
 
 def serve(settings: Settings) -> None:
-    """Listen until the process is stopped."""
+    """Listen until the process is stopped. One process: several are worker/app/processes.py."""
     try:
         app = application(settings)
         sockets = [listen(settings.api_host, port) for port in settings.listening_ports]
@@ -63,10 +65,10 @@ def application(settings: Settings) -> FastAPI:
     """Build the application of a process of its own, and log its warnings. Raises SettingsError, RegistryError."""
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
     if settings.api_workers > 1:
-        # Jobs, their answers and quotas live in a process: another behind the same port would know nothing of them.
+        # The processes of another server know nothing of each other's jobs.
         raise SettingsError(
-            f"API_WORKERS={settings.api_workers}: one process serves one port here; leave it at 1, and start one "
-            "worker for each GPU with CUDA_VISIBLE_DEVICES and an API_PORT of its own."
+            f"API_WORKERS={settings.api_workers}: worker.asgi is one process of another server; leave it at 1, or "
+            "start the worker's own server with STANDALONE_MODE=1 python handler.py."
         )
     worker = build_worker(settings)
     app = build_app(worker, hears_signals=True)
@@ -97,13 +99,14 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
+def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | None = None) -> FastAPI:
     """Build the application over a worker. It answers at once; the engine and the first models come up behind it.
 
-    With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it.
+    With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it. `place` is that of a process
+    among several.
     """
     settings = worker.settings
-    authenticator = _authenticator(worker)
+    authenticator = _authenticator(worker, Tokens(place.token_secret) if place else Tokens())
     pools = worker.operations.pools
     webhooks = _webhooks(settings, pools.webhooks)
     job_store = _job_store(worker, webhooks)
@@ -151,8 +154,22 @@ def build_app(worker: Worker, *, hears_signals: bool = False) -> FastAPI:
         authenticator=authenticator,
         edit_model=settings.edit_model or settings.model_id,
         public_url=settings.public_url,
+        process=place.number if place else None,
     )
-    return create_app(context, lifespan, settings.cors_origins)
+    app = create_app(context, lifespan, settings.cors_origins)
+    app.state.job_store = job_store
+    return app
+
+
+def _job_store(worker: Worker, webhooks: Webhooks) -> JobStore:
+    settings, operations = worker.settings, worker.operations
+    bounds = StoreBounds(
+        settings.job_retention_seconds,
+        int(settings.job_retention_mb * 2**20),
+        # One bound for the job store and the admission: a job must not be taken here and then fail for lack of room.
+        settings.max_concurrent_jobs + settings.max_queued_jobs,
+    )
+    return JobStore(operations.perform, bounds, StoreHooks(operations.admit, operations.refuse, webhooks.notify))
 
 
 async def _watch(worker: Worker, *, hears_signals: bool) -> None:
@@ -238,9 +255,9 @@ def _origins(settings: Settings) -> tuple[str, ...]:
     return (*settings.cors_origins, f"{scheme}://{netloc}")
 
 
-def _authenticator(worker: Worker) -> Authenticator:
+def _authenticator(worker: Worker, tokens: Tokens) -> Authenticator:
     """Return what lets requests in: its keys, and the names that this server answers to without any."""
     settings = worker.settings
     public = urlsplit(settings.public_url or "").hostname
     names = HostNames((*settings.api_hostnames, socket.gethostname(), *([public] if public else [])))
-    return Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny, names)
+    return Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny, names, tokens)

@@ -14,6 +14,6 @@ def run() -> None:
     if not settings.standalone_mode:
         run_serverless()
         return
-    from worker.app.server import serve  # the queue's worker starts sooner without the web framework
+    from worker.app.processes import serve  # the queue's worker starts sooner without the web framework
 
     serve(settings)

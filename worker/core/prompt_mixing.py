@@ -37,6 +37,16 @@ def is_mixed(prompt: str) -> bool:
     return mixture_at(prompt, 1, 10_000) != ((prompt, 1.0),) or mixture_at(prompt, 2, 2) != ((prompt, 1.0),)
 
 
+def text_at(prompt: str, step: int, steps: int) -> str:
+    """Return a prompt of which only one can be heard, as it is at `step`: AND is a word in it."""
+    return _at_step(prompt, step, steps)
+
+
+def changes(prompt: str) -> bool:
+    """True if `prompt` is another text at some steps than at others, or than it is written."""
+    return text_at(prompt, 1, 10_000) != prompt or text_at(prompt, 2, 2) != prompt
+
+
 def _at_step(text: str, step: int, steps: int, depth: int = 0) -> str:
     """Return `text` as it is at one step."""
     out, at = "", 0

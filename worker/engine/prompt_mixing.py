@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.core.job import Job
-from worker.core.prompt_mixing import Mixture, mixture_at
+from worker.core.prompt_mixing import Mixture, mixture_at, text_at
 
 _SOME = 100  # steps, where their number is not known yet
 Embeddings = Mapping[str, Tensor]
@@ -44,7 +44,7 @@ def first_texts(job: Job) -> tuple[str, str | None]:
     """Return prompt and negative prompt as they are about the first step; the denoiser hears them anew in any case."""
     negative = job.negative_prompt
     first = mixture_at(job.prompt, 1, _SOME)[0][0]
-    return first, None if negative is None else mixture_at(negative, 1, _SOME)[0][0]
+    return first, None if negative is None else text_at(negative, 1, _SOME)
 
 
 class _Mixing:
@@ -79,7 +79,7 @@ class _Mixing:
         negative = self._job.negative_prompt
         return (
             mixture_at(self._job.prompt, step, steps),
-            None if negative is None else mixture_at(negative, step, steps)[0][0],
+            None if negative is None else text_at(negative, step, steps),
         )
 
     def _embeddings(self, text: str, negative: str | None) -> Embeddings:

@@ -2,11 +2,16 @@
 
 import pytest
 
+from worker.catalog.architectures import ARCHITECTURES, architecture
+from worker.catalog.call import Model
+from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.core.adapter import HypernetworkSpec
 from worker.core.errors import ParameterOutOfRange
-from worker.core.model import LoraSpec
+from worker.core.model import Detection, Kind, LoraSpec, ModelSource, ModelSpec
+from worker.core.prompt_mixing import is_mixed
 from worker.core.request import GenerationRequest
 from worker.service.accepting.prompt_tags import read_tags
+from worker.service.accepting.rules import notes_on, reads_mixtures
 
 KNOWN = {("lora", "detail"): "file:/volume/loras/detail.safetensors", ("hypernet", "mood"): "civitai:7"}
 
@@ -96,3 +101,35 @@ async def test_marks_are_read_or_warned_of(context, prompt, mixes):
     assert job.shares_a_call is not mixes
     job = await context.accept(prompt=prompt, prompt_weighting="none")
     assert (job.mixes, any("is not read here" in warning for warning in job.warnings)) == (False, True)
+
+
+async def test_and_in_a_negative_prompt_is_warned_of_and_its_other_marks_are_read(context):
+    job = await context.accept(prompt="a cat", negative_prompt="red AND blue")
+    assert not job.mixes
+    assert any(text.startswith("negative_prompt: AND is not read here") for text in job.warnings)
+    job = await context.accept(prompt="a cat", negative_prompt="[red:blue:0.5]")
+    assert (job.mixes, [text for text in job.warnings if "is not read" in text]) == (True, [])
+    job = await context.accept(prompt="a cat", negative_prompt="[red:blue:0.5] AND green")
+    assert job.mixes
+    assert [text[:22] for text in job.warnings if "is not read" in text] == ["negative_prompt: AND i"]
+
+
+MARKS = ("a cat AND a dog", "a [cat:dog:0.5]", "a [cat|dog]", "a {cat|dog}", "a __colour__ cat", "embedding:moody cat")
+
+
+@pytest.mark.parametrize("family", [row.id for row in ARCHITECTURES])
+def test_every_family_reads_a_mark_or_warns_of_it(family):
+    source = ModelSource(scheme="hf", locator="org/model")
+    spec = ModelSpec(id="m", source=source, architecture=family)
+    row = architecture(family)
+    for task, pipeline in row.pipelines.items():
+        detection = Detection(Kind.PIPELINE, "diffusers", family, pipeline, tasks=(task,))
+        call = Model(spec, detection).call(task)
+        if not call.takes("prompt"):
+            continue
+        for mark in MARKS:
+            request = GenerationRequest(prompt=mark)
+            warned = any("is not read here" in note for note in notes_on(request, call))
+            read = reads_mixtures(request, call) and is_mixed(mark)
+            assert warned is not read, (pipeline, mark)
+            assert not read or prompt_form(call) in ("clip", "clip-pair"), pipeline

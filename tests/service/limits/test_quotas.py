@@ -2,16 +2,20 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 
 from tests.asking import perform
+from tests.conftest import PROJECT
 from tests.fakes.engine import FakeEngine, make_context
 from tests.service.limits.test_admission import started
 from worker.core.errors import InvalidOutput, LoadFailed, Overloaded, QuotaExceeded, RateLimited, WorkerError
 from worker.service.jobs.record import JobOptions
 from worker.service.jobs.store import JobStore
+from worker.service.limits.accounts import Accounts
 from worker.service.limits.quotas import QuotaLimits, Quotas
 from worker.transport.job_input import read_input
 
@@ -94,7 +98,7 @@ def test_quotas_survive_a_restart_and_a_damaged_file_is_no_reason_to_stop(tmp_pa
     limits = QuotaLimits(requests_per_minute=1, pixel_steps_per_day=100)
 
     def run(pixel_steps):
-        quotas = Quotas(limits, file, clock)
+        quotas = Quotas(limits, Accounts(file), clock)
         try:
             charge(quotas, "a", pixel_steps)
         finally:
@@ -112,11 +116,48 @@ def test_quotas_survive_a_restart_and_a_damaged_file_is_no_reason_to_stop(tmp_pa
 
 def test_what_is_booked_while_the_file_is_written_is_in_the_file_too(tmp_path):
     file = tmp_path / "quotas.json"
-    quotas = Quotas(QuotaLimits(requests_per_minute=1_000_000, pixel_steps_per_day=10**9), file)
+    quotas = Quotas(QuotaLimits(requests_per_minute=1_000_000, pixel_steps_per_day=10**9), Accounts(file))
     for _ in range(500):
         charge(quotas, "a", 1)
     quotas.close()
     assert json.loads(file.read_text())["a"]["used"] == 500
+
+
+def test_processes_that_share_their_accounts_give_a_caller_one_share(tmp_path):
+    limits = QuotaLimits(requests_per_minute=3, pixel_steps_per_day=100)
+    file, shared, clock = tmp_path / "state" / "quotas.json", tmp_path / "shared.json", Clock()
+    first, second = (Quotas(limits, Accounts(file, shared), clock) for _ in range(2))
+    charge(first, "a", 60)
+    with pytest.raises(QuotaExceeded):
+        charge(second, "a", 60)
+    charge(second, "a", 40)
+    with pytest.raises(QuotaExceeded):
+        first.check("a")
+    charge(first, "b", 1)
+    charge(second, "b", 1)
+    charge(first, "b", 1)
+    with pytest.raises(RateLimited):
+        charge(second, "b", 1)
+    for quotas in (first, second):
+        quotas.close()
+    again = Quotas(limits, Accounts(file, tmp_path / "next.json"), clock)
+    with pytest.raises(QuotaExceeded):
+        charge(again, "a", 1)
+
+
+def test_a_charge_of_each_process_counts(tmp_path):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from worker.service.limits.accounts import Accounts; from worker.service.limits.quotas import *\n"
+        "quotas = Quotas(QuotaLimits(10**6, 10**9), Accounts(None, Path(sys.argv[1])))\n"
+        "for _ in range(300):\n"
+        "    with quotas.reserve('a') as reservation: quotas.charge(reservation, 1)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "shared.json")]
+    processes = [subprocess.Popen(command, cwd=PROJECT) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    with Accounts(None, tmp_path / "shared.json").held() as accounts:
+        assert accounts["a"].used == 900
 
 
 class Paying:
@@ -136,7 +177,8 @@ class Paying:
     @property
     def paid(self):
         """Requests and pixel-steps."""
-        account = self.context.worker.quotas._accounts.get("a")
+        with self.context.worker.quotas._accounts.held() as accounts:
+            account = accounts.get("a")
         return (round(1_000 - account.tokens), account.used) if account else (0, 0)
 
 

@@ -14,7 +14,7 @@ from worker.service.usage.log import Sum, read_usage, sum_usage
 
 def serve(arguments: Namespace, terminal: Terminal) -> None:
     """Answer over HTTP until stopped."""
-    from worker.app.server import serve as listen  # the web framework is not for the other commands
+    from worker.app.processes import serve as listen  # the web framework is not for the other commands
 
     settings = settings_of(terminal)
     terminal.rest()

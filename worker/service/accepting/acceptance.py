@@ -21,7 +21,7 @@ from worker.core.errors import ParameterOutOfRange, UnsupportedModel, WorkerErro
 from worker.core.finishing import Finishing
 from worker.core.job import Job, Media, SchedulerChoice, VideoRequest
 from worker.core.model import LoraSpec, ModelSpec
-from worker.core.prompt_mixing import is_mixed
+from worker.core.prompt_mixing import changes, is_mixed
 from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
 from worker.core.turn import current
@@ -249,8 +249,7 @@ class Acceptor:
             ),
             output=output.model_copy(update={"format": output.format_of(video=call.makes_video)}),
             words=prompt_form(call),
-            mixes=reads_mixtures(request, call)
-            and any(is_mixed(text) for text in (read.prompt, read.negative_prompt or "")),
+            mixes=reads_mixtures(request, call) and (is_mixed(read.prompt) or changes(read.negative_prompt or "")),
             warnings=notes_on(request, call) + read.warnings + idle_controls(request),
             stop=stop,
             generates=_changes_something(call, read),

@@ -15,7 +15,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.core.job import SchedulerChoice
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
-from worker.core.prompt_mixing import is_mixed
+from worker.core.prompt_mixing import changes, is_mixed
 from worker.core.prompt_syntax import MIXING, unread_marks
 from worker.core.request import IMAGE_FORMATS, MAX_SEED, VIDEO_FORMATS, GenerationRequest, OutputOptions
 
@@ -150,13 +150,14 @@ def reads_mixtures(request: GenerationRequest, call: ModelCall) -> bool:
 def _unread(request: GenerationRequest, call: ModelCall) -> tuple[str, ...]:
     """Return a warning for each mark of another program in a prompt that is not read."""
     mixed = reads_mixtures(request, call)
+    read = {"prompt": is_mixed, "negative_prompt": changes} if mixed else {}
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
     texts |= {name: text for name, text in request.params.items() if "prompt" in name and isinstance(text, str)}
     return tuple(
         f"{name}: {mark} is not read here and stays in the prompt as words; {instead}."
         for name, text in texts.items()
         for mark, instead in unread_marks(text or "")
-        if not (mixed and mark in MIXING and name in ("prompt", "negative_prompt") and is_mixed(text or ""))
+        if not (mark in MIXING and name in read and read[name](text or "")) or (mark == "AND" and name != "prompt")
     )
 
 

@@ -175,6 +175,11 @@ class JobStore:
             self.cancel(record)
         return len(waiting)
 
+    @property
+    def under_way(self) -> int:
+        """The number of jobs that are not over."""
+        return len(self._running)
+
     def counts(self) -> Counts:
         """Return the numbers of jobs."""
         states = [job.status for job in self._jobs.values()]

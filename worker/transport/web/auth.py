@@ -30,11 +30,12 @@ class Authenticator:
         origins: Collection[str] = (),
         denied: Callable[[str | None, WorkerError], None] = lambda caller, error: None,
         host_names: HostNames | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         self._keys = keys
         self._denied = denied  # hears of everybody who is turned away
         self._host_names = host_names or HostNames()
-        self._tokens = Tokens()
+        self._tokens = tokens or Tokens()
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
     def replace_keys(self, keys: Keyring) -> None:

@@ -63,6 +63,13 @@ class ServerContext:
     authenticator: Authenticator = field(default_factory=lambda: Authenticator(Keyring()))
     edit_model: str | None = None
     public_url: str | None = None
+    process: int | None = None
+    """The number of this process, if there are several behind the port."""
+
+    @property
+    def mark(self) -> str:
+        """The end of a job's id, by which its process is found among several."""
+        return "" if self.process is None else f"-u{self.process}"
 
     async def answer(
         self, request: Request, payload: JsonValue, options: JobOptions = WAITED_FOR, *, prefix: str = "sync-"
@@ -72,7 +79,7 @@ class ServerContext:
         `payload` is a job's `input`; the job's id begins with `prefix`. Returns the finished job. Raises the
         WorkerError that it ended with.
         """
-        record = self.submit(request, payload, f"{prefix}{job_id(request)}", options)
+        record = self.submit(request, payload, f"{prefix}{job_id(request)}{self.mark}", options)
         try:
             await unless_gone(request, record.wait())
         finally:

@@ -176,7 +176,7 @@ class _Conversation:
             raise InvalidRequest("A job of this id is under way on this connection; choose another.", field="id")
         if len(self._jobs) >= MAX_JOBS_PER_SOCKET:
             raise Overloaded(f"A connection may have {MAX_JOBS_PER_SOCKET} jobs under way; wait for one to end.")
-        record = self._context.submit(self._socket, payload, f"ws-{uuid.uuid4()}", WAITED_FOR)
+        record = self._context.submit(self._socket, payload, f"ws-{uuid.uuid4()}{self._context.mark}", WAITED_FOR)
         self._jobs[name] = record
         task = asyncio.ensure_future(self._follow(name, record, record.watch()))
         self._tasks.add(task)

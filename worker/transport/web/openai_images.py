@@ -227,7 +227,7 @@ async def _stream(
 ) -> Response:
     """Return the answer as events. A refusal comes before the first of them, and is an answer of the usual kind."""
     payload = generation(images_request.fields)
-    record = context.submit(request, payload, f"{_IMAGES}{job_id(request)}", WAITED_FOR)
+    record = context.submit(request, payload, f"{_IMAGES}{job_id(request)}{context.mark}", WAITED_FOR)
     events = _events(context, record, images_request, kind)
     first = await unless_gone(request, anext(events))
 

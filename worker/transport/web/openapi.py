@@ -91,6 +91,17 @@ class Jobs(Documented):
     queued: int
 
 
+class ProcessHealth(Documented):
+    """What one of several processes is doing."""
+
+    process: int
+    status: State
+    reason: str | None = None
+    running: str | None
+    jobs: Jobs
+    resident_models: list[str]
+
+
 class Health(Documented):
     """What this server is doing."""
 
@@ -101,6 +112,7 @@ class Health(Documented):
     running: str | None = Field(description="What the device does: the ids of the jobs.")
     jobs: Jobs
     resident_models: list[str]
+    processes: list[ProcessHealth] | None = Field(default=None, description="Of each process, where there are several.")
 
 
 class Ping(Documented):

@@ -34,7 +34,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def submit(request: Request, prefix: str = "") -> JobRecord:
         job = decode_job(await read_json(request, context.incoming))
         context.webhooks.check(job.options.webhook)
-        return context.submit(request, job.payload, f"{prefix}{job_id(request)}-u1", job.options)
+        return context.submit(request, job.payload, f"{prefix}{job_id(request)}{context.mark or '-u1'}", job.options)
 
     @router.post("/run", summary="Hand a job in", responses=asking, openapi_extra=takes_job)
     async def run(endpoint: Endpoint, request: Request) -> Response:

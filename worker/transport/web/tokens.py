@@ -13,7 +13,7 @@ LIFE_S = 300
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Signs a caller's name for a few minutes. Another process, or this one started again, takes none of them."""
+    """Signs a caller's name for a few minutes. Only processes with the same secret take them."""
 
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 

@@ -1,0 +1,121 @@
+"""Qwen-Image's editors, and FireRed, from the form of POST /edit and from POST /run to an image.
+
+Run by test_editors.py, in a process where torchvision is the stand-in of this folder.
+"""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image as Images
+
+from tests.builders import enliven_saved
+from tests.conftest import PROJECT
+from tests.images import assert_differs
+from tests.zoo import RECIPES
+from tests.zoo.plain import save
+from tests.zoo.recipe import Image
+from worker.app.build import build_worker
+from worker.app.server import build_app
+from worker.app.settings import Settings
+
+FIRERED = "FireRedTeam/FireRed-Image-Edit-1.0"
+EDITOR = "Qwen/Qwen-Image-Edit"
+PIPELINES = {EDITOR: "QwenImageEditPipeline", FIRERED: "QwenImageEditPlusPipeline"}
+WORDS = "make it blue"
+pytestmark = pytest.mark.timeout(800)
+
+
+def png(seed):
+    written = io.BytesIO()
+    Image(seed=seed).draw().save(written, "PNG")
+    return written.getvalue()
+
+
+def image(data):
+    return np.asarray(Images.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server over models.yaml's own rows of the editors, with tiny random weights, as PRESET=firered starts it."""
+    import yaml
+
+    root = tmp_path_factory.mktemp("editors")
+    registry = yaml.safe_load((PROJECT / "models.yaml").read_text())
+    models = {}
+    for id, pipeline in PIPELINES.items():
+        folder = root / pipeline
+        save(next(recipe for recipe in RECIPES if recipe.pipeline == pipeline), folder)
+        enliven_saved(folder, attention=8.0)
+        models[id] = {**registry["models"][id], "source": f"file:{pipeline}"}
+        models[id].pop("lightning", None)  # a LoRA of the real size
+    (root / "models.yaml").write_text(json.dumps({"tiers": registry["tiers"], "models": models}))
+    settings = Settings(
+        preset="firered",
+        models_yaml=root / "models.yaml",
+        volume_dir=root / "volume",
+        allowed_model_dirs=(root,),
+        default_steps=1,
+        device="cpu",
+        warm_up=False,
+    )
+    with TestClient(build_app(build_worker(settings))) as http:
+        http.root = root
+        yield http
+
+
+def test_edit_takes_the_presets_model_and_changes_the_image(served):
+    def edit(seed, prompt=WORDS):
+        answer = served.post(
+            "/edit", data={"prompt": prompt, "seed": "3"}, files={"image": ("in.png", png(seed), "image/png")}
+        )
+        assert answer.status_code == 200, answer.text
+        return image(answer.content)
+
+    first = edit(1)
+    assert first.shape[0] * first.shape[1] > 512 * 512  # this family draws some 1024 x 1024
+    assert_differs(edit(2), first)
+
+
+@pytest.mark.parametrize("model", PIPELINES)
+def test_run_draws_what_diffusers_itself_draws(served, model):
+    sent = {"model": model, "prompt": WORDS, "image": base64.b64encode(png(1)).decode(), "seed": 5}
+    sent |= {"width": 256, "height": 256, "num_inference_steps": 1, "true_cfg_scale": 4.0, "negative_prompt": " "}
+    answer = served.post("/run", json={"input": sent})
+    assert answer.status_code == 200, answer.text
+    drawn = image(base64.b64decode(answer.json()["image"]))
+
+    import diffusers
+
+    pipeline = getattr(diffusers, PIPELINES[model]).from_pretrained(served.root / PIPELINES[model])
+    pipeline.set_progress_bar_config(disable=True)
+    source = Images.open(io.BytesIO(png(1))).convert("RGB")
+    expected = pipeline(
+        image=source,
+        prompt=WORDS,
+        negative_prompt=" ",
+        true_cfg_scale=4.0,
+        num_inference_steps=1,
+        width=drawn.shape[1],
+        height=drawn.shape[0],
+        generator=torch.Generator().manual_seed(5),
+        output_type="np",
+    ).images[0]
+    assert np.abs(drawn.astype(int) - (expected * 255).round()).max() <= 1
+
+
+def test_the_second_image_of_a_job_matters_too(served):
+    def run(*seeds):
+        images = [base64.b64encode(png(seed)).decode() for seed in seeds]
+        sent = {"model": FIRERED, "prompt": WORDS, "image": images, "seed": 5, "num_inference_steps": 1}
+        sent |= {"width": 256, "height": 256, "true_cfg_scale": 1.0}
+        answer = served.post("/run", json={"input": sent})
+        assert answer.status_code == 200, answer.text
+        return image(base64.b64decode(answer.json()["image"]))
+
+    assert_differs(run(1, 2), run(1, 3))

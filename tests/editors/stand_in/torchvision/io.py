@@ -1,0 +1,1 @@
+"""Reading files, which no image processor does."""
