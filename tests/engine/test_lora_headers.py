@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from tests.catalog.corpus import NAMES, index, stored
+from tests.engine.published import PUBLISHED
 from worker.catalog.detectors.adapters import detect_lora
 from worker.catalog.lora_keys import PREFIXES, read_keys, read_scaling
 from worker.engine.adapters.changes import LowRank
@@ -193,6 +194,57 @@ def test_a_file_of_another_family_finds_next_to_nothing():
     for family, share in (("sd1", 0.06), ("flux1", 0.0)):  # some layers are of one size in SD 1 and SDXL
         fitted = match_lora(model(family), keys, tensors, read_scaling({}))
         assert fitted.core_matched <= share * fitted.core_total
+
+
+def pixart_blocks(width: int = 1152, blocks: int = 28) -> dict[str, tuple[int, int]]:
+    """The matrices of PixArt-alpha's own code that trainers train, by name."""
+    whole = {"t_block.1": (6 * width, width), "t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width)}
+    whole |= {"y_embedder.y_proj.fc1": (width, 4096), "y_embedder.y_proj.fc2": (width, width)}
+    whole |= {
+        f"{name}.mlp.{at}": (384, (256, 384)[at // 2]) for name in ("csize_embedder", "ar_embedder") for at in (0, 2)
+    }
+    for at in range(blocks):
+        whole |= {
+            f"blocks.{at}.attn.qkv": (3 * width, width),
+            f"blocks.{at}.attn.proj": (width, width),
+            f"blocks.{at}.cross_attn.q_linear": (width, width),
+            f"blocks.{at}.cross_attn.kv_linear": (2 * width, width),
+            f"blocks.{at}.cross_attn.proj": (width, width),
+            f"blocks.{at}.mlp.fc1": (4 * width, width),
+            f"blocks.{at}.mlp.fc2": (width, 4 * width),
+        }
+    return whole
+
+
+def native_matrices(family: str) -> tuple[torch.nn.Module, dict[str, tuple[int, int]]]:
+    """A family's denoiser in its published size, and its matrices by its authors' names."""
+    published = next(one for one in PUBLISHED if one.family == family and (one.original or family == "pixart-alpha"))
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, published.model).from_config(dict(published.config))
+    if published.original is None:
+        return denoiser, pixart_blocks()
+    shapes = published.original({name: tuple(tensor.shape) for name, tensor in denoiser.state_dict().items()})
+    return denoiser, {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name.endswith(".weight") and "motion_synthesis" not in name and ".direction" not in name
+    }
+
+
+@pytest.mark.parametrize("family", ["mochi", "pixart-alpha", "wan-animate"])
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
+def test_a_lora_in_its_authors_names_finds_every_layer(family, prefix):
+    denoiser, matrices = native_matrices(family)
+    assert len(matrices) > 150
+    pairs = {}
+    for name, (rows, columns) in matrices.items():
+        stem = prefix + (name.replace(".", "_") if prefix.endswith("_") else name)
+        pairs |= {f"{stem}.lora_down.weight": (4, columns), f"{stem}.lora_up.weight": (rows, 4)}
+    keys = read_keys(pairs)
+    assert keys.unknown == ()
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in pairs.items()}
+    matched = match_lora(SimpleNamespace(components={"transformer": denoiser}), keys, tensors, read_scaling({}))
+    assert (matched.lost, matched.matched) == ([], len(matrices))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Each table is read from the diffusers side. Renames as in diffusers 0.42.1's own
 and HunyuanImage as in its conversion scripts.
 """
 
-import re
 from dataclasses import dataclass, replace
 
 
@@ -239,6 +238,20 @@ condition_embedder.image_embedder.ff.net.# = img_emb.proj.3
 condition_embedder.image_embedder.norm2 = img_emb.proj.4
 """)
 
+_WAN_ANIMATE = _rows("""
+face_adapter.#.to_q = face_adapter.fuser_blocks.#.linear1_q
+face_adapter.#.to_k = face_adapter.fuser_blocks.#.linear1_kv[0]
+face_adapter.#.to_v = face_adapter.fuser_blocks.#.linear1_kv[1]
+face_adapter.#.to_out = face_adapter.fuser_blocks.#.linear2
+face_adapter.#.norm_q = face_adapter.fuser_blocks.#.q_norm
+face_adapter.#.norm_k = face_adapter.fuser_blocks.#.k_norm
+face_encoder.conv1_local = face_encoder.conv1_local.conv
+face_encoder.conv2 = face_encoder.conv2.conv
+face_encoder.conv3 = face_encoder.conv3.conv
+motion_encoder.motion_network.# = motion_encoder.enc.fc.#
+proj_out = head.head
+""")
+
 # VACE's second row of blocks is built as the first.
 _WAN_VACE = {
     f"vace_{path}": tuple(replace(alias, name=f"vace_{alias.name}") for alias in names)
@@ -269,6 +282,60 @@ text_fusion.projector = txtfusion.projector
         ("attn.to_q", "attn.wq"), ("attn.to_k", "attn.wk"), ("attn.to_v", "attn.wv"), ("attn.to_out.0", "attn.wo"),
         ("attn.to_gate", "attn.gate"), ("ff.gate", "mlp.gate"), ("ff.up", "mlp.up"), ("ff.down", "mlp.down"),
     )
+}  # fmt: skip
+
+_MOCHI = _rows("""
+patch_embed.proj = x_embedder.proj
+time_embed.timestep_embedder.linear_1 = t_embedder.mlp.0
+time_embed.timestep_embedder.linear_2 = t_embedder.mlp.2
+time_embed.pooler.to_kv = t5_y_embedder.to_kv
+time_embed.pooler.to_q = t5_y_embedder.to_q
+time_embed.pooler.to_out = t5_y_embedder.to_out
+time_embed.caption_proj = t5_yproj
+transformer_blocks.#.norm1.linear = blocks.#.mod_x
+transformer_blocks.#.norm1_context.linear = blocks.#.mod_y
+transformer_blocks.#.norm1_context.linear_1 = blocks.#.mod_y
+transformer_blocks.#.attn1.to_q = blocks.#.attn.qkv_x[0]
+transformer_blocks.#.attn1.to_k = blocks.#.attn.qkv_x[1]
+transformer_blocks.#.attn1.to_v = blocks.#.attn.qkv_x[2]
+transformer_blocks.#.attn1.add_q_proj = blocks.#.attn.qkv_y[0]
+transformer_blocks.#.attn1.add_k_proj = blocks.#.attn.qkv_y[1]
+transformer_blocks.#.attn1.add_v_proj = blocks.#.attn.qkv_y[2]
+transformer_blocks.#.attn1.to_out.0 = blocks.#.attn.proj_x
+transformer_blocks.#.attn1.to_add_out = blocks.#.attn.proj_y
+transformer_blocks.#.attn1.norm_q = blocks.#.attn.q_norm_x
+transformer_blocks.#.attn1.norm_k = blocks.#.attn.k_norm_x
+transformer_blocks.#.attn1.norm_added_q = blocks.#.attn.q_norm_y
+transformer_blocks.#.attn1.norm_added_k = blocks.#.attn.k_norm_y
+transformer_blocks.#.ff.net.0.proj = blocks.#.mlp_x.w1~
+transformer_blocks.#.ff.net.2 = blocks.#.mlp_x.w2
+transformer_blocks.#.ff_context.net.0.proj = blocks.#.mlp_y.w1~
+transformer_blocks.#.ff_context.net.2 = blocks.#.mlp_y.w2
+norm_out.linear = final_layer.mod~
+""")
+
+# PixArt, and Sana's attention, which is named as PixArt's.
+_PIXART = _rows("""
+transformer_blocks.#.attn1.to_q = blocks.#.attn.qkv[0]
+transformer_blocks.#.attn1.to_k = blocks.#.attn.qkv[1]
+transformer_blocks.#.attn1.to_v = blocks.#.attn.qkv[2]
+transformer_blocks.#.attn1.to_out.0 = blocks.#.attn.proj
+transformer_blocks.#.attn2.to_q = blocks.#.cross_attn.q_linear
+transformer_blocks.#.attn2.to_k = blocks.#.cross_attn.kv_linear[0]
+transformer_blocks.#.attn2.to_v = blocks.#.cross_attn.kv_linear[1]
+transformer_blocks.#.attn2.to_out.0 = blocks.#.cross_attn.proj
+transformer_blocks.#.ff.net.0.proj = blocks.#.mlp.fc1
+transformer_blocks.#.ff.net.2 = blocks.#.mlp.fc2
+adaln_single.linear = t_block.1
+caption_projection.linear_1 = y_embedder.y_proj.fc1
+caption_projection.linear_2 = y_embedder.y_proj.fc2
+""") | {
+    f"adaln_single.emb.{path}.linear_{at + 1}": (Alias(f"{name}.mlp.{2 * at}"),)
+    for path, name in (
+        ("timestep_embedder", "t_embedder"), ("resolution_embedder", "csize_embedder"),
+        ("aspect_ratio_embedder", "ar_embedder"),
+    )
+    for at in range(2)
 }  # fmt: skip
 
 _TIMESTEPS = ("linear", "emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2")
@@ -302,28 +369,18 @@ text_proj_in = aggregate_embed
     }
 )  # fmt: skip
 
-FAMILIES = (_FLUX1, _FLUX2, _SD3, _HUNYUAN, _Z_IMAGE_AND_LUMINA2, _WAN, _WAN_VACE, _KREA2, _LTX)
-REFINERS = ("noise_refiner.", "context_refiner.")  # of Z-Image and Lumina 2: blocks like those of `layers`
-
-# Modules that some variants of a family lack, by the names that files give them, with `_` for dots. A LoRA of a sibling
-# brings them along; nothing else of it depends on them.
-_SOME_VARIANTS = re.compile(
-    # Wan 2.1's image-to-video reads the image in its attention; 2.2 and text-to-video do not
-    r"blocks_\d+_(?:cross_attn_(?:[kv]_img|norm_k_img)|attn2_(?:add_[kv]_proj|norm_added_k))"
-    r"|(?:img_emb|condition_embedder_image_embedder)_\w+"
-    # VACE and Animate
-    r"|vace_(?:blocks_\d+_\w+|patch_embedding)|(?:face_adapter|motion_encoder)_\w+|pose_patch_embedding"
-    # models distilled of their guidance, or of many steps; FLUX.1 schnell and Chroma have no guidance, base models no r
-    r"|(?:guidance_in|time_r_in)_\w+|time(?:_text|_guidance)?_embed_(?:guidance_embedder|timestep_embedder_r)_\w+"
-    # Chroma makes the modulation of all blocks in one place
-    r"|(?:double|single)_blocks_\d+_(?:img_mod|txt_mod|modulation)_lin|(?:time|vector)_in_\w+"
-    r"|(?:single_)?transformer_blocks_\d+_norm1?(?:_context)?_linear|time_text_embed_t\w+_embedder_\w+"
-    r"|distilled_guidance_layer_\w+"
-    # LTX-2.3, Qwen-Image-Layered, Z-Image-Omni
-    r"|(?:audio_)?prompt_adaln_\w+|time_text_embed_addition_t_embedding|siglip_\w+"
+FAMILIES = (
+    _FLUX1,
+    _FLUX2,
+    _SD3,
+    _HUNYUAN,
+    _Z_IMAGE_AND_LUMINA2,
+    _WAN,
+    _WAN_VACE,
+    _WAN_ANIMATE,
+    _KREA2,
+    _LTX,
+    _MOCHI,
+    _PIXART,
 )
-
-
-def only_in_variants(name: str) -> bool:
-    """True of a module (`_` for dots) that some variants of its family have, and others are known to lack."""
-    return _SOME_VARIANTS.fullmatch(name) is not None
+REFINERS = ("noise_refiner.", "context_refiner.")  # of Z-Image and Lumina 2: blocks like those of `layers`

@@ -12,7 +12,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from worker.core.errors import UnsupportedModel
 from worker.engine.adapters.names import aliases, flat
-from worker.engine.adapters.original_names import only_in_variants
+from worker.engine.adapters.variants import only_in_variants
 
 
 @dataclass(frozen=True, slots=True)
