@@ -72,6 +72,8 @@ def test_pipeline_classes(name, architecture, tasks):
         ("FluxPipeline", "transformer__config", {"guidance_embeds": False}, "flux1-schnell"),
         ("FluxPipeline", "transformer__config", {"guidance_embeds": True}, "flux1"),
         ("FluxPipeline", "transformer__config", {"guidance_embeds": 0}, "flux1"),
+        ("WanPipeline", "transformer__config", {"in_channels": 48}, "wan-ti2v"),
+        ("WanPipeline", "transformer__config", {"in_channels": 16}, "wan"),
     ],
 )
 def test_siblings_are_told_apart_by_a_config_value(name, file, config, architecture):

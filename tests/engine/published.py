@@ -144,6 +144,7 @@ PUBLISHED: list[Published] = [
     _only("kandinsky-5", "Kandinsky5Transformer3DModel"),
     *_both("wan", _WAN, _SMALL_WAN, videos.wan),
     *_both("wan", _WAN, {}, videos.wan, **_SMALL_WAN),
+    *_both("wan-ti2v", _WAN, _5B, videos.wan),
     *_both("wan-i2v", _WAN, _I2V | _CLIP, videos.wan),
     *_both("wan-i2v", _WAN, _I2V, videos.wan, **_CLIP),
     *_both("wan-vace", "WanVACETransformer3DModel",

@@ -4,6 +4,7 @@ diffusers converts most families itself. This module does the rest: diffusers sp
 takes the first CLIP in the file for either of two, and wants prefixes off.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -217,9 +218,40 @@ def _flux2_vae(weights: Weights) -> Weights:
     return converted | kept
 
 
+_WAN_22_BLOCKS = (
+    (
+        re.compile(r"^encoder\.downsamples\.(\d+)\.downsamples\.\d+\.(resample|time_conv)\b"),
+        r"encoder.down_blocks.\1.downsampler.\2",
+    ),
+    (re.compile(r"^encoder\.downsamples\.(\d+)\.downsamples\.(\d+)\."), r"encoder.down_blocks.\1.resnets.\2."),
+    (
+        re.compile(r"^decoder\.upsamples\.(\d+)\.upsamples\.\d+\.(resample|time_conv)\b"),
+        r"decoder.up_blocks.\1.upsampler.\2",
+    ),
+    (re.compile(r"^decoder\.upsamples\.(\d+)\.upsamples\.(\d+)\."), r"decoder.up_blocks.\1.resnets.\2."),
+)
+_WAN_RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"}
+
+
+def _wan_vae(weights: Weights) -> Weights:
+    """Return the autoencoder of Wan 2.1, 2.2 or Qwen-Image in diffusers' names. diffusers' own reader knows no 2.2."""
+    named: Weights = {}
+    for name, tensor in weights.items():
+        for pattern, replacement in _WAN_22_BLOCKS:
+            name, count = pattern.subn(replacement, name)
+            if count:
+                for old, new in (*_WAN_RESIDUAL.items(), ("shortcut", "conv_shortcut")):
+                    name = name.replace(f".{old}.", f".{new}.")
+                break
+        named[name] = tensor
+    converted: Weights = convert_wan_vae_to_diffusers(named)
+    return converted
+
+
 # Readers of layouts for which diffusers has no converter, or one for files of one width only.
 CONVERTERS: Mapping[str, Callable[[Weights], Weights]] = {
     "FluxTransformer2DModel": _flux,
     "AutoencoderKLFlux2": _flux2_vae,
-    "AutoencoderKLQwenImage": convert_wan_vae_to_diffusers,  # Wan's autoencoder, in all its names
+    "AutoencoderKLWan": _wan_vae,
+    "AutoencoderKLQwenImage": _wan_vae,  # Wan's autoencoder, in all its names
 }

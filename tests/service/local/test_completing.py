@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from tests.catalog.corpus import stored
 from worker.catalog.call import Model
+from worker.catalog.detector import detect_header
 from worker.core.errors import AccessDenied, SourceUnavailable, UnsupportedModel
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.core.turn import StopSignal
@@ -31,6 +33,18 @@ def test_a_files_text_encoder_counts_where_it_is_of_the_kind_that_its_family_has
     done = completion(Model(spec(), found(Kind.CHECKPOINT, "z-image", *parts, encoders=(encoder,))))
     assert ("text_encoder" in done.missing) is missing
     assert "vae" not in done.missing
+
+
+@pytest.mark.parametrize(
+    ("header", "base"),
+    [
+        ("wan-ti2v-5b-diffusers", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+        ("wan-t2v-diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        ("wan-i2v-diffusers", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"),
+    ],
+)
+def test_a_denoiser_is_completed_from_the_base_of_its_own_latents(header, base):
+    assert completion(Model(spec(), detect_header(stored(header)))).base == base
 
 
 def test_a_whole_checkpoint_of_a_bundled_family_needs_nothing():

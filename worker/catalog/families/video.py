@@ -1,12 +1,23 @@
 """Rows of the families that make video."""
 
-from worker.catalog.conditions import all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, shape_is
+from worker.catalog.conditions import (
+    all_of,
+    any_of,
+    config_is,
+    dimension,
+    has_all,
+    has_any,
+    has_prefix,
+    none_of,
+    shape_is,
+)
 from worker.catalog.families.row import MEGAPIXEL, Architecture, LoraRule, Name, alone
 from worker.core.model import Task
 
 _WAN_HEAD = has_any("head.modulation", "condition_embedder.time_proj.weight")
 _VACE, _FACE = has_any("vace_blocks.0.after_proj.bias", "vace_blocks.0.proj_out.weight"), has_prefix("face_adapter.")
-_WAN = all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 16, 48), none_of(_VACE))
+_WAN = all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 16), none_of(_VACE))
+# 16 channels of Wan 2.1's autoencoder, 48 of 2.2's, which only the model of 5B reads
 _HUNYUAN = all_of(
     has_any(
         "txt_in.individual_token_refiner.blocks.0.adaLN_modulation.1.bias",
@@ -39,16 +50,34 @@ VIDEOS: tuple[Architecture, ...] = (
         variants={"lightning": {"num_inference_steps": 4, "guidance_scale": 1.0}, "2.2": {}},
         scheduler="UniPCMultistepScheduler",
         fps=16,
-        autoencoders=("wan-48",),
         civitai=(
             Name("Wan Video"),
             Name("Wan Video 1.3B t2v"),
             Name("Wan Video 14B t2v"),
-            Name("Wan Video 2.2 TI2V-5B"),
             Name("Wan Video 2.2 T2V-A14B", "2.2"),
         ),
         names=(Name(r"wan.?(?:\d|video|$)", general=1),),
         loras=(LoraRule(r"^(?:vace_)?blocks_\d+_(?:(?:self|cross)_attn_[qkvo]|ffn_[02]|attn[12]_to_[qkv])$"),),
+    ),
+    Architecture(
+        id="wan-ti2v",
+        title="Wan 2.2 TI2V 5B",
+        pipelines={Task.TEXT_TO_VIDEO: "WanPipeline", Task.IMAGE_TO_VIDEO: "WanImageToVideoPipeline"},
+        native_size=1280,
+        max_pixels=MEGAPIXEL,
+        defaults={"num_inference_steps": 50, "guidance_scale": 5.0, "num_frames": 121, "height": 704, "width": 1280},
+        original=True,
+        denoiser=alone(all_of(_WAN_HEAD, dimension("patch_embedding.weight", 1, 48), none_of(_VACE, _FACE))),
+        base_repo="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        family="wan",
+        sibling="wan",
+        repository=config_is("transformer/config.json", "in_channels", 48),
+        activation_gb_per_mp=12.0,
+        scheduler="UniPCMultistepScheduler",
+        fps=24,
+        autoencoders=("wan-48",),
+        civitai=(Name("Wan Video 2.2 TI2V-5B"),),
+        names=(Name(r"wan.?2.?2.?ti2v"),),
     ),
     Architecture(
         id="wan-i2v",
