@@ -13,6 +13,8 @@ import pytest
 
 from tests.contract.test_standalone import start
 
+pytestmark = pytest.mark.timeout(600)
+
 KEY = "key-0123456789abcdef"
 FROG = {"prompt": "a green frog", "num_inference_steps": 4}
 

@@ -15,7 +15,7 @@ from worker.app.environment import choose_gpu
 from worker.app.logs import configure_logging
 from worker.app.place import Place
 from worker.app.server import build_app, server_config
-from worker.app.settings import Settings, SettingsError
+from worker.app.settings import Settings, SettingsError, process_environment
 from worker.app.signals import end_well_on_terminate
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore
@@ -28,7 +28,7 @@ LOST = -1
 def run_process(settings: Settings, place: Place, reports: Connection) -> None:
     """Serve until stopped, and report the number of jobs under way. Ends when the process that started it ends."""
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
-    choose_gpu(os.environ, place.gpu)
+    choose_gpu(process_environment(), place.gpu)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         worker = build_worker(settings, place=place)

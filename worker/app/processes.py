@@ -29,7 +29,7 @@ from worker.app.place import Place
 from worker.app.posture import installation_warnings
 from worker.app.process import LOST, run_process
 from worker.app.registry import build_registry, registry_warnings
-from worker.app.settings import Settings, SettingsError
+from worker.app.settings import Settings, SettingsError, process_environment
 from worker.catalog.registry import RegistryError
 from worker.transport.processes.front import Front
 from worker.transport.processes.table import Process, ProcessTable
@@ -56,7 +56,7 @@ def serve(settings: Settings) -> None:
         sockets = [listen(settings.api_host, port) for port in settings.listening_ports]
     except (SettingsError, RegistryError) as error:
         sys.exit(f"error: {error}")
-    gpus = visible_gpus(os.environ) if settings.device in ("auto", "cuda") else []
+    gpus = visible_gpus(process_environment()) if settings.device in ("auto", "cuda") else []
     warnings = (*settings.warnings(), *registry_warnings(registry, settings), *settings.server_warnings())
     for warning in (*warnings, *sharing_warnings(settings.api_workers, len(gpus)), *installation_warnings(settings)):
         _LOG.warning("%s", warning)

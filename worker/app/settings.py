@@ -1,6 +1,7 @@
 """Every switch of the worker: the only reader of the environment, read once, then frozen."""
 
 import os
+from collections.abc import MutableMapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -366,6 +367,11 @@ def read_settings() -> Settings:
         raise SettingsError(
             f"{name}: {first['msg'].removeprefix('Value error, ')}; {first.get('input')!r} was set."
         ) from None
+
+
+def process_environment() -> MutableMapping[str, str]:
+    """Return the environment that libraries read: which GPUs they see stands there."""
+    return os.environ
 
 
 def known_variables() -> set[str]:
