@@ -161,17 +161,6 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
     return app
 
 
-def _job_store(worker: Worker, webhooks: Webhooks) -> JobStore:
-    settings, operations = worker.settings, worker.operations
-    bounds = StoreBounds(
-        settings.job_retention_seconds,
-        int(settings.job_retention_mb * 2**20),
-        # One bound for the job store and the admission: a job must not be taken here and then fail for lack of room.
-        settings.max_concurrent_jobs + settings.max_queued_jobs,
-    )
-    return JobStore(operations.perform, bounds, StoreHooks(operations.admit, operations.refuse, webhooks.notify))
-
-
 async def _watch(worker: Worker, *, hears_signals: bool) -> None:
     """Watch the engine; once it is lost end as by SIGTERM, so that what can be answered still is."""
     await end_once_lost(worker.until_lost, partial(signal.raise_signal, signal.SIGTERM) if hears_signals else _go_on)

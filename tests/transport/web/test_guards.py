@@ -45,7 +45,8 @@ def ask(served, door, headers=None, **sent):
 
 
 def accounts(served):
-    return dict(served.context.worker.quotas._accounts)
+    with served.context.worker.quotas._accounts.held() as accounts:
+        return dict(accounts)
 
 
 def refused(served, door, status, code, headers=None, inside=False, **sent):

@@ -99,9 +99,11 @@ class Quotas:
         """Count one request that generates nothing. Raises RateLimited."""
         if caller is None or not self._limits.requests_per_minute:
             return
-        account = self._account(caller)
-        self._check_rate(account)
-        self._set(caller, replace(account, tokens=account.tokens - 1))
+        with self._accounts.held() as accounts:
+            account = self._account(accounts, caller)
+            self._check_rate(account)
+            accounts[caller] = replace(account, tokens=account.tokens - 1)
+        self._accounts.save()
 
     def close(self) -> None:
         """Return once everything is written."""
