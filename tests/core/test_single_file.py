@@ -10,6 +10,11 @@ from worker.core.single_file import unwrapped
     [
         (["module.a.weight", "module.b"], ["a.weight", "b"]),
         (["module._orig_mod.a", "module._orig_mod.b"], ["a", "b"]),
+        (["difference", "module.a.b", "module.c.d"], ["difference", "a.b", "c.d"]),
+        (["lora_controlnet", "_fsdp_wrapped_module.a.b"], ["lora_controlnet", "a.b"]),
+        (["difference", "params.a.b", "params_ema.a.b"], ["difference", "a.b"]),
+        (["difference"], ["difference"]),
+        (["difference", "a.b", "module.c"], ["difference", "a.b", "module.c"]),
         (["params_ema.module.a", "params_ema.module.b"], ["a", "b"]),
         (["params.a", "params.b"], ["a", "b"]),
         (["module.a", "b"], ["module.a", "b"]),

@@ -25,15 +25,16 @@ from pydantic import JsonValue
 
 from worker.core.json_text import parse_bounded
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
+from worker.core.wrappers import AROUND_ANY, PARALLEL, PEFT_MODEL
 
 # Spellings by their names; the first that a file uses names it.
 DIALECTS = ("xlabs", "kohya", "peft", "comfy", "omi", "diffusers", "bare")
 
 # Wrappers around the whole model or a component: peft's and that of data parallelism; kohya writes `_` for dots.
-_WRAPPERS = re.compile(r"^(?:(?:base_model\.model|module)\.)+")
-_FLAT_WRAPPERS = re.compile(r"^_*(?:(?:base_model_model|module)_)+")
-# Wrappers around any module: torch.compile's, and those of sharding and of recomputing activations.
-_INNER_WRAPPERS = re.compile(r"(?:^|(?<=[._]))_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)(?:[._]|$)")
+_WRAPPERS = re.compile(rf"^(?:(?:{re.escape(PEFT_MODEL)}|{PARALLEL})\.)+")
+_FLAT_WRAPPERS = re.compile(rf"^_*(?:(?:{PEFT_MODEL.replace('.', '_')}|{PARALLEL})_)+")
+# Wrappers around any module, in flat names too.
+_INNER_WRAPPERS = re.compile(rf"(?:^|(?<=[._]))(?:{'|'.join(AROUND_ANY)})(?:[._]|$)")
 # The start of a key, its component, and the dialect of that spelling; the first that fits is stripped.
 # `conditional_transformer.` is of Ideogram 4, `lora_prior_unet_` of Stable Cascade's prior. LyCORIS puts `lycoris_`
 # before the modules of whatever it wraps, and only text encoders have a `text_model`.

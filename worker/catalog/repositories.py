@@ -20,6 +20,7 @@ _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")
 _CODE_KEYS = ("auto_map", "custom_pipeline", "custom_pipelines")
 _MAX_DEPTH = 6  # configs of vision language models nest their parts twice
 _INPAINT_CHANNELS = 9
+_COARSEST = 128  # pixels of one token of the coarsest model
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -80,6 +81,7 @@ def _pipeline(configs: Configs) -> Detection:
         scheduler=_scheduler(index),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         native_size=_native_size(row, configs, index, evidence),
+        size_grid=_size_grid(configs),
         evidence=tuple(evidence),
         quantization=quantization,
         parts=tuple(part for part, entry in index.items() if not part.startswith("_") and _is_there(entry)),
@@ -194,6 +196,16 @@ def _native_size(
     return int(max(sizes) * factor)
 
 
+def _size_grid(configs: Configs) -> int | None:
+    """Return the pixels that go into one token of the denoiser: the VAE's compression times the denoiser's patch."""
+    compression = _compression(configs.get("vae/config.json"))
+    part = next((part for part in DENOISERS if f"{part}/config.json" in configs), None)
+    patch = configs[f"{part}/config.json"].get("patch_size", 1) if part else 1
+    side = patch[-1] if isinstance(patch, list) and patch else patch
+    grid = compression * side if compression and type(side) is int else 0
+    return grid if 0 < grid <= _COARSEST else None
+
+
 def _compression(vae: Mapping[str, object] | None) -> int | None:
     if vae is None:
         return None
@@ -201,6 +213,9 @@ def _compression(vae: Mapping[str, object] | None) -> int | None:
         value = vae.get(key)
         if type(value) is int and 0 < value <= 256:
             return value
+    steps, patch = vae.get("spatio_temporal_scaling"), vae.get("patch_size")
+    if isinstance(steps, list) and type(patch) is int:  # LTX: its blocks shrink what was packed into patches
+        return int(patch * 2 ** min(sum(map(bool, steps)), 8))
     for key, offset in (("block_out_channels", 1), ("encoder_block_out_channels", 1), ("temperal_downsample", 0)):
         value = vae.get(key)
         if isinstance(value, list) and 0 < len(value) <= 9:

@@ -323,6 +323,7 @@ class Detection:
     scheduler: str | None = None  # the class of a repository's own
     zero_snr: bool = False  # trained down to zero signal: the scheduler has to begin there too
     native_size: int | None = None  # pixels of one side
+    size_grid: int | None = None  # pixels of which a side is a multiple: those of one token, or of one latent
     evidence: tuple[str, ...] = ()
     activation_gb_per_mp: float = 2.0  # working memory for one megapixel, half precision
     near: tuple[str, ...] = ()  # the architectures that an unknown file resembles most

@@ -91,6 +91,9 @@ class PipelineRow:
     image_prompts: ImagePrompts = "any"
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not
+    size_multiple: int = (
+        1  # its sides are multiples of so many pixels, whatever its parts: it works at smaller sizes too
+    )
     inverts: bool = False  # an edit is several calls, and the first ones take the image
     # Its output.
     is_video: bool = False

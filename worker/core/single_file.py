@@ -4,12 +4,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Literal, TypeVar
 
+from worker.core.wrappers import AROUND_ANY, AVERAGED, PARALLEL, PLACES, WEIGHTS
+
 EncoderKind = Literal["clip", "t5", "llm"]
 T = TypeVar("T")
 
-# What training code leaves before every name: a module's wrappers, and the place in what was saved.
-_WRAPPERS = ("module.", "_orig_mod.", "model_state_dict.", "state_dict.", "params_ema.", "params.")
-_AVERAGED, _WEIGHTS = "params_ema.", "params."
+# What training code leaves before every name: a model's wrappers, and the place in what was saved.
+_WRAPPERS = tuple(f"{wrapper}." for wrapper in (PARALLEL, *AROUND_ANY, *PLACES))
+_AVERAGED, _WEIGHTS = f"{AVERAGED}.", f"{WEIGHTS}."
+# Tensors by which a ControlNet's file says how the others are meant.
+DIFFERENCE, LORA_CONTROLNET = "difference", "lora_controlnet"
+MARKERS = frozenset({DIFFERENCE, LORA_CONTROLNET})
 VAE_PREFIXES = ("first_stage_model.", "vae.")
 # The start of a text encoder's names: LDM's, Stability's, ComfyUI's (one name for each encoder), diffusers', trainers'.
 _ENCODER = re.compile(
@@ -50,17 +55,22 @@ def encoder_kind(class_name: str) -> EncoderKind:
 
 
 def unwrapped(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Return `tensors` without what training code left before every name.
+    """Return `tensors` without what training code left before every name; a marker has nothing there.
 
     Of weights saved beside their moving average, as BasicSR does, the average is kept: it is what is published.
     """
     kept = dict(tensors)
     both = _AVERAGED, _WEIGHTS
-    if all(name.startswith(both) for name in kept) and any(name.startswith(_AVERAGED) for name in kept):
-        kept = {name: tensor for name, tensor in kept.items() if name.startswith(_AVERAGED)}
-    while kept:
-        prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in kept)), None)
+    if all(name.startswith(both) for name in _paths(kept)) and any(name.startswith(_AVERAGED) for name in kept):
+        kept = {name: tensor for name, tensor in kept.items() if not name.startswith(_WEIGHTS)}
+    while paths := _paths(kept):
+        prefix = next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in paths)), None)
         if prefix is None:
             break
         kept = {name.removeprefix(prefix): tensor for name, tensor in kept.items()}
     return kept
+
+
+def _paths(names: Iterable[str]) -> list[str]:
+    """Return the names that a module gave its tensors; a marker is added to the file beside them."""
+    return [name for name in names if name not in MARKERS]

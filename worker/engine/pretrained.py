@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 
 from worker.core.errors import CorruptFile
 from worker.core.model import safetensors_files
+from worker.core.wrappers import AROUND_ANY, PARALLEL, PEFT_LAYER, PEFT_MODEL
 from worker.engine.mirror import mirrored
 
 _LOG = logging.getLogger(__name__)
-# Segments that wrappers add to names when a model is saved without being unwrapped: DataParallel, torch.compile, FSDP,
-# activation checkpointing, peft. Those of the first kind only lead a name: a class may have a `module` of its own.
-_LEADING = r"^(?:(?:module|base_model\.model|_orig_mod|_fsdp_wrapped_module)\.)+"
-_INNER = r"\.(?:(?:base_layer|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+# What wrappers add to names when a model is saved without being unwrapped, before a name and within one.
+_LEADING = rf"^(?:(?:{'|'.join(map(re.escape, (PARALLEL, PEFT_MODEL, *AROUND_ANY)))})\.)+"
+_INNER = rf"\.(?:(?:{'|'.join((PEFT_LAYER, *AROUND_ANY))})\.)+"
 _WRAPPED = re.compile(f"{_LEADING}|{_INNER}")
 # Numbers that no class needs from a file: it makes them itself, or counts with them in training only.
 _NO_WEIGHT = re.compile(r"(^|\.)(position_ids|inv_freq|num_batches_tracked|_extra_state)$")

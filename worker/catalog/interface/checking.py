@@ -51,6 +51,7 @@ def check_parameters(
     if isinstance(sigmas := merged.get("sigmas"), list) and "num_inference_steps" in properties:
         merged["num_inference_steps"] = len(sigmas)  # some pipelines compare the two, and most replace it
     _check_together(effective_defaults(properties, ("strength",)) | merged, call)
+    _check_windows(effective_defaults(properties, [*properties]) | merged)
     return merged
 
 
@@ -155,3 +156,19 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")
+
+
+def _check_windows(values: Mapping[str, JsonValue]) -> None:
+    """Refuse a window of the steps, `…_start` to `…_end`, that ends before it begins."""
+    for name, start in values.items():
+        end = values.get(f"{name.removesuffix('_start')}_end") if name.endswith("_start") else None
+        for first, last in zip(_numbers(start), _numbers(end), strict=False):
+            if first >= last:
+                raise ParameterOutOfRange(
+                    f"{name} must be less than its end; {first:g} and {last:g} were sent: lower {name}.", field=name
+                )
+
+
+def _numbers(value: JsonValue) -> list[int | float]:
+    listed = value if isinstance(value, list) else [value]
+    return [number for number in listed if isinstance(number, int | float)]

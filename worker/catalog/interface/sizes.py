@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from worker.catalog.call import Model, ModelCall, once
 from worker.catalog.classes.signatures import size_step
 from worker.catalog.interface.values import nearest_multiple
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.model import ModelSpec
 
 LIMIT_KEYS = ("max_side", "max_pixels", "max_steps", "max_images")
@@ -35,7 +36,7 @@ class SizeBounds:
 def size_bounds(model: Model) -> SizeBounds:
     """Return the sizes that a model generates: its family's, changed by `limits`; tiny models may make tiny images."""
     row, limits = model.architecture, model.spec.limits
-    multiple = row.size_multiple if row else size_step(model.pipeline) or _UNKNOWN_MULTIPLE
+    multiple = row.size_multiple if row else _multiple(model)
     native = model.detection.native_size or (row.native_size if row else 1024)
     max_pixels = int(limits.get("max_pixels", row.max_pixels if row else 2048 * 2048))
     # Up to an aspect of 4:1 at the most pixels: beyond that no family was trained.
@@ -47,6 +48,12 @@ def size_bounds(model: Model) -> SizeBounds:
     if row is None:
         minimum = multiple  # for a class without a row the size where noise begins is unknown
     return SizeBounds(min(minimum, maximum), maximum, multiple, max_pixels, min(max(native, minimum), maximum))
+
+
+def _multiple(model: Model) -> int:
+    """Return the multiple that the sides of a model without a family's row are of: its class's, and its parts'."""
+    step = size_step(model.pipeline) or _UNKNOWN_MULTIPLE
+    return math.lcm(step, model.detection.size_grid or 1, pipeline_row(model.pipeline).size_multiple)
 
 
 def image_limit(spec: ModelSpec, max_images: int) -> int:

@@ -117,9 +117,9 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("Kandinsky3Img2ImgPipeline", alone=True),
     PipelineRow("Kandinsky3Pipeline", alone=True),
     # One call for several images fails.
-    PipelineRow("KandinskyCombinedPipeline", alone=True),
-    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True),
-    PipelineRow("KandinskyInpaintCombinedPipeline", alone=True),
+    PipelineRow("KandinskyCombinedPipeline", alone=True, size_multiple=64),
+    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True, size_multiple=64),
+    PipelineRow("KandinskyInpaintCombinedPipeline", alone=True, size_multiple=64),
     PipelineRow("KandinskyV22CombinedPipeline", alone=True),
     PipelineRow("KandinskyV22Img2ImgCombinedPipeline", alone=True),
     PipelineRow("KandinskyV22InpaintCombinedPipeline", alone=True),

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from worker.core.adapter import AdapterFiles, Control
 from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedModel, WorkerError
-from worker.core.single_file import unwrapped
-from worker.engine.adapters.control_loras import DIFFERENCE, MARKER, added, unfolded
+from worker.core.single_file import DIFFERENCE, unwrapped
+from worker.engine.adapters.control_loras import MARKER, added, unfolded
 from worker.engine.devices import is_out_of_memory
 from worker.engine.pretrained import load_pretrained
 

@@ -18,16 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
+from worker.core.single_file import LORA_CONTROLNET
 from worker.engine.adapters.names import aliases
 from worker.engine.adapters.targets import own_parameter
 
 _FIELD = "controlnets"
-MARKER = "lora_controlnet"
+MARKER = LORA_CONTROLNET
 """The empty tensor by which a file says that it is one."""
-
-
-DIFFERENCE = "difference"
-"""The tensor by which a file says that the weights which its base has too are their differences from the base's."""
 
 
 def added(named: Mapping[str, Tensor], unet: nn.Module, name: str, dtype: torch.dtype) -> dict[str, Tensor]:

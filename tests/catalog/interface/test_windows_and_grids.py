@@ -1,0 +1,59 @@
+"""What a schema cannot say of two fields, and the grid of sizes that a repository's parts make."""
+
+import pytest
+
+from worker.catalog.call import Model
+from worker.catalog.detector import detect
+from worker.catalog.interface.checking import check_parameters
+from worker.catalog.interface.sizes import size_bounds
+from worker.core.errors import ParameterOutOfRange
+from worker.core.model import ModelSpec, Outline, Task
+from worker.store.refs import parse_reference
+
+
+def model_of(class_name: str, **configs: dict[str, object]) -> Model:
+    parts = {name: ["diffusers", "X"] for name in configs}
+    files = {"model_index.json": {"_class_name": class_name, **parts}}
+    files |= {f"{name}/config.json": config for name, config in configs.items()}
+    spec = ModelSpec(id="m", source=parse_reference("file:m"))
+    return Model(spec, detect(Outline(configs=files)))
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"control_guidance_start": 1}, "control_guidance_start"),
+        ({"control_guidance_end": 0}, "control_guidance_start"),
+        ({"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "control_guidance_start"),
+    ],
+)
+def test_a_window_of_no_steps_is_refused(sent, field):
+    call = model_of("StableDiffusionXLControlNetPipeline", unet={}, vae={}).call(Task.CONTROLNET)
+    with pytest.raises(ParameterOutOfRange, match="must be less than its end") as error:
+        check_parameters(sent, call, max_images=1)
+    assert error.value.field == field
+    assert check_parameters({"control_guidance_start": 0.2, "control_guidance_end": 0.3}, call, max_images=1)
+
+
+LTX_VAE = {"patch_size": 4, "spatio_temporal_scaling": [True, True, True, False]}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "configs", "multiple"),
+    [
+        ("SanaWMPipeline", {"transformer": {"patch_size": [1, 1, 1]}, "vae": {"spatial_compression_ratio": 32}}, 32),
+        ("LTXLatentUpsamplePipeline", {"vae": LTX_VAE}, 32),
+        ("ConsisIDPipeline", {"transformer": {"patch_size": 2}, "vae": {"block_out_channels": [1, 1, 1, 1]}}, 16),
+        ("KandinskyImg2ImgCombinedPipeline", {"unet": {}}, 64),
+        ("HeliosPyramidPipeline", {"vae": {"scale_factor_spatial": 8}, "transformer": {"patch_size": [1, 2, 2]}}, 64),
+        ("LTX2DFRPipeline", {"vae": LTX_VAE}, 64),
+    ],
+)
+def test_sides_are_multiples_of_what_the_parts_and_the_class_work_in(class_name, configs, multiple):
+    assert size_bounds(model_of(class_name, **configs)).multiple == multiple
+
+
+@pytest.mark.parametrize("patch", [0, -2, "2", [], [None], 10**9, True, {"a": 1}])
+def test_a_strange_patch_changes_nothing(patch):
+    model = model_of("SanaWMPipeline", transformer={"patch_size": patch}, vae={"spatial_compression_ratio": 32})
+    assert size_bounds(model).multiple == 16
