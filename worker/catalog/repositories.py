@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import takewhile
 from typing import TypeGuard
 
 from worker.catalog.architectures import Architecture, by_class, siblings
@@ -82,6 +83,7 @@ def _pipeline(configs: Configs) -> Detection:
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         native_size=_native_size(row, configs, index, evidence),
         size_grid=_size_grid(configs),
+        controlnets=_controlnets(index, configs),
         evidence=tuple(evidence),
         quantization=quantization,
         parts=tuple(part for part, entry in index.items() if not part.startswith("_") and _is_there(entry)),
@@ -194,6 +196,14 @@ def _native_size(
         return default
     evidence.append(f"{part}/config.json: sample_size {sample_size} x {factor}")
     return int(max(sizes) * factor)
+
+
+def _controlnets(index: Mapping[str, object], configs: Configs) -> int:
+    """Return the number of ControlNets in a class that holds several: they lie in `controlnet`, `controlnet_1` …"""
+    entry = index.get("controlnet")
+    if not _is_there(entry) or "MultiControlNet" not in str(entry[-1]):
+        return 0
+    return 1 + len(list(takewhile(lambda number: f"controlnet_{number}/config.json" in configs, range(1, 100))))
 
 
 def _size_grid(configs: Configs) -> int | None:

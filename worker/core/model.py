@@ -334,6 +334,7 @@ class Detection:
     parts: tuple[str, ...] = ()  # of a single file: "denoiser", "vae", "text_encoder", "text_encoder_2" …
     encoders: tuple[EncoderKind, ...] = ()  # the kinds of a single file's text encoders, one each
     part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
+    controlnets: int = 0  # that a repository holds in one part, where it holds several
     component_class: str | None = None  # of a part: the diffusers or transformers class that reads it
     few_steps: SchedulerConfig | None = None  # the scheduler for a single file of this variant
 

@@ -110,6 +110,7 @@ def read_inputs(
         image = canvas.get(fields[0])
         video = Video((reader.take(image, fields[0]),)) if image else _read(request, slot, fields, reader)
         fps = fps or video.fps
+        _check_controls(slot, len(video.frames), fields[0], call)
         pairs.append((slot, Media(parameter, video.frames, slot.form, fields[0])))
     is_sized = bool(request.params.keys() & {"width", "height"})
     if not pairs:
@@ -219,6 +220,16 @@ def _read(request: GenerationRequest, slot: Slot, fields: Iterable[str], reader:
             image = reader.control(text, name) if _is_control(slot) else reader.image(text, name, alpha=alpha)
             images.append(reader.take(image, name))
     return Video(tuple(images))
+
+
+def _check_controls(slot: Slot, count: int, name: str, call: ModelCall) -> None:
+    """Refuse another number of control images than the model has ControlNets, where it holds several."""
+    needed = call.detection.controlnets
+    if slot.form == "controls" and needed > 1 and count != needed:
+        raise ParameterOutOfRange(
+            f"{name} takes one image for each of the model's {needed} ControlNets; {count} came: send {needed}.",
+            field=name,
+        )
 
 
 def _is_control(slot: Slot) -> bool:
