@@ -12,8 +12,9 @@ import select
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -207,6 +208,27 @@ def server(folder: Path, **env: str) -> Iterator[tuple[WorkerProcess, int]]:
                 break
             time.sleep(0.05)
         yield worker, port
+
+
+def all_at_once(folder: Path, kinds: Mapping[str, Attack], **env: str) -> tuple[list[Outcome], float, list[float]]:
+    """Attack a server of its own in all these ways; return what came of it, the MB it took, and pings' seconds."""
+    outcomes: list[Outcome] = []
+    with server(folder, **env) as (worker, port):
+        with asking(port):
+            time.sleep(1)  # what is imported with the first requests is not the attack's
+        before = rss_mb(worker.pid)
+        reset_peak(worker.pid)
+
+        def attack_with(kind: Attack) -> None:
+            outcomes.append(attack(port, kind, gives_up_s=40))
+
+        threads = [threading.Thread(target=attack_with, args=(kind,)) for kind in kinds.values()]
+        with asking(port) as seconds:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        return outcomes, rss_mb(worker.pid, "VmHWM") - before, seconds
 
 
 def main(names: list[str]) -> None:

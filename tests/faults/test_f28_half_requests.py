@@ -12,8 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes.web_worker import WebWorker
-from tests.faults.attacks import ATTACKS, Attack, asking, attack, percentile, reset_peak, rss_mb
-from tests.faults.attacks import server as started_server
+from tests.faults.attacks import ATTACKS, all_at_once, attack, percentile
 from worker.app import server
 from worker.transport.web import connections
 from worker.transport.web import incoming as bodies
@@ -101,7 +100,6 @@ def test_every_attack_is_ended(serve, figures):
         ([b"GET / HTTP/1.1\r\nX: " + b"y" * 60_000], 431, "headers_too_large", "32768"),
         ([b"hello\r\n\r\n"], 400, "invalid_request", "HTTP"),
         ([b"GET /ws HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"], 400, "invalid_request", "WebSocket"),
-        ([b"POST /run HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"5;" + b"x" * 60_000], 415, None, "JSON"),
         ([b"POST /v2/x/run HTTP/1.1\r\nContent-Length: 9000000000\r\n\r\n{"], 415, None, "JSON"),
     ],
 )
@@ -112,6 +110,12 @@ def test_who_is_ended_is_told_the_limit(serve, parts, status, code, names):
     assert (found, body["code"]) == (status, code or body["code"])
     assert names in body["error"]
     assert f"x-request-id: {body['request_id']}".encode() in answer.lower()
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_who_has_an_answer_gets_no_second_one(serve):
+    with serve() as served:
+        answer = said(served, b"POST /run HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"5;" + b"x" * 60_000)
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
@@ -296,27 +300,11 @@ def until(true):
 
 @pytest.mark.slow
 def test_all_attacks_at_once_on_a_server_as_an_operator_starts_it(tmp_path, figures):
-    """Some 1,600 connections in every way at once; figures of the whole process."""
-    outcomes = {}
-    with started_server(tmp_path) as (worker, port):
-        with asking(port):
-            time.sleep(1)  # what is imported with the first requests is not the attack's
-        before = rss_mb(worker.pid)
-        reset_peak(worker.pid)
-        threads = [threading.Thread(target=_attack, args=(port, *item, outcomes)) for item in OVER_HTTP.items()]
-        with asking(port) as seconds:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        peak = rss_mb(worker.pid, "VmHWM") - before
+    """Some 1,500 connections in every way at once; figures of the whole process."""
+    outcomes, grown_mb, pings = all_at_once(tmp_path, OVER_HTTP)
     asked = sum(kind.connections for kind in OVER_HTTP.values())
-    figures("F28", "connections ended", sum(found.closed for found in outcomes.values()), "", at_least=asked)
-    longest = max(found.seconds for found in outcomes.values())
+    figures("F28", "connections ended", sum(found.closed for found in outcomes), "", at_least=asked)
+    longest = max(found.seconds for found in outcomes)
     figures("F28", "the last of them after", longest, "s", at_most=20, clock=True)
-    figures("F28", "memory of all attacks over HTTP at once", peak, "MB", at_most=50)
-    figures("F28", "/ping meanwhile, p99", percentile(seconds, 0.99) * 1e3, "ms", at_most=50, clock=True)
-
-
-def _attack(port: int, name: str, kind: Attack, outcomes: dict) -> None:
-    outcomes[name] = attack(port, kind, gives_up_s=40)
+    figures("F28", "memory of all attacks over HTTP at once", grown_mb, "MB", at_most=50)
+    figures("F28", "/ping meanwhile, p99", percentile(pings, 0.99) * 1e3, "ms", at_most=50, clock=True)

@@ -11,7 +11,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
-from tests.faults.attacks import Attack, attack
+from tests.faults.attacks import ATTACKS as WHOLE
+from tests.faults.attacks import Attack, all_at_once, attack, percentile
 from worker.app import server
 from worker.transport.web import connections, events
 from worker.transport.web.connections import ConnectionLimits
@@ -175,3 +176,15 @@ def test_what_comes_before_a_socket_is_opened_is_no_way_in(served):
             head = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + key
             link.sendall(head + line + b"\r\n\r\n")
             assert link.recv(4_096).split()[1] == status
+
+
+@pytest.mark.slow
+def test_all_attacks_on_websockets_at_once(tmp_path, figures):
+    """240 sockets at once; figures of the whole process."""
+    kinds = {name: kind for name, kind in WHOLE.items() if kind.on_socket}
+    outcomes, grown_mb, pings = all_at_once(tmp_path, kinds, MAX_SOCKETS_PER_CALLER="1000")
+    asked = sum(kind.connections for kind in kinds.values())
+    figures("F29", "WebSockets ended", sum(found.closed for found in outcomes), "", at_least=asked)
+    figures("F29", "the last of them after", max(found.seconds for found in outcomes), "s", at_most=20, clock=True)
+    figures("F29", "memory of all attacks on WebSockets at once", grown_mb, "MB", at_most=50)
+    figures("F29", "/ping meanwhile, p99", percentile(pings, 0.99) * 1e3, "ms", at_most=50, clock=True)

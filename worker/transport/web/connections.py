@@ -10,6 +10,7 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Protocol
 
 _SWEEP_S = 1.0
+_AT_ONCE = 32
 _MAX_LINGERING = 256
 
 
@@ -142,12 +143,19 @@ class Connections:
         return True
 
     def _sweep(self) -> None:
+        self._check([*self._addresses])
+
+    def _check(self, connections: list[Connection]) -> None:
+        """Check a few, and the others after what else waits: a thousand that end at once would hold up all the rest."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in [*self._addresses]:
-            connection.check(now)
+        for connection in connections[:_AT_ONCE]:
+            if connection in self._addresses:
+                connection.check(loop.time())
         self._sweeping = bool(self._addresses)
-        if self._sweeping:
+        if len(connections) > _AT_ONCE:
+            self._sweeping = True
+            loop.call_soon(self._check, connections[_AT_ONCE:])
+        elif self._sweeping:
             loop.call_later(_SWEEP_S, self._sweep)
 
 
