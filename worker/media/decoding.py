@@ -58,6 +58,19 @@ def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> D
         raise InvalidImage(f"{field} is {_fault(kind)}", field=field) from None
 
 
+def pixels_in(data: bytes) -> int:
+    """Return how many pixels decoding these bytes as an image may take, by their header; the most if it does not say.
+
+    0 if they are refused unread.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            pixels = image.width * image.height
+    except Exception:  # an AVIF, or damaged: it may be mended
+        return MAX_PIXELS if kind_of(data) in IMAGES else 0
+    return pixels if pixels <= MAX_PIXELS else 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """The first frame of a file, as Pillow has it."""

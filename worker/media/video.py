@@ -23,6 +23,7 @@ MAX_BYTES = 64 * 2**20
 MAX_SIDE = 4_096
 MAX_PIXELS = 2**28  # of all frames together: 800 MB once decoded
 _ANIMATED = ("GIF", "WEBP")
+MOVING = (VIDEO, "GIF", "WebP", None)  # the kinds of files that may hold many frames
 _STILL = ("PNG", "JPEG", "AVIF", "BMP", "TIFF")
 MAX_FPS = 60
 _BT709 = 1  # ffmpeg's number for its primaries, transfer and matrix

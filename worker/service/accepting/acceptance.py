@@ -39,7 +39,7 @@ from worker.service.accepting.inputs import (
     sent_fields,
     without_media,
 )
-from worker.service.accepting.links import Link, fetch_all, links_of, reading
+from worker.service.accepting.links import Link, fetch_all, links_of, pixels_sent, reading
 from worker.service.accepting.masks import MaskReport
 from worker.service.accepting.prompt_tags import read_tags
 from worker.service.accepting.resolving import ModelResolver
@@ -56,6 +56,7 @@ from worker.service.accepting.rules import (
     uses_lightning,
 )
 from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pixels import PixelBudget
 from worker.service.limits.pools import Pools
 
 
@@ -132,6 +133,7 @@ class Acceptor:
         self.resolver = resolver
         self._limits = limits
         self._pools = pools
+        self._pixels = PixelBudget()
         self._fetch = fetch
         self._aliases = aliases
         self._find_file = find_file
@@ -146,8 +148,11 @@ class Acceptor:
             pool = pools.checks if self._is_at_hand(request) else pools.headers
             resolved = await pool.run(self._resolve, request, place=self.resolver.host_of(request.model))
             bodies = await fetch_all(resolved.links, self._fetch, pools.images)
-            pool = pools.decoding if resolved.has_media else pools.checks
-            return await pool.run(self._finish, resolved, job_id, bodies)
+            if not resolved.has_media:
+                return await pools.checks.run(self._finish, resolved, job_id, bodies)
+            pixels = await pools.decoding.run(pixels_sent, resolved.request, resolved.calls.sent, reading(bodies))
+            async with self._pixels.share(pixels) as share:
+                return await pools.decoding.run(share.held_by(self._finish), resolved, job_id, bodies)
 
     def _is_at_hand(self, request: GenerationRequest) -> bool:
         """True if no other server has to be asked what the request's models and adapters are."""

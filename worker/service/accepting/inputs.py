@@ -366,10 +366,12 @@ def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task, read
         images = media.images
         if fits:
             images = tuple(fit(image, width, height) for image in images)
-        else:
-            own_size = map(_bounded, images) if slot.bounded else images
-            images = kept_frames([reader.kept(image) for image in own_size])
-        yield replace(media, images=images)
+        elif slot.bounded:
+            images = tuple(map(_bounded, images))
+        waiting = [
+            reader.kept(new) if new is old or not fits else new for old, new in zip(media.images, images, strict=True)
+        ]
+        yield replace(media, images=kept_frames(waiting))
 
 
 def _common_size(pairs: list[Pair], params: Mapping[str, JsonValue]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -9,7 +10,8 @@ from urllib.parse import urlsplit
 from worker.core.errors import InvalidImage, ParameterOutOfRange
 from worker.core.request import MAX_FRAMES, GenerationRequest
 from worker.media import decoding, video
-from worker.media.images import is_url
+from worker.media.images import is_url, read_bytes
+from worker.media.kinds import kind_of
 from worker.service.accepting.inputs import Fetch, field_value
 from worker.service.limits.pools import Pool
 
@@ -94,6 +96,21 @@ def reading(bodies: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
         return body
 
     return read
+
+
+def pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch) -> int:
+    """Return how many pixels the images and videos of a request are at most, by their headers. Blocking.
+
+    `read` gives the bytes of its links. What cannot be read is refused later, and counts as nothing.
+    """
+    pixels = 0
+    for name, texts in _texts(request, sent):
+        for text in texts:
+            with suppress(InvalidImage):
+                data = read_bytes(text, read, name, video.MAX_BYTES)
+                is_video = "video" in name and kind_of(data) in video.MOVING
+                pixels += video.MAX_PIXELS if is_video else decoding.pixels_in(data)
+    return pixels
 
 
 def _texts(request: GenerationRequest, sent: Collection[str]) -> Iterator[tuple[str, list[str]]]:
