@@ -34,22 +34,21 @@ def edges(schema: Mapping[str, Any], own: Fields, dice: random.Random) -> Iterat
     if "strength" in own and steps:
         yield from ({**own, "strength": share, "num_inference_steps": 1} for share in (1.0, 0.01))
         yield from ({**own, "strength": share, "num_inference_steps": 4} for share in (0.25, 0.26, 0.99, 1.0))
-    if {*_SIDES} <= taken.keys() & own.keys():
+    if {*_SIDES} <= properties.keys() & own.keys():
         multiple = properties["width"].get("multipleOf", 1)
         least = max(properties["width"]["minimum"], 32)
         for _ in range(3):
             width, height = (-(-least // multiple) * multiple + dice.randrange(4) * multiple for _ in _SIDES)
             yield {**own, "width": width, "height": height}
     for name, item in properties.items():
-        if item.get("type") == "boolean":
+        if "boolean" in _kinds(item):
             yield {**own, name: not item.get("default", False)}
         yield from ({**own, name: value} for value in item.get("enum", ())[:6] if name != "task" and value is not None)
 
 
 def _numbers(name: str, item: Mapping[str, Any]) -> list[Any]:
-    kinds = [item, *item.get("anyOf", ())]
-    number = next((kind for kind in kinds if kind.get("type") in ("integer", "number")), None)
-    if number is None or (name in _SIDES):
+    number = next((kind for kind in (item, *item.get("anyOf", ())) if _kinds(kind) & {"integer", "number"}), None)
+    if number is None or name in _SIDES:
         return []
     low, high = number.get("minimum"), number.get("maximum")
     most = _MOST.get(name)
@@ -58,9 +57,14 @@ def _numbers(name: str, item: Mapping[str, Any]) -> list[Any]:
     values = [value for value in (low, high) if value is not None and abs(value) < 1_000_000]
     if low == 0:
         values.append(1)
-    if number["type"] == "integer" and low is not None and low >= 0:
+    if "integer" in _kinds(number) and low is not None and low >= 0:
         values.append(low + 1)
     return list(dict.fromkeys(values))
+
+
+def _kinds(schema: Mapping[str, Any]) -> set[str]:
+    kinds = schema.get("type", [])
+    return {kinds} if isinstance(kinds, str) else {*kinds}
 
 
 def failures(zoo: ServedZoo, recipe: Recipe, folder: Path) -> tuple[int, list[str]]:

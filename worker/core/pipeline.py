@@ -88,6 +88,7 @@ class PipelineRow:
     slots: tuple[Slot, ...] = ()  # parameters that take media in another way than their names suggest
     unused: frozenset[str] = frozenset()  # parameters that look like media and stay unset: another one carries the same
     untaken: frozenset[str] = frozenset()  # parameters that it lists and always fails on
+    of_two_steps: frozenset[str] = frozenset()  # parameters that it takes, and has a default for, of two steps only
     image_prompts: ImagePrompts = "any"
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not

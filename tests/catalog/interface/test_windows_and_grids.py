@@ -53,7 +53,16 @@ def test_sides_are_multiples_of_what_the_parts_and_the_class_work_in(class_name,
     assert size_bounds(model_of(class_name, **configs)).multiple == multiple
 
 
-@pytest.mark.parametrize("patch", [0, -2, "2", [], [None], 10**9, True, {"a": 1}])
+@pytest.mark.parametrize("patch", [0, -2, "2", [], [None], 5_000, True, {"a": 1}])
 def test_a_strange_patch_changes_nothing(patch):
     model = model_of("SanaWMPipeline", transformer={"patch_size": patch}, vae={"spatial_compression_ratio": 32})
     assert size_bounds(model).multiple == 16
+
+
+def test_what_only_two_steps_take_is_unset_for_others_and_refused_where_it_was_sent():
+    call = model_of("SanaSprintPipeline", transformer={}, vae={}).call(Task.TEXT_TO_IMAGE)
+    assert check_parameters({"num_inference_steps": 1}, call, max_images=1)["intermediate_timesteps"] is None
+    assert check_parameters({"intermediate_timesteps": 1.2, "num_inference_steps": 2}, call, max_images=1)
+    with pytest.raises(ParameterOutOfRange, match="is for two steps") as error:
+        check_parameters({"intermediate_timesteps": 1.2, "num_inference_steps": 4}, call, max_images=1)
+    assert error.value.field == "intermediate_timesteps"

@@ -52,7 +52,7 @@ def check_parameters(
         merged["num_inference_steps"] = len(sigmas)  # some pipelines compare the two, and most replace it
     _check_together(effective_defaults(properties, ("strength",)) | merged, call)
     _check_windows(effective_defaults(properties, [*properties]) | merged)
-    return merged
+    return merged | _unset_of_two_steps(merged, call)
 
 
 def check_defaults(spec: ModelSpec) -> None:
@@ -156,6 +156,20 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")
+
+
+def _unset_of_two_steps(merged: Mapping[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:
+    """Return what only a call of two steps takes as unset for any other; what was sent of it is refused."""
+    if merged.get("num_inference_steps", 2) == 2:
+        return {}
+    for name in sorted(call.row.of_two_steps):
+        if merged.get(name) is not None:
+            raise ParameterOutOfRange(
+                f"{name} is for two steps; {merged['num_inference_steps']} were sent: leave it out, or send "
+                "num_inference_steps: 2.",
+                field=name,
+            )
+    return dict.fromkeys(call.row.of_two_steps)
 
 
 def _check_windows(values: Mapping[str, JsonValue]) -> None:

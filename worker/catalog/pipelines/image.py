@@ -12,6 +12,7 @@ _REFERENCES = Slot("images", _IMAGE, "images", fitted=False)
 _EXAMPLES = Slot("image", _IMAGE, "grid", required=True, fitted=False)
 
 _SCHEDULE = frozenset({"timesteps"})  # always goes by sigmas of its own, and takes only one of the two
+_BETWEEN = frozenset({"intermediate_timesteps"})
 _CROP = frozenset({"padding_mask_crop"})  # refuses the only output type that it asks for, or its own list of images
 _PATCHES = frozenset({"do_patching"})  # for a transformer of other channels than FIBO's
 _NINE_CHANNELS = frozenset({"gligen_inpaint_image"})  # wants a UNet that only one deprecated checkpoint has
@@ -68,8 +69,8 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("QwenImageLayeredPipeline", slots=(_TRANSPARENT,)),
     PipelineRow("RePaintPipeline", slots=(Slot("mask_image", ("mask_image",), "unmask", required=True),)),
     # Angles, in a list one longer than its steps.
-    PipelineRow("SanaSprintImg2ImgPipeline", untaken=_SCHEDULE),
-    PipelineRow("SanaSprintPipeline", untaken=_SCHEDULE),
+    PipelineRow("SanaSprintImg2ImgPipeline", untaken=_SCHEDULE, of_two_steps=_BETWEEN),
+    PipelineRow("SanaSprintPipeline", untaken=_SCHEDULE, of_two_steps=_BETWEEN),
     PipelineRow(
         "SpandrelUpscalePipeline",
         tasks=(Task.UPSCALING,),
