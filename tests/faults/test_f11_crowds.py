@@ -115,17 +115,6 @@ def test_a_thousand_clients_at_once_are_all_answered(tmp_path, figures):
     figures("F11", "/ping p99 under 1,000 clients at once", p99, "ms", at_most=50, clock=True)
 
 
-@pytest.mark.slow
-def test_a_crowd_with_large_requests_is_bounded_by_their_bytes(tmp_path, figures):
-    fields = {"prompt": "an apple", "negative_prompt": "x" * 8_000}
-    settings = {"max_queued_mb": 1.0}
-    answers, _, grown = met(tmp_path, settings, 500, fields)
-    statuses = counted(answers)
-    assert statuses[200] >= 50
-    assert statuses[429] >= 1
-    figures("F11", "memory of 500 large requests, 1 MB of which may wait", grown, "MB", at_most=150, clock=True)
-
-
 async def test_a_crowd_is_let_in_one_by_one_and_a_ping_passes_by():
     order = []
 
