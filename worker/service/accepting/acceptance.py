@@ -59,6 +59,8 @@ from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pixels import PixelBudget
 from worker.service.limits.pools import Pools
 
+_CHECK_S = 0.5  # what a check may take in any case
+
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
@@ -145,8 +147,11 @@ class Acceptor:
         """
         pools = self._pools
         with current().working():
-            pool = pools.checks if self._is_at_hand(request) else pools.headers
-            resolved = await pool.run(self._resolve, request, place=self.resolver.host_of(request.model))
+            if self._is_at_hand(request):  # what is wrong with a request is said even if its time is very short
+                resolved = await pools.checks.run(self._resolve, request, grace_s=_CHECK_S)
+            else:
+                place = self.resolver.host_of(request.model)
+                resolved = await pools.headers.run(self._resolve, request, place=place)
             bodies = await fetch_all(resolved.links, self._fetch, pools.images)
             if not resolved.has_media:
                 return await pools.checks.run(self._finish, resolved, job_id, bodies)

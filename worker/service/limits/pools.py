@@ -22,6 +22,7 @@ from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
+from worker.core.errors import WorkerError
 from worker.core.turn import Turn, current
 
 T = TypeVar("T")
@@ -39,9 +40,21 @@ class _Errand:
     work: Callable[[], Any]
     turn: Turn
     place: str
+    grace_until: float
     context: Context = field(default_factory=copy_context)
     future: "Future[Any]" = field(default_factory=Future)
     asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def reason(self) -> WorkerError | None:
+        """The error for which the work is not to be done; None while it is."""
+        stop = self.turn.stop
+        return stop.reason if stop.cancelled or time.monotonic() >= self.grace_until else None
+
+    def check(self) -> None:
+        """Raise JobCancelled or JobTimeout if the work is not to be done."""
+        if (reason := self.reason) is not None:
+            raise reason
 
 
 class Pool:
@@ -73,18 +86,18 @@ class Pool:
         """The number of callers that wait for a thread."""
         return len(self._waiting)
 
-    async def run(self, work: Callable[..., T], *args: object, place: str = "") -> T:
-        """Run `work` in a thread; `place` is the server that it waits for.
+    async def run(self, work: Callable[..., T], *args: object, place: str = "", grace_s: float = 0.0) -> T:
+        """Run `work` in a thread; `place` is the server that it waits for. It has `grace_s` seconds even after the end.
 
         The wait for a thread is added to the turn under way. Raises JobTimeout at the turn's deadline, JobCancelled.
         """
         turn = current()
-        turn.stop.check()
-        errand = _Errand(partial(work, *args), turn, place)
+        errand = _Errand(partial(work, *args), turn, place, time.monotonic() + grace_s)
+        errand.check()
         self._add(errand)
         answer: asyncio.Future[T] = asyncio.wrap_future(errand.future)
         answer.add_done_callback(_retrieved)  # whoever asked may be gone
-        remaining_s = turn.stop.remaining_s
+        remaining_s = max(turn.stop.remaining_s, grace_s)
         try:
             await asyncio.wait({answer}, timeout=None if remaining_s == inf else max(0.0, remaining_s))
         finally:
@@ -184,13 +197,12 @@ class _Failure:
 
 def _outcome(errand: _Errand) -> Any:
     """Do the work, and return its result or its failure; that of an end which came first is the end itself."""
-    stop, began = errand.turn.stop, time.monotonic()
-    errand.turn.waits.append((errand.asked_at, began))
+    errand.turn.waits.append((errand.asked_at, time.monotonic()))
     try:
-        stop.check()
+        errand.check()
         return errand.work()
     except BaseException as error:
-        return _Failure(stop.reason or error)
+        return _Failure(errand.reason or error)
 
 
 def _settle(errand: _Errand, outcome: Any) -> None:

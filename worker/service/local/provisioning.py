@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker.core.call import KnownModel
 from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
-from worker.core.finishing import Finishing, FinishingFiles
+from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job
 from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec, Outline
 from worker.core.result import Emit
@@ -65,17 +65,19 @@ class Provisioner:
         return self._store.peek(source, variant)
 
     def is_at_hand(self, job: Job) -> bool:
-        """True if a job needs no more than a model whose files were provided before."""
-        return not job.adapters and job.finishing == Finishing() and _key(job.call.spec) in self._provided
+        """True if a job needs no more than models whose files were provided before."""
+        return not job.adapters and all(_key(spec) in self._provided for spec in _specs(job))
 
     def provide(self, job: Job, emit: Emit) -> Batch:
         """Return the job with all its files on disk. Blocking. Raises SourceError, IncompatibleAdapter …"""
         batch = self._provide(job, emit)
-        source = job.call.spec.source
-        if source.is_repository or source.is_local:  # a caller's link may lead to another file at any time
-            if len(self._provided) >= _MEMORY:
-                self._provided.clear()
-            self._provided.add(_key(job.call.spec))
+        for spec in _specs(job):
+            if (
+                spec.source.is_repository or spec.source.is_local
+            ):  # a caller's link may lead to another file at any time
+                if len(self._provided) >= _MEMORY:
+                    self._provided.clear()
+                self._provided.add(_key(spec))
         return batch
 
     def _provide(self, job: Job, emit: Emit) -> Batch:
@@ -182,6 +184,13 @@ class Provisioner:
 
 def _key(spec: ModelSpec) -> tuple[str, ModelSource, str | None]:
     return spec.id, spec.source, spec.variant
+
+
+def _specs(job: Job) -> list[ModelSpec]:
+    """List the models that a job takes, the one that generates first."""
+    refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
+    others = [*([refiner.call.spec] if refiner else []), *([upscaler.model.spec] if upscaler else [])]
+    return [job.call.spec, *others]
 
 
 def _completing(model: KnownModel) -> Completion | None:
