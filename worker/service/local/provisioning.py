@@ -72,9 +72,7 @@ class Provisioner:
         """Return the job with all its files on disk. Blocking. Raises SourceError, IncompatibleAdapter …"""
         batch = self._provide(job, emit)
         for spec in _specs(job):
-            if (
-                spec.source.is_repository or spec.source.is_local
-            ):  # a caller's link may lead to another file at any time
+            if spec.source.is_repository or spec.source.is_local:  # a link may lead to another file at any time
                 if len(self._provided) >= _MEMORY:
                     self._provided.clear()
                 self._provided.add(_key(spec))
