@@ -144,7 +144,7 @@ def test_a_line_under_a_thousand_long_prompts(loaded, figures):
 def test_texts_made_of_our_own_words_do_not_make_our_lines_dear(monkeypatch, figures):
     """Who knows our lines can have each of them compared with each of his texts, were that not bounded."""
     found, compared = Quotations(), []
-    for index in range(200):
+    for index in range(1_000):
         found.add("".join(f"{LINE[at : at + 13]}{index:03}{at:03}" for at in range(0, len(LINE) - 13, 2))[:CHARS])
     compare = quotations._common_span
     monkeypatch.setattr(quotations, "_common_span", lambda *about: compared.append(about) or compare(*about))
