@@ -207,6 +207,8 @@ GUARDS = (
         "raise contained(error) from error",
         "raise",
         ("tests/faults/test_f14_signals.py",),
+    ),
+    Guard(
         "F15",
         "something that RunPod takes follows what it refuses",
         "worker/transport/runpod_results.py",
