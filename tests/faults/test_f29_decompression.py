@@ -61,8 +61,6 @@ def requests_of(kind: str) -> list[dict[str, object]]:
             return [image | {"mask_image": large("L"), "model": "any"}] * (JOBS // 4)
         case "references":
             return [{"image": large(format_="JPEG"), "model": "editor"}] * JOBS
-        case "several references":
-            return [{"images": [large()] * 3, "model": "editor"}] * (JOBS // 4)
         case _:
             return [{"video": animation(60, 1_000), "model": "video", "task": "video-to-video"}] * 4
 
@@ -94,11 +92,11 @@ def test_a_few_jobs_with_the_largest_images_share_a_budget(figures: Figures) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_many_jobs_with_the_largest_images_take_little_memory(figures: Figures) -> None:
-    kinds = ["images", "masks", "turned and transparent", "references", "several references", "videos"]
+    kinds = ["images", "masks", "turned and transparent", "references", "videos"]
     results = measured(f"{__name__}:accepted_at_once", "small", kinds, timeout_s=480)
     held = {kind: result["outcome"] for kind, result in zip(kinds, results, strict=True)}
     assert held["images"] == ["Raster 256x256"]
-    assert held["references"] == held["several references"] == ["KeptRaster 4096x4096"]
+    assert held["references"] == ["KeptRaster 4096x4096"]
     for kind, result in zip(kinds, results, strict=True):
         figures("F29", f"memory of {JOBS} jobs: {kind}", result["peak"], "MB", at_most=1_000)
 
