@@ -12,7 +12,7 @@ from pathlib import Path
 from worker.app.queue import INVALID_CONFIGURATION
 from worker.core.errors import EngineFailure, WorkerError
 from worker.transport.web import edit
-from worker.transport.web.errors import FRAMEWORK, status_of
+from worker.transport.web.errors import FRAMEWORK, RETRYABLE, status_of
 from worker.transport.web.openai_schema import TYPES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
@@ -233,7 +233,7 @@ def job_codes() -> list[Code]:
 
 def server_codes() -> list[Code]:
     """Return the codes of what the server refuses before any door sees it."""
-    return [Code(name, status, False) for status, (name, _) in FRAMEWORK.items()]
+    return [Code(name, status, status in RETRYABLE) for status, (name, _) in FRAMEWORK.items()]
 
 
 def edit_codes() -> list[Code]:

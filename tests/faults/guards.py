@@ -25,6 +25,26 @@ GUARDS = (
         ("tests/store/test_transfer.py",),
     ),
     Guard(
+        "F8",
+        "what JSON does not have is refused",
+        "worker/wire/validation.py",
+        "    if not isinstance(item, str | int | float | None):",
+        "    if False:",
+        (
+            "tests/faults/test_f08_malformed_requests.py::test_every_hand_made_job_gets_a_typed_error_that_names_the_field",
+        ),
+    ),
+    Guard(
+        "F8",
+        "a field has a name",
+        "worker/wire/validation.py",
+        "    if not all(key.strip() for key in item):",
+        "    if False:",
+        (
+            "tests/faults/test_f08_malformed_requests.py::test_every_hand_made_job_gets_a_typed_error_that_names_the_field",
+        ),
+    ),
+    Guard(
         "F10",
         "an address is public before it is connected to",
         "worker/net/guard.py",

@@ -108,6 +108,7 @@ def test_who_is_ended_is_told_the_limit(serve, parts, status, code, names):
         answer = said(served, *parts)
         found, body = refusal(answer)
     assert (found, body["code"]) == (status, code or body["code"])
+    assert body["retryable"] is (status == 408), "only who was slow may send the same again"
     assert names in body["error"]
     assert f"x-request-id: {body['request_id']}".encode() in answer.lower()
     assert answer.count(b"HTTP/1.1 ") == 1

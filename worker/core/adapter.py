@@ -30,7 +30,9 @@ class ControlNetSpec(_FileSpec):
     field: ClassVar[str] = "controlnets"
 
     image: str | None = Field(
-        default=None, description="The image to follow, sent like image; the request's own image when left out."
+        default=None,
+        repr=False,
+        description="The image to follow, sent like image; the request's own image when left out.",
     )
     scale: Scale = Field(default=1.0, description="How strongly the image is followed; 0 is not at all.")
     start: Share = Field(default=0.0, description="Share of the steps after which it begins.")
@@ -58,8 +60,8 @@ class IPAdapterSpec(_FileSpec):
         }
     )
 
-    image: str | None = Field(default=None, description="The image to draw after, sent like image.")
-    images: tuple[str, ...] = Field(default=(), strict=False, max_length=8)
+    image: str | None = Field(default=None, repr=False, description="The image to draw after, sent like image.")
+    images: tuple[str, ...] = Field(default=(), strict=False, repr=False, max_length=8)
     scale: Scale = 1.0
 
     @property

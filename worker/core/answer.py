@@ -1,7 +1,7 @@
 """Typed answers to all requests to a worker; only `wire` and the doors make them into JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
@@ -16,7 +16,7 @@ class AnswerFile:
     """One file of an answer: its bytes, or its place, a URL of a bucket or a path below the volume."""
 
     format: Format
-    data: bytes = b""
+    data: bytes = field(default=b"", repr=False)
     url: str | None = None
     path: str | None = None
 

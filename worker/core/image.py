@@ -1,7 +1,7 @@
 """An image as plain bytes, so that packages without PIL or numpy can pass it on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # The part of a mask that is redrawn: its white part, what is painted on a transparent ground, or its transparent part.
@@ -15,7 +15,7 @@ class Raster:
     mode: Literal["L", "RGB", "RGBA"]
     width: int
     height: int
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 class KeptRaster(Raster):

@@ -98,14 +98,18 @@ class GenerationRequest(Parsed):
     task: Task | None = Field(default=None, strict=False, description="Inferred from the inputs when left out.")
     prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to draw.")
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARS, description="What to keep out.")
-    image: str | None = Field(default=None, description=_IMAGE)
-    images: tuple[str, ...] = Field(default=(), strict=False, description="Several images, each as image.")
-    mask_image: str | None = Field(default=None, description="White where the image is redrawn, as image.")
+    image: str | None = Field(default=None, repr=False, description=_IMAGE)
+    images: tuple[str, ...] = Field(default=(), strict=False, repr=False, description="Several images, each as image.")
+    mask_image: str | None = Field(default=None, repr=False, description="White where the image is redrawn, as image.")
     outpaint: Margins | None = Field(default=None, description="Pixels to continue image by, beyond each border.")
-    control_image: str | None = Field(default=None, description="The image that a ControlNet follows, as image.")
-    control_images: tuple[str, ...] = Field(default=(), strict=False, description="One for each ControlNet.")
+    control_image: str | None = Field(
+        default=None, repr=False, description="The image that a ControlNet follows, as image."
+    )
+    control_images: tuple[str, ...] = Field(
+        default=(), strict=False, repr=False, description="One for each ControlNet."
+    )
     video: tuple[str, ...] = Field(
-        default=(), strict=False, description="An MP4, GIF or WebP, sent like image; or a list of images."
+        default=(), strict=False, repr=False, description="An MP4, GIF or WebP, sent like image; or a list of images."
     )
     # The adapters, kind by kind. Callers send a field for each kind (`catalog.interface.request_fields`).
     adapters: tuple[AdapterSpec, ...] = ()

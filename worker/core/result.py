@@ -101,7 +101,7 @@ class Artifact:
 class EncodedArtifact:
     """One image or one video that came as a file: it leaves as it came. A video has `num_frames`, at `fps` a second."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     format: Format
     seed: int
     width: int

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from pydantic import JsonValue
@@ -23,7 +23,7 @@ class ProcessAnswer:
     process: int
     status: int
     headers: tuple[str, ...]
-    body: bytes
+    body: bytes = field(repr=False)
 
     def written(self, is_head: bool = False) -> bytes:
         """Return the answer as HTTP/1.1; without its body to a HEAD."""

@@ -48,6 +48,8 @@ FRAMEWORK: Mapping[int, tuple[str, str]] = {
     431: ("headers_too_large", "The headers are too many or too large; send less."),
     415: ("unsupported_media_type", "The body must be JSON; send it with Content-Type: application/json."),
 }
+# Of those: what the same request may pass the next time.
+RETRYABLE = frozenset({408})
 
 
 def status_of(error: WorkerError) -> int:
@@ -88,8 +90,12 @@ def failure_of(error: Exception) -> Failure:
         code, text = FRAMEWORK.get(error.status_code, (other, ""))
         detail = str(error.detail)
         usual = detail == HTTPStatus(error.status_code).phrase
-        refused: dict[str, JsonValue] = {"error": text if usual and text else detail, "code": code, "retryable": False}
-        body = refused | {"request_id": request_id.current.get()}
+        body: dict[str, JsonValue] = {
+            "error": text if usual and text else detail,
+            "code": code,
+            "retryable": error.status_code in RETRYABLE,
+            "request_id": request_id.current.get(),
+        }
         return Failure(error.status_code, body, error.headers or {})
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]

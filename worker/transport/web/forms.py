@@ -35,7 +35,7 @@ class Form:
     """A form's texts by name, in objects and lists where names have brackets; its files in order, and their types."""
 
     texts: dict[str, JsonValue]
-    files: dict[str, list[bytes]]
+    files: dict[str, list[bytes]] = field(repr=False)
     types: dict[str, list[str]] = field(default_factory=dict)
 
     def images(self, *names: str) -> list[JsonValue]:
