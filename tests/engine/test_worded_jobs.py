@@ -1,5 +1,6 @@
 """Weighted and long prompts in whole jobs, through the RunPod door: what a caller sees."""
 
+import asyncio
 import itertools
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ async def test_jobs_that_share_a_call_draw_what_each_draws_alone(worker, model):
         await service.accept(GenerationRequest(model=model, prompt=text, seed=7 + at, **dark), text)
         for at, text in enumerate(prompts)
     ]
-    batch = await worker.provisioner.provide(jobs[0], lambda progress: None)
+    batch = await asyncio.to_thread(worker.provisioner.provide, jobs[0], lambda progress: None)
     for shared in (jobs[::2], jobs):
         run = replace(batch, jobs=tuple(shared))
         report = await worker.engine.call(lambda engine, run=run: engine.run(run, lambda progress: None), "test")
