@@ -13,11 +13,15 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from tests import builders, single_files
+from tests.catalog.corpus import index as header_of
 from tests.fakes.engine import fresh_id
 from tests.images import assert_differs, encoded, gradient, pixels
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import Settings
+from worker.catalog.detector import detect_header
+from worker.core.model import Kind
+from worker.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,39 @@ async def test_a_tiny_one_in_its_authors_names_is_the_same(served, tmp_path, sho
         named[f"{prefix}{half}.{int(position) + (half == 'decoder')}.{rest}"] = tensor
     path = single_files.save(named, tmp_path / "volume/mine.safetensors")
     assert np.array_equal(pixels(await served.draw(vae=f"file:{path}")), directly(shop, tiny))
+
+
+def half(name, prefix, channels=4):
+    """The tensors of one half of a full-size tiny autoencoder, as its authors publish it in a file of its own."""
+    shift = name == "decoder"
+    layers = getattr(AutoencoderTiny(latent_channels=channels), name).layers.state_dict()
+    places = ((key.partition("."), tensor) for key, tensor in layers.items())
+    return {f"{prefix}{int(place[0]) + shift}.{place[2]}": tensor for place, tensor in places}
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize("before", ["", "taesd_{}.", "{}."])
+def test_one_half_of_a_tiny_one_is_told_by_its_names(name, before, channels):
+    tensors = half(name, before.format(name), channels)
+    told = detect_header(header_of({key: tuple(tensor.shape) for key, tensor in tensors.items()}))
+    assert (told.kind, told.variant, told.component_class) == (Kind.VAE, f"tiny-{name}", "AutoencoderTiny")
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+async def test_one_half_of_a_tiny_one_is_refused_before_it_is_fetched(served, tmp_path, monkeypatch, name):
+    path = single_files.save(half(name, ""), tmp_path / f"volume/taesd_{name}.safetensors")
+    monkeypatch.setattr(Store, "ensure", lambda *_: pytest.fail("it was fetched"))
+    answer = await served.draw(vae=f"file:{path}")
+    assert (answer["code"], answer["field"]) == ("unsupported_model", "vae")
+    assert f"is the {name} of a tiny autoencoder alone" in answer["error"]
+    assert "madebyollin/taesd" in answer["error"]
+
+
+def test_a_tiny_one_for_videos_is_none_of_them():
+    """TAEHV's has the same names and other widths."""
+    shapes = {"decoder.1.weight": (256, 16, 3, 3), "decoder.3.conv.0.weight": (256, 512, 3, 3)}
+    assert detect_header(header_of(shapes)).kind is Kind.UNKNOWN
 
 
 async def test_it_is_taken_out_of_a_pipeline_that_could_not_be_run_itself(served, shop, tmp_path):

@@ -28,6 +28,7 @@ from worker.catalog.detectors.encoders import find_encoder
 from worker.catalog.detectors.image_prompts import layout_of
 from worker.catalog.detectors.storage import (
     input_channels,
+    is_vae_alone,
     missing_parts,
     parts_beside,
     parts_of,
@@ -113,7 +114,7 @@ def _examine(index: TensorIndex, name: str) -> Detection:
     if detection is not None:
         return detection
     refuse(index)
-    likeness = None if parts_beside(index) else resemble(index)  # a class is one part alone
+    likeness = resemble(index) if parts_beside(index) == () or is_vae_alone(index) else None  # a class is one part
     if likeness is not None:
         detection = _of_class(index, likeness)
         # An original layout resembles other families' classes: a row that knows the file goes before them.

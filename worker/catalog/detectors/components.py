@@ -26,8 +26,11 @@ _PREFIXES = (
     "transformer.",
     "unet.",
     "vae.",
+    "first_stage_model.",
     "controlnet.",
 )
+# A class that has another one's names in a size that the table was not made from: Wan 2.2's blocks are residual ones.
+_ALSO: Mapping[str, str] = {"AutoencoderKLQwenImage21": "AutoencoderKLWan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ def resemble_names(names: Iterable[str]) -> Likeness | None:
         if count >= min(_FEWEST_NAMES, len(row.names)) and similarity >= share:
             best = [row] if similarity > share else [*best, row]
             share = similarity
+    best += [classes[_ALSO[row.name]] for row in best if row.name in _ALSO]
     return Likeness(tuple(sorted(best, key=lambda row: row.name)), share) if best else None
 
 

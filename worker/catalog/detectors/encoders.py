@@ -1,9 +1,21 @@
 """The tables of autoencoders and text encoders in files of their own, each with the class that reads it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.catalog.architectures import ARCHITECTURES
-from worker.catalog.conditions import Condition, all_of, any_of, dimension, has_all, has_any, has_prefix, none_of, under
+from worker.catalog.conditions import (
+    Condition,
+    all_of,
+    any_of,
+    dimension,
+    has_all,
+    has_any,
+    has_prefix,
+    none_of,
+    shape_is,
+    under,
+)
 from worker.core.model import Kind, TensorIndex
 
 
@@ -27,7 +39,17 @@ _KL = under(_VAE, all_of(
     has_any("decoder.conv_in.weight"), has_any("encoder.conv_in.weight"),
     has_any("decoder.mid.block_1.norm1.weight", "decoder.mid_block.resnets.0.norm1.weight"),
 ))  # fmt: skip
-_TINY = has_all("decoder.1.weight", "decoder.3.conv.0.weight")
+# AutoencoderTiny in its authors' names, whose layers are all 64 wide (those for video are wider and have time), or in
+# diffusers'. The authors publish each half in a file of its own too, with nothing before the layers' numbers.
+_TINY_ENCODER = any_of(
+    under(("taesd_encoder.", "encoder.", ""), all_of(shape_is("0.weight", 64, 3, 3, 3), has_all("1.conv.0.weight"))),
+    has_all("encoder.layers.0.weight", "encoder.layers.1.conv.0.weight"),
+)
+_TINY_DECODER = any_of(
+    under(("taesd_decoder.", "decoder.", ""), all_of(dimension("1.weight", 0, 64), has_all("3.conv.0.weight"))),
+    has_all("decoder.layers.0.weight", "decoder.layers.2.conv.0.weight"),
+)
+TINY_HALVES: Mapping[str, str] = {"tiny-encoder": "encoder", "tiny-decoder": "decoder"}  # variant -> its half
 _PLAIN_3D = has_any("encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma")
 
 
@@ -53,19 +75,31 @@ VAES: tuple[Encoder, ...] = (
         all_of(dimension("decoder.conv1.weight", 1, 16), _PLAIN_3D),
         all_of(dimension("decoder.conv_in.weight", 1, 16), has_any("decoder.mid_block.resnets.0.norm1.gamma")),
     )), "AutoencoderKLWan"),
-    _vae("wan-48", under(_VAE, dimension("decoder.conv1.weight", 1, 48)), "AutoencoderKLWan"),
-    # LTX-Video and LTX-2 share the width; their saved names tell them apart (`components.py`)
+    _vae("wan-48", under(_VAE, any_of(
+        dimension("decoder.conv1.weight", 1, 48), dimension("decoder.conv_in.weight", 1, 48),
+    )), "AutoencoderKLWan"),
+    # of Wan 2.2's names, for images: its convolutions have no time
+    _vae("qwen-image-64", under(_VAE, all_of(
+        dimension("decoder.conv_in.weight", 1, 64), has_any("decoder.mid_block.resnets.0.norm1.gamma"),
+    )), "AutoencoderKLQwenImage21"),
+    # LTX-Video and LTX-2 share the width; LTX-Video's first has norms where its blocks widen
+    _vae("ltx-video-128", under(_VAE, all_of(dimension("decoder.conv_in.conv.weight", 1, 128), has_any(
+        "decoder.up_blocks.4.norm3.norm.weight", "decoder.up_blocks.2.conv_in.norm3.weight",
+    ))), "AutoencoderKLLTXVideo"),
     _vae("ltx-128", under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 128)), None),
     _vae("hunyuan-video-16", all_of(_CAUSAL, under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 16)), under(
         _VAE, has_any("decoder.mid.block_1.conv1.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight"))
     ), "AutoencoderKLHunyuanVideo"),
-    _vae("dc-32", under(_VAE, has_any(
-        "decoder.stages.1.op_list.0.main.conv.conv.bias", "decoder.stages.0.0.main.conv.conv.bias",
-        "encoder.project_in.conv.bias",
+    _vae("dc-32", under(_VAE, any_of(
+        has_any(
+            "decoder.stages.1.op_list.0.main.conv.conv.bias", "decoder.stages.0.0.main.conv.conv.bias",
+            "encoder.project_in.conv.bias",
+        ),
+        all_of(dimension("decoder.conv_in.weight", 1, 32), has_any("encoder.down_blocks.0.0.conv1.weight")),
     )), "AutoencoderDC"),
-    _vae("tiny", any_of(
-        _TINY, has_all("taesd_decoder.1.weight"), has_all("decoder.layers.0.weight", "encoder.layers.0.weight"),
-    ), "AutoencoderTiny"),
+    _vae("tiny", all_of(_TINY_DECODER, _TINY_ENCODER), "AutoencoderTiny"),
+    _vae("tiny-decoder", _TINY_DECODER, "AutoencoderTiny"),
+    _vae("tiny-encoder", _TINY_ENCODER, "AutoencoderTiny"),
     _vae("an autoencoder", under(_VAE, has_any(
         "decoder.conv_in.weight", "decoder.conv1.weight", "decoder.conv_in.conv.weight",
         "decoder.middle.0.residual.0.gamma",

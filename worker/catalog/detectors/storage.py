@@ -149,6 +149,11 @@ def parts_beside(index: TensorIndex) -> tuple[str, ...]:
     return (*parts[:1], *encoders, *parts[1:]) if parts[:1] == ("vae",) else (*encoders, *parts)
 
 
+def is_vae_alone(index: TensorIndex) -> bool:
+    """True if a VAE's prefix stands before every tensor: the file is an autoencoder, cut out of a checkpoint."""
+    return all(name.startswith(VAE_PREFIXES) for name in index.tensors)
+
+
 def missing_parts(index: TensorIndex) -> Iterator[str]:
     """Yield the parts that a checkpoint lacks, as facts for its evidence."""
     parts = parts_beside(index)

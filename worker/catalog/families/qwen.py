@@ -88,6 +88,7 @@ QWENS: tuple[Architecture, ...] = (
         original=True,
         denoiser=alone(has_any("txt_in.text_norm.weight")),
         base_repo="Qwen/Qwen-Image-2.1",
+        autoencoders=("qwen-image-64",),
         activation_gb_per_mp=4.0,
         civitai=(Name("Qwen 2"),),
         names=(Name("qwen.?image.?2"),),

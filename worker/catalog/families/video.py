@@ -183,6 +183,7 @@ VIDEOS: tuple[Architecture, ...] = (
             )
         ),
         base_repo="Lightricks/LTX-Video",
+        autoencoders=("ltx-video-128",),
         activation_gb_per_mp=8.0,
         fps=24,
         civitai=(Name("LTXV"),),
