@@ -133,6 +133,8 @@ def test_the_format_is_the_files(tmp_path):
 def test_what_stays_quantized_needs_what_it_is_stored_in():
     packed = plan("cuda", 80, dtype="bfloat16", parameters={"vae": 100}, packed={"model": 7_000})
     assert packed.weight_bytes == 2 * 100 + 7_000
+    partly = plan("cuda", 80, dtype="bfloat16", parameters={"vae": 100, "model": 50}, packed={"model": 7_000})
+    assert partly.weight_bytes == 2 * (100 + 50) + 7_000
 
 
 def test_unseen_weights_double_where_the_device_computes_in_full_precision():

@@ -21,11 +21,12 @@ from worker.catalog.detectors.storage import UNREAD_BLOCKS, quantization_of, unp
 from worker.catalog.formats.gguf import GGUF_TYPES
 from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile, UnsupportedModel, WorkerError
-from worker.core.model import Detection, Kind
+from worker.core.model import Detection, Kind, ModelFiles
 from worker.engine.adapters.adapter_cache import denoiser_of
 from worker.engine.components import Component
 from worker.engine.quantization import dequantize
 from worker.engine.single_file import load_part
+from worker.service.local.weights import count_parameters, measure
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +134,22 @@ def test_a_gguf_whose_shapes_are_noted_or_whose_convolutions_are_packed_is_read_
     for name, tensor in denoiser.named_parameters():
         error = (dequantize_gguf_tensor(tensor) - wanted[name]).abs().max() / wanted[name].abs().max().clamp(min=1e-6)
         assert error < tolerance, name
-    packed = sum(isinstance(tensor, GGUFParameter) for tensor in denoiser.parameters())
-    assert packed > 5 if kind.startswith("Q") else packed == 0
+    packed = [tensor for tensor in denoiser.parameters() if isinstance(tensor, GGUFParameter)]
+    plain = [tensor for tensor in denoiser.parameters() if not isinstance(tensor, GGUFParameter)]
+    assert len(packed) > 5 if kind.startswith("Q") else packed == []
+    # The plan counts what is held: folded convolutions are plain, whatever they are stored in.
+    counted = measure(ModelFiles(path, path.stat().st_size), ())
+    held = {"model": sum(tensor.numel() for tensor in plain)}, {"model": sum(tensor.nbytes for tensor in packed)}
+    assert counted == (held[0], held[1] if packed else {})
+
+
+def test_a_packed_denoiser_from_elsewhere_counts_as_it_is_held_and_a_packed_encoder_as_it_is_unpacked(flux, tmp_path):
+    file = single_files.gguf(single_files.denoiser(flux), tmp_path / "model.gguf", "flux")
+    _, packed = measure(ModelFiles(file, 1), ())
+    parts = ModelFiles(flux, 1, parts={"transformer": file, "text_encoder": file})
+    numbers, stored = measure(parts, None)
+    assert stored == {"transformer": packed["model"]}
+    assert numbers["text_encoder"] == count_parameters(file)["model"] > numbers["transformer"]
 
 
 def test_every_kind_of_blocks_that_the_catalog_lets_pass_can_be_unpacked():

@@ -265,6 +265,16 @@ class TensorIndex:
         """The count of numbers in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
+    def packed(self, beside: tuple[str, ...]) -> Mapping[str, int]:
+        """The bytes of each GGUF matrix that stays packed when loaded; of the parts `beside` a denoiser none does."""
+        return {
+            name: tensor_bytes(dtype, shape)
+            for name, (dtype, shape) in self.tensors.items()
+            if _BLOCKS.get(dtype, (1, 2))[0] > 1
+            and stays_packed(name, shape, _BLOCKS[dtype][0])
+            and not name.startswith(beside)
+        }
+
 
 # dtype -> (numbers in a block, bytes of the block); the quantized ones are GGML_QUANT_SIZES of llama.cpp's gguf package
 _BLOCKS: Mapping[str, tuple[int, int]] = {
@@ -284,6 +294,11 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Return the bytes of one tensor as stored; quantized types come in whole blocks along the last axis."""
     numbers, size = _BLOCKS.get(dtype, (1, 2))
     return -(-math.prod(shape) // numbers) * size
+
+
+def stays_packed(name: str, shape: tuple[int, ...], numbers: int) -> bool:
+    """True for a GGUF tensor that stays in its blocks of `numbers` when loaded: a layer's matrix of whole blocks."""
+    return len(shape) == 2 and shape[-1] % numbers == 0 and name.endswith(".weight")
 
 
 Confidence = Literal["high", "medium", "low"]
@@ -349,7 +364,7 @@ class ModelFiles:
     variant: str | None = None  # the weight variant that was fetched of a repository, "fp16" say
     bytes_downloaded: int = 0
     parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
-    packed: Mapping[str, int] = field(default_factory=dict)  # bytes of components that stay quantized in memory
+    packed: Mapping[str, int] = field(default_factory=dict)  # bytes per component that stay quantized in memory
     sha256: str | None = None  # of a single file, where it is known
     base: Path | None = None  # a diffusers folder that gives the parts that `root` lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components that come from elsewhere, by name

@@ -14,10 +14,10 @@ from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFPara
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 
 from worker.core.errors import UnsupportedModel
+from worker.core.model import stays_packed
 from worker.engine.quantization import Weights
 
 _NOTED_SHAPE = "comfy.gguf.orig_shape."
-_MATRIX = 2
 _BF16 = GGMLQuantizationType.BF16
 _PLAIN = {GGMLQuantizationType[name] for name in ("F16", "F32", "F64", "I8", "I16", "I32", "I64")}
 
@@ -54,7 +54,7 @@ def _tensor(tensor: Any, noted: tuple[int, ...] | None, dtype: torch.dtype) -> t
             field="model",
         )
     numbers, size = GGML_QUANT_SIZES[kind]
-    if len(shape) == _MATRIX and shape[-1] % numbers == 0 and tensor.name.endswith(".weight"):
+    if stays_packed(tensor.name, shape, numbers):
         # Blocks follow one another, whatever the rows: folded ones are laid out anew without being unpacked.
         return GGUFParameter(data.reshape(shape[0], shape[1] // numbers * size), quant_type=kind)
     return dequantize_gguf_tensor(GGUFParameter(data, quant_type=kind)).reshape(shape).to(dtype)

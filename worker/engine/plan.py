@@ -44,7 +44,7 @@ def make_plan(
     spec, detection = model.spec, model.detection
     _check_memory(spec, device)
     dtype = target_dtype(spec, device)
-    components = {name: count * _BYTES[dtype] for name, count in files.parameters.items()} | dict(files.packed)
+    components = _component_bytes(files, dtype)
     # Uncounted weights are taken as stored in half precision, which doubles where the device computes in float32.
     weights = sum(components.values()) or files.total_bytes * _BYTES[dtype] // 2
     largest = max(components.values(), default=weights)
@@ -88,6 +88,14 @@ def make_plan(
         field="model",
         details={"needed_gb": round(needs[-1][1] / GIB, 2), "free_gb": round(device.free_bytes / GIB, 2)},
     )
+
+
+def _component_bytes(files: ModelFiles, dtype: DType) -> dict[str, int]:
+    """Return each component's bytes on the device: of a packed one its plain weights too."""
+    return {
+        name: files.parameters.get(name, 0) * _BYTES[dtype] + files.packed.get(name, 0)
+        for name in files.parameters.keys() | files.packed.keys()
+    }
 
 
 def _can_be_offloaded(detection: Detection) -> bool:

@@ -1,5 +1,6 @@
 """Facts of a weight file by its names and dtypes: its storage, its prediction type, its parts of a pipeline."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -132,6 +133,18 @@ def prediction_of(index: TensorIndex) -> tuple[str | None, bool, tuple[str, ...]
     if index.container == "torch" and step in steps:
         return steps[step], zero_snr, (f"global_step is {step}", *evidence)
     return None, zero_snr, evidence
+
+
+def held(index: TensorIndex) -> tuple[int, int]:
+    """Return how a file with a denoiser lies in memory: the count of plain numbers, and the bytes that stay packed.
+
+    Of GGUF the loader unpacks all but the denoiser's matrices; of nvfp4 it unpacks nothing.
+    """
+    if index.container == "gguf":
+        packed = index.packed((*_ALL_STARTS, *text_encoders(index.tensors)))
+        plain = sum(math.prod(shape) for name, (_, shape) in index.tensors.items() if name not in packed)
+        return plain, sum(packed.values())
+    return (0, index.file_bytes) if quantization_of(index)[0] == "nvfp4" else (index.parameters, 0)
 
 
 def parts_of(index: TensorIndex) -> tuple[str, ...]:

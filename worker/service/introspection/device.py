@@ -7,6 +7,7 @@ from pathlib import Path
 from worker import __version__
 from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
+from worker.catalog.detectors.storage import held
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.call import KnownModel
@@ -68,11 +69,13 @@ class DeviceIntrospection:
         )
         if not outline.weight_bytes:
             return replace(report, reason="How large the weights are is not known before they are fetched.")
+        plain, packed = held(outline.header) if outline.header else (0, 0)
         files = ModelFiles(
             root=Path(spec.source.locator),
             total_bytes=outline.weight_bytes,
             revision=outline.revision,
-            parameters={"model": outline.header.parameters} if outline.header else {},
+            parameters={"model": plain} if plain else {},
+            packed={"model": packed} if packed else {},
         )
         try:
             if spec.source.is_local:  # already here: its headers tell more than its size

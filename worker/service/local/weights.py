@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from worker.catalog.config_bounds import check_files
 from worker.catalog.detector import detect_header
-from worker.catalog.detectors.storage import quantization_of
+from worker.catalog.detectors.storage import held
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
 from worker.core.json_text import parse_bounded
@@ -70,26 +70,30 @@ def _check_described(component: Path, parameters: int, files: Collection[Path]) 
 
 
 def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
-    """Return a model's weights per component, and the bytes of components that stay quantized in memory.
+    """Return a model's weights per component, and the bytes of each that stay quantized in memory.
 
     Of `files.base` only `missing` components count; None is all but its denoiser, which the file itself is.
     """
     counts = count_parameters(files.root)
     packed = _packed(files.root)
+    counts |= dict.fromkeys(packed, 0)
+    if files.root.is_file():
+        counts["model"], packed["model"] = _unchanged(_held, files.root)
     if files.base is not None:
         for name, count in count_parameters(files.base).items():
             if name in missing if missing is not None else name not in DENOISERS:
                 counts[name] = count
     for name, path in files.parts.items():
         counts[name] = count_parameters(path).get(name, 0) or sum(count_parameters(path).values())
-    return {name: count for name, count in counts.items() if name not in packed}, packed
+        if name in DENOISERS and path.is_file():
+            counts[name], packed[name] = _unchanged(_held, path)
+    return {name: count for name, count in counts.items() if count}, {
+        name: size for name, size in packed.items() if size
+    }
 
 
 def _packed(root: Path) -> dict[str, int]:
-    """Return the bytes of components that stay as stored: a GGUF or nvfp4 file, those whose config says quantized."""
-    if root.is_file():
-        packed_file = root.suffix.lower() == ".gguf" or _unchanged(_storage, root) == "nvfp4"
-        return {"model": root.stat().st_size} if packed_file else {}
+    """Return the bytes of a repository's components that stay as stored: those whose config says quantized."""
     packed = {}
     for config in root.glob("*/config.json"):
         if b'"quantization_config"' in config.read_bytes():
@@ -132,8 +136,8 @@ def _layers(path: str, size: int, mtime_ns: int) -> int:
 
 
 @lru_cache(maxsize=4_096)
-def _storage(path: str, size: int, mtime_ns: int) -> str | None:
-    return quantization_of(read_header(Path(path)))[0]
+def _held(path: str, size: int, mtime_ns: int) -> tuple[int, int]:
+    return held(read_header(Path(path)))
 
 
 @lru_cache(maxsize=64)
