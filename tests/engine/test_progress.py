@@ -83,7 +83,7 @@ async def test_progress_begins_near_nothing_never_goes_back_and_reaches_its_tota
 async def test_steps_are_counted_as_they_are_drawn(worker):
     assert await told(worker, JOBS["from an image"]) == [(0, 10), (1, 3), (2, 3), (3, 3)]
     two = await told(worker, {"model": "sd1", "num_images": 2})
-    assert two == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]  # one by one on a CPU, two steps each
+    assert two == [(0, 4), (1, 4), (2, 4), (2, 4), (3, 4), (4, 4)]  # one by one on a CPU, two steps each
     halves = await told(worker, REFINED)
     assert [step for step in halves if step[0] * 2 == step[1]]  # the first model's half
 

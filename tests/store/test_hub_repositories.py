@@ -84,7 +84,7 @@ def test_a_modular_repository_without_one_of_its_parts_is_described_for_detectio
     weights(tmp_path / "modular" / "transformer" / WEIGHTS)
     (tmp_path / "modular" / "modular_model_index.json").write_text(json.dumps(index))
     hub.add_repo("org/modular", tmp_path / "modular")
-    with pytest.raises(UnsupportedModel, match="takes its vae from org/other/vae"):
+    with pytest.raises(UnsupportedModel, match="has no scheduler, "):
         detect(client.peek("org/modular"))
 
 
