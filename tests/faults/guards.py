@@ -26,10 +26,10 @@ GUARDS = (
     ),
     Guard(
         "F8",
-        "what JSON does not have is refused",
-        "worker/wire/validation.py",
-        "    if not isinstance(item, str | int | float | None):",
-        "    if False:",
+        "what is no JSON is told apart too",
+        "worker/wire/request.py",
+        "except (TypeError, ValueError, RecursionError):",
+        "except KeyError:",
         (
             "tests/faults/test_f08_malformed_requests.py::test_every_hand_made_job_gets_a_typed_error_that_names_the_field",
         ),
@@ -43,6 +43,22 @@ GUARDS = (
         (
             "tests/faults/test_f08_malformed_requests.py::test_every_hand_made_job_gets_a_typed_error_that_names_the_field",
         ),
+    ),
+    Guard(
+        "F9",
+        "a config asks for no code",
+        "worker/catalog/repositories.py",
+        "        if config.get(key):\n",
+        "        if False:\n",
+        ("tests/faults/test_f09_hostile_files.py::test_no_repository_brings_code",),
+    ),
+    Guard(
+        "F9",
+        "a pickle's steps are counted",
+        "worker/catalog/formats/pickles.py",
+        "if self.steps < 0 or self.containers < 0:",
+        "if False:",
+        ("tests/faults/test_f09_hostile_files.py::test_what_a_hostile_file_costs",),
     ),
     Guard(
         "F10",
@@ -83,6 +99,22 @@ GUARDS = (
         "return digest.hexdigest() == blob.name",
         "return True",
         ("tests/faults/test_f04_damaged_files.py",),
+    ),
+    Guard(
+        "F21",
+        "no key is defined twice",
+        "worker/catalog/registry.py",
+        "            if name in result:\n                first_line",
+        "            if False:\n                first_line",
+        ("tests/faults/test_f21_registries.py",),
+    ),
+    Guard(
+        "F21",
+        "a broken registry does not replace a good one",
+        "worker/app/build.py",
+        "except (RegistryError, SettingsError) as error:",
+        "except SettingsError as error:",
+        ("tests/faults/test_f21_registries.py",),
     ),
     Guard(
         "F22",

@@ -43,7 +43,7 @@ def red_tests(guard: Guard, project: Path) -> list[str]:
         path.write_text(whole, encoding="utf-8")
     if done.returncode not in (0, 1):
         raise ValueError(f"{guard.name}: its tests did not run.\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
 
 
 def main() -> int:

@@ -18,6 +18,9 @@ from worker.core.errors import CorruptFile, UnsafeFormat, UnsupportedModel
 from worker.core.model import TensorIndex
 
 MAX_PICKLE_BYTES = 2 * 2**20  # Stable Diffusion 1.5 with its training state needs 0.4 MiB
+# Torch needs three bytes for an opcode and twenty for a list or a dict; a hostile pickle needs one.
+MAX_STEPS = 2**19  # four times Stable Diffusion 1.5's with its training state
+MAX_CONTAINERS = 2**18
 MAX_ENTRIES = 100_000
 MAX_TENSORS = 50_000
 MAX_DEPTH = 6
@@ -74,6 +77,27 @@ def _call(function: object, arguments: object) -> object:
     return _Stub()
 
 
+_CONTAINERS = frozenset(pickle.MARK + pickle.EMPTY_LIST + pickle.EMPTY_DICT + pickle.EMPTY_SET)
+
+
+class _TooManySteps(Exception):
+    """A pickle goes on for longer than any that holds a model."""
+
+
+class _Paced(dict[int, Callable[[Any], None]]):
+    """The unpickler's methods by their opcodes; counts how often one is asked for."""
+
+    steps = MAX_STEPS
+    containers = MAX_CONTAINERS
+
+    def __getitem__(self, opcode: int) -> Callable[[Any], None]:
+        self.steps -= 1
+        self.containers -= opcode in _CONTAINERS
+        if self.steps < 0 or self.containers < 0:
+            raise _TooManySteps
+        return super().__getitem__(opcode)
+
+
 class _Inert(pickle._Unpickler):  # the one in Python: each opcode is a method that can be replaced
     """Unpickler that reads a pickle's containers and calls nothing."""
 
@@ -83,6 +107,10 @@ class _Inert(pickle._Unpickler):  # the one in Python: each opcode is a method t
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         op: run for op, run in pickle._Unpickler.dispatch.items() if op != pickle.BYTEARRAY8[0]
     }
+
+    def load(self) -> Any:
+        self.dispatch = _Paced(type(self).dispatch)  # type: ignore[misc]
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         return _Stub(f"{module}.{name}")
@@ -132,6 +160,10 @@ def read_pickle(path: Path) -> TensorIndex:
     except (zipfile.BadZipFile, EOFError):
         raise CorruptFile(
             f"{name} is truncated: its pickle does not end within {MAX_PICKLE_BYTES:,} bytes; download it again."
+        ) from None
+    except _TooManySteps:
+        raise UnsupportedModel(
+            f"{name} has a pickle of more than {MAX_STEPS:,} steps or {MAX_CONTAINERS:,} lists, the limits."
         ) from None
     except Exception:  # a hostile pickle can fail in any way
         raise CorruptFile(f"{name} holds a pickle that cannot be followed: it is damaged; download it again.") from None
@@ -201,5 +233,7 @@ def _walk(value: object, path: str, depth: int, budget: _Budget) -> Iterator[tup
     elif isinstance(value, dict | list | tuple) and depth < MAX_DEPTH:
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in pairs:
+            if budget.left < 0:
+                return
             if isinstance(key, str | int):
                 yield from _walk(inner, f"{path}.{str(key)[:300]}" if path else str(key)[:300], depth + 1, budget)
