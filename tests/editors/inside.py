@@ -1,4 +1,4 @@
-"""Qwen-Image's editors, and FireRed, from the form of POST /edit and from POST /run to an image.
+"""Qwen-Image's editors, FireRed and Qwen-Image 2.1, from a request with an image to an image.
 
 Run by test_editors.py, in a process where torchvision is the stand-in of this folder.
 """
@@ -6,6 +6,7 @@ Run by test_editors.py, in a process where torchvision is the stand-in of this f
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image as Images
 
+from tests.asking import perform
 from tests.builders import enliven_saved
 from tests.conftest import PROJECT
 from tests.images import assert_differs
 from tests.zoo import RECIPES
+from tests.zoo.modular import MODULAR
 from tests.zoo.plain import save
 from tests.zoo.recipe import Image
+from tests.zoo.served import answered, zoo_worker
 from worker.app.build import build_worker
 from worker.app.server import build_app
 from worker.app.settings import Settings
@@ -119,3 +123,23 @@ def test_the_second_image_of_a_job_matters_too(served):
         return image(base64.b64decode(answer.json()["image"]))
 
     assert_differs(run(1, 2), run(1, 3))
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["QwenImage21Pipeline", "QwenImage21ModularPipeline", "QwenImage21TurboModularPipeline"]
+)
+async def test_qwen_image_21_draws_from_text_and_from_an_image(tmp_path, pipeline):
+    known = {recipe.pipeline: recipe for recipe in (*MODULAR, *RECIPES)}
+    whole = known["QwenImage21Pipeline"]  # with a processor for images too
+    folder = save(replace(known[pipeline], parts=whole.parts), tmp_path / pipeline)
+    worker = zoo_worker(tmp_path)
+    asked = {"model": f"file:{folder}", "seed": 0, "output": {"format": "webp"}, **known[pipeline].fields()}
+    asked = {**asked, "output_resolution": 64} | {"image": None}
+    drawn = [answered(await perform(worker, asked, "text"))]
+    for number, seed in enumerate((1, 2)):
+        image = base64.b64encode(png(seed)).decode()
+        answer = await perform(worker, {**asked, "image": image}, f"image-{number}")
+        assert answer["task"] == "image-editing"
+        drawn.append(answered(answer))
+    assert_differs(drawn[1], drawn[0])
+    assert_differs(drawn[2], drawn[1])

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_qwens_editors_and_firered_draw_through_edit_and_run():
+def test_qwens_editors_and_firered_draw_from_images():
     path = [str(PROJECT)] if find_spec("torchvision") else [str(HERE / "stand_in"), str(PROJECT)]
     if known := os.environ.get("PYTHONPATH"):
         path.append(known)
@@ -29,4 +29,4 @@ def test_qwens_editors_and_firered_draw_through_edit_and_run():
         timeout=900,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "4 passed" in done.stdout
+    assert "7 passed" in done.stdout

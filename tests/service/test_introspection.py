@@ -7,7 +7,10 @@ from tests.catalog.corpus import index, sparse_file, stored
 from tests.counting import bytes_read
 from tests.fakes.engine import make_context
 from tests.fakes.hub import FakeHub
+from worker.catalog import capabilities
 from worker.core.errors import ModelNotFound
+from worker.core.model import Outline
+from worker.store.store import Store
 
 
 async def test_models_lists_the_registry(context):
@@ -81,6 +84,40 @@ async def test_inspect_reads_the_header_of_a_file_and_none_of_its_weights(tmp_pa
     assert answer["format"]
     assert answer["weight_bytes"] > 0.99 * path.stat().st_size - 2**20
     assert path.stat().st_size > 50_000_000
+
+
+_QWEN_21 = {
+    "processor": ("transformers", "Qwen3VLProcessor"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+    "text_encoder": ("transformers", "Qwen3VLForConditionalGeneration"),
+    "transformer": ("diffusers", "QwenImage21Transformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKLQwenImage21"),
+}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "parts", "tasks"),
+    [
+        ("QwenImage21Pipeline", _QWEN_21, ["text-to-image", "image-editing"]),
+        ("QwenImage21ModularPipeline", _QWEN_21, ["text-to-image", "image-editing"]),
+        ("QwenImage21TurboModularPipeline", _QWEN_21, ["text-to-image", "image-editing"]),
+        ("BriaFibo2Pipeline", {}, ["text-to-image", "image-editing"]),  # of no family that is known here
+    ],
+)
+async def test_inspect_and_the_schema_tell_the_same_tasks_of_a_repository(
+    tmp_path, monkeypatch, pipeline, parts, tasks
+):
+    context = make_context(tmp_path, allow_unregistered_models=True)
+    modular = "Modular" in pipeline
+    index = {"_class_name": pipeline, **{name: [*entry, {}][: 2 + modular] for name, entry in parts.items()}}
+    configs = {f"{name}/config.json": {"_class_name": cls} for name, (_, cls) in parts.items()}
+    configs["modular_model_index.json" if modular else "model_index.json"] = index
+    monkeypatch.setattr(Store, "peek", lambda *_: Outline(configs=configs))
+    monkeypatch.setattr(capabilities, "find_spec", lambda name: name)  # as in the GPU image, which has torchvision
+    answer = await context.ask(action="inspect", model="org/model")
+    schema = await context.ask(action="schema", model="org/model")
+    assert answer["tasks"] == [task for task in schema["properties"]["task"]["enum"] if task] == tasks
+    assert "image" in schema["properties"]
 
 
 async def test_inspect_of_what_is_not_there(context, tmp_path):

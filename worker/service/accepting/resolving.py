@@ -10,7 +10,7 @@ from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
 from worker.catalog.registry import Registry
 from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
-from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline
+from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline, Task
 
 _MEMORY = 256
 _RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER, Kind.UPSCALER}
@@ -236,15 +236,21 @@ def _merged(spec: ModelSpec, detection: Detection) -> Detection:
     )
 
 
+def offered_tasks(model: Model) -> tuple[Task, ...]:
+    """Return the tasks that a model is offered for: without those whose class is broken, where another is left.
+
+    One that the registry asks for is refused by name.
+    """
+    candidates = model.tasks
+    if model.architecture is None:  # a family without a row serves the tasks of diffusers' auto pipelines
+        candidates = tuple(dict.fromkeys((*candidates, *auto_pipelines(model.pipeline))))
+    return tuple(task for task in candidates if not model.call(task).row.broken) or candidates
+
+
 def _completed(model: Model) -> Detection:
     """Return the detection of `model`, completed from the registry and the family's row."""
     spec, detection, row = model.spec, model.detection, model.architecture
-    # A task whose class is broken is not offered; one that the registry asks for is refused by name.
-    candidates = model.tasks
-    if row is None:  # a family without a row serves the tasks of diffusers' auto pipelines
-        candidates = tuple(dict.fromkeys((*candidates, *auto_pipelines(model.pipeline))))
-    working = tuple(task for task in candidates if not model.call(task).row.broken)
-    tasks = spec.tasks or working or candidates
+    tasks = spec.tasks or offered_tasks(model)
     completed = replace(
         detection,
         tasks=tasks,

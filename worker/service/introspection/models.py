@@ -1,6 +1,7 @@
 """Facts about models that need no device: the registry, the schemas of requests, what a source is."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
@@ -8,7 +9,7 @@ from worker.catalog.detector import detect
 from worker.catalog.interface.schema import model_schema
 from worker.core.answer import Inspection, ModelList, ModelSchema, ModelSummary
 from worker.core.model import ModelSpec, Task
-from worker.service.accepting.resolving import ModelResolver
+from worker.service.accepting.resolving import ModelResolver, offered_tasks
 from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pools import Pool
 from worker.store.store import Store
@@ -61,7 +62,12 @@ class ModelIntrospection:
     def _inspect(self, model: str | None) -> Inspection:
         spec = self._resolver.resolve(model)
         outline = self._store.peek(spec.source, spec.variant)
-        return Inspection(spec.id, _origin(spec), detect(outline), outline)
+        detection = detect(outline)
+        if detection.tasks:  # by its class's name: the same as in a schema are those by what the class takes
+            detection = replace(
+                detection, tasks=offered_tasks(Model(ModelSpec(id=spec.id, source=spec.source), detection))
+            )
+        return Inspection(spec.id, _origin(spec), detection, outline)
 
 
 def _is_served(call: ModelCall) -> bool:
