@@ -1,0 +1,76 @@
+"""F19: LoRAs and models that change all the time leave nothing behind: memory and objects stay what they were."""
+
+import asyncio
+import ctypes
+import gc
+import itertools
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.asking import perform
+from tests.faults.measuring import measured
+from worker.app.build import Worker, build_worker
+from worker.app.settings import Settings
+
+LORAS = 3
+COUNTS = {"LoRAs": 150, "models": 30}
+_ids = itertools.count()
+_workers: dict[str, Worker] = {}
+
+
+def _worker(zoo: str) -> Worker:
+    """Run in a child: the worker, the same for every call; of models and of LoRAs it keeps one."""
+    if zoo not in _workers:
+        _workers[zoo] = build_worker(
+            Settings(
+                models_yaml=Path(zoo) / "models.yaml",
+                default_model="tiny",
+                volume_dir=Path(zoo) / "f19",
+                device="cpu",
+                warm_up=False,
+                resident_loras=1,
+                max_resident_models=1,
+            )
+        )
+    return _workers[zoo]
+
+
+async def _draw(worker: Worker, fields: dict[str, object]) -> None:
+    job = {"prompt": "x", "seed": 1, "width": 64, "height": 64, "num_inference_steps": 1, "progress": False}
+    await perform(worker, job | fields, f"job-{next(_ids)}")
+
+
+def changed(told: str) -> int:
+    """Run in a child: change so many times; the objects that there are more of after that."""
+    zoo, kind, count = told.split("|")
+    worker = _worker(zoo)
+    before = _objects()
+
+    async def work() -> None:
+        for number in range(int(count)):
+            if kind in ("LoRAs", "both"):
+                await _draw(worker, {"loras": [f"file:{zoo}/models/f19-{number % LORAS}.safetensors"]})
+            if kind in ("models", "both"):
+                await _draw(worker, {"model": ("tiny-xl", "tiny")[number % 2]})
+
+    asyncio.run(work())
+    return _objects() - before
+
+
+def _objects() -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free is given back, so that only what is kept counts
+    return len(gc.get_objects())
+
+
+@pytest.mark.slow
+def test_what_changes_all_the_time_stays_as_large_as_it_was(zoo, figures):
+    for seed in range(LORAS):
+        builders.lora_for(zoo / "models/sd1", zoo / f"models/f19-{seed}.safetensors", dialect="diffusers", seed=seed)
+    told = [f"{zoo}|{kind}|{count}" for kind, count in COUNTS.items()]
+    results = measured(f"{__name__}:changed", f"{zoo}|both|12", told, timeout_s=500)
+    for (kind, count), result in zip(COUNTS.items(), results, strict=True):
+        figures("F19", f"memory kept after {count} changes of {kind}", result["kept"], "MB", at_most=10)
+        figures("F19", f"objects kept for a change of {kind}", result["outcome"] / count, "", at_most=5)
