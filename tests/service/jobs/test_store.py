@@ -76,6 +76,8 @@ async def test_a_failure_has_its_state_and_its_error(store, work, failure, statu
         job.outcome()
     assert raised.value.code == code
     assert "secret" not in raised.value.message
+    # What is kept holds nobody's frames, and so nothing of the job: not of whoever failed, nor of whoever asks.
+    assert (job.error.__traceback__, job.error.__context__, job.error.__cause__) == (None, None, None)
 
 
 async def test_a_cancelled_job_is_cancelled_at_once_and_its_work_stops(store, work):

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from weakref import WeakSet
@@ -101,9 +102,12 @@ class JobRecord:
         return self.over
 
     def outcome(self) -> AnyAnswer:
-        """Return the answer of a job that is over. Raises the WorkerError that it ended with."""
+        """Return the answer of a job that is over. Raises the WorkerError that it ended with.
+
+        Each caller gets a copy of that error: one that is kept would hold the frames of whoever raised it last.
+        """
         if self.answer is None:
-            raise self.error or JobCancelled("The job was cancelled.")
+            raise copy(self.error) if self.error else JobCancelled("The job was cancelled.")
         return self.answer
 
     def watch(self) -> AsyncGenerator[Progress, None]:
@@ -155,8 +159,9 @@ class JobRecord:
             feed.news.set()
 
     def finish(self, status: Status, answer: AnyAnswer | None, error: WorkerError | None) -> None:
-        """Enter a final state."""
-        self.status, self.answer, self.error = status, answer, error
+        """Enter a final state. Of the error its words are kept, and not the frames that it was raised through."""
+        self.status, self.answer = status, answer
+        self.error = None if error is None else copy(error)
         self.finished_at = time.monotonic()
         if status is Status.COMPLETED:
             self.job = replace(self.job, request=None)  # only a failed job can be retried
