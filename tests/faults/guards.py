@@ -253,6 +253,14 @@ GUARDS = (
         ("tests/faults/test_f30_rebinding.py",),
     ),
     Guard(
+        "F13",
+        "a cancelled job has to stop",
+        "worker/core/turn.py",
+        "        if self.cancelled:\n",
+        "        if False:\n",
+        ("tests/faults/test_f13_cancel.py",),
+    ),
+    Guard(
         "F14",
         "SystemExit of a library fails its job alone",
         "worker/service/local/engine_thread.py",
