@@ -1,6 +1,7 @@
 """The facts about one diffusers pipeline class: plain data, written by the catalog and carried by each job."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from worker.core.model import Task
@@ -89,6 +90,7 @@ class PipelineRow:
     unused: frozenset[str] = frozenset()  # parameters that look like media and stay unset: another one carries the same
     untaken: frozenset[str] = frozenset()  # parameters that it lists and always fails on
     of_two_steps: frozenset[str] = frozenset()  # parameters that it takes, and has a default for, of two steps only
+    least: Mapping[str, float] = field(default_factory=dict)  # the smallest numbers that it does not fail on
     image_prompts: ImagePrompts = "any"
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not

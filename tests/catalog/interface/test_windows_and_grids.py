@@ -66,3 +66,24 @@ def test_what_only_two_steps_take_is_unset_for_others_and_refused_where_it_was_s
     with pytest.raises(ParameterOutOfRange, match="is for two steps") as error:
         check_parameters({"intermediate_timesteps": 1.2, "num_inference_steps": 4}, call, max_images=1)
     assert error.value.field == "intermediate_timesteps"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "refused", "taken"),
+    [
+        ("PRXPipeline", {"guidance_scale": 0.9}, {"guidance_scale": 1}),
+        ("KandinskyV22CombinedPipeline", {"prior_num_inference_steps": 1}, {"prior_num_inference_steps": 2}),
+        ("LatentConsistencyModelPipeline", {"original_inference_steps": 0}, {"original_inference_steps": 50}),
+        (
+            "LatentConsistencyModelPipeline",
+            {"original_inference_steps": 3, "num_inference_steps": 4},
+            {"original_inference_steps": 4, "num_inference_steps": 4},
+        ),
+    ],
+)
+def test_what_a_class_fails_below_is_refused(pipeline, refused, taken):
+    call = model_of(pipeline).call(Task.TEXT_TO_IMAGE)
+    with pytest.raises(ParameterOutOfRange, match=r"at least|between") as error:
+        check_parameters(refused, call, max_images=1)
+    assert error.value.field == next(iter(refused))
+    assert taken.items() <= check_parameters(taken, call, max_images=1).items()

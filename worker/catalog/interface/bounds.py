@@ -47,10 +47,22 @@ _ENDINGS: tuple[tuple[re.Pattern[str], float, float], ...] = (
 _ANY_NUMBER = (-1_000_000, 1_000_000)
 
 
-def bounded(name: str, schema: Schema, max_steps: int) -> Schema:
-    """Return `schema` of the parameter `name` with every number, list and text bounded, and the name's meaning."""
+def bounded(name: str, schema: Schema, max_steps: int, *, least: float | None = None) -> Schema:
+    """Return `schema` of the parameter `name` with every number, list and text bounded, and the name's meaning.
+
+    `least` is the smallest number where the name's own bound is too small."""
     description = meaning(name)
-    return _limited(name, schema, max_steps) | ({"description": description} if description else {})
+    limited = _limited(name, schema, max_steps)
+    if least is not None:
+        limited = _raised(limited, least)
+    return limited | ({"description": description} if description else {})
+
+
+def _raised(schema: Schema, least: float) -> Schema:
+    members = schema.get("anyOf")
+    if isinstance(members, list):
+        return schema | {"anyOf": [_raised(member, least) for member in members if isinstance(member, dict)]}
+    return schema | {"minimum": least} if "minimum" in schema else schema
 
 
 def meaning(name: str) -> str | None:

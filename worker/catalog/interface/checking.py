@@ -150,12 +150,24 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     schedule = merged.get("timesteps") or merged.get("sigmas")
     steps = len(schedule) if isinstance(schedule, list) else merged.get("num_inference_steps")
     strength = merged.get("strength")
+    _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
     if not (isinstance(steps, int) and isinstance(strength, int | float)) or int(steps * strength) >= 1:
         return
     # 0 asks for the input unchanged: only an upscaler has nothing to return then.
     if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
         raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")
+
+
+def _check_original(original: JsonValue, steps: JsonValue, strength: JsonValue) -> None:
+    """Check that a consistency model has enough steps of its teacher to choose its own from."""
+    if not (isinstance(original, int) and isinstance(steps, int) and isinstance(strength, int | float)):
+        return
+    if int(original * strength) < steps:
+        text = f"original_inference_steps x strength must be at least {steps}, num_inference_steps"
+        raise ParameterOutOfRange(
+            f"{text}; {original} x {strength:g} is less: raise it.", field="original_inference_steps"
+        )
 
 
 def _unset_of_two_steps(merged: Mapping[str, JsonValue], call: ModelCall) -> dict[str, JsonValue]:

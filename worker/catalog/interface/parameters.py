@@ -209,7 +209,7 @@ def _property(name: str, schema: Schema, call: ModelCall) -> Schema:
     if name == "clip_skip":
         number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(call.model)}
         return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
-    limited = bounded(name, schema, steps)
+    limited = bounded(name, schema, steps, least=call.row.least.get(name))
     if name == "strength" and regenerates_by_strength(call.pipeline):
         limited["description"] = f"{BOUNDS[name][2]} Times num_inference_steps it is at least 1, or 0."
     return limited

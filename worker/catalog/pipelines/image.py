@@ -23,6 +23,9 @@ _Q_FORMER = "its Q-Former calls invert_attention_mask, which transformers 5 remo
 # Cosmos' licence asks for its guardrail, so there is no way here to run it without.
 _GUARDRAIL = Package("cosmos_guardrail", "cosmos_guardrail")
 
+_PRIOR = {"prior_num_inference_steps": 2}  # its scheduler divides by one step less
+_ORIGINAL = {"original_inference_steps": 1}
+
 # Measured with diffusers 0.42.1, by tests/zoo.
 IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("BriaFibo2Pipeline", slots=(_SEVERAL,)),
@@ -59,8 +62,8 @@ IMAGES: tuple[PipelineRow, ...] = (
         "LEditsPPPipelineStableDiffusionXL", inverts=True, preparation="inverted_ledits", steps_by_scheduler=True
     ),
     # Trained to one scheduler's own steps.
-    PipelineRow("LatentConsistencyModelImg2ImgPipeline", own_scheduler=True),
-    PipelineRow("LatentConsistencyModelPipeline", own_scheduler=True),
+    PipelineRow("LatentConsistencyModelImg2ImgPipeline", own_scheduler=True, least=_ORIGINAL),
+    PipelineRow("LatentConsistencyModelPipeline", own_scheduler=True, least=_ORIGINAL),
     PipelineRow("OmniGenPipeline", untaken=_SCHEDULE),
     PipelineRow("QwenImage21Pipeline", slots=(_SEVERAL,)),
     PipelineRow("QwenImageEditInpaintPipeline", tasks=(_INPAINT,)),
@@ -118,13 +121,13 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("Kandinsky3Img2ImgPipeline", alone=True),
     PipelineRow("Kandinsky3Pipeline", alone=True),
     # One call for several images fails.
-    PipelineRow("KandinskyCombinedPipeline", alone=True, size_multiple=64),
-    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True, size_multiple=64),
-    PipelineRow("KandinskyInpaintCombinedPipeline", alone=True, size_multiple=64),
-    PipelineRow("KandinskyV22CombinedPipeline", alone=True),
-    PipelineRow("KandinskyV22Img2ImgCombinedPipeline", alone=True),
-    PipelineRow("KandinskyV22InpaintCombinedPipeline", alone=True),
-    PipelineRow("PRXPipeline", alone=True),
+    PipelineRow("KandinskyCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
+    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
+    PipelineRow("KandinskyInpaintCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
+    PipelineRow("KandinskyV22CombinedPipeline", alone=True, least=_PRIOR),
+    PipelineRow("KandinskyV22Img2ImgCombinedPipeline", alone=True, least=_PRIOR),
+    PipelineRow("KandinskyV22InpaintCombinedPipeline", alone=True, least=_PRIOR),
+    PipelineRow("PRXPipeline", alone=True, least={"guidance_scale": 1}),
     PipelineRow("PRXPixelPipeline", alone=True),
     PipelineRow("StableDiffusionInpaintPipelineLegacy", alone=True),
     PipelineRow("VQDiffusionPipeline", alone=True),
