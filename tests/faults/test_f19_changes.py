@@ -66,6 +66,7 @@ def _objects() -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # 180 jobs
 def test_what_changes_all_the_time_stays_as_large_as_it_was(zoo, figures):
     for seed in range(LORAS):
         builders.lora_for(zoo / "models/sd1", zoo / f"models/f19-{seed}.safetensors", dialect="diffusers", seed=seed)
