@@ -81,7 +81,8 @@ async def in_orders(worker, orders, alone):
         for visit in order:
             assert await pay(worker, visit) == alone[visit.name], f"{visit.name} after {', '.join(past)}"
             past.append(visit.name)
-            assert len(worker.engine.resident_models) <= worker.settings.max_resident_models
+            models = [name for name in worker.engine.resident_models if name != "esrgan"]  # upscalers stay beside
+            assert len(models) <= worker.settings.max_resident_models
     assert torch.equal(torch.get_rng_state(), before)
 
 

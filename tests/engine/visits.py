@@ -178,7 +178,7 @@ class _Signal(StopSignal):
     """A stop signal whose deadline can be brought about."""
 
     def expire(self) -> None:
-        self._deadline = 0.0
+        self.limit(0.0)
 
 
 def _trouble(worker: Worker, visit: Visit, signals: list[_Signal]) -> Emit:
