@@ -118,8 +118,7 @@ async def test_jobs_on_other_models_are_answered_while_a_hostile_one_is_tried(
     settings, zoo, trials, figures, monkeypatch
 ):
     monkeypatch.setattr(build, "Trials", lambda folder: trials)
-    folder = settings.volume / "hostile"
-    changed(zoo / "models/sd1", folder, "unet/config.json", {"layers_per_block": 1_000_002})
+    folder = slow_tokenizer(zoo / "models/sd1", settings.volume / "hostile")  # no number to be found by a glance
     worker = build.build_worker(settings.model_copy(update={"trial_loads": "unregistered"}))
     await perform(worker, {"prompt": "warm", "model": "tiny"})
     held = []
