@@ -1,6 +1,8 @@
 """Answers without a door: to one input, as JSON on both sides; and made up."""
 
-from typing import Any
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from worker.app.build import Worker
 from worker.core.answer import Answer, AnswerFile
@@ -38,3 +40,16 @@ def an_answer(*files: AnswerFile, prompt: str = "x", seeds: tuple[int, ...] = (1
             **facts,
         },
     )
+
+
+T = TypeVar("T")
+_LOOP = asyncio.Runner()
+
+
+def on_one_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on this process's one loop for tests that are not asynchronous themselves.
+
+    A worker lives on one loop. With a new one for each job, what its threads tell the loop of an earlier job is lost:
+    then a slot that was to be free stays taken.
+    """
+    return _LOOP.run(work)

@@ -1,6 +1,5 @@
 """Requests drawn from a model's schema and from beside it: what the schema says of each, and what the worker does."""
 
-import asyncio
 import random
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 
+from tests.asking import on_one_loop
 from tests.zoo.fields import value_for
 from tests.zoo.recipe import Image, Mask, Recipe, Video, on_the_wire
 from tests.zoo.served import ServedZoo
@@ -201,14 +201,14 @@ def _with_images(example: Payload) -> Payload:
 
 def schema_of(zoo: ServedZoo, folder: Path) -> dict[str, Any]:
     """The schema that the worker publishes for a repository."""
-    return asyncio.run(zoo.worker.operations.introspection.schema(f"file:{folder}")).document
+    return on_one_loop(zoo.worker.operations.introspection.schema(f"file:{folder}")).document
 
 
 def refusal_of(zoo: ServedZoo, payload: Payload) -> WorkerError | None:
     """What the worker says to a request before it loads anything; None where it goes on to load."""
     try:
         request = decode_generation(decode_envelope(payload).fields)
-        asyncio.run(zoo.worker.operations.generation.accept(request, "agreement"))
+        on_one_loop(zoo.worker.operations.generation.accept(request, "agreement"))
     except WorkerError as error:
         return error
     return None

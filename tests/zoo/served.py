@@ -1,6 +1,5 @@
 """Run a recipe's repository through the worker, as a caller would."""
 
-import asyncio
 import base64
 import io
 import time
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from tests.asking import perform
+from tests.asking import on_one_loop, perform
 from tests.zoo.plain import Outcome, save
 from tests.zoo.recipe import Recipe
 from worker.app.build import Worker, build_worker
@@ -53,7 +52,7 @@ class ServedZoo:
                 return Outcome(recipe.pipeline, error=f"{type(error).__name__}: {error}"[:400], stage="build")
         start = time.perf_counter()
         try:
-            answer = asyncio.run(self.ask(recipe, folder))
+            answer = on_one_loop(self.ask(recipe, folder))
             medium = answered(answer)
         except WorkerError as error:
             text = f"{error.code}: {error.message}" + (f" ({error.field})" if error.field else "")

@@ -1,13 +1,12 @@
 """Every class that draws with a control, reached by `controlnets` of a model without: diffusers' own numbers."""
 
-import asyncio
 import itertools
 import logging
 
 import numpy as np
 import pytest
 
-from tests.asking import perform
+from tests.asking import on_one_loop, perform
 from tests.controls import ROW, apart
 from tests.images import assert_differs, encoded, gradient, pixels
 from tests.zoo.plain import quiet
@@ -56,7 +55,7 @@ def test_every_row_names_classes_that_diffusers_has():
 
 def _compare(pipeline, root, worker):
     pair = apart(pipeline, root)
-    answer = asyncio.run(perform(worker, pair.request(), f"controlled-{next(_ids)}", lambda progress: None))
+    answer = on_one_loop(perform(worker, pair.request(), f"controlled-{next(_ids)}", lambda progress: None))
     scale = "adapter_conditioning_scale" if pair.row.component == "T2IAdapter" else "controlnet_conditioning_scale"
     expected = pair.drawn_by_diffusers(answer["parameters"], **{scale: 1.0})
     got = pixels(answer)
@@ -80,4 +79,4 @@ def test_two_images_are_both_followed(pipeline, root, worker):
 
 
 def _drawn(worker, request):
-    return pixels(asyncio.run(perform(worker, request, f"controlled-{next(_ids)}", lambda progress: None)))
+    return pixels(on_one_loop(perform(worker, request, f"controlled-{next(_ids)}", lambda progress: None)))

@@ -1,6 +1,5 @@
 """Every task, three families each, through RunPod's door: what comes back depends on what was sent."""
 
-import asyncio
 import base64
 import json
 import logging
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.asking import on_one_loop
 from tests.builders import enliven_saved
 from tests.images import assert_differs, pixels
 from tests.zoo import RECIPES
@@ -118,7 +118,7 @@ class Doorway:
         self.jobs += 1
         payload = {"seed": 7, **_RECIPES[pipeline].fields(), **on_the_wire(fields), "model": f"file:{folder}"}
         sent = {name: value for name, value in payload.items() if value is not None}
-        answer = asyncio.run(self.door.handle({"id": f"job-{self.jobs}", "input": sent}))
+        answer = on_one_loop(self.door.handle({"id": f"job-{self.jobs}", "input": sent}))
         assert "error" not in answer, answer
         return json.loads(json.dumps(answer, allow_nan=False))
 
@@ -230,7 +230,7 @@ def test_a_control_video_that_is_too_short_is_refused_before_anything_is_loaded(
     folder = save(_RECIPES["AnimateDiffControlNetPipeline"], doorway.zoo.root / "AnimateDiffControlNetPipeline")
     before = doorway.zoo.worker.engine.resident_models
     sent = {**_RECIPES[folder.name].fields(), "model": f"file:{folder}", "num_frames": 9}
-    answer = asyncio.run(doorway.door.handle({"id": "short", "input": sent}))
+    answer = on_one_loop(doorway.door.handle({"id": "short", "input": sent}))
     assert (answer["code"], answer["field"]) == ("invalid_request", "conditioning_frames")
     assert "num_frames is 9" in answer["error"]
     assert doorway.zoo.worker.engine.resident_models == before

@@ -1,6 +1,5 @@
 """Every modular pipeline class of diffusers: the worker makes the image or video that the class itself makes."""
 
-import asyncio
 import base64
 import inspect
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.asking import perform
+from tests.asking import on_one_loop, perform
 from tests.zoo.modular import EXCLUDED, MODULAR
 from tests.zoo.modular.own import flux3
 from tests.zoo.plain import draw, first_medium, load, quiet, runs_here, save
@@ -155,6 +154,6 @@ def _difference(zoo: ServedZoo, recipe: Recipe, folder_name: str) -> int:
         rasters = [Raster("RGB", frame.shape[1], frame.shape[0], frame.tobytes()) for frame in frames]
         expected = answered({"video": base64.b64encode(encode_video(rasters, 24, "webp", 100)).decode()})
     payload = {**recipe.fields(), "model": f"file:{folder}", "seed": 0, "output": output}
-    answer = asyncio.run(perform(zoo.worker, payload, folder_name))
+    answer = on_one_loop(perform(zoo.worker, payload, folder_name))
     assert np.ptp(answered(answer)) > 0
     return int(np.abs(answered(answer).astype(int) - expected.astype(int)).max())

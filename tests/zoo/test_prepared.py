@@ -1,6 +1,5 @@
 """Classes that are called more than once for an image: what a request says reaches the call that it is for."""
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.asking import perform
+from tests.asking import on_one_loop, perform
 from tests.zoo import RECIPES
 from tests.zoo.plain import first_medium, load, quiet
 from tests.zoo.recipe import Image
@@ -35,7 +34,7 @@ def test_diffedit_draws_what_its_three_calls_draw_with_the_same_words(zoo: Serve
     recipe, folder = _RECIPES["StableDiffusionDiffEditPipeline"], zoo.root / "diffedit"
     assert zoo.run(recipe, folder).ran
     payload = {**recipe.fields(), **said, "model": f"file:{folder}", "seed": 0}
-    answer = asyncio.run(perform(zoo.worker, payload, str(said), lambda progress: None))
+    answer = on_one_loop(perform(zoo.worker, payload, str(said), lambda progress: None))
     assert np.array_equal(answered(answer), _direct(folder, {"mask_thresholding_ratio": 1.0, **said}))
 
 

@@ -1,6 +1,5 @@
 """A repository that holds several ControlNets, asked as a caller would: each has its image."""
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from diffusers import MultiControlNetModel
 
-from tests.asking import perform
+from tests.asking import on_one_loop, perform
 from tests.builders import enliven_control
 from tests.zoo.families.controlnet import with_controlnet
 from tests.zoo.families.stable_diffusion import sd1
@@ -43,11 +42,11 @@ def test_a_job_draws_with_all_controlnets_of_a_repository(tmp_path: Path):
     pipeline.set_progress_bar_config(disable=True)
     worker = zoo_worker(tmp_path)
     asked = {**recipe.fields(), "model": f"file:{folder}", "seed": 0, "output": {"format": "png"}}
-    served = answered(asyncio.run(perform(worker, asked)))
+    served = answered(on_one_loop(perform(worker, asked)))
     assert np.array_equal(served, draw(recipe, pipeline))
 
     other = {**asked, "control_images": on_the_wire(_IMAGES[::-1])}
-    assert not np.array_equal(answered(asyncio.run(perform(worker, other, "other"))), served)
+    assert not np.array_equal(answered(on_one_loop(perform(worker, other, "other"))), served)
     with pytest.raises(InvalidRequest, match="control_images") as error:
-        asyncio.run(perform(worker, {**asked, "control_images": on_the_wire(_IMAGES[:1])}, "one"))
+        on_one_loop(perform(worker, {**asked, "control_images": on_the_wire(_IMAGES[:1])}, "one"))
     assert error.value.field == "control_images"
