@@ -19,7 +19,7 @@ def test_qwens_editors_and_firered_draw_from_images():
     path = [str(PROJECT)] if find_spec("torchvision") else [str(HERE / "stand_in"), str(PROJECT)]
     if known := os.environ.get("PYTHONPATH"):
         path.append(known)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
     done = subprocess.run(
         [*command, str(HERE / "inside.py")],
         cwd=PROJECT,

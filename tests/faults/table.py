@@ -1,8 +1,8 @@
 """The fault table: its rows, and the figures that tests measure for them.
 
 Each file of this folder tests one row and measures what the row promises. `make faults` prints every figure beside its
-bar and writes them as JSON. A figure that is read from a clock is held to its bar there alone: `make test` runs on busy
-machines, and holds what was done, counted or allocated.
+bar and writes them as JSON. A figure that is of the moment (seconds of a clock, what an allocator keeps) is held to its
+bar there alone: `make test` runs on busy machines, and holds what was done, counted or allocated.
 """
 
 import os
@@ -88,7 +88,7 @@ class Figures:
         self, row: str, what: str, value: float, unit: str = "", *,
         at_most: float | None = None, at_least: float | None = None, clock: bool = False,
     ) -> None:  # fmt: skip
-        """Keep a figure, and fail outside its bar. With `clock` it is seconds of a wall clock: see the module."""
+        """Keep a figure, and fail outside its bar. With `clock` it is of the moment: see the module."""
         assert row in ROWS, row
         assert (at_most, at_least) != (None, None), "a figure without a bar promises nothing"
         figure = Figure(row, what, float(value), unit, at_most, at_least, clock)
