@@ -50,6 +50,6 @@ def on_one_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on this process's one loop for tests that are not asynchronous themselves.
 
     A worker lives on one loop. With a new one for each job, what its threads tell the loop of an earlier job is lost:
-    then a slot that was to be free stays taken.
+    then a slot that was to be free can stay taken.
     """
     return _LOOP.run(work)
