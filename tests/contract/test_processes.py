@@ -36,6 +36,11 @@ def run(worker, **fields):
     return body["id"]
 
 
+def place(id):
+    """The process that has a job, as its id says."""
+    return id.rpartition("-")[2]
+
+
 def until(condition, worker, seconds=120):
     ends = time.monotonic() + seconds
     while not (outcome := condition()):
@@ -100,13 +105,19 @@ def test_jobs_are_found_by_every_connection_and_a_killed_process_is_replaced(tmp
             with urllib.request.urlopen(f"{worker.origin}/events/{id}?token={token}", timeout=30) as events:
                 assert b"id: end\nevent: result\n" in events.read()
 
-        doomed = [run(worker, num_inference_steps=50, num_images=8, seed=number) for number in range(2)]
+        doomed = []
+        while {place(id) for id in doomed} != {"u1", "u2"}:  # a busy machine may hear late of a process's load
+            assert len(doomed) < 20, doomed
+            doomed.append(run(worker, num_inference_steps=50, num_images=8, seed=len(doomed)))
         pids = children(worker.pid)
         os.kill(pids[0], signal.SIGKILL)
         until(lambda: len(children(worker.pid)) == 2 and children(worker.pid) != pids, worker)
         until(lambda: states(worker) == ["ready", "ready"], worker)
-        lost = [settled(worker, id)[0] for id in doomed]
-        assert sorted(lost) == [200, 404]  # jobs live in their process; the other one's are as they were
+        lost = {place(id): set() for id in doomed}
+        for id in doomed:
+            lost[place(id)].add(settled(worker, id)[0])
+        # jobs live in their process; the other one's are as they were
+        assert sorted(lost.values(), key=min) == [{200}, {404}]
         assert settled(worker, run(worker))[1]["status"] == "COMPLETED"
 
         pids = children(worker.pid)
