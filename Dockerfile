@@ -94,7 +94,7 @@ ENV PYTHONUNBUFFERED=1 \
 RUN useradd --uid 10001 --create-home worker
 
 # A baked model lies off /runpod-volume, which a mounted volume would hide; the worker looks there before it asks the Hub.
-# All other models go to the volume (worker/app/settings.py): /runpod-volume/models when one is mounted.
+# All other models go to the volume (worker/app/setting_groups/models.py): /runpod-volume/models when one is mounted.
 COPY --from=model --chown=worker:worker /opt/models /opt/models
 # The worker reads both itself.
 ARG MODEL_ID=""

@@ -1,0 +1,1 @@
+"""The settings by group: each file holds its variables, what follows from them, and its warnings."""
