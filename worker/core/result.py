@@ -205,6 +205,18 @@ class Reproduction:
     input: Mapping[str, JsonValue]
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a gateway had a job generated, and why there. `expected_s` and `expected_usd` are as it was chosen."""
+
+    replica: str
+    tier: str | None
+    reason: str
+    expected_s: float
+    expected_usd: float
+    attempts: int = 1  # how many replicas it was sent to before one answered
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
     """The facts of a finished job, beside its images or videos."""
@@ -222,6 +234,7 @@ class JobFacts:
     safety: tuple[SafetyVerdict, ...] = ()
     mask: MaskReading | None = None  # the part of the sent mask that was redrawn
     warnings: tuple[str, ...] = ()
+    placement: Placement | None = None  # of a gateway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from worker.core.answer import (
     Unloaded,
     WorkerStatus,
 )
-from worker.core.result import Progress
+from worker.core.result import Placement, Progress
 from worker.wire import introspection
 
 
@@ -99,6 +99,8 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
     }
     if answer.mask is not None:
         body["mask"] = answer.mask
+    if answer.placement is not None:
+        body["placement"] = _placement(answer.placement)
     first = answer.files[0]
     if first.url is not None:
         body[f"{kind}_url"] = files[0]
@@ -153,6 +155,17 @@ def _adapters(answer: Answer) -> list[JsonValue]:
         }
         for item in answer.adapters
     ]
+
+
+def _placement(placement: Placement) -> dict[str, JsonValue]:
+    return {
+        "replica": placement.replica,
+        "tier": placement.tier,
+        "reason": placement.reason,
+        "expected_s": round(placement.expected_s, 3),
+        "expected_usd": round(placement.expected_usd, 8),
+        "attempts": placement.attempts,
+    }
 
 
 def _timings(answer: Answer) -> dict[str, JsonValue]:

@@ -1,0 +1,74 @@
+"""The facts by which a job is placed: what a replica has and does, and what a job needs. Plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+# `resting`: its breaker is open, nothing is sent to it. `trying`: one job may find out if it is well again.
+Health = Literal["well", "trying", "resting"]
+Kind = Literal["http", "runpod", "runpod-lb", "modal", "ray", "hosted"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica, or an endpoint that scales by itself, as it is known now.
+
+    Seconds are wall seconds; `usd_per_second` is the price of its device while it works or loads. What has not been
+    measured yet is the operator's figure, or a guess that is replaced by the first measurement.
+    """
+
+    name: str
+    kind: Kind = "http"
+    tier: str | None = None  # of models.yaml
+    vram_bytes: int | None = None  # of one device; None where nobody said: then nothing is too large for it
+    serves: frozenset[str] | None = None  # ids of models.yaml; None for all of them
+    resident: frozenset[str] = frozenset()  # references or ids on the device now
+    on_disk: frozenset[str] = frozenset()  # on the host's own disk
+    on_volume: frozenset[str] = frozenset()  # on a volume that its host mounts
+    jobs_running: int = 0
+    jobs_queued: int = 0
+    queue_s: float = 0.0  # expected until a job sent now would begin
+    warm: bool = True  # False while a cold start comes first
+    cold_start_s: float = 0.0  # as measured; added where it is not warm
+    disk_bytes_per_s: float = 2e9  # from the host's disk onto the device
+    volume_bytes_per_s: float = 300e6
+    download_bytes_per_s: float = 100e6
+    usd_per_second: float = 0.0
+    usd_per_image: float = 0.0  # of a provider that asks for money by the image
+    speed: float = 1.0  # times as fast as the tier that `Needs.inference_s` is of
+    health: Health = "well"
+    used_at: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Model -> when a job for it was last sent there, on time.monotonic's clock: what keeps two models apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One file set that a job needs on the device: its model, a LoRA, a ControlNet … `size` None: not known."""
+
+    name: str  # a model id or a reference, as `ReplicaState.resident` has it
+    size: int | None = None  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a job needs of a replica. `tier` is the one that models.yaml names for the model; None where it does not."""
+
+    model: str
+    tier: str | None = None
+    vram_bytes: int | None = None  # at the least, by the operator's word or by the plan; None: not known
+    weights: tuple[Weights, ...] = ()  # the model's first
+    images: int = 1
+    inference_s: float = 5.0  # expected on a replica of speed 1
+    max_usd: float | None = None  # for one job at a hosted provider; None: none may be asked
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A replica that can take a job: `seconds` until its images are there, `usd` for them, and a sentence why."""
+
+    replica: str
+    tier: str | None
+    seconds: float
+    usd: float
+    reason: str
