@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from worker.core.device import Offload
+
 # `resting`: its breaker is open, nothing is sent to it. `trying`: one job may find out if it is well again.
 Health = Literal["well", "trying", "resting"]
 Kind = Literal["http", "runpod", "runpod-lb", "modal", "ray", "hosted"]
+# Where weights are, as a replica sees it, the nearest first; `elsewhere` is a download from their source.
+Nearness = Literal["resident", "disk", "volume", "elsewhere"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,17 @@ class ReplicaState:
     tier: str | None = None  # of models.yaml
     vram_bytes: int | None = None  # of one device; None where nobody said: then nothing is too large for it
     serves: frozenset[str] | None = None  # ids of models.yaml; None for all of them
-    resident: frozenset[str] = frozenset()  # references or ids on the device now
+    resident: frozenset[str] = frozenset()  # the models on the device now
+    resident_adapters: frozenset[str] = frozenset()  # references of LoRAs and ControlNets that it keeps there
+    resident_slots: int = 1  # the models that it keeps there at once
     on_disk: frozenset[str] = frozenset()  # on the host's own disk
     on_volume: frozenset[str] = frozenset()  # on a volume that its host mounts
     jobs_running: int = 0
     jobs_queued: int = 0
     queue_s: float = 0.0  # expected until a job sent now would begin
+    queued_models: tuple[str, ...] = ()  # of the jobs before it, in their order: they will be resident then
+    workers: int = 1  # that run now; more than one of an endpoint whose platform chooses among them
+    can_grow: bool = False  # the platform starts another worker when all are busy
     warm: bool = True  # False while a cold start comes first
     cold_start_s: float = 0.0  # as measured; added where it is not warm
     disk_bytes_per_s: float = 2e9  # from the host's disk onto the device
@@ -57,6 +66,7 @@ class Needs:
     model: str
     tier: str | None = None
     vram_bytes: int | None = None  # at the least, by the operator's word or by the plan; None: not known
+    memory: tuple[tuple[Offload, int], ...] = ()  # the plan's ways to load it with their bytes, the fastest first
     weights: tuple[Weights, ...] = ()  # the model's first
     images: int = 1
     inference_s: float = 5.0  # expected on a replica of speed 1
@@ -65,10 +75,31 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A replica that can take a job: `seconds` until its images are there, `usd` for them, and a sentence why."""
+    """A replica that can take a job: `seconds` until its images are there, `usd` for them, and a sentence why.
+
+    The seconds are the sum of four. `regret_s` are those that others are expected to wait for what makes room.
+    """
 
     replica: str
     tier: str | None
-    seconds: float
-    usd: float
     reason: str
+    nearness: Nearness  # of the model
+    moved_bytes: int  # what is brought into its memory, adapters included
+    offload: Offload
+    wait_s: float
+    start_s: float
+    move_s: float
+    run_s: float
+    usd: float
+    evicted: str | None = None
+    regret_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds to the images."""
+        return self.wait_s + self.busy_s
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the job keeps the replica once its turn has come: what it adds to the queue there."""
+        return self.start_s + self.move_s + self.run_s
