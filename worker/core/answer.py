@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from worker.core.device import LoadPlan
+from worker.core.device import LoadPlan, Nearness, Offload
 from worker.core.model import Detection, Outline, Task
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format
 from worker.core.result import JobFacts
@@ -98,10 +98,31 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
+class TierOutlook:
+    """What one job would take on one tier of a fleet now. `fits` says if the tier is large enough, whoever is busy.
+
+    `moved_bytes`, `seconds` to the image and `usd` are those of the tier's best replica; None where no replica of it
+    takes a job now, and `reason` says why. `chosen`: a job that came now would go to this tier.
+    """
+
+    tier: str
+    vram_bytes: int | None
+    fits: bool
+    reason: str
+    chosen: bool = False
+    offload: Offload | None = None
+    nearness: Nearness | None = None
+    moved_bytes: int | None = None
+    seconds: float | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanReport:
     """The needs of one model on one device. `fits` is None where the size of its weights is not known.
 
-    `reason` says why it does not fit, or why that is not known. `plan` is the way to load it where it fits.
+    `reason` says why it does not fit, or why that is not known. `plan` is the way to load it where it fits. A gateway
+    has no device of its own: it answers for the `tiers` of its fleet.
     """
 
     model: str
@@ -117,6 +138,7 @@ class PlanReport:
     reason: str | None = None
     plan: LoadPlan | None = None
     family: str | None = None
+    tiers: tuple[TierOutlook, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,10 @@ from pydantic import JsonValue
 from worker.core.model import DType
 
 Offload = Literal["none", "model", "sequential"]
+# The place of weights as a worker sees it, the nearest first; `elsewhere` is a download from their source.
+Nearness = Literal["resident", "disk", "volume", "elsewhere"]
+# Ways to load a model, the fastest first, and the bytes of device memory that each needs.
+MemoryWays = tuple[tuple[Offload, int], ...]
 LoadFormat = Literal["diffusers", "modular", "safetensors", "gguf", "upscaler"]
 
 

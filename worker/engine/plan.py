@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from worker.core.call import KnownModel
-from worker.core.device import DeviceInfo, LoadFormat, LoadPlan, Offload
+from worker.core.device import DeviceInfo, LoadFormat, LoadPlan, MemoryWays, Offload
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, DType, Kind, ModelFiles, ModelSpec
 
@@ -43,20 +44,8 @@ def make_plan(
     """
     spec, detection = model.spec, model.detection
     _check_memory(spec, device)
-    dtype = target_dtype(spec, device)
-    components = _component_bytes(files, dtype)
-    # Uncounted weights are taken as stored in half precision, which doubles where the device computes in float32.
-    weights = sum(components.values()) or files.total_bytes * _BYTES[dtype] // 2
-    largest = max(components.values(), default=weights)
-    scale = _BYTES[dtype] / 2
-    # The family's figure is of its full size: a small model of the same class has small activations too.
-    bytes_per_mp = min(detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
-    working = int(bytes_per_mp * megapixels)
-    overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
-    overhead += beside_bytes * _BYTES[dtype] // 2
-    needs: list[tuple[Offload, int]] = [("none", weights + working + overhead)]
-    if device.type == "cuda" and _can_be_offloaded(detection):
-        needs += [("model", largest + working + overhead), ("sequential", working + overhead)]
+    sizes = _sizes(model, files, device, megapixels, beside_bytes)
+    needs = _ways(sizes, detection, device)
     scheduler, options = _schedule(model, files)
     for offload, needed in needs:
         if needed <= device.free_bytes:
@@ -64,13 +53,13 @@ def make_plan(
             return LoadPlan(
                 root=files.root,
                 pipeline=detection.pipeline or "DiffusionPipeline",
-                dtype=dtype,
+                dtype=target_dtype(spec, device),
                 device=device.type,
                 offload=offload,
                 estimated_bytes=needed,
-                weight_bytes=weights,
-                working_bytes_per_mp=int(bytes_per_mp),
-                reserve_bytes=needed - working - (weights if offload == "none" else 0),
+                weight_bytes=sizes.weights,
+                working_bytes_per_mp=int(sizes.bytes_per_mp),
+                reserve_bytes=needed - sizes.working - (sizes.weights if offload == "none" else 0),
                 format=_format(files, detection),
                 variant=files.variant,
                 config=files.config or (Path(spec.config) if spec.config else None),
@@ -88,6 +77,53 @@ def make_plan(
         field="model",
         details={"needed_gb": round(needs[-1][1] / GIB, 2), "free_gb": round(device.free_bytes / GIB, 2)},
     )
+
+
+def memory_ways(
+    model: KnownModel, files: ModelFiles, device: DeviceInfo, *, megapixels: float, beside_bytes: int = 0
+) -> MemoryWays:
+    """Return the ways to load `model` on a device of this type, the fastest first, with the bytes that each needs.
+
+    How much memory the device has does not count. The rest is as in `make_plan`.
+    """
+    return tuple(_ways(_sizes(model, files, device, megapixels, beside_bytes), model.detection, device))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Bytes on the device: all weights, those of the largest component, and what beside them is used."""
+
+    weights: int
+    largest: int
+    bytes_per_mp: float
+    working: int
+    overhead: int
+
+
+def _sizes(model: KnownModel, files: ModelFiles, device: DeviceInfo, megapixels: float, beside_bytes: int) -> _Sizes:
+    dtype = target_dtype(model.spec, device)
+    components = _component_bytes(files, dtype)
+    # Uncounted weights are taken as stored in half precision, which doubles where the device computes in float32.
+    weights = sum(components.values()) or files.total_bytes * _BYTES[dtype] // 2
+    scale = _BYTES[dtype] / 2
+    # The family's figure is of its full size: a small model of the same class has small activations too.
+    bytes_per_mp = min(model.detection.activation_gb_per_mp * scale * GIB, weights * _WEIGHTS_PER_MEGAPIXEL)
+    overhead = 0 if device.type == "cpu" else _OVERHEAD_BYTES
+    return _Sizes(
+        weights=weights,
+        largest=max(components.values(), default=weights),
+        bytes_per_mp=bytes_per_mp,
+        working=int(bytes_per_mp * megapixels),
+        overhead=overhead + beside_bytes * _BYTES[dtype] // 2,
+    )
+
+
+def _ways(sizes: _Sizes, detection: Detection, device: DeviceInfo) -> list[tuple[Offload, int]]:
+    beside = sizes.working + sizes.overhead
+    ways: list[tuple[Offload, int]] = [("none", sizes.weights + beside)]
+    if device.type == "cuda" and _can_be_offloaded(detection):
+        ways += [("model", sizes.largest + beside), ("sequential", beside)]
+    return ways
 
 
 def _component_bytes(files: ModelFiles, dtype: DType) -> dict[str, int]:

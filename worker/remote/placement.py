@@ -6,11 +6,12 @@ waiting is worth. The price of an eviction is what keeps two models on two repli
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from worker.core.device import Offload
-from worker.remote.replica import Choice, Nearness, Needs, ReplicaState, Weights
+from worker.core.device import Nearness, Offload
+from worker.remote.replica import Choice, Needs, ReplicaState, Weights
 
 # Bytes of weights whose size nobody could tell.
 UNKNOWN_BYTES = 8_000_000_000
@@ -50,7 +51,7 @@ def place(
     Those that hold the model whole come before those that must offload it; else the score decides, then the smaller
     memory, then the name. `now` is the time on time.monotonic's clock, as the states' `used_at`.
     """
-    fleet = _Fleet(needs, replicas, now, policy)
+    fleet = _Fleet.of(needs, replicas, now, policy)
     scored = []
     for replica in replicas:
         if fleet.refusal(replica) is None:
@@ -63,13 +64,13 @@ def place(
 
 def refusals(needs: Needs, replicas: Sequence[ReplicaState]) -> tuple[Refusal, ...]:
     """Return the replicas that `place` leaves out, with their reasons. All lasting: the job is for another fleet."""
-    fleet = _Fleet(needs, replicas, 0.0, POLICY)
+    fleet = _Fleet.of(needs, replicas, 0.0, POLICY)
     return tuple(filter(None, map(fleet.refusal, replicas)))
 
 
 def fits(needs: Needs, replica: ReplicaState) -> bool:
     """True if the replica serves the model and its device is large enough, whether or not it is well."""
-    return _unfit(needs, replica) is None
+    return unfit(needs, replica) is None
 
 
 def larger_than(
@@ -86,31 +87,39 @@ class _Fleet:
     """One question: a job, and all that is known when it is asked."""
 
     needs: Needs
-    replicas: Sequence[ReplicaState]
     now: float
     policy: Policy
+    tier_bytes: int  # the memory of the tier that models.yaml names; 0 where it names none, or the fleet lacks it
+    copies: Mapping[str, int]  # model -> the replicas that hold it
+    used_at: Mapping[str, float]  # model -> when it was last asked for, anywhere
+
+    @classmethod
+    def of(cls, needs: Needs, replicas: Sequence[ReplicaState], now: float, policy: Policy) -> "_Fleet":
+        """Add up once what every replica's score asks for: a fleet may have a thousand of them."""
+        named = [replica.vram_bytes or 0 for replica in replicas if replica.tier == needs.tier is not None]
+        copies: Counter[str] = Counter()
+        used_at: dict[str, float] = {}
+        for replica in replicas:
+            copies.update(replica.resident.union(replica.queued_models))
+            for model, at in replica.used_at.items():
+                used_at[model] = max(at, used_at.get(model, at))
+        return cls(needs, now, policy, min(named, default=0), copies, used_at)
 
     def score(self, choice: Choice) -> float:
         return choice.seconds + choice.regret_s + choice.usd / self.policy.second_usd
 
     def refusal(self, replica: ReplicaState) -> Refusal | None:
         """Return why `replica` is not asked, or None."""
-        unfit = _unfit(self.needs, replica)
-        if unfit is None and replica.kind != "hosted" and (replica.vram_bytes or math.inf) < self._least_of_tier:
-            unfit = f"{replica.name} is smaller than tier {self.needs.tier}, which models.yaml names for the model"
-        if unfit is not None:
-            return Refusal(replica.name, replica.tier, unfit, lasting=True)
+        reason = unfit(self.needs, replica)
+        if reason is None and replica.kind != "hosted" and (replica.vram_bytes or math.inf) < self.tier_bytes:
+            reason = f"{replica.name} is smaller than tier {self.needs.tier}, which models.yaml names for the model"
+        if reason is not None:
+            return Refusal(replica.name, replica.tier, reason, lasting=True)
         if replica.health == "resting":
             return Refusal(replica.name, replica.tier, f"{replica.name} failed and rests", lasting=False)
         if replica.workers == 0 and not replica.can_grow:
             return Refusal(replica.name, replica.tier, f"{replica.name} has no worker and starts none", lasting=False)
         return None
-
-    @property
-    def _least_of_tier(self) -> int:
-        """The memory of the tier that models.yaml names, if the fleet has it: less is not what the operator meant."""
-        named = [item.vram_bytes or 0 for item in self.replicas if item.tier == self.needs.tier is not None]
-        return min(named, default=0)
 
     def ways(self, replica: ReplicaState) -> Iterator[Choice]:
         """Yield the ways to a job's answer by `replica`: by a worker that runs, and by one that is started."""
@@ -159,10 +168,8 @@ class _Fleet:
 
         A model that was asked for a moment ago is wanted again; copies of it elsewhere share that between them.
         """
-        used = [item.used_at[model] for item in self.replicas if model in item.used_at]
-        idle_s = max(0.0, self.now - max(used, default=-math.inf))
-        copies = sum(model in item.resident or model in item.queued_models for item in self.replicas)
-        likely = math.exp(-idle_s / self.policy.horizon_s) / max(1, copies)
+        idle_s = max(0.0, self.now - self.used_at.get(model, -math.inf))
+        likely = math.exp(-idle_s / self.policy.horizon_s) / max(1, self.copies[model])
         again: Nearness = "volume" if model in replica.on_volume and model not in replica.on_disk else "disk"
         # What is evicted has its size known to nobody here: it counts like the model that takes its place.
         size = _size((self.needs.weights or (Weights(model),))[0])
@@ -217,7 +224,7 @@ def _seconds_to_move(size: int, where: Nearness, replica: ReplicaState) -> float
             return size / replica.download_bytes_per_s + size / replica.disk_bytes_per_s
 
 
-def _unfit(needs: Needs, replica: ReplicaState) -> str | None:
+def unfit(needs: Needs, replica: ReplicaState) -> str | None:
     """Return why the job can never be for `replica`, however long it waits."""
     if replica.serves is not None and needs.model not in replica.serves:
         return f"{replica.name} does not serve {needs.model}"

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from worker.core.device import Offload
+from worker.core.device import MemoryWays, Nearness, Offload
 
 # `resting`: its breaker is open, nothing is sent to it. `trying`: one job may find out if it is well again.
 Health = Literal["well", "trying", "resting"]
 Kind = Literal["http", "runpod", "runpod-lb", "modal", "ray", "hosted"]
-# Where weights are, as a replica sees it, the nearest first; `elsewhere` is a download from their source.
-Nearness = Literal["resident", "disk", "volume", "elsewhere"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Needs:
     model: str
     tier: str | None = None
     vram_bytes: int | None = None  # at the least, by the operator's word or by the plan; None: not known
-    memory: tuple[tuple[Offload, int], ...] = ()  # the plan's ways to load it with their bytes, the fastest first
+    memory: MemoryWays = ()  # by the plan; empty: not known
     weights: tuple[Weights, ...] = ()  # the model's first
     images: int = 1
     inference_s: float = 5.0  # expected on a replica of speed 1

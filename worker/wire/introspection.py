@@ -10,6 +10,7 @@ from worker.core.answer import (
     ModelSummary,
     PlanReport,
     Preloaded,
+    TierOutlook,
     Unloaded,
     WorkerStatus,
 )
@@ -77,6 +78,8 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
         "free_gb": round(answer.free_bytes / _GIB, 2),
         "fits": answer.fits,
     }
+    if answer.tiers:
+        report |= {"tiers": [_outlook(tier) for tier in answer.tiers]}
     if answer.plan is None:
         return report | {"reason": answer.reason}
     return report | {
@@ -85,6 +88,21 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
         "estimated_gb": round(answer.plan.estimated_bytes / _GIB, 2),
         "reasons": [*answer.plan.reasons],
         "family": answer.family,
+    }
+
+
+def _outlook(tier: TierOutlook) -> dict[str, JsonValue]:
+    return {
+        "tier": tier.tier,
+        "vram_gb": None if tier.vram_bytes is None else round(tier.vram_bytes / _GIB, 2),
+        "fits": tier.fits,
+        "chosen": tier.chosen,
+        "offload": tier.offload,
+        "model_is": tier.nearness,
+        "moved_gb": None if tier.moved_bytes is None else round(tier.moved_bytes / _GIB, 2),
+        "expected_s": None if tier.seconds is None else round(tier.seconds, 1),
+        "expected_usd": None if tier.usd is None else round(tier.usd, 6),
+        "reason": tier.reason,
     }
 
 
