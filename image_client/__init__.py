@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from image_client.options import Attempt as Attempt
     from image_client.options import ClientOptions as ClientOptions
     from image_client.request import ImageRequest as ImageRequest
+    from image_client.sync import StableDiffusionClient as StableDiffusionClient
+    from image_client.sync import SyncImageClient as SyncImageClient
+    from image_client.webhooks import InvalidSignature as InvalidSignature
+    from image_client.webhooks import verify_webhook as verify_webhook
 
-# Where each public name lives; it is imported when it is first used.
+# Where each public name lives: it is imported when it is first used, so that the package itself costs next to nothing.
 _HOMES = {
     "Attempt": "options",
     "ClientOptions": "options",
@@ -20,11 +24,13 @@ _HOMES = {
     "ImageClient": "client",
     "ImageClientError": "errors",
     "ImageRequest": "request",
+    "InvalidSignature": "webhooks",
     "ProviderJob": "job",
+    "StableDiffusionClient": "sync",
+    "SyncImageClient": "sync",
+    "verify_webhook": "webhooks",
 }
-__all__ = [
-    *_HOMES,
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
