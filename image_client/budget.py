@@ -1,0 +1,123 @@
+"""A budget: what a call may cost at most is reserved before it, and what it cost is settled after it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from image_client.alerts import Alerts
+from image_client.prices import Price, PriceBook, PriceUnknown
+from image_client.request import ImageRequest
+from image_client.spending import BudgetExceeded, Call, Limit, SpendingLedger
+
+DEFAULT_MONTH = Decimal(60)  # dollars: alerts at 30 and 48, stop at 60
+THRESHOLDS = (50, 80, 100)  # percent
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Dollars of a session and of a calendar month (UTC), None for no limit; alerts at `thresholds` percent of each."""
+
+    session: Decimal | None = None
+    month: Decimal | None = DEFAULT_MONTH
+    thresholds: Sequence[int] = THRESHOLDS
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What one image will cost: about `likely` and not more than `most` dollars, both None where nobody knows."""
+
+    likely: Decimal | None
+    most: Decimal | None
+    price: Price | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The budget of one session on a ledger that other processes may share."""
+
+    ledger: SpendingLedger
+    prices: PriceBook
+    session: str
+    limits: Limits = field(default_factory=Limits)
+    alerts: Alerts = field(default_factory=Alerts)
+    allow_unknown_price: bool = False
+    seconds_per_image: float | None = None  # of providers that bill by the second, until one was measured here
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def quote(self, providers: Sequence[str], request: ImageRequest) -> Quote:
+        """Return what one image of `request` costs at the first provider, and at most at any of them."""
+        quotes = [self._quote(provider, request) for provider in providers]
+        mosts = [quote.most for quote in quotes]
+        known = [most for most in mosts if most is not None]
+        return replace(quotes[0], most=max(known) if len(known) == len(mosts) else None)
+
+    def _quote(self, provider: str, request: ImageRequest) -> Quote:
+        price = self.prices.find(provider, request.model)
+        if price is None:
+            return Quote(None, None)
+        likely, most = self.ledger.seconds_per_image(provider, request.model) or (self.seconds_per_image,) * 2
+        size = request.width, request.height
+        return Quote(price.cost(*size, likely), price.cost(*size, most), price)
+
+    def check(self, provider: str, request: ImageRequest, quote: Quote) -> None:
+        """Raise PriceUnknown where no budget can hold and none need not."""
+        if quote.most is not None or self.allow_unknown_price:
+            return
+        named = f"{provider}/{request.model or 'its default model'}"
+        if quote.price is not None:
+            raise PriceUnknown(
+                f"{named} is billed by the second and none of its images was timed here: say seconds_per_image first.",
+                provider=provider,
+            )
+        raise PriceUnknown(
+            f"The price of {named} is unknown, so no budget can hold: add a price first.", provider=provider
+        )
+
+    def reserve(self, key: str, provider: str, request: ImageRequest, quote: Quote) -> None:
+        """Set aside what an image may cost; raises PriceUnknown or BudgetExceeded, and then nothing may be sent."""
+        self.check(provider, request, quote)
+        now = self.now()
+        call = Call(
+            key=key,
+            session=self.session,
+            month=f"{now:%Y-%m}",
+            provider=provider,
+            model=request.model,
+            images=1,
+            state="reserved",
+            dollars=quote.most,
+            seconds=None,
+            began=now.isoformat(timespec="milliseconds"),
+            ended=None,
+        )
+        limits = self._limits(call.month)
+        try:
+            crossings = self.ledger.reserve(call, limits, self.limits.thresholds)
+        except BudgetExceeded:
+            for limit in limits:
+                committed = self.ledger.committed(limit.scope, limit.name)
+                over = committed + (quote.most or 0) > limit.dollars
+                if over and (crossing := self.ledger.exhausted(limit)):
+                    self.alerts.tell(crossing)
+            raise
+        for crossing in crossings:
+            self.alerts.tell(crossing)
+
+    def cost(self, told: Decimal | None, quote: Quote, seconds: float | None) -> Decimal | None:
+        """Return what an image cost: what its provider told, else its price; None where nobody knows."""
+        if told is not None or quote.price is None:
+            return told
+        return quote.price.cost(None, None, seconds) if quote.price.unit == "second" else quote.likely
+
+    def settle(self, key: str, cost: Decimal | None, seconds: float | None) -> None:
+        """Write down what an image cost in the end; its reservation ends."""
+        self.ledger.settle(key, cost, seconds)
+
+    def _limits(self, month: str) -> list[Limit]:
+        limits = []
+        if self.limits.session is not None:
+            limits.append(Limit("session", self.session, self.limits.session))
+        if self.limits.month is not None:
+            limits.append(Limit("month", month, self.limits.month))
+        return limits
