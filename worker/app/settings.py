@@ -103,6 +103,21 @@ def tier_overrides() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("DIFFUSERS_")}
 
 
+# What only the HTTP server of a gateway needs: its callers' keys are not for the machines behind it.
+_OF_THE_DOOR = frozenset({"API_KEYS", "API_KEYS_FILE", "ADMIN_KEYS", "WEBHOOK_SECRET"})
+
+
+def handed_on(*, door: bool) -> dict[str, str]:
+    """Return the settings of this environment, for a container that a platform starts with the same ones.
+
+    `door` is True for one that callers reach. Only that one needs their keys.
+    """
+    names = known_variables() - (frozenset() if door else _OF_THE_DOOR)
+    chosen = {name: value for name, value in os.environ.items() if name in names}
+    # How the tier scales is for the platform; how long a job may take is for the worker, too.
+    return chosen | {name: value for name, value in tier_overrides().items() if door or name.endswith("_TIMEOUT")}
+
+
 def forbid_unsafe_loading() -> None:
     """Take away the variable with which torch would read any pickle, whatever its caller asked for."""
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
