@@ -269,6 +269,22 @@ class TestShape:
         assert fit(raster, 60, 40) is raster
 
 
+def photo(width, height):
+    """A photo's statistics: soft shapes, and a sensor's noise on them."""
+    random = numpy.random.default_rng(5)
+    soft = Image.fromarray(random.integers(0, 256, (8, 8, 3), numpy.uint8)).resize((width, height), Image.BICUBIC)
+    noisy = numpy.asarray(soft) + random.normal(0, 2, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(numpy.uint8))
+
+
+def drawing(width, height):
+    """Flat areas with edges."""
+    image = Image.new("RGB", (width, height), "wheat")
+    for at in range(0, width, 20):
+        image.paste("teal", (at, at // 2, at + 11, height))
+    return image
+
+
 class TestEncode:
     NOISE = decode_image(saved(Image.effect_noise((96, 64), 90).convert("RGB"), "PNG"))
 
@@ -277,6 +293,18 @@ class TestEncode:
         raster = Raster(mode, 60, 40, gradient().convert(mode).tobytes())
         with Image.open(io.BytesIO(encode(raster, "png", 1))) as image:
             assert (image.format, image.mode, image.tobytes()) == ("PNG", mode, raster.data)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (9, 1), (300, 200)])
+    @pytest.mark.parametrize("make", [photo, drawing])
+    def test_a_png_is_exact_and_no_larger_than_pillows(self, make, mode, width, height):
+        image = make(width, height).convert(mode)
+        data = encode(Raster(mode, width, height, image.tobytes()), "png", 1, Comment("Füße", "{}"))
+        with Image.open(io.BytesIO(data)) as read:
+            read.load()
+            assert (read.mode, read.size, read.tobytes()) == (mode, (width, height), image.tobytes())
+            assert read.text == {"parameters": "Füße", "generation": "{}"}
+        assert len(data) <= 1.05 * len(saved(image, "PNG")) + 200
 
     @pytest.mark.parametrize("format_", ["jpeg", "webp"])
     def test_more_quality_is_more_bytes_and_less_error(self, format_):

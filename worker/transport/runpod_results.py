@@ -7,6 +7,8 @@ What the SDK (1.12.0) does, and what is done about it here:
 - It gives a platform that fails up after seven seconds. Here it is asked again for a minute.
 - It writes a job's id into the headers of its session, where every later request has it. An id that no header can
   hold (a number, a line break) ends all requests, so that no job is ever taken again. Here ids are escaped.
+- It writes JSON with Python's own writer, which looks at each character of an image: 18 ms for 6 MB while no other
+  thread runs, the engine's among them. Here that takes 3.
 - A job without an id of its own ends its loop, or loses the jobs that came with it. Here it is left out, and told.
 """
 
@@ -18,6 +20,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
+
+from worker.transport.body import written
 
 _LOG = logging.getLogger(__name__)
 PAUSES_S = (5.0, 15.0, 40.0)
@@ -166,13 +170,21 @@ def install(substitutes: Substitutes) -> None:
 
     try:
         poster = ResultPoster(substitutes, rp_job.send_result, rp_job.stream_result)
-        transmit, get_job = rp_http._transmit, rp_scale.get_job
+        transmit, get_job, _ = rp_http._transmit, rp_scale.get_job, rp_http.json.dumps
     except AttributeError as error:
         _LOG.warning("refused results stay unanswered: this RunPod SDK has no %s", error.name)
         return
-    rp_http._transmit = noted(transmit)
+    rp_http._transmit, rp_http.json = noted(transmit), _Json
     rp_job.send_result, rp_job.stream_result = poster.send_result, poster.send_part
     rp_scale.get_job = taking(get_job)
+
+
+class _Json:
+    """What the SDK's poster uses of the module json."""
+
+    @staticmethod
+    def dumps(value: object, **_: object) -> str:
+        return written(value).decode()
 
 
 def _kept(job_data: Mapping[str, Any], body: dict[str, Any]) -> dict[str, Any]:

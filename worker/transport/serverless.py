@@ -2,7 +2,7 @@
 
 Traps of RunPod's SDK, and what is done about each:
 
-- An answer that its JSON cannot hold is never posted: each is written once as it will be, or becomes an error.
+- An answer that its JSON cannot hold is never posted: each is checked, and becomes an error.
 - A progress update that comes after the result overwrites it: updates are throttled, and the last step is never told.
 - It streams per handler, never per job, and strips errors to their sentence: hence `STREAM_RESULTS`.
 - `refresh_worker` is read in a result only: a lost device says it there, or by `on_loss` where answers are streamed.
@@ -10,8 +10,8 @@ Traps of RunPod's SDK, and what is done about each:
 """
 
 import asyncio
-import json
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -238,8 +238,26 @@ class _Throttle:
 def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
     """Return `answer` if it can be posted as JSON; else an error that can."""
     try:
-        # As the SDK writes it: there half a surrogate pair is an error, and the answer would never be posted.
-        json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")
+        _check_json(answer)
     except (TypeError, ValueError, RecursionError) as error:
         return dict(encode_error(unforeseen(error), job_id))
     return dict(answer) or {"ok": True}
+
+
+def _check_json(value: object) -> None:
+    """Raise TypeError or ValueError for what cannot be posted as JSON. Long texts cost nothing: images are ASCII."""
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode("utf-8")  # half a surrogate pair would be an error where the SDK posts it
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a number is not finite")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_json(str(key))
+            _check_json(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_json(item)
+    elif value is not None and not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} is no JSON")

@@ -19,7 +19,7 @@ from worker.core import errors
 from worker.core.errors import InvalidRequest, WorkerError
 from worker.service.usage import request_id
 from worker.service.usage.privacy import unforeseen
-from worker.transport.web.body import written
+from worker.transport.body import written
 from worker.wire.errors import encode_error
 
 _LOG = logging.getLogger(__name__)

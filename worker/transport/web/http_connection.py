@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.core.errors import Overloaded
 from worker.service.usage import request_id
-from worker.transport.web.body import written
+from worker.transport.body import written
 from worker.transport.web.connections import Connections
 from worker.transport.web.errors import failure_of
 

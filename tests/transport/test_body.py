@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from worker.transport.web.body import LONG, written
+from worker.transport.body import LONG, written
 from worker.wire.result import Base64
 
 
