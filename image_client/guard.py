@@ -5,11 +5,13 @@ A name is resolved once, all its addresses are checked, and the connection goes 
 
 import asyncio
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
 MAX_URL_CHARS = 8192
+_ODD = re.compile(r"[\x00-\x20\x7f\\]")
 # Neither is marked as private by `ipaddress`: tunnels and translators to who knows where, and Azure's host agent.
 _REFUSED = tuple(
     ipaddress.ip_network(text)
@@ -47,20 +49,9 @@ async def checked(url: str, own: SplitResult) -> Target:
 
     Raises RefusedLink, OSError where the name has no address.
     """
-    if len(url) > MAX_URL_CHARS or any(ord(char) <= 32 or ord(char) == 127 for char in url) or "\\" in url:
-        raise RefusedLink("it is no plain URL")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise RefusedLink("it is no valid URL") from None
+    parts, at_home = _taken_apart(url, own)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
     host = (parts.hostname or "").lower()
-    at_home = bool(host) and host == (own.hostname or "").lower()
-    if not host or parts.username is not None or parts.scheme not in ("https", "http"):
-        raise RefusedLink("it is no plain https URL")
-    if parts.scheme == "http" and not (at_home and own.scheme == "http"):
-        raise RefusedLink("it is not https")
-    port = port or (443 if parts.scheme == "https" else 80)
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
     if not at_home and not all(is_public(address) for address in addresses):
@@ -69,3 +60,20 @@ async def checked(url: str, own: SplitResult) -> Target:
     shown = f"[{address}]" if ":" in address else address
     target = parts._replace(netloc=f"{shown}:{port}", fragment="").geturl()
     return Target(target, parts.netloc, host)
+
+
+def _taken_apart(url: str, own: SplitResult) -> tuple[SplitResult, bool]:
+    """Return the parts of a plain URL, and whether it leads to the provider's own host."""
+    if len(url) > MAX_URL_CHARS or _ODD.search(url):
+        raise RefusedLink("it is no plain URL")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise RefusedLink("it is no valid URL") from None
+    at_home = parts.hostname is not None and parts.hostname == own.hostname
+    if not parts.hostname or parts.username is not None or parts.scheme not in ("https", "http"):
+        raise RefusedLink("it is no plain https URL")
+    if parts.scheme == "http" and not (at_home and own.scheme == "http"):
+        raise RefusedLink("it is not https")
+    return parts, at_home

@@ -162,11 +162,18 @@ def _jobs(row: dict[str, Any], defaults: Mapping[str, Any], folder: Path, first:
     if files and "operation" not in fields:
         fields["operation"] = "inpaint" if mask else "edit"
     checked = ImageRequest.model_validate({**fields, **dict.fromkeys(files, b"checked")})
+    return _copies(checked, name, files, first, seeded="seed" in row)
+
+
+def _copies(
+    checked: ImageRequest, name: str | None, files: Mapping[str, SourceFile], first: int, *, seeded: bool
+) -> list[Job]:
+    """Return a job for each of the `n` images of a row."""
     jobs = []
     for copy in range(checked.n):
         own = checked.model_dump(mode="json", exclude_defaults=True, exclude={"image", "mask", "n"})
         if checked.seed is not None:
-            own["seed"] = checked.seed + copy if "seed" in row else checked.seed + first + copy
+            own["seed"] = checked.seed + copy if seeded else checked.seed + first + copy
         numbered = f"{name}-{copy + 1}" if name is not None and checked.n > 1 else name
         jobs.append(Job(index=first + copy, name=numbered, fields=own, **files))
     return jobs

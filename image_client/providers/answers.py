@@ -169,6 +169,11 @@ def is_whole(data: bytes) -> bool:
     return kind is not None
 
 
+def seeds_of(first: int | None, count: int) -> list[int | None]:
+    """Return the seeds of `count` images that were asked for with one: each next image has the next."""
+    return [None if first is None else first + index for index in range(count)]
+
+
 def seed_of(request_id: str) -> int:
     """Return the seed of a request that names none: the same for the same id, so that sending it again is the same."""
     return random.Random(request_id).randrange(2**31)  # noqa: S311

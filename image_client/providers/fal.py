@@ -74,11 +74,14 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     """Read what the queue says, or the result."""
     require_success(answer)
     body = json_object(answer)
-    images = (
-        body.get("images") if isinstance(body.get("images"), list) else [body["image"]] if "image" in body else None
-    )
+    images = body.get("images", [body["image"]] if "image" in body else None)
     if isinstance(images, list):
         return _finished(images, body, call)
+    return _queued(body, call)
+
+
+def _queued(body: dict[str, JsonValue], call: Call) -> Running:
+    """Read where the request stands, and where to ask for it."""
     asked, status = call.job, body.get("status")
     job_id = text_of(body.get("request_id")) or (asked.job_id if asked else None)
     where = text_of(body.get("response_url")) or (asked.poll_url.removesuffix("/status") if asked else None)

@@ -14,6 +14,7 @@ from image_client.providers.answers import (
     json_object,
     media_type_of,
     require_success,
+    seeds_of,
     text_of,
     words_of,
 )
@@ -77,10 +78,9 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     items = [item for item in data if isinstance(item, dict)] if isinstance(data, list) else []
     if not items:
         raise GenerationFailed(f"The answer holds no image: {words_of(answer)}")
-    first = call.request.seed
+    seeds = seeds_of(call.request.seed, len(items))
     files = tuple(
-        file_or_link(item.get("b64_json") or item.get("url"), None if first is None else first + index)
-        for index, item in enumerate(items)
+        file_or_link(item.get("b64_json") or item.get("url"), seed) for item, seed in zip(items, seeds, strict=True)
     )
     rest: dict[str, JsonValue] = {name: value for name, value in body.items() if name != "data"}
     rest["revised_prompts"] = [item.get("revised_prompt") for item in items]

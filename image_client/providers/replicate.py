@@ -8,7 +8,15 @@ minute (docs/topics/predictions/rate-limits).
 from pydantic import JsonValue
 
 from image_client.errors import ContentFiltered, GenerationFailed, UnknownOutcome
-from image_client.providers.answers import data_uri, file_or_link, json_object, require_success, sentence, text_of
+from image_client.providers.answers import (
+    data_uri,
+    file_or_link,
+    json_object,
+    require_success,
+    seeds_of,
+    sentence,
+    text_of,
+)
 from image_client.providers.fitting import name_of_size
 from image_client.providers.provider import (
     Abilities,
@@ -115,11 +123,9 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
         kind = ContentFiltered if "nsfw" in said.lower() else GenerationFailed
         raise kind(f"The prediction failed: {said}")
     output = body.get("output")
-    outputs = output if isinstance(output, list) else [output]
-    first = call.request.seed
-    files = tuple(
-        file_or_link(item, None if first is None else first + index) for index, item in enumerate(outputs or [None])
-    )
+    outputs = output if isinstance(output, list) and output else [None if output == [] else output]
+    seeds = seeds_of(call.request.seed, len(outputs))
+    files = tuple(file_or_link(item, seed) for item, seed in zip(outputs, seeds, strict=True))
     model = text_of(body.get("model")) or call.model
     return Finished(files, job_id, model, text_of(body.get("version")), raw=body if _small(body) else None)
 

@@ -102,6 +102,10 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
         raise _failure(str(status), body.get("error"), output if isinstance(output, dict) else {})
     if not isinstance(output, dict):
         raise GenerationFailed("The job is done and its answer holds no image.")
+    return _finished(job_id, body, output, call)
+
+
+def _finished(job_id: str, body: dict[str, JsonValue], output: dict[str, JsonValue], call: Call) -> Finished:
     images = output.get("images")
     found = images if isinstance(images, list) and images else [_single(output)]
     seeds = output.get("seeds")
