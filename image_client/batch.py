@@ -15,7 +15,7 @@ from pathlib import Path
 
 from image_client.budget import Budget, Quote
 from image_client.client import ImageClient
-from image_client.errors import AuthenticationFailed, ImageClientError, PaymentRequired, UnknownOutcome
+from image_client.errors import AuthenticationFailed, ImageClientError, InvalidRequest, PaymentRequired, UnknownOutcome
 from image_client.image import Image
 from image_client.job import ProviderJob
 from image_client.ledger import DRAWN, Ledger, Record, State
@@ -98,7 +98,6 @@ class BatchRun:
                 on_accepted=self._accept,
             )
         )
-        self._providers = (ledger.info.provider, *ledger.info.fallback)
         self._in_flight: dict[str, int] = {}  # request id → index
         self._stopped: str | None = None
         self._drawn_now = 0
@@ -130,28 +129,34 @@ class BatchRun:
 
     def _attempt(self, record: Record) -> Record:
         """Return the record with the number of the call to come; one that may be repeated keeps its number."""
-        again = record.state == "failed" or (record.state in ("sent", "unknown") and not self._client.idempotent)
+        lost = record.state in ("sent", "unknown") and self._again.unknown and not self._client.idempotent
+        again = lost or record.state == "failed"
         return record.model_copy(update={"attempt": record.attempt + 1}) if again else record
 
     def _key(self, record: Record) -> str:
         return f"{self.ledger.info.id}-{record.index + 1}-{record.attempt + 1}"
 
     def _wanted(self, record: Record) -> bool:
-        if record.state == "failed":
-            return self._again.failed
-        if record.state == "unknown":
-            return self._again.unknown or self._client.idempotent
-        if record.state == "sent" and not self._client.idempotent and not self._again.unknown:
-            self._lose(record)
-            return False
-        return record.state not in DRAWN
+        return record.state not in DRAWN and (record.state != "failed" or self._again.failed)
 
-    def _lose(self, record: Record) -> None:
-        """It was in flight when its process died, and its provider cannot be asked what became of it."""
+    def _may_have_run(self, record: Record) -> bool:
+        """Whether it was sent, by a process that died or without an answer, and sending it again may charge twice."""
+        return record.state in ("sent", "unknown") and not (self._client.idempotent or self._again.unknown)
+
+    async def _found(self, record: Record, request: ImageRequest) -> ProviderJob | None:
+        """Return its job from the provider's own list; without one its outcome is unknown, and it is not sent again."""
+        try:
+            job = await self._client.find(request, request_id=self._key(record))
+        except ImageClientError:
+            job = None
+        if job is not None and job.job_id not in {r.job_id for r in self.ledger.records() if r.index != record.index}:
+            self.ledger.add(record.index, "accepted", job=job, job_id=job.job_id)
+            return job
         self.budget.ledger.doubt(self._key(record))
-        self.ledger.add(
-            record.index, "unknown", error="unknown_outcome", reason="its process ended before an answer came"
-        )
+        if record.state == "sent":
+            reason = "Its process ended before an answer came: it may have been charged."
+            self.ledger.add(record.index, "unknown", error="unknown_outcome", reason=reason)
+        return None
 
     def _settle_again(self) -> None:
         """Settle what was written into the ledger by a process that died before it could settle it."""
@@ -164,12 +169,19 @@ class BatchRun:
         quote, began = Quote(None, None), time.monotonic()
         self._in_flight[key] = job.index
         try:
-            quote = await asyncio.to_thread(self.budget.quote, self._providers, job.priced())
-            if record.state == "accepted" and record.job is not None:
-                image = (await self._client.collect(record.job))[0]
-            else:
+            info, priced = self.ledger.info, self._priced(job)
+            quote = await asyncio.to_thread(self.budget.quote, info.provider, priced, info.fallback)
+            taken = record.job if record.state == "accepted" else None
+            if taken is None:
                 request = await asyncio.to_thread(job.request)
-                await asyncio.to_thread(self.budget.reserve, key, self.ledger.info.provider, job.priced(), quote)
+                if self._may_have_run(record):
+                    taken = await self._found(record, request)
+                    if taken is None:
+                        return
+            if taken is not None:
+                image = (await self._client.collect(taken))[0]
+            else:
+                await asyncio.to_thread(self.budget.reserve, key, info.provider, priced, quote)
                 self.ledger.add(job.index, "sent", attempt=record.attempt, request_id=key, error=None, reason=None)
                 image = await self._client.send(request, request_id=key)
             await self._keep(job.index, key, image, quote)
@@ -212,8 +224,12 @@ class BatchRun:
         if isinstance(error, BudgetExceeded | PriceUnknown):
             self.stop(error.message)
             return
-        await asyncio.to_thread(account, self.budget, key, error, quote, seconds)
-        if isinstance(error, AuthenticationFailed | PaymentRequired):
+        collecting = self.ledger[index].state == "accepted" and isinstance(error, InvalidRequest)
+        if not collecting:  # a question that could not be asked says nothing about the job
+            await asyncio.to_thread(account, self.budget, key, error, quote, seconds)
+        if collecting:
+            self.ledger.add(index, "accepted", error=error.code, reason=error.message)
+        elif isinstance(error, AuthenticationFailed | PaymentRequired):
             self.stop(error.message)
             self.ledger.add(index, "waiting")
         elif outcome_is_open(error) and (job := getattr(error, "job", None) or self.ledger[index].job):
@@ -234,6 +250,10 @@ class BatchRun:
             self.ledger.add(index, "accepted", job=job, job_id=job.job_id)
         if self._told.on_accepted is not None:
             self._told.on_accepted(job)
+
+    def _priced(self, job: Job) -> ImageRequest:
+        request = job.priced()
+        return request.model_copy(update={"model": request.model or self._client.model})
 
     def _price(self, provider: str, request: ImageRequest, seconds: float) -> Decimal | None:
         return self.budget.prices.image(provider, request.model, (request.width, request.height), seconds)

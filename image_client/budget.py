@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from image_client.alerts import Alerts
 from image_client.prices import Price, PriceBook, PriceUnknown
+from image_client.providers.table import PROVIDERS
 from image_client.request import ImageRequest
 from image_client.spending import BudgetExceeded, Call, Limit, SpendingLedger
 
@@ -45,18 +46,22 @@ class Budget:
     seconds_per_image: float | None = None  # of providers that bill by the second, until one was measured here
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
-    def quote(self, providers: Sequence[str], request: ImageRequest) -> Quote:
-        """Return what one image of `request` costs at the first provider, and at most at any of them."""
-        quotes = [self._quote(provider, request) for provider in providers]
-        mosts = [quote.most for quote in quotes]
-        known = [most for most in mosts if most is not None]
-        return replace(quotes[0], most=max(known) if len(known) == len(mosts) else None)
+    def quote(self, provider: str, request: ImageRequest, fallback: Sequence[str] = ()) -> Quote:
+        """Return what one image of `request` costs at `provider`, and at most there or at one that stands in for it.
 
-    def _quote(self, provider: str, request: ImageRequest) -> Quote:
-        price = self.prices.find(provider, request.model)
+        A provider that stands in draws with its own default model.
+        """
+        quotes = [self._quote(provider, request.model, request)]
+        quotes += [self._quote(name, None, request) for name in fallback]
+        mosts = [quote.most for quote in quotes if quote.most is not None]
+        return replace(quotes[0], most=max(mosts) if len(mosts) == len(quotes) else None)
+
+    def _quote(self, provider: str, model: str | None, request: ImageRequest) -> Quote:
+        model = model or default_model(provider)
+        price = self.prices.find(provider, model)
         if price is None:
             return Quote(None, None)
-        likely, most = self.ledger.seconds_per_image(provider, request.model) or (self.seconds_per_image,) * 2
+        likely, most = self.ledger.seconds_per_image(provider, model) or (self.seconds_per_image,) * 2
         size = request.width, request.height
         return Quote(price.cost(*size, likely), price.cost(*size, most), price)
 
@@ -64,7 +69,7 @@ class Budget:
         """Raise PriceUnknown where no budget can hold and none need not."""
         if quote.most is not None or self.allow_unknown_price:
             return
-        named = f"{provider}/{request.model or 'its default model'}"
+        named = f"{provider}/{request.model or default_model(provider) or 'its own model'}"
         if quote.price is not None:
             raise PriceUnknown(
                 f"{named} is billed by the second and none of its images was timed here: say seconds_per_image first.",
@@ -83,7 +88,7 @@ class Budget:
             session=self.session,
             month=f"{now:%Y-%m}",
             provider=provider,
-            model=request.model,
+            model=request.model or default_model(provider),
             images=1,
             state="reserved",
             dollars=quote.most,
@@ -121,3 +126,9 @@ class Budget:
         if self.limits.month is not None:
             limits.append(Limit("month", month, self.limits.month))
         return limits
+
+
+def default_model(provider: str) -> str | None:
+    """Return the model that a provider draws with where none is named, None where it chooses by itself."""
+    row = PROVIDERS.get(provider)
+    return (row.default_model or None) if row is not None else None

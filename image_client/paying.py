@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from image_client.budget import Budget, Quote
@@ -11,9 +12,13 @@ from image_client.image import Image
 from image_client.request import ImageRequest
 
 
-async def pay(budget: Budget, client: ImageClient, provider: str, request: ImageRequest, request_id: str) -> Image:
+async def pay(
+    budget: Budget, client: ImageClient, request: ImageRequest, request_id: str, fallback: Sequence[str] = ()
+) -> Image:
     """Return the image of a request with n=1; raises BudgetExceeded or PriceUnknown before anything is sent."""
-    quote = await asyncio.to_thread(budget.quote, (provider,), request)
+    provider = client.provider
+    request = request.model_copy(update={"model": request.model or client.model})
+    quote = await asyncio.to_thread(budget.quote, provider, request, fallback)
     await asyncio.to_thread(budget.reserve, request_id, provider, request, quote)
     began = time.monotonic()
     try:

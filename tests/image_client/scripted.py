@@ -29,6 +29,7 @@ class ScriptedClient:
         self.answer = answer
         self.idempotent = idempotent
         self.sent: Counter[str] = Counter()
+        self.listed: dict[str, ProviderJob] = {}
         self.collected: list[ProviderJob] = []
         self.in_flight = self.most_in_flight = 0
         self._slow = slow
@@ -56,6 +57,11 @@ class ScriptedClient:
         image = answer or image_of(request, request_id)
         self.options.on_attempt(Attempt(request_id, "scripted", 1, "image", 200, None))
         return image
+
+    provider, model = "scripted", None
+
+    async def find(self, request: ImageRequest, *, request_id: str) -> ProviderJob | None:
+        return self.listed.get(request.prompt)
 
     async def collect(self, job: ProviderJob) -> tuple[Image, ...]:
         self.collected.append(job)

@@ -19,7 +19,7 @@ from image_client.job import ProviderJob
 from image_client.ledger import Ledger, LedgerError
 from image_client.prices import Price, PriceBook
 from image_client.prompts_file import read_jobs
-from image_client.spending import SpendingLedger
+from image_client.spending import Call, SpendingLedger
 from image_client.starting import begin_batch
 from tests.image_client.scripted import ScriptedClient, image_of
 
@@ -155,6 +155,20 @@ async def test_a_provider_that_knows_our_id_is_asked_again_for_free(bench: Bench
     assert bench.spent == Decimal("0.006")
 
 
+async def test_a_lost_job_is_looked_for_in_the_list_of_its_provider(bench: Bench) -> None:
+    bench.write(2)
+    with bench.ledger() as ledger:  # as a process leaves it that is killed while it waits for two answers
+        for index in range(2):
+            key = f"{ledger.info.id}-{index + 1}-1"
+            bench.budget().ledger.reserve(_call(key), [], [])
+            ledger.add(index, "sent", request_id=key)
+    client = ScriptedClient()
+    client.listed["apple 0"] = ProviderJob(provider="scripted", job_id="apple 0", poll_url="http://x", request_id="x")
+    outcome = await bench.run(client)
+    assert [record.state for record in outcome.records] == ["drafted", "unknown"]
+    assert not client.sent and bench.spent == Decimal("0.006")
+
+
 async def test_an_accepted_job_is_collected_never_sent_again(bench: Bench) -> None:
     bench.write(2)
 
@@ -229,6 +243,10 @@ async def test_a_disk_that_is_full_stops_the_batch(bench: Bench, monkeypatch: py
     assert "No space left" in outcome.stopped and outcome.count("drafted") == 0
     outcome = await bench.run(ScriptedClient(idempotent=True))
     assert outcome.count("drafted") == 3 and bench.spent == Decimal("0.009")
+
+
+def _call(key: str) -> Call:
+    return Call(key, "test", "2026-11", "scripted", None, 1, "reserved", Decimal("0.003"), None, "2026-11-30", None)
 
 
 def image_of_prompt(prompt: str) -> bytes:

@@ -35,7 +35,7 @@ def budget(tmp_path: Path) -> Callable[..., Budget]:
 
 
 def reserve(budget: Budget, key: str, request: ImageRequest = APPLE, provider: str = "replicate") -> None:
-    budget.reserve(key, provider, request, budget.quote((provider,), request))
+    budget.reserve(key, provider, request, budget.quote(provider, request))
 
 
 def test_thousandths_add_up_to_the_cent(budget: Callable[..., Budget]) -> None:
@@ -74,7 +74,7 @@ def test_an_unknown_price_is_refused_unless_allowed_and_is_never_free(budget: Ca
         reserve(budget(), "a", nobody_knows)
     allowed = budget(allow_unknown_price=True)
     reserve(allowed, "b", nobody_knows)
-    allowed.settle("b", allowed.cost(None, allowed.quote(("replicate",), nobody_knows), 1.0), 1.0)
+    allowed.settle("b", allowed.cost(None, allowed.quote("replicate", nobody_knows), 1.0), 1.0)
     (call,) = allowed.ledger.calls()
     assert (call.state, call.dollars) == ("settled", None)
 
@@ -87,18 +87,18 @@ def test_seconds_are_priced_once_they_were_measured(budget: Callable[..., Budget
     guessed = replace(billed, seconds_per_image=4.0)
     for key, seconds in (("a", 1.0), ("b", 2.0), ("c", 6.0)):
         reserve(guessed, key, provider="selfhosted")
-        quote = guessed.quote(("selfhosted",), APPLE)
+        quote = guessed.quote("selfhosted", APPLE)
         guessed.settle(key, guessed.cost(None, quote, seconds), seconds)
-    quote = billed.quote(("selfhosted",), APPLE)
+    quote = billed.quote("selfhosted", APPLE)
     assert (quote.likely, quote.most) == (Decimal("0.0010"), Decimal("0.0030"))  # the median; the longest
     assert billed.ledger.committed("session", "test") == Decimal("0.0045")
 
 
 def test_a_dear_stand_in_is_reserved_for(budget: Callable[..., Budget]) -> None:
-    dear = Price(provider="fal", model=APPLE.model, unit="image", usd="0.05", source="their page", read="2026-11-01")
+    dear = Price(provider="fal", model="fal-ai/flux/schnell", unit="image", usd="0.05", source="their page", read="2026-11-01")
     both = replace(budget(), prices=PriceBook((*PriceBook.load().prices, dear)))
-    assert both.quote(("replicate", "fal"), APPLE).most == Decimal("0.05")
-    assert both.quote(("replicate", "openai"), APPLE).most is None  # nobody knows what that one takes
+    assert both.quote("replicate", APPLE, ["fal"]).most == Decimal("0.05")
+    assert both.quote("replicate", APPLE, ["openai"]).most is None  # nobody knows what that one takes
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_dear_stand_in_is_reserved_for(budget: Callable[..., Budget]) -> None:
 )
 def test_what_came_of_a_call_settles_it(budget: Callable[..., Budget], error: Exception, left: str) -> None:
     budget = budget()
-    quote = budget.quote(("replicate",), APPLE)
+    quote = budget.quote("replicate", APPLE)
     reserve(budget, "a")
     account(budget, "a", error, quote, 1.0)
     assert budget.ledger.committed("session", "test") == Decimal(left)
@@ -159,7 +159,7 @@ from image_client.spending import BudgetExceeded, SpendingLedger
 
 budget = Budget(SpendingLedger(Path(sys.argv[1])), PriceBook.load(), sys.argv[2], Limits(None, Decimal("0.90")))
 request = ImageRequest(prompt="x", model="black-forest-labs/flux-schnell")
-quote = budget.quote(("replicate",), request)
+quote = budget.quote("replicate", request)
 sent = 0
 for number in range(300):
     try:
