@@ -95,7 +95,9 @@ def test_seconds_are_priced_once_they_were_measured(budget: Callable[..., Budget
 
 
 def test_a_dear_stand_in_is_reserved_for(budget: Callable[..., Budget]) -> None:
-    dear = Price(provider="fal", model="fal-ai/flux/schnell", unit="image", usd="0.05", source="their page", read="2026-11-01")
+    dear = Price(
+        provider="fal", model="fal-ai/flux/schnell", unit="image", usd="0.05", source="their page", read="2026-11-01"
+    )
     both = replace(budget(), prices=PriceBook((*PriceBook.load().prices, dear)))
     assert both.quote("replicate", APPLE, ["fal"]).most == Decimal("0.05")
     assert both.quote("replicate", APPLE, ["openai"]).most is None  # nobody knows what that one takes

@@ -1,0 +1,101 @@
+"""Batches against a real HTTP server with faults: every image in order, none twice, the ledger exact to the cent."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from image_client.batch import Again, Outcome
+from image_client.mock_server import MockServer
+from image_client.options import ClientOptions
+from tests.image_client.http_batch import budget_of, run
+
+ROOT = Path(__file__).parents[2]
+COUNT = 200
+# Every third request meets one; so many in a row that the client leaves the server alone would only be slow.
+FAULTS = ("429:0.05", "500", "hang:3", "lost", "503", "truncated", "reset", "expired", "429")
+
+
+def faults(count: int, kinds: tuple[str, ...] = FAULTS) -> list[str]:
+    return [kinds[number // 3 % len(kinds)] if number % 3 == 0 else "" for number in range(count)]
+
+
+def check(outcome: Outcome, server: MockServer, folder: Path, count: int = COUNT) -> None:
+    """Hold what came out against what the server did and what is in the folder."""
+    assert [record.prompt for record in outcome.records] == [f"apple {number}" for number in range(count)]
+    assert {record.state for record in outcome.records} == {"drafted"}
+    assert len(server.state.drawn) == count and set(server.state.drawn.values()) == {1}
+    assert {record.request_id for record in outcome.records} == set(server.state.drawn)
+    assert len({record.file for record in outcome.records}) == count
+    assert len(list((folder / "results").glob("*.png"))) == count
+    for record in outcome.records:
+        data = (folder / "results" / record.file).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == record.sha256 and data.startswith(b"\x89PNG")
+    exact = Decimal("0.003") * count
+    spending = budget_of(folder).ledger
+    assert outcome.cost == exact == spending.committed("session", "test")
+    assert {call.state for call in spending.calls()} == {"settled"} and len(spending.calls()) == count
+    lines = (folder / "results" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [*range(count)]
+
+
+async def test_two_hundred_images_through_faults(tmp_path: Path) -> None:
+    with MockServer(faults=faults(150), seconds=0.01) as server:
+        outcome = await run(server.url, tmp_path, COUNT)
+        check(outcome, server, tmp_path)
+    assert outcome.stopped is None and server.state.most_at_work <= 50
+    assert server.state.asked.total() > COUNT + 40  # the faults were met
+
+
+async def test_what_failed_within_a_200_is_told_and_drawn_on_demand(tmp_path: Path) -> None:
+    with MockServer(faults=["", "error", "", "error"]) as server:
+        outcome = await run(server.url, tmp_path, 6, concurrency=1)
+        assert [record.error for record in outcome.records] == [None, "generation_failed"] * 2 + [None] * 2
+        assert budget_of(tmp_path).ledger.committed("session", "test") == Decimal("0.012")
+        outcome = await run(server.url, tmp_path, 6, again=Again(failed=True))
+    assert outcome.count("drafted") == 6 and outcome.cost == Decimal("0.018")
+
+
+async def test_fifty_at_once_hold_the_providers_limit_exactly(tmp_path: Path, record_property: object) -> None:
+    """The time is printed, and held only to what no busy machine breaks: fifty in turn would take 50 s."""
+    with MockServer(concurrency=50, seconds=1.0) as server:
+        began = time.monotonic()
+        outcome = await run(server.url, tmp_path, 50, options=ClientOptions())
+        seconds = time.monotonic() - began
+        check(outcome, server, tmp_path, 50)
+    assert server.state.most_at_work == 50 and server.state.over_limit == 0
+    record_property("times_ideal", round(seconds, 2))
+    print(f"50 images at once: {seconds:.2f} times the ideal time")
+    assert seconds < 25
+
+
+async def test_a_limit_that_nobody_told_is_found_and_held(tmp_path: Path) -> None:
+    with MockServer(concurrency=8, seconds=0.05) as server:
+        outcome = await run(server.url, tmp_path, 60, concurrency=50)
+        check(outcome, server, tmp_path, 60)
+    assert server.state.most_at_work == 8
+
+
+@pytest.mark.slow
+async def test_killed_three_times_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    chance = random.Random(20261130)
+    with MockServer(faults=faults(150, (*FAULTS[:2], *FAULTS[3:])), seconds=0.3) as server:
+        command = [sys.executable, "-m", "tests.image_client.http_batch", server.url, str(tmp_path), str(COUNT)]
+        for _ in range(3):
+            batch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+            goal = len(server.state.drawn) + chance.randrange(5, 45)
+            while len(server.state.drawn) < goal and batch.poll() is None:
+                time.sleep(0.005)
+            time.sleep(chance.random() / 5)
+            batch.send_signal(signal.SIGKILL)
+            assert batch.wait() == -signal.SIGKILL
+            batch.stdout.close()
+        assert 0 < len(server.state.drawn) < COUNT
+        check(await run(server.url, tmp_path, COUNT), server, tmp_path)
