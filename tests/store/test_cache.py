@@ -9,6 +9,8 @@ import pytest
 
 from tests.store.shelf import NAME
 from worker.core.errors import CorruptFile
+from worker.store import entries
+from worker.store.janitor import Janitor
 
 SIZE = 50_000
 
@@ -116,6 +118,21 @@ class TestHealing:
         shelf.put("model.bin", SIZE, seed=1)
         renewed = shelf.fetch()
         assert renewed.files["model.bin"].path.read_bytes() == shelf.content("model.bin")
+
+
+def test_a_new_model_reads_no_manifest_of_the_others_and_a_shared_file_no_more_than_it_needs(shelf, entry, monkeypatch):
+    for number in range(30):
+        shutil.copytree(entry.root.parent, entry.root.parent.with_name(f"other{number:02d}"), symlinks=True)
+    manifests = []
+    read = entries.read_small
+    monkeypatch.setattr(Janitor, "sweep_now_and_then", lambda self: None)  # which looks at all, once in an hour
+    monkeypatch.setattr(entries, "read_small", lambda path: manifests.append(path) or read(path))
+    shelf.put("other.bin", SIZE, seed=7)
+    shelf.fetch("other.bin", entry="new")
+    assert len(manifests) <= 2, manifests
+    manifests.clear()
+    assert shelf.fetch(entry="again").bytes_downloaded == 0
+    assert len(manifests) <= 4, manifests
 
 
 def test_a_link_without_a_digest_is_not_taken_for_what_it_led_to_before(shelf):

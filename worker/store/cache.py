@@ -142,15 +142,16 @@ class VolumeCache:
 
     def _on_volume(self, fetch: Fetch, meter: ByteMeter) -> dict[str, EntryFile]:
         """Return the files whose content lies on the volume and is right."""
-        verified_times = {file.sha256: file.mtime_ns for entry in self._entries.all() for file in entry.files.values()}
-        files: dict[str, EntryFile] = {}
+        here: list[tuple[RemoteFile, str, os.stat_result]] = []
         for file in fetch.files:
             noted = self._note(file.key) if file.git_sha1 else None
             sha256 = file.sha256 or (noted[0] if noted else None)
-            blob = self.root / "blobs" / (sha256 or "none")
-            state = state_of(blob)
-            if sha256 is None or state is None:
-                continue
+            state = state_of(self.root / "blobs" / sha256) if sha256 else None
+            if sha256 is not None and state is not None:
+                here.append((file, sha256, state))
+        verified_times = self._entries.verified_times({sha256: state.st_mtime_ns for _, sha256, state in here})
+        files: dict[str, EntryFile] = {}
+        for file, sha256, state in here:
             size = state.st_size if file.size is None else file.size
             # A blob that no manifest vouches for is hashed: its download was killed before the last file.
             candidate = EntryFile(

@@ -78,6 +78,19 @@ class Entries:
             if entry is not None:
                 yield entry
 
+    def verified_times(self, blobs: Mapping[str, int]) -> dict[str, int]:
+        """Return the times at which manifests vouch for blobs, given by digest with their present time.
+
+        Manifests are read until each blob is vouched for as it is: none for a model of which nothing is here.
+        """
+        times: dict[str, int] = {}
+        entries = self.all()
+        while times != blobs and (entry := next(entries, None)) is not None:
+            for file in entry.files.values():
+                if file.sha256 in blobs and times.get(file.sha256) != blobs[file.sha256]:
+                    times[file.sha256] = file.mtime_ns
+        return times
+
     def verified(self, name: str, check: Callable[[], None]) -> Entry | None:
         """Return the entry if each file is still as it was verified; a file touched since is hashed again.
 
