@@ -1,11 +1,13 @@
 """What the environment makes of the registry, and what is checked before a worker takes jobs."""
 
+import gc
 from importlib import metadata
 
 import pytest
 from pydantic import SecretStr
 
 from tests.store.conftest import write_pipeline
+from worker.app import build
 from worker.app.build import build_worker
 from worker.app.fitness import check_device, check_volume
 from worker.app.posture import library_warnings
@@ -27,6 +29,14 @@ def test_a_model_id_outside_the_registry_is_served_without_editing_the_file(sett
     spec = build_registry(changed).find("org/model")
     assert spec.source.reference == "org/model@v2"
     assert "org/model" not in build_registry(settings).models
+
+
+def test_no_collection_of_garbage_looks_at_the_libraries(settings):
+    try:
+        build._diffusers_engine(settings)
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+    finally:
+        gc.unfreeze()
 
 
 def test_settings_of_a_fleet_are_warned_of_in_one_worker(settings, monkeypatch):

@@ -1,5 +1,6 @@
 """The composition root: settings in, a worker out. torch is imported late."""
 
+import gc
 import logging
 import socket
 import threading
@@ -190,6 +191,10 @@ def _diffusers_engine(settings: Settings) -> ResidentEngine:
     from worker.engine.engine import DiffusersEngine
     from worker.engine.safety import SafetyPolicy
 
+    # Half a million objects of the libraries live as long as the process. The garbage collector would look at each of
+    # them, for a quarter of a second, whenever a model makes room for another, and now and then amid a job.
+    gc.collect()
+    gc.freeze()
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
     return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras, policy)
 
