@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import AliasChoices, SecretStr, ValidationError, model_validator
 
 from worker.app.environment import PRESETS, EnvironmentFileError, load_env_file, misspelt
+from worker.app.setting_groups.fleet import FleetSettings
 from worker.app.setting_groups.jobs import JobSettings
 from worker.app.setting_groups.models import PROJECT_DIR, RUNPOD_VOLUME, ModelSettings
 from worker.app.setting_groups.server import ServerSettings
@@ -20,7 +21,7 @@ class SettingsError(ValueError):
     """A value of an environment variable that cannot be used; the message names it, the limit and the fix."""
 
 
-class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings):
+class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, FleetSettings):
     """All groups of settings as one object. A new variable belongs into its group."""
 
     # Defaults of other settings, all at once

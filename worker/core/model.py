@@ -192,6 +192,8 @@ class Tier(Parsed):
     max_containers: int = Field(default=1, ge=1)  # of a gateway's platform, as is the next; one worker reads neither
     scaledown_s: int = Field(default=300, ge=2, le=3600)
     timeout_s: int = Field(default=1800, gt=0)  # bounds each job of the tier's models
+    # RunPod's GPU pools for `deploy runpod`; else those with the least memory that is enough
+    runpod_pools: tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_]+$")], ...] = ()
 
 
 class ModelSpec(Parsed):

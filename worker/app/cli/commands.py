@@ -65,6 +65,7 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     _add_questions(commands)
     _add_server(commands)
     _add_cache(commands)
+    _add_deploy(commands)
     return parser
 
 
@@ -181,3 +182,21 @@ def _add_cache(commands: Any) -> None:
     parser.add_argument(
         "--older-than-hours", type=float, metavar="H", help="how long nobody may have touched it; downloads are younger"
     )
+
+
+def _add_deploy(commands: Any) -> None:
+    deploy = _add_group(commands, "deploy", "workers on a platform, from the tiers of models.yaml")
+    parser = _add(deploy, "runpod", "deploy:runpod", "create or update RunPod's template, endpoints and volumes")
+    add = parser.add_argument
+    add("--image", metavar="IMAGE", required=True, help="the worker's image with its version, as registry/name:0.1.0")
+    add("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    add("--name", metavar="NAME", default="image-worker", help="what every name begins with; image-worker by default")
+    add("--tier", metavar="TIER", action="append", help="a tier of models.yaml; else all that its models use")
+    add("--data-center", metavar="ID", action="append", help="as EU-RO-1; each gets endpoints of its own")
+    add("--volume-gb", metavar="GB", type=int, help="a network volume of this size in each data center")
+    add("--env", metavar="NAME[=VALUE]", action="append", help="a variable of the workers; without a value, this one's")
+    add(
+        "--min-workers", metavar="N", type=int, default=0, help="workers of each endpoint that never stop; 0 by default"
+    )
+    add("--load-balancing", action="store_true", help="endpoints that pass HTTP on, instead of queues")
+    _add_json(parser)
