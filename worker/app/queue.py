@@ -11,7 +11,8 @@ from worker.app.fitness import check_device, check_models, check_volume
 from worker.app.logs import configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
-from worker.app.settings import Settings, SettingsError, prepare_sdk_environment, read_settings
+from worker.app.runpod_sdk import import_sdk
+from worker.app.settings import Settings, SettingsError, read_settings
 from worker.app.signals import end_at_once, end_once_lost, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore, StoreBounds
@@ -29,9 +30,7 @@ _background: set[asyncio.Task[None]] = set()
 
 def run_serverless() -> None:
     """Serve RunPod's queue; or, off its machines, run one job from test_input.json or --test_input and exit."""
-    prepare_sdk_environment()
-    import runpod
-
+    runpod = import_sdk()
     local = "--rp_serve_api" not in sys.argv
     settings: Settings | None = None
     try:
@@ -107,7 +106,7 @@ def _begin(worker: Worker) -> None:
 
 
 def _refuse_to_start(reason: str) -> None:
-    import runpod
+    runpod = import_sdk()
 
     def configuration_valid() -> None:
         raise RuntimeError(reason)
