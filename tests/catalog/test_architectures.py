@@ -88,8 +88,8 @@ def test_the_families_are_there():
 @pytest.fixture(scope="module")
 def diffusers_names():
     """What the installed diffusers exports, from its lazy import structure: no model code is loaded."""
-    pytest.importorskip("torch").set_num_threads(1)
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     return {name for part in diffusers._import_structure.values() for name in part}
 
 

@@ -3,7 +3,9 @@
 import inspect
 from importlib.util import find_spec
 
+import diffusers
 import pytest
+import transformers
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.capabilities import (
@@ -16,9 +18,6 @@ from worker.catalog.detector import detect
 from worker.catalog.pipelines.table import PIPELINES, UPSCALE_PIPELINE
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Detection, Kind, Outline
-
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
 
 
 def named_classes():

@@ -3,7 +3,11 @@
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
+import transformers
+from diffusers.loaders import single_file_utils as single_file
 
 from tests.catalog.corpus import stored
 from worker.catalog import architectures
@@ -23,13 +27,6 @@ TEXT_ENCODERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def torch():
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
-    return torch
-
-
 def read(path):
     return json.loads((CONFIGS / path).read_text(encoding="utf-8"))
 
@@ -38,8 +35,7 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def diffusers_model(torch, path):
-    diffusers = pytest.importorskip("diffusers")
+def diffusers_model(path):
     config = read(f"{path}/config.json")
     with torch.device("meta"):
         return getattr(diffusers, config["_class_name"]).from_config(config)
@@ -53,14 +49,13 @@ def test_every_config_of_the_table_is_bundled_and_no_other():
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_unet_and_a_vae_have_the_published_size(torch, folder):
-    assert parameters(diffusers_model(torch, f"{folder}/unet")) == UNETS[folder]
-    assert parameters(diffusers_model(torch, f"{folder}/vae")) == VAE
+def test_a_unet_and_a_vae_have_the_published_size(folder):
+    assert parameters(diffusers_model(f"{folder}/unet")) == UNETS[folder]
+    assert parameters(diffusers_model(f"{folder}/vae")) == VAE
 
 
 @pytest.mark.parametrize("path", TEXT_ENCODERS)
-def test_a_text_encoder_has_the_published_size(torch, path):
-    transformers = pytest.importorskip("transformers")
+def test_a_text_encoder_has_the_published_size(path):
     name, size = TEXT_ENCODERS[path]
     config = read(f"{path}/config.json")
     assert config["architectures"] == [name]
@@ -70,14 +65,13 @@ def test_a_text_encoder_has_the_published_size(torch, path):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_original_tensor_names_become_the_models(torch, folder):
-    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+def test_the_original_tensor_names_become_the_models(folder):
     header = stored(folder)
     for part, convert in (
         ("unet", single_file.convert_ldm_unet_checkpoint),
         ("vae", single_file.convert_ldm_vae_checkpoint),
     ):
-        model = diffusers_model(torch, f"{folder}/{part}")
+        model = diffusers_model(f"{folder}/{part}")
         weights = {name: torch.empty(shape, device="meta") for name, (_, shape) in header.tensors.items()}
         converted = {name: tensor.shape for name, tensor in convert(weights, config=dict(model.config)).items()}
         assert converted == {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -100,7 +94,6 @@ def test_every_part_of_a_bundle_is_there(folder):
 
 
 def test_the_tokenizer_is_clips():
-    transformers = pytest.importorskip("transformers")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(CONFIGS / "tokenizers/clip", local_files_only=True)
     assert tokenizer("a red apple").input_ids == [49406, 320, 736, 3055, 49407]
     assert tokenizer("Où est l'été? 🍎 don't").input_ids[0] == 49406

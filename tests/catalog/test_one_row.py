@@ -66,7 +66,6 @@ def place(path: Path) -> str:
 OTHERS = [pytest.param(path, id=place(path)) for path in MODULES if not place(path).startswith(ROWS)]
 
 
-@pytest.mark.skipif(not known_pipelines(), reason="diffusers is not installed")
 @pytest.mark.parametrize("path", OTHERS)
 def test_no_other_module_names_a_class(path):
     found = {(place(path), name) for name in classes_in(path.read_text(encoding="utf-8"))} - CLASSES_TOO

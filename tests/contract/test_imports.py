@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "av", "numpy")
@@ -33,6 +35,7 @@ def test_handler_imports_nothing_at_top_level():
     assert not [name for name in modules if name.startswith(("worker", *HEAVY))]
 
 
+@pytest.mark.slow
 def test_the_engine_is_where_torch_is():
     assert "torch" in imported("import worker.engine.engine")
 

@@ -15,6 +15,7 @@ def test_two_batches_worth_of_jobs_are_taken(batch_size, concurrency, taken):
     assert Settings(batch_size=batch_size, worker_concurrency=concurrency).jobs_taken == taken
 
 
+@pytest.mark.slow
 def test_jobs_of_the_queue_are_drawn_together(zoo, tmp_path):
     batching = {"BATCH_SIZE": "3", "BATCH_TIMEOUT_MS": "5000"}
     with RunPodPlatform() as platform, WorkerProcess(HANDLER, env=worker_env(platform, zoo, tmp_path, **batching)):

@@ -49,6 +49,7 @@ def slow(platform, seconds, **fields):
     return trial | {"num_inference_steps": max(10, min(150, int(seconds / per_step))), **fields}
 
 
+@pytest.mark.slow
 def test_it_polls_for_jobs_without_having_imported_torch(zoo, tmp_path):
     with (
         RunPodPlatform() as platform,
@@ -184,6 +185,7 @@ def test_an_endpoint_that_streams_hands_over_whole_what_is_over_the_limit(zoo, t
             assert (record.status, "width" in record.error, "output" in record.view()) == ("FAILED", True, False)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):
     with RunPodPlatform(hold=1.0) as platform:
         with WorkerProcess(HANDLER, env=worker_env(platform, zoo, tmp_path)) as worker:

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     """A certificate for images.example, signed by itself."""
-    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -34,10 +34,8 @@ SET_BY_CALLERS = """
 width height num_inference_steps guidance_scale true_cfg_scale strength eta clip_skip guidance_rescale sigmas
 timesteps num_frames max_sequence_length image_guidance_scale prior_num_inference_steps original_size denoising_end
 """
-installed = pytest.mark.skipif(not known_pipelines(), reason="diffusers is not installed")
 
 
-@installed
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_of_the_table_is_read(name: str) -> None:
     parameters = call_parameters(name)
@@ -46,11 +44,10 @@ def test_every_class_of_the_table_is_read(name: str) -> None:
     assert parameters.keys() & {"num_inference_steps", "decoder_num_inference_steps", "prior_num_inference_steps"}
 
 
-@installed
 @pytest.mark.slow  # imports torch
 def test_the_text_says_what_python_says() -> None:
-    pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     for name in ("StableDiffusionPipeline", "FluxPipeline", "KandinskyV22CombinedPipeline"):
         signature = inspect.signature(getattr(diffusers, name).__call__)
         expected = [
@@ -65,7 +62,6 @@ def test_the_text_says_what_python_says() -> None:
                 assert found[part.name].default == part.default
 
 
-@installed
 def test_types_defaults_and_the_pipelines_own_limits() -> None:
     flux = call_parameters("FluxPipeline")
     assert flux is not None
@@ -162,7 +158,6 @@ def test_without_diffusers_the_answer_is_none(monkeypatch: pytest.MonkeyPatch, c
     assert known_pipelines() == frozenset()
 
 
-@installed
 def test_a_signature_is_read_once(clean_caches: None) -> None:
     call_parameters("StableDiffusionPipeline")  # looks for all classes
     before = bytes_read()
@@ -171,7 +166,6 @@ def test_a_signature_is_read_once(clean_caches: None) -> None:
     assert calls_of(lambda: call_parameters("FluxPipeline")) < 10
 
 
-@installed
 def test_nothing_that_a_pipeline_would_read_as_a_path_or_run_is_offered() -> None:
     """Free texts of every pipeline of the table: what is left must be words, not places."""
     texts = set()
@@ -196,7 +190,6 @@ def test_what_a_caller_may_set_is_not_denied(name: str) -> None:
     assert not DENIED.fullmatch(name)
 
 
-@installed
 def test_every_number_and_list_of_every_pipeline_is_bounded() -> None:
     def walk(schema: Schema, name: str) -> None:
         for member in schema.get("anyOf", []):

@@ -94,8 +94,6 @@ def test_a_file_is_compared_in_a_few_calls_for_each_name():
 
 
 def test_the_table_is_what_the_installed_diffusers_gives():
-    pytest.importorskip("torch").set_num_threads(1)
-    pytest.importorskip("diffusers")
     sys.path.insert(0, str(Path(__file__).parents[3]))
     from tools.component_signatures import kind_of, signature_of
 

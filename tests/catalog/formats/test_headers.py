@@ -2,7 +2,9 @@ import json
 import random
 import struct
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from tests.catalog.corpus import header_of, index, sparse_file, stored
 from tests.counting import Count, bytes_read, calls_of
@@ -133,10 +135,8 @@ def test_scalars_and_empty_tensors_are_allowed():
 
 
 def test_files_of_the_safetensors_library_are_read(tmp_path):
-    numpy = pytest.importorskip("numpy")
-    saved = pytest.importorskip("safetensors.numpy")
     path = tmp_path / "lib.safetensors"
-    saved.save_file({"b": numpy.zeros((3, 4), "float16"), "a": numpy.zeros((5,), "int64")}, path, metadata={"k": "v"})
+    save_file({"b": numpy.zeros((3, 4), "float16"), "a": numpy.zeros((5,), "int64")}, path, metadata={"k": "v"})
     read = read_header(path)
     assert dict(read.tensors) == {"b": ("F16", (3, 4)), "a": ("I64", (5,))}
     assert read.metadata == {"k": "v"}

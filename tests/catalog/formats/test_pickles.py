@@ -6,6 +6,7 @@ import subprocess
 import zipfile
 
 import pytest
+import torch
 
 from tests.counting import Count
 from worker.catalog.detector import detect_header
@@ -74,9 +75,6 @@ def test_every_gadget_would_have_run(tmp_path):
         pickle.loads(content)
         ran += marker.exists()
     assert ran == 6
-
-
-torch = pytest.importorskip("torch")
 
 
 def half(*shape):
