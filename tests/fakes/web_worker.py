@@ -29,7 +29,7 @@ class WebWorker:
         config.host, config.port, config.timeout_graceful_shutdown = "127.0.0.1", 0, 2
         self._server = uvicorn.Server(config)
         self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="web-worker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="web-worker", daemon=True)
         self._thread.start()
         assert self._started.wait(20)
         self.http = httpx.Client(base_url=self.origin, timeout=20)
@@ -46,6 +46,10 @@ class WebWorker:
     def origin(self) -> str:
         """The address without a path."""
         return f"http://127.0.0.1:{self.port}"
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:  # the loop that it is served on
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         serving = asyncio.create_task(self._server.serve())

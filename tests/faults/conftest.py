@@ -15,7 +15,7 @@ from tests.faults.table import REPORT, ROWS, Figure, Figures
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Figures:
-    """Say what was measured: `figures("F24", "answer after the deadline", 0.4, "s", at_most=2, clock=True)`."""
+    """Say what was measured: `figures("F24", "answer after the deadline", 0.4, "s", at_most=2, momentary=True)`."""
     return Figures(request.node.user_properties)
 
 

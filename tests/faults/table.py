@@ -55,7 +55,7 @@ class Figure:
     unit: str
     at_most: float | None = None
     at_least: float | None = None
-    clock: bool = False
+    momentary: bool = False
 
     @property
     def inside(self) -> bool:
@@ -86,11 +86,11 @@ class Figures:
 
     def __call__(
         self, row: str, what: str, value: float, unit: str = "", *,
-        at_most: float | None = None, at_least: float | None = None, clock: bool = False,
+        at_most: float | None = None, at_least: float | None = None, momentary: bool = False,
     ) -> None:  # fmt: skip
-        """Keep a figure, and fail outside its bar. With `clock` it is of the moment: see the module."""
+        """Keep a figure, and fail outside its bar. With `momentary` it is of the moment: see the module."""
         assert row in ROWS, row
         assert (at_most, at_least) != (None, None), "a figure without a bar promises nothing"
-        figure = Figure(row, what, float(value), unit, at_most, at_least, clock)
+        figure = Figure(row, what, float(value), unit, at_most, at_least, momentary)
         self._properties.append((REPORT, asdict(figure)))
-        assert figure.inside or (clock and REPORT not in os.environ), str(figure)
+        assert figure.inside or (momentary and REPORT not in os.environ), str(figure)

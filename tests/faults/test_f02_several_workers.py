@@ -77,6 +77,6 @@ def test_the_lease_of_a_dead_worker_on_another_host_is_taken_over(shelf, figures
         waited / TIMES["stale_s"],
         "",
         at_most=2.5,
-        clock=True,
+        momentary=True,
     )
     assert not shelf.leases()

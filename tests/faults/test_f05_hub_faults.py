@@ -23,7 +23,7 @@ def test_what_passes_is_waited_out(client, hub, fault, figures):
     FAULTS[fault](hub)
     started = time.monotonic()
     assert client.ensure("org/model").revision == hub.commit
-    figures("F5", f"until a model came after {fault}", time.monotonic() - started, "s", at_most=5, clock=True)
+    figures("F5", f"until a model came after {fault}", time.monotonic() - started, "s", at_most=5, momentary=True)
 
 
 LASTING = {
@@ -44,7 +44,7 @@ def test_what_lasts_is_a_typed_refusal_and_a_copy_still_works(client, hub, fault
         Client(hub.endpoint, client.cache.with_name("empty")).ensure("org/model")
     refused_after = time.monotonic() - started
     assert raised.value.retryable
-    figures("F5", f"until {fault} was said", refused_after, "s", at_most=30, clock=True)
+    figures("F5", f"until {fault} was said", refused_after, "s", at_most=30, momentary=True)
     used = Client(hub.endpoint, client.cache).ensure("org/model").root == root
     figures("F5", f"copies from before that are used during {fault}", used, "", at_least=1)
     hub.hang = False

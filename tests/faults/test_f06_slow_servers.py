@@ -15,6 +15,6 @@ def test_a_download_that_trickles_ends_with_its_job(shelf, figures):
     with pytest.raises(JobTimeout):
         shelf.fetch(timeout_s=1.0)
     late = time.monotonic() - started - 1.0
-    figures("F6", "a trickling download ended after its deadline", late, "s", at_most=2, clock=True)
+    figures("F6", "a trickling download ended after its deadline", late, "s", at_most=2, momentary=True)
     shelf.hub.heal()
     assert shelf.fetch().total_bytes == 400_000

@@ -165,4 +165,4 @@ def test_what_a_hostile_file_costs(tmp_path, figures):
     figures("F9", "hostile files not refused by a type", len(otherwise), at_most=0)
     figures("F9", "memory of a hostile file", max(result["peak"] for result in results), "MB", at_most=150)
     slowest = max(result["outcome"][1] for result in results)
-    figures("F9", "time of a hostile file", slowest, "s", at_most=2, clock=True)
+    figures("F9", "time of a hostile file", slowest, "s", at_most=2, momentary=True)

@@ -171,7 +171,7 @@ def test_a_real_worker_goes_on_after_malformed_jobs_and_refused_results(tmp_path
             platform.submit_raw({"id": 5, "input": {"action": "models"}})
             started = time.monotonic()
             platform.wait(platform.submit({"action": "models"}), 60)
-            figures("F15", "next job after malformed ones", time.monotonic() - started, "s", at_most=5, clock=True)
+            figures("F15", "next job after malformed ones", time.monotonic() - started, "s", at_most=5, momentary=True)
             platform.fail_done(1, 413)
             record = platform.wait(platform.submit({"prompt": "a red apple", "num_inference_steps": 1}), 120)
             assert record.status == "COMPLETED", record.error

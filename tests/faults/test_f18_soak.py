@@ -188,8 +188,8 @@ def test_mixed_jobs_leave_nothing_behind_and_each_is_answered_once(tmp_path, fig
     figures("F18", "jobs that were not answered", JOBS - outcomes.total(), at_most=0)
     figures("F18", "open files over those of job 200", late["files"] - early["files"], at_most=AT_ONCE / 10)
     # What an allocator keeps and how many threads are idle is of the moment: `make faults` holds it to its bar.
-    figures("F18", "memory of job 2,000 over job 200", late["MB"] - early["MB"], "MB", at_most=20, clock=True)
-    figures("F18", "threads over those of job 200", late["threads"] - early["threads"], at_most=4, clock=True)
+    figures("F18", "memory of job 2,000 over job 200", late["MB"] - early["MB"], "MB", at_most=20, momentary=True)
+    figures("F18", "threads over those of job 200", late["threads"] - early["threads"], at_most=4, momentary=True)
     booked = sum(row["images"] for row in books.values())
     images = sum(count for (kind, state), count in outcomes.items() if state == "COMPLETED")
     figures("F18", "images in the books less those answered", booked - images, at_most=0, at_least=0)

@@ -62,7 +62,7 @@ def test_over_http_it_says_so_answers_and_ends_with_its_status(tmp_path, figures
         caller.start()
         _, ready = until(lambda: (answer := asked(f"{origin}/ready"))[0] == 503 and answer)
         told_after = time.monotonic() - started - SILENCE_S
-        figures("F22", "an engine that hangs is told of", told_after, "s", at_most=10, clock=True)
+        figures("F22", "an engine that hangs is told of", told_after, "s", at_most=10, momentary=True)
         assert "sign of life" in ready["reason"]
         assert asked(f"{origin}/ping")[0] == 503
         _, refused = asked(f"{origin}/run", {"input": {"prompt": "three"}})
@@ -72,7 +72,7 @@ def test_over_http_it_says_so_answers_and_ends_with_its_status(tmp_path, figures
         assert answers[0][0] == 503
         assert answers[0][1]["code"] == "device_lost"
         assert worker.wait(AT_MOST_S) == LOST_STATUS
-    figures("F22", "a hung server has ended", time.monotonic() - started, "s", at_most=AT_MOST_S, clock=True)
+    figures("F22", "a hung server has ended", time.monotonic() - started, "s", at_most=AT_MOST_S, momentary=True)
 
 
 @pytest.mark.slow
@@ -87,4 +87,6 @@ def test_on_runpod_the_job_asks_for_another_worker_and_the_process_ends(tmp_path
             assert record.status == "FAILED"
             assert "sign of life" in json.dumps(record.error)
             assert worker.wait(AT_MOST_S) == LOST_STATUS
-    figures("F22", "a hung worker of RunPod has ended", time.monotonic() - started, "s", at_most=AT_MOST_S, clock=True)
+    figures(
+        "F22", "a hung worker of RunPod has ended", time.monotonic() - started, "s", at_most=AT_MOST_S, momentary=True
+    )

@@ -73,7 +73,7 @@ async def test_slow_image_links_delay_no_other_job(open_context, figures, count)
         await until(lambda: slow.connections == count)
         seconds, answer = await delay_of_a_plain_job(open_context, jobs)
         await given_up(jobs)
-    figures("F23", f"a plain job beside {count} slow image links", seconds, "s", at_most=1, clock=True)
+    figures("F23", f"a plain job beside {count} slow image links", seconds, "s", at_most=1, momentary=True)
     assert answer["timings"]["queue_s"] < seconds
     await until(lambda: not open_context.worker.operations.pools.images.active)  # their sockets are shut
 
@@ -89,7 +89,12 @@ async def test_slow_links_delay_no_job_with_a_link_of_its_own(open_context, figu
         began = time.monotonic()
         assert (await open_context.draw(image=quick.url(), timeout_s=30))["images"]
         figures(
-            "F23", "a job with a quick link beside 64 slow ones", time.monotonic() - began, "s", at_most=2, clock=True
+            "F23",
+            "a job with a quick link beside 64 slow ones",
+            time.monotonic() - began,
+            "s",
+            at_most=2,
+            momentary=True,
         )
         assert not any(job.done() for job in jobs)
         await given_up(jobs)
@@ -107,7 +112,7 @@ async def test_questions_about_slow_models_delay_no_job_and_no_other_question(op
         seconds, _ = await delay_of_a_plain_job(open_context, asking)
         assert (await open_context.ask(action="inspect", model="any"))["model"] == "any"
         await given_up(asking)
-    figures("F23", f"a plain job beside 64 slow questions: {action}", seconds, "s", at_most=1, clock=True)
+    figures("F23", f"a plain job beside 64 slow questions: {action}", seconds, "s", at_most=1, momentary=True)
     await until(lambda: not open_context.worker.operations.pools.headers.active)
 
 
@@ -129,7 +134,7 @@ async def test_slow_downloads_take_neither_places_nor_threads_from_others(tmp_pa
         seconds, _ = await delay_of_a_plain_job(context, jobs)
     finally:
         over.set()
-    figures("F23", "a plain job beside 64 slow downloads", seconds, "s", at_most=1, clock=True)
+    figures("F23", "a plain job beside 64 slow downloads", seconds, "s", at_most=1, momentary=True)
     assert len(await asyncio.gather(*jobs)) == 64
 
 
@@ -206,7 +211,7 @@ async def test_slow_uploads_delay_no_other_answer(tmp_path, monkeypatch, figures
         seconds, _ = await delay_of_a_plain_job(context, jobs)
     finally:
         over.set()
-    figures("F23", "a plain job beside 64 slow uploads", seconds, "s", at_most=1, clock=True)
+    figures("F23", "a plain job beside 64 slow uploads", seconds, "s", at_most=1, momentary=True)
     for answer in await asyncio.gather(*jobs):
         assert answer["image_url"].startswith("https://bucket.example/")
 

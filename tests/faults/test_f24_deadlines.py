@@ -51,7 +51,7 @@ async def late(figures, phase, work):
     with pytest.raises(JobTimeout, match=r"timeout_s of 0\.5 seconds") as failure:
         await asyncio.wait_for(work, 30)
     seconds = time.monotonic() - began - TIMEOUT_S
-    figures("F24", f"the answer after the deadline: {phase}", seconds, "s", at_most=2, clock=True)
+    figures("F24", f"the answer after the deadline: {phase}", seconds, "s", at_most=2, momentary=True)
     assert failure.value.field == "timeout_s"
 
 
@@ -161,7 +161,7 @@ async def test_the_execution_timeout_counts_while_an_image_is_fetched(open_conte
         assert slow.answered == 0
     assert record.status is Status.TIMED_OUT
     assert "executionTimeout of 500 ms" in record.error.message
-    figures("F24", "the answer after executionTimeout: a slow image", seconds, "s", at_most=2, clock=True)
+    figures("F24", "the answer after executionTimeout: a slow image", seconds, "s", at_most=2, momentary=True)
 
 
 async def test_the_execution_timeout_does_not_count_while_a_job_waits_in_the_queue():

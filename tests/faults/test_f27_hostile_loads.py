@@ -70,7 +70,7 @@ def test_a_hostile_config_ends_with_its_process(name, zoo, tmp_path, trials, fig
     started = time.monotonic()
     with pytest.raises(refused) as raised:
         trials.check(folder, None, "x/hostile", StopSignal(300))
-    figures("F27", f"trial of hostile {name} ended", time.monotonic() - started, "s", at_most=60, clock=True)
+    figures("F27", f"trial of hostile {name} ended", time.monotonic() - started, "s", at_most=60, momentary=True)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     figures("F27", f"worker's own memory for hostile {name}", grown, "MB", at_most=150)
     assert not raised.value.retryable
@@ -138,7 +138,7 @@ async def test_jobs_on_other_models_are_answered_while_a_hostile_one_is_tried(
     assert attack.result().code == "load_failed"
     assert worker.engine.resident_models == ["tiny"]
     figures("F27", "innocent jobs answered during a hostile load", answered, "", at_least=2)
-    figures("F27", "longest wait of an innocent job", max(held), "s", at_most=60, clock=True)
+    figures("F27", "longest wait of an innocent job", max(held), "s", at_most=60, momentary=True)
 
 
 @pytest.mark.parametrize(("trial_loads", "tried"), [("unregistered", ["own"]), ("all", ["own", "sd1"]), ("off", [])])

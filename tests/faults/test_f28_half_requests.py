@@ -306,6 +306,6 @@ def test_all_attacks_at_once_on_a_server_as_an_operator_starts_it(tmp_path, figu
     asked = sum(kind.connections for kind in OVER_HTTP.values())
     figures("F28", "connections ended", sum(found.closed for found in outcomes), "", at_least=asked)
     longest = max(found.seconds for found in outcomes)
-    figures("F28", "the last of them after", longest, "s", at_most=20, clock=True)
+    figures("F28", "the last of them after", longest, "s", at_most=20, momentary=True)
     figures("F28", "memory of all attacks over HTTP at once", grown_mb, "MB", at_most=50)
-    figures("F28", "/ping meanwhile, p99", percentile(pings, 0.99) * 1e3, "ms", at_most=50, clock=True)
+    figures("F28", "/ping meanwhile, p99", percentile(pings, 0.99) * 1e3, "ms", at_most=50, momentary=True)

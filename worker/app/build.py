@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker import __version__
+from worker.app.memory import settle, tidy
 from worker.app.place import Place
 from worker.app.registry import build_registry
 from worker.app.settings import (
@@ -104,6 +105,11 @@ class Worker:
         """Watch the engine, and return once it is lost: the process should end then, and another take its place."""
         await self.engine.watchdog.watch(lambda: self.engine.lost is not None, self.mux.give_up)
 
+    async def tidy(self) -> None:
+        """Keep the process's memory small. This runs until it is cancelled."""
+        admission = self.operations.generation.admission
+        await tidy(lambda: admission.taken, lambda: admission.running + admission.queued, self.operations.pools.own)
+
     async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
         """Load the models to be served first, or without WARM_UP look for their files; then try the failed ones again.
 
@@ -143,7 +149,7 @@ def build_worker(
     )
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
-    engine = EngineThread(build_engine or (lambda: _diffusers_engine(settings)), settings.silence_seconds)
+    engine = EngineThread(build_engine or (lambda: _settled(_diffusers_engine(settings))), settings.silence_seconds)
     pools = Pools()
     limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
@@ -185,6 +191,12 @@ def _tracing(settings: Settings) -> list[Observer]:
     from worker.service.usage.tracing import Tracing, otlp
 
     return [Tracing(__version__, otlp(settings.otel_exporter_otlp_endpoint, settings.otel_headers))]
+
+
+def _settled(engine: ResidentEngine) -> ResidentEngine:
+    """Return an engine that was just built: the libraries that were imported for it stay."""
+    settle()
+    return engine
 
 
 def _diffusers_engine(settings: Settings) -> ResidentEngine:

@@ -40,7 +40,8 @@ def run_process(settings: Settings, place: Place, reports: Connection) -> None:
     config.uds = str(place.address)
     place.address.unlink(missing_ok=True)  # of a process that was killed
     end_well_on_terminate()
-    asyncio.run(_serve(uvicorn.Server(config), worker, app.state.job_store, reports))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(uvicorn.Server(config), worker, app.state.job_store, reports))
 
 
 async def _serve(server: uvicorn.Server, worker: Worker, job_store: JobStore, reports: Connection) -> None:

@@ -96,7 +96,7 @@ def _begin(worker: Worker) -> None:
     worker.tend_volume()
     hear_reload(worker.reload, worker.operations.pools.own)
     hear_shutdown(worker.operations.generation.admission.close, worker.settings.shutdown_grace_seconds)
-    works: list[Coroutine[None, None, None]] = [end_once_lost(worker.until_lost, end_at_once)]
+    works: list[Coroutine[None, None, None]] = [end_once_lost(worker.until_lost, end_at_once), worker.tidy()]
     if worker.settings.warm_up:  # else the fitness check has looked for the files
         works.append(worker.warm_up())
     for work in works:

@@ -132,7 +132,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
             worker.tend_volume()
             hear_reload(lambda: reload(worker, authenticator), pools.own)
             hear_shutdown(admission.close, grace_s)
-        with _beside(warm_up(), _watch(worker, hears_signals=hears_signals)):
+        with _beside(warm_up(), *_care(worker, hears_signals=hears_signals)):
             yield
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
@@ -161,9 +161,14 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
     return app
 
 
-async def _watch(worker: Worker, *, hears_signals: bool) -> None:
-    """Watch the engine; once it is lost end as by SIGTERM, so that what can be answered still is."""
-    await end_once_lost(worker.until_lost, partial(signal.raise_signal, signal.SIGTERM) if hears_signals else _go_on)
+def _care(worker: Worker, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:
+    """Return what watches the engine, and of a process of its own what keeps its memory small.
+
+    Once the engine is lost it ends as by SIGTERM, so that what can be answered still is.
+    """
+    if not hears_signals:
+        return [end_once_lost(worker.until_lost, _go_on)]
+    return [end_once_lost(worker.until_lost, partial(signal.raise_signal, signal.SIGTERM)), worker.tidy()]
 
 
 def _go_on() -> None:

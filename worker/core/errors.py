@@ -34,7 +34,9 @@ volume, a host name or a token. Status numbers live in transport.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class WorkerError(Exception):
@@ -64,6 +66,23 @@ class WorkerError(Exception):
 def contained(error: BaseException) -> Exception:
     """Return `error` as an exception that fails one job. SystemExit and its like would end the whole process."""
     return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__} was raised by a library")
+
+
+def without_frames(error: _Error) -> _Error:
+    """Return an error that is known by now, and that nobody will ask where it was raised.
+
+    The frames that it came through hold images and files, and are garbage that has to be searched for: they hold the
+    error too.
+    """
+    known: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
+    return error
 
 
 class InvalidRequest(WorkerError):

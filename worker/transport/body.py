@@ -20,23 +20,28 @@ def written(body: object) -> bytes:
     mark = secrets.token_hex(16)
     texts: dict[int, str] = {}  # by identity: to compare them would take as long
 
-    def marked(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: marked(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [marked(item) for item in value]
-        if isinstance(value, str) and len(value) >= LONG:
-            texts[id(value)] = value
-            return f"{mark}{id(value)}"
-        return value
-
-    first, *segments = _plainly(marked(body)).split(f'"{mark}'.encode())
+    first, *segments = _plainly(_marked(body, mark, texts)).split(f'"{mark}'.encode())
     parts = {str(key).encode(): _long(text) for key, text in texts.items()}
     pieces = [first]
     for piece in segments:
         key, _, after = piece.partition(b'"')
         pieces += (parts[key], after)
     return b"".join(pieces)
+
+
+def _marked(value: object, mark: str, texts: dict[int, str]) -> object:
+    """Return `value` with a mark in the place of each long text, which is noted.
+
+    Not a function within the other: one that calls itself is garbage that has to be searched for, with all its texts.
+    """
+    if isinstance(value, dict):
+        return {key: _marked(item, mark, texts) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_marked(item, mark, texts) for item in value]
+    if isinstance(value, str) and len(value) >= LONG:
+        texts[id(value)] = value
+        return f"{mark}{id(value)}"
+    return value
 
 
 def _long(text: str) -> bytes:

@@ -22,6 +22,7 @@ from worker.core.errors import (
     ShuttingDown,
     WorkerError,
     contained,
+    without_frames,
 )
 from worker.core.job_input import JobInput
 from worker.core.result import Emit, Progress
@@ -259,24 +260,15 @@ class JobStore:
             with suppress(RuntimeError):  # the loop is closed: there are no readers any more
                 loop.call_soon_threadsafe(advance, progress)
 
-        status = Status.FAILED
         answer: AnyAnswer | None = None
         failure: WorkerError | None = None
         try:
             answer = await self._perform(record.job, record.id, emit, record.caller)
             status = Status.COMPLETED
-        except JobTimeout as error:
-            status, failure = Status.TIMED_OUT, error
-        except JobCancelled as error:
-            status, failure = Status.CANCELLED, error
-        except WorkerError as error:
-            failure = error
-        except Exception as error:
-            failure = unforeseen(error, record.job.request)
-        except asyncio.CancelledError:  # by the store, which has ended it; or the process is ending
-            status, failure = Status.CANCELLED, JobCancelled("The job was cancelled.")
-        except (SystemExit, KeyboardInterrupt) as error:  # of a library: Ctrl-C never comes into this task
-            failure = unforeseen(contained(error), record.job.request)
+        # CancelledError is by the store, which has ended the job, or the process is ending; the last two are of a
+        # library: Ctrl-C never comes into this task.
+        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as error:
+            status, failure = _failed(error, record.job.request)
         if not record.over and record.attempt == attempt:
             self._end(record, status, answer, failure)
 
@@ -363,3 +355,14 @@ class _Sizes:
 
 def _key(record: JobRecord) -> _Key:
     return record.id, record.job.fingerprint if record.options.redelivered else ""
+
+
+def _failed(error: BaseException, request: object) -> tuple[Status, WorkerError]:
+    """Return what a job came to that ended with this error; nothing of the job hangs on it any more."""
+    if isinstance(error, asyncio.CancelledError):
+        failure: WorkerError = JobCancelled("The job was cancelled.")
+    else:
+        failure = error if isinstance(error, WorkerError) else unforeseen(contained(error), request)
+    without_frames(error)
+    states = {JobTimeout: Status.TIMED_OUT, JobCancelled: Status.CANCELLED}
+    return next((state for kind, state in states.items() if isinstance(failure, kind)), Status.FAILED), failure

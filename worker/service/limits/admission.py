@@ -53,6 +53,8 @@ class Admission:
         self._mean_s = _FIRST_GUESS_S
         self._closing = False
         self._closed_at = 0.0
+        self.taken = 0
+        """The number of jobs that were ever admitted."""
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -75,6 +77,7 @@ class Admission:
     def admitted(self, turn: Turn) -> Iterator[None]:
         """Enclose one job. Raises Overloaded when too many are inside, ShuttingDown."""
         self.check_open()
+        self.taken += 1
         self._inside[id(turn)] = (turn, asyncio.current_task())
         self._empty.clear()
         try:

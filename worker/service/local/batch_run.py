@@ -9,7 +9,15 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from worker.core.errors import DeviceLost, JobCancelled, JobTimeout, LoadFailed, OutOfMemory, WorkerError
+from worker.core.errors import (
+    DeviceLost,
+    JobCancelled,
+    JobTimeout,
+    LoadFailed,
+    OutOfMemory,
+    WorkerError,
+    without_frames,
+)
 from worker.core.job import Batch, Job
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.service.local.engine_thread import ResidentEngine
@@ -67,6 +75,7 @@ class QueuedJob:
 
     def settle(self, outcome: Generated | BaseException) -> None:
         """Answer, unless the job was answered or no caller waits any more. On the event loop only."""
+        self.batch_run = None  # each would hold the other, and its images, until somebody searches for garbage
         if self.answer.done():
             return
         if isinstance(outcome, BaseException):
@@ -74,6 +83,11 @@ class QueuedJob:
             self.answer.exception()  # marked as retrieved: the caller may be gone already
         else:
             self.answer.set_result(outcome)
+
+    def leave(self) -> None:
+        """Note that no caller waits any more."""
+        self.batch_run = None
+        self.answer.cancel()
 
 
 class BatchRun:
@@ -140,6 +154,7 @@ class BatchRun:
         except DeviceLost:
             raise
         except WorkerError as error:
+            without_frames(error)
             if len(group) == 1 or isinstance(error, _OF_ALL):
                 for queued in group:
                     self._settle(queued, queued.job.stop.reason or error)

@@ -228,14 +228,14 @@ class BatchMux:
         batch_run = queued.batch_run
         if batch_run is None:
             self._buckets.remove(queued)
-            queued.answer.cancel()
+            queued.leave()
         elif (
             not batch_run.is_only_for(queued)
             or batch_run.future is None
             or batch_run.over is None
             or batch_run.future.cancel()
         ):
-            queued.answer.cancel()  # the other jobs are generated all the same; or the device never saw it
+            queued.leave()  # the other jobs are generated all the same; or the device never saw it
         else:
             await self._let_go(batch_run, batch_run.over)
 

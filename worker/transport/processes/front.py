@@ -81,6 +81,7 @@ class Front:
             task = asyncio.create_task(self._converse(entry))
             self._conversations.add(task)
             task.add_done_callback(self._conversations.discard)
+            await asyncio.sleep(0)  # one that waits is there at once: a crowd would be taken in a single turn
 
     async def close(self, within_s: float) -> None:
         """Give open connections this time to end, and cut the rest."""
