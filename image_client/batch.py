@@ -24,6 +24,7 @@ from image_client.paying import account, outcome_is_open
 from image_client.prices import PriceUnknown
 from image_client.prompts_file import Job
 from image_client.request import ImageRequest
+from image_client.scoring import told_by_worker
 from image_client.spending import BudgetExceeded
 from image_client.throttle import Throttle
 
@@ -69,6 +70,11 @@ class Again:
     unknown: bool = False
 
 
+def is_wanted(record: Record, again: Again) -> bool:
+    """Whether a run has to do something about an image."""
+    return record.state not in DRAWN and (record.state != "failed" or again.failed)
+
+
 class BatchRun:
     """One run over the open ledger of a batch. `connect` makes its client of the options that it is given."""
 
@@ -93,7 +99,7 @@ class BatchRun:
             replace(
                 self._told,
                 concurrency=concurrency,
-                price=self._told.price or self._price,
+                price=self._told.price or budget.prices.of_request,
                 on_attempt=self._hear,
                 on_accepted=self._accept,
             )
@@ -106,6 +112,11 @@ class BatchRun:
         """Begin no further image; those in flight come to their end."""
         self._stopped = self._stopped or reason
 
+    @property
+    def stopped(self) -> str | None:
+        """Why no further image is begun, None while they are."""
+        return self._stopped
+
     async def run(self) -> Outcome:
         """Generate what is missing, and return how the batch then stands."""
         began = time.monotonic()
@@ -113,7 +124,7 @@ class BatchRun:
             async with self._client, asyncio.TaskGroup() as group:
                 await asyncio.to_thread(self._settle_again)
                 for job in self.ledger.jobs:
-                    if not self._wanted(self.ledger[job.index]):
+                    if not is_wanted(self.ledger[job.index], self._again):
                         continue
                     key = self._key(self._attempt(self.ledger[job.index]))
                     await self.throttle.enter(key)
@@ -135,9 +146,6 @@ class BatchRun:
 
     def _key(self, record: Record) -> str:
         return f"{self.ledger.info.id}-{record.index + 1}-{record.attempt + 1}"
-
-    def _wanted(self, record: Record) -> bool:
-        return record.state not in DRAWN and (record.state != "failed" or self._again.failed)
 
     def _may_have_run(self, record: Record) -> bool:
         """Whether it was sent, by a process that died or without an answer, and sending it again may charge twice."""
@@ -214,6 +222,7 @@ class BatchRun:
             request_id=key,
             job_id=image.job_id,
             adapted=image.adapted,
+            scores=told_by_worker(image.raw),
             error=None,
             reason=None,
         )
@@ -254,9 +263,6 @@ class BatchRun:
     def _priced(self, job: Job) -> ImageRequest:
         request = job.priced()
         return request.model_copy(update={"model": request.model or self._client.model})
-
-    def _price(self, provider: str, request: ImageRequest, seconds: float) -> Decimal | None:
-        return self.budget.prices.image(provider, request.model, (request.width, request.height), seconds)
 
     def _tell(self) -> None:
         self._on_progress(

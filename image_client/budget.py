@@ -109,6 +109,11 @@ class Budget:
         for crossing in crossings:
             self.alerts.tell(crossing)
 
+    def left(self) -> Decimal | None:
+        """Return the dollars that may still be spent now, None without a limit."""
+        limits = self._limits(f"{self.now():%Y-%m}")
+        return min((limit.dollars - self.ledger.committed(limit.scope, limit.name) for limit in limits), default=None)
+
     def cost(self, told: Decimal | None, quote: Quote, seconds: float | None) -> Decimal | None:
         """Return what an image cost: what its provider told, else its price; None where nobody knows."""
         if told is not None or quote.price is None:

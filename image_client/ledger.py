@@ -49,6 +49,7 @@ class BatchInfo(BaseModel):
     provider: str
     model: str | None
     fallback: tuple[str, ...] = ()
+    base_url: str | None = None
     count: int
     asked: str
     source: str

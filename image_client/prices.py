@@ -12,6 +12,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from image_client.errors import InvalidRequest, NotSent
+from image_client.request import ImageRequest
 
 _SHIPPED = Path(__file__).with_name("prices.json")
 _MEGAPIXEL = 1_000_000
@@ -88,6 +89,14 @@ class PriceBook:
             if named := [row for row in rows if row.model == name]:
                 return named[-1]
         return None
+
+    def gpus_named(self, gpu: str) -> list[GpuPrice]:
+        """Return what a GPU costs at each platform that has it."""
+        return [row for row in self.gpus if row.gpu.casefold() == gpu.casefold()]
+
+    def of_request(self, provider: str, request: ImageRequest, seconds: float) -> Decimal | None:
+        """Return the dollars of one image of a request that took `seconds`: what a client asks."""
+        return self.image(provider, request.model, (request.width, request.height), seconds)
 
     def image(
         self, provider: str, model: str | None, size: tuple[int | None, int | None], seconds: float | None = None

@@ -174,6 +174,12 @@ class SpendingLedger:
         each = [seconds / images for seconds, images in rows]
         return (median(each), max(each)) if each else None
 
+    def models(self) -> list[tuple[str, str]]:
+        """Return the providers and models that were timed here; a model that has no name is empty."""
+        with self._transaction() as database:
+            query = "SELECT DISTINCT provider, COALESCE(model, '') FROM calls WHERE seconds > 0 ORDER BY 1, 2"
+            return [(provider, model) for provider, model in database.execute(query).fetchall()]
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Hold the file for oneself, among threads and processes."""

@@ -16,6 +16,7 @@ def begin_batch(
     model: str | None,
     *,
     fallback: Sequence[str] = (),
+    base_url: str | None = None,
     source: str = "",
 ) -> Ledger:
     """Return the open ledger of a new batch in `folder`, or of the very same one that was begun there earlier.
@@ -29,6 +30,7 @@ def begin_batch(
         provider=provider,
         model=model,
         fallback=tuple(fallback),
+        base_url=base_url,
         count=len(jobs),
         asked=digest.hexdigest(),
         source=source,
