@@ -87,6 +87,15 @@ def test_every_file_that_the_tour_names_exists():
     assert not missing
 
 
+def test_the_tour_is_walked_in_ten_minutes():
+    assert len(TOUR.splitlines()) <= 150, "what is decided otherwise than expected belongs into docs/decisions.md"
+    prose = re.sub(r"^[|#!].*$", "", re.sub(r"```.*?```", "", TOUR, flags=re.S), flags=re.M)
+    blocks = re.split(r"\n\s*\n|\n(?=[-\d])", prose)
+    sentences = [item.split() for block in blocks for item in re.split(r"(?<=[.!?:])\s+(?=[A-Z`*])", block)]
+    assert len(sentences) > 70
+    assert [" ".join(words) for words in sentences if len(words) > 35] == []
+
+
 def test_every_room_of_the_tour_is_a_room():
     said = {name for row in rows(TOUR, "## The rooms") for name in re.findall(r"`(\w+)`", row[0])}
     real = {path.name for path in (PROJECT / "worker").iterdir() if (path / "__init__.py").exists()}

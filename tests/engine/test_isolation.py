@@ -1,7 +1,6 @@
 """One job leaves no trace in the next: not its adapters, its scheduler, its failure or its cancel."""
 
 import asyncio
-import gc
 import itertools
 import random
 from collections.abc import Mapping, Sequence
@@ -33,14 +32,6 @@ def failing_once(pipe, part, error):
 
     assert callable(original)
     setattr(module, name, raise_once)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def libraries_apart():
-    """Keep the libraries' own objects out of the collection that follows every failure: it took most of the time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
