@@ -34,6 +34,21 @@ def pytest_configure(config: pytest.Config) -> None:
     watch.begin(config)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have `make test` run a few rows of a long table, spread over it; the others are slow ones."""
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("quick_rows") and not item.get_closest_marker("slow"):
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for rows in tables.values():
+        (count,) = rows[0].get_closest_marker("quick_rows").args
+        quick = {len(rows) * number // count for number in range(count)}
+        for number, item in enumerate(rows):
+            if number not in quick:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the machine that runs the tests decides their outcome."""

@@ -87,6 +87,7 @@ def test_a_fact_is_derived_once_for_each_object_and_arguments() -> None:
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
+@pytest.mark.quick_rows(15)
 def test_a_schema_derives_each_fact_once(row, monkeypatch: pytest.MonkeyPatch) -> None:
     derivations = counted(monkeypatch)
     model_schema(Model.declared(model(row.id).spec), max_images=4, max_loras=4)

@@ -231,6 +231,7 @@ def test_sighup_reads_the_models_again(zoo, tmp_path):
             assert "tiniest" in [model["id"] for model in record.output["models"]]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("broken", "said"),
     [

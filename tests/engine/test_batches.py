@@ -56,6 +56,7 @@ IMAGES = [
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
 @pytest.mark.parametrize("jobs", [TEXTS, IMAGES], ids=["text", "image"])
+@pytest.mark.quick_rows(3)
 async def test_companions_get_the_images_they_would_get_alone(batching, alone, model, jobs):
     jobs = [{**job, "model": model, "width": 64, "height": 64} for job in jobs]
     answers = await together(batching, *jobs)
@@ -66,6 +67,7 @@ async def test_companions_get_the_images_they_would_get_alone(batching, alone, m
         assert_same(pixels(answer), pixels(single))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("scheduler", ["euler_a", "dpmpp_2m_sde", "ddim", "unipc"])
 async def test_whatever_the_scheduler_each_has_its_own_noise(batching, alone, scheduler):
     answers = await together(batching, *({**job, "scheduler": scheduler} for job in TEXTS))

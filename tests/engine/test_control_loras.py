@@ -41,6 +41,7 @@ def forget(shop):
         shop.worker.engine.submit(lambda engine, name=model: engine.unload(name), "unload").result()
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["sd1", "xl"])
 async def test_it_draws_as_the_controlnet_that_it_was_made_of_and_leaves_no_trace(shop, name):
     plain, whole = await shop.usual(name), await shop.usual(name, {})
@@ -53,6 +54,7 @@ async def test_it_draws_as_the_controlnet_that_it_was_made_of_and_leaves_no_trac
     assert np.array_equal(await shop.draw(name, {**file(shop, name), "scale": 0}), plain)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("form", ["difference", "whole", "wrapped", "wrapped twice"])
 async def test_other_forms_of_a_file_are_the_controlnet_that_they_were_made_of(shop, form):
     pair, path = shop.pairs["sd1"], shop.root / f"{form}.safetensors"

@@ -33,6 +33,7 @@ def shop(tmp_path_factory):
     return Shop(tmp_path_factory.mktemp("controls"))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", ["sd1", "union", "flux", "t2i"])
 async def test_the_image_follows_the_control_and_the_next_job_does_not(shop, name):
     plain = await shop.usual(name)
@@ -44,6 +45,7 @@ async def test_the_image_follows_the_control_and_the_next_job_does_not(shop, nam
     assert np.array_equal(await shop.draw(name), plain)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", ["sd1", "union", "flux", "t2i"])
 async def test_scale_0_is_no_control_and_half_of_it_is_between(shop, name):
     plain = await shop.usual(name)
@@ -66,6 +68,7 @@ async def test_diffusers_own_scale_0_is_no_control_either(shop):
     assert np.abs(theirs.astype(int) - pixels(answer)).max() <= 1
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["sd1", "union", "flux"])
 async def test_start_and_end_bound_the_steps_that_follow(shop, name):
     whole, plain = await shop.usual(name, {}), await shop.usual(name)
@@ -74,6 +77,7 @@ async def test_start_and_end_bound_the_steps_that_follow(shop, name):
         assert_differs(image, other)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["sd1", "union", "flux", "t2i"])
 async def test_two_controls_at_once(shop, name):
     one, two = {"scale": 0.7}, {"image": encoded(OTHER), "scale": 0.6}

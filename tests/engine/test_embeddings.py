@@ -39,6 +39,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_every_layout_draws_the_same_by_its_own_word(settings, kept, layout):
     worker = build_worker(settings.model_copy(update={"allow_pickles": True}))
@@ -60,6 +61,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("model", FAMILIES)
 async def test_each_familys_encoders_learn_their_own_vectors(worker, kept, model):
     job = {"model": model, "prompt": "a Jinx cat"}

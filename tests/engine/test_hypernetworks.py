@@ -66,6 +66,7 @@ STRUCTURES = [
 
 
 @pytest.mark.parametrize("said", STRUCTURES, ids=lambda said: "-".join(map(str, said)) or "usual")
+@pytest.mark.quick_rows(2)
 async def test_it_draws_what_a1111s_formula_says(worker, zoo, kept, said):
     saved = pickled(**said)
     style = kept("style.safetensors", flat(saved), told(saved))

@@ -132,6 +132,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other).max())
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(
     "name",
     [
@@ -200,6 +201,7 @@ async def test_images_of_a_batch_are_those_of_single_jobs(served):
         assert apart(alone, pixels(several, index)) <= 1
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("model", "cls"), [("sd1", "StableDiffusion"), ("sdxl", "StableDiffusionXL"), ("flux", "Flux")]
 )

@@ -41,6 +41,7 @@ def alone(task_worker, zoo) -> Mapping[str, tuple[str, ...]]:
     return {visit.name: (visit.fails,) if visit.fails else asyncio.run(pay(task_worker(), visit)) for visit in rows}
 
 
+@pytest.mark.slow
 def test_every_visit_draws_something_else(alone):
     """Two equal images could not tell which job left a trace in which."""
     names: dict[tuple[str, ...], list[str]] = {}
@@ -77,6 +78,7 @@ async def in_orders(worker, orders, alone):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residents", [1, 2])
 async def test_whatever_came_before_a_job_draws_what_it_draws_alone(task_worker, zoo, alone, residents):
     worker = task_worker(max_resident_models=residents)

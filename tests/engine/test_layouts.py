@@ -84,6 +84,7 @@ def packed(shapes):
     return tensors
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("published", CASES)
 def test_a_published_header_is_known_and_becomes_the_whole_model(published):
     shapes, config = model_of(published)

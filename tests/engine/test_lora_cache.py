@@ -315,6 +315,7 @@ def test_words_of_another_width_are_refused_and_leave_nothing(bench, tmp_path):
 # --- where the weights are elsewhere --------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("algorithm", ["lora", "dora", "ia3", "full"])
 def test_offloaded_weights_give_the_same_image(tmp_path, algorithm):
     """accelerate's sequential offload, the CPU standing in for the device: weights are on no device between calls."""

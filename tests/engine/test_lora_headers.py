@@ -99,6 +99,7 @@ def fitted(name: str) -> MatchedLora:
     return match_lora(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
 
 
+@pytest.mark.quick_rows(10)
 @pytest.mark.parametrize("name", HEADERS)
 def test_every_module_of_a_real_file_finds_its_place(name):
     matched = fitted(name)
@@ -231,6 +232,7 @@ def native_matrices(family: str) -> tuple[torch.nn.Module, dict[str, tuple[int, 
     }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("family", ["mochi", "pixart-alpha", "wan-animate"])
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
 def test_a_lora_in_its_authors_names_finds_every_layer(family, prefix):

@@ -65,6 +65,7 @@ def base(whole, tmp_path):
     return folder
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("reference", ["org/tune", "civitai:1"])
 async def test_it_draws_what_the_whole_model_draws_and_the_bases_denoiser_is_not_fetched(
     reference, sites, connected, whole, base
@@ -77,6 +78,7 @@ async def test_it_draws_what_the_whole_model_draws_and_the_bases_denoiser_is_not
     assert "unet/diffusion_pytorch_model.safetensors" not in sent
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(("gated", "error"), [(True, AccessDenied), (None, ModelNotFound)])
 async def test_a_base_that_cannot_be_had_is_said_before_weights_are_fetched(gated, error, sites, connected, base):
     if gated:
@@ -115,6 +117,7 @@ async def test_what_was_completed_once_is_drawn_by_a_new_worker_while_both_sites
     assert (pixels(await draw(offline, **SIZE)) == pixels(first)).all()
 
 
+@pytest.mark.slow
 async def test_a_pickle_by_reference_is_fetched_looked_at_and_drawn_where_the_operator_allows_it(
     connected, sites, whole, base, tmp_path
 ):

@@ -76,6 +76,7 @@ def tarred(stream):
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0]}.{call[1]}")
 @pytest.mark.parametrize("wrap", [zipped, bytes], ids=["zip", "plain"])
+@pytest.mark.quick_rows(16)
 def test_a_pickle_that_names_code_is_unsafe_and_never_run(tmp_path, call, wrap):
     marker = tmp_path / "ran"
     module, name, argument = call

@@ -42,6 +42,7 @@ async def test_the_last_preview_looks_like_the_image(tmp_path):
     assert np.corrcoef(last.ravel(), small.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl", "sd3", "flux"])
 async def test_previews_change_no_pixel(worker, zoo, model):
     if model in ("sd3", "flux"):

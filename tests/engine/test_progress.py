@@ -75,6 +75,7 @@ def assert_complete(seen):
     assert 0 <= shares[0] <= shares[-1] == 1, seen
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize("name", JOBS)
 async def test_progress_begins_near_nothing_never_goes_back_and_reaches_its_total(worker, name):
     assert_complete(await told(worker, JOBS[name]))

@@ -35,6 +35,7 @@ def worker(root):
     return zoo_worker(root)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("pipeline", OFTEN)
 def test_a_control_beside_a_model_draws_what_diffusers_draws(pipeline, root, worker):
     _compare(pipeline, root, worker)

@@ -133,6 +133,7 @@ def seen(answer: dict[str, Any]) -> np.ndarray:
     return np.stack([pixels(answer, index) for index in range(len(answer["images"]))])
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(("task", "pipeline"), _ROWS)
 def test_what_is_drawn_depends_on_what_was_sent(doorway: Doorway, task: str, pipeline: str):
     both = _BOTH.get(task, {})
@@ -183,6 +184,7 @@ def test_an_edit_without_a_size_is_as_large_as_its_image(
     assert (answer["height"], answer["width"]) == drawn
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("pipeline", ["CogVideoXPipeline", "WanPipeline", "LTXPipeline"])
 def test_a_video_is_what_was_asked_for(doorway: Doorway, pipeline: str):
     asked = {"num_frames": 9, "width": 96, "height": 64, "fps": 12}
@@ -209,6 +211,7 @@ ODD_COUNTS: Mapping[str, tuple[int, ...]] = {
 }
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("pipeline", _often(ODD_COUNTS, 3))
 def test_a_video_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pipeline: str):
     own = {name: None for name in ("frames", "video_length") if name in _RECIPES[pipeline].request}
@@ -219,6 +222,7 @@ def test_a_video_has_exactly_the_frames_that_were_asked_for(doorway: Doorway, pi
         assert not [warning for warning in answer["warnings"] if "frames" in warning]
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("pipeline", ["CogVideoXVideoToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"])
 def test_a_video_from_a_video_is_as_long_as_it(doorway: Doorway, pipeline: str):
     frames = [Image(seed=seed) for seed in range(6)]

@@ -13,6 +13,7 @@ from worker.catalog.interface.schema import model_schema
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
+@pytest.mark.quick_rows(15)
 def test_an_example_of_a_field_needs_nothing_beside_it(row) -> None:
     spec = model(row.id)
     schema = model_schema(Model.declared(spec), max_images=4, max_loras=3)

@@ -285,6 +285,7 @@ def test_whatever_is_sent_is_taken_or_refused_with_its_name(raw, row, data) -> N
 
 
 @pytest.mark.parametrize("row", ARCHITECTURES, ids=lambda row: row.id)
+@pytest.mark.quick_rows(15)
 def test_the_schema_is_valid_and_so_are_its_example_and_defaults(row) -> None:
     spec = model(row.id, description="A model.")
     schema = model_schema(Model.declared(spec), max_images=4, max_loras=3)
