@@ -61,6 +61,80 @@ def test_every_phase_has_its_budget(phase, watched, clock):
     watched.check()
 
 
+def called(dog, clock, step_s, decode_s, steps=10, work="sdxl", ends=True):
+    """One call of a pipeline, up to its end or amid its decoding."""
+    dog.begin(builds=False)
+    dog.hear(Progress("inference", 0, steps), work=work)
+    for step in range(steps):
+        clock.now += step_s
+        dog.hear(Progress("inference", step + 1, steps), work=work)
+    if ends:
+        clock.now += decode_s
+        dog.finished()
+        dog.end()
+
+
+def budget(dog, clock):
+    """The seconds that it may be silent now."""
+    began = clock.now
+    while dog.complaint is None:
+        clock.now += 1
+    return clock.now - began
+
+
+def stepping(dog, step, steps=10, work="sdxl"):
+    dog.begin(builds=False)
+    for number in range(step + 1):
+        dog.hear(Progress("inference", number, steps), work=work)
+
+
+HALF = 31
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 301), (1, HALF), (9, HALF), (10, 81)],
+    ids=["what comes before a first step", "a step", "a last step", "a decoding"],
+)
+def test_what_is_known_has_a_budget_of_its_own(clock, step, expected):
+    dog = Watchdog(300, clock)
+    called(dog, clock, step_s=1, decode_s=4)
+    stepping(dog, step)
+    assert budget(dog, clock) == expected
+
+
+def test_nothing_is_known_of_other_work_and_of_calls_that_did_not_end(clock):
+    dog = Watchdog(300, clock)
+    called(dog, clock, step_s=1, decode_s=4, ends=False)
+    dog.end()
+    stepping(dog, 5)
+    assert budget(dog, clock) == 301
+    called(dog, clock, step_s=1, decode_s=4)
+    for other in ({"work": "flux"}, {"steps": 12}):
+        stepping(dog, 5, **other)
+        assert budget(dog, clock) == 301
+    called(dog, clock, step_s=20, decode_s=4)
+    stepping(dog, 5)
+    assert budget(dog, clock) == 301  # never more than what is unknown has
+
+
+def test_a_process_that_was_stopped_as_a_whole_was_not_silent(clock, monkeypatch):
+    monkeypatch.setattr(watchdog, "LOOK_EVERY_S", 0.0)
+    dog, lost, looks = Watchdog(60, clock), [], 0
+
+    def is_lost():
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            clock.now += 5_000
+        return looks > 6
+
+    dog.begin(builds=False)
+    asyncio.run(dog.watch(is_lost, lost.append))
+    assert lost == []
+    assert dog.complaint is None
+
+
 @pytest.fixture
 def silent(tmp_path, monkeypatch):
     """A worker whose engine may be silent for a second, and is given up on at once."""

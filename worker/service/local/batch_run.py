@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,9 @@ from worker.core.errors import (
 )
 from worker.core.job import Batch, Job
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
+from worker.service.limits.admission import pixel_steps
 from worker.service.local.engine_thread import ResidentEngine
+from worker.service.local.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
 # Errors that hit all jobs of a batch alike: to generate one by one would only fail once for each job.
@@ -93,9 +94,9 @@ class QueuedJob:
 class BatchRun:
     """One run of some queued jobs. Made on the event loop, run in the engine's thread, answered on the loop again."""
 
-    def __init__(self, queued_jobs: list[QueuedJob], hear: Callable[[Progress, int], None]) -> None:
+    def __init__(self, queued_jobs: list[QueuedJob], watchdog: Watchdog) -> None:
         self.queued_jobs = queued_jobs
-        self._hear = hear
+        self._watchdog = watchdog
         self.loading = False
         self.load_s = 0.0
         self.fits: int | None = None
@@ -164,6 +165,7 @@ class BatchRun:
                 self.fits = max(1, images // 2)
                 return [group[: len(group) // 2], group[len(group) // 2 :]]
             return [[queued] for queued in group]
+        self._watchdog.finished()
         self.load_s += report.load_s
         done = group[: len(report.outcomes)]
         images = sum(queued.images for queued in done)
@@ -186,7 +188,7 @@ class BatchRun:
         return reason is None
 
     def _tell(self, group: list[QueuedJob], progress: Progress) -> None:
-        self._hear(progress, _model_bytes(group[0].batch))
+        self._watchdog.hear(progress, _model_bytes(group[0].batch), _kind(group))
         if progress.phase == "load":
             self.loading = progress.step < progress.total
         for queued in group[: progress.jobs]:
@@ -198,6 +200,14 @@ class BatchRun:
 
     def _settle(self, queued: QueuedJob, outcome: Generated | WorkerError) -> None:
         self._loop.call_soon_threadsafe(queued.settle, outcome)
+
+
+def _kind(group: list[QueuedJob]) -> str:
+    """Return what tells calls apart that take longer or shorter."""
+    job, batch = group[0].job, group[0].batch
+    finishing = (batch.finishing.refiner is not None, batch.finishing.upscaler is not None)
+    work = [pixel_steps(queued.job) for queued in group]
+    return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing))
 
 
 def _model_bytes(batch: Batch) -> int:

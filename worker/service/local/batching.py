@@ -170,7 +170,7 @@ class BatchMux:
         resident = self._engine.resident_models
         queued_jobs = self._buckets.take(self._clock(), resident)
         if queued_jobs:
-            self._begin(BatchRun(queued_jobs, self._engine.watchdog.hear), resident)
+            self._begin(BatchRun(queued_jobs, self._engine.watchdog), resident)
             return
         if self._timer is not None:
             self._timer.cancel()
