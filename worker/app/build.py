@@ -163,14 +163,14 @@ def build_worker(
     accounts = Accounts(settings.volume / "state" / f"quotas-{name}.json", place.shared_accounts if place else None)
     quotas = Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts)
     fetch = ImageFetcher(allow_private=settings.allow_private_urls)
-    find_file = build_adapter_folders(settings).find
-    acceptor = Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=find_file)
+    folders = build_adapter_folders(settings)
+    acceptor = Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=folders.find)
     generation = GenerationService(acceptor, backend, admission, quotas)
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    introspection = ModelIntrospection(resolver, store, limits, pools.headers)
+    introspection = ModelIntrospection(resolver, store, limits, pools.headers, folders)
     device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load)
     readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None

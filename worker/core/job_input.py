@@ -36,7 +36,7 @@ class JobInput:
 
     A caller gets the refusal of an input when the job is run, as on RunPod, so the error stands in place of the
     request. `request` is None once nobody needs it any more. `named_model` is the model as the caller sent it, of any
-    type. Equal inputs have the same `fingerprint`.
+    type. Equal inputs have the same `fingerprint`. `notes` are warnings about how it was read.
     """
 
     request: Request | WorkerError | None
@@ -44,3 +44,4 @@ class JobInput:
     action: Action | Literal["unknown"] = "unknown"
     named_model: object = None
     traceparent: object = None
+    notes: tuple[str, ...] = ()

@@ -82,12 +82,20 @@ class Operations:
                 turn.stop.cancel()  # what still runs for it in a thread ends by itself
                 raise
 
-    async def generate(self, request: GenerationRequest, job_id: str, emit: Emit, caller: str | None = None) -> Answer:
-        """Accept and run one generation, and encode its result."""
+    async def generate(
+        self,
+        request: GenerationRequest,
+        job_id: str,
+        emit: Emit,
+        caller: str | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Answer:
+        """Accept and run one generation, and encode its result; `notes` come before its own warnings."""
         current().stop.limit(min(self.timeout_s, request.timeout_s or self.timeout_s))
         delivery = self.delivery.of(request)
         await delivery.check(request.output, self.pools)
         result = await self.generation.generate(request, job_id, emit, caller)
+        result = replace(result, warnings=(*notes, *result.warnings))
         answer = await delivery.deliver(result, request.output, job_id, self.pools)
         delivered(answer)
         return answer
@@ -163,7 +171,7 @@ class Operations:
             case WorkerError() as refusal:
                 raise refusal
             case GenerationRequest() as request:
-                return await self.generate(request, job_id, emit, caller)
+                return await self.generate(request, job_id, emit, caller, job.notes)
             case WorkerRequest(action):
                 self.generation.charge_question(caller)
                 return self.models() if action == "models" else self.status()

@@ -37,7 +37,9 @@ Wants = Callable[[str], bool]
 _ADAPTER_FOLDERS = {
     "lora": ("", "loras", "lora", "Lora", "LyCORIS", "models/loras", "models/Lora", "models/LyCORIS"),
     "hypernet": ("", "hypernetworks", "models/hypernetworks"),
+    "embedding": ("embeddings", "models/embeddings"),
 }
+_MOST_NAMES = 2_000
 _ADAPTER_SUFFIXES = (".safetensors", ".sft")
 
 
@@ -60,6 +62,18 @@ class AdapterFolders:
                 if exists and any(path.is_relative_to(root) for root in self._roots):
                     return f"file:{path}"
         return None
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """Return the names of the files in the folders of this kind; not of those where models of all kinds lie."""
+        found: set[str] = set()
+        for folder in (root / below for root in self._roots for below in _ADAPTER_FOLDERS[kind] if below):
+            paths = sorted(folder.glob("**/*")) if folder.is_dir() else []
+            found |= {
+                path.relative_to(folder).with_suffix("").as_posix()
+                for path in paths
+                if path.suffix in _ADAPTER_SUFFIXES and not is_hidden(path.name)
+            }
+        return tuple(sorted(found)[:_MOST_NAMES])
 
 
 class LocalFolders:

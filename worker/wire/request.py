@@ -17,6 +17,7 @@ from worker.core.job_input import ACTIONS, Action, JobInput, ModelRequest, Reque
 from worker.core.model import Parsed
 from worker.core.request import GenerationRequest
 from worker.wire.blanks import is_blank, without_blanks
+from worker.wire.foreign.translation import Translation, translate
 from worker.wire.media_objects import unwrapped
 from worker.wire.texts import kind_of, shown, utf8
 from worker.wire.validation import check_json, field_error, with_plain_values
@@ -65,18 +66,29 @@ def input_of(job: Mapping[str, Any]) -> Any:
 
 
 def decode_input(payload: object) -> JobInput:
-    """Read a job's `input`. An error in it takes the place of the request; nothing is raised."""
+    """Read a job's `input`, another worker's too. An error in it takes the place of the request; nothing is raised."""
     action: Action | Literal["unknown"] = "unknown"
     model: object = None
     traceparent: object = None
     request: Request | WorkerError
+    notes: tuple[str, ...] = ()
+    digest = fingerprint(payload)
     try:
+        if (translation := _translated(payload)) is not None:
+            payload, notes = translation.fields, translation.notes
         envelope = decode_envelope(payload)
         action, model, traceparent = envelope.action, envelope.fields.get("model"), envelope.traceparent
         request = _decode_request(envelope.action, envelope.fields)
     except WorkerError as error:
         request = error
-    return JobInput(request, fingerprint(payload), action, model, traceparent)
+    return JobInput(request, digest, action, model, traceparent, notes)
+
+
+def _translated(payload: object) -> Translation | None:
+    if not isinstance(payload, dict):
+        return None
+    check_json(payload)
+    return translate(payload)
 
 
 def fingerprint(payload: object) -> str:

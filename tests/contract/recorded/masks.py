@@ -29,6 +29,7 @@ PATHS = (
     "details.retry_after_s",
     "headers.retry-after",
     "free_gb",
+    "eta_relative",
 )
 # Headers that say when and how it was sent, not what.
 HEADERS = ("date", "content-length", "connection")
@@ -38,6 +39,7 @@ TEXTS = (
     (re.compile(r"\b20\d\d-\d\d-\d\d\b"), "<day>"),
     (re.compile(r"\b(in|again in) \d+ seconds?\b"), r"\1 <n> seconds"),
     (re.compile(r'("[\w-]+": ")\d+\.\d+\.\d[^"]*"'), r'\1<version>"'),
+    (re.compile(r"\b20\d{12}\b"), "<time>"),
     (re.compile(r"eyJ[\w-]+\.[\w-]{43}"), "<token>"),
     (re.compile(r"[\d.]+ GiB free"), "<n> GiB free"),
     (re.compile(r"(Version: )[^\s,]+"), r"\1<version>"),

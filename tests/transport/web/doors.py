@@ -163,6 +163,22 @@ def _images(**more: Any) -> Ask:
     return ask
 
 
+def _web_ui(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) -> Said:
+    """AUTOMATIC1111's, with our own fields by its names where it has them."""
+    fields = _fields(sent)
+    settings = {"sd_model_checkpoint": fields.pop("model")} if "model" in fields else {}
+    renamed = {"num_images": "batch_size", "num_inference_steps": "steps"}
+    payload = {renamed.get(name, name): value for name, value in fields.items()} | {"override_settings": settings}
+    answer = served.http.post("/sdapi/v1/txt2img", json=payload, headers=headers)
+    if answer.status_code < 400:
+        return _drawn(answer)
+    problem = answer.json()
+    assert problem["detail"] == problem["errors"]
+    sentence, _, models = problem["detail"].partition(" There are ")
+    names = [name.strip() for name in models.rstrip(".").split(",") if name.strip()]
+    return Said(answer.status_code, problem["error"], sentence, answer.headers.get("retry-after"), names)
+
+
 def _socket(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) -> Said:
     """A conversation: not opened, ended, or answered with what failed."""
     try:
@@ -200,6 +216,7 @@ DOORS: dict[str, Ask] = {
     "openai, url": _images(response_format="url"),
     "openai, stream": _images(stream=True),
     "openai, edit": _upload("/v1/images/edits", _openai),
+    "a1111": _web_ui,
 }
 # Where another number than the usual one is right: this door knows 400, 503 and 504 only,
 _EDIT = {413: 400, 429: 503}

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Literal, Protocol
 
 from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
@@ -14,15 +15,32 @@ from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pools import Pool
 from worker.store.store import Store
 
+FileKind = Literal["lora", "hypernet", "embedding"]
+
+
+class AdapterFiles(Protocol):
+    """The operator's folders of adapters."""
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """List the files of this kind by name."""
+        ...
+
+    def find(self, kind: str, name: str) -> str | None:
+        """Return the reference of a file by its name, or None."""
+        ...
+
 
 class ModelIntrospection:
     """Answers about models. Nothing here needs a device, so that a gateway can have it too."""
 
-    def __init__(self, resolver: ModelResolver, store: Store, limits: JobLimits, headers: Pool) -> None:
+    def __init__(
+        self, resolver: ModelResolver, store: Store, limits: JobLimits, headers: Pool, files: AdapterFiles | None = None
+    ) -> None:
         self._resolver = resolver
         self._store = store
         self._limits = limits
         self._headers = headers
+        self._files = files
 
     def models(self) -> ModelList:
         """List the registry: every model's id, tasks and where it comes from."""
@@ -31,6 +49,18 @@ class ModelIntrospection:
     def served_models(self) -> tuple[ModelSummary, ...]:
         """List the registered models that this version can run."""
         return tuple(model for model in self.models().models if model.served)
+
+    async def adapters(self, kind: FileKind) -> tuple[str, ...]:
+        """List the names of the operator's adapters of this kind: files in their folders, and LoRAs of models.yaml."""
+        found = set(await self._headers.run(self._files.names, kind)) if self._files is not None else set()
+        if kind == "lora":
+            specs = self._resolver.registry.models.values()
+            found |= {lora.name for spec in specs for lora in spec.loras if lora.name}
+        return tuple(sorted(found))
+
+    def adapter_file(self, kind: FileKind, name: str) -> str | None:
+        """Return the reference of the operator's adapter of this name; None for one that is not there."""
+        return self._resolver.adapter_named(name) or (self._files.find(kind, name) if self._files is not None else None)
 
     def default_model(self) -> str:
         """Return the id of the model of a request that names none."""

@@ -11,6 +11,7 @@ _TARGET = re.compile(r"(?:https?://[^/?#]*)?(/[^?#]*)")
 _OF_JOB = re.compile(r"/(?:v2/[^/]+/(?:status|stream|cancel|retry)|events|v1/images)/[^/]+?-u(\d{1,4})(?:/content)?")
 # Every process is asked, and one answer is made of theirs.
 _OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|v2/[^/]+/health)")
+_A1111 = "/sdapi/"
 _PURGE = re.compile(r"/v2/[^/]+/purge-queue")
 
 
@@ -36,8 +37,12 @@ class Head:
 
     @property
     def key(self) -> str | None:
-        """The Idempotency-Key: the same key always goes to the same process, which knows what came with it before."""
-        return self.headers.get("idempotency-key")
+        """The Idempotency-Key: the same key always goes to the same process, which knows what came with it before.
+
+        AUTOMATIC1111's API names no jobs: all of a caller's requests go to the process that knows their jobs.
+        """
+        key = self.headers.get("idempotency-key")
+        return f"{_A1111}{self.headers.get('authorization', '')}" if self.path.startswith(_A1111) else key
 
     @property
     def is_of_all(self) -> bool:

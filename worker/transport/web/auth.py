@@ -1,5 +1,6 @@
 """Authentication: API keys as `Authorization: Bearer`, what browsers send in its place, and no page of another site."""
 
+import base64
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
@@ -122,8 +123,17 @@ def subprotocol(connection: HTTPConnection) -> str | None:
 
 
 def _key_in(header: str) -> str | None:
-    """Return the key of an Authorization header; RunPod's own examples send it without the word Bearer."""
+    """Return the key of an Authorization header; RunPod's own examples send it without the word Bearer.
+
+    Of a name and a password, as AUTOMATIC1111's clients send them, the password is the key, or the name alone.
+    """
     scheme, _, key = header.strip().partition(" ")
+    if scheme.lower() == "basic" and key:
+        try:
+            name, _, password = base64.b64decode(key.strip(), validate=True).decode().partition(":")
+        except ValueError:
+            return header.strip()
+        return password or name
     return key.strip() if scheme.lower() == "bearer" else header.strip() or None
 
 

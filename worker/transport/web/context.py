@@ -72,14 +72,21 @@ class ServerContext:
         return "" if self.process is None else f"-u{self.process}"
 
     async def answer(
-        self, request: Request, payload: JsonValue, options: JobOptions = WAITED_FOR, *, prefix: str = "sync-"
+        self,
+        request: Request,
+        payload: JsonValue,
+        options: JobOptions = WAITED_FOR,
+        *,
+        prefix: str = "sync-",
+        begun: Callable[[JobRecord], None] = lambda record: None,
     ) -> JobRecord:
         """Run a job while its caller waits; cancel it if they hang up.
 
-        `payload` is a job's `input`; the job's id begins with `prefix`. Returns the finished job. Raises the
-        WorkerError that it ended with.
+        `payload` is a job's `input`; the job's id begins with `prefix`, and `begun` gets it once it is submitted.
+        Returns the finished job. Raises the WorkerError that it ended with.
         """
         record = self.submit(request, payload, f"{prefix}{job_id(request)}{self.mark}", options)
+        begun(record)
         try:
             await unless_gone(request, record.wait())
         finally:

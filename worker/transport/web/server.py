@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from worker import __version__
 from worker.transport.web import (
+    a1111,
     access,
     edit,
     errors,
@@ -36,6 +37,7 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     hf_inference.routes,
     edit.routes,
     openai_images.routes,
+    a1111.routes,
     metrics.routes,
     usage.routes,
 )
