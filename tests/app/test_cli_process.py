@@ -40,6 +40,7 @@ def test_ctrl_c_is_quiet_and_the_spinner_is_there_before_anything_is_imported(tm
     assert "Interrupt" not in shown
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module_and_draws_with_the_real_engine(zoo, tmp_path):
     env = {
         **{"MODELS_YAML": str(zoo / "models.yaml"), "DEFAULT_MODEL": "tiny", "VOLUME_DIR": str(tmp_path / "volume")},

@@ -102,6 +102,7 @@ async def test_a_repository_that_is_declared_as_one_and_is_a_file_says_how_to_wr
         await draw(build_worker(settings.model_copy(update=changes)))
 
 
+@pytest.mark.slow
 async def test_what_was_completed_once_is_drawn_by_a_new_worker_while_both_sites_are_down(settings, sites, base):
     registry = settings.volume / "models.yaml"
     registry.parent.mkdir(parents=True)

@@ -89,6 +89,7 @@ async def test_steps_are_counted_as_they_are_drawn(worker):
     assert [step for step in halves if step[0] * 2 == step[1]]  # the first model's half
 
 
+@pytest.mark.slow
 async def test_what_is_drawn_again_tells_where_it_had_been(worker):
     """Memory ran out at the end, and the image was drawn once more in tiles."""
     job = {"model": "sd1", "num_inference_steps": 4}

@@ -211,6 +211,7 @@ async def test_a_vae_decodes_what_the_refiner_drew_and_the_next_job_has_its_own(
     assert np.array_equal(pixels(await ask(worker, refiner="refiner")), before)
 
 
+@pytest.mark.slow
 async def test_a_class_that_cannot_stop_midway_does_not_hand_over(zoo, shop, tmp_path):
     pair = apart("StableDiffusionXLControlNetPipeline", tmp_path)
     worker = build_worker(

@@ -21,6 +21,7 @@ from worker.app.queue import build_door
 from worker.app.settings import Settings
 from worker.catalog.detector import detect_header
 from worker.core.model import Kind
+from worker.engine.adapters.tiny_vae import encode_with
 from worker.store.store import Store
 
 
@@ -82,6 +83,20 @@ def directly(shop: Path, vae: Any, cls: str = "StableDiffusionPipeline", **optio
     return np.asarray(pipe(generator=torch.Generator("cpu").manual_seed(7), **arguments).images[0].convert("RGB"))
 
 
+def latents(shop: Path, cls: str, **options: Any) -> torch.Tensor:
+    """The latents that plain diffusers draws with the model's own VAE."""
+    pipe = getattr(diffusers, cls).from_pretrained(shop / "models/sd1", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"prompt": "a red apple", "num_inference_steps": 3} | options
+    return pipe(generator=torch.Generator("cpu").manual_seed(7), **arguments).images
+
+
+def decoded(tiny: AutoencoderTiny, drawn: torch.Tensor) -> np.ndarray:
+    with torch.no_grad():
+        image = tiny.decode(drawn).sample[0]
+    return ((image / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy().astype(int)
+
+
 def read(path: Path) -> Any:
     name = json.loads((path / "config.json").read_text())["_class_name"]
     return getattr(diffusers, name).from_pretrained(path)
@@ -140,14 +155,46 @@ def test_one_half_of_a_tiny_one_is_told_by_its_names(name, before, channels):
     assert (told.kind, told.variant, told.component_class) == (Kind.VAE, f"tiny-{name}", "AutoencoderTiny")
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
-async def test_one_half_of_a_tiny_one_is_refused_before_it_is_fetched(served, tmp_path, monkeypatch, name):
-    path = single_files.save(half(name, ""), tmp_path / f"volume/taesd_{name}.safetensors")
+async def test_the_encoder_of_a_tiny_one_is_refused_before_it_is_fetched(served, tmp_path, monkeypatch):
+    path = single_files.save(half("encoder", ""), tmp_path / "volume/taesd_encoder.safetensors")
     monkeypatch.setattr(Store, "ensure", lambda *_: pytest.fail("it was fetched"))
     answer = await served.draw(vae=f"file:{path}")
     assert (answer["code"], answer["field"]) == ("unsupported_model", "vae")
-    assert f"is the {name} of a tiny autoencoder alone" in answer["error"]
+    assert "is the encoder of a tiny autoencoder alone" in answer["error"]
     assert "madebyollin/taesd" in answer["error"]
+
+
+@pytest.mark.parametrize("before", ["", "taesd_decoder.", "decoder."])
+async def test_the_decoder_of_a_tiny_one_decodes_and_the_models_own_goes_on_encoding(served, shop, tmp_path, before):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        tiny = AutoencoderTiny().eval()
+        shift = {
+            f"{before}{int(name.split('.')[0]) + 1}.{name.split('.', 1)[1]}": tensor
+            for name, tensor in tiny.decoder.layers.state_dict().items()
+        }
+    path = single_files.save(shift, tmp_path / "volume/taesd_decoder.safetensors")
+    answer = await served.draw(vae=f"file:{path}")
+    assert np.array_equal(pixels(answer), directly(shop, tiny))
+    image = gradient(64, 64)
+    answer = await served.draw(image=encoded(image), strength=0.6, vae=f"file:{path}")
+    start = {"image": Image.fromarray(image), "strength": 0.6, "output_type": "latent"}
+    expected = decoded(tiny, latents(shop, "StableDiffusionImg2ImgPipeline", **start))
+    assert int(np.abs(pixels(answer).astype(int) - expected).max()) <= 1
+    assert served.pipe().vae.encoder is not None
+
+
+def test_a_vae_that_overflows_in_half_precision_encodes_for_a_decoder_in_full(shop):
+    own = read(shop / "models/vae/kl")
+    own.register_to_config(force_upcast=True)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = own.encode(image).latent_dist.mode() * own.config.scaling_factor
+        dtypes, encode = [], own.encode
+        own.encode = lambda images: dtypes.append((own.dtype, images.dtype)) or encode(images)
+        found = encode_with(own.half(), 1.0, image.half()).latent_dist.mode()
+    assert (dtypes, own.dtype, found.dtype) == ([(torch.float32,) * 2], torch.float16, torch.float16)
+    assert torch.allclose(found.float(), expected, atol=5e-3)
 
 
 def test_a_tiny_one_for_videos_is_none_of_them():

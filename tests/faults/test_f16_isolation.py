@@ -23,6 +23,7 @@ BEFORE = {
 FAILURES = {"fails midway": RuntimeError("midway"), "memory runs out": torch.OutOfMemoryError("CUDA out of memory")}
 
 
+@pytest.mark.slow
 async def test_the_next_job_is_bit_identical_to_itself_alone(worker, zoo, figures):
     alone = pixels(await draw(worker))
     differ = 0

@@ -76,6 +76,7 @@ def _loaded(blocks: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("recipe", [_RECIPES[name] for name in OFTEN], ids=OFTEN)
+@pytest.mark.quick_rows(2)
 def test_the_worker_makes_what_the_class_itself_makes(zoo: ServedZoo, recipe: Recipe):
     assert _difference(zoo, recipe, recipe.pipeline) == 0
 
@@ -90,6 +91,7 @@ def test_so_it_is_with_every_class(zoo: ServedZoo, recipe: Recipe):
     assert _difference(zoo, recipe, recipe.pipeline) == 0
 
 
+@pytest.mark.quick_rows(1)
 # One that is called layer by layer, and one of two denoisers.
 @pytest.mark.parametrize("name", ["Ideogram4ModularPipeline", "Wan22ModularPipeline"])
 def test_with_offloading_a_part_computes_only_while_it_is_on_the_device(zoo: ServedZoo, name: str):

@@ -30,6 +30,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> ServedZoo:
 
 
 @pytest.mark.parametrize("said", [{}, _MASK, _NOISE, {"inpaint_strength": 0.5}], ids=lambda said: "-".join(said))
+@pytest.mark.quick_rows(1)
 def test_diffedit_draws_what_its_three_calls_draw_with_the_same_words(zoo: ServedZoo, said: Mapping[str, Any]):
     recipe, folder = _RECIPES["StableDiffusionDiffEditPipeline"], zoo.root / "diffedit"
     assert zoo.run(recipe, folder).ran

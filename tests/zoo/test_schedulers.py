@@ -34,6 +34,7 @@ def test_the_table_names_classes_that_the_zoo_has():
     assert sum(len(group["pipelines"]) for group in _GROUPS) == len(_TABLE)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", OFTEN)
 def test_a_class_runs_with_what_the_table_says(name: str, tmp_path: Path):
     assert measure(_RECIPES[name], tmp_path) == _TABLE[name]

@@ -40,6 +40,7 @@ def silence() -> None:
 
 
 @pytest.mark.parametrize("recipe", [_RECIPES[name] for name in OFTEN], ids=OFTEN)
+@pytest.mark.quick_rows(2)
 def test_jobs_drawn_together_get_the_images_they_get_alone(recipe: Recipe, tmp_path: Path):
     assert asyncio.run(_difference(recipe, tmp_path)) in (0, 1)
 

@@ -1,6 +1,5 @@
 """The tables of autoencoders and text encoders in files of their own, each with the class that reads it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.catalog.architectures import ARCHITECTURES
@@ -49,7 +48,7 @@ _TINY_DECODER = any_of(
     under(("taesd_decoder.", "decoder.", ""), all_of(dimension("1.weight", 0, 64), has_all("3.conv.0.weight"))),
     has_all("decoder.layers.0.weight", "decoder.layers.2.conv.0.weight"),
 )
-TINY_HALVES: Mapping[str, str] = {"tiny-encoder": "encoder", "tiny-decoder": "decoder"}  # variant -> its half
+TINY_ENCODER = "tiny-encoder"  # the variant of a file that can decode nothing
 _PLAIN_3D = has_any("encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma")
 
 
@@ -99,7 +98,7 @@ VAES: tuple[Encoder, ...] = (
     )), "AutoencoderDC"),
     _vae("tiny", all_of(_TINY_DECODER, _TINY_ENCODER), "AutoencoderTiny"),
     _vae("tiny-decoder", _TINY_DECODER, "AutoencoderTiny"),
-    _vae("tiny-encoder", _TINY_ENCODER, "AutoencoderTiny"),
+    _vae(TINY_ENCODER, _TINY_ENCODER, "AutoencoderTiny"),
     _vae("an autoencoder", under(_VAE, has_any(
         "decoder.conv_in.weight", "decoder.conv1.weight", "decoder.conv_in.conv.weight",
         "decoder.middle.0.residual.0.gamma",
@@ -187,6 +186,7 @@ TEXT_ENCODERS: tuple[Encoder, ...] = (
 
 # The decoder's first layer, whose inputs are the latents' channels: of AutoencoderKL, then of AutoencoderTiny.
 _FIRST_LAYERS = ("decoder.conv_in.weight", "decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight")
+_FIRST_LAYERS += ("1.weight",)
 
 
 def latent_channels(index: TensorIndex) -> int | None:

@@ -1,16 +1,12 @@
 """Another VAE for the length of one job."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError
 
 from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.device import LoadPlan
@@ -20,6 +16,7 @@ from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
 from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
+from worker.engine.adapters.tiny_vae import is_tiny, load_tiny
 from worker.engine.components import Component, load_component, read_index
 from worker.engine.devices import is_out_of_memory
 from worker.engine.single_file import load_part
@@ -28,9 +25,6 @@ _FIELD = "vae"
 # Classes that decode the latents of AutoencoderKL; a VAE of another class is replaced by one of its own class.
 _TINY = "AutoencoderTiny"
 _KL_LIKE = frozenset({"AutoencoderKL", "AsymmetricAutoencoderKL", "ConsistencyDecoderVAE", _TINY})
-# The first layers of a decoder in diffusers' names and in its authors', by themselves or in a file of both halves.
-_TINY_NAMES = frozenset({"decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight"})
-_TINY_LAYER = re.compile(r"(?:taesd_)?(encoder|decoder)\.(\d+)\.(.+)")
 
 
 class VaeCache:
@@ -76,8 +70,8 @@ def _load(path: Path, own: Any, plan: LoadPlan, offloading: Offloading, name: st
                     field=_FIELD,
                 )
             return load_component(component, folder, offloading.dtype)
-        if _is_tiny(path):
-            return _tiny(path, own).to(offloading.dtype)
+        if is_tiny(path):
+            return load_tiny(path, own).to(offloading.dtype)
         config = plan.config or (plan.root if plan.root.is_dir() else plan.base) or plan.root
         return load_part(read_index(config), "vae", path, config, offloading.dtype)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -99,29 +93,6 @@ def _class_name(folder: Path, name: str) -> str:
         return str(parse_bounded((folder / "config.json").read_bytes()).get("_class_name"))
     except (OSError, ValueError, AttributeError):
         raise CorruptFile(f"vae: {name} has no readable config.json; fetch it again.", field=_FIELD) from None
-
-
-def _is_tiny(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return not _TINY_NAMES.isdisjoint(file.keys())
-
-
-def _tiny(path: Path, own: Any) -> Any:
-    """Load a file of AutoencoderTiny. It has no config; all published ones differ in channels only."""
-    vae = diffusers.AutoencoderTiny(latent_channels=own.config.latent_channels)
-    weights = dict(map(_tiny_name, *zip(*load_file(path).items(), strict=True)))
-    wanted = vae.state_dict().keys()
-    vae.load_state_dict({name: tensor for name, tensor in weights.items() if name in wanted or "." in name})
-    return vae
-
-
-def _tiny_name(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Return a tensor under diffusers' name: in its authors' decoder the clamp counts as the first layer."""
-    layer = _TINY_LAYER.fullmatch(name)
-    if layer is None:
-        return name, tensor
-    half, position, rest = layer.groups()
-    return f"{half}.layers.{int(position) - (half == 'decoder')}.{rest}", tensor
 
 
 def _check_latents(vae: Any, own: Any, name: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.catalog.detectors.encoders import TINY_HALVES, latent_channels
+from worker.catalog.detectors.encoders import TINY_ENCODER, latent_channels
 from worker.catalog.interface.adapters import INTERCHANGEABLE_VAES
 from worker.core.adapter import Adapter, AdapterFiles, VaeSpec
 from worker.core.errors import IncompatibleAdapter, UnsupportedModel
@@ -98,7 +98,7 @@ def _check(facts: _Facts, detection: Detection | None, model_vae: _Facts, spec: 
     """Refuse a file that is no VAE, has a class that cannot stand in, or is for other latents."""
     if detection is not None:
         check_kind(detection, spec)
-        _check_whole(detection, spec)
+        _check_decodes(detection, spec)
     if facts.name is not None and facts.name not in INTERCHANGEABLE_VAES:
         raise UnsupportedModel(
             f"{_FIELD}: {spec.model} is a {facts.name[:60]}, which cannot stand for this model's "
@@ -124,11 +124,11 @@ def _check(facts: _Facts, detection: Detection | None, model_vae: _Facts, spec: 
         )
 
 
-def _check_whole(detection: Detection, spec: VaeSpec) -> None:
-    half = TINY_HALVES.get(detection.variant or "")
-    if half is not None:
+def _check_decodes(detection: Detection, spec: VaeSpec) -> None:
+    if detection.variant == TINY_ENCODER:
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} is the {half} of a tiny autoencoder alone; name one with both halves, such as the "
-            "repository madebyollin/taesd (taesdxl, taesd3 or taef1 for other families).",
+            f"{_FIELD}: {spec.model} is the encoder of a tiny autoencoder alone, which decodes nothing; name the "
+            "decoder, or one with both such as the repository madebyollin/taesd (taesdxl, taesd3 or taef1 for other "
+            "families).",
             field=_FIELD,
         )
