@@ -5,9 +5,9 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from worker.app.build import Worker
-from worker.core.answer import Answer, AnswerFile
+from worker.core.answer import Answer
 from worker.core.model import Task
-from worker.core.result import Emit, Reproduction, Timings, Usage, ignore_progress
+from worker.core.result import AnswerFile, Emit, Reproduction, Timings, Usage, ignore_progress
 from worker.transport.job_input import read_input
 from worker.wire.result import encode_answer
 

@@ -123,6 +123,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "The worker is being stopped, and could not finish the job.",
         "Send it again: another worker takes it.",
     ),
+    "unreachable": (
+        "A gateway has no worker that answers, or lost the one that had the job.",
+        "Send it again in a minute. The operator looks at GET /health of the gateway, and at the workers it names.",
+    ),
     "device_lost": (
         "The GPU is unusable until the process ends. RunPod replaces the worker (`refresh_worker`).",
         "Send it again. If it comes back on every worker, look at the driver and the GPU.",

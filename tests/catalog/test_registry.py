@@ -7,7 +7,8 @@ import pytest
 
 from worker.catalog.call import Model, declared
 from worker.catalog.interface.checking import check_parameters
-from worker.catalog.registry import MAX_BYTES, Registry, RegistryError, load_registry
+from worker.catalog.operator_file import MAX_BYTES
+from worker.catalog.registry import Registry, RegistryError, load_registry
 from worker.core.errors import InvalidRequest
 from worker.core.model import ModelSource, ModelSpec, Task
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -22,7 +23,7 @@ from tests.catalog.corpus import sparse_file, stored
 from tests.conftest import PROJECT
 from tests.fakes import FakeServer
 from tests.fakes.engine import flat
-from tests.fakes.web_worker import WebWorker
+from tests.fakes.web_worker import Serving, WebGateway, WebWorker
 from tests.transport.web.uploads import noise, png
 from tools.errors_page import PAGE, WORDS, all_codes, page
 from worker.app import server
@@ -51,11 +52,15 @@ class Asking:
             self._running.callback(undo)
         return served
 
+    def gateway(self, replicas: dict[str, dict[str, Any]]) -> Serving:
+        """A gateway before these workers."""
+        return self._running.enter_context(WebGateway(self.folder, replicas))
+
     def open(self, **settings: object) -> WebWorker:
         """A server that takes any model."""
         return self.server(allow_unregistered_models=True, **settings)
 
-    def run(self, served: WebWorker | None = None, **fields: object) -> httpx.Response:
+    def run(self, served: Serving | None = None, **fields: object) -> httpx.Response:
         """Ask for an image at /run."""
         return (served or self.server()).http.post("/run", json={"prompt": "an apple", **fields})
 
@@ -217,6 +222,13 @@ def stopping(asking: Asking) -> httpx.Response:
     return asking.run(served)
 
 
+def deserted(asking: Asking) -> httpx.Response:
+    from worker.remote import backend
+
+    asking.patch.setattr(backend, "PATIENCE_S", 0.0)
+    return asking.run(asking.gateway({"gone": {"url": "http://127.0.0.1:9"}}))
+
+
 def stuck(asking: Asking) -> httpx.Response:
     from worker.service.local import batching
 
@@ -273,6 +285,7 @@ PROVOKED: dict[str, Callable[[Asking], httpx.Response | dict[str, object]]] = {
     "load_failed": lambda asking: asking.drawing(lambda: of_another_kind(asking.folder)),
     "invalid_output": lambda asking: asking.drawing(black),
     "shutting_down": stopping,
+    "unreachable": deserted,
     "device_lost": stuck,
     "not_found": lambda asking: asking.server().http.get("/nowhere"),
     "method_not_allowed": lambda asking: asking.server().http.delete("/run"),

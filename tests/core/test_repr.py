@@ -3,11 +3,10 @@
 import pytest
 
 from worker.core.adapter import ControlNetSpec, IPAdapterSpec
-from worker.core.answer import AnswerFile
 from worker.core.image import KeptRaster, Raster
 from worker.core.job import Media
 from worker.core.request import GenerationRequest
-from worker.core.result import Artifact, EncodedArtifact, Progress
+from worker.core.result import AnswerFile, Artifact, EncodedArtifact, Progress
 from worker.transport.processes.merging import ProcessAnswer
 from worker.transport.web.forms import Form
 
@@ -28,7 +27,7 @@ def restored() -> bytes:
         KeptRaster(IMAGE, restored, "digest"),
         Artifact("a", IMAGE, 1, frames=(IMAGE, IMAGE), fps=8.0),
         Progress("inference", 1, 2, preview=IMAGE),
-        EncodedArtifact(PIXELS, "png", 1, 250, 200),
+        EncodedArtifact((AnswerFile("png", PIXELS),), 1, 250, 200),
         AnswerFile("png", PIXELS),
         Media("image", (IMAGE,), "image", "image"),
         GenerationRequest.model_validate({**SENT, "video": [TEXT]}),

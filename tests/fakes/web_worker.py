@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -12,20 +13,22 @@ import uvicorn
 from aiohttp import web
 
 from tests.fakes import FakeServer
-from tests.fakes.engine import ServerContext, make_context
+from tests.fakes.engine import ServerContext, make_context, shelf
+from worker.app.gateway import build_gateway
+from worker.app.served import Served
 from worker.app.server import build_app, server_config
+from worker.app.settings import Settings
 
 
-class WebWorker:
-    """A context that is served; `http` is a client of it."""
+class Serving:
+    """What is served on a port of its own; `http` is a client of it."""
 
-    def __init__(self, root: Path, slow_start_s: float = 0.0, **changes: Any) -> None:
-        self.context: ServerContext = make_context(root, **changes)
-        self.context.builder.seconds = slow_start_s
+    def __init__(self, served: Served) -> None:
+        self.served = served
         self.port = 0
 
     def __enter__(self) -> Self:
-        config = self.config = server_config(build_app(self.context.worker), self.context.worker.settings)
+        config = self.config = server_config(build_app(self.served), self.served.settings)
         config.host, config.port, config.timeout_graceful_shutdown = "127.0.0.1", 0, 2
         self._server = uvicorn.Server(config)
         self._started = threading.Event()
@@ -59,6 +62,37 @@ class WebWorker:
         self._started.set()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
+
+
+class WebWorker(Serving):
+    """A worker over a fake engine that is served; its `context` has both."""
+
+    def __init__(self, root: Path, slow_start_s: float = 0.0, **changes: Any) -> None:
+        self.context: ServerContext = make_context(root, **changes)
+        self.context.builder.seconds = slow_start_s
+        super().__init__(self.context.worker)
+
+
+class WebGateway(Serving):
+    """A gateway over the same models, before `replicas`: name -> its entry in fleet.yaml."""
+
+    def __init__(self, root: Path, replicas: dict[str, dict[str, Any]], **changes: Any) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        fleet = root / "fleet.yaml"
+        fleet.write_text(json.dumps({"replicas": replicas}))
+        settings = Settings(
+            **{
+                "models_yaml": shelf(root),
+                "default_model": "tiny",
+                "volume_dir": root / "volume",
+                "OFFLINE": True,
+                "gateway_mode": True,
+                "fleet_file": fleet,
+                **changes,
+            }
+        )
+        self.gateway = build_gateway(settings)
+        super().__init__(self.gateway)
 
 
 class Listener(FakeServer):

@@ -103,7 +103,7 @@ GUARDS = (
     Guard(
         "F21",
         "no key is defined twice",
-        "worker/catalog/registry.py",
+        "worker/catalog/operator_file.py",
         "            if name in result:\n                first_line",
         "            if False:\n                first_line",
         ("tests/faults/test_f21_registries.py",),
@@ -111,7 +111,7 @@ GUARDS = (
     Guard(
         "F21",
         "a broken registry does not replace a good one",
-        "worker/app/build.py",
+        "worker/app/served.py",
         "except (RegistryError, SettingsError) as error:",
         "except SettingsError as error:",
         ("tests/faults/test_f21_registries.py",),

@@ -5,7 +5,7 @@ import pytest
 from tests.asking import an_answer
 from tests.fakes.engine import fresh_id
 from worker.app.queue import build_door
-from worker.core.answer import AnswerFile
+from worker.core.result import AnswerFile
 from worker.transport.local_run import LocalRun, save_files
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.asking import an_answer
 from tests.streams import documented_reader
-from worker.core.answer import AnswerFile
+from worker.core.result import AnswerFile
 from worker.wire.parts import encode_chunks, encode_parts
 from worker.wire.result import encode_answer
 

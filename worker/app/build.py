@@ -1,93 +1,54 @@
-"""The composition root: settings in, a worker out. torch is imported late."""
+"""The composition of a worker: settings in, a worker with its own device out. torch is imported late."""
 
 import gc
-import logging
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker import __version__
-from worker.app.memory import settle, tidy
+from worker.app.memory import settle
 from worker.app.place import Place
-from worker.app.registry import build_registry
-from worker.app.settings import (
-    Settings,
-    SettingsError,
-    forbid_unsafe_loading,
-)
-from worker.app.stores import bucket_opener, build_adapter_folders, build_bucket, build_store
-from worker.catalog.registry import Registry, RegistryError
+from worker.app.served import Groundwork, Served
+from worker.app.settings import Settings, forbid_unsafe_loading
+from worker.app.stores import bucket_opener, build_bucket
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.model import ModelFiles
 from worker.core.ports import Backend
-from worker.core.turn import StopSignal
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.engine.trial import Trials
-from worker.net.fetch import ImageFetcher
-from worker.service.accepting.acceptance import Acceptor
-from worker.service.accepting.resolving import ModelResolver, Policy
+from worker.service.accepting.resolving import ModelResolver
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection
-from worker.service.introspection.models import ModelIntrospection
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.output_folder import OutputFolder
-from worker.service.limits.accounts import Accounts
 from worker.service.limits.admission import Admission, AdmissionLimits, Load
-from worker.service.limits.job_limits import JobLimits
-from worker.service.limits.pools import Pools
-from worker.service.limits.quotas import QuotaLimits, Quotas
 from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.provisioning import Provisioner, refuse_pickles
 from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
-from worker.service.usage.log import UsageLog
-from worker.service.usage.metrics import Metrics
-from worker.service.usage.telemetry import MeteredBackend, Observer, Telemetry
-from worker.store.refs import parse_reference
+from worker.service.usage.telemetry import MeteredBackend
 from worker.store.rehash import Rehash
 from worker.store.store import Store
-from worker.wire.request import ALIASES
-
-_LOG = logging.getLogger("worker")
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A built worker: everything that a door needs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker(Served):
+    """A built worker, with the device behind it."""
 
-    settings: Settings
-    resolver: ModelResolver
     store: Store
     provisioner: Provisioner
-    operations: Operations
     engine: EngineThread
     mux: BatchMux
-    metrics: Metrics
-    usage_log: UsageLog
-    quotas: Quotas
 
     @property
-    def registry(self) -> Registry:
-        """The models that are served."""
-        return self.resolver.registry
-
-    def reload(self) -> None:
-        """Read models.yaml again; a mistake in it changes nothing, and the log names it."""
-        try:
-            registry = build_registry(self.settings)
-        except (RegistryError, SettingsError) as error:
-            _LOG.error("models.yaml is not reloaded: %s", error)
-            return
-        self.resolver.replace_registry(registry)
-        self.operations.readiness.wake()
-        _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
+    def is_lost(self) -> bool:
+        """True once the engine is lost."""
+        return self.engine.lost is not None
 
     def tend_volume(self) -> None:
         """Read the volume's files back from now on, slowly, in a thread that ends with the process."""
@@ -96,19 +57,9 @@ class Worker:
             rehash = Rehash(self.settings.models_dir, rate)
             threading.Thread(target=rehash.run, args=(threading.Event(),), name="rehash", daemon=True).start()
 
-    def close(self) -> None:
-        """Write down what is counted and traced. Blocking."""
-        self.operations.telemetry.close()
-        self.quotas.close()
-
     async def until_lost(self) -> None:
         """Watch the engine, and return once it is lost: the process should end then, and another take its place."""
         await self.engine.watchdog.watch(lambda: self.engine.lost is not None, self.mux.give_up)
-
-    async def tidy(self) -> None:
-        """Keep the process's memory small. This runs until it is cancelled."""
-        admission = self.operations.generation.admission
-        await tidy(lambda: admission.taken, lambda: admission.running + admission.queued, self.operations.pools.own)
 
     async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
         """Load the models to be served first, or without WARM_UP look for their files; then try the failed ones again.
@@ -131,27 +82,11 @@ def build_worker(
     `place` is that of a process among several.
     """
     forbid_unsafe_loading()
-    registry = build_registry(settings)
-    store = build_store(settings)
-    policy = Policy(
-        default_model=settings.default_model_id,
-        allow_unregistered=settings.allow_unregistered_models,
-        allowed_orgs=settings.allowed_orgs,
-        denied_orgs=settings.denied_orgs,
-        allowed_hosts=settings.allowed_hosts,
-        denied_hosts=settings.denied_hosts,
-    )
-    resolver = ModelResolver(
-        registry,
-        policy,
-        parse_reference,
-        lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
-    )
+    ground = Groundwork.of(settings, place)
+    resolver, pools = ground.resolver, ground.pools
     vouching = _vouching(settings, resolver)
-    provisioner = Provisioner(store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
+    provisioner = Provisioner(ground.store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
     engine = EngineThread(build_engine or (lambda: _settled(_diffusers_engine(settings))), settings.silence_seconds)
-    pools = Pools()
-    limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
@@ -159,38 +94,32 @@ def build_worker(
     )
     local = LocalBackend(provisioner, pools, admission, mux)
     backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
-    name = socket.gethostname()
-    accounts = Accounts(settings.volume / "state" / f"quotas-{name}.json", place.shared_accounts if place else None)
-    quotas = Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts)
-    fetch = ImageFetcher(allow_private=settings.allow_private_urls)
-    folders = build_adapter_folders(settings)
-    acceptor = Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=folders.find)
-    generation = GenerationService(acceptor, backend, admission, quotas)
+    generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    introspection = ModelIntrospection(resolver, store, limits, pools.headers, folders)
     device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load)
     readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
-    metrics = Metrics(__version__, load, pools.all)
-    usage_log = UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name)
-    telemetry = Telemetry(resolver.registered_id, [metrics, usage_log, *_tracing(settings)])
+    metrics = ground.metrics(load)
+    telemetry = ground.telemetry(metrics)
     operations = Operations(
-        generation, introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
+        generation, ground.introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
     )
-    return Worker(settings, resolver, store, provisioner, operations, engine, mux, metrics, usage_log, quotas)
-
-
-def _tracing(settings: Settings) -> list[Observer]:
-    """Return the traces' observer, if traces have a destination; else not even their library is imported."""
-    if settings.otel_exporter_otlp_endpoint is None:
-        return []
-    from worker.service.usage.tracing import Tracing, otlp
-
-    return [Tracing(__version__, otlp(settings.otel_exporter_otlp_endpoint, settings.otel_headers))]
+    return Worker(
+        settings=settings,
+        resolver=resolver,
+        operations=operations,
+        metrics=metrics,
+        usage_log=ground.usage_log,
+        quotas=ground.quotas,
+        store=ground.store,
+        provisioner=provisioner,
+        engine=engine,
+        mux=mux,
+    )
 
 
 def _settled(engine: ResidentEngine) -> ResidentEngine:

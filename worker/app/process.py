@@ -10,10 +10,11 @@ from multiprocessing.connection import Connection, wait
 
 import uvicorn
 
-from worker.app.build import Worker, build_worker
+from worker.app.build import build_worker
 from worker.app.environment import choose_gpu
 from worker.app.logs import configure_logging
 from worker.app.place import Place
+from worker.app.served import Served
 from worker.app.server import build_app, server_config
 from worker.app.settings import Settings, SettingsError, process_environment
 from worker.app.signals import end_well_on_terminate
@@ -44,11 +45,11 @@ def run_process(settings: Settings, place: Place, reports: Connection) -> None:
         runner.run(_serve(uvicorn.Server(config), worker, app.state.job_store, reports))
 
 
-async def _serve(server: uvicorn.Server, worker: Worker, job_store: JobStore, reports: Connection) -> None:
+async def _serve(server: uvicorn.Server, worker: Served, job_store: JobStore, reports: Connection) -> None:
     async def report() -> None:
         last = None
         while True:
-            load = LOST if worker.engine.lost is not None else job_store.under_way
+            load = LOST if worker.is_lost else job_store.under_way
             if server.started and load != last:
                 reports.send(load)
                 last = load

@@ -16,12 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from worker.app.build import Worker, build_worker
+from worker.app.build import build_worker
 from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
 from worker.app.logs import WITHOUT_QUERY, configure_logging
 from worker.app.place import Place
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
+from worker.app.served import Served
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import end_at_once, end_once_lost, end_well_on_terminate, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
@@ -70,12 +71,20 @@ def application(settings: Settings) -> FastAPI:
             f"API_WORKERS={settings.api_workers}: worker.asgi is one process of another server; leave it at 1, or "
             "start the worker's own server with STANDALONE_MODE=1 python handler.py."
         )
-    worker = build_worker(settings)
+    worker = _built(settings)
     app = build_app(worker, hears_signals=True)
     warnings = (*settings.warnings(), *registry_warnings(worker.registry, settings), *settings.server_warnings())
     for warning in (*warnings, *installation_warnings(settings)):
         _LOG.warning("%s", warning)
     return app
+
+
+def _built(settings: Settings) -> Served:
+    if not settings.gateway_mode:
+        return build_worker(settings)
+    from worker.app.gateway import build_gateway
+
+    return build_gateway(settings)
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
@@ -99,7 +108,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     )
 
 
-def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | None = None) -> FastAPI:
+def build_app(worker: Served, *, hears_signals: bool = False, place: Place | None = None) -> FastAPI:
     """Build the application over a worker. It answers at once; the engine and the first models come up behind it.
 
     With `hears_signals` the process is its own, and SIGTERM and SIGHUP are meant for it. `place` is that of a process
@@ -113,7 +122,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
     warm = asyncio.Event()
 
     def state() -> State:
-        if worker.engine.lost is not None:
+        if worker.is_lost:
             return "lost"
         if worker.operations.readiness.problems():
             return "failed"
@@ -136,8 +145,8 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
             yield
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        await asyncio.gather(webhooks.close(_FAREWELL_S), pools.own.run(worker.close))
-        if hears_signals and worker.engine.lost is not None:
+        await asyncio.gather(webhooks.close(_FAREWELL_S), pools.own.run(worker.close), worker.let_go())
+        if hears_signals and worker.is_lost:
             end_at_once()
 
     gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
@@ -161,7 +170,7 @@ def build_app(worker: Worker, *, hears_signals: bool = False, place: Place | Non
     return app
 
 
-def _care(worker: Worker, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:
+def _care(worker: Served, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:
     """Return what watches the engine, and of a process of its own what keeps its memory small.
 
     Once the engine is lost it ends as by SIGTERM, so that what can be answered still is.
@@ -183,7 +192,7 @@ def _beside(*works: Coroutine[None, None, None]) -> Iterator[None]:
         task.cancel()
 
 
-def _job_store(worker: Worker, webhooks: Webhooks) -> JobStore:
+def _job_store(worker: Served, webhooks: Webhooks) -> JobStore:
     settings = worker.settings
     bounds = StoreBounds(
         settings.job_retention_seconds,
@@ -207,7 +216,7 @@ def _webhooks(settings: Settings, pool: Pool) -> Webhooks:
     return Webhooks(sender, pool)
 
 
-def reload(worker: Worker, authenticator: Authenticator) -> None:
+def reload(worker: Served, authenticator: Authenticator) -> None:
     """Read models.yaml and API_KEYS_FILE again. A file with a mistake changes nothing, and the log names it."""
     worker.reload()
     if worker.settings.api_keys_file is None:
@@ -249,7 +258,7 @@ def _origins(settings: Settings) -> tuple[str, ...]:
     return (*settings.cors_origins, f"{scheme}://{netloc}")
 
 
-def _authenticator(worker: Worker, tokens: Tokens) -> Authenticator:
+def _authenticator(worker: Served, tokens: Tokens) -> Authenticator:
     """Return what lets requests in: its keys, and the names that this server answers to without any."""
     settings = worker.settings
     public = urlsplit(settings.public_url or "").hostname

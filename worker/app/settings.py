@@ -119,6 +119,11 @@ def handed_on(*, door: bool) -> dict[str, str]:
     return chosen | {name: value for name, value in tier_overrides().items() if door or name.endswith("_TIMEOUT")}
 
 
+def secret_named(variable: str) -> str | None:
+    """Return the value of a variable that one of the operator's files names; None where it is not set."""
+    return os.environ.get(variable) or None
+
+
 def forbid_unsafe_loading() -> None:
     """Take away the variable with which torch would read any pickle, whatever its caller asked for."""
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)

@@ -5,13 +5,13 @@ from worker.app.settings import SettingsError, read_settings
 
 
 def run() -> None:
-    """Serve jobs until the process is stopped: over HTTP when STANDALONE_MODE is on, else from RunPod's queue."""
+    """Serve jobs until the process is stopped: over HTTP with STANDALONE_MODE or GATEWAY_MODE, else RunPod's queue."""
     try:
         settings = read_settings()
     except SettingsError:
         run_serverless()  # which reports the error as its platform wants it
         return
-    if not settings.standalone_mode:
+    if not (settings.standalone_mode or settings.gateway_mode):
         run_serverless()
         return
     from worker.app.processes import serve  # the queue's worker starts sooner without the web framework

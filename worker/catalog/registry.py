@@ -1,37 +1,25 @@
 """Reader of models.yaml into a Registry. Any mistake in the file stops the start, with its line and the fix."""
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
-import yaml
-from pydantic import BaseModel, JsonValue, ValidationError
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from pydantic import ValidationError
 
 from worker.catalog import architectures
 from worker.catalog.interface.checking import check_defaults
 from worker.catalog.interface.sizes import LIMIT_KEYS
+from worker.catalog.operator_file import FileError, KeyPath, OperatorFile, reason_of
 from worker.catalog.registry_schema import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
 from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, OwnUpscaler, Tier
 
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 12
 _OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAINERS|SCALEDOWN|TIMEOUT)")
 _SETTINGS = {"MAX_CONTAINERS": "max_containers", "SCALEDOWN": "scaledown_s", "TIMEOUT": "timeout_s"}
 _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one itself
-# Plain texts become numbers as in JSON, without YAML's surprises: `no` stays a word, 12:30 and 010 no numbers.
-_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
-_FLOAT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]+([eE][-+]?[0-9]{1,2})?|[eE][-+]?[0-9]{1,2})")
-_WORDS: Mapping[str, JsonValue] = {"": None, "~": None, "null": None, "true": True, "false": False}
-
-_KeyPath = tuple[str | int, ...]
-_T = TypeVar("_T", bound=BaseModel)
 # Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
@@ -39,13 +27,8 @@ _SHARED = (
 )
 
 
-class RegistryError(ValueError):
+class RegistryError(FileError):
     """A models.yaml that cannot be used. The message starts with `models.yaml:LINE: `."""
-
-    def __init__(self, file: str, line: int, sentence: str) -> None:
-        super().__init__(f"{file}:{line}: {sentence}")
-        self.file = file
-        self.line = line
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,23 +82,18 @@ def load_registry(
     return _Reading(path, parse_source).registry(overrides)
 
 
-class _Reading:
-    """One reading of one file, with the line of every key and value in it."""
+class _Reading(OperatorFile):
+    """One reading of one models.yaml."""
+
+    error = RegistryError
+    keys = "defaults, tiers and models"
+    nested = MappingProxyType(
+        {"defaults": EntryDefaults, "tiers": Tier, "loras": LoraSpec, "lightning": Lightning, "upscale": OwnUpscaler}
+    )
 
     def __init__(self, path: Path, parse_source: Callable[[str], ModelSource]) -> None:
-        self.path = path
+        super().__init__(path)
         self.parse_source = parse_source
-        self.lines: dict[_KeyPath, int] = {}
-
-    def fail(self, place: _KeyPath | int, sentence: str) -> RegistryError:
-        """Return the error for a place in the file: a line, or the nearest known line above a key path."""
-        return RegistryError(self.path.name, place if isinstance(place, int) else self.line(place), sentence)
-
-    def line(self, keys: _KeyPath) -> int:
-        """Return the line of the longest part of a key path that the file has."""
-        while keys and keys not in self.lines:
-            keys = keys[:-1]
-        return self.lines.get(keys, 1)
 
     def registry(self, overrides: Mapping[str, str]) -> Registry:
         data = self.data()
@@ -126,7 +104,7 @@ class _Reading:
         models: dict[str, ModelSpec] = {}
         owners: dict[str, tuple[str, int]] = {}
         for model, entry in file.models.items():
-            keys: _KeyPath = ("models", model)
+            keys: KeyPath = ("models", model)
             spec = self.spec(model, self.parsed(Entry, {} if entry is None else entry, keys), file.defaults, tiers)
             for place, name in [(keys, model), *(((*keys, "aliases", i), name) for i, name in enumerate(spec.aliases))]:
                 if name.casefold() in owners:
@@ -142,7 +120,7 @@ class _Reading:
 
     def spec(self, model: str, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> ModelSpec:
         """Return one entry as a ModelSpec, checked against the tables."""
-        keys: _KeyPath = ("models", model)
+        keys: KeyPath = ("models", model)
         if not re.match(NAME, model):
             raise self.fail(keys, f"{model[:64]!r} cannot be a model id; use letters, digits and . _ - / only.")
         source = self.revised(keys, model, entry)
@@ -174,19 +152,19 @@ class _Reading:
             raise self.fail((*keys, *section, error.field or ""), error.message) from error
         return spec
 
-    def loras(self, keys: _KeyPath, loras: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
+    def loras(self, keys: KeyPath, loras: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
         """Return an entry's LoRAs with complete references."""
         return tuple(
             lora.model_copy(update={"model": self.adapter((*keys, index), lora.model)})
             for index, lora in enumerate(loras)
         )
 
-    def lightning(self, keys: _KeyPath, lightning: Lightning) -> Lightning:
+    def lightning(self, keys: KeyPath, lightning: Lightning) -> Lightning:
         """Return an entry's distillation LoRAs with complete references."""
         others = {steps: self.adapter((*keys, "others", str(steps)), lora) for steps, lora in lightning.others.items()}
         return lightning.model_copy(update={"lora": self.adapter(keys, lightning.lora), "others": others})
 
-    def revised(self, keys: _KeyPath, model: str, entry: Entry) -> ModelSource:
+    def revised(self, keys: KeyPath, model: str, entry: Entry) -> ModelSource:
         """Return an entry's source, at the revision that either of its two fields names."""
         source = self.source((*keys, "source"), entry.source or model)
         if entry.revision is None:
@@ -195,7 +173,7 @@ class _Reading:
             raise self.fail((*keys, "revision"), f"revision and source of {model} name different revisions; keep one.")
         return source.model_copy(update={"revision": entry.revision})
 
-    def tier(self, keys: _KeyPath, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> str | None:
+    def tier(self, keys: KeyPath, entry: Entry, defaults: EntryDefaults, tiers: Mapping[str, Tier]) -> str | None:
         """Return a model's tier, or the default one: one of the file, and large enough."""
         tier = entry.tier or defaults.tier
         if tier is None:
@@ -207,7 +185,7 @@ class _Reading:
             raise self.fail((*keys, "min_vram_gb"), f"{text}; choose a larger tier.")
         return tier
 
-    def check_limits(self, keys: _KeyPath, limits: Mapping[str, float]) -> None:
+    def check_limits(self, keys: KeyPath, limits: Mapping[str, float]) -> None:
         """Check that limits have known names and are whole numbers from 1 up."""
         for name, value in limits.items():
             limit_path = (*keys, "limits", name)
@@ -216,7 +194,7 @@ class _Reading:
             if value < 1 or value != int(value):
                 raise self.fail(limit_path, f"limits.{name} must be a whole number from 1 up; {value:g} was written.")
 
-    def check_family(self, keys: _KeyPath, model: str, entry: Entry) -> None:
+    def check_family(self, keys: KeyPath, model: str, entry: Entry) -> None:
         """Check that the declared architecture and tasks are in the table."""
         if len(set(entry.tasks)) < len(entry.tasks):
             raise self.fail((*keys, "tasks"), f"tasks of {model} names a task twice; remove one.")
@@ -233,7 +211,7 @@ class _Reading:
                 text = f"{row.title} has no {task}; its tasks are {', '.join(row.pipelines)}, or declare a pipeline."
                 raise self.fail((*keys, "tasks", index), text)
 
-    def check_other(self, keys: _KeyPath, name: str, model: str, owners: Mapping[str, str]) -> None:
+    def check_other(self, keys: KeyPath, name: str, model: str, owners: Mapping[str, str]) -> None:
         """Check that what an entry names as its fallback or its upscaler is another model of this file."""
         owner = owners.get(name.casefold())
         if owner is None:
@@ -242,7 +220,7 @@ class _Reading:
         if owner == model:
             raise self.fail(keys, f"{model} cannot be its own {keys[-1]}; name another model.")
 
-    def source(self, keys: _KeyPath, text: str) -> ModelSource:
+    def source(self, keys: KeyPath, text: str) -> ModelSource:
         """Parse a reference into a source; a relative file starts from the folder of this registry."""
         try:
             source = self.parse_source(text)
@@ -253,12 +231,12 @@ class _Reading:
             return source.model_copy(update={"locator": str(self.beside(source.locator))})
         return source
 
-    def adapter(self, keys: _KeyPath, text: str) -> str:
+    def adapter(self, keys: KeyPath, text: str) -> str:
         """Check an adapter's reference and return it, absolute if it is a file."""
         source = self.source(keys, text)
         return source.reference if source.is_local else text
 
-    def names_in(self, keys: _KeyPath, path: str) -> tuple[str, ...]:
+    def names_in(self, keys: KeyPath, path: str) -> tuple[str, ...]:
         """Return the lines of a text file beside this one."""
         try:
             text = self.beside(path).read_text(encoding="utf-8")
@@ -289,111 +267,9 @@ class _Reading:
             try:
                 result[name] = Tier.model_validate(data)
             except ValidationError as error:
-                raise self.fail(("tiers", name), f"{variable} {_reason(error)}; {value.strip()} was set.") from error
+                raise self.fail(("tiers", name), f"{variable} {reason_of(error)}; {value.strip()} was set.") from error
         return result
 
-    def unknown_tier(self, keys: _KeyPath, tier: str, tiers: Mapping[str, Tier]) -> RegistryError:
+    def unknown_tier(self, keys: KeyPath, tier: str, tiers: Mapping[str, Tier]) -> FileError:
         """Return the error for a tier that the file does not define."""
         return self.fail(keys, f"tier {tier} is not defined; the tiers are {', '.join(tiers) or 'none'}.")
-
-    def data(self) -> dict[str, JsonValue]:
-        """Return the file as plain data; refuse features of YAML that a registry never needs."""
-        try:
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise self.fail(1, f"cannot be read ({error.strerror or 'unknown reason'}); check the path.") from error
-        if len(raw) > MAX_BYTES:
-            raise self.fail(1, f"is {len(raw):,} bytes; the limit is {MAX_BYTES:,}: split it or remove models.")
-        try:
-            text = raw.decode("utf-8")
-            self.refuse_hostile(text)
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except UnicodeDecodeError as error:
-            line = raw[: error.start].count(b"\n") + 1
-            raise self.fail(line, "is not UTF-8 text; save the file as UTF-8.") from error
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            problem = f"is not valid YAML ({error.problem or 'unreadable'}); fix the text here."
-            raise self.fail(mark.line + 1 if mark else 1, problem) from error
-        except yaml.YAMLError as error:
-            raise self.fail(1, "is not valid YAML (a character that YAML does not allow); remove it.") from error
-        if not isinstance(root, MappingNode):
-            raise self.fail(1, "must be a mapping with the keys defaults, tiers and models.")
-        value = self.value(root, ())
-        return value if isinstance(value, dict) else {}
-
-    def refuse_hostile(self, text: str) -> None:
-        """Walk the events before anything is built: the composer itself recurses, and follows aliases."""
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark else 1
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise self.fail(line, "anchors (&) and aliases (*) are not allowed; write the value out.")
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            if getattr(event, "tag", None) is not None:
-                raise self.fail(line, "tags (!) are not allowed; write plain text, numbers, lists and mappings.")
-            if depth > MAX_DEPTH:
-                raise self.fail(line, f"is nested deeper than {MAX_DEPTH} levels; flatten it.")
-
-    def value(self, node: Node, keys: _KeyPath) -> JsonValue:
-        """Return a YAML node as plain data, and note its line under `keys`."""
-        self.lines.setdefault(keys, node.start_mark.line + 1)
-        if isinstance(node, SequenceNode):
-            return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, MappingNode):
-            return self.mapping(node, keys)
-        text = str(node.value)
-        if not isinstance(node, ScalarNode) or node.style is not None:
-            return text
-        if _INT.fullmatch(text):
-            return int(text)
-        return float(text) if _FLOAT.fullmatch(text) else _WORDS.get(text, text)
-
-    def mapping(self, node: MappingNode, keys: _KeyPath) -> dict[str, JsonValue]:
-        """Return a YAML mapping with text keys, each once."""
-        result: dict[str, JsonValue] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, ScalarNode) or not key.value:
-                raise self.fail(line, "a key must be plain text; quote it if it is.")
-            name = str(key.value)
-            if name in result:
-                first_line = self.lines[(*keys, name)]
-                raise self.fail(line, f"{name} is already defined at line {first_line}; remove one of the two.")
-            self.lines[(*keys, name)] = line
-            result[name] = self.value(value, (*keys, name))
-        return result
-
-    def parsed(self, kind: type[_T], data: JsonValue, keys: _KeyPath) -> _T:
-        """Parse `data` as `kind`; raise pydantic's first complaint with its line, in our words."""
-        try:
-            return kind.model_validate_json(json.dumps(data))  # JSON mode: lists become tuples, nothing else is coerced
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            error_path: _KeyPath = (*keys, *first["loc"])
-            name = ".".join(str(part) for part in error_path) or "the file"
-            if first["type"] == "extra_forbidden":
-                fields = [str(field) for field in _fields(kind, first["loc"][:-1])]
-                nearest = difflib.get_close_matches(str(error_path[-1]), fields, n=1)
-                fix = f"did you mean {nearest[0]}?" if nearest else f"the keys here are {', '.join(fields)}."
-                raise self.fail(error_path, f"unknown key {name}; {fix}") from error
-            if first["type"] == "missing":
-                raise self.fail(error_path, f"{name} is missing; add it.") from error
-            value = json.dumps(first["input"], default=str)
-            quote = ": put it in quotes" if first["type"] == "string_type" and not value.startswith(("[", "{")) else ""
-            raise self.fail(error_path, f"{name} {_reason(error)}; {value[:64]} was written{quote}.") from error
-
-
-def _fields(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that a mapping inside `kind` may have."""
-    nested: dict[str, type[BaseModel]] = {"defaults": EntryDefaults, "tiers": Tier}
-    nested |= {"loras": LoraSpec, "lightning": Lightning, "upscale": OwnUpscaler}
-    return list((nested[str(loc[0])] if loc else kind).model_fields)
-
-
-def _reason(error: ValidationError) -> str:
-    text = error.errors(include_url=False)[0]["msg"]
-    return re.sub(r"^\w+ should", "must", text)

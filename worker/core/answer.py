@@ -1,29 +1,14 @@
 """Typed answers to all requests to a worker; only `wire` and the doors make them into JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from worker.core.device import LoadPlan, Nearness, Offload
 from worker.core.model import Detection, Outline, Task
-from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format
-from worker.core.result import JobFacts
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerFile:
-    """One file of an answer: its bytes, or its place, a URL of a bucket or a path below the volume."""
-
-    format: Format
-    data: bytes = field(default=b"", repr=False)
-    url: str | None = None
-    path: str | None = None
-
-    @property
-    def media_type(self) -> str:
-        """The media type, as HTTP names it."""
-        return CONTENT_TYPES[self.format]
+from worker.core.request import FRAME_FORMATS, Format
+from worker.core.result import AnswerFile, JobFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

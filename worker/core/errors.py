@@ -27,6 +27,7 @@ WorkerError
   ├ LoadFailed              the weights could not be made into a pipeline
   ├ InvalidOutput           NaN or constant-black pixels
   ├ ShuttingDown            the worker is being stopped; another one can take the job
+  ├ Unreachable             no worker behind this gateway can be had, or the one with the job was lost
   └ DeviceLost              the device is unusable: this worker must be replaced
 
 A message is one sentence that names the field, the limit and the fix. It never carries a traceback, a path outside the
@@ -247,6 +248,12 @@ class ShuttingDown(EngineFailure):
     """The worker is being stopped: it takes no more jobs, and this one could not be finished in time."""
 
     code = "shutting_down"
+
+
+class Unreachable(EngineFailure):
+    """A gateway has no worker for the job, or lost the one that had it."""
+
+    code = "unreachable"
 
 
 class DeviceLost(EngineFailure):

@@ -11,23 +11,43 @@ from worker.core.errors import WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading, Raster
 from worker.core.model import Task
-from worker.core.request import Format
+from worker.core.request import CONTENT_TYPES, Format
 
 Phase = Literal["download", "load", "inference", "encode"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFile:
+    """One file of an answer: its bytes, or its place, a URL of a bucket or a path below the volume."""
+
+    format: Format
+    data: bytes = field(default=b"", repr=False)
+    url: str | None = None
+    path: str | None = None
+
+    @property
+    def media_type(self) -> str:
+        """The media type, as HTTP names it."""
+        return CONTENT_TYPES[self.format]
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """True if it is at another place, and its bytes are not here."""
+        return self.url is not None or self.path is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Progress within a phase: `step` of `total` bytes of a download, components of a load, or denoising steps.
 
-    `preview` is a small image of the unfinished output, for jobs that asked for it.
+    `preview` is a small image of the unfinished output, for jobs that asked for it; one that came encoded stays so.
     """
 
     phase: Phase
     step: int
     total: int
     message: str = ""
-    preview: Raster | None = None
+    preview: Raster | AnswerFile | None = None
     jobs: int | None = None  # the progress is of a batch's first `jobs`; None means all of them
 
     def after(self, earlier: "Progress | None") -> "Progress":
@@ -99,10 +119,12 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class EncodedArtifact:
-    """One image or one video that came as a file: it leaves as it came. A video has `num_frames`, at `fps` a second."""
+    """One image or one video that came encoded: it leaves as it came. A video has `num_frames`, at `fps` a second.
 
-    data: bytes = field(repr=False)
-    format: Format
+    It is one file, or a file for each frame of a video.
+    """
+
+    files: tuple[AnswerFile, ...]
     seed: int
     width: int
     height: int
@@ -116,8 +138,8 @@ class EncodedArtifact:
 
     @property
     def byte_size(self) -> int:
-        """Bytes of the file."""
-        return len(self.data)
+        """Bytes of its files, those elsewhere left out."""
+        return sum(len(file.data) for file in self.files)
 
 
 # The outcome of one job of a batch: its images, or the error of this job alone.

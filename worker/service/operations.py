@@ -27,7 +27,7 @@ from worker.core.request import GenerationRequest
 from worker.core.result import Emit
 from worker.core.turn import begun, current
 from worker.service.generation import GenerationService
-from worker.service.introspection.device import DeviceIntrospection
+from worker.service.introspection.answers import DeviceAnswers
 from worker.service.introspection.models import ModelIntrospection
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
@@ -49,7 +49,7 @@ class Operations:
 
     generation: GenerationService
     introspection: ModelIntrospection
-    device: DeviceIntrospection
+    device: DeviceAnswers
     readiness: Readiness
     delivery: Delivery
     telemetry: Telemetry

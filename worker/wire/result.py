@@ -8,7 +8,6 @@ from pydantic import JsonValue
 
 from worker.core.answer import (
     Answer,
-    AnswerFile,
     AnyAnswer,
     Inspection,
     ModelList,
@@ -18,7 +17,7 @@ from worker.core.answer import (
     Unloaded,
     WorkerStatus,
 )
-from worker.core.result import Placement, Progress
+from worker.core.result import AnswerFile, Placement, Progress
 from worker.wire import introspection
 
 

@@ -32,7 +32,7 @@ from websockets.sync.client import connect
 from tests.contract.recorded.masks import HEADERS, described, masked
 from tests.contract.recorded.sending import file, filled
 from tests.fakes.engine import FakeEngine, make_context
-from tests.fakes.web_worker import Listener, WebWorker
+from tests.fakes.web_worker import Listener, Serving, WebGateway, WebWorker
 from tests.transport.web.uploads import noise
 from worker.app.build import build_worker
 from worker.app.queue import build_door
@@ -41,6 +41,8 @@ from worker.core import errors
 
 FOLDER = Path(__file__).parent / "exchanges"
 _MODELS = Path(__file__).parent / "shelf/models.yaml"
+# Settings of the worker behind a gateway.
+_OF_THE_WORKER = {"max_response_mb", "allow_unregistered_models"}
 _WIDTH = 140
 _PATIENCE_S = 20
 
@@ -57,11 +59,14 @@ class Stage:
     known: dict[str, str] = field(default_factory=dict)
 
 
-def play(conversation: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Have the whole conversation with a new worker whose files are in `folder`; return it with today's answers."""
+def play(conversation: dict[str, Any], folder: Path, *, by_gateway: bool = False) -> dict[str, Any]:
+    """Have the whole conversation with a new worker whose files are in `folder`; return it with today's answers.
+
+    `by_gateway` has it with a gateway before that worker.
+    """
     exchanges = []
     with ExitStack() as stack:
-        stage = stack.enter_context(_stage(conversation["worker"], folder))
+        stage = stack.enter_context(_stage(conversation["worker"], folder, by_gateway))
         for exchange in conversation["exchanges"]:
             name, send = exchange["name"], exchange["send"]
             if stage.engine is not None and "engine" in send:
@@ -130,7 +135,7 @@ def _at(answer: Any, path: str) -> str:
 
 
 @contextmanager
-def _stage(setup: dict[str, Any], folder: Path) -> Iterator[Stage]:
+def _stage(setup: dict[str, Any], folder: Path, by_gateway: bool) -> Iterator[Stage]:
     settings = {name: filled(value, {}) for name, value in setup.items() if name not in ("door", "engine", "pixels")}
     if setup.get("door") == "queue":
         with asyncio.Runner() as runner:
@@ -139,7 +144,18 @@ def _stage(setup: dict[str, Any], folder: Path) -> Iterator[Stage]:
     noisy = setup.get("pixels") == "noise"
     if noisy:  # what becomes of it in JPEG and WebP may differ between machines
         settings["engine"] = FakeEngine(lambda job, seed: noise(int(job.params["width"]), int(job.params["height"])))
-    with Listener() as hooks, WebWorker(folder, models_yaml=_MODELS, **settings) as served:
+    with ExitStack() as stack:
+        hooks = stack.enter_context(Listener())
+        engine = settings.pop("engine", FakeEngine())
+        if by_gateway:  # which keeps the rules of its callers; the worker behind it has its usual ones
+            own = {
+                name: settings[name] for name in ("max_response_mb", "allow_unregistered_models") if name in settings
+            }
+            worker = stack.enter_context(WebWorker(folder / "worker", engine=engine, models_yaml=_MODELS, **own))
+            replicas = {"one": {"url": worker.origin, "usd_per_hour": settings.get("gpu_price_per_hour", 0)}}
+            served: Serving = stack.enter_context(WebGateway(folder, replicas, models_yaml=_MODELS, **settings))
+        else:
+            served = stack.enter_context(WebWorker(folder, engine=engine, models_yaml=_MODELS, **settings))
         known = {"hooks": hooks.origin, "origin": served.origin, "host": served.origin.removeprefix("http://")}
 
         def ask(name: str, send: dict[str, Any]) -> Answer:
@@ -151,7 +167,7 @@ def _stage(setup: dict[str, Any], folder: Path) -> Iterator[Stage]:
                 return {"headers": sorted(seen.headers), "json": _parsed(seen.body)}
             return _requested(served.http, name, send)
 
-        yield Stage(ask, served.context.engine, not noisy, known)
+        yield Stage(ask, engine, not noisy, known)
 
 
 def _queue(runner: asyncio.Runner, real: bool, settings: dict[str, Any], folder: Path) -> Stage:
@@ -219,7 +235,7 @@ def _event(block: str) -> dict[str, Any]:
     return {name: _parsed(value) if name == "data" else value for name, value in lines}
 
 
-def _conversed(served: WebWorker, name: str, send: dict[str, Any]) -> Answer:
+def _conversed(served: Serving, name: str, send: dict[str, Any]) -> Answer:
     heard: list[Any] = []
     headers = {"X-Request-ID": name, **send.get("headers", {})}
     try:

@@ -15,10 +15,9 @@ from tests.asking import an_answer
 from tests.fakes.engine import make_context
 from tests.service.jobs.delivering import MAGIC, bucket_settings, files, noise, noisy
 from worker.app.queue import build_door
-from worker.core.answer import AnswerFile
 from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
 from worker.core.request import OutputOptions
-from worker.core.result import EncodedArtifact, JobFacts, JobResult, ignore_progress
+from worker.core.result import AnswerFile, EncodedArtifact, JobFacts, JobResult, ignore_progress
 from worker.net.bucket import Bucket, BucketConfig
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.infotext import comment_on
@@ -262,7 +261,7 @@ def came_encoded(*files, **facts):
     """What a backend hands over whose images were encoded elsewhere."""
     made = an_answer(AnswerFile("webp", b""), **facts)
     known = {item.name: getattr(made, item.name) for item in fields(JobFacts)}
-    artifacts = tuple(EncodedArtifact(data, "webp", seed, 640, 480) for seed, data in enumerate(files))
+    artifacts = tuple(EncodedArtifact((AnswerFile("webp", data),), seed, 640, 480) for seed, data in enumerate(files))
     return JobResult(**known, artifacts=artifacts)
 
 

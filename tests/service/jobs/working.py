@@ -3,8 +3,7 @@
 import asyncio
 
 from tests.asking import an_answer
-from worker.core.answer import AnswerFile
-from worker.core.result import Progress
+from worker.core.result import AnswerFile, Progress
 from worker.wire.request import decode_input
 
 

@@ -151,6 +151,8 @@ def _add_questions(commands: Any) -> None:
 
 def _add_server(commands: Any) -> None:
     _add(commands, "serve", "server:serve", "answer over HTTP until stopped; API_HOST and API_PORT say where")
+    parser = _add(commands, "gateway", "server:gateway", "answer over HTTP for other workers, without a device")
+    parser.add_argument("--fleet", metavar="FILE", help="the fleet.yaml that names them; else FLEET_FILE")
     parser = _add(commands, "usage", "server:usage", "add up the usage log; every worker of the volume counts")
     parser.add_argument("--by", choices=("day", "model", "caller"), default="day", help="what each line is of")
     parser.add_argument("--days", type=int, default=30, help="how many days back, today included")

@@ -21,6 +21,18 @@ def serve(arguments: Namespace, terminal: Terminal) -> None:
     listen(settings)
 
 
+def gateway(arguments: Namespace, terminal: Terminal) -> None:
+    """Answer over HTTP for the workers of fleet.yaml until stopped."""
+    from worker.app.processes import serve as listen
+
+    changes: dict[str, object] = {"gateway_mode": True}
+    if arguments.fleet is not None:
+        changes["fleet_file"] = Path(arguments.fleet)
+    settings = settings_of(terminal).model_copy(update=changes)
+    terminal.rest()
+    listen(settings)
+
+
 def new_keys(arguments: Namespace, terminal: Terminal) -> None:
     """Make an API key: for its owner the key, which is kept nowhere, and for API_KEYS_FILE its line."""
     try:

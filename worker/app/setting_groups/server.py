@@ -4,7 +4,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from worker.app.setting_groups.group import SettingsGroup, Words
 
@@ -14,6 +14,8 @@ class ServerSettings(SettingsGroup):
 
     # The HTTP server
     standalone_mode: bool = False
+    gateway_mode: bool = False
+    fleet_file: Path | None = None
     api_host: str = "0.0.0.0"  # noqa: S104 -- a container's port is published by whoever runs it
     api_port: int = Field(default=8000, ge=1, le=65_535)
     api_workers: int = Field(default=1, ge=1, le=64)
@@ -47,6 +49,12 @@ class ServerSettings(SettingsGroup):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
             raise ValueError("name the address that callers use, as https://images.example.com or with a prefix behind")
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_gateway(self) -> "ServerSettings":
+        if self.gateway_mode and self.api_workers > 1:
+            raise ValueError("GATEWAY_MODE is one process, and API_WORKERS asks for more; leave that at 1")
+        return self
 
     @property
     def listening_ports(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worker.core.errors import WorkerError
 from worker.core.result import ignore_progress
-from worker.service.introspection.device import DeviceIntrospection
+from worker.service.introspection.answers import DeviceAnswers
 from worker.service.usage.privacy import unforeseen
 
 _LOG = logging.getLogger("worker")
@@ -21,7 +21,7 @@ class Readiness:
     A model that failed counts as ready again once it is resident, whoever had it loaded.
     """
 
-    def __init__(self, device: DeviceIntrospection, names: Sequence[str]) -> None:
+    def __init__(self, device: DeviceAnswers, names: Sequence[str]) -> None:
         self._device = device
         self._names = tuple(dict.fromkeys(names))
         self._failures: dict[str, WorkerError] = {}

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
-from worker.core.answer import Answer, AnswerFile
+from worker.core.answer import Answer
 from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable, WorkerError
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
-from worker.core.result import Artifact, EncodedArtifact, JobFacts, JobResult
+from worker.core.result import AnswerFile, Artifact, EncodedArtifact, JobFacts, JobResult
 from worker.media.images import encode
 from worker.media.video import encode_video
 from worker.service.jobs.infotext import comment_on
@@ -49,6 +49,7 @@ class Delivery:
     bucket: Uploader | None = None
     open_bucket: Callable[[S3Config], Uploader] | None = None  # a caller's own
     volume: Uploader | None = None
+    is_done_elsewhere: bool = False  # buckets and volumes are those of the workers behind this one
 
     def of(self, request: GenerationRequest) -> "Delivery":
         """Return the delivery for `request`, with the caller's own bucket if they name one."""
@@ -58,6 +59,8 @@ class Delivery:
 
     async def check(self, output: OutputOptions, pools: Pools) -> None:
         """Refuse output that cannot be delivered, before it is generated. Raises InvalidRequest."""
+        if self.is_done_elsewhere:
+            return
         if self.bucket is not None:  # its address is looked up, which blocks
             await pools.uploads.run(self.bucket.check, place=self.bucket.host)
         if output.delivery == "s3" and self.bucket is None:
@@ -99,9 +102,11 @@ class Delivery:
         ):
             notes = ("JPEG has no transparency: what was transparent is white; png and webp keep it.",)
         answer = _answer(result, files, started, notes)
+        if any(file.is_elsewhere for file in files):  # another worker has delivered them
+            return _Parcel(answer, started, notes)
         if output.delivery == "stream":  # in parts, each of which fits
             return _Parcel(replace(answer, streamed=True), started, notes)
-        if output.delivery != "base64":
+        if output.delivery != "base64" and not self.is_done_elsewhere:
             return _Parcel(answer, started, notes, output.delivery)
         if body_bytes(answer) <= self.max_bytes:
             return _Parcel(answer, started, notes)
@@ -210,7 +215,7 @@ def _files(result: JobResult, format_: Format, quality: int, *, metadata: bool) 
     files: list[AnswerFile] = []
     for item in result.artifacts:
         if isinstance(item, EncodedArtifact):
-            files.append(AnswerFile(item.format, item.data))
+            files += item.files
             continue
         comment = comment_on(result, item) if metadata else None
         if item.is_video and format_ not in FRAME_FORMATS:

@@ -7,9 +7,10 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import JsonValue
 
 from worker.catalog.interface.values import number_in
-from worker.core.answer import Answer, AnswerFile
+from worker.core.answer import Answer
 from worker.core.errors import ParameterOutOfRange
 from worker.core.request import IMAGE_FORMATS, Format, format_named
+from worker.core.result import AnswerFile
 from worker.wire.request import ALIASES
 
 _PIECE_BYTES = 256 * 1024

@@ -10,11 +10,12 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 
 from worker.catalog.interface.values import number_in, truth_in
-from worker.core.answer import Answer, AnswerFile
+from worker.core.answer import Answer
 from worker.core.errors import ParameterOutOfRange
 from worker.core.image import Raster
 from worker.core.request import IMAGE_FORMATS, format_named
-from worker.transport.progress import encode_preview
+from worker.core.result import AnswerFile
+from worker.transport.progress import encode_preview, preview_size
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
 from worker.wire.request import said
@@ -155,14 +156,14 @@ def encode_images(images_request: ImagesRequest, answer: Answer, content: str | 
     }
 
 
-def encode_partial(kind: Kind, preview: Raster, index: int) -> dict[str, JsonValue]:
+def encode_partial(kind: Kind, preview: Raster | AnswerFile, index: int) -> dict[str, JsonValue]:
     """Write an event with an image as it is so far."""
     return {
         "type": f"{kind}.partial_image",
         "partial_image_index": index,
         "b64_json": encode_preview(preview),
         "created_at": int(time.time()),
-        "size": f"{preview.width}x{preview.height}",
+        "size": "{}x{}".format(*preview_size(preview)),
         "output_format": "jpeg",
         "background": "opaque",
         "quality": "auto",

@@ -1,0 +1,115 @@
+"""The composition of a gateway: settings in, the same doors before other workers out. No torch, no device."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker.app.served import Groundwork, Served
+from worker.app.settings import Settings, SettingsError, secret_named
+from worker.core.job import Job
+from worker.core.result import Emit, JobResult
+from worker.remote.backend import RemoteBackend
+from worker.remote.fleet_file import FleetError, read_fleet
+from worker.remote.members import Members
+from worker.remote.needs import needs_of
+from worker.service.generation import GenerationService
+from worker.service.introspection.fleet import FleetIntrospection
+from worker.service.introspection.readiness import Readiness
+from worker.service.jobs.delivery import Delivery
+from worker.service.limits.admission import Admission, AdmissionLimits, Load
+from worker.service.operations import Operations
+from worker.service.usage.privacy import keep_always
+from worker.service.usage.telemetry import MeteredBackend
+
+_LOG = logging.getLogger("worker")
+# What a gateway adds to an answer that just fitted where it was made.
+_BESIDE = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway(Served):
+    """A built gateway, with the replicas behind it."""
+
+    members: Members
+
+    async def until_lost(self) -> None:
+        """Wait for ever: a gateway has nothing that can be lost."""
+        await asyncio.Event().wait()
+
+    async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
+        """Look at every replica, and from then on again and again."""
+        await self.members.observe()
+        warm()
+        for state in self.members.states():
+            if state.health == "resting":
+                _LOG.warning("not ready, %s does not answer", state.name)
+        await self.members.watch()
+
+    async def let_go(self) -> None:
+        """Close the connections to the replicas."""
+        await self.members.close()
+
+
+class PlacedBackend:
+    """A backend whose jobs hold a place of `admission` from their acceptance to their answer."""
+
+    def __init__(self, backend: RemoteBackend, admission: Admission) -> None:
+        self._backend = backend
+        self._admission = admission
+
+    async def generate(self, job: Job, emit: Emit) -> JobResult:
+        """Have `job` generated."""
+        async with self._admission.place(job.stop):
+            return await self._backend.generate(job, emit)
+
+
+def build_gateway(settings: Settings) -> Gateway:
+    """Build a gateway. Nothing is asked of any replica yet. Raises SettingsError, RegistryError."""
+    ground = Groundwork.of(settings)
+    resolver, pools = ground.resolver, ground.pools
+    if settings.fleet_file is None:
+        raise SettingsError("FLEET_FILE is not set, and a gateway needs to know its workers; name a fleet.yaml.")
+    try:
+        members = Members(read_fleet(settings.fleet_file, resolver.registry, _secret))
+    except FleetError as error:
+        raise SettingsError(f"FLEET_FILE: {error}") from None
+    admission = Admission(
+        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
+    )
+    backend = MeteredBackend(PlacedBackend(RemoteBackend(members, needs_of), admission))
+    generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
+
+    def load() -> Load:
+        return Load(running=admission.running, queued=admission.queued)
+
+    device = FleetIntrospection(resolver, ground.store, members, pools.headers, load)
+    delivery = Delivery(int(settings.max_response_mb * 1e6) + _BESIDE, is_done_elsewhere=True)
+    metrics = ground.metrics(load)
+    operations = Operations(
+        generation,
+        ground.introspection,
+        device,
+        Readiness(device, ()),
+        delivery,
+        ground.telemetry(metrics),
+        pools,
+        settings.timeout_seconds,
+    )
+    return Gateway(
+        settings=settings,
+        resolver=resolver,
+        operations=operations,
+        metrics=metrics,
+        usage_log=ground.usage_log,
+        quotas=ground.quotas,
+        members=members,
+    )
+
+
+def _secret(variable: str) -> str | None:
+    """Return the value of an environment variable that holds a key, which no log line will show from now on."""
+    value = secret_named(variable)
+    if value:
+        keep_always([value])
+    return value

@@ -1,0 +1,156 @@
+"""What the HTTP server needs of whatever it serves: a worker with a device, or a gateway before several of them."""
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker import __version__
+from worker.app.memory import tidy
+from worker.app.place import Place
+from worker.app.registry import build_registry
+from worker.app.settings import Settings, SettingsError
+from worker.app.stores import build_adapter_folders, build_store
+from worker.catalog.registry import Registry, RegistryError
+from worker.core.turn import StopSignal
+from worker.net.fetch import ImageFetcher
+from worker.service.accepting.acceptance import Acceptor
+from worker.service.accepting.resolving import ModelResolver, Policy
+from worker.service.introspection.models import ModelIntrospection
+from worker.service.limits.accounts import Accounts
+from worker.service.limits.admission import Load
+from worker.service.limits.job_limits import JobLimits
+from worker.service.limits.pools import Pools
+from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.service.operations import Operations
+from worker.service.usage.log import UsageLog
+from worker.service.usage.metrics import Metrics
+from worker.service.usage.telemetry import Observer, Telemetry
+from worker.store.refs import parse_reference
+from worker.store.store import Store
+from worker.wire.request import ALIASES
+
+_LOG = logging.getLogger("worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Everything that a door needs."""
+
+    settings: Settings
+    resolver: ModelResolver
+    operations: Operations
+    metrics: Metrics
+    usage_log: UsageLog
+    quotas: Quotas
+
+    @property
+    def registry(self) -> Registry:
+        """The models that are served."""
+        return self.resolver.registry
+
+    @property
+    def is_lost(self) -> bool:
+        """True once this process must be replaced."""
+        return False
+
+    def reload(self) -> None:
+        """Read models.yaml again; a mistake in it changes nothing, and the log names it."""
+        try:
+            registry = build_registry(self.settings)
+        except (RegistryError, SettingsError) as error:
+            _LOG.error("models.yaml is not reloaded: %s", error)
+            return
+        self.resolver.replace_registry(registry)
+        self.operations.readiness.wake()
+        _LOG.info("models.yaml is reloaded: %d models", len(registry.models))
+
+    def tend_volume(self) -> None:
+        """Begin what is done for the files of the volume, in a thread that ends with the process."""
+
+    def close(self) -> None:
+        """Write down what is counted and traced. Blocking."""
+        self.operations.telemetry.close()
+        self.quotas.close()
+
+    async def let_go(self) -> None:
+        """Let go of what belongs to the event loop, once no job is under way any more."""
+
+    async def tidy(self) -> None:
+        """Keep the process's memory small. This runs until it is cancelled."""
+        admission = self.operations.generation.admission
+        await tidy(lambda: admission.taken, lambda: admission.running + admission.queued, self.operations.pools.own)
+
+    async def until_lost(self) -> None:
+        """Return once this process must be replaced."""
+        raise NotImplementedError
+
+    async def warm_up(self, warm: Callable[[], None] = lambda: None) -> None:
+        """Make ready; `warm` is called once jobs can be taken. This runs until it is cancelled."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Groundwork:
+    """What knows models and checks requests: the same for whoever generates."""
+
+    settings: Settings
+    store: Store
+    resolver: ModelResolver
+    pools: Pools
+    introspection: ModelIntrospection
+    acceptor: Acceptor
+    quotas: Quotas
+    usage_log: UsageLog
+
+    @classmethod
+    def of(cls, settings: Settings, place: Place | None = None) -> "Groundwork":
+        """Build it. `place` is that of a process among several. Raises SettingsError, RegistryError."""
+        registry, store, pools = build_registry(settings), build_store(settings), Pools()
+        policy = Policy(
+            default_model=settings.default_model_id,
+            allow_unregistered=settings.allow_unregistered_models,
+            allowed_orgs=settings.allowed_orgs,
+            denied_orgs=settings.denied_orgs,
+            allowed_hosts=settings.allowed_hosts,
+            denied_hosts=settings.denied_hosts,
+        )
+        resolver = ModelResolver(
+            registry,
+            policy,
+            parse_reference,
+            lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
+        )
+        limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
+        fetch = ImageFetcher(allow_private=settings.allow_private_urls)
+        folders = build_adapter_folders(settings)
+        name = socket.gethostname()
+        accounts = Accounts(settings.volume / "state" / f"quotas-{name}.json", place.shared_accounts if place else None)
+        return cls(
+            settings,
+            store,
+            resolver,
+            pools,
+            ModelIntrospection(resolver, store, limits, pools.headers, folders),
+            Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=folders.find),
+            Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts),
+            UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name),
+        )
+
+    def metrics(self, load: Callable[[], Load]) -> Metrics:
+        """Return what counts, over `load`."""
+        return Metrics(__version__, load, self.pools.all)
+
+    def telemetry(self, metrics: Metrics) -> Telemetry:
+        """Return the one bracket around all that is asked."""
+        observers: list[Observer] = [metrics, self.usage_log, *_tracing(self.settings)]
+        return Telemetry(self.resolver.registered_id, observers)
+
+
+def _tracing(settings: Settings) -> list[Observer]:
+    """Return the traces' observer, if traces have a destination; else not even their library is imported."""
+    if settings.otel_exporter_otlp_endpoint is None:
+        return []
+    from worker.service.usage.tracing import Tracing, otlp
+
+    return [Tracing(__version__, otlp(settings.otel_exporter_otlp_endpoint, settings.otel_headers))]

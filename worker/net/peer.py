@@ -1,0 +1,165 @@
+"""The client of the operator's own other servers: connections are kept, and answers are read as they arrive.
+
+It opens the one origin that it was made for, whatever that is, and follows no redirect. What failed is one of two
+things: the request cannot have arrived (NotReached), or nobody knows (NoAnswer).
+"""
+
+import asyncio
+import errno
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import httpx2
+
+from worker.net.guard import USER_AGENT
+
+CONNECT_S = 5.0
+MAX_BYTES = 256 * 2**20  # of one answer
+_KEPT_S = 60.0  # less than the time after which a worker closes an idle connection by itself
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class NotReached(ConnectionError):
+    """The request was not sent. `refused`: the host is there, and no process listens at this port."""
+
+    refused = False
+
+
+class NoAnswer(ConnectionError):
+    """The request was sent, all or part of it, and no whole answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAnswer:
+    """An answer of any status. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """The seconds of its Retry-After; None without one, or with a date."""
+        text = self.headers.get("retry-after", "").strip()
+        return float(text) if text.isdecimal() and len(text) < 7 else None
+
+
+class Peer:
+    """One origin, and the headers of all requests to it. For one event loop."""
+
+    def __init__(self, url: str, headers: Mapping[str, str] = _NOTHING) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        self._opened: httpx2.AsyncClient | None = None
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: Mapping[str, str] = _NOTHING,
+        timeout_s: float = 30.0,
+    ) -> PeerAnswer:
+        """Send a request, JSON if it has a body, and return the whole answer. Raises NotReached, NoAnswer."""
+        async with self._stream(method, path, body, headers, timeout_s) as response:
+            parts, size = [], 0
+            try:
+                async with asyncio.timeout(timeout_s):
+                    async for part in response.aiter_raw():
+                        parts.append(part)
+                        size += len(part)
+                        if size > MAX_BYTES:
+                            raise NoAnswer(f"the answer is over {MAX_BYTES} bytes")
+            except (TimeoutError, httpx2.HTTPError) as error:
+                raise NoAnswer(f"the answer broke off ({type(error).__name__})") from error
+            return PeerAnswer(response.status_code, _lower(response.headers), b"".join(parts))
+
+    @asynccontextmanager
+    async def events(
+        self, path: str, *, headers: Mapping[str, str] = _NOTHING, silence_s: float
+    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Open a stream of server-sent events: its status, and the lines of each event as one piece of bytes.
+
+        After `silence_s` seconds without a byte the stream counts as broken. Its iterator raises NoAnswer.
+        """
+        sent = {**headers, "Accept": "text/event-stream"}
+        async with (
+            self._stream("GET", path, None, sent, silence_s) as response,
+            aclosing(_blocks(response, silence_s)) as blocks,
+        ):
+            yield response.status_code, blocks
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._opened is not None:
+            await self._opened.aclose()
+
+    @asynccontextmanager
+    async def _stream(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[httpx2.Response]:
+        sent = {**headers, **({"Content-Type": "application/json"} if body is not None else {})}
+        timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s), pool=timeout_s)
+        request = self._client.build_request(method, self._url + path, content=body, headers=sent, timeout=timeout)
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._client.send(request, stream=True)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol) as error:
+            failure = NotReached(f"it cannot be reached ({type(error).__name__})")
+            failure.refused = _is_refusal(error)
+            raise failure from error
+        except (TimeoutError, httpx2.HTTPError) as error:
+            raise NoAnswer(f"it does not answer ({type(error).__name__})") from error
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    @property
+    def _client(self) -> httpx2.AsyncClient:
+        if self._opened is None:
+            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEPT_S)
+            tls: ssl.SSLContext | bool = ssl.create_default_context() if self._url.startswith("https:") else False
+            self._opened = httpx2.AsyncClient(headers=self._headers, verify=tls, limits=limits, trust_env=False)
+        return self._opened
+
+
+async def _blocks(response: httpx2.Response, silence_s: float) -> AsyncGenerator[bytes]:
+    """Yield what stands between two empty lines, as soon as it is whole; an answer may be megabytes long."""
+    parts: list[bytes] = []
+    incoming = response.aiter_raw()
+    try:
+        while True:
+            async with asyncio.timeout(silence_s):
+                part = await anext(incoming, None)
+            if part is None:
+                return
+            # The end of an event may lie on the border of two parts.
+            border = (parts[-1][-1:] if parts else b"") + part
+            if b"\n\n" not in border:
+                parts.append(part)
+                continue
+            *whole, rest = b"".join((*parts, part)).split(b"\n\n")
+            parts = [rest] if rest else []
+            for block in whole:
+                yield block
+    except (TimeoutError, httpx2.HTTPError) as error:
+        raise NoAnswer(f"its events broke off ({type(error).__name__})") from error
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError) or getattr(error, "errno", None) == errno.ECONNREFUSED:
+            return True
+        if isinstance(error, BaseExceptionGroup):  # of several addresses
+            return all(map(_is_refusal, error.exceptions))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _lower(headers: httpx2.Headers) -> Mapping[str, str]:
+    return {name.lower(): value for name, value in headers.items()}

@@ -1,0 +1,241 @@
+"""A worker over HTTP: the job is handed in under its key, and followed by its id to its end.
+
+The same key at the same worker is the same job, so that a job of which nobody knows whether it arrived can be handed in
+once more. A worker whose process ended knows none of its jobs: it says so, or nobody listens there any more.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+
+from worker.core.job import Job
+from worker.core.result import Emit, JobResult
+from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
+from worker.remote.platforms.outcomes import finished, lost, refusal
+from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.replica import ReplicaState
+from worker.wire.receiving import decode_failure, decode_progress
+from worker.wire.sending import encode_body, encode_request
+
+ASK_S = 15.0  # for an answer that holds no image
+ANSWER_S = 60.0  # for one that may
+SILENCE_S = 40.0  # of events: a worker says something every 15 seconds
+LOST_S = 15.0  # for which a worker may be unreachable before its jobs count as lost
+PAUSE_S = 0.25
+# With it RunPod's load balancer sends a request to the worker that has the job.
+AFFINITY = "X-Runpod-Worker-Id"
+_API = "/v2/gateway"
+_UNDER_WAY = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
+
+
+class HttpWorker:
+    """A worker's own HTTP server. `facts` are the operator's; for one event loop."""
+
+    def __init__(self, facts: ReplicaState, peer: Peer, clock: Callable[[], float] = time.monotonic) -> None:
+        self._facts = facts
+        self._peer = peer
+        self._clock = clock
+        self._ids: dict[str, str] = {}  # of the jobs under way, by their keys
+        self._places: dict[str, dict[str, str]] = {}  # job id there -> the header by which its worker is found again
+        self._taking_back: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        """The operator's name for it."""
+        return self._facts.name
+
+    def state(self) -> ReplicaState:
+        """Return the state as it was last observed."""
+        return self._facts
+
+    async def observe(self) -> ReplicaState:
+        """Ask the worker what it does."""
+        try:
+            answer = await self._peer.ask("GET", "/health", timeout_s=ASK_S)
+            body = from_json(answer.body)
+        except (NotReached, NoAnswer, ValueError):
+            self._facts = replace(self._facts, health="resting", resident=frozenset())
+            return self._facts
+        if answer.status != 200 or not isinstance(body, dict):
+            self._facts = replace(self._facts, health="resting")
+            return self._facts
+        jobs, resident = body.get("jobs"), body.get("resident_models")
+        counts: Mapping[str, JsonValue] = jobs if isinstance(jobs, dict) else {}
+        self._facts = replace(
+            self._facts,
+            health="well",
+            warm=body.get("status") != "starting",
+            resident=frozenset(map(str, resident)) if isinstance(resident, list) else frozenset(),
+            jobs_running=_count(counts.get("running")),
+            jobs_queued=_count(counts.get("queued")),
+        )
+        return self._facts
+
+    async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
+        """Hand `job` in, and follow it. See `Platform.send`."""
+        async with self._ours(job, key):
+            return await self._follow(await self._hand_in(job, key), emit)
+
+    async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
+        """Ask for `job` until the worker answers, or counts as lost. See `Platform.reconcile`."""
+        async with self._ours(job, key):
+            given_up = self._clock() + LOST_S
+            refusals = 0
+            while self._clock() < given_up and refusals < 3:
+                try:
+                    id = self._ids.get(key)
+                    if id is None:
+                        return await self._follow(await self._hand_in(job, key), emit)
+                    return await self._follow(id, emit)
+                except NotTaken as failure:
+                    unreached = failure.__cause__
+                    if not isinstance(unreached, NotReached):
+                        return None
+                    refusals += unreached.refused  # no process is left that could have the job
+                except LostSight:
+                    pass
+                await asyncio.sleep(PAUSE_S)
+            return None
+
+    async def close(self) -> None:
+        """Close all connections, once jobs that were given up are taken back."""
+        if self._taking_back:
+            await asyncio.wait(self._taking_back, timeout=ASK_S)
+        await self._peer.close()
+
+    @contextlib.asynccontextmanager
+    async def _ours(self, job: Job, key: str) -> AsyncIterator[None]:
+        """Enclose the way of a job there: ours is the deadline, and a job that is given up is taken back there."""
+        try:
+            async with asyncio.timeout(max(0.0, min(job.stop.remaining_s, 1e6))):
+                yield
+        except TimeoutError:
+            self._give_up(key)
+            raise job.stop.timed_out() from None
+        except asyncio.CancelledError:
+            self._give_up(key)
+            raise
+        except LostSight:
+            raise  # it will be asked for by its key
+        except BaseException:
+            self._forget(key)
+            raise
+        self._forget(key)
+
+    async def _hand_in(self, job: Job, key: str) -> str:
+        """Hand `job` in and return its id there. Raises WorkerError, NotTaken, LostSight."""
+        ttl_ms = round((min(job.stop.remaining_s, 86_400.0) + ANSWER_S) * 1_000)
+        body = encode_body({"input": encode_request(job), "policy": {"ttl": ttl_ms}})
+        try:
+            answer = await self._peer.ask(
+                "POST", f"{_API}/run", body, headers={"Idempotency-Key": key}, timeout_s=ANSWER_S
+            )
+        except NotReached as error:
+            raise NotTaken(lost(self.name)) from error
+        except NoAnswer as error:
+            raise LostSight(lost(self.name)) from error
+        fields = _json(answer)
+        id = fields.get("id")
+        if answer.status == 200 and isinstance(id, str):
+            self._ids[key] = id
+            if (worker := answer.headers.get(AFFINITY.lower())) is not None:
+                self._places[id] = {AFFINITY: worker}
+            return id
+        raise self._refused(answer, fields)
+
+    def _refused(self, answer: PeerAnswer, fields: Mapping[str, JsonValue]) -> Exception:
+        if answer.status in (502, 504) or answer.status == 200:  # of a proxy, which does not know either
+            return LostSight(lost(self.name))
+        return refusal(self.name, decode_failure(dict(fields)), answer.status, answer.retry_after_s)
+
+    async def _follow(self, id: str, emit: Emit) -> JobResult:
+        """Follow the job to its end: by its events, and where these break off by asking for it."""
+        since: float | None = None
+        while True:
+            try:
+                outcome = await self._events(id, emit)
+                if outcome is None:
+                    outcome = await self._status(id)
+            except (NotReached, NoAnswer) as error:
+                since = since or self._clock()
+                if (isinstance(error, NotReached) and error.refused) or self._clock() - since > LOST_S:
+                    raise LostSight(lost(self.name)) from error
+                await asyncio.sleep(PAUSE_S)
+                continue
+            since = None
+            if outcome.get("status") not in _UNDER_WAY:
+                return finished(self.name, outcome)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _events(self, id: str, emit: Emit) -> Mapping[str, JsonValue] | None:
+        """Report progress until the job is over, and return its end; None where the stream ends without one."""
+        async with self._peer.events(f"/events/{id}", headers=self._to(id), silence_s=SILENCE_S) as (status, blocks):
+            if status == 404:
+                raise NotTaken(lost(self.name))  # its process is another one by now
+            if status != 200:
+                return None
+            async for block in blocks:
+                kind, data = _event(block)
+                if kind == "progress" and (progress := decode_progress(data)) is not None:
+                    emit(progress)
+                elif kind in ("result", "failed") and isinstance(data, dict):
+                    return data
+        return None
+
+    async def _status(self, id: str) -> Mapping[str, JsonValue]:
+        answer = await self._peer.ask("GET", f"{_API}/status/{id}", headers=self._to(id), timeout_s=ANSWER_S)
+        if answer.status == 404:
+            raise NotTaken(lost(self.name))
+        if answer.status != 200:
+            raise NoAnswer(f"it answers {answer.status}")
+        return _json(answer)
+
+    def _forget(self, key: str) -> None:
+        if (id := self._ids.pop(key, None)) is not None:
+            self._places.pop(id, None)
+
+    def _give_up(self, key: str) -> None:
+        """Have the job cancelled there, if it has an id. Nobody waits for that."""
+        if (id := self._ids.pop(key, None)) is not None:
+            task = asyncio.create_task(self._take_back(id))
+            self._taking_back.add(task)
+            task.add_done_callback(self._taking_back.discard)
+
+    async def _take_back(self, id: str) -> None:
+        with contextlib.suppress(NotReached, NoAnswer):
+            await self._peer.ask("POST", f"{_API}/cancel/{id}", headers=self._to(id), timeout_s=ASK_S)
+        self._places.pop(id, None)
+
+    def _to(self, id: str) -> Mapping[str, str]:
+        return self._places.get(id, {})
+
+
+def _event(block: bytes) -> tuple[str, JsonValue]:
+    """Return an event's name, and its data as JSON; an empty name for a comment."""
+    name = ""
+    for line in block.split(b"\n"):
+        if line.startswith(b"event: "):
+            name = line[7:].decode("ascii", "replace")
+        elif line.startswith(b"data: "):
+            try:
+                return name, from_json(line[6:])
+            except ValueError:
+                return "", None
+    return "", None
+
+
+def _json(answer: PeerAnswer) -> Mapping[str, JsonValue]:
+    try:
+        body = from_json(answer.body)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _count(value: JsonValue) -> int:
+    return value if isinstance(value, int) and value > 0 else 0

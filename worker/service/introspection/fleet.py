@@ -1,0 +1,115 @@
+"""The answers of a gateway about the workers behind it: which of them answer, and where a model would run."""
+
+import time
+from collections.abc import Callable
+
+from worker import __version__
+from worker.catalog.architectures import architecture
+from worker.catalog.call import Model
+from worker.catalog.interface.sizes import size_bounds
+from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
+from worker.core.errors import UnsupportedModel
+from worker.core.result import Emit
+from worker.remote.members import Members
+from worker.remote.outlook import outlook
+from worker.remote.placement import place, refusals
+from worker.remote.replica import Needs, Weights
+from worker.service.accepting.resolving import ModelResolver
+from worker.service.limits.admission import Load
+from worker.service.limits.pools import Pool
+from worker.store.store import Store
+
+_GIB = 2**30
+
+
+class FleetIntrospection:
+    """Answers for the fleet. Nothing here sends a job anywhere."""
+
+    def __init__(
+        self, resolver: ModelResolver, store: Store, members: Members, headers: Pool, load: Callable[[], Load]
+    ) -> None:
+        self._resolver = resolver
+        self._store = store
+        self._members = members
+        self._headers = headers
+        self._load = load
+
+    @property
+    def obstacle(self) -> str | None:
+        """A sentence where no replica answers; None where one does."""
+        states = self._members.states()
+        if any(state.health != "resting" for state in states):
+            return None
+        return f"None of the {len(states)} workers behind this gateway answers."
+
+    async def plan(self, model: str | None) -> PlanReport:
+        """Say where `model` would run now, and why there."""
+        resolved, place_ = self._resolver.resolve(model), self._resolver.host_of(model)
+        known: Model = await self._headers.run(self._resolver.known, resolved, place=place_)
+        spec, detection = known.spec, known.detection
+        outline = await self._headers.run(self._store.peek, spec.source, spec.variant, place=place_)
+        states = self._members.states()
+        needs = Needs(
+            model=spec.id,
+            tier=spec.tier,
+            vram_bytes=None if spec.min_vram_gb is None else round(spec.min_vram_gb * _GIB),
+            weights=(Weights(spec.id, outline.weight_bytes),),
+            inference_s=self._members.seconds_for(spec.id),
+        )
+        now = time.monotonic()
+        choices = place(needs, states, now)
+        tiers = {name: tier.vram_gb * _GIB for name, tier in self._resolver.registry.tiers.items()}
+        row = architecture(detection.architecture) if detection.architecture else None
+        reasons = [choice.reason for choice in choices[:1]] or [item.reason for item in refusals(needs, states)]
+        return PlanReport(
+            model=spec.id,
+            architecture=detection.architecture,
+            pipeline=detection.pipeline,
+            tasks=known.tasks,
+            revision=outline.revision,
+            weight_bytes=outline.weight_bytes or 0,
+            native_size=size_bounds(known).native,
+            device=choices[0].replica if choices else "none",
+            free_bytes=max((state.vram_bytes or 0 for state in states), default=0),
+            fits=bool(choices),
+            reason="; ".join(reasons),
+            family=row.title if row else None,
+            tiers=outlook(needs, states, tiers, now),
+        )
+
+    def status(self) -> WorkerStatus:
+        """Report if a replica answers, what is sent out and what is resident anywhere."""
+        load, states = self._load(), self._members.states()
+        running = [f"{state.jobs_running} at {state.name}" for state in states if state.jobs_running]
+        return WorkerStatus(
+            status="starting" if self.obstacle else "ready",
+            version=__version__,
+            running=", ".join(running) or None,
+            jobs_running=load.running,
+            jobs_queued=load.queued,
+            resident_models=tuple(sorted({model for state in states for model in state.resident})),
+            models=len(self._resolver.registry.models),
+        )
+
+    def is_resident(self, model: str) -> bool:
+        """True if this model of the registry is on the device of a replica."""
+        return any(self._resolver.registered_id(model) in state.resident for state in self._members.states())
+
+    async def check(self, model: str) -> None:
+        """Check that `model` is known; its files are the replicas' business."""
+        self._resolver.resolve(model)
+
+    async def preload(self, model: str | None, emit: Emit) -> Preloaded:
+        """Refuse: a gateway has no device."""
+        raise self._no_device("preload")
+
+    async def unload(self, model: str | None) -> Unloaded:
+        """Refuse: a gateway has no device."""
+        raise self._no_device("unload")
+
+    def _no_device(self, action: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"action {action} is for a worker, and this is a gateway, which has no device; send it to the worker that "
+            "it is meant for.",
+            field="action",
+        )
