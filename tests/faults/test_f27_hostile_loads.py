@@ -12,9 +12,12 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.asking import perform
+from tests.upscalers import upscaler
 from worker.app import build
+from worker.catalog.formats.headers import read_header
 from worker.core.errors import CorruptFile, JobCancelled, LoadFailed, WorkerError
 from worker.core.result import ignore_progress
 from worker.core.turn import StopSignal
@@ -75,6 +78,22 @@ def test_a_hostile_config_ends_with_its_process(name, zoo, tmp_path, trials, fig
     figures("F27", f"worker's own memory for hostile {name}", grown, "MB", at_most=150)
     assert not raised.value.retryable
     assert str(tmp_path) not in raised.value.message
+
+
+@pytest.mark.slow
+def test_an_upscaler_of_a_million_blocks_ends_with_its_process(tmp_path, trials, figures):
+    """Of 5 KB, by the name of one tensor."""
+    sound = upscaler(tmp_path / "sound.safetensors", "esrgan")
+    weights = load_file(sound)
+    name = next(name for name in weights if ".sub.0." in name or "body.0." in name)
+    weights[name.replace("sub.0.", "sub.1000000.").replace("body.0.", "body.1000000.")] = torch.zeros(1)
+    save_file(weights, tmp_path / "hostile.safetensors")
+    trials.check(sound, None, "sound", StopSignal(300))
+    started = time.monotonic()
+    with pytest.raises(LoadFailed) as raised:
+        trials.check(tmp_path / "hostile.safetensors", None, "x/hostile", StopSignal(300))
+    figures("F27", "trial of a hostile upscaler ended", time.monotonic() - started, "s", at_most=60, momentary=True)
+    assert not raised.value.retryable
 
 
 @pytest.mark.slow
@@ -141,7 +160,10 @@ async def test_jobs_on_other_models_are_answered_while_a_hostile_one_is_tried(
     figures("F27", "longest wait of an innocent job", max(held), "s", at_most=60, momentary=True)
 
 
-@pytest.mark.parametrize(("trial_loads", "tried"), [("unregistered", ["own"]), ("all", ["own", "sd1"]), ("off", [])])
+@pytest.mark.parametrize(
+    ("trial_loads", "tried"),
+    [("unregistered", ["own", "up.safetensors"]), ("all", ["own", "up.safetensors", "sd1"]), ("off", [])],
+)
 async def test_what_nobody_vouches_for_is_tried(settings, zoo, trial_loads, tried, monkeypatch):
     seen = []
 
@@ -154,11 +176,19 @@ async def test_what_nobody_vouches_for_is_tried(settings, zoo, trial_loads, trie
 
     monkeypatch.setattr(build, "Trials", Recorded)
     own = shutil.copytree(zoo / "models/sd1", settings.volume / "own")
+    upscaling = upscaler(settings.volume / "up.safetensors", "compact")
     worker = build.build_worker(settings.model_copy(update={"trial_loads": trial_loads}))
-    for name in (f"file:{own}", "tiny"):
+    for name in (f"file:{own}", f"file:{upscaling}", "tiny"):
         model = await asyncio.to_thread(worker.resolver.known, worker.resolver.resolve(name))
         await asyncio.to_thread(worker.provisioner.model_files, model, ignore_progress, StopSignal(60))
     assert seen == tried
+
+
+def test_a_size_that_no_byte_stands_for_is_refused(tmp_path):
+    """Whoever builds a layer as wide as such a tensor says makes it real."""
+    save_file({"a.weight": torch.zeros(10**9, 0)}, tmp_path / "empty.safetensors")
+    with pytest.raises(CorruptFile, match="empty"):
+        read_header(tmp_path / "empty.safetensors")
 
 
 def test_names_of_blocks_do_not_make_blocks():

@@ -29,7 +29,7 @@ _START_S = 180.0  # for the child's imports, on a slow disk
 _REMEMBERED_S = 600.0  # for which a refusal holds without another trial
 _AT_ONCE = 2
 _READ_BYTES = 2**20
-_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate")
+_LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate", "spandrel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,12 @@ class Trials:
     def check(self, root: Path, variant: str | None, name: str, stop: StopSignal) -> None:
         """Return once what lies in `root` was tried, now or earlier. Blocking, in a thread of the job's own.
 
+        A file in its place is an upscaler, whose tensors' names and shapes say what is built.
+
         Raises LoadFailed for what takes too long or too much memory, CorruptFile for a config that belongs to other
         weights; JobTimeout, JobCancelled.
         """
-        if not root.is_dir() or not any(root.glob("*.json")):  # a single file is put together by our own configs
+        if root.is_dir() and not any(root.glob("*.json")):
             return
         files = _files(root)
         key = (root, variant, files)
@@ -181,8 +183,8 @@ class Trials:
         spent = "memory" if misfit == "memory" or seconds < min(self._limits.cpu_s, self._limits.wall_s) / 2 else "time"
         most = f"{self._limits.memory_mib} MiB" if spent == "memory" else f"{self._limits.cpu_s} seconds"
         return LoadFailed(
-            f"{name} could not be put together from its configs within {most}, before any weight is read; use another "
-            "model, or one whose configs describe it.",
+            f"{name} could not be put together within {most} by what its configs or its tensors' names say; use "
+            "another model, or one whose configs describe it.",
             field="model",
             retryable=False,
         )
@@ -214,8 +216,9 @@ def _line(connection: socket.socket, check: Callable[[], None], until: float) ->
 
 def _files(root: Path) -> tuple[tuple[str, int, int], ...]:
     """Return the files of a model with their sizes and times: what is the same in memory for the same files."""
-    paths = sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern))
-    states = ((path.relative_to(root).as_posix(), path.stat()) for path in paths if path.is_file())
+    folder = _folder(root)
+    paths = sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern)) if root.is_dir() else [root]
+    states = ((path.relative_to(folder).as_posix(), path.stat()) for path in paths if path.is_file())
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
@@ -226,9 +229,13 @@ def _identity(root: Path, variant: str | None, files: tuple[tuple[str, int, int]
     """
     digest = hashlib.sha256(repr((variant, files, __version__, *map(_version, _LIBRARIES))).encode())
     for name, _, _ in files:
-        with (root / name).open("rb") as file:
+        with (_folder(root) / name).open("rb") as file:
             digest.update(file.read(_READ_BYTES))
     return digest.hexdigest()
+
+
+def _folder(root: Path) -> Path:
+    return root if root.is_dir() else root.parent
 
 
 def _version(library: str) -> str:

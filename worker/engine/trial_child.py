@@ -4,9 +4,9 @@ The script imports the libraries once and then forks for every socket that it is
 what it names, answers and ends. It gets an empty environment and never a secret. A fork has limits on processor time,
 time and memory, can write small files only and reach no server; the operating system ends it, whatever code it is in.
 
-A trial builds each model from its config on the meta device, which takes no memory for weights, and holds it against
-its files' headers. Tokenizers, schedulers and processors are loaded for good. Any failure but those is left to the real
-load, which meets it as soon and has its own sentence for it.
+A trial of an upscaler's file loads it. One of a folder builds each model from its config on the meta device, which
+takes no memory for weights, and holds it against its files' headers; tokenizers, schedulers and processors are loaded
+for good. Any failure but those is left to the real load, which meets it as soon and has its own sentence for it.
 """
 
 import contextlib
@@ -91,7 +91,8 @@ def _answer(connection: socket.socket) -> None:
     connection.sendall(b"%d\n" % os.getpid())
     request = json.loads(connection.makefile("rb").readline())
     try:
-        misfit = try_folder(Path(request["folder"]), request.get("variant"))
+        root = Path(request["folder"])
+        misfit = try_folder(root, request.get("variant")) if root.is_dir() else try_upscaler(root)
     except MemoryError:
         misfit = "memory"
     connection.sendall(json.dumps({"misfit": misfit}).encode() + b"\n")
@@ -115,6 +116,29 @@ def try_folder(folder: Path, variant: str | None = None) -> str | None:
             if misfit is not None:
                 return f"{misfit} {component.name[:80]}"
     return None
+
+
+def try_upscaler(file: Path) -> str | None:
+    """Load an upscaler's file for good: how many blocks it has is read from the names of its tensors.
+
+    Returns None, since whatever else is wrong with it the real load says. Raises MemoryError.
+    """
+    from worker.engine.upscaling import read_network
+
+    try:
+        read_network(file)
+    except MemoryError:
+        raise
+    except RuntimeError as error:
+        _raise_if_memory(error)
+    except Exception:  # the real load fails at the same place, and says at what
+        return None
+    return None
+
+
+def _raise_if_memory(error: RuntimeError) -> None:
+    if "can't allocate memory" in str(error) or "bad_alloc" in str(error):
+        raise MemoryError from None
 
 
 def _components(folder: Path) -> Iterator[tuple[Any, Path]]:
@@ -155,8 +179,7 @@ def _try(component: Any, folder: Path, variant: str | None) -> str | None:
     except MemoryError:
         raise
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "bad_alloc" in str(error):
-            raise MemoryError from None
+        _raise_if_memory(error)
         return None
     except Exception:  # the real load fails at the same place, and says at what
         return None

@@ -5,6 +5,7 @@ architecture whose licence forbids commercial use.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -134,16 +135,7 @@ def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
 
     In bfloat16 an image would have seven bits. So it is computed in float16 where the network can, else in float32.
     """
-    spandrel = import_spandrel()
-    weights = unwrapped(load_file(plan.root))
-    try:
-        network = spandrel.ModelLoader().load_from_state_dict(weights)
-    except spandrel.UnsupportedModelError:
-        raise UnsupportedModel(
-            "The file is an upscaler of an architecture that spandrel does not know; use an ESRGAN, SwinIR, HAT, DAT, "
-            "SPAN or Compact one.",
-            field="model",
-        ) from None
+    network = read_network(plan.root)
     if network.purpose not in ("SR", "Restoration") or network.input_channels not in _MODES:
         raise UnsupportedModel(
             f"The file is {_DOES.get(network.purpose, network.purpose)} ({network.architecture.name}) and not an "
@@ -153,6 +145,20 @@ def load_upscaler(plan: LoadPlan) -> SpandrelUpscalePipeline:
     half = plan.dtype != "float32" and network.supports_half
     network.model.eval().requires_grad_(False).to(torch.float16 if half else torch.float32)
     return SpandrelUpscalePipeline(network)
+
+
+def read_network(file: Path) -> Any:
+    """Return what spandrel makes of a file. Raises UnsupportedModel for one that it does not know."""
+    spandrel = import_spandrel()
+    weights = unwrapped(load_file(file))
+    try:
+        return spandrel.ModelLoader().load_from_state_dict(weights)
+    except spandrel.UnsupportedModelError:
+        raise UnsupportedModel(
+            "The file is an upscaler of an architecture that spandrel does not know; use an ESRGAN, SwinIR, HAT, DAT, "
+            "SPAN or Compact one.",
+            field="model",
+        ) from None
 
 
 def _tiles(width: int, height: int, side: int) -> Iterator[Box]:

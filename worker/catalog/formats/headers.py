@@ -23,6 +23,7 @@ from worker.core.model import TensorIndex
 MAX_HEADER_BYTES = 16 * 2**20  # the largest real ones (kohya's tag tables, merge recipes) stay below 10 MiB
 MAX_TENSORS = 50_000  # a mixture of experts in 4 bits needs about 20,000
 MAX_RANK = 8
+MAX_EMPTY_SIZE = 65_536  # of a dimension of a tensor without numbers
 MAX_PAIRS = 10_000  # of metadata; kohya writes about 100
 MAX_VALUE_CHARS = 2**20  # of one value that is kept; kohya's tag tables are longer, and nobody asks for them
 FORMAT_LIMIT = 100_000_000  # the format's own limit
@@ -174,6 +175,8 @@ def _entry(tensor: str, entry: object, name: str) -> tuple[str, tuple[int, ...],
         raise _damaged(name, tensor, "has a shape that is not a list of sizes")
     if len(shape) > MAX_RANK:
         raise _damaged(name, tensor, f"has {len(shape)} dimensions, more than {MAX_RANK}")
+    if 0 in shape and max(shape) > MAX_EMPTY_SIZE:  # it costs no byte, and whoever builds by it makes it real
+        raise _damaged(name, tensor, f"is empty and of shape {tuple(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise _damaged(name, tensor, "has no valid data_offsets")
     begin, end = offsets

@@ -126,7 +126,7 @@ class Provisioner:
             total_bytes=files.total_bytes + sum(other.total_bytes for other in [base, *parts.values()] if other),
             bytes_downloaded=sum(other.bytes_downloaded for other in [files, base, *parts.values()] if other),
         )
-        self._vouching.check(spec.source, files, spec.id, stop)
+        self._vouching.check(spec.source, files, spec.id, stop, upscales=model.detection.kind is Kind.UPSCALER)
         needed = completing.missing if completing and completing.config else None
         parameters, packed = measure(files, needed)
         return replace(files, parameters=parameters, packed=packed)

@@ -21,7 +21,15 @@ class Vouching:
         self._try_out = try_out
         self._registered = registered
 
-    def check(self, source: ModelSource, files: ModelFiles, name: str, stop: StopSignal) -> None:
-        """Have the files tried, if nobody vouches for them. Blocking. Raises LoadFailed, CorruptFile …"""
+    def check(
+        self, source: ModelSource, files: ModelFiles, name: str, stop: StopSignal, *, upscales: bool = False
+    ) -> None:
+        """Have the files tried, if nobody vouches for them. Blocking. Raises LoadFailed, CorruptFile …
+
+        Any single file but an upscaler's is put together by configs of ours or of a base that the operator names, with
+        sizes that its tensors have: there is nothing in it that could be tried.
+        """
+        if files.is_single_file and not upscales:
+            return
         if self._registered is None or not self._registered(source):
             self._try_out(files.root, files.variant, name, stop)
