@@ -9,8 +9,8 @@ from typing import Any
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue, RootModel
 
-from worker.core.answer import Answer, AnswerFile
-from worker.core.result import Progress
+from worker.core.answer import Answer
+from worker.core.result import AnswerFile, Progress
 from worker.service.jobs.record import JobRecord, Status
 from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
