@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
+CLIENTS := .venv-clients
 TORCH ?= auto
 ARGS ?=
 # Two processes; a file's tests stay in one, since they share its models.
@@ -21,7 +22,7 @@ PARALLEL := -n 2 --dist loadfile
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo faults mutations check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo test-clients faults mutations check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -48,6 +49,9 @@ test-all: test test-slow test-zoo  ## Run every test, which takes many minutes m
 
 test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
 	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
+
+test-clients: $(CLIENTS)/.ready  ## Try other people's clients and servers against ours, in an environment of their own
+	@$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
 
 faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
 	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -86,12 +90,22 @@ lock: $(READY)  ## Pin in requirements.lock, with digests, all that the image in
 		--output-file requirements.lock requirements-gpu.txt requirements-spandrel.txt
 
 clean:  ## Remove .venv and what the tools left; images and downloaded models stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-gpu.txt requirements-spandrel.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11+ with venv found; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -m tools.environment run --venv $(VENV) --torch $(TORCH)
+	@touch $@
+
+$(CLIENTS)/.ready: tests/clients/requirements.txt | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(CLIENTS); \
+		"$$uv" pip install --quiet --python $(CLIENTS)/bin/python --requirement $<; \
+	else \
+		$(BIN)/python -m venv --clear $(CLIENTS); $(CLIENTS)/bin/python -m pip install --quiet --requirement $<; \
+	fi
 	@touch $@
 
 $(DEV): $(READY)

@@ -292,6 +292,7 @@ def test_make_targets_exist_and_say_what_they_do() -> None:
         "test-slow",
         "test-all",
         "test-zoo",
+        "test-clients",
         "faults",
         "mutations",
         "check",
