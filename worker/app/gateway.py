@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from worker.app.served import Groundwork, Served
 from worker.app.settings import Settings, SettingsError, secret_named
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
+from worker.engine.plan import memory_ways
 from worker.remote.backend import RemoteBackend
 from worker.remote.fleet_file import FleetError, read_fleet
 from worker.remote.members import Members
-from worker.remote.needs import needs_of
+from worker.remote.needs import NeedsReader
 from worker.service.generation import GenerationService
 from worker.service.introspection.fleet import FleetIntrospection
 from worker.service.introspection.readiness import Readiness
@@ -54,13 +56,15 @@ class Gateway(Served):
 class PlacedBackend:
     """A backend whose jobs hold a place of `admission` from their acceptance to their answer."""
 
-    def __init__(self, backend: RemoteBackend, admission: Admission) -> None:
+    def __init__(self, backend: RemoteBackend, admission: Admission, needs: NeedsReader) -> None:
         self._backend = backend
         self._admission = admission
+        self._needs = needs
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
-        """Have `job` generated."""
+        """Have `job` generated, once it is known how large its files are."""
         async with self._admission.place(job.stop):
+            await self._needs.learn(job)
             return await self._backend.generate(job, emit)
 
 
@@ -77,13 +81,14 @@ def build_gateway(settings: Settings) -> Gateway:
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
     )
-    backend = MeteredBackend(PlacedBackend(RemoteBackend(members, needs_of), admission))
+    needs = NeedsReader(partial(pools.headers.run, ground.store.peek), resolver.part_source, memory_ways)
+    backend = MeteredBackend(PlacedBackend(RemoteBackend(members, needs), admission, needs))
     generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
 
     def load() -> Load:
         return Load(running=admission.running, queued=admission.queued)
 
-    device = FleetIntrospection(resolver, ground.store, members, pools.headers, load)
+    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers)
     delivery = Delivery(int(settings.max_response_mb * 1e6) + _BESIDE, is_done_elsewhere=True)
     metrics = ground.metrics(load)
     operations = Operations(

@@ -8,7 +8,7 @@ from worker.app.settings import Settings, SettingsError, read_settings
 
 def address(settings: Settings) -> str | None:
     """Return the address to ask; None for a worker of RunPod's queue, which has none and is watched by RunPod."""
-    if not settings.standalone_mode:
+    if not (settings.standalone_mode or settings.gateway_mode):
         return None
     host = "127.0.0.1" if settings.api_host in ("0.0.0.0", "::") else settings.api_host  # noqa: S104 - compared
     return f"http://{host}:{settings.listening_ports[0]}/ping"

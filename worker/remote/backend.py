@@ -135,7 +135,7 @@ class RemoteBackend:
         if result is None:
             self._note(way, member, NotTaken(way.failure or Unreachable(f"The worker {member.name} lost the job.")))
             return None
-        member.has_answered(job.call.spec.id)
+        member.has_answered(job.call.spec.id, [adapter.spec.model for adapter in job.adapters])
         self._members.learn(result, state)
         return _placed(result, choice, way, state.usd_per_second)
 

@@ -14,6 +14,7 @@ from worker.remote.replica import ReplicaState
 OBSERVE_S = 5.0
 OBSERVE_RESTING_S = 2.0
 _NEWEST = 0.3  # the weight of the last measurement in a running mean
+_ADAPTERS_KEPT = 4  # a worker's RESIDENT_LORAS, unless it is set otherwise
 _SECOND_THOUGHT_S = 10.0  # for which what was sent there says more of what is resident than what it said itself
 
 
@@ -38,6 +39,7 @@ class Member:
     jobs: dict[int, Outstanding] = field(default_factory=dict)
     used_at: Mapping[str, float] = field(default_factory=dict)
     answered: Mapping[str, float] = field(default_factory=dict)  # model -> when it was last there for certain
+    adapters: tuple[str, ...] = ()  # beside the model that it answered with last
     cold_start_s: float | None = None  # as measured
 
     @property
@@ -62,8 +64,12 @@ class Member:
         recent = {model for model, at in self.answered.items() if now - at < _SECOND_THOUGHT_S}
         newest = sorted(recent, key=lambda model: -self.answered[model])[: facts.resident_slots]
         resident = frozenset(newest) if len(newest) == facts.resident_slots else facts.resident.union(newest)
+        # What it has answered with lies on its disk, unless it is a platform's, which starts afresh.
+        on_disk = facts.on_disk.union(self.answered) if facts.kind == "http" else facts.on_disk
         return replace(
             facts,
+            on_disk=on_disk,
+            resident_adapters=frozenset(self.adapters),
             health="resting" if facts.health == "resting" else self.breaker.health,
             resident=resident,
             jobs_running=len(ahead) + others,
@@ -85,9 +91,12 @@ class Member:
         finally:
             del self.jobs[id(job)]
 
-    def has_answered(self, model: str) -> None:
-        """Note a result."""
+    def has_answered(self, model: str, adapters: Sequence[str] = ()) -> None:
+        """Note a result, and the adapters that stay in memory beside its model."""
         self.breaker.succeeded()
+        newest = max(self.answered, key=lambda name: self.answered[name], default=model)
+        earlier = self.adapters if newest == model else ()
+        self.adapters = tuple(dict.fromkeys([*adapters, *earlier]))[:_ADAPTERS_KEPT]
         self.answered = {**self.answered, model: time.monotonic()}
 
     def has_started_in(self, seconds: float) -> None:

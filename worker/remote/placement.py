@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from worker.core.device import Nearness, Offload
-from worker.remote.replica import Choice, Needs, ReplicaState, Weights
+from worker.remote.replica import Choice, Needs, ReplicaState, Weights, gigabytes
 
 # Bytes of weights whose size nobody could tell.
 UNKNOWN_BYTES = 8_000_000_000
@@ -59,7 +59,9 @@ def place(
             scored.append((choice.offload != "none", fleet.score(choice), replica.vram_bytes or 0, choice))
     scored.sort(key=lambda item: (*item[:3], item[3].replica))
     choices = [item[-1] for item in scored]
-    return tuple(replace(choice, reason=_sentence(needs, choice, choices)) for choice in choices)
+    if len(choices) > 1:
+        choices[0] = replace(choices[0], beside=choices[1])
+    return tuple(choices)
 
 
 def refusals(needs: Needs, replicas: Sequence[ReplicaState]) -> tuple[Refusal, ...]:
@@ -150,7 +152,7 @@ class _Fleet:
         return Choice(
             replica=replica.name,
             tier=replica.tier,
-            reason="",
+            model=needs.model,
             nearness=nearness,
             moved_bytes=moved_bytes,
             offload=offload,
@@ -240,7 +242,7 @@ def unfit(needs: Needs, replica: ReplicaState) -> str | None:
         return None
     least = max(needs.vram_bytes or 0, needs.memory[-1][1] if needs.memory else 0)
     if least > replica.vram_bytes:
-        return f"{replica.name} has {_gb(replica.vram_bytes)} and {needs.model} needs {_gb(least)}"
+        return f"{replica.name} has {gigabytes(replica.vram_bytes)} and {needs.model} needs {gigabytes(least)}"
     return None
 
 
@@ -249,40 +251,3 @@ def _offload(needs: Needs, vram_bytes: int | None) -> Offload | None:
     if vram_bytes is None or not needs.memory:
         return "none"
     return next((offload for offload, size in needs.memory if size <= vram_bytes), None)
-
-
-def _sentence(needs: Needs, choice: Choice, choices: Sequence[Choice]) -> str:
-    """Return why `choice` stands where it stands: what it would take there, and beside which other one."""
-    words = f"{choice.replica}: {_outline(needs.model, choice)}"
-    best, second = choices[0], choices[1] if len(choices) > 1 else None
-    if choice is not best:
-        return f"{words}; {best.replica} came before it."
-    return f"{words}." if second is None else f"{words}; next is {second.replica}: {_outline(needs.model, second)}."
-
-
-_WHERE: Mapping[Nearness, str] = {
-    "resident": "is resident",
-    "disk": "is on its disk",
-    "volume": "is on its volume",
-    "elsewhere": "has to be downloaded",
-}
-
-
-def _outline(model: str, choice: Choice) -> str:
-    facts = [f"{model} {_WHERE[choice.nearness]}"]
-    if choice.wait_s:
-        facts.append(f"{choice.wait_s:.1f} s of queue")
-    if choice.start_s:
-        facts.append(f"{choice.start_s:.1f} s to start")
-    if choice.moved_bytes:
-        facts.append(f"{choice.move_s:.1f} s to move {_gb(choice.moved_bytes)}")
-    if choice.offload != "none":
-        facts.append(f"{choice.offload} offloading")
-    if choice.evicted is not None:
-        facts.append(f"{choice.evicted} makes room")
-    price = f" and ${choice.usd:.2g}" if choice.usd else ""
-    return f"{', '.join(facts)}: {choice.seconds:.1f} s{price}"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -71,6 +71,14 @@ class Needs:
     max_usd: float | None = None  # for one job at a hosted provider; None: none may be asked
 
 
+_WHERE: Mapping[Nearness, str] = {
+    "resident": "is resident",
+    "disk": "is on its disk",
+    "volume": "is on its volume",
+    "elsewhere": "has to be downloaded",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """A replica that can take a job: `seconds` until its images are there, `usd` for them, and a sentence why.
@@ -80,7 +88,7 @@ class Choice:
 
     replica: str
     tier: str | None
-    reason: str
+    model: str
     nearness: Nearness  # of the model
     moved_bytes: int  # what is brought into its memory, adapters included
     offload: Offload
@@ -91,6 +99,30 @@ class Choice:
     usd: float
     evicted: str | None = None
     regret_s: float = 0.0
+    beside: "Choice | None" = None  # of the first choice: the next one
+
+    @property
+    def reason(self) -> str:
+        """A sentence: what the job takes there, and beside what."""
+        words = f"{self.replica}: {self._outline}"
+        other = self.beside
+        return f"{words}." if other is None else f"{words}; next is {other.replica}: {other._outline}."
+
+    @property
+    def _outline(self) -> str:
+        facts = [f"{self.model} {_WHERE[self.nearness]}"]
+        if self.wait_s:
+            facts.append(f"{self.wait_s:.1f} s of queue")
+        if self.start_s:
+            facts.append(f"{self.start_s:.1f} s to start")
+        if self.moved_bytes:
+            facts.append(f"{self.move_s:.1f} s to move {gigabytes(self.moved_bytes)}")
+        if self.offload != "none":
+            facts.append(f"{self.offload} offloading")
+        if self.evicted is not None:
+            facts.append(f"{self.evicted} makes room")
+        price = f" and ${self.usd:.2g}" if self.usd else ""
+        return f"{', '.join(facts)}: {self.seconds:.1f} s{price}"
 
     @property
     def seconds(self) -> float:
@@ -101,3 +133,8 @@ class Choice:
     def busy_s(self) -> float:
         """Seconds that the job keeps the replica once its turn has come: what it adds to the queue there."""
         return self.start_s + self.move_s + self.run_s
+
+
+def gigabytes(size: int) -> str:
+    """Return bytes as people read them."""
+    return f"{size / 1e9:.1f} GB"

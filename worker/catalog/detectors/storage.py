@@ -4,9 +4,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from worker.catalog.families.row import DENOISER_PREFIXES
-from worker.core.model import TensorIndex
+from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.single_file import VAE_PREFIXES, text_encoders
 
 # Names that tools write beside quantized weights. Read like plain ones, such weights give garbage without an error.
@@ -145,6 +146,20 @@ def held(index: TensorIndex) -> tuple[int, int]:
         plain = sum(math.prod(shape) for name, (_, shape) in index.tensors.items() if name not in packed)
         return plain, sum(packed.values())
     return (0, index.file_bytes) if quantization_of(index)[0] == "nvfp4" else (index.parameters, 0)
+
+
+def outlined_files(source: ModelSource, outline: Outline) -> ModelFiles | None:
+    """Return the files of a source as far as its outline tells, to plan with; None where their size is not told."""
+    if not outline.weight_bytes:
+        return None
+    plain, packed = held(outline.header) if outline.header else (0, 0)
+    return ModelFiles(
+        root=Path(source.locator),
+        total_bytes=outline.weight_bytes,
+        revision=outline.revision,
+        parameters={"model": plain} if plain else {},
+        packed={"model": packed} if packed else {},
+    )
 
 
 def parts_of(index: TensorIndex) -> tuple[str, ...]:

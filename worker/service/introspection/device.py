@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from worker import __version__
 from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
-from worker.catalog.detectors.storage import held
+from worker.catalog.detectors.storage import outlined_files
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.call import KnownModel
@@ -67,16 +66,9 @@ class DeviceIntrospection:
             free_bytes=device.free_bytes,
             family=row.title if row else None,
         )
-        if not outline.weight_bytes:
+        files = outlined_files(spec.source, outline)
+        if files is None:
             return replace(report, reason="How large the weights are is not known before they are fetched.")
-        plain, packed = held(outline.header) if outline.header else (0, 0)
-        files = ModelFiles(
-            root=Path(spec.source.locator),
-            total_bytes=outline.weight_bytes,
-            revision=outline.revision,
-            parameters={"model": plain} if plain else {},
-            packed={"model": packed} if packed else {},
-        )
         try:
             if spec.source.is_local:  # already here: its headers tell more than its size
                 stop = current().stop

@@ -11,9 +11,9 @@ from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.errors import UnsupportedModel
 from worker.core.result import Emit
 from worker.remote.members import Members
+from worker.remote.needs import NeedsReader
 from worker.remote.outlook import outlook
 from worker.remote.placement import place, refusals
-from worker.remote.replica import Needs, Weights
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
@@ -26,11 +26,18 @@ class FleetIntrospection:
     """Answers for the fleet. Nothing here sends a job anywhere."""
 
     def __init__(
-        self, resolver: ModelResolver, store: Store, members: Members, headers: Pool, load: Callable[[], Load]
+        self,
+        resolver: ModelResolver,
+        store: Store,
+        members: Members,
+        needs: NeedsReader,
+        load: Callable[[], Load],
+        headers: Pool,
     ) -> None:
         self._resolver = resolver
         self._store = store
         self._members = members
+        self._needs = needs
         self._headers = headers
         self._load = load
 
@@ -49,13 +56,8 @@ class FleetIntrospection:
         spec, detection = known.spec, known.detection
         outline = await self._headers.run(self._store.peek, spec.source, spec.variant, place=place_)
         states = self._members.states()
-        needs = Needs(
-            model=spec.id,
-            tier=spec.tier,
-            vram_bytes=None if spec.min_vram_gb is None else round(spec.min_vram_gb * _GIB),
-            weights=(Weights(spec.id, outline.weight_bytes),),
-            inference_s=self._members.seconds_for(spec.id),
-        )
+        await self._needs.learn_of(known)
+        needs = self._needs.of_model(known, self._members.seconds_for(spec.id))
         now = time.monotonic()
         choices = place(needs, states, now)
         tiers = {name: tier.vram_gb * _GIB for name, tier in self._resolver.registry.tiers.items()}
