@@ -58,3 +58,7 @@ def test_the_address_is_the_one_that_the_platform_or_the_operator_chose():
     assert healthcheck.address(Settings(standalone_mode=True)) == "http://127.0.0.1:8000/ping"
     assert healthcheck.address(Settings(standalone_mode=True, port=9000)) == "http://127.0.0.1:9000/ping"
     assert healthcheck.address(Settings(standalone_mode=True, api_host="10.0.0.5")) == "http://10.0.0.5:8000/ping"
+
+
+def test_a_gateway_is_asked_like_a_worker_that_serves():
+    assert healthcheck.address(Settings(gateway_mode=True)) == "http://127.0.0.1:8000/ping"
