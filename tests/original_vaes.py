@@ -94,6 +94,41 @@ def ltx(shapes: Shapes) -> Shapes:
     }
 
 
+_LTX2_UP = {"upsamplers.0": 1, "resnets": 2, "time_embedder": 2}
+
+
+def ltx2(shapes: Shapes) -> Shapes:
+    """LTX-2's: one list of blocks and layers too, but with no layers that widen."""
+    statistics = {"latents_mean": "per_channel_statistics.mean-of-means"}
+    statistics["latents_std"] = "per_channel_statistics.std-of-means"
+    named = {}
+    for name, shape in shapes.items():
+        place = re.sub(
+            r"^decoder\.up_blocks\.(\d)\.(resnets|time_embedder|upsamplers\.0)\b",
+            lambda match: f"decoder.up_blocks.{2 * int(match[1]) + _LTX2_UP[match[2]]}.{match[2]}",
+            name,
+        )
+        place = re.sub(
+            r"^encoder\.down_blocks\.(\d)\.(resnets|downsamplers\.0)\b",
+            lambda match: f"encoder.down_blocks.{2 * int(match[1]) + (match[2] != 'resnets')}.{match[2]}",
+            place,
+        )
+        place = place.replace("encoder.mid_block", "encoder.down_blocks.8")
+        place = place.replace("decoder.mid_block", "decoder.up_blocks.0")
+        place = re.sub(r"\.(?:up|down)samplers\.0\.", ".", place).replace(".resnets.", ".res_blocks.")
+        named[statistics.get(name, place)] = shape
+    return named
+
+
+def ltx_timed(shapes: Shapes) -> Shapes:
+    """LTX-Video's from 0.9.5 on, whose decoder takes the time step."""
+    last = {f"decoder.{name}": f"decoder.last_{name}" for name in ("time_embedder", "scale_shift_table")}
+    return {
+        next((name.replace(old, new) for old, new in last.items() if name.startswith(old)), name): shape
+        for name, shape in ltx2(shapes).items()
+    }
+
+
 def dc(shapes: Shapes) -> Shapes:
     """DC-AE's, which Sana reads: its attention is a convolution of one pixel."""
     fused = back(

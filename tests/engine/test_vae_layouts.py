@@ -24,6 +24,17 @@ _KL = {
 }  # fmt: skip
 
 
+# LTX-Video's of 0.9.5 and later
+_LTX_TIMED = {
+    "block_out_channels": [128, 256, 512, 1024, 2048], "decoder_block_out_channels": [256, 512, 1024],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4, "layers_per_block": [4, 6, 6, 2, 2],
+    "decoder_layers_per_block": [5, 5, 5, 5], "spatio_temporal_scaling": [True] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3, "decoder_inject_noise": [False] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"], "upsample_residual": [True] * 3,
+    "upsample_factor": [2, 2, 2], "timestep_conditioning": True,
+}  # fmt: skip
+
+
 def kl(shapes):
     return earlier.ldm_vae(shapes, prefix="")
 
@@ -41,11 +52,11 @@ PUBLISHED = {
     "wan-48": ("AutoencoderKLWan", _WAN_22, originals.wan_22),
     "qwen-image-64": ("AutoencoderKLQwenImage21", {}, None),
     "ltx-video-128": ("AutoencoderKLLTXVideo", {}, originals.ltx),
-    "ltx-128": ("AutoencoderKLLTX2Video", {}, None),
+    "ltx2-128": ("AutoencoderKLLTX2Video", {}, originals.ltx2),
+    "ltx-video-timed-128": ("AutoencoderKLLTXVideo", _LTX_TIMED, originals.ltx_timed),
     "dc-32": ("AutoencoderDC", {}, originals.dc),
     "hunyuan-video-16": ("AutoencoderKLHunyuanVideo", {}, None),
 }
-_BY_CLASS = {"ltx-128"}  # of which only the class is known, by its names
 CASES = [
     (kind, layout)
     for kind, (_, _, original) in PUBLISHED.items()
@@ -71,7 +82,7 @@ def test_a_published_autoencoder_is_known_and_becomes_the_whole_model(kind, layo
         detection = detect_header(header_of({prefix + name: shape for name, shape in file.items()}))
         assert detection.kind is Kind.VAE
         assert detection.component_class == cls.__name__
-        assert detection.variant == kind or kind in _BY_CLASS
+        assert detection.variant == kind
     tensors = {name: torch.empty(shape, device="meta") for name, shape in file.items()}
     fit = layouts.fit("vae", cls, tensors, config)
     assert {name: shape_of(tensor) for name, tensor in fit.weights.items()} == shapes

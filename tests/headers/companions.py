@@ -194,7 +194,19 @@ def adapters() -> None:
     }, "BF16")  # fmt: skip
 
 
+# LTX-Video's of 0.9.5 and later
+LTX_TIMED = {
+    "block_out_channels": [128, 256, 512, 1024, 2048], "decoder_block_out_channels": [256, 512, 1024],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4, "layers_per_block": [4, 6, 6, 2, 2],
+    "decoder_layers_per_block": [5, 5, 5, 5], "spatio_temporal_scaling": [True] * 4,
+    "decoder_spatio_temporal_scaling": [True] * 3, "decoder_inject_noise": [False] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"], "upsample_residual": [True] * 3,
+    "upsample_factor": [2, 2, 2], "timestep_conditioning": True,
+}  # fmt: skip
+
+
 def autoencoders() -> None:
+    write("vae-ltx-timed", build("AutoencoderKLLTXVideo", **LTX_TIMED), "BF16")
     for name, model in (
         ("vae-flux2", "AutoencoderKLFlux2"), ("vae-wan-diffusers", "AutoencoderKLWan"),
         ("vae-ltx", "AutoencoderKLLTXVideo"),

@@ -51,6 +51,10 @@ _TINY_DECODER = any_of(
 TINY_ENCODER = "tiny-encoder"  # the variant of a file that can decode nothing
 _PLAIN_3D = has_any("encoder.conv1.weight", "encoder.downsamples.0.residual.0.gamma")
 
+_TIMED = has_any(
+    "decoder.timestep_scale_multiplier", "decoder.up_blocks.0.time_embedder.timestep_embedder.linear_1.weight"
+)
+
 
 def _latents(channels: int) -> Condition:
     return under(_VAE, dimension("decoder.conv_in.weight", 1, channels))
@@ -85,7 +89,12 @@ VAES: tuple[Encoder, ...] = (
     _vae("ltx-video-128", under(_VAE, all_of(dimension("decoder.conv_in.conv.weight", 1, 128), has_any(
         "decoder.up_blocks.4.norm3.norm.weight", "decoder.up_blocks.2.conv_in.norm3.weight",
     ))), "AutoencoderKLLTXVideo"),
-    _vae("ltx-128", under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 128)), None),
+    # LTX-Video's later ones take the time step, LTX-2's does not
+    _vae("ltx-video-timed-128", under(_VAE, all_of(dimension("decoder.conv_in.conv.weight", 1, 128), _TIMED)),
+         "AutoencoderKLLTXVideo"),
+    _vae("ltx2-128", under(_VAE, all_of(dimension("decoder.conv_in.conv.weight", 1, 128), has_any(
+        "decoder.up_blocks.6.res_blocks.0.conv1.conv.weight", "decoder.up_blocks.2.resnets.0.conv1.conv.weight",
+    ), none_of(_TIMED))), "AutoencoderKLLTX2Video"),
     _vae("hunyuan-video-16", all_of(_CAUSAL, under(_VAE, dimension("decoder.conv_in.conv.weight", 1, 16)), under(
         _VAE, has_any("decoder.mid.block_1.conv1.conv.weight", "decoder.mid_block.resnets.0.conv1.conv.weight"))
     ), "AutoencoderKLHunyuanVideo"),
@@ -185,8 +194,9 @@ TEXT_ENCODERS: tuple[Encoder, ...] = (
 
 
 # The decoder's first layer, whose inputs are the latents' channels: of AutoencoderKL, then of AutoencoderTiny.
-_FIRST_LAYERS = ("decoder.conv_in.weight", "decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight")
-_FIRST_LAYERS += ("1.weight",)
+_FIRST_LAYERS = (
+    *("decoder.conv_in.weight", "decoder.layers.0.weight", "decoder.1.weight", "taesd_decoder.1.weight", "1.weight"),
+)
 
 
 def latent_channels(index: TensorIndex) -> int | None:

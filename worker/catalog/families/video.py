@@ -183,7 +183,7 @@ VIDEOS: tuple[Architecture, ...] = (
             )
         ),
         base_repo="Lightricks/LTX-Video",
-        autoencoders=("ltx-video-128",),
+        autoencoders=("ltx-video-128", "ltx-video-timed-128"),
         activation_gb_per_mp=8.0,
         fps=24,
         civitai=(Name("LTXV"),),
@@ -202,6 +202,7 @@ VIDEOS: tuple[Architecture, ...] = (
         original=True,
         denoiser=alone(has_all("av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1.weight")),
         base_repo="Lightricks/LTX-2",
+        autoencoders=("ltx2-128",),
         activation_gb_per_mp=10.0,
         fps=24,
         civitai=(Name("LTXV2"), Name("LTXV 2.3")),
