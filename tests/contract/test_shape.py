@@ -13,7 +13,12 @@ INTRICATE = {
     "worker/service/local/provisioning.py Provisioner.model_files",
     "worker/service/local/adapters/image_prompts.py _choose_file",
 }
-FILES = sorted(path for room in ("worker", "image_client") for path in (PROJECT / room).rglob("*.py"))
+FILES = sorted(
+    path
+    for room in ("worker", "image_client")
+    for path in (PROJECT / room).rglob("*.py")
+    if not path.is_relative_to(PROJECT / "image_client" / "build")  # what pip leaves there
+)
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
