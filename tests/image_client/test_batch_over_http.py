@@ -1,5 +1,6 @@
 """Batches against a real HTTP server with faults: every image in order, none twice, the ledger exact to the cent."""
 
+import asyncio
 import hashlib
 import json
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import pytest
 from image_client.batch import Again, Outcome
 from image_client.mock_server import MockServer
 from image_client.options import ClientOptions
+from tests.fakes.web_worker import WebWorker
+from tests.image_client.faulty_proxy import AFTER, BEFORE, FaultyProxy
 from tests.image_client.http_batch import budget_of, run
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +31,10 @@ def faults(count: int, kinds: tuple[str, ...] = FAULTS) -> list[str]:
     return [kinds[number // 3 % len(kinds)] if number % 3 == 0 else "" for number in range(count)]
 
 
-def check(outcome: Outcome, server: MockServer, folder: Path, count: int = COUNT) -> None:
-    """Hold what came out against what the server did and what is in the folder."""
+def check(outcome: Outcome, folder: Path, count: int = COUNT) -> None:
+    """Hold what came out against what is in the folder and in the ledger of money."""
     assert [record.prompt for record in outcome.records] == [f"apple {number}" for number in range(count)]
     assert {record.state for record in outcome.records} == {"drafted"}
-    assert len(server.state.drawn) == count and set(server.state.drawn.values()) == {1}
-    assert {record.request_id for record in outcome.records} == set(server.state.drawn)
     assert len({record.file for record in outcome.records}) == count
     assert len(list((folder / "results").glob("*.png"))) == count
     for record in outcome.records:
@@ -46,10 +48,32 @@ def check(outcome: Outcome, server: MockServer, folder: Path, count: int = COUNT
     assert [json.loads(line)["index"] for line in lines] == [*range(count)]
 
 
+def check_drawn_once(outcome: Outcome, server: MockServer, count: int = COUNT) -> None:
+    assert len(server.state.drawn) == count and set(server.state.drawn.values()) == {1}
+    assert {record.request_id for record in outcome.records} == set(server.state.drawn)
+
+
+def kill_three_times(url: str, folder: Path, provider: str, drawn: Callable[[], int]) -> None:
+    """Begin the batch three times, and end it with -9 when it has drawn a few more images, at a moment of chance."""
+    chance = random.Random(20261130)
+    command = [sys.executable, "-m", "tests.image_client.http_batch", url, str(folder), str(COUNT), provider]
+    for _ in range(3):
+        batch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+        goal = drawn() + chance.randrange(5, 45)
+        while drawn() < goal and batch.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.random() / 5)
+        batch.send_signal(signal.SIGKILL)
+        assert batch.wait() == -signal.SIGKILL
+        batch.stdout.close()
+    assert 0 < drawn() < COUNT
+
+
 async def test_two_hundred_images_through_faults(tmp_path: Path) -> None:
     with MockServer(faults=faults(150), seconds=0.01) as server:
         outcome = await run(server.url, tmp_path, COUNT)
-        check(outcome, server, tmp_path)
+        check(outcome, tmp_path)
+        check_drawn_once(outcome, server)
     assert outcome.stopped is None and server.state.most_at_work <= 50
     assert server.state.asked.total() > COUNT + 40  # the faults were met
 
@@ -69,7 +93,8 @@ async def test_fifty_at_once_hold_the_providers_limit_exactly(tmp_path: Path, re
         began = time.monotonic()
         outcome = await run(server.url, tmp_path, 50, options=ClientOptions())
         seconds = time.monotonic() - began
-        check(outcome, server, tmp_path, 50)
+        check(outcome, tmp_path, 50)
+        check_drawn_once(outcome, server, 50)
     assert server.state.most_at_work == 50 and server.state.over_limit == 0
     record_property("times_ideal", round(seconds, 2))
     print(f"50 images at once: {seconds:.2f} times the ideal time")
@@ -79,23 +104,33 @@ async def test_fifty_at_once_hold_the_providers_limit_exactly(tmp_path: Path, re
 async def test_a_limit_that_nobody_told_is_found_and_held(tmp_path: Path) -> None:
     with MockServer(concurrency=8, seconds=0.05) as server:
         outcome = await run(server.url, tmp_path, 60, concurrency=50)
-        check(outcome, server, tmp_path, 60)
+        check(outcome, tmp_path, 60)
+        check_drawn_once(outcome, server, 60)
     assert server.state.most_at_work == 8
 
 
 @pytest.mark.slow
 async def test_killed_three_times_it_goes_on_where_it_was(tmp_path: Path) -> None:
-    chance = random.Random(20261130)
     with MockServer(faults=faults(150, (*FAULTS[:2], *FAULTS[3:])), seconds=0.3) as server:
-        command = [sys.executable, "-m", "tests.image_client.http_batch", server.url, str(tmp_path), str(COUNT)]
-        for _ in range(3):
-            batch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-            goal = len(server.state.drawn) + chance.randrange(5, 45)
-            while len(server.state.drawn) < goal and batch.poll() is None:
-                time.sleep(0.005)
-            time.sleep(chance.random() / 5)
-            batch.send_signal(signal.SIGKILL)
-            assert batch.wait() == -signal.SIGKILL
-            batch.stdout.close()
-        assert 0 < len(server.state.drawn) < COUNT
-        check(await run(server.url, tmp_path, COUNT), server, tmp_path)
+        await asyncio.to_thread(kill_three_times, server.url, tmp_path, "mock", lambda: len(server.state.drawn))
+        outcome = await run(server.url, tmp_path, COUNT)
+        check(outcome, tmp_path)
+        check_drawn_once(outcome, server)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_our_own_worker_through_faults_and_killed_three_times(tmp_path: Path) -> None:
+    """Nothing is drawn twice: the worker knows a request id again, whoever sends it and however its answer was lost."""
+    with WebWorker(tmp_path / "worker") as worker:
+        engine = worker.context.engine
+        met = faults(900, (*BEFORE, *AFTER, "429", "500", "lost"))
+        with FaultyProxy(worker.origin, met) as proxy:
+            await asyncio.to_thread(
+                kill_three_times, proxy.origin, tmp_path, "selfhosted", lambda: sum(map(len, engine.calls))
+            )
+            outcome = await run(proxy.origin, tmp_path, COUNT, provider="selfhosted")
+        check(outcome, tmp_path)
+        drawn = [prompt for call in engine.calls for prompt in call]
+    assert sorted(drawn) == sorted(f"apple {number}" for number in range(COUNT))
+    assert all(proxy.met[fault] > 10 for fault in (*BEFORE, *AFTER))
