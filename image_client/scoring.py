@@ -1,6 +1,6 @@
 """Scores of images: numbers by which they are sorted out before somebody looks at them.
 
-`sharpness`       variance of the Laplacian of the grey image at 512 pixels; 0 is one colour, below about 20 is blurred
+`sharpness`       variance of the Laplacian of the grey image at 512 pixels; 0 is one colour, small is blurred
 `exposure`        share of pixels that are neither black nor white, 0 to 1
 `near_duplicate`  likeness to the likest earlier image of the batch, 0 to 1, by the gradients of 9×8 pixels
 `nsfw`            what the worker's safety checker said of the image, 0 to 1, where its operator has one

@@ -98,6 +98,8 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     if status in ("IN_QUEUE", "IN_PROGRESS"):
         return Running(job_id, f"{_endpoint(call)}/status/{job_id}")
     output = body.get("output")
+    if call.job is None and output is None and not body.get("error"):  # handed in again: /run says only that it is done
+        return Running(job_id, f"{_endpoint(call)}/status/{job_id}", at_once=True)
     if status != "COMPLETED":
         raise _failure(str(status), body.get("error"), output if isinstance(output, dict) else {})
     if not isinstance(output, dict):

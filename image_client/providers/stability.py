@@ -114,7 +114,7 @@ STABILITY = Provider(
     parse=parse,
     base_url="https://api.stability.ai",
     default_model="sd3.5-large",
-    token_variables=("STABILITY_API_KEY",),
+    token_variables=("STABILITY_API_KEY", "STABILITY_KEY"),
     first_byte=120.0,
     pace=Pace(starts=150, window=10.0, lockout=60.0),
 )

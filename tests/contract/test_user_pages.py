@@ -57,7 +57,7 @@ def test_every_link_into_the_project_leads_somewhere(page):
 def test_the_index_has_every_page():
     index = (PROJECT / "docs/README.md").read_text()
     pages = {path.name for path in (PROJECT / "docs").glob("*.md")} - {"README.md"}
-    linked = re.findall(r"\]\(([\w.]+\.md)\)", index)
+    linked = re.findall(r"\]\(([\w.-]+\.md)\)", index)
     assert sorted(linked) == sorted(pages)
     users, contributors = index.split("## To change it")
     assert "tour.md" in contributors

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import httpx
 from aiohttp import web
@@ -26,6 +27,11 @@ class FaultyProxy(FakeServer):
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Take everything."""
         router.add_route("*", "/{path:.*}", self._pass)
+
+    def __exit__(self, *ended: Any) -> None:
+        if self._client is not None:
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(10)
+        super().__exit__(*ended)
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
         fault = next(self._faults, "")
