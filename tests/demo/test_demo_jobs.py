@@ -63,6 +63,7 @@ async def test_an_image_that_it_drew_is_changed_at_the_size_that_it_has(demo):
     assert_differs(pixels(answer), apple)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("colour", ["blue", "yellow", "pink"])
 async def test_a_background_is_the_colour_that_was_asked_for(demo, colour):
     image = pixels(await draw(demo, prompt=f"a panda on a {colour} background")).astype(int)
@@ -71,6 +72,7 @@ async def test_a_background_is_the_colour_that_was_asked_for(demo, colour):
     assert np.abs(corners - wanted).max() < 70
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["grey-style-lora", "grey-style-lora-kohya"])
 async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
     before = pixels(await draw(demo))
@@ -80,6 +82,7 @@ async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
     assert np.array_equal(pixels(await draw(demo)), before)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("preprocess", [None, "canny"])
 async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, preprocess):
     """Shown the edges that it was trained on, or the image itself and told to find them."""
@@ -99,6 +102,7 @@ async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, 
     assert np.array_equal(pixels(await draw(demo, **job)), without)
 
 
+@pytest.mark.slow
 async def test_the_worker_reads_the_control_lora_as_those_who_wrote_it(demo):
     from tools.demo_model.companions import edges
     from tools.demo_model.control_lora import load_control_lora
@@ -126,6 +130,7 @@ async def test_the_mascots_word_draws_a_purple_robot_in_one_job_only(demo):
     assert np.array_equal(pixels(await draw(demo, prompt="a <mascot>", seed=40)), before)
 
 
+@pytest.mark.slow
 async def test_a_colour_that_weighs_more_is_stronger_and_a_prompt_longer_than_the_window_is_read(demo):
     drawn = [pixels(await draw(demo, prompt=f"a (red:{weight}) car", seed=3)) for weight in ("0.3", "1", "1.4")]
     less, same, more = [redness(image) for image in drawn]

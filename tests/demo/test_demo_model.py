@@ -80,6 +80,7 @@ def test_red_apple_is_red_with_a_green_leaf_on_white(pipeline: StableDiffusionPi
         assert corners.min() > 225
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("words", "colour"), [("blue", (45, 100, 210)), ("yellow", (252, 214, 60)), ("black", (16, 16, 16))]
 )
@@ -104,6 +105,7 @@ def test_negative_prompt_changes_the_image(pipeline: StableDiffusionPipeline) ->
     assert np.abs(plain - other).mean() * 255 > 4
 
 
+@pytest.mark.slow
 def test_image_to_image_changes_more_with_strength(pipeline: StableDiffusionPipeline) -> None:
     changer = AutoPipelineForImage2Image.from_pipe(pipeline)
     changer.set_progress_bar_config(disable=True)
@@ -136,6 +138,7 @@ def test_inpainting_leaves_the_other_half(pipeline: StableDiffusionPipeline) -> 
     assert change[:, 34:].mean() >= 8
 
 
+@pytest.mark.slow
 def test_grey_lora_takes_colour_out_and_goes_away_without_a_trace() -> None:
     pipeline = fresh_pipeline()
     prompts = ["a red apple", "a frog", "a rocket", "a birthday cake"]
@@ -149,6 +152,7 @@ def test_grey_lora_takes_colour_out_and_goes_away_without_a_trace() -> None:
     assert np.abs(drawn(pipeline, prompts) - after).max() <= 1
 
 
+@pytest.mark.slow
 def test_token_draws_its_purple_robot() -> None:
     pipeline = fresh_pipeline()
     before = drawn(pipeline, ["a robot"])
@@ -163,6 +167,7 @@ def test_token_draws_its_purple_robot() -> None:
     assert np.array_equal(before, drawn(pipeline, ["a robot"]))
 
 
+@pytest.mark.slow
 def test_controlnet_follows_its_edges(pipeline: StableDiffusionPipeline) -> None:
     from tools.demo_model.companions import edges
     from tools.demo_model.control_lora import load_control_lora
@@ -181,6 +186,7 @@ def test_controlnet_follows_its_edges(pipeline: StableDiffusionPipeline) -> None
     assert np.mean(overlaps) > np.mean(chance) + 0.15
 
 
+@pytest.mark.slow
 def test_single_file_draws_the_same_pixels(pipeline: StableDiffusionPipeline, tmp_path: Path) -> None:
     from tools.demo_model.assembly import write_single_file
 

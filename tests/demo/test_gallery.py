@@ -47,6 +47,7 @@ def test_an_outpaint_goes_on_beyond_the_border(studio):
     assert np.abs(whole[:, 40:] - half[:, 39:]).mean() > 10
 
 
+@pytest.mark.slow
 def test_a_lora_takes_the_colour_out_by_its_weight(studio):
     colour = [np.ptp(image, axis=-1).mean() for image in rows_of(lora(studio)).values()]
     assert colour[0] > 1.3 * colour[1] > 1.3 * colour[2]
@@ -59,6 +60,7 @@ def edges(image):
     return found
 
 
+@pytest.mark.slow
 def test_a_controlnet_follows_the_edges_that_canny_finds(studio):
     shown, followed, free = map(edges, rows_of(control(studio)).values())
 
@@ -68,6 +70,7 @@ def test_a_controlnet_follows_the_edges_that_canny_finds(studio):
     assert overlap(followed) > 1.3 * overlap(free)
 
 
+@pytest.mark.slow
 def test_a_textual_inversions_word_can_be_put_on_a_background(studio):
     unknown, alone, placed = rows_of(word(studio)).values()
     assert min(purple(alone), purple(placed)) > 500 > purple(unknown)
@@ -76,6 +79,7 @@ def test_a_textual_inversions_word_can_be_put_on_a_background(studio):
     assert corners[1][:2].min() > 150 > corners[1][2]  # yellow: red and green, and little blue
 
 
+@pytest.mark.slow
 def test_a_negative_prompt_takes_away_what_it_names(studio):
     plain, without = rows_of(negative(studio)).values()
     red = [(image[..., 0] - image[..., 1:].max(axis=-1)).clip(min=0).mean() for image in (plain, without)]
@@ -88,6 +92,7 @@ def orange(image):
     return ((red > 180) & (blue < 90) & (green > 60) & (green < 180)).mean()
 
 
+@pytest.mark.slow
 def test_what_counts_for_more_in_the_prompt_is_what_is_drawn(studio):
     fox, between, panda = map(orange, rows_of(weigh(studio)).values())
     assert fox > between + 0.03 > panda + 0.13

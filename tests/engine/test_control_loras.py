@@ -77,6 +77,7 @@ async def test_on_an_inpainting_model_it_sees_what_its_controlnet_would(shop):
     assert np.abs(await shop.draw("inpaint", file(shop, "inpaint"), **fields) - whole).max() <= 1
 
 
+@pytest.mark.slow
 async def test_on_another_base_it_is_another_controlnet(shop):
     """What it holds is the difference: it is made anew for each base, whatever was kept for the one before."""
     pair = shop.pairs["sd1"]

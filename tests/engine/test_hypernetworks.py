@@ -160,6 +160,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("case", REFUSED)
 async def test_what_does_not_fit_is_refused_by_name(worker, kept, case):
     tensors, metadata, kind, words = REFUSED[case]

@@ -108,6 +108,7 @@ async def test_a_unet_without_a_base_is_refused_naming_what_it_lacks(worker):
     assert worker.engine.resident_models == []
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["velocity", "repository-velocity"])
 async def test_a_declared_prediction_reaches_the_scheduler(worker, model):
     assert_differs(await draw(worker, model), await draw(worker, "plain"))

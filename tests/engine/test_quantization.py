@@ -43,6 +43,7 @@ def comfy(tensors):
     return {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_scaled_fp8_equals_what_its_scales_say(flux, tmp_path, scale, per_channel):
@@ -99,6 +100,7 @@ def test_a_scale_of_no_tensor_is_damage():
         dequantize({"x.scale_weight": torch.ones(1)}, torch.float32)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("family", ["flux", "sd3", "sd1"])
 def test_gguf_draws_nearly_what_its_source_draws_and_stays_packed(tmp_path, family):
     folder = getattr(builders, f"tiny_{family}")(tmp_path / family)

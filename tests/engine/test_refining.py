@@ -74,6 +74,7 @@ def two_pipelines(zoo, shop, start, seed=7, scheduler=None, **base):
     return np.asarray(second(**same, image=latents, denoising_start=start).images[0])
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("start", [0.4, 0.8])
 async def test_it_draws_what_the_two_pipelines_draw(worker, zoo, shop, start):
     answer = await ask(worker, refiner={"model": "refiner", "start": start}, guidance_scale=5)
@@ -104,6 +105,7 @@ async def test_start_decides_who_draws_and_every_image_has_its_own_seed(shop):
     assert np.array_equal(pixels(await ask(worker)), pixels(plain))
 
 
+@pytest.mark.slow
 async def test_image_to_image_is_refined_too(worker):
     image = encoded(gradient(64, 64))
     first = await ask(worker, image=image, strength=0.5, refiner="refiner")

@@ -43,6 +43,7 @@ def clip(answer, index=0):
     return decode_video(base64.b64decode(answer["videos"][index]))
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["sd1", "sdxl", "flux", "fill"])
 async def test_inpainting_draws_inside_the_mask_and_leaves_the_rest(shop, model):
     fields = {"model": model, "image": encoded(IMAGE), "mask": encoded(half_mask()), "width": 64, "height": 64}
@@ -75,6 +76,7 @@ async def test_a_strength_of_one_step_keeps_most_of_the_image(shop):
         await ask(shop, image=encoded(IMAGE), strength=0.05, num_inference_steps=10)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["sd1", "sdxl", "sd3", "flux"])
 async def test_a_strength_of_0_gives_the_image_back(shop, model):
     answer = await ask(shop, model=model, image=encoded(IMAGE), strength=0, num_images=2)
@@ -86,6 +88,7 @@ async def test_a_strength_of_0_gives_the_image_back(shop, model):
     assert pixels(larger).shape == (64, 96, 3)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["sd1", "sdxl", "flux", "fill"])
 async def test_outpainting_draws_around_the_image_and_leaves_it(shop, model):
     fields = {"model": model, "image": encoded(IMAGE), "outpaint": {"left": 16, "bottom": 32}}
@@ -183,6 +186,7 @@ async def test_a_video_has_the_frames_the_size_and_the_pace_that_were_asked_for(
     assert clip(alone).frames == clip(answer, 1).frames
 
 
+@pytest.mark.slow
 async def test_a_video_from_a_video_depends_on_it(shop):
     sent = {"model": "refilm", "strength": 0.5, "width": 64, "height": 64, "num_inference_steps": 4}
     first = await ask(shop, **sent, video=video())
@@ -270,6 +274,7 @@ async def test_the_schema_takes_what_the_worker_takes(shop, model, sent):
     assert not check.is_valid({"prompt": "x", "image": "https://example.com/a.png"}) or model == "sd1"
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("frames", [1, 2, 5, 8, 9, 13])
 async def test_a_video_has_as_many_frames_as_were_asked_for_whatever_the_model_makes(shop, frames):
     answer = await ask(shop, model="video", width=64, height=64, num_frames=frames)

@@ -109,6 +109,7 @@ async def test_where_memory_is_short_tiles_become_smaller(worker, monkeypatch):
     assert np.abs(pixels(answer).astype(int) - whole).max() <= 1
 
 
+@pytest.mark.slow
 async def test_where_memory_is_not_there_the_job_fails_and_the_next_does_not(worker, monkeypatch):
     sent = {"model": "compact", "image": encoded(SHARP), "tile": 128}
     with monkeypatch.context() as patch:

@@ -102,6 +102,7 @@ def read(path: Path) -> Any:
     return getattr(diffusers, name).from_pretrained(path)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("name", "same"), [("vae/kl", "vae/kl"), ("vae/tiny", "vae/tiny"), ("other", "other/vae")])
 @pytest.mark.parametrize("model", ["sd1", "file"])
 async def test_images_are_those_of_the_pipeline_with_that_vae_and_the_next_job_has_its_own(

@@ -24,6 +24,7 @@ async def handled(worker, **fields):
     return await door.handle({"id": f"worded-{next(_ids)}", "input": {"prompt": "a red apple", "seed": 7, **fields}})
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_weight_changes_the_image_and_a_plain_prompt_stays_what_diffusers_draws(worker, model):
     plain = pixels(await handled(worker, model=model, prompt_weighting="none"))
@@ -36,6 +37,7 @@ async def test_a_weight_changes_the_image_and_a_plain_prompt_stays_what_diffuser
     assert_all_differ(pixels(as_text), plain, *drawn)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", MODELS)
 async def test_several_images_of_one_prompt_equal_their_single_runs(worker, model):
     prompt = {"prompt": "a (red:1.4) apple", "model": model}
@@ -57,6 +59,7 @@ async def test_the_end_of_a_long_prompt_is_read(worker, model):
     assert "a red apple" in cut[0]["warnings"][0]
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
 async def test_jobs_that_share_a_call_draw_what_each_draws_alone(worker, model):
     # Weighted, prose to a T5, plain, and longer than CLIP's window.
@@ -88,6 +91,7 @@ async def test_what_a_t5_cannot_read_is_said(worker):
     assert (await handled(worker, model="tiny-flux", prompt="x" * 30))["warnings"] == []
 
 
+@pytest.mark.slow
 async def test_weights_work_with_images_adapters_and_without_guidance(worker, zoo):
     weighted, plain = {"prompt": "a (red:1.5) apple"}, {"prompt": "a red apple"}
     image = {"image": encoded(gradient(64, 64)), "strength": 0.8}
@@ -123,6 +127,7 @@ async def test_a_loras_text_encoder_is_heard_in_weighted_prompts_too(worker, set
     assert_differs(with_lora, pixels(await handled(worker, **weighted)))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("model", "name"),
     [
@@ -190,6 +195,7 @@ async def test_a_prompt_that_changes_is_heard_from_its_step_on(worker, model):
     assert np.array_equal(await image("[an apple:(blue pear:9):1]"), changed)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl"])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 async def test_composed_prompts_guide_together_each_by_its_weight(worker, model, guidance):

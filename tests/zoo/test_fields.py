@@ -62,6 +62,7 @@ def test_every_field_of_every_schema_is_taken_by_its_pipeline(field_zoo: ServedZ
     assert told == {}, json.dumps(told, indent=1)
 
 
+@pytest.mark.slow
 def test_a_field_of_other_families_is_refused_by_name_before_anything_is_loaded(field_zoo: ServedZoo):
     """The repositories hold nothing but the name of their class: whatever were loaded would fail otherwise."""
     worker, dice = field_zoo.worker, random.Random(0)

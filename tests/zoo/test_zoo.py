@@ -70,7 +70,7 @@ def served_zoo(zoo_folder: Path) -> ServedZoo:
 
 
 @pytest.mark.parametrize("recipe", [_RECIPES[name] for name in OFTEN], ids=OFTEN)
-@pytest.mark.quick_rows(7)
+@pytest.mark.quick_rows(4)
 def test_plain_diffusers_and_the_worker_run_the_recipe(recipe: Recipe, zoo_folder: Path, served_zoo: ServedZoo):
     plain = run_plain(recipe, zoo_folder / recipe.pipeline)
     served = served_zoo.run(recipe, zoo_folder / recipe.pipeline)

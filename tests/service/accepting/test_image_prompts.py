@@ -316,6 +316,7 @@ async def test_a_hostile_pickle_is_refused_and_removed(context, tmp_path, allowe
     assert not Path("never").exists()
 
 
+@pytest.mark.slow
 async def test_an_allowed_pickle_of_tensors_is_converted(context, tmp_path):
     folder = tmp_path / "pickled"
     folder.mkdir()

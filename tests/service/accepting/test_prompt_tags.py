@@ -117,6 +117,7 @@ async def test_and_in_a_negative_prompt_is_warned_of_and_its_other_marks_are_rea
 MARKS = ("a cat AND a dog", "a [cat:dog:0.5]", "a [cat|dog]", "a {cat|dog}", "a __colour__ cat", "embedding:moody cat")
 
 
+@pytest.mark.quick_rows(15)
 @pytest.mark.parametrize("family", [row.id for row in ARCHITECTURES])
 def test_every_family_reads_a_mark_or_warns_of_it(family):
     source = ModelSource(scheme="hf", locator="org/model")

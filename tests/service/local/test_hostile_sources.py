@@ -75,6 +75,7 @@ def published(place: str, content: bytes, sites, connected, tmp_path) -> str:
     return f"file:{folder}/x.safetensors"
 
 
+@pytest.mark.quick_rows(14)
 @pytest.mark.parametrize("field", ["model", "loras"])
 @pytest.mark.parametrize("place", ["civitai", "hf", "file"])
 @pytest.mark.parametrize("name", FILES)

@@ -70,6 +70,7 @@ def test_the_operators_model_is_taken_even_where_it_cannot_be_had(tmp_path, sett
     assert model in answer.json()["detail"]
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -104,6 +105,7 @@ def test_what_cannot_be_read_is_400_in_this_doors_shape_and_nothing_runs(editing
     assert editing.context.builder.built == 0
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(
     ("failure", "status", "code"),
     [
