@@ -84,7 +84,7 @@ class Backend:
         async for update in self.worker.stream(job):
             if "answer" in update:
                 answer = update["answer"]
-            elif updates is not None:
+            elif updates is not None and "progress" in update:
                 await updates.put.aio(update, partition=job["id"], partition_ttl=600)
         if answer.get("usage", {}).get("bytes_downloaded"):
             await models.commit.aio()  # a container that is killed has not downloaded in vain
@@ -110,3 +110,16 @@ class DiffusersBackend_A10G(Backend):  # noqa: N801 -- its name in Modal
 @modal.concurrent(max_inputs=INPUTS)
 class DiffusersBackend_L40S(Backend):  # noqa: N801
     """The tier L40S of models.yaml, with 48 GB."""
+
+
+TIERS = {"A10G": DiffusersBackend_A10G, "L40S": DiffusersBackend_L40S}
+
+
+@app.function(max_containers=1, **container(door=True))
+@modal.concurrent(max_inputs=100)
+@modal.asgi_app()
+def gateway() -> Any:
+    """Return the gateway's HTTP doors. One container: it keeps jobs and answers in its memory."""
+    from worker.app.modal_gateway import build_modal_app
+
+    return build_modal_app(read_settings(), TIERS)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from typing import Any
 
 import modal
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.conftest import PROJECT
@@ -140,6 +142,74 @@ async def test_a_call_that_is_cancelled_stops_at_its_next_step(
         assert (await instance.generate.remote.aio(job("after")))["seed"] == 5
         told = await updates.get_many.aio(200, partition="long", block=False)
     assert len(told) < 60
+
+
+@pytest.fixture
+def gateway(modal_platform: tuple[ModalPlatform, ModuleType]) -> Iterator[TestClient]:
+    """A client of the gateway that was deployed."""
+    _, module = modal_platform
+    with pytest.warns(UserWarning, match="mounted Volume"):  # which Modal has, and this process has not
+        app = module.gateway.local()
+    with TestClient(app) as client:
+        yield client
+
+
+def test_an_image_comes_back_through_the_gateway(
+    modal_platform: tuple[ModalPlatform, ModuleType], gateway: TestClient
+) -> None:
+    platform, _ = modal_platform
+    before = len(platform.records.calls)
+    answer = gateway.post("/diffusers/generate", json={"model_id": "tiny", "inputs": PROMPT, "parameters": {"seed": 7}})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    run = gateway.post("/v2/any/runsync", json={"input": {"prompt": PROMPT, "model": "other", "seed": 3}}).json()
+    assert run["output"]["placement"]["replica"] == "A10G"
+    calls = platform.records.calls[before:]
+    assert [(call.function, call.method) for call in calls] == [("DiffusersBackend_A10G", "generate")] * 2
+    assert [call.arguments[0][0]["input"]["model"] for call in calls] == ["tiny", "other"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model_id": "org/unknown", "inputs": PROMPT}, 400),
+        ({"model_id": "tiny", "inputs": PROMPT, "parameters": {"width": 77}}, 400),
+    ],
+)
+def test_what_is_refused_calls_no_gpu(
+    modal_platform: tuple[ModalPlatform, ModuleType], gateway: TestClient, body: dict[str, Any], status: int
+) -> None:
+    platform, _ = modal_platform
+    before = len(platform.records.calls)
+    answer = gateway.post("/diffusers/generate", json=body)
+    assert answer.status_code == status
+    if body["model_id"] == "org/unknown":
+        assert answer.json()["details"]["supported_models"] == ["tiny", "other"]
+    listed = gateway.get("/diffusers/models").json()["models"]
+    assert {model["model_id"]: model["tier"] for model in listed} == {"tiny": "A10G", "other": "A10G"}
+    assert len(platform.records.calls) == before
+
+
+def test_progress_comes_through_the_gateway_and_a_cancel_reaches_the_container(
+    modal_platform: tuple[ModalPlatform, ModuleType], gateway: TestClient
+) -> None:
+    platform, _ = modal_platform
+    body = {"input": {"prompt": PROMPT, "model": "tiny", "num_inference_steps": 100, "previews": True}}
+    id_ = gateway.post("/v2/any/run", json=body).json()["id"]
+    with gateway.stream("GET", f"/events/{id_}") as events:
+        seen = []
+        for line in events.iter_lines():
+            seen.append(line)
+            if "preview" in line:
+                break
+    assert any('"phase":"inference"' in line.replace(" ", "") for line in seen)
+    gateway.post(f"/v2/any/cancel/{id_}")
+    for _ in range(200):
+        if platform.records.cancelled:
+            break
+        time.sleep(0.05)
+    assert platform.records.cancelled[-1].arguments[0][0]["input"]["num_inference_steps"] == 100
+    assert gateway.get(f"/v2/any/status/{id_}").json()["status"] == "CANCELLED"
 
 
 def test_the_modal_program_deploys_the_file(tmp_path: Path) -> None:

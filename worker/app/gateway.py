@@ -2,18 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from worker.app.served import Groundwork, Served
 from worker.app.settings import Settings, SettingsError, secret_named
+from worker.catalog.registry import Registry
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.engine.plan import memory_ways
 from worker.remote.backend import RemoteBackend
 from worker.remote.fleet_file import FleetError, read_fleet
-from worker.remote.members import Members
+from worker.remote.members import Member, Members
 from worker.remote.needs import NeedsReader
 from worker.service.generation import GenerationService
 from worker.service.introspection.fleet import FleetIntrospection
@@ -68,16 +69,16 @@ class PlacedBackend:
             return await self._backend.generate(job, emit)
 
 
-def build_gateway(settings: Settings) -> Gateway:
-    """Build a gateway. Nothing is asked of any replica yet. Raises SettingsError, RegistryError."""
+def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
+    """Build a gateway. Nothing is asked of any replica yet. Raises SettingsError, RegistryError.
+
+    `beside` are the replicas of the platform that the gateway itself runs on, before those of FLEET_FILE.
+    """
     ground = Groundwork.of(settings)
     resolver, pools = ground.resolver, ground.pools
-    if settings.fleet_file is None:
+    members = Members([*beside, *_fleet(settings, resolver.registry)])
+    if not members.all:
         raise SettingsError("FLEET_FILE is not set, and a gateway needs to know its workers; name a fleet.yaml.")
-    try:
-        members = Members(read_fleet(settings.fleet_file, resolver.registry, _secret))
-    except FleetError as error:
-        raise SettingsError(f"FLEET_FILE: {error}") from None
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
     )
@@ -110,6 +111,15 @@ def build_gateway(settings: Settings) -> Gateway:
         quotas=ground.quotas,
         members=members,
     )
+
+
+def _fleet(settings: Settings, registry: Registry) -> Sequence[Member]:
+    if settings.fleet_file is None:
+        return ()
+    try:
+        return read_fleet(settings.fleet_file, registry, _secret)
+    except FleetError as error:
+        raise SettingsError(f"FLEET_FILE: {error}") from None
 
 
 def _secret(variable: str) -> str | None:

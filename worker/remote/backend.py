@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from worker.core.errors import OutOfMemory, Overloaded, Unreachable, UnsupportedModel, WorkerError
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult, Placement, Progress
+from worker.remote.line import Line
 from worker.remote.members import Member, Members
 from worker.remote.placement import larger_than, place, refusals
 from worker.remote.platforms.platform import LostSight, NotTaken
@@ -46,20 +47,27 @@ class RemoteBackend:
     def __init__(self, members: Members, needs_of: NeedsOf) -> None:
         self._members = members
         self._needs_of = needs_of
+        self._line = Line()
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Have `job` generated."""
         way = _Way(job, request_key(job), emit)
         while True:
-            job.stop.check()
-            choice = self._choose(way)
-            member = self._members.all[choice.replica] if choice else None
-            if choice is None or member is None or not member.has_room:
-                await self._members.until_changed(min(_LOOK_AGAIN_S, job.stop.remaining_s))
-                continue
+            with self._line.waiting(job.call.spec.id):
+                choice, member = await self._turn(way)
+            self._line.sent(job.call.spec.id, choice)
             result = await self._attempt(way, choice, member)
             if result is not None:
                 return result
+
+    async def _turn(self, way: _Way) -> tuple[Choice, Member]:
+        """Wait until a replica has room for the job, and return it."""
+        while True:
+            way.job.stop.check()
+            choice = self._choose(way)
+            if choice is not None and (member := self._members.all[choice.replica]).has_room:
+                return choice, member
+            await self._members.until_changed(min(_LOOK_AGAIN_S, way.job.stop.remaining_s))
 
     def _choose(self, way: _Way) -> Choice | None:
         """Return the best replica for the job; None if one has to be waited for. Raises why there is none."""
@@ -77,7 +85,7 @@ class RemoteBackend:
             left = able
         if left:
             way.waits_since = None
-            return left[0]
+            return next(filter(self._line.lets, left), None)
         self._check_patience(way, needs, states)
         return None
 

@@ -1,11 +1,14 @@
 """The door of a worker that is called as an object: a Modal class, a Ray replica. A job's dict in, plain JSON out.
 
 A job is `{"id": …, "input": …}`, as RunPod's queue has it, and an answer is the same JSON as at every other door. What
-its caller sees on the way are updates: `{"progress": …}` any number of times, then `{"answer": …}` once. Who stops
-reading takes the job back, and it ends at its next step.
+its caller sees on the way are updates: `{"alive": true}` at once and whenever there was nothing to say for a while,
+`{"progress": …}` any number of times, then `{"answer": …}` once. Who stops reading takes the job back, and it ends at
+its next step.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from pydantic import JsonValue
@@ -24,6 +27,8 @@ from worker.wire.result import encode_answer
 
 Update = dict[str, JsonValue]
 
+ALIVE_S = 5.0
+"""The longest silence of a worker that has a job."""
 # A gateway that lost sight of a job asks again under the same id, and gets the same answer.
 _DELIVERED = JobOptions(kept=False, replayed=True, redelivered=True)
 
@@ -48,16 +53,38 @@ class CalledDoor:
         except WorkerError as error:
             yield {"answer": encode_error(error, job_id)}
             return
+        told = isinstance(job_input.request, GenerationRequest) and job_input.request.progress
         try:
-            if isinstance(job_input.request, GenerationRequest) and job_input.request.progress:
-                async for progress in record.watch():
-                    yield {"progress": encode_progress(progress)}
-            await record.wait()
+            yield {"alive": True}
+            async with aclosing(_updates(record)) as updates:
+                async for update in updates:
+                    if told or "alive" in update:
+                        yield update
             yield {"answer": _answer_of(record)}
         finally:
             self._job_store.leave(record)
             if record.over:
                 await self._job_store.settled(record)
+
+
+async def _updates(record: JobRecord) -> AsyncGenerator[Update, None]:
+    """Yield a job's progress until it is over, and signs of life in between."""
+    async with aclosing(record.watch()) as feed:
+        coming = asyncio.ensure_future(anext(feed, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({coming}, timeout=ALIVE_S)
+                if not done:
+                    yield {"alive": True}
+                    continue
+                if (progress := coming.result()) is None:
+                    break
+                yield {"progress": encode_progress(progress)}
+                coming = asyncio.ensure_future(anext(feed, None))
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
+    await record.wait()
 
 
 def _answer_of(record: JobRecord) -> dict[str, JsonValue]:

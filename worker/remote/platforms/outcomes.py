@@ -59,6 +59,12 @@ def elsewhere(error: WorkerError) -> NotTaken | None:
     return None
 
 
+def called(name: str, answer: JsonValue) -> JobResult:
+    """Return the result of a worker that was called as an object. Raises NotTaken, and the job's own WorkerError."""
+    failed_there = isinstance(answer, dict) and "error" in answer
+    return finished(name, {"status": "FAILED" if failed_there else "COMPLETED", "output": answer})
+
+
 def finished(name: str, outcome: Mapping[str, JsonValue]) -> JobResult:
     """Return the result of a job that is over, as RunPod's /status tells it. Raises NotTaken, and its WorkerError."""
     status, output = outcome.get("status"), outcome.get("output")

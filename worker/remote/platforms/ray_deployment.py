@@ -1,0 +1,145 @@
+"""A worker as a Ray Serve deployment of one replica: the job is a streaming call, and its updates are the stream.
+
+Serve starts the replica for its first call, stops it once nothing came for a while, and starts another in the place of
+one that died. A call to a node that was lost hangs: so the stream is never silent for long, and silence ends it here.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+from pydantic import JsonValue
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+
+from worker.core.job import Job
+from worker.core.result import Emit, JobResult
+from worker.remote.platforms.outcomes import called, lost
+from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.replica import ReplicaState
+from worker.wire.receiving import decode_progress
+from worker.wire.sending import encode_request
+
+# A replica says something at least every 5 seconds once it has the job (worker/transport/called.py).
+SILENCE_S = 20.0
+# How long a replica may take to answer when it is asked for a job that it may have.
+RECONCILE_S = 15.0
+
+
+class Calls(Protocol):
+    """A deployment as it is called: Serve's handle, with `stream=True`."""
+
+    def __call__(self, job: dict[str, JsonValue]) -> Any:
+        """Begin a job; the result is iterated over, and cancelled."""
+        ...
+
+
+class RayDeployment:
+    """One deployment. `facts` are the operator's, `look` returns how many replicas it has; for one event loop."""
+
+    def __init__(
+        self,
+        facts: ReplicaState,
+        calls: Calls,
+        look: Callable[[], Awaitable[int]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._facts = facts
+        self._calls = calls
+        self._look = look
+        self._clock = clock
+
+    @property
+    def name(self) -> str:
+        """The name of the deployment."""
+        return self._facts.name
+
+    def state(self) -> ReplicaState:
+        """Return the state as it was last observed."""
+        return self._facts
+
+    async def observe(self) -> ReplicaState:
+        """Ask Serve how many replicas the deployment has. That wakes none."""
+        try:
+            workers = await self._look()
+        except (RayError, RayServeException, TimeoutError):
+            self._facts = replace(self._facts, health="resting")
+            return self._facts
+        self._are(workers)
+        return self._facts
+
+    async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
+        """Call the replica with `job`. See `Platform.send`."""
+        async with self._ours(job):
+            return await self._follow(job, key, emit, first_s=None)
+
+    async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
+        """Call for the same job again: a replica that has it goes on telling of it. See `Platform.reconcile`."""
+        async with self._ours(job):
+            return await self._follow(job, key, emit, first_s=RECONCILE_S)
+
+    async def close(self) -> None:
+        """Do nothing: Ray holds the connections."""
+
+    @asynccontextmanager
+    async def _ours(self, job: Job) -> AsyncIterator[None]:
+        """Enclose the way of a job there: the deadline is ours."""
+        try:
+            async with asyncio.timeout(max(0.0, min(job.stop.remaining_s, 1e6))):
+                yield
+        except TimeoutError:
+            raise job.stop.timed_out() from None
+
+    async def _follow(self, job: Job, key: str, emit: Emit, first_s: float | None) -> JobResult:
+        """Follow the job to its end. `first_s` bounds the wait for the first sign of life: None for a cold start."""
+        updates = self._calls({"id": key, "input": encode_request(job)})
+        began, was_warm = self._clock(), self._facts.warm
+        heard = False
+        try:
+            async for update in _each(updates, first_s):
+                if not heard:
+                    heard = True
+                    self._are(1)
+                    if not was_warm:
+                        self._facts = replace(self._facts, cold_start_s=self._clock() - began)
+                if "answer" in update:
+                    return called(self.name, update["answer"])
+                if (progress := decode_progress(update.get("progress"))) is not None:
+                    emit(progress)
+        except RayActorError as error:  # its process is gone, and with it the job
+            self._are(0)
+            raise NotTaken(lost(self.name)) from error
+        except _Silence as error:
+            raise LostSight(lost(self.name)) from error
+        except (RayError, RayServeException) as error:
+            raise (LostSight if heard else NotTaken)(lost(self.name)) from error
+        finally:
+            updates.cancel()  # nothing once it is over
+        raise NotTaken(lost(self.name))
+
+    def _are(self, workers: int) -> None:
+        """Note how many replicas there are: one that was not there has no model on its device."""
+        resident = self._facts.resident if workers and self._facts.warm else frozenset()
+        self._facts = replace(self._facts, health="well", workers=workers, warm=workers > 0, resident=resident)
+
+
+class _Silence(Exception):
+    """A replica that has a job, and said nothing for too long."""
+
+
+async def _each(updates: Any, first_s: float | None) -> AsyncGenerator[dict[str, JsonValue], None]:
+    """Yield updates. Raises _Silence."""
+    within_s = first_s
+    while True:
+        try:
+            async with asyncio.timeout(within_s):
+                update = await anext(updates, None)
+        except TimeoutError:
+            raise _Silence from None
+        if update is None:
+            return
+        yield update
+        within_s = SILENCE_S
