@@ -1,0 +1,38 @@
+"""What a gateway remembers of a replica beyond what that says of itself."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from worker.remote.members import Member
+from worker.remote.replica import Kind, ReplicaState
+
+
+@dataclass
+class Silent:
+    """A platform that says nothing of models."""
+
+    kind: Kind = "http"
+    name: str = "a"
+
+    def state(self) -> ReplicaState:
+        return ReplicaState(name=self.name, kind=self.kind)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("http", {"flux", "sdxl"}), ("runpod", set())])
+def test_a_machines_disk_keeps_what_it_answered_with_and_a_platforms_fresh_worker_has_none(kind, kept) -> None:
+    member = Member(Silent(kind))
+    member.has_answered("flux")
+    member.has_answered("sdxl")
+    assert member.state(0.0).on_disk == kept
+
+
+def test_adapters_stay_beside_the_model_that_answered_last() -> None:
+    member = Member(Silent())
+    member.has_answered("flux", ["style"])
+    member.has_answered("flux", ["canny"])
+    assert member.state(0.0).resident_adapters == {"style", "canny"}
+    member.has_answered("flux", ["1", "2", "3"])
+    assert member.state(0.0).resident_adapters == {"1", "2", "3", "canny"}
+    member.has_answered("sdxl")
+    assert member.state(0.0).resident_adapters == set()
