@@ -85,15 +85,17 @@ class MockServer:
         self._concurrency, self._seconds, self._token = concurrency, seconds, token
         self._answers: dict[str, HttpAnswer] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self.serve()), name="mock-server", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mock-server", daemon=True)
         self._started = threading.Event()
+        self._failure: OSError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._started.wait(10):
-            raise OSError(f"The mock server cannot listen on port {self.port}.")
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
         return self
 
     def __exit__(
@@ -112,8 +114,14 @@ class MockServer:
         """Let the next requests meet these."""
         self._faults.extend(_checked(faults))
 
-    async def serve(self) -> None:
-        """Serve until the `with` ends, or for ever."""
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except OSError as error:  # the port is taken
+            self._failure = error
+            self._started.set()
+
+    async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         connections: set[asyncio.Task[None]] = set()
 
@@ -256,9 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--faults", nargs="*", default=[], help="what the first requests meet, such as 429:1 or hang:2")
     given = parser.parse_args(arguments)
     server = MockServer(faults=given.faults, concurrency=given.concurrency, seconds=given.seconds, port=given.port)
-    print(f"The mock provider answers at {server.url}; Ctrl-C stops it.", flush=True)  # noqa: T201
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(server.serve())
+    with contextlib.suppress(KeyboardInterrupt), server:
+        print(f"The mock provider answers at {server.url}; Ctrl-C stops it.", flush=True)  # noqa: T201
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

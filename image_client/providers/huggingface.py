@@ -3,14 +3,16 @@
 Contract: huggingface_hub 2.4 (its client and its providers/hf_inference.py), docs/api.md of the worker.
 """
 
+import re
 from dataclasses import replace
 
 from pydantic import JsonValue
 
-from image_client.errors import GenerationFailed
-from image_client.providers.answers import base64_text, media_type_of, require_success, sentence, whole_number
+from image_client.errors import GenerationFailed, ProviderUnavailable
+from image_client.providers.answers import base64_text, media_type_of, require_success, sentence, whole_number, words_of
 from image_client.providers.provider import Abilities, Call, File, Finished, HttpAnswer, HttpRequest, Provider, Running
 
+_LOADING = re.compile(rb'"estimated_time": ?(\d{1,4}(?:\.\d+)?)')  # seconds, in a 503
 _PARAMETERS = ("negative_prompt", "width", "height", "seed", "num_inference_steps", "guidance_scale")
 _ACCEPT = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", None: "image/png"}
 
@@ -45,6 +47,10 @@ def prepare(call: Call) -> HttpRequest:
 
 def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     """Read the image."""
+    loading = _LOADING.search(answer.body) if answer.status == 503 and "retry-after" not in answer.headers else None
+    if loading is not None:
+        said = f"The model is being loaded: {words_of(answer)}"
+        raise ProviderUnavailable(said, retry_after=float(loading[1]), status=503)
     require_success(answer)
     if media_type_of(answer.body) is None:
         raise GenerationFailed(f"The answer is no image: {sentence(_text(answer)) or 'it says nothing'}")

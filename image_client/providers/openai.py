@@ -8,7 +8,7 @@ from io import BytesIO
 
 from pydantic import JsonValue
 
-from image_client.errors import ContentRefused, GenerationFailed, Unsupported
+from image_client.errors import ContentRefused, GenerationFailed, PaymentRequired, Unsupported
 from image_client.providers.answers import (
     file_or_link,
     json_object,
@@ -70,9 +70,7 @@ def prepare(call: Call) -> HttpRequest:
 
 def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     """Read the images, inline or behind links."""
-    if answer.status == 400 and (b"moderation_blocked" in answer.body or b"content_policy" in answer.body):
-        raise ContentRefused(f"The provider's moderation refuses the request: {words_of(answer)}", status=400)
-    require_success(answer)
+    _require_success(answer)
     body = json_object(answer)
     data = body.get("data")
     items = [item for item in data if isinstance(item, dict)] if isinstance(data, list) else []
@@ -86,6 +84,15 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     rest["revised_prompts"] = [item.get("revised_prompt") for item in items]
     model = text_of(body.get("model")) or call.model or None
     return Finished(files, answer.headers.get("x-request-id"), model, raw=rest)
+
+
+def _require_success(answer: HttpAnswer) -> None:
+    """Raise the refusal of an answer that is not 2xx; two of them are known by their codes alone."""
+    if answer.status == 429 and b"insufficient_quota" in answer.body:
+        raise PaymentRequired(f"The account has no credit: {words_of(answer)}", status=429)
+    if answer.status == 400 and (b"moderation_blocked" in answer.body or b"content_policy" in answer.body):
+        raise ContentRefused(f"The provider's moderation refuses the request: {words_of(answer)}", status=400)
+    require_success(answer)
 
 
 def transparent_where_white(mask: bytes) -> bytes:

@@ -5,9 +5,11 @@ id is never lost. Contract: replicate.com/docs/reference/http; 600 predictions a
 minute (docs/topics/predictions/rate-limits).
 """
 
+import re
+
 from pydantic import JsonValue
 
-from image_client.errors import ContentFiltered, GenerationFailed, UnknownOutcome
+from image_client.errors import ContentFiltered, GenerationFailed, RateLimited, UnknownOutcome
 from image_client.providers.answers import (
     data_uri,
     file_or_link,
@@ -16,6 +18,7 @@ from image_client.providers.answers import (
     seeds_of,
     sentence,
     text_of,
+    words_of,
 )
 from image_client.providers.fitting import name_of_size
 from image_client.providers.provider import (
@@ -31,6 +34,7 @@ from image_client.providers.provider import (
 )
 from image_client.request import Operation, OutputFormat
 
+_RESETS = re.compile(rb"resets in ~?(\d{1,4})s")  # where a 429 says so in words alone
 _RATIOS = {
     "1:1": (1024, 1024),
     "16:9": (1344, 768),
@@ -111,6 +115,7 @@ def prepare(call: Call) -> HttpRequest:
 
 def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     """Read a prediction."""
+    _require_turn(answer)
     require_success(answer)
     body = json_object(answer)
     job_id, status = text_of(body.get("id")), body.get("status")
@@ -128,6 +133,13 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     files = tuple(file_or_link(item, seed) for item, seed in zip(outputs, seeds, strict=True))
     model = text_of(body.get("model")) or call.model
     return Finished(files, job_id, model, text_of(body.get("version")), raw=body if _small(body) else None)
+
+
+def _require_turn(answer: HttpAnswer) -> None:
+    """Raise the refusal of a 429 that says only in words how long it lasts."""
+    resets = _RESETS.search(answer.body) if answer.status == 429 and "retry-after" not in answer.headers else None
+    if resets is not None:
+        raise RateLimited(f"Too many requests: {words_of(answer)}", retry_after=float(resets[1]), status=429)
 
 
 def search(call: Call) -> HttpRequest:
