@@ -232,7 +232,14 @@ def _styles(value: Any) -> tuple[bytes, ...]:
 
 def _event(block: str) -> dict[str, Any]:
     lines = [line.partition(": ")[::2] for line in block.split("\n") if line]
-    return {name: _parsed(value) if name == "data" else value for name, value in lines}
+    return {name: _parsed_or_text(value) if name == "data" else value for name, value in lines}
+
+
+def _parsed_or_text(value: str) -> Any:
+    try:
+        return _parsed(value)
+    except ValueError:  # Replicate's events hold plain texts
+        return value
 
 
 def _conversed(served: Serving, name: str, send: dict[str, Any]) -> Answer:

@@ -26,6 +26,10 @@ PATHS = (
     "version",
     "created",
     "created_at",
+    "started_at",
+    "completed_at",
+    "metrics.predict_time",
+    "metrics.total_time",
     "details.retry_after_s",
     "headers.retry-after",
     "free_gb",
@@ -117,7 +121,8 @@ def _image(value: str, pixels: bool) -> dict[str, Any] | None:
     if len(value) < 64:
         return None
     try:
-        return described(base64.b64decode(value, validate=True), pixels)
+        encoded = value.partition(";base64,")[2] if value.startswith("data:") else value
+        return described(base64.b64decode(encoded, validate=True), pixels)
     except (binascii.Error, ValueError):
         return None
 

@@ -174,9 +174,26 @@ def _web_ui(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) ->
         return _drawn(answer)
     problem = answer.json()
     assert problem["detail"] == problem["errors"]
-    sentence, _, models = problem["detail"].partition(" There are ")
+    return _named(answer.status_code, problem["error"], problem["detail"], answer)
+
+
+def _prediction(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) -> Said:
+    """Replicate's: what shows only when a job is looked into is a prediction that failed."""
+    fields = _fields(sent)
+    body = {"version": fields.pop("model", "tiny"), "input": fields}
+    answer = served.http.post("/v1/predictions", json=body, headers={**headers, "Prefer": "wait"})
+    found = answer.json()
+    if answer.status_code >= 400:
+        assert {"title", "detail", "status", "code"} <= found.keys() and found["status"] == answer.status_code
+        return _named(answer.status_code, found["code"], found["detail"], answer)
+    assert answer.status_code == 201
+    return Said(200) if found["status"] == "succeeded" else _named(200, found["error_code"], found["error"], answer)
+
+
+def _named(status: int, code: str, text: str, answer: httpx.Response) -> Said:
+    sentence, _, models = text.partition(" There are ")
     names = [name.strip() for name in models.rstrip(".").split(",") if name.strip()]
-    return Said(answer.status_code, problem["error"], sentence, answer.headers.get("retry-after"), names)
+    return Said(status, code, sentence, answer.headers.get("retry-after"), names)
 
 
 def _socket(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) -> Said:
@@ -217,6 +234,7 @@ DOORS: dict[str, Ask] = {
     "openai, stream": _images(stream=True),
     "openai, edit": _upload("/v1/images/edits", _openai),
     "a1111": _web_ui,
+    "replicate": _prediction,
 }
 # Where another number than the usual one is right: this door knows 400, 503 and 504 only,
 _EDIT = {413: 400, 429: 503}
@@ -229,7 +247,7 @@ def number_at(door: str, usual: int, *, inside: bool) -> int:
 
     `inside` is what shows only when a job is looked into: one that was handed in has failed then, as on RunPod.
     """
-    if inside and door.startswith("v2"):
+    if inside and door.startswith(("v2", "replicate")):
         return 200
     return {"edit": _EDIT, "socket": _SOCKET}.get(door, {}).get(usual, usual)
 

@@ -64,7 +64,8 @@ def test_with_keys_the_pages_are_open_and_tell_of_them(tmp_path):
 def test_head_is_answered_wherever_get_is(served):
     job = served.http.post("/v2/local/run", json={"input": {"prompt": "x"}}).json()["id"]
     routes = served.http.get("/openapi.json").json()["paths"]
-    paths = [path.format(id=job, endpoint="local") for path, methods in routes.items() if "get" in methods]
+    parts = {"id": job, "endpoint": "local", "owner": "local", "name": "tiny", "version_id": "none", "index": 0}
+    paths = [path.format(**parts) for path, methods in routes.items() if "get" in methods]
     for path in (*paths, "/docs", "/favicon.ico", "/openapi.json", "/models/tiny", "/v1/models/tiny", "/nowhere"):
         if path.startswith(("/models/" + job, "/v1/models/" + job)):
             continue

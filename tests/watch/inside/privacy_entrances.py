@@ -36,7 +36,18 @@ _BESIDE = {
 _METHODS = {"task", "scheduler", "sampler", "sampler_name", "schedule", "timestep_spacing", "prediction_type"}
 _ANSWERS = {"format", "output_format", "response_format", "size", "quality", "background", "delivery", "type"}
 _JOBS = {"action", "id", "policy", "traceparent", "webhook", "bucketName", "endpointUrl"}
-PUBLIC = frozenset(_MODELS | _BESIDE | _METHODS | _ANSWERS | _JOBS)
+# Models and methods in the words of other APIs.
+_ELSEWHERE = {
+    "version",
+    "sd_model_checkpoint",
+    "sd_vae",
+    "upscaler_1",
+    "hr_upscaler",
+    "refiner_checkpoint",
+    "sampler_index",
+}
+_ELSEWHERE |= {"aspect_ratio", "endpoint", "hr_checkpoint_name", "hr_sampler_name", "webhook_events_filter", "module"}
+PUBLIC = frozenset(_ELSEWHERE | _MODELS | _BESIDE | _METHODS | _ANSWERS | _JOBS)
 SHORTEST = 8  # shorter texts are found by chance
 _BASE64_FROM = 120
 _MUCH = 4_096  # of a text, by which it is known again

@@ -8,7 +8,10 @@ MAX_HEAD_BYTES = 49_152  # a little more than a process takes, which says what i
 END = b"\r\n\r\n"
 _TARGET = re.compile(r"(?:https?://[^/?#]*)?(/[^?#]*)")
 # An id ends in the number of its process; these are the addresses that hold one.
-_OF_JOB = re.compile(r"/(?:v2/[^/]+/(?:status|stream|cancel|retry)|events|v1/images)/[^/]+?-u(\d{1,4})(?:/content)?")
+_OF_JOB = re.compile(
+    r"/(?:v2/[^/]+/(?:status|stream|cancel|retry)|events|v1/images|v1/predictions)/[^/]+?-u(\d{1,4})"
+    r"(?:/content|/cancel|/stream|/output/\d+)?"
+)
 # Every process is asked, and one answer is made of theirs.
 _OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|v2/[^/]+/health)")
 _A1111 = "/sdapi/"

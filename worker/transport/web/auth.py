@@ -134,7 +134,7 @@ def _key_in(header: str) -> str | None:
         except ValueError:
             return header.strip()
         return password or name
-    return key.strip() if scheme.lower() == "bearer" else header.strip() or None
+    return key.strip() if scheme.lower() in ("bearer", "token") else header.strip() or None
 
 
 def caller_of(connection: HTTPConnection) -> Caller:

@@ -21,6 +21,7 @@ from worker.transport.web import (
     openai_images,
     openapi,
     pages,
+    replicate,
     run,
     runpod_queue,
     usage,
@@ -36,6 +37,7 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     models.routes,
     hf_inference.routes,
     edit.routes,
+    replicate.routes,  # before OpenAI's, which takes what is left below /v1/models
     openai_images.routes,
     a1111.routes,
     metrics.routes,
@@ -44,7 +46,12 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
 # Doors of a browser's own connections, which send no header.
 BROWSER_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (events.routes,)
 # Open to everybody: health checks and pages have no key, and an image is protected by its id, which cannot be guessed.
-OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (health.routes, openai_images.image_routes, pages.routes)
+OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
+    health.routes,
+    openai_images.image_routes,
+    replicate.file_routes,
+    pages.routes,
+)
 
 Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 

@@ -37,18 +37,20 @@ class Webhooks:
 
     def notify(self, record: JobRecord) -> None:
         """Deliver this job's end, in the background."""
-        url = record.options.webhook
-        if url is None:
-            return
+        if (url := record.options.webhook) is not None:
+            body = json.dumps(encode_job(record), ensure_ascii=False).encode("utf-8", "replace")
+            self.call(record, url, body, record.id)
+
+    def call(self, record: JobRecord, url: str, body: bytes, message_id: str) -> None:
+        """Deliver `body`, which tells of this job, in the background. Each message about it has an id of its own."""
         host = urlsplit(url).netloc.lower()
         if len(self._under_way) >= MAX_WAITING or self._of_host[host] >= MAX_OF_HOST:
             others = min(len(self._under_way), self._of_host[host])
             _LOG.warning("job %s: its webhook was not called; %d others wait", record.id, others)
             return
-        body = json.dumps(encode_job(record), ensure_ascii=False).encode("utf-8", "replace")
         context = copy_context()
         context.run(under_way.set, Turn(record.caller))  # that of the job is over
-        task = asyncio.get_running_loop().create_task(self._deliver(url, host, record.id, body), context=context)
+        task = asyncio.get_running_loop().create_task(self._deliver(url, host, message_id, body), context=context)
         self._under_way.add(task)
         self._of_host[host] += 1
         task.add_done_callback(partial(self._end, host))

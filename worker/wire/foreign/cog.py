@@ -5,7 +5,7 @@ from math import sqrt
 
 from pydantic import JsonValue
 
-from worker.catalog.interface.values import number_in, truth_in
+from worker.catalog.interface.values import number_in
 from worker.core.errors import ParameterOutOfRange
 
 # A bare input with one of these is meant for such a model: no field of ours has these names.
@@ -14,7 +14,8 @@ MARKS = frozenset(
 )
 # Of Replicate's own service, and without an effect on what is drawn.
 _SILENT = ("disable_safety_checker", "apply_watermark", "output_quality", "output_format")
-_WITHOUT_EFFECT = ("go_fast", "refine")
+_WITHOUT_EFFECT = ("go_fast", "refine", "high_noise_frac", "refine_steps")
+_USUAL = (False, "false", "no_refiner", 0)  # values that ask for nothing
 _NAMES = {
     "num_outputs": "num_images",
     "prompt_strength": "strength",
@@ -40,7 +41,7 @@ def decode(
     fields: dict[str, JsonValue] = {
         _NAMES.get(name, name): value for name, value in left.items() if name not in _taken()
     }
-    notes = [f"{name} has no effect here." for name in _WITHOUT_EFFECT if truth_in(left.get(name, False))]
+    notes = [f"{name} has no effect here." for name in _WITHOUT_EFFECT if left.get(name, False) not in _USUAL]
     if has_image := bool(fields.get("image")):
         fields.setdefault("strength", 0.8)
     else:

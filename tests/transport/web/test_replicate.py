@@ -1,0 +1,152 @@
+"""Replicate's HTTP API, as its clients call it."""
+
+import base64
+import hashlib
+import io
+import json
+import threading
+
+import pytest
+from PIL import Image
+
+from tests.fakes.web_worker import Listener, WebWorker
+from tests.transport.web.uploads import png
+
+INPUT = {"prompt": "an apple", "width": 64, "height": 64, "seed": 7}
+TINY = hashlib.sha256(b"tiny").hexdigest()
+WAIT = {"Prefer": "wait"}
+
+
+def create(served, path="/v1/models/local/tiny/predictions", headers=WAIT, **body):
+    answer = served.http.post(path, json={"input": INPUT, **body}, headers=headers)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def test_a_prediction_is_waited_for_and_its_output_is_the_file(served):
+    prediction = create(served, input=INPUT | {"num_outputs": 2, "output_format": "webp", "go_fast": True})
+    assert prediction["status"] == "succeeded" and prediction["error"] is None
+    assert (prediction["model"], prediction["version"]) == ("tiny", TINY)
+    assert prediction["metrics"]["image_count"] == 2 and prediction["completed_at"] >= prediction["created_at"]
+    assert "go_fast has no effect here." in prediction["logs"]
+    kind, _, data = prediction["output"][1].partition(",")
+    assert kind == "data:image/webp;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 64)
+    again = served.http.get(f"/v1/predictions/{prediction['id']}").json()
+    assert again == prediction
+
+
+@pytest.mark.parametrize(
+    ("version", "model"),
+    [("local/tiny", "tiny"), (TINY, "tiny"), (f"any/small:{TINY}", "tiny"), ("tiny", "tiny"), ("org/sdxl", "org/sdxl")],
+)
+def test_a_model_is_named_by_version_alias_or_owner(served, version, model):
+    assert create(served, "/v1/predictions", headers={}, version=version)["model"] == model
+
+
+def test_an_unknown_version_is_refused_and_an_unknown_model_fails(served):
+    answer = served.http.post("/v1/predictions", json={"version": "f" * 64, "input": INPUT})
+    assert answer.status_code == 400
+    assert answer.json().keys() >= {"title", "detail", "status", "code"} and answer.json()["code"] == "model_not_found"
+    failed = create(served, "/v1/models/no/where/predictions")
+    assert (failed["status"], failed["error_code"]) == ("failed", "model_not_found")
+    assert "no/where" in failed["error"] and failed["output"] is None
+
+
+def test_while_it_is_under_way_it_is_starting_so_that_clients_ask_on(served):
+    engine = served.context.engine
+    engine.gate.clear()
+    prediction = create(served, headers={"Prefer": "wait=1"})
+    assert prediction["status"] == "starting" and prediction["output"] is None
+    assert served.http.get(prediction["urls"]["get"]).json()["status"] in ("starting", "processing")
+    cancelled = served.http.post(prediction["urls"]["cancel"]).json()
+    assert (cancelled["status"], cancelled["error"]) == ("canceled", None)
+    engine.gate.set()
+    assert served.http.get("/v1/predictions/nobody").status_code == 404
+
+
+def test_a_shape_is_drawn_in_the_models_own_number_of_pixels(served):
+    create(served, input={"prompt": "x", "aspect_ratio": "16:9", "num_inference_steps": 2})
+    job = served.context.engine.ran[-1]
+    assert (job.params["width"], job.params["height"]) == (88, 48)  # of 64x64, on a grid of 8
+    answer = served.http.post(
+        "/v1/models/local/tiny/predictions", json={"input": {"prompt": "x", "aspect_ratio": "wide"}}
+    )
+    assert answer.status_code == 400 and "aspect_ratio" in answer.json()["detail"]
+
+
+def test_a_stream_has_the_logs_the_output_and_an_end(served):
+    prediction = create(served)
+    answer = served.http.get(prediction["urls"]["stream"])
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [dict(line.split(": ", 1) for line in part.split("\n")) for part in answer.text.strip().split("\n\n")]
+    assert [event["event"] for event in events] == ["logs", "output", "done"]
+    assert events[0]["data"].startswith("100%|") and events[0]["data"].endswith("| 3/3")
+    assert events[1]["data"] == prediction["output"][0] and events[2]["data"] == "{}"
+
+
+def test_behind_https_the_output_is_an_address(served):
+    headers = WAIT | {"X-Forwarded-Proto": "https"}
+    prediction = create(served, headers=headers)
+    (url,) = prediction["output"]
+    assert url == f"https://127.0.0.1:{served.port}/v1/predictions/{prediction['id']}/output/0"
+    file = served.http.get(url.partition(str(served.port))[2])
+    assert (file.status_code, file.headers["content-type"]) == (200, "image/png")
+    assert served.http.get(f"/v1/predictions/{prediction['id']}/output/1").status_code == 404
+
+
+def test_an_upload_is_an_input_and_nothing_is_kept(served):
+    file = served.http.post("/v1/files", files={"content": ("a.png", png(64, 64), "image/png")})
+    assert file.status_code == 201
+    body = file.json()
+    assert (body["size"], body["content_type"]) == (len(png(64, 64)), "image/png")
+    assert body["checksums"]["sha256"] == hashlib.sha256(png(64, 64)).hexdigest()
+    prediction = create(served, input=INPUT | {"image": body["urls"]["get"], "prompt_strength": 0.4})
+    assert served.context.engine.ran[-1].params["strength"] == 0.4
+    assert len(prediction["input"]["image"]) < 100  # it is not said back
+    assert served.http.get(f"/v1/files/{body['id']}").status_code == 404
+
+
+def test_a_model_has_the_schema_of_its_inputs_and_openais_clients_read_the_same_path(served):
+    model = served.http.get("/v1/models/local/tiny").json()
+    assert (model["owner"], model["name"], model["latest_version"]["id"]) == ("local", "tiny", TINY)
+    schemas = model["latest_version"]["openapi_schema"]["components"]["schemas"]
+    assert schemas["Input"]["properties"].keys() >= {"prompt", "num_outputs", "aspect_ratio", "num_inference_steps"}
+    assert "model" not in schemas["Input"]["properties"] and schemas["Output"]["type"] == "array"
+    assert "#/$defs/" not in json.dumps(schemas)
+    sdxl = served.http.get("/v1/models/org/sdxl").json()
+    assert (sdxl["id"], sdxl["object"], sdxl["name"], sdxl["owned_by"]) == ("org/sdxl", "model", "sdxl", "org")
+    escaped = served.http.get("/v1/models/org%2Fsdxl").json()
+    assert escaped.keys() == {"id", "object", "created", "owned_by"}
+    versions = served.http.get("/v1/models/local/tiny/versions").json()["results"]
+    assert versions == [served.http.get(f"/v1/models/local/tiny/versions/{TINY}").json()]
+    for path in ("/v1/models/no/where", f"/v1/models/local/tiny/versions/{'f' * 64}"):
+        assert served.http.get(path).json().keys() >= {"title", "detail", "status"}
+
+
+def test_webhooks_tell_of_the_start_the_output_and_the_end_each_with_an_id_of_its_own(tmp_path):
+    secret = "whsec_" + base64.b64encode(b"a secret of some length").decode()
+    with Listener() as listener, WebWorker(tmp_path, allow_private_urls=True, webhook_secret=secret) as served:
+        done = threading.Event()
+        create(served, webhook=f"{listener.origin}/hook", webhook_events_filter=["start", "output", "completed"])
+        for _ in range(500):
+            if len(listener.requests) == 3 or done.wait(0.01):
+                break
+        bodies = [json.loads(request.body) for request in listener.requests]
+        assert sorted(body["status"] for body in bodies) == ["processing", "starting", "succeeded"]
+        assert len({request.headers["webhook-id"] for request in listener.requests}) == 3
+        answer = served.http.post(
+            "/v1/models/local/tiny/predictions",
+            json={"input": INPUT, "webhook": f"{listener.origin}/hook", "webhook_events_filter": ["never"]},
+        )
+        assert answer.status_code == 400
+
+
+def test_predictions_are_each_callers_own(tmp_path):
+    ann, ben = "0123456789abcdefghij", "abcdefghij0123456789"
+    with WebWorker(tmp_path, api_keys=f"{ann},{ben}") as served:
+        mine = create(served, headers=WAIT | {"Authorization": f"Token {ann}"})
+        path = f"/v1/predictions/{mine['id']}"
+        assert served.http.get(path, headers={"Authorization": f"Bearer {ben}"}).status_code == 404
+        assert served.http.get(path).status_code == 401
+        assert served.http.get(path, headers={"Authorization": f"Bearer {ann}"}).json()["status"] == "succeeded"
