@@ -8,7 +8,7 @@ from image_client.scoring import Candidate, Rule, Scorer, ScoringError, scores_o
 
 
 def score_all(ledger: Ledger, scorers: Sequence[Scorer]) -> list[str]:
-    """Score every drawn image in order, and return a sentence for each that could not be scored."""
+    """Score every drawn image in order, and return a sentence for each reason that one could not be."""
     faults = []
     for record in ledger.records():
         if record.state not in DRAWN or record.file is None:
@@ -21,7 +21,7 @@ def score_all(ledger: Ledger, scorers: Sequence[Scorer]) -> list[str]:
         state = "scored" if record.state == "drafted" else record.state
         if (state, scores) != (record.state, record.scores):
             ledger.add(record.index, state, scores=scores)
-    return faults
+    return [*dict.fromkeys(faults)]
 
 
 def apply_rules(ledger: Ledger, rules: Sequence[Rule]) -> list[Record]:

@@ -75,6 +75,11 @@ def is_wanted(record: Record, again: Again) -> bool:
     return record.state not in DRAWN and (record.state != "failed" or again.failed)
 
 
+def may_have_run(record: Record, again: Again, *, idempotent: bool) -> bool:
+    """Whether it was sent, by a process that died or without an answer, so that sending it again may charge twice."""
+    return record.state in ("sent", "unknown") and not (idempotent or again.unknown)
+
+
 class BatchRun:
     """One run over the open ledger of a batch. `connect` makes its client of the options that it is given."""
 
@@ -147,10 +152,6 @@ class BatchRun:
     def _key(self, record: Record) -> str:
         return f"{self.ledger.info.id}-{record.index + 1}-{record.attempt + 1}"
 
-    def _may_have_run(self, record: Record) -> bool:
-        """Whether it was sent, by a process that died or without an answer, and sending it again may charge twice."""
-        return record.state in ("sent", "unknown") and not (self._client.idempotent or self._again.unknown)
-
     async def _found(self, record: Record, request: ImageRequest) -> ProviderJob | None:
         """Return its job from the provider's own list; without one its outcome is unknown, and it is not sent again."""
         try:
@@ -182,7 +183,7 @@ class BatchRun:
             taken = record.job if record.state == "accepted" else None
             if taken is None:
                 request = await asyncio.to_thread(job.request)
-                if self._may_have_run(record):
+                if may_have_run(record, self._again, idempotent=self._client.idempotent):
                     taken = await self._found(record, request)
                     if taken is None:
                         return

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from image_client.batch import Again, is_wanted
+from image_client.batch import Again, is_wanted, may_have_run
 from image_client.budget import Budget, Quote, default_model
 from image_client.ledger import Ledger
 from image_client.money import shown
+from image_client.providers.table import provider_named
 from image_client.request import ImageRequest
 
 
@@ -34,9 +35,11 @@ class Estimate:
 def estimate(ledger: Ledger, budget: Budget, again: Again, model: str | None) -> Estimate:
     """Return what the images cost that a run would send; what was taken already is paid for."""
     info, quotes, models = ledger.info, [], {}
+    idempotent = provider_named(info.provider).idempotent
     for job in ledger.jobs:
         record = ledger[job.index]
-        if not is_wanted(record, again) or record.state == "accepted":
+        taken = record.state == "accepted" or may_have_run(record, again, idempotent=idempotent)
+        if taken or not is_wanted(record, again):
             continue
         request = job.priced()
         request = request.model_copy(update={"model": request.model or model or default_model(info.provider)})

@@ -72,9 +72,9 @@ class Sharpness:
 
     def score(self, candidate: Candidate) -> float:
         """Return the variance of the Laplacian."""
+        grey = candidate.grey()  # says what to install where there is no Pillow
         from PIL import ImageFilter, ImageStat
 
-        grey = candidate.grey()
         if min(grey.size) < 3:
             return 0.0
         laplacian = ImageFilter.Kernel((3, 3), (0, 1, 0, 1, -4, 1, 0, 1, 0), scale=2, offset=128)
@@ -103,9 +103,10 @@ class NearDuplicate:
 
     def score(self, candidate: Candidate) -> float:
         """Return the likeness to the likest of those that were scored before."""
+        grey = candidate.grey()
         from PIL import Image
 
-        tiny = candidate.grey().resize((9, 8), Image.Resampling.BOX).tobytes()
+        tiny = grey.resize((9, 8), Image.Resampling.BOX).tobytes()
         bits = 0
         for row in range(8):
             for column in range(8):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from image_client.errors import NotSent
 from image_client.money import dollars_of, nano, shown
@@ -93,6 +93,12 @@ class SpendingLedger:
         with self._transaction() as database:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 database.execute(statement)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

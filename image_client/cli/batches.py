@@ -84,7 +84,15 @@ async def _checked(sending: Sending) -> None:
 def _go_on(ledger: Ledger, sending: Sending, money: Money, concurrency: int, again: Again, *, yes: bool) -> None:
     """Ask for what it will cost, generate what is missing, and tell how it went."""
     alerts_shown()
-    budget = money.budget_of(sending, ledger.info.id)
+    with money.budget_of(sending, ledger.info.id) as budget:
+        outcome = _generated(ledger, sending, budget, concurrency, again, yes=yes)
+        write_tracking(ledger.folder / "cost-tracking.json", budget.ledger.calls(), budget.limits)
+    tell(ledger, outcome)
+
+
+def _generated(
+    ledger: Ledger, sending: Sending, budget: Budget, concurrency: int, again: Again, *, yes: bool
+) -> Outcome:
     remaining = estimate(ledger, budget, again, sending.model)
     if remaining.images:
         _agree(remaining, budget, yes=yes)
@@ -99,9 +107,7 @@ def _go_on(ledger: Ledger, sending: Sending, money: Money, concurrency: int, aga
             again=again,
             on_progress=bar.show,
         )
-        outcome = asyncio.run(_interruptible(run))
-    write_tracking(ledger.folder / "cost-tracking.json", budget.ledger.calls(), budget.limits)
-    tell(ledger, outcome)
+        return asyncio.run(_interruptible(run))
 
 
 def _agree(remaining: Estimate, budget: Budget, *, yes: bool) -> None:

@@ -44,7 +44,8 @@ def compare(
 ) -> None:
     """Price one job at every provider, your own fleet with its measured seconds among them."""
     with failures():
-        found = offers(money.book(), SpendingLedger(money.ledger), (drawing.width, drawing.height), gpu)
+        with SpendingLedger(money.ledger) as ledger:
+            found = offers(money.book(), ledger, (drawing.width, drawing.height), gpu)
         rows = [
             (
                 offer.provider,

@@ -25,8 +25,9 @@ def cost(
 ) -> None:
     """Say what was spent: by month, session and model; and what the budget leaves."""
     with failures():
-        ledger = SpendingLedger(money.ledger)
-        calls = ledger.calls("month", month) if month is not None else ledger.calls()
+        with SpendingLedger(money.ledger) as ledger:
+            calls = ledger.calls("month", month) if month is not None else ledger.calls()
+            spent = ledger.committed("month", f"{datetime.now(UTC):%Y-%m}")
         limits = money.limits()
         if export is not None:
             out.print(str(write_tracking(export, calls, limits)), markup=False)
@@ -38,7 +39,6 @@ def cost(
             out.print_json(json.dumps(tracking(calls, limits)))
         elif export is csv is plot is None:
             _show(calls)
-            spent = ledger.committed("month", f"{datetime.now(UTC):%Y-%m}")
             left = "" if limits.month is None else f"; the budget leaves {shown(max(limits.month - spent, 0 * spent))}"
             out.print(f"{shown(spent)} this month{left}.", markup=False)
 

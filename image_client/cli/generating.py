@@ -51,8 +51,8 @@ def edit(
 
 def _draw(request: ImageRequest, sending: Sending, money: Money, place: Path, count: int) -> None:
     alerts_shown()
-    budget = money.budget_of(sending, session_of_today())
-    outcomes = asyncio.run(_images(request, sending, budget, count))
+    with money.budget_of(sending, session_of_today()) as budget:
+        outcomes = asyncio.run(_images(request, sending, budget, count))
     for number, image in enumerate(outcomes, start=1):
         if isinstance(image, Image):
             _tell(image, image.save(_path(place, image, number, count)))

@@ -7,7 +7,8 @@ the program reads the environment but for the providers' tokens.
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -131,17 +132,19 @@ class Money:
         """Return the budgets."""
         return Limits(_dollars(self.budget), _dollars(self.month_budget or None))
 
-    def budget_of(self, sending: Sending, session: str) -> Budget:
-        """Return the budget of a session on the ledger."""
-        return Budget(
-            SpendingLedger(self.ledger),
-            self.book(sending),
-            self.session or session,
-            self.limits(),
-            Alerts(self.alert_webhook, self.alert_command),
-            self.allow_unknown_price,
-            self.seconds_per_image,
-        )
+    @contextmanager
+    def budget_of(self, sending: Sending, session: str) -> Iterator[Budget]:
+        """Open the ledger, and hand out the budget of a session on it."""
+        with SpendingLedger(self.ledger) as ledger:
+            yield Budget(
+                ledger,
+                self.book(sending),
+                self.session or session,
+                self.limits(),
+                Alerts(self.alert_webhook, self.alert_command),
+                self.allow_unknown_price,
+                self.seconds_per_image,
+            )
 
 
 def session_of_today() -> str:

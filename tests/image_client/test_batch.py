@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -223,6 +224,14 @@ def test_a_torn_line_is_forgotten_and_a_damaged_one_told(bench: Bench) -> None:
     path.write_text('{"index":7}\n')
     with pytest.raises(LedgerError, match=r"ledger.jsonl:1 is damaged"):
         bench.ledger()
+
+
+async def test_what_the_safety_checker_said_stays_with_the_image(bench: Bench) -> None:
+    bench.write(1)
+    said = {"output": {"safety": [{"flagged": True, "label": "nsfw", "score": 0.9}]}}
+    client = ScriptedClient(lambda request, request_id, _: replace(image_of(request, request_id), raw=said))
+    (record,) = (await bench.run(client)).records
+    assert record.scores == {"nsfw": 0.9}
 
 
 async def test_equal_images_are_told(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -109,6 +110,23 @@ async def test_a_limit_that_nobody_told_is_found_and_held(tmp_path: Path) -> Non
         check(outcome, tmp_path, 60)
         check_drawn_once(outcome, server, 60)
     assert server.state.most_at_work == 8
+
+
+@pytest.mark.slow
+def test_after_a_ctrl_c_what_is_in_flight_comes_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"apple {number}\n" for number in range(40)))
+    with MockServer(seconds=1.0) as server:
+        options = ["--base-url", server.url, "--concurrency", "4", "--out", "out", "--ledger", "spending.sqlite"]
+        command = [sys.executable, "-m", "image_client.cli", "batch", "prompts.txt", *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        batch = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        while server.state.at_work < 4:
+            time.sleep(0.01)
+        batch.send_signal(signal.SIGINT)
+        said = batch.communicate(timeout=60)[1]
+    assert batch.returncode == 1 and "It was interrupted. `image-client resume out` goes on." in said
+    states = [json.loads(line)["state"] for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert states.count("drafted") == len(server.state.drawn) >= 4 and set(states) == {"drafted", "waiting"}
 
 
 @pytest.mark.slow

@@ -167,4 +167,5 @@ def test_the_question_at_a_terminal(tmp_path: Path) -> None:
         assert status == 1 and "Nothing was sent" in shown and not server.state.drawn
         status, shown = ask(tmp_path, server, "y\n")
         assert status == 0 and len(server.state.drawn) == 5 and "5 of 5 images" in shown
+        assert "5/5" in shown and "$0.015" in shown  # the line of progress
     assert budget_of(tmp_path).ledger.calls() and spent(tmp_path) == Decimal("0.015")

@@ -19,6 +19,7 @@ from image_client.paying import account
 from image_client.prices import Price, PriceBook, PriceUnknown
 from image_client.request import ImageRequest
 from image_client.spending import BudgetExceeded, SpendingLedger
+from tests.fakes.web_worker import Listener
 
 APPLE = ImageRequest(prompt="a red apple", model="black-forest-labs/flux-schnell")
 
@@ -135,6 +136,20 @@ def test_each_threshold_is_told_once(budget: Callable[..., Budget], tmp_path: Pa
     assert [alert["percent"] for alert in alerts] == [50, 80, 100]
     assert alerts[0]["committed_usd"] == 0.015 and alerts[0]["budget_usd"] == 0.03
     assert "Nothing more is sent" in alerts[2]["message"]
+
+
+def test_a_webhook_hears_of_an_alert_and_a_broken_one_stops_nobody(
+    budget: Callable[..., Budget], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Listener(failures=[500]) as listener:
+        told = budget(session="0.006", alerts=Alerts(webhook=f"{listener.origin}/hook"))
+        reserve(told, "a")
+        reserve(told, "b")
+        bodies = [json.loads(seen.body) for seen in listener.requests]
+    assert [body["percent"] for body in bodies] == [50, 80, 100] and bodies[0]["scope"] == "session"
+    assert any("did not take the alert" in record.getMessage() for record in caplog.records)
+    reserve(budget(session="0.010", alerts=Alerts("http://127.0.0.1:9/", "no-such-command-here")), "c")
+    assert any("did not run" in record.getMessage() for record in caplog.records)
 
 
 def test_the_default_budget_warns_at_30_dollars_and_stops_at_60(budget: Callable[..., Budget], caplog: object) -> None:
