@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from worker.remote.members import Member
+from worker.remote.members import Member, Members
 from worker.remote.replica import Kind, ReplicaState
 
 
@@ -14,9 +14,10 @@ class Silent:
 
     kind: Kind = "http"
     name: str = "a"
+    volume: str | None = None
 
     def state(self) -> ReplicaState:
-        return ReplicaState(name=self.name, kind=self.kind)
+        return ReplicaState(name=self.name, kind=self.kind, volume=self.volume)
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("http", {"flux", "sdxl"}), ("runpod", set())])
@@ -36,3 +37,12 @@ def test_adapters_stay_beside_the_model_that_answered_last() -> None:
     assert member.state(0.0).resident_adapters == {"1", "2", "3", "canny"}
     member.has_answered("sdxl")
     assert member.state(0.0).resident_adapters == set()
+
+
+def test_what_one_replica_has_fetched_is_on_the_volume_of_all_that_share_it() -> None:
+    places = [("a", "models"), ("b", "models"), ("c", "other"), ("d", None)]
+    members = Members([Member(Silent(name=name, volume=volume)) for name, volume in places])
+    members.all["a"].has_answered("flux")
+    members.all["d"].has_answered("sdxl")
+    known = {state.name: (set(state.on_volume), set(state.on_disk)) for state in members.states()}
+    assert known == {"a": ({"flux"}, set()), "b": ({"flux"}, set()), "c": (set(), set()), "d": (set(), {"sdxl"})}

@@ -11,6 +11,8 @@ from worker.core.errors import SourceError
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec, Outline, TensorIndex
 from worker.engine.plan import memory_ways
 from worker.remote.needs import NeedsReader
+from worker.remote.placement import place
+from worker.remote.replica import ReplicaState
 
 GB = 10**9
 
@@ -60,6 +62,17 @@ async def test_a_model_has_its_bytes_and_the_plans_ladder_once_its_header_was_re
     assert (needs.tier, needs.vram_bytes, needs.inference_s) == ("L40S", 16 * 2**30, 6.0)
     larger = reader.of_model(FLUX, 6.0, megapixels=4.0, beside_bytes=5 * GB)
     assert larger.memory[0][1] - needs.memory[0][1] > 5 * GB + 8 * GB
+
+
+async def test_a_file_beside_models_yaml_is_at_every_replica() -> None:
+    reader = Sources({"models/demo": GB}).reader()
+    spec = ModelSpec(id="demo", source=ModelSource(scheme="file", locator="models/demo"))
+    demo = Known(spec, FLUX.detection)
+    await reader.learn_of(demo)
+    weights = reader.of_model(demo, 1.0).weights
+    assert [(part.size, part.everywhere) for part in weights] == [(GB, True)]
+    (choice,) = place(reader.of_model(demo, 1.0), [ReplicaState(name="a")])
+    assert choice.nearness == "disk"
 
 
 async def test_each_header_is_asked_for_once() -> None:

@@ -36,7 +36,7 @@ def tiers(gateway, model):
 
 def test_two_models_on_two_replicas_do_not_take_turns_and_plan_tells_where_each_is(gateway, workers):
     before = tiers(gateway, "tiny")
-    assert {name: tier["model_is"] for name, tier in before.items()} == {"a": "elsewhere", "b": "elsewhere"}
+    assert {name: tier["model_is"] for name, tier in before.items()} == {"a": "disk", "b": "disk"}
     places = [draw(gateway, model, seed)["replica"] for seed in range(5) for model in ("tiny", "any")]
     assert places == ["a", "b"] * 5
     for worker, model in zip(workers, ("tiny", "any"), strict=True):
@@ -44,7 +44,7 @@ def test_two_models_on_two_replicas_do_not_take_turns_and_plan_tells_where_each_
     # A plan asks no worker, and sends no job anywhere.
     after = tiers(gateway, "tiny")
     assert (after["a"]["model_is"], after["a"]["chosen"], after["a"]["moved_gb"]) == ("resident", True, 0.0)
-    assert (after["b"]["model_is"], after["b"]["chosen"]) == ("elsewhere", False)
+    assert (after["b"]["model_is"], after["b"]["chosen"]) == ("disk", False)
     assert after["a"]["expected_s"] < after["b"]["expected_s"]
     assert 0 < after["a"]["expected_usd"] < after["b"]["expected_usd"]
     assert sum(len(worker.context.engine.ran) for worker in workers) == 10
@@ -52,5 +52,5 @@ def test_two_models_on_two_replicas_do_not_take_turns_and_plan_tells_where_each_
 
 def test_the_reason_names_what_was_weighed(gateway):
     first, second = draw(gateway, "tiny", 1), draw(gateway, "tiny", 2)
-    assert first["reason"].startswith("a: tiny has to be downloaded")
+    assert first["reason"].startswith("a: tiny is on its disk")
     assert second["reason"].startswith("a: tiny is resident") and "next is b" in second["reason"]

@@ -78,6 +78,7 @@ class _Reading(OperatorFile):
             tier=entry.tier,
             vram_bytes=None if vram_gb is None else round(vram_gb * _GIB),
             serves=self.served(name, entry.models) if entry.models else None,
+            volume=entry.volume,
             resident_slots=entry.resident_models,
             can_grow=kind != "http",
             workers=1 if kind == "http" else 0,

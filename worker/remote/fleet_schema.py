@@ -19,6 +19,7 @@ class ReplicaEntry(Parsed):
     key: str | None = Field(default=None, pattern=VARIABLE)
     tier: str | None = None
     vram_gb: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
+    volume: str | None = Field(default=None, pattern=NAME)
     models: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     concurrency: int = Field(default=8, ge=1, le=1_000)
     resident_models: int = Field(default=1, ge=1, le=64)

@@ -64,8 +64,9 @@ class Member:
         recent = {model for model, at in self.answered.items() if now - at < _SECOND_THOUGHT_S}
         newest = sorted(recent, key=lambda model: -self.answered[model])[: facts.resident_slots]
         resident = frozenset(newest) if len(newest) == facts.resident_slots else facts.resident.union(newest)
-        # What it has answered with lies on its disk, unless it is a platform's, which starts afresh.
-        on_disk = facts.on_disk.union(self.answered) if facts.kind == "http" else facts.on_disk
+        # What it has answered with lies on its volume, or on its disk; a platform's next worker has another disk.
+        keeps = facts.kind == "http" and facts.volume is None
+        on_disk = facts.on_disk.union(self.answered) if keeps else facts.on_disk
         return replace(
             facts,
             on_disk=on_disk,
@@ -115,7 +116,15 @@ class Members:
     def states(self) -> tuple[ReplicaState, ...]:
         """Return the state of every replica, as it is known now."""
         now = time.monotonic()
-        return tuple(member.state(now) for member in self.all.values())
+        states = [member.state(now) for member in self.all.values()]
+        read: dict[str, set[str]] = {}
+        for member, state in zip(self.all.values(), states, strict=True):
+            if state.volume is not None:
+                read.setdefault(state.volume, set()).update(member.answered)
+        return tuple(
+            replace(state, on_volume=state.on_volume | read[state.volume]) if state.volume is not None else state
+            for state in states
+        )
 
     def seconds_for(self, model: str) -> float:
         """Return how long a job for `model` takes to generate, as measured; a guess before the first."""

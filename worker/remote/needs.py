@@ -40,6 +40,7 @@ class _Known:
 
     weight_bytes: int | None
     files: ModelFiles | None
+    is_local: bool
     at: float
 
 
@@ -67,9 +68,9 @@ class NeedsReader:
         """Return the needs of `job`, which takes `seconds` an image by what is known of its model."""
         names = tuple(dict.fromkeys(adapter.spec.model for adapter in job.adapters))
         controls = {adapter.spec.model for adapter in job.adapters if adapter.spec.field == "controlnets"}
-        beside = sum(self._bytes(name) or 0 for name in controls)
+        beside = sum(self._weights(name).size or 0 for name in controls)
         needs = self.of_model(job.call, seconds, megapixels=_megapixels(job), beside_bytes=beside)
-        adapters = tuple(Weights(name, self._bytes(name)) for name in names)
+        adapters = tuple(map(self._weights, names))
         count = len(job.seeds)
         return replace(needs, weights=(*needs.weights, *adapters), images=count, inference_s=seconds * count)
 
@@ -87,13 +88,13 @@ class NeedsReader:
             tier=spec.tier,
             vram_bytes=None if spec.min_vram_gb is None else round(spec.min_vram_gb * GIB),
             memory=memory,
-            weights=(Weights(spec.id, self._bytes(spec.id)),),
+            weights=(self._weights(spec.id),),
             inference_s=seconds,
         )
 
-    def _bytes(self, name: str) -> int | None:
+    def _weights(self, name: str) -> Weights:
         known = self._known.get(name)
-        return None if known is None else known.weight_bytes
+        return Weights(name) if known is None else Weights(name, known.weight_bytes, everywhere=known.is_local)
 
     async def _learn(self, name: str, source: ModelSource | None, variant: str | None) -> None:
         known = self._known.get(name)
@@ -109,7 +110,7 @@ class NeedsReader:
             pass  # the replica will say what is wrong with it, if anything is
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        self._known[name] = _Known(size, files, time.monotonic())
+        self._known[name] = _Known(size, files, source is not None and source.is_local, time.monotonic())
 
 
 def _megapixels(job: Job) -> float:

@@ -140,7 +140,7 @@ class _Fleet:
         nearness: Nearness = "resident"
         moved_bytes, move_s = 0, 0.0
         for index, part in enumerate(needs.weights or (Weights(needs.model),)):
-            where = _nearness(part.name, replica, turn)
+            where = _nearness(part, replica, turn)
             if index == 0:
                 nearness = where
             if where != "resident" and replica.kind != "hosted":
@@ -201,12 +201,12 @@ def turn_of(replica: ReplicaState, model: str) -> Turn:
     return Turn(frozenset(kept) | replica.resident_adapters, on_disk, makes_room)
 
 
-def _nearness(name: str, replica: ReplicaState, turn: Turn) -> Nearness:
-    if name in turn.resident:
+def _nearness(part: Weights, replica: ReplicaState, turn: Turn) -> Nearness:
+    if part.name in turn.resident:
         return "resident"
-    if name in turn.on_disk:
+    if part.everywhere or part.name in turn.on_disk:
         return "disk"
-    return "volume" if name in replica.on_volume else "elsewhere"
+    return "volume" if part.name in replica.on_volume else "elsewhere"
 
 
 def _size(part: Weights) -> int:

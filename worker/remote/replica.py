@@ -30,6 +30,7 @@ class ReplicaState:
     resident_slots: int = 1  # the models that it keeps there at once
     on_disk: frozenset[str] = frozenset()  # on the host's own disk
     on_volume: frozenset[str] = frozenset()  # on a volume that its host mounts
+    volume: str | None = None  # the name of that volume: replicas with the same one share its files
     jobs_running: int = 0
     jobs_queued: int = 0
     queue_s: float = 0.0  # expected until a job sent now would begin
@@ -55,6 +56,7 @@ class Weights:
 
     name: str  # a model id or a reference, as `ReplicaState.resident` has it
     size: int | None = None  # bytes
+    everywhere: bool = False  # every replica has it on its disk, as the files beside models.yaml
 
 
 @dataclass(frozen=True, slots=True)
