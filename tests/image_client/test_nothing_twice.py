@@ -211,6 +211,28 @@ async def test_elsewhere_means_where_the_job_cannot_have_run():
                 await images.generate(" ")
 
 
+async def test_a_first_byte_has_ten_seconds_where_a_job_is_handed_in(monkeypatch):
+    given = []
+
+    async def send(self, request, *, first_byte, deadline, images=1):
+        given.append(first_byte)
+        raise UnknownOutcome("not sent")
+
+    monkeypatch.setattr("image_client.transport.Transport.send", send)
+    for name, told, expected in (
+        *((name, None, 10) for name in ("mock", "selfhosted", "runpod", "replicate", "fal")),
+        *((name, None, 120) for name in ("stability", "huggingface")),
+        ("openai", None, 180),
+        ("stability", 3, 3),
+    ):
+        options = ClientOptions(first_byte=told, attempts=1)
+        async with ImageClient(name, api_token="t", base_url="http://x.example", options=options) as images:
+            monkeypatch.setattr(submission, "SEARCHES", 0)
+            with pytest.raises(UnknownOutcome):
+                await images.generate(APPLE)
+        assert given.pop() == expected, name
+
+
 async def test_a_provider_that_is_not_there_costs_nothing():
     with MockServer() as server:
         gone = server.url

@@ -98,6 +98,10 @@ async def test_the_model_in_the_box_draws_for_the_client(tmp_path):
             asked = [images.generate("a green frog", request_id="frog", **fields) for _ in range(2)]
             one, other = await asyncio.gather(*asked)
             changed = await images.edit(one.data, "a red apple", **fields)
+            redrawn = await images.inpaint(one.data, png("white", (256, 256)), "a red apple", **fields)
+            larger = await images.upscale(png("red"), model="demo-upscaler")
     assert (one.data, one.seed, one.model) == (other.data, 7, "demo")
+    assert redrawn.pil().size == (256, 256) and redrawn.data != one.data
+    assert larger.pil().size > (64, 64)
     assert one.pil().size == (256, 256)
     assert changed.data != one.data
