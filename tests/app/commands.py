@@ -4,6 +4,9 @@ import io
 import logging
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 from worker.app.cli.commands import main
 
@@ -47,3 +50,19 @@ def failed(result: Result) -> str:
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def use_volume(patch: pytest.MonkeyPatch, folder: Path, registry: str, endpoint: str) -> None:
+    """Have commands serve `registry` from an empty volume in `folder`, with a Hub at `endpoint`."""
+    (folder / "models.yaml").write_text(registry)
+    values = {
+        "MODELS_YAML": folder / "models.yaml",
+        "DEFAULT_MODEL": "org/model",
+        "VOLUME_DIR": folder / "volume",
+        "HF_ENDPOINT": endpoint,
+        "HOME": folder,
+    }
+    for name, value in values.items():
+        patch.setenv(name, str(value))
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        patch.delenv(name, raising=False)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.app.commands import failed, invoke, said
+from tests.app.commands import failed, invoke, said, use_volume
 from tests.fakes.hub import FakeHub
 from tests.store.conftest import WEIGHTS, weights, write_pipeline
 
@@ -33,18 +33,7 @@ def hub(tmp_path):
 @pytest.fixture
 def run(hub, tmp_path, monkeypatch):
     """Runs a command on an empty volume."""
-    (tmp_path / "models.yaml").write_text(REGISTRY)
-    values = {
-        "MODELS_YAML": tmp_path / "models.yaml",
-        "DEFAULT_MODEL": "org/model",
-        "VOLUME_DIR": tmp_path / "volume",
-        "HF_ENDPOINT": hub.endpoint,
-        "HOME": tmp_path,
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, str(value))
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
+    use_volume(monkeypatch, tmp_path, REGISTRY, hub.endpoint)
     return invoke
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.app.commands import invoke, said
+from tests.app.commands import invoke, said, use_volume
 from tests.asking import perform
 from tests.companions import companions
 from tests.fakes.hub import FakeHub
@@ -67,18 +67,7 @@ def hub(served):
 @pytest.fixture
 def command(hub, tmp_path, monkeypatch):
     """Runs a command of the worker on an empty volume."""
-    (tmp_path / "models.yaml").write_text(json.dumps({"models": REGISTRY}))
-    values = {
-        "MODELS_YAML": tmp_path / "models.yaml",
-        "DEFAULT_MODEL": "org/model",
-        "VOLUME_DIR": tmp_path / "volume",
-        "HF_ENDPOINT": hub.endpoint,
-        "HOME": tmp_path,
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, str(value))
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
+    use_volume(monkeypatch, tmp_path, json.dumps({"models": REGISTRY}), hub.endpoint)
 
     return lambda *words: said(invoke(*words))
 

@@ -2,12 +2,10 @@
 
 import ast
 import asyncio
-import contextlib
 import json
 import re
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,20 +91,6 @@ def on_volume(served: WebWorker, name: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def busy(served: WebWorker) -> Iterator[None]:
-    engine = served.context.engine
-    engine.gate.clear()
-    running = threading.Thread(target=served.http.post, args=("/run",), kwargs={"json": {"prompt": "first"}})
-    running.start()
-    try:
-        assert engine.inside.wait(10)
-        yield
-    finally:
-        engine.gate.set()
-        running.join()
-
-
 def half(asking: Asking) -> httpx.Response:
     asking.patch.setattr(server, "connection_limits", lambda settings: ConnectionLimits(head_s=0.1))
     with socket.create_connection(("127.0.0.1", asking.open().port), timeout=20) as link:
@@ -145,7 +129,7 @@ def larger_than_the_cache(asking: Asking) -> httpx.Response:
 
 def crowded(asking: Asking) -> httpx.Response:
     served = asking.server(max_concurrent_jobs=1, max_queued_jobs=0)
-    with busy(served):
+    with served.busy():
         return asking.run(served)
 
 

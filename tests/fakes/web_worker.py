@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,6 +72,21 @@ class WebWorker(Serving):
         self.context: ServerContext = make_context(root, **changes)
         self.context.builder.seconds = slow_start_s
         super().__init__(self.context.worker)
+
+    @contextlib.contextmanager
+    def busy(self, headers: dict[str, str] | None = None) -> Iterator[None]:
+        """Hold the engine in the middle of a job of whoever sends these `headers`."""
+        engine = self.context.engine
+        engine.gate.clear()
+        asked = {"json": {"prompt": "first"}, "headers": headers}
+        running = threading.Thread(target=self.http.post, args=("/run",), kwargs=asked)
+        running.start()
+        try:
+            assert engine.inside.wait(10)
+            yield
+        finally:
+            engine.gate.set()
+            running.join()
 
 
 class WebGateway(Serving):

@@ -2,9 +2,8 @@
 
 import asyncio
 import hashlib
-import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -18,6 +17,8 @@ LISTED = ["tiny", "any", "org/sdxl", "fast", "editor", "video"]
 # One caller for each door, so that they can share a server and have nothing else in common.
 CALLERS = {door: door.replace(", ", "-").replace(" ", "-") for door in DOORS}
 KEYS = {door: f"{caller}'s own secret key" for door, caller in CALLERS.items()}
+
+SOMEBODY = {"Authorization": f"Bearer {KEYS['run']}"}
 
 every_door = pytest.mark.parametrize("door", DOORS)
 
@@ -64,21 +65,6 @@ def come_back(said):
     """When a refusal says that it is worth trying again, in seconds."""
     assert said.retry_after is not None
     return int(said.retry_after)
-
-
-@contextmanager
-def busy(served):
-    """Hold the engine in the middle of somebody's job."""
-    engine = served.context.engine
-    engine.gate.clear()
-    running = threading.Thread(target=ask, args=(served, "run"), kwargs={"prompt": "first"})
-    running.start()
-    try:
-        assert engine.inside.wait(10)
-        yield
-    finally:
-        engine.gate.set()
-        running.join()
 
 
 @every_door
@@ -142,7 +128,7 @@ def test_a_body_that_is_too_large(guarded, door):
 @every_door
 def test_a_full_queue(guarded, door):
     served = guarded(max_concurrent_jobs=1, max_queued_jobs=0, rate_limit_per_minute=1_000)
-    with busy(served):
+    with served.busy(SOMEBODY):
         assert come_back(refused(served, door, 429, "overloaded")) >= 1
     assert ask(served, door).code is None
 
@@ -194,7 +180,10 @@ def test_a_caller_who_left_while_his_job_waited(guarded, door):
     served = guarded(max_concurrent_jobs=64)
     admission, ran = served.context.worker.operations.generation.admission, len(served.context.engine.ran)
     patient = served.http
-    with busy(served), httpx.Client(base_url=served.origin, timeout=httpx.Timeout(10, read=0.3)) as served.http:
+    with (
+        served.busy(SOMEBODY),
+        httpx.Client(base_url=served.origin, timeout=httpx.Timeout(10, read=0.3)) as served.http,
+    ):
         try:
             with pytest.raises(httpx.ReadTimeout):
                 ask(served, door, prompt="second")
