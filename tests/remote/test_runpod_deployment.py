@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.app.commands import failed, invoke, said
 from tests.fakes.runpod_management import FakeRunPodManagement
 from worker.app.settings import PROJECT_DIR
+from worker.catalog.registry import load_registry
 from worker.core.model import Tier
 from worker.remote.deployment.runpod_api import RunPodApi
 from worker.remote.deployment.runpod_fleet import CUDA_VERSIONS, FleetOrder, RunPodFleet, pools_of
+from worker.remote.fleet_file import read_fleet
+from worker.store.refs import parse_reference
 
 REGISTRY = """
 tiers:
@@ -212,6 +216,32 @@ def test_what_creates_is_sent_once_whatever_is_answered(runpod):
     with pytest.raises(Exception, match="RunPod refused POST /templates"):
         next(deployment)
     assert [seen.method for seen in runpod.requests].count("POST") == 1
+
+
+def test_the_endpoints_are_a_gateways_fleet(runpod, tmp_path):
+    path = tmp_path / "fleet.yaml"
+    said(deploy(*BOTH, "--fleet", path, "--dry-run"))
+    assert not path.exists()
+    said(deploy(*BOTH, "--fleet", path))
+    registry = load_registry(tmp_path / "models.yaml", parse_source=parse_reference)
+    members = {member.name: member for member in read_fleet(path, registry, {"RUNPOD_API_KEY": "k"}.get)}
+    assert sorted(members) == [
+        f"image-worker-{tier}-{place}" for tier in ("a10g", "l40s") for place in ("eu-ro-1", "us-tx-3")
+    ]
+    state = members["image-worker-l40s-us-tx-3"].platform.state()
+    assert (state.kind, state.tier, state.vram_bytes, state.volume) == (
+        "runpod",
+        "L40S",
+        48 * 2**30,
+        "image-worker-us-tx-3",
+    )
+    assert (
+        yaml.safe_load(path.read_text())["replicas"]["image-worker-l40s-us-tx-3"]["runpod"]
+        in runpod.items["serverless"]
+    )
+    runpod.requests.clear()
+    assert "is there already and is yours to edit" in failed(deploy(*BOTH, "--fleet", path))
+    assert runpod.requests == []
 
 
 def test_json_is_for_programs(runpod):

@@ -203,5 +203,6 @@ def _add_deploy(commands: Any) -> None:
     add(
         "--min-workers", metavar="N", type=int, default=0, help="workers of each endpoint that never stop; 0 by default"
     )
+    add("--fleet", metavar="FILE", help="a new file to write the endpoints into, as a gateway's fleet.yaml")
     add("--load-balancing", action="store_true", help="endpoints that pass HTTP on, instead of queues")
     _add_json(parser)

@@ -2,6 +2,9 @@
 
 from argparse import Namespace
 from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
 
 from worker.app.cli.session import failures, settings_of
 from worker.app.cli.terminal import Failure, Terminal
@@ -10,7 +13,7 @@ from worker.app.settings import process_environment
 from worker.catalog.registry import Registry
 from worker.core.model import Tier
 from worker.remote.deployment.runpod_api import DeploymentError, RunPodApi
-from worker.remote.deployment.runpod_fleet import FleetOrder, RunPodFleet, Step, resources
+from worker.remote.deployment.runpod_fleet import FleetOrder, RunPodFleet, Step, fleet_entries, resources
 
 
 def runpod(arguments: Namespace, terminal: Terminal) -> None:
@@ -30,6 +33,17 @@ def runpod(arguments: Namespace, terminal: Terminal) -> None:
     except DeploymentError as error:
         raise Failure(str(error)) from None
     _print(steps, terminal, arguments)
+    if arguments.fleet is not None and not arguments.dry_run:
+        _write_fleet(Path(arguments.fleet), order, steps)
+
+
+def _write_fleet(path: Path, order: FleetOrder, steps: list[Step]) -> None:
+    """Write the endpoints as a gateway's fleet.yaml."""
+    try:
+        with path.open("x") as file:
+            yaml.safe_dump({"replicas": fleet_entries(order, steps)}, file, sort_keys=False)
+    except OSError as error:
+        raise Failure(f"The endpoints are there; --fleet {path} is not written: {error.strerror}.") from None
 
 
 def _order(arguments: Namespace, registry: Registry) -> FleetOrder:
@@ -37,6 +51,10 @@ def _order(arguments: Namespace, registry: Registry) -> FleetOrder:
         raise Failure(f"--volume-gb must be from 10 to 4096; {arguments.volume_gb} was given.")
     if arguments.min_workers < 0:
         raise Failure(f"--min-workers must be at least 0; {arguments.min_workers} was given.")
+    if arguments.fleet is not None and Path(arguments.fleet).exists():
+        raise Failure(
+            f"--fleet {arguments.fleet} is there already and is yours to edit; name a file that is not there."
+        )
     image = arguments.image
     if ":" not in image.rpartition("/")[2] or image.endswith(":latest"):
         raise Failure(f"--image must name a version, as registry/name:0.1.0; {image} was given.")

@@ -58,6 +58,7 @@ class Resource:
     name: str
     body: Json
     container: Json = field(default_factory=dict)
+    tier: str | None = None  # of an endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def _endpoint(order: FleetOrder, tier_name: str, tier: Tier, data_center: str | 
         body["dataCenterIds"] = [data_center]
         if order.volume_gb is not None:
             body["networkVolumes"] = [_volume(order, data_center)]
-    return Resource("endpoint", name, body, container)
+    return Resource("endpoint", name, body, container, tier_name)
 
 
 def pools_of(name: str, tier: Tier) -> tuple[str, ...]:
@@ -213,6 +214,19 @@ def _only(resource: Resource, present: Sequence[Json]) -> Json | None:
             f"The account has {len(hits)} {resource.kind}s that are named {resource.name} ({ids}); rename all but one."
         )
     return hits[0] if hits else None
+
+
+def fleet_entries(order: FleetOrder, steps: Sequence[Step]) -> dict[str, Json]:
+    """Return the ordered endpoints as the replicas of a gateway's fleet.yaml, by name, as far as they have an id."""
+    ids = {step.name: step.id for step in steps if step.kind == "endpoint"}
+    kind = "runpod_load_balancer" if order.load_balancing else "runpod"
+    entries: dict[str, Json] = {}
+    for resource in resources(order):
+        if resource.kind == "endpoint" and ids.get(resource.name) is not None:
+            entry: Json = {kind: ids[resource.name], "key": "RUNPOD_API_KEY", "tier": resource.tier}
+            volumes = resource.body.get("networkVolumes")
+            entries[resource.name] = entry | ({"volume": volumes[0]} if volumes else {})
+    return entries
 
 
 # What RunPod cannot change, and what the operator can do instead.
