@@ -1,19 +1,7 @@
-"""The guards of the fault table: where each stands, what the source is without it, and which tests notice."""
+"""The guards of the fault table. Those that keep jobs apart, on time and answered are in `guards_of_jobs.py`."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Guard:
-    """One guard. `stands` is a text that its file has once; `gone` takes its place."""
-
-    row: str
-    name: str
-    file: str
-    stands: str
-    gone: str
-    tests: tuple[str, ...]
-
+from tests.faults.guard import Guard
+from tests.faults.guards_of_jobs import GUARDS_OF_JOBS
 
 GUARDS = (
     Guard(
@@ -253,75 +241,100 @@ GUARDS = (
         ("tests/faults/test_f30_rebinding.py",),
     ),
     Guard(
-        "F13",
-        "a cancelled job has to stop",
-        "worker/core/turn.py",
-        "        if self.cancelled:\n",
+        "F26",
+        "pairs of metadata are counted",
+        "worker/catalog/formats/headers.py",
+        "    if len(value) > MAX_PAIRS:\n",
+        "    if False:\n",
+        ("tests/faults/test_f26_counts.py", "tests/catalog/formats/test_headers.py"),
+    ),
+    Guard(
+        "F26",
+        "values of JSON are counted before it is parsed",
+        "worker/core/json_text.py",
+        "        if values > limits.values:\n",
         "        if False:\n",
-        ("tests/faults/test_f13_cancel.py",),
+        ("tests/faults/test_f26_counts.py::TestCounting",),
     ),
     Guard(
-        "F14",
-        "SystemExit of a library fails its job alone",
-        "worker/service/local/engine_thread.py",
-        "raise contained(error) from error",
-        "raise",
-        ("tests/faults/test_f14_signals.py",),
+        "F26",
+        "nesting of JSON is counted before it is parsed",
+        "worker/core/json_text.py",
+        "        if depth > limit:\n",
+        "        if False:\n",
+        ("tests/faults/test_f26_counts.py::TestCounting",),
     ),
     Guard(
-        "F15",
-        "something that RunPod takes follows what it refuses",
-        "worker/transport/runpod_results.py",
-        "        if refusal is None:\n            return\n",
-        "        return\n",
-        ("tests/faults/test_f15_refused_results.py",),
+        "F26",
+        "values of a GGUF's lists are counted",
+        "worker/catalog/formats/gguf.py",
+        "        if self._items > MAX_ITEMS:\n",
+        "        if False:\n",
+        ("tests/faults/test_f26_counts.py",),
     ),
     Guard(
-        "F15",
-        "a job's id does not stay in the headers of later requests",
-        "worker/transport/runpod_results.py",
-        '        session.headers.pop("X-Request-ID", None)\n',
-        "",
-        ("tests/faults/test_f15_refused_results.py",),
+        "F27",
+        "a tensor without numbers has no large size",
+        "worker/catalog/formats/headers.py",
+        "    if 0 in shape and max(shape) > MAX_EMPTY_SIZE:",
+        "    if False:",
+        ("tests/faults/test_f27_hostile_loads.py::test_a_size_that_no_byte_stands_for_is_refused",),
     ),
     Guard(
-        "F15",
-        "a bucket that redirects on is left",
-        "worker/net/bucket.py",
-        '        client.meta.events.register_first("needs-retry.s3.HeadBucket", _refuse_redirect)\n',
-        "",
-        ("tests/net/test_bucket.py",),
+        "F27",
+        "an upscaler's file is tried too",
+        "worker/engine/trial_child.py",
+        "if root.is_dir() else try_upscaler(root)",
+        "if root.is_dir() else None",
+        ("tests/faults/test_f27_hostile_loads.py::test_an_upscaler_of_a_million_blocks_ends_with_its_process",),
     ),
     Guard(
-        "F17",
-        "images of one job are drawn one by one on a CPU",
-        "worker/engine/engine.py",
-        'self._device.type == "cpu" or ',
-        "",
-        ("tests/faults/test_f17_seeds.py",),
+        "F29",
+        "pixels are counted before they are decoded",
+        "worker/service/accepting/links.py",
+        "pixels += video.MAX_PIXELS if is_video else decoding.pixels_in(data)",
+        "pixels += 0",
+        ("tests/faults/test_f29_decompression.py::test_pixels_are_counted_before_they_are_decoded",),
     ),
     Guard(
-        "F20",
-        "quotations of private texts are hidden",
-        "worker/service/usage/privacy.py",
-        "_quotations.hide(line, _HIDDEN)",
-        "line",
-        ("tests/faults/test_f20_secrets.py", "tests/app/test_logs.py"),
+        "F29",
+        "jobs wait for their share of pixels",
+        "worker/service/limits/pixels.py",
+        "while self._waiting and (self._waiting[0][0] <= self._left or self._waiting[0][2].done()):",
+        "while self._waiting:",
+        ("tests/service/limits/test_pixels.py",),
     ),
     Guard(
-        "F20",
-        "quotations are looked for behind escapes too",
-        "worker/service/usage/quotations.py",
-        "                plain = _unescaped(view, places)\n",
-        "                plain = None\n",
-        ("tests/faults/test_f25_log_cost.py",),
+        "F29",
+        "a message is no larger than a body",
+        "worker/app/server.py",
+        "        ws_max_size=message_bytes,\n",
+        "        ws_max_size=2**40,\n",
+        ("tests/faults/test_f29_frames.py",),
     ),
     Guard(
-        "F25",
-        "a run that many texts share is compared with few of them",
-        "worker/service/usage/quotations.py",
-        "(len(shelf) % _LOOK == 0 and shelf.count(entry[:_MARK]) >= MANY)",
-        "False",
-        ("tests/faults/test_f25_log_cost.py",),
+        "F29",
+        "a caller has so many sockets",
+        "worker/app/server.py",
+        "        max_sockets_per_caller=settings.max_sockets_per_caller,\n",
+        "        max_sockets_per_caller=10**6,\n",
+        ("tests/faults/test_f29_frames.py",),
     ),
+    Guard(
+        "F30",
+        "a name is one of this worker's",
+        "worker/transport/web/host_names.py",
+        "            return False\n        return True\n",
+        "            return True\n        return True\n",
+        ("tests/faults/test_f30_rebinding.py",),
+    ),
+    Guard(
+        "F30",
+        "a page of another origin is refused",
+        "worker/transport/web/auth.py",
+        'if not allowed and urlsplit(origin).netloc != connection.headers.get("host"):',
+        "if False:",
+        ("tests/transport/web/test_auth.py",),
+    ),
+    *GUARDS_OF_JOBS,
 )
