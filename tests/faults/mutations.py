@@ -19,7 +19,7 @@ from tests.faults.table import REPORT
 
 PROJECT = Path(__file__).resolve().parents[2]
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "outputs", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-LIMIT_S = 600
+LIMIT_S = 300
 
 
 def without(guard: Guard, project: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 MaskReading = Literal["white", "painted", "hole"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Raster:
     """Pixels in row order, 8 bits a channel: `len(data) == width * height * len(mode)`."""
 

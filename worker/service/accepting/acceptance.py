@@ -25,6 +25,7 @@ from worker.core.prompt_mixing import changes, is_mixed
 from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
 from worker.core.turn import current
+from worker.media.keeping import Room
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
 from worker.service.accepting.adapters.reading import read_adapters
@@ -136,6 +137,7 @@ class Acceptor:
         self._limits = limits
         self._pools = pools
         self._pixels = PixelBudget()
+        self._room = Room()
         self._fetch = fetch
         self._aliases = aliases
         self._find_file = find_file
@@ -186,7 +188,7 @@ class Acceptor:
 
     def _finish(self, resolved: _Resolved, job_id: str, bodies: Mapping[str, bytes]) -> Job:
         """Return the job, with its images decoded. Takes a processor, and waits for nothing."""
-        read = self._read(resolved, MediaReader(reading(bodies)))
+        read = self._read(resolved, MediaReader(reading(bodies), self._room))
         return self._job(resolved, job_id, replace(read, warnings=resolved.notes + read.warnings))
 
     def _find_adapter(self, kind: TagKind, name: str) -> str | None:

@@ -22,7 +22,7 @@ from worker.core.request import MAX_IMAGES, GenerationRequest
 from worker.media.canvas import enlarge
 from worker.media.decoding import MAX_BYTES, decode_image
 from worker.media.images import fit, is_url, read_bytes
-from worker.media.keeping import kept, kept_frames
+from worker.media.keeping import Room, kept, kept_frames
 from worker.media.preprocessing import on_contrast
 from worker.media.video import Video, read_video
 from worker.service.accepting.masks import MaskReport, Pair, is_mask, with_masks
@@ -136,8 +136,9 @@ class MediaReader:
     `notes` are for the caller; `orientations` are those of EXIF in which the images were stored, by their fields.
     """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, room: Room | None = None) -> None:
         self.fetch = fetch
+        self.room = room or Room()
         self.notes: list[str] = []
         self.orientations: dict[str, int] = {}
         self._images = self._pixels = 0
@@ -156,7 +157,7 @@ class MediaReader:
     def kept(self, raster: Raster) -> Raster:
         """Return an image that a job keeps at its own size while it waits, in less room if it is large."""
         _, source, alpha = self._sources.get(id(raster), (raster, None, False))
-        return kept(raster, source, alpha=alpha)
+        return kept(raster, source, self.room, alpha=alpha)
 
     def control(self, text: str, field: str) -> Raster:
         """Read an image to follow: with transparency it is laid on the ground that shows what is painted."""
@@ -371,7 +372,7 @@ def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task, read
         waiting = [
             reader.kept(new) if new is old or not fits else new for old, new in zip(media.images, images, strict=True)
         ]
-        yield replace(media, images=kept_frames(waiting))
+        yield replace(media, images=kept_frames(waiting, reader.room))
 
 
 def _common_size(pairs: list[Pair], params: Mapping[str, JsonValue]) -> tuple[int, int]:
