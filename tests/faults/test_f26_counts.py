@@ -13,8 +13,8 @@ from tests.fakes import FakeServer
 from tests.fakes.web_worker import WebWorker
 from tests.faults.measuring import measured
 from tests.faults.table import Figures
-from worker.catalog.formats.headers import read_header
-from worker.core.errors import SourceUnavailable, WorkerError
+from worker.catalog.formats.headers import MAX_PAIRS, read_header
+from worker.core.errors import SourceUnavailable, UnsupportedModel, WorkerError
 from worker.core.json_text import JsonLimits, JsonTooLarge, check_counts, parse_bounded
 from worker.net.client import Client
 from worker.store.civitai_api import CivitaiApi
@@ -89,6 +89,14 @@ def test_a_header_of_millions_of_entries_is_refused_in_little_memory(tmp_path: P
     figures("F26", "memory kept of all refused headers", sum(result["kept"] for result in results), "MB", at_most=40)
     slowest = max(result["outcome"][1] for result in results)
     figures("F26", "time of a refused header", slowest, "s", at_most=2, momentary=True)
+
+
+def test_pairs_of_metadata_have_a_number(tmp_path: Path) -> None:
+    """All of them are kept with the header."""
+    pairs = json.dumps({str(number): "" for number in range(MAX_PAIRS + 1)}).encode()
+    (tmp_path / "many").write_bytes(safetensors(b'{"__metadata__":%s,"w":%s}' % (pairs, json.dumps(ENTRY).encode())))
+    with pytest.raises(UnsupportedModel, match="pairs of metadata"):
+        read_header(tmp_path / "many")
 
 
 DOCUMENTS = {

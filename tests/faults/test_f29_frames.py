@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -27,6 +28,10 @@ def hurried(monkeypatch):
     limits = ConnectionLimits(head_s=0.3, patience_s=0.5, linger_s=0.3, unread_s=0.5, keep_alive_s=30.0)
     monkeypatch.setattr(connections, "_SWEEP_S", 0.05)
     monkeypatch.setattr(server, "connection_limits", lambda settings: limits)
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
 
 
 def talk(served, key=None, **options):
@@ -151,6 +156,29 @@ def test_a_caller_has_so_many_sockets_and_is_told(tmp_path):
                 time.sleep(0.02)
         else:
             raise AssertionError("its places were not given back")
+
+
+def test_streams_of_events_are_counted_with_a_callers_sockets(tmp_path):
+    with WebWorker(tmp_path, max_sockets_per_caller=2, api_keys=f"{ANNA},{BEN}") as served:
+        served.context.engine.gate.clear()
+        job = served.http.post("/v2/any/run", json={"input": {"prompt": "x"}}, headers=bearer(ANNA)).json()["id"]
+
+        def follow():
+            return httpx.stream("GET", f"{served.origin}/events/{job}", headers=bearer(ANNA), timeout=20)
+
+        with follow() as first, talk(served, ANNA):
+            assert first.status_code == 200
+            with follow() as refused:
+                assert refused.status_code == 429
+                assert "MAX_SOCKETS_PER_CALLER" in refused.read().decode()
+        for _ in range(1_000):
+            with follow() as again:
+                if again.status_code == 200:
+                    break
+            time.sleep(0.02)  # the server has not heard yet that the others left
+        else:
+            raise AssertionError("its places were not given back")
+        served.context.engine.gate.set()
 
 
 def test_a_silent_socket_ends_and_one_with_a_job_does_not(tmp_path, monkeypatch):

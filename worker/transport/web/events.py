@@ -3,12 +3,13 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 
 from fastapi import APIRouter, Request, WebSocket
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from worker.core.errors import InvalidRequest, Overloaded, WorkerError
@@ -49,43 +50,78 @@ def routes(context: ServerContext) -> APIRouter:
     """Return the routes of WS /ws and GET /events/{id}."""
     router = APIRouter(tags=["events"])
 
-    open_sockets: dict[str, int] = {}
+    places = _Places(context.max_sockets_per_caller)
 
     @router.websocket("/ws")
     async def ws(socket: WebSocket) -> None:
-        caller, most = name_of(socket), context.max_sockets_per_caller
-        number = open_sockets.get(caller, 0)
-        if number >= most:
-            refusal = Overloaded(
-                f"You have {most} WebSockets open, which is all that a caller may (MAX_SOCKETS_PER_CALLER); close one."
-            )
+        caller = name_of(socket)
+        try:
+            places.take(caller)
+        except Overloaded as refusal:
             await socket.send_denial_response(error_response(refusal))
             return
-        open_sockets[caller] = number + 1
         try:
             if account := getattr(socket.state, "account", None):  # the server's own protocol has one
                 account.hand_over(caller)
             await socket.accept(subprotocol(socket))
             await _Conversation(context, socket).hold()
         finally:
-            open_sockets[caller] -= 1
-            if not open_sockets[caller]:
-                del open_sockets[caller]
+            places.leave(caller)
 
     @router.get(
         "/events/{id}",
         openapi_extra=_TOKEN,
         summary="A job's progress as server-sent events: progress …, then result or failed",
-        responses=openapi.events(401, 404, 500) | {204: {"description": "The last event was sent before."}},
+        responses=openapi.events(401, 404, 429, 500) | {204: {"description": "The last event was sent before."}},
     )
     async def events(id: str, request: Request) -> Response:
         record = context.find(request, id)
         if request.headers.get("last-event-id") == _LAST:
             return Response(status_code=204)  # tells a browser to come no more
-        events = _stream(record, record.watch())
-        return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+        caller = name_of(request)
+        places.take(caller)
+        return _Events(_stream(record, record.watch()), lambda: places.leave(caller))
 
     return router
+
+
+class _Places:
+    """The WebSockets and streams of events that each caller has open: so many at once, of both together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[str, int] = {}
+
+    def take(self, caller: str) -> None:
+        """Count one more. Raises Overloaded."""
+        number = self._open.get(caller, 0)
+        if number >= self._most:
+            raise Overloaded(
+                f"You have {self._most} WebSockets and streams of events open, which is all that a caller may "
+                "(MAX_SOCKETS_PER_CALLER); close one."
+            )
+        self._open[caller] = number + 1
+
+    def leave(self, caller: str) -> None:
+        """Count one less."""
+        self._open[caller] -= 1
+        if not self._open[caller]:
+            del self._open[caller]
+
+
+class _Events(StreamingResponse):
+    """A stream of events; `ended` is called once it has ended, also where nobody ever read of it."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=STREAM_HEADERS)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progress | None, None]:
