@@ -15,7 +15,14 @@ from pathlib import Path
 
 from image_client.budget import Budget, Quote
 from image_client.client import ImageClient
-from image_client.errors import AuthenticationFailed, ImageClientError, InvalidRequest, PaymentRequired, UnknownOutcome
+from image_client.errors import (
+    AuthenticationFailed,
+    ImageClientError,
+    InvalidRequest,
+    PaymentRequired,
+    ProviderUnavailable,
+    UnknownOutcome,
+)
 from image_client.image import Image
 from image_client.job import ProviderJob
 from image_client.ledger import DRAWN, Ledger, Record, State
@@ -27,6 +34,8 @@ from image_client.request import ImageRequest
 from image_client.scoring import told_by_worker
 from image_client.spending import BudgetExceeded
 from image_client.throttle import Throttle
+
+_AWAY = 5  # images in a row: each was tried for as long as its deadline allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +121,7 @@ class BatchRun:
         self._in_flight: dict[str, int] = {}  # request id → index
         self._stopped: str | None = None
         self._drawn_now = 0
+        self._away = 0  # images in a row for which the provider was not there
 
     def stop(self, reason: str) -> None:
         """Begin no further image; those in flight come to their end."""
@@ -228,6 +238,7 @@ class BatchRun:
             reason=None,
         )
         self._drawn_now += 1
+        self._away = 0
         await asyncio.to_thread(self.budget.ledger.settle, key, cost, image.seconds)
 
     async def _fail(self, index: int, key: str, error: ImageClientError, quote: Quote, seconds: float) -> None:
@@ -239,7 +250,7 @@ class BatchRun:
             await asyncio.to_thread(account, self.budget, key, error, quote, seconds)
         if collecting:
             self.ledger.add(index, "accepted", error=error.code, reason=error.message)
-        elif isinstance(error, AuthenticationFailed | PaymentRequired):
+        elif self._is_hopeless(error):
             self.stop(error.message)
             self.ledger.add(index, "waiting")
         elif outcome_is_open(error) and (job := getattr(error, "job", None) or self.ledger[index].job):
@@ -247,6 +258,11 @@ class BatchRun:
         else:
             state: State = "unknown" if isinstance(error, UnknownOutcome) or outcome_is_open(error) else "failed"
             self.ledger.add(index, state, error=error.code, reason=error.message)
+
+    def _is_hopeless(self, error: ImageClientError) -> bool:
+        """Whether no other image would fare better: a refused token, an empty account, a provider that is away."""
+        self._away = self._away + 1 if isinstance(error, ProviderUnavailable) else 0
+        return isinstance(error, AuthenticationFailed | PaymentRequired) or self._away >= _AWAY
 
     def _hear(self, attempt: Attempt) -> None:
         self.throttle.hear(attempt)

@@ -13,6 +13,7 @@ from image_client.budget import Budget, Limits
 from image_client.errors import (
     AuthenticationFailed,
     NotFinished,
+    ProviderUnavailable,
     RequestRefused,
     UnknownOutcome,
 )
@@ -126,6 +127,16 @@ async def test_a_wrong_key_stops_the_batch_and_fails_nothing(bench: Bench) -> No
     outcome = await bench.run(client, concurrency=5)
     assert outcome.stopped == "no such token" and outcome.count("waiting") == 100
     assert sum(client.sent.values()) <= 5 and bench.spent == 0
+
+
+async def test_a_provider_that_is_away_stops_the_batch(bench: Bench) -> None:
+    bench.write(100)
+    outcome = await bench.run(ScriptedClient(lambda *_: ProviderUnavailable("nobody listens")), concurrency=2)
+    assert outcome.stopped == "nobody listens" and bench.spent == 0
+    assert outcome.count("failed") == 4 and outcome.count("waiting") == 96
+    sometimes = lambda request, *_: ProviderUnavailable("x") if request.prompt[-1] in "0123" else None  # noqa: E731
+    outcome = await bench.run(ScriptedClient(sometimes), concurrency=1, again=Again(failed=True))
+    assert outcome.stopped is None and outcome.count("drafted") == 60  # never five in a row
 
 
 async def test_an_unknown_outcome_is_not_sent_again_unless_asked(bench: Bench) -> None:
