@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from pydantic import ValidationError
 
@@ -17,7 +17,7 @@ from image_client.job import ProviderJob
 from image_client.options import ClientOptions
 from image_client.providers.provider import Provider
 from image_client.providers.table import provider_named
-from image_client.request import ImageRequest
+from image_client.request import ImageRequest, RequestFields, UpscaleFields
 from image_client.route import Route
 
 ImageFile = bytes | str | os.PathLike[str]
@@ -85,20 +85,20 @@ class ImageClient:
         """Whether the provider draws the same request id only once, so that sending it again is safe."""
         return self._route.provider.idempotent
 
-    async def generate(self, prompt: str, **fields: Any) -> Image:
-        """Return an image of `prompt`; `fields` are those of `ImageRequest`, and `request_id`."""
+    async def generate(self, prompt: str, **fields: Unpack[RequestFields]) -> Image:
+        """Return an image of `prompt`; `fields` are those of `RequestFields`."""
         return await self._one("generate", {"prompt": prompt, **fields})
 
-    async def edit(self, image: ImageFile, prompt: str, **fields: Any) -> Image:
+    async def edit(self, image: ImageFile, prompt: str, **fields: Unpack[RequestFields]) -> Image:
         """Return `image` (bytes of a file, or its path) changed as `prompt` says."""
         return await self._one("edit", {"image": await _bytes(image), "prompt": prompt, **fields})
 
-    async def inpaint(self, image: ImageFile, mask: ImageFile, prompt: str, **fields: Any) -> Image:
+    async def inpaint(self, image: ImageFile, mask: ImageFile, prompt: str, **fields: Unpack[RequestFields]) -> Image:
         """Return `image` with what is white in `mask` drawn anew."""
         files = {"image": await _bytes(image), "mask": await _bytes(mask)}
         return await self._one("inpaint", {**files, "prompt": prompt, **fields})
 
-    async def upscale(self, image: ImageFile, **fields: Any) -> Image:
+    async def upscale(self, image: ImageFile, **fields: Unpack[UpscaleFields]) -> Image:
         """Return `image`, larger."""
         return await self._one("upscale", {"image": await _bytes(image), **fields})
 

@@ -1,11 +1,33 @@
 """What is asked of a provider: one request, the same words for every provider."""
 
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Operation = Literal["generate", "edit", "inpaint", "upscale"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class RequestFields(TypedDict, total=False):
+    """What a call may say beside prompt and images: fields of ImageRequest, and the request's id."""
+
+    negative_prompt: str | None
+    model: str | None
+    width: int | None
+    height: int | None
+    seed: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    strength: float | None
+    output_format: OutputFormat | None
+    extra: dict[str, JsonValue]
+    request_id: str | None
+
+
+class UpscaleFields(RequestFields, total=False):
+    """The same for upscaling, where a prompt may be left out."""
+
+    prompt: str
 
 
 class ImageRequest(BaseModel):

@@ -5,12 +5,12 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from image_client.client import ImageClient, ImageFile
 from image_client.image import Image
 from image_client.job import ProviderJob
-from image_client.request import ImageRequest
+from image_client.request import ImageRequest, RequestFields, UpscaleFields
 
 T = TypeVar("T")
 
@@ -45,19 +45,19 @@ class SyncImageClient:
             self._run(self._client.close())
             self._stop()
 
-    def generate(self, prompt: str, **fields: Any) -> Image:
-        """Return an image of `prompt`; `fields` are those of `ImageRequest`, and `request_id`."""
+    def generate(self, prompt: str, **fields: Unpack[RequestFields]) -> Image:
+        """Return an image of `prompt`; `fields` are those of `RequestFields`."""
         return self._run(self._client.generate(prompt, **fields))
 
-    def edit(self, image: ImageFile, prompt: str, **fields: Any) -> Image:
+    def edit(self, image: ImageFile, prompt: str, **fields: Unpack[RequestFields]) -> Image:
         """Return `image` (bytes of a file, or its path) changed as `prompt` says."""
         return self._run(self._client.edit(image, prompt, **fields))
 
-    def inpaint(self, image: ImageFile, mask: ImageFile, prompt: str, **fields: Any) -> Image:
+    def inpaint(self, image: ImageFile, mask: ImageFile, prompt: str, **fields: Unpack[RequestFields]) -> Image:
         """Return `image` with what is white in `mask` drawn anew."""
         return self._run(self._client.inpaint(image, mask, prompt, **fields))
 
-    def upscale(self, image: ImageFile, **fields: Any) -> Image:
+    def upscale(self, image: ImageFile, **fields: Unpack[UpscaleFields]) -> Image:
         """Return `image`, larger."""
         return self._run(self._client.upscale(image, **fields))
 

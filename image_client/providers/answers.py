@@ -80,8 +80,8 @@ def words_of(answer: HttpAnswer) -> str:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return how many seconds to wait, as Retry-After (seconds or a date) or retry-after-ms says; None without one."""
     try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        if re.fullmatch(r"\d+(\.\d+)?", milliseconds := headers.get("retry-after-ms", "")):
+            return float(milliseconds) / 1000
         value = headers.get("retry-after", "").strip()
         if not value:
             return None

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from image_client.drawing import drawn
@@ -66,6 +66,7 @@ def call_of(provider, **fields):
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
+@settings(max_examples=40)
 @given(value=ANSWERS, status=some.sampled_from([200, 201, 302, 400, 429, 500, 503]), headers=HEADERS)
 def test_any_answer_is_images_a_job_or_one_of_our_errors(name, value, status, headers):
     provider = PROVIDERS[name]
