@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from image_client.prices import GpuPrice, Price, PriceBook
+from image_client.providers.table import PROVIDERS
 from image_client.spending import SpendingLedger
 
 
@@ -22,7 +23,7 @@ class Offer:
 def offers(
     book: PriceBook, ledger: SpendingLedger, size: tuple[int | None, int | None], gpu: str | None = None
 ) -> list[Offer]:
-    """Return every model with a price or a time, cheapest first, those of unknown price last.
+    """Return each provider's default model and all with a price or a time, cheapest first, those of unknown price last.
 
     Our own fleet (selfhosted, runpod, modal) has measured seconds; with `gpu` they are priced by the second at each
     platform that has that GPU, else by a price row of the fleet itself.
@@ -30,7 +31,11 @@ def offers(
     priced = {(price.provider, price.model): price for price in book.prices if price.model != "*"}
     measured = set(ledger.models())
     found = []
-    for provider, model in {**priced, **dict.fromkeys(measured)}:
+    known = {provider for provider, _ in (*priced, *measured)}
+    defaults = [
+        (row.name, row.default_model) for row in PROVIDERS.values() if row.default_model or row.name not in known
+    ]
+    for provider, model in dict.fromkeys((*priced, *measured, *defaults)):
         price = book.find(provider, model)
         seconds = ledger.seconds_per_image(provider, model or None)
         median = seconds[0] if seconds else None

@@ -49,7 +49,7 @@ def compare(
         rows = [
             (
                 offer.provider,
-                offer.model,
+                offer.model or "its own",
                 shown(offer.usd),
                 shown(None if offer.usd is None else offer.usd * n),
                 "" if offer.seconds is None else f"{offer.seconds:.1f} s",

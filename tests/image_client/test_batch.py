@@ -245,6 +245,24 @@ async def test_what_the_safety_checker_said_stays_with_the_image(bench: Bench) -
     assert record.scores == {"nsfw": 0.9}
 
 
+async def test_cut_off_anywhere_the_ledger_says_what_its_whole_lines_say(bench: Bench, tmp_path: Path) -> None:
+    bench.write(3)
+    await bench.run(ScriptedClient())
+    path = bench.folder / "ledger.jsonl"
+    whole = path.read_bytes()
+    states = {0: ["waiting"] * 3}
+    with bench.ledger() as ledger:
+        jobs = ledger.jobs
+    for end in [index + 1 for index, byte in enumerate(whole) if byte == ord("\n")]:
+        events = [json.loads(line) for line in whole[:end].splitlines()]
+        last = {event["index"]: event["state"] for event in events}
+        states[end] = [last.get(job.index, "waiting") for job in jobs]
+    for cut in range(0, len(whole) + 1, 37):
+        path.write_bytes(whole[:cut])
+        with bench.ledger() as ledger:
+            assert [record.state for record in ledger.records()] == states[max(end for end in states if end <= cut)]
+
+
 async def test_equal_images_are_told(bench: Bench) -> None:
     bench.list.write_text("apple\npear\napple\n")
     outcome = await bench.run(ScriptedClient())

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from image_client.cli.commands import app
 from image_client.mock_server import MockServer
+from image_client.providers.table import PROVIDERS
 from image_client.spending import Call, SpendingLedger
 from tests.image_client.http_batch import budget_of
 
@@ -133,7 +134,8 @@ def test_compare_prices_our_own_fleet_by_its_measured_seconds(typed: ImageClient
         ledger.settle(f"{number}", None, seconds)
     lines = typed("compare", "--n", 500).stdout.splitlines()
     assert any(re.match(r"replicate +black-forest-labs/flux-schnell +\$0\.003 +\$1\.50 ", line) for line in lines)
-    assert re.match(r"selfhosted +flux +unknown +unknown +2\.0 s", lines[-1])
+    assert any(re.match(r"selfhosted +flux +unknown +unknown +2\.0 s", line) for line in lines)
+    assert {line.split()[0] for line in lines[1:]} == set(PROVIDERS)  # those of unknown price too
     said = typed("compare", "--n", 1000, "--gpu", "l40s").stdout
     assert re.search(r"selfhosted on modal's L40S +flux +\$0\.001084 +\$1\.08 +2\.0 s", said)
     assert "REPLICATE_API_TOKEN" in typed("providers").stdout
