@@ -5,7 +5,15 @@ from importlib import metadata
 
 import pytest
 
-from worker.app.posture import FLOORS, installation_warnings, old_libraries, shared_mount, untrusted_paths
+from worker.app import posture
+from worker.app.posture import (
+    FLOORS,
+    installation_warnings,
+    old_libraries,
+    runpod_volume_is_open,
+    shared_mount,
+    untrusted_paths,
+)
 from worker.app.settings import Settings
 
 
@@ -32,6 +40,17 @@ def test_what_everybody_may_write_is_named(settings, tmp_path, name):
     assert "chmod o-w" in sentence
     (tmp_path / name).chmod(0o1777)  # /tmp's way: others may add, not replace
     assert untrusted_paths(settings) == []
+
+
+def test_a_volume_as_runpod_makes_it_is_for_the_doctor_alone(settings, tmp_path, monkeypatch):
+    for name in ("volume", "volume/models"):
+        (tmp_path / name).chmod(0o777)
+    assert not runpod_volume_is_open(settings)
+    monkeypatch.setattr(posture, "RUNPOD_VOLUME", tmp_path / "volume")
+    assert installation_warnings(settings) == []
+    assert runpod_volume_is_open(settings)
+    (tmp_path / "volume").chmod(0o755)
+    assert not runpod_volume_is_open(settings)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

@@ -1,4 +1,8 @@
-"""F19: LoRAs and models that change all the time leave nothing behind: memory and objects stay what they were."""
+"""F19: LoRAs and models that change all the time leave nothing behind: memory and objects stay what they were.
+
+What stays on purpose has a bound: the headers of the last 64 LoRA files (`service/local/weights.py`), some 35 objects
+for a file of a tiny model. So with other LoRAs each time the count grows until there were 64, and no further.
+"""
 
 import asyncio
 import ctypes

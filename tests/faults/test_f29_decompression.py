@@ -58,7 +58,7 @@ def requests_of(kind: str) -> list[dict[str, object]]:
         case "turned and transparent":
             return [image | {"image": large("RGBA", "WEBP")}] * (JOBS // 4)
         case "masks":
-            return [image | {"mask_image": large("L"), "model": "any"}] * (JOBS // 2)
+            return [image | {"mask_image": large("L"), "model": "any"}] * 40
         case "references":
             return [{"image": large(format_="JPEG"), "model": "editor"}] * JOBS
         case _:
@@ -99,7 +99,7 @@ def test_many_jobs_with_the_largest_images_take_little_memory(figures: Figures) 
     assert held["masks"] == ["KeptRaster 1448x1448", "Raster 1448x1448"], "what finds no room is packed"
     assert held["references"] == ["KeptRaster 4096x4096"]
     for kind, result in zip(kinds, results, strict=True):
-        figures("F29", f"memory of {JOBS} jobs: {kind}", result["peak"], "MB", at_most=1_000)
+        figures("F29", f"memory of {len(requests_of(kind))} jobs: {kind}", result["peak"], "MB", at_most=1_000)
 
 
 def _sent(**fields: object) -> int:

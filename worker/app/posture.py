@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from worker.app.setting_groups.models import RUNPOD_VOLUME
 from worker.app.settings import Settings
 
 FLOORS = {
@@ -71,6 +72,8 @@ def untrusted_paths(settings: Settings) -> list[str]:
             status = path.stat()
         except OSError:
             continue  # what is not there is another check's
+        if path.is_relative_to(RUNPOD_VOLUME):
+            continue  # as RunPod makes it: nothing that an operator could change at each start
         if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
             sentences.append(f"{name}: {path} may be written by every user of this machine; chmod o-w it.")
         elif status.st_uid not in (0, os.geteuid()):
@@ -81,6 +84,14 @@ def untrusted_paths(settings: Settings) -> list[str]:
         if secret is not None and secret.is_file() and secret.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
             sentences.append(f"{name}: {secret} may be read by every user of this machine; chmod 600 it.")
     return sentences
+
+
+def runpod_volume_is_open(settings: Settings) -> bool:
+    """True if the volume is RunPod's own and every user of a container may write there."""
+    try:
+        return settings.volume.is_relative_to(RUNPOD_VOLUME) and bool(settings.volume.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
 
 
 def _deciding(settings: Settings) -> Iterator[tuple[str, Path]]:

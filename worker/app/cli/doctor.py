@@ -15,7 +15,7 @@ from worker.app.build import build_worker
 from worker.app.cli.session import failures
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.fitness import check_device, check_volume
-from worker.app.posture import library_warnings, old_libraries, shared_mount, untrusted_paths
+from worker.app.posture import library_warnings, old_libraries, runpod_volume_is_open, shared_mount, untrusted_paths
 from worker.app.registry import build_registry, registry_warnings
 from worker.app.settings import Settings, read_settings
 from worker.app.stores import build_cache
@@ -85,6 +85,11 @@ def _posture(settings: Settings) -> Iterator[Finding]:
     sentences = [*settings.warnings(), *settings.server_warnings()]
     yield from (Finding("settings", sentence, "warning") for sentence in sentences)
     yield from (Finding("files", sentence, "warning") for sentence in untrusted_paths(settings))
+    if runpod_volume_is_open(settings):
+        text = (
+            f"{settings.volume} may be written by every user of a container that mounts it, as RunPod makes volumes. "
+        )
+        yield Finding("mount", text + "Files are held against their digests; mount it in your own endpoints alone.")
     if (kind := shared_mount(settings.volume)) is not None:
         text = f"{settings.volume} is a {kind} mount: whoever may write there may replace what is cached. "
         yield Finding("mount", text + "Files are held against their digests; give other machines no right to write.")
