@@ -14,7 +14,8 @@ def import_sdk() -> ModuleType:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     with _quick_cpuinfo():
         import runpod
-    return runpod
+    sdk: ModuleType = runpod
+    return sdk
 
 
 @contextmanager
