@@ -183,7 +183,7 @@ class JobStore:
 
     def counts(self) -> Counts:
         """Return the numbers of jobs."""
-        states = [job.status for job in self._jobs.values()]
+        states = [self._jobs[key].status for key in self._running if key in self._jobs]  # not of those that are over
         return Counts(
             in_queue=states.count(Status.QUEUED),
             in_progress=states.count(Status.RUNNING),
