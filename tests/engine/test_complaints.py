@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine.complaints import complaint, missing_package
+from worker.core.errors import ParameterOutOfRange
+from worker.engine.complaints import complaint, long_prompts_refused, missing_package
 from worker.engine.devices import device_failure
 
 PROMPT = "a lighthouse of glass, at dusk"
@@ -106,3 +107,14 @@ def test_omnigen_names_torchvision():
 )
 def test_each_way_to_say_so_is_read(error):
     assert missing_package(error) == "absent"
+
+
+def test_a_prompt_of_too_many_tokens_is_the_callers_and_nothing_else_is():
+    with pytest.raises(ParameterOutOfRange) as refused, long_prompts_refused():
+        raise ValueError("prompt has 30 tokens, exceeds max_sequence_length=12")
+    assert refused.value.field == "prompt"
+    assert refused.value.message == (
+        "prompt has 30 tokens and max_sequence_length is 12; shorten it, or send a larger max_sequence_length."
+    )
+    with pytest.raises(ValueError, match="of other things"), long_prompts_refused():
+        raise ValueError("a prompt of other things")

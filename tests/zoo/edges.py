@@ -21,11 +21,16 @@ _LEFT = frozenset({"seed", "timeout_s", "fps", "frame_rate", "outpaint", "clip_s
 # The largest that a tiny model is asked for.
 _MOST = {"num_inference_steps": 5, "num_frames": 21, "num_images": 3, "max_sequence_length": 64}
 _SIDES = ("width", "height")
+# These blur or read maps that a side of 32 is too small for; no model but a tiny one is asked for that.
+_LEAST_SIDE = {"StableDiffusionSAGPipeline": 64, "StableDiffusionAttendAndExcitePipeline": 64}
 _ids = itertools.count()
 
 
-def edges(schema: Mapping[str, Any], own: Fields, dice: random.Random) -> Iterator[Fields]:
-    """Requests with one or two fields at an edge of what `schema` takes, the rest as in `own`; the same each time."""
+def edges(schema: Mapping[str, Any], own: Fields, dice: random.Random, side: int = 32) -> Iterator[Fields]:
+    """Requests with one or two fields at an edge of what `schema` takes, the rest as in `own`; the same each time.
+
+    `side` is the smallest that is tried, in pixels.
+    """
     properties: Mapping[str, Any] = schema["properties"]
     taken = {name: _numbers(name, item) for name, item in properties.items() if name not in _LEFT}
     for name, values in taken.items():
@@ -36,7 +41,7 @@ def edges(schema: Mapping[str, Any], own: Fields, dice: random.Random) -> Iterat
         yield from ({**own, "strength": share, "num_inference_steps": 4} for share in (0.25, 0.26, 0.99, 1.0))
     if {*_SIDES} <= properties.keys() & own.keys():
         multiple = properties["width"].get("multipleOf", 1)
-        least = max(properties["width"]["minimum"], 32)
+        least = max(properties["width"]["minimum"], side)
         for _ in range(3):
             width, height = (-(-least // multiple) * multiple + dice.randrange(4) * multiple for _ in _SIDES)
             yield {**own, "width": width, "height": height}
@@ -78,7 +83,7 @@ async def _failures(zoo: ServedZoo, recipe: Recipe, folder: Path) -> tuple[int, 
     model, found, drawn = f"file:{folder}", [], 0
     schema = await perform(zoo.worker, {"action": "schema", "model": model}, "schema")
     own = recipe.fields()
-    for fields in edges(schema, own, random.Random(recipe.pipeline)):
+    for fields in edges(schema, own, random.Random(recipe.pipeline), _LEAST_SIDE.get(recipe.pipeline, 32)):
         changed = {name: value for name, value in fields.items() if own.get(name) != value}
         try:
             payload = {"seed": 0, "output": {"format": "webp"}, **fields, "model": model}

@@ -14,7 +14,6 @@ from tests.zoo.served import ServedZoo
 # Classes of which only the tiny model fails, and why.
 _TINY = {
     "HiDreamImagePipeline": "draws a million pixels, and the tiny model has places for 64 of its tokens",
-    "StableDiffusionAttendAndExcitePipeline": "reads maps of a sixteenth of the side, which a side of 32 has not",
 }
 
 

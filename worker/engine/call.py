@@ -15,6 +15,7 @@ from worker.core.job import Batch, Job
 from worker.core.pipeline import PipelineRow
 from worker.core.result import Artifact, Emit, Outcome, Progress
 from worker.engine.arguments import Signature, arguments_of, parameters_of
+from worker.engine.complaints import long_prompts_refused
 from worker.engine.outputs import arrays_of, keep_outside, read_images, read_videos, to_rasters
 from worker.engine.preparation import prepared
 from worker.engine.previews import Previewer
@@ -142,8 +143,8 @@ def call_once(
 ) -> Any:
     """Return the pipeline's output for these images of the batch, each a job and one of its seeds.
 
-    `generators` go on from the state they are in; without them every seed has a fresh one. Raises JobCancelled or
-    JobTimeout.
+    `generators` go on from the state they are in; without them every seed has a fresh one. Raises JobCancelled,
+    JobTimeout, or ParameterOutOfRange for a prompt of too many tokens.
     """
     pipe, signature = callee.pipe, callee.signature
     jobs, images_per_prompt = _words(images)
@@ -179,6 +180,7 @@ def call_once(
         watched(pipe, callee.row, signature, after_step) as callbacks,
         heard(pipe, job, arguments, signature) as words,
         prepared(pipe, callee.row, job, words) as ready,
+        long_prompts_refused(),
     ):
         output = pipe(**ready, **callbacks)
     if progress.step < progress.total:  # not every pipeline reports its last steps

@@ -5,11 +5,13 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+from worker.core.errors import ParameterOutOfRange
 from worker.core.job import Job
 
 _MAX_CHARS = 300
@@ -31,6 +33,7 @@ _WORD = re.compile(r"\w+")
 _MISSING_PACKAGE = re.compile(
     r"requires the (\S+) library but it was not found|need to have (\S+) installed|No module named '(\w+)"
 )
+_TOO_LONG = re.compile(r"^prompt has (\d+) tokens, exceeds max_sequence_length=(\d+)$")
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 
 
@@ -52,6 +55,25 @@ def complaint(error: BaseException, private: Iterable[str] = ()) -> str | None:
 def texts_of(job: Job) -> Iterator[str]:
     """Yield everything that a job's caller wrote."""
     yield from _strings([job.prompt, job.negative_prompt, job.request.prompt, dict(job.params)])
+
+
+@contextmanager
+def long_prompts_refused() -> Iterator[None]:
+    """Refuse what a pipeline says is too long for it: only its tokenizer can count a prompt's tokens.
+
+    Raises ParameterOutOfRange, after which the pipeline goes on; any other error of its own takes it off the device.
+    """
+    try:
+        yield
+    except ValueError as error:
+        found = _TOO_LONG.search(str(error))
+        if found is None:
+            raise
+        raise ParameterOutOfRange(
+            f"prompt has {found[1]} tokens and max_sequence_length is {found[2]}; shorten it, or send a larger "
+            "max_sequence_length.",
+            field="prompt",
+        ) from None
 
 
 def missing_package(error: BaseException) -> str | None:

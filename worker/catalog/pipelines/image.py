@@ -103,7 +103,7 @@ IMAGES: tuple[PipelineRow, ...] = (
     # It reads no prompt.
     PipelineRow("VersatileDiffusionImageVariationPipeline", untaken=frozenset({"negative_prompt"})),
     PipelineRow("VisualClozeGenerationPipeline", slots=(_EXAMPLES,)),
-    PipelineRow("VisualClozePipeline", slots=(_EXAMPLES,)),
+    PipelineRow("VisualClozePipeline", slots=(_EXAMPLES,), least={"upsampling_width": 64, "upsampling_height": 64}),
     PipelineRow("ZImageOmniPipeline", slots=(_BOUNDED,), casts_images=True),
     # Their attention takes the projected image of one adapter.
     PipelineRow("StableDiffusion3Img2ImgPipeline", image_prompts="one"),
