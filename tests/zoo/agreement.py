@@ -228,7 +228,7 @@ def fields_of(error: ValidationError) -> set[str]:
 # What no schema can say, by the field that the worker names, a part of its sentence, and a field without which there is
 # no excuse. Nothing else may be refused that fits the schema.
 _BEYOND: tuple[tuple[str, str, str, str], ...] = (
-    ("the product of two numbers", "strength", "leaves no step to run", ""),
+    ("the product of two numbers", r"(\w+_)?strength", "leaves no step to run", ""),
     ("the product of two numbers", "width", "pixels", ""),
     ("the product of three numbers", "refiner", "leaves one of the two models none", ""),
     ("the product of two numbers", "upscale|image", "become more than", ""),

@@ -21,8 +21,8 @@ _LEFT = frozenset({"seed", "timeout_s", "fps", "frame_rate", "outpaint", "clip_s
 # The largest that a tiny model is asked for.
 _MOST = {"num_inference_steps": 5, "num_frames": 21, "num_images": 3, "max_sequence_length": 64}
 _SIDES = ("width", "height")
-# These blur or read maps that a side of 32 is too small for; no model but a tiny one is asked for that.
-_LEAST_SIDE = {"StableDiffusionSAGPipeline": 64, "StableDiffusionAttendAndExcitePipeline": 64}
+# It blurs maps that a side of 32 is too small for; no model but a tiny one is asked for that.
+_LEAST_SIDE = {"StableDiffusionSAGPipeline": 64}
 _ids = itertools.count()
 
 

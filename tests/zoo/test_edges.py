@@ -14,6 +14,7 @@ from tests.zoo.served import ServedZoo
 # Classes of which only the tiny model fails, and why.
 _TINY = {
     "HiDreamImagePipeline": "draws a million pixels, and the tiny model has places for 64 of its tokens",
+    "StableDiffusionAttendAndExcitePipeline": "reads maps of two halvings, and the tiny model has one",
 }
 
 

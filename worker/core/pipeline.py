@@ -91,6 +91,8 @@ class PipelineRow:
     untaken: frozenset[str] = frozenset()  # parameters that it lists and always fails on
     of_two_steps: frozenset[str] = frozenset()  # parameters that it takes, and has a default for, of two steps only
     least: Mapping[str, float] = field(default_factory=dict)  # the smallest numbers that it does not fail on
+    # Parameters beside strength that are a share of the steps, with their defaults: one step at least must be left.
+    shares: Mapping[str, float] = field(default_factory=dict)
     image_prompts: ImagePrompts = "any"
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not

@@ -218,6 +218,24 @@ def test_strength_must_leave_a_step() -> None:
     assert caught.value.field == "strength"
 
 
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"num_inference_steps": 1}, "mask_encode_strength"),  # its default is half of the steps
+        ({"num_inference_steps": 4, "mask_encode_strength": 0.2}, "mask_encode_strength"),
+        ({"num_inference_steps": 4, "inpaint_strength": 0.2}, "inpaint_strength"),
+        ({"guidance_scale": 1}, "guidance_scale"),
+    ],
+)
+def test_each_of_several_shares_of_the_steps_must_leave_one(sent, field) -> None:
+    task = Task.IMAGE_EDITING
+    diffedit = Detection(Kind.PIPELINE, "diffusers", "sd1", "StableDiffusionDiffEditPipeline", (task,))
+    with pytest.raises(ParameterOutOfRange) as caught:
+        check(sent, task=task, detection=diffedit)
+    assert caught.value.field == field
+    check({"num_inference_steps": 4, "inpaint_strength": 0.25, "guidance_scale": 1.5}, task=task, detection=diffedit)
+
+
 def test_a_check_derives_nothing_again() -> None:
     spec, raw = model("sdxl"), {"width": 1024, "guidance_scale": 5.5, "widht": 3}
     for _ in range(2):  # the first one reads the signature

@@ -151,12 +151,22 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     steps = len(schedule) if isinstance(schedule, list) else merged.get("num_inference_steps")
     strength = merged.get("strength")
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
+    for name, default in call.row.shares.items():
+        share = merged.get(name)
+        _check_share(name, default if share is None else share, steps)
     if not (isinstance(steps, int) and isinstance(strength, int | float)) or int(steps * strength) >= 1:
         return
     # 0 asks for the input unchanged: only an upscaler has nothing to return then.
     if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
-        text = f"strength x num_inference_steps must be at least 1; {strength} x {steps} leaves no step to run"
-        raise ParameterOutOfRange(f"{text}: raise one of them.", field="strength")
+        _check_share("strength", strength, steps)
+
+
+def _check_share(name: str, share: JsonValue, steps: JsonValue) -> None:
+    """Check that a share of the steps is one step at least."""
+    if not (isinstance(share, int | float) and isinstance(steps, int)) or int(steps * share) >= 1:
+        return
+    text = f"{name} x num_inference_steps must be at least 1; {share} x {steps} leaves no step to run"
+    raise ParameterOutOfRange(f"{text}: raise one of them.", field=name)
 
 
 def _check_original(original: JsonValue, steps: JsonValue, strength: JsonValue) -> None:

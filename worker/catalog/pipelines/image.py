@@ -87,6 +87,8 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow(
         "StableDiffusionDiffEditPipeline",
         tasks=(_EDIT, _INPAINT),
+        least={"guidance_scale": 1.01},  # its mask compares a guided draft with another
+        shares={"mask_encode_strength": 0.5, "inpaint_strength": 0.8},
         weighs_prompts=False,
         inverts=True,
         preparation="inverted_diffedit",
