@@ -234,6 +234,7 @@ _BEYOND: tuple[tuple[str, str, str, str], ...] = (
     ("the product of two numbers", "upscale|image", "become more than", ""),
     ("the order of two numbers", r"controlnets|\w+_start", "must be less than its end", ""),
     ("the value of another field", "intermediate_timesteps", "is for two steps", ""),
+    ("the length of a list", "guidance_schedule", "as many numbers as", ""),
     ("the order of numbers in a list", "timesteps|sigmas", "must fall", "scheduler"),
     ("the names that schedulers go by", "scheduler|schedule", "", ""),
     ("what a scheduler takes", "shift|timesteps|sigmas", "", "scheduler"),

@@ -236,6 +236,14 @@ def test_each_of_several_shares_of_the_steps_must_leave_one(sent, field) -> None
     check({"num_inference_steps": 4, "inpaint_strength": 0.25, "guidance_scale": 1.5}, task=task, detection=diffedit)
 
 
+def test_guidance_of_each_step_has_as_many_numbers_as_there_are_steps() -> None:
+    ideogram = Detection(Kind.PIPELINE, "diffusers", None, "Ideogram4Pipeline", (T2I,))
+    with pytest.raises(ParameterOutOfRange, match="as many numbers as there are steps, 3; it has 2") as caught:
+        check({"num_inference_steps": 3, "guidance_schedule": [7.0, 3.0]}, detection=ideogram)
+    assert caught.value.field == "guidance_schedule"
+    check({"num_inference_steps": 2, "guidance_schedule": [7.0, 3.0]}, detection=ideogram)
+
+
 def test_a_check_derives_nothing_again() -> None:
     spec, raw = model("sdxl"), {"width": 1024, "guidance_scale": 5.5, "widht": 3}
     for _ in range(2):  # the first one reads the signature

@@ -151,6 +151,10 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     steps = len(schedule) if isinstance(schedule, list) else merged.get("num_inference_steps")
     strength = merged.get("strength")
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
+    guidance = merged.get("guidance_schedule")
+    if isinstance(guidance, list) and isinstance(steps, int) and len(guidance) != steps:
+        text = f"guidance_schedule must have as many numbers as there are steps, {steps}; it has {len(guidance)}"
+        raise ParameterOutOfRange(f"{text}: send as many, or guidance_scale.", field="guidance_schedule")
     for name, default in call.row.shares.items():
         share = merged.get(name)
         _check_share(name, default if share is None else share, steps)
