@@ -151,10 +151,7 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     steps = len(schedule) if isinstance(schedule, list) else merged.get("num_inference_steps")
     strength = merged.get("strength")
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
-    guidance = merged.get("guidance_schedule")
-    if isinstance(guidance, list) and isinstance(steps, int) and len(guidance) != steps:
-        text = f"guidance_schedule must have as many numbers as there are steps, {steps}; it has {len(guidance)}"
-        raise ParameterOutOfRange(f"{text}: send as many, or guidance_scale.", field="guidance_schedule")
+    _check_each_step(merged.get("guidance_schedule"), steps)
     for name, default in call.row.shares.items():
         share = merged.get(name)
         _check_share(name, default if share is None else share, steps)
@@ -163,6 +160,13 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     # 0 asks for the input unchanged: only an upscaler has nothing to return then.
     if regenerates_by_strength(call.pipeline) and (strength > 0 or call.task is Task.UPSCALING):
         _check_share("strength", strength, steps)
+
+
+def _check_each_step(guidance: JsonValue, steps: JsonValue) -> None:
+    """Check that guidance which is named for each step is named for all."""
+    if isinstance(guidance, list) and isinstance(steps, int) and len(guidance) != steps:
+        text = f"guidance_schedule must have as many numbers as there are steps, {steps}; it has {len(guidance)}"
+        raise ParameterOutOfRange(f"{text}: send as many, or guidance_scale.", field="guidance_schedule")
 
 
 def _check_share(name: str, share: JsonValue, steps: JsonValue) -> None:
