@@ -16,10 +16,12 @@ from image_client.options import ClientOptions
 from image_client.pacing import now
 from image_client.providers.answers import media_type_of, seed_of
 from image_client.providers.fitting import fitted
-from image_client.providers.provider import Call, Finished, Provider, Running
+from image_client.providers.provider import Call, File, Finished, Link, Provider, Running
 from image_client.request import ImageRequest
 from image_client.submission import Submitter
 from image_client.transport import LinkBroken, LinkExpired, Transport
+
+RENEWALS = 3
 
 
 class Route:
@@ -92,8 +94,8 @@ class Route:
     async def _delivered(
         self, outcome: Finished | Running, job: ProviderJob | None, call: Call, deadline: float
     ) -> tuple[list[bytes], Finished]:
-        """Return the files of a job; where they cannot be had any more, another link is asked for, once."""
-        renewed = False
+        """Return the files of a job; where a link is served no more another is asked for, a few times."""
+        tried: list[tuple[File | Link, ...]] = []
         while True:
             if isinstance(outcome, Running):
                 job = job or self._job(outcome, call, ())
@@ -103,9 +105,11 @@ class Route:
             except ResultLost as error:
                 error.job = job
                 again = job is not None or self.provider.idempotent
-                if renewed or not again or not isinstance(error, LinkExpired | LinkBroken):
+                useless = job is not None and outcome.files in tried  # the job has no other link
+                passing = isinstance(error, LinkExpired | LinkBroken)
+                if not (again and passing) or useless or len(tried) == RENEWALS:
                     raise
-            renewed = True
+                tried.append(outcome.files)
             if job is not None:
                 outcome = Running(job.job_id, job.poll_url, at_once=True)
             else:  # under the same id: nothing is drawn twice

@@ -15,6 +15,7 @@ from image_client.errors import (
     ProviderUnavailable,
     RateLimited,
     RequestRefused,
+    ResultLost,
     UnknownOutcome,
 )
 from image_client.mock_server import MockServer
@@ -66,6 +67,16 @@ async def test_an_expired_link_and_an_error_inside_of_a_200():
             with pytest.raises(GenerationFailed, match="The job failed"):
                 await images.generate(APPLE, seed=7, request_id="b")
     assert server.state.drawn == {"a": 1, "b": 1}
+
+
+async def test_a_link_that_has_expired_is_asked_for_again_a_few_times():
+    with MockServer(faults=["expired"] * 3) as server:
+        async with mock(server) as images:
+            assert (await images.generate(APPLE, seed=7, request_id="a")).data == drawn(APPLE, 256, 256, 7)
+            server.add_faults(["expired"] * 9)
+            with pytest.raises(ResultLost, match="no longer served"):
+                await images.generate(APPLE, request_id="b")
+    assert server.state.asked == {"a": 4, "b": 4} and server.state.drawn == {"a": 1, "b": 1}
 
 
 async def test_what_may_have_run_is_unknown_however_the_later_attempts_end(monkeypatch):
