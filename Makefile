@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 CLIENTS := .venv-clients
+OPEN_WEBUI := .venv-open-webui
+UV := $(or $(shell command -v uv),$(wildcard $(BIN)/uv))
 TORCH ?= auto
 ARGS ?=
 # Two processes; a file's tests stay in one, since they share its models.
@@ -50,8 +52,9 @@ test-all: test test-slow test-zoo  ## Run every test, which takes many minutes m
 test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
 	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
 
-test-clients: $(CLIENTS)/.ready  ## Try other people's clients and servers against ours, in an environment of their own
-	@$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
+test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
+	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" OMP_NUM_THREADS=1 \
+		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
 
 faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
 	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -106,6 +109,12 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt | $(DEV)
 	else \
 		$(BIN)/python -m venv --clear $(CLIENTS); $(CLIENTS)/bin/python -m pip install --quiet --requirement $<; \
 	fi
+	@touch $@
+
+# 1.7 GB. Only uv can leave torch out, which its images do without.
+$(OPEN_WEBUI)/.ready: tests/clients/open-webui.txt tests/clients/open-webui-overrides.txt | $(DEV)
+	@"$(UV)" venv --quiet --clear --python $(BIN)/python $(OPEN_WEBUI)
+	@"$(UV)" pip install --quiet --python $(OPEN_WEBUI)/bin/python --requirement $< --override tests/clients/open-webui-overrides.txt
 	@touch $@
 
 $(DEV): $(READY)

@@ -155,13 +155,18 @@ def _latents(graph: _Graph, sampler: _Node, near: list[_Node]) -> dict[str, Json
             if (count := _number(graph, node.inputs.get("batch_size"))) and count > 1:
                 found["num_images"] = count
             break
-    if any(node.kind in ("LoadImage", "VAEEncode", "VAEEncodeForInpaint") for node in chain):
-        found |= {"image": "<base64 or URL>"}
-        denoise = next((_number(graph, value) for value in _values(near, "denoise")), None)
-        found |= {"strength": denoise if denoise is not None else 1.0}
-        if any(key in node.inputs for node in chain for key in ("mask", "noise_mask")):
-            found |= {"mask_image": "<base64 or URL>"}
-    return found
+    return found | _drawn_over(graph, chain, near)
+
+
+def _drawn_over(graph: _Graph, chain: list[_Node], near: list[_Node]) -> dict[str, JsonValue]:
+    """Return that an image is drawn over, and how much of it, if the latents are made of one."""
+    if not any(node.kind in ("LoadImage", "VAEEncode", "VAEEncodeForInpaint") for node in chain):
+        return {}
+    numbers = (_number(graph, node.inputs["denoise"]) for node in near if "denoise" in node.inputs)
+    strength = next((number for number in numbers if number is not None), 1.0)
+    found: dict[str, JsonValue] = {"image": "<base64 or URL>", "strength": strength}
+    is_masked = any(key in node.inputs for node in chain for key in ("mask", "noise_mask"))
+    return found | ({"mask_image": "<base64 or URL>"} if is_masked else {})
 
 
 def _numbers(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
