@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
+from benchmarks.gateway import gateway
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
 from worker.core.image import Raster
@@ -132,4 +133,5 @@ MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "batching": batching,
     "serving": serving,
     "starting": starting,
+    "gateway": gateway,
 }

@@ -133,7 +133,7 @@ class HttpWorker:
         body = encode_body({"input": encode_request(job), "policy": {"ttl": ttl_ms}})
         try:
             answer = await self._peer.ask(
-                "POST", f"{_API}/run", body, headers={"Idempotency-Key": key}, timeout_s=ANSWER_S
+                "POST", f"{_API}/run", body, headers={"Idempotency-Key": key, **_named(job)}, timeout_s=ANSWER_S
             )
         except NotReached as error:
             raise NotTaken(lost(self.name)) from error
@@ -213,6 +213,11 @@ class HttpWorker:
 
     def _to(self, id: str) -> Mapping[str, str]:
         return self._places.get(id, {})
+
+
+def _named(job: Job) -> Mapping[str, str]:
+    """Return the header by which both usage logs know the job: the worker's has our id of it as its request's."""
+    return {"X-Request-ID": job.id} if job.id.isascii() and job.id.isprintable() else {}
 
 
 def _event(block: bytes) -> tuple[str, JsonValue]:

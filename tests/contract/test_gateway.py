@@ -1,0 +1,47 @@
+"""The recorded conversations of every door, held with a gateway before the worker: callers see no difference."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.recorded.conversation import FOLDER, play, read, written
+
+pytestmark = pytest.mark.slow
+
+FILES = [path for path in sorted(FOLDER.glob("*.json")) if read(path)["worker"].get("door") != "queue"]
+# Exchanges that are about the device itself, which a gateway does not have: it refuses, or answers for its fleet.
+OF_THE_DEVICE = {
+    "preload-as-admin",
+    "unload-as-admin",
+    "metrics-after",
+    "plan",
+    "plan-editor",
+    "plan-default",
+    "health-busy",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recorded_conversation_goes_the_same_by_a_gateway(path: Path, tmp_path: Path) -> None:
+    recorded = read(path)
+    today = json.loads(written(play(recorded, tmp_path, by_gateway=True)))
+    before = written(_plain(json.loads(written(recorded))))
+    after = written(_plain(today))
+    diff = difflib.unified_diff(before.split("\n"), after.split("\n"), "by a worker", "by a gateway", "", "", 6, "")
+    assert before == after, "\n".join([*diff][:120])
+
+
+def _plain(value: Any) -> Any:
+    """Return a conversation without what a gateway adds, and with the keys of objects in one order."""
+    if isinstance(value, dict):
+        if str(value.get("name")) in OF_THE_DEVICE:
+            return {"name": value["name"]}
+        return {key: _plain(part) for key, part in sorted(value.items()) if key != "placement"}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, str) and value.startswith('{"input": {'):  # what stands in an image's metadata
+        return json.dumps(json.loads(value), sort_keys=True)
+    return value
