@@ -12,13 +12,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import httpx2
+import aiohttp
 
 from worker.net.guard import USER_AGENT
 
 CONNECT_S = 5.0
 MAX_BYTES = 256 * 2**20  # of one answer
 _KEPT_S = 60.0  # less than the time after which a worker closes an idle connection by itself
+_BUFFER = 2**20  # of what has come and is not read yet
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -53,7 +54,7 @@ class Peer:
     def __init__(self, url: str, headers: Mapping[str, str] = _NOTHING) -> None:
         self._url = url.rstrip("/")
         self._headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
-        self._opened: httpx2.AsyncClient | None = None
+        self._opened: aiohttp.ClientSession | None = None
 
     async def ask(
         self,
@@ -69,14 +70,14 @@ class Peer:
             parts, size = [], 0
             try:
                 async with asyncio.timeout(timeout_s):
-                    async for part in response.aiter_raw():
+                    async for part in response.content.iter_any():
                         parts.append(part)
                         size += len(part)
                         if size > MAX_BYTES:
                             raise NoAnswer(f"the answer is over {MAX_BYTES} bytes")
-            except (TimeoutError, httpx2.HTTPError) as error:
+            except (TimeoutError, aiohttp.ClientError) as error:
                 raise NoAnswer(f"the answer broke off ({type(error).__name__})") from error
-            return PeerAnswer(response.status_code, _lower(response.headers), b"".join(parts))
+            return PeerAnswer(response.status, _lower(response.headers), b"".join(parts))
 
     @asynccontextmanager
     async def events(
@@ -91,47 +92,53 @@ class Peer:
             self._stream("GET", path, None, sent, silence_s) as response,
             aclosing(_blocks(response, silence_s)) as blocks,
         ):
-            yield response.status_code, blocks
+            yield response.status, blocks
 
     async def close(self) -> None:
         """Close all connections."""
         if self._opened is not None:
-            await self._opened.aclose()
+            await self._opened.close()
 
     @asynccontextmanager
     async def _stream(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
-    ) -> AsyncIterator[httpx2.Response]:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         sent = {**headers, **({"Content-Type": "application/json"} if body is not None else {})}
-        timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s), pool=timeout_s)
-        request = self._client.build_request(method, self._url + path, content=body, headers=sent, timeout=timeout)
+        connecting = aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_S, timeout_s))
         try:
             async with asyncio.timeout(timeout_s):
-                response = await self._client.send(request, stream=True)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol) as error:
+                response = await self._session.request(
+                    method, self._url + path, data=body, headers=sent, timeout=connecting, allow_redirects=False
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             failure = NotReached(f"it cannot be reached ({type(error).__name__})")
             failure.refused = _is_refusal(error)
             raise failure from error
-        except (TimeoutError, httpx2.HTTPError) as error:
+        except (TimeoutError, aiohttp.ClientError) as error:
             raise NoAnswer(f"it does not answer ({type(error).__name__})") from error
         try:
             yield response
         finally:
-            await response.aclose()
+            response.release()
 
     @property
-    def _client(self) -> httpx2.AsyncClient:
+    def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEPT_S)
-            tls: ssl.SSLContext | bool = ssl.create_default_context() if self._url.startswith("https:") else False
-            self._opened = httpx2.AsyncClient(headers=self._headers, verify=tls, limits=limits, trust_env=False)
+            tls: ssl.SSLContext | bool = ssl.create_default_context() if self._url.startswith("https:") else True
+            self._opened = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S, ssl=tls),
+                headers=self._headers,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                read_bufsize=_BUFFER,
+            )
         return self._opened
 
 
-async def _blocks(response: httpx2.Response, silence_s: float) -> AsyncGenerator[bytes]:
+async def _blocks(response: aiohttp.ClientResponse, silence_s: float) -> AsyncGenerator[bytes]:
     """Yield what stands between two empty lines, as soon as it is whole; an answer may be megabytes long."""
     parts: list[bytes] = []
-    incoming = response.aiter_raw()
+    incoming = response.content.iter_any()
     try:
         while True:
             async with asyncio.timeout(silence_s):
@@ -143,11 +150,15 @@ async def _blocks(response: httpx2.Response, silence_s: float) -> AsyncGenerator
             if b"\n\n" not in border:
                 parts.append(part)
                 continue
+            if border.endswith(b"\n\n") and border.count(b"\n\n") == 1 and len(part) > 1:
+                yield b"".join((*parts, part[:-2]))  # as most come: a search for more would copy it once more
+                parts = []
+                continue
             *whole, rest = b"".join((*parts, part)).split(b"\n\n")
             parts = [rest] if rest else []
             for block in whole:
                 yield block
-    except (TimeoutError, httpx2.HTTPError) as error:
+    except (TimeoutError, aiohttp.ClientError) as error:
         raise NoAnswer(f"its events broke off ({type(error).__name__})") from error
 
 
@@ -161,5 +172,5 @@ def _is_refusal(error: BaseException | None) -> bool:
     return False
 
 
-def _lower(headers: httpx2.Headers) -> Mapping[str, str]:
+def _lower(headers: Mapping[str, str]) -> Mapping[str, str]:
     return {name.lower(): value for name, value in headers.items()}

@@ -29,6 +29,8 @@ LOST_S = 15.0  # for which a worker may be unreachable before its jobs count as 
 PAUSE_S = 0.25
 # With it RunPod's load balancer sends a request to the worker that has the job.
 AFFINITY = "X-Runpod-Worker-Id"
+# With it each file stands in a result once: image says what images[0] says.
+FILES_ONCE = "X-Files-Once"
 _API = "/v2/gateway"
 _UNDER_WAY = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
 
@@ -174,7 +176,9 @@ class HttpWorker:
 
     async def _events(self, id: str, emit: Emit) -> Mapping[str, JsonValue] | None:
         """Report progress until the job is over, and return its end; None where the stream ends without one."""
-        async with self._peer.events(f"/events/{id}", headers=self._to(id), silence_s=SILENCE_S) as (status, blocks):
+        headers = {**self._to(id), FILES_ONCE: "true"}
+        outcome: Mapping[str, JsonValue] | None = None
+        async with self._peer.events(f"/events/{id}", headers=headers, silence_s=SILENCE_S) as (status, blocks):
             if status == 404:
                 raise NotTaken(lost(self.name))  # its process is another one by now
             if status != 200:
@@ -184,8 +188,8 @@ class HttpWorker:
                 if kind == "progress" and (progress := decode_progress(data)) is not None:
                     emit(progress)
                 elif kind in ("result", "failed") and isinstance(data, dict):
-                    return data
-        return None
+                    outcome = data  # the stream ends here, and its connection can be used again
+        return outcome
 
     async def _status(self, id: str) -> Mapping[str, JsonValue]:
         answer = await self._peer.ask("GET", f"{_API}/status/{id}", headers=self._to(id), timeout_s=ANSWER_S)
@@ -222,16 +226,12 @@ def _named(job: Job) -> Mapping[str, str]:
 
 def _event(block: bytes) -> tuple[str, JsonValue]:
     """Return an event's name, and its data as JSON; an empty name for a comment."""
-    name = ""
-    for line in block.split(b"\n"):
-        if line.startswith(b"event: "):
-            name = line[7:].decode("ascii", "replace")
-        elif line.startswith(b"data: "):
-            try:
-                return name, from_json(line[6:])
-            except ValueError:
-                return "", None
-    return "", None
+    head, _, data = block.partition(b"data: ")  # which is megabytes, and on one line
+    _, _, name = head.partition(b"event: ")
+    try:
+        return name.strip().decode("ascii", "replace"), from_json(data) if name else None
+    except ValueError:
+        return "", None
 
 
 def _json(answer: PeerAnswer) -> Mapping[str, JsonValue]:

@@ -83,7 +83,10 @@ class Delivery:
         Encodes and uploads in threads of their own. Raises ResultTooLarge when nothing makes it fit, and JobTimeout at
         the deadline of the turn.
         """
-        parcel = await pools.encoding.run(self._pack, result, output)
+        if all(isinstance(item, EncodedArtifact) for item in result.artifacts):  # which takes no time
+            parcel = self._pack(result, output)
+        else:
+            parcel = await pools.encoding.run(self._pack, result, output)
         if parcel.target is None:
             return parcel.answer
         try:

@@ -17,6 +17,7 @@ from worker.core.json_text import JsonTooLarge, parse_bounded
 from worker.core.result import Progress
 from worker.service.jobs.record import JobRecord
 from worker.service.usage import request_id
+from worker.transport.body import written
 from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.auth import subprotocol
@@ -80,7 +81,8 @@ def routes(context: ServerContext) -> APIRouter:
             return Response(status_code=204)  # tells a browser to come no more
         caller = name_of(request)
         places.take(caller)
-        return _Events(_stream(record, record.watch()), lambda: places.leave(caller))
+        sent = _stream(record, record.watch(), files_once="x-files-once" in request.headers)
+        return _Events(sent, lambda: places.leave(caller))
 
     return router
 
@@ -112,7 +114,7 @@ class _Places:
 class _Events(StreamingResponse):
     """A stream of events; `ended` is called once it has ended, also where nobody ever read of it."""
 
-    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str | bytes], ended: Callable[[], None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=STREAM_HEADERS)
         self._ended = ended
 
@@ -145,12 +147,17 @@ async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progr
         await watched.aclose()
 
 
-async def _stream(record: JobRecord, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str]:
+async def _stream(
+    record: JobRecord, watched: AsyncGenerator[Progress, None], *, files_once: bool
+) -> AsyncIterator[str | bytes]:
     async with aclosing(paced(watched)) as updates:
         async for progress in updates:
             yield WAITING if progress is None else _event("progress", encode_progress(progress))
     kind = "failed" if record.answer is None else "result"
-    yield f"id: {_LAST}\n{_event(kind, encode_job(record))}"
+    job = encode_job(record)
+    if files_once and record.answer is not None and isinstance(output := job.get("output"), dict):
+        job["output"] = {name: value for name, value in output.items() if name not in ("image", "video")}
+    yield b"id: %b\nevent: %b\ndata: %b\n\n" % (_LAST.encode(), kind.encode(), written(job))
 
 
 def _event(kind: str, data: JsonValue) -> str:
