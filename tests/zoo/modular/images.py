@@ -24,7 +24,7 @@ RECIPES: tuple[Recipe, ...] = (
         "FluxKontextModularPipeline",
         "FluxKontextPipeline",
         {**_ONE, "image": Image()},
-        call={**_ONE, "image": Image(), "_auto_resize": False},
+        call={**_ONE, "image": Image(), "max_area": 64 * 64},
     ),
     like("Ideogram4ModularPipeline", "Ideogram4Pipeline", {**_ONE, "guidance_schedule": [7.0, 3.0]}),
     like("Krea2ModularPipeline", "Krea2Pipeline", _GUIDED, parts=_KREA2),
