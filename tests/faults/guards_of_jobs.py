@@ -178,14 +178,6 @@ GUARDS_OF_JOBS = (
         ("tests/faults/test_f18_garbage.py",),
     ),
     Guard(
-        "F18",
-        "an answer is written without a function that holds itself",
-        "worker/transport/body.py",
-        "texts[id(value)] = value\n",
-        "texts[id(value)] = value\n        texts[0] = texts  # type: ignore[assignment]\n",
-        ("tests/faults/test_f18_garbage.py",),
-    ),
-    Guard(
         "F19",
         "LoRAs beyond those that stay are dropped",
         "worker/engine/adapters/adapter_cache.py",
