@@ -17,6 +17,7 @@ FILES = [path for path in sorted(FOLDER.glob("*.json")) if read(path)["worker"].
 OF_THE_DEVICE = {
     "preload-as-admin",
     "unload-as-admin",
+    "metrics-as-admin",
     "metrics",  # those of a health check while it has not looked at its worker yet, and of the refusals above
     "plan",
     "plan-editor",

@@ -4,6 +4,7 @@ A job that is not taken goes to the next one at once. One that was lost sight of
 else gets it. Nothing is sent to two replicas at the same time, and a job has one answer.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -143,6 +144,7 @@ class RemoteBackend:
         if result is None:
             self._note(way, member, NotTaken(way.failure or Unreachable(f"The worker {member.name} lost the job.")))
             return None
+        await asyncio.sleep(0)  # progress that came together with the result is told of before it
         member.has_answered(job.call.spec.id, [adapter.spec.model for adapter in job.adapters])
         self._members.learn(result, state)
         return _placed(result, choice, way, state.usd_per_second)
