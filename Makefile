@@ -16,6 +16,7 @@ DEV := $(VENV)/.dev
 CLIENTS := .venv-clients
 OPEN_WEBUI := .venv-open-webui
 UV := $(or $(shell command -v uv),$(wildcard $(BIN)/uv))
+RAY := .venv-ray
 TORCH ?= auto
 ARGS ?=
 # Two processes; a file's tests stay in one, since they share its models.
@@ -24,7 +25,7 @@ PARALLEL := -n 2 --dist loadfile
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo test-clients faults mutations check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-ray faults mutations check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -55,6 +56,10 @@ test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, whic
 test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" OMP_NUM_THREADS=1 \
 		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
+
+test-ray: $(RAY)/.ready  ## Run the worker on Ray Serve, in an environment of its own that sees .venv; takes minutes
+	@OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/deploy/test_ray.py tests/deploy/test_ray_deployment.py \
+		-s -W ignore -o faulthandler_timeout=0 $(ARGS)
 
 faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
 	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -93,7 +98,7 @@ lock: $(READY)  ## Pin in requirements.lock, with digests, all that the image in
 		--output-file requirements.lock requirements-gpu.txt requirements-spandrel.txt
 
 clean:  ## Remove .venv and what the tools left; images and downloaded models stay
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(RAY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-gpu.txt requirements-spandrel.txt pyproject.toml
@@ -115,6 +120,18 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt | $(DEV)
 $(OPEN_WEBUI)/.ready: tests/clients/open-webui.txt tests/clients/open-webui-overrides.txt | $(DEV)
 	@"$(UV)" venv --quiet --clear --python $(BIN)/python $(OPEN_WEBUI)
 	@"$(UV)" pip install --quiet --python $(OPEN_WEBUI)/bin/python --requirement $< --override tests/clients/open-webui-overrides.txt
+	@touch $@
+
+# Ray's own packages come first on its path, and then all of .venv's.
+$(RAY)/.ready: pyproject.toml | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(RAY); \
+		"$$uv" pip install --quiet --python $(RAY)/bin/python 'ray[serve]==2.60.0'; \
+	else \
+		$(BIN)/python -m venv --clear $(RAY); $(RAY)/bin/python -m pip install --quiet 'ray[serve]==2.60.0'; \
+	fi
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(RAY)/lib/python3*/site-packages)/project.pth
 	@touch $@
 
 $(DEV): $(READY)

@@ -293,6 +293,7 @@ def test_make_targets_exist_and_say_what_they_do() -> None:
         "test-all",
         "test-zoo",
         "test-clients",
+        "test-ray",
         "faults",
         "mutations",
         "check",

@@ -46,8 +46,9 @@ def schema_of(document: dict[str, Any]) -> dict[str, Any]:
     kind = document["kind"]
     if kind in KUBERNETES["kinds"]:
         return {"$ref": f"#/definitions/{KUBERNETES['kinds'][kind]}", "definitions": KUBERNETES["definitions"]}
-    name = {"ScaledObject": "keda-scaledobject-v1alpha1", "InferencePool": "inferencepool-v1"}[kind]
-    schema = strict(json.loads((SCHEMAS / f"{name}.json").read_text()))
+    names = {"ScaledObject": "keda-scaledobject-v1alpha1", "InferencePool": "inferencepool-v1"}
+    name = (names | {"RayService": "rayservice-v1"})[kind]
+    schema = strict(json.loads((SCHEMAS / f"{name}.json").read_text())) | {"definitions": KUBERNETES["definitions"]}
     schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
     return schema
 
@@ -73,6 +74,8 @@ MISTAKES = [
     ("worker.yaml StatefulSet", ("spec",), "replicas", "two"),
     ("scaling.yaml ScaledObject", ("spec",), "maxReplicas", 4),
     ("inference-pool.yaml InferencePool", ("spec",), "targetPortNumber", 8000),
+    ("ray-service.yaml RayService", ("spec", "rayClusterConfig", "workerGroupSpecs", 0), "maxReplica", 2),
+    ("ray-service.yaml RayService", ("spec", "rayClusterConfig", "headGroupSpec", "template"), "spek", {}),
 ]
 
 

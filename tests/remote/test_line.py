@@ -1,10 +1,10 @@
 """Whose turn it is at a replica: models that are asked for at once do not take turns with every job."""
 
-from worker.remote.line import TURN_S, Line
-from worker.remote.replica import Choice
+from worker.remote.line import CHANGE_S, LINGER_S, TURN_S, Line
+from worker.remote.replica import Choice, ReplicaState
 
 
-def choice(replica: str = "one", *, evicted: str | None = None, move_s: float = 0.0) -> Choice:
+def choice(replica: str = "one", *, evicted: str | None = None, move_s: float = 0.0, wait_s: float = 0.0) -> Choice:
     return Choice(
         replica=replica,
         tier=None,
@@ -12,7 +12,7 @@ def choice(replica: str = "one", *, evicted: str | None = None, move_s: float = 
         nearness="resident" if evicted is None else "disk",
         moved_bytes=0,
         offload="none",
-        wait_s=0.0,
+        wait_s=wait_s,
         start_s=0.0,
         move_s=move_s,
         run_s=1.0,
@@ -32,32 +32,56 @@ def test_a_model_that_others_wait_for_is_evicted_only_after_its_turn() -> None:
     clock = Clock()
     line = Line(clock)
     line.sent("apple", choice())
-    with line.waiting("apple"):
-        assert not line.lets(choice(evicted="apple"))
-        assert line.lets(choice("two", evicted="pear"))  # nobody waits for that
+    with line.waiting("apple") as apple, line.waiting("pear") as pear:
+        assert line.next([choice(evicted="apple")], pear) is None
+        assert line.next([choice(evicted="apple"), choice("two", evicted="plum")], pear) is not None
         clock.now += TURN_S
-        assert line.lets(choice(evicted="apple"))
+        assert line.next([choice(evicted="apple")], pear) is not None
         line.sent("pear", choice(evicted="apple"))
         with line.waiting("pear"):
-            assert not line.lets(choice(evicted="pear"))  # now it is the other's turn
-    assert line.lets(choice(evicted="apple"))
+            assert line.next([choice(evicted="pear")], apple) is None  # now it is the other's turn
 
 
 def test_a_turn_is_longer_where_loading_takes_longer() -> None:
     clock = Clock()
     line = Line(clock)
     line.sent("apple", choice(evicted="pear", move_s=40.0))
-    with line.waiting("apple"):
+    with line.waiting("apple"), line.waiting("pear") as pear:
         clock.now += 40.0 + 3 * 40.0 - 1.0
-        assert not line.lets(choice(evicted="apple"))
+        assert line.next([choice(evicted="apple")], pear) is None
         clock.now += 1.0
-        assert line.lets(choice(evicted="apple"))
+        assert line.next([choice(evicted="apple")], pear) is not None
 
 
-def test_what_no_job_waits_for_is_evicted_at_once() -> None:
-    line = Line(Clock())
+def test_what_no_job_waits_for_is_evicted_once_no_more_of_a_burst_comes() -> None:
+    clock = Clock()
+    line = Line(clock)
     line.sent("apple", choice())
-    assert line.lets(choice(evicted="apple"))
-    with line.waiting("apple"):
-        pass
-    assert line.lets(choice(evicted="apple"))
+    with line.waiting("pear") as pear:
+        assert line.next([choice(evicted="apple")], pear) is None
+        clock.now += LINGER_S
+        assert line.next([choice(evicted="apple")], pear) is not None
+        with line.waiting("apple"):
+            assert line.next([choice(evicted="apple")], pear) is None
+        assert line.next([choice(evicted="apple")], pear) is not None
+
+
+def test_a_job_goes_where_its_model_is_at_work_unless_that_takes_much_longer() -> None:
+    line = Line(Clock())
+    line.sent("apple", choice("one"))
+    with line.waiting("apple") as apple:
+        chosen = line.next([choice("two"), choice("one", wait_s=CHANGE_S)], apple)
+        assert chosen is not None and chosen.replica == "one"
+        chosen = line.next([choice("two"), choice("one", wait_s=CHANGE_S + 1)], apple)
+        assert chosen is not None and chosen.replica == "two"
+
+
+def test_who_waits_counts_for_the_others() -> None:
+    line = Line(Clock())
+    states = [ReplicaState("one", queue_s=2.0), ReplicaState("two")]
+    with line.waiting("apple") as first, line.waiting("apple") as second:
+        line.next([choice("one")], first)
+        assert [state.queue_s for state in line.states(states, second)] == [3.0, 0.0]
+        assert [state.queue_s for state in line.states(states, first)] == [2.0, 0.0]  # not for itself
+    with line.waiting("apple") as third:
+        assert [state.queue_s for state in line.states(states, third)] == [2.0, 0.0]

@@ -154,8 +154,6 @@ def _facts(name: str, tier: str, limits: Tier) -> ReplicaState:
         kind="ray",
         tier=tier,
         vram_bytes=limits.vram_gb * _GIB,
-        workers=0,
-        can_grow=True,
         warm=False,
         cold_start_s=30.0,  # until one was measured
     )

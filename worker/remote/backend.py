@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from worker.core.errors import OutOfMemory, Overloaded, Unreachable, UnsupportedModel, WorkerError
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult, Placement, Progress
-from worker.remote.line import Line
+from worker.remote.line import Line, Place
 from worker.remote.members import Member, Members
 from worker.remote.placement import larger_than, place, refusals
 from worker.remote.platforms.platform import LostSight, NotTaken
@@ -54,25 +54,25 @@ class RemoteBackend:
         """Have `job` generated."""
         way = _Way(job, request_key(job), emit)
         while True:
-            with self._line.waiting(job.call.spec.id):
-                choice, member = await self._turn(way)
+            with self._line.waiting(job.call.spec.id) as place:
+                choice, member = await self._turn(way, place)
             self._line.sent(job.call.spec.id, choice)
             result = await self._attempt(way, choice, member)
             if result is not None:
                 return result
 
-    async def _turn(self, way: _Way) -> tuple[Choice, Member]:
+    async def _turn(self, way: _Way, place: Place) -> tuple[Choice, Member]:
         """Wait until a replica has room for the job, and return it."""
         while True:
             way.job.stop.check()
-            choice = self._choose(way)
+            choice = self._choose(way, place)
             if choice is not None and (member := self._members.all[choice.replica]).has_room:
                 return choice, member
             await self._members.until_changed(min(_LOOK_AGAIN_S, way.job.stop.remaining_s))
 
-    def _choose(self, way: _Way) -> Choice | None:
+    def _choose(self, way: _Way, waiting: Place) -> Choice | None:
         """Return the best replica for the job; None if one has to be waited for. Raises why there is none."""
-        job, states = way.job, self._members.states()
+        job, states = way.job, self._line.states(self._members.states(), waiting)
         needs = self._needs_of(job, self._members.seconds_for(job.call.spec.id))
         choices = place(needs, states, time.monotonic())
         if way.larger_than is not None:
@@ -86,7 +86,7 @@ class RemoteBackend:
             left = able
         if left:
             way.waits_since = None
-            return next(filter(self._line.lets, left), None)
+            return self._line.next(left, waiting)
         self._check_patience(way, needs, states)
         return None
 

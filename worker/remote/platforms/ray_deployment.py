@@ -64,11 +64,11 @@ class RayDeployment:
     async def observe(self) -> ReplicaState:
         """Ask Serve how many replicas the deployment has. That wakes none."""
         try:
-            workers = await self._look()
+            running = await self._look()
         except (RayError, RayServeException, TimeoutError):
             self._facts = replace(self._facts, health="resting")
             return self._facts
-        self._are(workers)
+        self._runs(running > 0)
         return self._facts
 
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
@@ -102,7 +102,7 @@ class RayDeployment:
             async for update in _each(updates, first_s):
                 if not heard:
                     heard = True
-                    self._are(1)
+                    self._runs(True)
                     if not was_warm:
                         self._facts = replace(self._facts, cold_start_s=self._clock() - began)
                 if "answer" in update:
@@ -110,7 +110,7 @@ class RayDeployment:
                 if (progress := decode_progress(update.get("progress"))) is not None:
                     emit(progress)
         except RayActorError as error:  # its process is gone, and with it the job
-            self._are(0)
+            self._runs(False)
             raise NotTaken(lost(self.name)) from error
         except _Silence as error:
             raise LostSight(lost(self.name)) from error
@@ -120,10 +120,9 @@ class RayDeployment:
             updates.cancel()  # nothing once it is over
         raise NotTaken(lost(self.name))
 
-    def _are(self, workers: int) -> None:
-        """Note how many replicas there are: one that was not there has no model on its device."""
-        resident = self._facts.resident if workers and self._facts.warm else frozenset()
-        self._facts = replace(self._facts, health="well", workers=workers, warm=workers > 0, resident=resident)
+    def _runs(self, warm: bool) -> None:
+        """Note whether the replica runs."""
+        self._facts = replace(self._facts, health="well", warm=warm)
 
 
 class _Silence(Exception):
