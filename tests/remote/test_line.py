@@ -85,3 +85,10 @@ def test_who_waits_counts_for_the_others() -> None:
         assert [state.queue_s for state in line.states(states, first)] == [2.0, 0.0]  # not for itself
     with line.waiting("apple") as third:
         assert [state.queue_s for state in line.states(states, third)] == [2.0, 0.0]
+
+
+def test_a_replica_that_would_have_to_start_is_no_way_around_a_short_wait() -> None:
+    line = Line(Clock())
+    line.sent("apple", choice("one"))
+    with line.waiting("pear") as pear:
+        assert line.next([choice("one", evicted="apple"), choice("two", wait_s=30.0)], pear) is None

@@ -78,7 +78,10 @@ class Line:
         best = choices[0]
         at_it = [choice for choice in choices if self._is_at(choice.replica, place.model)]
         near = [choice for choice in at_it if choice.seconds <= best.seconds + CHANGE_S]
-        chosen = next(filter(self._lets, [*near, *choices]), None)
+        # One that is later than waiting for the best takes is no help: it may have to start first.
+        latest_s = best.seconds + max(CHANGE_S, self._held_s(best))
+        soon = [choice for choice in choices if choice.seconds <= latest_s]
+        chosen = next((choice for choice in [*near, *soon] if not self._held_s(choice)), None)
         wanted = chosen or best
         self._move(place, wanted.replica, wanted.busy_s)
         return chosen
@@ -94,12 +97,14 @@ class Line:
         turn = self._turns.get(replica)
         return turn is not None and turn.model == model
 
-    def _lets(self, choice: Choice) -> bool:
-        """True if a job may go to the replica now: it evicts nothing that others want in their turn."""
+    def _held_s(self, choice: Choice) -> float:
+        """Return for how long the replica is kept from a job that would evict what others want in their turn."""
         turn, now = self._turns.get(choice.replica), self._clock()
         if choice.evicted is None or turn is None or turn.model != choice.evicted or now >= turn.until:
-            return True
-        return choice.evicted not in self._waiting and now - turn.sent_at >= LINGER_S
+            return 0.0
+        if choice.evicted in self._waiting:
+            return turn.until - now
+        return max(0.0, turn.sent_at + LINGER_S - now)
 
     def _move(self, place: Place, replica: str | None, seconds: float) -> None:
         if place.replica is not None:
