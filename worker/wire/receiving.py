@@ -206,7 +206,7 @@ def _texts(value: JsonValue) -> tuple[str, ...]:
 def _number(value: JsonValue) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError("a number is needed")
-    return float(value)
+    return value  # 8 stays 8
 
 
 def _whole(value: JsonValue) -> int:
