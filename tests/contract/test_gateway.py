@@ -21,7 +21,8 @@ OF_THE_DEVICE = {
     "metrics",  # those of a health check while it has not looked at its worker yet, and of the refusals above
     "plan",
     "plan-editor",
-    "plan-default",
+    "run-action-plan",
+    "run-action-status",
     "health-busy",
 }
 
