@@ -23,6 +23,9 @@ OF_THE_DEVICE = {
     "plan-editor",
     "run-action-plan",
     "run-action-status",
+    "run-action-preload",
+    "run-action-unload",
+    "run-action-unload-again",
     "health-busy",
 }
 
