@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ import httpx
 import uvicorn
 from aiohttp import web
 
+from tests.clock import Clock
 from tests.fakes import FakeServer
 from tests.fakes.engine import ServerContext, make_context, shelf
 from worker.app.gateway import build_gateway
@@ -52,7 +54,9 @@ class Serving:
         return f"http://127.0.0.1:{self.port}"
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:  # the loop that it is served on
+        # The loop that it is served on; a clock that a test puts forward is seen by asyncio's own loop only.
+        loop_factory = None if isinstance(time.monotonic, Clock) else self.config.get_loop_factory()
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
