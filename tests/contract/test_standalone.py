@@ -169,7 +169,7 @@ def test_a_curl_line_of_the_page_works(served, line, tmp_path):
         with Image.open(path) as found:
             assert found.format.lower() == path.suffix[1:]
     assert done.stdout or drawn
-    assert '"error"' not in done.stdout
+    assert '"error"' not in done.stdout.replace('"error":null', "")  # Replicate's predictions always have one
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=["huggingface_hub", "openai"])

@@ -24,6 +24,7 @@ from worker.core.model import Tier
 from worker.remote.members import Member
 from worker.remote.platforms.ray_deployment import RayDeployment
 from worker.remote.replica import ReplicaState
+from worker.service.limits.pools import Pool
 from worker.transport.called import Update
 
 APPLICATION = "diffusers"
@@ -32,6 +33,7 @@ _GIB = 2**30
 # Serve counts a replica's jobs every so often, and starts a replica for the first.
 _METRICS_S = 1.0
 _LOOK_S = 10.0
+_LOOKS = 8  # at once, in threads of their own: Serve's status is asked for in a blocking call
 _STORE_BYTES = 500_000_000  # of this machine's memory, for answers on their way
 
 
@@ -87,8 +89,11 @@ def build_ingress() -> FastAPI:
     """Build the gateway's HTTP doors, in the process that Serve starts for them."""
     settings = read_settings()
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
+    looks = Pool("looks", _LOOKS)
     members = [
-        Member(RayDeployment(_facts(name, tier, limits), _Calls(name), partial(_look, name)), settings.jobs_taken)
+        Member(
+            RayDeployment(_facts(name, tier, limits), _Calls(name), partial(_look, looks, name)), settings.jobs_taken
+        )
         for name, (tier, limits) in replicas(settings).items()
     ]
     return build_app(build_gateway(settings, members))
@@ -139,10 +144,10 @@ class _Calls:
         return self._stream.remote(job)
 
 
-async def _look(name: str) -> int:
+async def _look(looks: Pool, name: str) -> int:
     """Return how many replicas of a deployment run."""
     async with asyncio.timeout(_LOOK_S):
-        status = await asyncio.to_thread(serve.status)
+        status = await looks.run(serve.status)
     application = status.applications.get(APPLICATION)
     deployment = application.deployments.get(name) if application else None
     return deployment.replica_states.get("RUNNING", 0) if deployment else 0
