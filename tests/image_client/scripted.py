@@ -23,9 +23,14 @@ def image_of(request: ImageRequest, request_id: str, cost: Decimal | None = None
 
 
 class ScriptedClient:
-    """`answer(request, request_id, times)` returns an image or an error, or None for the usual image."""
+    """`answer(request, request_id, times)` returns an image or an error, or None for the usual image.
 
-    def __init__(self, answer: Answer = lambda *_: None, *, idempotent: bool = False, slow: float = 0.0) -> None:
+    The first answer comes once `crowd` requests are here at once.
+    """
+
+    def __init__(
+        self, answer: Answer = lambda *_: None, *, idempotent: bool = False, slow: float = 0.0, crowd: int = 0
+    ) -> None:
         self.answer = answer
         self.idempotent = idempotent
         self.sent: Counter[str] = Counter()
@@ -33,6 +38,8 @@ class ScriptedClient:
         self.collected: list[ProviderJob] = []
         self.in_flight = self.most_in_flight = 0
         self._slow = slow
+        self._crowd = crowd
+        self._crowded = asyncio.Event()
 
     def connect(self, options: ClientOptions) -> "ScriptedClient":
         self.options = options
@@ -47,7 +54,10 @@ class ScriptedClient:
         self.sent[request.prompt] += 1
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if self.in_flight >= self._crowd:
+            self._crowded.set()
         try:
+            await self._crowded.wait()
             await asyncio.sleep(self._slow)
             answer = self.answer(request, request_id, self.sent[request.prompt])
         finally:

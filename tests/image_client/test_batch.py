@@ -66,7 +66,7 @@ def bench(tmp_path: Path) -> Bench:
 
 async def test_images_come_in_order_each_once(bench: Bench) -> None:
     bench.write(30)
-    client = ScriptedClient(slow=0.001)
+    client = ScriptedClient(crowd=7)
     outcome = await bench.run(client, concurrency=7)
     assert [record.prompt for record in outcome.records] == [f"apple {number}" for number in range(30)]
     assert set(client.sent.values()) == {1} and client.most_in_flight == outcome.most_in_flight == 7
