@@ -163,9 +163,11 @@ def test_an_image_comes_back_through_the_gateway(
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
     run = gateway.post("/v2/any/runsync", json={"input": {"prompt": PROMPT, "model": "other", "seed": 3}}).json()
-    assert run["output"]["placement"]["replica"] == "A10G"
+    chosen = run["output"]["placement"]["replica"]  # either: the first may still be as good as busy
     calls = platform.records.calls[before:]
-    assert [(call.function, call.method) for call in calls] == [("DiffusersBackend_A10G", "generate")] * 2
+    assert [call.method for call in calls] == ["generate"] * 2
+    assert calls[0].function == "DiffusersBackend_A10G"
+    assert calls[1].function == f"DiffusersBackend_{chosen}"
     assert [call.arguments[0][0]["input"]["model"] for call in calls] == ["tiny", "other"]
 
 

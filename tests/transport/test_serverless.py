@@ -134,6 +134,7 @@ async def test_a_worker_that_lost_its_device_is_replaced_whether_its_endpoint_st
     async def post(session, body, job, is_stream=False):
         posted_bodies.append(json.loads(json.dumps(body)))
 
+    monkeypatch.setattr(queue, "quiet_sdk", lambda: None)
     monkeypatch.setattr(queue, "configure_logging", lambda **options: None)
     monkeypatch.setattr(queue, "read_settings", lambda: context.worker.settings)
     monkeypatch.setattr(queue, "build_worker", lambda settings: context.worker)

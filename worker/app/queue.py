@@ -12,7 +12,7 @@ from worker.app.logs import configure_logging
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.runpod_sdk import import_sdk
-from worker.app.settings import Settings, SettingsError, read_settings
+from worker.app.settings import Settings, SettingsError, quiet_sdk, read_settings
 from worker.app.signals import end_at_once, end_once_lost, hear_reload, hear_shutdown
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore, StoreBounds
@@ -30,6 +30,7 @@ _background: set[asyncio.Task[None]] = set()
 
 def run_serverless() -> None:
     """Serve RunPod's queue; or, off its machines, run one job from test_input.json or --test_input and exit."""
+    quiet_sdk()
     runpod = import_sdk()
     local = "--rp_serve_api" not in sys.argv
     settings: Settings | None = None

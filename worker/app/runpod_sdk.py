@@ -1,6 +1,5 @@
-"""RunPod's SDK, imported in half of its time and without its talk."""
+"""RunPod's SDK, imported in half of its time."""
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -10,8 +9,7 @@ from types import ModuleType
 
 
 def import_sdk() -> ModuleType:
-    """Import `runpod`, at a log level that is none of its own: that is DEBUG, with base64 in every other line."""
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+    """Import `runpod`."""
     with _quick_cpuinfo():
         import runpod
     sdk: ModuleType = runpod

@@ -127,3 +127,8 @@ def secret_named(variable: str) -> str | None:
 def forbid_unsafe_loading() -> None:
     """Take away the variable with which torch would read any pickle, whatever its caller asked for."""
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+
+
+def quiet_sdk() -> None:
+    """Set RunPod's log level before its SDK reads it: the default is DEBUG, with base64 in every other line."""
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")

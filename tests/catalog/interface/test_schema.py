@@ -218,32 +218,6 @@ def test_strength_must_leave_a_step() -> None:
     assert caught.value.field == "strength"
 
 
-@pytest.mark.parametrize(
-    ("sent", "field"),
-    [
-        ({"num_inference_steps": 1}, "mask_encode_strength"),  # its default is half of the steps
-        ({"num_inference_steps": 4, "mask_encode_strength": 0.2}, "mask_encode_strength"),
-        ({"num_inference_steps": 4, "inpaint_strength": 0.2}, "inpaint_strength"),
-        ({"guidance_scale": 1}, "guidance_scale"),
-    ],
-)
-def test_each_of_several_shares_of_the_steps_must_leave_one(sent, field) -> None:
-    task = Task.IMAGE_EDITING
-    diffedit = Detection(Kind.PIPELINE, "diffusers", "sd1", "StableDiffusionDiffEditPipeline", (task,))
-    with pytest.raises(ParameterOutOfRange) as caught:
-        check(sent, task=task, detection=diffedit)
-    assert caught.value.field == field
-    check({"num_inference_steps": 4, "inpaint_strength": 0.25, "guidance_scale": 1.5}, task=task, detection=diffedit)
-
-
-def test_guidance_of_each_step_has_as_many_numbers_as_there_are_steps() -> None:
-    ideogram = Detection(Kind.PIPELINE, "diffusers", None, "Ideogram4Pipeline", (T2I,))
-    with pytest.raises(ParameterOutOfRange, match="as many numbers as there are steps, 3; it has 2") as caught:
-        check({"num_inference_steps": 3, "guidance_schedule": [7.0, 3.0]}, detection=ideogram)
-    assert caught.value.field == "guidance_schedule"
-    check({"num_inference_steps": 2, "guidance_schedule": [7.0, 3.0]}, detection=ideogram)
-
-
 def test_a_check_derives_nothing_again() -> None:
     spec, raw = model("sdxl"), {"width": 1024, "guidance_scale": 5.5, "widht": 3}
     for _ in range(2):  # the first one reads the signature
