@@ -36,24 +36,40 @@ class HeadAsGet:
         await self._app({**scope, "method": "GET", _ASKED: True} if is_head else scope, receive, send_without_body)
 
 
+_TAKEN_FIRST = 64  # requests that may come between two that are let in
+
+
 class Turnstile:
     """The layer that lets requests in one after the other, a turn of the event loop for each.
 
     When a thousand come at once, their first steps together take seconds, in which nobody else would be served.
-    Requests to `open_to` pass by them.
+    Requests to `open_to` pass by them. A loop takes one new connection a turn: while more come, they are taken before
+    the next request is let in, or one to `open_to` would stand among them at the door all the while.
     """
 
     def __init__(self, app: ASGIApp, open_to: Collection[str] = ()) -> None:
         self._app = app
         self._open_to = open_to
         self._turn = asyncio.Lock()
+        self._came = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, once it is its turn."""
+        self._came += 1
         if scope["type"] == "http" and scope["path"] not in self._open_to:
             async with self._turn:
-                await asyncio.sleep(0)
+                await self._quiet()
         await self._app(scope, receive, send)
+
+    async def _quiet(self) -> None:
+        """Wait until two turns have passed in which nobody came: a connection is taken in one, and read in the next."""
+        came, quiet = self._came, 0
+        for _ in range(_TAKEN_FIRST):
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._came == came else 0
+            if quiet == 2:
+                return
+            came = self._came
 
 
 class Prefixed:
