@@ -1,5 +1,6 @@
 """The guarded GET: what it brings, where it stops, and that it connects to the address it checked."""
 
+import gc
 import gzip
 import ipaddress
 import socket
@@ -9,17 +10,67 @@ import time
 import pytest
 
 from tests.net.servers import RawServer, body, names, redirect, silence, trickle
-from worker.core.errors import InvalidImage
+from worker.core.errors import InvalidImage, Overloaded
+from worker.core.turn import Turn, under_way
 from worker.net import guard as module
 from worker.net.fetch import ImageFetcher
+from worker.net.fetched import FetchedBytes
 
 MEGABYTE = 2**20
+PIECE = body(b"x" * 150_000)
 
 
 @pytest.fixture
 def fetch() -> ImageFetcher:
     """For servers on this machine."""
     return ImageFetcher(allow_private=True, deadline_s=5)
+
+
+class TestBooks:
+    """Half a megabyte for all, three quarters of it for one caller."""
+
+    @pytest.fixture
+    def books(self) -> FetchedBytes:
+        return FetchedBytes(MEGABYTE // 2)
+
+    @pytest.fixture
+    def fetch(self, books) -> ImageFetcher:
+        return ImageFetcher(allow_private=True, deadline_s=5, books=books)
+
+    @pytest.fixture
+    def anna(self):
+        token = under_way.set(Turn("anna"))
+        yield
+        under_way.reset(token)
+
+    def test_a_body_counts_until_nobody_has_it(self, fetch, books):
+        with RawServer(PIECE) as server:
+            bodies = [fetch(server.url(), MEGABYTE) for _ in range(3)]
+            assert books.bytes == 450_000
+            with pytest.raises(Overloaded, match="MAX_QUEUED_MB") as caught:
+                fetch(server.url(), MEGABYTE)
+            assert caught.value.details["retry_after_s"] > 0
+            assert books.bytes == 450_000  # of what was refused nothing is left
+            bodies.pop()
+            gc.collect()
+            assert len(fetch(server.url(), MEGABYTE)) == 150_000
+        bodies.clear()
+        gc.collect()
+        assert books.bytes == 0
+
+    def test_one_caller_leaves_room_for_others(self, fetch, books, anna):
+        with RawServer(PIECE) as server:
+            bodies = [fetch(server.url(), MEGABYTE) for _ in range(2)]
+            with pytest.raises(Overloaded, match="your jobs"):
+                fetch(server.url(), MEGABYTE)
+            under_way.set(Turn("bert"))
+            assert len(fetch(server.url(), MEGABYTE)) == 150_000
+        assert len(bodies) == 2
+
+    def test_a_body_that_breaks_off_counts_no_more(self, fetch, books):
+        with RawServer(body(b"x" * 1000, length=2000)) as server, pytest.raises(InvalidImage):
+            fetch(server.url(), MEGABYTE)
+        assert books.bytes == 0
 
 
 class TestBody:

@@ -14,7 +14,9 @@ from worker.app.stores import build_adapter_folders, build_store
 from worker.catalog.registry import Registry, RegistryError
 from worker.core.turn import StopSignal
 from worker.net.fetch import ImageFetcher
+from worker.net.fetched import FetchedBytes
 from worker.service.accepting.acceptance import Acceptor
+from worker.service.accepting.links import MAX_BYTES
 from worker.service.accepting.resolving import ModelResolver, Policy
 from worker.service.introspection.models import ModelIntrospection
 from worker.service.limits.accounts import Accounts
@@ -122,7 +124,9 @@ class Groundwork:
             lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
         )
         limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
-        fetch = ImageFetcher(allow_private=settings.allow_private_urls)
+        # As much as the jobs themselves may take, and in any case what one request may bring.
+        books = FetchedBytes(int(settings.max_queued_mb * 2**20), least=MAX_BYTES)
+        fetch = ImageFetcher(allow_private=settings.allow_private_urls, books=books)
         folders = build_adapter_folders(settings)
         name = socket.gethostname()
         accounts = Accounts(settings.volume / "state" / f"quotas-{name}.json", place.shared_accounts if place else None)

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult
@@ -66,10 +66,13 @@ class Response:
         with self._watchdog.limit(self._timeout_s):
             return self._exchange.read(size)
 
-    def read_all(self, limit: int, deadline: float | None = None) -> bytes:
+    def read_all(
+        self, limit: int, deadline: float | None = None, count: Callable[[int], None] = lambda more: None
+    ) -> bytes:
         """Read the whole body until `deadline`, a time of `time.monotonic`; by default within one timeout from now.
 
-        Raises Oversize when it is longer than `limit` bytes, unread if that is declared.
+        Raises Oversize when it is longer than `limit` bytes, unread if that is declared; and what `count` raises, which
+        hears of the bytes as they come.
         """
         self._refuse_compressed()
         body = bytearray()
@@ -77,6 +80,7 @@ class Response:
             raise Oversize(f"the answer is over {limit} bytes")
         with self._watchdog.limit(self._timeout_s if deadline is None else seconds_left(deadline)):
             while block := self._exchange.read(2**16):
+                count(len(block))
                 body += block
                 if len(body) > limit:
                     raise Oversize(f"the answer is over {limit} bytes")

@@ -4,24 +4,31 @@ import time
 
 from worker.core.errors import InvalidImage
 from worker.net.client import Client, Oversize
+from worker.net.fetched import FetchedBytes
 from worker.net.guard import BrokenOff, RefusedUrl, UnknownHost
 
 
 class ImageFetcher:
-    """Fetches images that callers link to. `allow_private` also takes http and private addresses: an opt-in."""
+    """Fetches images that callers link to. `allow_private` also takes http and private addresses: an opt-in.
 
-    def __init__(self, *, allow_private: bool = False, deadline_s: float = 20.0) -> None:
+    `books` bound the bytes of all that is fetched and still here.
+    """
+
+    def __init__(
+        self, *, allow_private: bool = False, deadline_s: float = 20.0, books: FetchedBytes | None = None
+    ) -> None:
+        self._books = books or FetchedBytes()
         self._client = Client(allow_private=allow_private)
         self._deadline_s = deadline_s
 
     def __call__(self, url: str, max_bytes: int) -> bytes:
-        """Return the body behind `url`. Raises InvalidImage with a sentence that names no address."""
+        """Return the body behind `url`. Raises InvalidImage with a sentence that names no address, and Overloaded."""
         deadline = time.monotonic() + self._deadline_s
         try:
-            with self._client.get(url, timeout_s=self._deadline_s) as response:
+            with self._client.get(url, timeout_s=self._deadline_s) as response, self._books.receiving() as receipt:
                 if response.status != 200:
                     raise _failed(f"its server answered {response.status}")
-                body = response.read_all(max_bytes, deadline)
+                body = receipt.body(response.read_all(max_bytes, deadline, receipt.add))
         except (RefusedUrl, BrokenOff) as error:
             raise _failed(str(error)) from None
         except UnknownHost:
