@@ -82,8 +82,12 @@ def test_a_model_may_have_the_name_that_openais_clients_send(tmp_path):
     names["models"]["tiny"]["aliases"] = ["gpt-image-1", "dall-e-3"]
     (tmp_path / "aliased.yaml").write_text(yaml.safe_dump(names))
     with WebWorker(tmp_path, models_yaml=tmp_path / "aliased.yaml") as served:
-        for name in ("gpt-image-1", "DALL-E-3"):
-            assert served.http.post("/v1/images/generations", json={"prompt": "x", "model": name}).status_code == 200
+        for name, kind in (("gpt-image-1", "b64_json"), ("DALL-E-3", "url")):  # as OpenAI's own answered by default
+            answer = served.http.post("/v1/images/generations", json={"prompt": "x", "model": name})
+            assert answer.status_code == 200
+            assert [
+                name for name, value in answer.json()["data"][0].items() if value and name in ("b64_json", "url")
+            ] == [kind]
         problem = served.http.post("/v1/images/generations", json={"prompt": "x", "model": "gpt-image-2"}).json()[
             "error"
         ]

@@ -126,7 +126,9 @@ def decode(sent: Mapping[str, JsonValue]) -> ImagesRequest:
     size = fields.pop("size", "auto")
     if size != "auto":
         fields |= _decode_size(size)
-    response_format = fields.pop("response_format", "b64_json")
+    # OpenAI's own default depended on the model: programs that ask for one of those read an address.
+    usual = "url" if str(fields.get("model")).lower().startswith("dall-e-") else "b64_json"
+    response_format = fields.pop("response_format", usual)
     if response_format not in ("b64_json", "url"):
         raise ParameterOutOfRange("response_format must be b64_json or url.", field="response_format")
     stream = truth_in(fields.pop("stream", False))
