@@ -27,6 +27,7 @@ OF_THE_DEVICE = {
     "run-action-unload",
     "run-action-unload-again",
     "health-busy",
+    "openai-stream-engine-fails",  # its preview may come with the failure, which is then all that is told
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.engine import make_context
-from worker.core.errors import InvalidRequest, WorkerError
+from worker.core.errors import InvalidRequest, UnknownParameter, WorkerError
 from worker.wire.request import decode_input
 
 WORDS = "a mechanical bird above the clouds, brass and glass, evening light"
@@ -49,6 +49,15 @@ async def test_a_published_input_draws(tmp_path, name):
     assert len(told) == int(foreign)
     if foreign:
         assert '{"input": {"prompt": ' in told[0]
+
+
+@pytest.mark.parametrize("field", ["aspect_ratio", "high_noise_frac", "enable_hr"])
+async def test_an_input_that_names_one_of_our_models_is_ours_whatever_else_it_has(tmp_path, field):
+    context = make_context(tmp_path, default_model="any")
+    with pytest.raises(UnknownParameter) as caught:
+        await context.ask(prompt=WORDS, model="tiny", **{field: 1})
+    assert caught.value.field == field
+    assert not context.engine.ran
 
 
 def decoded(payload):

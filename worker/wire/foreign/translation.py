@@ -15,6 +15,8 @@ from worker.wire.foreign import a1111, cog, comfyui, sdxl
 
 _MAX_SHOWN = 600  # characters of our form in a warning
 _IMAGES = ("image", "mask", "video", "control")
+# Those workers have one model each, or name it elsewhere: a field too many of ours is told, not read as theirs.
+_OURS = frozenset({"model", "model_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ def translate(payload: Mapping[str, JsonValue]) -> Translation | None:
     if (workflow := comfyui.find(payload)) is not None:
         raise comfyui.refusal(workflow)
     names = payload.keys()
+    if names & _OURS:
+        return None
     if names & a1111.MARKS:
         return _of_a1111(payload, has_image="init_images" in names)
     if names & sdxl.MARKS:
