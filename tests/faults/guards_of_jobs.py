@@ -106,9 +106,17 @@ GUARDS_OF_JOBS = (
         "F11",
         "a crowd is let in one by one",
         "worker/transport/web/layers.py",
-        "            async with self._turn:\n                await asyncio.sleep(0)\n",
+        "            async with self._turn:\n                await self._quiet()\n",
         "            pass\n",
         ("tests/faults/test_f11_crowds.py::test_a_crowd_is_let_in_one_by_one_and_a_ping_passes_by",),
+    ),
+    Guard(
+        "F11",
+        "newcomers are taken before the next is let in",
+        "worker/transport/web/layers.py",
+        "            quiet = quiet + 1 if self._came == came else 0\n",
+        "            quiet = 2\n",
+        ("tests/faults/test_f11_crowds.py::test_newcomers_are_taken_before_the_next_is_let_in",),
     ),
     Guard(
         "F11",
