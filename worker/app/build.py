@@ -1,6 +1,5 @@
 """The composition of a worker: settings in, a worker with its own device out. torch is imported late."""
 
-import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ def build_worker(
 
 
 def _settled(engine: ResidentEngine) -> ResidentEngine:
-    """Return an engine that was just built: the libraries that were imported for it stay."""
+    """Return an engine that was just built: the libraries that were imported for it stay, half a million objects."""
     settle()
     return engine
 
@@ -132,10 +131,6 @@ def _diffusers_engine(settings: Settings) -> ResidentEngine:
     from worker.engine.engine import DiffusersEngine
     from worker.engine.safety import SafetyPolicy
 
-    # Half a million objects of the libraries live as long as the process. The garbage collector would look at each of
-    # them, for a quarter of a second, whenever a model makes room for another, and now and then amid a job.
-    gc.collect()
-    gc.freeze()
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
     return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras, policy)
 
