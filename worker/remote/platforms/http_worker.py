@@ -7,8 +7,8 @@ once more. A worker whose process ended knows none of its jobs: it says so, or n
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 from pydantic_core import from_json
@@ -18,6 +18,7 @@ from worker.core.result import Emit, JobResult
 from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
 from worker.remote.platforms.outcomes import finished, lost, refusal
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_failure, decode_progress
 from worker.wire.sending import encode_body, encode_request
@@ -42,9 +43,7 @@ class HttpWorker:
         self._facts = facts
         self._peer = peer
         self._clock = clock
-        self._ids: dict[str, str] = {}  # of the jobs under way, by their keys
-        self._places: dict[str, dict[str, str]] = {}  # job id there -> the header by which its worker is found again
-        self._taking_back: set[asyncio.Task[None]] = set()
+        self._jobs = UnderWay(self._take_back)
 
     @property
     def name(self) -> str:
@@ -80,20 +79,17 @@ class HttpWorker:
 
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Hand `job` in, and follow it. See `Platform.send`."""
-        async with self._ours(job, key):
+        async with self._jobs.bracket(job, key):
             return await self._follow(await self._hand_in(job, key), emit)
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` until the worker answers, or counts as lost. See `Platform.reconcile`."""
-        async with self._ours(job, key):
+        async with self._jobs.bracket(job, key):
             given_up = self._clock() + LOST_S
             refusals = 0
             while self._clock() < given_up and refusals < 3:
                 try:
-                    id = self._ids.get(key)
-                    if id is None:
-                        return await self._follow(await self._hand_in(job, key), emit)
-                    return await self._follow(id, emit)
+                    return await self._follow(self._jobs[key] or await self._hand_in(job, key), emit)
                 except NotTaken as failure:
                     unreached = failure.__cause__
                     if not isinstance(unreached, NotReached):
@@ -106,31 +102,11 @@ class HttpWorker:
 
     async def close(self) -> None:
         """Close all connections, once jobs that were given up are taken back."""
-        if self._taking_back:
-            await asyncio.wait(self._taking_back, timeout=ASK_S)
+        await self._jobs.close(ASK_S)
         await self._peer.close()
 
-    @contextlib.asynccontextmanager
-    async def _ours(self, job: Job, key: str) -> AsyncIterator[None]:
-        """Enclose the way of a job there: ours is the deadline, and a job that is given up is taken back there."""
-        try:
-            async with asyncio.timeout(max(0.0, min(job.stop.remaining_s, 1e6))):
-                yield
-        except TimeoutError:
-            self._give_up(key)
-            raise job.stop.timed_out() from None
-        except asyncio.CancelledError:
-            self._give_up(key)
-            raise
-        except LostSight:
-            raise  # it will be asked for by its key
-        except BaseException:
-            self._forget(key)
-            raise
-        self._forget(key)
-
-    async def _hand_in(self, job: Job, key: str) -> str:
-        """Hand `job` in and return its id there. Raises WorkerError, NotTaken, LostSight."""
+    async def _hand_in(self, job: Job, key: str) -> "_There":
+        """Hand `job` in and return where it is. Raises WorkerError, NotTaken, LostSight."""
         ttl_ms = round((min(job.stop.remaining_s, 86_400.0) + ANSWER_S) * 1_000)
         body = encode_body({"input": encode_request(job), "policy": {"ttl": ttl_ms}})
         try:
@@ -144,10 +120,9 @@ class HttpWorker:
         fields = _json(answer)
         id = fields.get("id")
         if answer.status == 200 and isinstance(id, str):
-            self._ids[key] = id
-            if (worker := answer.headers.get(AFFINITY.lower())) is not None:
-                self._places[id] = {AFFINITY: worker}
-            return id
+            worker = answer.headers.get(AFFINITY.lower())
+            self._jobs[key] = there = _There(id, {} if worker is None else {AFFINITY: worker})
+            return there
         raise self._refused(answer, fields)
 
     def _refused(self, answer: PeerAnswer, fields: Mapping[str, JsonValue]) -> Exception:
@@ -155,14 +130,14 @@ class HttpWorker:
             return LostSight(lost(self.name))
         return refusal(self.name, decode_failure(dict(fields)), answer.status, answer.retry_after_s)
 
-    async def _follow(self, id: str, emit: Emit) -> JobResult:
+    async def _follow(self, there: "_There", emit: Emit) -> JobResult:
         """Follow the job to its end: by its events, and where these break off by asking for it."""
         since: float | None = None
         while True:
             try:
-                outcome = await self._events(id, emit)
+                outcome = await self._events(there, emit)
                 if outcome is None:
-                    outcome = await self._status(id)
+                    outcome = await self._status(there)
             except (NotReached, NoAnswer) as error:
                 since = since or self._clock()
                 if (isinstance(error, NotReached) and error.refused) or self._clock() - since > LOST_S:
@@ -174,11 +149,11 @@ class HttpWorker:
                 return finished(self.name, outcome)
             await asyncio.sleep(PAUSE_S)
 
-    async def _events(self, id: str, emit: Emit) -> Mapping[str, JsonValue] | None:
+    async def _events(self, there: "_There", emit: Emit) -> Mapping[str, JsonValue] | None:
         """Report progress until the job is over, and return its end; None where the stream ends without one."""
-        headers = {**self._to(id), FILES_ONCE: "true"}
+        headers = {**there.headers, FILES_ONCE: "true"}
         outcome: Mapping[str, JsonValue] | None = None
-        async with self._peer.events(f"/events/{id}", headers=headers, silence_s=SILENCE_S) as (status, blocks):
+        async with self._peer.events(f"/events/{there.id}", headers=headers, silence_s=SILENCE_S) as (status, blocks):
             if status == 404:
                 raise NotTaken(lost(self.name))  # its process is another one by now
             if status != 200:
@@ -191,32 +166,25 @@ class HttpWorker:
                     outcome = data  # the stream ends here, and its connection can be used again
         return outcome
 
-    async def _status(self, id: str) -> Mapping[str, JsonValue]:
-        answer = await self._peer.ask("GET", f"{_API}/status/{id}", headers=self._to(id), timeout_s=ANSWER_S)
+    async def _status(self, there: "_There") -> Mapping[str, JsonValue]:
+        answer = await self._peer.ask("GET", f"{_API}/status/{there.id}", headers=there.headers, timeout_s=ANSWER_S)
         if answer.status == 404:
             raise NotTaken(lost(self.name))
         if answer.status != 200:
             raise NoAnswer(f"it answers {answer.status}")
         return _json(answer)
 
-    def _forget(self, key: str) -> None:
-        if (id := self._ids.pop(key, None)) is not None:
-            self._places.pop(id, None)
-
-    def _give_up(self, key: str) -> None:
-        """Have the job cancelled there, if it has an id. Nobody waits for that."""
-        if (id := self._ids.pop(key, None)) is not None:
-            task = asyncio.create_task(self._take_back(id))
-            self._taking_back.add(task)
-            task.add_done_callback(self._taking_back.discard)
-
-    async def _take_back(self, id: str) -> None:
+    async def _take_back(self, there: "_There") -> None:
         with contextlib.suppress(NotReached, NoAnswer):
-            await self._peer.ask("POST", f"{_API}/cancel/{id}", headers=self._to(id), timeout_s=ASK_S)
-        self._places.pop(id, None)
+            await self._peer.ask("POST", f"{_API}/cancel/{there.id}", headers=there.headers, timeout_s=ASK_S)
 
-    def _to(self, id: str) -> Mapping[str, str]:
-        return self._places.get(id, {})
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """Where a job is: its id there, and the header by which the worker that has it is found again."""
+
+    id: str
+    headers: Mapping[str, str]
 
 
 def _named(job: Job) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.remote.platforms.outcomes import called, lost
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_progress
 from worker.wire.sending import encode_request
@@ -42,7 +43,7 @@ class ModalClass:
     def __init__(self, cls: Any, facts: ReplicaState) -> None:
         self._instance = cls()
         self._facts = facts
-        self._calls: dict[str, Any] = {}
+        self._jobs = UnderWay[Any](_take_back)  # by their calls
         self._queue: Any = None
         self._queue_context: Any = None
         self._queue_lock = asyncio.Lock()
@@ -76,61 +77,51 @@ class ModalClass:
 
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Call the class with `job`, and wait for its answer. See `Platform.send`."""
-        updates = await self._updates() if job.request.progress else None
-        try:
-            call = await self._instance.generate.spawn.aio({"id": key, "input": encode_request(job)}, updates)
-        except modal.exception.ResourceExhaustedError as error:
-            raise NotTaken(Overloaded("Modal takes no more jobs now; come again later."), ill=False) from error
-        except _REFUSALS as error:
-            raise NotTaken(lost(self.name)) from error
-        except (modal.exception.Error, OSError) as error:
-            raise LostSight(lost(self.name)) from error
-        self._calls[key] = call
-        return await self._follow(job, key, emit)
+        async with self._jobs.bracket(job, key):
+            updates = await self._updates() if job.request.progress else None
+            try:
+                call = await self._instance.generate.spawn.aio({"id": key, "input": encode_request(job)}, updates)
+            except modal.exception.ResourceExhaustedError as error:
+                raise NotTaken(Overloaded("Modal takes no more jobs now; come again later."), ill=False) from error
+            except _REFUSALS as error:
+                raise NotTaken(lost(self.name)) from error
+            except (modal.exception.Error, OSError) as error:
+                raise LostSight(lost(self.name)) from error
+            self._jobs[key] = call
+            return await self._follow(call, job, key, emit)
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for the call of `key` by its id. See `Platform.reconcile`."""
-        if key not in self._calls:  # the id was lost with the answer, and a call has no other name
-            raise LostSight(lost(self.name))
-        return await self._follow(job, key, emit)
+        async with self._jobs.bracket(job, key):
+            if (call := self._jobs[key]) is None:  # the id was lost with the answer, and a call has no other name
+                raise LostSight(lost(self.name))
+            return await self._follow(call, job, key, emit)
 
     async def close(self) -> None:
-        """Let go of the queue of updates."""
+        """Let go of the queue of updates, once jobs that were given up are taken back."""
+        await self._jobs.close(_FAREWELL_S)
         context, self._queue, self._queue_context = self._queue_context, None, None
         if context is not None:
             with suppress(modal.exception.Error, OSError):
                 await context.__aexit__(None, None, None)
 
-    async def _follow(self, job: Job, key: str, emit: Emit) -> JobResult:
-        """Wait for a call's end, and take it back at the job's deadline or when nobody waits any more."""
-        call = self._calls[key]
+    async def _follow(self, call: Any, job: Job, key: str, emit: Emit) -> JobResult:
+        """Wait for a call's end."""
         told = asyncio.create_task(self._tell(key, emit)) if job.request.progress and self._queue is not None else None
         try:
-            answer = await call.get.aio(timeout=max(0.0, min(job.stop.remaining_s, 1e6)))
+            answer = await call.get.aio()
         except modal.exception.OutputExpiredError as error:
-            self._calls.pop(key, None)
             raise NotTaken(lost(self.name)) from error
-        except (TimeoutError, modal.exception.TimeoutError, asyncio.CancelledError) as error:
-            await self._take_back(key)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except modal.exception.TimeoutError as error:  # the class's own bound on a call
             raise job.stop.timed_out() from error
         except _DEATHS as error:
-            self._calls.pop(key, None)
             raise NotTaken(lost(self.name)) from error
         except (modal.exception.Error, OSError) as error:
             raise LostSight(lost(self.name)) from error
         finally:
             if told is not None:
                 told.cancel()
-        self._calls.pop(key, None)
         return called(self.name, answer)
-
-    async def _take_back(self, key: str) -> None:
-        call = self._calls.pop(key)
-        with suppress(modal.exception.Error, OSError, TimeoutError):
-            async with asyncio.timeout(_FAREWELL_S):
-                await call.cancel.aio()
 
     async def _updates(self) -> Any:
         """Return the queue of updates; None if Modal gives none, which is no reason to draw nothing."""
@@ -149,3 +140,9 @@ class ModalClass:
                 for update in await self._queue.get_many.aio(64, timeout=_UPDATE_WAIT_S, partition=key):
                     if (progress := decode_progress(update.get("progress"))) is not None:
                         emit(progress)
+
+
+async def _take_back(call: Any) -> None:
+    with suppress(modal.exception.Error, OSError, TimeoutError):
+        async with asyncio.timeout(_FAREWELL_S):
+            await call.cancel.aio()

@@ -6,8 +6,7 @@ one that died. A call to a node that was lost hangs: so the stream is never sile
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.remote.platforms.outcomes import called, lost
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.under_way import deadline_of
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_progress
 from worker.wire.sending import encode_request
@@ -73,25 +73,16 @@ class RayDeployment:
 
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Call the replica with `job`. See `Platform.send`."""
-        async with self._ours(job):
+        async with deadline_of(job):
             return await self._follow(job, key, emit, first_s=None)
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Call for the same job again: a replica that has it goes on telling of it. See `Platform.reconcile`."""
-        async with self._ours(job):
+        async with deadline_of(job):
             return await self._follow(job, key, emit, first_s=RECONCILE_S)
 
     async def close(self) -> None:
         """Do nothing: Ray holds the connections."""
-
-    @asynccontextmanager
-    async def _ours(self, job: Job) -> AsyncIterator[None]:
-        """Enclose the way of a job there: the deadline is ours."""
-        try:
-            async with asyncio.timeout(max(0.0, min(job.stop.remaining_s, 1e6))):
-                yield
-        except TimeoutError:
-            raise job.stop.timed_out() from None
 
     async def _follow(self, job: Job, key: str, emit: Emit, first_s: float | None) -> JobResult:
         """Follow the job to its end. `first_s` bounds the wait for the first sign of life: None for a cold start."""

@@ -8,7 +8,7 @@ RunPod's own SDK is not used: its client loses the text of failures, waits for e
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pydantic import JsonValue
@@ -20,6 +20,7 @@ from worker.core.result import Emit, JobResult, Progress
 from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
 from worker.remote.platforms.outcomes import finished, lost, refusal
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_failure, decode_progress
 from worker.wire.sending import encode_body, encode_request
@@ -41,8 +42,7 @@ class RunPodEndpoint:
         self._facts = facts
         self._peer = peer
         self._attempt_s = attempt_s
-        self._ids: dict[str, str] = {}  # of the jobs under way, by their keys
-        self._taking_back: set[asyncio.Task[None]] = set()
+        self._jobs = UnderWay(self._take_back)  # by their ids there
 
     @property
     def name(self) -> str:
@@ -81,17 +81,17 @@ class RunPodEndpoint:
 
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Hand `job` in, and ask for it until it is over. See `Platform.send`."""
-        async with self._ours(job, key):
+        async with self._jobs.bracket(job, key):
             id = await self._hand_in(job)
-            self._ids[key] = id
+            self._jobs[key] = id
             return await self._follow(id, emit)
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` by its id there; None if it never had one, or is not known any more."""
-        id = self._ids.get(key)
+        id = self._jobs[key]
         if id is None:
             return None
-        async with self._ours(job, key):
+        async with self._jobs.bracket(job, key):
             try:
                 return await self._follow(id, emit)
             except (NotTaken, LostSight):
@@ -99,28 +99,8 @@ class RunPodEndpoint:
 
     async def close(self) -> None:
         """Close all connections, once jobs that were given up are taken back."""
-        if self._taking_back:
-            await asyncio.wait(self._taking_back, timeout=ASK_S)
+        await self._jobs.close(ASK_S)
         await self._peer.close()
-
-    @contextlib.asynccontextmanager
-    async def _ours(self, job: Job, key: str) -> AsyncIterator[None]:
-        """Enclose the way of a job there: ours is the deadline, and a job that is given up is cancelled there."""
-        try:
-            async with asyncio.timeout(max(0.0, min(job.stop.remaining_s, 1e6))):
-                yield
-        except TimeoutError:
-            self._give_up(key)
-            raise job.stop.timed_out() from None
-        except asyncio.CancelledError:
-            self._give_up(key)
-            raise
-        except LostSight:
-            raise
-        except BaseException:
-            self._ids.pop(key, None)
-            raise
-        self._ids.pop(key, None)
 
     async def _hand_in(self, job: Job) -> str:
         left_s = min(job.stop.remaining_s, 86_400.0)
@@ -190,12 +170,6 @@ class RunPodEndpoint:
                 "images or another format, or let the operator give the workers a bucket."
             )
         return finished(self.name, {**outcome, "error": _sentence(outcome.get("error"))})
-
-    def _give_up(self, key: str) -> None:
-        if (id := self._ids.pop(key, None)) is not None:
-            task = asyncio.create_task(self._take_back(id))
-            self._taking_back.add(task)
-            task.add_done_callback(self._taking_back.discard)
 
     async def _take_back(self, id: str) -> None:
         with contextlib.suppress(NotReached, NoAnswer):
