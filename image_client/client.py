@@ -133,6 +133,13 @@ class ImageClient:
         """Wait for a job that was accepted earlier, by this process or another, and return its images."""
         return await self._route_of(job.provider).collect(job)
 
+    async def cancel(self, job: ProviderJob) -> None:
+        """Take a job back that was accepted; one that is being drawn may still be drawn, and charged.
+
+        Raises Unsupported where the provider does not let jobs be taken back.
+        """
+        await self._route_of(job.provider).cancel(job)
+
     async def find(self, request: ImageRequest, *, request_id: str) -> ProviderJob | None:
         """Look for a request that was sent and never answered in the provider's list of jobs; None if it is not there.
 

@@ -22,6 +22,7 @@ from image_client.submission import Submitter
 from image_client.transport import LinkBroken, LinkExpired, Transport
 
 RENEWALS = 3
+CANCEL_SECONDS = 10.0
 
 
 class Route:
@@ -69,11 +70,7 @@ class Route:
 
     async def collect(self, job: ProviderJob) -> tuple[Image, ...]:
         """Return the images of a job that was taken earlier."""
-        if _origin(job.poll_url) != _origin(self.base_url):
-            raise InvalidRequest(f"poll_url is not of {self.provider.name}'s own address; its token is not sent there.")
-        asked = ImageRequest(prompt="(collected)", seed=job.seed)
-        call = Call(asked, job.model or self.model, self.base_url, self._token, job.request_id)
-        running = Running(job.job_id, job.poll_url, at_once=True)
+        call, running = self._taken_earlier(job)
         try:
             async with self._slots:
                 began = now()
@@ -83,6 +80,14 @@ class Route:
             error.provider, error.request_id = self.provider.name, job.request_id
             raise
 
+    async def cancel(self, job: ProviderJob) -> None:
+        """Take a job back. It is asked for once; Unsupported where this provider does not let jobs be taken back."""
+        if self.provider.cancel is None:
+            raise Unsupported(f"{self.provider.name} does not let jobs be taken back.", field="job")
+        call, running = self._taken_earlier(job)
+        request = self.provider.cancel(call, running)
+        await self._transport.send(request, first_byte=CANCEL_SECONDS, deadline=now() + CANCEL_SECONDS)
+
     async def find(self, request: ImageRequest, request_id: str) -> ProviderJob | None:
         """Return the provider's job of a request that was sent and never answered; None where there is none."""
         if self.provider.search is None:
@@ -90,6 +95,14 @@ class Route:
         call, adapted = self.fit(request, request_id)
         running = await self._submitter.search(call, now() + self._options.deadline)
         return self._job(running, call, adapted) if running else None
+
+    def _taken_earlier(self, job: ProviderJob) -> tuple[Call, Running]:
+        """Return what asks for a job. Raises InvalidRequest for one that lies at another address."""
+        if _origin(job.poll_url) != _origin(self.base_url):
+            raise InvalidRequest(f"poll_url is not of {self.provider.name}'s own address; its token is not sent there.")
+        asked = ImageRequest(prompt="(collected)", seed=job.seed)
+        call = Call(asked, job.model or self.model, self.base_url, self._token, job.request_id)
+        return call, Running(job.job_id, job.poll_url, at_once=True)
 
     async def _delivered(
         self, outcome: Finished | Running, job: ProviderJob | None, call: Call, deadline: float

@@ -66,8 +66,12 @@ def prepare(call: Call) -> HttpRequest:
         "output_format": request.output_format,
     }
     body: dict[str, JsonValue] = {name: value for name, value in fields.items() if value is not None}
-    headers = {"Authorization": f"Key {call.token}"} if call.token else {}
-    return HttpRequest("POST", f"{call.base_url.rstrip('/')}/{call.model}", headers, body | request.extra)
+    return HttpRequest("POST", f"{call.base_url.rstrip('/')}/{call.model}", _key(call), body | request.extra)
+
+
+def cancel(call: Call, running: Running) -> HttpRequest:
+    """Take a request back; one that is being drawn may still be drawn to its end."""
+    return HttpRequest("PUT", f"{running.poll_url.removesuffix('/status')}/cancel", _key(call))
 
 
 def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
@@ -78,6 +82,10 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     if isinstance(images, list):
         return _finished(images, body, call)
     return _queued(body, call)
+
+
+def _key(call: Call) -> dict[str, str]:
+    return {"Authorization": f"Key {call.token}"} if call.token else {}
 
 
 def _queued(body: dict[str, JsonValue], call: Call) -> Running:
@@ -115,4 +123,5 @@ FAL = Provider(
     token_variables=("FAL_KEY",),
     scheme="Key",
     poll=0.5,
+    cancel=cancel,
 )

@@ -144,6 +144,7 @@ class Provider:
 
     `idempotent`: the same request id is drawn once. `search` and `found` ask for a job whose id was never heard:
     the provider's list of jobs, and the job in it that is `call`'s and not among the ids that are known.
+    `cancel` takes a job back, where a provider lets jobs be taken back.
     `scheme` is the word before the token; `short_base` stands before a base_url that is a bare name.
     `first_byte` is how many seconds its first byte may take; `poll` the seconds before the first question about a job.
     """
@@ -164,3 +165,4 @@ class Provider:
     pace: Pace = Pace()
     search: Callable[[Call], HttpRequest] | None = None
     found: Callable[[HttpAnswer, Call, frozenset[str]], Running | None] | None = None
+    cancel: Callable[[Call, Running], HttpRequest] | None = None

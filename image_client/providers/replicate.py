@@ -159,6 +159,11 @@ def found(answer: HttpAnswer, call: Call, known: frozenset[str]) -> Running | No
     return None
 
 
+def cancel(call: Call, running: Running) -> HttpRequest:
+    """Take a prediction back."""
+    return HttpRequest("POST", f"{call.base_url.rstrip('/')}/v1/predictions/{running.job_id}/cancel", call.bearer)
+
+
 def _small(body: dict[str, JsonValue]) -> bool:
     """Tell whether a prediction is short enough to be kept: one with images in it is not."""
     return not str(body.get("output"))[:8].startswith(("data:", "['data:"))
@@ -176,4 +181,5 @@ REPLICATE = Provider(
     pace=Pace(starts=600, window=60.0, lockout=10.0),
     search=search,
     found=found,
+    cancel=cancel,
 )

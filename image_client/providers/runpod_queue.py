@@ -107,6 +107,11 @@ def parse(answer: HttpAnswer, call: Call) -> Finished | Running:
     return _finished(job_id, body, output, call)
 
 
+def cancel(call: Call, running: Running) -> HttpRequest:
+    """Take a job back."""
+    return HttpRequest("POST", f"{_endpoint(call)}/cancel/{running.job_id}", call.bearer)
+
+
 def _finished(job_id: str, body: dict[str, JsonValue], output: dict[str, JsonValue], call: Call) -> Finished:
     images = output.get("images")
     found = images if isinstance(images, list) and images else [_single(output)]
@@ -165,6 +170,7 @@ SELFHOSTED = Provider(
     token_required=False,
     idempotent=True,
     poll=0.1,
+    cancel=cancel,
 )
 
 RUNPOD_ENDPOINT = Provider(
@@ -176,4 +182,5 @@ RUNPOD_ENDPOINT = Provider(
     token_variables=("RUNPOD_API_KEY",),
     poll=0.5,
     pace=Pace(starts=1000, window=10.0),
+    cancel=cancel,
 )

@@ -91,6 +91,7 @@ class Replicate(Failing):
         router.add_post("/v1/predictions", self.create)
         router.add_get("/v1/predictions", self.listed)
         router.add_get("/v1/predictions/{id}", self.get)
+        router.add_post("/v1/predictions/{id}/cancel", self.cancel)
         router.add_get("/files/{name}", self.file)
 
     async def create(self, request: web.Request) -> web.Response:
@@ -137,10 +138,16 @@ class Replicate(Failing):
         self.advance(job["id"], {"starting": "processing"}.get(job["status"], "succeeded"))
         return web.json_response(job)
 
+    async def cancel(self, request: web.Request) -> web.Response:
+        if answer := self.refused(request):
+            return answer
+        self.advance(request.match_info["id"], "canceled")
+        return web.json_response(self.jobs[request.match_info["id"]])
+
     def advance(self, job_id: str, status: str) -> None:
         """Bring a prediction to a status; one whose prompt is "nsfw" fails."""
         job = self.jobs[job_id]
-        if job["status"] in ("succeeded", "failed"):
+        if job["status"] in ("succeeded", "failed", "canceled"):
             return
         if status == "succeeded" and job["input"]["prompt"] == "nsfw":
             job |= {"status": "failed", "error": "NSFW content detected. Try running it again."}
@@ -250,6 +257,7 @@ class Fal(Failing):
         router.add_get("/files/{name}", self.file)
         router.add_get("/{owner}/{app}/requests/{id}/status", self.status)
         router.add_get("/{owner}/{app}/requests/{id}", self.result)
+        router.add_put("/{owner}/{app}/requests/{id}/cancel", self.cancel)
         router.add_post("/{owner}/{app:[^/]+}{rest:.*}", self.submit)
 
     async def submit(self, request: web.Request) -> web.Response:
@@ -279,6 +287,12 @@ class Fal(Failing):
         if status == "COMPLETED":
             told["metrics"] = {"inference_time": 0.2}
         return web.json_response(told)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        if answer := self.refused(request):
+            return answer
+        self.jobs[request.match_info["id"]]["status"] = "canceled"
+        return web.json_response({"status": "CANCELLATION_REQUESTED"}, status=202)
 
     async def result(self, request: web.Request) -> web.Response:
         if answer := self.refused(request):

@@ -17,6 +17,7 @@ from image_client.errors import (
     RequestRefused,
     ResultLost,
     UnknownOutcome,
+    Unsupported,
 )
 from image_client.mock_server import MockServer
 from image_client.pacing import Breaker, BreakerOpen, Pacer
@@ -264,6 +265,26 @@ async def test_a_deadline_ends_every_wait():
         async with ImageClient("fal", api_token=fakes.TOKEN, base_url=server.origin, options=options) as images:
             with pytest.raises(NotFinished):
                 await images.generate(APPLE)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("replicate", fakes.Replicate), ("fal", fakes.Fal)])
+async def test_a_job_that_nobody_waits_for_any_more_is_taken_back(name, kind):
+    taken = []
+    with kind() as server:
+        options = ClientOptions(on_accepted=taken.append)
+        async with ImageClient(name, api_token=fakes.TOKEN, base_url=server.origin, options=options) as images:
+            waiting = asyncio.ensure_future(images.generate(APPLE))
+            while not taken:
+                await asyncio.sleep(0)
+            waiting.cancel()
+            await images.cancel(taken[0])
+            assert [job["status"] for job in server.jobs.values()] == ["canceled"]
+            elsewhere = taken[0].model_copy(update={"poll_url": "https://elsewhere.example/p1"})
+            with pytest.raises(InvalidRequest, match="own address"):
+                await images.cancel(elsewhere)
+    async with ImageClient("mock") as images:
+        with pytest.raises(Unsupported, match="taken back"):
+            await images.cancel(taken[0].model_copy(update={"provider": "mock"}))
 
 
 async def test_fifty_at_once_hold_the_limit_exactly():
