@@ -28,6 +28,7 @@ PATHS = (
     "created_at",
     "started_at",
     "completed_at",
+    "deadline",
     "metrics.predict_time",
     "metrics.total_time",
     "details.retry_after_s",

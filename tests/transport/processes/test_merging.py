@@ -1,11 +1,13 @@
 """One answer out of those of all processes."""
 
 import json
+from urllib.parse import parse_qsl
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.service.limits.admission import Load
 from worker.service.usage.metrics import Metrics
+from worker.transport import prediction_pages
 from worker.transport.processes.merging import ProcessAnswer, merge, merge_metrics, parse_answer
 
 
@@ -42,6 +44,39 @@ def test_counts_of_an_endpoint_are_added_up():
     }
     removed = {"removed": 3, "status": "completed"}
     assert json.loads(merge("/v2/x/purge-queue", [answer(1, removed), answer(2, removed)]).body)["removed"] == 6
+
+
+def prediction(number):
+    when = f"2026-01-31T12:00:{number:02}.000Z"
+    return {"id": f"p{number}", "created_at": when, "urls": {"get": f"http://host/v1/predictions/p{number}"}}
+
+
+def test_a_page_of_predictions_is_the_newest_of_all_processes_and_its_cursors_lead_through_all(monkeypatch):
+    monkeypatch.setattr(prediction_pages, "PAGE", 3)
+    own = {1: [prediction(number) for number in (1, 4, 5, 6)], 2: [prediction(number) for number in (2, 3, 7)]}
+
+    def asked(query):
+        cursor = dict(parse_qsl(query)).get("cursor")
+        pages = {
+            process: prediction_pages.page_of(entries, lambda entry: (entry["created_at"], entry["id"]), cursor)
+            for process, entries in own.items()
+        }
+        bodies = {number: {**page.links("", query), "results": page.entries} for number, page in pages.items()}
+        return json.loads(merge("/v1/predictions", [answer(*body) for body in bodies.items()], query).body)
+
+    query, found, back = "source=api", [], []
+    while True:
+        body = asked(query)
+        found.append([entry["id"] for entry in body["results"]])
+        if body["next"] is None:
+            break
+        assert body["next"].startswith("http://host/v1/predictions?source=api&cursor=")
+        query = body["next"].partition("?")[2]
+    assert found == [["p7", "p6", "p5"], ["p4", "p3", "p2"], ["p1"]]
+    while body["previous"] is not None:
+        body = asked(body["previous"].partition("?")[2])
+        back.append([entry["id"] for entry in body["results"]])
+    assert back == [["p4", "p3", "p2"], ["p7", "p6", "p5"]]
 
 
 def test_a_refusal_is_given_on():

@@ -5,12 +5,20 @@ import hashlib
 import io
 import json
 import threading
+import time
+from datetime import UTC, datetime
 
 import pytest
 from PIL import Image
 
 from tests.fakes.web_worker import Listener, WebWorker
 from tests.transport.web.uploads import png
+from worker.core.errors import JobTimeout
+from worker.service.jobs.record import JobOptions, JobRecord
+from worker.service.jobs.record import Status as JobStatus
+from worker.transport import prediction_pages
+from worker.transport.web.replicate_schema import Asked, encode_prediction
+from worker.wire.request import decode_input
 
 INPUT = {"prompt": "an apple", "width": 64, "height": 64, "seed": 7}
 TINY = hashlib.sha256(b"tiny").hexdigest()
@@ -150,3 +158,67 @@ def test_predictions_are_each_callers_own(tmp_path):
         assert served.http.get(path, headers={"Authorization": f"Bearer {ben}"}).status_code == 404
         assert served.http.get(path).status_code == 401
         assert served.http.get(path, headers={"Authorization": f"Bearer {ann}"}).json()["status"] == "succeeded"
+
+
+def test_a_caller_lists_their_own_predictions_page_by_page_and_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_pages, "PAGE", 2)
+    ann, ben = ({"Authorization": f"Bearer {key}"} for key in ("0123456789abcdefghij", "abcdefghij0123456789"))
+    with WebWorker(tmp_path, api_keys="0123456789abcdefghij,abcdefghij0123456789") as served:
+        ids = [create(served, headers=WAIT | ann)["id"] for _ in range(3)]
+        create(served, headers=WAIT | ben)
+        first = served.http.get("/v1/predictions", headers=ann).json()
+        assert [entry["id"] for entry in first["results"]] == [ids[2], ids[1]] and first["previous"] is None
+        (url,) = first["results"][0]["output"]
+        assert url == f"http://127.0.0.1:{served.port}/v1/predictions/{ids[2]}/output/0"
+        second = served.http.get(first["next"], headers=ann).json()
+        assert [entry["id"] for entry in second["results"]] == [ids[0]] and second["next"] is None
+        assert served.http.get(second["previous"], headers=ann).json()["results"] == first["results"]
+        middle = {"created_before": first["results"][0]["created_at"], "created_after": "2020-01-01"}
+        older = served.http.get("/v1/predictions", headers=ann, params=middle).json()
+        assert ids[2] not in [entry["id"] for entry in older["results"]]
+        assert served.http.get("/v1/predictions?source=web", headers=ann).json()["results"] == []
+        for query in ("cursor=%20x", "created_after=monday"):
+            assert served.http.get(f"/v1/predictions?{query}", headers=ann).status_code == 400
+        account = served.http.get("/v1/account", headers=ann).json()
+        assert account["type"] == "user" and account["username"]
+        assert served.http.get("/v1/hardware", headers=ann).json() == [{"name": "CPU", "sku": "cpu"}]
+        assert served.http.get("/v1/files", headers=ann).json()["results"] == []
+        assert served.http.delete("/v1/files/x", headers=ann).status_code == 404
+        assert served.http.get("/v1/account").status_code == 401
+
+
+def test_cancel_after_ends_a_prediction_that_its_caller_no_longer_wants(served):
+    engine = served.context.engine
+    engine.gate.clear()
+    try:
+        prediction = create(served, headers={"Cancel-After": "0m5s"})
+        assert prediction["deadline"] > prediction["created_at"]
+        ends = time.monotonic() + 120
+        while prediction["status"] in ("starting", "processing") and time.monotonic() < ends:
+            time.sleep(0.1)
+            prediction = served.http.get(prediction["urls"]["get"]).json()
+    finally:
+        engine.gate.set()
+    assert prediction["status"] in ("aborted", "canceled") and prediction["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("began", "lived", "status"), [(True, 5, "canceled"), (False, 5, "aborted"), (True, 3, "failed")]
+)
+def test_its_end_says_whether_work_had_begun_and_another_limit_is_a_failure(began, lived, status):
+    record = JobRecord("a", decode_input(INPUT), JobOptions())
+    record.finish(JobStatus.TIMED_OUT, None, JobTimeout("late"))
+    record.started_at = record.created_at if began else None
+    record.finished_at = record.created_at + lived
+    asked = Asked("tiny", INPUT, datetime.now(UTC), lifetime_s=5)
+    said = encode_prediction(record, asked, "https://host", as_url=True)
+    assert said["status"] == status and (said["error"] is None) == (status != "failed")
+
+
+@pytest.mark.parametrize("text", ["soon", "4s", "2d", "25h", "-5"])
+def test_a_time_that_is_none_is_refused(served, text):
+    answer = served.http.post(
+        "/v1/predictions", json={"version": "tiny", "input": INPUT}, headers={"Cancel-After": text}
+    )
+    assert answer.status_code == 400 and "Cancel-After" in answer.json()["detail"]
+    assert served.context.builder.built == 0

@@ -174,7 +174,7 @@ class Front:
         answers = [answer for answer in await asyncio.gather(*asked) if answer is not None]
         if not answers:
             raise Overloaded("No process answers; try again in 5 seconds.", details={"retry_after_s": 5})
-        return merge(head.path, answers)
+        return merge(head.path, answers, head.target.partition("?")[2])
 
     async def _ask(self, process: Process, head: Head) -> ProcessAnswer | None:
         """Return what one process answers; None if it does not."""

@@ -8,6 +8,9 @@ from http import HTTPStatus
 
 from pydantic import JsonValue
 
+from worker.transport.prediction_pages import PATH
+from worker.transport.prediction_pages import merged as merged_pages
+
 _Body = dict[str, JsonValue]
 _SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(\{)?(.*)")
 # Of the processes the readiest speaks for the server, since requests go to those that can take them.
@@ -47,8 +50,8 @@ def parse_answer(process: int, data: bytes) -> ProcessAnswer | None:
     return ProcessAnswer(process, int(words[1]), tuple(headers), body)
 
 
-def merge(path: str, answers: Sequence[ProcessAnswer]) -> ProcessAnswer:
-    """Make one answer of these. A refusal, which all of them give alike, is given on as it is."""
+def merge(path: str, answers: Sequence[ProcessAnswer], query: str = "") -> ProcessAnswer:
+    """Make one answer of these to `path`. A refusal, which all of them give alike, is given on as it is."""
     last = path.rpartition("/")[2]
     if last in ("ping", "ready"):
         return min(answers, key=lambda answer: (200, 204, 503, answer.status).index(answer.status))
@@ -57,6 +60,9 @@ def merge(path: str, answers: Sequence[ProcessAnswer]) -> ProcessAnswer:
     if last == "metrics":
         text = merge_metrics({answer.process: answer.body.decode() for answer in answers})
         return ProcessAnswer(0, 200, answers[0].headers, text.encode())
+    if path == PATH:
+        page = merged_pages((json.loads(answer.body) for answer in answers), query)
+        return ProcessAnswer(0, 200, answers[0].headers, json.dumps(page).encode())
     bodies: dict[int, _Body] = {answer.process: json.loads(answer.body) for answer in answers}
     merged = merge_health(bodies) if path == "/health" else _summed([*bodies.values()])
     status = 503 if merged.get("status") == "lost" else 200

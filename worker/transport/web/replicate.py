@@ -1,111 +1,60 @@
 """Replicate's HTTP API: predictions that are waited for, asked for later, cancelled, streamed or told by webhook."""
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 
+from worker.catalog.interface.values import number_in
 from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, JobNotFound, ParameterOutOfRange
 from worker.core.request import CONTENT_TYPES
 from worker.service.jobs.record import JobOptions, JobRecord, Status
-from worker.transport.web import openapi, replicate_models
+from worker.transport.web import openapi, replicate_account, replicate_models
 from worker.transport.web import replicate_schema as words
 from worker.transport.web.context import ServerContext, generation, job_id, read_json, unless_gone
 from worker.transport.web.errors import answered_by, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.file_response import send_file
-from worker.transport.web.forms import read_form
+from worker.transport.web.replicate_predictions import Predictions
 from worker.transport.web.replicate_schema import Asked
 
 _TAG = "Replicate's API"
 _PREFER = re.compile(r"\bwait\b(?:=(\d{1,4}))?")
 _MOST_WAIT_S = 60  # as there, which is what `wait` alone means too
 _EVENTS = ("start", "output", "logs", "completed")
-_LOGS_EVERY_S = 0.5
+_LIFETIME = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?")
+_LEAST_LIFETIME_S, _MOST_LIFETIME_S = 5, 86_400
 _REFUSED = (400, 401, 403, 413, 415, 429, 500, 502, 503, 504)
 
 Id = Annotated[str, Path(description="The id of a prediction.")]
-
-
-class _Predictions:
-    """What was asked for by each prediction, and the tasks that call their webhooks. Gone with their jobs."""
-
-    def __init__(self, context: ServerContext) -> None:
-        self.context = context
-        self._asked: WeakKeyDictionary[JobRecord, Asked] = WeakKeyDictionary()
-        self._telling: set[asyncio.Task[None]] = set()
-
-    def add(self, record: JobRecord, asked: Asked) -> None:
-        """Note what was asked for; the same prediction again was noted before."""
-        self._asked.setdefault(record, asked)
-
-    def find(self, request: Request, id: str) -> JobRecord:
-        """Return a prediction of the caller. Raises JobNotFound, for a job of another door too."""
-        record = self.context.find(request, id)
-        if record not in self._asked:
-            raise JobNotFound("No prediction of this caller has this id, or it is no longer kept.", field="id")
-        return record
-
-    def written(self, request: Request, record: JobRecord, status: str | None = None) -> dict[str, JsonValue]:
-        """Write a prediction. Its files are URLs where the server is known by https, else the files themselves.
-
-        A client of that API takes https and data: URIs for files, and anything else for text.
-        """
-        address = self.context.address(request)
-        asked = self._asked[record]
-        return words.encode_prediction(record, asked, address, as_url=address.startswith("https:"), status=status)
-
-    def tell(self, request: Request, record: JobRecord, url: str, events: Collection[str]) -> None:
-        """Call a webhook as the prediction goes on, in the background."""
-        task = asyncio.get_running_loop().create_task(self._tell(request, record, url, events))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-    async def _tell(self, request: Request, record: JobRecord, url: str, events: Collection[str]) -> None:
-        def call(event: str, status: str | None = None) -> None:
-            if event in events:
-                body = json.dumps(self.written(request, record, status)).encode()
-                name = record.id if event == "completed" else f"{record.id}-{event}"
-                self.context.webhooks.call(record, url, body, name)
-
-        call("start", "starting")
-        loop, last = asyncio.get_running_loop(), 0.0
-        async with aclosing(record.watch()) as updates:
-            async for progress in updates:
-                if progress.phase == "inference" and loop.time() - last >= _LOGS_EVERY_S:
-                    last = loop.time()
-                    call("logs")
-        if record.answer is not None:
-            call("output", "processing")
-        call("completed")
+Time = Annotated[str | None, Query(description="A time of ISO 8601, as 2026-01-31T12:00:00Z.")]
 
 
 def routes(context: ServerContext) -> APIRouter:
     """Return the routes that Replicate's clients call."""
     router = APIRouter(tags=[_TAG], route_class=answered_by(words.encode_failure))
-    predictions = _Predictions(context)
+    predictions = Predictions(context)
     _add_create(router, predictions)
     _add_predictions(router, predictions)
-    _add_files(router, context)
+    replicate_account.add_routes(router, context)
     router.include_router(replicate_models.routes(context, _TAG))
     return router
 
 
-def _add_create(router: APIRouter, predictions: _Predictions) -> None:
+def _add_create(router: APIRouter, predictions: Predictions) -> None:
     context = predictions.context
     created: dict[int | str, dict[str, Any]] = {201: {"model": words.Prediction, "description": "The prediction."}}
     created |= openapi.refusals(*_REFUSED, shape=words.ReplicateError)
     example: JsonValue = {"input": {"prompt": "a red apple", "seed": 7, "num_outputs": 1}}
-    about = "With `Prefer: wait` the answer waits for the end, 60 seconds at most; else it is asked for later."
+    about = "With `Prefer: wait` the answer waits for the end, 60 seconds at most; else it is asked for later. "
+    about += "`Cancel-After: 1m30s` ends it that long after it was created, done or not."
 
     @router.post(
         "/v1/models/{owner}/{name}/predictions",
@@ -145,16 +94,19 @@ async def _read(request: Request, context: ServerContext) -> dict[str, JsonValue
     return body
 
 
-async def _create(predictions: _Predictions, request: Request, model: str, body: dict[str, JsonValue]) -> Response:
+async def _create(predictions: Predictions, request: Request, model: str, body: dict[str, JsonValue]) -> Response:
     context, sent = predictions.context, body["input"]
     sent = sent if isinstance(sent, dict) else {}
     webhook, events = _webhook(body)
     context.webhooks.check(webhook)
     fields, notes = await replicate_models.decode_input(context, request, model, sent)
+    lifetime_s = _lifetime(request)
+    if lifetime_s is not None:
+        fields = {**fields, "timeout_s": min(lifetime_s, number_in(fields.get("timeout_s")) or lifetime_s)}
     payload = generation({**fields, "model": model})
     id = f"{job_id(request)}{context.mark or '-u1'}"
     record = context.submit(request, payload, id, JobOptions())
-    predictions.add(record, Asked(model, sent, datetime.now(UTC), notes))
+    predictions.add(record, Asked(model, sent, datetime.now(UTC), notes, lifetime_s))
     if webhook is not None and record.callers == 1:
         predictions.tell(request, record, webhook, events)
     seconds = _wait(request)
@@ -169,6 +121,22 @@ def _wait(request: Request) -> int:
     return 0 if match is None else min(int(match[1] or _MOST_WAIT_S), _MOST_WAIT_S)
 
 
+def _lifetime(request: Request) -> int | None:
+    """Return the seconds of `Cancel-After`, None without it. Raises ParameterOutOfRange."""
+    text = request.headers.get("cancel-after", "").strip().lower()
+    if not text:
+        return None
+    match = _LIFETIME.fullmatch(text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = hours * 3_600 + minutes * 60 + seconds
+    if not _LEAST_LIFETIME_S <= total <= _MOST_LIFETIME_S:
+        raise ParameterOutOfRange(
+            f"Cancel-After must be a time as 90s, 5m or 1h30m, of {_LEAST_LIFETIME_S} seconds to 24 hours.",
+            field="Cancel-After",
+        )
+    return total
+
+
 def _webhook(body: dict[str, JsonValue]) -> tuple[str | None, list[str]]:
     url, events = body.get("webhook") or None, body.get("webhook_events_filter") or [*_EVENTS]
     if url is not None and not isinstance(url, str):
@@ -180,9 +148,24 @@ def _webhook(body: dict[str, JsonValue]) -> tuple[str | None, list[str]]:
     return url, [str(event) for event in events]
 
 
-def _add_predictions(router: APIRouter, predictions: _Predictions) -> None:
+def _add_predictions(router: APIRouter, predictions: Predictions) -> None:
     context = predictions.context
     finding = openapi.answers(words.Prediction, 401, 403, 404, 500, shape=words.ReplicateError)
+
+    @router.get(
+        "/v1/predictions",
+        summary="The caller's own predictions that are kept, the newest first",
+        responses=openapi.answers(words.Predictions, 400, 401, 403, 500, shape=words.ReplicateError),
+        description="100 on a page; `next` is the address of the next one.",
+    )
+    async def list_predictions(
+        request: Request,
+        cursor: Annotated[str | None, Query(description="Of `next` or `previous`.")] = None,
+        created_after: Time = None,
+        created_before: Time = None,
+        source: Annotated[str | None, Query(description="`web` for those of the website: none.")] = None,
+    ) -> Response:
+        return json_response(predictions.page(request))
 
     @router.get("/v1/predictions/{id}", summary="Where a prediction stands, and its output", responses=finding)
     async def get(id: Id, request: Request) -> Response:
@@ -224,37 +207,6 @@ async def _events(record: JobRecord, here: str | None) -> AsyncGenerator[str, No
         yield event("error", json.dumps({"detail": record.error.message}))
     reason = {Status.CANCELLED: {"reason": "canceled"}, Status.COMPLETED: {}}.get(record.status, {"reason": "error"})
     yield event("done", json.dumps(reason))
-
-
-def _add_files(router: APIRouter, context: ServerContext) -> None:
-    created: dict[int | str, dict[str, Any]] = {201: {"model": words.File, "description": "The file."}}
-    form = openapi.takes_form({"content": {"type": "string", "format": "binary"}}, "content")
-
-    @router.post(
-        "/v1/files",
-        summary="A file as an input",
-        status_code=201,
-        responses=created | openapi.refusals(400, 401, 403, 413, 415, 429, 500, shape=words.ReplicateError),
-        openapi_extra=form,
-        description="`urls.get` is the file itself, as a data: URI: it goes with the input, and nothing is kept here.",
-    )
-    async def upload(request: Request) -> Response:
-        sent = await read_form(request, context.incoming)
-        sent.check_files(("content",))
-        if len(files := sent.files.get("content", [])) != 1:
-            raise InvalidRequest("content is required: one file.", field="content")
-        metadata = sent.values(but=("content", "type", "filename")).get("metadata")
-        kind = (sent.types.get("content") or [""])[0] or "application/octet-stream"
-        body = await context.operations.pools.decoding.run(words.encode_upload, files[0], kind, metadata)
-        return json_response(body, 201)
-
-    @router.get(
-        "/v1/files/{id}",
-        summary="Nothing: uploads are not kept",
-        responses=openapi.refusals(401, 404, 500, shape=words.ReplicateError),
-    )
-    async def file(id: str, request: Request) -> Response:
-        raise JobNotFound("Uploads are not kept here: urls.get of an upload is the file itself.", field="id")
 
 
 def file_routes(context: ServerContext) -> APIRouter:

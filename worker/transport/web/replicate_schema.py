@@ -29,6 +29,7 @@ _STATUS: Mapping[JobStatus, str] = {
 }
 _LONGEST = 2_000  # characters of a text that is said back: longer ones are images
 _BAR = 20
+_EARLY_S = 1.0  # a job's time began with the first byte of its request
 CREATE: dict[str, Any] = {
     "type": "object",
     "required": ["input"],
@@ -65,12 +66,21 @@ class Prediction(Documented):
     logs: str
     error: str | None
     error_code: str | None = None
+    deadline: str | None = None
     status: str
     created_at: str
     started_at: str | None
     completed_at: str | None
     metrics: dict[str, JsonValue]
     urls: dict[str, str]
+
+
+class Predictions(BaseModel):
+    """A page of predictions."""
+
+    next: str | None
+    previous: str | None
+    results: list[Prediction]
 
 
 class Version(Documented):
@@ -106,29 +116,20 @@ class Model(Documented):
     owned_by: str
 
 
-class File(Documented):
-    """An upload. Nothing is kept of it: `urls.get` is the file itself."""
-
-    id: str
-    name: str
-    content_type: str
-    size: int
-    etag: str
-    checksums: dict[str, str]
-    metadata: dict[str, JsonValue]
-    created_at: str
-    expires_at: str | None
-    urls: dict[str, str]
-
-
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for, and when. `notes` say what of it has no effect."""
+    """What was asked for, and when. `notes` say what of it has no effect; after `lifetime_s` it was to be cancelled."""
 
     model: str
     input: Mapping[str, JsonValue]
     created_at: datetime
     notes: tuple[str, ...] = ()
+    lifetime_s: float | None = None
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the caller has it cancelled."""
+        return None if self.lifetime_s is None else self.created_at + timedelta(seconds=self.lifetime_s)
 
 
 def encode_failure(failure: Failure) -> Response:
@@ -156,7 +157,8 @@ def encode_prediction(
     """Write where a prediction stands, or that it is at `status`. Its files are below `address`, or data: URIs."""
     here = f"{address}/v1/predictions/{record.id}"
     error = _sentence(record.error) if record.error is not None else None
-    is_cancelled = record.status is JobStatus.CANCELLED
+    state = _state(record, asked)
+    is_cancelled = state in ("canceled", "aborted")
     prediction: dict[str, JsonValue] = {
         "id": record.id,
         "model": asked.model,
@@ -165,18 +167,28 @@ def encode_prediction(
         "output": _output(record, here if as_url else None),
         "logs": _logs(record, asked),
         "error": None if is_cancelled else error,
-        "status": status or _STATUS[record.status],
+        "status": status or state,
         "data_removed": False,
         "source": "api",
-        "created_at": _written(asked.created_at),
+        "created_at": written(asked.created_at),
         "started_at": _at(record, asked, record.started_at),
         "completed_at": _at(record, asked, record.finished_at),
         "metrics": _metrics(record),
-        "urls": {"get": here, "cancel": f"{here}/cancel", "stream": f"{here}/stream"},
+        "urls": {"get": here, "web": here, "cancel": f"{here}/cancel", "stream": f"{here}/stream"},
     }
     if record.error is not None and not is_cancelled:
         prediction["error_code"] = record.error.code
+    if asked.deadline is not None:
+        prediction["deadline"] = written(asked.deadline)
     return prediction
+
+
+def _state(record: JobRecord, asked: Asked) -> str:
+    """Return where a prediction stands. Its caller's own time limit cancels it, or aborts it before its work began."""
+    lived = (record.finished_at or 0.0) - record.created_at
+    if record.status is JobStatus.TIMED_OUT and asked.lifetime_s is not None and lived > asked.lifetime_s - _EARLY_S:
+        return "aborted" if record.started_at is None else "canceled"
+    return _STATUS[record.status]
 
 
 def files_of(record: JobRecord, here: str | None) -> list[str]:
@@ -234,30 +246,14 @@ def _said(value: JsonValue) -> JsonValue:
 
 
 def _at(record: JobRecord, asked: Asked, when: float | None) -> str | None:
-    return None if when is None else _written(asked.created_at + timedelta(seconds=when - record.created_at))
+    return None if when is None else written(asked.created_at + timedelta(seconds=when - record.created_at))
 
 
-def _written(moment: datetime) -> str:
+def written(moment: datetime) -> str:
+    """Return a moment as that API writes it."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def now() -> str:
     """Return this moment as that API writes it."""
-    return _written(datetime.now(UTC))
-
-
-def encode_upload(data: bytes, content_type: str, metadata: JsonValue) -> dict[str, JsonValue]:
-    """Write an upload. What it can be found by again is the file itself, as a data: URI."""
-    digest = hashlib.sha256(data).hexdigest()
-    return {
-        "id": digest[:32],
-        "name": "file",
-        "content_type": content_type,
-        "size": len(data),
-        "etag": digest,
-        "checksums": {"sha256": digest},
-        "metadata": metadata if isinstance(metadata, dict) else {},
-        "created_at": now(),
-        "expires_at": None,
-        "urls": {"get": f"data:{content_type};base64,{to_base64(data)}"},
-    }
+    return written(datetime.now(UTC))
