@@ -105,8 +105,9 @@ ENV MODEL_ID=${MODEL_ID} \
 # models.lock, if there is one, pins every model to a revision and its files to digests (docs/deploy.md).
 COPY LICENSE handler.py models.yaml models.lock* test_input.json ./
 COPY models/ models/
+COPY image_client/ image_client/
 COPY worker/ worker/
-RUN python -m compileall -q handler.py worker \
+RUN python -m compileall -q handler.py image_client worker \
     && install -d -o worker -g worker outputs
 
 ARG RUN_AS=root

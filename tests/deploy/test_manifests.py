@@ -141,7 +141,9 @@ def test_the_gateway_reads_its_fleet(where: str, tmp_path: Path) -> None:
     text = in_cluster if where == "kubernetes" else (DEPLOY / "compose/fleet.yaml").read_text()
     (tmp_path / "fleet.yaml").write_text(text)
     registry = load_registry(PROJECT_DIR / "models.yaml", parse_source=parse_reference)
-    members = read_fleet(tmp_path / "fleet.yaml", registry, lambda name: "key" if name == "WORKER_KEY" else None)
+    members = read_fleet(
+        tmp_path / "fleet.yaml", registry, lambda name: "key" if name == "WORKER_KEY" else None, tmp_path
+    )
     assert len(members) == (4 if where == "kubernetes" else 2)
     assert {member.platform.state().vram_bytes for member in members} == {48 * 2**30}
 

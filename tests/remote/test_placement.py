@@ -41,7 +41,7 @@ def asleep(name: str, start_s: float, **facts: object) -> ReplicaState:
 
 
 def hosted(name: str, usd: float, **facts: object) -> ReplicaState:
-    known = {"serves": frozenset({"flux"}), "usd_per_image": usd, "workers": 1}
+    known = {"serves": frozenset({"flux"}), "usd_per_image": usd, "max_usd_per_image": 0.05, "workers": 1}
     return ReplicaState(name=name, kind="hosted", **(known | facts))
 
 
@@ -234,15 +234,20 @@ TABLE = [
     # Others' machines
     Situation(
         "a provider stands in while the own replicas are far behind, within the price limit",
-        replace(FLUX, max_usd=0.05),
+        FLUX,
         [at("a", "flux", queue_s=300), hosted("b", 0.025)],
         ["b", "a"],
         "$0.025",
     ),
     Situation(
         "a provider above the limit is not asked, nor one that has no LoRAs",
-        replace(FLUX, max_usd=0.01),
-        [at("a", "flux", queue_s=300), hosted("b", 0.025)],
+        replace(FLUX, megapixels=4.2),
+        [
+            at("a", "flux", queue_s=300),
+            hosted("b", 0.06),
+            hosted("c", 0.0, usd_per_megapixel=0.025),
+            hosted("d", 0.025, usd_left=0.02),
+        ],
         ["a"],
         "300.0 s of queue",
     ),

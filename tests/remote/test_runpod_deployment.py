@@ -224,7 +224,7 @@ def test_the_endpoints_are_a_gateways_fleet(runpod, tmp_path):
     assert not path.exists()
     said(deploy(*BOTH, "--fleet", path))
     registry = load_registry(tmp_path / "models.yaml", parse_source=parse_reference)
-    members = {member.name: member for member in read_fleet(path, registry, {"RUNPOD_API_KEY": "k"}.get)}
+    members = {member.name: member for member in read_fleet(path, registry, {"RUNPOD_API_KEY": "k"}.get, tmp_path)}
     assert sorted(members) == [
         f"image-worker-{tier}-{place}" for tier in ("a10g", "l40s") for place in ("eu-ro-1", "us-tx-3")
     ]

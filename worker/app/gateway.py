@@ -117,7 +117,8 @@ def _fleet(settings: Settings, registry: Registry) -> Sequence[Member]:
     if settings.fleet_file is None:
         return ()
     try:
-        return read_fleet(settings.fleet_file, registry, _secret)
+        spending = settings.volume / "state" / "spending.sqlite"
+        return read_fleet(settings.fleet_file, registry, _secret, spending)
     except FleetError as error:
         raise SettingsError(f"FLEET_FILE: {error}") from None
 

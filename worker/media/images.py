@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
-from worker.core.request import Format
+from worker.core.request import IMAGE_FORMATS, Format
 from worker.media.decoding import MAX_BYTES, DecodedImage, decode_image, opaque
 from worker.media.png import encode_png
 
@@ -105,6 +105,16 @@ def encode(raster: Raster, format_: Format, quality: int, comment: Comment | Non
     else:
         opaque(image).save(out, "JPEG", quality=quality, **exif_of(comment))
     return out.getvalue()
+
+
+def outline_of(data: bytes) -> tuple[Format, int, int] | None:
+    """Return format, width and height of a PNG, JPEG or WebP, by its header; None for anything else."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[name.upper() for name in IMAGE_FORMATS]) as image:
+            named = next((name for name in IMAGE_FORMATS if name.upper() == image.format), None)
+            return None if named is None else (named, image.width, image.height)
+    except Exception:  # decoders raise anything on hostile bytes
+        return None
 
 
 def _notes(comment: Comment | None) -> PngInfo:

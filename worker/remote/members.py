@@ -131,7 +131,9 @@ class Members:
         return self._seconds.get(model, 5.0)
 
     def learn(self, result: JobResult, state: ReplicaState) -> None:
-        """Learn from a result how long its model takes, on a replica of speed 1."""
+        """Learn from a result how long its model takes, on a replica of speed 1. A provider's tells of its own."""
+        if state.kind == "hosted":
+            return
         seconds = result.timings.inference_s * state.speed / max(1, result.timings.batch_size)
         if seconds > 0:
             self._seconds[result.model] = _mean(self._seconds.get(result.model), seconds)

@@ -89,6 +89,7 @@ class NeedsReader:
             vram_bytes=None if spec.min_vram_gb is None else round(spec.min_vram_gb * GIB),
             memory=memory,
             weights=(self._weights(spec.id),),
+            megapixels=size,
             inference_s=seconds,
         )
 

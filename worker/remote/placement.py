@@ -121,6 +121,10 @@ class _Fleet:
             return Refusal(replica.name, replica.tier, f"{replica.name} failed and rests", lasting=False)
         if replica.workers == 0 and not replica.can_grow:
             return Refusal(replica.name, replica.tier, f"{replica.name} has no worker and starts none", lasting=False)
+        usd = replica.usd_of_image(self.needs.megapixels) * self.needs.images
+        if replica.usd_left is not None and usd > replica.usd_left:
+            reason = f"{replica.name} may be paid ${replica.usd_left:.4g} more today and asks ${usd:.4g} for the job"
+            return Refusal(replica.name, replica.tier, reason, lasting=False)
         return None
 
     def ways(self, replica: ReplicaState) -> Iterator[Choice]:
@@ -147,7 +151,7 @@ class _Fleet:
                 moved_bytes += _size(part)
                 move_s += _seconds_to_move(_size(part), where, replica)
         offload = _offload(needs, replica.vram_bytes) or "none"
-        run_s = needs.inference_s / replica.speed * _SLOWER[offload]
+        run_s = replica.answers_in_s or needs.inference_s / replica.speed * _SLOWER[offload]
         evicted = turn.evicted if nearness != "resident" else None
         return Choice(
             replica=replica.name,
@@ -160,9 +164,11 @@ class _Fleet:
             start_s=start_s,
             move_s=move_s,
             run_s=run_s,
-            usd=(start_s + move_s + run_s) * replica.usd_per_second + replica.usd_per_image * needs.images,
+            usd=(start_s + move_s + run_s) * replica.usd_per_second
+            + replica.usd_of_image(needs.megapixels) * needs.images,
             evicted=evicted,
             regret_s=0.0 if evicted is None else self._regret(evicted, replica),
+            is_hosted=replica.kind == "hosted",
         )
 
     def _regret(self, model: str, replica: ReplicaState) -> float:
@@ -231,12 +237,11 @@ def unfit(needs: Needs, replica: ReplicaState) -> str | None:
     if replica.serves is not None and needs.model not in replica.serves:
         return f"{replica.name} does not serve {needs.model}"
     if replica.kind == "hosted":
-        usd = replica.usd_per_image * needs.images
         if len(needs.weights) > 1:
             return f"{replica.name} takes no LoRAs and no ControlNets"
-        if needs.max_usd is None or usd > needs.max_usd:
-            limit = "none is allowed" if needs.max_usd is None else f"${needs.max_usd:g} are allowed"
-            return f"{replica.name} asks ${usd:g} for the job and {limit}"
+        usd = replica.usd_of_image(needs.megapixels)
+        if usd > replica.max_usd_per_image:
+            return f"{replica.name} asks ${usd:.4g} for an image and ${replica.max_usd_per_image:.4g} are allowed"
         return None
     if replica.vram_bytes is None:
         return None

@@ -1,5 +1,6 @@
 """The facts by which a job is placed: what a replica has and does, and what a job needs. Plain data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -43,11 +44,20 @@ class ReplicaState:
     volume_bytes_per_s: float = 300e6
     download_bytes_per_s: float = 100e6
     usd_per_second: float = 0.0
-    usd_per_image: float = 0.0  # of a provider that asks for money by the image
+    # Of a provider that asks for money by the image, or by its megapixels, of which one that is begun is charged whole.
+    usd_per_image: float = 0.0
+    usd_per_megapixel: float = 0.0
+    max_usd_per_image: float = 0.0  # what the operator allows there
+    usd_left: float | None = None  # of what it may be paid today; None where that has no end
+    answers_in_s: float | None = None  # a job there, as measured
     speed: float = 1.0  # times as fast as the tier that `Needs.inference_s` is of
     health: Health = "well"
     used_at: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """Model -> when a job for it was last sent there, on time.monotonic's clock: what keeps two models apart."""
+
+    def usd_of_image(self, megapixels: float) -> float:
+        """Return the price of one image of this size."""
+        return self.usd_per_image + self.usd_per_megapixel * math.ceil(megapixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,8 @@ class Needs:
     memory: MemoryWays = ()  # by the plan; empty: not known
     weights: tuple[Weights, ...] = ()  # the model's first
     images: int = 1
+    megapixels: float = 1.0  # of one image
     inference_s: float = 5.0  # expected on a replica of speed 1
-    max_usd: float | None = None  # for one job at a hosted provider; None: none may be asked
 
 
 _WHERE: Mapping[Nearness, str] = {
@@ -101,6 +111,7 @@ class Choice:
     usd: float
     evicted: str | None = None
     regret_s: float = 0.0
+    is_hosted: bool = False
     beside: "Choice | None" = None  # of the first choice: the next one
 
     @property
@@ -112,7 +123,7 @@ class Choice:
 
     @property
     def _outline(self) -> str:
-        facts = [f"{self.model} {_WHERE[self.nearness]}"]
+        facts = [f"{self.model} {'is drawn by a provider' if self.is_hosted else _WHERE[self.nearness]}"]
         if self.wait_s:
             facts.append(f"{self.wait_s:.1f} s of queue")
         if self.start_s:

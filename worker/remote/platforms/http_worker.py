@@ -84,7 +84,7 @@ class HttpWorker:
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` until the worker answers, or counts as lost. See `Platform.reconcile`."""
-        async with self._jobs.bracket(job, key):
+        async with self._jobs.bracket(job, key, last=True):
             given_up = self._clock() + LOST_S
             refusals = 0
             while self._clock() < given_up and refusals < 3:

@@ -92,7 +92,7 @@ class ModalClass:
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for the call of `key` by its id. See `Platform.reconcile`."""
-        async with self._jobs.bracket(job, key):
+        async with self._jobs.bracket(job, key, last=True):
             if (call := self._jobs[key]) is None:  # the id was lost with the answer, and a call has no other name
                 raise LostSight(lost(self.name))
             return await self._follow(call, job, key, emit)

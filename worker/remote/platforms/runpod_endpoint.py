@@ -91,7 +91,7 @@ class RunPodEndpoint:
         id = self._jobs[key]
         if id is None:
             return None
-        async with self._jobs.bracket(job, key):
+        async with self._jobs.bracket(job, key, last=True):
             try:
                 return await self._follow(id, emit)
             except (NotTaken, LostSight):

@@ -39,16 +39,19 @@ class UnderWay(Generic[T]):
         self._taken[key] = handle
 
     @asynccontextmanager
-    async def bracket(self, job: Job, key: str) -> AsyncIterator[None]:
+    async def bracket(self, job: Job, key: str, *, last: bool = False) -> AsyncIterator[None]:
         """Enclose the way of a job there: it is forgotten at its end, and kept while it is only lost sight of.
 
+        `last`: then it is forgotten too, for nobody will ask for it again.
         At its deadline, and when nobody waits any more, it is taken back; nobody waits for that.
         """
         try:
             async with _until_deadline(job):
                 yield
         except LostSight:
-            raise  # it will be asked for by its key
+            if last:
+                self._taken.pop(key, None)
+            raise  # else it will be asked for by its key
         except TimeoutError:
             self._give_up(key)
             raise job.stop.timed_out() from None
