@@ -149,13 +149,12 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
         if hears_signals and worker.is_lost:
             end_at_once()
 
-    gpu = settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
     context = ServerContext(
         worker.operations,
         job_store,
         webhooks,
         state,
-        gpu,
+        _has_gpu(settings),
         worker.metrics,
         worker.usage_log,
         incoming=Incoming(int(settings.max_body_mb * 1e6), int(settings.max_incoming_mb * 1e6)),
@@ -163,11 +162,16 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
         authenticator=authenticator,
         edit_model=settings.edit_model or settings.model_id,
         public_url=settings.public_url,
+        shows_page=settings.web_page,
         process=place.number if place else None,
     )
     app = create_app(context, lifespan, settings.cors_origins)
     app.state.job_store = job_store
     return app
+
+
+def _has_gpu(settings: Settings) -> bool:
+    return settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
 
 
 def _care(worker: Served, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:

@@ -36,7 +36,7 @@ def test_below_a_proxys_prefix_too():
 
 def test_health_metrics_and_the_queue_are_of_all_processes():
     of_all = ("GET /health", "HEAD /ping", "GET /ready", "GET /metrics?x", "GET /v2/x/health", "POST /v2/x/purge-queue")
-    assert all(head(f"{first} HTTP/1.1").is_of_all for first in of_all)
+    assert all(head(f"{first} HTTP/1.1").is_of_all for first in (*of_all, "GET /jobs?all=true"))
     assert not any(head(f"{first} HTTP/1.1").is_of_all for first in ("GET /models", "POST /health", "POST /run"))
 
 

@@ -79,6 +79,12 @@ def test_a_page_of_predictions_is_the_newest_of_all_processes_and_its_cursors_le
     assert back == [["p4", "p3", "p2"], ["p7", "p6", "p5"]]
 
 
+def test_the_jobs_of_all_processes_are_one_list_with_the_newest_first():
+    one, other = {"jobs": [{"id": "a", "age_s": 1.5}, {"id": "b", "age_s": 9.0}]}, {"jobs": [{"id": "c", "age_s": 4.0}]}
+    merged = json.loads(merge("/jobs", [answer(1, one), answer(2, other), answer(3, {"jobs": []})]).body)
+    assert [job["id"] for job in merged["jobs"]] == ["a", "c", "b"]
+
+
 def test_a_refusal_is_given_on():
     refusal = answer(1, {"code": "unauthenticated"}, 401)
     assert merge("/metrics", [refusal, refusal]) is refusal

@@ -34,6 +34,7 @@ class ServerSettings(SettingsGroup):
     api_hostnames: Words = ()
     edit_model: str | None = None
     public_url: str | None = None
+    web_page: bool = True
 
     # The API keys of its callers: lists of keys, or of `name:sha256` lines as `python -m worker keys new` prints them
     api_keys: SecretStr | None = None

@@ -145,6 +145,11 @@ class JobStore:
             )
         return record
 
+    def listed(self, only_of: str | Anybody | None = ANYBODY) -> list[JobRecord]:
+        """Return the jobs of `only_of` that are under way or whose answers are kept, the newest first."""
+        jobs = [job for job in self._jobs.values() if only_of in (ANYBODY, job.caller)]
+        return sorted(jobs, key=lambda job: job.created_at, reverse=True)
+
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job at once; its work stops at its next step. A job that is over stays as it is."""
         self._stop(record, Status.CANCELLED, JobCancelled("The job was cancelled."))

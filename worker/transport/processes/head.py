@@ -13,7 +13,7 @@ _OF_JOB = re.compile(
     r"(?:/content|/cancel|/stream|/output/\d+)?"
 )
 # Every process is asked, and one answer is made of theirs.
-_OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|v1/predictions|v2/[^/]+/health)")
+_OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|jobs|v1/predictions|v2/[^/]+/health)")
 _A1111 = "/sdapi/"
 _PURGE = re.compile(r"/v2/[^/]+/purge-queue")
 

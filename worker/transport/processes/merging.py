@@ -64,7 +64,10 @@ def merge(path: str, answers: Sequence[ProcessAnswer], query: str = "") -> Proce
         page = merged_pages((json.loads(answer.body) for answer in answers), query)
         return ProcessAnswer(0, 200, answers[0].headers, json.dumps(page).encode())
     bodies: dict[int, _Body] = {answer.process: json.loads(answer.body) for answer in answers}
-    merged = merge_health(bodies) if path == "/health" else _summed([*bodies.values()])
+    if last == "jobs":
+        merged = _listed([*bodies.values()])
+    else:
+        merged = merge_health(bodies) if path == "/health" else _summed([*bodies.values()])
     status = 503 if merged.get("status") == "lost" else 200
     return ProcessAnswer(0, status, answers[0].headers, json.dumps(merged).encode())
 
@@ -107,6 +110,12 @@ def merge_metrics(texts: Mapping[int, str]) -> str:
                 label = f'process="{process}"'
                 samples.append(f"{name}{{{label},{rest}" if brace else f"{name}{{{label}}}{rest}")
     return "".join(f"{line}\n" for heads, samples in families.values() for line in (*heads, *samples))
+
+
+def _listed(bodies: Sequence[_Body]) -> _Body:
+    """Make one list of all jobs, the newest first."""
+    jobs = [job for body in bodies for job in _list(body["jobs"]) if isinstance(job, dict)]
+    return {"jobs": [*sorted(jobs, key=lambda job: float(str(job["age_s"])))]}
 
 
 def _summed(bodies: Sequence[_Body]) -> _Body:

@@ -20,7 +20,7 @@ from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
 from worker.core.result import ignore_progress
 from worker.service.jobs.record import JobOptions, JobRecord
-from worker.service.jobs.store import JobStore
+from worker.service.jobs.store import ANYBODY, JobStore
 from worker.service.limits.api_keys import Keyring
 from worker.service.operations import Operations
 from worker.service.usage import request_id
@@ -63,6 +63,7 @@ class ServerContext:
     authenticator: Authenticator = field(default_factory=lambda: Authenticator(Keyring()))
     edit_model: str | None = None
     public_url: str | None = None
+    shows_page: bool = True
     process: int | None = None
     """The number of this process, if there are several behind the port."""
 
@@ -124,9 +125,13 @@ class ServerContext:
         )
         return self.job_store.submit(job_input, id, options, caller_of(connection).name)
 
-    def find(self, connection: HTTPConnection, id: str) -> JobRecord:
-        """Return this caller's job with this id. Raises JobNotFound, for another caller's job too."""
-        return self.job_store.find(id, only_of=caller_of(connection).name)
+    def find(self, connection: HTTPConnection, id: str, *, admin_finds_all: bool = False) -> JobRecord:
+        """Return this caller's job with this id. Raises JobNotFound, for another caller's job too.
+
+        With `admin_finds_all` an admin key finds the jobs of all callers.
+        """
+        caller = caller_of(connection)
+        return self.job_store.find(id, only_of=ANYBODY if admin_finds_all and caller.admin else caller.name)
 
     def address(self, request: Request) -> str:
         """Return the address of this server as its callers know it, without a slash at its end.

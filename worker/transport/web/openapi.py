@@ -146,6 +146,29 @@ class Job(Documented):
     error: str | None = None
 
 
+class ListedJob(Documented):
+    """One of a caller's jobs, in a list of them."""
+
+    id: str
+    status: Status
+    action: str
+    model: str | None = Field(description="As it was sent, and once the job is done its id.")
+    age_s: float = Field(description="Seconds since it was handed in.")
+    delayTime: int | None = None  # noqa: N815
+    executionTime: int | None = None  # noqa: N815
+    prompt: str | None = Field(default=None, description="Of the caller's own jobs: its first 200 characters.")
+    progress: dict[str, JsonValue] | None = Field(default=None, description="Of a running job, without its preview.")
+    error: str | None = None
+    code: str | None = None
+    caller: str | None = Field(default=None, description="Whose job it is, in the list of all callers' jobs.")
+
+
+class ListedJobs(Documented):
+    """Jobs, the newest first."""
+
+    jobs: list[ListedJob]
+
+
 class Chunks(Documented):
     """What happened since the last look."""
 

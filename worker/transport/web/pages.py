@@ -41,6 +41,10 @@ _LINKS = {
     "runpod": "v2/local",
 }
 
+_UI_LINK = (
+    '<p><a class="go" href="ui">Open the page</a>: generate, compare, keep; for operators queue and models.</p>\n'
+)
+
 
 def routes(context: ServerContext) -> APIRouter:
     """Return the routes of GET /, /docs and what these show."""
@@ -56,11 +60,13 @@ def routes(context: ServerContext) -> APIRouter:
         address = context.address(request)
         varying = {"Vary": "Accept"}
         if "text/html" not in request.headers.get("accept", ""):
-            links = {name: f"{address}/{path}" for name, path in _LINKS.items()}
+            shown = _LINKS | ({"ui": "ui"} if context.shows_page else {})
+            links = {name: f"{address}/{path}" for name, path in shown.items()}
             body = {"name": "Universal Image Model Worker", "version": __version__, "links": links}
             return json_response(body, headers=varying)
         filled = page.substitute(
             version=escape(__version__),
+            ui=_UI_LINK if context.shows_page else "",
             curl=escape(_curl(context, address)),
             key_note=" (asks for an API key)" if context.authenticator.asks_for_key else "",
         )

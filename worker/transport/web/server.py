@@ -16,10 +16,12 @@ from worker.transport.web import (
     events,
     health,
     hf_inference,
+    jobs,
     metrics,
     models,
     openai_images,
     openapi,
+    page,
     pages,
     replicate,
     run,
@@ -33,6 +35,7 @@ from worker.transport.web.layers import HeadAsGet, Prefixed, Turnstile
 DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     run.routes,
     runpod_queue.routes,
+    jobs.routes,
     access.routes,
     models.routes,
     hf_inference.routes,
@@ -50,6 +53,7 @@ OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     health.routes,
     openai_images.image_routes,
     replicate.file_routes,
+    page.routes,  # before the other pages, whose files lie beside its own
     pages.routes,
 )
 

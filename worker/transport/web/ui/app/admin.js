@@ -1,0 +1,108 @@
+// For the operator, with an admin key: what runs and what is resident, the queue, the models, and what was used.
+
+import { ask, cancel, post } from "./api.js";
+import { bar, button, dollars, el, fill, gigabytes, note, seconds, table } from "./dom.js";
+import { isUnderWay, jobState, regularly } from "./jobs.js";
+
+const TABS = { worker: "Worker", queue: "Queue", models: "Models", usage: "Usage" };
+
+/** Run what a button does, and say how it went. */
+async function tried(work, done) {
+  try { await work(); if (done) note(done); } catch (error) { note(error.message, "bad"); }
+}
+
+function workerTab(place) {
+  const facts = el("div", {});
+  const model = el("input", { type: "text", id: "load-model", list: "references", autocomplete: "off" });
+  const run = (action, id) => post("run", { action, model: id });
+  fill(place, facts, el("div", { class: "row" }, el("label", { for: "load-model" }, "Model"), model,
+    button("Load", () => tried(async () => { note("Loading…"); await run("preload", model.value || undefined); await look(); }, "It is on the device."))));
+  let before = "";
+  async function look() {
+    const health = await ask("health").catch((error) => ({ status: error.message, jobs: {}, resident_models: [] }));
+    if (JSON.stringify(health) === before) return;
+    before = JSON.stringify(health);
+    fill(facts,
+      table("This worker", ["", ""], [["State", health.status], ["Why", health.reason ?? ""], ["Version", health.version ?? ""], ["Does", health.running ?? "nothing"],
+        ["Running, queued", `${health.jobs.running ?? 0}, ${health.jobs.queued ?? 0}`], ["GPU", health.gpu_available ? "yes" : "no"]]),
+      table("On the device", ["Model", ""], health.resident_models.map((id) => [id,
+        button("Unload", () => tried(async () => { await run("unload", id); await look(); }, `${id} is off the device.`), { class: "small", "aria-label": `Unload ${id}` })])),
+      health.processes ? table("Processes", ["Process", "State", "Does", "Resident"], health.processes.map((each) => [String(each.process), each.status, each.running ?? "", each.resident_models.join(", ")])) : null);
+  }
+  return regularly(look, 2000);
+}
+
+function queueTab(place) {
+  const list = el("div", {});
+  fill(place, el("div", { class: "row" }, button("Cancel all that wait", () => tried(async () => {
+    if (!window.confirm("Cancel every job that waits, of all callers?")) return;
+    const { removed } = await post("v2/page/purge-queue", {});
+    note(`${removed} jobs were cancelled.`);
+    await look();
+  }), { class: "danger" })), list);
+  let before = "";
+  async function look() {
+    const { jobs } = await ask("jobs?all=true&limit=200");
+    const now = JSON.stringify(jobs.map((job) => [job.id, job.status, job.progress?.step]));
+    if (now === before) return;
+    before = now;
+    fill(list, table("Jobs of all callers", ["Job", "Caller", "Model", "State", "Handed in", ""], jobs.map((job) => [
+      job.id, job.caller ?? "", job.model ?? "", jobState(job), `${seconds(job.age_s)} ago`,
+      isUnderWay(job) ? button("Cancel", () => tried(async () => { await cancel(job.id); await look(); }), { class: "small", "aria-label": `Cancel ${job.id}` }) : ""])));
+  }
+  return regularly(look, 2000);
+}
+
+function modelsTab(place) {
+  const answer = el("div", { "aria-live": "polite" });
+  const name = el("input", { type: "text", id: "ask-model", list: "references", autocomplete: "off" });
+  const question = (path) => async () => {
+    fill(answer, "Looking…");
+    try {
+      const facts = await post(path, { model: name.value || undefined });
+      fill(answer, table(path === "plan" ? "What it would take" : "What it is, and how that is known", ["", ""],
+        Object.entries(facts).filter(([, value]) => value !== null).map(([key, value]) => [key, typeof value === "object" ? JSON.stringify(value, null, 1) : String(value)])));
+    } catch (error) {
+      fill(answer, el("p", { class: "problem", role: "alert" }, error.message), error.hint ? el("p", { class: "hint" }, error.hint) : null);
+    }
+  };
+  const list = el("div", {});
+  fill(place, el("p", {}, "Ask of any model, by id or reference, what it would take here, or why it is refused."),
+    el("div", { class: "row" }, el("label", { for: "ask-model" }, "Model"), name, button("Plan", question("plan")), button("Inspect", question("inspect"))), answer, list);
+  tried(async () => {
+    const { models } = await ask("models");
+    fill(list, table("models.yaml", ["Model", "Tasks", "Family", "From", "Served"], models.map((model) => [
+      model.id, model.tasks.join(", "), model.architecture ?? "", model.source, model.served ? "yes" : "not by this version"])));
+  });
+  return () => {};
+}
+
+function usageTab(place) {
+  const by = el("select", { id: "usage-by", onchange: look }, ["day", "model", "caller"].map((name) => el("option", { value: name }, name)));
+  const days = el("input", { type: "number", id: "usage-days", min: 1, max: 3660, value: "30", onchange: look });
+  const shown = el("div", {});
+  async function look() {
+    await tried(async () => {
+      const { usage } = await ask(`usage?by=${by.value}&days=${Number(days.value) || 30}`);
+      const rows = Object.entries(usage);
+      const most = Math.max(...rows.map(([, sums]) => sums.gpu_seconds), 1e-9);
+      fill(shown, table(`By ${by.value}`, [by.value, "GPU seconds", "Jobs", "Failed", "Images", "Downloaded", "Cost"], rows.map(([name, sums]) => [
+        name, bar(sums.gpu_seconds / most, seconds(sums.gpu_seconds)), String(sums.jobs), String(sums.failed), String(sums.images),
+        gigabytes(sums.bytes_downloaded / 2 ** 30), sums.cost_usd == null ? "" : dollars(sums.cost_usd)])));
+    });
+  }
+  fill(place, el("div", { class: "row" }, el("label", { for: "usage-by" }, "By"), by, el("label", { for: "usage-days" }, "Days"), days), shown);
+  look();
+  return () => {};
+}
+
+export function adminPage(page, tab = "worker") {
+  const place = el("div", {});
+  const views = { worker: workerTab, queue: queueTab, models: modelsTab, usage: usageTab };
+  const leave = (views[tab] ?? workerTab)(place);
+  return {
+    node: el("section", { class: "card" }, el("h2", {}, "Admin"),
+      el("nav", { class: "tabs", "aria-label": "Admin" }, Object.entries(TABS).map(([name, title]) => el("a", { href: `#admin/${name}`, "aria-current": name === tab ? "page" : null }, title))), place),
+    leave,
+  };
+}
