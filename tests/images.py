@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tests.answers import files_of
+
 torch.set_num_threads(1)
 
 
 def pixels(answer: dict[str, Any], index: int = 0) -> np.ndarray:
     """Image `index` of an answer as HxWx3 bytes."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["images"][index]))).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(files_of(answer)[index]))).convert("RGB"))
 
 
 def assert_differs(one: np.ndarray, other: np.ndarray, least: float = 8) -> None:

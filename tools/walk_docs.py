@@ -132,7 +132,7 @@ def check_answer(printed: str) -> None:
     if not isinstance(answer, dict) or "error" in answer:
         raise Mistake("the answer is an error")
     output = answer["output"] if isinstance(answer.get("output"), dict) else answer
-    for text in output.get("images", []):
+    for text in output.get("images", [output["image"]] if "image" in output else []):
         try:
             head = base64.b64decode(text[:16])
         except binascii.Error:

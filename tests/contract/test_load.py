@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.answers import files_of
 from tests.contract.test_standalone import start, until_ready
 from tests.images import pixels
 
@@ -81,9 +82,9 @@ async def test_two_hundred_callers_are_each_answered_once_with_the_image_of_a_se
 
         for answer, job in zip(answers, jobs, strict=True):
             assert {name: answer[name] for name in ("model", "prompt", "seed")}.items() <= job.items()
-            assert len(answer["images"]) == job["num_images"]
+            assert len(files_of(answer)) == job["num_images"]
         by_prompt = {answer["prompt"]: answer for answer in answers}
-        assert all(answer["images"] == by_prompt[answer["prompt"]]["images"] for answer in answers)
+        assert all(files_of(answer) == files_of(by_prompt[answer["prompt"]]) for answer in answers)
         assert Counter(answer["timings"]["batch_size"] for answer in answers)[1] < CALLERS / 2
 
         sample = sorted(random.Random(1).sample(sorted(distinct), 48), key=lambda prompt: distinct[prompt]["model"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.answers import files_of
 from tests.asking import perform
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
@@ -221,7 +222,7 @@ async def test_two_hundred_mixed_jobs_are_each_answered_once_with_their_own_imag
     for index, answer in enumerate(answers):
         kind, single = kinds[index % len(kinds)], singles[index % len(kinds)]
         assert (answer["seed"], answer["model"], answer["prompt"]) == (kind["seed"], kind["model"], kind["prompt"])
-        assert len(answer["images"]) == kind.get("num_images", 1)
+        assert len(files_of(answer)) == kind.get("num_images", 1)
         difference = np.abs(pixels(answer).astype(int) - pixels(single))
         assert difference.max() <= 1
         differing += int((difference > 0).sum())

@@ -225,4 +225,4 @@ async def test_a_class_that_cannot_stop_midway_does_not_hand_over(zoo, shop, tmp
         await ask(worker, **fields, image=encoded(gradient(64, 64)), strength=0.8)
     assert failure.value.field == "refiner"
     assert not worker.engine.ready
-    assert (await ask(worker, **fields))["images"]
+    assert (await ask(worker, **fields))["image"]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from tests.answers import files_of
 from tests.asking import perform
 from tests.images import encoded, gradient
 from worker.app.build import Worker
@@ -171,7 +172,7 @@ async def pay(worker: Worker, visit: Visit) -> tuple[str, ...]:
         return (error.code,)
     finally:
         del generation.accept
-    return tuple(str(item) for item in answer.get("videos") or answer["images"])
+    return tuple(files_of(answer))
 
 
 class _Signal(StopSignal):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.answers import files_of
 from tests.faults.attacks import rss_mb
 from tests.faults.turns import LONG_S, served
 from worker.transport.web.health import PATHS
@@ -68,7 +69,7 @@ def counted(answers):
     """Count the answers by status; hold each to its word."""
     for status, headers, content, _ in answers:
         if status == 200:
-            assert json.loads(content)["images"]
+            assert files_of(json.loads(content))
         else:
             assert (status, json.loads(content)["code"]) == (429, "overloaded")
             assert int(headers["retry-after"]) >= 1

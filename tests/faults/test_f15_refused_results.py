@@ -9,6 +9,7 @@ from aiohttp_retry import FibonacciRetry
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules import rp_http, rp_job, rp_progress, rp_scale
 
+from tests.answers import files_of
 from tests.conftest import PROJECT
 from tests.fakes import runpod_platform
 from tests.fakes.bucket import FakeBucket
@@ -62,7 +63,7 @@ async def test_refused_images_are_on_the_volume(platform, tmp_path, status, figu
     (record,) = await run(platform, make_context(tmp_path), {"id": "big-u1", "input": IMAGES})
     assert (record.status, len(record.refused), len(record.results)) == ("COMPLETED", 1, 1)
     assert f"HTTP {status}" in record.output["warnings"][-1]
-    paths = [Path(tmp_path, "volume", image) for image in record.output["images"]]
+    paths = [Path(tmp_path, "volume", image) for image in files_of(record.output)]
     assert [path.read_bytes()[:4] for path in paths] == [b"\x89PNG"] * 2
     figures("F15", f"bodies posted for a result that is refused with {status}", 2, at_most=2)
 
@@ -74,7 +75,7 @@ async def test_refused_images_are_in_the_bucket(platform, tmp_path):
         platform.fail_done(1, 413)
         (record,) = await run(platform, context, {"id": "big-u1", "input": IMAGES})
         assert record.status == "COMPLETED"
-        assert [image.startswith(bucket.endpoint) for image in record.output["images"]] == [True, True]
+        assert [image.startswith(bucket.endpoint) for image in files_of(record.output)] == [True, True]
         assert len(bucket.objects) == 2
 
 
@@ -105,7 +106,7 @@ async def test_a_refused_error_is_followed_by_one_that_is_taken(platform, tmp_pa
 async def test_a_platform_that_fails_is_asked_again(platform, tmp_path, status):
     platform.fail_done(2, status)
     (record,) = await run(platform, make_context(tmp_path), {"id": "a-u1", "input": IMAGES})
-    assert (record.status, len(record.refused), len(record.output["images"])) == ("COMPLETED", 2, 2)
+    assert (record.status, len(record.refused), len(files_of(record.output))) == ("COMPLETED", 2, 2)
     platform.fail_done(4, status)
     (record,) = await run(platform, make_context(tmp_path), {"id": "b-u1", "input": IMAGES})
     assert (record.status, record.output["code"], record.output["retryable"]) == ("FAILED", "source_unavailable", True)

@@ -136,10 +136,10 @@ async def _one(session: aiohttp.ClientSession, index: int) -> tuple[str, str]:
         return kind, state
     if kind == "twice":
         both = await asyncio.gather(*(_answer(session, "/run", job, **{"Idempotency-Key": f"k{index}"}) for _ in "ab"))
-        assert both[0][1]["images"] == both[1][1]["images"]
+        assert both[0][1]["image"] == both[1][1]["image"]
         return kind, "COMPLETED"
     status, body = await _answer(session, "/run", job)
-    assert ("images" in body) is (status == 200), (kind, status, body)
+    assert ("image" in body) is (status == 200), (kind, status, body)
     return kind, "COMPLETED" if status == 200 else f"refused with {status}"
 
 

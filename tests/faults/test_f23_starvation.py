@@ -47,7 +47,7 @@ async def delay_of_a_plain_job(context, tasks):
     began = time.monotonic()
     answer = await context.draw(timeout_s=30)
     seconds = time.monotonic() - began
-    assert answer["images"]
+    assert answer["image"]
     assert not any(task.done() for task in tasks), "the slow ones are still under way"
     return seconds, answer
 
@@ -87,7 +87,7 @@ async def test_slow_links_delay_no_job_with_a_link_of_its_own(open_context, figu
         jobs = [asyncio.create_task(open_context.draw(image=slow.url(f"/{index}"))) for index in range(64)]
         await until(lambda: slow.connections == 64)
         began = time.monotonic()
-        assert (await open_context.draw(image=quick.url(), timeout_s=30))["images"]
+        assert (await open_context.draw(image=quick.url(), timeout_s=30))["image"]
         figures(
             "F23",
             "a job with a quick link beside 64 slow ones",
@@ -188,7 +188,7 @@ async def test_more_questions_than_fit_are_told_when_to_come_back(tmp_path):
         with pytest.raises(Overloaded) as refused:
             await context.ask(action="inspect")
         assert refused.value.details["retry_after_s"] >= 1
-        assert (await context.draw())["images"]  # jobs have places of their own
+        assert (await context.draw())["image"]  # jobs have places of their own
         await given_up(asking)
     assert (await context.ask(action="inspect"))["model"] == "tiny"
 

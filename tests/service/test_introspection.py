@@ -33,7 +33,7 @@ async def test_schema_is_json_schema_of_what_the_worker_takes(context):
     assert schema["properties"]["num_images"]["maximum"] == 8
     for example in schema["examples"]:
         jsonschema.validate(example, schema)
-    assert (await context.ask(**schema["examples"][0]))["images"]
+    assert (await context.ask(**schema["examples"][0]))["image"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"prompt": "x", "widht": 64}, schema)
 

@@ -6,6 +6,7 @@ import io
 import pytest
 from PIL import Image
 
+from tests.answers import files_of
 from tests.fakes.engine import FakeEngine, make_context
 from worker.core.errors import InvalidRequest
 from worker.core.image import Raster
@@ -14,7 +15,7 @@ MAGIC = {"png": b"\x89PNG", "webp": b"RIFF"}
 
 
 def files(answer):
-    return [base64.b64decode(text, validate=True) for text in answer["images"]]
+    return [base64.b64decode(text, validate=True) for text in files_of(answer)]
 
 
 def see_through(job, seed):
@@ -42,11 +43,11 @@ async def test_jpeg_shows_white_through_and_says_so(tmp_path):
 async def test_results_on_the_volume_have_paths_below_it(tmp_path):
     context = make_context(tmp_path, FakeEngine(), volume_dir=tmp_path / "volume")
     answer = await context.draw(num_images=2, output={"delivery": "volume", "format": "webp"})
-    assert answer["image_path"] == answer["image"] == answer["images"][0]
+    assert answer["image_path"] == answer["images"][0]
     for place in answer["images"]:
         assert place.startswith("outputs/")
         assert (tmp_path / "volume" / place).read_bytes().startswith(MAGIC["webp"])
-    folder = (tmp_path / "volume" / answer["image"]).parent
+    folder = (tmp_path / "volume" / answer["images"][0]).parent
     assert sorted(path.name for path in folder.iterdir()) == ["0.webp", "1.webp"]
 
 

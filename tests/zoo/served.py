@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from tests.answers import files_of
 from tests.asking import on_one_loop, perform
 from tests.zoo.plain import Outcome, save
 from tests.zoo.recipe import Recipe
@@ -71,7 +72,7 @@ class ServedZoo:
 
 def answered(answer: dict[str, Any]) -> np.ndarray:
     """The first image (HxWx3) or video (frames first) of an answer."""
-    encoded = answer.get("video") or answer["image"]
+    encoded = files_of(answer)[0]
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
         frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
     return np.stack(frames) if len(frames) > 1 else frames[0]

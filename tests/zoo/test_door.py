@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.answers import files_of
 from tests.asking import on_one_loop
 from tests.builders import enliven_saved
 from tests.images import assert_differs, pixels
@@ -130,7 +131,7 @@ def doorway(tmp_path_factory: pytest.TempPathFactory) -> Doorway:
 
 def seen(answer: dict[str, Any]) -> np.ndarray:
     """The images, or the frames, of an answer."""
-    return np.stack([pixels(answer, index) for index in range(len(answer["images"]))])
+    return np.stack([pixels(answer, index) for index in range(len(files_of(answer)))])
 
 
 @pytest.mark.quick_rows(4)

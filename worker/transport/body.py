@@ -1,4 +1,4 @@
-"""The JSON of an answer's body: nearly all of it is images, and an answer may hold each of them several times."""
+"""The JSON of an answer's body: nearly all of it is images, and /run holds each of them twice."""
 
 import json
 import secrets
@@ -14,8 +14,8 @@ LONG = 50_000
 def written(body: object) -> bytes:
     """Write `body` as JSON that every reader takes: no NaN, and no half of a surrogate pair.
 
-    An answer of /run has its image four times, and a search of megabytes for characters to escape takes
-    milliseconds. So a mark stands in for a long text, until the rest is written.
+    A search of megabytes for characters to escape takes milliseconds. So a mark stands in for a long text, until the
+    rest is written.
     """
     mark = secrets.token_hex(16)
     texts: dict[int, str] = {}  # by identity: to compare them would take as long

@@ -93,14 +93,14 @@ def _result(body: Mapping[str, JsonValue]) -> JobResult:
 
 
 def _artifacts(body: Mapping[str, JsonValue]) -> tuple[EncodedArtifact, ...]:
-    kind = "videos" if "videos" in body else "images"
+    kind = "video" if "video" in body or "videos" in body else "image"
     seeds = [_whole(seed) for seed in _list(body["seeds"])]
     if body["format"] not in CONTENT_TYPES:
         raise ValueError("a format that is not known")
     format_ = cast(Format, body["format"])
     files = tuple(_files(body, kind, format_))
     num_frames = _whole(body.get("num_frames") or 0)
-    is_frames = num_frames > 0 and format_ in FRAME_FORMATS and kind == "images"
+    is_frames = num_frames > 0 and format_ in FRAME_FORMATS and kind == "image"
     each = len(files) // len(seeds) if is_frames else 1
     if not files or len(files) != each * len(seeds):
         raise ValueError("as many files as seeds are needed")
@@ -112,13 +112,14 @@ def _artifacts(body: Mapping[str, JsonValue]) -> tuple[EncodedArtifact, ...]:
 
 
 def _files(body: Mapping[str, JsonValue], kind: str, format_: Format) -> Iterator[AnswerFile]:
-    single = kind.removesuffix("s")
-    for text in _list(body[kind]):
+    """Yield the files of an answer, which holds one as `image` and several as `images`; a video's likewise."""
+    several = body.get(f"{kind}s")
+    for text in [body[kind]] if several is None else _list(several):
         if not isinstance(text, str) or not text:
             raise ValueError("a file that is no text")
-        if f"{single}_url" in body:
+        if f"{kind}_url" in body:
             yield AnswerFile(format_, url=text)
-        elif f"{single}_path" in body:
+        elif f"{kind}_path" in body:
             yield AnswerFile(format_, path=text)
         else:
             yield AnswerFile(format_, pybase64.b64decode(text))

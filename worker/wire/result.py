@@ -62,13 +62,13 @@ def _without_files(answer: Answer) -> dict[str, JsonValue]:
     """Write a finished job whose files are read from a stream: everything about it, and no file."""
     kind = "video" if answer.is_video else "image"
     body = encode_generation(answer, [""] * len(answer.files))
-    return {name: value for name, value in body.items() if name != kind} | {f"{kind}s": []}
+    return {f"{kind}s": []} | {name: value for name, value in body.items() if name not in (kind, f"{kind}s")}
 
 
 def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonValue]:
-    """Write a finished job. `files` are the texts that stand for its files, in order."""
+    """Write a finished job. `files` are the texts that stand for its files, in order: each stands in it once."""
     kind = "video" if answer.is_video else "image"
-    body: dict[str, JsonValue] = {kind: files[0], f"{kind}s": [*files]}
+    body: dict[str, JsonValue] = {kind: files[0]} if len(files) == 1 else {f"{kind}s": [*files]}
     if answer.num_frames:
         body |= {"num_frames": answer.num_frames, "fps": answer.fps}
     body |= {
@@ -113,7 +113,7 @@ def body_bytes(answer: Answer) -> int:
     body = encode_generation(answer, [""] * len(answer.files))
     encoded = json.dumps({"output": body}, ensure_ascii=False).encode("utf-8", "replace")
     sizes = [len(file.url or file.path or "") or (len(file.data) + 2) // 3 * 4 for file in answer.files]
-    return len(encoded) + sum(sizes) + sizes[0]
+    return len(encoded) + sum(sizes)
 
 
 def encode_progress(progress: Progress, preview: str | None = None) -> dict[str, JsonValue]:

@@ -188,7 +188,7 @@ async def test_reproduce_sends_back_small_media_and_names_large_ones(context):
     first = await context.draw(**sent)
     assert first["task"] == "inpainting"
     assert first["reproduce"]["input"]["mask_image"] == sent["mask_image"]
-    assert (await context.ask(**first["reproduce"]["input"]))["images"] == first["images"]
+    assert (await context.ask(**first["reproduce"]["input"]))["image"] == first["image"]
     noise = np.random.default_rng(1).integers(0, 255, (256, 256, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(noise).save(out, "PNG")

@@ -3,6 +3,7 @@
 import base64
 import random
 
+from tests.answers import files_of
 from tests.fakes.engine import FakeEngine, make_context
 from worker.core.image import Raster
 
@@ -28,4 +29,4 @@ def bucket_settings(bucket):
 
 
 def files(answer):
-    return [base64.b64decode(text, validate=True) for text in answer["images"]]
+    return [base64.b64decode(text, validate=True) for text in files_of(answer)]

@@ -124,7 +124,7 @@ def queue(context):
 async def test_the_same_delivery_later_is_answered_from_memory(context, queue):
     first = await queue("a")
     again = await queue("a")
-    assert again["images"] == first["images"]
+    assert again["image"] == first["image"]
     assert again["seed"] == first["seed"]  # random, so made once
     assert len(context.engine.ran) == 1
 
@@ -146,7 +146,7 @@ async def test_another_input_or_another_id_is_another_job(context, queue):
 async def test_an_error_is_not_remembered(context, queue):
     context.engine.failures = [InvalidOutput("Black.")]
     assert (await queue("a"))["code"] == "invalid_output"
-    assert (await queue("a"))["images"]
+    assert (await queue("a"))["image"]
     assert len(context.engine.ran) == 2
 
 

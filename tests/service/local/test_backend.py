@@ -109,7 +109,7 @@ async def test_a_deadline_while_running_stops_at_the_next_step(context):
         await context.draw(timeout_s=0.2)
     await let_go(context)
     context.engine.gate.set()
-    assert (await context.draw())["images"]
+    assert (await context.draw())["image"]
 
 
 @pytest.fixture
@@ -163,14 +163,14 @@ async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
         await running
     assert (await hung.ask(action="status"))["status"] == "ready"
     hung.engine.load_seconds = 0
-    assert (await hung.draw())["images"]
+    assert (await hung.draw())["image"]
 
 
 async def test_an_engine_that_cannot_be_built_is_tried_again(context):
     context.builder.failures = [LoadFailed("No driver.")]
     with pytest.raises(LoadFailed):
         await context.draw()
-    assert (await context.draw())["images"]
+    assert (await context.draw())["image"]
     assert context.builder.built == 2
 
 

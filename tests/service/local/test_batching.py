@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.answers import files_of
 from tests.fakes.engine import FakeEngine, make_context
 from tests.service.local.test_backend import begun, cancelled, queued
 from worker.core.errors import DeviceLost, EngineFailure, InvalidOutput, JobTimeout, LoadFailed, OutOfMemory
@@ -217,7 +218,7 @@ async def test_an_engine_that_breaks_its_word_is_an_error_for_each(context):
     context.engine.failures = [ZeroDivisionError()]
     got = await asyncio.wait_for(asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True), 30)
     assert [type(error) for error in got] == [ZeroDivisionError] * 4
-    assert (await context.draw())["images"]
+    assert (await context.draw())["image"]
 
 
 async def test_the_jobs_of_a_call_share_its_seconds_by_their_pixels(context):
@@ -267,7 +268,7 @@ async def test_two_hundred_at_once_are_each_answered_once(context):
         except InvalidOutput:
             return "doomed"
         assert (answer["seed"], answer["width"], answer["model"]) == (index, fields["width"], fields["model"])
-        assert len(answer["images"]) == fields["num_images"]
+        assert len(files_of(answer)) == fields["num_images"]
         return answer["timings"]["batch_size"]
 
     got = await asyncio.wait_for(asyncio.gather(*(one(index) for index in range(200))), 120)

@@ -163,8 +163,8 @@ async def test_a_silent_engine_is_told_of_and_gets_no_new_job(silent):
     assert "sign of life" in status["reason"]
     silent.engine.alive.set()
     silent.engine.gate.set()
-    assert (await running)["images"]  # it was only slow
-    assert (await silent.draw(prompt="next"))["images"]
+    assert (await running)["image"]  # it was only slow
+    assert (await silent.draw(prompt="next"))["image"]
     assert (await silent.ask(action="status"))["status"] == "ready"
 
 

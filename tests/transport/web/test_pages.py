@@ -87,7 +87,7 @@ def test_head_of_a_stream_ends_at_once_and_uses_nothing_up(served):
     while served.http.get(f"/v2/local/status/{job}").json()["status"] != "COMPLETED":
         time.sleep(0.01)
     assert served.http.head(f"/v2/local/stream/{job}").status_code == 200
-    assert "images" in served.http.get(f"/v2/local/stream/{job}").json()["stream"][-1]["output"]
+    assert "image" in served.http.get(f"/v2/local/stream/{job}").json()["stream"][-1]["output"]
 
 
 def image_url(served, **headers):

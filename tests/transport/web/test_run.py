@@ -11,6 +11,7 @@ import pytest
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from tests.answers import files_of
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import hang_up_when_drawn
 from tests.transport.web.uploads import ADMITTED, noise
@@ -25,7 +26,7 @@ def test_the_answer_is_there_at_the_top_and_in_runpods_wrapping(served, path, bo
     answer = served.http.post(path, json=body)
     assert answer.status_code == 200
     found = answer.json()
-    assert found["image"] == found["images"][0] == found["output"]["image"]
+    assert files_of(found) == files_of(found["output"]) == [found["image"]]
     assert base64.b64decode(found["image"]).startswith(b"\x89PNG")
     assert (found["status"], found["seed"], found["output"]["seed"]) == ("COMPLETED", 3, 3)
     assert found["lightning_enabled"] is False

@@ -15,7 +15,7 @@ from tests.streams import documented_reader
 from tests.transport.web.uploads import noise
 from worker.transport.web.runpod_schema import PARTS_A_LOOK
 
-LARGE = noise(1024, 1024)  # three megabytes, and four as base64
+LARGE = noise(1280, 1024)  # nearly four megabytes, and five as base64
 ASKED = {"prompt": "x", "seed": 3, "num_images": 2, "output": {"delivery": "stream"}}
 
 
@@ -65,4 +65,4 @@ def test_a_door_of_files_sends_one_whole_and_says_how_long_it_is(tmp_path):
     assert len(pieces) > 1
     body = b"".join(pieces)
     assert int(answer.headers["content-length"]) == len(body)
-    assert Image.open(io.BytesIO(body)).size == (1024, 1024)
+    assert Image.open(io.BytesIO(body)).size == (1280, 1024)

@@ -30,8 +30,6 @@ LOST_S = 15.0  # for which a worker may be unreachable before its jobs count as 
 PAUSE_S = 0.25
 # With it RunPod's load balancer sends a request to the worker that has the job.
 AFFINITY = "X-Runpod-Worker-Id"
-# With it each file stands in a result once: image says what images[0] says.
-FILES_ONCE = "X-Files-Once"
 _API = "/v2/gateway"
 _UNDER_WAY = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
 
@@ -151,9 +149,9 @@ class HttpWorker:
 
     async def _events(self, there: "_There", emit: Emit) -> Mapping[str, JsonValue] | None:
         """Report progress until the job is over, and return its end; None where the stream ends without one."""
-        headers = {**there.headers, FILES_ONCE: "true"}
         outcome: Mapping[str, JsonValue] | None = None
-        async with self._peer.events(f"/events/{there.id}", headers=headers, silence_s=SILENCE_S) as (status, blocks):
+        events = self._peer.events(f"/events/{there.id}", headers=there.headers, silence_s=SILENCE_S)
+        async with events as (status, blocks):
             if status == 404:
                 raise NotTaken(lost(self.name))  # its process is another one by now
             if status != 200:

@@ -24,7 +24,7 @@ from worker.transport.web.auth import subprotocol
 from worker.transport.web.context import JSON_LIMITS, WAITED_FOR, ServerContext
 from worker.transport.web.errors import error_response
 from worker.transport.web.incoming import name_of
-from worker.transport.web.runpod_schema import encode_job, encode_run
+from worker.transport.web.runpod_schema import encode_flat, encode_job
 from worker.wire.errors import encode_error
 
 MAX_JOBS_PER_SOCKET = 16
@@ -81,7 +81,7 @@ def routes(context: ServerContext) -> APIRouter:
             return Response(status_code=204)  # tells a browser to come no more
         caller = name_of(request)
         places.take(caller)
-        sent = _stream(record, record.watch(), files_once="x-files-once" in request.headers)
+        sent = _stream(record, record.watch())
         return _Events(sent, lambda: places.leave(caller))
 
     return router
@@ -147,17 +147,12 @@ async def paced(watched: AsyncGenerator[Progress, None]) -> AsyncGenerator[Progr
         await watched.aclose()
 
 
-async def _stream(
-    record: JobRecord, watched: AsyncGenerator[Progress, None], *, files_once: bool
-) -> AsyncIterator[str | bytes]:
+async def _stream(record: JobRecord, watched: AsyncGenerator[Progress, None]) -> AsyncIterator[str | bytes]:
     async with aclosing(paced(watched)) as updates:
         async for progress in updates:
             yield WAITING if progress is None else _event("progress", encode_progress(progress))
     kind = "failed" if record.answer is None else "result"
-    job = encode_job(record)
-    if files_once and record.answer is not None and isinstance(output := job.get("output"), dict):
-        job["output"] = {name: value for name, value in output.items() if name not in ("image", "video")}
-    yield b"id: %b\nevent: %b\ndata: %b\n\n" % (_LAST.encode(), kind.encode(), written(job))
+    yield b"id: %b\nevent: %b\ndata: %b\n\n" % (_LAST.encode(), kind.encode(), written(encode_job(record)))
 
 
 def _event(kind: str, data: JsonValue) -> str:
@@ -240,7 +235,7 @@ class _Conversation:
             if record.error is not None:
                 await self._fail(name, record.error)
             else:
-                await self._send({"type": "result", **encode_run(record), "id": name, "job": record.id})
+                await self._send({"type": "result", **encode_flat(record), "id": name, "job": record.id})
         finally:
             self._jobs.pop(name, None)
             self._context.job_store.leave(record)
@@ -252,7 +247,7 @@ class _Conversation:
     async def _send(self, message: dict[str, JsonValue]) -> None:
         async with self._writing:
             with suppress(WebSocketDisconnect, RuntimeError):  # gone; the reading side ends the conversation
-                await self._socket.send_text(json.dumps(message))
+                await self._socket.send_text(written(message).decode())
 
 
 def _decode(text: object) -> dict[str, JsonValue]:

@@ -130,8 +130,8 @@ class Ran(Documented):
     delayTime: int = Field(description="Milliseconds until work on it began.")  # noqa: N815
     executionTime: int = Field(description="Milliseconds of work.")  # noqa: N815
     output: dict[str, JsonValue] = Field(description="The result: docs/api.md, Answer.")
-    image: str | None = Field(default=None, description="The first image, base64.")
-    images: list[str] | None = None
+    image: str | None = Field(default=None, description="The image, base64, where there is one.")
+    images: list[str] | None = Field(default=None, description="The images, base64, where there are several.")
     lightning_enabled: bool | None = None
 
 

@@ -119,6 +119,11 @@ def encode_run(record: JobRecord) -> dict[str, JsonValue]:
     return body
 
 
+def encode_flat(record: JobRecord) -> dict[str, JsonValue]:
+    """Write a finished job with its result at the top alone."""
+    return {name: value for name, value in encode_run(record).items() if name != "output"}
+
+
 class Streams:
     """What callers have not yet read of their jobs' streams."""
 
