@@ -57,8 +57,7 @@ def request_for(hosted: Hosted, job: Job) -> tuple[ImageRequest, tuple[str, ...]
     Encodes the images that the job starts from: not for the event loop.
     """
     _check(hosted, job)
-    fields = {name: value for name, value in _named(job).items() if value is not None}
-    fields, notes = _chosen(hosted, job, fields)
+    fields, notes = _chosen(hosted, job, {name: value for name, value in _named(job).items() if value is not None})
     image, mask = job.image, job.mask
     files = {name: encode(raster, "png", 100) for name, raster in (("image", image), ("mask", mask)) if raster}
     operation = "generate" if image is None else "edit" if mask is None else "inpaint"
