@@ -132,7 +132,13 @@ def _diffusers_engine(settings: Settings) -> ResidentEngine:
     from worker.engine.safety import SafetyPolicy
 
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
-    return DiffusersEngine(settings.device, settings.max_resident_models, settings.resident_loras, policy)
+    return DiffusersEngine(
+        settings.device,
+        settings.max_resident_models,
+        settings.resident_loras,
+        policy,
+        None if settings.lora_merge_gb is None else int(settings.lora_merge_gb * 2**30),
+    )
 
 
 def _without_pickles(settings: Settings) -> Callable[[Path], Path]:

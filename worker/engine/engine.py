@@ -46,10 +46,11 @@ class DiffusersEngine:
         max_resident_models: int = 1,
         resident_loras: int = 4,
         safety: SafetyPolicy | None = None,
+        lora_merge_bytes: int | None = None,
     ) -> None:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(max_resident_models)
-        self._adapters = AdapterStack(resident_loras)
+        self._adapters = AdapterStack(resident_loras, lora_merge_bytes)
         self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
         self._load_s = 0.0
 
@@ -124,7 +125,7 @@ class DiffusersEngine:
         beside = sum(item.bytes_beside for item in batch.adapters)
         with (
             self._lease(job, job.call, batch.files, emit, beside) as resident,
-            self._adapters.applied(resident, batch) as applied,
+            self._adapters.applied(resident, batch, lambda: self._room(resident, batch)) as applied,
         ):
             pipe, extra = applied.pipe, applied.arguments
             check_clip_skip(pipe, job)
@@ -206,6 +207,7 @@ class DiffusersEngine:
 
         def load() -> Resident:
             # Evict first, then look at what is free.
+            self._adapters.release()
             try:
                 plan = self._plan(model, files, _megapixels(job), beside_bytes)
             except OutOfMemory:  # with the other models beside it; a base and its refiner then replace each other
@@ -221,6 +223,12 @@ class DiffusersEngine:
     def _plan(self, model: KnownModel, files: ModelFiles, megapixels: float, beside_bytes: int = 0) -> LoadPlan:
         device = self.device_info()
         return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
+
+    def _room(self, resident: Resident, batch: Batch) -> int:
+        """Return the bytes that the batch leaves free on the device, with a few of its images in one call."""
+        images = min(4, sum(len(job.seeds) for job in batch.jobs))
+        working = int(resident.plan.working_bytes_per_mp * _megapixels(batch.jobs[0])) * images
+        return self.device_info().free_bytes - resident.plan.reserve_bytes - working
 
     def _at_once(self, resident: Resident, batch: Batch) -> int:
         """Return how many images may go into one call.
@@ -255,6 +263,7 @@ class DiffusersEngine:
                 error.__traceback__ = None
             # One rung down: other models off the device, and fewer images in a call.
             self._pool.evict_unused()
+            self._adapters.release()
             devices.release_memory()
             if len(batch.jobs) > 1:
                 raise OutOfMemory(f"The device ran out of memory with {len(batch.jobs)} jobs in one call; draw fewer.")

@@ -11,21 +11,27 @@ from worker.core.errors import UnsupportedModel
 from worker.engine.adapters.changes import Change
 
 Weighted = tuple[Change, float]
+Placed = tuple[str, str, Change, float]  # a module's component and path, the change, its weight
 
 
-@contextmanager
-def attached(pipe: Any, changes: Sequence[tuple[str, str, Change, float]]) -> Iterator[None]:
-    """Let each module (component, path) add its changes, each times its weight, to its output.
-
-    The modules stay as they are: hooks are put on and taken off. A change of weight 0 is not put on at all.
-    """
+def by_target(changes: Sequence[Placed]) -> dict[tuple[str, str], list[Weighted]]:
+    """Return the changes of each module, without those of weight 0."""
     targets: dict[tuple[str, str], list[Weighted]] = {}
     for component, path, change, weight in changes:
         if weight:
             targets.setdefault((component, path), []).append((change, weight))
+    return targets
+
+
+@contextmanager
+def attached(pipe: Any, changes: Sequence[Placed]) -> Iterator[None]:
+    """Let each module (component, path) add its changes, each times its weight, to its output.
+
+    The modules stay as they are: hooks are put on and taken off. A change of weight 0 is not put on at all.
+    """
     modules: dict[str, dict[str, nn.Module]] = {}
     with ExitStack() as stack:
-        for (component, path), parts in targets.items():
+        for (component, path), parts in by_target(changes).items():
             owner = getattr(pipe, component)
             if component not in modules:
                 modules[component] = dict(owner.named_modules())

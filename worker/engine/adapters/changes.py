@@ -1,11 +1,12 @@
 """Changes of a module's output by an adapter: the mathematics of every algorithm.
 
-A module computes y = W x + b. Each class here computes the difference of (W + ΔW) x + b from that, from x and y alone.
-So the model's weights are never written: nothing has to be put back, a quantized or offloaded weight is as good as a
-plain one, and several adapters add up. Formulas as in LyCORIS 3.4 (github.com/KohakuBlueleaf/LyCORIS) and, for DoRA,
+A module computes y = W x + b. Each class here can be used in two ways. `added` gives the difference of (W + ΔW) x + b
+from y, from x and y alone: a quantized or offloaded weight is as good as a plain one. `difference` gives ΔW for a plain
+W, to be merged into a copy of it. Either way several adapters add up. Changes that depend on W are in `own_changes.py`.
+Formulas as in LyCORIS 3.4 (github.com/KohakuBlueleaf/LyCORIS) and, for DoRA,
 as it was published (arXiv 2402.09353); every change is linear in the weight that a job gives it.
 
-Tensors arrive as the file has them and move to the module's device and dtype when they are first used.
+Tensors arrive as the file has them; what a module needs on its device and in its dtype is made when first used.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +25,41 @@ class Change:
 
     def __init__(self, **tensors: Tensor | None) -> None:
         self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        self._ready: dict[str, Tensor] = {}
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the addition to the output `y` of `module` for the input `x`."""
         raise NotImplementedError
 
+    def merges(self, module: nn.Module) -> bool:
+        """True if `module` computes with W + ΔW and b + Δb as with this change beside it."""
+        return "bias" not in self._tensors or getattr(module, "bias", None) is not None
+
+    def difference(self, own: Tensor) -> Tensor | None:
+        """Return ΔW in float32 for a weight `own` in float32; None where the change is of the bias alone."""
+        raise NotImplementedError
+
+    def bias_difference(self, own: Tensor) -> Tensor | None:
+        """Return Δb in float32 for a bias `own` in float32; None where it stays."""
+        return None
+
+    def merged(self, total: Tensor, own: Tensor, weight: float) -> Tensor:
+        """Return `total` plus ΔW times `weight`, float32 and of the shape of the module's weight `own`."""
+        difference = self.difference(own)
+        return total if difference is None else torch.add(total, difference, alpha=weight)
+
+    def rest(self) -> None:
+        """Drop what was made ready for a module: a merged change is used once."""
+        self._ready = {}
+
     def _like(self, y: Tensor) -> dict[str, Tensor]:
-        """Return the tensors on the device and in the dtype of `y`; moved once."""
+        """Return the tensors on the device and in the dtype of `y`; made once."""
         for name, tensor in self._tensors.items():
-            if tensor.device != y.device or tensor.dtype != y.dtype:
-                self._tensors[name] = tensor.to(y.device, y.dtype)
-        return self._tensors
+            ready = self._ready.get(name)
+            if ready is None or ready.device != y.device or ready.dtype != y.dtype:
+                # Always from the file's own numbers: those of a lower precision would not come back.
+                self._ready[name] = tensor.to(y.device, y.dtype)
+        return self._ready
 
 
 class Delta(Change):
@@ -49,13 +74,21 @@ class Delta(Change):
         """Return ΔW, of any shape with the right number of entries."""
         raise NotImplementedError
 
-    def weight(self, module: nn.Module, like: Tensor) -> Tensor:
-        """Return ΔW in the shape of the module's weight."""
-        return self.matrix(self._like(like)).reshape(_shape_of(module))
+    def weight(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return ΔW for a weight of this shape, on the device and in the dtype of `like`."""
+        return self.matrix(self._like(like)).reshape(shape)
+
+    def difference(self, own: Tensor) -> Tensor | None:
+        """Return ΔW."""
+        return self.weight(tuple(own.shape), own)
+
+    def bias_difference(self, own: Tensor) -> Tensor | None:
+        """Return Δb, if there is one."""
+        return self._like(own).get("bias")
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return ΔW x + Δb."""
-        return _operate(module, x, self.weight(module, y), self._tensors.get("bias"))
+        return operate(module, x, self.weight(shape_of(module), y), self._like(y).get("bias"))
 
 
 class LowRank(Delta):
@@ -77,6 +110,14 @@ class LowRank(Delta):
         if "mid" in tensors:
             return torch.einsum("or,rs...,si->oi...", up, tensors["mid"], down)
         return up @ down
+
+    def merged(self, total: Tensor, own: Tensor, weight: float) -> Tensor:
+        """Return `total` plus up · down times `weight`, without a ΔW beside it."""
+        tensors = self._like(own)
+        if "mid" in tensors:
+            return super().merged(total, own, weight)
+        up, down = tensors["up"].flatten(1), tensors["down"].flatten(1)
+        return torch.addmm(total.flatten(1), up, down, alpha=weight).reshape(own.shape)
 
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return ΔW x + Δb by two thin products instead of a thick one."""
@@ -133,9 +174,8 @@ class Kronecker(Delta):
             columns *= right.shape[1] * (1 if core is None else core[0, 0].numel())
         return rows, columns
 
-    def weight(self, module: nn.Module, like: Tensor) -> Tensor:
+    def weight(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return w1 ⊗ w2 in the shape of the module's weight."""
-        shape = _shape_of(module)
         first, second = self._factors(like, shape[2:])
         return torch.kron(first.reshape(*first.shape[:2], *(1 for _ in shape[2:])), second).reshape(shape)
 
@@ -179,36 +219,23 @@ class Difference(Delta):
         """ΔW itself."""
         return tensors["weight"]
 
+    def difference(self, own: Tensor) -> Tensor | None:
+        """Return ΔW, if there is one."""
+        return super().difference(own) if self.has_weight else None
+
     def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """ΔW x + Δb; a norm is asked with both weights, for not every one is linear in its own."""
         tensors = self._like(y)
         if isinstance(module, nn.Linear | _ConvNd | nn.Embedding):
             if self.has_weight:
                 return super().added(module, x, y)
-            return _per_channel(module, tensors["bias"], y).expand_as(y)
+            return per_channel(module, tensors["bias"], y).expand_as(y)
         changed = {
             name: parameter + tensors[name].to(parameter.dtype).reshape(parameter.shape)
             for name in ("weight", "bias")
             if name in tensors and (parameter := own_parameter(module, name)) is not None
         }
         return torch.func.functional_call(module, changed, (x,)) - y
-
-
-class Whole(Change):
-    """A layer's own new weight and bias in place of the model's: what peft saves of `modules_to_save`."""
-
-    def __init__(self, weight: Tensor | None, bias: Tensor | None, module: nn.Module) -> None:
-        own = own_parameter(module, "bias")
-        super().__init__(weight=weight, bias=own if bias is None else bias, own_bias=own if weight is None else None)
-
-    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the new layer's output less that of the layer itself."""
-        tensors = self._like(y)
-        if "weight" not in tensors:
-            return _per_channel(module, tensors["bias"] - tensors["own_bias"], y).expand_as(y)
-        if isinstance(module, nn.Linear | _ConvNd | nn.Embedding):
-            return _operate(module, x, tensors["weight"].reshape(_shape_of(module)), tensors.get("bias")) - y
-        return torch.func.functional_call(module, tensors, (x,)) - y
 
 
 class Rows(Delta):
@@ -223,92 +250,13 @@ class Rows(Delta):
         """Number of the rows taken, and the whole's columns."""
         return sum(len(range(*part.indices(self._total[0]))) for part in self._order), self._total[1]
 
-    def weight(self, module: nn.Module, like: Tensor) -> Tensor:
+    def weight(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return the rows of the whole's ΔW."""
-        fused = self._whole.weight(nn.Linear(self._total[1], self._total[0], bias=False, device="meta"), like)
-        return take(fused, self._order).reshape(_shape_of(module))
+        return take(self._whole.weight(self._total, like), self._order).reshape(shape)
 
-
-class Decomposed(Change):
-    """DoRA: W' = m · (W + ΔW) / ‖W + ΔW‖, the norm taken by rows, or by columns (LyCORIS' wd_on_output=False)."""
-
-    def __init__(self, delta: Delta, magnitude: Tensor, module: nn.Module) -> None:
-        weight = own_parameter(module, "weight").float()
-        merged = weight + delta.weight(module, weight)
-        self._by_rows = magnitude.numel() == magnitude.shape[0] and magnitude.numel() == merged.shape[0]
-        table = merged.flatten(1) if self._by_rows else merged.transpose(0, 1).flatten(1)
-        gain = magnitude.flatten().to(table) / table.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        super().__init__(gain=gain, bias=own_parameter(module, "bias"))
-        self._delta = delta
-
-    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return W' x - W x, from ΔW x and the module's own output."""
-        tensors = self._like(y)
-        gain = tensors["gain"]
-        if self._by_rows:
-            gain = _per_channel(module, gain, y)
-            return (gain - 1) * _without(tensors.get("bias"), module, y) + gain * self._delta.added(module, x, y)
-        scaled = _per_channel(module, gain, x) * x
-        return _own(module, scaled - x, tensors.get("bias")) + self._delta.added(module, scaled, y)
-
-
-class Gain(Change):
-    """IA3: ΔW = W · diag(v), or diag(v) · W."""
-
-    def __init__(self, vector: Tensor, on_input: bool, module: nn.Module) -> None:
-        super().__init__(vector=vector.flatten(), bias=own_parameter(module, "bias"))
-        self._on_input = on_input
-
-    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the module's output for v∘x, or v∘ its output for x, without its bias."""
-        tensors = self._like(y)
-        if self._on_input:
-            return _own(module, _per_channel(module, tensors["vector"], x) * x, tensors.get("bias"))
-        return _per_channel(module, tensors["vector"], y) * _without(tensors.get("bias"), module, y)
-
-
-class Generalized(Change):
-    """GLoRA: ΔW = s · (W · a1 · a2 + b1 · b2)."""
-
-    def __init__(self, a1: Tensor, a2: Tensor, plain: LowRank, scale: float, module: nn.Module) -> None:
-        super().__init__(a1=a1.flatten(1).float() * scale, a2=a2.flatten(1), bias=own_parameter(module, "bias"))
-        self._plain = plain
-
-    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the module's output for A x, plus B x."""
-        tensors = self._like(y)
-        last = x if isinstance(module, nn.Linear) else x.movedim(1, -1)
-        inner = functional.linear(functional.linear(last, tensors["a2"]), tensors["a1"])
-        inner = inner if isinstance(module, nn.Linear) else inner.movedim(-1, 1)
-        return _own(module, inner, tensors.get("bias")) + self._plain.added(module, x, y)
-
-
-class Rotated(Change):
-    """OFT: W' = rescale · R · W, R block-diagonal and orthogonal, by Cayley's map of the file's blocks."""
-
-    def __init__(self, blocks: Tensor, rescale: Tensor | None, constraint: float, module: nn.Module) -> None:
-        blocks = blocks.float()
-        skew = blocks - blocks.transpose(1, 2)
-        norm = skew.norm() + 1e-8
-        if 0 < constraint < norm:
-            skew = skew * constraint / norm
-        unit = torch.eye(skew.shape[1], device=skew.device)
-        super().__init__(
-            rotation=(unit + skew) @ torch.linalg.inv(unit - skew),
-            rescale=None if rescale is None else rescale.flatten(),
-            bias=own_parameter(module, "bias"),
-        )
-
-    def added(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return the module's output rotated, less the output itself."""
-        tensors = self._like(y)
-        plain = _without(tensors.get("bias"), module, y)
-        last = plain if isinstance(module, nn.Linear) else plain.movedim(1, -1)
-        rotation = tensors["rotation"]
-        rotated = torch.einsum("knm,...kn->...km", rotation, last.unflatten(-1, rotation.shape[:2])).flatten(-2)
-        if "rescale" in tensors:
-            rotated = rotated * tensors["rescale"]
-        return (rotated if isinstance(module, nn.Linear) else rotated.movedim(-1, 1)) - plain
+    def rest(self) -> None:
+        """Drop what was made ready of the whole."""
+        self._whole.rest()
 
 
 def take(tensor: Tensor, order: Sequence[slice]) -> Tensor:
@@ -323,11 +271,12 @@ def _half(tensors: dict[str, Tensor], name: str, core: str) -> Tensor:
     return left @ right
 
 
-def _shape_of(module: nn.Module) -> tuple[int, ...]:
+def shape_of(module: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a module's weight; empty where it has none."""
     return weight_shape(module) or ()
 
 
-def _operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply `module` to `x` with another weight and bias."""
     if isinstance(module, nn.Linear):
         return functional.linear(x, weight, bias)
@@ -337,16 +286,17 @@ def _operate(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) 
     return convolve(x, weight, bias)
 
 
-def _own(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+def own_output(module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     """Return the module's own W x. By `forward`: the hooks on the module belong to the call that is going on."""
-    return _without(bias, module, module.forward(x))
+    return without(bias, module, module.forward(x))
 
 
-def _without(bias: Tensor | None, module: nn.Module, y: Tensor) -> Tensor:
-    return y if bias is None else y - _per_channel(module, bias, y)
+def without(bias: Tensor | None, module: nn.Module, y: Tensor) -> Tensor:
+    """Return a module's output `y` less its bias."""
+    return y if bias is None else y - per_channel(module, bias, y)
 
 
-def _per_channel(module: nn.Module, vector: Tensor, data: Any) -> Tensor:
+def per_channel(module: nn.Module, vector: Tensor, data: Any) -> Tensor:
     """Return a vector with one entry per channel, shaped to go with `data`."""
     if isinstance(module, _ConvNd):
         return vector.reshape(-1, *(1 for _ in module.kernel_size))

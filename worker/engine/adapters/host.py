@@ -13,12 +13,24 @@ from worker.engine.pool import Resident
 
 
 class Host:
-    """The pipeline that a job's adapters are put on: `resident`, called as `class_name`, of the model id `model`."""
+    """The pipeline that a job's adapters are put on: `resident`, called as `class_name`, of the model id `model`.
 
-    def __init__(self, resident: Resident, class_name: str, model: str) -> None:
+    `room` returns the bytes that the job leaves free on the device; `check` raises where the job has to stop.
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        class_name: str,
+        model: str,
+        room: Callable[[], int] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.resident = resident
         self.class_name = class_name
         self.model = model
+        self.room = room
+        self.check = check
 
     @cached_property
     def pipe(self) -> Any:

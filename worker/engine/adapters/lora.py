@@ -1,21 +1,21 @@
 """LoRAs of every kind for the length of one job: matched to the pipeline, verified, added, and taken off again.
 
-A LoRA is not loaded into the model: each module that it changes gets a forward hook that adds the change to its output
-(`changes.py`), and the hooks go when the job ends. Chosen over diffusers' `load_lora_weights` and over peft's
-injection, which both replace the modules themselves:
+A LoRA is not loaded into the model. Plain layers point to copies with its changes in them while the job runs
+(`merging.py`), and the others get a forward hook that adds the change to their output (`attaching.py`). Chosen over
+diffusers' `load_lora_weights` and over peft's injection, which both replace the modules themselves:
 
 - The model's weights and its module tree are never written. So removal is exact, whatever happened in between, and
-  switching costs the hooks alone (milliseconds).
+  switching costs microseconds a layer.
 - One way serves every algorithm, any mixture of them, and pipelines that have no LoRA loader. peft has a class for
   LoRA, LoHa and LoKr each, wraps them around one another, scales DoRA so that weight 0 is not "none", and has none for
-  whole differences, norms, IA3, GLoRA and column-normed DoRA; merging those would write into the weights.
+  whole differences, norms, IA3, GLoRA and column-normed DoRA.
 - Offloaded and quantized weights work as they are: nothing needs them but algorithms that are defined by them.
 
-The price is that of peft without fusing: one or two thin products per changed layer and step.
+The price of copies is memory, within a budget; that of hooks one or two thin products per changed layer and step.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -33,6 +33,7 @@ from worker.engine.adapters.attaching import attached
 from worker.engine.adapters.embeddings import Word, embedded
 from worker.engine.adapters.host import Effect, Host
 from worker.engine.adapters.matching import DENOISERS, MatchedLora, match_lora
+from worker.engine.adapters.merging import MergeCache
 
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
@@ -69,11 +70,12 @@ class LoraCache:
     """The LoRAs of all resident pipelines. Used from the engine's thread only.
 
     Each pipeline keeps the last `capacity` of its LoRAs, by their files' content, ready to be hooked in again; they are
-    dropped with the pipeline. With 0 nothing is kept.
+    dropped with the pipeline. With 0 nothing is kept. `merges` keeps the copies of weights with LoRAs in them.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, merges: MergeCache | None = None) -> None:
         self._caches: AdapterCaches[MatchedLora] = AdapterCaches(capacity)
+        self._merges = merges or MergeCache(capacity)
 
     @contextmanager
     def applied(self, host: Host, adapters: Sequence[LoraFiles]) -> Iterator[Effect]:
@@ -96,13 +98,23 @@ class LoraCache:
                 for adapter, resident in zip(adapters, residents, strict=True)
                 for component, path, change in resident.changes
             ]
+            key = tuple(_key(adapter) for adapter in adapters)
             with ExitStack() as stack:
-                stack.enter_context(attached(pipe, changes))
+                others = stack.enter_context(
+                    self._merges.applied(pipe, denoiser, key, changes, room=host.room, check=host.check)
+                )
+                stack.enter_context(attached(pipe, others))
                 for adapter, resident in zip(adapters, residents, strict=True):
                     words = [Word(text, parts, adapter.model) for text, parts in resident.embeddings.items()]
                     stack.enter_context(embedded(pipe, words, "loras"))
                 notes = [note for pair in zip(adapters, residents, strict=True) for note in _notes(*pair)]
                 yield Effect([*map(_report, adapters, residents)], notes=notes)
+
+
+def _key(adapter: LoraFiles) -> Hashable:
+    """Return a key that is the same for the same changes of one pipeline."""
+    spec = adapter.adapter.spec
+    return adapter.key, spec.weight, tuple(sorted(spec.weights.items()))
 
 
 def _resident(cache: AdapterCache[MatchedLora], pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +13,16 @@ from worker.core.errors import UnsupportedModel
 from worker.core.lora import DENOISER, LoraKeys, ModuleKeys, Scaling
 from worker.engine.adapters.changes import (
     Change,
-    Decomposed,
     Delta,
     Difference,
-    Gain,
-    Generalized,
     Hadamard,
     Kronecker,
     LowRank,
-    Rotated,
     Rows,
-    Whole,
     take,
 )
-from worker.engine.adapters.targets import Target, Targets
+from worker.engine.adapters.own_changes import Decomposed, Gain, Generalized, Rotated, Whole
+from worker.engine.adapters.targets import Target, Targets, weight_shape
 from worker.engine.devices import is_out_of_memory
 
 # Names of the network in a pipeline that a LoRA's main part belongs to. Wan 2.2 has two, and both get it.
@@ -51,6 +48,21 @@ class MatchedLora:
     absent: list[str] = field(default_factory=list)  # of the core, known to be no part of this variant of the family
     lost: list[str] = field(default_factory=list)
     embeddings: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+# The targets of components of resident pipelines, and the modules and parameters that they had. Engine's thread only.
+_TARGETS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Targets]] = WeakKeyDictionary()
+
+
+def _targets_of(component: nn.Module) -> Targets:
+    """Return the targets of a component, made anew only where a module or a parameter has come or gone."""
+    modules = list(component.modules())
+    size = len(modules), sum(len(module._parameters) for module in modules)
+    known, targets = _TARGETS.get(component, (None, None))
+    if targets is None or known != size:
+        targets = Targets(component)
+        _TARGETS[component] = size, targets
+    return targets
 
 
 class _Mismatch(Exception):
@@ -86,7 +98,7 @@ class _Matcher:
     def __init__(self, components: dict[str, nn.Module], tensors: Mapping[str, Tensor], scaling: Scaling) -> None:
         self.matched = MatchedLora()
         self._components = components
-        self._targets: dict[str, Targets] = {}
+        self._tables: dict[str, Targets] = {}
         self._tensors = tensors
         self._scaling = scaling
         self._taken: set[tuple[str, str]] = set()
@@ -146,9 +158,9 @@ class _Matcher:
         return "no such module"
 
     def _table(self, component: str) -> Targets:
-        if component not in self._targets:
-            self._targets[component] = Targets(self._components[component])
-        return self._targets[component]
+        if component not in self._tables:
+            self._tables[component] = _targets_of(self._components[component])
+        return self._tables[component]
 
     def _changes(
         self, component: str, targets: Sequence[Target], index: int, keys: ModuleKeys, tensors: Mapping[str, Tensor]
@@ -212,7 +224,7 @@ def _low_rank(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delt
 
 def _product(up: Tensor, down: Tensor, mid: Tensor | None, bias: Tensor | None, scale: float, rows: _Order) -> LowRank:
     middle = down if mid is None else mid
-    if up.shape[1] != middle.shape[0] or (mid is not None and mid.shape[1] != down.shape[0]):
+    if up[0].numel() != middle.shape[0] or (mid is not None and mid.shape[1] != down.shape[0]):
         raise _Mismatch("its two halves differ in rank")
     kernel = 1 if mid is None else mid[0, 0].numel()
     rows.check((up.shape[0], down[0].numel() * kernel))
@@ -233,9 +245,12 @@ _DELTAS = {"lora": _low_rank, "loha": _hadamard, "lokr": _kronecker}
 
 def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
     """Return a change of low rank or of products, with DoRA's magnitude where the file has one."""
-    # Once without numbers: tensors that cannot be multiplied are to fail here, and not in the middle of an image.
-    without_data = {role: tensor.to("meta") for role, tensor in tensors.items()}
-    _DELTAS[kind](without_data, 1.0, rows).weight(module, torch.empty(0, device="meta"))
+    if kind != "lora" or "mid" in tensors:
+        # Once without numbers: tensors that cannot be multiplied are to fail here, and not in the middle of an image.
+        # The shapes of two plain halves were compared already, and this takes longer than all else.
+        without_data = {role: tensor.to("meta") for role, tensor in tensors.items()}
+        shape = weight_shape(module) or ()
+        _DELTAS[kind](without_data, 1.0, rows).weight(shape, torch.empty(0, device="meta"))
     delta = _DELTAS[kind](tensors, scale, rows)
     magnitude = tensors.get("dora_scale")
     if magnitude is None:

@@ -14,6 +14,7 @@ from worker.engine.adapters.host import Apply, Effect, Host
 from worker.engine.adapters.hypernetworks import HypernetworkCache
 from worker.engine.adapters.image_prompts import ImagePromptCache
 from worker.engine.adapters.lora import LoraCache
+from worker.engine.adapters.merging import MergeCache
 from worker.engine.adapters.vae import VaeCache
 from worker.engine.pool import Resident
 
@@ -24,9 +25,9 @@ def _no_notes(adapters: Sequence[AdapterFiles[Any]], job: Job) -> tuple[str, ...
 
 @dataclass(frozen=True, slots=True)
 class Applier:
-    """The way to apply one kind. `make` gets the number of LoRAs that a resident pipeline keeps, as configured."""
+    """The way to apply one kind. `make` gets the number of LoRAs that a pipeline keeps, and the merged weights."""
 
-    make: Callable[[int], Apply]
+    make: Callable[[int, MergeCache], Apply]
     exchanges: bool = False  # True if it exchanges modules of the pipeline, for which offloading is set up anew
     refines: bool = False  # True if it serves the job's refiner too
     notes: Callable[[Sequence[Any], Job], tuple[str, ...]] = _no_notes  # notes for the caller of one job only
@@ -35,12 +36,12 @@ class Applier:
 # THE TABLE: the request's field -> its applier, the outermost first. Few adapters are kept ready beside each pipeline:
 # one ControlNet of SDXL is 2.5 GB of host memory, one IP-Adapter 0.7 GB, one of FLUX.1 a gigabyte, a VAE 0.2.
 APPLIERS: Mapping[str, Applier] = {
-    "controlnets": Applier(lambda _: ControlCache(3).applied),
-    "loras": Applier(lambda resident: LoraCache(resident).applied),
-    "embeddings": Applier(lambda _: taught, notes=unnamed),
-    "hypernetworks": Applier(lambda resident: HypernetworkCache(resident).applied),
-    "ip_adapters": Applier(lambda _: ImagePromptCache(2).applied, exchanges=True),
-    "vae": Applier(lambda _: VaeCache(2).applied, exchanges=True, refines=True),
+    "controlnets": Applier(lambda *_: ControlCache(3).applied),
+    "loras": Applier(lambda resident, merges: LoraCache(resident, merges).applied),
+    "embeddings": Applier(lambda *_: taught, notes=unnamed),
+    "hypernetworks": Applier(lambda resident, _: HypernetworkCache(resident).applied),
+    "ip_adapters": Applier(lambda *_: ImagePromptCache(2).applied, exchanges=True),
+    "vae": Applier(lambda *_: VaeCache(2).applied, exchanges=True, refines=True),
 }
 
 
@@ -56,16 +57,27 @@ class Applied:
 
 
 class AdapterStack:
-    """The adapters of all resident pipelines. Used from the engine's thread only."""
+    """The adapters of all resident pipelines. Used from the engine's thread only.
 
-    def __init__(self, resident_loras: int) -> None:
-        self._appliers = {name: (row, row.make(resident_loras)) for name, row in APPLIERS.items()}
+    `merge_limit` is the most bytes of merged weights, None for half of what a job leaves free.
+    """
+
+    def __init__(self, resident_loras: int, merge_limit: int | None = None) -> None:
+        self._merges = MergeCache(resident_loras, merge_limit)
+        self._appliers = {name: (row, row.make(resident_loras, self._merges)) for name, row in APPLIERS.items()}
+
+    def release(self) -> None:
+        """Give back the memory of merged weights: a model is about to be loaded, or memory is short."""
+        self._merges.clear()
 
     @contextmanager
-    def applied(self, resident: Resident, batch: Batch) -> Iterator[Applied]:
-        """Put the batch's adapters on its pipeline, and take them off whatever happens."""
+    def applied(self, resident: Resident, batch: Batch, room: Callable[[], int]) -> Iterator[Applied]:
+        """Put the batch's adapters on its pipeline, and take them off whatever happens.
+
+        `room` returns the bytes that the batch leaves free on the device.
+        """
         job = batch.jobs[0]
-        host = Host(resident, job.call.pipeline, job.call.spec.id)
+        host = Host(resident, job.call.pipeline, job.call.spec.id, room, batch.check)
         with self._opened(host, batch, [*self._appliers]) as effects:
             reports = [report for effect in effects for report in effect.reports]
             yield Applied(
