@@ -214,5 +214,5 @@ def test_all_attacks_on_websockets_at_once(tmp_path, figures):
     asked = sum(kind.connections for kind in kinds.values())
     figures("F29", "WebSockets ended", sum(found.closed for found in outcomes), "", at_least=asked)
     figures("F29", "the last of them after", max(found.seconds for found in outcomes), "s", at_most=20, momentary=True)
-    figures("F29", "memory of all attacks on WebSockets at once", grown_mb, "MB", at_most=50)
+    figures("F29", "memory of all attacks on WebSockets at once", grown_mb, "MB", at_most=50, momentary=True)
     figures("F29", "/ping meanwhile, p99", percentile(pings, 0.99) * 1e3, "ms", at_most=50, momentary=True)

@@ -5,6 +5,7 @@ their callers nothing, so they make room for others when there are too many; one
 """
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Protocol
@@ -67,6 +68,9 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._addresses)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter([*self._addresses])
 
     @property
     def may_linger(self) -> bool:

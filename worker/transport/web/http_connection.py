@@ -8,10 +8,11 @@ silent, and reads the rest of a body that nobody wants. h11 would bound a head's
 import asyncio
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.core.errors import Overloaded
@@ -19,8 +20,11 @@ from worker.service.usage import request_id
 from worker.transport.body import written
 from worker.transport.web.connections import Connections
 from worker.transport.web.errors import failure_of
+from worker.transport.web.reader import MOST, Reader
+from worker.transport.web.socket_connection import SocketConnection
 
 _PIECE = 16_384  # what the parser is given at once: a limit is passed by no more than that
+UNASKED = 4_096  # what is read at once while nobody asks for a body: all that there may be of it until then
 _FAREWELL_S = 5.0  # for the other side to take what was written before the end
 _LINGER_S = 1.0
 _RETRY_AFTER_S = 5
@@ -37,10 +41,43 @@ class _Phase(Enum):
     """Of a body whose request is answered."""
     GONE = auto()
     """What comes behind a refusal: it is dropped."""
+    LEFT = auto()
+    """Another protocol's: the connection is a WebSocket now."""
+
+
+class Flow(FlowControl):
+    """uvicorn's, and how long it is the server that has to go on."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+        self._since = self._paused = 0.0
+
+    def pause_reading(self) -> None:
+        """Read no more for now."""
+        if not self.read_paused:
+            self._since = self._loop.time()
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self.read_paused:
+            self._paused += self._loop.time() - self._since
+        super().resume_reading()
+
+    def paused(self) -> float:
+        """Return for how many seconds nothing was read since this was asked last."""
+        now, paused = self._loop.time(), self._paused
+        if self.read_paused:
+            paused += now - self._since
+        self._since, self._paused = now, 0.0
+        return paused
 
 
 class HttpConnection(HttpToolsProtocol):
     """One connection and the requests that come on it."""
+
+    flow: Flow
 
     books: Connections
     """The books, given by `http_protocol`."""
@@ -61,6 +98,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there is no place."""
         super().connection_made(transport)
+        self.flow = Flow(transport, self.loop)
         self._deadline = self.loop.time() + self._limits.head_s
         if not self.books.enter(self, self._host):
             self._refuse(
@@ -79,11 +117,19 @@ class HttpConnection(HttpToolsProtocol):
             self.books.lingering -= 1
         super().connection_lost(exc)
 
+    @property
+    def takes(self) -> int:
+        """The bytes that are read at once. Amid a body they were asked for: see `data_received`."""
+        return UNASKED if self._phase in (_Phase.IDLE, _Phase.HEAD) else MOST
+
     def data_received(self, data: bytes) -> None:
-        """Give the parser what has come, a piece at a time."""
+        """Give the parser what has come, a piece at a time. Of a body no more is read until its door asks for it.
+
+        A thousand requests may wait to be let in, and each would have its part of a body in memory meanwhile.
+        """
         self._unset_keepalive_if_required()
         for start in range(0, len(data), _PIECE):
-            if self._phase is _Phase.GONE or self.transport.is_closing() or self.transport.get_protocol() is not self:
+            if self._phase in (_Phase.GONE, _Phase.LEFT) or self.transport.is_closing():
                 return
             piece = data[start : start + _PIECE]
             if self._phase is _Phase.IDLE:
@@ -92,6 +138,8 @@ class HttpConnection(HttpToolsProtocol):
             self._feed(piece)
         if self._phase is _Phase.HEAD:
             self.books.wait(self, self._head_bytes + self._silent)
+        elif self._phase is _Phase.BODY and not self.transport.is_closing():
+            self.flow.pause_reading()
 
     def _feed(self, piece: bytes) -> None:
         try:
@@ -165,9 +213,12 @@ class HttpConnection(HttpToolsProtocol):
         """Wait for the next request, or for the rest of this one."""
         is_last = not self.pipeline
         super().on_response_complete()
-        if not is_last or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        if self._phase is _Phase.BODY:
+        if not is_last:
+            if self._phase is _Phase.BODY:
+                self.flow.pause_reading()  # the next request's: it was not asked for yet
+        elif self._phase is _Phase.BODY:
             self._phase, self._deadline = _Phase.REST, self.loop.time() + self._limits.linger_s
         elif self._phase is _Phase.IDLE:
             self._rest()
@@ -178,8 +229,14 @@ class HttpConnection(HttpToolsProtocol):
             self._refuse(HTTPException(431, f"A header is longer than {_LINE} bytes; send less."))
             return
         self.books.leave(self)
+        reader = self.transport.get_protocol()
         try:
             super().handle_websocket_upgrade()
+            successor = self.transport.get_protocol()
+            if isinstance(reader, Reader) and isinstance(successor, SocketConnection):
+                reader.connection = successor
+                self.transport.set_protocol(reader)
+            self._phase = _Phase.LEFT
         except UnicodeError:
             self._refuse(HTTPException(400, "The address or a header has characters outside of ASCII; encode them."))
 
@@ -192,9 +249,13 @@ class HttpConnection(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """End, if the other side keeps this waiting."""
         self._check_unsent(now, _FAREWELL_S if self.transport.is_closing() else self._limits.unread_s)
-        if self.transport.is_closing() or self._deadline is None or now < self._deadline:
+        paused = self.flow.paused()
+        if self.transport.is_closing() or self._deadline is None:
             return
-        if self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue):
+        self._deadline += paused
+        if now < self._deadline:
+            return
+        if self.cycle is not None and self.cycle.waiting_for_100_continue:
             self._deadline = now + self._limits.patience_s  # it is the server that has to go on
         elif self._phase is _Phase.BODY:
             rate, patience = self._limits.body_bytes_per_s, self._limits.patience_s
@@ -287,8 +348,16 @@ class HttpConnection(HttpToolsProtocol):
 
 def http_protocol(connections: Connections) -> type[asyncio.Protocol]:
     """Return uvicorn's protocol class of a server with these books."""
+    buffer = bytearray(MOST)
 
     class Bound(HttpConnection):
         books = connections
 
-    return Bound
+    class BoundReader(Reader):
+        books = connections
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(Bound(**options), buffer)
+
+    # uvicorn hands it to the loop, which takes this kind of protocol too.
+    return cast(type[asyncio.Protocol], BoundReader)

@@ -18,7 +18,7 @@ MAX_INCOMING_BYTES = 512_000_000
 RETRY_AFTER_S = 5
 # What all bodies may have in memory before they go on in files: usual traffic never does, and an attack costs no more.
 MAX_MEMORY_BYTES = 16_000_000
-_LEAST_SPILT = 65_536
+LEAST_SPILT = 4_096  # two thousand bodies keep 8 MB more by that
 
 
 class Incoming:
@@ -131,7 +131,7 @@ class _Whole:
         self._chunks.append(chunk)
         self._in_memory += len(chunk)
         self._books.in_memory += len(chunk)
-        if self._books.in_memory > MAX_MEMORY_BYTES and self._in_memory > _LEAST_SPILT:
+        if self._books.in_memory > MAX_MEMORY_BYTES and self._in_memory > LEAST_SPILT:
             self._spill()
 
     def take(self) -> bytes:
@@ -153,8 +153,11 @@ class _Whole:
         # On the event loop: it goes to the system's own memory, at gigabytes a second, and no pool can hold it up.
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the body
-            self._file.write(b"".join(self._chunks))
+                # It lives as long as the body; without a buffer of its own, which would be as much again.
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            rest = memoryview(b"".join(self._chunks))
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError:
             raise _full("all requests", MAX_MEMORY_BYTES) from None
         self._books.in_memory -= self._in_memory

@@ -14,6 +14,7 @@ from worker.transport.web.incoming import Account, Incoming
 MAX_FRAGMENTS, MIN_FRAGMENT_BYTES = 64, 1_024
 MAX_PINGS = 64  # within a second
 _PIECE = 4_096
+_READ = 16_384
 TOO_LARGE, TRY_AGAIN, POLICY = 1009, 1013, 1008
 
 
@@ -53,6 +54,11 @@ class SocketConnection(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["state"]["account"] = self._account
+
+    @property
+    def takes(self) -> int:
+        """The bytes that are read at once: what may wait behind a message."""
+        return _READ
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
