@@ -15,6 +15,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 CLIENTS := .venv-clients
 OPEN_WEBUI := .venv-open-webui
+PAGE := .venv-page
 UV := $(or $(shell command -v uv),$(wildcard $(BIN)/uv))
 RAY := .venv-ray
 TORCH ?= auto
@@ -25,7 +26,7 @@ PARALLEL := -n 2 --dist loadfile
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-ray faults mutations check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-page test-ray faults mutations check bench signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -56,6 +57,10 @@ test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, whic
 test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" OMP_NUM_THREADS=1 \
 		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
+
+test-page: $(PAGE)/.ready  ## Use the page at /ui in a headless Chromium, which has to be there (Debian: chromium); takes minutes
+	@WORKER_PYTHON="$(abspath $(BIN)/python)" OMP_NUM_THREADS=1 \
+		$(PAGE)/bin/python -m pytest tests/page --confcutdir=tests/page -W ignore -o timeout=600 $(ARGS)
 
 test-ray: $(RAY)/.ready  ## Run the worker on Ray Serve, in an environment of its own that sees .venv; takes minutes
 	@OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/deploy/test_ray.py tests/deploy/test_ray_deployment.py \
@@ -98,7 +103,7 @@ lock: $(READY)  ## Pin in requirements.lock, with digests, all that the image in
 		--output-file requirements.lock requirements-gpu.txt requirements-spandrel.txt
 
 clean:  ## Remove .venv and what the tools left; images and downloaded models stay
-	rm -rf $(VENV) $(CLIENTS) $(RAY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(PAGE) $(RAY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-gpu.txt requirements-spandrel.txt pyproject.toml
@@ -113,6 +118,16 @@ $(CLIENTS)/.ready: tests/clients/requirements.txt | $(DEV)
 		"$$uv" pip install --quiet --python $(CLIENTS)/bin/python --requirement $<; \
 	else \
 		$(BIN)/python -m venv --clear $(CLIENTS); $(CLIENTS)/bin/python -m pip install --quiet --requirement $<; \
+	fi
+	@touch $@
+
+$(PAGE)/.ready: tests/page/requirements.txt | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(PAGE); \
+		"$$uv" pip install --quiet --python $(PAGE)/bin/python --requirement $<; \
+	else \
+		$(BIN)/python -m venv --clear $(PAGE); $(PAGE)/bin/python -m pip install --quiet --requirement $<; \
 	fi
 	@touch $@
 
