@@ -6,8 +6,10 @@ def main() -> None:
     from worker.app.interrupt import end_quietly_on_interrupt
 
     end_quietly_on_interrupt()
-    from worker.app.start import run
+    from worker.app.unsearched import unsearched
 
+    with unsearched():
+        from worker.app.start import run
     run()
 
 

@@ -1,6 +1,7 @@
 """What importing costs, and who may read the environment."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,15 @@ HEAVY += ("runpod", "fastapi", "boto3", "huggingface_hub")
 
 
 def imported(code):
-    script = f"import json, sys; {code}; print(json.dumps(sorted(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return imported_with(code)
+
+
+def imported_with(code, **env):
+    """The names of all modules once `code` has run in a new process."""
+    script = f"import json, sys; {code}\nprint(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, env=os.environ | env, capture_output=True, text=True, check=True
+    )
     return json.loads(out.stdout)
 
 
@@ -33,6 +41,16 @@ def test_the_queues_worker_starts_without_the_web_framework_and_the_server_witho
 def test_handler_imports_nothing_at_top_level():
     modules = imported("import handler")
     assert not [name for name in modules if name.startswith(("worker", *HEAVY))]
+
+
+@pytest.mark.parametrize(("command", "most"), [("--help", 170), ("models", 780), ("plan demo", 800)])
+def test_a_command_imports_what_it_needs_and_a_plan_for_a_cpu_no_torch(command, most):
+    words = command.split()
+    code = "import contextlib, io; from worker.app.cli.commands import main\n"
+    code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+    modules = imported_with(f"{code}    main({words!r})", DEVICE="cpu")
+    assert not set(HEAVY) & set(modules)
+    assert len(modules) < most  # torch brings 900, and diffusers with it 3,000
 
 
 @pytest.mark.slow

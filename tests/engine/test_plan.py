@@ -10,6 +10,7 @@ from worker.catalog.families.row import FEW_STEP_SCHEDULERS
 from worker.core.device import DeviceInfo
 from worker.core.errors import OutOfMemory
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.engine.machine import only_cpu
 from worker.engine.plan import GIB, make_plan, resident_key
 
 # SDXL in half precision: UNet 4.8 GiB, text encoders 0.2 and 1.3, VAE 0.2.
@@ -182,3 +183,14 @@ def test_a_controlnet_counts_beside_the_model_however_that_is_offloaded():
     assert planned(80, 2.5).estimated_bytes - alone == int(2.5 * GIB)
     free = alone / GIB + 0.1
     assert (planned(free, 0).offload, planned(free, 1).offload) == ("none", "model")
+
+
+def test_a_machine_without_a_gpus_driver_has_a_cpu_only_and_one_with_it_is_asked(tmp_path):
+    driver = tmp_path / "nvidiactl"
+    drivers = (str(driver),)
+    assert only_cpu("auto", drivers, "linux")
+    assert not only_cpu("cuda", drivers, "linux")
+    assert not only_cpu("auto", drivers, "darwin")  # which may have Metal
+    driver.touch()
+    assert not only_cpu("auto", drivers, "linux")
+    assert only_cpu("cpu", drivers, "linux")

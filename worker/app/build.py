@@ -10,10 +10,12 @@ from worker.app.place import Place
 from worker.app.served import Groundwork, Served
 from worker.app.settings import Settings, forbid_unsafe_loading
 from worker.app.stores import bucket_opener, build_bucket
+from worker.app.unsearched import unsearched
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.model import ModelFiles
 from worker.core.ports import Backend
+from worker.engine.machine import cpu_info, only_cpu
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.engine.trial import Trials
@@ -85,7 +87,7 @@ def build_worker(
     resolver, pools = ground.resolver, ground.pools
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(ground.store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
-    engine = EngineThread(build_engine or (lambda: _settled(_diffusers_engine(settings))), settings.silence_seconds)
+    engine = _engine_thread(settings, build_engine)
     mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
@@ -121,6 +123,23 @@ def build_worker(
     )
 
 
+def _engine_thread(settings: Settings, build_engine: Callable[[], ResidentEngine] | None) -> EngineThread:
+    if build_engine is not None:
+        return EngineThread(build_engine, settings.silence_seconds)
+    return EngineThread(
+        lambda: _settled(_diffusers_engine(settings)), settings.silence_seconds, lambda: _device(settings)
+    )
+
+
+def _device(settings: Settings) -> DeviceInfo:
+    """Return the device that the engine would have. torch alone is imported for a GPU, and nothing for a CPU."""
+    if only_cpu(settings.device):
+        return cpu_info()
+    from worker.engine.devices import choose_device, probe
+
+    return probe(choose_device(settings.device))
+
+
 def _settled(engine: ResidentEngine) -> ResidentEngine:
     """Return an engine that was just built: the libraries that were imported for it stay, half a million objects."""
     settle()
@@ -128,8 +147,9 @@ def _settled(engine: ResidentEngine) -> ResidentEngine:
 
 
 def _diffusers_engine(settings: Settings) -> ResidentEngine:
-    from worker.engine.engine import DiffusersEngine
-    from worker.engine.safety import SafetyPolicy
+    with unsearched():
+        from worker.engine.engine import DiffusersEngine
+        from worker.engine.safety import SafetyPolicy
 
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
     return DiffusersEngine(

@@ -14,6 +14,7 @@ from worker.app.registry import registry_warnings
 from worker.app.runpod_sdk import import_sdk
 from worker.app.settings import Settings, SettingsError, quiet_sdk, read_settings
 from worker.app.signals import end_at_once, end_once_lost, hear_reload, hear_shutdown
+from worker.app.unsearched import unsearched
 from worker.catalog.registry import RegistryError
 from worker.service.jobs.store import JobStore, StoreBounds
 from worker.transport import runpod_results
@@ -40,7 +41,8 @@ def run_serverless() -> None:
         local = local and (settings.runpod_webhook_get_job is None or "--test_input" in sys.argv)
         if local:  # images go to files here, and files have no size limit
             settings = settings.without_response_limit()
-        worker = build_worker(settings)
+        with unsearched():
+            worker = build_worker(settings)
     except (SettingsError, RegistryError) as error:
         if settings is None or local:
             sys.exit(f"error: {error}")

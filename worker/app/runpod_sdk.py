@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from worker.app.unsearched import unsearched
+
 
 def import_sdk() -> ModuleType:
     """Import `runpod`."""
-    with _quick_cpuinfo():
+    with _quick_cpuinfo(), unsearched():
         import runpod
     sdk: ModuleType = runpod
     return sdk

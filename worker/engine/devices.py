@@ -1,13 +1,13 @@
 """Devices: the choice of one, its memory, and the meaning of its errors."""
 
 import gc
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from worker.core.device import DeviceInfo
 from worker.core.errors import DeviceLost, EngineFailure, OutOfMemory
+from worker.engine.machine import ram
 
 # CUDA errors after which every further call in this process fails.
 _STICKY = (
@@ -46,17 +46,8 @@ def probe(device: torch.device) -> DeviceInfo:
         # Memory that torch keeps cached is free for the next load.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return DeviceInfo("cuda", torch.cuda.get_device_name(device), total, free + cached)
-    total, free = _ram()
+    total, free = ram()
     return DeviceInfo("mps" if device.type == "mps" else "cpu", device.type.upper(), total, free)
-
-
-def _ram() -> tuple[int, int]:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 16 * 2**30, 8 * 2**30  # not Linux: assume a laptop
-    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return values["MemTotal"], values["MemAvailable"]
 
 
 def release_memory() -> None:

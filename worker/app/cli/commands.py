@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from worker import __version__
 from worker.app.cli.terminal import Failure, Terminal
+from worker.app.unsearched import unsearched
 
 _MODEL = "a model id or alias of models.yaml, a reference, or a file or folder of this machine"
 _ENTRY = "a name that `cache ls` shows, or org/repo"
@@ -42,7 +43,9 @@ def main(argv: Sequence[str], prog: str = "python -m worker") -> int:
     try:
         with terminal:
             module, _, name = arguments.function.partition(":")
-            status = getattr(importlib.import_module(f"worker.app.cli.{module}"), name)(arguments, terminal)
+            with unsearched():
+                function = getattr(importlib.import_module(f"worker.app.cli.{module}"), name)
+            status = function(arguments, terminal)
         sys.stdout.flush()
         return status or 0
     except Failure as failure:

@@ -11,6 +11,7 @@ from worker.app.build import Worker, build_worker
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.cli.words import spoken
 from worker.app.settings import Settings, SettingsError, read_settings
+from worker.app.unsearched import unsearched
 from worker.catalog.registry import RegistryError
 from worker.core.answer import AnyAnswer
 from worker.core.errors import WorkerError
@@ -58,7 +59,9 @@ def open_worker(
         changes["models_lock"] = Path("off")
     logging.disable(logging.WARNING)
     with failures(terminal, typed):
-        yield build_worker(settings.model_copy(update=changes))
+        with unsearched():
+            worker = build_worker(settings.model_copy(update=changes))
+        yield worker
 
 
 def perform(worker: Worker, terminal: Terminal, payload: Mapping[str, Any]) -> AnyAnswer:

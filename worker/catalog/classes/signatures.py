@@ -3,7 +3,7 @@
 import ast
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ Schema = dict[str, JsonValue]
 
 # `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
 _CLASS = re.compile(r"^class[ \t]+(\w+)[ \t]*[(:]", re.MULTILINE)
+_LEFT = re.compile(r"^[^\s#)\]}]", re.MULTILINE)  # a line outside a class, but for what closes its head
 _SIZE_STEP = re.compile(r"(?:height|width) % (\d+) != 0")
 _SCALARS: Mapping[str, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
@@ -170,27 +171,49 @@ def _pipelines_folder() -> Path | None:
 
 
 def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
-    try:
-        tree = parsed(path.read_text(encoding="utf-8", errors="replace"))
-    except SyntaxError:
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return node
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for part in (_text_of(class_name, text), text):
+        try:
+            tree = parsed(part)
+        except SyntaxError:
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                return node
     return None
+
+
+def _text_of(class_name: str, text: str) -> str:
+    """Return the lines of one class: a file has others beside it, and to parse them takes as long as all the rest."""
+    begun = re.search(rf"^class[ \t]+{re.escape(class_name)}[ \t]*[(:]", text, re.MULTILINE)
+    if begun is None:
+        return ""
+    ended = _LEFT.search(text, begun.end())
+    return text[begun.start() : ended.start() if ended else len(text)]
 
 
 def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
     """Return the limits that the pipeline's own `check_inputs` enforces: `if max_sequence_length > 512: raise`."""
     checks = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "check_inputs"]
     ceilings: dict[str, int | float] = {}
-    for node in (inner for check in checks for inner in ast.walk(check)):
-        test = _alone(node.test) if isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise) else None
+    for node in (inner for check in checks for inner in _conditions(check.body)):
+        test = _alone(node.test) if isinstance(node.body[0], ast.Raise) else None
         if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and isinstance(test.ops[0], ast.Gt):
             limit = test.comparators[0]
             if isinstance(limit, ast.Constant) and isinstance(limit.value, int | float):
                 ceilings[test.left.id] = limit.value
     return ceilings
+
+
+def _conditions(statements: Iterable[ast.stmt]) -> Iterator[ast.If]:
+    """Yield each `if` among statements and within them, expressions unvisited."""
+    for statement in statements:
+        if isinstance(statement, ast.If):
+            yield statement
+        for name in ("body", "orelse", "finalbody"):
+            yield from _conditions(getattr(statement, name, ()))
+        for handler in getattr(statement, "handlers", ()):
+            yield from _conditions(handler.body)
 
 
 def _alone(test: ast.expr) -> ast.expr | None:

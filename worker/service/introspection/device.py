@@ -51,7 +51,7 @@ class DeviceIntrospection:
             self._provisioner.peek, spec.source, spec.variant, place=self._resolver.host_of(model)
         )
         if device is None:
-            device = await self._engine.call(lambda engine: engine.device_info(), "plan")
+            device = await self._engine.device_info()
         bounds = size_bounds(resolved)
         row = architecture(detection.architecture) if detection.architecture else None
         report = PlanReport(

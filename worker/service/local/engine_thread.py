@@ -43,11 +43,18 @@ class ResidentEngine(Engine, Protocol):
 class EngineThread:
     """Owns the engine: builds it in its one thread, runs one piece of work at a time, and notes a lost device.
 
-    `silence_s` is the longest that the engine may take without a sign of life before `watchdog` complains.
+    `silence_s` is the longest that the engine may take without a sign of life before `watchdog` complains. `probe`
+    tells of the device without an engine, whose libraries take seconds to import.
     """
 
-    def __init__(self, build: Callable[[], ResidentEngine], silence_s: float = 300.0) -> None:
+    def __init__(
+        self,
+        build: Callable[[], ResidentEngine],
+        silence_s: float = 300.0,
+        probe: Callable[[], DeviceInfo] | None = None,
+    ) -> None:
         self._build = build
+        self._probe = probe
         self._engine: ResidentEngine | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self.lost: DeviceLost | None = None
@@ -96,6 +103,14 @@ class EngineThread:
             if self.lost is None or (task is not None and task.cancelling()):
                 raise
             raise self.lost from None  # it waited behind the job that hung
+
+    async def device_info(self) -> DeviceInfo:
+        """Return the device's name and memory, as of now; no engine is built for that. Raises DeviceLost."""
+        if self._engine is not None or self._probe is None:
+            return await self.call(lambda engine: engine.device_info(), "plan")
+        if self.lost is not None:
+            raise self.lost
+        return await asyncio.wrap_future(self._executor.submit(self._probe))
 
     def _call(self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None]) -> T:
         if self.lost is not None:
