@@ -12,8 +12,12 @@ _WITH_TEXTS = ("PNG", "JPEG", "WEBP", "GIF")
 _SPREADS = (64, 32, 16, 8, 4, 2, 1)  # radii in pixels, the widest first: near ones lie over them
 
 
-def plain_mask(data: bytes, field: str, *, is_inverted: bool = False, blur: float = 0.0) -> Image.Image:
-    """Return a mask of one channel, white where the image is redrawn; `blur` is a radius in pixels.
+def plain_mask(
+    data: bytes, field: str, *, is_inverted: bool = False, blur: tuple[float, float] = (0.0, 0.0)
+) -> Image.Image:
+    """Return a mask of one channel, white where the image is redrawn.
+
+    `blur` has the standard deviations along x and y, in pixels.
 
     Of a mask with transparency the opaque part is meant. Raises InvalidImage naming `field`.
     """
@@ -24,7 +28,7 @@ def plain_mask(data: bytes, field: str, *, is_inverted: bool = False, blur: floa
         channel = mask.convert("L")
     if is_inverted:
         channel = ImageOps.invert(channel)
-    return channel.filter(ImageFilter.GaussianBlur(blur)) if blur else channel
+    return channel.filter(ImageFilter.GaussianBlur(blur)) if any(blur) else channel
 
 
 def plain_image(data: bytes, field: str) -> Image.Image:

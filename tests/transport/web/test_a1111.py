@@ -5,14 +5,15 @@ import io
 import json
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.fakes.engine import flat
+from tests.fakes.engine import flat, shelf
 from tests.fakes.web_worker import WebWorker
-from tests.transport.web.a1111_documented import ANSWERS, INFO, missing
+from tests.transport.web.a1111_documented import ANSWERS, INFO, TAKEN, missing
 from tests.transport.web.uploads import png
 from worker.catalog.samplers import read_name
 from worker.catalog.schedulers import SCHEDULES
@@ -39,15 +40,45 @@ def picture(data: str) -> Image.Image:
     return image
 
 
+CHANGES = {  # of the documented defaults: what has to be said
+    "txt2img": SMALL,
+    "img2img": SMALL | {"init_images": [IMAGE]},
+    "png-info": {"image": IMAGE},
+    "extra-single-image": {"image": IMAGE, "upscaler_1": "larger"},
+    "options": {"sd_model_checkpoint": "tiny"},
+}
+
+
+@pytest.fixture(scope="module")
+def enlarging(tmp_path_factory):
+    """A worker with an upscaler among its models."""
+    root = tmp_path_factory.mktemp("enlarging")
+    entries = json.loads(shelf(root).read_text())
+    companion = Path(__file__).parents[3] / "models/demo/companions/sharp-x4-upscaler.safetensors"
+    entries["models"]["larger"] = {"source": f"file:{companion}", "tasks": ["upscaling"]}
+    (root / "more.yaml").write_text(json.dumps(entries))
+    with WebWorker(root, models_yaml=root / "more.yaml", allowed_model_dirs=[root, companion.parent]) as served:
+        yield served
+
+
 @pytest.mark.parametrize("route", ANSWERS)
-def test_an_answer_has_the_documented_keys_and_types(served, route):
+def test_an_answer_has_the_documented_keys_and_types(enlarging, route):
     method, path = route.split(" ")
-    body = {"txt2img": SMALL, "img2img": SMALL | {"init_images": [IMAGE]}, "png-info": {"image": IMAGE}}
-    answer = served.http.request(method, path, json=body.get(path.rpartition("/")[2]) if method == "POST" else None)
-    assert answer.status_code == 200
+    name = path.rpartition("/")[2]
+    body = TAKEN.get(route, {}) | CHANGES.get(name, {}) if method == "POST" else None
+    answer = enlarging.http.request(method, path, json=body)
+    assert answer.status_code == (400 if name == "interrogate" else 200), answer.text
     assert missing(answer.json(), ANSWERS[route]) == []
-    if "info" in answer.json() and method == "POST" and "img" in path:
-        assert missing(info(answer), INFO, "info") == []
+    if name in ("txt2img", "img2img"):
+        facts = info(answer)
+        assert missing(facts, INFO, "info") == []
+        assert not [text for text in facts["warnings"] if "Ignored" in text]  # every documented field is known
+
+
+def test_every_route_that_is_served_stands_in_the_table(enlarging):
+    paths = enlarging.http.get("/openapi.json").json()["paths"]
+    served = {f"{method.upper()} {path}" for path, item in paths.items() for method in item if "/sdapi/" in path}
+    assert {route for route in served if not route.startswith("HEAD")} == ANSWERS.keys()
 
 
 def test_seeds_count_over_batches_and_iterations_and_infotexts_go_along(served):
@@ -75,8 +106,11 @@ def test_what_clients_always_send_is_ignored_and_told_once(served):
         "sampler_index": "Euler", "scheduler": "automatic", "hr_upscaler": "Latent", "hr_scale": 2, "enable_hr": False,
         "alwayson_scripts": {"ADetailer": {"args": [False]}, "sampler": {"args": ["x"]}}, "some_extension": {"a": 1},
     }  # fmt: skip
-    facts = info(api(served, "txt2img", SMALL | always))
-    assert facts["warnings"] == ["Ignored here: alwayson_scripts.sampler, some_extension."]
+    always |= {"url": "http://host", "auth": "anybody:a key"}  # as SillyTavern sends what it was told itself
+    answer = api(served, "txt2img", SMALL | always)
+    facts = info(answer)
+    assert "a key" not in answer.text and answer.json()["parameters"]["sampler_name"] == "Euler a"
+    assert facts["warnings"] == ["Ignored here: alwayson_scripts.sampler, auth, some_extension, url."]
     assert facts["sampler_name"] == "Euler a"
     assert served.context.engine.ran[-1].scheduler.name == "EulerAncestralDiscreteScheduler"
 
@@ -172,7 +206,7 @@ def test_skip_ends_the_job_that_is_drawn_now(served):
     drawing = threading.Thread(target=lambda: answers.append(api(served, "txt2img", SMALL)))
     drawing.start()
     assert engine.inside.wait(20)
-    assert api(served, "skip", {}).json() == {}
+    assert api(served, "skip", {}).json() is None
     drawing.join()
     assert answers[0].status_code == 409
     engine.gate.set()
@@ -228,8 +262,9 @@ def test_a_mask_is_blurred_inverted_and_what_it_covers_filled(served):
     assert edge[0] == 0 and 60 < edge[1] < 200 and edge[2] == 255
     api(served, "img2img", plain | {"inpainting_fill": 0})
     assert at(sent_to(served, "image"), 30, 32) == (0, 0, 255)  # the colour of what is kept beside it
-    refused = api(served, "img2img", plain | {"inpainting_fill": 3})
-    assert (refused.status_code, refused.json()["field"]) == (400, "inpainting_fill")
+    for fill in (2, 3, 4):
+        refused = api(served, "img2img", plain | {"inpainting_fill": fill})
+        assert (refused.status_code, refused.json()["field"]) == (400, "inpainting_fill")
 
 
 @pytest.mark.parametrize(("mode", "seen"), [(0, (255, 0, 0)), (1, (0, 0, 255)), (2, (255, 0, 0))])
@@ -242,6 +277,30 @@ def test_an_image_of_another_shape_is_stretched_cropped_or_padded(served, mode, 
     assert api(served, "img2img", SMALL | sent).status_code == 200
     assert at(sent_to(served, "image"), 8, 32) == seen
     assert at(sent_to(served, "image"), 32, 1)[2] == 255
+
+
+def test_several_images_are_drawn_over_each_by_itself_and_their_number_is_the_batch_size(served):
+    images = [base64.b64encode(png(64, 64, colour)).decode() for colour in ((9, 0, 0), (0, 9, 0))]
+    answer = api(served, "img2img", SMALL | {"init_images": images, "batch_size": 3, "n_iter": 2, "seed": 5})
+    facts = info(answer)
+    assert facts["all_seeds"] == [5, 6, 7, 8] and facts["batch_size"] == 2
+    assert len(answer.json()["images"]) == 4
+    jobs = sorted(served.context.engine.ran[-4:], key=lambda job: job.seeds)
+    assert [job.seeds for job in jobs] == [(5,), (6,), (7,), (8,)]
+    assert [at(job.media[0].images[0], 9, 9) for job in jobs] == [(9, 0, 0), (0, 9, 0)] * 2
+    many = api(served, "img2img", SMALL | {"init_images": images, "batch_size": 2, "n_iter": 9})
+    assert (many.status_code, many.json()["field"]) == (400, "n_iter")
+
+
+def test_a_mask_is_blurred_along_each_axis_by_itself(served):
+    plain = SMALL | MASKED | {"mask": mask(64, 64), "inpainting_fill": 1}
+    edges = []
+    for blur in ({"mask_blur_x": 0, "mask_blur_y": 6}, {"mask_blur_x": 6, "mask_blur_y": 0}, {}):
+        assert api(served, "img2img", plain | blur).status_code == 200
+        edges.append(at(sent_to(served, "mask_image"), 31, 32)[0])
+    assert edges[0] == 255 and edges[1] < 200 and edges[2] < 200  # 4 when nothing is said
+    refused = api(served, "img2img", plain | {"mask_blur_y": -1})
+    assert (refused.status_code, refused.json()["field"]) == (400, "mask_blur_y")
 
 
 @pytest.mark.parametrize("sent", [{}, {"init_images": [IMAGE, IMAGE]}, {"init_images": [IMAGE], "resize_mode": 3}])
@@ -261,6 +320,7 @@ def test_hires_fix_draws_each_image_again_over_the_larger_one(served):
     answer = api(served, "txt2img", SMALL | hires | {"seed": 5, "batch_size": 2, "hr_upscaler": "Latent"})
     facts = info(answer)
     assert facts["all_seeds"] == [5, 6] and (facts["width"], facts["height"]) == (128, 128)
+    assert "hr_upscaler Latent: the image is enlarged and drawn over, not its latents." in facts["warnings"]
     first, *again = served.context.engine.ran
     assert (first.call.task, first.seeds, first.prompt) == ("text-to-image", (5, 6), "an apple")
     assert {job.seeds for job in again} == {(5,), (6,)}

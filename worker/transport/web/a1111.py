@@ -2,16 +2,20 @@
 
 import asyncio
 import re
+import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
+from worker.catalog.interface.values import number_in
 from worker.core.answer import Answer
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
+from worker.core.request import MAX_IMAGES
 from worker.media import retouching
 from worker.media.decoding import MAX_BYTES
 from worker.media.images import inline_bytes, is_url, to_base64
@@ -27,6 +31,7 @@ from worker.wire.result import encode_file
 
 _JOB = "a1111-"
 _MOST_SIDE = 4_096
+_MOST_SEED = 2**32  # of a random one, as there
 _GRID = 8  # of the second pass's size
 _PLAIN_UPSCALERS = ("none", "lanczos", "nearest")
 
@@ -107,7 +112,7 @@ def _add_progress(router: APIRouter, context: ServerContext, callers: A1111Calle
     async def skip(request: Request) -> Response:
         if record := next((each for each in callers.of(request).records if not each.over), None):
             context.job_store.cancel(record)
-        return json_response({})
+        return json_response(None)
 
 
 def _object(properties: Mapping[str, Any], *required: str) -> dict[str, Any]:
@@ -125,14 +130,17 @@ async def read_payload(request: Request, context: ServerContext) -> dict[str, Js
 async def _draw(context: ServerContext, request: Request, caller: A1111Caller, *, has_image: bool) -> Response:
     payload = await read_payload(request, context)
     decoded = a1111.decode(payload, caller.options, has_image=has_image)
-    fields = await context.operations.pools.decoding.run(_retouched, decoded) if has_image else decoded.fields
+    is_one = has_image and not decoded.sources
+    fields = await context.operations.pools.decoding.run(_retouched, decoded) if is_one else decoded.fields
     fields = await _with_embeddings(context, {"previews": True, **fields})
     output = fields.get("output")
     plain = fields | {"output": {**(output if isinstance(output, dict) else {}), "delivery": "base64"}}
-    if decoded.hires is None:
-        answers = [await _answer(context, request, caller, _with_metadata(plain))]
-    else:
+    if decoded.hires is not None:
         answers = await _twice(context, request, caller, plain, decoded.hires)
+    elif decoded.sources:
+        answers = await _each(context, request, caller, plain, decoded)
+    else:
+        answers = [await _answer(context, request, caller, _with_metadata(plain))]
     files = [file for answer in answers for file in answer.files] if decoded.sends_images else []
     return json_response(words.encode_images(payload, answers, files, decoded.batch_size, decoded.notes))
 
@@ -153,6 +161,23 @@ async def _answer(
     finally:
         for record in known:
             caller.records.remove(record)
+
+
+async def _each(
+    context: ServerContext, request: Request, caller: A1111Caller, fields: dict[str, JsonValue], decoded: Decoded
+) -> list[Answer]:
+    """Draw over several images: image i of an iteration from source i, each with the next seed."""
+    count, seed = fields.pop("num_images", 1), number_in(fields.get("seed"))
+    first = secrets.randbelow(_MOST_SEED) if seed is None or seed < 0 else int(seed)
+    if not isinstance(count, int) or count > MAX_IMAGES:
+        raise ParameterOutOfRange(f"n_iter x init_images must be at most {MAX_IMAGES} images.", field="n_iter")
+    run = context.operations.pools.decoding.run
+    parts = []
+    for index in range(count):
+        source = replace(decoded, fields=fields | {"image": decoded.sources[index % len(decoded.sources)]})
+        parts.append(_with_metadata(await run(_retouched, source)) | {"seed": first + index})
+    runs = (_answer(context, request, caller, part, f"i{index}-") for index, part in enumerate(parts))
+    return await asyncio.gather(*runs)
 
 
 async def _twice(

@@ -10,12 +10,14 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue, RootModel
 
 from worker.core.answer import Answer
+from worker.core.request import MAX_IMAGES
 from worker.core.result import AnswerFile, Progress
 from worker.service.jobs.record import JobRecord, Status
 from worker.transport.progress import encode_preview
 from worker.transport.web.errors import Failure, json_response
 from worker.transport.web.openapi import Documented
-from worker.wire.foreign.a1111 import NAMES, Payload
+from worker.wire.foreign.a1111 import NAMES, is_known
+from worker.wire.foreign.a1111_values import Payload
 from worker.wire.result import encode_file
 
 _NO_IMAGES = ("init_images", "mask", "image")  # left out of `parameters`, which says what was asked for
@@ -39,7 +41,7 @@ TXT2IMG: dict[str, Any] = {
     "enable_hr": {"type": ["boolean", "null"]},
 }
 IMG2IMG: dict[str, Any] = {name: schema for name, schema in TXT2IMG.items() if name != "enable_hr"} | {
-    "init_images": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+    "init_images": {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_IMAGES},
     "mask": {"type": ["string", "null"], "description": "White where the image is redrawn."},
     "denoising_strength": {"type": ["number", "null"]},
     "mask_blur": {"type": ["integer", "null"], "minimum": 0},
@@ -134,7 +136,7 @@ def encode_images(
     payload: Payload, answers: Sequence[Answer], files: Sequence[AnswerFile], batch_size: int, notes: Sequence[str]
 ) -> dict[str, JsonValue]:
     """Write finished images; `answers` are what they were drawn by: one for all of them, or one for each."""
-    parameters = {name: value for name, value in payload.items() if name not in _NO_IMAGES}
+    parameters = {name: value for name, value in payload.items() if is_known(name) and name not in _NO_IMAGES}
     images: list[JsonValue] = [encode_file(file) for file in files]
     info = _info(payload, answers, batch_size, notes)
     return {"images": images, "parameters": parameters, "info": json.dumps(info)}

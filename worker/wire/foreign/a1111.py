@@ -5,19 +5,16 @@ send and nobody asked for is left out, and named once among the notes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
 from worker.catalog.interface.values import number_in, truth_in
 from worker.catalog.samplers import AUTOMATIC, folded
-from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
+from worker.core.errors import ParameterOutOfRange, UnknownParameter
+from worker.wire.foreign.a1111_images import DEFAULT_STRENGTH, Retouching, retouching_of, sources_of
 from worker.wire.foreign.a1111_units import control_units
-
-Fields = dict[str, JsonValue]
-Payload = Mapping[str, JsonValue]
-ResizeMode = Literal["stretch", "crop", "fill"]
+from worker.wire.foreign.a1111_values import Fields, Payload, object_in, whole
 
 # Their names in our errors' place: what a sentence about our field is about.
 NAMES: Mapping[str, str] = {
@@ -52,8 +49,11 @@ _HANDLED = frozenset(
 _SILENT = frozenset(
     {"save_images", "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards", "script_args",
      "force_task_id", "comments", "include_init_images", "subseed", "firstphase_width", "firstphase_height",
-     "disable_extra_networks", "s_tmax", "s_min_uncond", "latent_mask"}
+     "disable_extra_networks", "s_tmax", "s_min_uncond", "latent_mask", "user", "seed_enable_extras",
+     "sampler_noise_scheduler_override", "do_not_reload_embeddings"}
 )  # fmt: skip
+# What has no counterpart, and does nothing at these values.
+_IDLE: Mapping[str, JsonValue] = {"token_merging_ratio": 0, "token_merging_ratio_hr": 0, "hr_additional_modules": []}
 # What changes an image: the values that ask for nothing, and what to do in place of any other.
 _REFUSED: Mapping[str, tuple[tuple[JsonValue, ...], str]] = {
     "restore_faces": ((False,), "faces are not restored here; leave it out"),
@@ -70,11 +70,8 @@ _REFUSED: Mapping[str, tuple[tuple[JsonValue, ...], str]] = {
     "firstpass_image": ((), "send the image to /sdapi/v1/img2img"),
     "infotext": ((), "send its values as fields; /sdapi/v1/png-info reads them"),
 }
-_FILLS = {0: "fill", 1: "original"}
-_RESIZES: Mapping[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "fill"}
 _HR_UPSCALERS_WITHOUT_MODEL = ("latent", "none", "lanczos", "nearest", "")
 _AUTOMATIC = {*AUTOMATIC, "none", ""}
-DEFAULT_STRENGTH = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +89,19 @@ class HiresFix:
 
 
 @dataclass(frozen=True, slots=True)
-class Retouching:
-    """Changes to what was sent, before it is drawn from: of the mask, of what it covers, and of both sizes."""
-
-    blur: float = 0.0
-    is_inverted: bool = False
-    is_filled: bool = False
-    resize: ResizeMode = "crop"
-
-
-@dataclass(frozen=True, slots=True)
 class Decoded:
-    """A payload in our fields, and what is to be done around the job. `batch_size` is of one of its `n_iter`."""
+    """A payload in our fields, and what is to be done around the job. `batch_size` is of one of its `n_iter`.
+
+    `sources` are the images of img2img where there are several: each of an iteration's images is drawn from its own.
+    """
 
     fields: Fields
     notes: tuple[str, ...] = ()
     hires: HiresFix | None = None
-    retouching: Retouching = Retouching()
+    retouching: Retouching = field(default_factory=Retouching)
     batch_size: int = 1
     sends_images: bool = True
+    sources: tuple[JsonValue, ...] = ()
 
 
 def decode(payload: Payload, options: Payload, *, has_image: bool) -> Decoded:
@@ -124,28 +115,56 @@ def decode(payload: Payload, options: Payload, *, has_image: bool) -> Decoded:
     fields |= {ours: said[name] for name, ours in _RENAMED.items() if name in said}
     fields |= {name: said[name] for name in ("loras", "embeddings") if name in said}
     notes = [*_sampling(said, fields)]
-    batch_size = _whole(said, "batch_size", 1)
-    if (count := batch_size * _whole(said, "n_iter", 1)) != 1:
+    batch_size = whole(said, "batch_size", 1)
+    if (count := batch_size * whole(said, "n_iter", 1)) != 1:
         fields["num_images"] = count
-    settings = _object(said, "override_settings")
+    settings = object_in(said, "override_settings")
     notes += _settings({**options, **settings}, fields)
     _refiner(said, fields)
-    units, others = control_units(_object(said, "alwayson_scripts"))
+    units, others = control_units(object_in(said, "alwayson_scripts"))
     if units:
         fields["controlnets"] = [*units]
     notes += _ignored(said, others)
     decoded = Decoded(fields, tuple(notes), batch_size=batch_size, sends_images=said.get("send_images") is not False)
     if has_image:
-        return _with_image(said, decoded)
-    return replace(decoded, hires=_hires(said) if truth_in(said.get("enable_hr", False)) else None)
+        return _with_images(said, decoded)
+    return _with_hires(said, decoded) if truth_in(said.get("enable_hr", False)) else decoded
+
+
+def _with_images(said: Payload, decoded: Decoded) -> Decoded:
+    """Return what was decoded, with the images and the mask of img2img."""
+    first, *others = sources_of(said, decoded.batch_size)
+    fields = decoded.fields | {"image": first, "strength": said.get("denoising_strength", DEFAULT_STRENGTH)}
+    if mask := said.get("mask"):
+        fields["mask_image"] = mask
+        if truth_in(said.get("inpaint_full_res", False)):
+            fields["padding_mask_crop"] = said.get("inpaint_full_res_padding", 0)
+    decoded = replace(decoded, fields=fields, retouching=retouching_of(said))
+    if not others:
+        return decoded
+    sources = (first, *others)
+    count = len(sources) * whole(said, "n_iter", 1)
+    return replace(decoded, fields=fields | {"num_images": count}, sources=sources, batch_size=len(sources))
+
+
+def _with_hires(said: Payload, decoded: Decoded) -> Decoded:
+    hires = _hires(said)
+    upscaler = str(said.get("hr_upscaler") or "Latent")
+    told = f"hr_upscaler {upscaler}: the image is enlarged and drawn over, not its latents."
+    is_latent = upscaler.lower().startswith("latent")
+    return replace(decoded, hires=hires, notes=(*decoded.notes, told) if is_latent else decoded.notes)
 
 
 def _ignored(said: Payload, scripts: Sequence[str]) -> list[str]:
     """Return a note on what has no effect: fields that nobody here knows, and extensions that were given work."""
-    known = _HANDLED | _SILENT | _REFUSED.keys()
-    names = [name for name in said if name not in known and not name.startswith("hr_")]
+    names = [name for name in said if not is_known(name) and said[name] != _IDLE.get(name)]
     names += [f"alwayson_scripts.{name}" for name in scripts]
     return [f"Ignored here: {', '.join(name[:80] for name in sorted(names)[:40])}."] if names else []
+
+
+def is_known(name: str) -> bool:
+    """True for a field of that API, whether it has an effect here or not."""
+    return name in _HANDLED or name in _SILENT or name in _REFUSED or name.startswith("hr_")
 
 
 def _refuse(said: Payload) -> None:
@@ -199,47 +218,6 @@ def _refiner(said: Payload, fields: Fields) -> None:
         fields["refiner"] = {"model": named(model), "start": said.get("refiner_switch_at", 0.8)}
 
 
-def _with_image(said: Payload, decoded: Decoded) -> Decoded:
-    """Return what was decoded, with the image and the mask of img2img."""
-    images = said.get("init_images")
-    sent = images if isinstance(images, list) else [images] if images else []
-    if not sent:
-        raise InvalidRequest(
-            "init_images is required: a list with the image to change, as base64.", field="init_images"
-        )
-    if len(sent) > 1:
-        raise ParameterOutOfRange("init_images takes one image here; send one request for each.", field="init_images")
-    fields = decoded.fields | {"image": sent[0], "strength": said.get("denoising_strength", DEFAULT_STRENGTH)}
-    resize = _whole(said, "resize_mode", 0, least=0)
-    if resize not in _RESIZES:
-        raise ParameterOutOfRange("resize_mode must be 0, 1 or 2 here: latents are not resized.", field="resize_mode")
-    retouching = Retouching(resize=_RESIZES[resize])
-    if mask := said.get("mask"):
-        fields["mask_image"] = mask
-        retouching = _retouching(said, retouching)
-        if truth_in(said.get("inpaint_full_res", False)) or said.get("inpaint_full_res") == 1:
-            fields["padding_mask_crop"] = said.get("inpaint_full_res_padding", 0)
-    return replace(decoded, fields=fields, retouching=retouching)
-
-
-def _retouching(said: Payload, plain: Retouching) -> Retouching:
-    fill = _whole(said, "inpainting_fill", 0, least=0)
-    if fill not in _FILLS:
-        raise ParameterOutOfRange(
-            "inpainting_fill must be 0 (fill) or 1 (original) here; for latent noise send 0 with denoising_strength 1.",
-            field="inpainting_fill",
-        )
-    blurs = [number_in(said[name]) for name in ("mask_blur", "mask_blur_x", "mask_blur_y") if name in said] or [4]
-    if any(blur is None or not 0 <= blur <= 256 for blur in blurs):
-        raise ParameterOutOfRange("mask_blur must be a number of pixels between 0 and 256.", field="mask_blur")
-    return replace(
-        plain,
-        blur=float(max(blur for blur in blurs if blur is not None)),
-        is_inverted=_whole(said, "inpainting_mask_invert", 0, least=0) == 1,
-        is_filled=_FILLS[fill] == "fill",
-    )
-
-
 def _hires(said: Payload) -> HiresFix:
     """Return the second pass. Another checkpoint or sampler of its own may be named."""
     upscaler = said.get("hr_upscaler") or "Latent"
@@ -249,7 +227,7 @@ def _hires(said: Payload) -> HiresFix:
     scale = number_in(said.get("hr_scale", 2.0))
     if scale is None or not 1 <= scale <= 8:
         raise ParameterOutOfRange("hr_scale must be a number between 1 and 8.", field="hr_scale")
-    width, height = (_whole(said, name, 0, least=0) or None for name in ("hr_resize_x", "hr_resize_y"))
+    width, height = (whole(said, name, 0, least=0) or None for name in ("hr_resize_x", "hr_resize_y"))
     return HiresFix(None if is_plain else upscaler, float(scale), width, height, _hires_fields(said))
 
 
@@ -269,21 +247,3 @@ def _hires_fields(said: Payload) -> Fields:
         if isinstance(value, str) and value and not value.startswith("Use same") and folded(value) not in _AUTOMATIC:
             fields[ours] = named(value) if ours == "model" else value
     return fields
-
-
-def _whole(said: Payload, name: str, default: int, least: int = 1) -> int:
-    value = number_in(said.get(name, default))
-    if isinstance(said.get(name), bool):
-        value = int(bool(said[name]))
-    if value is None or value != int(value) or not least <= value <= 8_192:
-        raise ParameterOutOfRange(f"{name} must be an integer of {least} or more.", field=name)
-    return int(value)
-
-
-def _object(said: Payload, name: str) -> dict[str, JsonValue]:
-    value = said.get(name, {})
-    if value in ({}, [], ""):
-        return {}
-    if not isinstance(value, dict):
-        raise ParameterOutOfRange(f"{name} must be an object.", field=name)
-    return value

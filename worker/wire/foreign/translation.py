@@ -76,7 +76,13 @@ def _of_a1111(payload: Mapping[str, JsonValue], *, has_image: bool) -> Translati
     changed = decoded.retouching
     if "mask_image" in decoded.fields and changed.is_inverted:
         raise InvalidRequest("inpainting_mask_invert is not served at the queue; send the mask inverted.", field="mask")
-    if "mask_image" in decoded.fields and (changed.blur or changed.is_filled):
+    if decoded.sources:
+        raise InvalidRequest(
+            "init_images takes one image at the queue; send a job for each, or the request to /sdapi/v1/img2img of the "
+            "HTTP server.",
+            field="init_images",
+        )
+    if "mask_image" in decoded.fields and (any(changed.blur) or changed.is_filled):
         notes.append("mask_blur and inpainting_fill have no effect at the queue; the HTTP server's /sdapi has them.")
     return _told("AUTOMATIC1111's API", decoded.fields, tuple(notes))
 
