@@ -23,9 +23,9 @@ from PIL import Image
 
 from benchmarks.figures import Figure
 from tests.asking import an_answer
-from tests.contract.test_standalone import free_port
 from tests.fakes.engine import shelf
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 from worker.core.result import AnswerFile
 from worker.wire.result import encode_answer
 

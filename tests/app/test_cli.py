@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -16,6 +15,7 @@ from tests.app.commands import failed, invoke, said
 from tests.catalog.corpus import sparse_file, stored
 from tests.conftest import PROJECT
 from tests.fakes.engine import Builder, FakeEngine, shelf
+from tests.waiting import until
 from worker.app import build as composition
 from worker.app.cli import commands, session
 from worker.app.cli.files import TypedFiles
@@ -134,9 +134,7 @@ def test_open_shows_what_was_saved(run, tmp_path, monkeypatch):
     opener.write_text(f'#!/bin/sh\necho "$1" > {shown}.part && /bin/mv {shown}.part {shown}\n')
     opener.chmod(0o755)
     said(run("run", "x", "-o", "a.png", "--open"))
-    deadline = time.monotonic() + 10
-    while not shown.exists() and time.monotonic() < deadline:  # nobody waits for a viewer
-        time.sleep(0.01)
+    until(shown.exists)  # nobody waits for a viewer
     assert shown.read_text() == "a.png\n"
 
 

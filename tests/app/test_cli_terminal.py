@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.waiting import until
 from worker.app.cli.terminal import Terminal
 from worker.app.cli.words import spoken
 from worker.core.result import Progress
@@ -29,10 +30,7 @@ def screen_of(monkeypatch):
 
 
 def wait_for(screen, text):
-    deadline = time.monotonic() + 10
-    while text not in screen.getvalue():
-        assert time.monotonic() < deadline, screen.getvalue()
-        time.sleep(0.01)
+    until(lambda: text in screen.getvalue(), screen.getvalue)
 
 
 def test_the_line_is_there_before_there_is_progress_and_leaves_nothing_behind(monkeypatch, capsys):

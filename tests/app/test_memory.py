@@ -5,6 +5,7 @@ import gc
 
 import pytest
 
+from tests.waiting import until_true
 from worker.app import memory
 from worker.service.limits.pools import Pool
 
@@ -23,15 +24,14 @@ def told(monkeypatch):
 async def test_memory_is_given_back_once_after_jobs_and_never_beside_one(told):
     taken, inside = 0, 0
     tidying = asyncio.create_task(memory.tidy(lambda: taken, lambda: inside, Pool("own", 1)))
-    await asyncio.sleep(0.1)
-    assert told == ["set_threshold", "collect", "freeze"]
+    await until_true(lambda: told == ["set_threshold", "collect", "freeze"])
     told.clear()
     taken, inside = 5, 1
     await asyncio.sleep(0.1)
     assert told == []
     inside = 0
-    for _ in range(100):
-        await asyncio.sleep(0.005)
+    await until_true(lambda: len(told) == 2)
+    await asyncio.sleep(0.1)
     assert told == ["collect", "give back"]
     tidying.cancel()
 

@@ -1,7 +1,6 @@
 """Our own server in its own environment, as other people's clients find it: the demo model, keys, signed webhooks."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +11,12 @@ from threading import Thread
 
 import httpx
 
+from tests.ports import free_port
+
 PROJECT = Path(__file__).resolve().parents[2]
 KEY = "a key of twenty letters"
 SECRET = "whsec_YSBzZWNyZXQgb2Ygc29tZSBsZW5ndGg="
 _PATIENCE_S = 240
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @contextmanager

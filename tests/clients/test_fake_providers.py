@@ -5,7 +5,6 @@ import base64
 import hashlib
 import hmac
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from image_client import ClientOptions, ImageClient, verify_webhook
 from image_client.drawing import drawn
 from image_client.errors import GenerationFailed
 from tests.image_client import fake_providers as fakes
+from tests.ports import free_port
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # litellm fetches its table of prices otherwise
 
@@ -114,9 +114,7 @@ def test_litellm_asks_openai():
 @pytest.fixture
 def cog(tmp_path):
     """Cog's HTTP server with a model of ours."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),

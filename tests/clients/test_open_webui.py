@@ -9,7 +9,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.clients.ours import KEY, free_port, our_server, running
+from tests.clients.ours import KEY, our_server, running
+from tests.ports import free_port
 
 COMMAND = os.environ.get("OPEN_WEBUI", "")
 pytestmark = [

@@ -93,7 +93,7 @@ def on_volume(served: WebWorker, name: str) -> Path:
 
 def half(asking: Asking) -> httpx.Response:
     asking.patch.setattr(server, "connection_limits", lambda settings: ConnectionLimits(head_s=0.1))
-    with socket.create_connection(("127.0.0.1", asking.open().port), timeout=20) as link:
+    with socket.create_connection(("127.0.0.1", asking.open().port), timeout=60) as link:
         link.sendall(b"GET /ping HTTP/1.1\r\nX-Half: ")
         head, _, body = link.recv(65_536).partition(b"\r\n\r\n")
     return httpx.Response(int(head.split()[1]), content=body)
@@ -154,7 +154,7 @@ def taken_back(asking: Asking) -> dict[str, object]:
     served = late(asking.server())
     with connect(f"ws://127.0.0.1:{served.port}/ws") as socket:
         socket.send(json.dumps({"type": "run", "id": "long", "input": {"prompt": "x"}}))
-        while (found := json.loads(socket.recv(timeout=10)))["type"] != "failed":
+        while (found := json.loads(socket.recv(timeout=60)))["type"] != "failed":
             if found["type"] == "progress":
                 socket.send(json.dumps({"type": "cancel", "id": "long"}))
     return found

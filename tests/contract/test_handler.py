@@ -1,7 +1,6 @@
 """`python handler.py` in a terminal: one job from a file or the command line, and RunPod's local API."""
 
 import json
-import socket
 import urllib.request
 
 import pytest
@@ -9,6 +8,7 @@ from PIL import Image
 
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 
 HANDLER = PROJECT / "handler.py"
 
@@ -27,7 +27,7 @@ def env(zoo, tmp_path):
 def test_a_test_input_saves_the_image_and_prints_where(env, tmp_path):
     job = json.dumps({"input": {"prompt": "a red apple", "seed": 3, "num_images": 2}})
     with WorkerProcess(HANDLER, "--test_input", job, env=env, cwd=tmp_path) as worker:
-        assert worker.wait(60) == 0, worker.output
+        assert worker.wait() == 0, worker.output
     lines = worker.output.strip().splitlines()
     assert lines[-1].startswith("saved outputs/") or lines[-2].startswith("saved outputs/")
     saved = sorted((tmp_path / "outputs").glob("*.png"))
@@ -39,13 +39,13 @@ def test_a_test_input_saves_the_image_and_prints_where(env, tmp_path):
 def test_test_input_json_is_taken_from_the_working_folder(env, tmp_path):
     (tmp_path / "test_input.json").write_text(json.dumps({"input": {"prompt": "from a file", "widht": 1}}))
     with WorkerProcess(HANDLER, env=env, cwd=tmp_path) as worker:
-        assert worker.wait(60) == 1
+        assert worker.wait() == 1
     assert "widht is not a parameter" in worker.output
 
 
 def test_an_empty_input_exits_1_and_names_the_prompt(env, tmp_path):
     with WorkerProcess(HANDLER, "--test_input", '{"input": {}}', env=env, cwd=tmp_path) as worker:
-        assert worker.wait(60) == 1
+        assert worker.wait() == 1
     assert "prompt is required" in worker.output
     assert "Traceback" not in worker.output
     assert not (tmp_path / "outputs").exists()
@@ -54,19 +54,17 @@ def test_an_empty_input_exits_1_and_names_the_prompt(env, tmp_path):
 def test_a_broken_registry_exits_1_with_file_and_line(env, tmp_path):
     (tmp_path / "models.yaml").write_text("models:\n  a:\n    tsaks: []\n")
     with WorkerProcess(HANDLER, env=env | {"MODELS_YAML": str(tmp_path / "models.yaml")}, cwd=tmp_path) as worker:
-        assert worker.wait(60) == 1
+        assert worker.wait() == 1
     assert "models.yaml:3" in worker.output
     assert "Traceback" not in worker.output
 
 
 @pytest.mark.slow
 def test_the_local_api_answers(env, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(port))
     with WorkerProcess(HANDLER, *arguments, env=env, cwd=tmp_path) as worker:
-        worker.wait_for_output("Uvicorn running", 60)
+        worker.wait_for_output("Uvicorn running")
 
         def post(payload):
             request = urllib.request.Request(

@@ -20,6 +20,6 @@ def test_jobs_of_the_queue_are_drawn_together(zoo, tmp_path):
     batching = {"BATCH_SIZE": "3", "BATCH_TIMEOUT_MS": "5000"}
     with RunPodPlatform() as platform, WorkerProcess(HANDLER, env=worker_env(platform, zoo, tmp_path, **batching)):
         ids = [platform.submit({"prompt": f"number {seed}", "seed": seed}) for seed in range(6)]
-        records = [platform.wait(job_id, 60) for job_id in ids]
+        records = [platform.wait(job_id) for job_id in ids]
     assert [record.output["seed"] for record in records] == [*range(6)]
     assert [record.output["timings"]["batch_size"] for record in records] == [3] * 6

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
+from tests.waiting import LIMIT_S
 from worker.app.settings import PROJECT_DIR
 
 SCRIPT = PROJECT_DIR / "scripts" / "concurrency_test.sh"
@@ -37,10 +38,10 @@ def test_a_busy_worker_is_no_fault_and_an_image_of_its_own_is_sent(tmp_path):
     with WebWorker(tmp_path, max_concurrent_jobs=1, max_queued_jobs=0) as served:
         served.context.engine.gate.clear()
         held = subprocess.Popen([SCRIPT, "", "1"], env={"URL": served.origin, "PATH": "/usr/bin:/bin"}, text=True)
-        assert served.context.engine.inside.wait(30)
+        assert served.context.engine.inside.wait(LIMIT_S)
         done = concurrency_test(served.origin, "", "2")
         served.context.engine.gate.set()
-        assert held.wait(30) == 0
+        assert held.wait(LIMIT_S) == 0
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 drawn, 2 told to come back, 0 wrong")
 
 

@@ -14,6 +14,7 @@ from tests.asking import perform
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
 from tests.images import encoded, gradient, pixels
+from tests.waiting import LIMIT_S
 from worker.app.build import build_worker
 from worker.core.device import DeviceInfo
 from worker.core.errors import InvalidOutput, JobCancelled
@@ -175,7 +176,7 @@ async def test_the_plans_memory_bounds_a_call(batching, alone, monkeypatch):
 async def running(worker, fields):
     """Tasks of one batch, which the engine has begun."""
     tasks = [asyncio.create_task(draw(worker, **job, **fields)) for job in TEXTS]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT_S):
         while worker.engine.running is None:
             await asyncio.sleep(0.01)
     return tasks
@@ -199,7 +200,7 @@ async def test_a_batch_that_nobody_wants_any_more_stops_at_its_next_step(batchin
     tasks = await running(batching, steps)
     for task in tasks:
         task.cancel()
-    got = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    got = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT_S)
     assert {type(error) for error in got} <= {asyncio.CancelledError, JobCancelled}
     assert batching.engine.running is None
 

@@ -15,6 +15,7 @@ import torch
 from tests.asking import perform
 from tests.engine.test_batches import assert_same
 from tests.images import encoded, gradient, pixels
+from tests.waiting import LIMIT_S
 from worker.app.build import Worker
 from worker.app.queue import build_door
 
@@ -102,7 +103,7 @@ class Halt:
         self._count += 1
         if self._count == self._at:
             self.inside.set()
-            self.go_on.wait(30)
+            self.go_on.wait(LIMIT_S)
 
 
 @asynccontextmanager

@@ -14,6 +14,8 @@ from typing import Self, TypeVar
 
 from aiohttp import web
 
+from tests.waiting import LIMIT_S
+
 Result = TypeVar("Result")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -81,7 +83,7 @@ class FakeServer:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
 
-    def wait_until(self, reached: Callable[[], object], timeout: float = 10.0) -> bool:
+    def wait_until(self, reached: Callable[[], object], timeout: float = LIMIT_S) -> bool:
         """Block the calling thread until a condition on this server holds; False when it did not in time.
 
         The condition is asked again after every request and every change of state. It may read, but not ``call``.

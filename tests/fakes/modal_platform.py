@@ -24,6 +24,8 @@ from modal._serialization import deserialize, serialize
 from modal_proto import api_pb2 as api
 from modal_proto.api_grpc import ModalClientBase
 
+from tests.waiting import LIMIT_S
+
 _Result = api.GenericResult
 
 
@@ -329,12 +331,12 @@ class ModalPlatform:
 
     def __enter__(self) -> "ModalPlatform":
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(LIMIT_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(LIMIT_S)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -357,7 +359,7 @@ class ModalPlatform:
 
     def stop_containers(self) -> None:
         """Stop every container, so that the next input starts one again."""
-        asyncio.run_coroutine_threadsafe(self.plane.stop_containers(), self._loop).result(30)
+        asyncio.run_coroutine_threadsafe(self.plane.stop_containers(), self._loop).result(LIMIT_S)
 
     async def _end(self) -> None:
         await self.plane.stop_containers()

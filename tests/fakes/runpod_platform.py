@@ -17,6 +17,7 @@ from aiohttp import web
 
 from tests.fakes import FakeServer, Handler, Seen
 from tests.fakes.runpod_records import JobRecord, Post
+from tests.waiting import LIMIT_S
 
 MAX_CHUNK_BYTES = 1_000_000  # of a stream
 _GPU = "gpu=NVIDIA+GeForce+RTX+4090"
@@ -89,14 +90,14 @@ class RunPodPlatform(FakeServer):
         ids = self.call(lambda: [self._enqueue(job) for job in jobs])
         return ids[0]
 
-    def wait(self, job_id: str, timeout: float = 30.0, *, results: int = 0) -> JobRecord:
+    def wait(self, job_id: str, timeout: float = LIMIT_S, *, results: int = 0) -> JobRecord:
         """Block until a job is over, and has at least so many results; raise TimeoutError otherwise."""
         record = self.records[job_id]
         if not self.wait_until(lambda: record.final and len(record.results) >= results, timeout):
             raise TimeoutError(f"job {job_id} is {record.status} after {timeout} s, refused: {len(record.refused)}")
         return record
 
-    def wait_taken(self, job_id: str, timeout: float = 30.0) -> JobRecord:
+    def wait_taken(self, job_id: str, timeout: float = LIMIT_S) -> JobRecord:
         """Block until a worker holds a job."""
         record = self.records[job_id]
         if not self.wait_until(lambda: record.taken_at is not None, timeout):

@@ -1,6 +1,5 @@
 """The fake platform and the worker's process, proved with the real SDK and the official client."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import runpod.endpoint.runner as runner
 
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.worker_process import WorkerProcess
+from tests.waiting import until
 
 HANDLER = """
 import asyncio, runpod
@@ -37,7 +37,7 @@ def served(tmp_path_factory):
     script = tmp_path_factory.mktemp("handler") / "handler.py"
     script.write_text(HANDLER)
     with RunPodPlatform() as platform, WorkerProcess(script, env=platform.worker_env()) as worker:
-        assert platform.wait_until(lambda: platform.first_take_at, 30), worker.output
+        assert platform.wait_until(lambda: platform.first_take_at), worker.output
         yield platform, worker
 
 
@@ -69,7 +69,7 @@ class TestRunPodPlatform:
         job = platform.submit({"sleep": 60})
         platform.wait_taken(job)
         # a job taken but not yet begun cannot be stopped: the SDK drops the signal
-        assert platform.wait_until(lambda: job in _pinged(platform), 5)
+        assert platform.wait_until(lambda: job in _pinged(platform))
         platform.cancel(job)
         after = platform.wait(platform.submit({"prompt": "next"}))
         assert after.status == "COMPLETED"
@@ -93,7 +93,7 @@ class TestRunPodPlatform:
         platform.submit_raw(*({"id": job, "input": {"sleep": 2}} for job in jobs))
         for job in jobs:
             platform.wait_taken(job)
-        assert platform.wait_until(lambda: set(jobs) <= set(_pinged(platform)), 5)
+        assert platform.wait_until(lambda: set(jobs) <= set(_pinged(platform)))
         assert [platform.wait(job).status for job in jobs] == ["COMPLETED"] * 3
         assert any("job-take-batch" in request.path for request in platform.requests)
         taken = [platform.records[job].taken_at for job in jobs]
@@ -112,7 +112,7 @@ class TestRunPodPlatform:
         record = platform.wait(platform.submit({"prompt": "p"}))
         url = f"{platform.url}/ep/job-done/pod123/{record.id}?gpu=x&isStream=false"
         body = {"status": "IN_PROGRESS", "output": {"step": 9}}
-        requests.post(url, json=body, headers={"Authorization": "test-key"}, timeout=5)
+        requests.post(url, json=body, headers={"Authorization": "test-key"}, timeout=60)
         assert [post.body for post in record.late_progress] == [body]
         assert record.status == "COMPLETED"
 
@@ -164,30 +164,30 @@ class TestRunPodPlatform:
         platform.wait(done)
         platform.wait(failed)
         headers, url = {"Authorization": "Bearer test-key"}, f"{platform.url}/ep/retry"
-        assert requests.post(f"{url}/{failed}", headers=headers, timeout=5).json()["id"] == failed
+        assert requests.post(f"{url}/{failed}", headers=headers, timeout=60).json()["id"] == failed
         assert platform.wait(failed, results=2).deliveries == 2
-        assert requests.post(f"{url}/{done}", headers=headers, timeout=5).status_code == 400
+        assert requests.post(f"{url}/{done}", headers=headers, timeout=60).status_code == 400
 
     def test_a_streamed_chunk_reaches_the_caller_once(self, served):
         platform, _ = served
         job = platform.submit({"prompt": "p"})
         platform.wait(job)
         headers, base = {"Authorization": "test-key"}, f"{platform.url}/ep"
-        requests.post(f"{base}/job-stream/pod123/{job}?isStream=false", json={"output": 1}, headers=headers, timeout=5)
-        answers = [requests.get(f"{base}/stream/{job}", headers=headers, timeout=5).json() for _ in range(2)]
+        requests.post(f"{base}/job-stream/pod123/{job}?isStream=false", json={"output": 1}, headers=headers, timeout=60)
+        answers = [requests.get(f"{base}/stream/{job}", headers=headers, timeout=60).json() for _ in range(2)]
         assert [answer["stream"] for answer in answers] == [[{"output": 1}], []]
 
     def test_a_wrong_key_is_refused(self, served):
         platform, _ = served
-        assert requests.get(f"{platform.url}/ep/health", timeout=5).status_code == 401
+        assert requests.get(f"{platform.url}/ep/health", timeout=60).status_code == 401
 
     def test_the_official_client_runs_reads_and_cancels(self, served, monkeypatch):
         platform, _ = served
         monkeypatch.setattr("runpod.endpoint_url_base", platform.url)
         endpoint = runner.Endpoint("ep", api_key="test-key")
-        assert endpoint.run_sync({"prompt": "sync"}, timeout=20)["echo"] == {"prompt": "sync"}
+        assert endpoint.run_sync({"prompt": "sync"}, timeout=60)["echo"] == {"prompt": "sync"}
         job = endpoint.run({"input": {"prompt": "async"}})
-        assert job.output(timeout=20)["echo"] == {"prompt": "async"}
+        assert job.output(timeout=60)["echo"] == {"prompt": "async"}
         assert job.status() == "COMPLETED"
         endless = endpoint.run({"sleep": 60})
         platform.wait_taken(endless.job_id)
@@ -216,17 +216,14 @@ class TestWorkerProcess:
             child = int(worker.wait_for_output(";").split("=")[1].split(";")[0])
             assert worker.returncode is None
         assert worker.returncode == -9
-        deadline = time.monotonic() + 5
-        while _alive(child) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not _alive(child)
+        until(lambda: not _alive(child))
 
     def test_the_environment_is_the_given_one_alone(self, tmp_path, monkeypatch):
         monkeypatch.setenv("MODEL_ID", "leaked")
         script = tmp_path / "show.py"
         script.write_text("import os, sys; print(os.environ.get('MODEL_ID'), os.environ['GIVEN'], sys.argv[1:])")
         with WorkerProcess(script, "--flag", env={"GIVEN": "é"}) as worker:
-            assert worker.wait(10) == 0
+            assert worker.wait() == 0
         assert worker.output == "None é ['--flag']\n"
 
     def test_sigterm_ends_a_worker_and_a_slow_one_is_reported(self, tmp_path):
@@ -239,7 +236,7 @@ class TestWorkerProcess:
             with pytest.raises(TimeoutError):
                 worker.wait_for_output("never", 0.1)
             worker.terminate()
-            assert worker.wait(5) == -15
+            assert worker.wait() == -15
 
 
 def _alive(pid):

@@ -17,6 +17,7 @@ from aiohttp import web
 from tests.clock import Clock
 from tests.fakes import FakeServer
 from tests.fakes.engine import ServerContext, make_context, shelf
+from tests.waiting import LIMIT_S
 from worker.app.gateway import build_gateway
 from worker.app.served import Served
 from worker.app.server import build_app, server_config
@@ -37,8 +38,8 @@ class Serving:
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="web-worker", daemon=True)
         self._thread.start()
-        assert self._started.wait(20)
-        self.http = httpx.Client(base_url=self.origin, timeout=20)
+        assert self._started.wait(LIMIT_S)
+        self.http = httpx.Client(base_url=self.origin, timeout=LIMIT_S)
         return self
 
     def __exit__(
@@ -86,7 +87,7 @@ class WebWorker(Serving):
         running = threading.Thread(target=self.http.post, args=("/run",), kwargs=asked)
         running.start()
         try:
-            assert engine.inside.wait(10)
+            assert engine.inside.wait(LIMIT_S)
             yield
         finally:
             engine.gate.set()

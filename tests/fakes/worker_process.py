@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.waiting import LIMIT_S, until
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
 _KERNELS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")  # whose images are compared bit for bit
@@ -92,17 +95,16 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = LIMIT_S) -> int:
         """Wait for the main process to end by itself and return its exit status; raise TimeoutError otherwise."""
         try:
             status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"still running after {timeout} s:\n{self.output[-2000:]}") from None
-        # a surviving child may hold the pipe open, so the rest of the output is waited for only briefly
-        self._reader.join(timeout=0.5)
+        until(self._is_read)
         return status
 
-    def wait_for_output(self, text: str, timeout: float = 30.0) -> str:
+    def wait_for_output(self, text: str, timeout: float = LIMIT_S) -> str:
         """Wait until a text was written and return the output; raise TimeoutError otherwise."""
         with self._news:
             self._news.wait_for(lambda: text in self.output or self._ended, timeout)
@@ -110,14 +112,20 @@ class WorkerProcess:
                 raise TimeoutError(f"{text!r} was not written:\n{self.output[-2000:]}")
         return self.output
 
+    def _is_read(self) -> bool:
+        """Tell whether all that the pipe holds was read. A surviving child may keep it open."""
+        assert self._process.stdout is not None
+        with self._news:
+            return self._ended or not select.select([self._process.stdout], [], [], 0)[0]
+
     def _read(self) -> None:
         stream = self._process.stdout
         assert stream is not None
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while chunk := os.read(stream.fileno(), 65536):
+        while not self._ended:
+            select.select([stream], [], [])
             with self._news:
+                chunk = os.read(stream.fileno(), 65536)
                 self._chunks.append(decoder.decode(chunk))
+                self._ended = not chunk
                 self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()

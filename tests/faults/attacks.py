@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 _HEAD = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -187,13 +188,6 @@ def reset_peak(pid: int) -> None:
 def percentile(seconds: list[float], share: float) -> float:
     """Return the value below which this share of the values lies."""
     return sorted(seconds)[min(len(seconds) - 1, int(share * len(seconds)))]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager

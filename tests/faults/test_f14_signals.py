@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import threading
 import time
 import urllib.error
@@ -14,14 +13,9 @@ import pytest
 from tests.conftest import PROJECT
 from tests.fakes.web_worker import WebWorker
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 
 SLOW = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 30}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def server(folder):

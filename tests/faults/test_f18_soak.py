@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import random
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from tests.builders import lora_for, tiny_sd1
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 
 JOBS = 2_000
 AT_ONCE = 200
@@ -40,9 +40,7 @@ class Worker:
                 }
             })
         )  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process = WorkerProcess(
             PROJECT / "handler.py",
             env={

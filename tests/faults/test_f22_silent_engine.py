@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.engine import shelf
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.worker_process import WorkerProcess
-from tests.faults.test_f14_signals import free_port
+from tests.ports import free_port
 from worker.app.signals import LOST_STATUS
 
 SCRIPT = Path(__file__).parents[1] / "fakes/silent_worker.py"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fakes.engine import shelf
-from tests.faults.attacks import free_port
+from tests.ports import free_port
 
 LONG_S = 0.025
 """A turn that is long: two of them behind each other are all that a health check may wait for."""

@@ -30,7 +30,7 @@ class FaultyProxy(FakeServer):
 
     def __exit__(self, *ended: Any) -> None:
         if self._client is not None:
-            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(60)
         super().__exit__(*ended)
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:

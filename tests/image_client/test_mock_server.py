@@ -15,7 +15,7 @@ def test_it_is_a_command_that_takes_faults_while_it_runs():
     process = subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     try:
         url = process.stdout.readline().split("answers at ")[1].split(";")[0]
-        with httpx.Client(base_url=url) as http:
+        with httpx.Client(base_url=url, timeout=60) as http:
             job, key = {"prompt": "a", "width": 16, "height": 16}, {"Idempotency-Key": "one"}
             refused = http.post("/images", json=job, headers=key)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
@@ -29,7 +29,7 @@ def test_it_is_a_command_that_takes_faults_while_it_runs():
             assert (state["drawn"], state["asked"]["one"], state["at_work"]) == ({"one": 1}, 4, 0)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -44,7 +44,7 @@ def test_a_port_that_is_taken_is_told():
 
 
 def test_a_token_may_be_asked_for_and_a_limit_held():
-    with MockServer(token="t", concurrency=0) as server, httpx.Client(base_url=server.url) as http:
+    with MockServer(token="t", concurrency=0) as server, httpx.Client(base_url=server.url, timeout=60) as http:
         assert http.post("/images", json={"prompt": "a"}).status_code == 401
         busy = http.post("/images", json={"prompt": "a"}, headers={"Authorization": "Bearer t"})
         assert (busy.status_code, server.state.over_limit) == (429, 1)

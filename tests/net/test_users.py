@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.net.servers import RawServer, body, names, redirect, silence, trickle
+from tests.waiting import LIMIT_S, until
 from worker.catalog.formats.headers import header_end, parse_header, read_header
 from worker.core.errors import SourceUnavailable, WorkerError
 from worker.net import bucket, guard, webhook
@@ -22,7 +23,8 @@ from worker.store import remote_header
 from worker.store.remote_header import HeaderReader, read_remote_header
 from worker.store.transfer import RemoteFile
 
-DEADLINE_S = 0.3
+DEADLINE_S = LIMIT_S
+HASTY_S = 0.3
 
 # What a user says of opening a URL: the sentence of its failure, or "" when all went well.
 User = Callable[[str, bool], str]
@@ -55,12 +57,23 @@ USERS: dict[str, User] = {"images": image, "models": model, "buckets": results, 
 FOLLOWS = {"images", "models"}
 
 
+def limit_to(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(f"{__name__}.DEADLINE_S", seconds)
+    monkeypatch.setattr(bucket, "_TIMEOUT_S", seconds)
+    monkeypatch.setattr(webhook, "DEADLINE_S", seconds)
+    monkeypatch.setattr(remote_header, "DEADLINE_S", seconds)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let none of the four wait for long."""
+    limit_to(monkeypatch, HASTY_S)
+
+
 @pytest.fixture(params=USERS)
 def user(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> User:
-    """One of the four, in a hurry; answers the sentence that it fails with."""
-    monkeypatch.setattr(bucket, "_TIMEOUT_S", DEADLINE_S)
-    monkeypatch.setattr(webhook, "DEADLINE_S", DEADLINE_S)
-    monkeypatch.setattr(remote_header, "DEADLINE_S", DEADLINE_S)
+    """One of the four; answers the sentence that it fails with."""
+    limit_to(monkeypatch, DEADLINE_S)
     monkeypatch.setattr(remote_header, "_BACKOFF_S", 0)
 
     def opened(url: str, allow_private: bool = False) -> str:
@@ -157,7 +170,7 @@ def test_a_redirect_inwards_is_not_followed(user, serve, location, monkeypatch):
     [trickle(b"HTTP/1.1 200 OK\r\nX: ", pause=0.02), trickle(b"", b"H", pause=0.02), silence()],
     ids=["headers", "status", "silence"],
 )
-def test_an_answer_that_trickles_is_left_at_the_deadline(user, answer):
+def test_an_answer_that_trickles_is_left_at_the_deadline(user, hasty, answer):
     with RawServer(answer) as server:
         words = user(server.url(), allow_private=True)
         assert server.answered == 0
@@ -165,20 +178,21 @@ def test_an_answer_that_trickles_is_left_at_the_deadline(user, answer):
     assert "127.0.0.1" not in words
 
 
-def test_a_handshake_that_trickles_is_left_at_the_deadline(user, serve, monkeypatch):
+def test_a_handshake_that_trickles_is_left_at_the_deadline(user, hasty, serve, monkeypatch):
     names(monkeypatch, {"images.example": ["127.0.0.1"]})
     # a record of 16 kB is announced and then sent byte by byte
     with RawServer(trickle(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", b"\x03", pause=0.02)) as server:
-        assert user(f"https://images.example:{server.port}/x")
+        assert until(
+            lambda: (words := user(f"https://images.example:{server.port}/x")) and server.connections and words
+        )
         assert server.answered == 0
-    assert server.connections
 
 
-def test_a_name_server_that_does_not_answer_is_left_at_the_deadline(user, monkeypatch):
+def test_a_name_server_that_does_not_answer_is_left_at_the_deadline(user, hasty, monkeypatch):
     shut_down, answered = threading.Event(), []
 
     def lookup(*args, **kwargs):
-        shut_down.wait(30)
+        shut_down.wait(LIMIT_S)
         answered.append(True)
         raise socket.gaierror
 
@@ -188,7 +202,7 @@ def test_a_name_server_that_does_not_answer_is_left_at_the_deadline(user, monkey
     shut_down.set()
 
 
-def test_a_body_without_an_end_is_left(user):
+def test_a_body_without_an_end_is_left(user, hasty):
     sent = []
 
     def endless(connection, path):

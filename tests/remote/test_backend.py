@@ -7,6 +7,7 @@ import pytest
 
 from tests.asking import an_answer
 from tests.fakes.engine import make_context
+from tests.waiting import until_true
 from worker.core.errors import InvalidImage, OutOfMemory, Overloaded, Unreachable, UnsupportedModel
 from worker.core.result import AnswerFile, EncodedArtifact, JobResult, Timings, ignore_progress
 from worker.remote import backend as remote
@@ -174,6 +175,7 @@ async def test_jobs_beyond_a_replicas_concurrency_wait_here_and_go_where_there_i
     both = backend(held, concurrency=2)
     jobs = [await context.accept(width=64, height=64) for _ in range(5)]
     work = [asyncio.ensure_future(both.generate(each, ignore_progress)) for each in jobs]
+    await until_true(lambda: len(held.heard) == 2)
     await asyncio.sleep(0.1)
     assert len(held.heard) == 2
     held.hold.set()

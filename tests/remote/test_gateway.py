@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from tests.conftest import PROJECT
 from tests.fakes.engine import shelf
 from tests.fakes.web_worker import WebGateway, WebWorker
 from tests.transport.web.uploads import png
+from tests.waiting import until
 from worker.net.peer import Peer
 
 APPLE = {"prompt": "an apple", "width": 64, "height": 64}
@@ -130,7 +130,7 @@ def test_progress_and_previews_pass_and_a_cancel_stops_the_step(gateway, worker)
             assert next(line for line in lines if line.startswith("event: ")) == "event: progress"
             assert gateway.http.post(f"/v2/x/cancel/{id}").json()["status"] == "CANCELLED"
             list(lines)
-        assert _until(lambda: not engine.inside.is_set()), "the worker's step was not stopped"
+        assert until(lambda: not engine.inside.is_set()), "the worker's step was not stopped"
     finally:
         engine.gate.set()
 
@@ -184,10 +184,3 @@ print(sorted(heavy & sys.modules.keys()))
     env |= {"VOLUME_DIR": str(tmp_path), "PYTHONPATH": str(PROJECT)}
     ran = subprocess.run([sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout.strip().splitlines()[-1:]) == (0, ["[]"]), ran.stderr[-2000:]
-
-
-def _until(reached, seconds=10.0):
-    ends = time.monotonic() + seconds
-    while not (found := reached()) and time.monotonic() < ends:
-        time.sleep(0.02)
-    return found

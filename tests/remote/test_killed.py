@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from tests.conftest import PROJECT
-from tests.contract.test_standalone import free_port, until_ready
+from tests.contract.test_standalone import until_ready
 from tests.fakes.runpod_platform import RunPodPlatform
 from tests.fakes.web_worker import WebGateway
 from tests.fakes.worker_process import WorkerProcess
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -97,7 +98,7 @@ def test_two_http_workers_one_of_which_is_killed_three_times(zoo, tmp_path):
     dice = random.Random(15)
     try:
         for box in boxes:
-            until_ready(box.process, 240)
+            until_ready(box.process)
         replicas = {f"box-{box.folder.name}": {"url": box.process.origin} for box in boxes}
         models = {"models_yaml": zoo / "models.yaml", "timeout_seconds": 600}
         with WebGateway(tmp_path / "gateway", replicas, **models) as gateway:
@@ -109,7 +110,7 @@ def test_two_http_workers_one_of_which_is_killed_three_times(zoo, tmp_path):
                 box.kill()
                 killed.append(box.volumes[-1])
                 box.start()
-                until_ready(box.process, 240)
+                until_ready(box.process)
             bodies = check(crowd.all())
     finally:
         for box in boxes:

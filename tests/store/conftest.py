@@ -107,7 +107,7 @@ def hub(folder: Path, tmp_path: Path) -> Iterator[SlowHub]:
         server.slow.clear()
         for thread in threading.enumerate():
             if thread.name == "download":
-                thread.join(10)
+                thread.join(60)
 
 
 @pytest.fixture(autouse=True)

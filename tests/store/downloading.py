@@ -2,13 +2,14 @@
 
 import json
 import signal
-import time
+
+from tests.waiting import LIMIT_S, until
 
 MEGABYTE = 2**20
 
 
 def finished(process) -> dict:
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0
     return json.loads(out)
 
@@ -21,7 +22,4 @@ def kill(process) -> None:
 def calm(shelf, file, *, at_most: int) -> None:
     """Send hardly a byte more until so few of those that were sent are not on disk: the rest is on its way."""
     shelf.hub.pace = 1.0
-    until = time.monotonic() + 20
-    while shelf.hub.sent[file.name] - sum(part.stat().st_size for part in shelf.parts()) > at_most:
-        assert time.monotonic() < until, "bytes are kept back"
-        time.sleep(0.01)
+    until(lambda: shelf.hub.sent[file.name] - sum(part.stat().st_size for part in shelf.parts()) <= at_most)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.waiting import until
 from worker.store.lease import Lease, LeaseLost
 
 
@@ -13,17 +14,21 @@ def lease(path, **times):
     return Lease(path, **{"beat_s": 0.05, "stale_s": 0.5, **times})
 
 
-def test_a_lease_has_one_holder_until_it_is_given_back(tmp_path):
-    first, second = lease(tmp_path / "l"), lease(tmp_path / "l")
+def test_a_lease_has_one_holder_until_it_is_given_back(tmp_path, clock):
+    path = tmp_path / "l"
+    first, second = lease(path), lease(path, stale_s=1_000)
     assert first.acquire()
-    for _ in range(8):
+    for _ in range(3):
         assert not second.acquire()
-        time.sleep(0.1)
+        seen = path.stat().st_mtime_ns
+        until(lambda: path.stat().st_mtime_ns != seen)  # noqa: B023 - a heartbeat
+        clock.forward(1_000)
+    assert not second.acquire()
     first.check(look=True)
     first.release()
     assert second.acquire()
     second.release()
-    assert not (tmp_path / "l").exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("shift", [-86_400, 86_400])

@@ -1,12 +1,12 @@
 """A server that cuts, stalls, lies or breaks: the right bytes in the end, or a typed refusal and nothing on disk."""
 
 import gzip
-import time
 
 import pytest
 from aiohttp import web
 
 from tests.store.shelf import NAME
+from tests.waiting import until
 from worker.core.errors import AccessDenied, CorruptFile, JobTimeout, SourceUnavailable
 from worker.store.transfer import Patience
 
@@ -202,10 +202,7 @@ class TestFailing:
         shelf.hub.pace = 40.0
         with pytest.raises(JobTimeout):
             shelf.fetch(timeout_s=0.5)
-        until = time.monotonic() + 30
-        while shelf.leases():
-            assert time.monotonic() < until, "nobody goes on with it"
-            time.sleep(0.05)
+        until(lambda: not shelf.leases())
         shelf.hub.pace = None
         assert shelf.fetch().files["big.bin"].path.read_bytes() == shelf.content("big.bin")
 

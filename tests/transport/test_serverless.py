@@ -14,6 +14,7 @@ from tests.answers import files_of
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.streams import documented_reader
 from tests.transport.web.uploads import noise
+from tests.waiting import until_true
 from worker.app import queue
 from worker.app.queue import build_door
 from worker.core.answer import ModelSchema
@@ -240,6 +241,7 @@ async def test_concurrency_is_constant_and_starts_the_warm_up_once(context):
     calls = []
     door = door_of(context, on_loop_start=lambda: calls.append(1))
     assert {door.concurrency(current) for current in range(5)} == {2}
+    await until_true(lambda: calls)
     await asyncio.sleep(0.2)
     assert calls == [1]
 

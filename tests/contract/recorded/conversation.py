@@ -34,6 +34,7 @@ from tests.contract.recorded.sending import file, filled
 from tests.fakes.engine import FakeEngine, make_context
 from tests.fakes.web_worker import Listener, Serving, WebGateway, WebWorker
 from tests.transport.web.uploads import noise
+from tests.waiting import LIMIT_S
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import PROJECT_DIR, Settings
@@ -44,7 +45,7 @@ _MODELS = Path(__file__).parent / "shelf/models.yaml"
 # Settings of the worker behind a gateway.
 _OF_THE_WORKER = {"max_response_mb", "allow_unregistered_models"}
 _WIDTH = 140
-_PATIENCE_S = 20
+_PATIENCE_S = LIMIT_S
 
 Answer = dict[str, Any]
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes.engine import make_context
 from tests.service.jobs.working import Work, asked, image
+from tests.waiting import LIMIT_S, settled
 from worker.app.queue import build_door
 from worker.core.errors import (
     InvalidOutput,
@@ -31,7 +32,7 @@ async def delivered(store, job_id, **params):
     """One delivery, until it is answered."""
     job = store.submit(asked(**params), job_id, DELIVERED)
     try:
-        await job.wait(30)
+        await job.wait(LIMIT_S)
         return job.outcome()
     finally:
         store.leave(job)
@@ -40,7 +41,7 @@ async def delivered(store, job_id, **params):
 async def test_who_joined_can_be_cancelled_alone(work):
     store = queue_store(work)
     first, second = (asyncio.create_task(delivered(store, "a", waits=True)) for _ in range(2))
-    await asyncio.sleep(0.01)
+    await settled()
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
@@ -53,14 +54,14 @@ async def test_who_joined_can_be_cancelled_alone(work):
 async def test_a_delivery_that_all_have_left_stops_and_the_next_one_runs(work):
     store = queue_store(work)
     first = asyncio.create_task(delivered(store, "a", hangs=True))
-    await asyncio.sleep(0.01)
+    await settled()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    await asyncio.sleep(0.01)
+    await settled()
     assert work.stopped == ["a"]
     again = asyncio.create_task(delivered(store, "a", hangs=True))
-    await asyncio.sleep(0.01)
+    await settled()
     assert work.runs == ["a", "a"]
     again.cancel()
 
@@ -105,7 +106,7 @@ async def test_a_result_beyond_all_room_is_answered_but_not_kept(work):
 async def test_every_job_of_a_queue_is_taken(work):
     store = queue_store(work, max_bytes=1)
     tasks = [asyncio.create_task(delivered(store, name, waits=True)) for name in "abc"]
-    await asyncio.sleep(0.01)
+    await settled()
     work.go.set()
     assert await asyncio.gather(*tasks) == [image()] * 3
 
@@ -164,9 +165,9 @@ async def test_a_request_with_broken_text_is_refused_and_not_unforeseen(queue):
 async def test_who_joined_a_cancelled_delivery_still_gets_a_result(context, queue):
     context.engine.gate.clear()
     first = asyncio.create_task(queue("a"))
-    await asyncio.to_thread(context.engine.inside.wait, 30)
+    await asyncio.to_thread(context.engine.inside.wait, LIMIT_S)
     others = [asyncio.create_task(queue("a")) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await settled()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -3,6 +3,7 @@
 import asyncio
 
 from tests.asking import an_answer
+from tests.waiting import settled
 from worker.core.result import AnswerFile, Progress
 from worker.wire.request import decode_input
 
@@ -14,6 +15,7 @@ class Work:
         self.runs = []
         self.stopped = []
         self.go = asyncio.Event()
+        self.end = asyncio.Event()
         self.failures = []
 
     async def __call__(self, job, job_id, emit, caller):
@@ -25,7 +27,9 @@ class Work:
             emit(Progress("inference", 1, 2))
             if payload.get("hangs"):
                 await asyncio.Event().wait()
-            await asyncio.sleep(0.01)
+            if payload.get("lasts"):
+                await self.end.wait()
+            await settled()
             if self.failures:
                 raise self.failures.pop(0)
             return image(payload.get("shown", "image"))

@@ -5,13 +5,14 @@ import asyncio
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_context
+from tests.waiting import LIMIT_S, settled
 from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 
 
 async def started(context, count):
     """Wait until so many jobs have their places or wait for one."""
     admission = context.worker.operations.generation.admission
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT_S):
         # One is at the device; the others were checked and have their files.
         while not context.engine.inside.is_set() or (admission.running, admission.queued) != (1, count - 1):
             await asyncio.sleep(0.005)
@@ -82,7 +83,7 @@ async def test_a_stopping_worker_finishes_what_it_has_and_takes_no_more(held):
     running = asyncio.create_task(held.draw(seed=1))
     admission = await started(held, 1)
     closing = asyncio.create_task(admission.close(30))
-    await asyncio.sleep(0.01)
+    await settled()
     with pytest.raises(ShuttingDown, match="takes no more jobs") as refused:
         await held.draw(seed=2)
     assert refused.value.retryable

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from tests.waiting import settled
 from worker.core.errors import JobTimeout
 from worker.core.turn import StopSignal, Turn, under_way
 from worker.service.limits.pixels import PixelBudget
@@ -19,7 +20,7 @@ async def test_no_more_are_held_than_there_are_and_a_small_job_overtakes():
             held += min(pixels, 100)
             most = max(most, held)
             order.append(pixels)
-            await asyncio.sleep(0.01)
+            await settled()
             held -= min(pixels, 100)
 
     await asyncio.gather(*map(job, (60, 70, 1_000, 80, 40, 5)))
@@ -64,7 +65,7 @@ async def test_a_share_is_held_until_its_work_has_ended():
     with contextlib.suppress(asyncio.CancelledError):
         await task
     other = asyncio.create_task(_take(budget))
-    await asyncio.sleep(0.02)
+    await settled()
     assert not other.done(), "the thread decodes still"
     gate.set()
     await other

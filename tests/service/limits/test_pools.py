@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 
+from tests.waiting import LIMIT_S, until_true
 from worker.core.errors import JobCancelled, JobTimeout
 from worker.core.turn import StopSignal, Turn, under_way
 from worker.service.limits.pools import Pool
@@ -20,7 +20,7 @@ class Gate:
 
     def __call__(self, name):
         self.begun.append(name)
-        assert self.open.wait(30)
+        assert self.open.wait(LIMIT_S)
         self.ended.append(name)
         return name
 
@@ -40,7 +40,7 @@ async def asked(pool, gate, name, *, caller=None, place="", timeout_s=60.0):
 
 
 async def begun(gate, count):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while len(gate.begun) < count:
             await asyncio.sleep(0.002)
 
@@ -139,8 +139,5 @@ async def test_idle_threads_end(monkeypatch):
     pool, gate = Pool("for the idle", 8), Gate()
     gate.open.set()
     await asyncio.gather(*(pool.run(gate, index) for index in range(8)))
-    deadline = time.monotonic() + 30
-    while any(thread.name == "for the idle" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await until_true(lambda: not any(thread.name == "for the idle" for thread in threading.enumerate()))
     assert await pool.run(gate, "again") == "again"

@@ -8,6 +8,7 @@ import pytest
 
 from tests.catalog.corpus import sparse_file, stored
 from tests.fakes.engine import FakeEngine, make_context
+from tests.waiting import LIMIT_S
 from worker.core.errors import DeviceLost, JobTimeout, LoadFailed, SourceError, WorkerError
 from worker.service.local import batching
 from worker.store.store import Store
@@ -17,13 +18,13 @@ async def begun(context, **fields):
     """A job that waits inside its first step."""
     context.engine.gate.clear()
     task = asyncio.create_task(context.draw(**fields))
-    assert await asyncio.to_thread(context.engine.inside.wait, 30)
+    assert await asyncio.to_thread(context.engine.inside.wait, LIMIT_S)
     return task
 
 
 async def queued(context, count):
     """Wait until so many jobs wait for a place, for company or for the engine."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while (await context.ask(action="status"))["jobs"]["queued"] != count:
             await asyncio.sleep(0.005)
 
@@ -36,14 +37,14 @@ async def cancelled(task):
 
 async def let_go(context):
     """Wait until the engine has no work."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while context.engine.inside.is_set():
             await asyncio.sleep(0.005)
 
 
 async def lost(context):
     """Wait until the device counts as lost."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while (await context.ask(action="status"))["status"] != "lost":
             await asyncio.sleep(0.005)
 
@@ -103,10 +104,11 @@ async def test_a_deadline_in_the_queue_is_a_timeout_and_never_reaches_the_engine
     assert [job.prompt for job in context.engine.ran] == ["first"]
 
 
-async def test_a_deadline_while_running_stops_at_the_next_step(context):
-    context.engine.gate.clear()
+async def test_a_deadline_while_running_stops_at_the_next_step(context, clock):
+    running = await begun(context, timeout_s=60)
+    await clock.pass_by(60)
     with pytest.raises(JobTimeout):
-        await context.draw(timeout_s=0.2)
+        await running
     await let_go(context)
     context.engine.gate.set()
     assert (await context.draw())["image"]
@@ -122,20 +124,25 @@ def hung(context, monkeypatch):
     context.engine.gate.set()
 
 
-async def test_a_step_that_never_ends_costs_the_device(hung):
+async def test_a_step_that_never_ends_costs_the_device(hung, clock):
+    running = asyncio.create_task(hung.draw(timeout_s=60))
+    await asyncio.to_thread(hung.engine.inside.wait, LIMIT_S)
+    await clock.pass_by(60)
     with pytest.raises(JobTimeout):  # its caller waits for nothing
-        await hung.draw(timeout_s=0.2)
+        await running
     await lost(hung)
     with pytest.raises(DeviceLost, match=r"did not stop within 0\.2 seconds"):
         await hung.draw()
 
 
-async def test_who_waits_behind_a_hung_job_is_told_at_once(hung):
-    first = asyncio.create_task(hung.draw(timeout_s=1))
-    await asyncio.to_thread(hung.engine.inside.wait, 30)
+async def test_who_waits_behind_a_hung_job_is_told_at_once(hung, clock):
+    first = asyncio.create_task(hung.draw(timeout_s=60))
+    await asyncio.to_thread(hung.engine.inside.wait, LIMIT_S)
     waiting = [asyncio.create_task(hung.draw()), asyncio.create_task(hung.ask(action="plan"))]
     waiting.append(asyncio.create_task(hung.ask(action="preload")))
-    got = await asyncio.wait_for(asyncio.gather(first, *waiting, return_exceptions=True), 30)
+    await queued(hung, 1)
+    await clock.pass_by(60)
+    got = await asyncio.wait_for(asyncio.gather(first, *waiting, return_exceptions=True), LIMIT_S)
     assert [type(error) for error in got] == [JobTimeout] + [DeviceLost] * 3
     with pytest.raises(DeviceLost):  # and who comes later, without waiting for anything
         await hung.draw()
@@ -144,21 +151,23 @@ async def test_who_waits_behind_a_hung_job_is_told_at_once(hung):
 
 async def test_a_cancelled_job_that_hangs_costs_the_device_too(hung):
     running = asyncio.create_task(hung.draw())
-    await asyncio.to_thread(hung.engine.inside.wait, 30)
+    await asyncio.to_thread(hung.engine.inside.wait, LIMIT_S)
     await cancelled(running)
     with pytest.raises(DeviceLost):
         await hung.draw()
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how):
+async def test_a_model_that_loads_for_long_does_not_cost_the_device(hung, how, clock):
     """A load cannot be interrupted, and reading many gigabytes takes longer than any step."""
     hung.engine.alive.set()
     hung.engine.load_seconds = 0.8
-    running = asyncio.create_task(hung.draw(timeout_s=0.2 if how == "deadline" else 60))
-    await asyncio.to_thread(hung.engine.loading.wait, 30)
+    running = asyncio.create_task(hung.draw(timeout_s=60))
+    await asyncio.to_thread(hung.engine.loading.wait, LIMIT_S)
     if how == "cancel":
         running.cancel()
+    else:
+        await clock.pass_by(60)
     with pytest.raises(asyncio.CancelledError if how == "cancel" else JobTimeout):
         await running
     assert (await hung.ask(action="status"))["status"] == "ready"
@@ -192,7 +201,7 @@ async def test_a_cancelled_download_is_stopped(context, monkeypatch):
         await asyncio.sleep(0.01)
     await cancelled(running)
     downloads = context.worker.operations.pools.downloads
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LIMIT_S):
         while downloads.active:
             await asyncio.sleep(0.005)
     assert seen == ["began", "ended"]

@@ -6,22 +6,18 @@ import pytest
 
 from tests.answers import files_of
 from tests.fakes.engine import FakeEngine, make_context
-from tests.service.local.test_backend import begun, cancelled, queued
+from tests.service.local.test_backend import cancelled, lost, queued
+from tests.waiting import LIMIT_S
 from worker.core.errors import DeviceLost, EngineFailure, InvalidOutput, JobTimeout, LoadFailed, OutOfMemory
 from worker.service.local import batching
 
-WAIT_MS = 300  # on a busy machine it takes a while until jobs that are sent together have come
+WAIT_S = 10  # for company; it goes by when a test's clock says so, so that all who are sent together have come before
 
 
 @pytest.fixture
 def context(tmp_path):
-    return make_context(tmp_path, batch_size=4, batch_timeout_ms=WAIT_MS, max_resident_models=2)
-
-
-@pytest.fixture
-def patient(tmp_path):
-    """A worker whose timer never ends while a test runs: its batches are full, or never begin."""
-    return make_context(tmp_path, batch_size=4, batch_timeout_ms=10_000, max_resident_models=2)
+    """A worker whose batches are full, or begin once the clock is put forward."""
+    return make_context(tmp_path, batch_size=4, batch_timeout_ms=WAIT_S * 1000, max_resident_models=2)
 
 
 def drawing(context, *prompts, **fields):
@@ -34,17 +30,31 @@ def calls(context):
     return ["".join(sorted(prompts)) for prompts in context.engine.calls]
 
 
-async def waiting_behind(context, *prompts, **fields):
+async def lone(context, clock, **fields):
+    """A job whose wait for company is over."""
+    task = asyncio.create_task(context.draw(**fields))
+    await queued(context, 1)
+    await clock.pass_by(WAIT_S)
+    return task
+
+
+async def inside(context):
+    assert await asyncio.to_thread(context.engine.inside.wait, LIMIT_S)
+
+
+async def waiting_behind(context, clock, *prompts, **fields):
     """Jobs that all wait while another one holds the engine; and that one."""
-    first = await begun(context, prompt="first", width=32)
+    context.engine.gate.clear()
+    first = await lone(context, clock, prompt="first", width=32)
+    await inside(context)
     tasks = drawing(context, *prompts, **fields)
     await queued(context, len(tasks))
     return first, tasks
 
 
-async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_image(patient):
-    answers = await asyncio.gather(*drawing(patient, *"abcd"))
-    assert calls(patient) == ["abcd"]
+async def test_jobs_that_come_together_are_drawn_together_each_with_its_own_image(context):
+    answers = await asyncio.gather(*drawing(context, *"abcd"))
+    assert calls(context) == ["abcd"]
     assert [answer["prompt"] for answer in answers] == [*"abcd"]
     assert [answer["seed"] for answer in answers] == [ord(prompt) for prompt in "abcd"]
     assert {answer["timings"]["batch_size"] for answer in answers} == {4}
@@ -59,8 +69,9 @@ async def test_a_full_batch_waits_for_no_timer_and_a_lone_job_for_nothing_else(t
         assert all((each["queue_s"] >= wait_s) is (len(prompts) < 4) for each in timings)
 
 
-async def test_while_the_engine_is_busy_the_next_batch_gathers(context):
-    first, tasks = await waiting_behind(context, *"abcdef")
+async def test_while_the_engine_is_busy_the_next_batch_gathers(context, clock):
+    first, tasks = await waiting_behind(context, clock, *"abcdef")
+    await clock.pass_by(WAIT_S)
     context.engine.gate.set()
     await asyncio.gather(first, *tasks)
     assert [len(prompts) for prompts in context.engine.calls] == [1, 4, 2]
@@ -68,35 +79,35 @@ async def test_while_the_engine_is_busy_the_next_batch_gathers(context):
     assert context.engine.overlaps == 0
 
 
-async def test_other_sizes_steps_and_models_are_other_batches(patient):
+async def test_other_sizes_steps_and_models_are_other_batches(context):
     kinds = [{}, {"steps": 3}, {"width": 128}, {"model": "any"}, {"negative_prompt": "n"}, {"scheduler": "euler"}]
-    tasks = [task for kind in kinds for task in drawing(patient, *"abcd", **kind)]
+    tasks = [task for kind in kinds for task in drawing(context, *"abcd", **kind)]
     answers = await asyncio.gather(*tasks)
     assert [answer["timings"]["batch_size"] for answer in answers] == [4] * 24
-    assert len(patient.engine.calls) == 6
+    assert len(context.engine.calls) == 6
 
 
 @pytest.mark.parametrize("takes", [4, 1])
-async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(patient, takes):
+async def test_progress_goes_to_every_job_of_a_call_and_to_no_other(context, takes):
     told = {prompt: [] for prompt in "abcd"}
-    patient.engine.takes = takes
-    await asyncio.gather(*(patient.draw(prompt=prompt, _emit=told[prompt].append) for prompt in told))
+    context.engine.takes = takes
+    await asyncio.gather(*(context.draw(prompt=prompt, _emit=told[prompt].append) for prompt in told))
     steps = [[item.step for item in told[prompt] if item.phase == "inference"] for prompt in told]
     assert steps == [[1, 2, 3]] * 4
 
 
-async def test_a_door_that_fails_to_tell_spoils_nobodys_image(patient):
+async def test_a_door_that_fails_to_tell_spoils_nobodys_image(context):
     def broken(progress):
         raise OSError("gone")
 
-    answers = await asyncio.gather(patient.draw(prompt="a", _emit=broken), *drawing(patient, *"bcd"))
+    answers = await asyncio.gather(context.draw(prompt="a", _emit=broken), *drawing(context, *"bcd"))
     assert [answer["timings"]["batch_size"] for answer in answers] == [4] * 4
 
 
 async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_their_images(context):
     context.engine.gate.clear()
     tasks = drawing(context, *"abcd")
-    assert await asyncio.to_thread(context.engine.inside.wait, 30)
+    await inside(context)
     await cancelled(tasks[1])
     assert context.engine.inside.is_set()
     context.engine.gate.set()
@@ -105,9 +116,11 @@ async def test_who_leaves_a_running_batch_is_let_go_at_once_and_the_others_get_t
     assert len(context.engine.calls) == 1
 
 
-async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_their_images(context):
+async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_their_images(context, clock):
     context.engine.gate.clear()
-    late, *stay = drawing(context, "a", timeout_s=1) + drawing(context, *"bcd", timeout_s=60)
+    late, *stay = drawing(context, "a", timeout_s=20) + drawing(context, *"bcd", timeout_s=60)
+    await inside(context)
+    await clock.pass_by(20)
     with pytest.raises(JobTimeout):
         await late
     assert context.engine.inside.is_set()
@@ -115,27 +128,27 @@ async def test_whose_time_is_up_in_a_running_batch_is_told_and_the_others_get_th
     assert [(await task)["timings"]["batch_size"] for task in stay] == [4, 4, 4]
 
 
-async def test_when_all_of_a_batch_leave_the_call_ends_and_the_last_waits_for_that(context):
+async def test_when_all_of_a_batch_leave_the_call_ends_and_the_last_waits_for_that(context, clock):
     context.engine.gate.clear()
     tasks = drawing(context, *"abcd")
-    assert await asyncio.to_thread(context.engine.inside.wait, 30)
+    await inside(context)
     for task in tasks:
         await cancelled(task)
     assert not context.engine.inside.is_set()
     context.engine.gate.set()
-    await context.draw(prompt="next")
+    await (await lone(context, clock, prompt="next"))
     assert [len(prompts) for prompts in context.engine.calls] == [4, 1]
 
 
-async def test_who_left_or_ran_out_of_time_in_the_bucket_never_reaches_the_engine(context):
-    first, (gone, late, stays) = await waiting_behind(context, *"abc", timeout_s=1)
+async def test_who_left_or_ran_out_of_time_in_the_bucket_never_reaches_the_engine(context, clock):
+    first, (gone, late, stays) = await waiting_behind(context, clock, *"abc", timeout_s=20)
     await cancelled(gone)
+    await clock.pass_by(20)
     with pytest.raises(JobTimeout):
         await late
     with pytest.raises(JobTimeout):
         await stays
-    follower = asyncio.create_task(context.draw(prompt="d"))
-    await queued(context, 1)
+    follower = await lone(context, clock, prompt="d")
     context.engine.gate.set()
     await asyncio.gather(first, follower)
     assert context.engine.calls == [["first"], ["d"]]
@@ -161,21 +174,22 @@ async def test_memory_that_suffices_for_one_job_only_leaves_the_other_its_error(
         await large
 
 
-async def test_what_does_not_fit_into_one_call_is_drawn_in_several(context):
-    first, tasks = await waiting_behind(context, *"abc")
+async def test_what_does_not_fit_into_one_call_is_drawn_in_several(context, clock):
+    first, tasks = await waiting_behind(context, clock, *"abc")
     context.engine.takes, context.engine.load_seconds = 1, 0.1
+    await clock.pass_by(WAIT_S)
     context.engine.gate.set()
     await first
     answers = await asyncio.gather(*tasks)
     assert sorted(context.engine.calls[1:]) == [["a"], ["b"], ["c"]]
     assert [answer["timings"]["batch_size"] for answer in answers] == [1, 1, 1]
     waited = sorted(answer["timings"]["queue_s"] for answer in answers)
-    assert waited[1] >= 0.1  # each until its own call began
-    assert waited[2] >= 0.2
+    assert waited[1] >= WAIT_S + 0.1  # each until its own call began
+    assert waited[2] >= WAIT_S + 0.2
 
 
 @pytest.mark.parametrize(("where", "sizes"), [("spoiled", [4]), ("poison", [4, 1, 1, 1, 1])])
-async def test_a_job_that_fails_fails_alone(context, where, sizes):
+async def test_a_job_that_fails_fails_alone(context, clock, where, sizes):
     getattr(context.engine, where)["b"] = InvalidOutput("NaN.") if where == "spoiled" else EngineFailure("No.")
     got = await asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True)
     assert isinstance(got[1], EngineFailure)
@@ -190,35 +204,36 @@ async def test_a_model_that_cannot_be_loaded_is_tried_once_for_all(context):
     assert len(context.engine.calls) == 1
 
 
-async def test_a_lost_device_is_told_to_all_of_the_batch_and_all_who_wait(context):
-    first, tasks = await waiting_behind(context, *"abcdef")
+async def test_a_lost_device_is_told_to_all_of_the_batch_and_all_who_wait(context, clock):
+    first, tasks = await waiting_behind(context, clock, *"abcdef")
     context.engine.failures = [DeviceLost("Gone.")]
     context.engine.gate.set()
-    got = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 30)
+    got = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), LIMIT_S)
     assert [type(error) for error in got] == [DeviceLost] * 7
 
 
-async def test_a_batch_that_hangs_costs_the_device_when_the_last_of_it_has_to_stop(context, monkeypatch):
+async def test_a_batch_that_hangs_costs_the_device_when_the_last_of_it_has_to_stop(context, monkeypatch, clock):
     monkeypatch.setattr(batching, "STUCK_GRACE_S", 0.2)
     context.engine.alive.clear()
-    short, long = drawing(context, "a", timeout_s=0.7) + drawing(context, "b", timeout_s=2, num_images=3)
+    short, long = drawing(context, "a", timeout_s=20) + drawing(context, "b", timeout_s=60, num_images=3)
     try:
+        await inside(context)
+        await clock.pass_by(20)
         with pytest.raises(JobTimeout):  # the other may still get its image
-            await asyncio.wait_for(short, 30)
+            await short
+        await clock.pass_by(40)
         with pytest.raises(JobTimeout):
-            await asyncio.wait_for(long, 30)
-        async with asyncio.timeout(30):
-            while (await context.ask(action="status"))["status"] != "lost":
-                await asyncio.sleep(0.005)
+            await long
+        await lost(context)
     finally:
         context.engine.alive.set()
 
 
-async def test_an_engine_that_breaks_its_word_is_an_error_for_each(context):
+async def test_an_engine_that_breaks_its_word_is_an_error_for_each(context, clock):
     context.engine.failures = [ZeroDivisionError()]
-    got = await asyncio.wait_for(asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True), 30)
+    got = await asyncio.wait_for(asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True), LIMIT_S)
     assert [type(error) for error in got] == [ZeroDivisionError] * 4
-    assert (await context.draw())["image"]
+    assert (await (await lone(context, clock)))["image"]
 
 
 async def test_the_jobs_of_a_call_share_its_seconds_by_their_pixels(context):
@@ -243,14 +258,15 @@ async def test_a_resident_models_queue_lets_others_in(tmp_path):
 
     streams = [asyncio.create_task(stream()) for _ in range(6)]
     await asyncio.sleep(0.1)
-    other = await asyncio.wait_for(context.draw(prompt="other", model="any"), 60)
+    other = await asyncio.wait_for(context.draw(prompt="other", model="any"), LIMIT_S)
     stop.set()
     await asyncio.gather(*streams)
     assert other["prompt"] == "other"
 
 
-async def test_two_hundred_at_once_are_each_answered_once(context):
+async def test_two_hundred_at_once_are_each_answered_once(tmp_path):
     """Sizes, models, counts and doomed ones mixed; some callers leave."""
+    context = make_context(tmp_path, batch_size=4, batch_timeout_ms=2_000, max_resident_models=2)
     context.engine.spoiled["doomed"] = InvalidOutput("NaN.")
     sizes, models = [64, 128, 192], ["tiny", "any"]
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes.engine import make_context
 from tests.service.local.test_backend import begun
+from tests.waiting import LIMIT_S, until_true
 from worker.core.errors import DeviceLost, Overloaded
 from worker.core.result import Progress
 from worker.service.local import watchdog
@@ -146,16 +147,11 @@ def silent(tmp_path, monkeypatch):
     context.engine.gate.set()
 
 
-async def complained(context):
-    while context.worker.engine.obstacle is None:
-        await asyncio.sleep(0.02)
-
-
-async def test_a_silent_engine_is_told_of_and_gets_no_new_job(silent):
+async def test_a_silent_engine_is_told_of_and_gets_no_new_job(silent, monkeypatch):
+    monkeypatch.setattr(watchdog, "GRACE_S", 600)
     running = await begun(silent)
     silent.engine.alive.clear()
-    assert (await silent.ask(action="status"))["status"] == "ready"
-    await complained(silent)
+    await until_true(lambda: silent.worker.engine.obstacle)
     with pytest.raises(Overloaded):
         await silent.draw(prompt="next")
     status = await silent.ask(action="status")
@@ -179,7 +175,7 @@ async def test_an_engine_that_stays_silent_costs_the_worker_and_everybody_is_ans
     waiting = [asyncio.create_task(first)]
     await asyncio.sleep(0)
     waiting += [asyncio.create_task(silent.draw(prompt="behind", timeout_s=60))]
-    await asyncio.wait_for(silent.worker.until_lost(), 30)
-    errors = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    await asyncio.wait_for(silent.worker.until_lost(), LIMIT_S)
+    errors = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), LIMIT_S)
     assert [type(error) for error in errors] == [DeviceLost] * 2
     assert (await silent.ask(action="status"))["status"] == "lost"

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import os
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from tests.asking import perform
 from tests.fakes.collector import Collector
 from tests.fakes.engine import FakeEngine, fresh_id, make_context
 from tests.service.local.test_backend import begun, cancelled, queued
+from tests.waiting import until_true
 from worker.app.queue import build_door
 from worker.core.errors import DiskFull, EngineFailure, OutOfMemory, WorkerError
 from worker.service.usage.log import UsageLog, read_usage, sum_usage
@@ -357,9 +357,7 @@ async def test_traces_are_sent_to_a_collector_where_one_is_named(tmp_path):
             tmp_path, otel_exporter_otlp_endpoint=collector.origin, otel_exporter_otlp_headers="x-key=a%20b"
         )
         await context.draw(traceparent=TRACEPARENT)
-        ends = time.monotonic() + 20
-        while not collector.spans and time.monotonic() < ends:
-            await asyncio.sleep(0.05)
+        await until_true(lambda: collector.spans)
         assert {span.name for span in collector.spans} >= {"generate", "queue", "load", "inference"}
         assert {span.trace_id.hex() for span in collector.spans} == {CALLERS_TRACE}
         assert collector.requests[0].headers["x-key"] == "a b"

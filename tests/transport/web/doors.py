@@ -13,6 +13,7 @@ from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
+from tests.waiting import LIMIT_S
 
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
@@ -105,7 +106,7 @@ def _job(served: WebWorker, answer: httpx.Response) -> Said:
     if answer.status_code >= 400:
         return _plain(answer)
     headers = {"Authorization": answer.request.headers.get("authorization", "")}
-    job, ends = answer.json(), time.monotonic() + 20
+    job, ends = answer.json(), time.monotonic() + LIMIT_S
     while job["status"] not in _OVER and time.monotonic() < ends:
         time.sleep(0.01)
         job = served.http.get(f"/v2/any/status/{job['id']}", headers=headers).json()
@@ -203,7 +204,7 @@ def _socket(served: WebWorker, sent: dict[str, Any], headers: dict[str, str]) ->
             socket.send(json.dumps({"type": "run", "id": "mine", "input": _fields(sent)}))
             found: dict[str, Any] = {"type": "accepted"}
             while found["type"] not in ("result", "failed"):
-                found = json.loads(socket.recv(timeout=20))
+                found = json.loads(socket.recv(timeout=60))
     except InvalidStatus as refused:
         return Said(refused.response.status_code, "unauthenticated")
     except ConnectionClosed as closed:
@@ -256,5 +257,5 @@ def hang_up_when_drawn(served: WebWorker, path: str, body: dict[str, Any]) -> No
     """Send a request, and hang up once the engine draws for it."""
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    assert served.context.engine.inside.wait(30)
+    assert served.context.engine.inside.wait(LIMIT_S)
     connection.close()

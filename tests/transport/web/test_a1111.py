@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -15,6 +14,7 @@ from tests.fakes.engine import flat, shelf
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.a1111_documented import ANSWERS, INFO, TAKEN, missing
 from tests.transport.web.uploads import png
+from tests.waiting import LIMIT_S, until
 from worker.catalog.samplers import read_name
 from worker.catalog.schedulers import SCHEDULES
 from worker.core.image import Raster
@@ -166,7 +166,7 @@ def test_progress_shows_the_image_so_far_and_interrupt_ends_it(served):
     engine.gate.clear()
     drawing = threading.Thread(target=lambda: answers.append(api(served, "txt2img", SMALL)))
     drawing.start()
-    assert engine.inside.wait(20)
+    assert engine.inside.wait(LIMIT_S)
     before = api(served, "progress").json()
     assert (before["progress"], before["state"]["job_count"]) == (0.0, 1)
     api(served, "interrupt", {})
@@ -182,7 +182,7 @@ def test_progress_counts_steps_and_comes_without_the_image_if_so_wished(served):
     engine.steps = 2
 
     def hold(job, seed):  # the last step is told before this is drawn
-        engine.gate.wait(20)
+        engine.gate.wait(LIMIT_S)
         return flat(job, seed)
 
     engine.pixels = hold
@@ -191,12 +191,10 @@ def test_progress_counts_steps_and_comes_without_the_image_if_so_wished(served):
     engine.pixels = hold
     engine.gate.clear()
     drawing.start()
-    assert engine.inside.wait(20)
+    assert engine.inside.wait(LIMIT_S)
     engine.gate.set()
     drawing.join()
-    ends = time.monotonic() + 5
-    while api(served, "progress").json()["state"]["job"] and time.monotonic() < ends:
-        time.sleep(0.01)
+    until(lambda: not api(served, "progress").json()["state"]["job"])
     assert api(served, "progress", params={"skip_current_image": True}).json()["current_image"] is None
 
 
@@ -205,7 +203,7 @@ def test_skip_ends_the_job_that_is_drawn_now(served):
     engine.gate.clear()
     drawing = threading.Thread(target=lambda: answers.append(api(served, "txt2img", SMALL)))
     drawing.start()
-    assert engine.inside.wait(20)
+    assert engine.inside.wait(LIMIT_S)
     assert api(served, "skip", {}).json() is None
     drawing.join()
     assert answers[0].status_code == 409

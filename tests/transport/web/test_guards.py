@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import time
 from contextlib import ExitStack
 
 import httpx
@@ -10,6 +9,7 @@ import pytest
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import DOORS, number_at
+from tests.waiting import until
 from worker.service.usage.log import read_usage
 
 WORK = 64 * 64 * 5  # what each door asks for
@@ -149,12 +149,8 @@ def test_a_model_that_is_not_there(guarded, door):
     assert "nope" in said.sentence
     assert served.context.builder.built == 0
     assert accounts(served) == {}
-    ends = time.monotonic() + 30
-    lines = []
-    while not lines and time.monotonic() < ends:  # written in the background
-        lines = [
-            line for line in read_usage(served.context.worker.settings.usage_dir) if line["caller"] == CALLERS[door]
-        ]
+    folder = served.context.worker.settings.usage_dir  # written to in the background
+    lines = until(lambda: [line for line in read_usage(folder) if line["caller"] == CALLERS[door]])
     assert [(line["outcome"], line["model"]) for line in lines] == [("model_not_found", "unregistered")]
 
 
@@ -189,7 +185,5 @@ def test_a_caller_who_left_while_his_job_waited(guarded, door):
                 ask(served, door, prompt="second")
         finally:
             served.http = patient
-        ends = time.monotonic() + 30
-        while admission.running + admission.queued > 1 and time.monotonic() < ends:
-            time.sleep(0.01)
+        until(lambda: admission.running + admission.queued <= 1)
     assert [job.prompt for job in served.context.engine.ran[ran:]] == ["first"]

@@ -20,7 +20,7 @@ NAMED = f"{PATH}?model_id=tiny"
 
 
 def client(served, query="?model_id=tiny", **options):
-    return InferenceClient(model=f"{served.origin}{PATH}{query}", token="anything", timeout=20, **options)
+    return InferenceClient(model=f"{served.origin}{PATH}{query}", token="anything", timeout=60, **options)
 
 
 def test_words_to_an_image(served):
@@ -50,10 +50,10 @@ def test_the_headers_say_how_a_mask_was_read_and_what_is_warned_of(served):
     """The body is the image itself."""
     parameters = {"prompt": "x", "mask_image": to_base64(mask(64, 64)), "strength": 1.0}
     body = {"model_id": "any", "inputs": to_base64(png(64, 64)), "parameters": parameters}
-    answer = httpx.post(f"{served.origin}{PATH}", json=body)
+    answer = httpx.post(f"{served.origin}{PATH}", json=body, timeout=60)
     assert (answer.status_code, answer.headers["x-mask"]) == (200, "hole")
     assert answer.headers["x-warnings"] == "mask_image has transparency: its transparent part is redrawn."
-    plain = httpx.post(f"{served.origin}{PATH}", json={"model_id": "any", "inputs": "x"})
+    plain = httpx.post(f"{served.origin}{PATH}", json={"model_id": "any", "inputs": "x"}, timeout=60)
     assert not {"x-mask", "x-warnings"} & plain.headers.keys()
 
 
@@ -121,10 +121,10 @@ def test_json_without_its_content_type_is_json(served):
     for content in (b'{"inputs": "a red apple"}', b'\n {"inputs": "a red apple", "parameters": null}'):
         for kind in (None, "application/x-www-form-urlencoded", "text/plain"):
             headers = {"content-type": kind} if kind else {}
-            answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers)
+            answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers, timeout=60)
             assert (answer.status_code, served.context.engine.ran[-1].prompt) == (200, "a red apple")
     for content in (b'{"inputs": ', b"inputs=a+red+apple"):
-        broken = httpx.post(f"{served.origin}{NAMED}", content=content)
+        broken = httpx.post(f"{served.origin}{NAMED}", content=content, timeout=60)
         assert (broken.status_code, broken.json()["field"]) == (400, "body")
         assert "JSON" in broken.json()["error"]
 
@@ -233,7 +233,7 @@ def test_what_a_header_cannot_hold_does_not_break_the_answer(served):
 def test_what_is_no_json_and_no_image(served):
     for content, kind in [(b"", None), (b"hello", None), (b"{", "application/json"), (b"\xff\xfe", "image/png")]:
         headers = {"content-type": kind} if kind else {}
-        answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers)
+        answer = httpx.post(f"{served.origin}{NAMED}", content=content, headers=headers, timeout=60)
         assert (answer.status_code, answer.json()["retryable"]) == (400, False)
     assert served.context.engine.ran == []
 

@@ -7,6 +7,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import LIMIT_S, until
 
 
 def scraped(served):
@@ -17,19 +18,14 @@ def scraped(served):
     return {(item.name, *sorted(item.labels.values())): item.value for family in families for item in family.samples}
 
 
-def until(true, seconds=15):
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
-
-
 def test_the_server_counts_jobs_as_they_come_and_go(tmp_path):
     with WebWorker(tmp_path, max_concurrent_jobs=1) as served:
         engine = served.context.engine
         engine.gate.clear()
         threads = [
-            threading.Thread(target=httpx.post, args=(f"{served.origin}/run",), kwargs={"json": {"prompt": word}})
+            threading.Thread(
+                target=httpx.post, args=(f"{served.origin}/run",), kwargs={"json": {"prompt": word}, "timeout": 60}
+            )
             for word in "ab"
         ]
         for thread in threads:
@@ -85,7 +81,7 @@ def test_a_job_that_the_device_has_no_time_for_waits(tmp_path):
     with WebWorker(tmp_path) as served:
         release = threading.Event()
         thread = served.context.worker.engine
-        busy = thread.submit(lambda engine: release.wait(20), "something else")
+        busy = thread.submit(lambda engine: release.wait(LIMIT_S), "something else")
         name = served.http.post("/v2/any/run", json={"input": {"prompt": "x"}}).json()["id"]
         until(lambda: scraped(served)["imgworker_queue_length",] == 1)
         assert scraped(served)["imgworker_jobs_running",] == 0

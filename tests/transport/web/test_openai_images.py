@@ -17,6 +17,7 @@ from tests.fakes.engine import FakeEngine, shelf
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.doors import hang_up_when_drawn
 from tests.transport.web.uploads import mask, noise, png
+from tests.waiting import until
 from worker.core.errors import Overloaded
 
 SIZE = "64x72"
@@ -24,7 +25,7 @@ SIZE = "64x72"
 
 @pytest.fixture
 def client(served):
-    with openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", timeout=20, max_retries=0) as found:
+    with openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything", timeout=60, max_retries=0) as found:
         yield found
 
 
@@ -103,14 +104,14 @@ def test_a_url_is_open_to_whoever_knows_it_for_a_while(tmp_path, clock):
         assert drawn.data[0].b64_json is None
         for index, image in enumerate(drawn.data):
             assert image.url.startswith(f"{served.origin}/v1/images/img-")
-            got = httpx.get(image.url)
+            got = httpx.get(image.url, timeout=60)
             assert (got.status_code, got.headers["content-type"]) == (200, "image/png")
             assert Image.open(io.BytesIO(got.content)).getpixel((0, 0))[0] == (drawn.seeds[index]) % 251
         url = drawn.data[0].url
-        assert httpx.get(url.replace("variant=0", "variant=2")).status_code == 404
-        assert httpx.get(url.replace("img-", "img-0")).json()["error"]["code"] == "job_not_found"
+        assert httpx.get(url.replace("variant=0", "variant=2"), timeout=60).status_code == 404
+        assert httpx.get(url.replace("img-", "img-0"), timeout=60).json()["error"]["code"] == "job_not_found"
         clock.forward(1001)
-        assert httpx.get(url).status_code == 404
+        assert httpx.get(url, timeout=60).status_code == 404
 
 
 def test_a_job_that_was_handed_in_elsewhere_is_no_image_here(served):
@@ -171,13 +172,11 @@ def test_who_leaves_a_stream_takes_his_job_back(served):
     engine.gate, engine.steps = OneStep(), 2
     engine.gate.set()
     body = {"prompt": "x", "stream": True, "partial_images": 1}
-    with httpx.stream("POST", f"{served.origin}/v1/images/generations", json=body, timeout=20) as answer:
+    with httpx.stream("POST", f"{served.origin}/v1/images/generations", json=body, timeout=60) as answer:
         lines = answer.iter_lines()  # held: an iterator that is dropped hangs up
         assert next(lines).startswith("event: image_generation.partial_image")
         assert engine.inside.is_set()
-    ends = time.monotonic() + 30
-    while engine.inside.is_set() and time.monotonic() < ends:
-        time.sleep(0.01)
+    until(lambda: not engine.inside.is_set())
     assert not engine.inside.is_set()  # though it was never let go on
 
 
@@ -186,9 +185,7 @@ def test_who_hangs_up_before_he_has_his_url_takes_his_job_back(served):
     engine.gate.clear()
     body = {"prompt": "x", "response_format": "url"}
     hang_up_when_drawn(served, "/v1/images/generations", body)
-    ends = time.monotonic() + 30
-    while engine.inside.is_set() and time.monotonic() < ends:
-        time.sleep(0.01)
+    until(lambda: not engine.inside.is_set())
     assert engine.ran
     assert not engine.inside.is_set()
 
@@ -250,7 +247,7 @@ def test_with_a_bucket_a_url_is_the_buckets(tmp_path):
             client = openai.OpenAI(base_url=f"{served.origin}/v1", api_key="anything")
             drawn = client.images.generate(prompt="x", n=2, response_format="url")
         assert all(image.url.startswith(bucket.origin) for image in drawn.data)
-        assert all(httpx.get(image.url).content.startswith(b"\x89PNG") for image in drawn.data)
+        assert all(httpx.get(image.url, timeout=60).content.startswith(b"\x89PNG") for image in drawn.data)
 
 
 def test_an_image_that_is_too_large_comes_from_the_bucket_at_the_doors_that_send_files(tmp_path):

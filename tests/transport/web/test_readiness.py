@@ -1,22 +1,20 @@
 """A server counts as ready once the models that it should have are there, and says which of them are not."""
 
 import asyncio
-import time
 
 import pytest
 
 from tests.fakes.engine import FakeEngine, make_context
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import LIMIT_S, until
 from worker.core.errors import CorruptFile, LoadFailed, SourceUnavailable
 from worker.service.introspection import readiness
 from worker.service.introspection.device import DeviceIntrospection
 
 
-def until(served, status):
-    deadline = time.monotonic() + 10
-    while (health := served.http.get("/health").json())["status"] != status and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return health
+def health(served, status):
+    """What /health says once it has this status."""
+    return until(lambda: (said := served.http.get("/health").json())["status"] == status and said)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +28,7 @@ def until(served, status):
 @pytest.mark.parametrize("warm_up", [True, False])
 def test_a_model_that_should_be_ready_and_cannot_be_had(tmp_path, changes, said, warm_up):
     with WebWorker(tmp_path, warm_up=warm_up, **changes) as served:
-        assert said in until(served, "failed")["reason"]
+        assert said in health(served, "failed")["reason"]
         for path in ("/ready", "/ping"):
             answer = served.http.get(path)
             assert (answer.status_code, answer.json()["status"]) == (503, "failed")
@@ -46,7 +44,7 @@ def test_a_model_that_fails_to_load_keeps_a_server_from_being_ready_until_it_is_
     engine = FakeEngine()
     engine.load_failures = [LoadFailed("tiny could not be loaded.")]
     with WebWorker(tmp_path, warm_up=True, engine=engine) as served:
-        assert "tiny could not be loaded." in until(served, "failed")["reason"]
+        assert "tiny could not be loaded." in health(served, "failed")["reason"]
         assert served.http.get("/ready").status_code == 503
         assert served.http.post("/run", json={"prompt": "x"}).status_code == 200  # which has it loaded
         assert served.http.get("/ready").json() == {"status": "ready"}
@@ -67,7 +65,7 @@ async def test_a_source_that_answers_later_is_asked_again(tmp_path, monkeypatch)
     await ready.prepare(loaded=True)
     assert ready.problems() == ("tiny: The Hub does not answer.",)
     retrying = asyncio.create_task(ready.retry(loaded=True))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while ready.problems():
             await asyncio.sleep(0.01)
     retrying.cancel()
@@ -78,7 +76,7 @@ async def test_models_read_anew_are_tried_again(tmp_path):
     context = make_context(tmp_path, preload_models=("later",))
     worker = context.worker
     warming = asyncio.create_task(worker.warm_up())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         while not worker.operations.readiness.problems():
             await asyncio.sleep(0.01)
         models = worker.settings.models_yaml

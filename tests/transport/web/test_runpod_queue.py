@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests import waiting
 from tests.fakes.bucket import FakeBucket
 from tests.fakes.web_worker import Listener, WebWorker
 from worker.core.errors import OutOfMemory
@@ -17,13 +18,10 @@ APPLE = {"input": {"prompt": "an apple", "seed": 3}}
 
 
 def until(served, job_id, *states):
-    ends = time.monotonic() + 30
-    while time.monotonic() < ends:
-        found = served.http.get(f"/v2/any/status/{job_id}").json()
-        if found["status"] in states:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(found)
+    def look():
+        return (found := served.http.get(f"/v2/any/status/{job_id}").json())["status"] in states and found
+
+    return waiting.until(look)
 
 
 def submit(served, body=APPLE, **headers):
@@ -103,9 +101,8 @@ def test_the_policy_limits_the_run_and_the_life_of_a_job(served):
     slow = submit(served, APPLE | {"policy": {"executionTimeout": 1000, "lowPriority": True}})
     assert "executionTimeout" in until(served, slow, "TIMED_OUT")["error"]
     short = submit(served, APPLE | {"policy": {"ttl": 1000}})
-    ends = time.monotonic() + 30
-    while (answer := served.http.get(f"/v2/any/status/{short}")).status_code == 200 and time.monotonic() < ends:
-        time.sleep(0.02)
+    path = f"/v2/any/status/{short}"
+    answer = waiting.until(lambda: (found := served.http.get(path)).status_code != 200 and found)
     assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
     served.context.engine.gate.set()
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import until
 from worker.core.errors import OutOfMemory
 
 ANNA, OPERATOR = "anna's own secret key", "the operator's own key"
@@ -24,15 +25,14 @@ def guarded(tmp_path):
 
 def asked(served, jobs, **query):
     """The answer once this many jobs are written down, which happens beside their answers."""
-    ends = time.monotonic() + 30
-    while True:
+
+    def look():
         answer = served.http.get("/usage", params=query, headers=bearer(OPERATOR))
         assert answer.status_code == 200, answer.text
         found = answer.json()
-        if sum(total["jobs"] for total in found["usage"].values()) == jobs:
-            return found
-        assert time.monotonic() < ends, found
-        time.sleep(0.02)
+        return sum(total["jobs"] for total in found["usage"].values()) == jobs and found
+
+    return until(look)
 
 
 def test_the_operator_is_told_what_each_caller_drew(guarded):

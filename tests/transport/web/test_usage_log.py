@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes.collector import Collector
 from tests.fakes.engine import FakeEngine
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import LIMIT_S, until
 from worker.core.errors import OutOfMemory
 from worker.service.usage.log import read_usage
 
@@ -59,7 +60,7 @@ class Books:
 
     def line(self, job):
         """Its one line in the usage log."""
-        (found,) = self._once(lambda: [line for line in read_usage(self.folder) if line["job_id"] == job])
+        (found,) = until(lambda: [line for line in read_usage(self.folder) if line["job_id"] == job])
         return found
 
     def spans(self, job):
@@ -68,7 +69,7 @@ class Books:
         def mine(span):
             return any(each.key == "imgworker.job_id" and each.value.string_value == job for each in span.attributes)
 
-        (root,) = self._once(lambda: [span for span in self.collector.spans if mine(span)])
+        (root,) = until(lambda: [span for span in self.collector.spans if mine(span)])
         below = [span for span in self.collector.spans if span.parent_span_id == root.span_id]
         return root, sorted(below, key=lambda span: (span.start_time_unix_nano, span.end_time_unix_nano))
 
@@ -82,15 +83,7 @@ class Books:
 
     def until_queued(self, count):
         """Wait until so many jobs wait."""
-        self._once(lambda: self.samples()["queue_length",] == count)
-
-    @staticmethod
-    def _once(look):
-        """What comes in the background: lines are written, and spans are sent, beside the answer."""
-        ends = time.monotonic() + 15
-        while not (found := look()) and time.monotonic() < ends:
-            time.sleep(0.02)
-        return found
+        until(lambda: self.samples()["queue_length",] == count)
 
 
 @pytest.fixture
@@ -194,12 +187,12 @@ def test_a_job_that_waited_behind_another(kept):
     answers = {}
 
     def ask(word):
-        answers[word] = httpx.post(f"{books.served.origin}/run", json={"prompt": word}, timeout=30).json()
+        answers[word] = httpx.post(f"{books.served.origin}/run", json={"prompt": word}, timeout=60).json()
 
     books.engine.gate.clear()
     threads = [threading.Thread(target=ask, args=(word,)) for word in "ab"]
     threads[0].start()
-    assert books.engine.inside.wait(30)
+    assert books.engine.inside.wait(LIMIT_S)
     threads[1].start()
     books.until_queued(1)
     time.sleep(0.2)
@@ -217,7 +210,7 @@ def test_a_batch_of_four(kept):
     answers = {}
 
     def ask(word):
-        answers[word] = httpx.post(f"{books.served.origin}/run", json={"prompt": word}, timeout=30).json()
+        answers[word] = httpx.post(f"{books.served.origin}/run", json={"prompt": word}, timeout=60).json()
 
     threads = [threading.Thread(target=ask, args=(word,)) for word in "abcd"]
     for thread in threads:
@@ -248,7 +241,7 @@ def test_a_job_that_was_cancelled(kept, drawing):
     books.engine.gate.clear()
     job = books.hand_in()
     if drawing:
-        assert books.engine.inside.wait(10)
+        assert books.engine.inside.wait(LIMIT_S)
     else:
         books.until_queued(1)
     assert books.served.http.post(f"/v2/any/cancel/{job}").json()["status"] == "CANCELLED"
@@ -264,7 +257,7 @@ def test_a_job_that_ran_out_of_time_in_the_queue(kept, waits_for):
         books.hand_in(seed=1)
     answer = books.run(timeout_s=0.3)
     assert answer.status_code == 504
-    (job,) = {line["job_id"] for line in books._once(lambda: [*read_usage(books.folder)])}
+    (job,) = {line["job_id"] for line in until(lambda: [*read_usage(books.folder)])}
     check_undrawn(books, job, "job_timeout", "timed_out")
     assert books.engine.ran == []
 

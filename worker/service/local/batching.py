@@ -16,7 +16,7 @@ while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits,
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 
 from worker.core.errors import DeviceLost
@@ -112,17 +112,10 @@ class Buckets:
 class BatchMux:
     """Gives the engine's thread one batch run after the other. Used on the event loop."""
 
-    def __init__(
-        self,
-        engine: EngineThread,
-        batch_size: int = 1,
-        timeout_s: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, engine: EngineThread, batch_size: int = 1, timeout_s: float = 0.0) -> None:
         self._engine = engine
         self._batch_size = batch_size
         self._buckets = Buckets(batch_size, timeout_s)
-        self._clock = clock
         self._batch_run: BatchRun | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -146,7 +139,7 @@ class BatchMux:
             raise self._engine.lost
         # Where no jobs share a batch, a digest of the whole job is not worth its time.
         key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
-        queued = QueuedJob(batch, emit, self._clock(), key)
+        queued = QueuedJob(batch, emit, time.monotonic(), key)
         stop = queued.job.stop
         self._buckets.add(queued)
         self._dispatch()
@@ -168,7 +161,7 @@ class BatchMux:
         for queued in self._buckets.empty(only_stopped=True):
             queued.settle(queued.job.stop.reason or queued.job.stop.timed_out())
         resident = self._engine.resident_models
-        queued_jobs = self._buckets.take(self._clock(), resident)
+        queued_jobs = self._buckets.take(time.monotonic(), resident)
         if queued_jobs:
             self._begin(BatchRun(queued_jobs, self._engine.watchdog), resident)
             return
@@ -176,7 +169,7 @@ class BatchMux:
             self._timer.cancel()
         due = self._buckets.next_due()
         if due is not None:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._clock()), self._dispatch)
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._dispatch)
 
     def _begin(self, batch_run: BatchRun, resident: Collection[str]) -> None:
         self._batch_run = batch_run
