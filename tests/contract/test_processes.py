@@ -102,7 +102,7 @@ def test_jobs_are_found_by_every_connection_and_a_killed_process_is_replaced(tmp
         assert len(again) == 1
         tokens = [ask(worker, "/tokens", {})[1]["token"] for _ in range(2)]
         for id, token in zip((ids[0], ids[1], ids[0]), (*tokens, tokens[1]), strict=True):
-            with urllib.request.urlopen(f"{worker.origin}/events/{id}?token={token}", timeout=30) as events:
+            with urllib.request.urlopen(f"{worker.origin}/events/{id}?token={token}", timeout=60) as events:
                 assert b"id: end\nevent: result\n" in events.read()
 
         doomed = []

@@ -92,7 +92,7 @@ def test_runpods_client_runs_waits_streams_and_cancels(endpoint):
     answer = endpoint.run_sync({"input": FROG})
     assert image(answer).size == (256, 256)
     job = endpoint.run(FROG)
-    assert job.output(timeout=30)["image"] == answer["image"]
+    assert job.output(timeout=60)["image"] == answer["image"]
     assert job.status() == "COMPLETED"
     assert list(endpoint.run(FROG | {"seed": 8}).stream())[-1]["seed"] == 8
     long = endpoint.run(FROG | {"num_inference_steps": 50, "num_images": 8})
@@ -108,7 +108,7 @@ async def test_runpods_asynchronous_client_does_too(served, endpoint):
     async with aiohttp.ClientSession() as session:
         asynchronous = AsyncioEndpoint("mine", session, api_key="none")
         job: AsyncioJob = await asynchronous.run(FROG)
-        assert image(await job.output(timeout=30)).size == (256, 256)
+        assert image(await job.output(timeout=60)).size == (256, 256)
         assert await job.status() == "COMPLETED"
         again = await asynchronous.run(FROG | {"seed": 9})
         assert [chunk async for chunk in again.stream()][-1]["seed"] == 9
@@ -120,9 +120,9 @@ async def test_runpods_asynchronous_client_does_too(served, endpoint):
 def test_a_socket_sees_steps_a_preview_and_the_result_and_cancels(served):
     with connect(f"ws{served.origin.removeprefix('http')}/ws", max_size=None) as ws:
         ws.send(json.dumps({"type": "run", "id": "a", "input": FROG | {"previews": True}}))
-        found = [json.loads(ws.recv(timeout=30))]
+        found = [json.loads(ws.recv(timeout=60))]
         while found[-1]["type"] not in ("result", "failed"):
-            found.append(json.loads(ws.recv(timeout=30)))
+            found.append(json.loads(ws.recv(timeout=60)))
         steps = [item for item in found if item.get("phase") == "inference"]
         assert [item["step"] for item in steps if item.get("message") != "upscaling"] == [*range(9)]
         assert steps[-1]["step"] == steps[-1]["total"]
@@ -130,12 +130,12 @@ def test_a_socket_sees_steps_a_preview_and_the_result_and_cancels(served):
         assert Image.open(io.BytesIO(base64.b64decode(preview))).format == "JPEG"
         assert image(found[-1]).size == (256, 256)
         ws.send(json.dumps({"type": "run", "id": "b", "input": FROG | {"num_inference_steps": 50, "num_images": 8}}))
-        while json.loads(ws.recv(timeout=30))["type"] != "progress":
+        while json.loads(ws.recv(timeout=60))["type"] != "progress":
             pass
         ws.send(json.dumps({"type": "cancel", "id": "b"}))
         last = {"type": "progress"}
         while last["type"] == "progress":
-            last = json.loads(ws.recv(timeout=30))
+            last = json.loads(ws.recv(timeout=60))
         assert (last["type"], last["code"]) == ("failed", "job_cancelled")
 
 
@@ -199,7 +199,7 @@ def test_lines_carry_request_ids_and_no_prompt(served):
         f"{served.origin}/run", json.dumps({"prompt": "a private matter"}).encode(),
         {"Content-Type": "application/json", "X-Request-ID": "find-me"},
     )  # fmt: skip
-    assert urllib.request.urlopen(request, timeout=30).headers["x-request-id"] == "find-me"
+    assert urllib.request.urlopen(request, timeout=60).headers["x-request-id"] == "find-me"
     served.wait_for_output("find-me")
     assert "private matter" not in served.output
     assert "iVBOR" not in served.output

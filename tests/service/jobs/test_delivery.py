@@ -68,7 +68,7 @@ async def test_too_large_for_the_answer_goes_to_the_bucket(tmp_path, bucket):
     assert "uploaded" in answer["warnings"][0]
     assert len(bucket.objects) == 8
     for index, url in enumerate(answer["images"]):
-        body = urllib.request.urlopen(url, timeout=5).read()
+        body = urllib.request.urlopen(url, timeout=60).read()
         assert Image.open(io.BytesIO(body)).tobytes() == noise(None, answer["seeds"][index]).data
     assert all(".." not in key and key.count("/") == 1 for _, key in bucket.objects)
 

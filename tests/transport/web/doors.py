@@ -255,7 +255,7 @@ def number_at(door: str, usual: int, *, inside: bool) -> int:
 
 def hang_up_when_drawn(served: WebWorker, path: str, body: dict[str, Any]) -> None:
     """Send a request, and hang up once the engine draws for it."""
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
     assert served.context.engine.inside.wait(LIMIT_S)
     connection.close()

@@ -59,7 +59,7 @@ def test_a_door_of_files_sends_one_whole_and_says_how_long_it_is(tmp_path):
     ask = {"model_id": "tiny", "inputs": "x"}
     with (
         WebWorker(tmp_path, engine=FakeEngine(lambda job, seed: LARGE)) as served,
-        httpx.stream("POST", f"{served.origin}/diffusers/generate", json=ask, timeout=20) as answer,
+        httpx.stream("POST", f"{served.origin}/diffusers/generate", json=ask, timeout=60) as answer,
     ):
         pieces = list(answer.iter_raw())
     assert len(pieces) > 1
