@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import PROJECT
 from tests.contract.test_docs import rows
 from tests.fakes.engine import make_context
+from worker.core.quality import LeverReport
 from worker.service.usage.log import read_usage
 
 PAGE = (PROJECT / "docs/observability.md").read_text()
@@ -21,6 +22,7 @@ def described():
 @pytest.fixture
 async def drawn(tmp_path):
     context = make_context(tmp_path, gpu_price_per_hour=1)
+    context.engine.levers = (LeverReport("tiny", "compile", "exact", "on", "1.30 times as fast"),)
     await context.draw()
     await context.draw(model="any", steps=2)
     context.worker.metrics.answered(200)

@@ -20,6 +20,8 @@ from worker.core.device import DeviceInfo
 from worker.core.errors import InvalidOutput, JobCancelled
 from worker.engine import engine as engine_module
 
+_ids = itertools.count()
+
 
 @pytest.fixture
 def batching(settings):
@@ -174,11 +176,18 @@ async def test_the_plans_memory_bounds_a_call(batching, alone, monkeypatch):
 
 
 async def running(worker, fields):
-    """Tasks of one batch, which the engine has begun."""
-    tasks = [asyncio.create_task(draw(worker, **job, **fields)) for job in TEXTS]
+    """Tasks of one batch, which is in its steps: earlier one that leaves is not in the call at all."""
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell(progress):
+        if progress.phase == "inference":
+            loop.call_soon_threadsafe(begun.set)
+
+    jobs = [{"prompt": "a red apple", **job, **fields} for job in TEXTS]
+    tasks = [asyncio.create_task(perform(worker, job, f"run-{next(_ids)}", tell)) for job in jobs]
     async with asyncio.timeout(LIMIT_S):
-        while worker.engine.running is None:
-            await asyncio.sleep(0.01)
+        await begun.wait()
     return tasks
 
 

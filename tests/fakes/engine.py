@@ -14,11 +14,13 @@ from worker.app.build import Worker, build_worker
 from worker.app.settings import Settings
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import OutOfMemory, WorkerError
+from worker.core.errors import JobCancelled, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.model import ModelFiles
+from worker.core.quality import LeverReport
 from worker.core.result import Artifact, Emit, EngineReport, Progress
+from worker.core.turn import StopSignal
 from worker.wire.request import decode_envelope, decode_generation
 
 Pixels = Callable[[Job, int], Raster]
@@ -69,6 +71,15 @@ class FakeEngine:
         """Set while a run is in its steps."""
         self.overlaps = 0
         self.resident: list[str] = []
+        self.levers: tuple[LeverReport, ...] = ()
+        self.tries: list[str] = []
+        """What became of each try of a way to generate faster: done or stopped."""
+        self.to_try = 0
+        """How many ways there are still to be tried; each waits inside until `tried` is set."""
+        self.tried = threading.Event()
+        self.tried.set()
+        self.trying = threading.Event()
+        """Set while one is tried."""
         self._busy = threading.Lock()
 
     @property
@@ -129,6 +140,27 @@ class FakeEngine:
         count = int(str(job.params.get("num_frames") or 4))
         frames = tuple(self.pixels(job, seed + index) for index in range(count))
         return Artifact(job.id, frames[0], seed, frames, job.video.fps)
+
+    def improve(self, stop: StopSignal, emit: Emit) -> bool:
+        """Try one way to generate faster, in steps."""
+        if not self.to_try:
+            return False
+        if not self._busy.acquire(blocking=False):
+            raise AssertionError("a try beside a run")
+        self.trying.set()
+        try:
+            while not self.tried.wait(0.005):
+                stop.check()
+            stop.check()
+        except JobCancelled:
+            self.tries.append("stopped")
+            raise
+        finally:
+            self.trying.clear()
+            self._busy.release()
+        self.tries.append("done")
+        self.to_try -= 1
+        return True
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Say that the model is there now."""

@@ -260,6 +260,8 @@ async def test_the_result_has_every_key_of_the_contract(context):
             "timings",
             "usage",
             "reproduce",
+            "quality",
+            "levers",
             "warnings",
         ),
     }

@@ -1,10 +1,11 @@
 """The composition of a worker: settings in, a worker with its own device out. torch is imported late."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.app.kernels import allowed_kernels
 from worker.app.memory import settle
 from worker.app.place import Place
 from worker.app.served import Groundwork, Served
@@ -29,6 +30,7 @@ from worker.service.limits.admission import Admission, AdmissionLimits, Load
 from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
+from worker.service.local.improving import IDLE_S
 from worker.service.local.provisioning import Provisioner, refuse_pickles
 from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
@@ -88,7 +90,8 @@ def build_worker(
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(ground.store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
     engine = _engine_thread(settings, build_engine)
-    mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000)
+    idle_s = IDLE_S if settings.levers == "auto" else None
+    mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000, idle_s=idle_s)
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
         engine.watchdog.check,
@@ -104,7 +107,7 @@ def build_worker(
     readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
-    metrics = ground.metrics(load)
+    metrics = ground.metrics(load, lambda: [each for each in engine.levers if resolver.registered_id(each.model)])
     telemetry = ground.telemetry(metrics)
     operations = Operations(
         generation, ground.introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
@@ -126,8 +129,9 @@ def build_worker(
 def _engine_thread(settings: Settings, build_engine: Callable[[], ResidentEngine] | None) -> EngineThread:
     if build_engine is not None:
         return EngineThread(build_engine, settings.silence_seconds)
+    kernels = allowed_kernels(settings)
     return EngineThread(
-        lambda: _settled(_diffusers_engine(settings)), settings.silence_seconds, lambda: _device(settings)
+        lambda: _settled(_diffusers_engine(settings, kernels)), settings.silence_seconds, lambda: _device(settings)
     )
 
 
@@ -146,18 +150,25 @@ def _settled(engine: ResidentEngine) -> ResidentEngine:
     return engine
 
 
-def _diffusers_engine(settings: Settings) -> ResidentEngine:
+def _diffusers_engine(settings: Settings, kernels: Mapping[str, Path]) -> ResidentEngine:
     with unsearched():
         from worker.engine.engine import DiffusersEngine
+        from worker.engine.levers.decisions import Decisions
+        from worker.engine.levers.gate import Gate
+        from worker.engine.levers.table import LEVERS
         from worker.engine.safety import SafetyPolicy
 
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
+    gate = Gate()
+    if settings.levers == "auto":
+        gate = Gate(LEVERS, Decisions(settings.volume / "state" / "levers"), kernels)
     return DiffusersEngine(
         settings.device,
         settings.max_resident_models,
         settings.resident_loras,
         policy,
         None if settings.lora_merge_gb is None else int(settings.lora_merge_gb * 2**30),
+        gate,
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker import __version__
@@ -12,6 +12,7 @@ from worker.app.registry import build_registry
 from worker.app.settings import Settings, SettingsError
 from worker.app.stores import build_adapter_folders, build_store
 from worker.catalog.registry import Registry, RegistryError
+from worker.core.quality import LeverReport
 from worker.core.turn import StopSignal
 from worker.net.fetch import ImageFetcher
 from worker.net.fetched import FetchedBytes
@@ -123,7 +124,7 @@ class Groundwork:
             parse_reference,
             lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
         )
-        limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds)
+        limits = JobLimits(settings.max_images, settings.max_loras, settings.timeout_seconds, settings.default_quality)
         # As much as the jobs themselves may take, and in any case what one request may bring.
         books = FetchedBytes(int(settings.max_queued_mb * 2**20), least=MAX_BYTES)
         fetch = ImageFetcher(allow_private=settings.allow_private_urls, books=books)
@@ -141,9 +142,9 @@ class Groundwork:
             UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name),
         )
 
-    def metrics(self, load: Callable[[], Load]) -> Metrics:
-        """Return what counts, over `load`."""
-        return Metrics(__version__, load, self.pools.all)
+    def metrics(self, load: Callable[[], Load], levers: Callable[[], Sequence[LeverReport]] = tuple) -> Metrics:
+        """Return what counts, over `load`, and what was decided of `levers`."""
+        return Metrics(__version__, load, self.pools.all, levers)
 
     def telemetry(self, metrics: Metrics) -> Telemetry:
         """Return the one bracket around all that is asked."""

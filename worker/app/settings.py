@@ -52,6 +52,7 @@ class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, Flee
                 "the first ones are evicted again before a job comes."
             )
         sentences += self.storage_warnings()
+        sentences += self.kernel_warnings()
         sentences += misspelt(os.environ, known_variables())
         fleet = [name for name in tier_overrides() if name.endswith(("_MAX_CONTAINERS", "_SCALEDOWN"))]
         if fleet:

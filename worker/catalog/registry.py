@@ -23,7 +23,7 @@ _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one 
 # Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
-    *("defaults", "limits", "fallback", "upscale"),
+    *("defaults", "limits", "fallback", "upscale", "quality"),
 )
 
 

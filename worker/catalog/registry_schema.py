@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from worker.core.model import DType, Lightning, LoraSpec, OwnUpscaler, Parsed, Task, Tier
+from worker.core.quality import Quality
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@#+/-]{0,255}$"
 
@@ -42,6 +43,7 @@ class Entry(Parsed):
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
     upscale: OwnUpscaler | None = None
+    quality: Quality | None = None
 
     @property
     def replaced_parts(self) -> tuple[str, ...]:

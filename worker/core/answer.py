@@ -7,6 +7,7 @@ from pydantic import JsonValue
 
 from worker.core.device import LoadPlan, Nearness, Offload
 from worker.core.model import Detection, Outline, Task
+from worker.core.quality import LeverReport
 from worker.core.request import FRAME_FORMATS, Format
 from worker.core.result import AnswerFile, JobFacts
 
@@ -138,6 +139,7 @@ class WorkerStatus:
     resident_models: tuple[str, ...]
     models: int
     problems: tuple[str, ...] = ()  # a sentence for each model that should be ready and cannot be
+    levers: tuple[LeverReport, ...] = ()  # what was decided of ways to generate faster, for the resident models
 
 
 @dataclass(frozen=True, slots=True)

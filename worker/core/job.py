@@ -15,6 +15,7 @@ from worker.core.image import MaskReading, Raster
 from worker.core.model import ModelFiles
 from worker.core.pipeline import Form
 from worker.core.prompt import PromptForm
+from worker.core.quality import Quality
 from worker.core.request import GenerationRequest, OutputOptions
 from worker.core.turn import StopSignal
 
@@ -100,6 +101,7 @@ class Job:
     mixes: bool = False  # true if its prompts change from step to step, or are several
     generates: bool = True  # False at strength 0 or for an empty mask: the sent image comes back
     video: VideoRequest | None = None  # None for images
+    quality: Quality = "exact"
     mask_reading: MaskReading | None = field(default=None, metadata=OF_ONE_JOB)
     accepted_at: float = field(default_factory=time.monotonic, metadata=OF_ONE_JOB)
 

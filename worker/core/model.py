@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from worker.core.quality import Quality
 from worker.core.single_file import EncoderKind
 
 DType = Literal["float32", "float16", "bfloat16"]
@@ -222,6 +223,7 @@ class ModelSpec(Parsed):
     loras: tuple[LoraSpec, ...] = ()
     lightning: Lightning | None = None
     upscale: OwnUpscaler | None = None
+    quality: Quality | None = None  # of requests that name none; else the worker's
     subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
 
     @property

@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import AdapterSpec, Parsed, Task
+from worker.core.quality import Quality
 
 Spec = TypeVar("Spec", bound=AdapterSpec)
 MAX_PROMPT_CHARS = 8_000
@@ -125,6 +126,11 @@ class GenerationRequest(Parsed):
     )
     timeout_s: float | None = Field(
         default=None, gt=0, le=86_400, allow_inf_nan=False, description="Seconds that the job may take."
+    )
+    quality: Quality | None = Field(
+        default=None,
+        description="How far faster ways to generate may be from the plain one: exact, no further than rounding; high; "
+        "or fast, which can show. What has not been proven for this model on this device is not used.",
     )
     fallback: bool = Field(
         default=False, description="Whether another model of the same family may stand in for one that cannot be had."

@@ -11,6 +11,7 @@ from worker.core.errors import WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading, Raster
 from worker.core.model import Task
+from worker.core.quality import Quality
 from worker.core.request import CONTENT_TYPES, Format
 
 Phase = Literal["download", "load", "inference", "encode"]
@@ -163,6 +164,7 @@ class EngineReport:
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # job id -> warnings for its caller only
     # Job id -> a verdict on each of its artifacts, where a checker is set.
     safety: Mapping[str, tuple[SafetyVerdict, ...]] = field(default_factory=dict)
+    levers: tuple[str, ...] = ()  # the ways to generate faster that were used
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,8 @@ class JobFacts:
     mask: MaskReading | None = None  # the part of the sent mask that was redrawn
     warnings: tuple[str, ...] = ()
     placement: Placement | None = None  # of a gateway
+    quality: Quality = "exact"
+    levers: tuple[str, ...] = ()  # the ways to generate faster that were used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

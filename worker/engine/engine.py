@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -12,17 +12,23 @@ import torch
 
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import JobCancelled, JobTimeout, OutOfMemory, WorkerError
+from worker.core.errors import DeviceLost, EngineFailure, JobCancelled, JobTimeout, OutOfMemory, WorkerError
 from worker.core.finishing import Upscaler
+from worker.core.image import Raster
 from worker.core.job import Batch, Job, SchedulerChoice
 from worker.core.model import Kind, ModelFiles, ModelSpec
+from worker.core.quality import LeverReport
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
+from worker.core.turn import StopSignal
 from worker.engine import devices
 from worker.engine.adapters.stack import AdapterStack
 from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import compatible
 from worker.engine.complaints import complaint, texts_of
+from worker.engine.levers.gate import Gate
+from worker.engine.levers.improving import improve
+from worker.engine.levers.row import Lever
 from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_images
 from worker.engine.plan import images_that_fit, make_plan, resident_key
@@ -47,11 +53,13 @@ class DiffusersEngine:
         resident_loras: int = 4,
         safety: SafetyPolicy | None = None,
         lora_merge_bytes: int | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(max_resident_models)
         self._adapters = AdapterStack(resident_loras, lora_merge_bytes)
         self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
+        self._gate = gate or Gate()
         self._load_s = 0.0
 
     @property
@@ -63,11 +71,51 @@ class DiffusersEngine:
         """Return the device's name and memory, as of now."""
         return devices.probe(self._device)
 
+    @property
+    def levers(self) -> tuple[LeverReport, ...]:
+        """What was decided of the levers for the models on the device."""
+        return self._gate.reports(self._pool.residents)
+
     def run(self, batch: Batch, emit: Emit) -> EngineReport:
         """Generate for the first jobs of `batch`, as many as fit into one call, and report the outcome of each.
 
         Raises WorkerError only; afterwards the pipeline is as it was before.
         """
+        try:
+            report = self._run_batch(batch, emit)
+        except EngineFailure as error:
+            levers = self._gate.used
+            if not levers or isinstance(error, OutOfMemory | DeviceLost):
+                raise
+            with self._gate.only(()):
+                report = self._run_batch(batch, emit)
+            self._gate.doubt(levers)
+            return report
+        self._gate.note(batch, report)
+        return report
+
+    def improve(self, stop: StopSignal, emit: Emit) -> bool:
+        """Try one way to generate faster on a resident model; False where there is nothing to try.
+
+        For times without a job. Raises JobCancelled at the next step once `stop` says so, and DeviceLost.
+        """
+
+        def draw(batch: Batch, levers: Sequence[Lever]) -> tuple[tuple[Raster, ...], float]:
+            started, self._load_s = time.monotonic(), 0.0
+            with self._gate.only(levers), torch.random.fork_rng(devices=[]):
+                outcome = self._generate(batch, emit).outcomes[0]
+            if isinstance(outcome, WorkerError):
+                raise outcome
+            return tuple(artifact.raster for artifact in outcome), time.monotonic() - started - self._load_s
+
+        def reload(batch: Batch) -> Resident:
+            with self._lease(batch.jobs[0], batch.jobs[0].call, batch.files, emit) as resident:
+                return resident
+
+        return improve(self._pool, self._gate, draw, reload, stop)
+
+    def _run_batch(self, batch: Batch, emit: Emit) -> EngineReport:
+        """Do what `run` says, with the levers that are chosen now."""
         job = batch.jobs[0]
         devices.reset_peak(self._device)
         started = time.monotonic()
@@ -125,6 +173,7 @@ class DiffusersEngine:
         beside = sum(item.bytes_beside for item in batch.adapters)
         with (
             self._lease(job, job.call, batch.files, emit, beside) as resident,
+            self._gate.settled(resident, batch) as levers,
             self._adapters.applied(resident, batch, lambda: self._room(resident, batch)) as applied,
         ):
             pipe, extra = applied.pipe, applied.arguments
@@ -135,25 +184,30 @@ class DiffusersEngine:
             }
 
             def call(at_once: int) -> tuple[Outcome, ...]:
-                return call_pipeline(pipe, batch, extra, emit, at_once)
+                with levers.called(pipe):
+                    return call_pipeline(pipe, batch, extra, emit, 1 if levers.alone else at_once)
 
+            done = EngineReport((), applied.loras, applied.adapters, notes=notes, levers=levers.names)
             if refiner is None or files is None or not job.generates:
                 outcomes, warnings = self._run(pipe, resident, batch, call)
-                return EngineReport(outcomes, applied.loras, applied.adapters, warnings=warnings, notes=notes)
+                return replace(done, outcomes=outcomes, warnings=warnings)
             first, last = part_of(emit, 0, 2), part_of(emit, 1, 2)
-            begun, warnings = self._run(
-                pipe, resident, batch, lambda _: begin_images(pipe, batch, extra, refiner, first)
-            )
+
+            def begin(_: int) -> Any:
+                with levers.called(pipe):
+                    return begin_images(pipe, batch, extra, refiner, first)
+
+            begun, warnings = self._run(pipe, resident, batch, begin)
         with (
             _blamed_on("refiner"),
             self._lease(job, refiner.call, files, emit) as resident,
+            self._gate.plain(resident),
             self._adapters.refining(resident, refiner.call.pipeline, batch) as second,
         ):
             artifacts, more = self._run(
                 second, resident, batch, lambda _: finish_images(second, batch, begun, refiner, last)
             )
-        warnings = tuple({*warnings, *more})
-        return EngineReport((artifacts,), applied.loras, applied.adapters, warnings=warnings, notes=notes)
+        return replace(done, outcomes=(artifacts,), warnings=tuple({*warnings, *more}))
 
     def _upscaled(
         self, outcomes: tuple[Outcome, ...], upscaler: Upscaler, batch: Batch, emit: Emit

@@ -24,6 +24,7 @@ class Resident:
     scheduler: Any
     users: int = 0
     is_upscaler: bool = False
+    standing: object = None  # what the gate of levers knows of it
     _views: dict[str, Any] = field(default_factory=dict)
 
     def as_class(self, class_name: str) -> Any:
@@ -41,9 +42,19 @@ class PipelinePool:
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     @property
+    def items(self) -> list[tuple[str, Resident]]:
+        """The residents by their keys, most recently used last."""
+        return list(self._residents.items())
+
+    @property
+    def residents(self) -> list[Resident]:
+        """The residents, most recently used last."""
+        return list(self._residents.values())  # asked from other threads
+
+    @property
     def models(self) -> list[str]:
         """Ids of the resident models, most recently used last."""
-        return [resident.model for resident in list(self._residents.values())]  # asked from other threads
+        return [resident.model for resident in self.residents]
 
     def get(self, key: str) -> Resident | None:
         """Return the resident of `key`, if any."""

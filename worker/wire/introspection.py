@@ -15,6 +15,7 @@ from worker.core.answer import (
     WorkerStatus,
 )
 from worker.core.model import Task
+from worker.core.quality import LeverReport
 
 _GIB = 2**30
 
@@ -118,6 +119,19 @@ def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
         "resident_models": [*answer.resident_models],
         "tasks": [*sorted(task.value for task in Task)],
         "models": answer.models,
+        "levers": [_lever(lever) for lever in answer.levers],
+    }
+
+
+def _lever(lever: LeverReport) -> dict[str, JsonValue]:
+    return {
+        "model": lever.model,
+        "lever": lever.lever,
+        "quality": lever.tier,
+        "verdict": lever.verdict,
+        "reason": lever.reason,
+        "psnr_db": None if lever.psnr_db is None else round(lever.psnr_db, 1),
+        "gain": None if lever.gain is None else round(lever.gain, 3),
     }
 
 

@@ -12,6 +12,7 @@ from worker.core.errors import EngineFailure, WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading
 from worker.core.model import Kind, Task
+from worker.core.quality import QUALITIES
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format
 from worker.core.result import (
     AnswerFile,
@@ -73,7 +74,7 @@ def decode_failure(body: JsonValue) -> WorkerError:
 
 def _result(body: Mapping[str, JsonValue]) -> JobResult:
     loras, adapters = _list(body.get("loras")), _list(body.get("adapters"))
-    mask = body.get("mask")
+    mask, quality = body.get("mask"), body.get("quality")
     return JobResult(
         artifacts=_artifacts(body),
         model=str(body["model"]),
@@ -89,6 +90,8 @@ def _result(body: Mapping[str, JsonValue]) -> JobResult:
         reproduce=_reproduction(_object(body.get("reproduce") or {})),
         mask=cast(MaskReading, mask) if mask in get_args(MaskReading) else None,
         warnings=tuple(str(item) for item in _list(body.get("warnings"))),
+        quality=quality if quality in QUALITIES else "exact",
+        levers=_texts(body.get("levers")),
     )
 
 

@@ -94,6 +94,8 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
             "versions": dict(answer.reproduce.versions),
             "input": dict(answer.reproduce.input),
         },
+        "quality": answer.quality,
+        "levers": [*answer.levers],
         "warnings": [*answer.warnings],
     }
     if answer.mask is not None:

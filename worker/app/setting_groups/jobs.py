@@ -1,5 +1,6 @@
 """How jobs are run on this machine, how many and how large they may be, and what is reported of them."""
 
+from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
@@ -18,6 +19,9 @@ class JobSettings(SettingsGroup):
     lora_merge_gb: float | None = Field(default=None, ge=0, le=4_096, allow_inf_nan=False)
     warm_up: bool = True
     silence_seconds: float = Field(default=300.0, ge=1, le=86_400)
+    levers: Literal["auto", "off"] = "auto"
+    attention_kernels: Words = ()
+    kernels_dir: Path = Path("/opt/kernels")
     batch_size: int = Field(default=1, ge=1, le=32)
     batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
 
@@ -55,6 +59,12 @@ class JobSettings(SettingsGroup):
 
     # Set by RunPod on its machines: the address of its queue
     runpod_webhook_get_job: str | None = None
+
+    def kernel_warnings(self) -> list[str]:
+        """Return a sentence where native code of the Hub's may be loaded."""
+        if not self.attention_kernels:
+            return []
+        return [f"ATTENTION_KERNELS is set: native code of {', '.join(self.attention_kernels)} may run in this worker."]
 
     @property
     def jobs_taken(self) -> int:

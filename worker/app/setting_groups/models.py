@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 
 from worker.app.setting_groups.group import Paths, SettingsGroup, Words
+from worker.core.quality import Quality
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
 RUNPOD_VOLUME = Path("/runpod-volume")
@@ -37,6 +38,7 @@ class ModelSettings(SettingsGroup):
     default_guidance: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
     use_lightning_lora: bool | None = None
     lightning_steps: Annotated[Literal[4, 8] | None, BeforeValidator(_whole)] = None
+    default_quality: Quality = "exact"
     precision_mode: Literal["bf16", "fp8", "8bit", "4bit"] | None = None
 
     # Folders and sources of files

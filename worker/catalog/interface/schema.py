@@ -98,6 +98,8 @@ def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
     """Write this model's own values of the common fields into `properties`."""
     properties["model"]["default"] = model.spec.id
     properties["task"] = {"enum": [*model.tasks], "description": properties["task"]["description"]}
+    if model.spec.quality is not None:
+        properties["quality"]["default"] = model.spec.quality
     if "negative_prompt" in model.spec.defaults:
         properties["negative_prompt"]["default"] = model.spec.defaults["negative_prompt"]
 

@@ -266,6 +266,7 @@ class Acceptor:
             stop=stop,
             generates=_changes_something(call, read),
             video=read.video,
+            quality=self._limits.quality_of(request, call.spec),
             mask_reading=read.mask.reading,
         )
 

@@ -89,6 +89,7 @@ class DeviceIntrospection:
             jobs_queued=load.queued,
             resident_models=tuple(self._engine.resident_models),
             models=len(self._resolver.registry.models),
+            levers=self._engine.levers,
         )
 
     @property

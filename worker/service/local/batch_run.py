@@ -207,7 +207,7 @@ def _kind(group: list[QueuedJob]) -> str:
     job, batch = group[0].job, group[0].batch
     finishing = (batch.finishing.refiner is not None, batch.finishing.upscaler is not None)
     work = [pixel_steps(queued.job) for queued in group]
-    return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing))
+    return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing, job.quality))
 
 
 def _model_bytes(batch: Batch) -> int:

@@ -24,6 +24,7 @@ from worker.core.job import Batch
 from worker.core.result import Emit
 from worker.service.local.batch_run import BatchRun, Generated, QueuedJob
 from worker.service.local.engine_thread import EngineThread, uninterrupted
+from worker.service.local.improving import Improving
 
 # The time that a job that has to stop may still sit in one step before the device counts as lost.
 STUCK_GRACE_S = 60.0
@@ -112,13 +113,16 @@ class Buckets:
 class BatchMux:
     """Gives the engine's thread one batch run after the other. Used on the event loop."""
 
-    def __init__(self, engine: EngineThread, batch_size: int = 1, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, engine: EngineThread, batch_size: int = 1, timeout_s: float = 0.0, idle_s: float | None = None
+    ) -> None:
         self._engine = engine
         self._batch_size = batch_size
         self._buckets = Buckets(batch_size, timeout_s)
         self._batch_run: BatchRun | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
+        self._improving = Improving(engine, self.give_up, idle_s)
 
     @property
     def waiting(self) -> int:
@@ -141,6 +145,7 @@ class BatchMux:
         key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
         queued = QueuedJob(batch, emit, time.monotonic(), key)
         stop = queued.job.stop
+        self._improving.rest()
         self._buckets.add(queued)
         self._dispatch()
         try:
@@ -170,6 +175,8 @@ class BatchMux:
         due = self._buckets.next_due()
         if due is not None:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, due - time.monotonic()), self._dispatch)
+        else:
+            self._improving.idle()
 
     def _begin(self, batch_run: BatchRun, resident: Collection[str]) -> None:
         self._batch_run = batch_run

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Protocol, TypeVar
 
 from worker.core.call import KnownModel
@@ -12,7 +13,9 @@ from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost, contained
 from worker.core.model import ModelFiles
 from worker.core.ports import Engine
+from worker.core.quality import LeverReport
 from worker.core.result import Emit
+from worker.core.turn import StopSignal
 from worker.service.local.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -39,6 +42,15 @@ class ResidentEngine(Engine, Protocol):
         """Drop a model from the device, and return how many were dropped."""
         ...
 
+    @property
+    def levers(self) -> tuple[LeverReport, ...]:
+        """What was decided of ways to generate faster, for the models on the device."""
+        ...
+
+    def improve(self, stop: StopSignal, emit: Emit) -> bool:
+        """Try one way to generate faster; False where there is nothing to try. Stops at its next step if told to."""
+        ...
+
 
 class EngineThread:
     """Owns the engine: builds it in its one thread, runs one piece of work at a time, and notes a lost device.
@@ -60,6 +72,12 @@ class EngineThread:
         self.lost: DeviceLost | None = None
         self.running: str | None = None
         self.watchdog = Watchdog(silence_s)
+        self._aside: StopSignal | None = None
+
+    @property
+    def levers(self) -> tuple[LeverReport, ...]:
+        """What was decided of ways to generate faster, for the models on the device."""
+        return self._engine.levers if self._engine else ()
 
     @property
     def obstacle(self) -> str | None:
@@ -85,8 +103,25 @@ class EngineThread:
         """
         if self.lost is not None:
             raise self.lost
+        if self._aside is not None:
+            self._aside.cancel()
         # With the caller's context: log lines of the engine's thread carry their request id.
         return self._executor.submit(copy_context().run, self._call, work, label, begin)
+
+    def submit_aside(self) -> "Future[bool]":
+        """Queue one try of a way to generate faster. It stops at its next step once any work is submitted.
+
+        Raises DeviceLost.
+        """
+        stop = StopSignal()
+
+        def work(engine: ResidentEngine) -> bool:
+            stop.check()
+            return engine.improve(stop, partial(self.watchdog.hear, work="improve"))
+
+        future = self.submit(work, "trying to generate faster")
+        self._aside = stop
+        return future
 
     async def call(self, work: Callable[[ResidentEngine], T], label: str) -> T:
         """Run `work` in the engine's thread and return its result. Raises DeviceLost once the device is lost."""

@@ -19,6 +19,9 @@ from worker.service.local.batch_run import Generated
 # An input image larger than this is not sent back: it would crowd out the generated ones.
 MAX_ECHO_CHARS = 100_000
 _NO_MEDIA = "reproduce.input leaves out {}, which is large; send it along to get the same result again."
+_NOTHING_FASTER = (
+    "quality {}: nothing faster is proven for this model on this device yet; it was generated as with quality exact."
+)
 _VERSIONED = ("diffusers", "transformers", "torch", "universal-image-model-worker")
 
 
@@ -69,10 +72,13 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
             input=_input(job),
         ),
         mask=job.mask_reading,
+        quality=job.quality,
+        levers=report.levers,
         warnings=job.warnings
         + _length_warning(job, len(artifact.frames))
         + report.warnings
         + report.notes.get(job.id, ())
+        + ((_NOTHING_FASTER.format(job.quality),) if job.quality != "exact" and not report.levers else ())
         + ((_NO_MEDIA.format(" and ".join(left_out)),) if left_out else ()),
     )
 
@@ -143,6 +149,8 @@ def _input(job: Job) -> dict[str, JsonValue]:
     fields |= {name: request.params[name] for name in media_fields if name not in large}
     fields |= {"model": job.call.spec.id, "task": job.call.task.value, "prompt": job.prompt, "seed": job.seeds[0]}
     fields |= _params(job)
+    if job.quality != "exact":
+        fields["quality"] = job.quality
     if job.negative_prompt is not None:
         fields["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:

@@ -1,11 +1,14 @@
 """Metrics for Prometheus. Labels are few by construction: models of models.yaml, tasks, codes, stages; never ids."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from worker.core.quality import LeverReport
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
 from worker.service.usage.telemetry import OK, Record
@@ -17,11 +20,18 @@ _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Metrics:
-    """Counts operations. `load` is called at each scrape, and `pools` are looked at."""
+    """Counts operations. `load` and `levers` are called at each scrape, and `pools` are looked at."""
 
-    def __init__(self, version: str, load: Callable[[], Load], pools: Sequence[Pool] = ()) -> None:
+    def __init__(
+        self,
+        version: str,
+        load: Callable[[], Load],
+        pools: Sequence[Pool] = (),
+        levers: Callable[[], Sequence[LeverReport]] = tuple,
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody plots
         self._registry = CollectorRegistry()
+        self._registry.register(_Levers(levers))
         self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
         self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
             lambda: load().queued
@@ -100,3 +110,18 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         return Histogram(f"{PREFIX}_{name}", text, labels, buckets=SECONDS, registry=self._registry)
+
+
+class _Levers(Collector):
+    """The decisions on levers, read at each scrape: their models come and go with the device's memory."""
+
+    def __init__(self, levers: Callable[[], Sequence[LeverReport]]) -> None:
+        self._levers = levers
+
+    def collect(self) -> Iterator[Metric]:
+        text = "1 of a faster way to generate that is used, 0 of one that was tried and is off."
+        family = GaugeMetricFamily(f"{PREFIX}_lever_on", text, labels=["model", "lever"])
+        for lever in self._levers():
+            if lever.verdict != "trying":
+                family.add_metric([lever.model, lever.lever], float(lever.verdict == "on"))
+        yield family

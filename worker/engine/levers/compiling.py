@@ -1,0 +1,54 @@
+"""Regional compilation: a model's repeated blocks, compiled once each, never in front of a job."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from worker.engine.levers.row import Ground, Undo
+
+# The compiled forms of a block, kept beside it while the lever is off.
+_COMPILED: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+
+
+def has_repeated_blocks(ground: Ground) -> bool:
+    """True if diffusers names the blocks of which every denoiser is made, and they are in it."""
+    return bool(ground.denoisers) and all(any(_blocks(part)) for part in ground.denoisers)
+
+
+def compiling(backend: str | Callable[..., Any] = "inductor") -> Callable[[Ground], Undo]:
+    """Return `on` of the lever for a backend of torch.compile."""
+
+    def on(ground: Ground) -> Undo:
+        # With torch's default a model that is compiled does not look for hooks that are put on later: a LoRA in hooks
+        # would be ignored without a word.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        blocks = [block for part in ground.denoisers for block in _blocks(part)]
+        for block in blocks:
+            if block not in _COMPILED:
+                block.compile(backend=backend, fullgraph=True)
+                _COMPILED[block] = block._compiled_call_impl
+            block._compiled_call_impl = _COMPILED[block]
+
+        def off() -> None:
+            for block in blocks:
+                block._compiled_call_impl = None
+
+        return off
+
+    return on
+
+
+@contextmanager
+def without_compiling() -> Iterator[None]:
+    """Let compiled code run where it fits, and plain code where something would have to be compiled first."""
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield
+
+
+def _blocks(part: nn.Module) -> Iterator[nn.Module]:
+    names = getattr(part, "_repeated_blocks", None) or ()
+    return (module for module in part.modules() if type(module).__name__ in names)
