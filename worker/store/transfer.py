@@ -4,11 +4,14 @@ import errno
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from pydantic import JsonValue
 
@@ -17,8 +20,10 @@ from worker.core.result import Emit
 from worker.core.turn import StopSignal
 from worker.net.client import Client, Response
 from worker.net.guard import RefusedUrl
+from worker.store.lanes import Lanes, pieces
 
 _BLOCK = 2**20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _PAGE = (b"<!doctype html", b"<html")
@@ -103,11 +108,14 @@ class Download:
         check: Callable[[], None],
         advance: Callable[[int, int, int | None], None],
         patience: Patience,
+        lanes: Lanes | None = None,
     ) -> None:
         self._file, self._part, self._client = file, part, fetch.client
         self._label, self._refused = fetch.label, fetch.refused
         self._check, self._advance = check, advance
         self._patience = patience
+        self._lanes = lanes or Lanes(a_file=1)
+        self._beside = self._lanes.a_file - 1  # connections beside the first; fewer once a server has refused some
         self._etag_note = part.with_suffix(".etag")
         self._hash = hashlib.sha256()
         self._hashed = 0  # bytes of the part that went through `_hash`
@@ -175,7 +183,7 @@ class Download:
             if response.status == 416 and response.headers.get("content-range", "") == f"bytes */{start}":
                 self._total = start  # all of it lies here; the digest will tell
                 return
-            self._write(response, self._accept(response, start))
+            self._take(response, self._accept(response, start))
         if self._total is not None and self._have() < self._total:
             raise _BrokenOff
 
@@ -211,25 +219,75 @@ class Download:
         if etag and not etag.startswith("W/") and not self._is_addressed:
             self._etag_note.write_text(etag)
 
-    def _write(self, response: Response, offset: int) -> None:
+    def _take(self, response: Response, offset: int) -> None:
+        """Write the body, which begins at `offset`: over this connection alone, or with others beside it."""
         self._check()  # a worker that was suspended until now may have lost the part to another
-        with self._part.open("r+b" if offset else "wb") as out:
+        total = self._total
+        with self._part.open("r+b" if offset else "wb") as out, self._lanes.taken(self._beside) as beside:
             out.seek(offset)
-            while block := _read(response):
-                self._check()
-                if offset == 0 and block.lstrip()[:16].lower().startswith(_PAGE):
-                    self.discard()
-                    raise self._refused(self._file, 200, response.headers)
-                if self._hashed == offset:
-                    self._hash.update(block)
-                    self._hashed += len(block)
-                out.write(block)
-                out.flush()  # the bytes in this process's memory are lost when it is killed
-                offset += len(block)
-                if self._total is not None and offset > self._total:
-                    raise _Damaged
-                self._advance(offset, len(block), self._total)
+            if not beside or total is None or not self._lanes.suits(response.status, response.headers, total - offset):
+                self._write(out, lambda: _read(response), offset, response.headers)
+            else:
+                self._take_beside(response, out, offset, beside, total)
             os.fsync(out.fileno())
+
+    def _take_beside(self, response: Response, out: IO[bytes], offset: int, beside: int, total: int) -> None:
+        """Write the first piece over this connection, and the others in order as they come over those beside it."""
+        size = self._lanes.piece_bytes
+        receive = partial(self._receive_piece, etag=response.headers["etag"])
+        try:
+            with pieces(receive, self._part.parent, offset + size, total, size, beside, self._check) as others:
+                first = self._write(out, _Limited(response, size).read, offset, response.headers)
+                response.close()
+                if first != offset + size:
+                    raise _BrokenOff
+                offset = first
+                for piece in others:
+                    offset = self._write(out, partial(piece.read, _BLOCK), offset, response.headers)
+        except _BrokenOff:
+            self._beside //= 2  # the server may allow fewer connections
+            raise
+
+    def _write(self, out: IO[bytes], read: Callable[[], bytes], offset: int, headers: Mapping[str, str]) -> int:
+        """Write what `read` gives, from `offset` on, and return where it ends."""
+        while block := read():
+            self._check()
+            if offset == 0 and block.lstrip()[:16].lower().startswith(_PAGE):
+                self.discard()
+                raise self._refused(self._file, 200, headers)
+            if self._hashed == offset:
+                self._hash.update(block)
+                self._hashed += len(block)
+            out.write(block)
+            out.flush()  # the bytes in this process's memory are lost when it is killed
+            offset += len(block)
+            if self._total is not None and offset > self._total:
+                raise _Damaged
+            self._advance(offset, len(block), self._total)
+        return offset
+
+    def _receive_piece(self, start: int, end: int, out: IO[bytes], given_up: threading.Event, *, etag: str) -> None:
+        """Fetch a range over a connection of its own; of the same version, or it breaks off."""
+        silence_s = self._patience.silence_s
+        try:
+            with self._client.get(self._file.url, start=start, end=end, etag=etag, timeout_s=silence_s) as response:
+                content_range = response.headers.get("content-range", "")
+                if response.status == 200:
+                    self._beside = 0  # it says that it takes ranges, and takes none; or the file is another by now
+                if response.status != 206 or content_range != f"bytes {start}-{end - 1}/{self._total}":
+                    raise _BrokenOff
+                ends = _Limited(response, end - start)
+                while not given_up.is_set() and (block := ends.read()):
+                    out.write(block)
+            if ends.left and not given_up.is_set():
+                raise _BrokenOff
+            out.flush()
+        except RefusedUrl:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise _BrokenOff from None
 
     def _verified(self) -> tuple[str, int]:
         size = self._have()
@@ -280,13 +338,26 @@ class Download:
             return 0
 
 
+class _Limited:
+    """The first bytes of a body, and no more."""
+
+    def __init__(self, response: Response, left: int) -> None:
+        self._response, self.left = response, left
+
+    def read(self) -> bytes:
+        """Return what has come, up to a block; b"" at the end."""
+        block = _read(self._response, min(_BLOCK, self.left)) if self.left else b""
+        self.left -= len(block)
+        return block
+
+
 @contextmanager
 def disk_errors(label: str) -> Iterator[None]:
     """Turn the volume's refusals into one sentence, while `label` is fetched."""
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in _FULL:
             raise DiskFull(
                 f"The volume ran full while {label} was fetched; use a larger one, or remove models with "
                 "`python -m worker cache`.",
@@ -297,9 +368,9 @@ def disk_errors(label: str) -> Iterator[None]:
         ) from None
 
 
-def _read(response: Response) -> bytes:
+def _read(response: Response, size: int = _BLOCK) -> bytes:
     try:
-        return response.read(_BLOCK)
+        return response.read(size)
     except RefusedUrl:
         raise
     except OSError:
