@@ -1,12 +1,13 @@
 """Large files over several connections: in ranges of one version, put together in order, no more than are free."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
 
 from tests.fakes.hub import FakeHub
-from tests.store.shelf import Shelf
+from tests.store.shelf import QUICK, Shelf
 from worker.core.errors import CorruptFile
 from worker.store.lanes import Lanes
 
@@ -45,7 +46,8 @@ class RefusingHub(FakeHub):
 
 
 def fetched(shelf, **lanes) -> bytes:
-    entry = shelf.fetch(lanes=Lanes(**{"a_file": LANES, "piece_bytes": PIECE, **lanes}), timeout_s=90.0)
+    patience = replace(QUICK, lanes=Lanes(**{"a_file": LANES, "piece_bytes": PIECE, **lanes}))
+    entry = shelf.fetch(patience=patience, timeout_s=90.0)
     assert not shelf.parts()
     return entry.files["big.bin"].path.read_bytes()
 

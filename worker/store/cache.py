@@ -29,7 +29,6 @@ from pathlib import Path
 from worker.core.errors import SourceUnavailable
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
-from worker.store.lanes import Lanes
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
 from worker.store.meter import ByteMeter, run_all
 from worker.store.places import make_way, read_small, state_of
@@ -44,8 +43,7 @@ class VolumeCache:
     """Model files below `root`; `lookup` roots are other caches of this layout, read first and never written.
 
     `max_bytes` is the most that the models may take together, unless the volume has less. `beat_s` is the pause between
-    two beats of a lease, `stale_s` the silence after which it counts as dead, both in seconds. `lanes` are the
-    connections that a large file may have beside its first.
+    two beats of a lease, `stale_s` the silence after which it counts as dead, both in seconds.
     """
 
     def __init__(
@@ -58,14 +56,12 @@ class VolumeCache:
         patience: Patience | None = None,
         beat_s: float = BEAT_S,
         stale_s: float = STALE_S,
-        lanes: Lanes | None = None,
     ) -> None:
         self.root = root
         self._entries = Entries(root)
         self._lookup = tuple(Entries(path, read_only=True) for path in lookup)
         self._janitor = Janitor(root, self._entries, max_bytes=max_bytes, reserve_bytes=reserve_bytes)
         self._patience = patience or Patience()
-        self._lanes = lanes or Lanes()
         self._beat_s, self._stale_s = beat_s, stale_s
 
     # Reading
@@ -206,7 +202,6 @@ class VolumeCache:
             check=check,
             advance=lambda done, received, size: meter.advance(file.name, done, received, size),
             patience=self._patience,
-            lanes=self._lanes,
         )
         sha256, size = download.run()
         lease.check(look=True)

@@ -72,12 +72,16 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """The limits of waiting for a server, in seconds. `attempts` are those in a row that bring not one byte."""
+    """How a server is asked: the limits of waiting, in seconds, and the connections that it is asked over.
+
+    `attempts` are those in a row that bring not one byte.
+    """
 
     attempts: int = 3
     backoff_s: float = 0.5
     max_wait_s: float = 10.0
     silence_s: float = 10.0  # without any byte
+    lanes: Lanes = field(default_factory=Lanes)
 
 
 class _BrokenOff(Exception):
@@ -108,13 +112,12 @@ class Download:
         check: Callable[[], None],
         advance: Callable[[int, int, int | None], None],
         patience: Patience,
-        lanes: Lanes | None = None,
     ) -> None:
         self._file, self._part, self._client = file, part, fetch.client
         self._label, self._refused = fetch.label, fetch.refused
         self._check, self._advance = check, advance
         self._patience = patience
-        self._lanes = lanes or Lanes(a_file=1)
+        self._lanes = patience.lanes
         self._beside = self._lanes.a_file - 1  # connections beside the first; fewer once a server has refused some
         self._etag_note = part.with_suffix(".etag")
         self._hash = hashlib.sha256()
