@@ -14,7 +14,7 @@ from worker.core.model import Task
 from worker.core.quality import Quality
 from worker.core.request import CONTENT_TYPES, Format
 
-Phase = Literal["download", "load", "inference", "encode"]
+Phase = Literal["download", "load", "inference", "encode", "train"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
+    _add_train(commands)
     _add_questions(commands)
     _add_server(commands)
     _add_cache(commands)
@@ -134,6 +135,52 @@ def _add_run(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--open", action="store_true", help="show what was saved")
     _add_json(output)
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add(commands, "train", "train:train", "teach a model a style or a thing: images in, a LoRA out")
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl")
+    add("-m", "--model", help=f"{_MODEL}; else the default model")
+    add(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="where to keep it, or what to go on with; else trained/DATA",
+    )
+    add(
+        "--check",
+        action="store_true",
+        help="only say what is wrong with the data",
+    )
+    how = parser.add_argument_group("how to learn")
+    for option, metavar, text in (
+        ("--steps", "N", "how many steps; 1000 if not said"),
+        ("--batch-size", "N", "images a step"),
+        ("--learning-rate", "X", "0.0001 if not said"),
+        ("--method", "NAME", "lora, dora, loha or lokr"),
+        ("--rank", "N", "the size of the adapter"),
+        ("--targets", "NAME", "the layers that learn: attention, linear or all"),
+        ("--resolution", "N", "side of a square of as many pixels as an image is learnt with"),
+        ("--trigger", "WORD", "a word that every caption begins with"),
+        ("--caption", "TEXT", "the caption of images that have none"),
+        ("--caption-dropout", "X", "share of the captions that is left out"),
+        ("--min-snr", "X", "gamma of min-SNR weights, such as 5"),
+        ("--held-out", "X", "share of the images that is kept to measure with"),
+        ("--save-every", "N", "steps between checkpoints"),
+        ("--seed", "N", "same seed, same adapter"),
+        ("--minutes", "X", "stop with a checkpoint after so long"),
+    ):
+        how.add_argument(option, metavar=metavar, help=text)
+    how.add_argument("--flip", action="store_true", help="learn every image mirrored, too")
+    how.add_argument(
+        "--sample",
+        metavar="PROMPT",
+        action="append",
+        default=[],
+        help="drawn at every checkpoint with that checkpoint's file; may be repeated",
+    )
+    _add_json(parser)
 
 
 def _add_questions(commands: Any) -> None:

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 _FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 _FRAME_S = 0.1
 _BAR = 20  # characters
-_PHASES = {"download": "downloading", "load": "loading", "inference": "drawing", "encode": "encoding"}
+_PHASES = {
+    "download": "downloading",
+    "load": "loading",
+    "inference": "drawing",
+    "encode": "encoding",
+    "train": "training",
+}
 
 
 class Failure(Exception):

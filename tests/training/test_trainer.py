@@ -1,0 +1,146 @@
+"""Trainers: losses fall, only the adapter learns, and going on is as if nothing had ended."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.engine.test_generation import draw
+from tests.images import assert_differs, pixels
+from tests.training.conftest import CLASSES
+from worker.core.errors import InvalidOutput, UnsupportedModel
+from worker.training.adapter import describe, weights_of, write_adapter
+from worker.training.checkpoint import Checkpoint, keep_last
+from worker.training.objective import Objective
+from worker.training.options import TrainingOptions
+
+
+def mean(losses):
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_the_loss_falls_and_nothing_but_the_adapter_changes(trainer, tiny, family):
+    before = {name: value.clone() for name, value in tiny(family).components[
+        "unet" if family in ("sd1", "sdxl") else "transformer"
+    ].state_dict().items()}  # fmt: skip
+    made = trainer(family, batch_size=3)
+    losses = [made.step() for _ in range(12)]
+    assert mean(losses[-4:]) < mean(losses[:4])
+    after = {name.replace(".base_layer", ""): value for name, value in made.denoiser.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in made.denoiser.parameters())
+
+
+def test_going_on_from_a_checkpoint_ends_in_the_same_bits(trainer, tmp_path):
+    whole = trainer(batch_size=2)
+    expected = [whole.step() for _ in range(5)]
+    first = trainer(batch_size=2)
+    losses = [first.step() for _ in range(2)]
+    first.checkpoint(losses=losses).write(tmp_path)
+    checkpoint = Checkpoint.latest(tmp_path)
+    second = trainer(batch_size=2, checkpoint=checkpoint)
+    assert second.steps_done == 2
+    assert checkpoint.facts["losses"] + [second.step() for _ in range(3)] == expected
+    ends = [weights_of(each.denoiser) for each in (whole, second)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_half_a_checkpoint_is_none(trainer, tmp_path):
+    made = trainer()
+    made.step()
+    made.checkpoint().write(tmp_path)
+    (tmp_path / ".step-000009.partial").mkdir()
+    (tmp_path / "step-000010").mkdir()  # of another program: it has no state
+    assert Checkpoint.latest(tmp_path).step == 1
+    made.step()
+    made.checkpoint().write(tmp_path)
+    keep_last(tmp_path, 1)
+    assert not (tmp_path / "step-000001").exists()
+
+
+def test_every_image_is_seen_once_a_round_in_an_order_of_its_own(trainer):
+    made = trainer(batch_size=2)
+    rounds = []
+    for _ in range(3):
+        seen = []
+        for _ in range(2):
+            seen += [lesson.words for lesson in made._next_lessons()]
+            made.steps_done += 1
+        rounds.append(seen)
+    assert all(len(set(seen)) == 4 for seen in rounds)
+    assert len({tuple(seen) for seen in rounds}) > 1
+
+
+def test_a_loss_that_is_no_number_ends_it_before_the_weights_are_spoilt(trainer):
+    made = trainer()
+    made.step()
+    good = weights_of(made.denoiser)
+    made._learning[0][1].data.fill_(float("nan"))
+    poisoned = weights_of(made.denoiser)
+    with pytest.raises(InvalidOutput, match="learning_rate"):
+        made.step()
+    assert made.steps_done == 1
+    after = weights_of(made.denoiser)
+    assert all(torch.equal(after[key], poisoned[key]) or torch.isnan(poisoned[key]).any() for key in good)
+
+
+def test_quantized_layers_are_not_taken_for_plain_ones(trainer):
+    with pytest.raises(UnsupportedModel, match="targets"):
+        from worker.training.adapter import targets_in
+
+        targets_in(torch.nn.Sequential(torch.nn.Embedding(2, 2)), "linear")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr"])
+async def test_the_file_lands_whole_and_serving_generates_with_it(trainer, worker, zoo, tmp_path, method):
+    made = trainer("sd1", method=method, batch_size=2, learning_rate=0.02)
+    for _ in range(3):
+        made.step()
+    options = TrainingOptions(method=method, trigger="sks")
+    path = worker.settings.volume / "mine.safetensors"
+    write_adapter(path, made.denoiser, made.prefix, 2, describe(options, "tiny", "sd1", "ab" * 32, 4))
+    plain = pixels(await draw(worker))
+    answers = [await draw(worker, loras=[f"file:{each}"]) for each in (path, path.with_name("mine-kohya.safetensors"))]
+    for answer in answers:
+        assert answer["loras"][0]["matched"] == answer["loras"][0]["total"] > 0
+        assert_differs(pixels(answer), plain)
+    assert np.abs(pixels(answers[0]).astype(int) - pixels(answers[1]).astype(int)).max() <= 1, (
+        "two spellings, one effect"
+    )
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_base_model_version"] == "sd1"
+    assert metadata["modelspec.trigger_phrase"] == "sks"
+    assert len(metadata["sshs_model_hash"]) == 64
+
+
+def test_what_is_noisy_and_predicted_leads_back_to_the_image():
+    clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    alphas = torch.linspace(0.9999, 0.005, 1000, dtype=torch.float64)
+    flow, times = Objective("flow"), torch.tensor([10.0, 500.0, 990.0])
+    noisy = flow.noisy(clean, noise, times)
+    assert torch.allclose(noisy - (times / 1000).reshape(-1, 1, 1, 1) * (noise - clean), clean, atol=1e-5)
+    for kind, target in (("epsilon", noise), ("sample", clean)):
+        objective = Objective(kind, alphas)
+        assert objective.loss(target, clean, noise, torch.tensor([1, 500, 999])).abs().max() < 1e-9
+    v = Objective("v_prediction", alphas)
+    steps = torch.tensor([1, 500, 999])
+    signal = alphas[steps].sqrt().float().reshape(-1, 1, 1, 1)
+    share = (1 - alphas[steps]).sqrt().float().reshape(-1, 1, 1, 1)
+    assert v.loss(signal * noise - share * clean, clean, noise, steps).abs().max() < 1e-9
+    assert torch.allclose(
+        signal * v.noisy(clean, noise, steps) - share * (signal * noise - share * clean), clean, atol=1e-4
+    )
+
+
+def test_times_are_spread_over_a_batch_and_min_snr_weighs_the_easy_ones_less():
+    random = torch.Generator().manual_seed(0)
+    times = Objective("epsilon", torch.ones(1000)).times(8, random)
+    assert sorted(int(time) // 125 for time in times) == list(range(8))
+    middle = Objective("flow").times(2_000, random)
+    assert 0.3 < float(((middle > 333) & (middle < 667)).float().mean()) < 0.6
+    alphas = torch.linspace(0.9999, 0.005, 1000, dtype=torch.float64)
+    weights = Objective("epsilon", alphas, 5.0)._weight(torch.tensor([1, 999]))
+    assert weights[0] < 0.01
+    assert weights[1] == 1

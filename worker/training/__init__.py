@@ -1,0 +1,1 @@
+"""Training of adapters on the worker's own pipelines: dataset, trainer, checkpoints. Needs torch."""

@@ -1,0 +1,213 @@
+"""Images and captions to learn from: a folder or a ZIP file, and what is wrong with them before money is spent."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from worker.core.errors import InvalidImage, InvalidRequest
+from worker.core.image import Raster
+from worker.media.decoding import decode_image
+from worker.media.images import to_pil
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
+MAX_IMAGES = 10_000
+MAX_CAPTION = 2_000  # characters
+_MAX_FILE_BYTES = 64 * 2**20
+_MAX_TEXT_BYTES = 16 * 2**20
+_ALIKE_BITS = 4  # of 64 that differ between images that show the same
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image of a dataset with its caption; `read` returns the bytes of its file."""
+
+    name: str
+    caption: str
+    digest: str  # SHA-256 of the file
+    width: int
+    height: int
+    look: int  # 64 bits that hardly change when the image is scaled or saved again (dHash)
+    read: Callable[[], bytes]
+
+    def raster(self) -> Raster:
+        """Decode the image's pixels, upright and opaque."""
+        return decode_image(self.read(), self.name).raster
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """The examples that can be learnt from, and a sentence for every fault that was found."""
+
+    examples: tuple[Example, ...]
+    faults: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every image and caption, in their order."""
+        parts = (f"{each.digest}\0{each.caption}\n" for each in self.examples)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def split(self, share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """Return the examples to learn and those held out: `share` of them, chosen by their digests."""
+        count = round(share * len(self.examples))
+        held = sorted(self.examples, key=lambda each: each.digest)[:count]
+        return tuple(each for each in self.examples if each not in held), tuple(held)
+
+
+def read_dataset(path: Path, *, trigger: str = "", caption: str | None = None) -> Dataset:
+    """Read a folder or a ZIP file of images.
+
+    An image's caption is the text file of its name, else its line of metadata.jsonl (`file_name` and `text`), else
+    `caption`. Raises InvalidRequest where nothing can be learnt.
+    """
+    files = _zip_files(path) if path.is_file() else _folder_files(path)
+    images = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
+    if not images:
+        raise InvalidRequest(
+            f"data holds no image in {path.name[:80]}; give a folder or a ZIP file of PNG, JPEG or WebP images.",
+            field="data",
+        )
+    if len(images) > MAX_IMAGES:
+        raise InvalidRequest(f"data holds {len(images):,} images; at most {MAX_IMAGES:,} are learnt.", field="data")
+    lines = _listed_captions(files)
+    examples, faults = [], []
+    for name in images:
+        text = _own_caption(files, name) or lines.get(name) or lines.get(PurePosixPath(name).name) or caption or ""
+        example, fault = _example(name, " ".join(f"{trigger} {text}".split())[:MAX_CAPTION], files[name])
+        examples += [example] if example else []
+        faults += [fault] if fault else []
+    if not examples:
+        raise InvalidRequest(f"data has {len(images)} images and none can be read: {faults[0]}", field="data")
+    kept, repeats = _without_repeats(examples)
+    return Dataset(kept, (*faults, *repeats, *_alike(kept), *_without_words(kept)))
+
+
+def _folder_files(path: Path) -> Mapping[str, Callable[[], bytes]]:
+    if not path.is_dir():
+        raise InvalidRequest(
+            f"data must be a folder or a ZIP file of images; {path.name[:80]!r} is neither.", field="data"
+        )
+    found = (each for each in sorted(path.rglob("*")) if each.is_file() and not each.name.startswith("."))
+    return {each.relative_to(path).as_posix(): _reader(each) for each in found}
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise InvalidImage(f"it is over {_MAX_FILE_BYTES >> 20} MB")
+        return path.read_bytes()
+
+    return read
+
+
+def _zip_files(path: Path) -> Mapping[str, Callable[[], bytes]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [each.filename for each in archive.infolist() if not each.is_dir()]
+    except zipfile.BadZipFile:
+        raise InvalidRequest(f"data is no ZIP file: {path.name[:80]!r} cannot be read as one.", field="data") from None
+    return {name: _zipped(path, name) for name in names if not PurePosixPath(name).name.startswith((".", "__MACOSX"))}
+
+
+def _zipped(path: Path, name: str) -> Callable[[], bytes]:
+    def read() -> bytes:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            data = file.read(_MAX_FILE_BYTES + 1)  # what its header says of its size is not believed
+        if len(data) > _MAX_FILE_BYTES:
+            raise InvalidImage(f"it is over {_MAX_FILE_BYTES >> 20} MB")
+        return data
+
+    return read
+
+
+def _own_caption(files: Mapping[str, Callable[[], bytes]], name: str) -> str:
+    stem = name.rpartition(".")[0]
+    read = files.get(f"{stem}.txt") or files.get(f"{stem}.caption")
+    return read()[:_MAX_TEXT_BYTES].decode("utf-8-sig", "replace").strip() if read else ""
+
+
+def _listed_captions(files: Mapping[str, Callable[[], bytes]]) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for file in CAPTION_FILES:
+        if file not in files:
+            continue
+        text = files[file]()[:_MAX_TEXT_BYTES].decode("utf-8-sig", "replace")
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                captions[str(row["file_name"])] = str(row.get("text") or row.get("caption") or row.get("prompt") or "")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise InvalidRequest(
+                    f'data: line {number} of {file} must be JSON like {{"file_name": "1.png", "text": "a caption"}}.',
+                    field="data",
+                ) from None
+    return captions
+
+
+def _example(name: str, caption: str, read: Callable[[], bytes]) -> tuple[Example | None, str]:
+    try:
+        data = read()
+        raster = decode_image(data, name).raster
+    except (InvalidImage, OSError, zipfile.BadZipFile) as error:
+        return None, f"{name} is left out: {error}"
+    digest = hashlib.sha256(data).hexdigest()
+    return Example(name, caption, digest, raster.width, raster.height, _look(raster), read), ""
+
+
+def _look(raster: Raster) -> int:
+    """Return the signs of 64 horizontal differences of the image at 9 x 8 pixels."""
+    small = np.asarray(to_pil(raster).convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (small[:, 1:] > small[:, :-1]).reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _without_repeats(examples: Sequence[Example]) -> tuple[tuple[Example, ...], list[str]]:
+    first: dict[str, Example] = {}
+    faults = []
+    for each in examples:
+        known = first.setdefault(each.digest, each)
+        if known is not each:
+            faults.append(f"{each.name} is left out: it is the same file as {known.name}.")
+    return tuple(first.values()), faults
+
+
+def _alike(examples: Sequence[Example]) -> Iterator[str]:
+    looks = np.array([each.look for each in examples], np.uint64)
+    for index, each in enumerate(examples):
+        differing = np.bitwise_count(looks[index + 1 :] ^ looks[index])
+        same_caption = (
+            other for other, bits in zip(examples[index + 1 :], differing, strict=True) if bits <= _ALIKE_BITS
+        )
+        for other in same_caption:
+            yield f"{other.name} looks like {each.name}; what is shown twice is learnt twice."
+            break
+
+
+def _without_words(examples: Sequence[Example]) -> Iterator[str]:
+    names = [each.name for each in examples if not each.caption]
+    if names:
+        yield (
+            f"{len(names)} images have no caption, {names[0]} first; add a .txt file beside each, a trigger, or "
+            "a caption for all."
+        )
+
+
+def mirrored(example: Example) -> Example:
+    """Return the example seen in a mirror: its pixels are turned when it is read."""
+
+    def read() -> bytes:
+        image = to_pil(example.raster()).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image.save(buffer := io.BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    return replace(example, name=f"{example.name} (mirrored)", digest=f"{example.digest}-mirrored", read=read)
