@@ -1,4 +1,4 @@
-"""Write the images of docs/page.md: `python -m tests.page.shots ADDRESS` of a worker with the demo model; needs Pillow."""
+"""Write the images of docs/page.md: `python -m tests.page.shots ADDRESS` of a worker with the demo model and Pillow."""
 
 import io
 import sys

@@ -269,7 +269,7 @@ def test_a_key_is_asked_for_once_and_stands_in_no_address(guarded, visit):
     other.locator(".joblist .empty").wait_for()
 
 
-@pytest.mark.parametrize("tab", ["worker", "queue", "usage"])
+@pytest.mark.parametrize("tab", ["worker", "queue", "usage", "cache", "audit", "settings"])
 def test_an_operators_page_is_for_admin_keys(guarded, visit, tab):
     page = visit(guarded, f"admin/{tab}")
     if tab == "worker":
@@ -292,6 +292,20 @@ def test_an_operators_page_is_for_admin_keys(guarded, visit, tab):
         page.get_by_role("button", name=f"Cancel {job}").click()
         anna.locator(".job", has_text="The job was cancelled.").wait_for()
         assert "a red apple" not in page.locator("main").inner_text()
+    elif tab == "cache":
+        page.get_by_label("Model", exact=True).fill("demo")
+        page.get_by_role("button", name="Pull").click()
+        page.locator(".note", has_text="It is on the volume.").wait_for()
+        page.get_by_label("Model", exact=True).fill("no-such-model")
+        page.get_by_role("button", name="Pull").click()
+        page.locator(".note.bad", has_text="no-such-model").wait_for()
+    elif tab == "audit":
+        page.get_by_label("Search").fill("unauthenticated")
+        page.locator("tbody tr", has_text="unauthenticated").first.wait_for()
+    elif tab == "settings":
+        page.locator("tbody tr", has_text="ADMIN_KEYS").wait_for()
+        assert page.locator("tbody tr", has_text="ADMIN_KEYS").inner_text().split("\t") == ["ADMIN_KEYS", "set"]
+        assert ADMIN not in page.locator("main").inner_text()
     else:
         page.get_by_label("By", exact=True).select_option("model")
         page.locator("table caption", has_text="By model").wait_for()

@@ -11,7 +11,8 @@ LOOKS = {
     "dark": {"color_scheme": "dark"},
     "phone": {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
 }
-PAGES = ("create", "jobs", "gallery", "admin/worker", "admin/queue", "admin/models", "admin/usage")
+TABS = ("queue", "models", "cache", "usage", "audit", "settings")
+PAGES = ("create", "jobs", "gallery", "admin/worker", *(f"admin/{tab}" for tab in TABS))
 
 
 def faults(page):

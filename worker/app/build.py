@@ -10,7 +10,7 @@ from worker.app.memory import settle
 from worker.app.place import Place
 from worker.app.served import Groundwork, Served
 from worker.app.settings import Settings, forbid_unsafe_loading
-from worker.app.stores import bucket_opener, build_bucket
+from worker.app.stores import bucket_opener, build_bucket, build_cache
 from worker.app.unsearched import unsearched
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
@@ -32,6 +32,7 @@ from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.improving import IDLE_S
 from worker.service.local.provisioning import Provisioner, refuse_pickles
+from worker.service.local.volume import Volume
 from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
 from worker.service.usage.telemetry import MeteredBackend
@@ -52,6 +53,14 @@ class Worker(Served):
     def is_lost(self) -> bool:
         """True once the engine is lost."""
         return self.engine.lost is not None
+
+    @property
+    def volume(self) -> Volume:
+        """The models on the volume."""
+        most = self.settings.cache_max_gb
+        pools = self.operations.pools
+        max_bytes = int(most * 1e9) if most else None
+        return Volume(build_cache(self.settings), self.resolver, self.provisioner, pools, max_bytes)
 
     def tend_volume(self) -> None:
         """Read the volume's files back from now on, slowly, in a thread that ends with the process."""

@@ -25,6 +25,7 @@ from worker.service.limits.admission import Load
 from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pools import Pools
 from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.service.local.volume import Volume
 from worker.service.operations import Operations
 from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
@@ -56,6 +57,11 @@ class Served:
     def is_lost(self) -> bool:
         """True once this process must be replaced."""
         return False
+
+    @property
+    def volume(self) -> Volume | None:
+        """The models on the volume; None where only others generate."""
+        return None
 
     def reload(self) -> None:
         """Read models.yaml again; a mistake in it changes nothing, and the log names it."""

@@ -8,13 +8,15 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
 from worker.app.build import build_worker
 from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
@@ -154,24 +156,37 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
         job_store,
         webhooks,
         state,
-        _has_gpu(settings),
+        settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists(),
         worker.metrics,
         worker.usage_log,
-        incoming=Incoming(int(settings.max_body_mb * 1e6), int(settings.max_incoming_mb * 1e6)),
-        max_sockets_per_caller=settings.max_sockets_per_caller,
         authenticator=authenticator,
-        edit_model=settings.edit_model or settings.model_id,
-        public_url=settings.public_url,
-        shows_page=settings.web_page,
         process=place.number if place else None,
     )
+    context = replace(context, **_of_settings(settings), volume=worker.volume)
     app = create_app(context, lifespan, settings.cors_origins)
     app.state.job_store = job_store
     return app
 
 
-def _has_gpu(settings: Settings) -> bool:
-    return settings.device != "cpu" and Path("/proc/driver/nvidia/version").exists()
+class _OfSettings(TypedDict):
+    incoming: Incoming
+    max_sockets_per_caller: int
+    edit_model: str | None
+    public_url: str | None
+    shows_page: bool
+    settings: dict[str, JsonValue]
+
+
+def _of_settings(settings: Settings) -> _OfSettings:
+    """Return what the doors are told of the settings."""
+    return {
+        "incoming": Incoming(int(settings.max_body_mb * 1e6), int(settings.max_incoming_mb * 1e6)),
+        "max_sockets_per_caller": settings.max_sockets_per_caller,
+        "edit_model": settings.edit_model or settings.model_id,
+        "public_url": settings.public_url,
+        "shows_page": settings.web_page,
+        "settings": settings.shown(),
+    }
 
 
 def _care(worker: Served, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:

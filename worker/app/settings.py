@@ -4,8 +4,9 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, JsonValue, SecretStr, ValidationError, model_validator
 
 from worker.app.environment import PRESETS, EnvironmentFileError, load_env_file, misspelt
 from worker.app.setting_groups.fleet import FleetSettings
@@ -39,6 +40,11 @@ class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, Flee
         values = [getattr(self, name) for name in type(self).model_fields]
         return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
 
+    def shown(self) -> dict[str, JsonValue]:
+        """Return the settings by their variables, as an operator may read them: of a secret only whether it is set."""
+        values = self.model_dump(mode="json")
+        return {name.upper(): _shown(getattr(self, name), value) for name, value in sorted(values.items())}
+
     def without_response_limit(self) -> "Settings":
         """Return these settings for files as results: no platform limits an answer."""
         return self.model_copy(update={"max_response_mb": 1e6})
@@ -71,6 +77,16 @@ class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, Flee
                 "API_KEYS_FILE nobody is held to them."
             )
         return sentences
+
+
+def _shown(value: object, as_json: JsonValue) -> JsonValue:
+    if isinstance(value, SecretStr):
+        return "set" if value.get_secret_value() else ""
+    text = str(value)
+    parts = urlsplit(text) if isinstance(value, str) and "://" in text else None
+    if parts and (parts.password or parts.query):  # a password in an address is one too
+        return f"{parts.scheme}://{parts.hostname}"
+    return as_json
 
 
 def read_settings() -> Settings:

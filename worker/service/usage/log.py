@@ -9,6 +9,7 @@ usage` adds the lines up; at 500,000 of them that takes some 3 seconds, and no d
 A failing disk is logged and loses lines, but fails no job.
 """
 
+import heapq
 import json
 import logging
 import os
@@ -46,6 +47,11 @@ class UsageLog:
     def sums(self, since: str, by: By) -> "dict[str, Sum]":
         """Add up the generations of all workers of this folder from day `since` on. Blocking: it reads every line."""
         return sum_usage(read_usage(self._folder, since), by)
+
+    def newest(self, since: str, limit: int) -> list[dict[str, Any]]:
+        """Return the last `limit` operations of all workers from day `since` on, the newest first. Blocking."""
+        lines = heapq.nlargest(limit, read_usage(self._folder, since), key=lambda line: str(line.get("at")))
+        return [dict(line) for line in lines]
 
     def close(self) -> None:
         """Return once everything is written."""

@@ -22,6 +22,7 @@ from worker.core.result import ignore_progress
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import ANYBODY, JobStore
 from worker.service.limits.api_keys import Keyring
+from worker.service.local.volume import Volume
 from worker.service.operations import Operations
 from worker.service.usage import request_id
 from worker.service.usage.log import UsageLog
@@ -64,6 +65,9 @@ class ServerContext:
     edit_model: str | None = None
     public_url: str | None = None
     shows_page: bool = True
+    volume: Volume | None = None
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The settings as an operator may read them."""
     process: int | None = None
     """The number of this process, if there are several behind the port."""
 

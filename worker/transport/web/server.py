@@ -11,6 +11,7 @@ from worker import __version__
 from worker.transport.web import (
     a1111,
     access,
+    admin,
     edit,
     errors,
     events,
@@ -45,6 +46,7 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     a1111.routes,
     metrics.routes,
     usage.routes,
+    admin.routes,
 )
 # Doors of a browser's own connections, which send no header.
 BROWSER_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (events.routes,)

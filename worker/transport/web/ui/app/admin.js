@@ -4,7 +4,7 @@ import { ask, cancel, post } from "./api.js";
 import { bar, button, dollars, el, fill, gigabytes, note, seconds, table } from "./dom.js";
 import { isUnderWay, jobState, regularly } from "./jobs.js";
 
-const TABS = { worker: "Worker", queue: "Queue", models: "Models", usage: "Usage" };
+const TABS = { worker: "Worker", queue: "Queue", models: "Models", cache: "Cache", usage: "Usage", audit: "Audit log", settings: "Settings" };
 
 /** Run what a button does, and say how it went. */
 async function tried(work, done) {
@@ -96,9 +96,59 @@ function usageTab(place) {
   return () => {};
 }
 
+function cacheTab(place) {
+  const model = el("input", { type: "text", id: "pull-model", list: "references", autocomplete: "off" });
+  const list = el("div", {});
+  const change = (path, body, done) => () => tried(async () => { await post(`admin/cache/${path}`, body); await look(); }, done);
+  const remove = (name) => () => (window.confirm(`Remove ${name} from the volume? The next job that needs it fetches it again.`)
+    ? change("remove", { name }, `${name} is removed.`)() : null);
+  async function look() {
+    const { bytes, max_bytes: most, models } = await ask("admin/cache");
+    const largest = Math.max(...models.map((each) => each.bytes), 1);
+    fill(list, el("p", {}, most ? bar(bytes / most, `${gigabytes(bytes / 1e9)} of ${gigabytes(most / 1e9)}`) : `${gigabytes(bytes / 1e9)} in all`),
+      models.length ? table("On the volume", ["Model", "Size", "Files", "Last used", "", ""], models.map((each) => [
+        each.name, bar(each.bytes / largest, gigabytes(each.bytes / 1e9)), String(each.files), new Date(each.last_used).toLocaleString(),
+        button(each.pinned ? "Unpin" : "Pin", change("pin", { name: each.name, pinned: !each.pinned }), { class: "small", "aria-label": `${each.pinned ? "Unpin" : "Pin"} ${each.name}` }),
+        button("Remove", remove(each.name), { class: "small danger", "aria-label": `Remove ${each.name}` })])) : el("p", { class: "empty" }, "Nothing was downloaded."));
+  }
+  const pull = button("Pull", () => tried(async () => {
+    pull.disabled = true;
+    note("Fetching; this may take minutes.");
+    try { await post("admin/cache/pull", { model: model.value }); await look(); } finally { pull.disabled = false; }
+  }, "It is on the volume."));
+  fill(place, el("div", { class: "row" }, el("label", { for: "pull-model" }, "Model"), model, pull), list);
+  tried(look);
+  return () => {};
+}
+
+function auditTab(place) {
+  const shown = el("div", {});
+  const search = el("input", { type: "search", id: "audit-search", oninput: () => show() });
+  let lines = [];
+  const show = () => {
+    const words = search.value.toLowerCase();
+    fill(shown, table("Operations of all callers, the newest first", ["When", "Caller", "Action", "Outcome", "Model", "Seconds", "Cost", "Job"],
+      lines.filter((line) => JSON.stringify(line).toLowerCase().includes(words)).map((line) => [
+        new Date(line.at).toLocaleString(), line.caller ?? "", line.action, line.outcome, line.model ?? "", seconds(line.seconds ?? 0),
+        line.cost_usd == null ? "" : dollars(line.cost_usd), line.job_id ?? ""])));
+  };
+  fill(place, el("div", { class: "row" }, el("label", { for: "audit-search" }, "Search"), search), shown);
+  tried(async () => { lines = (await ask("admin/audit?limit=500&days=30")).operations; show(); });
+  return () => {};
+}
+
+function settingsTab(place) {
+  tried(async () => {
+    const { settings } = await ask("admin/settings");
+    fill(place, table("Settings, as this process read them; of a secret only whether it is set", ["Variable", "Value"],
+      Object.entries(settings).map(([name, value]) => [name, value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value)])));
+  });
+  return () => {};
+}
+
 export function adminPage(page, tab = "worker") {
   const place = el("div", {});
-  const views = { worker: workerTab, queue: queueTab, models: modelsTab, usage: usageTab };
+  const views = { worker: workerTab, queue: queueTab, models: modelsTab, cache: cacheTab, usage: usageTab, audit: auditTab, settings: settingsTab };
   const leave = (views[tab] ?? workerTab)(place);
   return {
     node: el("section", { class: "card" }, el("h2", {}, "Admin"),

@@ -118,6 +118,7 @@ export class Workbench {
       await put("requests", { job: id, input: request, at: Date.now() });
       this.page.address(`job/${id}`);
       this.card.show(id);
+      if (this.formNode.getBoundingClientRect().bottom <= this.card.node.getBoundingClientRect().top) this.card.node.scrollIntoView(); // a phone
     } catch (error) {
       this.card.clear();
       refused(error);

@@ -1,0 +1,130 @@
+"""What only the operator may see and do: the volume's models, the log of all operations, the settings as read."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from worker.core.errors import InvalidRequest
+from worker.service.local.volume import Volume
+from worker.transport.web import openapi
+from worker.transport.web.auth import caller_of, check_admin
+from worker.transport.web.context import ServerContext, read_json, unless_gone
+from worker.transport.web.errors import json_response
+from worker.transport.web.incoming import Incoming
+
+_Text = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class _Named(BaseModel):
+    """What /admin/cache lists by this name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: _Text = Field(description="As /admin/cache lists it, or the model's or repository's.")
+
+
+class _Pinned(_Named):
+    """The same, and whether it is never evicted."""
+
+    pinned: bool
+
+
+class _Pulled(BaseModel):
+    """A model to fetch."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: _Text = Field(description="An id, alias or reference.")
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+_REFUSED = "The operator's pages are for one of this worker's admin keys only."
+
+
+def _admin(request: Request) -> None:
+    check_admin(request, _REFUSED)
+
+
+def routes(context: ServerContext) -> APIRouter:
+    """Return the routes below /admin."""
+    router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin)])
+    telling = openapi.answers(openapi.AnyObject, 400, 401, 403, 500)
+
+    @router.get(
+        "/settings", summary="The settings as they were read; of secrets whether they are set", responses=telling
+    )
+    async def settings() -> Response:
+        return json_response({"settings": dict(context.settings)})
+
+    @router.get("/audit", summary="The newest operations of all callers, from the usage log", responses=telling)
+    async def audit(
+        limit: Annotated[int, Query(ge=1, le=1_000, description="How many at most.")] = 100,
+        days: Annotated[int, Query(ge=1, le=3_660, description="How many days back, today included.")] = 2,
+    ) -> Response:
+        since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
+        lines = await context.operations.pools.own.run(context.usage_log.newest, since, limit)
+        return json_response({"since": since, "operations": lines})
+
+    _add_volume_routes(router, context)
+    return router
+
+
+def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
+    asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
+
+    def volume() -> Volume:
+        if context.volume is None:
+            raise InvalidRequest("A gateway has no models of its own; ask one of its workers.", field="path")
+        return context.volume
+
+    @router.get(
+        "/cache", summary="The models on the volume", responses=openapi.answers(openapi.AnyObject, 400, 401, 403, 500)
+    )
+    async def cache() -> Response:
+        held = volume()
+        entries, used = await held.contents()
+        models: list[JsonValue] = [
+            {
+                "name": entry.name,
+                "files": len(entry.files),
+                "bytes": entry.total_bytes,
+                "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+                "pinned": entry.pinned,
+            }
+            for entry in entries
+        ]
+        return json_response({"bytes": used, "max_bytes": held.max_bytes, "models": models})
+
+    @router.post("/cache/pin", summary="Never evict a model", responses=asking, openapi_extra=_takes(_Pinned))
+    async def pin(request: Request) -> Response:
+        body = await _read(_Pinned, request, context.incoming)
+        await volume().pin(body.name, pinned=body.pinned)
+        return json_response(body.model_dump())
+
+    @router.post("/cache/remove", summary="Remove a model", responses=asking, openapi_extra=_takes(_Named))
+    async def remove(request: Request) -> Response:
+        body = await _read(_Named, request, context.incoming)
+        return json_response({"name": body.name, "freed_bytes": await volume().remove(body.name)})
+
+    @router.post("/cache/pull", summary="Fetch a model's files", responses=asking, openapi_extra=_takes(_Pulled))
+    async def pull(request: Request) -> Response:
+        body = await _read(_Pulled, request, context.incoming)
+        files = await unless_gone(request, volume().pull(body.model, caller_of(request).name))
+        return json_response({"model": body.model, "bytes": files.total_bytes, "revision": files.revision})
+
+
+def _takes(kind: type[BaseModel]) -> dict[str, Any]:
+    return openapi.takes(kind.model_json_schema())
+
+
+async def _read(kind: type[_Body], request: Request, incoming: Incoming) -> _Body:
+    """Read a body of this kind. Raises InvalidRequest, and what `read_json` does."""
+    try:
+        return kind.model_validate(await read_json(request, incoming))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])[:80] if first["loc"] else "body"
+        raise InvalidRequest(f"{field} is not valid: {first['msg']}.", field=field) from None
