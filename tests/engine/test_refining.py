@@ -33,7 +33,7 @@ def shop(zoo, tmp_path_factory):
     root = tmp_path_factory.mktemp("refining")
     tiny_tasks.refiner(root / "models/refiner", sdxl=zoo / "models/sdxl")
     entries = {
-        "base": {"source": f"file:{zoo}/models/sdxl", "defaults": {"num_inference_steps": 5}},
+        "base": {"source": f"file:{zoo}/models/sdxl", "defaults": {"num_inference_steps": 5}, "refiner": "refiner"},
         "refiner": {"source": "file:models/refiner", "aliases": ["polish"]},
         "org/sdxl-refiner": {"architecture": "sdxl-refiner"},
         "sd1": {"source": f"file:{zoo}/models/sd1"},
@@ -60,7 +60,7 @@ async def ask(worker, emit=lambda progress: None, **fields):
     return await perform(worker, fields, f"refine-{next(_ids)}", emit)
 
 
-def two_pipelines(zoo, shop, start, seed=7, scheduler=None, **base):
+def two_pipelines(zoo, shop, start, seed=7, scheduler=None, steps=5, **base):
     """The recipe that diffusers documents, with one generator."""
     first = diffusers.StableDiffusionXLPipeline.from_pretrained(zoo / "models/sdxl")
     second = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(shop.models_yaml.parent / "models/refiner")
@@ -71,7 +71,8 @@ def two_pipelines(zoo, shop, start, seed=7, scheduler=None, **base):
     generator = torch.Generator("cpu").manual_seed(seed)
     same = {"prompt": "a red apple", "num_inference_steps": 5, "guidance_scale": 5.0, "generator": generator}
     latents = first(**same, width=64, height=64, denoising_end=start, output_type="latent", **base).images
-    return np.asarray(second(**same, image=latents, denoising_start=start).images[0])
+    again = same | {"num_inference_steps": steps}
+    return np.asarray(second(**again, image=latents, denoising_start=start).images[0])
 
 
 @pytest.mark.quick_rows(1)
@@ -81,6 +82,34 @@ async def test_it_draws_what_the_two_pipelines_draw(worker, zoo, shop, start):
     assert np.array_equal(pixels(answer), two_pipelines(zoo, shop, start))
     assert answer["parameters"]["refiner"] == {"model": "refiner", "revision": None, "start": start}
     assert worker.engine.resident_models == ["refiner"]  # one may stay, and the second one came last
+
+
+PUBLISHED = {  # as worker-sdxl's own example has it, at a tiny model's size
+    "prompt": "a red apple", "negative_prompt": "blurry", "height": 64, "width": 64, "num_inference_steps": 5,
+    "refiner_inference_steps": 10, "guidance_scale": 5.0, "strength": 0.3, "high_noise_frac": 0.8, "seed": 7,
+    "scheduler": "K_EULER", "num_images": 1, "image_url": None,
+}  # fmt: skip
+
+
+async def test_the_input_that_worker_sdxl_publishes_is_refined_by_the_models_own_refiner(worker):
+    answer = await perform(worker, PUBLISHED, f"refine-{next(_ids)}", lambda progress: None)
+    assert answer["parameters"]["refiner"] == {"model": "refiner", "revision": None, "start": 0.8, "steps": 10}
+    assert answer["reproduce"]["input"]["refiner"]["model"] == "refiner"
+    more = await ask(worker, refiner={"start": 0.8, "steps": 10}, negative_prompt="blurry", guidance_scale=5,
+                     scheduler="euler", seed=7)  # fmt: skip
+    assert np.array_equal(pixels(answer), pixels(more))
+
+
+async def test_a_refiner_has_steps_of_its_own(worker, zoo, shop):
+    answer = await ask(worker, refiner={"start": 0.8, "steps": 10}, guidance_scale=5)
+    assert np.array_equal(pixels(answer), two_pipelines(zoo, shop, 0.8, steps=10))
+
+
+async def test_a_model_without_a_refiner_of_its_own_says_so(worker):
+    with pytest.raises(InvalidRequest, match="sd1 has no refiner of its own"):
+        await ask(worker, model="sd1", refiner="own")
+    with pytest.raises(ParameterOutOfRange, match=r"leaves none of refiner\.steps 3"):
+        await ask(worker, refiner={"start": 0.8, "steps": 3})
 
 
 async def test_a_sampler_that_adds_noise_draws_on_from_the_same_generator(worker, zoo, shop):

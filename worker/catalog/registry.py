@@ -23,7 +23,7 @@ _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one 
 # Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
-    *("defaults", "limits", "fallback", "upscale", "quality"),
+    *("defaults", "limits", "fallback", "upscale", "quality", "refiner"),
 )
 
 
@@ -212,7 +212,7 @@ class _Reading(OperatorFile):
                 raise self.fail((*keys, "tasks", index), text)
 
     def check_other(self, keys: KeyPath, name: str, model: str, owners: Mapping[str, str]) -> None:
-        """Check that what an entry names as its fallback or its upscaler is another model of this file."""
+        """Check that what an entry names as its fallback, its upscaler or its refiner is another model of this file."""
         owner = owners.get(name.casefold())
         if owner is None:
             hits = difflib.get_close_matches(name.casefold(), owners, n=1, cutoff=0.3) or sorted(owners)

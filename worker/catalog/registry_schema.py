@@ -44,6 +44,7 @@ class Entry(Parsed):
     lightning: Lightning | None = None
     upscale: OwnUpscaler | None = None
     quality: Quality | None = None
+    refiner: str | None = Field(default=None, min_length=1, max_length=256)
 
     @property
     def replaced_parts(self) -> tuple[str, ...]:

@@ -25,10 +25,23 @@ class SecondModelSpec(ReferenceSpec):
     model: str = Field(min_length=1, max_length=512, description="A model id of models.yaml, or a reference.")
 
 
-class RefinerSpec(SecondModelSpec):
-    """The model that draws the last steps, from `start` of them on, out of the first one's latents."""
+OWN = "own"  # names the refiner that models.yaml gives a model
 
+
+class RefinerSpec(SecondModelSpec):
+    """The model that draws the last steps, from `start` of them on, out of the first one's latents.
+
+    `own` is the one that models.yaml gives the first model.
+    """
+
+    model: str = Field(
+        default=OWN, min_length=1, max_length=512, description="A model id of models.yaml, a reference, or own."
+    )
     start: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 0.8
+    steps: int | None = Field(
+        default=None, ge=1, le=1_000, description="Steps of its whole schedule; num_inference_steps when left out."
+    )
+    optional: bool = Field(default=False, description="Whether a model without one of its own draws alone.")
 
 
 class UpscaleSpec(SecondModelSpec):

@@ -224,12 +224,14 @@ class ModelSpec(Parsed):
     lightning: Lightning | None = None
     upscale: OwnUpscaler | None = None
     quality: Quality | None = None  # of requests that name none; else the worker's
+    refiner: str | None = None  # the registered model that draws the last steps where a request asks for it
     subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
 
     @property
     def other_models(self) -> dict[str, str]:
         """The registered models that this one names, by the field that names them."""
-        named = {"fallback": self.fallback, "upscale": self.upscale.model if self.upscale else None}
+        upscaler = self.upscale.model if self.upscale else None
+        named = {"fallback": self.fallback, "upscale": upscaler, "refiner": self.refiner}
         return {field: model for field, model in named.items() if model is not None}
 
 

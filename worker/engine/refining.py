@@ -47,6 +47,8 @@ def finish_images(
             "image": item.latents.to(pipe._execution_device, pipe.unet.dtype),
             "denoising_start": refiner.spec.start,
         }
+        if refiner.spec.steps is not None:
+            extra["num_inference_steps"] = refiner.spec.steps
         generator = torch.Generator("cpu")
         generator.set_state(item.noise)
         callee = Callee.of(pipe, refiner.call.row, extra, emit).part(index, len(begun))

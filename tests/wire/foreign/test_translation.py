@@ -4,6 +4,7 @@ import pytest
 
 from tests.fakes.engine import make_context
 from worker.core.errors import InvalidRequest, UnknownParameter, WorkerError
+from worker.core.finishing import RefinerSpec
 from worker.wire.request import decode_input
 
 WORDS = "a mechanical bird above the clouds, brass and glass, evening light"
@@ -45,6 +46,8 @@ async def test_a_published_input_draws(tmp_path, name):
     answer = await context.ask(**PUBLISHED[name])
     assert answer["prompt"] == WORDS and answer["model"] == "any"
     told = [warning for warning in answer["warnings"] if "Read as an input for" in warning]
+    if name == "worker-sdxl":
+        assert any("refiner was left out: any has no refiner of its own" in text for text in answer["warnings"])
     foreign = name in ("worker-sdxl", "worker-a1111", "worker-a1111, wrapped", "cog-flux")
     assert len(told) == int(foreign)
     if foreign:
@@ -67,15 +70,16 @@ def decoded(payload):
     return job.request, job.notes
 
 
-def test_a_refiner_has_to_be_named_and_the_warning_shows_how():
-    request, notes = decoded(SDXL)
-    assert request.refiner is None and "strength" not in request.params
+def test_a_refiner_is_the_models_own_with_its_own_steps():
+    request, _ = decoded(SDXL)
+    assert request.refiner == RefinerSpec(model="own", start=0.8, steps=50, optional=True)
+    assert "strength" not in request.params
     assert request.params["scheduler"] == "K_EULER" and request.seed == 42
-    assert any(
-        '"refiner": {"model": "stabilityai/stable-diffusion-xl-refiner-1.0", "start": 0.8}' in note for note in notes
-    )
-    own, _ = decoded(SDXL | {"refiner": "org/refiner"})
-    assert own.refiner is not None
+    named, _ = decoded(SDXL | {"refiner": "org/refiner"})
+    assert named.refiner == RefinerSpec(model="org/refiner")
+    for share in (0, 1, "much"):
+        none, notes = decoded(SDXL | {"high_noise_frac": share})
+        assert none.refiner is None and any("nothing is refined" in note for note in notes)
 
 
 def test_an_image_is_drawn_over_with_its_strength_and_not_shown_in_the_warning():

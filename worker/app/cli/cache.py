@@ -139,8 +139,8 @@ def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | N
         model_sources = worker.provisioner.sources(worker.resolver.known(spec))
     except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
         model_sources = worker.provisioner.adapter_sources(spec)
-    upscaler = [(worker.resolver.part_source(spec.upscale.model), None)] if spec.upscale else []
-    return [*model_sources, *adapters, *upscaler]
+    further = [name for name in (spec.upscale.model if spec.upscale else None, spec.refiner) if name is not None]
+    return [*model_sources, *adapters, *((worker.resolver.part_source(name), None) for name in further)]
 
 
 def _pin(model: str, terminal: Terminal, *, pinned: bool) -> None:

@@ -29,7 +29,14 @@ from worker.media.keeping import Room
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
 from worker.service.accepting.adapters.reading import read_adapters
-from worker.service.accepting.finishing import check_upscaling, find_refiner, find_upscaler, scale_after
+from worker.service.accepting.finishing import (
+    check_upscaling,
+    find_refiner,
+    find_upscaler,
+    refiner_named,
+    scale_after,
+    settle_refiner,
+)
 from worker.service.accepting.inputs import (
     Fetch,
     Inputs,
@@ -170,6 +177,7 @@ class Acceptor:
     def _resolve(self, request: GenerationRequest) -> _Resolved:
         """Find out what the models of `request` are, and check all but its media. Blocking."""
         request, notes = read_tags(request, self._find_adapter)
+        request, refined = settle_refiner(request, self.resolver.resolve(request.model))
         calls = self._calls(request)
         asked = calls.asked
         raw = without_media(request.params, calls.generating.model)
@@ -178,7 +186,7 @@ class Acceptor:
         prompts = read_prompts(request, asked)
         others = {name: self._known(name) for name in _other_names(request, calls.generating.spec)}
         links = links_of(request, calls.sent)
-        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes)
+        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes + refined)
 
     def _known(self, name: str) -> Model | WorkerError:
         try:
@@ -287,7 +295,7 @@ class Acceptor:
 def _other_names(request: GenerationRequest, spec: ModelSpec | None) -> list[str]:
     """List the names of the models that a request takes beside the one that generates, which is `spec` if known."""
     upscaler = (spec.upscale if spec else None) if request.upscale is None else request.upscale
-    return [other.model for other in (request.refiner, upscaler) if other is not None and other.model]
+    return [name for name in (refiner_named(request, spec), upscaler.model if upscaler else None) if name]
 
 
 def _changes_something(call: ModelCall, read: _Read) -> bool:

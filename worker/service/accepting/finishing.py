@@ -8,7 +8,7 @@ from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.signatures import regenerates_by_strength
 from worker.catalog.interface.adapters import HANDED_OVER, adapter_fields
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
-from worker.core.finishing import Refiner, Upscaler, UpscaleSpec
+from worker.core.finishing import OWN, Refiner, RefinerSpec, Upscaler, UpscaleSpec
 from worker.core.job import Media
 from worker.core.model import Kind, LoraSpec, ModelSpec, Task
 from worker.core.request import GenerationRequest
@@ -18,6 +18,32 @@ from worker.service.accepting.adapters.compatibility import blamed_on, family_ti
 MAX_PIXELS = 2**26
 # The scale of most upscalers; an upscaler's own shows only once it is loaded.
 USUAL_SCALE = 4.0
+
+
+def settle_refiner(request: GenerationRequest, spec: ModelSpec) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Return the request with its model's own refiner by its name, and a note if it does without one.
+
+    Raises InvalidRequest where it needs one and models.yaml names none.
+    """
+    wanted = request.refiner
+    if wanted is None or wanted.model != OWN:
+        return request, ()
+    if spec.refiner is not None:
+        return request.model_copy(update={"refiner": wanted.model_copy(update={"model": spec.refiner})}), ()
+    text = f"{spec.id} has no refiner of its own in models.yaml"
+    if not wanted.optional:
+        raise InvalidRequest(f"refiner: {text}; name one as its model, or leave it out.", field="refiner")
+    shown = f'"refiner": {{"model": "…", "start": {wanted.start:g}}}'
+    note = f"refiner was left out: {text}; name one as {shown}, or let the operator name it there."
+    return request.model_copy(update={"refiner": None}), (note,)
+
+
+def refiner_named(request: GenerationRequest, spec: ModelSpec | None) -> str | None:
+    """Return the name of the refiner that a request of this model takes, if it takes one."""
+    wanted = request.refiner
+    if wanted is None or wanted.model != OWN:
+        return wanted.model if wanted else None
+    return spec.refiner if spec else None
 
 
 def find_refiner(
@@ -39,6 +65,7 @@ def find_refiner(
         if params.get(name) is not None:
             raise InvalidRequest(f"{name} is set by refiner.start; send one of the two.", field=name)
     _check_start(request.refiner.start, call, params)
+    _check_steps(request.refiner)
     with blamed_on("refiner"):
         second = known(request.refiner.model).call(Task.IMAGE_TO_IMAGE)
     latents, wanted = _latents_of(second.model), _latents_of(call.model)
@@ -64,6 +91,15 @@ def _check_start(start: float, call: ModelCall, params: Mapping[str, JsonValue])
         raise ParameterOutOfRange(
             f"refiner.start {start:g} of {schedule} leaves one of the two models none; raise num_inference_steps"
             f"{' or strength' if 'strength' in signature else ''}, or move start towards the middle.",
+            field="refiner",
+        )
+
+
+def _check_steps(refiner: RefinerSpec) -> None:
+    """Raise ParameterOutOfRange if no step of the refiner's own schedule is left to it."""
+    if refiner.steps is not None and refiner.steps * (1 - refiner.start) < 1 - 1e-6:
+        raise ParameterOutOfRange(
+            f"refiner.start {refiner.start:g} leaves none of refiner.steps {refiner.steps}; raise steps.",
             field="refiner",
         )
 

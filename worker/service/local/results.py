@@ -115,6 +115,7 @@ def _finishing_parameters(job: Job, batch: Batch) -> dict[str, JsonValue]:
             "model": refiner.call.spec.id,
             "revision": batch.finishing.refiner.revision,
             "start": refiner.spec.start,
+            **({"steps": refiner.spec.steps} if refiner.spec.steps is not None else {}),
         }
     if upscaler is not None and batch.finishing.upscaler is not None:
         parameters["upscale"] = {
