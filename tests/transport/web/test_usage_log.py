@@ -128,8 +128,10 @@ def check(books, answer):
     for name in ("gpu_seconds", "pixel_steps", "images"):
         assert attribute(root, name) == pytest.approx(usage[name], abs=ROUNDING), name
     # One stage after the other, all inside the whole, and nothing of any length between them but its answer's way.
-    now = root.start_time_unix_nano
+    now, (accept,) = root.start_time_unix_nano, [span for span in below if span.name == "accept"]
     for span in below:
+        if span.name == "queue" and span.end_time_unix_nano <= accept.end_time_unix_nano:
+            continue  # for a thread, while it was being accepted: on a busy machine that takes a time worth telling
         assert span.start_time_unix_nano >= now - 2e5, span.name
         now = span.end_time_unix_nano
     assert now <= root.end_time_unix_nano + 2e5
