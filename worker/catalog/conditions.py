@@ -54,8 +54,17 @@ class _Has(_Predicate):
 
 
 @dataclass(frozen=True, slots=True)
-class _Dimension(_Predicate):
+class _OfTensor(_Predicate):
     name: str
+
+    def score(self, index: TensorIndex, prefix: str = "") -> float:
+        if self.match(index, prefix) is not None:
+            return 1.0
+        return 0.25 if prefix + self.name in index.tensors else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Dimension(_OfTensor):
     axis: int
     values: tuple[int, ...]
 
@@ -65,25 +74,14 @@ class _Dimension(_Predicate):
             return None
         return (f"{prefix}{self.name} is {tensor[1]}",) if tensor[1][self.axis] in self.values else None
 
-    def score(self, index: TensorIndex, prefix: str = "") -> float:
-        if self.match(index, prefix) is not None:
-            return 1.0
-        return 0.25 if prefix + self.name in index.tensors else 0.0
-
 
 @dataclass(frozen=True, slots=True)
-class _Shape(_Predicate):
-    name: str
+class _Shape(_OfTensor):
     shape: tuple[int, ...]
 
     def match(self, index: TensorIndex, prefix: str = "") -> tuple[str, ...] | None:
         tensor = index.tensors.get(prefix + self.name)
         return (f"{prefix}{self.name} is {self.shape}",) if tensor and tensor[1] == self.shape else None
-
-    def score(self, index: TensorIndex, prefix: str = "") -> float:
-        if self.match(index, prefix) is not None:
-            return 1.0
-        return 0.25 if prefix + self.name in index.tensors else 0.0
 
 
 @dataclass(frozen=True, slots=True)

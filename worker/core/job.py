@@ -120,6 +120,15 @@ class Job:
         return *common, own_key, self.negative_prompt is None, [media.outline for media in self.media]
 
     @property
+    def megapixels(self) -> float:
+        """The millions of pixels of one image, or of one frame."""
+        usual = self.call.detection.native_size or 1024
+        width, height = (
+            side if isinstance(side := self.params.get(name), int) else usual for name in ("width", "height")
+        )
+        return width * height / 1e6
+
+    @property
     def image(self) -> Raster | None:
         """The first image sent to start from, if any."""
         media = next((item for item in self.media if item.field in ("image", "images")), None)

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from worker.core.image import Raster
 from worker.core.job import PROMPT_PARAMETERS, Job, Media
 from worker.core.pipeline import Form
+from worker.media.images import to_pil
 
 Signature = Mapping[str, inspect.Parameter]
 _NUMBERED = re.compile(r"(negative_)?prompt_\d")  # the prompt of one text encoder of several
@@ -59,11 +59,6 @@ def converted(media: Media, signature: Signature) -> Any:
     if media.form == "condition":
         return _conditions(media, images, signature[media.parameter].annotation)
     return _FORMS[media.form](images)
-
-
-def to_pil(raster: Raster) -> Image.Image:
-    """Return pixels as a PIL image."""
-    return Image.frombytes(raster.mode, (raster.width, raster.height), raster.data)
 
 
 def _grid(images: list[Image.Image]) -> list[list[Image.Image | None]]:

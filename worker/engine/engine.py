@@ -22,7 +22,6 @@ from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.core.turn import StopSignal
 from worker.engine import devices
 from worker.engine.adapters.stack import AdapterStack
-from worker.engine.arguments import to_pil
 from worker.engine.call import call_pipeline
 from worker.engine.compatibility import compatible
 from worker.engine.complaints import complaint, texts_of
@@ -38,6 +37,7 @@ from worker.engine.refining import begin_images, finish_images
 from worker.engine.safety import SafetyChecker, SafetyPolicy
 from worker.engine.schedulers import build_scheduler, check_schedule
 from worker.engine.stepping import part_of
+from worker.media.images import to_pil
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -263,10 +263,10 @@ class DiffusersEngine:
             # Evict first, then look at what is free.
             self._adapters.release()
             try:
-                plan = self._plan(model, files, _megapixels(job), beside_bytes)
+                plan = self._plan(model, files, job.megapixels, beside_bytes)
             except OutOfMemory:  # with the other models beside it; a base and its refiner then replace each other
                 self._pool.evict_unused()
-                plan = self._plan(model, files, _megapixels(job), beside_bytes)
+                plan = self._plan(model, files, job.megapixels, beside_bytes)
             return _load(model.spec, plan, emit)
 
         is_upscaler = model.detection.kind is Kind.UPSCALER
@@ -281,7 +281,7 @@ class DiffusersEngine:
     def _room(self, resident: Resident, batch: Batch) -> int:
         """Return the bytes that the batch leaves free on the device, with a few of its images in one call."""
         images = min(4, sum(len(job.seeds) for job in batch.jobs))
-        working = int(resident.plan.working_bytes_per_mp * _megapixels(batch.jobs[0])) * images
+        working = int(resident.plan.working_bytes_per_mp * batch.jobs[0].megapixels) * images
         return self.device_info().free_bytes - resident.plan.reserve_bytes - working
 
     def _at_once(self, resident: Resident, batch: Batch) -> int:
@@ -293,7 +293,7 @@ class DiffusersEngine:
         """
         if len(batch.jobs) == 1 and (self._device.type == "cpu" or len(batch.jobs[0].seeds) == 1):
             return 1
-        return images_that_fit(resident.plan, self.device_info(), _megapixels(batch.jobs[0]))
+        return images_that_fit(resident.plan, self.device_info(), batch.jobs[0].megapixels)
 
     def _run(
         self, pipe: Any, resident: Resident, batch: Batch, generate: Callable[[int], T]
@@ -391,10 +391,3 @@ def _keys(batch: Batch) -> list[str]:
     if upscaler is not None and finishing.upscaler is not None:
         keys.append(resident_key(upscaler.model.spec, finishing.upscaler))
     return keys
-
-
-def _megapixels(job: Job) -> float:
-    """Return the size of one of the job's images."""
-    usual = job.call.detection.native_size or 1024
-    width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
-    return width * height / 1e6

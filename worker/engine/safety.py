@@ -16,9 +16,9 @@ from worker.core.image import Raster
 from worker.core.json_text import parse_bounded
 from worker.core.model import ModelFiles
 from worker.core.result import Artifact
-from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
 from worker.engine.pretrained import load_pretrained
+from worker.media.images import to_pil
 
 SafetyAction = Literal["report", "blur", "black"]
 # Labels that published classifiers have for images that not everybody wants to see.

@@ -49,9 +49,9 @@ def count(weights: Weights, prefix: str) -> int:
     return last + 1
 
 
-def _dim(name: str, axis: int, divisor: int = 1) -> Reader:
+def _dim(name: str, axis: int) -> Reader:
     def read(weights: Weights, config: Config) -> Any:
-        return shape_of(weights[name])[axis] // divisor if name in weights else NotImplemented
+        return shape_of(weights[name])[axis] if name in weights else NotImplemented
 
     return read
 

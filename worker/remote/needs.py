@@ -69,7 +69,7 @@ class NeedsReader:
         names = tuple(dict.fromkeys(adapter.spec.model for adapter in job.adapters))
         controls = {adapter.spec.model for adapter in job.adapters if adapter.spec.field == "controlnets"}
         beside = sum(self._weights(name).size or 0 for name in controls)
-        needs = self.of_model(job.call, seconds, megapixels=_megapixels(job), beside_bytes=beside)
+        needs = self.of_model(job.call, seconds, megapixels=job.megapixels, beside_bytes=beside)
         adapters = tuple(map(self._weights, names))
         count = len(job.seeds)
         return replace(needs, weights=(*needs.weights, *adapters), images=count, inference_s=seconds * count)
@@ -112,9 +112,3 @@ class NeedsReader:
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[name] = _Known(size, files, source is not None and source.is_local, time.monotonic())
-
-
-def _megapixels(job: Job) -> float:
-    usual = job.call.detection.native_size or 1024
-    width, height = (side if isinstance(side := job.params.get(name), int) else usual for name in ("width", "height"))
-    return width * height / 1e6

@@ -3,23 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 from worker.core.answer import TierOutlook
-from worker.remote.placement import POLICY, Policy, place, refusals, unfit
+from worker.remote.placement import place, refusals, unfit
 from worker.remote.replica import Choice, Needs, ReplicaState
 
 
 def outlook(
-    needs: Needs,
-    replicas: Sequence[ReplicaState],
-    tiers: Mapping[str, int],
-    now: float = 0.0,
-    policy: Policy = POLICY,
+    needs: Needs, replicas: Sequence[ReplicaState], tiers: Mapping[str, int], now: float
 ) -> tuple[TierOutlook, ...]:
     """Return one line for each tier, the smallest device first.
 
     `tiers` are those of models.yaml, name -> bytes of one device's memory; those that only replicas name are added,
     and a replica without a tier is one of its own. `now` as in `place`.
     """
-    choices = place(needs, replicas, now, policy)
+    choices = place(needs, replicas, now)
     chosen = _tier_of(choices[0]) if choices else None
     memory: dict[str, int | None] = {replica.tier or replica.name: replica.vram_bytes for replica in replicas}
     memory |= tiers

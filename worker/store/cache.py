@@ -31,7 +31,7 @@ from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
 from worker.store.meter import ByteMeter, run_all
-from worker.store.places import make_way, read_small, state_of
+from worker.store.places import make_way, read_small, size_of, state_of
 from worker.store.transfer import Download, Fetch, Patience, RemoteFile, disk_errors
 
 _POLL_S = 0.2
@@ -182,7 +182,7 @@ class VolumeCache:
                         return self._transfer(fetch, file, meter, lease)
                     lease.release()
                 else:
-                    meter.advance(file.name, _size(self._part(file)))
+                    meter.advance(file.name, size_of(self._part(file)))
                     time.sleep(_POLL_S)
 
     def _transfer(self, fetch: Fetch, file: RemoteFile, meter: ByteMeter, lease: Lease) -> EntryFile:
@@ -241,7 +241,7 @@ class VolumeCache:
         return self.root / "partial" / f"{file.key}.part"
 
     def _left(self, file: RemoteFile) -> int:
-        return max((file.size or 0) - _size(self._part(file)), 0)
+        return max((file.size or 0) - size_of(self._part(file)), 0)
 
     # Keeping house
 
@@ -269,12 +269,13 @@ class VolumeCache:
         """Sweep the files that belong to no entry and were not touched for `older_than_s`."""
         return self._janitor.sweep(older_than_s)
 
-    def damaged(self, entry: Entry, check: Callable[[], None] = lambda: None, *, removes: bool = False) -> list[str]:
+    def damaged(self, entry: Entry, *, removes: bool = False) -> list[str]:
         """Hash every file of an entry and return the names of the missing or wrong ones; with `removes` they go."""
         return [
             name
             for name, file in sorted(entry.files.items())
-            if self._entries.recheck(file, check, thorough=True, removes=removes) is None or state_of(file.path) is None
+            if self._entries.recheck(file, lambda: None, thorough=True, removes=removes) is None
+            or state_of(file.path) is None
         ]
 
     def used_bytes(self) -> int:
@@ -285,11 +286,6 @@ class VolumeCache:
 def _covers(entry: Entry, files: Sequence[RemoteFile]) -> bool:
     """True if an entry has all of `files`, with the content that is known of them."""
     return all(file.name in entry.files and file.sha256 in {None, entry.files[file.name].sha256} for file in files)
-
-
-def _size(path: Path) -> int:
-    state = state_of(path)
-    return state.st_size if state is not None else 0
 
 
 def _sync_folder(folder: Path) -> None:

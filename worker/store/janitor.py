@@ -10,7 +10,7 @@ from pathlib import Path
 
 from worker.core.errors import DiskFull
 from worker.store.entries import OK, PIN, Entries, Entry
-from worker.store.places import clear_away, read_small, state_of
+from worker.store.places import clear_away, read_small, size_of
 
 # A use is a lease by time: a job opens the files of its entry within this, and an open file outlives its name.
 # So no worker has to keep a mark alive, and none that died can hold one.
@@ -111,7 +111,7 @@ class Janitor:
 
     def used_bytes(self) -> int:
         """Bytes of all blobs and partial files."""
-        return sum(_size(path) for folder in ("blobs", "partial") for path in self._children(folder))
+        return sum(size_of(path) for folder in ("blobs", "partial") for path in self._children(folder))
 
     def _sweep_entries(self, limit: float) -> Swept:
         """Remove entries without a manifest or with links to nothing, and what a killed writer left in others."""
@@ -169,13 +169,8 @@ class Janitor:
         )
 
 
-def _size(path: Path) -> int:
-    state = state_of(path)
-    return state.st_size if state is not None else 0
-
-
 def _unlink(path: Path) -> int:
-    size = _size(path)
+    size = size_of(path)
     clear_away(path)
     return size
 

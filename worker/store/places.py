@@ -21,6 +21,12 @@ def state_of(path: Path) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of the regular file at `path`; 0 if there is none."""
+    state = state_of(path)
+    return state.st_size if state is not None else 0
+
+
 def read_small(path: Path) -> str | None:
     """Return the text of a small file of the cache's own; None where there is no readable one."""
     if state_of(path) is None:

@@ -20,10 +20,10 @@ from worker.core.errors import UnsupportedModel
 from worker.engine.adapters.adapter_cache import AdapterCaches, denoiser_of
 from worker.engine.adapters.control_files import load_control
 from worker.engine.adapters.host import Effect, Host, reports_of
-from worker.engine.arguments import to_pil
 from worker.engine.classes import DTYPES
 from worker.engine.loader import view
 from worker.engine.pool import Resident
+from worker.media.images import to_pil
 
 _UNIONS = ("ControlNetUnionModel", "FluxControlNetModel", "QwenImageControlNetModel")
 # Classes that hold several controls, where the pipelines do not wrap them themselves or wrap only a list.

@@ -37,8 +37,8 @@ from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.adapters.image_encoders import Encoder, load_encoder
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.adapters.swapping import swapped
-from worker.engine.arguments import to_pil
 from worker.engine.devices import is_out_of_memory
+from worker.media.images import to_pil
 
 _FIELD = "ip_adapters"
 Prompted = AdapterFiles[ImagePrompt]

@@ -43,15 +43,14 @@ class DeviceIntrospection:
         self._pools = pools
         self._load = load
 
-    async def plan(self, model: str | None, device: DeviceInfo | None = None) -> PlanReport:
+    async def plan(self, model: str | None) -> PlanReport:
         """Plan a run of `model` here: bytes, memory, dtype and offloading, or why it is refused."""
         resolved = await self._known(model)
         spec, detection = resolved.spec, resolved.detection
         outline = await self._headers.run(
             self._provisioner.peek, spec.source, spec.variant, place=self._resolver.host_of(model)
         )
-        if device is None:
-            device = await self._engine.device_info()
+        device = await self._engine.device_info()
         bounds = size_bounds(resolved)
         row = architecture(detection.architecture) if detection.architecture else None
         report = PlanReport(
