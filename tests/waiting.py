@@ -3,11 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
+
+from websockets.sync import client
 
 T = TypeVar("T")
 
 LIMIT_S = 120.0
+# A WebSocket's own limit for its handshake is ten seconds.
+connect = partial(client.connect, open_timeout=LIMIT_S)
 
 
 def until(reached: Callable[[], T], said: Callable[[], object] = str) -> T:

@@ -15,7 +15,6 @@ import httpx
 import numpy as np
 import pytest
 from aiohttp import web
-from websockets.sync.client import connect
 
 from tests.catalog.corpus import sparse_file, stored
 from tests.conftest import PROJECT
@@ -23,6 +22,7 @@ from tests.fakes import FakeServer
 from tests.fakes.engine import flat
 from tests.fakes.web_worker import Serving, WebGateway, WebWorker
 from tests.transport.web.uploads import noise, png
+from tests.waiting import connect
 from tools.errors_page import PAGE, WORDS, all_codes, page
 from worker.app import server
 from worker.core import errors

@@ -18,13 +18,12 @@ import runpod
 from PIL import Image
 from runpod import AsyncioEndpoint, AsyncioJob
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from tests.asking import perform
 from tests.conftest import PROJECT
 from tests.fakes.worker_process import WorkerProcess
 from tests.ports import free_port
-from tests.waiting import until
+from tests.waiting import connect, until
 from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.service.limits.api_keys import new_key

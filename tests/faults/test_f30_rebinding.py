@@ -6,9 +6,9 @@ from contextlib import suppress
 import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import connect
 from worker.transport.web.host_names import HostNames
 
 EVIL = {"Host": "evil.example", "Origin": "http://evil.example"}

@@ -27,14 +27,13 @@ from typing import Any
 
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from tests.contract.recorded.masks import HEADERS, described, masked
 from tests.contract.recorded.sending import file, filled
 from tests.fakes.engine import FakeEngine, make_context
 from tests.fakes.web_worker import Listener, Serving, WebGateway, WebWorker
 from tests.transport.web.uploads import noise
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, connect
 from worker.app.build import build_worker
 from worker.app.queue import build_door
 from worker.app.settings import PROJECT_DIR, Settings

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.uploads import png
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, connect
 
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 

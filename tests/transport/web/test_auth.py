@@ -12,11 +12,11 @@ import uuid
 import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from tests.fakes.web_worker import WebWorker
 from tests.transport.web.test_guards import LISTED
 from tests.transport.web.uploads import png
+from tests.waiting import connect
 from worker.app import server
 from worker.app.server import build_keyring
 from worker.app.settings import Settings, SettingsError
