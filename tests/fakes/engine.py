@@ -60,6 +60,8 @@ class FakeEngine:
         """How many images go into one call."""
         self.memory = 64
         """For how many images of one call it suffices."""
+        self.seconds: Callable[[int], float] = lambda images: 0.5
+        """The seconds that a call of so many images reports."""
         self.load_s = 0.25
         """The seconds of loading that a run reports."""
         self.ran: list[Job] = []
@@ -125,7 +127,7 @@ class FakeEngine:
                     raise self.poison[each.prompt]
             self.resident = [job.call.spec.id]
             outcomes = tuple(self.spoiled.get(each.prompt) or self._artifacts(each) for each in jobs)
-            return EngineReport(outcomes, load_s=self.load_s, inference_s=0.5)
+            return EngineReport(outcomes, load_s=self.load_s, inference_s=self.seconds(_images(jobs)))
         finally:
             self.loading.clear()
             self.inside.clear()

@@ -1,5 +1,6 @@
 """Caches of steps: most of a step's work is guessed from the steps before it. They change the image."""
 
+from contextlib import ExitStack
 from importlib.util import find_spec
 
 from diffusers import TaylorSeerCacheConfig
@@ -27,7 +28,13 @@ def taylorseer(ground: Ground) -> Undo:
             )
         )
 
+    # Some pipelines name no context for their calls. Where one calls twice a step its image is wrong: its trial shows.
+    contexts = ExitStack()
+    for part in parts:
+        contexts.enter_context(part.cache_context("call"))
+
     def off() -> None:
+        contexts.close()
         for part in parts:
             part.disable_cache()
 

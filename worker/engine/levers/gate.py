@@ -28,7 +28,7 @@ from worker.engine.levers.board import Board
 from worker.engine.levers.compiling import without_compiling
 from worker.engine.levers.decisions import Decision, Decisions
 from worker.engine.levers.proving import Draw, Reference, failure_of, prove
-from worker.engine.levers.row import Ground, Lever
+from worker.engine.levers.row import Ground, Lever, compatible
 from worker.engine.pool import Resident
 
 Progressed = Literal["nothing to do", "done", "failed"]
@@ -173,7 +173,7 @@ class Gate:
             if lever.name in known or standing.jobs < lever.hot or not allows(standing.asked, lever.tier):
                 continue
             before = standing.levers[:index]
-            base = [each for each in before if _is_on(known, each)]
+            base = compatible([each for each in before if _is_on(known, each)])
             return "failed" if self._try(standing, lever, base, stop, draw).failed else "done"
         return self._warm(standing, known, stop, draw)
 
@@ -242,14 +242,16 @@ class Gate:
             return ()
         job, known = batch.jobs[0], self._decisions.of(standing.key)
         shape = shape_of(job, len(batch.jobs))
-        return tuple(
-            lever
-            for lever in standing.levers
-            if _is_on(known, lever)
-            and allows(job.quality, lever.tier)
-            and (lever.beneath_adapters or not batch.adapters)
-            and (not lever.warms or (lever.name, shape) in standing.warm)
+        accepted = compatible(
+            [
+                lever
+                for lever in standing.levers
+                if _is_on(known, lever)
+                and allows(job.quality, lever.tier)
+                and (lever.beneath_adapters or not batch.adapters)
+            ]
         )
+        return tuple(lever for lever in accepted if not lever.warms or (lever.name, shape) in standing.warm)
 
     def _standing(self, resident: Resident, spec: ModelSpec, files: ModelFiles) -> Standing:
         if isinstance(resident.standing, Standing):

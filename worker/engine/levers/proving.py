@@ -10,7 +10,7 @@ from worker.core.job import Batch
 from worker.engine.devices import device_failure
 from worker.engine.levers.bounds import LEAST_PSNR_DB, MOST_TIME, psnr_db
 from worker.engine.levers.decisions import Decision, finite
-from worker.engine.levers.row import Lever
+from worker.engine.levers.row import Lever, compatible
 
 # Draws a batch with these levers and no other; returns its images, and the seconds that the call took.
 Draw = Callable[[Batch, Sequence[Lever]], tuple[tuple[Raster, ...], float]]
@@ -53,7 +53,7 @@ def failure_of(attempt: Callable[[], object]) -> Decision | None:
 
 
 def _proven(lever: Lever, base: Sequence[Lever], references: Sequence[Reference], draw: Draw) -> Decision:
-    levers = (*base, lever)
+    levers = compatible((*base, lever))
     worst = math.inf
     for reference in references:
         if reference.plain is None:

@@ -1,6 +1,6 @@
 """One lever: what it needs, how it is put on a pipeline, and how it is taken off again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -70,3 +70,10 @@ class Lever:
     alone: bool = False  # True if it decides by all images of a call together: then each job has its own call
     warms: bool = False  # True if it has to be made ready in this process, for each size, before a job may use it
     hot: int = 1  # after how many jobs of a model it is tried
+    excludes: tuple[str, ...] = ()  # the levers before it that cannot be on beside it
+
+
+def compatible(levers: Sequence[Lever]) -> tuple[Lever, ...]:
+    """Return `levers` without those that a later one excludes."""
+    excluded = {name for lever in levers for name in lever.excludes}
+    return tuple(lever for lever in levers if lever.name not in excluded)

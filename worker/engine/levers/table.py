@@ -84,6 +84,7 @@ LEVERS: tuple[Lever, ...] = (
         "every third step computed, the others guessed by a Taylor series",
         applies=keeps_features,
         on=taylorseer,
+        excludes=("compile",),  # it decides in Python, in the middle of a block, whether to compute
     ),
     Lever(
         "cache-dit",
@@ -92,5 +93,6 @@ LEVERS: tuple[Lever, ...] = (
         applies=is_for_cache_dit,
         on=cache_dit_blocks,
         alone=True,
+        excludes=("compile",),
     ),
 )

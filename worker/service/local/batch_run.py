@@ -21,6 +21,7 @@ from worker.core.job import Batch, Job
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.service.limits.admission import pixel_steps
 from worker.service.local.engine_thread import ResidentEngine
+from worker.service.local.pace import CallKind
 from worker.service.local.watchdog import Watchdog
 
 _LOG = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class BatchRun:
         self._watchdog = watchdog
         self.loading = False
         self.load_s = 0.0
+        self.calls: list[tuple[int, float]] = []
+        """The images of each call that was made as a whole, and its seconds."""
         self.fits: int | None = None
         """The number of images to try next time, once memory ran out."""
         self.future: Future[None] | None = None  # None until it was submitted to the engine's thread
@@ -169,6 +172,8 @@ class BatchRun:
         self.load_s += report.load_s
         done = group[: len(report.outcomes)]
         images = sum(queued.images for queued in done)
+        if not any(isinstance(outcome, WorkerError) for outcome in report.outcomes):
+            self.calls.append((images, report.inference_s))
         for queued, outcome in zip(done, report.outcomes, strict=True):
             # Jobs of one call have the same size and steps, so shares of images are shares of pixel-steps.
             self._settle(queued, self._generated(report, outcome, queued.images / images))
@@ -200,6 +205,15 @@ class BatchRun:
 
     def _settle(self, queued: QueuedJob, outcome: Generated | WorkerError) -> None:
         self._loop.call_soon_threadsafe(queued.settle, outcome)
+
+
+def call_kind(job: Job) -> CallKind:
+    """Return what this job's calls have in common with others that take equally long for one image."""
+    steps = job.params.get("num_inference_steps")
+    work, images = pixel_steps(job), len(job.seeds)
+    pixels = work // images // (steps if isinstance(steps, int) and steps > 0 else 1)
+    kind = (job.call.pipeline, work // images, len(job.adapters), job.quality, job.finishing.upscaler is not None)
+    return CallKind(job.call.spec.id, repr(kind), pixels)
 
 
 def _kind(group: list[QueuedJob]) -> str:

@@ -7,7 +7,7 @@ engine is busy, so that under load no job waits for a batch.
 A free engine takes the due bucket whose first job came first. A job of a model that is not loaded counts as later, by
 the seconds that its model took to load: a switch must be worth its cost. So no bucket is passed by another that began
 more than those seconds after it. Cancelled and late jobs are dropped before the engine sees them. After an out of
-memory the later batches of that bucket are smaller.
+memory the later batches of that bucket are smaller; so they are where images come no faster together (`pace.py`).
 
 An idle engine waits out the timer too: running the first job of a burst alone would cost the others its whole call,
 while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits, nor does a job that no other can join.
@@ -16,15 +16,16 @@ while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits,
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from worker.core.errors import DeviceLost
-from worker.core.job import Batch
+from worker.core.job import Batch, Job
 from worker.core.result import Emit
-from worker.service.local.batch_run import BatchRun, Generated, QueuedJob
+from worker.service.local.batch_run import BatchRun, Generated, QueuedJob, call_kind
 from worker.service.local.engine_thread import EngineThread, uninterrupted
 from worker.service.local.improving import Improving
+from worker.service.local.pace import Paces
 
 # The time that a job that has to stop may still sit in one step before the device counts as lost.
 STUCK_GRACE_S = 60.0
@@ -41,6 +42,7 @@ class Buckets:
         self._waiting: dict[str, list[QueuedJob]] = {}
         self._load_s: dict[str, float] = {}
         self._fits: OrderedDict[str, int] = OrderedDict()
+        self._paces = Paces()
 
     def add(self, queued: QueuedJob) -> None:
         """Add a queued job to its bucket."""
@@ -76,7 +78,7 @@ class Buckets:
 
         bucket = min(due, key=effective_arrival)
         taken: list[QueuedJob] = []
-        images_left = self._limit(bucket[0].key)
+        images_left = self._limit(bucket[0])
         for queued in bucket:
             if taken and queued.images > images_left:
                 break
@@ -101,12 +103,18 @@ class Buckets:
         if len(self._fits) > _MEMORY:
             self._fits.popitem(last=False)
 
-    def _limit(self, key: str) -> int:
-        return min(self._batch_size, self._fits.get(key, self._batch_size))
+    def note_calls(self, job: Job, calls: Sequence[tuple[int, float]]) -> None:
+        """Remember how long calls like this job's took, by their number of images."""
+        for images, seconds in calls:
+            self._paces.note(call_kind(job), images, seconds)
+
+    def _limit(self, first: QueuedJob) -> int:
+        bound = min(self._batch_size, self._fits.get(first.key, self._batch_size))
+        return bound if bound == 1 or not first.job.shares_a_call else self._paces.most(call_kind(first.job), bound)
 
     def _due_at(self, bucket: list[QueuedJob]) -> float:
         first = bucket[0]
-        full = sum(queued.images for queued in bucket) >= self._limit(first.key)
+        full = sum(queued.images for queued in bucket) >= self._limit(first)
         return first.arrived_at + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
 
 
@@ -204,6 +212,8 @@ class BatchMux:
         first = batch_run.queued_jobs[0]
         if batch_run.load_s and first.job.call.spec.id not in resident:
             self._buckets.note_load(first.job.call.spec.id, batch_run.load_s)
+        if self._batch_size > 1:
+            self._buckets.note_calls(first.job, batch_run.calls)
         if batch_run.fits is not None:
             self._buckets.note_fit(first.key, batch_run.fits)
         self._dispatch()
