@@ -35,6 +35,7 @@ from worker.service.local.provisioning import Provisioner, refuse_pickles
 from worker.service.local.volume import Volume
 from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
+from worker.service.usage.pace import Paces
 from worker.service.usage.telemetry import MeteredBackend
 from worker.store.rehash import Rehash
 from worker.store.store import Store
@@ -109,15 +110,17 @@ def build_worker(
     backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
     generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
 
+    paces = Paces()
+
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load)
+    device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load, paces.of)
     readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
     folder = OutputFolder(settings.volume) if settings.has_volume else None
     delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
     metrics = ground.metrics(load, lambda: [each for each in engine.levers if resolver.registered_id(each.model)])
-    telemetry = ground.telemetry(metrics)
+    telemetry = ground.telemetry(metrics, paces)
     operations = Operations(
         generation, ground.introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
     )

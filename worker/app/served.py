@@ -152,9 +152,9 @@ class Groundwork:
         """Return what counts, over `load`, and what was decided of `levers`."""
         return Metrics(__version__, load, self.pools.all, levers)
 
-    def telemetry(self, metrics: Metrics) -> Telemetry:
+    def telemetry(self, metrics: Metrics, *others: Observer) -> Telemetry:
         """Return the one bracket around all that is asked."""
-        observers: list[Observer] = [metrics, self.usage_log, *_tracing(self.settings)]
+        observers: list[Observer] = [metrics, self.usage_log, *others, *_tracing(self.settings)]
         return Telemetry(self.resolver.registered_id, observers)
 
 

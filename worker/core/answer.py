@@ -104,11 +104,20 @@ class TierOutlook:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What a model's last `jobs` took here: seconds, and dollars where a price is set, for each megapixel and step."""
+
+    jobs: int
+    seconds: float
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanReport:
     """The needs of one model on one device. `fits` is None where the size of its weights is not known.
 
     `reason` says why it does not fit, or why that is not known. `plan` is the way to load it where it fits. A gateway
-    has no device of its own: it answers for the `tiers` of its fleet.
+    has no device of its own: it answers for the `tiers` of its fleet. `pace` is None before the model's first job here.
     """
 
     model: str
@@ -124,6 +133,7 @@ class PlanReport:
     reason: str | None = None
     plan: LoadPlan | None = None
     family: str | None = None
+    pace: Pace | None = None
     tiers: tuple[TierOutlook, ...] = ()
 
 

@@ -79,6 +79,14 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
         "free_gb": round(answer.free_bytes / _GIB, 2),
         "fits": answer.fits,
     }
+    if answer.pace:
+        report |= {
+            "measured": {
+                "jobs": answer.pace.jobs,
+                "s_per_megapixel_step": round(answer.pace.seconds, 6),
+                "usd_per_megapixel_step": None if answer.pace.usd is None else round(answer.pace.usd, 9),
+            }
+        }
     if answer.tiers:
         report |= {"tiers": [_outlook(tier) for tier in answer.tiers]}
     if answer.plan is None:

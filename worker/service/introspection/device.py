@@ -8,7 +8,7 @@ from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
 from worker.catalog.detectors.storage import outlined_files
 from worker.catalog.interface.sizes import size_bounds
-from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
+from worker.core.answer import Pace, PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import WorkerError
@@ -35,6 +35,7 @@ class DeviceIntrospection:
         planner: Planner,
         pools: Pools,
         load: Callable[[], Load],
+        pace_of: Callable[[str], Pace | None] = lambda model: None,
     ) -> None:
         self._resolver = resolver
         self._provisioner = provisioner
@@ -42,6 +43,7 @@ class DeviceIntrospection:
         self._planner = planner
         self._pools = pools
         self._load = load
+        self._pace_of = pace_of
 
     async def plan(self, model: str | None) -> PlanReport:
         """Plan a run of `model` here: bytes, memory, dtype and offloading, or why it is refused."""
@@ -64,6 +66,7 @@ class DeviceIntrospection:
             device=device.name,
             free_bytes=device.free_bytes,
             family=row.title if row else None,
+            pace=self._pace_of(spec.id),
         )
         files = outlined_files(spec.source, outline)
         if files is None:

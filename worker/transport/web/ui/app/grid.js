@@ -68,7 +68,7 @@ export function gridPart(form, page) {
     if (count > MOST) return fill(told, `${count} images are more than a grid may have (${MOST}).`);
     try {
       const work = rows.flat().reduce((sum, cell) => sum + workOf(cell, form.schema), 0);
-      const { text } = await priced(form.model, work / count, count);
+      const { text } = await priced(form, work / count, count);
       return turn === asked ? fill(told, `${count} images: ${text}`) : null;
     } catch (error) {
       return fill(told, error.message);

@@ -17,6 +17,9 @@ export function planOf(model) {
   return plan;
 }
 
+/** Ask for plans anew: a job has ended, and memory and pace are others. */
+export const forgetPlans = () => plans.clear();
+
 /** The size of a request as work: pixels times steps times images times frames, by what its schema has for left-out ones. */
 export function workOf(request, schema) {
   const value = (name, otherwise) => Number(request[name] ?? schema.properties[name]?.default ?? otherwise);
@@ -42,21 +45,31 @@ export async function estimate(model, work) {
   };
 }
 
-/** A sentence on what `count` jobs of this much work take, and what else the plan says. */
-export async function priced(model, work, count = 1) {
+/** The same by what the worker measured, where this browser has seen no image of the model. */
+function measured(plan, work, schema) {
+  if (!plan.measured) return null;
+  const scale = schema.properties.upscale?.default?.scale ?? 1; // what its own upscaler enlarges is drawn smaller
+  const steps = work / scale ** 2 / 1e6;
+  const { s_per_megapixel_step: pace, usd_per_megapixel_step: price } = plan.measured;
+  return { seconds: pace * steps, usd: price === null ? null : price * steps };
+}
+
+/** A sentence on what `count` jobs of this much work of a form's model take, and what else the plan says. */
+export async function priced(form, work, count = 1) {
+  const { model, schema } = form;
   const plan = await planOf(model);
   const tier = plan.tiers?.find((each) => each.chosen);
-  const known = await estimate(plan.model ?? model, work);
+  const known = (await estimate(plan.model ?? model, work)) ?? measured(plan, work, schema);
   const parts = [];
   if (known) parts.push(`about ${seconds(known.seconds * count)}`);
   else if (tier?.expected_s != null) parts.push(`about ${seconds(tier.expected_s * count)}`);
-  else parts.push("time not known before its first image here");
+  else parts.push("time not known before its first image");
   const usd = known?.usd ?? tier?.expected_usd;
   if (usd != null) parts.push(dollars(usd * count));
   if (plan.estimated_gb !== undefined) parts.push(`${gigabytes(plan.estimated_gb)} of ${gigabytes(plan.free_gb)} free on ${plan.device}`);
   else if (plan.weight_gb) parts.push(`${gigabytes(plan.weight_gb)} of weights`);
   const problem = plan.fits === false ? plan.reason : null;
-  return { text: parts.join(" · "), problem, plan, known };
+  return { text: parts.join(" · "), problem, plan };
 }
 
 /** The tiers of a gateway's plan, as a table; null of a lone worker. */

@@ -6,7 +6,7 @@ import { Form, roll } from "./form.js";
 import { gridPart } from "./grid.js";
 import { copyAs, JobCard } from "./job.js";
 import { requestIn } from "./media.js";
-import { priced, tierTable, workOf } from "./price.js";
+import { forgetPlans, priced, tierTable, workOf } from "./price.js";
 import { put } from "./store.js";
 
 const DRAFT = "draft";
@@ -17,7 +17,7 @@ export class Workbench {
     this.schemas = new Map();
     this.card = new JobCard(this, (id, error) => this.failed(id, error));
     this._build();
-    window.addEventListener("jobended", () => this.form && this.tellPrice(this.form));
+    window.addEventListener("jobended", () => { forgetPlans(); if (this.form) this.tellPrice(this.form); });
   }
 
   _build() {
@@ -90,7 +90,7 @@ export class Workbench {
     if (form !== this.form) return;
     try {
       const request = form.request();
-      const { text, problem, plan } = await priced(form.model, workOf(request, form.schema));
+      const { text, problem, plan } = await priced(form, workOf(request, form.schema));
       if (form !== this.form) return;
       const tiers = tierTable(plan);
       fill(this.price, el("p", { class: "cost" }, text), problem ? el("p", { class: "problem" }, problem) : null,
