@@ -35,6 +35,9 @@ PATHS = (
     "headers.retry-after",
     "free_gb",
     "eta_relative",
+    "age_s",
+    "measured.s_per_megapixel_step",
+    "measured.usd_per_megapixel_step",
 )
 # Headers that say when and how it was sent, not what.
 HEADERS = ("date", "content-length", "connection")
