@@ -57,18 +57,14 @@ def test_what_was_learnt_of_one_size_is_the_first_guess_for_another_of_the_same_
     assert settled(lambda n: 1.0, LARGE, paces=paces) == 8  # and no more than a guess
 
 
-async def test_a_worker_stops_batching_where_a_batch_lowers_throughput(tmp_path):
-    context = make_context(tmp_path, batch_size=4, batch_timeout_ms=50)
-    context.engine.seconds = lambda images: images * 1.2 if images > 1 else 1.0
-    for _ in range(12):
+@pytest.mark.parametrize(
+    ("seconds", "size"), [(lambda images: images * 1.2 if images > 1 else 1.0, 1), (lambda images: 0.5, 4)]
+)
+async def test_a_worker_batches_where_that_raises_throughput_and_nowhere_else(tmp_path, seconds, size):
+    context = make_context(tmp_path, batch_size=4, batch_timeout_ms=500)
+    context.engine.seconds = seconds
+    for _ in range(60):  # a busy machine may part jobs that were sent together; in the end it is learnt all the same
         await asyncio.gather(*(context.draw(seed=seed) for seed in range(4)))
-    sizes = [len(call) for call in context.engine.calls]
-    assert sizes[0] == 4
-    assert {*sizes[-8:]} == {1}
-
-
-async def test_and_goes_on_where_it_raises_throughput(tmp_path):
-    context = make_context(tmp_path, batch_size=4, batch_timeout_ms=5_000)
-    for _ in range(20):
-        await asyncio.gather(*(context.draw(seed=seed) for seed in range(4)))
-    assert [len(call) for call in context.engine.calls[-3:]] == [4, 4, 4]
+        if {len(call) for call in context.engine.calls[-8:]} == {size} and len(context.engine.calls) > 20:
+            return
+    raise AssertionError([len(call) for call in context.engine.calls])
