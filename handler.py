@@ -7,9 +7,12 @@ def main() -> None:
 
     end_quietly_on_interrupt()
     from worker.app.unsearched import unsearched
+    from worker.core import moments
 
+    moments.note("interpreter")
     with unsearched():
         from worker.app.start import run
+    moments.note("imports of the worker")
     run()
 
 

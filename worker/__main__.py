@@ -9,6 +9,9 @@ def main() -> None:
     from worker.app.interrupt import end_quietly_on_interrupt
 
     end_quietly_on_interrupt()
+    from worker.core import moments
+
+    moments.note("interpreter")
     from worker.app.cli.commands import main as run
 
     sys.exit(run(sys.argv[1:], "imgworker" if Path(sys.argv[0]).name == "imgworker" else "python -m worker"))

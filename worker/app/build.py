@@ -12,6 +12,7 @@ from worker.app.served import Groundwork, Served
 from worker.app.settings import Settings, forbid_unsafe_loading
 from worker.app.stores import bucket_opener, build_bucket, build_cache
 from worker.app.unsearched import unsearched
+from worker.core import moments
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.model import ModelFiles
@@ -124,6 +125,7 @@ def build_worker(
     operations = Operations(
         generation, ground.introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
     )
+    moments.note("worker built")
     return Worker(
         settings=settings,
         resolver=resolver,

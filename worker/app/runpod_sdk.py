@@ -8,12 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 from worker.app.unsearched import unsearched
+from worker.core import moments
 
 
 def import_sdk() -> ModuleType:
     """Import `runpod`."""
     with _quick_cpuinfo(), unsearched():
         import runpod
+    moments.note("import of the SDK")
     sdk: ModuleType = runpod
     return sdk
 

@@ -12,6 +12,7 @@ from worker.app.registry import build_registry
 from worker.app.settings import Settings, SettingsError
 from worker.app.stores import build_adapter_folders, build_store
 from worker.catalog.registry import Registry, RegistryError
+from worker.core import moments
 from worker.core.quality import LeverReport
 from worker.core.turn import StopSignal
 from worker.net.fetch import ImageFetcher
@@ -87,6 +88,7 @@ class Served:
 
     async def tidy(self) -> None:
         """Keep the process's memory small. This runs until it is cancelled."""
+        moments.note("jobs are taken")  # the loop is up
         admission = self.operations.generation.admission
         await tidy(lambda: admission.taken, lambda: admission.running + admission.queued, self.operations.pools.own)
 

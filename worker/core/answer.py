@@ -153,6 +153,29 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class JobTimeline:
+    """One job by its stages: the name of each, the seconds from the job's start to its own, and how long it took.
+
+    `at` is the wall time of the job's start, in seconds since 1970.
+    """
+
+    id: str
+    model: str
+    outcome: str
+    at: float
+    seconds: float
+    stages: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineReport:
+    """A process's start, as moments with their seconds from its beginning, and the last jobs, the last first."""
+
+    start: tuple[tuple[str, float], ...]
+    jobs: tuple[JobTimeline, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Preloaded:
     """A model that is on the device now, as `plan` says."""
 
@@ -168,4 +191,6 @@ class Unloaded:
     dropped: bool
 
 
-AnyAnswer = Answer | ModelList | ModelSchema | Inspection | PlanReport | WorkerStatus | Preloaded | Unloaded
+AnyAnswer = (
+    Answer | ModelList | ModelSchema | Inspection | PlanReport | WorkerStatus | TimelineReport | Preloaded | Unloaded
+)

@@ -7,8 +7,8 @@ from worker.core.errors import WorkerError
 from worker.core.request import GenerationRequest
 
 ModelAction = Literal["schema", "inspect", "plan", "preload", "unload"]
-WorkerAction = Literal["models", "status"]
-Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "preload", "unload"]
+WorkerAction = Literal["models", "status", "timeline"]
+Action = Literal["generate", "models", "schema", "inspect", "plan", "status", "timeline", "preload", "unload"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 

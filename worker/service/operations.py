@@ -18,11 +18,12 @@ from worker.core.answer import (
     ModelSchema,
     PlanReport,
     Preloaded,
+    TimelineReport,
     Unloaded,
     WorkerStatus,
 )
 from worker.core.errors import ModelNotFound, WorkerError
-from worker.core.job_input import JobInput, ModelRequest, WorkerRequest
+from worker.core.job_input import JobInput, ModelRequest, WorkerAction, WorkerRequest
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
 from worker.core.turn import begun, current
@@ -133,6 +134,10 @@ class Operations:
         state = "failed" if problems and status.status != "lost" else status.status
         return replace(status, status=state, problems=problems)
 
+    def timeline(self, caller: str | None) -> TimelineReport:
+        """Report where the seconds of this process's start and of the caller's last jobs went."""
+        return self.telemetry.timeline.report(caller)
+
     async def preload(self, model: str | None, emit: Emit) -> Preloaded:
         """Fetch `model` and put it on the device."""
         return await self.device.preload(model, emit)
@@ -174,7 +179,7 @@ class Operations:
                 return await self.generate(request, job_id, emit, caller, job.notes)
             case WorkerRequest(action):
                 self.generation.charge_question(caller)
-                return self.models() if action == "models" else self.status()
+                return self._told(action, caller)
             case ModelRequest():
                 self.generation.charge_question(caller)
                 turn = current()
@@ -182,6 +187,15 @@ class Operations:
                 with self.generation.admission.asked(), turn.working():
                     return await self._ask(job.request, emit)
         raise RuntimeError("a job that is over was run again")
+
+    def _told(self, action: WorkerAction, caller: str | None) -> AnyAnswer:
+        match action:
+            case "models":
+                return self.models()
+            case "timeline":
+                return self.timeline(caller)
+            case "status":
+                return self.status()
 
     async def _ask(self, request: ModelRequest, emit: Emit) -> AnyAnswer:
         model = request.model

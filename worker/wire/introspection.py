@@ -6,11 +6,13 @@ from pydantic import JsonValue
 
 from worker.core.answer import (
     Inspection,
+    JobTimeline,
     ModelList,
     ModelSummary,
     PlanReport,
     Preloaded,
     TierOutlook,
+    TimelineReport,
     Unloaded,
     WorkerStatus,
 )
@@ -128,6 +130,30 @@ def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
         "tasks": [*sorted(task.value for task in Task)],
         "models": answer.models,
         "levers": [_lever(lever) for lever in answer.levers],
+    }
+
+
+def encode_timeline(answer: TimelineReport) -> dict[str, JsonValue]:
+    """Write where the seconds of a start and of the last jobs went."""
+    before = [0.0, *(at for _, at in answer.start)]
+    start: list[JsonValue] = [
+        {"moment": name, "at_s": round(at, 3), "took_s": round(at - previous, 3)}
+        for (name, at), previous in zip(answer.start, before, strict=False)
+    ]
+    return {"start": start, "jobs": [_job_timeline(job) for job in answer.jobs]}
+
+
+def _job_timeline(job: JobTimeline) -> dict[str, JsonValue]:
+    return {
+        "id": job.id,
+        "model": job.model,
+        "outcome": job.outcome,
+        "began": round(job.at, 3),
+        "seconds": round(job.seconds, 4),
+        "stages": [
+            {"stage": name, "at_s": round(began, 4), "seconds": round(seconds, 4)}
+            for name, began, seconds in job.stages
+        ],
     }
 
 

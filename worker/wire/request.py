@@ -104,7 +104,7 @@ def _decode_request(action: Action, fields: Mapping[str, JsonValue]) -> Request:
     match action:
         case "generate":
             return decode_generation(fields)
-        case "models" | "status":
+        case "models" | "status" | "timeline":
             decode_nothing(fields)
             return WorkerRequest(action)
         case _:

@@ -14,6 +14,7 @@ from worker.core.answer import (
     ModelSchema,
     PlanReport,
     Preloaded,
+    TimelineReport,
     Unloaded,
     WorkerStatus,
 )
@@ -36,6 +37,8 @@ def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
             return introspection.encode_plan(answer)
         case WorkerStatus():
             return introspection.encode_status(answer)
+        case TimelineReport():
+            return introspection.encode_timeline(answer)
         case Preloaded():
             return introspection.encode_preloaded(answer)
         case Unloaded():

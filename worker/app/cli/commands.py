@@ -194,6 +194,12 @@ def _add_questions(commands: Any) -> None:
         parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
         _add_json(parser)
     _add_json(_add(commands, "models", "questions:models", "list the models of models.yaml"))
+    parser = _add(
+        commands, "timeline", "timeline:timeline", "start a worker, generate once, and say what took how long"
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
+    parser.add_argument("--prompt", default="a red apple", help="what to draw")
+    _add_json(parser)
     parser = _add(commands, "doctor", "doctor:doctor", "say whether this machine can do the work, and what to mend")
     parser.add_argument("--network", action="store_true", help="ask the sources of models, too, whether they answer")
     _add_json(parser)

@@ -8,6 +8,7 @@ from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
 from worker.catalog.detectors.storage import outlined_files
 from worker.catalog.interface.sizes import size_bounds
+from worker.core import moments
 from worker.core.answer import Pace, PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
@@ -132,7 +133,9 @@ class DeviceIntrospection:
             self._engine.watchdog.hear(progress, files.total_bytes)
             emit(progress)
 
-        return await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
+        plan = await self._engine.call(lambda engine: engine.preload(resolved, files, emit_heard), f"preload {spec.id}")
+        moments.note("first model on the device")
+        return plan
 
     @property
     def _headers(self) -> Pool:

@@ -8,6 +8,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Protocol, TypeVar
 
+from worker.core import moments
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost, contained
@@ -156,6 +157,7 @@ class EngineThread:
             begin()
             if self._engine is None:
                 self._engine = self._build()
+                moments.note("engine built")
                 self.watchdog.begin(builds=False)
             return work(self._engine)
         except DeviceLost as error:

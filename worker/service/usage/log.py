@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from worker.service.usage.telemetry import OK, Record
+from worker.service.usage.record import OK, Record
 
 _LOG = logging.getLogger(__name__)
 By = Literal["day", "model", "caller"]

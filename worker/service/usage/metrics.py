@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from worker.core.quality import LeverReport
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
-from worker.service.usage.telemetry import OK, Record
+from worker.service.usage.record import OK, Record
 
 PREFIX = "imgworker"
 # From a refusal to a long video.

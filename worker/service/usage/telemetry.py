@@ -12,63 +12,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
-from worker.core import errors
 from worker.core.answer import Answer
 from worker.core.errors import JobCancelled, WorkerError
 from worker.core.job import Job
 from worker.core.ports import Backend
-from worker.core.result import Emit, JobResult, Timings, Usage
+from worker.core.result import Emit, JobResult
+from worker.service.usage.record import OK, STATUS, Record
+from worker.service.usage.timeline import Timeline
 
 _LOG = logging.getLogger(__name__)
-OK = "ok"
 UNREGISTERED = "unregistered"
 # Actions on one model; the others are of the worker.
 _OF_A_MODEL = ("generate", "schema", "inspect", "plan", "preload", "unload")
 _MAX_ID = 200
 MAX_DENIED_PER_MINUTE = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One operation that has ended. Of the caller's words it holds only the ids that they sent."""
-
-    action: str
-    job_id: str
-    request_id: str
-    caller: str | None
-    traceparent: str | None
-    outcome: str
-    """`ok`, or the code of the error."""
-    at: float
-    """Wall time at its start, in seconds since 1970."""
-    began: float
-    """Its start on time.monotonic's clock, as all times below."""
-    ended: float
-    model: str
-    """An id of models.yaml, `unregistered`, or an empty text for an action without a model: fit to be a label."""
-    source: str | None
-    """The model that generated, as a reference."""
-    task: str | None
-    accepted_at: float | None
-    """The time of the job's acceptance; None if it was refused, or answered from memory."""
-    timings: Timings | None
-    """Timings of the generated job; None if it failed, or was answered from memory."""
-    usage: Usage | None
-    loras: int
-    encode_s: float
-
-    @property
-    def seconds(self) -> float:
-        """The duration of the whole operation, in seconds."""
-        return self.ended - self.began
-
-    @property
-    def status(self) -> str:
-        """The outcome in one of six words: ok, refused, cancelled, timed_out, shut_down, failed."""
-        return OK if self.outcome == OK else _STATUS.get(self.outcome, "failed")
 
 
 class Observer(Protocol):
@@ -111,6 +71,7 @@ class Telemetry:
 
     def __init__(self, registered: Callable[[str | None], str | None], observers: Sequence[Observer] = ()) -> None:
         self._registered = registered
+        self.timeline = Timeline()
         self._observers = observers
         self._denied: dict[int, int] = {}  # how many, of the last minute that had any
 
@@ -192,6 +153,7 @@ class Telemetry:
         return self._registered(name) or UNREGISTERED
 
     def _notify(self, record: Record) -> None:
+        self.timeline.note(record)
         for observer in self._observers:
             try:
                 observer.note(record)
@@ -232,27 +194,7 @@ class MeteredBackend:
         return result
 
 
-def _statuses() -> dict[str, str]:
-    statuses: dict[str, str] = {}
-    words = {
-        errors.InvalidRequest: "refused",
-        errors.AccessDenied: "refused",
-        errors.Overloaded: "refused",
-        errors.JobTimeout: "timed_out",
-        errors.JobCancelled: "cancelled",
-        errors.ShuttingDown: "shut_down",
-    }
-    for value in vars(errors).values():
-        if isinstance(value, type) and issubclass(value, WorkerError):
-            statuses[value.code] = next((words[parent] for parent in value.__mro__ if parent in words), "failed")
-    return statuses
-
-
-# Error code -> status.
-_STATUS = _statuses()
-
-
 def _reason(error: asyncio.CancelledError) -> str:
     """Return the code that a task was cancelled with; without one the caller cancelled."""
     code = error.args[0] if error.args else None
-    return code if isinstance(code, str) and code in _STATUS else JobCancelled.code
+    return code if isinstance(code, str) and code in STATUS else JobCancelled.code

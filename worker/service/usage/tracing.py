@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from worker.service.usage.telemetry import OK, Record
+from worker.service.usage.record import OK, Record
 
 SERVICE = "universal-image-model-worker"
 _EVERY_MS = 1_000
@@ -47,7 +47,7 @@ class Tracing:
             start_time=_nanoseconds(record, record.began),
         )
         context = set_span_in_context(root)
-        for name, began, ended in _stages(record):
+        for name, began, ended in record.stages:
             span = self._tracer.start_span(name, context, start_time=_nanoseconds(record, began))
             span.end(_nanoseconds(record, ended))
         if record.outcome != OK:
@@ -80,15 +80,6 @@ def _attributes(record: Record) -> Iterator[tuple[str, str | int | float]]:
         yield "imgworker.images", record.usage.images
         yield "imgworker.bytes_downloaded", record.usage.bytes_downloaded
         yield "imgworker.loras", record.loras
-
-
-def _stages(record: Record) -> Iterator[tuple[str, float, float]]:
-    if record.accepted_at is not None:
-        yield "accept", record.began, record.accepted_at
-    if record.timings is not None:
-        yield from ((stage.name, stage.began, stage.ended) for stage in record.timings.stages)
-    if record.encode_s:
-        yield "encode", record.ended - record.encode_s, record.ended
 
 
 def _nanoseconds(record: Record, moment: float) -> int:
