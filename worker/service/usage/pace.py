@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from worker.core.answer import Pace
-from worker.service.usage.telemetry import OK, UNREGISTERED, Record
+from worker.service.usage.record import OK, Record
+from worker.service.usage.telemetry import UNREGISTERED
 
 KEPT = 20
 """Jobs of a model that count: the last ones, since a model may have become faster, or its device slower."""
