@@ -74,7 +74,7 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
 
     `beside` are the replicas of the platform that the gateway itself runs on, before those of FLEET_FILE.
     """
-    ground = Groundwork.of(settings)
+    ground = Groundwork.of(settings, generates=False)
     resolver, pools = ground.resolver, ground.pools
     members = Members([*beside, *_fleet(settings, resolver.registry)])
     if not members.all:

@@ -115,8 +115,11 @@ class Groundwork:
     usage_log: UsageLog
 
     @classmethod
-    def of(cls, settings: Settings, place: Place | None = None) -> "Groundwork":
-        """Build it. `place` is that of a process among several. Raises SettingsError, RegistryError."""
+    def of(cls, settings: Settings, place: Place | None = None, *, generates: bool = True) -> "Groundwork":
+        """Build it. `place` is that of a process among several. Raises SettingsError, RegistryError.
+
+        `generates` is False where jobs are sent on, with their images as they came.
+        """
         registry, store, pools = build_registry(settings), build_store(settings), Pools()
         policy = Policy(
             default_model=settings.default_model_id,
@@ -145,7 +148,7 @@ class Groundwork:
             resolver,
             pools,
             ModelIntrospection(resolver, store, limits, pools.headers, folders),
-            Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=folders.find),
+            Acceptor(resolver, limits, pools, fetch, aliases=ALIASES, find_file=folders.find, generates=generates),
             Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts),
             UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name),
         )

@@ -4,6 +4,7 @@ import binascii
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -14,10 +15,11 @@ from PIL.PngImagePlugin import PngInfo
 from worker.core.errors import InvalidImage
 from worker.core.image import Raster
 from worker.core.request import IMAGE_FORMATS, Format
-from worker.media.decoding import MAX_BYTES, DecodedImage, decode_image, opaque
+from worker.media.decoding import MAX_BYTES, MAX_PIXELS, DecodedImage, decode_image, opaque
 from worker.media.png import encode_png
 
 _DATA_URI = re.compile(r"(?:data:)?[\w.+/;=-]{0,100}?base64,", re.IGNORECASE)
+_HEAD_CHARS = 2**16  # of base64, in which most images say their size
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -73,8 +75,21 @@ def inline_bytes(text: str, field: str, max_bytes: int) -> bytes:
         ) from None
 
 
+def pixels_of_text(text: str) -> int | None:
+    """Return how many pixels an image in base64 has, by its beginning; None if that does not say."""
+    match = _DATA_URI.match(text)
+    start = match.end() if match else 0
+    try:
+        outline = outline_of(pybase64.b64decode(text[start : start + _HEAD_CHARS], validate=True))
+    except ValueError:
+        return None
+    return None if outline is None or outline[1] * outline[2] > MAX_PIXELS else outline[1] * outline[2]
+
+
 def _from_base64(text: str) -> bytes:
     """Decode base64 of either alphabet, in one line or several, padded or not. Raises ValueError for anything else."""
+    with suppress(ValueError):
+        return pybase64.b64decode(text, validate=True)  # as most of it comes; what follows reads all of it again
     joined = "".join(text.split())
     if "-" in joined or "_" in joined:
         joined = joined.translate(_URL_SAFE)

@@ -82,8 +82,8 @@ class Peer:
     @asynccontextmanager
     async def events(
         self, path: str, *, headers: Mapping[str, str] = _NOTHING, silence_s: float
-    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """Open a stream of server-sent events: its status, and the lines of each event as one piece of bytes.
+    ) -> AsyncIterator[tuple[int, AsyncIterator[tuple[bytes, bytes]]]]:
+        """Open a stream of server-sent events: its status, and of each event the lines before its data, and the data.
 
         After `silence_s` seconds without a byte the stream counts as broken. Its iterator raises NoAnswer.
         """
@@ -135,7 +135,7 @@ class Peer:
         return self._opened
 
 
-async def _blocks(response: aiohttp.ClientResponse, silence_s: float) -> AsyncGenerator[bytes]:
+async def _blocks(response: aiohttp.ClientResponse, silence_s: float) -> AsyncGenerator[tuple[bytes, bytes]]:
     """Yield what stands between two empty lines, as soon as it is whole; an answer may be megabytes long."""
     parts: list[bytes] = []
     incoming = response.content.iter_any()
@@ -145,21 +145,32 @@ async def _blocks(response: aiohttp.ClientResponse, silence_s: float) -> AsyncGe
                 part = await anext(incoming, None)
             if part is None:
                 return
-            # The end of an event may lie on the border of two parts.
-            border = (parts[-1][-1:] if parts else b"") + part
-            if b"\n\n" not in border:
+            if parts and parts[-1][-1:] == b"\n" == part[:1]:  # the end of an event lies on the border of two parts
+                part = parts.pop() + part
+            while (end := _empty_line(part)) >= 0:
+                yield _cut([*parts, part[:end]])
+                part, parts = part[end + 2 :], []
+            if part:
                 parts.append(part)
-                continue
-            if border.endswith(b"\n\n") and border.count(b"\n\n") == 1 and len(part) > 1:
-                yield b"".join((*parts, part[:-2]))  # as most come: a search for more would copy it once more
-                parts = []
-                continue
-            *whole, rest = b"".join((*parts, part)).split(b"\n\n")
-            parts = [rest] if rest else []
-            for block in whole:
-                yield block
     except (TimeoutError, aiohttp.ClientError) as error:
         raise NoAnswer(f"its events broke off ({type(error).__name__})") from error
+
+
+def _empty_line(part: bytes) -> int:
+    """Return where an empty line begins, -1 without one. A search for one byte is many times as fast as for two."""
+    at = part.find(b"\n")
+    while at >= 0 and part[at + 1 : at + 2] != b"\n":
+        at = part.find(b"\n", at + 1)
+    return at
+
+
+def _cut(parts: list[bytes]) -> tuple[bytes, bytes]:
+    """Return an event's lines before its data, and its data, which is megabytes and on one line: copied once."""
+    head, mark, data = parts[0].partition(b"data: ")
+    if not mark:  # it lies on the border of two parts, if anywhere
+        head, _, data = b"".join(parts).partition(b"data: ")
+        return head, data
+    return head, b"".join((data, *parts[1:]))
 
 
 def _is_refusal(error: BaseException | None) -> bool:

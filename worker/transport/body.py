@@ -25,7 +25,7 @@ def written(body: object) -> bytes:
     pieces = [first]
     for piece in segments:
         key, _, after = piece.partition(b'"')
-        pieces += (parts[key], after)
+        pieces += (*parts[key], after)
     return b"".join(pieces)
 
 
@@ -44,9 +44,9 @@ def _marked(value: object, mark: str, texts: dict[int, str]) -> object:
     return value
 
 
-def _long(text: str) -> bytes:
-    """Write `text` as JSON; in base64 nothing is escaped."""
-    return b'"%b"' % text.encode() if isinstance(text, Base64) else _plainly(text)
+def _long(text: str) -> tuple[bytes, ...]:
+    """Write `text` as pieces of JSON; in base64 nothing is escaped."""
+    return (b'"', text.encode(), b'"') if isinstance(text, Base64) else (_plainly(text),)
 
 
 def _plainly(value: object) -> bytes:

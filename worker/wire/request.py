@@ -45,6 +45,7 @@ ALIASES: Mapping[str, str] = {
     # A list of adapters by the name of one of them: lora, controlnet …
     **{name.removesuffix("s"): name for name, kind in ADAPTERS.items() if kind.several},
 }
+_LONG = 10_000
 _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 
 
@@ -94,10 +95,21 @@ def _translated(payload: object) -> Translation | None:
 def fingerprint(payload: object) -> str:
     """Digest a payload: the same for the same JSON, whatever the order of its keys. Anything else is only itself."""
     try:
-        text = json.dumps(payload, sort_keys=True)  # as ASCII: no text is too broken to be told apart
+        text = json.dumps(_digested(payload), sort_keys=True)  # as ASCII: no text is too broken to be told apart
     except (TypeError, ValueError, RecursionError):
         return uuid.uuid4().hex
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digested(value: object) -> object:
+    """Return `value` with digests in the place of its long texts: to write megabytes as JSON takes milliseconds."""
+    if isinstance(value, dict):
+        return {key: _digested(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_digested(item) for item in value]
+    if isinstance(value, str) and len(value) >= _LONG:
+        return ["digest", hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()]
+    return value
 
 
 def _decode_request(action: Action, fields: Mapping[str, JsonValue]) -> Request:

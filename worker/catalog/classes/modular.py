@@ -100,6 +100,8 @@ def modular_refusal(class_name: str) -> str | None:
 
 def modular_workflows(class_name: str) -> tuple[frozenset[str], ...]:
     """Return the inputs of every workflow that a modular pipeline class names and that is served here."""
+    if not is_modular(class_name):  # the others' source text is long
+        return ()
     blocks = modular_pipelines().get(class_name)
     return tuple(inputs for inputs in workflows(blocks) if not inputs & UNSERVED) if blocks else ()
 

@@ -20,7 +20,7 @@ from worker.core.errors import InvalidOutput, InvalidRequest
 from worker.core.job import Job
 from worker.core.model import Task
 from worker.core.result import AnswerFile, EncodedArtifact, JobResult, Reproduction, Timings, Usage
-from worker.media.images import encode, outline_of
+from worker.media.images import encode, fit, outline_of
 from worker.wire.sending import encode_request
 
 # Fields that have a word at providers, or that say nothing of the image.
@@ -59,7 +59,9 @@ def request_for(hosted: Hosted, job: Job) -> tuple[ImageRequest, tuple[str, ...]
     _check(hosted, job)
     fields, notes = _chosen(hosted, job, {name: value for name, value in _named(job).items() if value is not None})
     image, mask = job.image, job.mask
-    files = {name: encode(raster, "png", 100) for name, raster in (("image", image), ("mask", mask)) if raster}
+    size = _size(job)  # of both, as a worker would see them
+    pairs = (("image", image), ("mask", mask))
+    files = {name: encode(fit(raster, *size), "png", 100) for name, raster in pairs if raster}
     operation = "generate" if image is None else "edit" if mask is None else "inpaint"
     try:
         request = request_of(operation, {**fields, **files, "prompt": job.prompt, "model": hosted.model})

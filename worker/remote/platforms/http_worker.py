@@ -156,8 +156,8 @@ class HttpWorker:
                 raise NotTaken(lost(self.name))  # its process is another one by now
             if status != 200:
                 return None
-            async for block in blocks:
-                kind, data = _event(block)
+            async for head, text in blocks:
+                kind, data = _event(head, text)
                 if kind == "progress" and (progress := decode_progress(data)) is not None:
                     emit(progress)
                 elif kind in ("result", "failed") and isinstance(data, dict):
@@ -190,12 +190,11 @@ def _named(job: Job) -> Mapping[str, str]:
     return {"X-Request-ID": job.id} if job.id.isascii() and job.id.isprintable() else {}
 
 
-def _event(block: bytes) -> tuple[str, JsonValue]:
+def _event(head: bytes, text: bytes) -> tuple[str, JsonValue]:
     """Return an event's name, and its data as JSON; an empty name for a comment."""
-    head, _, data = block.partition(b"data: ")  # which is megabytes, and on one line
     _, _, name = head.partition(b"event: ")
     try:
-        return name.strip().decode("ascii", "replace"), from_json(data) if name else None
+        return name.strip().decode("ascii", "replace"), from_json(text) if name else None
     except ValueError:
         return "", None
 

@@ -129,7 +129,10 @@ class _Read:
 
 
 class Acceptor:
-    """Makes jobs of requests: resolves the call, reads its inputs, and adds the finishing."""
+    """Makes jobs of requests: resolves the call, reads its inputs, and adds the finishing.
+
+    Where nothing is generated, as at a gateway, images are checked and stay at their own sizes.
+    """
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class Acceptor:
         fetch: Fetch,
         aliases: Collection[str] = (),
         find_file: Callable[[str, str], str | None] = lambda kind, name: None,
+        *,
+        generates: bool = True,
     ) -> None:
         self.resolver = resolver
         self._limits = limits
@@ -148,6 +153,7 @@ class Acceptor:
         self._fetch = fetch
         self._aliases = aliases
         self._find_file = find_file
+        self._generates = generates
 
     async def accept(self, request: GenerationRequest, job_id: str) -> Job:
         """Return the job of `request`, after all checks that need no weights.
@@ -196,7 +202,7 @@ class Acceptor:
 
     def _finish(self, resolved: _Resolved, job_id: str, bodies: Mapping[str, bytes]) -> Job:
         """Return the job, with its images decoded. Takes a processor, and waits for nothing."""
-        read = self._read(resolved, MediaReader(reading(bodies), self._room))
+        read = self._read(resolved, MediaReader(reading(bodies), self._room, fits=self._generates))
         return self._job(resolved, job_id, replace(read, warnings=resolved.notes + read.warnings))
 
     def _find_adapter(self, kind: TagKind, name: str) -> str | None:

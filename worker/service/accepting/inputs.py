@@ -133,12 +133,15 @@ def read_inputs(
 class MediaReader:
     """Reads the images of one request, those of its adapters too, within limits on their number and pixels together.
 
+    `fits` is False where nothing is generated: there they are only checked.
+
     `notes` are for the caller; `orientations` are those of EXIF in which the images were stored, by their fields.
     """
 
-    def __init__(self, fetch: Fetch, room: Room | None = None) -> None:
+    def __init__(self, fetch: Fetch, room: Room | None = None, *, fits: bool = True) -> None:
         self.fetch = fetch
         self.room = room or Room()
+        self.fits = fits
         self.notes: list[str] = []
         self.orientations: dict[str, int] = {}
         self._images = self._pixels = 0
@@ -364,10 +367,11 @@ def _fitted(pairs: list[Pair], params: Mapping[str, JsonValue], task: Task, read
     # An editing model that takes several images sees them all at the size asked for, as it does with one.
     for slot, media in pairs:
         fits = slot.fitted or (task is Task.IMAGE_EDITING and media.field == "image" and "width" in params)
+        fits &= reader.fits
         images = media.images
         if fits:
             images = tuple(fit(image, width, height) for image in images)
-        elif slot.bounded:
+        elif slot.bounded and reader.fits:
             images = tuple(map(_bounded, images))
         waiting = [
             reader.kept(new) if new is old or not fits else new for old, new in zip(media.images, images, strict=True)

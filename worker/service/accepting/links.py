@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from worker.core.errors import InvalidImage, ParameterOutOfRange
 from worker.core.request import MAX_FRAMES, GenerationRequest
 from worker.media import decoding, video
-from worker.media.images import is_url, read_bytes
+from worker.media.images import is_url, pixels_of_text, read_bytes
 from worker.media.kinds import kind_of
 from worker.service.accepting.inputs import Fetch, field_value
 from worker.service.limits.pools import Pool
@@ -107,6 +107,9 @@ def pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch) 
     for name, texts in _texts(request, sent):
         for text in texts:
             with suppress(InvalidImage):
+                if "video" not in name and (known := pixels_of_text(text)) is not None:
+                    pixels += known  # without decoding the whole, which is done once it has its turn
+                    continue
                 data = read_bytes(text, read, name, video.MAX_BYTES)
                 is_video = "video" in name and kind_of(data) in video.MOVING
                 pixels += video.MAX_PIXELS if is_video else decoding.pixels_in(data)

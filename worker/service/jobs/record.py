@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from weakref import WeakSet
 
 from pydantic import BaseModel
@@ -196,15 +197,26 @@ def weight(value: object, depth: int = 0) -> int:
     if depth > _DEEPEST:
         return 64
     parts: Iterable[object] = ()
-    if isinstance(value, Mapping):
+    if isinstance(value, dict | MappingProxyType):
         parts = (*value.keys(), *value.values())
     elif isinstance(value, list | tuple):
         parts = value
-    elif isinstance(value, BaseModel):
-        parts = [getattr(value, name) for name in type(value).model_fields]
-    elif is_dataclass(value):
-        parts = [getattr(value, item.name) for item in fields(value)]
-    return 64 + sum(weight(part, depth + 1) for part in parts)
+    else:
+        parts = [getattr(value, name) for name in _field_names(type(value))]
+    return 64 + sum([weight(part, depth + 1) for part in parts])
+
+
+def _field_names(kind: type) -> tuple[str, ...]:
+    """Return the names of the fields of a model or a dataclass; none of anything else."""
+    names = _FIELD_NAMES.get(kind)
+    if names is None:
+        listed = kind.model_fields if issubclass(kind, BaseModel) else ()
+        names = tuple(item.name for item in fields(kind)) if is_dataclass(kind) else tuple(listed)
+        _FIELD_NAMES[kind] = names
+    return names
+
+
+_FIELD_NAMES: dict[type, tuple[str, ...]] = {}
 
 
 def _milliseconds(start: float, end: float | None) -> int:

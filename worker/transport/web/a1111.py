@@ -47,7 +47,7 @@ def routes(context: ServerContext) -> APIRouter:
 
 
 def _add_generations(router: APIRouter, context: ServerContext, callers: A1111Callers) -> None:
-    drawn = openapi.answers(words.Images, *openapi.ASKING, 409, shape=words.A1111Error)
+    drawn = openapi.answers(words.A1111Images, *openapi.ASKING, 409, shape=words.A1111Error)
     example: dict[str, JsonValue] = {"prompt": "a red apple", "steps": 16, "seed": 7, "width": 64, "height": 64}
 
     @router.post(

@@ -61,7 +61,7 @@ class A1111Error(Documented):
     field: str | None = None
 
 
-class Images(Documented):
+class A1111Images(Documented):
     """What was drawn. `info` is JSON in a text."""
 
     images: list[str]

@@ -114,7 +114,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.get(
         "/models/{id:path}",
         summary="One model",
-        responses=openapi.answers(words.Model, 401, 404, 500, shape=words.OpenAIError),
+        responses=openapi.answers(words.OpenAIModel, 401, 404, 500, shape=words.OpenAIError),
     )
     async def model(id: str, request: Request) -> Response:
         for served in await context.models(request):
@@ -146,8 +146,8 @@ def image_routes(context: ServerContext) -> APIRouter:
 
 
 def _responses(kind: words.Kind) -> dict[int | str, dict[str, Any]]:
-    responses = openapi.answers(words.Images, *openapi.ASKING, 409, shape=words.OpenAIError)
-    responses[200]["content"] = openapi.event_stream(f"{kind}.partial_image", f"{kind}.completed", "error")
+    responses = openapi.answers(words.OpenAIImages, *openapi.ASKING, 409, shape=words.OpenAIError)
+    responses[200]["content"] |= openapi.event_stream(f"{kind}.partial_image", f"{kind}.completed", "error")
     return responses
 
 

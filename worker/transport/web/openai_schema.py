@@ -76,7 +76,7 @@ class Image(BaseModel):
     url: str | None = None
 
 
-class Images(Documented):
+class OpenAIImages(Documented):
     """What was drawn."""
 
     created: int
@@ -90,7 +90,7 @@ class Images(Documented):
     warnings: list[str] = Field(description="What was asked for and has no effect, among other things.")
 
 
-class Model(Documented):
+class OpenAIModel(Documented):
     """A model that can be named."""
 
     id: str
@@ -103,7 +103,7 @@ class ModelList(BaseModel):
     """All of them."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[OpenAIModel]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.json_schema import models_json_schema
 
 from worker.catalog.interface.request_fields import request_fields
 from worker.core.job_input import ACTIONS
@@ -67,7 +68,8 @@ ASKING = (400, 401, 403, 413, 415, 429, 500, 502, 503, 504)
 class Documented(BaseModel):
     """A JSON object of an answer; more keys may come with later versions."""
 
-    model_config = ConfigDict(extra="allow")
+    # No validator is made of it: answers are written by the doors, and this is for the document alone.
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
 
 class Error(Documented):
@@ -241,12 +243,35 @@ class Generation(request_fields()):  # type: ignore[misc]  # made of the table o
 
 def answers(body: type[BaseModel], *failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
     """Return the documented answers of a route: `body` with 200, and these failures in the door's own shape."""
-    return {200: {"model": body}} | refusals(*failures, shape=shape)
+    return {200: of(body)} | refusals(*failures, shape=shape)
 
 
 def refusals(*failures: int, shape: type[BaseModel] = Error) -> dict[int | str, dict[str, Any]]:
     """Return the documented failures of a route."""
-    return {status: {"model": shape, "description": _STATUS_TEXT[status]} for status in failures}
+    return {status: of(shape, _STATUS_TEXT[status]) for status in failures}
+
+
+def of(body: type[BaseModel], description: str = "Successful Response") -> dict[str, Any]:
+    """Return the documented answer that is a `body`.
+
+    It is named, and described once the document is asked for: the framework would make a validator of it for every
+    route at start, five hundred in all, and doors write their answers by themselves.
+    """
+    if _BODIES.setdefault(body.__name__, body) is not body:
+        raise ValueError(f"two bodies are called {body.__name__}")
+    schema = {"$ref": _NAMED.format(model=body.__name__)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def or_page(body: type[BaseModel]) -> dict[str, Any]:
+    """Return the documented answer that is a `body` for programs and a page for browsers."""
+    answer = of(body)
+    answer["content"]["text/html"] = {"schema": {"type": "string"}}
+    return answer
+
+
+_NAMED = "#/components/schemas/{model}"
+_BODIES: dict[str, type[BaseModel]] = {}  # by name
 
 
 def files(*kinds: str) -> dict[int | str, dict[str, Any]]:
@@ -281,7 +306,7 @@ def event_stream(*names: str) -> dict[str, Any]:
 
 def generation_schema() -> dict[str, Any]:
     """Return the schema of a job's input, with room for the fields that only a model's own schema knows."""
-    schema: dict[str, Any] = Generation.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema: dict[str, Any] = Generation.model_json_schema(ref_template=_NAMED)
     schema["properties"].pop("params")
     schema["additionalProperties"] = True
     schema.pop("$defs", None)
@@ -301,11 +326,16 @@ def install(app: FastAPI, public_url: str | None = None) -> None:
                 summary=app.summary,
                 servers=[{"url": public_url}] if public_url else None,
             )
-            schemas = description["components"]["schemas"]
-            inner = Generation.model_json_schema(ref_template="#/components/schemas/{model}").get("$defs", {})
+            schemas = description.setdefault("components", {}).setdefault("schemas", {})
+            inner = Generation.model_json_schema(ref_template=_NAMED).get("$defs", {})
             description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             description["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
-            schemas |= {name: inner[name] for name in inner} | {"Generation": generation_schema()}
+            _, bodies = models_json_schema([(body, "serialization") for body in _BODIES.values()], ref_template=_NAMED)
+            named = bodies["$defs"]
+            for value in [value for schema in named.values() for value in schema.get("properties", {}).values()]:
+                if "default" in value and value["default"] is None:  # which a reader takes for a value that is sent
+                    del value["default"]
+            schemas |= named | inner | {"Generation": generation_schema()}
             # The framework adds its own answer for bad requests to every route; here they are 400, like all others.
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)

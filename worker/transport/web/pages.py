@@ -54,7 +54,7 @@ def routes(context: ServerContext) -> APIRouter:
     @router.get(
         "/",
         summary="A page for browsers, links for programs",
-        responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}, "model": openapi.Links}},
+        responses={200: openapi.or_page(openapi.Links)},
     )
     async def index(request: Request) -> Response:
         address = context.address(request)

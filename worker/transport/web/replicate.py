@@ -50,7 +50,7 @@ def routes(context: ServerContext) -> APIRouter:
 
 def _add_create(router: APIRouter, predictions: Predictions) -> None:
     context = predictions.context
-    created: dict[int | str, dict[str, Any]] = {201: {"model": words.Prediction, "description": "The prediction."}}
+    created: dict[int | str, dict[str, Any]] = {201: openapi.of(words.Prediction, "The prediction.")}
     created |= openapi.refusals(*_REFUSED, shape=words.ReplicateError)
     example: JsonValue = {"input": {"prompt": "a red apple", "seed": 7, "num_outputs": 1}}
     about = "With `Prefer: wait` the answer waits for the end, 60 seconds at most; else it is asked for later. "

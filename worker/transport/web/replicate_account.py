@@ -89,7 +89,7 @@ def add_routes(router: APIRouter, context: ServerContext) -> None:
 
 
 def _add_upload(router: APIRouter, context: ServerContext) -> None:
-    created: dict[int | str, dict[str, Any]] = {201: {"model": File, "description": "The file."}}
+    created: dict[int | str, dict[str, Any]] = {201: openapi.of(File, "The file.")}
     form = openapi.takes_form({"content": {"type": "string", "format": "binary"}}, "content")
 
     @router.post(

@@ -67,7 +67,7 @@ def routes(context: ServerContext, tag: str) -> APIRouter:
     @router.get(
         "",
         summary="A model and its inputs",
-        responses=openapi.answers(words.Model, *failures, shape=words.ReplicateError),
+        responses=openapi.answers(words.ReplicateModel, *failures, shape=words.ReplicateError),
     )
     async def model(owner: str, name: str, request: Request) -> Response:
         summary = _found(context, owner, name)

@@ -100,7 +100,7 @@ class Versions(BaseModel):
     results: list[Version]
 
 
-class Model(Documented):
+class ReplicateModel(Documented):
     """A model by owner and name; OpenAI's four keys stand beside Replicate's."""
 
     url: str
