@@ -91,9 +91,13 @@ class RayCluster:
         return False
 
     def run(self, model: str, **fields: Any) -> dict[str, Any]:
-        """Send a job and return its answer, whatever it is."""
+        """Send a job and return its answer once it is over, whatever it is, however long a busy machine takes."""
         body = {"input": {"model": model, "prompt": "a red apple", "seed": 5, **fields}}
-        return self.http.post("/v2/any/runsync?wait=290000", json=body).json()
+        answer = self.http.post("/v2/any/runsync?wait=290000", json=body).json()
+        while answer["status"] in ("IN_QUEUE", "IN_PROGRESS"):
+            time.sleep(1)
+            answer = self.http.get(f"/v2/any/status/{answer['id']}").json()
+        return answer
 
     def replicas(self, deployment: str) -> set[int]:
         """Return the processes of a deployment of this cluster."""

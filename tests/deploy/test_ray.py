@@ -19,7 +19,7 @@ pytest.importorskip("ray", reason="make test-ray has an environment of its own f
 
 from tests.deploy.ray_cluster import MODELS, RayCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 JOBS = 60
 
 
@@ -81,21 +81,21 @@ def test_a_cancel_stops_the_step(cluster: RayCluster) -> None:
     def ended() -> Counter[str]:
         return Counter(end for _, end in (cluster.ends() - before).elements())
 
-    until(lambda: ended()["job_cancelled"] == 1, 30)
+    until(lambda: ended()["job_cancelled"] == 1, 300)
     assert cluster.run("one")["status"] == "COMPLETED"
     assert ended() == {"job_cancelled": 1, "completed": 1}
 
 
 def test_every_job_is_answered_once_though_a_replica_is_killed(cluster: RayCluster) -> None:
     before = cluster.ends()
-    deadline_s = 200
+    deadline_s = 800  # of each job, and of no test: a busy machine takes its time
     with ThreadPoolExecutor(20) as threads:
         began = time.monotonic()
         jobs = [
             threads.submit(cluster.run, MODELS[index % 2], num_inference_steps=12, timeout_s=deadline_s)
             for index in range(20)
         ]
-        until(lambda: sum(job.done() for job in jobs) >= 4, 120)
+        until(lambda: sum(job.done() for job in jobs) >= 4, 600)
         (victim,) = cluster.replicas("A10G-1")
         os.kill(victim, signal.SIGKILL)
         results = [job.result(deadline_s + 60) for job in jobs]
@@ -110,7 +110,7 @@ def test_every_job_is_answered_once_though_a_replica_is_killed(cluster: RayClust
 def test_a_tier_that_nobody_asks_for_comes_to_rest_and_starts_again(cluster: RayCluster) -> None:
     before = cluster.replicas("A10G")
     assert before
-    until(lambda: not cluster.replicas("A10G"), 200)
+    until(lambda: not cluster.replicas("A10G"), 600)
     assert cluster.run("one")["status"] == "COMPLETED"
     assert not cluster.replicas("A10G") & before
 

@@ -1,6 +1,6 @@
 """Whose turn it is at a replica: models that are asked for at once do not take turns with every job."""
 
-from worker.remote.line import CHANGE_S, LINGER_S, TURN_S, Line
+from worker.remote.line import CHANGE_S, LINGER_S, MORE_S, TURN_JOBS, TURN_S, Line
 from worker.remote.replica import Choice, ReplicaState
 
 
@@ -35,7 +35,7 @@ def test_a_model_that_others_wait_for_is_evicted_only_after_its_turn() -> None:
     with line.waiting("apple") as apple, line.waiting("pear") as pear:
         assert line.next([choice(evicted="apple")], pear) is None
         assert line.next([choice(evicted="apple"), choice("two", evicted="plum")], pear) is not None
-        clock.now += TURN_S
+        clock.now += TURN_S + MORE_S
         assert line.next([choice(evicted="apple")], pear) is not None
         line.sent("pear", choice(evicted="apple"))
         with line.waiting("pear"):
@@ -47,9 +47,21 @@ def test_a_turn_is_longer_where_loading_takes_longer() -> None:
     line = Line(clock)
     line.sent("apple", choice(evicted="pear", move_s=40.0))
     with line.waiting("apple"), line.waiting("pear") as pear:
-        clock.now += 40.0 + 3 * 40.0 - 1.0
+        clock.now += 40.0 + 3 * 40.0 + MORE_S - 1.0
         assert line.next([choice(evicted="apple")], pear) is None
         clock.now += 1.0
+        assert line.next([choice(evicted="apple")], pear) is not None
+
+
+def test_a_turn_of_few_jobs_goes_on_for_a_while_and_one_of_many_ends_in_time() -> None:
+    clock = Clock()
+    line = Line(clock)
+    with line.waiting("apple"), line.waiting("pear") as pear:
+        for _ in range(TURN_JOBS - 1):
+            line.sent("apple", choice())
+        clock.now += TURN_S
+        assert line.next([choice(evicted="apple")], pear) is None
+        line.sent("apple", choice())
         assert line.next([choice(evicted="apple")], pear) is not None
 
 

@@ -14,6 +14,10 @@ from worker.remote.replica import Choice, ReplicaState
 
 # The least turn of a model that others wait for, beside three times what it takes to load one.
 TURN_S = 15.0
+# A turn of fewer jobs than these goes on, but no longer than so many seconds more: where jobs take seconds each, turns
+# of seconds alone are a few jobs long, and every other job waits for a load.
+TURN_JOBS = 16
+MORE_S = 45.0
 # For which more jobs for a model are expected after one was sent: those of a burst come one by one.
 LINGER_S = 1.0
 # What a change of models costs at the least, however small they are.
@@ -22,11 +26,20 @@ CHANGE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The turn of a model at a replica, until a time on the line's clock; when a job for it was last sent there."""
+    """The turn of a model at a replica, until a time on the line's clock; when a job for it was last sent there.
+
+    `jobs` were sent in this turn.
+    """
 
     model: str
     until: float
     sent_at: float
+    jobs: int = 1
+
+    @property
+    def ends(self) -> float:
+        """When others have theirs."""
+        return self.until if self.jobs >= TURN_JOBS else self.until + MORE_S
 
 
 @dataclass(slots=True)
@@ -90,8 +103,10 @@ class Line:
         """Note that a job for `model` goes to a replica; a model that was not there begins its turn."""
         now, turn = self._clock(), self._turns.get(choice.replica)
         length_s = choice.start_s + choice.move_s + max(TURN_S, 3 * choice.move_s)
-        until = turn.until if turn is not None and turn.model == model else now + length_s
-        self._turns[choice.replica] = Turn(model, until, now)
+        if turn is not None and turn.model == model:
+            self._turns[choice.replica] = Turn(model, turn.until, now, turn.jobs + 1)
+        else:
+            self._turns[choice.replica] = Turn(model, now + length_s, now)
 
     def _is_at(self, replica: str, model: str) -> bool:
         turn = self._turns.get(replica)
@@ -100,10 +115,10 @@ class Line:
     def _held_s(self, choice: Choice) -> float:
         """Return for how long the replica is kept from a job that would evict what others want in their turn."""
         turn, now = self._turns.get(choice.replica), self._clock()
-        if choice.evicted is None or turn is None or turn.model != choice.evicted or now >= turn.until:
+        if choice.evicted is None or turn is None or turn.model != choice.evicted or now >= turn.ends:
             return 0.0
         if choice.evicted in self._waiting:
-            return turn.until - now
+            return turn.ends - now
         return max(0.0, turn.sent_at + LINGER_S - now)
 
     def _move(self, place: Place, replica: str | None, seconds: float) -> None:
