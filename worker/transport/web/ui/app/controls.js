@@ -23,6 +23,9 @@ function framed(name, label, inner, description, { id, group = false } = {}) {
 
 const described = (id, description) => `${description ? `${id}-hint ` : ""}${id}-error`;
 
+/** The steps of a slider over this span: round ones. */
+const strideOf = (span) => (span <= 1 ? 0.01 : span <= 5 ? 0.05 : span <= 50 ? 0.1 : 1);
+
 /** A number, and a slider beside it where the bounds make one useful. */
 function numberControl(name, property, changed, label = labelOf(name)) {
   const id = newId(name);
@@ -34,7 +37,7 @@ function numberControl(name, property, changed, label = labelOf(name)) {
     "aria-describedby": described(id, property.description),
   });
   const slides = least !== undefined && most !== undefined && most - least <= 400;
-  const range = slides ? el("input", { type: "range", min: least, max: most, step: whole ? step : (most - least) / 100, "aria-label": `${label}, slider`, tabindex: "-1" }) : null;
+  const range = slides ? el("input", { type: "range", min: least, max: most, step: whole ? step : strideOf(most - least), "aria-label": `${label}, slider`, tabindex: "-1" }) : null;
   const follow = () => { if (range) range.value = input.value === "" ? short(property.default ?? least) : input.value; };
   input.addEventListener("input", () => { follow(); changed(); });
   range?.addEventListener("input", () => { input.value = String(Math.round(range.value * 1000) / 1000); changed(); });

@@ -62,8 +62,13 @@ export class Workbench {
     this.select.value = model;
     fill(this.about, this.models?.find((each) => each.id === model)?.description ?? "");
     try {
-      if (!this.schemas.has(model)) this.schemas.set(model, await ask(`models/${model.split("/").map(encodeURIComponent).join("/")}/schema`));
+      if (!this.schemas.has(model)) {
+        this.form = null; // nobody presses for the model before, under this one's name
+        fill(this.place, el("p", { class: "lead" }, "Loading the form…"));
+        this.schemas.set(model, await ask(`models/${model.split("/").map(encodeURIComponent).join("/")}/schema`));
+      }
     } catch (error) {
+      if (this.wanted !== model) return;
       fill(this.place, el("p", { class: "problem", role: "alert" }, error.message), error.hint ? el("p", { class: "hint" }, error.hint) : null);
       this.form = null;
       fill(this.price);
