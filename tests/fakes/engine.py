@@ -190,6 +190,9 @@ class Builder:
         self.built = 0
         self.seconds = 0.0
         """How long building takes."""
+        self.gate = threading.Event()
+        """Building waits until this is set; it is at first."""
+        self.gate.set()
         self.failures: list[BaseException] = []
         """Raised by the next builds, one each."""
 
@@ -197,6 +200,7 @@ class Builder:
         """Hand out the engine."""
         self.built += 1
         time.sleep(self.seconds)
+        self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
         return self.engine

@@ -73,9 +73,10 @@ class Serving:
 class WebWorker(Serving):
     """A worker over a fake engine that is served; its `context` has both."""
 
-    def __init__(self, root: Path, slow_start_s: float = 0.0, **changes: Any) -> None:
+    def __init__(self, root: Path, builds_later: bool = False, **changes: Any) -> None:
         self.context: ServerContext = make_context(root, **changes)
-        self.context.builder.seconds = slow_start_s
+        if builds_later:
+            self.context.builder.gate.clear()
         super().__init__(self.context.worker)
 
     @contextlib.contextmanager

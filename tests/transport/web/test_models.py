@@ -1,6 +1,7 @@
 """What there is and how the server is, without a weight being loaded."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,12 +38,15 @@ def test_inspecting_and_planning(served):
 
 
 def test_health_from_the_start_to_the_end(tmp_path):
-    with WebWorker(tmp_path, warm_up=True, slow_start_s=1.0) as served:
+    with WebWorker(tmp_path, warm_up=True, builds_later=True) as served:
         assert served.http.get("/ping").status_code == 204
         assert served.http.get("/ready").status_code == 503
         health = served.http.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "starting")
-        assert served.http.post("/run", json={"prompt": "x"}).status_code == 200  # those who come early wait
+        with ThreadPoolExecutor(1) as early:
+            first = early.submit(served.http.post, "/run", json={"prompt": "x"})
+            served.context.builder.gate.set()
+            assert first.result().status_code == 200  # those who come early wait
         assert served.http.get("/ping").json() == {"status": "ready"}
         assert served.http.get("/ready").status_code == 200
         found = served.http.get("/health").json()
