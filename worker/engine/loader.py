@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from worker.core.device import LoadFormat, LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
+from worker.engine.ahead import read_ahead
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
 from worker.engine.complaints import complaint, missing_package
@@ -38,7 +39,7 @@ def load_pipeline(plan: LoadPlan) -> Any:
     the rest.
     """
     with _load_errors(plan):
-        with readable(plan) as files:
+        with readable(plan) as files, read_ahead(plan):
             pipe = FORMATS[plan.format](files)
         _check_finite(pipe)
         schedule(pipe, plan.scheduler, plan.scheduler_options)
@@ -80,7 +81,7 @@ def _load_repository(plan: LoadPlan) -> Any:
     others = {name: load_part(index, name, path, plan.root, dtype) for name, path in plan.parts.items()}
     others |= _without_safety_checker(cls)
     expected, _ = cls._get_signature_keys(cls)
-    for name in expected:
+    for name in sorted(expected):  # the order in which they are read ahead
         if name in index and name not in others and index[name].is_model:
             # One by one, since a pipeline's own loader lets tensors be missing.
             others[name] = load_component(index[name], plan.root / name, dtype, plan.variant)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-from safetensors.torch import load_file
 
 from worker.core.device import LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel
@@ -23,6 +22,7 @@ from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
 from worker.engine.quantization import Weights, bundle, dequantize, is_nvfp4, is_packed, packed_config, unbundle, unpack
+from worker.engine.weight_file import read_tensors
 
 _LOG = logging.getLogger(__name__)
 _ALIGNMENT = 64  # bytes: a cache line, and the alignment of torch's allocations
@@ -42,7 +42,7 @@ def load_checkpoint(plan: LoadPlan) -> Any:
             field="model",
         )
     index = read_index(config)
-    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype]))
+    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype], mapped=plan.device != "cpu"))
     required, optional = cls._get_signature_keys(cls)
     components: dict[str, Any] = {}
     for name in required:
@@ -76,13 +76,13 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
     return _aligned(_build(component, part, config, dtype))
 
 
-def _read(path: Path, dtype: torch.dtype) -> dict[str, list[Weights]]:
+def _read(path: Path, dtype: torch.dtype, *, mapped: bool = True) -> dict[str, list[Weights]]:
     """Read the parts of a file, scaled fp8 made plain; GGUF matrices and nvfp4 tensors stay packed."""
     if path.suffix == ".gguf":
         from worker.engine.gguf_weights import read_gguf  # its package is an extra one
 
         return conversion.split(read_gguf(path, dtype))
-    weights = unwrapped(load_file(path))
+    weights = unwrapped(read_tensors(path, mapped=mapped))
     return conversion.split(bundle(weights) if is_nvfp4(weights) else dequantize(weights, dtype))
 
 
