@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
 from benchmarks.gateway import gateway
+from benchmarks.loras import lora_steps, lora_switching
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
 from worker.core.image import Raster
@@ -134,4 +135,6 @@ MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "serving": serving,
     "starting": starting,
     "gateway": gateway,
+    "lora_steps": lora_steps,
+    "lora_switching": lora_switching,
 }

@@ -14,7 +14,7 @@ from worker.core.adapter import Adapter, LoraFiles
 from worker.core.model import LoraSpec, ModelFiles
 from worker.engine.adapters.host import Host
 from worker.engine.adapters.lora import LoraCache
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 from worker.service.local.weights import examine_lora
 
 BUILDERS = {"sd1": builders.tiny_sd1, "sdxl": builders.tiny_sdxl, "flux": builders.tiny_flux, "sd3": builders.tiny_sd3}

@@ -98,7 +98,8 @@ GUARDS_OF_JOBS = (
         "F7",
         "other models make room once memory was short",
         "worker/engine/engine.py",
-        "            self._pool.evict_unused()\n            devices.release_memory()\n            if len",
+        "            self._pool.evict_unused()\n            self._adapters.release()\n"
+        "            devices.release_memory()\n            if len",
         "            if len",
         ("tests/faults/test_f07_short_memory.py",),
     ),
@@ -197,7 +198,7 @@ GUARDS_OF_JOBS = (
         "F19",
         "models beyond those that stay are dropped",
         "worker/engine/pool.py",
-        "            surplus -= self.evict(key)\n",
+        "            surplus -= self.evict(key, may_wait=True)\n",
         "            surplus -= 1\n",
         ("tests/faults/test_f19_changes.py",),
     ),

@@ -36,6 +36,7 @@ def _worker(zoo: str) -> Worker:
                 warm_up=False,
                 resident_loras=1,
                 max_resident_models=1,
+                ram_tier_gb=0,
             )
         )
     return _workers[zoo]

@@ -170,7 +170,8 @@ def _diffusers_engine(settings: Settings, kernels: Mapping[str, Path]) -> Reside
         from worker.engine.levers.decisions import Decisions
         from worker.engine.levers.gate import Gate
         from worker.engine.levers.table import LEVERS
-        from worker.engine.safety import SafetyPolicy
+        from worker.engine.resident import Budget
+    from worker.engine.safety import SafetyPolicy
 
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
     gate = Gate()
@@ -178,12 +179,19 @@ def _diffusers_engine(settings: Settings, kernels: Mapping[str, Path]) -> Reside
         gate = Gate(LEVERS, Decisions(settings.volume / "state" / "levers"), kernels)
     return DiffusersEngine(
         settings.device,
-        settings.max_resident_models,
-        settings.resident_loras,
+        Budget(
+            settings.max_resident_models,
+            settings.resident_loras,
+            _bytes_of(settings.lora_merge_gb),
+            _bytes_of(settings.ram_tier_gb),
+        ),
         policy,
-        None if settings.lora_merge_gb is None else int(settings.lora_merge_gb * 2**30),
         gate,
     )
+
+
+def _bytes_of(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _without_pickles(settings: Settings) -> Callable[[Path], Path]:

@@ -20,6 +20,7 @@ What wrapped the model while it was trained (peft, torch.compile, data paralleli
 import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 from pydantic import JsonValue
 
@@ -122,6 +123,12 @@ _ALGORITHMS = tuple(
 
 def read_keys(shapes: Mapping[str, tuple[int, ...]]) -> LoraKeys:
     """Sort the tensors of a LoRA file, given by name and shape, by module and role."""
+    return _read_keys(tuple(shapes.items()))
+
+
+@lru_cache(maxsize=4)  # what a file is asks for its keys, and then its reader does
+def _read_keys(named: tuple[tuple[str, tuple[int, ...]], ...]) -> LoraKeys:
+    shapes = dict(named)
     names = "\n".join((*shapes, ""))
     if not any(mark in names for mark in _MARKS):
         return LoraKeys((), {}, tuple(shapes), None, "bare")

@@ -31,9 +31,11 @@ from worker.engine.levers.row import Lever
 from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_images
 from worker.engine.plan import images_that_fit, make_plan, resident_key
-from worker.engine.pool import PipelinePool, Resident
+from worker.engine.pool import PipelinePool
 from worker.engine.prompts import check_clip_skip, notes_on_prompts
+from worker.engine.ram_tier import RamTier
 from worker.engine.refining import begin_images, finish_images
+from worker.engine.resident import Budget, Resident
 from worker.engine.safety import SafetyChecker, SafetyPolicy
 from worker.engine.schedulers import build_scheduler, check_schedule
 from worker.engine.stepping import part_of
@@ -49,15 +51,14 @@ class DiffusersEngine:
     def __init__(
         self,
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-        max_resident_models: int = 1,
-        resident_loras: int = 4,
+        budget: Budget | None = None,
         safety: SafetyPolicy | None = None,
-        lora_merge_bytes: int | None = None,
         gate: Gate | None = None,
     ) -> None:
+        budget = budget or Budget()
         self._device = devices.choose_device(device)
-        self._pool = PipelinePool(max_resident_models)
-        self._adapters = AdapterStack(resident_loras, lora_merge_bytes)
+        self._pool = PipelinePool(budget.models, RamTier(self._device, budget.waiting_bytes))
+        self._adapters = AdapterStack(budget.loras, budget.merged_bytes)
         self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
         self._gate = gate or Gate()
         self._load_s = 0.0
@@ -261,7 +262,6 @@ class DiffusersEngine:
 
         def load() -> Resident:
             # Evict first, then look at what is free.
-            self._adapters.release()
             try:
                 plan = self._plan(model, files, job.megapixels, beside_bytes)
             except OutOfMemory:  # with the other models beside it; a base and its refiner then replace each other
@@ -269,8 +269,10 @@ class DiffusersEngine:
                 plan = self._plan(model, files, job.megapixels, beside_bytes)
             return _load(model.spec, plan, emit)
 
-        is_upscaler = model.detection.kind is Kind.UPSCALER
-        with self._pool.lease(resident_key(model.spec, files), load, is_upscaler=is_upscaler) as resident:
+        is_upscaler, key = model.detection.kind is Kind.UPSCALER, resident_key(model.spec, files)
+        if self._pool.get(key) is None:
+            self._adapters.release()
+        with self._pool.lease(key, load, is_upscaler=is_upscaler) as resident:
             self._load_s += time.monotonic() - started
             yield resident
 

@@ -29,4 +29,17 @@ def ram() -> tuple[int, int]:
     except OSError:
         return 16 * 2**30, 8 * 2**30  # not Linux: assume a laptop
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return values["MemTotal"], values["MemAvailable"]
+    total, free = values["MemTotal"], values["MemAvailable"]
+    limit, used = _container()
+    return min(total, limit), max(0, min(free, limit - used))
+
+
+def _container(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """Return the bytes of memory that this container may have, and those it uses, its file cache left out."""
+    try:
+        limit = int((root / "memory.max").read_text())
+        used = int((root / "memory.current").read_text())
+        rows = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return limit, used - int(rows["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no limit ("max"), or another system
+        return sys.maxsize, 0

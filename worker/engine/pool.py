@@ -6,39 +6,21 @@ Upscalers, which are small and work after another model, are counted apart: none
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
-from worker.core.device import LoadPlan
 from worker.engine.devices import release_memory
-from worker.engine.loader import view
-
-
-@dataclass(slots=True)
-class Resident:
-    """A loaded pipeline, its own scheduler, which no job uses, and the other classes made of its components."""
-
-    model: str
-    plan: LoadPlan
-    pipe: Any
-    scheduler: Any
-    users: int = 0
-    is_upscaler: bool = False
-    standing: object = None  # what the gate of levers knows of it
-    _views: dict[str, Any] = field(default_factory=dict)
-
-    def as_class(self, class_name: str) -> Any:
-        """Return this pipeline's components as `class_name`."""
-        if class_name not in self._views:
-            self._views[class_name] = view(self.pipe, class_name)
-        return self._views[class_name]
+from worker.engine.ram_tier import RamTier
+from worker.engine.resident import Resident
 
 
 class PipelinePool:
-    """A pool of at most `capacity` pipelines and as many upscalers. Used from the engine's thread only."""
+    """A pool of at most `capacity` pipelines and as many upscalers. Used from the engine's thread only.
 
-    def __init__(self, capacity: int) -> None:
+    A model that makes room for another waits in `tier`.
+    """
+
+    def __init__(self, capacity: int, tier: RamTier) -> None:
         self._capacity = capacity
+        self._tier = tier
         self._residents: OrderedDict[str, Resident] = OrderedDict()
 
     @property
@@ -66,7 +48,7 @@ class PipelinePool:
         resident = self._residents.get(key)
         if resident is None:
             self._make_room(is_upscaler=is_upscaler)
-            resident = load()
+            resident = self._tier.take(key) or load()
             resident.is_upscaler = is_upscaler
             self._residents[key] = resident
         self._residents.move_to_end(key)
@@ -76,24 +58,32 @@ class PipelinePool:
         finally:
             resident.users -= 1
 
-    def evict(self, key: str) -> bool:
-        """Drop a resident that is not in use and release its memory; False when there is none."""
+    def evict(self, key: str, *, may_wait: bool = False) -> bool:
+        """Drop a resident that is not in use and release its memory; False when there is none.
+
+        One that `may_wait` does so in the host's memory, where there is room.
+        """
         resident = self._residents.get(key)
         if resident is None or resident.users:
             return False
         del self._residents[key]
-        release_memory()
+        if not (may_wait and self._tier.put(key, resident)):
+            del resident
+            release_memory()
         return True
 
     def evict_model(self, model: str) -> int:
-        """Drop every resident of a model id; returns how many there were."""
+        """Drop every resident of a model id, and those that wait; returns how many there were."""
         keys = [key for key, resident in self._residents.items() if resident.model == model]
-        return sum(self.evict(key) for key in keys)
+        return sum(self.evict(key) for key in keys) + self._tier.drop_model(model)
 
     def evict_unused(self) -> None:
-        """Drop everything that is not leased now."""
+        """Give back the memory of everything that is not leased now: what waits goes too where that is of one kind."""
         for key in [*self._residents]:
-            self.evict(key)
+            self.evict(key, may_wait=self._tier.is_apart)
+        if not self._tier.is_apart:
+            self._tier.clear()
+            release_memory()
 
     def _make_room(self, *, is_upscaler: bool) -> None:
         """Evict for one more of a kind."""
@@ -102,4 +92,4 @@ class PipelinePool:
         for key in alike:
             if surplus <= 0:
                 break
-            surplus -= self.evict(key)
+            surplus -= self.evict(key, may_wait=True)

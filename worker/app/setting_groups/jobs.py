@@ -16,6 +16,7 @@ class JobSettings(SettingsGroup):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     max_resident_models: int = Field(default=1, ge=1, le=64)
     resident_loras: int = Field(default=4, ge=0, le=64)
+    ram_tier_gb: float | None = Field(default=None, ge=0, le=4_096, allow_inf_nan=False)
     lora_merge_gb: float | None = Field(default=None, ge=0, le=4_096, allow_inf_nan=False)
     warm_up: bool = True
     silence_seconds: float = Field(default=300.0, ge=1, le=86_400)

@@ -1,9 +1,10 @@
 """Caches of jobs' adapters beside resident pipelines, for the next job that brings the same."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -32,9 +33,12 @@ class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[It
     along.
     """
 
+    _all: ClassVar[list[weakref.ref["AdapterCaches[Any]"]]] = []
+
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self._capacity = capacity
+        AdapterCaches._all.append(weakref.ref(self, AdapterCaches._all.remove))
 
     @contextmanager
     def opened(self, denoiser: nn.Module) -> Iterator[AdapterCache[Item]]:
@@ -52,6 +56,15 @@ class AdapterCaches(WeakKeyDictionary[nn.Module, AdapterCache[Item]], Generic[It
         finally:
             while len(cache) > self._capacity:
                 cache.popitem(last=False)
+
+
+def forget(pipe: Any) -> None:
+    """Drop the adapters that are kept beside `pipe`, of every kind: it leaves the device."""
+    denoiser = denoiser_of(pipe)
+    if denoiser is not None:
+        for caches in [reference() for reference in AdapterCaches._all]:
+            if caches is not None:
+                caches.pop(denoiser, None)
 
 
 def denoiser_of(pipe: Any) -> nn.Module | None:

@@ -22,7 +22,7 @@ from worker.engine.adapters.control_files import load_control
 from worker.engine.adapters.host import Effect, Host, reports_of
 from worker.engine.classes import DTYPES
 from worker.engine.loader import view
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 from worker.media.images import to_pil
 
 _UNIONS = ("ControlNetUnionModel", "FluxControlNetModel", "QwenImageControlNetModel")

@@ -9,7 +9,7 @@ from typing import Any
 from worker.core.adapter import AdapterFiles, AdapterReport
 from worker.core.result import LoraReport
 from worker.engine.adapters.offloading import Offloading
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 
 
 class Host:

@@ -79,10 +79,11 @@ def match_lora(pipe: Any, keys: LoraKeys, tensors: Mapping[str, Tensor], scaling
         token: {part: tensors[key] for part, key in parts.items()} for token, parts in keys.embeddings.items()
     }
     # Whole modules before fused ones: some files hold both, for two programs, and each is to be added once.
-    for module in sorted(
-        keys.modules, key=lambda module: max(map(len, matcher.targets(module).values()), default=0) > 1
+    for module, targets in sorted(
+        ((module, matcher.targets(module)) for module in keys.modules),
+        key=lambda pair: max(map(len, pair[1].values()), default=0) > 1,
     ):
-        placed = matcher.place(module)
+        placed = matcher.place(module, targets)
         matched.total += 1
         matched.matched += placed
         if (module.component == DENOISER) == (True in in_denoiser):
@@ -99,6 +100,7 @@ class _Matcher:
         self.matched = MatchedLora()
         self._components = components
         self._tables: dict[str, Targets] = {}
+        self._modules: dict[str, dict[str, nn.Module]] = {}
         self._tensors = tensors
         self._scaling = scaling
         self._taken: set[tuple[str, str]] = set()
@@ -113,9 +115,8 @@ class _Matcher:
                 return {name: targets}
         return {}
 
-    def place(self, module: ModuleKeys) -> bool:
+    def place(self, module: ModuleKeys, by_component: Mapping[str, tuple[Target, ...]]) -> bool:
         """Add the module's changes to the match; False, and noted as lost, when it has no target."""
-        by_component = self.targets(module)
         if module.algorithm is None or not by_component:
             return self._lose(module, self._why_nowhere(module))
         tensors = {role: self._tensors[key] for role, key in module.keys.items()}
@@ -162,12 +163,18 @@ class _Matcher:
             self._tables[component] = _targets_of(self._components[component])
         return self._tables[component]
 
+    def _module_at(self, component: str, path: str) -> nn.Module | None:
+        """Return the module at `path`; None where a bare parameter is."""
+        if component not in self._modules:
+            self._modules[component] = dict(self._components[component].named_modules())
+        return self._modules[component].get(path)
+
     def _changes(
         self, component: str, targets: Sequence[Target], index: int, keys: ModuleKeys, tensors: Mapping[str, Tensor]
     ) -> list[Change]:
         """Return the changes of a module of the file on the `index`-th of its targets."""
         target, algorithm = targets[index], keys.algorithm or ""
-        module = _module_at(self._components[component], target.path)
+        module = self._module_at(component, target.path)
         if module is None:  # a bare parameter: it has a value, but no input and output
             if algorithm != "full" or "diff_b" in tensors or len(targets) > 1:
                 raise _Mismatch("a table, which takes whole differences only")
@@ -357,14 +364,6 @@ def _sized(tensor: Tensor, target: Target) -> Tensor:
     if tensor.numel() != target.rows * target.columns:
         raise _Mismatch(f"{tensor.numel()} numbers instead of {target.rows * target.columns}")
     return tensor
-
-
-def _module_at(owner: nn.Module, path: str) -> nn.Module | None:
-    """Return the module at `path`; None where a bare parameter is."""
-    try:
-        return owner.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _unsupported(subject: str, target: Target) -> UnsupportedModel:

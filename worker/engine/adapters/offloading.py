@@ -8,7 +8,7 @@ import torch
 
 from worker.engine.classes import DTYPES
 from worker.engine.loader import place
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 
 
 class Offloading:

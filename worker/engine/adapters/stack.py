@@ -16,7 +16,7 @@ from worker.engine.adapters.image_prompts import ImagePromptCache
 from worker.engine.adapters.lora import LoraCache
 from worker.engine.adapters.merging import MergeCache
 from worker.engine.adapters.vae import VaeCache
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 
 
 def _no_notes(adapters: Sequence[AdapterFiles[Any]], job: Job) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from worker.engine.levers.compiling import without_compiling
 from worker.engine.levers.decisions import Decision, Decisions
 from worker.engine.levers.proving import Draw, Reference, failure_of, prove
 from worker.engine.levers.row import Ground, Lever, compatible
-from worker.engine.pool import Resident
+from worker.engine.resident import Resident
 
 Progressed = Literal["nothing to do", "done", "failed"]
 REFERENCES = 2

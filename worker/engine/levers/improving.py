@@ -6,7 +6,8 @@ from worker.core.job import Batch
 from worker.core.turn import StopSignal
 from worker.engine.levers.gate import Gate
 from worker.engine.levers.proving import Draw
-from worker.engine.pool import PipelinePool, Resident
+from worker.engine.pool import PipelinePool
+from worker.engine.resident import Resident
 
 
 def improve(pool: PipelinePool, gate: Gate, draw: Draw, reload: Callable[[Batch], Resident], stop: StopSignal) -> bool:
