@@ -26,7 +26,7 @@ PARALLEL := -n 2 --dist loadfile
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-page test-ray faults mutations check bench signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-page test-ray faults mutations check bench bench-gpu signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -81,6 +81,9 @@ check: $(DEV)  ## What CI runs: format, lint, types, import rules, tests
 
 bench: $(DEV)  ## Measure; ARGS=… goes to the benchmarks
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(READY)  ## Measure everything of speed on one GPU, in ten minutes, into outputs/gpu; ARGS=--tiny for a CPU
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 signatures: $(DEV)  ## Learn the model classes of the installed diffusers, after a new one was pinned
 	@$(BIN)/python -m tools.component_signatures
