@@ -32,7 +32,7 @@ def main(worker: str) -> None:
         desk.generate(page, PROMPTS[0], seed=7)
         page.locator(".price .cost", has_text="about").wait_for()
         page.mouse.move(0, 0)
-        page.evaluate("document.activeElement.blur()")
+        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
         write(page, "light")
         page.emulate_media(color_scheme="dark")
         page.goto(f"{worker}/ui#gallery")

@@ -1,6 +1,9 @@
 """More of the page: additions to a request, other files than PNG, a fleet's plan, hostile answers, a lost line."""
 
 import json
+import struct
+import urllib.request
+import zlib
 
 import pytest
 
@@ -127,3 +130,43 @@ def test_the_program_lines_hold_the_request_and_no_key(worker, visit):
         compile(texts[name], name, "exec")
         assert json.dumps('it\'s a "frog"') in texts[name]
     assert 'ImageClient("selfhosted", base_url="http://127.0.0.1' in texts["image_client"]
+
+
+def an_image_that_tells(request):
+    """Return the smallest PNG that says it was made by this request."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    told = b"generation\0" + json.dumps({"input": request}).encode()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\0"))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"tEXt", told) + pixels + chunk(b"IEND", b"")
+
+
+def asked(address):
+    with urllib.request.urlopen(address, timeout=120) as answer:
+        return json.load(answer)
+
+
+def test_every_model_of_the_box_has_a_form_that_says_what_its_schemas_examples_say(worker, visit):
+    page = visit(worker)
+    page.locator("[data-field=prompt] textarea").wait_for()
+    models = [model["id"] for model in asked(f"{worker}/models")["models"] if model["served"]]
+    assert len(models) > 10
+    for model in models:
+        schema = asked(f"{worker}/models/{model}/schema")
+        for example in schema["examples"]:
+            desk.drop(page, "main", an_image_that_tells(example))
+            page.locator(".note", has_text="own request").wait_for()
+            page.locator(".note").evaluate_all("notes => notes.forEach(note => note.remove())")
+            page.get_by_role("button", name="Copy as…").first.click()
+            line = page.locator("dialog pre").first.text_content()
+            page.keyboard.press("Escape")
+            page.locator("dialog").wait_for(state="detached")
+            body = json.loads(line.split(" -d '", 1)[1].removesuffix("'").replace("'\\''", "'"))
+            assert body == {name: value for name, value in example.items() if name != "action"}, model
+        fields = set(page.locator(".form [data-field]").evaluate_all("nodes => nodes.map(node => node.dataset.field)"))
+        unsent = {"action", "traceparent", "model", "s3Config", "progress", "previews"}
+        several = schema["properties"].get("images", {}).get("maxItems") != 1
+        assert schema["properties"].keys() - unsent - (set() if several else {"images"}) <= fields, model

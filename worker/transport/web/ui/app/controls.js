@@ -101,7 +101,7 @@ function jsonControl(name, property, changed) {
 function mediaControl(name, property, changed, extra) {
   const id = newId(name);
   const most = typesOf(property).includes("array") && property.maxItems > 1 ? Math.min(property.maxItems, 16) : 1;
-  const field = mediaField({ label: labelOf(name), most, video: /video/.test(name), changed, extra, describedby: `${id}-error` });
+  const field = mediaField({ label: labelOf(name), most, listed: most > 1 && /s$/.test(name), video: /video/.test(name), changed, extra, describedby: `${id}-error` });
   return { name, ...field, node: framed(name, null, field.node, null, { id }) };
 }
 

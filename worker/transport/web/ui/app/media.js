@@ -27,9 +27,9 @@ function shown(source, label) {
 }
 
 /**
- * A place for images: `get()` is the one source, or a list where `most` is above 1. `changed` is called after each change.
+ * A place for images: `get()` is the one source, or a list of several and wherever `listed`. `changed` is called after each change.
  */
-export function mediaField({ label, most = 1, video = false, changed, extra = null, describedby = null }) {
+export function mediaField({ label, most = 1, listed = false, video = false, changed, extra = null, describedby = null }) {
   let sources = [];
   const id = newId("media");
   const list = el("ul", { class: "thumbs" });
@@ -76,7 +76,7 @@ export function mediaField({ label, most = 1, video = false, changed, extra = nu
   });
   return {
     node: zone,
-    get: () => (sources.length ? (most > 1 ? [...sources] : sources[0]) : undefined),
+    get: () => (sources.length > 1 || (sources.length && listed) ? [...sources] : sources[0]),
     set: (value) => { sources = value === undefined || value === null ? [] : [value].flat().filter((each) => typeof each === "string").map(withType); show(); },
     focus: () => input.focus(),
   };
