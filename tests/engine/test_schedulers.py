@@ -275,3 +275,19 @@ def test_schedules_are_where_the_uis_have_them(steps):
             scheduler.set_timesteps(steps)
             found = np.unique(scheduler.timesteps.numpy())[::-1]
             assert np.abs(found - wanted).max() <= 1.01, (row.name, name)
+
+
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
+def test_one_step_of_a_schedule_whose_end_is_stretched_is_the_whole_way(name):
+    cls = getattr(diffusers, name)
+    own = cls(use_dynamic_shifting=True, shift_terminal=0.1)
+    for steps in (1, 4):
+        sigmas = np.linspace(1, 1 / steps, steps)
+        scheduler, plain = build_scheduler(own, None), cls(use_dynamic_shifting=True, shift_terminal=0.1)
+        scheduler.set_timesteps(sigmas=sigmas, mu=1.0)
+        assert type(scheduler).__name__ == name
+        if steps == 1:
+            assert scheduler.sigmas.tolist() == [1.0, 0.0]
+        else:
+            plain.set_timesteps(sigmas=sigmas, mu=1.0)
+            assert torch.equal(scheduler.sigmas, plain.sigmas)

@@ -43,10 +43,28 @@ def build_scheduler(own: Any, wanted: SchedulerChoice | None) -> Any:
 
 
 def _sound(scheduler: Any) -> Any:
-    """Return the scheduler; UniPC with B1 is kept from dividing by zero."""
+    """Return the scheduler, kept from dividing by zero: UniPC with B1, and one whose end is stretched."""
     if isinstance(scheduler, diffusers.UniPCMultistepScheduler) and scheduler.config.solver_type == "bh1":
         scheduler.__class__ = _ending_in_b2(scheduler.__class__)
+    if getattr(scheduler.config, "shift_terminal", None):
+        scheduler.__class__ = _stretching_several(scheduler.__class__)
     return scheduler
+
+
+@functools.cache
+def _stretching_several(cls: type[Any]) -> type[Any]:
+    """Return a class whose schedule of one step stays as it is.
+
+    A schedule is stretched so that it ends at `shift_terminal`. One step ends where it begins: diffusers 0.42.1 divides
+    zero by zero there, and finds no step for what is no number.
+    """
+    stretch = cls.stretch_shift_to_terminal
+
+    @functools.wraps(stretch)
+    def stretched(self: Any, t: Any) -> Any:
+        return stretch(self, t) if t[-1] < 1 else t
+
+    return type(cls.__name__, (cls,), {"stretch_shift_to_terminal": stretched})
 
 
 @functools.cache
