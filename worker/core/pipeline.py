@@ -103,7 +103,8 @@ class PipelineRow:
     # Its output.
     is_video: bool = False
     frame_grid: FrameGrid = FrameGrid()
-    lengthens: bool = False  # its video continues the one that was sent
+    # The last frames of the sent video that its own continues, where a request names none; 0 if it continues none.
+    lengthens: int = 0
     fps: float = 8.0  # where neither a request nor the model's family sets it
     # Its ability to run.
     refusal: str = ""  # the reason why it cannot be served, to stand after its name

@@ -68,6 +68,9 @@ def test_what_only_two_steps_take_is_unset_for_others_and_refused_where_it_was_s
     assert error.value.field == "intermediate_timesteps"
 
 
+_LENGTHENING = "SkyReelsV2DiffusionForcingVideoToVideoPipeline"  # it continues the last 17 frames of the sent video
+
+
 @pytest.mark.parametrize(
     ("pipeline", "refused", "taken"),
     [
@@ -79,10 +82,15 @@ def test_what_only_two_steps_take_is_unset_for_others_and_refused_where_it_was_s
             {"original_inference_steps": 3, "num_inference_steps": 4},
             {"original_inference_steps": 4, "num_inference_steps": 4},
         ),
+        ("LTXI2VLongMultiPromptPipeline", {"temporal_tile_size": 15}, {"temporal_tile_size": 16}),
+        (_LENGTHENING, {"overlap_history": 0}, {"overlap_history": 1}),
+        (_LENGTHENING, {"num_frames": 20}, {"num_frames": 21}),
+        (_LENGTHENING, {"num_frames": 5, "overlap_history": 5}, {"num_frames": 9, "overlap_history": 5}),
     ],
 )
 def test_what_a_class_fails_below_is_refused(pipeline, refused, taken):
-    call = model_of(pipeline).call(Task.TEXT_TO_IMAGE)
+    model = model_of(pipeline)
+    call = model.call(model.tasks[0])
     with pytest.raises(ParameterOutOfRange, match=r"at least|between") as error:
         check_parameters(refused, call, max_images=1)
     assert error.value.field == next(iter(refused))

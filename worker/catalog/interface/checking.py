@@ -152,6 +152,7 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     strength = merged.get("strength")
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
     _check_each_step(merged.get("guidance_schedule"), steps)
+    _check_lengthened(merged, call)
     for name, default in call.row.shares.items():
         share = merged.get(name)
         _check_share(name, default if share is None else share, steps)
@@ -167,6 +168,17 @@ def _check_each_step(guidance: JsonValue, steps: JsonValue) -> None:
     if isinstance(guidance, list) and isinstance(steps, int) and len(guidance) != steps:
         text = f"guidance_schedule must have as many numbers as there are steps, {steps}; it has {len(guidance)}"
         raise ParameterOutOfRange(f"{text}: send as many, or guidance_scale.", field="guidance_schedule")
+
+
+def _check_lengthened(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
+    """Check that a video which continues another one goes on after the frames that both share."""
+    shared, frames, step = merged.get("overlap_history"), merged.get("num_frames"), call.row.frame_grid.step
+    if not (call.row.lengthens and isinstance(shared, int) and isinstance(frames, int)):
+        return
+    least = (-(-shared // step)) * step + 1
+    if frames < least:
+        text = f"num_frames must be at least {least} with an overlap_history of {shared}; {frames} was sent"
+        raise ParameterOutOfRange(f"{text}: raise it, or lower overlap_history.", field="num_frames")
 
 
 def _check_share(name: str, share: JsonValue, steps: JsonValue) -> None:

@@ -105,6 +105,8 @@ def model_defaults(call: ModelCall) -> dict[str, JsonValue]:
         if row
         else {}
     )
+    if call.row.lengthens:
+        merged |= {"overlap_history": call.row.lengthens}
     native = call.detection.native_size
     if not call.from_text:
         merged = {name: value for name, value in merged.items() if name not in ("width", "height")}

@@ -45,7 +45,7 @@ VIDEOS: tuple[PipelineRow, ...] = (
     PipelineRow("LTX2LatentUpsamplePipeline", tasks=(_V2V,)),
     PipelineRow("LTX2Pipeline", untaken=_SCHEDULE),
     PipelineRow("LTXConditionPipeline", tasks=(_T2V, _I2V, _V2V), unused=frozenset({"conditions"})),
-    PipelineRow("LTXI2VLongMultiPromptPipeline", tasks=(_I2V, _T2V)),
+    PipelineRow("LTXI2VLongMultiPromptPipeline", tasks=(_I2V, _T2V), least={"temporal_tile_size": 16}),
     PipelineRow("LTXImageToVideoPipeline", untaken=_SCHEDULE),
     PipelineRow("LTXLatentUpsamplePipeline", tasks=(_V2V,)),
     PipelineRow("LTXPipeline", untaken=_SCHEDULE),
@@ -53,7 +53,7 @@ VIDEOS: tuple[PipelineRow, ...] = (
     PipelineRow("MochiPipeline", untaken=_SCHEDULE),
     PipelineRow("MotifVideoImage2VideoPipeline", untaken=_SCHEDULE),
     PipelineRow("MotifVideoPipeline", untaken=_SCHEDULE),
-    PipelineRow("SkyReelsV2DiffusionForcingVideoToVideoPipeline", lengthens=True),
+    PipelineRow("SkyReelsV2DiffusionForcingVideoToVideoPipeline", lengthens=17, least={"overlap_history": 1}),
     # Trained on a continuous scale of noise.
     PipelineRow("StableVideoDiffusionPipeline", own_scheduler=True),
     PipelineRow("TextToVideoZeroPipeline", weighs_prompts=False),
