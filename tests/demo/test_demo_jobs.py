@@ -41,6 +41,7 @@ async def test_with_nothing_configured_a_red_apple_is_red_on_white(demo):
     assert red > 1.8 * blue
 
 
+@pytest.mark.slow
 async def test_its_own_upscaler_keeps_the_image_and_makes_its_edges_steeper_than_bicubic_does(demo):
     from tools.demo_model.enlarging import bicubic, steepness
 
@@ -56,6 +57,7 @@ async def test_its_own_upscaler_keeps_the_image_and_makes_its_edges_steeper_than
     assert answer["usage"]["pixel_steps"] == 16 * 64 * 64
 
 
+@pytest.mark.slow
 async def test_an_image_that_it_drew_is_changed_at_the_size_that_it_has(demo):
     apple = pixels(await generation.draw(demo))
     answer = await generation.draw(demo, prompt="a lemon", image=encoded(apple), strength=0.8)
@@ -82,8 +84,8 @@ async def test_the_grey_lora_takes_the_colour_out_of_one_job_only(demo, name):
     assert np.array_equal(pixels(await draw(demo)), before)
 
 
-@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("preprocess", [None, "canny"])
+@pytest.mark.slow
 async def test_the_edge_controlnet_draws_along_the_edges_that_it_is_shown(demo, preprocess):
     """Shown the edges that it was trained on, or the image itself and told to find them."""
     from tools.demo_model.companions import edges
@@ -119,6 +121,7 @@ async def test_the_worker_reads_the_control_lora_as_those_who_wrote_it(demo):
     assert np.abs(theirs - drawn).max() <= 1
 
 
+@pytest.mark.slow
 async def test_the_mascots_word_draws_a_purple_robot_in_one_job_only(demo):
     before = pixels(await draw(demo, prompt="a <mascot>", seed=40))
     word = f"file:{COMPANIONS / 'mascot-token.safetensors'}"
@@ -151,6 +154,7 @@ def redness(image):
     return red - (green + blue) / 2
 
 
+@pytest.mark.slow
 async def test_strength_moves_an_image_gradually(demo):
     apple = pixels(await draw(demo))
     distances = []
@@ -160,6 +164,7 @@ async def test_strength_moves_an_image_gradually(demo):
     assert 2 < distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.slow
 async def test_an_inpainted_half_leaves_the_other_half_as_it_was(demo):
     apple = pixels(await draw(demo))
     mask = np.zeros((64, 64, 3), np.uint8)

@@ -92,6 +92,7 @@ async def test_it_draws_what_a1111s_formula_says(worker, zoo, kept, said):
     assert_differs(pixels(answer).astype(int), plain)
 
 
+@pytest.mark.slow
 async def test_a_pickle_keeps_its_structure_when_it_is_converted(trusting, kept):
     saved = pickled(activation_func="swish", activate_output=False, is_layer_norm=True)
     first = await handled(trusting, hypernetworks=[kept("style.pt", saved)])

@@ -327,6 +327,7 @@ async def test_what_reproduce_says_draws_the_same_image(served):
     assert any("ip_adapters" in warning for warning in large["warnings"])
 
 
+@pytest.mark.slow
 async def test_under_offloading_the_same_image_comes_out_and_the_hooks_are_as_before(served, shop):
     direct = directly(shop, "sd1", ["sd1-plus"], [[RED]], [1.0])
     plain = pixels(await served.draw())
