@@ -15,6 +15,8 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 CLIENTS := .venv-clients
 OPEN_WEBUI := .venv-open-webui
+JAVASCRIPT := .npm-clients
+NPM := $(shell command -v npm)
 PAGE := .venv-page
 UV := $(or $(shell command -v uv),$(wildcard $(BIN)/uv))
 RAY := .venv-ray
@@ -55,8 +57,9 @@ test-all: test test-slow test-zoo  ## Run every test, which takes many minutes m
 test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
 	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
 
-test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
-	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" OMP_NUM_THREADS=1 \
+test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready) $(if $(NPM),$(JAVASCRIPT)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
+	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" \
+		NODE_MODULES="$(abspath $(JAVASCRIPT)/node_modules)" OMP_NUM_THREADS=1 \
 		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
 
 test-page: $(PAGE)/.ready  ## Use the page at /ui in a headless Chromium, which has to be there (Debian: chromium); takes minutes
@@ -139,6 +142,11 @@ $(PAGE)/.ready: tests/page/requirements.txt | $(DEV)
 $(OPEN_WEBUI)/.ready: tests/clients/open-webui.txt tests/clients/open-webui-overrides.txt | $(DEV)
 	@"$(UV)" venv --quiet --clear --python $(BIN)/python $(OPEN_WEBUI)
 	@"$(UV)" pip install --quiet --python $(OPEN_WEBUI)/bin/python --requirement $< --override tests/clients/open-webui-overrides.txt
+	@touch $@
+
+$(JAVASCRIPT)/.ready: tests/clients/javascript/package.json
+	@mkdir -p $(JAVASCRIPT) && cp $< $(JAVASCRIPT)/
+	@cd $(JAVASCRIPT) && npm install --ignore-scripts --no-audit --no-fund --loglevel=error
 	@touch $@
 
 # Ray's own packages come first on its path, and then all of .venv's.

@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import litellm
 import pytest
 import replicate
+import replicate.pagination
 import webuiapi
+from langchain_community.utilities.dalle_image_generator import DallEAPIWrapper
 from PIL import Image
 from replicate.exceptions import ModelError, ReplicateError
 from replicate.webhook import Webhooks, WebhookSigningSecret
@@ -66,6 +69,15 @@ class TestReplicate:
         later.wait()
         assert later.status == "succeeded" and later.progress is not None and later.progress.percentage == 1.0
         assert later.output == prediction.output  # the same seed
+
+    def test_predictions_are_listed_page_by_page(self, client: replicate.Client) -> None:
+        ids = [client.models.predictions.create(("local", "demo"), SMALL, wait=True).id for _ in range(2)]
+        found = [item for page in replicate.pagination.paginate(client.predictions.list) for item in page]
+        assert [item.id for item in found[:2]] == ids[::-1] and found[0].status == "succeeded"
+        assert client.accounts.current().type == "user"
+        assert [item.sku for item in client.hardware.list()] == ["cpu"]
+        assert client.files.list() == []
+        assert [each.id for each in client.models.versions.list("local/demo")] == [found[0].version]
 
     def test_a_prediction_is_cancelled(self, client: replicate.Client) -> None:
         # While this draws, the one to be cancelled waits.
@@ -160,6 +172,13 @@ class TestWebUiApi:
     def test_what_is_not_served_is_named(self, web_ui: webuiapi.WebUIApi) -> None:
         with pytest.raises(RuntimeError, match="restore_faces"):
             web_ui.txt2img(prompt="x", restore_faces=True)
+
+
+def test_langchain(ours: str) -> None:
+    """LangChain's tool for OpenAI's images, which answers with an address."""
+    tool = DallEAPIWrapper(api_key=KEY, base_url=f"{ours}/v1", size="64x64", model="demo")
+    address = tool.run("a red apple")
+    assert opened(httpx.get(address).content).size == (64, 64)
 
 
 def test_litellm(ours: str) -> None:

@@ -81,6 +81,19 @@ def test_every_route_that_is_served_stands_in_the_table(enlarging):
     assert {route for route in served if not route.startswith("HEAD")} == ANSWERS.keys()
 
 
+def test_the_payload_that_librechats_tool_sends_draws_and_says_what_it_reads(served):
+    sent = {"prompt": "an apple", "negative_prompt": "blurry", "cfg_scale": 4.5, "steps": 22}
+    api(served, "options", {"sd_model_checkpoint": "any"})
+    try:
+        answer = api(served, "txt2img", sent | {"width": 1024, "height": 1024})
+    finally:
+        api(served, "options", {"sd_model_checkpoint": "tiny"})
+    facts = info(answer)
+    assert picture(answer.json()["images"][0]).size == (1024, 1024)
+    assert (facts["width"], facts["height"]) == (1024, 1024) and facts["seed"] >= 0
+    assert facts["infotexts"][0].split("\n")[-1].startswith("Steps: 22")
+
+
 def test_seeds_count_over_batches_and_iterations_and_infotexts_go_along(served):
     answer = api(served, "txt2img", SMALL | {"seed": 7, "n_iter": 2, "batch_size": 2, "negative_prompt": "blurry"})
     facts = info(answer)

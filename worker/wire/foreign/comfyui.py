@@ -5,64 +5,29 @@ Both of its forms are read: the one for its API, nodes by their ids, and the one
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from worker.catalog.interface.values import number_in
 from worker.core.errors import InvalidRequest
+from worker.wire.foreign.comfyui_graph import Graph, Node, is_workflow, read_graph
 
-_MAX_NODES = 2_000
-_OFF = (2, 4)  # a node that is muted or bypassed
 _MAX_SENTENCE = 1_200  # characters of a request that stands in a sentence
 _DEEPEST = 64  # nodes between two that belong together
 _LOADERS = ("ckpt_name", "unet_name", "gguf_name", "model_name")
-# The order in which the editor lists the values of a node's own fields; "" is one that says nothing here.
-_WIDGETS: Mapping[str, tuple[str, ...]] = {
-    "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
-    "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
-    "CLIPTextEncode": ("text",),
-    "CLIPTextEncodeFlux": ("clip_l", "t5xxl", "guidance"),
-    "CheckpointLoaderSimple": ("ckpt_name",),
-    "UNETLoader": ("unet_name", "weight_dtype"),
-    "UnetLoaderGGUF": ("unet_name",),
-    "VAELoader": ("vae_name",),
-    "LoraLoader": ("lora_name", "strength_model", "strength_clip"),
-    "LoraLoaderModelOnly": ("lora_name", "strength_model"),
-    "EmptyLatentImage": ("width", "height", "batch_size"),
-    "EmptySD3LatentImage": ("width", "height", "batch_size"),
-    "RandomNoise": ("noise_seed",),
-    "KSamplerSelect": ("sampler_name",),
-    "BasicScheduler": ("scheduler", "steps", "denoise"),
-    "FluxGuidance": ("guidance",),
-    "LoadImage": ("image",),
-    "ControlNetLoader": ("control_net_name",),
-    "ControlNetApplyAdvanced": ("strength", "start_percent", "end_percent"),
-    "UpscaleModelLoader": ("model_name",),
-    "PrimitiveNode": ("value",),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    kind: str
-    inputs: Mapping[str, JsonValue]  # a value, or [id, output] of the node that makes it
-
-
-_Graph = Mapping[str, _Node]
 
 
 def find(payload: Mapping[str, JsonValue]) -> JsonValue:
     """Return the workflow in a job's input; None without one."""
     for value in (payload.get("workflow"), payload.get("prompt"), payload):
-        if isinstance(value, dict) and (_is_api(value) or _is_saved(value)):
+        if isinstance(value, dict) and (is_workflow(value)):
             return value
     return payload["workflow"] if isinstance(payload.get("workflow"), dict | list | str) else None
 
 
 def refusal(workflow: JsonValue) -> InvalidRequest:
     """Return the refusal of a workflow, with what was understood of it and the request of ours that says the same."""
-    graph = _graph(workflow)
+    graph = read_graph(workflow)
     request = understood(graph)
     if not request:
         return InvalidRequest(
@@ -79,7 +44,7 @@ def refusal(workflow: JsonValue) -> InvalidRequest:
     )
 
 
-def understood(graph: _Graph) -> dict[str, JsonValue]:
+def understood(graph: Graph) -> dict[str, JsonValue]:
     """Return the request that a workflow amounts to; {} without a sampler in it."""
     sampler = next((node for node in graph.values() if "latent_image" in node.inputs), None)
     if sampler is None:
@@ -95,7 +60,7 @@ def understood(graph: _Graph) -> dict[str, JsonValue]:
     return request
 
 
-def _models(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
+def _models(graph: Graph, near: list[Node]) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
     loaders = [node for node in near if not {"control_net_name", "lora_name"} & node.inputs.keys()]
     if (name := next(iter(_values(loaders, *_LOADERS)), None)) is not None:
@@ -108,14 +73,14 @@ def _models(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
     return found
 
 
-def _lora(graph: _Graph, inputs: Mapping[str, JsonValue]) -> JsonValue:
+def _lora(graph: Graph, inputs: Mapping[str, JsonValue]) -> JsonValue:
     weight = _number(graph, inputs.get("strength_model", 1.0))
     of_words = _number(graph, inputs.get("strength_clip", weight))
     lora: dict[str, JsonValue] = {"model": inputs["lora_name"], "weight": weight}
     return lora if of_words == weight else lora | {"weights": {"text_encoder": of_words}}
 
 
-def _prompts(graph: _Graph, sampler: _Node, near: list[_Node]) -> dict[str, JsonValue]:
+def _prompts(graph: Graph, sampler: Node, near: list[Node]) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
     for name, inputs in (("prompt", ("positive", "conditioning")), ("negative_prompt", ("negative",))):
         starts = [node.inputs[key] for node in near for key in inputs if key in node.inputs]
@@ -125,7 +90,7 @@ def _prompts(graph: _Graph, sampler: _Node, near: list[_Node]) -> dict[str, Json
     return found
 
 
-def _text(graph: _Graph, value: JsonValue, negative: bool, depth: int = 0) -> str | None:
+def _text(graph: Graph, value: JsonValue, negative: bool, depth: int = 0) -> str | None:
     """Return the words that a conditioning was made of; where it has two sides, those of the right one."""
     node = _node(graph, value)
     if node is None or depth > _DEEPEST or node.kind == "ConditioningZeroOut":
@@ -143,7 +108,7 @@ def _text(graph: _Graph, value: JsonValue, negative: bool, depth: int = 0) -> st
     return None
 
 
-def _latents(graph: _Graph, sampler: _Node, near: list[_Node]) -> dict[str, JsonValue]:
+def _latents(graph: Graph, sampler: Node, near: list[Node]) -> dict[str, JsonValue]:
     """Return the size and the number of images, or that an image is drawn over."""
     found: dict[str, JsonValue] = {}
     source = _node(graph, sampler.inputs["latent_image"])
@@ -158,7 +123,7 @@ def _latents(graph: _Graph, sampler: _Node, near: list[_Node]) -> dict[str, Json
     return found | _drawn_over(graph, chain, near)
 
 
-def _drawn_over(graph: _Graph, chain: list[_Node], near: list[_Node]) -> dict[str, JsonValue]:
+def _drawn_over(graph: Graph, chain: list[Node], near: list[Node]) -> dict[str, JsonValue]:
     """Return that an image is drawn over, and how much of it, if the latents are made of one."""
     if not any(node.kind in ("LoadImage", "VAEEncode", "VAEEncodeForInpaint") for node in chain):
         return {}
@@ -169,7 +134,7 @@ def _drawn_over(graph: _Graph, chain: list[_Node], near: list[_Node]) -> dict[st
     return found | ({"mask_image": "<base64 or URL>"} if is_masked else {})
 
 
-def _numbers(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
+def _numbers(graph: Graph, near: list[Node]) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
     for name, keys in {
         "num_inference_steps": ("steps",),
@@ -188,7 +153,7 @@ def _numbers(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
     return found
 
 
-def _controls(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
+def _controls(graph: Graph, near: list[Node]) -> dict[str, JsonValue]:
     controls: list[JsonValue] = []
     for node in near:
         loader = _node(graph, node.inputs.get("control_net"))
@@ -203,7 +168,7 @@ def _controls(graph: _Graph, near: list[_Node]) -> dict[str, JsonValue]:
     return {"controlnets": controls} if controls else {}
 
 
-def _upscaler(graph: _Graph) -> dict[str, JsonValue]:
+def _upscaler(graph: Graph) -> dict[str, JsonValue]:
     loaders = [node for node in graph.values() if node.kind == "UpscaleModelLoader"]
     names = _values(loaders, "model_name")
     return {"upscale": names[0]} if names else {}
@@ -224,7 +189,7 @@ def _told(request: Mapping[str, JsonValue]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _upstream(graph: _Graph, node: _Node) -> Iterator[_Node]:
+def _upstream(graph: Graph, node: Node) -> Iterator[Node]:
     """Yield the nodes that feed `node`, the nearest first, each once."""
     seen: set[int] = {id(node)}
     wave = [node]
@@ -238,78 +203,21 @@ def _upstream(graph: _Graph, node: _Node) -> Iterator[_Node]:
         yield from wave
 
 
-def _node(graph: _Graph, value: JsonValue) -> _Node | None:
+def _node(graph: Graph, value: JsonValue) -> Node | None:
     """Return the node that a link names; None for a value."""
     is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str | int)
     return graph.get(str(value[0])) if is_link and isinstance(value, list) else None
 
 
-def _values(nodes: list[_Node], *keys: str) -> list[str]:
+def _values(nodes: list[Node], *keys: str) -> list[str]:
     texts = (node.inputs.get(key) for node in nodes for key in keys)
     return [text for text in texts if isinstance(text, str) and text]
 
 
-def _number(graph: _Graph, value: JsonValue) -> int | float | None:
+def _number(graph: Graph, value: JsonValue) -> int | float | None:
     """Return a number, or the one in the node that a link names."""
     node = _node(graph, value)
     if node is None:
         return number_in(value)
     numbers = (number_in(node.inputs.get(key)) for key in ("value", "int", "float", "seed", "noise_seed", "Number"))
     return next((number for number in numbers if number is not None), None)
-
-
-def _is_api(value: Mapping[str, JsonValue]) -> bool:
-    return any(isinstance(node, dict) and "class_type" in node for node in [*value.values()][:50])
-
-
-def _is_saved(value: Mapping[str, JsonValue]) -> bool:
-    return isinstance(value.get("nodes"), list) and isinstance(value.get("links"), list)
-
-
-def _graph(workflow: JsonValue) -> _Graph:
-    if not isinstance(workflow, dict):
-        return {}
-    inner = workflow.get("prompt")
-    if isinstance(inner, dict) and _is_api(inner):
-        workflow = inner
-    if _is_saved(workflow):
-        return _saved(workflow)
-    return {
-        id: _Node(str(node.get("class_type")), inputs)
-        for id, node in [*workflow.items()][:_MAX_NODES]
-        if isinstance(node, dict) and isinstance(inputs := node.get("inputs"), dict)
-    }
-
-
-def _saved(workflow: Mapping[str, JsonValue]) -> _Graph:
-    """Return the graph that the editor saved: values by the order of their fields, links from a list."""
-    ends: dict[JsonValue, list[JsonValue]] = {
-        link[0]: [str(link[1]), link[2]]
-        for link in _listed(workflow["links"])[: _MAX_NODES * 10]
-        if isinstance(link, list) and len(link) >= 5 and isinstance(link[0], int)
-    }
-    return {
-        str(node.get("id")): _Node(str(node.get("type")), {**_widgets(node), **_wired(node, ends)})
-        for node in _listed(workflow["nodes"])[:_MAX_NODES]
-        if isinstance(node, dict) and node.get("mode") not in _OFF
-    }
-
-
-def _widgets(node: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    values, names = node.get("widgets_values"), _WIDGETS.get(str(node.get("type")), ())
-    if isinstance(values, dict):
-        return values
-    return {name: value for name, value in zip(names, _listed(values), strict=False) if name}
-
-
-def _wired(node: Mapping[str, JsonValue], ends: Mapping[JsonValue, list[JsonValue]]) -> dict[str, JsonValue]:
-    slots = [slot for slot in _listed(node.get("inputs")) if isinstance(slot, dict)]
-    return {
-        str(slot.get("name")): ends[link]
-        for slot in slots
-        if isinstance(link := slot.get("link"), int) and link in ends
-    }
-
-
-def _listed(value: JsonValue) -> list[JsonValue]:
-    return value if isinstance(value, list) else []
