@@ -17,6 +17,7 @@ from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
 from benchmarks.gateway import gateway
 from benchmarks.loras import lora_steps, lora_switching
+from benchmarks.residency import residency
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
 from worker.core.image import Raster
@@ -137,4 +138,5 @@ MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "gateway": gateway,
     "lora_steps": lora_steps,
     "lora_switching": lora_switching,
+    "residency": residency,
 }
