@@ -195,6 +195,12 @@ def test_a_containers_limit_is_the_memory_that_there_is(tmp_path):
     assert machine._container(tmp_path) == (1000, 650)
     (tmp_path / "memory.max").write_text("max\n")
     assert machine._container(tmp_path)[1] == 0
+    first = tmp_path / "memory"
+    first.mkdir()
+    (first / "memory.limit_in_bytes").write_text("2000\n")
+    (first / "memory.usage_in_bytes").write_text("900\n")
+    (first / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 100\n")
+    assert machine._container(tmp_path) == (2000, 800)
 
 
 async def test_models_that_take_turns_are_loaded_once_and_draw_the_same(task_worker, monkeypatch):

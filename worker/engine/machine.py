@@ -8,6 +8,17 @@ from worker.core.device import DeviceInfo
 # The devices of NVIDIA's driver, of AMD's, and of Windows' below Linux.
 _DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
 
+# Where version 2 and version 1 of Linux's control groups say a limit, what is used, and what of it is file cache.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
 
 def only_cpu(wanted: str, drivers: tuple[str, ...] = _DRIVERS, platform: str = sys.platform) -> bool:
     """True if `wanted` (DEVICE) can be nothing but the CPU here: torch need not be asked."""
@@ -36,10 +47,11 @@ def ram() -> tuple[int, int]:
 
 def _container(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
     """Return the bytes of memory that this container may have, and those it uses, its file cache left out."""
-    try:
-        limit = int((root / "memory.max").read_text())
-        used = int((root / "memory.current").read_text())
-        rows = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-        return limit, used - int(rows["inactive_file"])
-    except (OSError, ValueError, KeyError):  # no limit ("max"), or another system
-        return sys.maxsize, 0
+    for names in _CGROUPS:
+        try:
+            limit, used = (int((root / name).read_text()) for name in names[:2])
+            rows = dict(line.split() for line in (root / names[2]).read_text().splitlines())
+            return limit, used - int(rows[names[3]])
+        except (OSError, ValueError, KeyError):  # no limit ("max"), or the other version, or another system
+            continue
+    return sys.maxsize, 0

@@ -37,8 +37,8 @@ class RamTier:
 
     @property
     def is_apart(self) -> bool:
-        """True if the device has a memory of its own."""
-        return bool(self._device.type != "cpu")
+        """True if the device has a memory of its own: a CPU has the host's, and Apple's GPUs share it."""
+        return bool(self._device.type == "cuda")
 
     @property
     def models(self) -> list[str]:
