@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TypeVar, cast, get_args
 
 import pybase64
@@ -52,7 +53,8 @@ def decode_progress(update: JsonValue) -> Progress | None:
         return None
     image: AnswerFile | None = None
     if isinstance(preview, str) and len(preview) <= MAX_PREVIEW_CHARS:
-        image = AnswerFile("jpeg", pybase64.b64decode(preview))
+        with suppress(ValueError):
+            image = AnswerFile("jpeg", pybase64.b64decode(preview, validate=True))
     return Progress(cast(Phase, update["phase"]), step, total, str(update.get("message") or "")[:300], image)
 
 
@@ -125,7 +127,7 @@ def _files(body: Mapping[str, JsonValue], kind: str, format_: Format) -> Iterato
         elif f"{kind}_path" in body:
             yield AnswerFile(format_, path=text)
         else:
-            yield AnswerFile(format_, pybase64.b64decode(text))
+            yield AnswerFile(format_, pybase64.b64decode(text, validate=True))
 
 
 def _lora(item: JsonValue) -> LoraReport:
