@@ -149,7 +149,7 @@ GUARDS_OF_JOBS = (
         "worker/app/signals.py",
         "loop.call_soon_threadsafe(lambda: _start(closing()))",
         "pass",
-        ("tests/faults/test_f14_signals.py",),
+        ("tests/faults/test_f14_signals.py::test_jobs_have_their_time_from_the_signal_on",),
     ),
     Guard(
         "F14",
@@ -164,10 +164,10 @@ GUARDS_OF_JOBS = (
     ),
     Guard(
         "F16",
-        "a pipeline gets its own scheduler back",
+        "each job draws with a scheduler of its own",
         "worker/engine/engine.py",
-        "            pipe.scheduler = scheduler\n",
-        "            pass\n",
+        "        pipe.scheduler = build_scheduler(resident.scheduler, wanted)\n",
+        "        pipe.scheduler = build_scheduler(resident.scheduler, wanted) if wanted else pipe.scheduler\n",
         ("tests/faults/test_f16_isolation.py",),
     ),
     Guard(

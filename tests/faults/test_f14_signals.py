@@ -1,5 +1,6 @@
 """F14: a server is told to stop while it works, and is killed: what is under way ends well, or starts anew."""
 
+import asyncio
 import json
 import signal
 import threading
@@ -14,6 +15,7 @@ from tests.conftest import PROJECT
 from tests.fakes.web_worker import WebWorker
 from tests.fakes.worker_process import WorkerProcess
 from tests.ports import free_port
+from worker.app.signals import hear_shutdown
 
 SLOW = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 30}
 
@@ -80,6 +82,21 @@ def until_running(worker, jobs=1):
                 return
         time.sleep(0.03)
     raise AssertionError(worker.output)
+
+
+async def test_jobs_have_their_time_from_the_signal_on():
+    """Not only once the server has seen its connections end: jobs are stopped in words before they would be cut off."""
+    graces, heard = asyncio.Queue(), []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        hear_shutdown(graces.put, 7.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(graces.get(), 60) == 7.0
+        assert heard == [signal.SIGTERM], "whoever listened before hears it too"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])

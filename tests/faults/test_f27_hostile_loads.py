@@ -9,6 +9,7 @@ import resource
 import shutil
 import threading
 import time
+import tracemalloc
 
 import pytest
 import torch
@@ -71,11 +72,15 @@ def test_a_hostile_config_ends_with_its_process(name, zoo, tmp_path, trials, fig
     trials.check(zoo / "models/sd1", None, "sd1", StopSignal(300))  # the libraries are imported
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
+    tracemalloc.start()
     with pytest.raises(refused) as raised:
         trials.check(folder, None, "x/hostile", StopSignal(300))
+    allocated = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    figures("F27", f"allocated by the worker itself for hostile {name}", allocated, "MB", at_most=150)
     figures("F27", f"trial of hostile {name} ended", time.monotonic() - started, "s", at_most=60, momentary=True)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    figures("F27", f"worker's own memory for hostile {name}", grown, "MB", at_most=150)
+    figures("F27", f"worker's own memory for hostile {name}", grown, "MB", at_most=150, momentary=True)
     assert not raised.value.retryable
     assert str(tmp_path) not in raised.value.message
 

@@ -65,17 +65,17 @@ def requests_of(kind: str) -> list[dict[str, object]]:
             return [{"video": animation(60, 1_000), "model": "video", "task": "video-to-video"}] * 4
 
 
-def accepted_at_once(kind: str) -> list[str]:
-    """Run in a child: the sizes of what these jobs hold once all of them are accepted and wait."""
+def accepted_at_once(kind: str) -> tuple[list[str], float]:
+    """Run in a child: the sizes of what these jobs hold once all of them are accepted and wait, and MB of pixels."""
 
-    async def accept() -> list[str]:
+    async def accept() -> tuple[list[str], float]:
         with tempfile.TemporaryDirectory() as folder:
             context = make_context(Path(folder))
             jobs = await asyncio.gather(*(context.accept(**fields) for fields in requests_of(kind)))
-            return sorted({
-                f"{type(image).__name__} {image.width}x{image.height}"
-                for job in jobs for media in job.media for image in media.images
-            })  # fmt: skip
+            images = [image for job in jobs for media in job.media for image in media.images]
+            sizes = sorted({f"{type(image).__name__} {image.width}x{image.height}" for image in images})
+            pixels = {id(image): image for image in images if not isinstance(image, KeptRaster)}
+            return sizes, sum(len(image.data) for image in pixels.values()) / 2**20
 
     return asyncio.run(accept())
 
@@ -84,9 +84,9 @@ def accepted_at_once(kind: str) -> list[str]:
 def test_a_few_jobs_with_the_largest_images_share_a_budget(figures: Figures) -> None:
     kinds = ["a few images", "a few references"]
     results = measured(f"{__name__}:accepted_at_once", "small", kinds, timeout_s=100)
-    assert [result["outcome"] for result in results] == [["Raster 256x256"], ["KeptRaster 4096x4096"]]
+    assert [result["outcome"][0] for result in results] == [["Raster 256x256"], ["KeptRaster 4096x4096"]]
     for kind, result in zip(kinds, results, strict=True):
-        figures("F29", f"memory of 5 jobs: {kind}", result["peak"], "MB", at_most=400)
+        figures("F29", f"memory of 5 jobs: {kind}", result["peak"], "MB", at_most=400, momentary=True)
 
 
 @pytest.mark.slow
@@ -94,12 +94,14 @@ def test_a_few_jobs_with_the_largest_images_share_a_budget(figures: Figures) -> 
 def test_many_jobs_with_the_largest_images_take_little_memory(figures: Figures) -> None:
     kinds = ["images", "masks", "turned and transparent", "references", "videos"]
     results = measured(f"{__name__}:accepted_at_once", "small", kinds, timeout_s=480)
-    held = {kind: result["outcome"] for kind, result in zip(kinds, results, strict=True)}
+    held = {kind: result["outcome"][0] for kind, result in zip(kinds, results, strict=True)}
     assert held["images"] == ["Raster 256x256"]
     assert held["masks"] == ["KeptRaster 1448x1448", "Raster 1448x1448"], "what finds no room is packed"
     assert held["references"] == ["KeptRaster 4096x4096"]
     for kind, result in zip(kinds, results, strict=True):
-        figures("F29", f"memory of {len(requests_of(kind))} jobs: {kind}", result["peak"], "MB", at_most=1_000)
+        jobs = f"{len(requests_of(kind))} jobs: {kind}"
+        figures("F29", f"pixels that wait of {jobs}", result["outcome"][1], "MB", at_most=256)
+        figures("F29", f"memory of {jobs}", result["peak"], "MB", at_most=1_000, momentary=True)
 
 
 def _sent(**fields: object) -> int:

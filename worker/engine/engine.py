@@ -333,17 +333,13 @@ class DiffusersEngine:
 
 @contextmanager
 def _clean(pipe: Any) -> Iterator[None]:
-    """Leave `pipe` with its own scheduler and no hook state, whatever the job did."""
-    scheduler = getattr(pipe, "scheduler", None)
+    """Leave `pipe` with no hook state, whatever the job did. Its scheduler is the next job's to set."""
     try:
         yield
     except (JobCancelled, JobTimeout, OutOfMemory):
         # The pipeline was left in mid-call; with offloading its parts are still on the device.
         pipe.maybe_free_model_hooks()
         raise
-    finally:
-        if scheduler is not None:
-            pipe.scheduler = scheduler
 
 
 def _set_scheduler(pipe: Any, resident: Resident, wanted: SchedulerChoice | None) -> None:
