@@ -356,8 +356,8 @@ GUARDS = (
         "F29",
         "a caller has so many sockets",
         "worker/app/server.py",
-        "        max_sockets_per_caller=settings.max_sockets_per_caller,\n",
-        "        max_sockets_per_caller=10**6,\n",
+        '        "max_sockets_per_caller": settings.max_sockets_per_caller,\n',
+        '        "max_sockets_per_caller": 10**6,\n',
         ("tests/faults/test_f29_frames.py",),
     ),
     Guard(

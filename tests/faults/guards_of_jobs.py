@@ -82,8 +82,8 @@ GUARDS_OF_JOBS = (
         "F6",
         "each piece that arrives looks at the deadline",
         "worker/store/transfer.py",
-        "            while block := _read(response):\n                self._check()\n",
-        "            while block := _read(response):\n",
+        "        while block := read():\n            self._check()\n",
+        "        while block := read():\n",
         ("tests/faults/test_f06_slow_servers.py",),
     ),
     Guard(

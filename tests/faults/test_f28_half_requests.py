@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from tests.fakes.web_worker import WebWorker
@@ -210,6 +211,26 @@ def test_only_the_time_that_the_server_takes_is_given_back():
     flow.resume_reading()
     clock.now += 2
     assert flow.paused() == 2
+
+
+def test_who_hangs_up_amid_a_body_leaves_no_traceback(serve, caplog):
+    form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000\r\n\r\n--x\r\n"
+    with serve(ConnectionLimits()) as served:
+        for sent in (
+            POST + b"Content-Length: 9000\r\n\r\n{",
+            b"POST /edit HTTP/1.1\r\nHost: localhost\r\n" + form,
+            b"POST /diffusers/generate/tiny HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 9000\r\n\r\n\x89PNG",
+        ):
+            with ExitLinks(served) as links:
+                links.open(sent)
+                until(lambda: serve.books[0].bytes)
+            until(lambda: not len(served.config.http.books))
+            until(lambda: serve.books[0].bytes == 0)
+            assert served.http.get("/ping").status_code in (200, 204)  # a turn later
+            served.http.close()
+            served.http = httpx.Client(base_url=served.origin, timeout=60)
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
 def test_what_one_caller_has_under_way_is_bounded_and_no_others(serve):

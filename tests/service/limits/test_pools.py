@@ -78,14 +78,16 @@ async def test_one_slow_server_leaves_threads_to_the_others(gate):
 
 
 async def test_whoever_has_the_fewest_threads_is_next(gate):
-    pool = Pool("some", 1)
-    first, _ = await asked(pool, gate, "a1", caller="a")
-    await begun(gate, 1)
-    others = [await asked(pool, gate, name, caller=name[0]) for name in ("a2", "a3", "b1")]
+    pool, short = Pool("some", 4), Gate()
+    held = [await asked(pool, gate, name, caller=name[0]) for name in ("a1", "a2", "c1")]
+    ending, _ = await asked(pool, short, "d1", caller="d")
+    await begun(gate, 3)
+    waiting = [await asked(pool, gate, name, caller=name[0]) for name in ("a3", "b1")]
+    short.open.set()
+    await begun(gate, 4)
+    assert gate.begun[3] == "b1", "though a3 came first, and a has not all of its share"
     gate.open.set()
-    await asyncio.gather(first, *(task for task, _ in others))
-    assert gate.begun[0] == "a1"
-    assert gate.begun.index("b1") < 4
+    await asyncio.gather(ending, *(task for task, _ in (*held, *waiting)))
 
 
 async def test_who_leaves_or_is_late_while_waiting_gives_the_place_free_and_is_never_begun(gate):

@@ -6,7 +6,7 @@ from contextlib import aclosing, closing, contextmanager
 from typing import IO
 
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from worker.core.errors import Overloaded
 from worker.transport.web.auth import caller_of
@@ -67,7 +67,8 @@ class Incoming:
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Yield the body of `request` as it comes, read no further than allowed. Close it once it was used.
 
-        Raises HTTPException 413; Overloaded, for a body that says its size before any of it is read.
+        Raises HTTPException 413, and 400 where the other side hangs up; Overloaded, for a body that says its size
+        before any of it is read.
         """
         too_large = HTTPException(
             413,
@@ -82,12 +83,15 @@ class Incoming:
             self.check(caller, int(declared))
         received = 0
         with self.account(caller) as account:
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > self.max_body_bytes:
-                    raise too_large
-                account.hold(received)
-                yield chunk
+            try:
+                async for chunk in request.stream():
+                    received += len(chunk)
+                    if received > self.max_body_bytes:
+                        raise too_large
+                    account.hold(received)
+                    yield chunk
+            except ClientDisconnect:  # nobody hears it, and nothing is wrong here
+                raise HTTPException(400, "The connection ended before the body was whole; send it again.") from None
 
 
 class Account:

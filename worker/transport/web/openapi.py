@@ -1,5 +1,6 @@
 """The server's description of itself: schemas of its answers and bodies, examples, and the document made of them."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +13,10 @@ from worker.catalog.interface.request_fields import request_fields
 from worker.core.job_input import ACTIONS
 from worker.transport.web.runpod_schema import MAX_POLICY_MS, MIN_POLICY_MS, Status
 from worker.transport.web.state import State
+
+BUILDING = threading.Lock()
+"""Held while the framework builds what it makes of routes: it sets the process's warnings aside for that, which two
+threads at once would put back in the wrong order."""
 
 GENERATION: dict[str, JsonValue] = {"prompt": "a red apple", "num_inference_steps": 16, "seed": 7}
 _POLICY_MS = {"type": ["number", "null"], "minimum": MIN_POLICY_MS, "maximum": MAX_POLICY_MS}
@@ -316,33 +321,37 @@ def generation_schema() -> dict[str, Any]:
 def install(app: FastAPI, public_url: str | None = None) -> None:
     """Let `app` describe itself, once, when it is first asked; `public_url` is its address if it is known."""
 
+    def described() -> dict[str, Any]:
+        description = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=_DESCRIPTION,
+            routes=app.routes,
+            summary=app.summary,
+            servers=[{"url": public_url}] if public_url else None,
+        )
+        schemas = description.setdefault("components", {}).setdefault("schemas", {})
+        inner = Generation.model_json_schema(ref_template=_NAMED).get("$defs", {})
+        description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        description["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
+        _, bodies = models_json_schema([(body, "serialization") for body in _BODIES.values()], ref_template=_NAMED)
+        named = bodies["$defs"]
+        for value in [value for schema in named.values() for value in schema.get("properties", {}).values()]:
+            if "default" in value and value["default"] is None:  # which a reader takes for a value that is sent
+                del value["default"]
+        schemas |= named | inner | {"Generation": generation_schema()}
+        # The framework adds its own answer for bad requests to every route; here they are 400, like all others.
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for path in description["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return description
+
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            description = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=_DESCRIPTION,
-                routes=app.routes,
-                summary=app.summary,
-                servers=[{"url": public_url}] if public_url else None,
-            )
-            schemas = description.setdefault("components", {}).setdefault("schemas", {})
-            inner = Generation.model_json_schema(ref_template=_NAMED).get("$defs", {})
-            description["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            description["security"] = [{}, {"key": []}]  # needed where the operator set API_KEYS
-            _, bodies = models_json_schema([(body, "serialization") for body in _BODIES.values()], ref_template=_NAMED)
-            named = bodies["$defs"]
-            for value in [value for schema in named.values() for value in schema.get("properties", {}).values()]:
-                if "default" in value and value["default"] is None:  # which a reader takes for a value that is sent
-                    del value["default"]
-            schemas |= named | inner | {"Generation": generation_schema()}
-            # The framework adds its own answer for bad requests to every route; here they are 400, like all others.
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            for path in description["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-            app.openapi_schema = description
-        return app.openapi_schema
+        with BUILDING:
+            if app.openapi_schema is None:
+                app.openapi_schema = described()
+            return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]

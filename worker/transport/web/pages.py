@@ -74,7 +74,7 @@ def routes(context: ServerContext) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def document(request: Request) -> Response:
-        return json_response(request.app.openapi())
+        return json_response(await context.operations.pools.own.run(request.app.openapi))
 
     @router.get("/docs", include_in_schema=False)
     async def docs() -> Response:

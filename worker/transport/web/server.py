@@ -69,7 +69,16 @@ async def _nothing() -> AsyncIterator[None]:
 
 def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origins: Sequence[str] = ()) -> FastAPI:
     """Build the application. `lifespan` is entered before the first request and left after the last."""
+    with openapi.BUILDING:
+        app = _application(context, lifespan, cors_origins)
+        # The framework builds what it needs of the routes for the first request that looks for one. That would hold up
+        # all others for a third of a second, and two applications of one process would do it at the same time.
+        for route in app.routes:
+            route.matches({"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []})
+    return app
 
+
+def _application(context: ServerContext, lifespan: Lifespan, cors_origins: Sequence[str]) -> FastAPI:
     @asynccontextmanager
     async def whole(_: FastAPI) -> AsyncIterator[None]:
         async with lifespan():
