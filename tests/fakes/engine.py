@@ -152,6 +152,7 @@ class FakeEngine:
         self.trying.set()
         try:
             while not self.tried.wait(0.005):
+                emit(Progress("inference", 0, 1))
                 stop.check()
             stop.check()
         except JobCancelled:

@@ -101,12 +101,13 @@ def build_worker(
     vouching = _vouching(settings, resolver)
     provisioner = Provisioner(ground.store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
     engine = _engine_thread(settings, build_engine)
-    idle_s = IDLE_S if settings.levers == "auto" else None
-    mux = BatchMux(engine, settings.batch_size, settings.batch_timeout_ms / 1000, idle_s=idle_s)
     admission = Admission(
         AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
         engine.watchdog.check,
     )
+    idle_s = IDLE_S if settings.levers == "auto" else None
+    timeout_s = settings.batch_timeout_ms / 1000
+    mux = BatchMux(engine, settings.batch_size, timeout_s, idle_s, lambda: admission.closing)
     local = LocalBackend(provisioner, pools, admission, mux)
     backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
     generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)

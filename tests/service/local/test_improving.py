@@ -42,6 +42,18 @@ async def test_a_try_stops_for_whatever_is_asked_of_the_engine_and_is_begun_anew
     assert context.engine.overlaps == 0
 
 
+async def test_a_worker_that_is_told_to_stop_tries_nothing_and_waits_for_no_try(context):
+    context.engine.to_try = 2
+    context.engine.tried.clear()
+    await context.draw()
+    await until(context.engine.trying.is_set)
+    await context.worker.operations.generation.admission.close(1)
+    await until(lambda: context.engine.tries == ["stopped"])
+    context.worker.mux._improving.idle()
+    await asyncio.sleep(0.1)
+    assert context.engine.tries == ["stopped"]
+
+
 async def test_with_levers_off_nothing_is_ever_tried(tmp_path, monkeypatch):
     monkeypatch.setattr("worker.app.build.IDLE_S", 0.0)
     context = make_context(tmp_path, levers="off")

@@ -16,7 +16,7 @@ while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits,
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from worker.core.errors import DeviceLost
@@ -122,7 +122,12 @@ class BatchMux:
     """Gives the engine's thread one batch run after the other. Used on the event loop."""
 
     def __init__(
-        self, engine: EngineThread, batch_size: int = 1, timeout_s: float = 0.0, idle_s: float | None = None
+        self,
+        engine: EngineThread,
+        batch_size: int = 1,
+        timeout_s: float = 0.0,
+        idle_s: float | None = None,
+        closing: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine = engine
         self._batch_size = batch_size
@@ -130,7 +135,7 @@ class BatchMux:
         self._batch_run: BatchRun | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self._improving = Improving(engine, self.give_up, idle_s)
+        self._improving = Improving(engine, self.give_up, idle_s, closing)
 
     @property
     def waiting(self) -> int:

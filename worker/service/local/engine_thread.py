@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
 from typing import Protocol, TypeVar
 
 from worker.core import moments
@@ -15,7 +14,7 @@ from worker.core.errors import DeviceLost, contained
 from worker.core.model import ModelFiles
 from worker.core.ports import Engine
 from worker.core.quality import LeverReport
-from worker.core.result import Emit
+from worker.core.result import Emit, Progress
 from worker.core.turn import StopSignal
 from worker.service.local.watchdog import Watchdog
 
@@ -109,16 +108,21 @@ class EngineThread:
         # With the caller's context: log lines of the engine's thread carry their request id.
         return self._executor.submit(copy_context().run, self._call, work, label, begin)
 
-    def submit_aside(self) -> "Future[bool]":
-        """Queue one try of a way to generate faster. It stops at its next step once any work is submitted.
+    def submit_aside(self, closing: Callable[[], bool]) -> "Future[bool]":
+        """Queue one try of a way to generate faster. It stops at its next step once work is submitted, or `closing`.
 
         Raises DeviceLost.
         """
         stop = StopSignal()
 
+        def tell(progress: Progress) -> None:
+            if closing():
+                stop.cancel()
+            self.watchdog.hear(progress, work="improve")
+
         def work(engine: ResidentEngine) -> bool:
             stop.check()
-            return engine.improve(stop, partial(self.watchdog.hear, work="improve"))
+            return engine.improve(stop, tell)
 
         future = self.submit(work, "trying to generate faster")
         self._aside = stop

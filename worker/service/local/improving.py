@@ -17,15 +17,20 @@ IDLE_S = 2.0
 class Improving:
     """Tries one way after the other while the engine is idle. Used on the event loop.
 
-    `give_up` is called where a try takes the device along.
+    `give_up` is called where a try takes the device along. While `closing` nothing is begun, and what runs stops.
     """
 
     def __init__(
-        self, engine: EngineThread, give_up: Callable[[DeviceLost], None], idle_s: float | None = IDLE_S
+        self,
+        engine: EngineThread,
+        give_up: Callable[[DeviceLost], None],
+        idle_s: float | None = IDLE_S,
+        closing: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine = engine
         self._give_up = give_up
         self._idle_s = idle_s
+        self._closing = closing
         self._timer: asyncio.TimerHandle | None = None
         self._future: Future[bool] | None = None
 
@@ -43,9 +48,9 @@ class Improving:
 
     def _begin(self) -> None:
         self._timer = None
-        if self._engine.lost is not None or not self._engine.ready:
+        if self._engine.lost is not None or not self._engine.ready or self._closing():
             return
-        self._future = self._engine.submit_aside()
+        self._future = self._engine.submit_aside(self._closing)
         asyncio.wrap_future(self._future).add_done_callback(self._end)
 
     def _end(self, done: "asyncio.Future[bool]") -> None:
