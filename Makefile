@@ -60,7 +60,8 @@ test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, whic
 test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready) $(if $(NPM),$(JAVASCRIPT)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" \
 		NODE_MODULES="$(abspath $(JAVASCRIPT)/node_modules)" OMP_NUM_THREADS=1 \
-		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore $(ARGS)
+		$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -W ignore -o timeout=900 \
+		-o faulthandler_timeout=0 $(ARGS)
 
 test-page: $(PAGE)/.ready  ## Use the page at /ui in a headless Chromium, which has to be there (Debian: chromium); takes minutes
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OMP_NUM_THREADS=1 \

@@ -16,7 +16,7 @@ from tests.ports import free_port
 PROJECT = Path(__file__).resolve().parents[2]
 KEY = "a key of twenty letters"
 SECRET = "whsec_YSBzZWNyZXQgb2Ygc29tZSBsZW5ndGg="
-_PATIENCE_S = 240
+_PATIENCE_S = 600
 
 
 @contextmanager
@@ -48,6 +48,14 @@ def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], log: P
     raise AssertionError(f"the server did not come up:\n{log.read_text(errors='replace')[-3_000:]}")
 
 
+def _models(folder: Path) -> Path:
+    """Write a models.yaml with the demo model, which is called by the name that LangChain asks for too."""
+    text = (PROJECT / "models.yaml").read_text().replace("models/demo", f"{PROJECT}/models/demo")
+    path = folder / "models.yaml"
+    path.write_text(text.replace("  demo:\n", "  demo:\n    aliases: [dall-e-2]\n", 1))
+    return path
+
+
 @contextmanager
 def our_server(folder: Path) -> Iterator[str]:
     """Serve the demo model; yield the address. Its Python is WORKER_PYTHON, else that of .venv."""
@@ -63,6 +71,8 @@ def our_server(folder: Path) -> Iterator[str]:
         "ALLOW_PRIVATE_URLS": "true",
         "WEBHOOK_SECRET": SECRET,
         "PYTHONPATH": str(PROJECT),
+        "MODELS_YAML": str(_models(folder)),
+        "ALLOWED_MODEL_DIRS": str(PROJECT / "models"),
     }
     with running([python, "-m", "worker", "serve"], environment, f"http://127.0.0.1:{port}/ping", folder):
         yield f"http://127.0.0.1:{port}"

@@ -77,7 +77,7 @@ class TestReplicate:
         assert client.accounts.current().type == "user"
         assert [item.sku for item in client.hardware.list()] == ["cpu"]
         assert client.files.list() == []
-        assert [each.id for each in client.models.versions.list("local/demo")] == [found[0].version]
+        assert [each.id for each in client.models.get("local/demo").versions.list()] == [found[0].version]
 
     def test_a_prediction_is_cancelled(self, client: replicate.Client) -> None:
         # While this draws, the one to be cancelled waits.
@@ -176,7 +176,7 @@ class TestWebUiApi:
 
 def test_langchain(ours: str) -> None:
     """LangChain's tool for OpenAI's images, which answers with an address."""
-    tool = DallEAPIWrapper(api_key=KEY, base_url=f"{ours}/v1", size="64x64", model="demo")
+    tool = DallEAPIWrapper(api_key=KEY, base_url=f"{ours}/v1", size="64x64")  # dall-e-2
     address = tool.run("a red apple")
     assert opened(httpx.get(address).content).size == (64, 64)
 
