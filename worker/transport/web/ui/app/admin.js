@@ -22,9 +22,11 @@ function workerTab(place) {
     const health = await ask("health").catch((error) => ({ status: error.message, jobs: {}, resident_models: [] }));
     if (JSON.stringify(health) === before) return;
     before = JSON.stringify(health);
+    const plan = await post("plan", {}).catch(() => null); // of the default model: it knows the device's memory
     fill(facts,
       table("This worker", ["", ""], [["State", health.status], ["Why", health.reason ?? ""], ["Version", health.version ?? ""], ["Does", health.running ?? "nothing"],
-        ["Running, queued", `${health.jobs.running ?? 0}, ${health.jobs.queued ?? 0}`], ["GPU", health.gpu_available ? "yes" : "no"]]),
+        ["Running, queued", `${health.jobs.running ?? 0}, ${health.jobs.queued ?? 0}`], ["GPU", health.gpu_available ? "yes" : "no"],
+        ["Memory free", plan?.device ? `${gigabytes(plan.free_gb)} on ${plan.device}` : ""]]),
       table("On the device", ["Model", ""], health.resident_models.map((id) => [id,
         button("Unload", () => tried(async () => { await run("unload", id); await look(); }, `${id} is off the device.`), { class: "small", "aria-label": `Unload ${id}` })])),
       health.processes ? table("Processes", ["Process", "State", "Does", "Resident"], health.processes.map((each) => [String(each.process), each.status, each.running ?? "", each.resident_models.join(", ")])) : null);
