@@ -100,13 +100,7 @@ def defaults(call: ModelCall) -> dict[str, JsonValue]:
 def model_defaults(call: ModelCall) -> dict[str, JsonValue]:
     """Return the defaults before their bounds; later ones win: pipeline < family < variant < model < Lightning."""
     row, spec, names = call.architecture, call.spec, meanings(call)
-    merged = (
-        by_meaning(row.defaults, {key: own_name for key, own_name in names.items() if key == "num_frames"})
-        if row
-        else {}
-    )
-    if call.row.lengthens:
-        merged |= {"overlap_history": call.row.lengthens}
+    merged = _family_defaults(call, names)
     native = call.detection.native_size
     if not call.from_text:
         merged = {name: value for name, value in merged.items() if name not in ("width", "height")}
@@ -118,6 +112,13 @@ def model_defaults(call: ModelCall) -> dict[str, JsonValue]:
     if call.lightning and spec.lightning is not None:
         merged |= {"num_inference_steps": spec.lightning.steps} | by_meaning(spec.lightning.defaults, names)
     return merged
+
+
+def _family_defaults(call: ModelCall, names: Mapping[str, str]) -> dict[str, JsonValue]:
+    """Return the defaults of the family's row, and of a class that continues a video."""
+    row, frames = call.architecture, {key: own_name for key, own_name in names.items() if key == "num_frames"}
+    merged = by_meaning(row.defaults, frames) if row else {}
+    return merged | ({"overlap_history": call.row.lengthens} if call.row.lengthens else {})
 
 
 def _without_request_fields(defaults: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
