@@ -31,9 +31,10 @@ def main() -> int:
         # Each in a process of its own: what one leaves in memory slows the next one down.
         with console.status(name), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             figures += fresh.submit(MEASURES[name]).result()
-    table = Table("measure", "figure", "unit", "median of", "promised")
+    table = Table("measure", "figure", "unit", "median of", "promised", "stretch")
     for figure in figures:
-        table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, str(figure.runs), figure.promise)
+        row = (figure.name, f"{figure.value:.4g}", figure.unit, str(figure.runs), figure.promise)
+        table.add_row(*row, "" if figure.stretch is None else f"{figure.stretch:g}")
     console.print(table)
     if given.save:
         folder = Path(__file__).parent / "results"

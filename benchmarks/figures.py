@@ -16,6 +16,8 @@ class Figure:
     runs: int
     at_least: float | None = None
     at_most: float | None = None
+    stretch: float | None = None
+    """What would be better still."""
 
     @property
     def promise(self) -> str:

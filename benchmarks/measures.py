@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.bars import BARS
 from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
 from benchmarks.gateway import gateway
@@ -139,4 +140,5 @@ MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "lora_steps": lora_steps,
     "lora_switching": lora_switching,
     "residency": residency,
+    **BARS,
 }

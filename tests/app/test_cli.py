@@ -17,7 +17,7 @@ from tests.conftest import PROJECT
 from tests.fakes.engine import Builder, FakeEngine, shelf
 from tests.waiting import until
 from worker.app import build as composition
-from worker.app.cli import commands, session
+from worker.app.cli import commands
 from worker.app.cli.files import TypedFiles
 from worker.app.cli.run import read_fields
 from worker.core.image import Raster
@@ -28,7 +28,7 @@ def builder(monkeypatch):
     """The engine of every worker that a command builds."""
     found = Builder(FakeEngine())
     build = composition.build_worker
-    monkeypatch.setattr(session, "build_worker", lambda settings: build(settings, build_engine=found))
+    monkeypatch.setattr(composition, "build_worker", lambda settings: build(settings, build_engine=found))
     return found
 
 

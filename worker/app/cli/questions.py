@@ -9,7 +9,7 @@ from worker.app.registry import build_registry
 from worker.catalog.call import ModelCall
 from worker.catalog.interface.sampling import fit_of
 from worker.catalog.samplers import SAMPLERS
-from worker.core.answer import ModelList
+from worker.service.introspection.models import listed
 from worker.wire.result import encode_answer
 
 _TYPED = {"model": "MODEL"}
@@ -32,9 +32,9 @@ def schema(arguments: Namespace, terminal: Terminal) -> None:
 
 def models(arguments: Namespace, terminal: Terminal) -> None:
     """List the models of models.yaml."""
-    with open_worker(terminal) as worker:
-        answer = perform(worker, terminal, {"action": "models"})
-    if arguments.json or not isinstance(answer, ModelList):
+    with failures(terminal):
+        answer = listed(build_registry(settings_of(terminal)))
+    if arguments.json:
         terminal.json(encode_answer(answer))
         return
     terminal.table(

@@ -5,9 +5,8 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker.app.build import Worker, build_worker
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.cli.words import spoken
 from worker.app.settings import Settings, SettingsError, read_settings
@@ -17,6 +16,9 @@ from worker.core.answer import AnyAnswer
 from worker.core.errors import WorkerError
 from worker.transport.job_input import read_input
 from worker.wire.errors import encode_error
+
+if TYPE_CHECKING:
+    from worker.app.build import Worker
 
 LONG_S = 86_400.0  # the limit of a download at the terminal
 
@@ -49,7 +51,7 @@ def open_worker(
     locked: bool = True,
     roots: Sequence[Path] = (),
     typed: Mapping[str, str] | None = None,
-) -> Iterator[Worker]:
+) -> Iterator["Worker"]:
     """Open a worker for one command; its user may name any model of the Hub, and the files in `roots`."""
     settings = settings_of(terminal).without_response_limit()
     changes: dict[str, object] = {"allowed_model_dirs": (*settings.allowed_model_dirs, *roots)}
@@ -60,10 +62,12 @@ def open_worker(
     logging.disable(logging.WARNING)
     with failures(terminal, typed):
         with unsearched():
+            from worker.app.build import build_worker  # late: not every question needs a worker
+
             worker = build_worker(settings.model_copy(update=changes))
         yield worker
 
 
-def perform(worker: Worker, terminal: Terminal, payload: Mapping[str, Any]) -> AnyAnswer:
+def perform(worker: "Worker", terminal: Terminal, payload: Mapping[str, Any]) -> AnyAnswer:
     """Answer one job input. Raises WorkerError."""
     return asyncio.run(worker.operations.perform(read_input(dict(payload)), "cli", terminal.show))

@@ -8,6 +8,7 @@ from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.detector import detect
 from worker.catalog.interface.schema import model_schema
+from worker.catalog.registry import Registry
 from worker.core.answer import Inspection, ModelList, ModelSchema, ModelSummary
 from worker.core.model import ModelSpec, Task
 from worker.service.accepting.resolving import ModelResolver, offered_tasks
@@ -44,7 +45,7 @@ class ModelIntrospection:
 
     def models(self) -> ModelList:
         """List the registry: every model's id, tasks and where it comes from."""
-        return ModelList(tuple(_summary(spec) for spec in self._resolver.registry.models.values()))
+        return listed(self._resolver.registry)
 
     def served_models(self) -> tuple[ModelSummary, ...]:
         """List the registered models that this version can run."""
@@ -107,6 +108,11 @@ def _is_served(call: ModelCall) -> bool:
 def _origin(spec: ModelSpec) -> str:
     """Return where a model comes from. The path of a local file is left out: it is the operator's business."""
     return spec.source.reference if spec.source.is_repository else spec.source.scheme
+
+
+def listed(registry: Registry) -> ModelList:
+    """List a registry."""
+    return ModelList(tuple(_summary(spec) for spec in registry.models.values()))
 
 
 def _summary(spec: ModelSpec) -> ModelSummary:
