@@ -1,7 +1,7 @@
 // For the operator, with an admin key: what runs and what is resident, the queue, the models, and what was used.
 
 import { ask, cancel, post } from "./api.js";
-import { bar, button, dollars, el, fill, gigabytes, note, seconds, table } from "./dom.js";
+import { bar, button, dollars, el, fill, gigabytes, note, refill, seconds, table } from "./dom.js";
 import { isUnderWay, jobState, regularly } from "./jobs.js";
 
 const TABS = { worker: "Worker", queue: "Queue", models: "Models", cache: "Cache", usage: "Usage", audit: "Audit log", settings: "Settings" };
@@ -23,7 +23,7 @@ function workerTab(place) {
     if (JSON.stringify(health) === before) return;
     before = JSON.stringify(health);
     const plan = await post("plan", {}).catch(() => null); // of the default model: it knows the device's memory
-    fill(facts,
+    refill(facts,
       table("This worker", ["", ""], [["State", health.status], ["Why", health.reason ?? ""], ["Version", health.version ?? ""], ["Does", health.running ?? "nothing"],
         ["Running, queued", `${health.jobs.running ?? 0}, ${health.jobs.queued ?? 0}`], ["GPU", health.gpu_available ? "yes" : "no"],
         ["Memory free", plan?.device ? `${gigabytes(plan.free_gb)} on ${plan.device}` : ""]]),
@@ -48,7 +48,7 @@ function queueTab(place) {
     const now = JSON.stringify(jobs.map((job) => [job.id, job.status, job.progress?.step]));
     if (now === before) return;
     before = now;
-    fill(list, table("Jobs of all callers", ["Job", "Caller", "Model", "State", "Handed in", ""], jobs.map((job) => [
+    refill(list, table("Jobs of all callers", ["Job", "Caller", "Model", "State", "Handed in", ""], jobs.map((job) => [
       job.id, job.caller ?? "", job.model ?? "", jobState(job), `${seconds(job.age_s)} ago`,
       isUnderWay(job) ? button("Cancel", () => tried(async () => { await cancel(job.id); await look(); }), { class: "small", "aria-label": `Cancel ${job.id}` }) : ""])));
   }

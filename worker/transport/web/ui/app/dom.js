@@ -21,6 +21,14 @@ export const fill = (node, ...children) => {
   return node;
 };
 
+/** The same for what is shown anew by itself: whoever stands on a button or a link stays on it. */
+export function refill(node, ...children) {
+  const name = (each) => each.getAttribute("aria-label") ?? each.getAttribute("href");
+  const at = node.contains(document.activeElement) ? name(document.activeElement) : null;
+  fill(node, ...children);
+  if (at) [...node.querySelectorAll("button, a")].find((each) => name(each) === at)?.focus();
+}
+
 export const button = (text, onclick, attributes = {}) => el("button", { type: "button", onclick, ...attributes }, text);
 
 let count = 0;

@@ -1,7 +1,7 @@
 // The jobs that this key has at the worker, whichever device handed them in.
 
 import { ask, cancel } from "./api.js";
-import { button, el, fill, note, seconds, short } from "./dom.js";
+import { button, el, note, refill, seconds, short } from "./dom.js";
 
 const WORDS = { IN_QUEUE: "waiting", IN_PROGRESS: "running", COMPLETED: "done", FAILED: "failed", CANCELLED: "cancelled", TIMED_OUT: "timed out" };
 export const isUnderWay = (job) => job.status === "IN_QUEUE" || job.status === "IN_PROGRESS";
@@ -38,7 +38,7 @@ export function jobsPage() {
     const now = JSON.stringify(jobs.map((job) => [job.id, job.status, job.progress?.step, Math.round(job.age_s / 10)]));
     if (now === shown) return; // a button that is being pressed stays where it is
     shown = now;
-    fill(list, jobs.length ? jobs.map(row) : el("li", { class: "empty" }, "No jobs. What you generate stays here for a while, on the worker, for this key."));
+    refill(list, jobs.length ? jobs.map(row) : el("li", { class: "empty" }, "No jobs. What you generate stays here for a while, on the worker, for this key."));
   }
   const leave = regularly(look, 1500);
   return { node: el("section", { class: "card" }, el("h2", {}, "Jobs"), list), leave };
