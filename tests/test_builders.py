@@ -60,6 +60,7 @@ def test_a_tiny_pipeline_listens_to_prompt_and_seed(folders, name):
     assert sum(path.stat().st_size for path in folders[name].rglob("*") if path.is_file()) < 8_000_000
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_lora_changes_the_image_by_its_alpha_in_every_dialect(folders, name, tmp_path):
     plain = paint(load(folders[name]))

@@ -176,6 +176,7 @@ async def test_an_inpainted_half_leaves_the_other_half_as_it_was(demo):
     assert difference[:, 34:].mean() > 10
 
 
+@pytest.mark.slow
 async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(demo, tmp_path):
     from tools.demo_model.assembly import write_single_file
 
@@ -191,6 +192,7 @@ async def test_the_single_file_of_the_demo_draws_the_same_through_the_worker(dem
     assert np.array_equal(pixels(await draw(build_worker(settings))), pixels(await draw(demo)))
 
 
+@pytest.mark.slow
 async def test_the_example_of_its_schema_is_something_that_it_knows(demo):
     schema = await perform(demo, {"action": "schema", "model": "demo"}, "schema", lambda progress: None)
     answer = await perform(demo, schema["examples"][0], "example", lambda progress: None)

@@ -90,12 +90,14 @@ def test_background_is_as_named(pipeline: StableDiffusionPipeline, words: str, c
     assert np.abs(np.median(border, 0) - colour).max() < 30
 
 
+@pytest.mark.slow
 def test_same_seed_same_pixels_other_seed_other_pixels(pipeline: StableDiffusionPipeline) -> None:
     first, again = drawn(pipeline, ["a rocket"], 1), drawn(pipeline, ["a rocket"], 1)
     assert np.array_equal(first, again)
     assert np.abs(first - drawn(pipeline, ["a rocket"], 2)).mean() >= 8
 
 
+@pytest.mark.slow
 def test_negative_prompt_changes_the_image(pipeline: StableDiffusionPipeline) -> None:
     settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "np"}
     plain = pipeline("a frog", generator=torch.Generator().manual_seed(0), **settings).images[0]
@@ -122,6 +124,7 @@ def test_image_to_image_changes_more_with_strength(pipeline: StableDiffusionPipe
     assert changes[1] + 2 < changes[2]
 
 
+@pytest.mark.slow
 def test_inpainting_leaves_the_other_half(pipeline: StableDiffusionPipeline) -> None:
     painter = AutoPipelineForInpainting.from_pipe(pipeline)
     painter.set_progress_bar_config(disable=True)

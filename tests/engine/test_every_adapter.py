@@ -80,7 +80,7 @@ async def ask(worker, **fields):
     return await perform(worker, payload, f"batched-{next(_ids)}", lambda progress: None)
 
 
-@pytest.mark.quick_rows(5)
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_batch_draws_what_each_job_draws_alone(workers, zoo, name):
     alone, batching = workers
@@ -130,7 +130,7 @@ def shared(task_worker):
     return task_worker(max_resident_models=3), {}
 
 
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", OF_EACH_KIND)
 async def test_what_comes_after_a_cancelled_job_is_as_if_it_had_never_been(shared, workers, zoo, name):
     """The platform's stop in the middle of the steps, with something of every kind beside the model."""

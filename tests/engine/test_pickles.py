@@ -148,6 +148,7 @@ def test_the_child_sees_no_secret(tmp_path, monkeypatch):
     assert set(seen) <= {"PATH", "OMP_NUM_THREADS"}
 
 
+@pytest.mark.slow
 def test_a_folder_of_pickles_becomes_one_without_them_and_stays_as_it_was(tmp_path):
     folder = builders.tiny_sd1(tmp_path / "model")
     torch.save(single_files.weights(folder / "text_encoder"), folder / "text_encoder/pytorch_model.bin")

@@ -17,7 +17,7 @@ JOBS = {
 }
 
 
-@pytest.mark.quick_rows(3)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("model", "job"),
     [(model, "text") for model in ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux")]

@@ -115,18 +115,22 @@ def said(tmp_path_factory):
     (folder / "test_stranger.py").write_text(STRANGER)
     command = [sys.executable, "-m", "pytest", ".", "-c", os.devnull, "--rootdir=.", "--basetemp=tmp", "-n", "1", "-rA"]
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{folder}", VARIABLE: OFF}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("name", CLEAN)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_tells_nothing_stays_green(said, name):
     assert f"PASSED test_{name}.py::test_{name}" in said
     assert f"ERROR test_{name}.py" not in said
 
 
 @pytest.mark.parametrize("name", LEAKS)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_leak_turns_its_test_red_and_is_not_told_again(said, name):
     _, *words = LEAKS[name]
     assert f"ERROR test_{name}.py::test_{name}" in said
@@ -136,16 +140,22 @@ def test_a_leak_turns_its_test_red_and_is_not_told_again(said, name):
         assert text not in reported
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_a_module_writes_when_it_ends_turns_the_run_red(said):
     assert "privacy watch: written down between or after tests: file late.jsonl: words" in said
     assert "(by test_ending.py)" in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_module_may_write_what_another_one_sent(said):
     assert "PASSED test_stranger.py::test_stranger" in said
     assert "ERROR test_stranger.py" not in said
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_what_is_written_after_the_last_test_turns_the_run_red(said):
     assert "privacy watch: written down between or after tests: log of some.library: words" in said
     assert re.search(r"privacy watch: gw0 heard \d+ lines and \d+ files of 2 worker processes", said)

@@ -93,6 +93,7 @@ class PipelineRow:
     least: Mapping[str, float] = field(default_factory=dict)  # the smallest numbers that it does not fail on
     # Parameters beside strength that are a share of the steps, with their defaults: one step at least must be left.
     shares: Mapping[str, float] = field(default_factory=dict)
+    step_places: tuple[str, ...] = ()  # parameters that name one of the steps, from 0
     image_prompts: ImagePrompts = "any"
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not

@@ -83,6 +83,8 @@ _LENGTHENING = "SkyReelsV2DiffusionForcingVideoToVideoPipeline"  # it continues 
             {"original_inference_steps": 4, "num_inference_steps": 4},
         ),
         ("LTXI2VLongMultiPromptPipeline", {"temporal_tile_size": 15}, {"temporal_tile_size": 16}),
+        ("MochiPipeline", {"num_inference_steps": 1}, {"num_inference_steps": 2}),
+        ("TextToVideoZeroPipeline", {"t1": 50, "num_inference_steps": 50}, {"t1": 49, "num_inference_steps": 50}),
         (_LENGTHENING, {"overlap_history": 0}, {"overlap_history": 1}),
         (_LENGTHENING, {"num_frames": 20}, {"num_frames": 21}),
         (_LENGTHENING, {"num_frames": 5, "overlap_history": 5}, {"num_frames": 9, "overlap_history": 5}),
@@ -91,7 +93,15 @@ _LENGTHENING = "SkyReelsV2DiffusionForcingVideoToVideoPipeline"  # it continues 
 def test_what_a_class_fails_below_is_refused(pipeline, refused, taken):
     model = model_of(pipeline)
     call = model.call(model.tasks[0])
-    with pytest.raises(ParameterOutOfRange, match=r"at least|between") as error:
+    with pytest.raises(ParameterOutOfRange, match=r"at least|between|less than") as error:
         check_parameters(refused, call, max_images=1)
     assert error.value.field == next(iter(refused))
     assert taken.items() <= check_parameters(taken, call, max_images=1).items()
+
+
+def test_a_default_that_names_a_step_which_is_not_there_is_told():
+    call = model_of("TextToVideoZeroPipeline").call(Task.TEXT_TO_VIDEO)
+    with pytest.raises(ParameterOutOfRange, match="less than num_inference_steps, 25") as error:
+        check_parameters({"num_inference_steps": 25}, call, max_images=1)
+    assert error.value.field == "t0"
+    assert check_parameters({"num_inference_steps": 25, "t0": 22, "t1": 23}, call, max_images=1)

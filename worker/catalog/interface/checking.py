@@ -50,7 +50,7 @@ def check_parameters(
     merged = defaults(call) | by_meaning(checked, own_names)
     if isinstance(sigmas := merged.get("sigmas"), list) and "num_inference_steps" in properties:
         merged["num_inference_steps"] = len(sigmas)  # some pipelines compare the two, and most replace it
-    _check_together(effective_defaults(properties, ("strength",)) | merged, call)
+    _check_together(effective_defaults(properties, ("strength", *call.row.step_places)) | merged, call)
     _check_windows(effective_defaults(properties, [*properties]) | merged)
     return merged | _unset_of_two_steps(merged, call)
 
@@ -153,6 +153,7 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
     _check_each_step(merged.get("guidance_schedule"), steps)
     _check_lengthened(merged, call)
+    _check_step_places(merged, call, steps)
     for name, default in call.row.shares.items():
         share = merged.get(name)
         _check_share(name, default if share is None else share, steps)
@@ -179,6 +180,15 @@ def _check_lengthened(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     if frames < least:
         text = f"num_frames must be at least {least} with an overlap_history of {shared}; {frames} was sent"
         raise ParameterOutOfRange(f"{text}: raise it, or lower overlap_history.", field="num_frames")
+
+
+def _check_step_places(merged: Mapping[str, JsonValue], call: ModelCall, steps: JsonValue) -> None:
+    """Check that a step which is named by its place is one of the steps."""
+    for name in call.row.step_places:
+        place = merged.get(name)
+        if isinstance(place, int) and isinstance(steps, int) and place >= steps:
+            text = f"{name} must be less than num_inference_steps, {steps}; it is {place}"
+            raise ParameterOutOfRange(f"{text}: send a smaller one, or more steps.", field=name)
 
 
 def _check_share(name: str, share: JsonValue, steps: JsonValue) -> None:

@@ -208,7 +208,8 @@ def _property(name: str, schema: Schema, call: ModelCall) -> Schema:
         return {"type": "integer"} | bounds | {"description": text}
     steps = step_limit(call.model)
     if name == "num_inference_steps":
-        return {"type": "integer", "minimum": 1, "maximum": steps, "description": "Denoising steps."}
+        least = int(call.row.least.get(name, 1))
+        return {"type": "integer", "minimum": least, "maximum": steps, "description": "Denoising steps."}
     if name == "clip_skip":
         number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(call.model)}
         return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
