@@ -16,7 +16,7 @@ const programs = {
   },
 
   async openai() {
-    const { default: OpenAI } = await import("openai");
+    const { OpenAI } = await import("openai");
     const client = new OpenAI({ baseURL: `${address}/v1`, apiKey: key });
     const answer = await client.images.generate({ model: "demo", prompt: "a red apple", size: "64x64" });
     return answer.data[0].b64_json;
