@@ -10,8 +10,10 @@ export const isUnderWay = (job) => job.status === "IN_QUEUE" || job.status === "
 export function regularly(work, ms) {
   let timer;
   let ended = false;
+  let turns = 0;
   const turn = async () => {
-    if (!document.hidden) await work().catch((error) => note(error.message, "bad"));
+    turns += 1;
+    if (!document.hidden || turns % 10 === 0) await work().catch((error) => note(error.message, "bad"));
     if (!ended) timer = setTimeout(turn, ms);
   };
   turn();
