@@ -29,7 +29,7 @@ from worker.core.turn import StopSignal
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
     *("call", "params", "scheduler", "video", "words", "mixes"),
-    *("generates", "adapters", "finishing"),
+    *("generates", "adapters", "finishing", "quality"),
 }
 OF_ONE_JOB = {
     *(
@@ -139,6 +139,7 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"quality": "high"},
         {"spec": ModelSpec(id="n", source=source())},
         {"spec": ModelSpec(id="m", source=source("a/other"))},
         {"format": "safetensors"},
