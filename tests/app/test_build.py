@@ -33,7 +33,7 @@ def test_a_model_id_outside_the_registry_is_served_without_editing_the_file(sett
 
 def test_no_collection_of_garbage_looks_at_the_libraries(settings):
     try:
-        build._settled(build._diffusers_engine(settings))
+        build._settled(build._diffusers_engine(settings, {}))
         assert len(gc.get_objects()) < gc.get_freeze_count() / 10
     finally:
         gc.unfreeze()

@@ -58,7 +58,7 @@ def door(settings, zoo, tmp_path, monkeypatch):
     kind = AdapterKind(ToySpec, "toy", (Kind.MOTION_MODULE,), "Toys, each with a number.", most=2, **takes)
     monkeypatch.setitem(ADAPTERS, "toys", kind)
     monkeypatch.setitem(PROVIDERS, "toys", each(provide_file))
-    monkeypatch.setitem(APPLIERS, "toys", Applier(lambda _: added))
+    monkeypatch.setitem(APPLIERS, "toys", Applier(lambda *_: added))
     return build_door(build_worker(settings.model_copy(update=own)), concurrency=1)
 
 

@@ -2,28 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from weakref import WeakKeyDictionary
-
-from torch import nn
 
 from worker.engine.levers.row import Ground, Lever, Undo
+
+_ON = "_imgworker_levers"
 
 
 class Board:
     """Puts levers on pipelines and takes them off again.
 
-    What is on stands under the pipeline's first denoiser: all views of a pipeline share that, and an evicted one takes
-    it along.
+    What is on stands at the pipeline's first denoiser itself: all views of a pipeline share that, and an evicted one
+    takes it along. (What takes a lever off again knows the pipeline, which would keep a table's key alive for ever.)
     """
-
-    def __init__(self) -> None:
-        self._on: WeakKeyDictionary[nn.Module, dict[str, Undo]] = WeakKeyDictionary()
 
     def settle(self, ground: Ground, levers: Sequence[Lever]) -> None:
         """Have exactly those of `levers` on that belong to a pipeline: before adapters, which see its modules."""
         if not ground.denoisers:
             return
-        on = self._on.setdefault(ground.denoisers[0], {})
+        on: dict[str, Undo] = vars(ground.denoisers[0]).setdefault(_ON, {})
         wanted = [lever for lever in levers if lever.scope == "pipeline"]
         if [*on] == [lever.name for lever in wanted]:
             return

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+from weakref import ref
 
 import torch
 
@@ -37,7 +38,7 @@ _SIZES = 4  # for which a lever that has to be made ready is
 _LIBRARIES = ("torch", "diffusers", "transformers")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Standing:
     """What is known of one resident pipeline: the levers that apply to it, and its first jobs."""
 
@@ -100,7 +101,9 @@ class Gate:
         self._kernels = dict(kernels or {})
         self._board = Board()
         self._chosen: tuple[Lever, ...] | None = None
-        self._used: tuple[Standing, tuple[Lever, ...]] | None = None
+        # Weakly: an evicted pipeline takes what is known of it along.
+        self._served: ref[Standing] | None = None
+        self._used: tuple[Lever, ...] = ()
 
     @contextmanager
     def settled(self, resident: Resident, batch: Batch) -> Iterator[InUse]:
@@ -108,7 +111,7 @@ class Gate:
         standing = self._standing(resident, batch.jobs[0].call.spec, batch.files)
         chosen = self._chosen
         levers = self._usable(standing, batch) if chosen is None else chosen
-        self._used = (standing, levers)
+        self._served, self._used = ref(standing), levers
         self._board.settle(standing.ground, levers)
         yield InUse(self._board, standing.ground, levers, chosen is not None)
 
@@ -131,13 +134,13 @@ class Gate:
     @property
     def used(self) -> tuple[str, ...]:
         """The names of the levers of the last batch."""
-        return tuple(lever.name for lever in self._used[1]) if self._used else ()
+        return tuple(lever.name for lever in self._used)
 
     def note(self, batch: Batch, report: EngineReport) -> None:
         """Remember a job that was done, where it can serve as a reference."""
-        if self._used is None or self._chosen is not None or not self._used[0].levers:
+        standing = self._last_served()
+        if standing is None or self._chosen is not None or not standing.levers:
             return
-        standing, levers = self._used
         standing.jobs += len(report.outcomes)
         job = batch.jobs[0]
         if allows(job.quality, standing.asked):
@@ -150,12 +153,12 @@ class Gate:
             standing.sizes[shape] = _stopping(batch, own.jobs[0].stop)
         if len(standing.references) < REFERENCES:
             images = tuple(artifact.raster for artifact in report.outcomes[0])
-            standing.references.append(Reference(own, None if levers or len(batch.jobs) > 1 else images))
+            standing.references.append(Reference(own, None if self._used or len(batch.jobs) > 1 else images))
 
     def doubt(self, levers: Sequence[str]) -> None:
         """Switch levers off: a job failed with them, and was done without."""
-        if self._used is not None:
-            standing = self._used[0]
+        standing = self._last_served()
+        if standing is not None:
             for name in levers:
                 decision = Decision("off", "a job failed with it, and was done without it")
                 self._decisions.note(standing.key, name, decision, standing.facts)
@@ -197,6 +200,10 @@ class Gate:
                     if lever.name in decisions
                 ]
         return tuple(reports)
+
+    def _last_served(self) -> Standing | None:
+        """Return what is known of the pipeline of the last batch, unless that was evicted since."""
+        return self._served() if self._served is not None else None
 
     def _try(self, standing: Standing, lever: Lever, base: Sequence[Lever], stop: StopSignal, draw: Draw) -> Decision:
         # Noted before: a lever that ends the process is not tried again and again.
