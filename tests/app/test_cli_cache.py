@@ -136,9 +136,9 @@ class TestLock:
 
     def test_a_lockfile_that_is_named_must_be_there(self, run, tmp_path, monkeypatch):
         monkeypatch.setenv("MODELS_LOCK", str(tmp_path / "none.lock"))
-        assert "MODELS_LOCK: none.lock cannot be read" in failed(run("models"))
+        assert "MODELS_LOCK: none.lock cannot be read" in failed(run("plan", "it"))
         said(run("lock"))
-        said(run("models"))
+        said(run("plan", "it"))
 
     @pytest.mark.parametrize("written", ["base: org/model", "vae: org/model"])
     def test_of_another_repository_only_the_needed_parts_are_fetched_and_checked(self, run, hub, tmp_path, written):

@@ -93,7 +93,7 @@ class TrainingRun:
     async def _hold(self, lease: Lease, stop: StopSignal) -> None:
         """Wait until a process that died with the folder is known to be dead. Raises Overloaded if one lives."""
         ends = time.monotonic() + 2 * STALE_S
-        while not await asyncio.to_thread(lease.acquire):
+        while not await self.turns(lease.acquire, "train: wait"):
             stop.check()
             if time.monotonic() > ends:
                 raise Overloaded(

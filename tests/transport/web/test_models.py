@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import until
 from worker.core.errors import DeviceLost
 
 
@@ -47,6 +48,7 @@ def test_health_from_the_start_to_the_end(tmp_path):
             first = early.submit(served.http.post, "/run", json={"prompt": "x"})
             served.context.builder.gate.set()
             assert first.result().status_code == 200  # those who come early wait
+        until(lambda: served.http.get("/ready").status_code == 200)
         assert served.http.get("/ping").json() == {"status": "ready"}
         assert served.http.get("/ready").status_code == 200
         found = served.http.get("/health").json()

@@ -8,10 +8,13 @@ same id to a provider that draws an id once.
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import TypeVar
 
 from image_client.errors import (
     AuthenticationFailed,
@@ -47,6 +50,8 @@ from worker.remote.replica import ReplicaState
 _DEADLINE_S = 86_400.0  # of the client; each job's own is kept by the bracket around it
 _NEWEST = 0.3  # the weight of the last measurement in a running mean
 _FAREWELL_S = 15.0
+_THREADS = 2
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -97,6 +102,7 @@ class HostedProvider:
         options = ClientOptions(deadline=_DEADLINE_S, attempts=1, concurrency=1_000, on_accepted=self._has_taken)
         self._route = Route(row, token=token, base_url=address, model="", options=options)
         self._jobs = UnderWay(self._take_back)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"hosted-{facts.name}")
 
     @property
     def name(self) -> str:
@@ -110,7 +116,7 @@ class HostedProvider:
     async def observe(self) -> ReplicaState:
         """Look up what may still be spent today. The provider itself is not asked."""
         try:
-            left = await asyncio.to_thread(self._spending.left)
+            left = await self._apart(self._spending.left)
         except (OSError, sqlite3.Error):
             self._facts = replace(self._facts, health="resting", usd_left=0.0)
         else:
@@ -122,7 +128,7 @@ class HostedProvider:
         hosted = self._models[job.call.spec.id]
         async with self._jobs.bracket(job, key):
             try:
-                request, warnings = await asyncio.to_thread(request_for, hosted, job)
+                request, warnings = await self._apart(request_for, hosted, job)
             except InvalidRequest as error:
                 raise NotTaken(error, ill=False) from error
             money = await self._reserved(hosted, request, job)
@@ -148,11 +154,16 @@ class HostedProvider:
         """Close all connections, once jobs that were given up are taken back."""
         await self._jobs.close(_FAREWELL_S)
         await self._route.close()
+        self._threads.shutdown(wait=False)
+
+    async def _apart(self, work: Callable[..., T], *what: object) -> T:
+        """Run what blocks in a thread of the provider's own."""
+        return await asyncio.wrap_future(self._threads.submit(copy_context().run, work, *what))
 
     async def _reserved(self, hosted: Hosted, request: ImageRequest, job: Job) -> Reservation:
         size = size_of(request, job)
         try:
-            money = await asyncio.to_thread(self._spending.reserve, hosted.provider.name, hosted.model, request.n, size)
+            money = await self._apart(self._spending.reserve, hosted.provider.name, hosted.model, request.n, size)
         except OverLimit as error:
             raise NotTaken(Overloaded(str(error)), ill=False) from error
         except (OSError, sqlite3.Error) as error:
@@ -200,7 +211,7 @@ class HostedProvider:
     async def _note(self, write: Callable[..., None], *what: object) -> None:
         """Write into the book. Where that fails the reservation goes on counting, and the job's end is what it is."""
         with suppress(OSError, sqlite3.Error):
-            await asyncio.to_thread(write, *what)
+            await self._apart(write, *what)
         await self.observe()
 
     def _meaning(self, error: ImageClientError) -> Exception:
