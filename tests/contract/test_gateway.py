@@ -27,6 +27,13 @@ OF_THE_DEVICE = {
     "run-action-unload",
     "run-action-unload-again",
     "health-busy",
+    "measured",  # a plan
+    "cache",  # the worker's models on its volume
+    "pull",
+    "pull-unknown",
+    "pin-unknown",
+    "pin-wrong",
+    "remove-unknown",
     "openai-stream-engine-fails",  # its preview may come with the failure, which is then all that is told
 }
 

@@ -67,5 +67,5 @@ def count(enter: Any) -> Any:
 if __name__ == "__main__":
     Connections.enter = count(Connections.enter)
     uvicorn.Server = Server
-    build._diffusers_engine = lambda settings: ENGINE
+    build._diffusers_engine = lambda *_: ENGINE
     start.run()

@@ -23,5 +23,5 @@ class Silent(FakeEngine):
 
 if __name__ == "__main__":
     watchdog.GRACE_S = 2.0
-    build._diffusers_engine = lambda settings: Silent()
+    build._diffusers_engine = lambda *_: Silent()
     start.run()
