@@ -30,7 +30,7 @@ def test_ctrl_c_is_quiet_and_the_spinner_is_there_before_anything_is_imported(tm
     os.close(end)
     shown = os.read(screen, 1000).decode()
     process.send_signal(signal.SIGINT)
-    assert process.wait(LIMIT_S) == -signal.SIGINT
+    assert process.wait(LIMIT_S) == -signal.SIGINT, shown
     with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
         while more := os.read(screen, 1000):
             shown += more.decode()
