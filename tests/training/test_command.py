@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.app.commands import failed, invoke, said
+from tests.waiting import until
 from worker.app.cli.commands import parser_of
 
 STYLE = Path(__file__).parents[2] / "docs/examples/train-style"
@@ -102,6 +103,22 @@ def test_the_page_shows_commands_that_are_understood():
     assert options >= {"--steps", "--method", "--rank", "--minutes"}
     for option in options - {"--method", "--sample", "--targets", "--flip"}:
         parser_of("imgworker").parse_args(["train", "x", option, "1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "worker", "train", str(STYLE), "--save-every", "1", "--rank", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RUNPOD_VOLUME": str(tmp_path / "volume")}
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [*command, "-o", str(tmp_path / "out")], env=environment, cwd=root, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: list(tmp_path.glob("out/checkpoints/step-*")) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert "the same command goes on from the last checkpoint" in said
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -10,6 +12,16 @@ def end_quietly_on_interrupt() -> None:
     """End this process on SIGINT without a traceback. What somebody else chose stays, and servers set their own."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+
+
+@contextmanager
+def raised_interrupts() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt in here, where there is something to say at the end. In the main thread."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ from worker.app.build import Worker
 from worker.app.cli.run import plain_value
 from worker.app.cli.session import failures, open_worker
 from worker.app.cli.terminal import Failure, Terminal
+from worker.app.interrupt import raised_interrupts
 from worker.catalog.call import Model
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import Answer
@@ -64,7 +65,8 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
 def _finished(run: TrainingRun, terminal: Terminal, minutes: float | None) -> Path:
     stop = StopSignal()
     try:
-        return asyncio.run(run.run(terminal.show, stop, minutes))
+        with raised_interrupts():
+            return asyncio.run(run.run(terminal.show, stop, minutes))
     except KeyboardInterrupt:
         raise Failure(
             f"stopped after step {len(run.losses)}; the same command goes on from the last checkpoint in {run.folder}."
