@@ -16,7 +16,7 @@ from tests.zoo.recipe import Image, Mask, Recipe, Video, on_the_wire
 from tests.zoo.served import ServedZoo
 from worker.catalog.interface.values import number_in
 from worker.core.errors import WorkerError
-from worker.wire.blanks import without_blanks
+from worker.wire.blanks import is_blank, without_blanks
 from worker.wire.request import decode_envelope, decode_generation
 
 Payload = dict[str, Any]
@@ -150,7 +150,10 @@ def _verdict(
     if refusal is None:
         silent = all(_says_nothing(name, payload, schema) for name in named)
         return "taken" if not errors else "beyond" if silent else "apart"
+    unsaid = bool(named) and all(is_blank(name, payload.get(name)) for name in named)
     named |= {"images"} if "image" in named else set()  # as which a list in image is read
+    if unsaid and refusal.field not in named:
+        return "beyond"  # the worker reads the request without the field, and refuses what is left of it
     return "refused" if refusal.field in named else "beyond" if _is_beyond_a_schema(refusal, payload) else "apart"
 
 
@@ -255,8 +258,8 @@ def _is_beyond_a_schema(refusal: WorkerError, payload: Payload) -> bool:
 
 
 def _says_nothing(name: str, payload: Payload, schema: Mapping[str, Any]) -> bool:
-    """Whether a field is not of this model, and says nothing: null, an empty list, or no to what the model lacks."""
-    return name not in schema["properties"] and payload[name] in (None, [], False)
+    """Whether a field is not of this model, and says nothing: null, nothing in it, or no to what the model lacks."""
+    return name not in schema["properties"] and payload[name] in (None, [], False, "")
 
 
 def _short(payload: Payload) -> str:
