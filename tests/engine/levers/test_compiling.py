@@ -1,14 +1,17 @@
 """Regional compilation: nothing that comes on later is ignored, and nothing is compiled in front of a job."""
 
 import contextlib
+import gc
+import weakref
 
 import diffusers
 import pytest
 import torch
 
 from tests import builders
+from worker.engine.levers.board import Board
 from worker.engine.levers.compiling import compiling, without_compiling
-from worker.engine.levers.row import Ground
+from worker.engine.levers.row import Ground, Lever
 
 
 class Compiler:
@@ -87,3 +90,13 @@ def test_in_front_of_a_job_nothing_is_compiled_and_what_is_compiled_already_is_u
     compiling(compiler)(Ground(pipe))  # once more: what was compiled is there still
     assert torch.equal(draw(pipe), plain)
     assert compiler.graphs == graphs
+
+
+def test_an_evicted_model_that_was_compiled_leaves_the_memory(tmp_path):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(builders.tiny_flux(tmp_path / "flux"), dtype=torch.float32)
+    block = weakref.ref(pipe.transformer.transformer_blocks[0])
+    lever = Lever("compile", "exact", "", lambda ground: True, compiling(Compiler()), scope="pipeline")
+    Board().settle(Ground(pipe), [lever])
+    del pipe
+    gc.collect()
+    assert block() is None

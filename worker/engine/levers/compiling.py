@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from worker.engine.levers.row import Ground, Undo
 
-# The compiled forms of a block, kept beside it while the lever is off.
-_COMPILED: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+# A block keeps its compiled form under this name while the lever is off. The form knows its block, which a table
+# would keep alive for ever.
+_COMPILED = "_imgworker_compiled"
 
 
 def has_repeated_blocks(ground: Ground) -> bool:
@@ -28,10 +28,11 @@ def compiling(backend: str | Callable[..., Any] = "inductor") -> Callable[[Groun
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         blocks = [block for part in ground.denoisers for block in _blocks(part)]
         for block in blocks:
-            if block not in _COMPILED:
+            kept = vars(block)
+            if _COMPILED not in kept:
                 block.compile(backend=backend, fullgraph=True)
-                _COMPILED[block] = block._compiled_call_impl
-            block._compiled_call_impl = _COMPILED[block]
+                kept[_COMPILED] = block._compiled_call_impl
+            block._compiled_call_impl = kept[_COMPILED]
 
         def off() -> None:
             for block in blocks:
