@@ -69,9 +69,18 @@ def test_clean_latents_are_what_the_vae_encodes(tiny):
     assert torch.allclose(call.clean, encoded * pipe.vae.config.scaling_factor, atol=1e-5)
 
 
-def test_a_pipeline_with_ways_of_its_own_is_refused_by_name():
-    with pytest.raises(UnsupportedModel, match="KandinskyImg2ImgCombinedPipeline"):
-        habits_of(pipeline("KandinskyImg2ImgCombinedPipeline"), IMAGE, 0)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KandinskyImg2ImgCombinedPipeline",
+        "AmusedImg2ImgPipeline",
+        "SanaSprintImg2ImgPipeline",
+        "CycleDiffusionPipeline",
+    ],
+)
+def test_a_pipeline_with_ways_of_its_own_is_refused_by_name(name):
+    with pytest.raises(UnsupportedModel, match=name):
+        habits_of(pipeline(name), IMAGE, 0)
 
 
 def test_a_pipeline_without_a_denoiser_is_refused():

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from worker.core.errors import UnsupportedModel
+from worker.engine.devices import is_out_of_memory
 
 Tensors = Any  # a tensor, or lists, tuples and mappings of them, as a denoiser takes it
 _TIME_NAMES = ("timestep", "timesteps", "t")
@@ -80,19 +81,26 @@ def habits_of(pipe: Any, image: Image.Image, seed: int) -> Habits:
 
     A guidance scale of 1 is none for most pipelines, and what a distilled model is told; for others 0 is none.
     """
-    unguided = next(
-        (scale for scale in (1.0, 0.0) if len(_run(pipe, image, "", seed, 1.0, scale).call.clean) == 1), 1.0
-    )
-    early, late = (_run(pipe, image, "", seed, strength, unguided) for strength in (1.0, 0.5))
+    try:
+        unguided = 1.0 if len(_run(pipe, image, "", seed, 1.0, 1.0).call.clean) == 1 else 0.0
+        early, late = (_run(pipe, image, "", seed, strength, unguided) for strength in (1.0, 0.5))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _unknown(pipe) from error
     one_call = all(len(each.call.clean) == 1 for each in (early, late))
     if not one_call or early.timestep == late.timestep or not _alike(early, late):
-        raise UnsupportedModel(
-            f"{type(pipe).__name__} mixes noise, guidance or time into its calls in a way of its own; models of this "
-            "class cannot be trained here.",
-            field="model",
-        )
+        raise _unknown(pipe)
     slope = (early.told - late.told) / (early.timestep - late.timestep)
     return Habits(_plain(slope), _plain(early.told - slope * early.timestep), early.sign, unguided)
+
+
+def _unknown(pipe: Any) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{type(pipe).__name__} asks for inputs, or mixes noise, guidance or time, in a way of its own; models of this "
+        "class cannot be trained here.",
+        field="model",
+    )
 
 
 def _alike(one: "_Rehearsal", other: "_Rehearsal") -> bool:
