@@ -20,6 +20,9 @@ NPM := $(shell command -v npm)
 PAGE := .venv-page
 UV := $(or $(shell command -v uv),$(wildcard $(BIN)/uv))
 RAY := .venv-ray
+PRECISION := .venv-precision
+TRAINING := .venv-training
+FACES := .venv-faces
 TORCH ?= auto
 ARGS ?=
 # Three processes on two cores: half of a test's time goes by in waiting. A file's tests stay in one, since they share its
@@ -29,7 +32,7 @@ PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 # One thread: several processes that spin on a few cores are many times slower, and benchmarks would measure that.
 test test-slow test-zoo faults mutations check bench: export OMP_NUM_THREADS = 1
 
-.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-page test-ray faults mutations check bench bench-gpu signatures schedulers errors rooms lock clean
+.PHONY: help run draw serve test test-slow test-all test-zoo test-clients test-page test-ray test-precision test-training test-faces faults mutations check bench bench-gpu signatures schedulers errors rooms lock clean
 
 help:  ## Say what can be made
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name text; do \
@@ -55,7 +58,7 @@ test-slow: $(DEV)  ## Run the slow tests that test leaves out, less the zoo
 test-all: test test-slow test-zoo  ## Run every test, which takes many minutes more
 
 test-zoo: $(DEV)  ## Run a tiny model of every pipeline class of diffusers, which takes minutes
-	@$(BIN)/python -m pytest tests/zoo -m zoo $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest tests/zoo -m zoo -o faulthandler_timeout=0 $(PARALLEL) $(ARGS)
 
 test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready) $(if $(NPM),$(JAVASCRIPT)/.ready)  ## Try other people's clients and servers against ours, in environments of their own
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OPEN_WEBUI="$(abspath $(OPEN_WEBUI)/bin/open-webui)" \
@@ -65,11 +68,20 @@ test-clients: $(CLIENTS)/.ready $(if $(UV),$(OPEN_WEBUI)/.ready) $(if $(NPM),$(J
 
 test-page: $(PAGE)/.ready  ## Use the page at /ui in a headless Chromium, which has to be there (Debian: chromium); takes minutes
 	@WORKER_PYTHON="$(abspath $(BIN)/python)" OMP_NUM_THREADS=1 \
-		$(PAGE)/bin/python -m pytest tests/page --confcutdir=tests/page -W ignore -o timeout=600 $(ARGS)
+		$(PAGE)/bin/python -m pytest tests/page -c tests/page/pytest.ini $(ARGS)
 
 test-ray: $(RAY)/.ready  ## Run the worker on Ray Serve, in an environment of its own that sees .venv; takes minutes
 	@OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest tests/deploy/test_ray.py tests/deploy/test_ray_deployment.py \
 		-s -W ignore -o faulthandler_timeout=0 $(ARGS)
+
+test-precision: $(PRECISION)/.ready  ## Hold weights by torchao and bitsandbytes, in an environment of its own that sees .venv; takes minutes
+	@OMP_NUM_THREADS=1 $(PRECISION)/bin/python -m pytest tests/engine/test_precision_packages.py $(ARGS)
+
+test-training: $(TRAINING)/.ready  ## Train with the packages of the extra train, in an environment of its own that sees .venv; takes minutes
+	@OMP_NUM_THREADS=1 $(TRAINING)/bin/python -m pytest tests/training/packages $(ARGS)
+
+test-faces: $(FACES)/.ready  ## Find faces by scikit-image and by a YuNet, in an environment of its own that sees .venv
+	@OMP_NUM_THREADS=1 $(FACES)/bin/python -m pytest tests/service/recipes/test_faces.py $(ARGS)
 
 faults: $(DEV)  ## Break the worker on purpose, print each figure beside its bar and write outputs/faults.json
 	@FAULTS_REPORT=outputs/faults.json $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -111,7 +123,7 @@ lock: $(READY)  ## Pin in requirements.lock, with digests, all that the image in
 		--output-file requirements.lock requirements-gpu.txt requirements-spandrel.txt
 
 clean:  ## Remove .venv and what the tools left; images and downloaded models stay
-	rm -rf $(VENV) $(CLIENTS) $(PAGE) $(RAY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(PAGE) $(RAY) $(PRECISION) $(TRAINING) $(FACES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.txt requirements-gpu.txt requirements-spandrel.txt pyproject.toml
@@ -160,6 +172,45 @@ $(RAY)/.ready: pyproject.toml | $(DEV)
 		$(BIN)/python -m venv --clear $(RAY); $(RAY)/bin/python -m pip install --quiet 'ray[serve]==2.60.0'; \
 	fi
 	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(RAY)/lib/python3*/site-packages)/project.pth
+	@touch $@
+
+$(PRECISION)/.ready: pyproject.toml | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(PRECISION); \
+		"$$uv" pip install --quiet --no-deps --python $(PRECISION)/bin/python torchao==0.18.0 bitsandbytes==0.50.2; \
+	else \
+		$(BIN)/python -m venv --clear $(PRECISION); \
+		$(PRECISION)/bin/python -m pip install --quiet --no-deps torchao==0.18.0 bitsandbytes==0.50.2; \
+	fi
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(PRECISION)/lib/python3*/site-packages)/project.pth
+	@touch $@
+
+# TensorBoard itself is what its files are read back with.
+$(TRAINING)/.ready: pyproject.toml | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); packages=$$($(BIN)/python -c \
+		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["train"])'); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(TRAINING); \
+		"$$uv" pip install --quiet --no-deps --python $(TRAINING)/bin/python $$packages tensorboard==2.21.0 absl-py==2.5.1; \
+	else \
+		$(BIN)/python -m venv --clear $(TRAINING); \
+		$(TRAINING)/bin/python -m pip install --quiet --no-deps $$packages tensorboard==2.21.0 absl-py==2.5.1; \
+	fi
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(TRAINING)/lib/python3*/site-packages)/project.pth
+	@touch $@
+
+# onnx writes the net that stands for a YuNet.
+$(FACES)/.ready: pyproject.toml | $(DEV)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	if [ -x "$$uv" ]; then \
+		"$$uv" venv --quiet --clear --python $(BIN)/python $(FACES); \
+		"$$uv" pip install --quiet --python $(FACES)/bin/python scikit-image==0.26.0 onnx==1.23.2; \
+	else \
+		$(BIN)/python -m venv --clear $(FACES); \
+		$(FACES)/bin/python -m pip install --quiet scikit-image==0.26.0 onnx==1.23.2; \
+	fi
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(FACES)/lib/python3*/site-packages)/project.pth
 	@touch $@
 
 $(DEV): $(READY)

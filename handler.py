@@ -6,8 +6,8 @@ def main() -> None:
     from worker.app.interrupt import end_quietly_on_interrupt
 
     end_quietly_on_interrupt()
-    from worker.app.unsearched import unsearched
     from worker.core import moments
+    from worker.core.unsearched import unsearched
 
     moments.note("interpreter")
     with unsearched():

@@ -3,20 +3,22 @@
 import asyncio
 import json
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
+from benchmarks import slow_server
 from benchmarks.figures import Figure, median_of
 
 PROJECT = Path(__file__).resolve().parent.parent
-_LANES_MB, _RATE = 160, 5_000_000  # of a file, and the bytes a second of each connection
+_LANES_MB, _RATE = 160, 2_500_000  # of a file, and the bytes a second of each connection
 
 
 def _cpu_of(*command: str) -> float:
@@ -76,22 +78,29 @@ def answering() -> list[Figure]:
 
 
 def busy() -> list[Figure]:
-    """The share of time that an engine of 0.3 s a job is busy, with PNG of 1024 x 1024, at default settings."""
+    """The share of time that an engine of 0.3 s a job is busy, with PNG of 1024 x 1024, at default settings.
+
+    From the beginning of its second job to the end of its last, by its own clock: the queue is full all that time.
+    """
     from tests.fakes.runpod_platform import RunPodPlatform
     from tests.fakes.worker_process import WorkerProcess
 
-    jobs, seconds = 20, 0.3
+    jobs = 40
     with tempfile.TemporaryDirectory() as folder, RunPodPlatform() as platform:
+        told = Path(folder) / "seconds"
         env = platform.worker_env() | {"VOLUME_DIR": folder, "DEVICE": "cpu", "DEFAULT_MODEL": "demo"}
         job = {"prompt": "a red apple", "num_inference_steps": 1, "progress": False}
-        with WorkerProcess(PROJECT / "benchmarks/sleeping_handler.py", env=env):
+        with WorkerProcess(PROJECT / "benchmarks/sleeping_handler.py", env=env | {"BENCH_SECONDS": str(told)}):
             platform.wait(platform.submit(job), 300)
-            started = time.monotonic()
-            for name in [platform.submit(job) for _ in range(jobs)]:
-                platform.wait(name, 300)
-            elapsed = time.monotonic() - started
-    share = jobs * seconds / elapsed
-    return [Figure("engine busy, jobs of 0.3 s, PNG of 1024x1024", share, "of 1", jobs, at_least=0.9, stretch=0.97)]
+            for name in [platform.submit(job) for _ in range(jobs + 1)]:
+                assert platform.wait(name, 300).status == "COMPLETED"
+        spans = [tuple(map(float, line.split())) for line in told.read_text().splitlines()][-jobs:]
+    share = sum(end - begin for begin, end in spans) / (spans[-1][1] - spans[0][0])
+    gaps = [after[0] - before[1] for before, after in pairwise(spans)]
+    return [
+        Figure("engine busy, jobs of 0.3 s, PNG of 1024x1024", share, "of 1", jobs, at_least=0.9, stretch=0.97),
+        Figure("from the end of a job to the beginning of the next", median(gaps) * 1e3, "ms", jobs - 1),
+    ]
 
 
 def downloading() -> list[Figure]:
@@ -103,11 +112,11 @@ def downloading() -> list[Figure]:
     from worker.store.lanes import Lanes
     from worker.store.transfer import Fetch, Patience, RemoteFile
 
-    content = b"0123456789abcdef" * (_LANES_MB * 2**16)
-    seconds = {}
-    with tempfile.TemporaryDirectory() as folder, _Slow(content) as server:
+    content = slow_server.content(_LANES_MB)
+    digest, seconds = sha256(content).hexdigest(), {}
+    with tempfile.TemporaryDirectory() as folder, _slow_server() as url:
         for lanes in (1, 10):
-            file = RemoteFile("big.bin", server.url, len(content), sha256(content).hexdigest())
+            file = RemoteFile("big.bin", url, len(content), digest)
             patience = Patience(lanes=Lanes(a_file=lanes))
             cache = VolumeCache(Path(folder) / str(lanes), patience=patience, reserve_bytes=0)
             client = Client(allow_private=True)
@@ -123,49 +132,16 @@ def downloading() -> list[Figure]:
     ]
 
 
-class _Slow:
-    """A server of one file that gives each connection `_RATE` bytes a second."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/big.bin"
-
-    def __enter__(self) -> "_Slow":
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += connection.recv(65_536)
-            size = len(self._content)
-            start, stop, status, ranged = 0, size, "200 OK", ""
-            for line in head.decode("latin-1").lower().split("\r\n"):
-                if line.startswith("range: bytes="):
-                    first, _, last = line.removeprefix("range: bytes=").partition("-")
-                    start, stop = int(first), int(last) + 1 if last else size
-                    status, ranged = "206 Partial Content", f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n"
-            connection.sendall(
-                f'HTTP/1.1 {status}\r\nContent-Length: {stop - start}\r\n{ranged}ETag: "a"\r\nAccept-Ranges: bytes\r\n'
-                "Connection: close\r\n\r\n".encode()
-            )
-            began, piece = time.monotonic(), _RATE // 20
-            for at in range(start, stop, piece):
-                connection.sendall(self._content[at : min(at + piece, stop)])
-                ahead = (at + piece - start) / _RATE - (time.monotonic() - began)
-                if ahead > 0:
-                    time.sleep(ahead)
+@contextmanager
+def _slow_server() -> Iterator[str]:
+    """The address of a file; its server is another process, so that it takes no turn from the download."""
+    command = [sys.executable, "-m", "benchmarks.slow_server", str(_LANES_MB), str(_RATE)]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
 
 
 def finding() -> list[Figure]:

@@ -4,7 +4,10 @@ A step is one forward pass of one block as wide as the model's own; put on are L
 layers, but narrow ones, against diffusers' `load_lora_weights` of the same files.
 """
 
+import asyncio
 import gc
+import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -15,6 +18,7 @@ from typing import Any
 
 from benchmarks.figures import Figure
 
+_DEMO = Path(__file__).resolve().parent.parent / "models/demo"
 _RANK = 16
 _ALL = ("attn", "ff.", "proj_mlp", "proj_out")
 
@@ -22,32 +26,124 @@ _ALL = ("attn", "ff.", "proj_mlp", "proj_out")
 def lora_steps() -> list[Figure]:
     """A step with 1 and 3 LoRAs against one without, at the widths of SDXL and FLUX.1, for 1 and 4 images."""
     import torch
-    from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 
     torch.set_num_threads(1)
-    x = torch.randn
-    sdxl = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048)
-    flux = FluxSingleTransformerBlock(3072, 24, 128)
     figures = []
-    for name, block, inputs in (
-        ("SDXL, 1280", sdxl, lambda n: {"hidden_states": x(n, 64, 1280), "encoder_hidden_states": x(n, 77, 2048)}),
-        (
-            "FLUX.1, 3072",
-            flux,
-            lambda n: {
-                "hidden_states": x(n, 16, 3072), "encoder_hidden_states": x(n, 8, 3072), "temb": x(n, 3072),
-                "image_rotary_emb": (x(24, 128), x(24, 128)),
-            },
-        ),
-    ):  # fmt: skip
-        block.eval().requires_grad_(False)
+    for name, block, inputs in _blocks():
         for images in (1, 4):
             ratios, hooked = _step_ratios(block, inputs(images))
             for count, ratio in ratios.items():
                 figures.append(Figure(f"step of {name}, {count} LoRA, {images} at once", ratio, "x", 5, at_most=1.03))
             figures.append(Figure(f"the same, 3 LoRAs in hooks, {images} at once", hooked, "x", 5))
     return figures
+
+
+def _blocks() -> list[tuple[str, Any, Callable[[int], dict[str, Any]]]]:
+    """Return a block of SDXL and one of FLUX.1, with what makes their input for some images."""
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
+    from torch import randn as x
+
+    sdxl = BasicTransformerBlock(1280, 20, 64, cross_attention_dim=2048)
+    flux = FluxSingleTransformerBlock(3072, 24, 128)
+
+    def for_flux(n: int) -> dict[str, Any]:
+        hidden = {"hidden_states": x(n, 16, 3072), "encoder_hidden_states": x(n, 8, 3072)}
+        return {**hidden, "temb": x(n, 3072), "image_rotary_emb": (x(24, 128), x(24, 128))}
+
+    def for_sdxl(n: int) -> dict[str, Any]:
+        return {"hidden_states": x(n, 64, 1280), "encoder_hidden_states": x(n, 77, 2048)}
+
+    for block in (sdxl, flux):
+        block.eval().requires_grad_(False)
+    return [("SDXL, 1280", sdxl, for_sdxl), ("FLUX.1, 3072", flux, for_flux)]
+
+
+def lora_mixing() -> list[Figure]:
+    """A step of four jobs in one call, each with a LoRA of its own, against four calls; of SDXL's and FLUX.1's width.
+
+    Each of the four has its LoRA merged already: their switches cost nothing here.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    figures = []
+    for name, block, inputs in _blocks():
+        one, four = inputs(1), inputs(4)
+        pipe = SimpleNamespace(components={"transformer": block}, transformer=block)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [_file(block, "transformer", Path(folder) / f"{seed}.safetensors", seed, _ALL) for seed in range(4)]
+            together, apart, plain = _mixing_seconds(pipe, files, one, four)
+        figures += [
+            Figure(f"four jobs, a LoRA each, in one call against four, {name}", together / apart, "x", 5, at_most=1.0),
+            Figure("the same call, against one without LoRAs", together / plain, "x", 5),
+        ]
+    ratio = asyncio.run(_served_ratio())
+    return [*figures, Figure("8 jobs of 4 LoRAs served, BATCH_SIZE 4 against 1", ratio, "x", 5, at_most=1.0)]
+
+
+async def _served_ratio() -> float:
+    """Return the CPU seconds of eight jobs of the demo model, two for each LoRA, in shared calls against apart."""
+    from diffusers import DiffusionPipeline
+
+    from worker.app.build import build_worker
+    from worker.app.settings import Settings
+    from worker.core.result import ignore_progress
+    from worker.transport.job_input import read_input
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        demo = shutil.copytree(_DEMO, root / "demo")
+        pipe = DiffusionPipeline.from_pretrained(demo)
+        part = "unet" if hasattr(pipe, "unet") else "transformer"
+        for seed in range(4):
+            _write(getattr(pipe, part), part, root / f"{seed}.safetensors", seed)
+        (root / "models.yaml").write_text(json.dumps({"models": {"demo": {"source": f"file:{demo}"}}}))
+        places = {"models_yaml": root / "models.yaml", "default_model": "demo", "allowed_model_dirs": [root]}
+        options = {"device": "cpu", "warm_up": False, "batch_timeout_ms": 50, "levers": "off"}
+        workers = {
+            size: build_worker(Settings(**places, **options, volume_dir=root / str(size), batch_size=size))
+            for size in (1, 4)
+        }
+
+        async def serve(size: int, turn: int) -> float:
+            async def job(number: int) -> None:
+                fields = {"prompt": "a red apple", "seed": number, "num_inference_steps": 4}
+                fields["loras"] = [f"file:{root}/{number % 4}.safetensors"]
+                read = read_input(fields)
+                await workers[size].operations.perform(read, f"bench-{size}-{turn}-{number}", ignore_progress)
+
+            started = time.process_time()
+            await asyncio.gather(*map(job, range(8)))
+            return time.process_time() - started
+
+        seconds: dict[int, list[float]] = {1: [], 4: []}
+        for turn in range(6):  # the first loads the model
+            for size, each in seconds.items():
+                each.append(await serve(size, turn))
+    return min(seconds[4][1:]) / min(seconds[1][1:])
+
+
+def _mixing_seconds(pipe: Any, files: Sequence[Any], one: Any, four: Any) -> tuple[float, float, float]:
+    """Return the CPU seconds of one call for four LoRAs, of four calls for one, and of a call without any."""
+    from worker.engine.adapters.lora import LoraCache
+    from worker.engine.adapters.mixing import Mixture
+
+    cache, mixing, block = LoraCache(4), _host(pipe), pipe.transformer
+    mixing.mixture = Mixture.of({str(index): (file,) for index, file in enumerate(files)})
+    seconds: dict[str, list[float]] = {"together": [], "apart": [], "plain": []}
+    names = [*mixing.mixture.set_of]
+    for _ in range(6):  # the first makes everything ready
+        with cache.applied(mixing, ()), mixing.mixture.calling(names, names):
+            block(**four)
+            seconds["together"].append(_cpu(lambda: block(**four)))
+        each = []
+        for file in files:
+            with cache.applied(_host(pipe), [file]):
+                each.append(_cpu(lambda: block(**one)))
+        seconds["apart"].append(sum(each))
+        seconds["plain"].append(_cpu(lambda: block(**four)))
+    return min(seconds["together"][1:]), min(seconds["apart"][1:]), min(seconds["plain"][1:])
 
 
 def lora_switching() -> list[Figure]:

@@ -17,7 +17,9 @@ from benchmarks.bars import BARS
 from benchmarks.checks import checking, detection
 from benchmarks.figures import Figure, median_of
 from benchmarks.gateway import gateway
-from benchmarks.loras import lora_steps, lora_switching
+from benchmarks.jobs import handling, poisoned, throughput
+from benchmarks.loading import loading
+from benchmarks.loras import lora_mixing, lora_steps, lora_switching
 from benchmarks.residency import residency
 from benchmarks.server import batching, serving, starting
 from worker.app.settings import Settings
@@ -139,6 +141,11 @@ MEASURES: dict[str, Callable[[], list[Figure]]] = {
     "gateway": gateway,
     "lora_steps": lora_steps,
     "lora_switching": lora_switching,
+    "lora_mixing": lora_mixing,
     "residency": residency,
+    "loading": loading,
+    "handling": handling,
+    "poisoned": poisoned,
+    "throughput": throughput,
     **BARS,
 }

@@ -53,6 +53,12 @@ def reject(ledger: Ledger, index: int, reason: str) -> Record:
     return ledger.add(index, "rejected", reason=reason.strip())
 
 
+def undecide(ledger: Ledger, index: int) -> Record:
+    """Take a decision back; raises InvalidRequest where there is no image."""
+    _drawn(ledger, index)
+    return ledger.add(index, "scored" if ledger[index].scores else "drafted", reason=None)
+
+
 def _drawn(ledger: Ledger, index: int) -> None:
     if not 0 <= index < len(ledger.jobs):
         raise InvalidRequest(f"There is no image {index + 1}: the batch has {len(ledger.jobs)}.")

@@ -15,7 +15,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ.pop("COLUMNS", None)  # a console that is made when its module is imported would keep this width
 
-from tests import builders, single_files
 from tests.clock import clock as clock
 from tests.watch import plugin as watch
 from worker.app.build import Worker, build_worker
@@ -69,6 +68,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a models.yaml, tiny random pipelines and LoRAs that fit them."""
+    # The process that hands the tests to others imports this file too, and needs neither torch nor diffusers.
+    from tests import builders, single_files
+
     root = tmp_path_factory.mktemp("zoo")
     models = root / "models"
     models.mkdir()

@@ -56,7 +56,8 @@ _STORAGES = """
 ## How weights are stored
 
 Plain float32, float16 and bfloat16 always; pickles (`.ckpt`, `.pt`, `.bin`) only where the operator sets
-`ALLOW_PICKLES`.
+`ALLOW_PICKLES`. Plain weights, and fp8 ones that are made plain, can be held in fewer bits in memory
+([precision](performance.md#precision)).
 """
 _LORAS = """
 ## LoRAs
@@ -92,9 +93,10 @@ missing (FLUX.3's upsampler, say), prompts are read as they are. Its fields are 
 their workflows. `guidance_scale` goes to its guiders, for that job alone. Progress, previews, cancel and offloading are
 as with any other model.
 
-It takes no LoRAs, ControlNets, IP-Adapters, textual inversions or VAEs, in a request or in models.yaml. Several images
-are as many calls, one for each seed. Sound that a class makes beside its videos is left aside. The classes are read
-from the installed diffusers; a tiny model of each one that is taken was drawn with ([verified.md](verified.md)).
+In a request it takes LoRAs where diffusers has a LoRA loader for its class, and else no adapters; in models.yaml none,
+and no other VAE. Several images are as many calls, one for each seed. Sound that a class makes beside its videos is
+left aside. The classes are read from the installed diffusers; a tiny model of each one that is taken
+was drawn with ([verified.md](verified.md)).
 """
 _REFUSED = """
 ## Refused by name

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.call import Model
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.classes.inputs import FIELDS
 from worker.catalog.classes.refusals import refusal
-from worker.catalog.classes.signatures import Schema, call_parameters
+from worker.catalog.classes.signatures import call_parameters
 from worker.catalog.interface.bounds import meaning
 from worker.catalog.interface.field_rules import with_controls
 from worker.catalog.interface.parameters import parameters
@@ -30,7 +31,8 @@ _HEAD = """# Parameters of single pipelines
 Written by `python -m tools.parameters_page` from the signatures of diffusers' pipelines; a test compares the two. The
 fields that most models take stand in [api.md](api.md#fields-of-a-generation). What is listed here is passed on to the
 pipeline by the same name; a model's own schema (`{"action": "schema", "model": …}`) says whether it takes one, within
-which bounds and for which task. Families first, then classes of diffusers that have no row in [models.md](models.md).
+which bounds and for which task. The bounds here are those of the first that is named. Families first, then
+classes of diffusers that have no row in [models.md](models.md).
 
 | parameter | value | meaning | taken by |
 |---|---|---|---|

@@ -6,11 +6,11 @@ import sys
 from worker.app.logs import WITHOUT_QUERY
 from worker.app.server import application
 from worker.app.settings import SettingsError, read_settings
-from worker.catalog.registry import RegistryError
+from worker.catalog.operator_file import FileError
 
 try:
     app = application(read_settings())
-except (SettingsError, RegistryError) as error:
+except (SettingsError, FileError) as error:
     sys.exit(f"error: {error}")
 # Words of requests stand in queries.
 logging.getLogger("uvicorn.access").disabled = True

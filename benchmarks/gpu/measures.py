@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.bench import Bench, psnr
+from worker.engine.adapters.attaching import Placed
 from worker.engine.adapters.changes import LowRank
 from worker.engine.adapters.merging import MergeCache
+from worker.engine.adapters.mixing import Mixture, mixed
 from worker.engine.levers.row import Lever
 from worker.engine.levers.table import LEVERS
 
@@ -58,17 +60,7 @@ def batches(bench: Bench, size: int) -> Outcome:
 
 def lora(bench: Bench) -> Outcome:
     """A LoRA of rank 16 on every attention layer: put on for the first time, once more, and what a step costs."""
-    part = bench.part
-    layers = [(name, layer) for name, layer in part.named_modules() if isinstance(layer, nn.Linear) and "attn" in name]
-    changes = [
-        (
-            bench.model.part,
-            name,
-            LowRank(torch.randn(16, layer.in_features), torch.randn(layer.out_features, 16), None, None, 1e-4),
-            1.0,
-        )
-        for name, layer in layers
-    ]
+    part, changes = bench.part, _changes(bench)
     cache, seconds = MergeCache(1, 2**40), []
     bare = bench.pace(runs=1)
     with_it: dict[str, float] = {}
@@ -81,12 +73,42 @@ def lora(bench: Bench) -> Outcome:
             if len(seconds) == 2:
                 with_it = bench.pace(runs=1)
     return {
-        "layers": len(layers),
+        "layers": len(changes),
         "in_hooks": len(others),
         "first_s": seconds[0],
         "again_s": seconds[1],
         "step_ratio": with_it["step_s"] / max(bare["step_s"], 1e-9),
     }
+
+
+def mixed_loras(bench: Bench) -> Outcome:
+    """Four images in one call, each with a LoRA of its own, against one after the other with merged weights."""
+    count = bench.scale.batches[-1] if bench.scale.tiny else 4
+    names = [str(number) for number in range(count)]
+    mixture = Mixture(((),) * count, {name: number for number, name in enumerate(names)})
+    alone, together = bench.pace(runs=1), bench.pace(count=count, runs=1)
+    with mixed(bench.pipe, mixture, [_changes(bench) for _ in names]), mixture.calling(names, names):
+        bench.seconds(bench.scale.short, count=count)
+        pace = bench.pace(count=count, runs=1)
+    step = pace["step_s"]
+    return pace | {
+        "of_apart": step / max(count * alone["step_s"], 1e-9),
+        "of_plain": step / max(together["step_s"], 1e-9),
+    }
+
+
+def _changes(bench: Bench) -> list[Placed]:
+    """Return a LoRA of rank 16 on every attention layer."""
+    layers = [layer for layer in bench.part.named_modules() if isinstance(layer[1], nn.Linear) and "attn" in layer[0]]
+    return [
+        (
+            bench.model.part,
+            name,
+            LowRank(torch.randn(16, layer.in_features), torch.randn(layer.out_features, 16), None, None, 1e-4),
+            1.0,
+        )
+        for name, layer in layers
+    ]
 
 
 def loading(bench: Bench) -> Outcome:
@@ -143,6 +165,7 @@ def measures_of(bench: Bench) -> Iterator[tuple[str, Measure]]:
     for size in dict.fromkeys((bench.scale.small, bench.scale.size)):
         yield f"batches {size}", partial(batches, size=size)
     yield "lora", lora
+    yield "loras mixed", mixed_loras
     yield "loading", loading
     yield "layerwise fp8", layerwise_fp8
     if bench.scale.device == "cuda":

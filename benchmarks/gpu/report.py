@@ -25,6 +25,9 @@ def rows(results: Results) -> Iterator[tuple[str, str, float, str]]:
             elif name == "lora":
                 said = f"again {outcome['again_s'] * 1e3:.1f} ms, a step {outcome['step_ratio']:.3f} times"
                 yield model, name, outcome["first_s"], said
+            elif name == "loras mixed":
+                said = f"a step {outcome['of_apart']:.3f} of one after the other, {outcome['of_plain']:.3f} of none"
+                yield model, f"{name}, {outcome['images']} at once", outcome["call_s"], said
             elif name == "loading":
                 yield model, name, outcome["load_s"], f"{outcome['of_raw']:.2f} of the disk's speed"
             else:

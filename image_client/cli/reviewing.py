@@ -1,5 +1,6 @@
-"""`review`: scores for the images of a batch, and somebody who approves or rejects each."""
+"""`review`: scores for the images of a batch, and somebody who approves or rejects each, here or in a browser."""
 
+import contextlib
 import sys
 import webbrowser
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from image_client.approval import apply_rules, approve, queue, reject, score_all
 from image_client.cli.terminal import err, failures, out
 from image_client.errors import InvalidRequest
+from image_client.gallery import Gallery
 from image_client.ledger import DRAWN, Ledger, Record
 from image_client.scorers import BUILT_IN, scorers_named
 from image_client.scoring import Rule
@@ -23,6 +25,8 @@ def review(
     least: Annotated[list[str] | None, typer.Option("--min", help="sharpness=20: reject what is below.")] = None,
     most: Annotated[list[str] | None, typer.Option("--max", help="near_duplicate=0.95: reject what is above.")] = None,
     approve_rest: Annotated[bool, typer.Option("--approve-rest", help="Approve what no rule rejects.")] = False,
+    gallery: Annotated[bool, typer.Option("--gallery", help="Decide in a browser, on a page of this machine.")] = False,
+    port: Annotated[int, typer.Option(help="The gallery's port; 0 is any free one.")] = 0,
 ) -> None:
     """Score the images of a batch, reject by rules, and ask about each that is left."""
     with failures():
@@ -33,7 +37,10 @@ def review(
                 err.print(f"warning: {fault}", markup=False)
             for record in apply_rules(ledger, rules):
                 out.print(f"{record.file} rejected: {record.reason}", markup=False)
-            _decide(ledger, approve_rest=approve_rest)
+            if gallery:
+                _show_gallery(ledger, port)
+            else:
+                _decide(ledger, approve_rest=approve_rest)
             ledger.sync()
             ledger.write_results()
             counts = {state: ledger.counts[state] for state in DRAWN}
@@ -47,6 +54,18 @@ def _decide(ledger: Ledger, *, approve_rest: bool) -> None:
             approve(ledger, record.index)
     elif sys.stdin.isatty():
         _ask_about_each(ledger)
+
+
+def _show_gallery(ledger: Ledger, port: int) -> None:
+    """Serve the gallery until somebody presses Done, or Ctrl-C; what was decided until then stays."""
+    try:
+        shown = Gallery(ledger, port=port)
+    except OSError as error:
+        raise InvalidRequest(f"--port {port} cannot be used ({error.strerror}): name another, or 0.") from error
+    with shown, contextlib.suppress(KeyboardInterrupt):
+        err.print(f"Decide at {shown.url}\nDone on the page, or Ctrl-C here, ends it.", markup=False)
+        webbrowser.open(shown.url)
+        shown.wait()
 
 
 def _rules(least: list[str], most: list[str]) -> list[Rule]:

@@ -205,7 +205,7 @@ def test_a_torchvision_of_another_build_is_said_at_start(monkeypatch, torch, tor
             raise metadata.PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("worker.app.posture.metadata.version", version)
+    monkeypatch.setattr("worker.app.posture._version_of", version)
     warnings = library_warnings()
     assert len(warnings) == warned
     assert all("uninstall torchvision" in text for text in warnings)

@@ -86,6 +86,7 @@ def alone(tmp_path):
     return build_worker(settings)
 
 
+@pytest.mark.slow
 async def test_all_that_is_pulled_serves_without_a_network(command, hub, tmp_path):
     assert f"{len(REGISTRY) + 1} locked" in command("lock")  # an IP-Adapter has an image encoder
     shutil.rmtree(tmp_path / "volume", ignore_errors=True)

@@ -26,7 +26,9 @@ def test_ctrl_c_is_quiet_and_the_spinner_is_there_before_anything_is_imported(tm
         "TERM": "xterm",
     }
     command = [sys.executable, "-m", "worker", "run", "a red apple"]
-    process = subprocess.Popen(command, env=env, cwd=tmp_path, stdin=end, stdout=end, stderr=end)
+    process = subprocess.Popen(
+        command, env=env, cwd=tmp_path, stdin=end, stdout=end, stderr=end, preexec_fn=_interruptible
+    )
     os.close(end)
     shown = os.read(screen, 1000).decode()
     process.send_signal(signal.SIGINT)
@@ -39,6 +41,11 @@ def test_ctrl_c_is_quiet_and_the_spinner_is_there_before_anything_is_imported(tm
     assert shown.endswith("\r\x1b[K")
     assert "Traceback" not in shown
     assert "Interrupt" not in shown
+
+
+def _interruptible():
+    """Tests that were started in the background, as by nohup, hand on that SIGINT is ignored; a terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow

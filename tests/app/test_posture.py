@@ -1,7 +1,6 @@
 """What an installation leaves open is said with its fix."""
 
 import os
-from importlib import metadata
 
 import pytest
 
@@ -74,8 +73,8 @@ def test_keys_that_everybody_may_read_are_named(settings, tmp_path):
 
 def test_an_old_library_is_named_with_the_version_to_install(monkeypatch):
     assert old_libraries() == []
-    real = metadata.version
-    monkeypatch.setattr(metadata, "version", lambda name: "2.9.1+cu126" if name == "torch" else real(name))
+    real = posture._version_of
+    monkeypatch.setattr(posture, "_version_of", lambda name: "2.9.1+cu126" if name == "torch" else real(name))
     (sentence,) = old_libraries()
     assert "torch 2.9.1+cu126" in sentence
     assert "torch>=2.10" in sentence

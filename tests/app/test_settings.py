@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,12 @@ from worker.app.environment import choose_gpu, visible_gpus
 from worker.app.processes import places, sharing_warnings
 from worker.app.registry import build_registry, registry_warnings
 from worker.app.settings import PROJECT_DIR, Settings, SettingsError, read_settings
+from worker.catalog.call import Model
+from worker.catalog.interface.precisions import settled
 from worker.core.device import DeviceInfo
-from worker.engine.plan import target_dtype
+from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.precision import Reducible
+from worker.engine.plan import GIB, make_plan
 
 EDITOR = "Qwen/Qwen-Image-Edit"
 
@@ -82,9 +87,6 @@ def test_lightning_steps_choose_the_lora(steps, file):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"precision_mode": "8bit"}, "PRECISION_MODE=8bit: .*quantize"),
-        ({"precision_mode": "4bit"}, "PRECISION_MODE=4bit"),
-        ({"precision_mode": "fp8"}, "PRECISION_MODE=fp8"),
         ({"model_id": "demo", "use_lightning_lora": True}, "USE_LIGHTNING_LORA: demo has no Lightning LoRA"),
         ({"model_id": "demo", "lightning_steps": 4}, "LIGHTNING_STEPS: demo has no Lightning LoRA of 4 steps"),
         ({"model_id": "org/model", "use_lightning_lora": True}, "USE_LIGHTNING_LORA: org/model"),
@@ -114,11 +116,27 @@ def test_an_unknown_value_is_refused_by_name(environment, name, value):
         read_settings()
 
 
-def test_bf16_is_the_precision_of_every_model():
-    device = DeviceInfo("cuda", "a GPU", 80 * 2**30, 80 * 2**30)
-    for precision, dtype in ((None, "float16"), ("bf16", "bfloat16")):
-        spec = build_registry(Settings(precision_mode=precision)).find("sdxl")
-        assert target_dtype(spec, device) == dtype
+@pytest.mark.parametrize(
+    ("precision", "model", "dtype", "held"),
+    [
+        (None, "sdxl", "float16", "fp16"),
+        ("bf16", "sdxl", "bfloat16", "bf16"),
+        ("fp8", "sdxl", "float16", "fp8"),
+        ("fp8", "small", "float16", "fp16"),  # stored as GGUF already
+        ("fp8", "upscaler", "bfloat16", "bf16"),
+        ("fp8", "own", "bfloat16", "int8"),
+    ],
+)
+def test_the_precision_of_the_environment_is_every_models_that_can_have_it(precision, model, dtype, held):
+    spec = ModelSpec(id=model, source=ModelSource(scheme="hf", locator="a/m"))
+    spec = spec.model_copy(update={"dtype": "float16" if model in ("sdxl", "small") else None})
+    spec = spec.model_copy(update={"precision": "int8" if model == "own" else None})
+    kind = Kind.UPSCALER if model == "upscaler" else Kind.PIPELINE
+    found = Detection(kind, "diffusers", quantization="gguf" if model == "small" else None)
+    known = settled(Model(spec, found), precision)
+    files = ModelFiles(Path("m"), 0, parameters={"unet": 1_000}, reducible={"unet": Reducible(960)})
+    plan = make_plan(known, files, DeviceInfo("cuda", "a GPU", 80 * GIB, 80 * GIB), megapixels=1.0)
+    assert (plan.dtype, plan.precision) == (dtype, held)
 
 
 def test_the_file_env_is_read_and_what_is_set_goes_before_it(environment):
@@ -184,6 +202,7 @@ def test_other_programs_variables_are_left_alone(environment, name):
     assert Settings().warnings() == []
 
 
+@pytest.mark.slow
 def test_any_asgi_server_may_run_the_worker(tmp_path):
     code = (
         "import asyncio, httpx\n"

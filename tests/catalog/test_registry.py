@@ -66,6 +66,24 @@ BROKEN = {
         "more than the 24 of tier A10G",
     ),
     "bad dtype": ("models:\n  org/a:\n    dtype: fp16\n", 3, "'float32', 'float16' or 'bfloat16'"),
+    "bad precision": ("models:\n  org/a:\n    precision: 6bit\n", 3, "'8bit' or '4bit'"),
+    "device map of a word": (
+        "models:\n  org/a:\n    device_map: auto\n",
+        3,
+        'device_map must be balanced, or a mapping of components to numbers of GPUs from 0 to 63; "auto" was written',
+    ),
+    "device map of a name": ("models:\n  org/a:\n    device_map: {vae: cuda}\n", 3, "numbers of GPUs from 0 to 63"),
+    "device map of one": ("models:\n  org/a:\n    device_map: {vae: 0}\n", 3, "puts nothing on another GPU than 0"),
+    "device map of a denoiser": (
+        "models:\n  org/a:\n    device_map:\n      vae: 1\n      unet: 1\n",
+        5,
+        "must leave unet on GPU 0, where latents and adapters are; 1 was written: put it on 0",
+    ),
+    "precision against dtype": (
+        "models:\n  org/a:\n    dtype: float16\n    precision: bf16\n",
+        4,
+        "precision bf16 computes in bfloat16, and dtype says float16",
+    ),
     "task twice": ("models:\n  org/a:\n    tasks: [inpainting, inpainting]\n", 3, "names a task twice"),
     "bad task": ("models:\n  org/a:\n    tasks:\n      - text-to-image\n      - painting\n", 5, "text-to-image"),
     "task of another family": (
@@ -307,6 +325,13 @@ def test_the_registry_cannot_be_changed(tmp_path: Path) -> None:
     registry = load(tmp_path, "models:\n  org/a: {}\n")
     with pytest.raises(TypeError):
         registry.models["org/b"] = registry.models["org/a"]  # type: ignore[index]
+
+
+def test_a_device_map_is_a_word_or_the_numbers_of_gpus(tmp_path: Path) -> None:
+    text = f"{TIERS}models:\n  org/a: {{device_map: balanced, tier: A10G, min_vram_gb: 40}}\n"
+    assert load(tmp_path, text).models["org/a"].device_map == "balanced"
+    spec = load(tmp_path, "models:\n  org/a: {device_map: {transformer: 0, text_encoder_2: 1}}\n").models["org/a"]
+    assert spec.device_map == {"transformer": 0, "text_encoder_2": 1}
 
 
 def test_numbers_are_json_numbers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import report
 from benchmarks.gpu.measures import measures_of
 
-MEASURES = {"plain", "floor", "lever taylorseer", "batches 64", "lora", "loading", "layerwise fp8"}
+MEASURES = {"plain", "floor", "lever taylorseer", "batches 64", "lora", "loras mixed", "loading", "layerwise fp8"}
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def test_it_measures_everything_goes_on_where_it_stopped_and_leaves_a_table_and_
     assert not [name for name, outcome in found.items() if "error" in outcome and name != "plain"]
     assert found["lever taylorseer"]["restored"] is True
     assert found["lora"]["layers"] > 0
+    assert {"of_apart", "of_plain"} <= found["loras mixed"].keys()  # numbers of a busy machine may be 0
     assert {*found["batches 64"]["counts"]} == {"1", "2"}
     text = (tmp_path / "figures.md").read_text()
     assert all(f"| flux1-dev | {name.split(',')[0]}" in text for name in MEASURES)

@@ -24,6 +24,7 @@ async def drawn(tmp_path):
     context = make_context(tmp_path, gpu_price_per_hour=1)
     context.engine.levers = (LeverReport("tiny", "compile", "exact", "on", "1.30 times as fast"),)
     await context.draw()
+    await context.ask(action="promote", model="any", version="entry")
     await context.draw(model="any", steps=2)
     context.worker.metrics.answered(200)
     with pytest.raises(Exception, match="widht"):

@@ -24,7 +24,8 @@ def test_schemathesis_finds_no_failure_and_no_undocumented_answer(tmp_path):
     # Of models that are there: one that cannot be fetched is a 502, and the tool finds every id that is listed.
     models = {name: {"source": "file:models/sd1"} for name in ("tiny", "org/other")}
     (tmp_path / "here.yaml").write_text(json.dumps({"models": models}))
-    with WebWorker(tmp_path, models_yaml=tmp_path / "here.yaml", edit_model="tiny") as served:
+    # Discovery of a worker that is offline is one, too.
+    with WebWorker(tmp_path, models_yaml=tmp_path / "here.yaml", edit_model="tiny", discovery=False) as served:
         command = [tool, "run", f"{served.origin}/openapi.json", "--checks", CHECKS, "--max-examples", "5"]
         command += ["--seed", "1", "--generation-database", "none", "--request-timeout", "20", "--no-color"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False, cwd=tmp_path)

@@ -78,6 +78,21 @@ def is_there(pid):
 
 
 @pytest.mark.slow
+def test_a_recipe_that_one_process_saves_is_served_by_all(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    settings = {"API_WORKERS": "2", "API_KEYS": KEY, "ADMIN_KEYS": f"{KEY}-admin", "RECIPES": str(tmp_path / "recipes")}
+    recipe = 'inputs:\n  prompt: {type: text}\nsteps:\n  base: {model: demo, prompt: "${inputs.prompt}"}\n'
+    with start(tmp_path, **settings) as worker:
+        until(lambda: states(worker) == ["ready", "ready"], worker)
+        said = {"name": "plain", "text": recipe}
+        status, body = ask(worker, "/admin/recipes/save", said, Authorization=f"Bearer {KEY}-admin")
+        assert (status, body.get("served")) == (200, True), body
+        # By itself, and by each process once it is told.
+        until(lambda: worker.output.count("models.yaml is reloaded") == 3, worker)
+        assert all("plain" in str(ask(worker, "/models")[1]) for _ in range(8))
+
+
+@pytest.mark.slow
 def test_jobs_are_found_by_every_connection_and_a_killed_process_is_replaced(tmp_path):
     settings = {"API_WORKERS": "2", "API_KEYS": KEY, "ADMIN_KEYS": f"{KEY}-admin", "TMPDIR": str(tmp_path)}
     with start(tmp_path, **settings) as worker:

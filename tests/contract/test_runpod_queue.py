@@ -16,6 +16,8 @@ from tests.fakes.worker_process import WorkerProcess
 from tests.images import drawn_by_diffusers, pixels
 from tests.streams import documented_reader
 
+pytestmark = pytest.mark.slow  # a process that imports torch for each
+
 HANDLER = PROJECT / "handler.py"
 
 
@@ -49,7 +51,6 @@ def slow(platform, seconds, **fields):
     return trial | {"num_inference_steps": max(10, min(150, int(seconds / per_step))), **fields}
 
 
-@pytest.mark.slow
 def test_it_polls_for_jobs_without_having_imported_torch(zoo, tmp_path):
     with (
         RunPodPlatform() as platform,
@@ -61,7 +62,6 @@ def test_it_polls_for_jobs_without_having_imported_torch(zoo, tmp_path):
         assert "libtorch" in Path(f"/proc/{worker.pid}/maps").read_text()
 
 
-@pytest.mark.slow
 def test_fifty_jobs_come_back_each_with_its_own_image(served, zoo):
     prompts = [f"thing number {index}" for index in range(50)]
     ids = [served.submit({"prompt": text, "seed": index}) for index, text in enumerate(prompts)]
@@ -142,7 +142,6 @@ def test_the_official_client_gets_the_image(served, monkeypatch):
     assert pixels(output).shape == (64, 64, 3)
 
 
-@pytest.mark.slow
 def test_an_answer_that_is_too_large_is_encoded_smaller_and_says_so(zoo, tmp_path):
     with RunPodPlatform() as platform:
         platform.max_done_bytes = 40_000
@@ -159,7 +158,6 @@ def test_an_answer_that_is_too_large_is_encoded_smaller_and_says_so(zoo, tmp_pat
             assert record.output["code"] == "result_too_large"
 
 
-@pytest.mark.slow
 def test_an_endpoint_that_streams_hands_over_whole_what_is_over_the_limit(zoo, tmp_path, monkeypatch):
     import runpod
 
@@ -185,7 +183,6 @@ def test_an_endpoint_that_streams_hands_over_whole_what_is_over_the_limit(zoo, t
             assert (record.status, "width" in record.error, "output" in record.view()) == ("FAILED", True, False)
 
 
-@pytest.mark.slow
 def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):
     with RunPodPlatform(hold=1.0) as platform:
         with WorkerProcess(HANDLER, env=worker_env(platform, zoo, tmp_path)) as worker:
@@ -198,7 +195,6 @@ def test_sigterm_lets_the_running_job_finish(zoo, tmp_path):
         assert record.output["seed"] == 1
 
 
-@pytest.mark.slow
 def test_a_job_that_outlasts_the_grace_fails_with_a_reason(zoo, tmp_path):
     with RunPodPlatform(hold=1.0) as platform:
         env = worker_env(platform, zoo, tmp_path, SHUTDOWN_GRACE_SECONDS="0.2")
@@ -212,6 +208,7 @@ def test_a_job_that_outlasts_the_grace_fails_with_a_reason(zoo, tmp_path):
         assert (record.output["code"], record.output["retryable"]) == ("shutting_down", True)
 
 
+@pytest.mark.slow
 def test_sighup_reads_the_models_again(zoo, tmp_path):
     models = zoo / "reloaded.yaml"
     models.write_text((zoo / "models.yaml").read_text())

@@ -28,6 +28,8 @@ from worker.app.build import build_worker
 from worker.app.settings import Settings
 from worker.service.limits.api_keys import new_key
 
+pytestmark = pytest.mark.slow  # processes of their own
+
 HANDLER = PROJECT / "handler.py"
 FROG = {"prompt": "a green frog", "seed": 7, "num_inference_steps": 8}
 SECTION = (PROJECT / "docs/api.md").read_text().split("\n## The HTTP server\n")[1].split("\n## ")[0]

@@ -28,6 +28,7 @@ from worker.core.turn import StopSignal
 
 # What companions share. A field that is new in Job belongs here, or among the others if a call can take one for each.
 SHARED = {
+    "is_spare",
     *("call", "params", "scheduler", "video", "words", "mixes"),
     *("generates", "adapters", "finishing", "quality"),
 }
@@ -43,6 +44,7 @@ OF_ONE_JOB = {
         "stop",
         "warnings",
         "accepted_at",
+        "choice",
         "mask_reading",
     )
 }
@@ -58,6 +60,9 @@ def image(colour=0, width=64):
 
 def start_from(raster):
     return (Media("image", (raster,), "image", "image"),)
+
+
+WORD = LoraKeys(embeddings={"zzz": {"*": "k"}})
 
 
 def batch(**changes):
@@ -93,6 +98,12 @@ def lora(weight=1.0, sha256="f" * 64, downloaded=0, keys=None):
 def embedding(token="zzz", sha256="f" * 64):
     files, detection = ModelFiles(Path("/e"), 5), Detection(Kind.TEXTUAL_INVERSION, "safetensors")
     return AdapterFiles(Adapter(EmbeddingSpec(model="e", token=token)), files, detection, sha256)
+
+
+def vae():
+    return AdapterFiles(
+        Adapter(VaeSpec(model="v")), ModelFiles(Path("/v"), 5), Detection(Kind.VAE, "diffusers"), "f" * 64
+    )
 
 
 def control(**changes):
@@ -150,14 +161,14 @@ def test_what_is_each_ones_own_keeps_nobody_apart(changes):
         {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "eta": 1.0}},
         {"params": {"num_inference_steps": 5, "guidance_scale": 7.5, "width": 64}},
         {"scheduler": SchedulerChoice("euler", "EulerDiscreteScheduler")},
-        {"adapters": (Adapter(LoraSpec(model="l")),)},
         {"adapters": (Adapter(VaeSpec(model="v")),)},
         {"lightning": True},
         {"video": VideoRequest(8.0)},
         {"media": start_from(image())},
         {"files": ModelFiles(Path("/m"), 10, revision="def")},
         {"files": ModelFiles(Path("/m"), 10, revision="abc", parts={"vae": Path("/v")})},
-        {"adapter_files": (lora(),)},
+        {"adapter_files": (lora(keys=WORD),)},
+        {"video": VideoRequest(8.0), "adapter_files": (lora(),)},
     ],
     ids=str,
 )
@@ -178,20 +189,50 @@ def test_images_may_differ_but_not_their_sizes():
     assert batch(media=start_from(image(1, width=32))).batch_key != first
 
 
+def test_jobs_with_other_loras_and_without_may_meet():
+    """Each image of a call can have its own; but a word that a file brings would be one in every prompt."""
+    assert batch(adapter_files=(lora(),)).batch_key == batch().batch_key
+    assert batch(adapter_files=(lora(), embedding())).batch_key == batch(adapter_files=(embedding(),)).batch_key
+    assert batch(adapter_files=(lora(), embedding())).batch_key != batch().batch_key
+    videos = [
+        batch(video=VideoRequest(8.0), adapter_files=files).batch_key for files in ((lora(),), (lora(weight=0.5),))
+    ]
+    assert videos[0] != videos[1]
+
+
 def test_a_lora_is_known_by_content_and_weight():
-    first = batch(adapter_files=(lora(),)).batch_key
-    assert batch(adapter_files=(lora(downloaded=100, keys=LoraKeys(unknown=("k",))),)).batch_key == first
-    assert batch(adapter_files=(lora(weight=0.5),)).batch_key != first
-    assert batch(adapter_files=(lora(sha256="e" * 64),)).batch_key != first
-    assert batch(adapter_files=(lora(), lora())).batch_key != first
+    first = batch(adapter_files=(lora(),)).lora_key
+    assert batch(adapter_files=(lora(downloaded=100, keys=LoraKeys(unknown=("k",))),)).lora_key == first
+    assert batch(adapter_files=(lora(weight=0.5),)).lora_key != first
+    assert batch(adapter_files=(lora(sha256="e" * 64),)).lora_key != first
+    assert batch(adapter_files=(lora(), lora())).lora_key != first
+    assert batch().lora_key != first
+
+
+def test_joined_jobs_share_their_loras_or_have_their_own():
+    first, second = (
+        batch(id="a", adapter_files=(lora(), embedding())),
+        batch(id="b", adapter_files=(lora(), embedding())),
+    )
+    shared = Batch.joined([first, second])
+    assert [job.id for job in shared.jobs] == ["a", "b"]
+    assert (shared.adapters, shared.own_loras) == (first.adapters, {})
+    assert shared.alike() == shared
+    other = batch(id="c", adapter_files=(lora(weight=0.5), embedding()))
+    mixed = Batch.joined([first, second, other])
+    assert [item.kind for item in mixed.adapters] == [Kind.TEXTUAL_INVERSION]
+    assert {name: loras[0].adapter.spec.weight for name, loras in mixed.own_loras.items()} == {"a": 1, "b": 1, "c": 0.5}
+    assert len(mixed.all_adapters) == 4
+    assert mixed.alike() == shared
+    assert replace(mixed, jobs=mixed.jobs[2:]).alike() == other
 
 
 def test_adapters_are_shared_in_their_order():
-    first = batch(adapter_files=(lora(), embedding())).batch_key
-    assert batch(adapter_files=(lora(), embedding())).batch_key == first
-    assert batch(adapter_files=(embedding(), lora())).batch_key != first
-    assert batch(adapter_files=(lora(), embedding(token="yyy"))).batch_key != first
-    assert batch(adapter_files=(lora(), embedding(sha256="e" * 64))).batch_key != first
+    first = batch(adapter_files=(vae(), embedding())).batch_key
+    assert batch(adapter_files=(vae(), embedding())).batch_key == first
+    assert batch(adapter_files=(embedding(), vae())).batch_key != first
+    assert batch(adapter_files=(vae(), embedding(token="yyy"))).batch_key != first
+    assert batch(adapter_files=(vae(), embedding(sha256="e" * 64))).batch_key != first
 
 
 def test_a_control_is_known_by_its_image_and_how_it_is_followed():

@@ -15,7 +15,10 @@ import yaml
 from tests.contract.deploy_page import SETTINGS
 from worker.app.settings import PROJECT_DIR, Settings
 from worker.catalog.registry import load_registry
+from worker.core import errors
 from worker.remote.fleet_file import read_fleet
+from worker.service.alerts.measures import MEASURES
+from worker.service.alerts.rules_file import read_rules
 from worker.service.usage.metrics import Metrics
 from worker.store.refs import parse_reference
 
@@ -69,6 +72,7 @@ def test_a_manifest_is_valid_by_its_published_schema(name: str) -> None:
     jsonschema.Draft202012Validator(schema_of(document)).validate(document)
 
 
+RULES = yaml.safe_load((DEPLOY / "monitoring" / "rules.yml").read_text())
 MISTAKES = [
     ("worker.yaml StatefulSet", ("spec", "template", "spec", "containers", 0), "livenesProbe", {}),
     ("worker.yaml StatefulSet", ("spec",), "replicas", "two"),
@@ -179,6 +183,7 @@ def queries() -> Iterator[str]:
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         yield from (target["expr"] for target in panel["targets"])
     yield from (item["metadata"]["query"] for item in ALL["scaling.yaml ScaledObject"]["spec"]["triggers"])
+    yield from (rule["expr"] for group in RULES["groups"] for rule in group["rules"])
 
 
 def test_queries_ask_for_metrics_and_labels_that_there_are() -> None:
@@ -187,6 +192,9 @@ def test_queries_ask_for_metrics_and_labels_that_there_are() -> None:
     metrics = Metrics("0", lambda: Load(running=0, queued=0))
     text = metrics.exposition().decode()
     known = dict(re.findall(r"^# TYPE (imgworker_\w+) (\w+)$", text, re.M))
+    page = (PROJECT_DIR / "docs/observability.md").read_text()  # which another test holds against the metrics
+    labels = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| `imgworker_\w+` \| \w+ \|([^|]*)\|", page, re.M))))
+    codes = {code for cls in vars(errors).values() if isinstance(cls, type) and (code := getattr(cls, "code", None))}
     scraped = yaml.safe_load((DEPLOY / "monitoring/prometheus.yml").read_text())["scrape_configs"]
     apps = {config["static_configs"][0]["labels"]["app"] for config in scraped}
     for query in queries():
@@ -194,6 +202,8 @@ def test_queries_ask_for_metrics_and_labels_that_there_are() -> None:
             base = re.sub(r"_(bucket|sum|count)$", "", name)
             assert name in known or known.get(base) == "histogram", name
         assert set(re.findall(r'app="([^"]+)"', query)) <= apps
+        assert set(re.findall(r'(\w+)=~?"', query)) <= labels | {"app", "instance", "pod", "le"}, query
+        assert {code for choice in re.findall(r'code=~?"([^"]+)"', query) for code in choice.split("|")} <= codes
 
 
 def test_prometheus_is_told_of_all_services_of_compose() -> None:
@@ -211,6 +221,25 @@ def test_promtool_takes_the_configuration(file: str, tmp_path: Path) -> None:
     for job in config["scrape_configs"]:
         job.pop("kubernetes_sd_configs", None)  # Debian's build is without it
     (tmp_path / file).write_text(yaml.safe_dump(config))
+    shutil.copy(DEPLOY / "monitoring" / "rules.yml", tmp_path)
     command = ["promtool", "check", "config", "--syntax-only", str(tmp_path / file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
+def test_promtool_makes_every_alert_fire_and_none_of_a_worker_at_peace(tmp_path: Path) -> None:
+    shutil.copy(DEPLOY / "monitoring" / "rules.yml", tmp_path)
+    played = yaml.safe_load((Path(__file__).parent / "rules.test.yml").read_text())
+    expected = {sample["labels"] for sample in played["tests"][0]["promql_expr_test"][0]["exp_samples"]}
+    names = {rule["alert"] for group in RULES["groups"] for rule in group["rules"]}
+    assert expected == {f'{{alertname="{name}"}}' for name in names}
+    shutil.copy(Path(__file__).parent / "rules.test.yml", tmp_path)
+    command = ["promtool", "test", "rules", "rules.test.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_example_of_alerts_is_read() -> None:
+    file = read_rules(DEPLOY / "monitoring" / "alerts.yaml", {}.get, lambda url: None)
+    assert {rule.measure for rule in file.rules.values()} == {*MEASURES} - {"queue_length"}

@@ -214,6 +214,7 @@ def test_progress_comes_through_the_gateway_and_a_cancel_reaches_the_container(
     assert gateway.get(f"/v2/any/status/{id_}").json()["status"] == "CANCELLED"
 
 
+@pytest.mark.slow
 def test_the_modal_program_deploys_the_file(tmp_path: Path) -> None:
     with ModalPlatform() as platform:
         command = [sys.executable, "-m", "modal", "deploy", str(PROJECT / "deploy" / "modal_app.py")]

@@ -14,6 +14,7 @@ PIPELINES = {
     "union": "StableDiffusionXLControlNetUnionPipeline",
     "flux": "FluxControlNetPipeline",
     "t2i": "StableDiffusionAdapterPipeline",
+    "xl-t2i": "StableDiffusionXLAdapterPipeline",
 }
 _ids = itertools.count()
 

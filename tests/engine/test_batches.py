@@ -8,17 +8,21 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.answers import files_of
 from tests.asking import perform
+from tests.builders import lora_for
 from tests.engine.test_generation import draw, quiet
 from tests.engine.test_isolation import failing_once, on_engine
-from tests.images import encoded, gradient, pixels
+from tests.images import assert_differs, encoded, gradient, pixels
+from tests.loras import build, lora
 from tests.waiting import LIMIT_S
 from worker.app.build import build_worker
 from worker.core.device import DeviceInfo
-from worker.core.errors import InvalidOutput, JobCancelled
+from worker.core.errors import IncompatibleAdapter, InvalidOutput, JobCancelled
 from worker.engine import engine as engine_module
+from worker.engine.adapters import mixing
 from worker.service.local.pace import Paces
 
 _ids = itertools.count()
@@ -99,13 +103,97 @@ async def test_several_images_from_one_image_are_each_as_if_drawn_alone(worker, 
 
 
 async def test_a_lora_is_shared_by_the_batch_and_kept_from_the_others(batching, alone, zoo):
-    lora = [f"file:{zoo}/models/lora.safetensors"]
-    styled = [{**job, "loras": lora} for job in TEXTS]
+    styled = [{**job, "loras": [f"file:{zoo}/models/lora.safetensors"]} for job in TEXTS]
     answers = await together(batching, *styled, *TEXTS)
     assert [answer["timings"]["batch_size"] for answer in answers] == [3] * 6
     for answer, job in zip(answers, [*styled, *TEXTS], strict=True):
         assert_same(pixels(answer), pixels(await alone(**job)))
     assert all(answer["loras"][0]["matched"] for answer in answers[:3])
+
+
+LORAS = {"tiny": "lora", "tiny-xl": "lora-sdxl", "tiny-sd3": "lora-sd3", "tiny-flux": "lora-flux"}
+
+
+@pytest.fixture(scope="session")
+def two_loras(zoo):
+    """Two LoRA files for each model."""
+    made = {}
+    for model, name in LORAS.items():
+        folder = zoo / "models" / {"tiny": "sd1"}.get(model, model.removeprefix("tiny-").replace("xl", "sdxl"))
+        paths = [zoo / f"models/{name}-{seed}.safetensors" for seed in (5, 6)]
+        made[model] = [f"file:{lora_for(folder, path, rank=2 + at, seed=at)}" for at, path in enumerate(paths)]
+    return made
+
+
+@pytest.mark.parametrize("model", LORAS)
+@pytest.mark.parametrize("jobs", [TEXTS, IMAGES], ids=["text", "image"])
+@pytest.mark.quick_rows(2)
+async def test_jobs_with_different_loras_and_without_share_a_call(batching, alone, two_loras, model, jobs):
+    first, second = two_loras[model]
+    sets = ([{"model": first, "weight": 0.8}], [], [first, {"model": second, "weight": -0.5}])
+    jobs = [
+        {**job, "model": model, "width": 64, "height": 64, **({"loras": chosen} if chosen else {})}
+        for job, chosen in zip(jobs, sets, strict=True)
+    ]
+    answers = await together(batching, *jobs)
+    assert [answer["timings"]["batch_size"] for answer in answers] == [3, 3, 3]
+    for answer, job, chosen in zip(answers, jobs, sets, strict=True):
+        weights = [item["weight"] if isinstance(item, dict) else 1.0 for item in chosen]
+        assert [item["weight"] for item in answer.get("loras", ())] == weights
+        single = await alone(**job)
+        assert_same(pixels(answer), pixels(single))
+        if chosen:
+            assert_differs(pixels(single), pixels(await alone(**{**job, "loras": []})))
+
+
+async def test_a_lora_of_the_text_encoder_changes_its_own_prompt_only(batching, alone, benches, zoo):
+    pipe, path = benches("sd1").pipe, zoo / "models/lora-words.safetensors"
+    layers = [name for name, _ in pipe.text_encoder.named_modules() if name.endswith(("q_proj", "fc1"))]
+    build(pipe, "text_encoder", layers, lora, seed=3).save(path)
+    first, second, third = ({**job, "width": 64, "height": 64} for job in TEXTS)
+    for prompt, size in (("a plum", 3), ("a (plum:1.4)", 1)):  # weighted ones are read one by one
+        jobs = [{**first, "prompt": prompt, "loras": [f"file:{path}"]}, {**second, "prompt": prompt}, third]
+        answers = await together(batching, *jobs)
+        assert answers[0]["timings"]["batch_size"] == size
+        for answer, job in zip(answers, jobs, strict=True):
+            assert_same(pixels(answer), pixels(await alone(**job)))
+        assert_differs(pixels(answers[0]), pixels(await alone(**{**jobs[0], "loras": []})))
+
+
+async def test_loras_that_cannot_be_mixed_are_generated_one_after_the_other(batching, alone, two_loras, monkeypatch):
+    """A pipeline that calls its denoiser with each image by itself: no row of it is all of the call's."""
+    await warm(batching)
+    tries = []
+
+    def one_by_one(pipe):
+        forward = pipe.unet.forward
+        pipe.unet.forward = lambda sample, *rest, **more: tries.append(len(sample)) or forward(sample, *rest, **more)
+
+    on_engine(batching, one_by_one)
+    monkeypatch.setattr(mixing, "_LATENTS", ())
+    monkeypatch.setattr(mixing.torch, "equal", lambda *_: False)
+    jobs = [{**job, "loras": [two_loras["tiny"][at]]} for at, job in zip((0, 1, 0), TEXTS, strict=True)]
+    for turn in range(2):
+        answers = await together(batching, *jobs)
+        assert [answer["timings"]["batch_size"] for answer in answers] == [2, 1, 2]
+        for answer, job in zip(answers, jobs, strict=True):
+            assert_same(pixels(answer), pixels(await alone(**job)))
+        assert 6 not in tries, turn  # the three were never in one call
+
+
+@pytest.mark.slow
+async def test_a_lora_that_does_not_fit_is_one_jobs_error(batching, alone, two_loras, zoo):
+    """Its header has the right names; that its tensors have other sizes is seen where they are put on."""
+    path = zoo / "models/lora-narrow.safetensors"
+    tensors = load_file(two_loras["tiny"][0].removeprefix("file:"))
+    save_file({name: tensor[..., :3].contiguous() for name, tensor in tensors.items()}, path)
+    sets = ([two_loras["tiny"][0]], [f"file:{path}"], [])
+    jobs = [{**job, "loras": chosen} if chosen else job for job, chosen in zip(TEXTS, sets, strict=True)]
+    tasks = [asyncio.create_task(draw(batching, **job)) for job in jobs]
+    got = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(got[1], IncompatibleAdapter)
+    for index in (0, 2):
+        assert_same(pixels(got[index]), pixels(await alone(**jobs[index])))
 
 
 async def test_nan_in_one_image_is_one_jobs_error(batching, alone):
@@ -159,8 +247,8 @@ async def test_the_plans_memory_bounds_a_call(batching, alone, monkeypatch):
     seen = []
     call = engine_module.call_pipeline
 
-    def watched(pipe, batch, given, emit, at_once):
-        found = call(pipe, batch, given, emit, at_once)
+    def watched(pipe, batch, given, emit, at_once, mixture):
+        found = call(pipe, batch, given, emit, at_once, mixture)
         seen.append((at_once, len(found)))
         return found
 

@@ -238,6 +238,12 @@ def fresh(shop):
     return shop
 
 
+async def test_a_size_that_only_the_model_takes_is_refused_with_the_nearest(fresh):
+    """An adapter for SDXL unshuffles sixteen pixels a side, and its model works in eights."""
+    said = "height must be a multiple of 16 with this control, and is 72; send 64."
+    await fresh.refused("parameter_out_of_range", said, "xl-t2i", {}, field="height", height=72)
+
+
 async def test_what_cannot_be_done_is_refused_before_anything_is_loaded(fresh):
     control = f"file:{fresh.pairs['sd1'].control}"
     adapter, union = f"file:{fresh.pairs['t2i'].control}", f"file:{fresh.pairs['union'].control}"

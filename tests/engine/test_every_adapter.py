@@ -80,7 +80,7 @@ async def ask(worker, **fields):
     return await perform(worker, payload, f"batched-{next(_ids)}", lambda progress: None)
 
 
-@pytest.mark.quick_rows(3)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_batch_draws_what_each_job_draws_alone(workers, zoo, name):
     alone, batching = workers

@@ -37,13 +37,13 @@ def plain(bench: Bench, seed: int = 11, which: str = "narrow") -> Lora:
 def reads(monkeypatch):
     """The names of the files that were read."""
     seen: list[str] = []
-    original = lora_module._read
+    original = lora_module.read_tensors
 
     def read(file):
         seen.append(file.files.root.name)
         return original(file)
 
-    monkeypatch.setattr(lora_module, "_read", read)
+    monkeypatch.setattr(lora_module, "read_tensors", read)
     return seen
 
 

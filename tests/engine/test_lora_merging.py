@@ -14,6 +14,7 @@ from worker.core.errors import JobCancelled
 from worker.engine.adapters import merging
 from worker.engine.adapters.lora import LoraCache
 from worker.engine.adapters.merging import MergeCache
+from worker.engine.adapters.targets import modules_of
 
 X = loras.normal(2, 32, 6, 6, seed=3)
 
@@ -55,6 +56,16 @@ def with_loras(cache, pipe, adapters, **options):
 
 def addresses(pipe):
     return [parameter.data_ptr() for parameter in pipe.transformer.parameters()]
+
+
+def test_modules_are_walked_as_torch_walks_them(pipe):
+    net = pipe.transformer
+    net.again, net.none, net.inner = (
+        net.first,
+        None,
+        nn.ModuleList([nn.Sequential(net.conv, nn.SiLU()), nn.Linear(1, 1)]),
+    )
+    assert [*modules_of(net).items()] == [*net.named_modules()]
 
 
 @pytest.mark.parametrize("algorithm", [name for name, (_, where) in ALGORITHMS.items() if where != NORM])

@@ -14,7 +14,7 @@ from tests.asking import perform
 from tests.images import encoded, gradient
 from tests.zoo.modular.own import anima
 from tests.zoo.served import answered, zoo_worker
-from worker.catalog.classes.modular import modular_inputs, modular_outputs, modular_pipelines
+from worker.catalog.classes.modular import has_lora_loader, modular_inputs, modular_outputs, modular_pipelines
 from worker.catalog.detector import detect
 from worker.core.errors import InvalidRequest, JobCancelled, UnsupportedModel
 from worker.core.job import Batch
@@ -156,7 +156,6 @@ def test_a_class_that_makes_only_sound_is_refused_before_anything_is_fetched(fol
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"loras": ["file:nowhere.safetensors"]}, "loras is not taken by .* a modular repository"),
         ({"vae": "file:nowhere.safetensors"}, "vae is not taken by"),
         ({"controlnets": [{"model": "file:nowhere", "image": encoded(gradient(64, 64))}]}, "controlnets is not taken"),
         ({"mask_image": encoded(gradient(64, 64)), "image": encoded(gradient(64, 64))}, "mask_image"),
@@ -181,6 +180,11 @@ def test_declarations_that_it_does_not_take_are_refused(folder, declared, words)
     spec = ModelSpec(id="anima", source=parse_reference(f"file:{folder}"), **declared)
     with pytest.raises(UnsupportedModel, match=words):
         zoo_worker(folder.parent).resolver.detect(spec)
+
+
+@pytest.mark.parametrize("name", sorted(modular_pipelines()))
+def test_loras_are_taken_where_diffusers_has_a_loader_for_the_class(name):
+    assert has_lora_loader(name) is hasattr(getattr(diffusers, name), "load_lora_weights")
 
 
 @pytest.mark.parametrize("name", sorted(modular_pipelines()))

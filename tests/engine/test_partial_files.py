@@ -65,7 +65,7 @@ def base(whole, tmp_path):
     return folder
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["org/tune", "civitai:1"])
 async def test_it_draws_what_the_whole_model_draws_and_the_bases_denoiser_is_not_fetched(
     reference, sites, connected, whole, base

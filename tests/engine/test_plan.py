@@ -7,14 +7,22 @@ import pytest
 
 from worker.catalog.call import Model
 from worker.catalog.families.row import FEW_STEP_SCHEDULERS
+from worker.core import precision as precisions
 from worker.core.device import DeviceInfo
-from worker.core.errors import OutOfMemory
+from worker.core.errors import OutOfMemory, UnsupportedModel
 from worker.core.model import Detection, Kind, ModelFiles, ModelSource, ModelSpec
+from worker.core.precision import Reducible
 from worker.engine.machine import only_cpu
 from worker.engine.plan import GIB, make_plan, resident_key
 
 # SDXL in half precision: UNet 4.8 GiB, text encoders 0.2 and 1.3, VAE 0.2.
 SDXL = {"unet": 2_567_463_684, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840, "vae": 83_653_863}
+
+REDUCIBLE = {
+    "unet": Reducible(2_000_000_000, 400_000_000),
+    "text_encoder": Reducible(80_000_000),
+    "text_encoder_2": Reducible(600_000_000),
+}
 
 
 def plan(
@@ -30,9 +38,18 @@ def plan(
     packed=None,
     total_bytes=0,
     variant=None,
+    precision=None,
+    held=0,
 ):
-    spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"), dtype=dtype, min_vram_gb=minimum)
-    files = ModelFiles(root, total_bytes, parameters=SDXL if parameters is None else parameters, packed=packed or {})
+    source = ModelSource(scheme="hf", locator="a/m")
+    spec = ModelSpec(id="m", source=source, dtype=dtype, min_vram_gb=minimum, precision=precision)
+    files = ModelFiles(
+        root,
+        total_bytes,
+        parameters=SDXL if parameters is None else parameters,
+        packed=packed or {},
+        reducible=REDUCIBLE if parameters is None else {},
+    )
     found = Detection(
         Kind.PIPELINE,
         "diffusers",
@@ -43,11 +60,11 @@ def plan(
         few_steps=FEW_STEP_SCHEDULERS.get(variant or ""),
     )
     info = DeviceInfo(device, "a device", int((total or gib) * GIB), int(gib * GIB))
-    return make_plan(Model(spec, found), files, info, megapixels=1.0)
+    return make_plan(Model(spec, found), files, info, megapixels=1.0, held_bytes=held)
 
 
 @pytest.mark.parametrize(
-    ("gib", "offload"), [(80, "none"), (24, "none"), (10, "none"), (8, "model"), (3, "sequential")]
+    ("gib", "offload"), [(80, "none"), (24, "none"), (10, "none"), (8.7, "group"), (8, "model"), (3, "sequential")]
 )
 def test_offloading_follows_the_free_memory(gib, offload):
     assert plan("cuda", gib, dtype="float16").offload == offload
@@ -73,11 +90,79 @@ def test_a_cpu_does_not_offload_and_needs_float32():
         ("cuda", None, "bfloat16"),
         ("cuda", "float32", "float32"),
         ("mps", "bfloat16", "float16"),
+        ("mps", None, "float16"),
         ("cpu", "bfloat16", "float32"),
     ],
 )
 def test_the_dtype_is_the_models_where_the_device_can(device, wanted, got):
     assert plan(device, 80, dtype=wanted).dtype == got
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Nothing but what comes with the worker is installed."""
+    monkeypatch.setattr(precisions, "find_spec", lambda package: None)
+
+
+@pytest.fixture
+def equipped(monkeypatch):
+    """All packages that hold weights are installed."""
+    monkeypatch.setattr(precisions, "find_spec", lambda package: package)
+
+
+WHOLE = sum(SDXL.values())
+MATRICES = sum(each.matrices for each in REDUCIBLE.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "quantizer", "weights"),
+    [
+        (None, "fp16", None, 2 * WHOLE),
+        ("fp32", "fp32", None, 4 * WHOLE),
+        ("fp8", "fp8", "casting", 2 * WHOLE - (MATRICES + 400_000_000)),  # convolutions too
+        ("int8", "int8", "gguf", 2 * WHOLE - MATRICES + MATRICES // 16),
+        ("4bit", "4bit", "gguf", 2 * WHOLE - 2 * MATRICES + 5 * MATRICES // 8),
+        ("auto", "fp16", None, 2 * WHOLE),
+    ],
+)
+def test_a_precision_is_counted_in_its_own_bytes(bare, asked, held, quantizer, weights):
+    made = plan("cuda", 80, dtype="float16", precision=asked)
+    assert (made.precision, made.quantizer, made.offload) == (held, quantizer, "none")
+    assert made.weight_bytes == weights
+    assert made.dtype == ("float32" if asked == "fp32" else "float16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "quantizer"),
+    [("int8", "torchao"), ("8bit", "bitsandbytes"), ("4bit", "bitsandbytes"), ("fp8", "casting")],
+)
+def test_what_is_installed_holds_the_weights_on_a_gpu_and_ours_where_they_are_offloaded(equipped, asked, quantizer):
+    assert plan("cuda", 80, precision=asked).quantizer == quantizer
+    offloaded = plan("cuda", 6 if asked != "4bit" else 5.4, precision=asked)
+    assert (offloaded.offload, offloaded.quantizer) == ("model", "casting" if asked == "fp8" else "gguf")
+
+
+def test_auto_takes_the_nearest_that_fits_and_offloads_only_what_none_fits(bare):
+    made = {gib: plan("cuda", gib, dtype="float16", precision="auto") for gib in (10, 8, 6, 3)}
+    assert [(each.precision, each.offload) for each in made.values()] == [
+        ("fp16", "none"), ("fp8", "none"), ("4bit", "none"), ("fp16", "sequential")
+    ]  # fmt: skip
+    assert made[8].reasons[1] == "weights in fp8 by casting, since all at once is too large"
+
+
+def test_what_a_device_does_not_have_is_refused_with_what_it_has(bare):
+    with pytest.raises(UnsupportedModel, match=r"precision fp8 .* Apple's GPUs; use fp16, int8 or 4bit") as refused:
+        plan("mps", 80, precision="fp8")
+    assert refused.value.field == "precision"
+    assert plan("mps", 80, precision="4bit").quantizer == "gguf"
+    assert plan("cpu", 80, precision="bf16").dtype == "bfloat16"
+
+
+def test_two_precisions_are_two_residents():
+    spec = ModelSpec(id="m", source=ModelSource(scheme="hf", locator="a/m"))
+    files = ModelFiles(Path("m"), 1)
+    keys = {resident_key(spec.model_copy(update={"precision": asked}), files) for asked in (None, "fp8", "int8")}
+    assert len(keys) == 3
 
 
 def test_a_gpu_below_the_models_minimum_is_refused():
@@ -182,7 +267,8 @@ def test_a_controlnet_counts_beside_the_model_however_that_is_offloaded():
     alone = planned(80, 0).estimated_bytes
     assert planned(80, 2.5).estimated_bytes - alone == int(2.5 * GIB)
     free = alone / GIB + 0.1
-    assert (planned(free, 0).offload, planned(free, 1).offload) == ("none", "model")
+    offloads = [planned(free, beside).offload for beside in (0, 0.5, 1.5)]
+    assert offloads == ["none", "group", "model"]
 
 
 def test_a_machine_without_a_gpus_driver_has_a_cpu_only_and_one_with_it_is_asked(tmp_path):

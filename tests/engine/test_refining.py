@@ -146,10 +146,10 @@ async def test_image_to_image_is_refined_too(worker):
 async def test_progress_counts_both_and_a_cancel_leaves_nothing(worker):
     before = pixels(await ask(worker))
     generation, seen, jobs = worker.operations.generation, [], []
-    accept = generation.accept
+    accept = generation._accept
 
-    async def accept_and_keep(request, job_id):
-        jobs.append(await accept(request, job_id))
+    async def accept_and_keep(asked):
+        jobs.append(await accept(asked))
         return jobs[-1]
 
     def emit(progress):
@@ -158,18 +158,18 @@ async def test_progress_counts_both_and_a_cancel_leaves_nothing(worker):
             if progress.step / progress.total > 0.5:
                 jobs[-1].stop.cancel()
 
-    generation.accept = accept_and_keep
+    generation._accept = accept_and_keep
     with pytest.raises(JobCancelled):
         await ask(worker, emit, refiner={"model": "refiner", "start": 0.4})
     assert seen == sorted(seen)
     assert seen[-1] > 0.5
-    generation.accept = accept
+    generation._accept = accept
     assert np.array_equal(pixels(await ask(worker)), before)
 
 
 async def test_the_published_refiner_is_taken_without_a_look_at_it(worker):
     request = decode_generation({"prompt": "x", "refiner": "org/sdxl-refiner"})
-    job = await worker.operations.generation.accept(request, "job")
+    job = await worker.operations.generation.acceptor.accept(request, "job")
     assert job.finishing.refiner.call.pipeline == "StableDiffusionXLImg2ImgPipeline"
     assert job.finishing.refiner.call.detection.architecture == "sdxl-refiner"
 

@@ -104,7 +104,7 @@ def test_every_name_on_offer_draws_an_image(zoo, folder):
         assert image.std() > 1 and image.shape == (64, 64, 3), name
 
 
-@pytest.mark.quick_rows(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", _PIPELINES)
 def test_every_schedule_on_offer_reaches_its_scheduler_and_makes_a_difference(zoo, folder):
     pipe, fit = loaded(zoo, folder), fit_for(folder)

@@ -215,10 +215,10 @@ async def test_a_pipeline_without_callbacks_tells_its_steps_and_stops_at_one(sho
     assert [(item.step, item.total) for item in seen if item.phase == "inference"] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
     generation, steps = shop.operations.generation, []
-    accept = generation.accept
+    accept = generation._accept
 
-    async def accept_and_keep(request, job_id):
-        generation.job = await accept(request, job_id)
+    async def accept_and_keep(asked):
+        generation.job = await accept(asked)
         return generation.job
 
     def cancel(progress):
@@ -227,12 +227,12 @@ async def test_a_pipeline_without_callbacks_tells_its_steps_and_stops_at_one(sho
             if progress.step == 2:
                 generation.job.stop.cancel()
 
-    generation.accept = accept_and_keep
+    generation._accept = accept_and_keep
     try:
         with pytest.raises(JobCancelled):
             await ask(shop, cancel, model="ddim", num_inference_steps=50)
     finally:
-        del generation.accept
+        del generation._accept
     assert steps == [0, 1, 2]
     before = pixels(await ask(shop, model="ddim"))
     assert np.array_equal(before, pixels(await ask(shop, model="ddim")))

@@ -163,10 +163,10 @@ async def test_what_is_transparent_stays_so(worker):
 
 async def test_it_stops_between_tiles(worker):
     generation, steps = worker.operations.generation, []
-    accept, jobs = generation.accept, []
+    accept, jobs = generation._accept, []
 
-    async def accept_and_keep(request, job_id):
-        jobs.append(await accept(request, job_id))
+    async def accept_and_keep(asked):
+        jobs.append(await accept(asked))
         return jobs[-1]
 
     def cancel(progress):
@@ -175,11 +175,11 @@ async def test_it_stops_between_tiles(worker):
             if progress.step == 2:
                 jobs[-1].stop.cancel()
 
-    generation.accept = accept_and_keep
+    generation._accept = accept_and_keep
     with pytest.raises(JobCancelled):
         await ask(worker, cancel, model="esrgan", image=encoded(SHARP), tile=64)
     assert steps[-2:] == [(1, 4), (2, 4)]
-    generation.accept = accept
+    generation._accept = accept
     again = await ask(worker, model="esrgan", image=encoded(SHARP))
     assert np.abs(pixels(again).astype(int) - enlarged("esrgan", SHARP)).max() <= 1
 

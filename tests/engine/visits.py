@@ -156,22 +156,22 @@ async def pay(worker: Worker, visit: Visit) -> tuple[str, ...]:
     """What the worker answers to `visit`: its images as base64, or its error's code."""
     signals: list[_Signal] = []
     generation = worker.operations.generation
-    accept = generation.accept
+    accept = generation._accept
 
-    async def accept_and_watch(request: Any, job_id: str) -> Job:
-        job = await accept(request, job_id)
+    async def accept_and_watch(asked: Any) -> Job:
+        job = await accept(asked)
         signals.append(_Signal(600))
         object.__setattr__(job, "stop", signals[0])
         return job
 
-    generation.accept = accept_and_watch  # type: ignore[method-assign]
+    generation._accept = accept_and_watch  # type: ignore[method-assign]
     payload = {"prompt": "a red apple", "seed": 7, **visit.fields}
     try:
         answer = await perform(worker, payload, f"visit-{next(_ids)}", _trouble(worker, visit, signals))
     except WorkerError as error:
         return (error.code,)
     finally:
-        del generation.accept
+        del generation._accept
     return tuple(files_of(answer))
 
 

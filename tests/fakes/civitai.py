@@ -18,12 +18,39 @@ LOGIN_PAGE = "<!DOCTYPE html><html><head><title>Civitai | Sign in</title></head>
 SIGNATURE = "X-Amz-Signature=5ec4e7"
 
 
+class Hollow:
+    """A file of `size` bytes that begins with `head`; the zeros behind it are nowhere until they are asked for."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        self._head, self._size = head, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, span: slice) -> bytes:
+        start, stop, _ = span.indices(self._size)
+        part = self._head[start:stop]
+        return part + bytes(stop - start - len(part))
+
+
+Content = bytes | Hollow
+
+
+def _seal(content: Content) -> bytes:
+    """What digests of a file are made of."""
+    return content if isinstance(content, bytes) else content[:4096]
+
+
+def _sha256(content: Content) -> str:
+    return hashlib.sha256(_seal(content)).hexdigest().upper()
+
+
 class FakeStorage(FakeServer):
     """The object store: knows signed links, never tokens."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.files: dict[int, bytes] = {}
+        self.files: dict[int, Content] = {}
         self.ranges = True
         """Whether ranges are answered with ranges."""
 
@@ -37,11 +64,11 @@ class FakeStorage(FakeServer):
         if SIGNATURE not in request.query_string:
             return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
         content = self.files[int(request.match_info["file"])]
-        headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Content-Type": "application/octet-stream"}
+        headers = {"ETag": f'"{hashlib.md5(_seal(content)).hexdigest()}"', "Content-Type": "application/octet-stream"}
         span = request.http_range if self.ranges else slice(None, None)
         first, stop = span.start or 0, min(span.stop or len(content), len(content))
         if span.start is None and span.stop is None:
-            return web.Response(body=content, headers=headers)
+            return web.Response(body=content[:], headers=headers)
         if first >= len(content):
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(content)}"})
         headers["Content-Range"] = f"bytes {first}-{stop - 1}/{len(content)}"
@@ -66,6 +93,8 @@ class FakeCivitai(FakeServer):
         """Versions whose download leads everybody to the login page."""
         self.models: dict[int, dict[str, Any]] = {}
         self.versions: dict[int, dict[str, Any]] = {}
+        self.deleted: set[int] = set()
+        """Models that the search still lists and nothing else has."""
         self._owned: set[tuple[int, int]] = set()
 
     def __enter__(self) -> Self:
@@ -80,15 +109,27 @@ class FakeCivitai(FakeServer):
 
     # --- for tests ---------------------------------------------------------------------------------------------
 
-    def add_model(self, number: int, name: str, kind: str, *, mode: str | None = None, tags: list[str] | None = None):
-        """Publish a model without a version yet."""
-        self.models[number] = {
+    def add_model(
+        self,
+        number: int,
+        name: str,
+        kind: str,
+        *,
+        mode: str | None = None,
+        tags: list[str] | None = None,
+        downloads: int = 0,
+        likes: int = 0,
+        **page: Any,
+    ) -> None:
+        """Publish a model without a version yet; `page` goes into its JSON as it is."""
+        self.models[number] = page | {
             "id": number,
             "name": name,
             "type": kind,
             "nsfw": False,
             "tags": tags or [],
             "mode": mode,
+            "stats": {"downloadCount": downloads, "thumbsUpCount": likes, "thumbsDownCount": 0, "commentCount": 0},
         }
 
     def add_version(
@@ -111,7 +152,7 @@ class FakeCivitai(FakeServer):
             **fields,
         }
 
-    def add_file(self, version: int, number: int, content: bytes, name: str, **fields: Any) -> None:
+    def add_file(self, version: int, number: int, content: Content, name: str, **fields: Any) -> None:
         """Add a file to a version. `fields` replace those of its JSON; `format`, `size` and `fp` go into metadata."""
         metadata = {key: fields.pop(key) for key in ("format", "size", "fp") if key in fields}
         files = self.versions[version]["files"]
@@ -123,7 +164,7 @@ class FakeCivitai(FakeServer):
             "metadata": {"format": "SafeTensor", "size": "full", "fp": "fp16", **metadata},
             "pickleScanResult": "Success",
             "virusScanResult": "Success",
-            "hashes": {"AutoV2": "0" * 10, "SHA256": hashlib.sha256(content).hexdigest().upper()},
+            "hashes": {"AutoV2": _sha256(content)[:10], "SHA256": _sha256(content)},
             "primary": not files,
             # Describes the file by its properties, which the site itself may answer with 404.
             "downloadUrl": f"{self.origin}/api/download/models/{version}?type=Model&format=SafeTensor",
@@ -145,7 +186,9 @@ class FakeCivitai(FakeServer):
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register the API, the downloads and the login page."""
+        router.add_get("/api/v1/models", self._guarded(self._search))
         router.add_get("/api/v1/models/{number:\\d+}", self._guarded(self._model))
+        router.add_get("/api/v1/model-versions/by-hash/{digest}", self._guarded(self._by_hash))
         router.add_get("/api/v1/model-versions/{number:\\d+}", self._guarded(self._version))
         router.add_get("/api/download/models/{number:\\d+}", self._download)
         router.add_get("/login", self._login)
@@ -163,16 +206,49 @@ class FakeCivitai(FakeServer):
 
         return answer
 
+    async def _search(self, request: web.Request) -> web.StreamResponse:
+        """Answer as the site does: the words choose the newest hundred, and only then the filters apply."""
+        query, kinds = request.query, request.query.getall("types", [])
+        bases, words = query.getall("baseModels", []), query.get("query", "").lower().split()
+        if words and "page" in query:
+            return web.json_response({"error": "Cannot use page param with query search."}, status=400)
+        limit = int(query.get("limit", "100"))
+        listed = []
+        for number, model in sorted(self.models.items(), reverse=True):
+            text = f"{model['name']} {' '.join(model['tags'])}".lower()
+            if all(word in text for word in words):
+                listed.append((number, model))
+        items = []
+        for number, model in listed[:limit] if words else listed:
+            versions = [item for item in reversed(self.versions.values()) if item["modelId"] == number]
+            if (kinds and model["type"] not in kinds) or (
+                bases and not any(item["baseModel"] in bases for item in versions)
+            ):
+                continue
+            items.append({**model, "modelVersions": versions})
+        items.sort(key=lambda item: -item["stats"]["downloadCount"])
+        return web.json_response({"items": items[:limit], "metadata": {"nextCursor": None}})
+
     async def _model(self, request: web.Request) -> web.StreamResponse:
         number = int(request.match_info["number"])
-        if number not in self.models:
+        if number not in self.models or number in self.deleted:
             return web.json_response({"error": f"No model with id {number}"}, status=404)
         newest_first = [item for item in reversed(self.versions.values()) if item["modelId"] == number]
         return web.json_response({**self.models[number], "modelVersions": newest_first})
 
+    async def _by_hash(self, request: web.Request) -> web.StreamResponse:
+        wanted = request.match_info["digest"].upper()
+        for number, version in self.versions.items():
+            if any(wanted in (file["hashes"]["SHA256"], file["hashes"]["AutoV2"]) for file in version["files"]):
+                return await self._version_of(number)
+        return web.json_response({"error": "Model not found"}, status=404)
+
     async def _version(self, request: web.Request) -> web.StreamResponse:
-        version = self.versions.get(int(request.match_info["number"]))
-        if version is None:
+        return await self._version_of(int(request.match_info["number"]))
+
+    async def _version_of(self, number: int) -> web.StreamResponse:
+        version = self.versions.get(number)
+        if version is None or version["modelId"] in self.deleted:
             return web.json_response({"error": "No model with that version"}, status=404)
         model = self.models[version["modelId"]]
         owner = {"name": model["name"], "type": model["type"], "nsfw": False, "poi": False, "mode": model["mode"]}

@@ -56,12 +56,18 @@ class FakeEngine:
         """Prompts that fail a whole call."""
         self.spoiled: dict[str, WorkerError] = {}
         """Prompts that fail alone."""
+        self.fails: Callable[[Job], WorkerError | None] = lambda job: None
+        """The error of a job that is to fail, by anything that it has."""
+        self.seconds_of: Callable[[Job], float] | None = None
+        """The seconds that a call reports, by its first job; else by `seconds`."""
         self.takes = 64
         """How many images go into one call."""
         self.memory = 64
         """For how many images of one call it suffices."""
         self.seconds: Callable[[int], float] = lambda images: 0.5
         """The seconds that a call of so many images reports."""
+        self.standing = ""
+        """The key that a run reports of its model's files, device and libraries."""
         self.load_s = 0.25
         """The seconds of loading that a run reports."""
         self.ran: list[Job] = []
@@ -73,6 +79,8 @@ class FakeEngine:
         """Set while a run is in its steps."""
         self.overlaps = 0
         self.resident: list[str] = []
+        self.has: Callable[[Job], bool] = lambda job: True
+        """Whether a resident model is there in a job's version, too."""
         self.levers: tuple[LeverReport, ...] = ()
         self.tries: list[str] = []
         """What became of each try of a way to generate faster: done or stopped."""
@@ -89,7 +97,11 @@ class FakeEngine:
         """Ids of the models on the device."""
         return self.resident
 
-    def device_info(self) -> DeviceInfo:
+    def holds(self, batch: Batch) -> bool:
+        """True if the batch's model, in its version, is to be taken for loaded."""
+        return batch.jobs[0].call.spec.id in self.resident and self.has(batch.jobs[0])
+
+    def device_info(self, *, cards: bool = False) -> DeviceInfo:
         """Return a GPU that does not exist."""
         return DeviceInfo("cuda", "Fake GPU", 24 * 2**30, 20 * 2**30)
 
@@ -123,11 +135,12 @@ class FakeEngine:
             if _images(jobs) > self.memory:
                 raise OutOfMemory("Too many.")
             for each in jobs:
-                if each.prompt in self.poison:
-                    raise self.poison[each.prompt]
+                if (error := self.poison.get(each.prompt) or self.fails(each)) is not None:
+                    raise error
             self.resident = [job.call.spec.id]
             outcomes = tuple(self.spoiled.get(each.prompt) or self._artifacts(each) for each in jobs)
-            return EngineReport(outcomes, load_s=self.load_s, inference_s=self.seconds(_images(jobs)))
+            seconds = self.seconds_of(job) if self.seconds_of else self.seconds(_images(jobs))
+            return EngineReport(outcomes, load_s=self.load_s, inference_s=seconds, standing=self.standing)
         finally:
             self.loading.clear()
             self.inside.clear()

@@ -5,66 +5,18 @@ in this process takes ``endpoint=hub.endpoint``.
 """
 
 import asyncio
+import base64
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from aiohttp import web
 from yarl import URL
 
 from tests.fakes import FakeServer, Handler
-
-LFS_ABOVE = 10_000
-"""Files over so many bytes, and all safetensors, are stored with Git LFS."""
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of one commit."""
-
-    path: str
-    source: Path
-    size: int
-    blob: str
-    """Git's id of the file (of its pointer, with LFS)."""
-    sha256: str | None
-    """Set for LFS files only."""
-    pointer_size: int
-
-    @property
-    def etag(self) -> str:
-        """What the Hub calls this content, unquoted."""
-        return self.sha256 or self.blob
-
-    def sibling(self, blobs: bool) -> dict[str, Any]:
-        """Return the entry of this file in a model's info."""
-        entry: dict[str, Any] = {"rfilename": self.path}
-        if blobs:
-            entry |= {"size": self.size, "blobId": self.blob}
-            if self.sha256:
-                entry["lfs"] = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return entry
-
-    def leaf(self) -> dict[str, Any]:
-        """Return the entry of this file in a tree."""
-        entry: dict[str, Any] = {"type": "file", "oid": self.blob, "size": self.size, "path": self.path}
-        if self.sha256:
-            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return entry
-
-
-@dataclass
-class HubRepo:
-    """A repository: its commits by id, and its branches."""
-
-    id: str
-    gated: bool
-    private: bool
-    info: dict[str, Any]
-    commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
+from tests.fakes.hub_files import HubFile, HubRepo, describe, files_of, folder_leaf, folders, hub_file
 
 
 class FakeHub(FakeServer):
@@ -129,14 +81,14 @@ class FakeHub(FakeServer):
         Files are read when asked for, but listed and hashed now. Earlier commits stay. ``info`` goes into the model's
         info as it is (``pipeline_tag=``, ``cardData=`` …).
         """
-        files = {file.path: file for file in (_hub_file(Path(folder), path) for path in _files(Path(folder)))}
+        files = {file.path: file for file in (hub_file(Path(folder), path) for path in files_of(Path(folder)))}
         content = json.dumps([repo_id, sorted((path, file.blob) for path, file in files.items())])
         commit = hashlib.sha1(content.encode()).hexdigest()
 
         def add() -> None:
             repo = self.repos.setdefault(repo_id, HubRepo(repo_id, gated, private, info))
             repo.gated, repo.private, repo.info = gated, private, repo.info | info
-            repo.commits[commit] = files
+            repo.commits[commit], repo.infos[commit] = files, info
             repo.branches[branch] = commit
 
         self.call(add)
@@ -164,15 +116,22 @@ class FakeHub(FakeServer):
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Register the API and the files."""
-        model = "/api/models/{org}/{name}"
+        model, dataset = "/api/models/{org}/{name}", "/api/datasets/{org}/{name}"
         router.add_get("/api/whoami-v2", self._faulty(self._whoami))
         router.add_get("/api/models", self._faulty(self._search))
+        router.add_post("/api/repos/create", self._faulty(self._create))
+        router.add_post("/api/validate-yaml", self._faulty(self._validate))
+        router.add_post(model + "/preupload/{revision}", self._faulty(self._preupload))
+        router.add_post(model + "/commit/{revision}", self._faulty(self._take_commit))
         router.add_get(model, self._faulty(self._info))
+        router.add_get(model + "/auth-check", self._faulty(self._check_access))
         router.add_get(model + "/revision/{revision}", self._faulty(self._info))
         router.add_get(model + "/tree/{revision}", self._faulty(self._tree))
         router.add_get(model + "/tree/{revision}/{path:.+}", self._faulty(self._tree))
         router.add_post(model + "/paths-info/{revision}", self._faulty(self._paths))
         router.add_get("/{org}/{name}/resolve/{revision}/{path:.+}", self._faulty(self._resolve))
+        router.add_get(dataset + "/revision/{revision}", self._faulty(self._info))
+        router.add_get("/datasets/{org}/{name}/resolve/{revision}/{path:.+}", self._faulty(self._resolve))
         router.add_get("/cdn/{org}/{name}/{revision}/{path:.+}", self._faulty(self._download))
 
     def _faulty(self, handler: Handler) -> Handler:
@@ -193,14 +152,61 @@ class FakeHub(FakeServer):
         return web.json_response({"type": "user", "name": "member", "orgs": [], "auth": {"accessToken": {}}})
 
     async def _search(self, request: web.Request) -> web.StreamResponse:
-        wanted = request.query.get("search", "").lower()
-        open_repos = [repo for repo in self.repos.values() if not repo.private and wanted in repo.id.lower()]
-        found = [_describe(repo, repo.branches["main"], blobs=False) for repo in open_repos]
-        return web.json_response(found[: int(request.query.get("limit", "1000"))])
+        words, tags = request.query.get("search", "").lower().split(), request.query.getall("filter", [])
+        described = [
+            describe(repo, repo.branches["main"], blobs=False)
+            for repo in self.repos.values()
+            if not repo.private and all(word in repo.id.lower() for word in words)
+        ]
+        matching = [item for item in described if set(tags) <= {*item["tags"], item.get("library_name")}]
+        if "sort" in request.query:
+            matching.sort(key=lambda item: item[request.query["sort"]], reverse=True)
+        if "expand" in request.query:
+            kept = {*request.query.getall("expand"), "_id", "id"}
+            matching = [{name: value for name, value in item.items() if name in kept} for item in matching]
+        return web.json_response(matching[: int(request.query.get("limit", "1000"))])
+
+    async def _create(self, request: web.Request) -> web.StreamResponse:
+        if self._bearer(request) != self.token:
+            return _refusal(403, "", "You don't have the rights to create a model under this namespace")
+        asked = await request.json()
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.repos:
+            return _refusal(409, "", "You already created this model repo")
+        first, private = "0" * 40, asked.get("visibility") == "private"
+        self.repos[name] = HubRepo(name, False, private, {}, {first: {}}, {first: {}}, {"main": first})
+        return web.json_response({"url": f"{self.endpoint}/{name}", "name": name})
+
+    async def _validate(self, request: web.Request) -> web.StreamResponse:
+        head = (await request.json())["content"].split("---")[1]
+        wrong = not isinstance(yaml.safe_load(head), dict)
+        return web.json_response({"errors": [{"message": "no mapping"}] if wrong else [], "warnings": []})
+
+    async def _preupload(self, request: web.Request) -> web.StreamResponse:
+        paths = [file["path"] for file in (await request.json())["files"]]
+        modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]
+        return web.json_response({"files": modes})
+
+    async def _take_commit(self, request: web.Request) -> web.StreamResponse:
+        if self._bearer(request) != self.token:
+            return _refusal(403, "", "Forbidden: pass a token with write access")
+        repo, before = self._commit(request)
+        lines = [json.loads(line) for line in (await request.text()).splitlines() if line.strip()]
+        files = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+        number = hashlib.sha1(json.dumps([before, files]).encode()).hexdigest()
+        folder = Path(self.folder) / "committed" / number
+        for path, content in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(base64.b64decode(content))
+        taken = {file.path: file for file in (hub_file(folder, path) for path in files_of(folder))}
+        repo.commits[number], repo.infos[number] = repo.commits[before] | taken, {}
+        repo.branches["main"] = number
+        url = f"{self.endpoint}/{repo.id}/commit/{number}"
+        return web.json_response({"success": True, "commitOid": number, "commitUrl": url, "hookOutput": ""})
 
     async def _info(self, request: web.Request) -> web.StreamResponse:
         repo, commit = self._commit(request)
-        return web.json_response(_describe(repo, commit, blobs=request.query.get("blobs", "").lower() == "true"))
+        return web.json_response(describe(repo, commit, blobs=request.query.get("blobs", "").lower() == "true"))
 
     async def _tree(self, request: web.Request) -> web.StreamResponse:
         repo, commit = self._commit(request)
@@ -211,7 +217,7 @@ class FakeHub(FakeServer):
             raise _error(404, "EntryNotFound", f"{below} does not exist on this revision")
         recursive = request.query.get("recursive", "").lower() in {"true", "1"}
         direct = [file.leaf() for file in leaves if recursive or "/" not in file.path.removeprefix(prefix)]
-        return web.json_response([_folder(name) for name in _folders(leaves, prefix, recursive)] + direct)
+        return web.json_response([folder_leaf(name) for name in folders(leaves, prefix, recursive)] + direct)
 
     async def _paths(self, request: web.Request) -> web.StreamResponse:
         repo, commit = self._commit(request)
@@ -222,10 +228,17 @@ class FakeHub(FakeServer):
         files = repo.commits[commit]
         return web.json_response([files[path].leaf() for path in wanted if path in files])
 
-    async def _resolve(self, request: web.Request) -> web.StreamResponse:
-        repo, commit = self._commit(request)
+    async def _check_access(self, request: web.Request) -> web.StreamResponse:
+        self._check_gate(self._commit(request)[0], request)
+        return web.json_response({})
+
+    def _check_gate(self, repo: HubRepo, request: web.Request) -> None:
         if repo.gated and (who := self._bearer(request)) != self.token:
             raise _error(401 if who is None else 403, "GatedRepo", f"Access to model {repo.id} is restricted.")
+
+    async def _resolve(self, request: web.Request) -> web.StreamResponse:
+        repo, commit = self._commit(request)
+        self._check_gate(repo, request)
         path = request.match_info["path"]
         file = repo.commits[commit].get(path)
         headers = {"X-Repo-Commit": commit}
@@ -303,58 +316,6 @@ class FakeHub(FakeServer):
         if commit is None:
             raise _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repo, commit
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts)
-
-
-def _hub_file(folder: Path, path: Path) -> HubFile:
-    content = path.read_bytes()
-    name, sha256 = path.relative_to(folder).as_posix(), hashlib.sha256(content).hexdigest()
-    lfs = len(content) > LFS_ABOVE or path.suffix == ".safetensors"
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
-    stored = pointer if lfs else content
-    blob = hashlib.sha1(b"blob %d\0" % len(stored) + stored).hexdigest()
-    return HubFile(name, path, len(content), blob, sha256 if lfs else None, len(pointer))
-
-
-def _describe(repo: HubRepo, commit: str, *, blobs: bool) -> dict[str, Any]:
-    files = repo.commits[commit]
-    described: dict[str, Any] = {
-        "_id": hashlib.sha1(repo.id.encode()).hexdigest()[:24],
-        "id": repo.id,
-        "modelId": repo.id,
-        "author": repo.id.split("/")[0],
-        "sha": commit,
-        "lastModified": "2025-01-01T00:00:00.000Z",
-        "createdAt": "2025-01-01T00:00:00.000Z",
-        "private": repo.private,
-        "gated": "manual" if repo.gated else False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [],
-        "siblings": [file.sibling(blobs) for _, file in sorted(files.items())],
-    }
-    if "model_index.json" in files:
-        name = json.loads(files["model_index.json"].source.read_text()).get("_class_name")
-        described |= {"library_name": "diffusers", "tags": ["diffusers", f"diffusers:{name}"]}
-        described["config"] = {"diffusers": {"_class_name": name}}
-    return described | repo.info
-
-
-def _folders(leaves: list[HubFile], prefix: str, recursive: bool) -> list[str]:
-    names: set[str] = set()
-    for file in leaves:
-        steps = file.path.removeprefix(prefix).split("/")[:-1]
-        depths = range(1, len(steps) + 1) if recursive else range(1, min(1, len(steps)) + 1)
-        names |= {prefix + "/".join(steps[:depth]) for depth in depths}
-    return sorted(names)
-
-
-def _folder(name: str) -> dict[str, Any]:
-    return {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
 
 
 def _span(request: web.Request, size: int) -> range | None:

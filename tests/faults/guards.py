@@ -100,7 +100,7 @@ GUARDS = (
         "F21",
         "a broken registry does not replace a good one",
         "worker/app/served.py",
-        "except (RegistryError, SettingsError) as error:",
+        "except (FileError, SettingsError) as error:",
         "except SettingsError as error:",
         ("tests/faults/test_f21_registries.py",),
     ),

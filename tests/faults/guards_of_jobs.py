@@ -238,8 +238,8 @@ GUARDS_OF_JOBS = (
         "F23",
         "questions count against their callers' rate",
         "worker/service/operations.py",
-        "            case ModelRequest():\n                self.generation.charge_question(caller)\n",
-        "            case ModelRequest():\n",
+        "(question, caller)\n                self.generation.charge_question(caller)\n",
+        "(question, caller)\n",
         ("tests/faults/test_f23_starvation.py::test_every_action_counts_against_its_callers_rate",),
     ),
     Guard(

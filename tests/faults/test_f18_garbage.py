@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.fakes.web_worker import WebWorker
+from tests.waiting import LIMIT_S
 from worker.core.errors import EngineFailure
 
 TIMES = 5
@@ -44,12 +45,19 @@ def late(served):
     served.context.engine.gate.set()
 
 
-def cancelled(served):
+def cancelled(served, inside=True):
     served.context.engine.gate.clear()
+    served.context.engine.inside.clear()
     job = served.http.post("/v2/any/run", json={"input": {"prompt": "a"}}).json()["id"]
-    assert served.context.engine.inside.wait(5)
+    if inside:
+        assert served.context.engine.inside.wait(LIMIT_S)
     assert served.http.post(f"/v2/any/cancel/{job}").status_code == 200
     served.context.engine.gate.set()
+
+
+def cancelled_early(served):
+    """Before the engine has it: amid whatever waits for a thread."""
+    cancelled(served, inside=False)
 
 
 def edited(served):
@@ -59,7 +67,7 @@ def edited(served):
     assert served.http.post("/edit", **sent).status_code == 200
 
 
-@pytest.mark.parametrize("ask", [drawn, refused, damaged, failed, late, cancelled, edited])
+@pytest.mark.parametrize("ask", [drawn, refused, damaged, failed, late, cancelled, cancelled_early, edited])
 def test_a_job_leaves_nothing_that_has_to_be_searched_for(served, ask, figures):
     ask(served)
     served.context.engine.ran.clear()

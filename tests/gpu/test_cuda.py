@@ -39,7 +39,7 @@ async def test_unloading_gives_the_memory_back(cuda):
     assert torch.cuda.memory_allocated() < used / 2
 
 
-@pytest.mark.parametrize("offload", ["model", "sequential"])
+@pytest.mark.parametrize("offload", ["group", "model", "sequential"])
 async def test_offloading_draws_the_same(cuda, monkeypatch, offload):
     expected = pixels(await draw(cuda)).astype(int)
     await perform(cuda, {"action": "unload", "model": "tiny"}, "u", lambda progress: None)

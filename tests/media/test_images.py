@@ -332,3 +332,16 @@ class TestEncode:
 
 def test_this_pillow_reads_webp():
     assert features.check("webp")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_pixels_that_are_handed_on_are_those_of_their_png(mode, alpha):
+    raster = Raster(mode, 40, 30, random.Random(1).randbytes(40 * 30 * len(mode)))
+    by_png = decoding.decode_image(encode(raster, "png", 1), "image", alpha=alpha).raster
+    assert decoding.as_sent(raster, "image", alpha=alpha) == by_png
+
+
+def test_pixels_that_no_png_could_be_sent_with_are_not_handed_on():
+    with pytest.raises(InvalidImage, match="its sides may differ 20-fold at most"):
+        decoding.as_sent(Raster("RGB", 10, 300, bytes(9_000)), "image")

@@ -22,8 +22,8 @@ PATIENCE_S = 240
 PATIENCE_MS = PATIENCE_S * 1000
 
 
-def _served(folder: Path, **settings: str) -> Iterator[str]:
-    """Serve the demo model, and yield the address once it is ready."""
+def _served(folder: Path, command: str = "serve", **settings: str) -> Iterator[str]:
+    """Serve the demo model, by a worker or a gateway, and yield the address once it is ready."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
@@ -41,7 +41,7 @@ def _served(folder: Path, **settings: str) -> Iterator[str]:
     log = folder / "worker.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [python, "-m", "worker", "serve"], env=environment, stdout=out, stderr=out, cwd=folder
+            [python, "-m", "worker", command], env=environment, stdout=out, stderr=out, cwd=folder
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -82,6 +82,14 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A worker that asks for keys."""
     yield from _served(tmp_path_factory.mktemp("guarded"), API_KEYS=",".join(KEYS), ADMIN_KEYS=ADMIN)
+
+
+@pytest.fixture(scope="session")
+def gateway(worker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A gateway before that worker."""
+    folder = tmp_path_factory.mktemp("gateway")
+    (folder / "fleet.yaml").write_text(f"replicas:\n  box:\n    url: {worker}\n    tier: L40S\n    usd_per_hour: 1.9\n")
+    yield from _served(folder, "gateway", FLEET_FILE=str(folder / "fleet.yaml"))
 
 
 def chromium() -> str:

@@ -19,6 +19,23 @@ def write(page: Any, name: str) -> None:
     image.save(PROJECT / "docs" / f"page-{name}.png", optimize=True)
 
 
+def recipe(page: Any, worker: str) -> None:
+    """Make a recipe of two jobs, with a fault in it."""
+    page.goto(f"{worker}/ui#create")
+    desk.generate(page, "a red apple", num_inference_steps=4, seed=9)
+    page.locator(".job").get_by_role("button", name="Use as input").click()
+    desk.generate(page, "a green apple", num_inference_steps=4, strength=0.6, seed=1009)
+    page.locator(".job").get_by_role("button", name="Make a recipe").click()
+    desk.until(page, "document.querySelector('#recipe-text')?.value.includes('step-2')")
+    text = page.get_by_label("YAML").input_value()
+    page.get_by_label("YAML").fill(text.replace("strength: 0.6", "strength: 6"))
+    page.get_by_label("Name").fill("greener")
+    page.get_by_role("button", name="Check").click()
+    page.locator("#recipe-problem", has_text="Line").wait_for()
+    page.set_viewport_size({"width": 1200, "height": 620})
+    write(page, "recipe")
+
+
 def main(worker: str) -> None:
     """Use the page as its readers would, and look at it."""
     with sync_playwright() as playwright:
@@ -39,6 +56,7 @@ def main(worker: str) -> None:
         page.locator(".gallery img").nth(5).wait_for()
         write(page, "dark")
         page.emulate_media(color_scheme="light")
+        recipe(page, worker)
         page.set_viewport_size({"width": 390, "height": 780})
         page.goto(f"{worker}/ui#create")
         desk.open_part(page, "Images")

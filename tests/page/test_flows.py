@@ -11,8 +11,9 @@ from tests.page.conftest import ADMIN, KEYS
 LONG = {"num_inference_steps": 100, "num_images": 8}
 
 
-def test_type_generate_preview_and_have_the_image(worker, visit):
-    page = visit(worker)
+@pytest.mark.parametrize("door", ["worker", "gateway"])
+def test_type_generate_preview_and_have_the_image(door, visit, request):
+    page = visit(request.getfixturevalue(door))
     desk.prompt(page, "a red apple")
     desk.number(page, "num_inference_steps", 60)
     page.evaluate(
@@ -26,11 +27,11 @@ def test_type_generate_preview_and_have_the_image(worker, visit):
     previews = page.evaluate("window.previews")
     assert len(set(previews)) >= 2
     assert all(each.startswith("data:image/jpeg;base64,/9j/") for each in previews)
-    request = desk.request_of(page, job)
-    assert (request["prompt"], request["num_inference_steps"]) == ("a red apple", 60)
-    assert isinstance(request["seed"], int)  # rolled by the page, so that it can be said again
+    sent = desk.request_of(page, job)
+    assert (sent["prompt"], sent["num_inference_steps"]) == ("a red apple", 60)
+    assert isinstance(sent["seed"], int)  # rolled by the page, so that it can be said again
     (result,) = desk.stored(page)
-    assert (result["job"], result["seed"], result["type"]) == (job, request["seed"], "image/png")
+    assert (result["job"], result["seed"], result["type"]) == (job, sent["seed"], "image/png")
     assert page.locator(".job img").evaluate("image => image.naturalWidth") == 256
 
 
@@ -43,8 +44,9 @@ def test_the_price_stands_there_before_anything_is_sent(worker, visit):
         assert "$" in each.locator(".price .cost").inner_text()
 
 
-def test_a_job_is_cancelled(worker, visit):
-    page = visit(worker)
+@pytest.mark.parametrize("door", ["worker", "gateway"])
+def test_a_job_is_cancelled(door, visit, request):
+    page = visit(request.getfixturevalue(door))
     desk.prompt(page, "a red apple")
     desk.number(page, "num_inference_steps", 100)
     desk.number(page, "num_images", 8)
@@ -54,7 +56,9 @@ def test_a_job_is_cancelled(worker, visit):
     assert desk.stored(page) == []
 
 
-def test_a_job_outlives_its_tab_and_is_there_on_another_device(worker, visit):
+@pytest.mark.parametrize("door", ["worker", "gateway"])
+def test_a_job_outlives_its_tab_and_is_there_on_another_device(door, visit, request):
+    worker = request.getfixturevalue(door)
     page = visit(worker)
     desk.prompt(page, "a green frog")
     desk.number(page, "num_inference_steps", 100)

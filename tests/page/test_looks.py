@@ -11,8 +11,8 @@ LOOKS = {
     "dark": {"color_scheme": "dark"},
     "phone": {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
 }
-TABS = ("queue", "models", "cache", "usage", "audit", "settings")
-PAGES = ("create", "jobs", "gallery", "admin/worker", *(f"admin/{tab}" for tab in TABS))
+TABS = ("queue", "models", "versions", "cache", "usage", "audit", "settings")
+PAGES = ("create", "jobs", "gallery", "recipes", "discover", "admin/worker", *(f"admin/{tab}" for tab in TABS))
 
 
 def faults(page):

@@ -87,6 +87,14 @@ def test_a_fleet_says_where_it_would_be_generated(worker, visit):
     assert page.locator(".price tbody th").inner_text() == f"{HOSTILE} (chosen)"
 
 
+def test_a_gateway_s_page_says_where_an_image_would_be_generated_and_for_how_much(gateway, visit):
+    page = visit(gateway)
+    page.locator(".price .cost", has_text="about").wait_for()
+    desk.open_part(page, "Fleet")
+    page.locator(".price tbody th", has_text="L40S (chosen)").wait_for()
+    desk.generate(page, num_inference_steps=2)
+
+
 def test_whatever_a_worker_answers_is_only_text(worker, visit):
     page = visit(worker, "jobs")
     model = {"id": "demo", "aliases": [], "description": HOSTILE, "architecture": HOSTILE, "tasks": [HOSTILE]}

@@ -1,5 +1,6 @@
 """A worker's process killed with jobs in its hands: each is answered by another one, once. No model is loaded here."""
 
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,14 @@ with WebWorker(Path(sys.argv[1])) as worker:
 """
 
 
+def taken(origin):
+    """Take the port of a server that is no more, so that no other test's server answers there; calls are refused."""
+    port = socket.socket()
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port.bind(("127.0.0.1", int(origin.rpartition(":")[2])))
+    return port
+
+
 @pytest.fixture
 def held(tmp_path):
     program = [sys.executable, "-c", HELD, str(tmp_path / "held")]
@@ -33,6 +42,7 @@ def held(tmp_path):
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_job_of_a_worker_that_is_killed_is_drawn_once_by_another(tmp_path, held):
     process, origin = held
@@ -57,8 +67,10 @@ def test_each_job_of_a_worker_that_is_killed_is_drawn_once_by_another(tmp_path, 
             while len(lost.jobs) < 2:
                 time.sleep(0.02)
             process.kill()
-            well.context.engine.gate.set()
-            answers = [work.result() for work in asked]
+            process.wait()
+            with taken(origin):
+                well.context.engine.gate.set()
+                answers = [work.result() for work in asked]
     assert [status for status, _ in answers] == [200] * JOBS, answers
     assert [body["output"]["seed"] for _, body in answers] == list(range(JOBS))
     assert {body["output"]["placement"]["replica"] for _, body in answers} == {"b"}

@@ -54,7 +54,7 @@ def test_the_memory_of_a_job_is_the_very_ladder_that_the_worker_plans_by(tmp_pat
     )
     files = ModelFiles(root=tmp_path, total_bytes=24 * GB, parameters={"transformer": 8 * GB, "text_encoder": 4 * GB})
     ways = memory_ways(known, files, _gpu(1), megapixels=1.0)
-    assert [offload for offload, _ in ways] == ["none", "model", "sequential"]
+    assert [offload for offload, _ in ways] == ["none", "group", "model", "sequential"]
     for offload, size in ways:
         plan = make_plan(known, files, _gpu(size), megapixels=1.0)
         assert (plan.offload, plan.estimated_bytes) == (offload, size)

@@ -1,5 +1,7 @@
 """What a worker tells of itself and of models, without drawing."""
 
+import json
+
 import jsonschema
 import pytest
 
@@ -141,10 +143,34 @@ async def test_plan_of_what_is_too_large_says_so_in_numbers(context, tmp_path, m
     from worker.core.device import DeviceInfo
 
     path = sparse_file(tmp_path / "models/sdxl.safetensors", stored("sdxl"))
-    monkeypatch.setattr(context.engine, "device_info", lambda: DeviceInfo("cuda", "Small GPU", 2**30, 2**30))
+    monkeypatch.setattr(context.engine, "device_info", lambda **_: DeviceInfo("cuda", "Small GPU", 2**30, 2**30))
     answer = await context.ask(action="plan", model=f"file:{path}")
     assert answer["fits"] is False
     assert "Small GPU has 1.0 GiB free" in answer["reason"]
+
+
+async def test_plan_spreads_a_model_over_the_gpus_that_its_row_names(tmp_path, monkeypatch):
+    from worker.core.device import Card, DeviceInfo
+
+    folder = make_context(tmp_path).worker.settings.models_yaml.parent / "models/sd1"
+    for part in ("unet", "text_encoder"):
+        (folder / part).mkdir(exist_ok=True)
+        sparse_file(folder / part / "model.safetensors", index({"conv_in.weight": (5000, 2000)}))
+    row = {"source": f"file:{folder}", "device_map": {"text_encoder": 1}}
+    path = tmp_path / "wide.yaml"
+    path.write_text(json.dumps({"models": {"tiny": row}}))
+    context = make_context(tmp_path / "b", models_yaml=path, allowed_model_dirs=[tmp_path])
+    cards = (Card("A", 2**34, 2**33), Card("B", 2**34, 2**32))
+
+    def info(*, cards: bool = False, several: tuple[Card, ...] = cards) -> DeviceInfo:
+        return DeviceInfo("cuda", "A", 2**34, 2**33, several if cards else ())
+
+    monkeypatch.setattr(context.engine, "device_info", info)
+    answer = await context.ask(action="plan", model="tiny")
+    assert (answer["fits"], answer.get("offload"), answer.get("reason")) == (True, "none", None)
+    assert answer["device_map"] == {"text_encoder": 1, "unet": 0}
+    assert len(answer["gpu_gb"]) == 2
+    assert sum(answer["gpu_gb"]) == pytest.approx(answer["estimated_gb"], abs=0.02)
 
 
 async def test_plan_of_a_model_that_is_not_here_fetches_no_weights(tmp_path):

@@ -210,15 +210,17 @@ class TestDeclared:
         assert (declared.kind, declared.pipeline, declared.name) == ("lora", "StableDiffusionXLPipeline", "style")
         assert declared.trigger_words == ("TOK style",)
         assert declared.tags == (*tags, "text-to-image")
+        assert declared.licence == "mit"
         client.ensure("org/style")
         hub.down = True
         assert Client(hub.endpoint, client.cache).peek("org/style").declared == declared
 
     @pytest.mark.parametrize("value", [None, 3, {"a": 1}, [], [None], [["x"]], ""])
     def test_a_card_may_hold_anything(self, client, hub, folder, value):
-        hub.add_repo("org/model", folder, cardData={"base_model": value, "instance_prompt": value}, tags=[])
+        card = dict.fromkeys(("base_model", "instance_prompt", "license", "license_name"), value)
+        hub.add_repo("org/model", folder, cardData=card, tags=[])
         declared = client.peek("org/model").declared
-        assert (declared.base, declared.trigger_words) == (None, ())
+        assert (declared.base, declared.trigger_words, declared.licence) == (None, (), None)
 
 
 class TestToken:

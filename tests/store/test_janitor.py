@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from worker.core.errors import DiskFull
+from tests.store.fetching import fetch
+from tests.waiting import LIMIT_S
+from worker.core.errors import DiskFull, InvalidRequest
 from worker.store.janitor import GARBAGE_AGE_S, IN_USE_S
 
 MEGABYTE = 1_000_000
@@ -58,6 +60,20 @@ class TestQuota:
         models.put("e.bin", MEGABYTE)
         models.fetch("e.bin", entry="e", max_bytes=3 * MEGABYTE)
         assert names(models) == {"b", "d", "e"}
+
+    def test_what_belongs_to_a_version_in_use_stays_and_is_not_removed_by_name_either(self, models):
+        cache = models.cache(max_bytes=3 * MEGABYTE)
+        kept = cache.matching("a")[0].digests
+        cache.keep(lambda: kept)
+        fetch(cache, [models.files["d.bin"]], [], "d", LIMIT_S)
+        assert names(models) == {"a", "c", "d"}
+        with pytest.raises(InvalidRequest, match="a belongs to a version"):
+            cache.remove(*cache.matching("a"))
+        used(models, "d", ago=DAY)
+        models.put("e.bin", 3 * MEGABYTE)
+        with pytest.raises(DiskFull):
+            fetch(cache, [models.files["e.bin"]], [], "e", LIMIT_S)
+        assert names(models) == {"a", "c", "d"}
 
     def test_what_was_used_a_moment_ago_stays_and_nothing_goes_in_vain(self, models):
         for name in ("a", "b"):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tests import builders
+from worker.core.training import TrainingOptions
 from worker.training.dataset import read_dataset
 from worker.training.lessons import Lessons
-from worker.training.options import TrainingOptions
 from worker.training.trainer import Trainer
 
 CLASSES = {
@@ -66,11 +66,12 @@ def tiny(tmp_path_factory) -> Callable[[str], Any]:
 def trainer(tiny, images, tmp_path) -> Callable[..., Trainer]:
     """A function that makes a trainer which has begun."""
 
-    def make(family: str = "sd1", checkpoint: Any = None, **options: Any) -> Trainer:
+    def make(family: str = "sd1", checkpoint: Any = None, data: Path = images, **options: Any) -> Trainer:
         settings = {"rank": 2, "learning_rate": 3e-3, "resolution": 64, "decay": "constant", "warmup_steps": 1}
         made = Trainer(tiny(family), TrainingOptions(**settings | options), 64, 16)
         lessons = Lessons(tmp_path / "lessons", family)
-        made.prepare(read_dataset(images).examples, (), lessons, lambda done, total: None)
+        learnt, held = read_dataset(data).split(options.get("held_out", 0.0))
+        made.prepare(learnt, held, lessons, lambda done, total: None)
         made.begin(checkpoint)
         return made
 

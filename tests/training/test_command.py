@@ -17,8 +17,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.app.commands import failed, invoke, said
+from tests.fakes.hub import FakeHub
 from tests.waiting import until
 from worker.app.cli.commands import parser_of
+
+pytestmark = pytest.mark.slow  # processes of their own
 
 STYLE = Path(__file__).parents[2] / "docs/examples/train-style"
 PROMPT = "a blueprint of a red apple"
@@ -63,6 +66,25 @@ def test_the_same_command_goes_on_and_another_training_is_refused_there(volume):
     assert "another training" in line
 
 
+def test_what_came_of_it_is_published_with_its_card(volume, monkeypatch):
+    with FakeHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        job = ("train", STYLE, "-o", "out", "--json", *QUICK, "--publish", "org/blue")
+        assert "HF_TOKEN is not set" in failed(invoke(*job))
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        assert "no repository" in failed(invoke(*job[:-1], "blue"))
+        assert not (volume / "out").exists(), "before anything is learnt"
+        told = json.loads(said(invoke(*job, "--private")))
+        repo = hub.repos["org/blue"]
+        assert told["published"].endswith(f"/org/blue/commit/{repo.branches['main']}")
+        assert repo.private
+        files = {path: file.source.read_bytes() for path, file in repo.commits[repo.branches["main"]].items()}
+        kept = {Path(file).relative_to(volume / "out").as_posix(): Path(file).read_bytes() for file in told["files"]}
+        assert files == kept
+        assert {"README.md", "train-style.safetensors", "samples/step-000003-1.png"} <= files.keys()
+        assert "![A sample of this step](samples/step-000003-1.png)" in files["README.md"].decode()
+
+
 def test_a_check_says_what_is_wrong_and_trains_nothing(volume):
     (volume / "data").mkdir()
     shutil.copy(next(STYLE.glob("*.png")), volume / "data/a.png")
@@ -80,11 +102,16 @@ def test_a_check_says_what_is_wrong_and_trains_nothing(volume):
         ((STYLE, "--steps", "many"), "--steps"),
         ((STYLE, "--method", "hyper"), "--method"),
         ((STYLE, "--minutes", "-1"), "--minutes"),
-        ((STYLE, "-m", "demo-upscaler"), "image-to-image"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence(volume, arguments, names):
     assert names in failed(invoke("train", *arguments))
+
+
+def test_a_model_that_generates_nothing_from_text_is_refused(volume):
+    result = invoke("train", STYLE, "-m", "demo-upscaler")
+    assert result.exit_code == 1
+    assert "generates no images" in result.stderr.splitlines()[-1]
 
 
 def test_the_page_shows_commands_that_are_understood():
@@ -101,11 +128,18 @@ def test_the_page_shows_commands_that_are_understood():
         for option in re.findall("--[a-z-]+", line.split("|")[1])
     }
     assert options >= {"--steps", "--method", "--rank", "--minutes"}
-    for option in options - {"--method", "--sample", "--targets", "--flip"}:
+    for option in options - {
+        "--method",
+        "--optimizer",
+        "--sample",
+        "--targets",
+        "--flip",
+        "--text-encoder",
+        "--tensorboard",
+    }:
         parser_of("imgworker").parse_args(["train", "x", option, "1"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "worker", "train", str(STYLE), "--save-every", "1", "--rank", "1"]
@@ -121,7 +155,25 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
     assert "the same command goes on from the last checkpoint" in said
 
 
-@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_never_train_one_training_twice(tmp_path):
+    command = [sys.executable, "-m", "worker", "train", str(STYLE), "--steps", "12", "--save-every", "4", "--rank", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RUNPOD_VOLUME": str(tmp_path / "volume")}
+    root = Path(__file__).parents[2]
+    both = [
+        subprocess.Popen(
+            [*command, "-o", str(tmp_path / "out")], env=environment, cwd=root, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [each.communicate()[1] for each in both]
+    ends = [each.returncode for each in both]
+    assert 0 in ends
+    assert all(end == 0 or "Another process trains" in words for end, words in zip(ends, said, strict=True))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/progress.jsonl").read_text().splitlines()]
+    assert steps == [*range(1, 13)], "each step was taken once"
+
+
 @pytest.mark.timeout(1_800)
 def test_killed_three_times_it_ends_in_the_bits_of_a_training_that_was_not(tmp_path):
     command = [

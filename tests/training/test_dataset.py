@@ -28,6 +28,18 @@ def test_captions_come_from_a_text_file_else_a_line_else_the_caption_for_all(tmp
     assert dataset.faults == ()
 
 
+def test_a_template_says_how_every_caption_is_written(tmp_path):
+    for index, name in enumerate(("red_robot", "b")):
+        save(tmp_path / f"{name}.png", index)
+    (tmp_path / "b.txt").write_text("a {name} dog")
+    dataset = read_dataset(tmp_path, trigger="sks", template="{trigger}, {caption} ({name}, {other})")
+    assert [each.caption for each in dataset.examples] == [
+        "sks, a {name} dog (b, {other})",
+        "sks, (red robot, {other})",
+    ]
+    assert read_dataset(tmp_path, trigger="sks", template="of {name}").examples[0].caption == "sks of b"
+
+
 def test_a_zip_file_is_read_as_its_folder_is(tmp_path):
     save(tmp_path / "in/a.png")
     (tmp_path / "in/a.txt").write_text("a cat")
@@ -82,6 +94,7 @@ def test_images_held_out_are_always_the_same_and_never_learnt(tmp_path):
     again = read_dataset(tmp_path).split(0.2)
     assert (len(learnt), len(held)) == (8, 2)
     assert {each.digest for each in held} == {each.digest for each in again[1]}
+    assert len(read_dataset(tmp_path).split(0.01)[1]) == 1, "a share of few is one"
     assert not {each.name for each in held} & {each.name for each in learnt}
 
 

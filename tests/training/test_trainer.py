@@ -1,5 +1,7 @@
 """Trainers: losses fall, only the adapter learns, and going on is as if nothing had ended."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,18 @@ from tests.engine.test_generation import draw
 from tests.images import assert_differs, pixels
 from tests.training.conftest import CLASSES
 from worker.core.errors import InvalidOutput, UnsupportedModel
+from worker.core.training import TrainingOptions
 from worker.training.adapter import describe, weights_of, write_adapter
 from worker.training.checkpoint import Checkpoint, keep_last
 from worker.training.objective import Objective
-from worker.training.options import TrainingOptions
+from worker.training.optimizers import Lion
 
 
 def mean(losses):
     return sum(losses) / len(losses)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("family", CLASSES)
 def test_the_loss_falls_and_nothing_but_the_adapter_changes(trainer, tiny, family):
     before = {name: value.clone() for name, value in tiny(family).components[
@@ -46,6 +50,41 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_bits(trainer, tmp_path):
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_the_mean_of_the_steps_is_delivered_and_goes_on_with_them(trainer, tmp_path, optimizer):
+    options = {"batch_size": 2, "optimizer": optimizer, "ema": 0.9, "learning_rate": 1e-3}
+    whole, first = trainer(**options), trainer(**options)
+    values = []
+    for _ in range(4):
+        whole.step()
+        values.append({key: value.clone() for key, value in weights_of(whole.denoiser).items()})
+    [first.step() for _ in range(2)]
+    first.checkpoint().write(tmp_path)
+    second = trainer(checkpoint=Checkpoint.latest(tmp_path), **options)
+    [second.step() for _ in range(2)]
+    mean = values[0]
+    for step, value in enumerate(values[1:], 1):
+        share = 1 - min(0.9, (1 + step) / (10 + step))
+        mean = {key: mean[key] + share * (value[key] - mean[key]) for key in mean}
+    for made in (whole, second):
+        with made.averaged():
+            delivered = weights_of(made.denoiser)
+        assert all(torch.allclose(delivered[key], mean[key], atol=1e-6) for key in mean)
+        after = weights_of(made.denoiser)
+        assert all(torch.equal(after[key], values[-1][key]) for key in after), "it goes on from its own"
+    assert any(not torch.equal(delivered[key], after[key]) for key in after)
+
+
+def test_lion_takes_steps_of_one_size_along_its_momentum():
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    lion = Lion([parameter], lr=0.1, weight_decay=0.0)
+    for gradient in ([4.0, -0.001, 0.0], [-1.0, 0.0, 0.0]):
+        parameter.grad = torch.tensor(gradient)
+        lion.step()
+    # Momentum after the first is 0.01 of it: 0.04 and -0.00001; 0.9 of that and 0.1 of the second: -0.064, -0.000009.
+    assert torch.allclose(parameter, torch.tensor([1.0 - 0.1 + 0.1, -2.0 + 0.1 + 0.1, 3.0]))
+
+
 def test_half_a_checkpoint_is_none(trainer, tmp_path):
     made = trainer()
     made.step()
@@ -65,7 +104,7 @@ def test_every_image_is_seen_once_a_round_in_an_order_of_its_own(trainer):
     for _ in range(3):
         seen = []
         for _ in range(2):
-            seen += [lesson.words for lesson in made._next_lessons()]
+            seen += [lesson.words for lesson in made._next(made._lessons)]
             made.steps_done += 1
         rounds.append(seen)
     assert all(len(set(seen)) == 4 for seen in rounds)
@@ -85,6 +124,58 @@ def test_a_loss_that_is_no_number_ends_it_before_the_weights_are_spoilt(trainer)
     assert all(torch.equal(after[key], poisoned[key]) or torch.isnan(poisoned[key]).any() for key in good)
 
 
+def test_a_gradient_that_is_no_number_ends_it_before_the_weights_are_spoilt(trainer):
+    made = trainer()
+    real = made._objective
+
+    def steep(predicted, *others):
+        return real.loss(predicted, *others) + (predicted.sum() * 0).sqrt()  # a finite loss whose slope is not
+
+    made._objective = SimpleNamespace(times=real.times, noisy=real.noisy, loss=steep)
+    good = weights_of(made.denoiser)
+    with pytest.raises(InvalidOutput, match=r"gradient.*under another name with a lower learning_rate"):
+        made.step()
+    assert made.steps_done == 0
+    assert all(torch.equal(weights_of(made.denoiser)[key], good[key]) for key in good)
+
+
+def test_batches_that_make_one_step_learn_as_one_batch_of_all_and_fewer_are_on_the_device(trainer):
+    ends, at_once = [], []
+
+    def count(module, args, kwargs):
+        at_once.append(len(kwargs["sample"]))
+
+    for batch_size, accumulation in ((3, 1), (1, 3)):
+        made = trainer(batch_size=batch_size, accumulation=accumulation, caption_dropout=0.5)
+        forward = made.denoiser.register_forward_pre_hook(count, with_kwargs=True)
+        losses = [made.step() for _ in range(3)]
+        forward.remove()
+        ends.append((losses, weights_of(made.denoiser), max(at_once)))
+        at_once.clear()
+    (one, weights, most), (other, others, fewest) = ends
+    assert (most, fewest) == (3, 1)
+    assert one == pytest.approx(other, rel=1e-4)
+    assert all(torch.allclose(weights[key], others[key], atol=1e-4) for key in weights)
+
+
+def test_images_held_out_are_measured_at_the_same_times_and_noise_each_time(trainer):
+    made = trainer(held_out=0.5)
+    seen, predicted = [], made._losses
+
+    def losses(call, noise, times):
+        seen.append((noise.flatten()[0].item(), times.item()))
+        return predicted(call, noise, times)
+
+    made._losses = losses
+    first = made.held_out_loss()
+    assert (len(seen), len(set(seen))) == (8, 8), "each of two images at four times"
+    assert made.held_out_loss() == first
+    assert seen[8:] == seen[:8]
+    for _ in range(3):
+        made.step()
+    assert made.held_out_loss() != first
+
+
 def test_quantized_layers_are_not_taken_for_plain_ones(trainer):
     with pytest.raises(UnsupportedModel, match="targets"):
         from worker.training.adapter import targets_in
@@ -92,6 +183,7 @@ def test_quantized_layers_are_not_taken_for_plain_ones(trainer):
         targets_in(torch.nn.Sequential(torch.nn.Embedding(2, 2)), "linear")
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr"])
 async def test_the_file_lands_whole_and_serving_generates_with_it(trainer, worker, zoo, tmp_path, method):
     made = trainer("sd1", method=method, batch_size=2, learning_rate=0.02)
@@ -99,7 +191,7 @@ async def test_the_file_lands_whole_and_serving_generates_with_it(trainer, worke
         made.step()
     options = TrainingOptions(method=method, trigger="sks")
     path = worker.settings.volume / "mine.safetensors"
-    write_adapter(path, made.denoiser, made.prefix, 2, describe(options, "tiny", "sd1", "ab" * 32, 4))
+    write_adapter(path, {made.prefix: made.denoiser}, 2, describe(options, "tiny", "sd1", "ab" * 32, 4))
     plain = pixels(await draw(worker))
     answers = [await draw(worker, loras=[f"file:{each}"]) for each in (path, path.with_name("mine-kohya.safetensors"))]
     for answer in answers:

@@ -21,6 +21,7 @@ from worker.core.answer import ModelSchema
 from worker.core.errors import DeviceLost, InvalidRequest, OutOfMemory, WorkerError
 from worker.core.image import Raster
 from worker.core.result import Progress
+from worker.service.jobs import delivery
 from worker.service.jobs.store import JobStore
 from worker.transport import serverless
 from worker.transport.serverless import ServerlessDoor
@@ -235,6 +236,19 @@ async def test_any_other_failure_keeps_the_worker(context):
         assert "refresh_worker" not in answer
     assert "error" not in await door.handle(job())
     assert door.concurrency(2) == 2
+
+
+async def test_the_place_of_a_job_is_free_before_its_pixels_are_encoded(context, monkeypatch):
+    left, at_encoding, encode = [], [], delivery.encode
+    monkeypatch.setattr(delivery, "encode", lambda *args: at_encoding.append([*left]) or encode(*args))
+    door = door_of(context)
+    door.on_generated = left.append
+    assert "error" not in await door.handle({"id": "drawn", "input": {"prompt": "x"}})
+    assert at_encoding == [["drawn"]]
+    context.engine.failures = [OutOfMemory("Too large.")]
+    for name, payload in {"failed": {"prompt": "x"}, "refused": {"widht": 1}, "asked": {"action": "status"}}.items():
+        await door.handle({"id": name, "input": payload})
+        assert left[-1] == name
 
 
 async def test_concurrency_is_constant_and_starts_the_warm_up_once(context):

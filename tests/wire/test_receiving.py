@@ -7,6 +7,7 @@ import pytest
 from tests.asking import an_answer
 from tests.fakes.engine import make_context
 from worker.core.errors import EngineFailure, OutOfMemory
+from worker.core.precision import Weights
 from worker.core.result import AnswerFile, JobFacts, LoraReport, Timings, Usage
 from worker.wire.receiving import Unreadable, decode_failure, decode_progress, decode_result
 from worker.wire.result import encode_answer
@@ -24,6 +25,7 @@ def test_an_answer_comes_back_as_it_was(kind, count):
     )
     files = tuple(map(made, contents))
     facts = {"loras": (LORA,), "timings": Timings(1.0, 0.0, 2.0, 3.0, 2), "usage": Usage(4.0, count, 9, 1.5, 7, 0.25)}
+    facts |= {"weights": Weights("8bit", "gguf", "model") if count == 1 else Weights("bf16")}
     answer = an_answer(*files, seeds=tuple(range(5, 5 + count)), **facts)
     result = decode_result(json.loads(json.dumps(encode_answer(answer))))
     assert tuple(file for item in result.artifacts for file in item.files) == files

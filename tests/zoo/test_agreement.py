@@ -83,7 +83,7 @@ def beside(zoo: ServedZoo, pipeline: str) -> dict[str, list[Any]]:
     return {"controlnets": values, "guess_mode": [True]}
 
 
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("pipeline", CLASSES)
 def test_the_schema_and_the_worker_agree_on_every_request(bare_zoo: ServedZoo, pipeline: str):
     folder = bare(bare_zoo, pipeline)

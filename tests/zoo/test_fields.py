@@ -45,7 +45,7 @@ def field_zoo(tmp_path_factory: pytest.TempPathFactory) -> ServedZoo:
     return ServedZoo(tmp_path_factory.mktemp("fields"))
 
 
-@pytest.mark.quick_rows(3)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", OFTEN)
 def test_every_field_of_the_schema_is_taken_by_the_pipeline(field_zoo: ServedZoo, name: str):
     report = check_fields(field_zoo, _RECIPES[name], field_zoo.root / name)

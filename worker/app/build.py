@@ -3,41 +3,53 @@
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from worker.app.custom_pipelines import custom_pipelines
 from worker.app.kernels import allowed_kernels
 from worker.app.memory import settle
 from worker.app.place import Place
-from worker.app.served import Groundwork, Served
+from worker.app.registry import build_matrix
+from worker.app.served import Groundwork, Served, admission_limits
 from worker.app.settings import Settings, forbid_unsafe_loading
-from worker.app.stores import bucket_opener, build_bucket, build_cache
-from worker.app.unsearched import unsearched
+from worker.app.stores import bucket_opener, build_bucket, build_cache, build_pairs
+from worker.app.training import DeviceTrainer, build_trainings, device_trainer, probed
+from worker.app.versions import VersionParts
 from worker.core import moments
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.model import ModelFiles
 from worker.core.ports import Backend
-from worker.engine.machine import cpu_info, only_cpu
+from worker.core.unsearched import unsearched
 from worker.engine.pickles import PickleConverter
 from worker.engine.plan import make_plan
 from worker.engine.trial import Trials
+from worker.service.accepting.judging import Judge
 from worker.service.accepting.resolving import ModelResolver
+from worker.service.alerts.measures import Readings
 from worker.service.generation import GenerationService
-from worker.service.introspection.device import DeviceIntrospection
+from worker.service.introspection.device import DeviceIntrospection, Memories
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.output_folder import OutputFolder
-from worker.service.limits.admission import Admission, AdmissionLimits, Load
+from worker.service.limits.admission import Admission, Load
+from worker.service.limits.shares import Shares
 from worker.service.local.backend import LocalBackend
 from worker.service.local.batching import BatchMux
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.improving import IDLE_S
+from worker.service.local.pace_store import PaceStore
 from worker.service.local.provisioning import Provisioner, refuse_pickles
+from worker.service.local.remembering import RememberingBackend
 from worker.service.local.volume import Volume
 from worker.service.local.vouching import Vouching
 from worker.service.operations import Operations
 from worker.service.usage.pace import Paces
 from worker.service.usage.telemetry import MeteredBackend
+from worker.service.usage.worked import Worked
+from worker.service.versions.pairing import Pairing
+from worker.store.reduced import ReducedWeights
 from worker.store.rehash import Rehash
 from worker.store.store import Store
 
@@ -50,6 +62,7 @@ class Worker(Served):
     provisioner: Provisioner
     engine: EngineThread
     mux: BatchMux
+    trainer: DeviceTrainer
 
     @property
     def is_lost(self) -> bool:
@@ -98,33 +111,40 @@ def build_worker(
     forbid_unsafe_loading()
     ground = Groundwork.of(settings, place)
     resolver, pools = ground.resolver, ground.pools
-    vouching = _vouching(settings, resolver)
-    provisioner = Provisioner(ground.store, resolver, _without_pickles(settings), settings.safety_checker, vouching)
+    provisioner = _provisioner(settings, ground)
     engine = _engine_thread(settings, build_engine)
-    admission = Admission(
-        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps),
-        engine.watchdog.check,
-    )
-    idle_s = IDLE_S if settings.levers == "auto" else None
-    timeout_s = settings.batch_timeout_ms / 1000
-    mux = BatchMux(engine, settings.batch_size, timeout_s, idle_s, lambda: admission.closing)
+    admission = Admission(admission_limits(settings), engine.watchdog.check)
+    mux = _mux(settings, engine, admission)
     local = LocalBackend(provisioner, pools, admission, mux)
-    backend: Backend = MeteredBackend(local, settings.gpu_price_per_hour)
-    generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
-
-    paces = Paces()
+    worked = Worked(settings.volume / "state" / "worked")
+    generation, paces = _generation(settings, ground, local, admission, engine, worked), Paces()
 
     def load() -> Load:
         return Load(running=admission.running - mux.waiting, queued=admission.queued + mux.waiting)
 
-    device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load, paces.of)
-    readiness = Readiness(device, (settings.default_model_id, *settings.preload_models))
-    folder = OutputFolder(settings.volume) if settings.has_volume else None
-    delivery = Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
+    memories = Memories(generation.judge, worked.sentences, paces.of)
+    device = DeviceIntrospection(resolver, provisioner, engine, _plan, pools, load, memories)
     metrics = ground.metrics(load, lambda: [each for each in engine.levers if resolver.registered_id(each.model)])
-    telemetry = ground.telemetry(metrics, paces)
+    alerts = ground.alerts(lambda: Readings(load().queued, int(engine.lost is not None)))
+    pairs = build_pairs(settings, ground.usage_log.worker)
+    versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs)
+    trainer = device_trainer(settings, provisioner, engine, generation, pools)
     operations = Operations(
-        generation, ground.introspection, device, readiness, delivery, telemetry, pools, settings.timeout_seconds
+        generation,
+        ground.recipes(generation, device, paces.of),
+        ground.introspection,
+        device,
+        Readiness(device, (settings.default_model_id, *settings.preload_models)),
+        _delivery(settings),
+        ground.telemetry(metrics, paces, alerts, versions.halting),
+        versions.actions,
+        pools,
+        ground.discovery(device, paces.of),
+        settings.timeout_seconds,
+        build_trainings(settings, ground, trainer, admission, device, versions.actions.changes),
+        alerts,
+        Pairing(resolver.versions, pairs, admission, partial(generation.run_aside, is_spare=True), pools.own),
+        compares=True,
     )
     moments.note("worker built")
     return Worker(
@@ -134,11 +154,47 @@ def build_worker(
         metrics=metrics,
         usage_log=ground.usage_log,
         quotas=ground.quotas,
+        versions=versions,
         store=ground.store,
         provisioner=provisioner,
         engine=engine,
         mux=mux,
+        trainer=trainer,
     )
+
+
+def _generation(
+    settings: Settings,
+    ground: Groundwork,
+    local: LocalBackend,
+    admission: Admission,
+    engine: EngineThread,
+    worked: Worked,
+) -> GenerationService:
+    remembering = RememberingBackend(local, ground.resolver, worked, engine)
+    backend: Backend = MeteredBackend(remembering, settings.gpu_price_per_hour)
+    judge = Judge(build_matrix(settings), ground.resolver, engine.device_info)
+    return GenerationService(ground.acceptor, backend, admission, ground.quotas, judge)
+
+
+def _provisioner(settings: Settings, ground: Groundwork) -> Provisioner:
+    vouching = _vouching(settings, ground.resolver)
+    unpickle = _without_pickles(settings)
+    reduced = ReducedWeights(settings.volume / "reduced")
+    return Provisioner(ground.store, ground.resolver, unpickle, settings.safety_checker, vouching, reduced)
+
+
+def _mux(settings: Settings, engine: EngineThread, admission: Admission) -> BatchMux:
+    idle_s = IDLE_S if settings.levers == "auto" else None
+    store = PaceStore(settings.volume / "state" / "paces")
+    timeout_s = settings.batch_timeout_ms / 1000
+    shares = Shares(admission.rights.weight)
+    return BatchMux(engine, settings.batch_size, timeout_s, idle_s, lambda: admission.closing, store, shares)
+
+
+def _delivery(settings: Settings) -> Delivery:
+    folder = OutputFolder(settings.volume) if settings.has_volume else None
+    return Delivery(int(settings.max_response_mb * 1e6), build_bucket(settings), bucket_opener(settings), folder)
 
 
 def _engine_thread(settings: Settings, build_engine: Callable[[], ResidentEngine] | None) -> EngineThread:
@@ -146,17 +202,8 @@ def _engine_thread(settings: Settings, build_engine: Callable[[], ResidentEngine
         return EngineThread(build_engine, settings.silence_seconds)
     kernels = allowed_kernels(settings)
     return EngineThread(
-        lambda: _settled(_diffusers_engine(settings, kernels)), settings.silence_seconds, lambda: _device(settings)
+        lambda: _settled(_diffusers_engine(settings, kernels)), settings.silence_seconds, partial(probed, settings)
     )
-
-
-def _device(settings: Settings) -> DeviceInfo:
-    """Return the device that the engine would have. torch alone is imported for a GPU, and nothing for a CPU."""
-    if only_cpu(settings.device):
-        return cpu_info()
-    from worker.engine.devices import choose_device, probe
-
-    return probe(choose_device(settings.device))
 
 
 def _settled(engine: ResidentEngine) -> ResidentEngine:
@@ -167,17 +214,25 @@ def _settled(engine: ResidentEngine) -> ResidentEngine:
 
 def _diffusers_engine(settings: Settings, kernels: Mapping[str, Path]) -> ResidentEngine:
     with unsearched():
+        from worker.engine.custom import serve_custom
         from worker.engine.engine import DiffusersEngine
+        from worker.engine.levers.compile_cache import CompileCache
         from worker.engine.levers.decisions import Decisions
         from worker.engine.levers.gate import Gate
         from worker.engine.levers.table import LEVERS
         from worker.engine.resident import Budget
     from worker.engine.safety import SafetyPolicy
 
+    serve_custom(custom_pipelines(settings))
     policy = SafetyPolicy(settings.safety_threshold, settings.safety_action, settings.safety_labels)
     gate = Gate()
+    key = settings.compile_cache_key
+    compiled = None
+    if key is not None:
+        most = int(settings.compile_cache_gb * 2**30)
+        compiled = CompileCache(settings.volume / "state" / "compiled", key.get_secret_value().encode(), most)
     if settings.levers == "auto":
-        gate = Gate(LEVERS, Decisions(settings.volume / "state" / "levers"), kernels)
+        gate = Gate(LEVERS, Decisions(settings.volume / "state" / "levers"), kernels, compiled)
     return DiffusersEngine(
         settings.device,
         Budget(

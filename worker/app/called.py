@@ -44,7 +44,8 @@ class CalledWorker:
 
     def begin(self) -> None:
         """Watch the engine from now on and, with WARM_UP, load the models to be served first."""
-        works: list[Coroutine[None, None, None]] = [end_once_lost(self.worker.until_lost, self._on_loss)]
+        lost = end_once_lost(self.worker.until_lost, self._on_loss, self.worker.operations.alerts.end)
+        works: list[Coroutine[None, None, None]] = [lost, self.worker.watch_alerts()]
         if self.worker.settings.warm_up:
             works.append(self.worker.warm_up())
         self._tasks += [asyncio.get_running_loop().create_task(work) for work in works]
@@ -63,6 +64,7 @@ class CalledWorker:
         await self._jobs.close(_FAREWELL_S)
         for task in self._tasks:
             task.cancel()
+        await self.worker.operations.alerts.end(_FAREWELL_S)
         await self.worker.operations.pools.own.run(self.worker.close)
 
 

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from worker.app.served import Groundwork, Served
+from worker.app.registry import build_matrix
+from worker.app.served import Groundwork, Served, admission_limits
 from worker.app.settings import Settings, SettingsError, secret_named
+from worker.app.stores import build_pairs
+from worker.app.versions import VersionParts
 from worker.catalog.registry import Registry
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
@@ -16,11 +19,14 @@ from worker.remote.backend import RemoteBackend
 from worker.remote.fleet_file import FleetError, read_fleet
 from worker.remote.members import Member, Members
 from worker.remote.needs import NeedsReader
+from worker.service.accepting.judging import Judge
+from worker.service.alerts.measures import Readings
 from worker.service.generation import GenerationService
 from worker.service.introspection.fleet import FleetIntrospection
 from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
-from worker.service.limits.admission import Admission, AdmissionLimits, Load
+from worker.service.limits.admission import Admission, Load
+from worker.service.local.provisioning import Provisioner
 from worker.service.operations import Operations
 from worker.service.usage.privacy import keep_always
 from worker.service.usage.telemetry import MeteredBackend
@@ -70,7 +76,7 @@ class PlacedBackend:
 
 
 def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
-    """Build a gateway. Nothing is asked of any replica yet. Raises SettingsError, RegistryError.
+    """Build a gateway. Nothing is asked of any replica yet. Raises SettingsError, FileError.
 
     `beside` are the replicas of the platform that the gateway itself runs on, before those of FLEET_FILE.
     """
@@ -79,28 +85,34 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
     members = Members([*beside, *_fleet(settings, resolver.registry)])
     if not members.all:
         raise SettingsError("FLEET_FILE is not set, and a gateway needs to know its workers; name a fleet.yaml.")
-    admission = Admission(
-        AdmissionLimits(settings.max_concurrent_jobs, settings.max_queued_jobs, settings.max_pixel_steps)
-    )
+    admission = Admission(admission_limits(settings))
     needs = NeedsReader(partial(pools.headers.run, ground.store.peek), resolver.part_source, memory_ways)
     backend = MeteredBackend(PlacedBackend(RemoteBackend(members, needs), admission, needs))
-    generation = GenerationService(ground.acceptor, backend, admission, ground.quotas)
+    judge = Judge(build_matrix(settings), resolver)
+    generation = GenerationService(ground.acceptor, backend, admission, ground.quotas, judge)
 
     def load() -> Load:
         return Load(running=admission.running, queued=admission.queued)
 
-    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers)
+    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers, judge)
     delivery = Delivery(int(settings.max_response_mb * 1e6) + _BESIDE, is_done_elsewhere=True)
     metrics = ground.metrics(load)
+    alerts = ground.alerts(lambda: Readings(load().queued, _resting(members)))
+    pairs, provisioner = build_pairs(settings, ground.usage_log.worker), Provisioner(ground.store, resolver)
+    versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs, makes_pairs=False)
     operations = Operations(
         generation,
+        ground.recipes(generation, device),
         ground.introspection,
         device,
         Readiness(device, ()),
         delivery,
-        ground.telemetry(metrics),
+        ground.telemetry(metrics, alerts, versions.halting),
+        versions.actions,
         pools,
+        ground.discovery(device),
         settings.timeout_seconds,
+        alerts=alerts,
     )
     return Gateway(
         settings=settings,
@@ -109,8 +121,14 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
         metrics=metrics,
         usage_log=ground.usage_log,
         quotas=ground.quotas,
+        versions=versions,
         members=members,
     )
+
+
+def _resting(members: Members) -> int:
+    """Return how many replicas do not answer."""
+    return sum(state.health == "resting" for state in members.states())
 
 
 def _fleet(settings: Settings, registry: Registry) -> Sequence[Member]:

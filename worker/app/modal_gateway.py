@@ -20,7 +20,7 @@ _COLD_START_S = 30.0
 
 
 def build_modal_app(settings: Settings, classes: Mapping[str, Any]) -> FastAPI:
-    """Build the doors over `classes`, by the tier that each is of. Raises SettingsError, RegistryError."""
+    """Build the doors over `classes`, by the tier that each is of. Raises SettingsError, FileError."""
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
     tiers = build_registry(settings).tiers
     members = []

@@ -22,3 +22,8 @@ class Place:
     def shared_accounts(self) -> Path:
         """The file of the callers' quotas."""
         return self.folder / "quotas.json"
+
+    @property
+    def shared_addresses(self) -> Path:
+        """The file of the addresses' rates."""
+        return self.folder / "addresses.json"

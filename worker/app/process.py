@@ -18,7 +18,7 @@ from worker.app.served import Served
 from worker.app.server import build_app, server_config
 from worker.app.settings import Settings, SettingsError, process_environment
 from worker.app.signals import end_well_on_terminate
-from worker.catalog.registry import RegistryError
+from worker.catalog.operator_file import FileError
 from worker.service.jobs.store import JobStore
 from worker.transport.processes.table import REPORT_S
 
@@ -34,7 +34,7 @@ def run_process(settings: Settings, place: Place, reports: Connection) -> None:
     try:
         worker = build_worker(settings, place=place)
         app = build_app(worker, hears_signals=True, place=place)
-    except (SettingsError, RegistryError) as error:
+    except (SettingsError, FileError) as error:
         sys.exit(f"error: {error}")
     # All connections come from the front, which holds callers to their share.
     config = server_config(app, settings.model_copy(update={"max_connections_per_address": settings.max_connections}))

@@ -30,7 +30,7 @@ from worker.app.posture import installation_warnings
 from worker.app.process import LOST, run_process
 from worker.app.registry import build_registry, registry_warnings
 from worker.app.settings import Settings, SettingsError, process_environment
-from worker.catalog.registry import RegistryError
+from worker.catalog.operator_file import FileError
 from worker.transport.processes.front import Front
 from worker.transport.processes.table import Process, ProcessTable
 from worker.transport.web.connections import Connections
@@ -54,7 +54,7 @@ def serve(settings: Settings) -> None:
         registry = build_registry(settings)
         server.build_keyring(settings)
         sockets = [listen(settings.api_host, port) for port in settings.listening_ports]
-    except (SettingsError, RegistryError) as error:
+    except (SettingsError, FileError) as error:
         sys.exit(f"error: {error}")
     gpus = visible_gpus(process_environment()) if settings.device in ("auto", "cuda") else []
     warnings = (*settings.warnings(), *registry_warnings(registry, settings), *settings.server_warnings())

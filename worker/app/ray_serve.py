@@ -40,7 +40,7 @@ _STORE_BYTES = 500_000_000  # of this machine's memory, for answers on their way
 def run(settings: Settings, address: str | None) -> None:
     """Deploy to the cluster at `address`, or to one of this machine alone, and serve until this is interrupted.
 
-    Raises SettingsError, RegistryError.
+    Raises SettingsError, FileError.
     """
     tiers = build_registry(settings).tiers
     if address is None:
@@ -100,7 +100,7 @@ def build_ingress() -> FastAPI:
 
 
 def build_application(settings: Settings, gpus: int = 1) -> serve.Application:
-    """Return the application: `serve.run` deploys it. A replica has `gpus`. Raises SettingsError, RegistryError."""
+    """Return the application: `serve.run` deploys it. A replica has `gpus`. Raises SettingsError, FileError."""
     deployments = [
         serve.deployment(Replica).options(name=name, **_scaling(tier, limits, settings, gpus)).bind()
         for name, (tier, limits) in replicas(settings).items()

@@ -2,8 +2,12 @@
 
 from pydantic import JsonValue
 
+from worker.app.custom_pipelines import custom_pipelines
 from worker.app.settings import Settings, SettingsError, tier_overrides
+from worker.catalog.classes.custom import serve_custom
+from worker.catalog.compatibility_file import Matrix, read_compatibility
 from worker.catalog.interface.checking import with_defaults
+from worker.catalog.recipes.file import load_recipes
 from worker.catalog.registry import Registry, load_registry
 from worker.core.errors import WorkerError
 from worker.core.model import LoraSpec, ModelSpec
@@ -11,7 +15,10 @@ from worker.store.refs import parse_reference
 
 
 def build_registry(settings: Settings) -> Registry:
-    """Build the registry: models.yaml with the environment's additions. Raises RegistryError, SettingsError."""
+    """Build the registry: models.yaml with the environment's additions, and the recipes. Raises FileError,
+    SettingsError.
+    """
+    serve_custom(custom_pipelines(settings))  # which its models may name
     registry = load_registry(settings.models_yaml, parse_source=parse_reference, overrides=tier_overrides())
     default = registry.find(settings.default_model_id)
     if settings.model_id is not None and (default is None or settings.model_revision is not None):
@@ -32,7 +39,14 @@ def build_registry(settings: Settings) -> Registry:
         loras = (*default.loras, *(LoraSpec(model=text) for text in settings.loras))
         default = default.model_copy(update={"loras": loras})
     registry = registry.with_model(_with_defaults(default, settings))
-    return _in_precision(_with_lightning(registry, settings), settings)
+    registry = _with_lightning(registry, settings)
+    place = settings.recipes_place
+    return registry if place is None else registry.with_recipes(load_recipes(place))
+
+
+def build_matrix(settings: Settings) -> Matrix:
+    """Build the operator's matrix of what works; an empty one without a file. Raises CompatibilityError."""
+    return read_compatibility(settings.compatibility_place) if settings.compatibility_place else Matrix()
 
 
 def registry_warnings(registry: Registry, settings: Settings) -> list[str]:
@@ -87,18 +101,4 @@ def _with_lightning(registry: Registry, settings: Settings) -> Registry:
             f"{' and '.join(wanted)}: {model} Lightning LoRA{of_steps} in "
             f"{settings.models_yaml.name}; add one there, or leave {' and '.join(wanted)} unset."
         )
-    return registry
-
-
-def _in_precision(registry: Registry, settings: Settings) -> Registry:
-    """Return the registry with every model in the environment's precision. Raises SettingsError for one not built."""
-    if settings.precision_mode is None:
-        return registry
-    if settings.precision_mode != "bf16":
-        raise SettingsError(
-            f"PRECISION_MODE={settings.precision_mode}: this worker does not quantize models as it loads them; name a "
-            "model that is stored so (GGUF or fp8) as MODEL_ID, or set bf16."
-        )
-    for spec in registry.models.values():
-        registry = registry.with_model(spec.model_copy(update={"dtype": "bfloat16"}))
     return registry

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from worker.app.unsearched import unsearched
 from worker.core import moments
+from worker.core.unsearched import unsearched
 
 
 def import_sdk() -> ModuleType:
     """Import `runpod`."""
-    with _quick_cpuinfo(), unsearched():
+    with _stood_in(), unsearched():
         import runpod
     moments.note("import of the SDK")
     sdk: ModuleType = runpod
@@ -21,17 +21,21 @@ def import_sdk() -> ModuleType:
 
 
 @contextmanager
-def _quick_cpuinfo() -> Iterator[None]:
-    """Answer the one question that the SDK has for py-cpuinfo: that asks a dozen programs, for more than a second."""
-    quick = ModuleType("cpuinfo")
-    quick.__dict__["get_cpu_info"] = lambda: {"brand_raw": _processor()}
-    known = sys.modules.get("cpuinfo")
-    sys.modules["cpuinfo"] = known or quick
+def _stood_in() -> Iterator[None]:
+    """Stand in for two packages that no worker needs.
+
+    py-cpuinfo is asked one question, for which it asks a dozen programs, for more than a second. paramiko is for the
+    SDK's commands over SSH, and brings cryptography along.
+    """
+    cpuinfo, paramiko = ModuleType("cpuinfo"), ModuleType("paramiko")
+    cpuinfo.__dict__["get_cpu_info"] = lambda: {"brand_raw": _processor()}
+    stand_ins = {module.__name__: module for module in (cpuinfo, paramiko) if module.__name__ not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        if known is None:
-            sys.modules.pop("cpuinfo", None)
+        for name in stand_ins:
+            sys.modules.pop(name, None)
 
 
 def _processor() -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -18,20 +19,28 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import JsonValue, SecretStr
 
+from worker.app.alerting import webhook_sender
 from worker.app.build import build_worker
 from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
 from worker.app.logs import WITHOUT_QUERY, configure_logging
+from worker.app.models_file import ModelsFileError, add_find
 from worker.app.place import Place
 from worker.app.posture import installation_warnings
 from worker.app.registry import registry_warnings
 from worker.app.served import Served
 from worker.app.settings import Settings, SettingsError
 from worker.app.signals import end_at_once, end_once_lost, end_well_on_terminate, hear_reload, hear_shutdown
-from worker.catalog.registry import RegistryError
-from worker.net.webhook import WebhookSender
+from worker.catalog.operator_file import FileError
+from worker.core.discovery import Added, Find
+from worker.core.errors import InvalidRequest
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
+from worker.service.limits.accounts import Accounts
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
+from worker.service.limits.key_rights import KeyRight
 from worker.service.limits.pools import Pool
+from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.service.recipes.shelf import RecipeShelf
+from worker.transport.web.addresses import Addresses
 from worker.transport.web.auth import Authenticator
 from worker.transport.web.connections import Connections
 from worker.transport.web.context import ServerContext
@@ -56,7 +65,7 @@ def serve(settings: Settings) -> None:
     try:
         app = application(settings)
         sockets = [listen(settings.api_host, port) for port in settings.listening_ports]
-    except (SettingsError, RegistryError) as error:
+    except (SettingsError, FileError) as error:
         sys.exit(f"error: {error}")
     for listening in sockets:
         _LOG.info("listening on http://%s:%d", *listening.getsockname()[:2])
@@ -65,7 +74,7 @@ def serve(settings: Settings) -> None:
 
 
 def application(settings: Settings) -> FastAPI:
-    """Build the application of a process of its own, and log its warnings. Raises SettingsError, RegistryError."""
+    """Build the application of a process of its own, and log its warnings. Raises SettingsError, FileError."""
     configure_logging(as_json=settings.logs_json, secrets=settings.secrets)
     if settings.api_workers > 1:
         # The processes of another server know nothing of each other's jobs.
@@ -103,6 +112,7 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=http_protocol(connections),
         ws=socket_protocol(connections, messages),
         ws_max_size=message_bytes,
+        proxy_headers=False,  # whom to believe is in transport/web/addresses.py
         ws_per_message_deflate=False,  # 112 KB of it may be 115 MB, and images do not become smaller
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds) + _FAREWELL_S,
@@ -139,15 +149,18 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
+        await pools.own.run(worker.versions.follow, worker.registry)
         if hears_signals:
             worker.tend_volume()
             hear_reload(lambda: reload(worker, authenticator), pools.own)
             hear_shutdown(admission.close, grace_s)
-        with _beside(warm_up(), *_care(worker, hears_signals=hears_signals)):
+        with _beside(warm_up(), worker.watch_alerts(), *_care(worker, hears_signals=hears_signals)):
             yield
         await admission.close(grace_s)  # jobs without an open connection have their time too
         await job_store.close(_FAREWELL_S)
-        await asyncio.gather(webhooks.close(_FAREWELL_S), pools.own.run(worker.close), worker.let_go())
+        alerts = worker.operations.alerts
+        await asyncio.gather(webhooks.close(_FAREWELL_S), alerts.end(_FAREWELL_S))
+        await asyncio.gather(pools.own.run(worker.close), worker.let_go())
         if hears_signals and worker.is_lost:
             end_at_once()
 
@@ -162,7 +175,8 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
         authenticator=authenticator,
         process=place.number if place else None,
     )
-    context = replace(context, **_of_settings(settings), volume=worker.volume)
+    context = replace(context, **_of_settings(settings), volume=worker.volume, addresses=_addresses(settings, place))
+    context = replace(context, recipes=_recipes(worker, place), add_model=partial(_add_model, worker))
     app = create_app(context, lifespan, settings.cors_origins)
     app.state.job_store = job_store
     return app
@@ -187,6 +201,24 @@ def _of_settings(settings: Settings) -> _OfSettings:
         "shows_page": settings.web_page,
         "settings": settings.shown(),
     }
+
+
+def _add_model(worker: Served, name: str, find: Find) -> Added:
+    """Write a find into models.yaml, and serve it unless it waits for a review. Raises InvalidRequest."""
+    try:
+        added = add_find(worker.settings, name, find)
+    except ModelsFileError as error:
+        raise InvalidRequest(str(error), field="name") from None
+    if not added.waits:
+        worker.reload()
+    return added
+
+
+def _addresses(settings: Settings, place: Place | None) -> Addresses:
+    """Return what holds callers without keys to their rate. Processes behind one port count together."""
+    limits = QuotaLimits(0 if settings.has_keys else settings.rate_limit_per_address)
+    accounts = Accounts(None, place.shared_addresses if place else None)
+    return Addresses(settings.trusted_proxies, Quotas(limits, accounts, whom="address"))
 
 
 def _care(worker: Served, *, hears_signals: bool) -> list[Coroutine[None, None, None]]:
@@ -225,14 +257,23 @@ def _job_store(worker: Served, webhooks: Webhooks) -> JobStore:
 
 
 def _webhooks(settings: Settings, pool: Pool) -> Webhooks:
-    secret = settings.webhook_secret
-    try:
-        sender = WebhookSender(
-            secret=secret.get_secret_value() if secret else None, allow_private=settings.allow_private_urls
-        )
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
-    return Webhooks(sender, pool)
+    return Webhooks(webhook_sender(settings), pool)
+
+
+def _recipes(worker: Served, place: Place | None) -> RecipeShelf:
+    """Return the shelf of recipes, of which all processes of this server are told when it changes."""
+    settings = worker.settings
+
+    def folder() -> Path:
+        return settings.recipes_place or settings.models_yaml.with_name("recipes")
+
+    def read_again() -> None:
+        worker.reload()
+        if place is not None:
+            os.kill(os.getppid(), signal.SIGHUP)
+
+    generation = worker.operations.generation
+    return RecipeShelf(folder, generation.acceptor, worker.operations.pools, read_again)
 
 
 def reload(worker: Served, authenticator: Authenticator) -> None:
@@ -245,19 +286,27 @@ def reload(worker: Served, authenticator: Authenticator) -> None:
     except SettingsError as error:
         _LOG.error("the API keys are not reloaded: %s", error)
         return
-    authenticator.replace_keys(keys)
+    authenticator.replace_keys(_hold_to(worker, keys))
     _LOG.info("the API keys are reloaded: %d", len(keys.callers))
 
 
 def build_keyring(settings: Settings) -> Keyring:
     """Return the keys that open the server. Raises SettingsError, which holds none of them."""
-    callers = _keys("API_KEYS", settings.api_keys)
+    callers, rights = _keys("API_KEYS", settings.api_keys), dict[str, KeyRight]()
     if settings.api_keys_file is not None:
         try:
-            callers |= read_api_keys(settings.api_keys_file)
+            of_file, rights = read_api_keys(settings.api_keys_file)
         except KeyListError as error:
             raise SettingsError(f"API_KEYS_FILE: {error}") from None
-    return Keyring(callers, _keys("ADMIN_KEYS", settings.admin_keys))
+        callers |= of_file
+    return Keyring(callers, _keys("ADMIN_KEYS", settings.admin_keys), rights)
+
+
+def _hold_to(worker: Served, keys: Keyring) -> Keyring:
+    """Have jobs held to the rights of these keys from now on."""
+    several = len({*keys.callers.values(), *keys.admins.values()}) > 1
+    worker.operations.generation.admission.rights.replace(keys.rights, several=several)
+    return keys
 
 
 def _keys(variable: str, value: SecretStr | None) -> dict[str, str]:
@@ -282,4 +331,5 @@ def _authenticator(worker: Served, tokens: Tokens) -> Authenticator:
     settings = worker.settings
     public = urlsplit(settings.public_url or "").hostname
     names = HostNames((*settings.api_hostnames, socket.gethostname(), *([public] if public else [])))
-    return Authenticator(build_keyring(settings), _origins(settings), worker.operations.deny, names, tokens)
+    keys = _hold_to(worker, build_keyring(settings))
+    return Authenticator(keys, _origins(settings), worker.operations.deny, names, tokens)

@@ -58,7 +58,9 @@ class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, Flee
                 "the first ones are evicted again before a job comes."
             )
         sentences += self.storage_warnings()
-        sentences += self.kernel_warnings()
+        sentences += self.native_code_warnings()
+        sentences += self.training_warnings()
+        sentences += self.alert_warnings()
         sentences += misspelt(os.environ, known_variables())
         fleet = [name for name in tier_overrides() if name.endswith(("_MAX_CONTAINERS", "_SCALEDOWN"))]
         if fleet:
@@ -74,7 +76,7 @@ class Settings(StorageSettings, ServerSettings, JobSettings, ModelSettings, Flee
         if (self.rate_limit_per_minute or self.quota_pixel_steps_per_day) and not self.has_keys:
             sentences.append(
                 "RATE_LIMIT_PER_MINUTE and QUOTA_PIXEL_STEPS_PER_DAY are of API keys: without API_KEYS or "
-                "API_KEYS_FILE nobody is held to them."
+                "API_KEYS_FILE nobody is held to them. RATE_LIMIT_PER_ADDRESS is of addresses."
             )
         return sentences
 
@@ -121,8 +123,8 @@ def tier_overrides() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("DIFFUSERS_")}
 
 
-# What only the HTTP server of a gateway needs: its callers' keys are not for the machines behind it.
-_OF_THE_DOOR = frozenset({"API_KEYS", "API_KEYS_FILE", "ADMIN_KEYS", "WEBHOOK_SECRET"})
+# What only the HTTP server of a gateway needs: its callers' keys are not for the machines behind it, nor its alerts.
+_OF_THE_DOOR = frozenset({"API_KEYS", "API_KEYS_FILE", "ADMIN_KEYS", "WEBHOOK_SECRET", "ALERTS", "SMTP_URL"})
 
 
 def handed_on(*, door: bool) -> dict[str, str]:

@@ -54,11 +54,18 @@ def hear_shutdown(close: Callable[[float], Awaitable[None]], grace_s: float) -> 
         signal.signal(number, handle)
 
 
-async def end_once_lost(until_lost: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
-    """Call `end` once the engine is lost and those who are told so have had the time to hear it."""
+async def end_once_lost(
+    until_lost: Callable[[], Awaitable[None]],
+    end: Callable[[], None],
+    tell: Callable[[float], Awaitable[None]] | None = None,
+) -> None:
+    """Call `end` once the engine is lost and those who are told so have had the time to hear it.
+
+    `tell` has the operator told meanwhile, within the seconds that it is given.
+    """
     await until_lost()
     _LOG.critical("the engine is lost: this worker ends with status %d", LOST_STATUS)
-    await asyncio.sleep(_HEARING_S)
+    await asyncio.gather(asyncio.sleep(_HEARING_S), *([tell(_HEARING_S)] if tell else []))
     end()
 
 

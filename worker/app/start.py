@@ -12,7 +12,7 @@ def run() -> None:
         run_serverless()  # which reports the error as its platform wants it
         return
     if not (settings.standalone_mode or settings.gateway_mode):
-        run_serverless()
+        run_serverless(settings)
         return
     from worker.app.processes import serve  # the queue's worker starts sooner without the web framework
 

@@ -13,15 +13,21 @@ from worker.core.request import S3Config
 from worker.net.bucket import Bucket, BucketConfig, BucketSender
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
+from worker.service.discovery.finder import Sources
+from worker.service.versions.serving import Versions
 from worker.store.cache import VolumeCache
 from worker.store.civitai import CivitAI
 from worker.store.civitai_api import CivitaiApi, civitai_hosts
+from worker.store.civitai_search import CivitaiSearch
 from worker.store.digests import ForeignDigests
+from worker.store.history import HistoryFile
 from worker.store.hub_listing import HubListings
+from worker.store.hub_search import HubSearch
 from worker.store.huggingface import HuggingFaceHub
 from worker.store.local import AdapterFolders, LocalFolders
 from worker.store.lockfile import Lockfile, LockfileError
 from worker.store.other_caches import OtherCaches
+from worker.store.pairs import PairFolder
 from worker.store.remote_header import HeaderReader
 from worker.store.store import Source, Store
 from worker.store.url import UrlFiles
@@ -35,7 +41,16 @@ def build_cache(settings: Settings) -> VolumeCache:
     """Build the cache of models on the volume."""
     lookup = [folder for folder in (_BAKED_MODELS,) if folder != settings.models_dir]
     max_bytes = int(settings.cache_max_gb * 1e9) if settings.cache_max_gb else None
-    return VolumeCache(settings.models_dir, lookup=lookup, max_bytes=max_bytes)
+    cache = VolumeCache(settings.models_dir, lookup=lookup, max_bytes=max_bytes)
+    cache.keep(build_versions(settings).digests_in_use)
+    return cache
+
+
+def build_search(settings: Settings) -> Sources:
+    """Build the searches of the sites that models come from."""
+    client = _client(settings)
+    api = CivitaiApi(client, settings.civitai_endpoint, has_token=settings.civitai_token is not None)
+    return Sources(CivitaiSearch(api, settings.civitai_endpoint), HubSearch(client, settings.hf_endpoint))
 
 
 def build_store(settings: Settings) -> Store:
@@ -53,9 +68,19 @@ def build_store(settings: Settings) -> Store:
     # Callers' links are fetched without any token, and without the endpoints' leave to be private.
     anonymous = Client(allow_private=settings.allow_private_urls)
     files = UrlFiles(cache, anonymous, HeaderReader(header_end, parse_header, read_header), offline=offline)
-    folders = LocalFolders(_roots(settings), read_local, allow_pickles=pickles)
+    folders = LocalFolders(_roots(settings), read_local, allow_pickles=pickles, digest=digests.sha256_of)
     schemes: dict[str, Source] = {"hf": hub, "civitai": civitai, "url": files, "file": folders}
     return Store(schemes, _lockfile(settings), cache.discard)
+
+
+def build_versions(settings: Settings) -> Versions:
+    """Build what knows the versions of models, by their history on the volume."""
+    return Versions(HistoryFile(settings.volume / "versions" / "history.jsonl"))
+
+
+def build_pairs(settings: Settings, worker: str) -> PairFolder:
+    """Build the folder of pairs on the volume, as the worker of this name writes to it."""
+    return PairFolder(settings.volume / "versions" / "pairs", worker, int(settings.paired_images_mb * 1e6))
 
 
 def build_adapter_folders(settings: Settings) -> AdapterFolders:

@@ -31,6 +31,7 @@ class FileError(ValueError):
         super().__init__(f"{file}:{line}: {sentence}")
         self.file = file
         self.line = line
+        self.sentence = sentence
 
 
 class OperatorFile:
@@ -54,10 +55,14 @@ class OperatorFile:
             keys = keys[:-1]
         return self.lines.get(keys, 1)
 
+    def read(self) -> bytes:
+        """Return the file's bytes. Raises OSError."""
+        return self.path.read_bytes()
+
     def data(self) -> dict[str, JsonValue]:
         """Return the file as plain data; refuse features of YAML that such a file never needs."""
         try:
-            raw = self.path.read_bytes()
+            raw = self.read()
         except OSError as error:
             raise self.fail(1, f"cannot be read ({error.strerror or 'unknown reason'}); check the path.") from error
         if len(raw) > MAX_BYTES:
@@ -149,6 +154,8 @@ class OperatorFile:
             if first["type"] == "missing":
                 raise self.fail(error_path, f"{name} is missing; add it.") from error
             value = json.dumps(first["input"], default=str)
+            if "://" in value:  # an address may hold a password, or be the secret itself as a webhook's is
+                raise self.fail(error_path, f"{name} {reason_of(error)}; an address was written.") from error
             quote = ": put it in quotes" if first["type"] == "string_type" and not value.startswith(("[", "{")) else ""
             raise self.fail(error_path, f"{name} {reason_of(error)}; {value[:64]} was written{quote}.") from error
 

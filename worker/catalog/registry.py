@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,9 +13,11 @@ from worker.catalog import architectures
 from worker.catalog.interface.checking import check_defaults
 from worker.catalog.interface.sizes import LIMIT_KEYS
 from worker.catalog.operator_file import FileError, KeyPath, OperatorFile, reason_of
+from worker.catalog.recipes.recipe import Recipe
 from worker.catalog.registry_schema import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
-from worker.core.model import Lightning, LoraSpec, ModelSource, ModelSpec, OwnUpscaler, Tier
+from worker.core.model import DENOISERS, Lightning, LoraSpec, ModelSource, ModelSpec, OwnUpscaler, Tier
+from worker.core.precision import DTYPES
 
 _OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAINERS|SCALEDOWN|TIMEOUT)")
 _SETTINGS = {"MAX_CONTAINERS": "max_containers", "SCALEDOWN": "scaledown_s", "TIMEOUT": "timeout_s"}
@@ -23,7 +25,8 @@ _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one 
 # Fields with the same name and meaning here and in ModelSpec.
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
-    *("defaults", "limits", "fallback", "upscale", "quality", "refiner"),
+    *("defaults", "limits", "fallback", "upscale", "quality", "precision", "refiner", "licence"),
+    *("split", "paired", "golden", "device_map"),
 )
 
 
@@ -33,10 +36,11 @@ class RegistryError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models that this worker knows by name, and their GPU tiers."""
+    """The models that this worker knows by name, their GPU tiers, and the recipes that are served beside them."""
 
     models: Mapping[str, ModelSpec]
     tiers: Mapping[str, Tier]
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     def find(self, id_or_alias: str) -> ModelSpec | None:
         """Return the model with this id or alias, in any letter case, or None."""
@@ -46,11 +50,16 @@ class Registry:
                 return spec
         return None
 
+    def recipe(self, name: str | None) -> Recipe | None:
+        """Return the recipe with this id, in any letter case, or None."""
+        return self.recipes.get((name or "").strip().casefold())
+
     def nearest(self, text: str) -> list[str]:
         """Return the names of up to three models that look like `text`, best first."""
         owners = {
             name.casefold(): (spec.id, name) for spec in self.models.values() for name in (spec.id, *spec.aliases)
         }
+        owners |= {name: (name, name) for name in self.recipes}
         # People remember a model by the part after the organisation.
         owners = {**{name.rpartition("/")[2]: owner for name, owner in owners.items()}, **owners}
         folded = text.strip().casefold()[:200]
@@ -66,6 +75,13 @@ class Registry:
             if owner != spec.id:
                 raise ValueError(f"{name} already names the model {owner}; choose another id or alias.")
         return replace(self, models=MappingProxyType({**self.models, spec.id: spec}))
+
+    def with_recipes(self, recipes: Mapping[str, Recipe]) -> "Registry":
+        """Return this registry with these recipes. Raises RecipeError for one that has the name of a model."""
+        for name, recipe in recipes.items():
+            if (spec := self.find(name)) is not None:
+                raise recipe.fail((), f"{name} already names the model {spec.id}; rename the file.")
+        return replace(self, recipes=recipes)
 
 
 def load_registry(
@@ -127,6 +143,9 @@ class _Reading(OperatorFile):
         tier = self.tier(keys, entry, defaults, tiers)
         self.check_family(keys, model, entry)
         self.check_limits(keys, entry.limits)
+        self.check_precision(keys, entry)
+        self.check_split(keys, entry)
+        self.check_device_map((*keys, "device_map"), entry)
         spec = ModelSpec(
             **{name: getattr(entry, name) for name in _SHARED},
             id=model,
@@ -151,6 +170,11 @@ class _Reading(OperatorFile):
             section = ("defaults",) if error.field in spec.defaults else ("lightning", "defaults")
             raise self.fail((*keys, *section, error.field or ""), error.message) from error
         return spec
+
+    def check_split(self, keys: KeyPath, entry: Entry) -> None:
+        """Raise for pairs without another arm."""
+        if entry.paired and len(entry.split) < 2:
+            raise self.fail((*keys, "paired"), "paired needs a split of two arms or more; add split, or remove it.")
 
     def loras(self, keys: KeyPath, loras: Sequence[LoraSpec]) -> tuple[LoraSpec, ...]:
         """Return an entry's LoRAs with complete references."""
@@ -180,7 +204,8 @@ class _Reading(OperatorFile):
             return None
         if tier not in tiers:
             raise self.unknown_tier((*keys, "tier"), tier, tiers)
-        if entry.min_vram_gb is not None and entry.min_vram_gb > tiers[tier].vram_gb:
+        # Over several GPUs it is what they have together.
+        if entry.device_map is None and (entry.min_vram_gb or 0) > tiers[tier].vram_gb:
             text = f"min_vram_gb {entry.min_vram_gb:g} is more than the {tiers[tier].vram_gb} of tier {tier}"
             raise self.fail((*keys, "min_vram_gb"), f"{text}; choose a larger tier.")
         return tier
@@ -193,6 +218,28 @@ class _Reading(OperatorFile):
                 raise self.fail(limit_path, f"unknown limit {name}; the limits are {', '.join(LIMIT_KEYS)}.")
             if value < 1 or value != int(value):
                 raise self.fail(limit_path, f"limits.{name} must be a whole number from 1 up; {value:g} was written.")
+
+    def check_precision(self, keys: KeyPath, entry: Entry) -> None:
+        """Check that a precision in which a model computes is not another one than its dtype."""
+        dtype = DTYPES.get(entry.precision) if entry.precision else None
+        if dtype is not None and entry.dtype not in (None, dtype):
+            text = (
+                f"precision {entry.precision} computes in {dtype}, and dtype says {entry.dtype}; keep one of the two."
+            )
+            raise self.fail((*keys, "precision"), text)
+
+    def check_device_map(self, keys: KeyPath, entry: Entry) -> None:
+        """Check that a map of components to GPUs spreads them, and leaves the denoiser on the first one."""
+        wanted = entry.device_map
+        if wanted is None or wanted == "balanced":
+            return
+        if not any(wanted.values()):
+            text = "device_map puts nothing on another GPU than 0; name one from 1 on for some component, or remove it."
+            raise self.fail(keys, text)
+        for name in DENOISERS:
+            if number := wanted.get(name):
+                text = f"device_map must leave {name} on GPU 0, where latents and adapters are; {number} was written: "
+                raise self.fail((*keys, name), f"{text}put it on 0, and say in CUDA_VISIBLE_DEVICES which GPU that is.")
 
     def check_family(self, keys: KeyPath, model: str, entry: Entry) -> None:
         """Check that the declared architecture and tasks are in the table."""

@@ -1,15 +1,20 @@
 """Typed answers to all requests to a worker; only `wire` and the doors make them into JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from worker.core.device import LoadPlan, Nearness, Offload
+from worker.core.device import LoadPlan, Nearness
+from worker.core.discovery import Discovery, Updates
+from worker.core.golden import GoldenComparison
 from worker.core.model import Detection, Outline, Task
+from worker.core.precision import Offload, Precision
 from worker.core.quality import LeverReport
 from worker.core.request import FRAME_FORMATS, Format
 from worker.core.result import AnswerFile, JobFacts
+from worker.core.training import Trained, TrainingPlan, TrainingState
+from worker.core.version import ComparisonReport, PairToJudge, VersionHistory, VersionList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +118,24 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of a recipe: the plan of its model, its work, and the seconds and dollars that it will take if known."""
+
+    name: str
+    report: "PlanReport"
+    pixel_steps: int
+    expected_s: float | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlanReport:
     """The needs of one model on one device. `fits` is None where the size of its weights is not known.
 
     `reason` says why it does not fit, or why that is not known. `plan` is the way to load it where it fits. A gateway
     has no device of its own: it answers for the `tiers` of its fleet. `pace` is None before the model's first job here.
+    `known` has a sentence for each row of compatibility.yaml about it, and for what worked or failed here.
+    A recipe's is the sum of its `steps`; what it is expected to take is None before all of its models have run here.
     """
 
     model: str
@@ -133,8 +151,14 @@ class PlanReport:
     reason: str | None = None
     plan: LoadPlan | None = None
     family: str | None = None
+    precisions: Mapping[Precision, int] = field(default_factory=dict)  # bytes that the model needs in each, offloaded
     pace: Pace | None = None
+    known: tuple[str, ...] = ()
     tiers: tuple[TierOutlook, ...] = ()
+    steps: tuple[StepPlan, ...] = ()
+    pixel_steps: int = 0
+    expected_s: float | None = None
+    expected_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +174,7 @@ class WorkerStatus:
     models: int
     problems: tuple[str, ...] = ()  # a sentence for each model that should be ready and cannot be
     levers: tuple[LeverReport, ...] = ()  # what was decided of ways to generate faster, for the resident models
+    alerts: tuple[str, ...] = ()  # the names of the operator's rules that hold now
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,5 +217,23 @@ class Unloaded:
 
 
 AnyAnswer = (
-    Answer | ModelList | ModelSchema | Inspection | PlanReport | WorkerStatus | TimelineReport | Preloaded | Unloaded
+    Answer
+    | ModelList
+    | ModelSchema
+    | Inspection
+    | PlanReport
+    | Discovery
+    | Updates
+    | GoldenComparison
+    | WorkerStatus
+    | TimelineReport
+    | Preloaded
+    | Unloaded
+    | Trained
+    | TrainingPlan
+    | TrainingState
+    | VersionList
+    | VersionHistory
+    | ComparisonReport
+    | PairToJudge
 )

@@ -1,8 +1,9 @@
 """A request that was accepted: everything checked, no weights touched yet."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from typing import Any
 
 from pydantic import JsonValue
@@ -12,12 +13,13 @@ from worker.core.call import Call
 from worker.core.fingerprint import fingerprint
 from worker.core.finishing import Finishing, FinishingFiles
 from worker.core.image import MaskReading, Raster
-from worker.core.model import ModelFiles
+from worker.core.model import LoraSpec, ModelFiles
 from worker.core.pipeline import Form
 from worker.core.prompt import PromptForm
 from worker.core.quality import Quality
 from worker.core.request import GenerationRequest, OutputOptions
 from worker.core.turn import StopSignal
+from worker.core.version import VersionChoice
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Job:
     generates: bool = True  # False at strength 0 or for an empty mask: the sent image comes back
     video: VideoRequest | None = None  # None for images
     quality: Quality = "exact"
+    is_spare: bool = False  # nobody waits for it: it shares no call with others, and loads nothing
+    choice: VersionChoice | None = field(default=None, metadata=OF_ONE_JOB)  # of a model that has versions
     mask_reading: MaskReading | None = field(default=None, metadata=OF_ONE_JOB)
     accepted_at: float = field(default_factory=time.monotonic, metadata=OF_ONE_JOB)
 
@@ -149,6 +153,53 @@ class Batch:
     files: ModelFiles
     adapters: tuple[AdapterFiles[Any], ...] = ()  # in the order of the first job's
     finishing: FinishingFiles = field(default_factory=FinishingFiles)
+    # Each job's own LoRAs by its id, where jobs differ in them; `adapters` then has none.
+    own_loras: Mapping[str, tuple[LoraFiles, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Return one batch of the jobs of several with the same `batch_key`, each of which has one job."""
+        first, jobs = batches[0], tuple(batch.jobs[0] for batch in batches)
+        if len({batch.lora_key for batch in batches}) == 1:
+            return replace(first, jobs=jobs)
+        own = {batch.jobs[0].id: batch.loras for batch in batches}
+        return replace(first, jobs=jobs, adapters=first.adapters_but_loras, own_loras=own)
+
+    def alike(self) -> "Batch":
+        """Return the first jobs that have the same LoRAs, as a batch that shares them."""
+        if not self.own_loras:
+            return self
+        alone = [
+            replace(self, jobs=(job,), adapters=(*self.own_loras[job.id], *self.adapters), own_loras={})
+            for job in self.jobs
+        ]
+        return Batch.joined([*takewhile(lambda batch: batch.lora_key == alone[0].lora_key, alone)])
+
+    @property
+    def all_adapters(self) -> tuple[AdapterFiles[Any], ...]:
+        """The adapters that any of its jobs has."""
+        return *self.adapters, *(item for loras in self.own_loras.values() for item in loras)
+
+    @property
+    def loras(self) -> tuple[LoraFiles, ...]:
+        """The LoRAs that all of its jobs have."""
+        return tuple(item for item in self.adapters if isinstance(item, LoraFiles))
+
+    @property
+    def adapters_but_loras(self) -> tuple[AdapterFiles[Any], ...]:
+        """The adapters of other kinds."""
+        return tuple(item for item in self.adapters if not isinstance(item, LoraFiles))
+
+    @property
+    def lora_key(self) -> str:
+        """The key in which batches agree that share their LoRAs."""
+        specs = [item.adapter.spec for item in self.loras]
+        return fingerprint([self.loras, specs], leave_out=_TRANSIENT) if specs else ""
+
+    @property
+    def mixes_loras(self) -> bool:
+        """True if its job may share a call with jobs that have other LoRAs, or none."""
+        return self.jobs[0].shares_a_call and all(item.keys.mixes for item in self.loras)
 
     def adapters_of(self, field: str) -> tuple[AdapterFiles[Any], ...]:
         """Return the adapters that came in one of a request's fields."""
@@ -156,9 +207,18 @@ class Batch:
 
     @property
     def batch_key(self) -> str:
-        """The key in which two batches must agree to run together: jobs and files, with all of their fields."""
-        files = [getattr(self, name) for name in self.__dataclass_fields__ if name != "jobs"]
-        return fingerprint([[job.shared for job in self.jobs[:1]], files], leave_out=_TRANSIENT)
+        """The key in which two batches must agree to run together: jobs and files, with all of their fields.
+
+        LoRAs do not count where each image of a call may have its own.
+        """
+        if self.mixes_loras:
+            others = tuple(item for item in self.jobs[0].adapters if not isinstance(item.spec, LoraSpec))
+            job = replace(self.jobs[0], adapters=others)
+            batch = replace(self, jobs=(job,), adapters=self.adapters_but_loras)
+        else:
+            batch = self
+        files = [getattr(batch, name) for name in self.__dataclass_fields__ if name != "jobs"]
+        return fingerprint([batch.jobs[0].shared, files], leave_out=_TRANSIENT)
 
     def check(self) -> None:
         """Raise JobCancelled or JobTimeout when every job has to stop: one alone does not take the others with it."""

@@ -48,6 +48,11 @@ class LoraKeys:
     dialect: str = "bare"  # how modules are spelled: "kohya", "diffusers", "peft", "comfy", "xlabs" …
 
     @property
+    def mixes(self) -> bool:
+        """True if it can be for some images of a call only: a word that it brings would be one in every prompt."""
+        return not self.embeddings
+
+    @property
     def algorithm(self) -> str:
         """The algorithms of all modules, the most frequent first, joined by `+`."""
         counts: dict[str, int] = {}

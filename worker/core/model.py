@@ -10,16 +10,16 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from worker.core.device import DeviceMap
+from worker.core.precision import DType, Precision, Reducible
 from worker.core.quality import Quality
 from worker.core.single_file import EncoderKind
-
-DType = Literal["float32", "float16", "bfloat16"]
 
 
 class Parsed(BaseModel):
     """Base of everything read from outside: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Task(StrEnum):
@@ -74,7 +74,7 @@ class ModelSource(Parsed):
     revision: str | None = None
     filename: str | None = None
     subfolder: str | None = None
-    sha256: str | None = None  # the digest that the file must have, when a caller pins it
+    sha256: str | None = None  # the digest that the file must have, when it is pinned; of a folder that of its files
     choice: str | None = None  # how CivitAI's file is chosen, "format=SafeTensor&fp=fp16" say
     only: tuple[str, ...] = ()  # the components of a pipeline's repository that are wanted; all of them when empty
     without: tuple[str, ...] = ()  # the components that are not
@@ -101,8 +101,7 @@ class ModelSource(Parsed):
     @property
     def host(self) -> str:
         """The host of the source; empty for a local one."""
-        host = _HOSTS.get(self.scheme)
-        return urlsplit(self.locator).hostname or "" if host is None else host
+        return urlsplit(self.locator).hostname or "" if (host := _HOSTS.get(self.scheme)) is None else host
 
     @property
     def reference(self) -> str:
@@ -164,8 +163,7 @@ class LoraSpec(AdapterSpec):
 class Lightning(Parsed):
     """A distillation LoRA that a model uses unless a request says `lightning: false`.
 
-    Not `by_default`, it is used for requests that say `lightning: true`. `others` are the same for other numbers of
-    steps, of which the operator may choose one.
+    Not `by_default`, it is used for requests that say `lightning: true`. `others` are for other numbers of steps.
     """
 
     lora: str
@@ -187,13 +185,12 @@ class OwnUpscaler(Parsed):
 
 
 class Tier(Parsed):
-    """A class of GPU that models are assigned to."""
+    """A class of GPU that models are assigned to. `runpod_pools` are for `deploy runpod`, else the least enough."""
 
     vram_gb: int = Field(gt=0)
     max_containers: int = Field(default=1, ge=1)  # of a gateway's platform, as is the next; one worker reads neither
     scaledown_s: int = Field(default=300, ge=2, le=3600)
     timeout_s: int = Field(default=1800, gt=0)  # bounds each job of the tier's models
-    # RunPod's GPU pools for `deploy runpod`; else those with the least memory that is enough
     runpod_pools: tuple[Annotated[str, Field(pattern=r"^[A-Z0-9_]+$")], ...] = ()
 
 
@@ -211,6 +208,7 @@ class ModelSpec(Parsed):
     tier: str | None = None
     timeout_s: float | None = None  # one job's at most, as the tier has it
     dtype: DType | None = None
+    precision: Precision | None = None  # of requests that name none; else the worker's
     variant: str | None = None
     prediction_type: Literal["epsilon", "v_prediction"] | None = None  # where neither header nor metadata tells
     base: str | None = None  # the repository that gives a partial file its other parts
@@ -218,6 +216,8 @@ class ModelSpec(Parsed):
     components: dict[str, str] = Field(default_factory=dict)  # component name -> reference
     fallback: str | None = None  # the registered model that runs when this one cannot be had
     min_vram_gb: float | None = None
+    licence: str | None = None  # where the source has no page that names it
+    device_map: DeviceMap | None = None  # over which GPUs its components are spread
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()
@@ -226,6 +226,15 @@ class ModelSpec(Parsed):
     quality: Quality | None = None  # of requests that name none; else the worker's
     refiner: str | None = None  # the registered model that draws the last steps where a request asks for it
     subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
+    version: str | None = None  # "v3", of an entry that has versions
+    split: dict[str, float] = Field(default_factory=dict)  # version or alias -> share of the requests
+    golden: dict[str, int] = Field(default_factory=dict)  # prompt -> seed, by which its versions are compared
+    paired: float = 0  # percentage of the split's requests that another arm's version generates too
+
+    @property
+    def served_name(self) -> str:
+        """The name under which this version alone is served."""
+        return f"{self.id}@{self.version}" if self.version else self.id
 
     @property
     def other_models(self) -> dict[str, str]:
@@ -235,15 +244,13 @@ class ModelSpec(Parsed):
         return {field: model for field, model in named.items() if model is not None}
 
 
-# The names of diffusers for a denoiser among a repository's parts.
-DENOISERS = ("transformer", "unet")
-# Parts that are never loaded: off by default, and heavier than some models.
-NEVER_LOADED = frozenset({"safety_checker"})
-# Parts that a single file is not completed with either.
-NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}
+DENOISERS = ("transformer", "unet")  # the names of diffusers for a denoiser among a repository's parts
+NEVER_LOADED = frozenset({"safety_checker"})  # parts that are off by default, and heavier than some models
+NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}  # parts that a single file needs as little
 # The endings of files that are read by unpickling, which can run code. Endings are compared in lower case.
 PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 SAFETENSORS = frozenset({".safetensors", ".sft"})
+Confidence = Literal["high", "medium", "low"]
 
 
 def safetensors_files(folder: Path) -> list[Path]:
@@ -287,12 +294,12 @@ _BLOCKS: Mapping[str, tuple[int, int]] = {
     "F64": (1, 8), "I64": (1, 8), "U64": (1, 8), "C64": (1, 8), "F32": (1, 4), "I32": (1, 4), "U32": (1, 4),
     "F16": (1, 2), "BF16": (1, 2), "I16": (1, 2), "U16": (1, 2), "I8": (1, 1), "U8": (1, 1), "BOOL": (1, 1),
     "F8_E4M3": (1, 1), "F8_E5M2": (1, 1), "F8_E8M0": (1, 1), "F8_E4M3FNUZ": (1, 1), "F8_E5M2FNUZ": (1, 1),
-    "F6_E2M3": (4, 3), "F6_E3M2": (4, 3), "F4": (2, 1),
-    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "Q8_1": (32, 40),
-    "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),
-    "Q8_K": (256, 292), "IQ1_S": (256, 50), "IQ1_M": (256, 56), "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74),
-    "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110), "IQ4_NL": (32, 18), "IQ4_XS": (256, 136),
-    "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17), "NVFP4": (64, 36),
+    "F6_E2M3": (4, 3), "F6_E3M2": (4, 3), "F4": (2, 1), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22),
+    "Q5_1": (32, 24), "Q8_0": (32, 34), "Q8_1": (32, 40), "Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144),
+    "Q5_K": (256, 176), "Q6_K": (256, 210), "Q8_K": (256, 292), "IQ1_S": (256, 50), "IQ1_M": (256, 56),
+    "IQ2_XXS": (256, 66), "IQ2_XS": (256, 74), "IQ2_S": (256, 82), "IQ3_XXS": (256, 98), "IQ3_S": (256, 110),
+    "IQ4_NL": (32, 18), "IQ4_XS": (256, 136), "TQ1_0": (256, 54), "TQ2_0": (256, 66), "MXFP4": (32, 17),
+    "NVFP4": (64, 36),
 }  # fmt: skip
 
 
@@ -307,9 +314,6 @@ def stays_packed(name: str, shape: tuple[int, ...], numbers: int) -> bool:
     return len(shape) == 2 and shape[-1] % numbers == 0 and name.endswith(".weight")
 
 
-Confidence = Literal["high", "medium", "low"]
-
-
 @dataclass(frozen=True, slots=True)
 class Declaration:
     """A model's claims in its page or metadata: they decide only where the header is silent, and are never proof."""
@@ -321,6 +325,7 @@ class Declaration:
     tags: tuple[str, ...] = ()
     trigger_words: tuple[str, ...] = ()
     name: str | None = None  # title or file name: the least trusted of all
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,8 +355,7 @@ class Detection:
     near: tuple[str, ...] = ()  # the architectures that an unknown file resembles most
     confidence: Confidence = "high"
     quantization: str | None = None  # a storage of catalog/capabilities.py, or another's own name
-    # a training of the same shapes: "turbo", "lightning", "pony" …; of a part which one: "kl-16", "t5-xxl" …
-    variant: str | None = None
+    variant: str | None = None  # a training of the same shapes: "turbo", "pony" …; of a part which one: "kl-16" …
     parts: tuple[str, ...] = ()  # of a single file: "denoiser", "vae", "text_encoder", "text_encoder_2" …
     encoders: tuple[EncoderKind, ...] = ()  # the kinds of a single file's text encoders, one each
     part_classes: tuple[str, ...] = ()  # of a repository's parts, as model_index.json names them
@@ -371,7 +375,9 @@ class ModelFiles:
     bytes_downloaded: int = 0
     parameters: Mapping[str, int] = field(default_factory=dict)  # weights per component, from the headers
     packed: Mapping[str, int] = field(default_factory=dict)  # bytes per component that stay quantized in memory
-    sha256: str | None = None  # of a single file, where it is known
+    reducible: Mapping[str, Reducible] = field(default_factory=dict)  # of the weights, what a precision makes smaller
+    reduced: Mapping[str, Path] = field(default_factory=dict)  # made smaller before: folders by the weights' form
+    sha256: str | None = None  # of a single file, where it is known; of a local folder where it is pinned
     base: Path | None = None  # a diffusers folder that gives the parts that `root` lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components that come from elsewhere, by name
     config: Path | None = None  # a folder that describes the parts of a single file

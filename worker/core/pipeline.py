@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from worker.core.model import Task
+from worker.core.precision import DTYPES, DType
 
 # The form of a pipeline's images: one, a list, one or a list for its ControlNets, a list for each prompt, a mask that
 # is white (or black) where the image is regenerated, one with an alpha channel, rows of in-context examples, or
@@ -13,7 +14,15 @@ Form = Literal["image", "images", "controls", "batch", "mask", "unmask", "transp
 # The count of IP-Adapters that a class takes, where its call has the parameters for them.
 ImagePrompts = Literal["any", "one", "none"]
 # Work before the call, by its name in `worker.engine.preparation`.
-Preparation = Literal["constant_guidance", "fitted_images", "inverted_diffedit", "inverted_ledits", "whole_video"]
+Preparation = Literal[
+    "constant_guidance",
+    "fitted_images",
+    "guided_always",
+    "inverted_diffedit",
+    "inverted_ledits",
+    "whole_chunks",
+    "whole_video",
+]
 # Pipelines' names that doors read as one of the request's fields, so that they never come from a caller.
 _ALIASED = frozenset({"mask"})
 
@@ -77,6 +86,14 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """A parameter without which another one fails, and the least of it where it is a number."""
+
+    parameter: str
+    least: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineRow:
     """The facts about one pipeline class that its name and its call's signature do not show.
 
@@ -91,6 +108,9 @@ class PipelineRow:
     untaken: frozenset[str] = frozenset()  # parameters that it lists and always fails on
     of_two_steps: frozenset[str] = frozenset()  # parameters that it takes, and has a default for, of two steps only
     least: Mapping[str, float] = field(default_factory=dict)  # the smallest numbers that it does not fail on
+    most: Mapping[str, float] = field(default_factory=dict)  # and the largest
+    multiples: Mapping[str, int] = field(default_factory=dict)  # parameters that are a multiple of a number
+    companions: Mapping[str, Companion] = field(default_factory=dict)  # what a parameter that is not 0 needs beside it
     # Parameters beside strength that are a share of the steps, with their defaults: one step at least must be left.
     shares: Mapping[str, float] = field(default_factory=dict)
     step_places: tuple[str, ...] = ()  # parameters that name one of the steps, from 0
@@ -111,7 +131,9 @@ class PipelineRow:
     refusal: str = ""  # the reason why it cannot be served, to stand after its name
     broken: str = ""  # the reason why it fails with the installed libraries, whatever its weights
     package: Package | None = None  # a package that it imports beyond the base requirements
-    source: str = ""  # the worker's own file that defines it, below `worker`; diffusers' when empty
+    source: str = ""  # the file that defines it, below `worker`, or an operator's own; diffusers' when empty
+    # The dtypes that it computes in; where a model's own is none of them, the first.
+    dtypes: tuple[DType, ...] = tuple(DTYPES.values())
     # Its call.
     own_scheduler: bool = False  # trained to one scheduler's steps: another class runs and generates something else
     alone: bool = False  # fails, or generates other images, when one call is for several
@@ -119,4 +141,5 @@ class PipelineRow:
     preparation: Preparation | None = None
     steps_by_scheduler: bool = False  # its callback reports a part of the work only, or fails
     tiled_decoding: bool = False  # its VAE decodes in tiles or not at all
-    casts_images: bool = False  # makes images bfloat16, whatever its VAE is
+    casts_images: bool = False  # makes images of one dtype, whatever its VAE's is
+    swaps_sides: bool = False  # gives its image's width where its height is meant

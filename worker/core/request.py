@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import AdapterSpec, Parsed, Task
+from worker.core.precision import Precision
 from worker.core.quality import Quality
 
 Spec = TypeVar("Spec", bound=AdapterSpec)
@@ -132,8 +133,19 @@ class GenerationRequest(Parsed):
         description="How far faster ways to generate may be from the plain one: exact, no further than rounding; high; "
         "or fast, which can show. What has not been proven for this model on this device is not used.",
     )
+    precision: Precision | None = Field(
+        default=None,
+        description="How the model's weights are held in memory: bf16, fp16 or fp32, in which it then computes; fp8, "
+        "int8, 8bit or 4bit, smaller and less exact; auto, whole where they fit, else the nearest that do.",
+    )
     fallback: bool = Field(
         default=False, description="Whether another model of the same family may stand in for one that cannot be had."
+    )
+    sticky: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="Who gets the same version while a model is split between several; else the API key's owner.",
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     previews: bool = Field(default=False, description="Whether progress comes with small images of what is drawn.")

@@ -11,6 +11,7 @@ from worker.core.errors import WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading, Raster
 from worker.core.model import Task
+from worker.core.precision import Weights
 from worker.core.quality import Quality
 from worker.core.request import CONTENT_TYPES, Format
 
@@ -156,6 +157,7 @@ class EngineReport:
 
     outcomes: tuple[Outcome, ...]
     loras: tuple[LoraReport, ...] = ()
+    own_loras: Mapping[str, tuple[LoraReport, ...]] = field(default_factory=dict)  # job id -> where jobs differ in them
     adapters: tuple[AdapterReport, ...] = ()
     load_s: float = 0.0
     inference_s: float = 0.0
@@ -165,6 +167,12 @@ class EngineReport:
     # Job id -> a verdict on each of its artifacts, where a checker is set.
     safety: Mapping[str, tuple[SafetyVerdict, ...]] = field(default_factory=dict)
     levers: tuple[str, ...] = ()  # the ways to generate faster that were used
+    weights: Weights | None = None  # the form in which the model's weights were in memory
+    standing: str = ""  # a key of what its seconds belong to: the model's files, the device and the libraries
+
+    def loras_of(self, job_id: str) -> tuple[LoraReport, ...]:
+        """Return the LoRAs of one job."""
+        return self.own_loras.get(job_id, self.loras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +269,20 @@ class JobFacts:
     placement: Placement | None = None  # of a gateway
     quality: Quality = "exact"
     levers: tuple[str, ...] = ()  # the ways to generate faster that were used
+    weights: Weights | None = None  # the form in which the model's weights were in memory, where it is known
+    steps: "tuple[StepReport, ...]" = ()  # of a recipe
+    version: str | None = None  # of a model that has versions: "v3"
+    arm: str | None = None  # of a split: the version or alias whose share the job is of
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One step of a recipe: its facts, the seeds of its images, and how long all of it took, in seconds."""
+
+    name: str
+    facts: JobFacts
+    seeds: tuple[int, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,8 +76,12 @@ class StopSignal:
 
     def check(self) -> None:
         """Raise JobCancelled or JobTimeout when the job has to stop."""
-        if (reason := self.reason) is not None:
-            raise reason
+        reason = self.reason
+        try:
+            if reason is not None:
+                raise reason
+        finally:
+            del reason  # its traceback holds this frame: a circle otherwise, and in it the job
 
     def timed_out(self) -> JobTimeout:
         """Return the error of a job whose deadline passed."""
@@ -114,6 +118,8 @@ class Turn:
     stop: StopSignal = field(default_factory=StopSignal)
     clock: WorkClock | None = None
     waits: list[tuple[float, float]] = field(default_factory=list)
+    on_generated: Callable[[], None] = lambda: None
+    """Called once the pixels are there, before they are encoded and sent."""
 
     @property
     def waited(self) -> tuple[tuple[float, float], ...]:

@@ -14,6 +14,7 @@ from worker.core.image import Raster
 from worker.core.job import Batch, Job
 from worker.core.pipeline import PipelineRow
 from worker.core.result import Artifact, Emit, Outcome, Progress
+from worker.engine.adapters.mixing import Mixture, Unmixable
 from worker.engine.arguments import Signature, arguments_of, parameters_of
 from worker.engine.complaints import long_prompts_refused
 from worker.engine.outputs import arrays_of, keep_outside, read_images, read_videos, to_rasters
@@ -27,23 +28,27 @@ MANY = sys.maxsize
 
 
 def call_pipeline(
-    pipe: Any, batch: Batch, extra: Mapping[str, Any], emit: Emit, at_once: int = MANY
+    pipe: Any, batch: Batch, extra: Mapping[str, Any], emit: Emit, at_once: int = MANY, mixture: Mixture | None = None
 ) -> tuple[Outcome, ...]:
     """Generate for the first jobs of `batch`: as many as go into one call of at most `at_once` images, at least one.
 
     `extra` are the call's arguments for the adapters. A pipeline that cannot generate many images at once generates
     the first job's, one for each seed. Raises JobCancelled or JobTimeout from within a step once all of these jobs
-    have to stop.
+    have to stop; with a `mixture` of the jobs' LoRAs Unmixable where they cannot share a call.
     """
     if not batch.jobs[0].generates:
         emit(Progress("inference", 1, 1))
         return tuple(tuple(_untouched(job, seed) for seed in job.seeds) for job in batch.jobs)
-    callee = Callee.of(pipe, batch.jobs[0].call.row, extra, emit)
+    callee = replace(Callee.of(pipe, batch.jobs[0].call.row, extra, emit), mixture=mixture)
     if at_once > 1 and can_share_a_call(callee, batch.jobs):
         together = replace(batch, jobs=_fitting(batch.jobs, at_once))
+        if mixture is not None and mixture.is_one([job.id for job in together.jobs]):
+            raise Unmixable(lasting=False)
         outcomes = _together(callee, together, at_once)
         if outcomes is not None:
             return outcomes
+    if mixture is not None:
+        raise Unmixable(lasting=at_once > 1)
     return (_one_by_one(callee, replace(batch, jobs=batch.jobs[:1])),)
 
 
@@ -56,6 +61,7 @@ class Callee:
     signature: Signature
     extra: Mapping[str, Any]  # arguments beside those of the jobs
     emit: Emit
+    mixture: Mixture | None = None  # the LoRAs of jobs that differ in them
 
     @classmethod
     def of(cls, pipe: Any, row: PipelineRow, extra: Mapping[str, Any], emit: Emit) -> "Callee":
@@ -148,7 +154,7 @@ def call_once(
     """
     pipe, signature = callee.pipe, callee.signature
     jobs, images_per_prompt = _words(images)
-    job, seeds = jobs[0], [seed for _, seed in images]
+    job, seeds, own_words = jobs[0], [seed for _, seed in images], [each.id for each in jobs]
     arguments = {**arguments_of(jobs, signature), **callee.extra_for(len(jobs))}
     # One generator per image: a batch generates what single runs generate.
     generators = generators or [generator_of(seed) for _, seed in images]
@@ -181,6 +187,7 @@ def call_once(
         heard(pipe, job, arguments, signature) as words,
         prepared(pipe, callee.row, job, words) as ready,
         long_prompts_refused(),
+        nullcontext() if callee.mixture is None else callee.mixture.calling([each.id for each, _ in images], own_words),
     ):
         output = pipe(**ready, **callbacks)
     if progress.step < progress.total:  # not every pipeline reports its last steps

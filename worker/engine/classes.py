@@ -6,6 +6,7 @@ import diffusers
 import torch
 
 from worker.core.errors import UnsupportedModel
+from worker.engine.custom import custom_class
 from worker.engine.modular import called_with_keywords, is_modular
 from worker.engine.upscaling import SpandrelUpscalePipeline
 
@@ -13,10 +14,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def pipeline_class(name: str) -> type[Any]:
-    """Return the class called `name`: a pipeline of diffusers, or the worker's own. Raises UnsupportedModel."""
+    """Return the class called `name`: of diffusers, the worker's or the operator's own. Raises UnsupportedModel."""
     if name == SpandrelUpscalePipeline.__name__:
         return SpandrelUpscalePipeline
-    cls = getattr(diffusers, name, None)
+    cls = custom_class(name) or getattr(diffusers, name, None)
     if is_modular(cls):
         return called_with_keywords(cls)
     if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):

@@ -115,13 +115,25 @@ def _old_glm_features(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def input_as_the_vae(pipe: Any) -> Iterator[None]:
-    """Give the VAE images of its own dtype: Z-Image-Omni makes them bfloat16, whatever it is."""
+    """Give the VAE images of its own dtype: Z-Image-Omni makes them bfloat16 and Lucy float32, whatever it is."""
     encoder = pipe.vae.encoder
     hook = encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(next(encoder.parameters()).dtype),))
     try:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def sides_in_order(pipe: Any) -> Iterator[None]:
+    """Let Kandinsky 2.1 fit an image into its width and height, which it gives in the other order (diffusers 0.42)."""
+    processor = pipe.decoder_pipe.image_processor
+    preprocess = processor.preprocess
+    processor.preprocess = lambda image, width, height: preprocess(image, height, width)
+    try:
+        yield
+    finally:
+        del processor.preprocess
 
 
 @cache

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import transformers
 
 from worker.core.errors import CorruptFile, UnsupportedModel
 from worker.core.json_text import parse_bounded
-from worker.core.model import safetensors_files
+from worker.core.model import ModelFiles, safetensors_files
 from worker.core.single_file import EncoderKind, encoder_kind
 from worker.engine.compatibility import pipeline_module
-from worker.engine.pretrained import load_pretrained
+from worker.engine.pretrained import load_pretrained, weight_files
+from worker.engine.sharing import SharedParts, key_of, may_be_shared, shared
 
 # Tokenizers whose vocabulary is bundled once, beside the configs that share it: class name to its folder.
 _SHARED_VOCABULARIES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip"}
@@ -101,10 +103,11 @@ def load_component(component: Component, folder: Path, dtype: torch.dtype, varia
         what = f"The {component.name} of the model"
         if issubclass(component.cls, diffusers.ModelMixin) and not issubclass(component.cls, diffusers.ConfigMixin):
             return _load_several(component, folder, what, {"dtype": dtype, "use_safetensors": True, **options})
-        return load_pretrained(component.cls, folder, what, dtype=dtype, use_safetensors=True, **options)
-    shared = _shared_vocabulary(component, folder)
-    if shared is not None and not _has_vocabulary(folder):
-        return component.cls.from_pretrained(shared, **_pad_token(folder), **options)
+        get = shared(component.name, component.cls, folder, weight_files(folder, variant), dtype)
+        return get(partial(load_pretrained, component.cls, folder, what, dtype=dtype, use_safetensors=True, **options))
+    vocabulary = _shared_vocabulary(component, folder)
+    if vocabulary is not None and not _has_vocabulary(folder):
+        return component.cls.from_pretrained(vocabulary, **_pad_token(folder), **options)
     return component.cls.from_pretrained(folder, **options)
 
 
@@ -136,6 +139,23 @@ def _pad_token(folder: Path) -> dict[str, str]:
     """Return the padding token of a folder as an option. Stable Diffusion's second CLIP pads with another token."""
     token = parse_bounded((folder / "tokenizer_config.json").read_bytes()).get("pad_token")
     return {"pad_token": token["content"] if isinstance(token, dict) else token} if token else {}
+
+
+def held_bytes(parts: SharedParts, files: ModelFiles, dtype: torch.dtype, device: str) -> int:
+    """Return the bytes of a model's parts that are on the device already, in another pipeline."""
+    held: dict[int, int] = {}
+    for root in (files.root, files.base):
+        if root is None or not (root / "model_index.json").is_file():
+            continue
+        for name, component in read_index(root).items():
+            folder = root / name
+            if not may_be_shared(name) or name in files.parts or not safetensors_files(folder):
+                continue
+            key = key_of(component.cls, folder, weight_files(folder, files.variant), dtype)
+            part = parts.find(name, key, device)
+            if part is not None:
+                held[id(part)] = sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+    return sum(held.values())
 
 
 def schedule(pipe: Any, name: str | None, options: Mapping[str, Any]) -> None:

@@ -191,8 +191,8 @@ def _flux_single(block: str, segments: list[str], tensor: torch.Tensor, width: i
 
 
 def _pieces(prefix: str, names: Iterable[str], leaf: str, tensors: Iterable[torch.Tensor]) -> Weights:
-    # Joined alone, a piece is a tensor of its own: a view would keep the whole in memory.
-    return {f"{prefix}{name}.{leaf}": torch.cat([piece]) for name, piece in zip(names, tensors, strict=True)}
+    # Each lies within the fused tensor, and together they are all of it: copies would need the memory twice.
+    return {f"{prefix}{name}.{leaf}": piece for name, piece in zip(names, tensors, strict=True)}
 
 
 def _swapped(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Devices: the choice of one, its memory, and the meaning of its errors."""
 
 import gc
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
-from worker.core.device import DeviceInfo
+from worker.core.device import Card, DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost, EngineFailure, OutOfMemory
 from worker.engine.machine import ram
 
@@ -50,6 +51,20 @@ def probe(device: torch.device) -> DeviceInfo:
     return DeviceInfo("mps" if device.type == "mps" else "cpu", device.type.upper(), total, free)
 
 
+def probe_all(device: torch.device) -> DeviceInfo:
+    """Return the same with every GPU of this process. Each is initialized for that, which takes some of its memory."""
+    if device.type != "cuda":
+        return probe(device)
+    first, *others = [probe(torch.device("cuda", number)) for number in range(torch.cuda.device_count())]
+    cards = tuple(Card(each.name, each.total_bytes, each.free_bytes) for each in (first, *others))
+    return replace(first, cards=cards)
+
+
+def least_free(device: DeviceInfo, plan: LoadPlan) -> int:
+    """Return the free bytes of the device that has least, of those that a model is on: `device`, or others too."""
+    return min([device.free_bytes, *(device.cards[number].free_bytes for number in {*plan.cards.values()})])
+
+
 def release_memory() -> None:
     """Give cached memory back to the device."""
     gc.collect()
@@ -61,13 +76,14 @@ def release_memory() -> None:
 
 def reset_peak(device: torch.device) -> None:
     """Start measuring peak memory anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    for number in range(torch.cuda.device_count() if device.type == "cuda" else 0):
+        torch.cuda.reset_peak_memory_stats(number)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Return the peak device memory since the last reset, in GiB; 0 where it is not measured."""
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    """Return the peak memory since the last reset, in GiB, of all GPUs together; 0 where it is not measured."""
+    numbers = range(torch.cuda.device_count() if device.type == "cuda" else 0)
+    return float(sum(torch.cuda.max_memory_allocated(number) for number in numbers)) / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:

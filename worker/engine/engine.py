@@ -21,16 +21,20 @@ from worker.core.quality import LeverReport
 from worker.core.result import Artifact, Emit, EngineReport, Outcome, Progress
 from worker.core.turn import StopSignal
 from worker.engine import devices
+from worker.engine.adapters.mixing import Mixable, Unmixable
 from worker.engine.adapters.stack import AdapterStack
 from worker.engine.call import call_pipeline
+from worker.engine.classes import DTYPES
 from worker.engine.compatibility import compatible
 from worker.engine.complaints import complaint, texts_of
+from worker.engine.components import held_bytes
+from worker.engine.execution_device import device_known
 from worker.engine.levers.gate import Gate
 from worker.engine.levers.improving import improve
 from worker.engine.levers.row import Lever
 from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_images
-from worker.engine.plan import images_that_fit, make_plan, resident_key
+from worker.engine.plan import images_that_fit, make_plan, resident_key, resident_keys, target_dtype
 from worker.engine.pool import PipelinePool
 from worker.engine.prompts import check_clip_skip, notes_on_prompts
 from worker.engine.ram_tier import RamTier
@@ -59,6 +63,7 @@ class DiffusersEngine:
         self._device = devices.choose_device(device)
         self._pool = PipelinePool(budget.models, RamTier(self._device, budget.waiting_bytes))
         self._adapters = AdapterStack(budget.loras, budget.merged_bytes)
+        self._mixable = Mixable()
         self._safety = SafetyChecker(safety or SafetyPolicy(), self._device)
         self._gate = gate or Gate()
         self._load_s = 0.0
@@ -68,9 +73,13 @@ class DiffusersEngine:
         """Ids of the models on the device."""
         return self._pool.models
 
-    def device_info(self) -> DeviceInfo:
-        """Return the device's name and memory, as of now."""
-        return devices.probe(self._device)
+    def holds(self, batch: Batch) -> bool:
+        """True if all models of a batch are on the device."""
+        return all(self._pool.get(key) is not None for key in resident_keys(batch))
+
+    def device_info(self, *, cards: bool = False) -> DeviceInfo:
+        """Return the device's name and memory, as of now; with those of all GPUs of this process if asked."""
+        return devices.probe_all(self._device) if cards else devices.probe(self._device)
 
     @property
     def levers(self) -> tuple[LeverReport, ...]:
@@ -93,7 +102,7 @@ class DiffusersEngine:
             self._gate.doubt(levers)
             return report
         self._gate.note(batch, report)
-        return report
+        return replace(report, standing=self._gate.key)
 
     def improve(self, stop: StopSignal, emit: Emit) -> bool:
         """Try one way to generate faster on a resident model; False where there is nothing to try.
@@ -149,19 +158,22 @@ class DiffusersEngine:
                 message = message.replace(prompt, "[prompt]")
             jobs = ", ".join(each.id for each in batch.jobs)
             _LOG.error("job %s failed with %s: %s\n%s", jobs, type(error).__name__, message, frames)
-            for key in _keys(batch):
-                self._pool.evict(key)
+            for key in resident_keys(batch):
+                self._pool.discard(key)
             failure = devices.device_failure(
                 error, complaint(error, (text for each in batch.jobs for text in texts_of(each)))
             )
         devices.release_memory()
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame: a circle otherwise, and in it the batch's images
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
         """Make a model resident. Raises LoadFailed, OutOfMemory …"""
         plan, is_upscaler = self._plan(model, files, megapixels=0.25), model.detection.kind is Kind.UPSCALER
         key = resident_key(model.spec, files)
-        with self._pool.lease(key, lambda: _load(model.spec, plan, emit), is_upscaler=is_upscaler) as resident:
+        with self._pool.lease(key, lambda: self._load(model.spec, plan, emit), is_upscaler=is_upscaler) as resident:
             return resident.plan
 
     def unload(self, model: str) -> int:
@@ -169,9 +181,18 @@ class DiffusersEngine:
         return self._pool.evict_model(model)
 
     def _generate(self, batch: Batch, emit: Emit) -> EngineReport:
+        """Generate for jobs with different LoRAs in one call, or for the first that have the same."""
+        if batch.own_loras and self._mixable.allows(batch):
+            try:
+                return self._generate_alike(batch, emit)
+            except Unmixable as reason:
+                self._mixable.note(batch, reason)
+        return self._generate_alike(batch.alike(), emit)
+
+    def _generate_alike(self, batch: Batch, emit: Emit) -> EngineReport:
         """Generate with the job's model, then with its refiner where it has one. Both are never leased at once."""
         job, refiner, files = batch.jobs[0], batch.jobs[0].finishing.refiner, batch.finishing.refiner
-        beside = sum(item.bytes_beside for item in batch.adapters)
+        beside = sum(item.bytes_beside for item in batch.all_adapters)
         with (
             self._lease(job, job.call, batch.files, emit, beside) as resident,
             self._gate.settled(resident, batch) as levers,
@@ -180,15 +201,15 @@ class DiffusersEngine:
             pipe, extra = applied.pipe, applied.arguments
             check_clip_skip(pipe, job)
             notes = {
-                each.id: applied.notes + self._adapters.notes(batch, each) + notes_on_prompts(pipe, each)
+                each.id: applied.notes_for(each) + self._adapters.notes(batch, each) + notes_on_prompts(pipe, each)
                 for each in batch.jobs
             }
 
             def call(at_once: int) -> tuple[Outcome, ...]:
                 with levers.called(pipe):
-                    return call_pipeline(pipe, batch, extra, emit, 1 if levers.alone else at_once)
+                    return call_pipeline(pipe, batch, extra, emit, 1 if levers.alone else at_once, applied.mixture)
 
-            done = EngineReport((), applied.loras, applied.adapters, notes=notes, levers=levers.names)
+            done = replace(applied.report, notes=notes, levers=levers.names, weights=resident.plan.weights)
             if refiner is None or files is None or not job.generates:
                 outcomes, warnings = self._run(pipe, resident, batch, call)
                 return replace(done, outcomes=outcomes, warnings=warnings)
@@ -219,10 +240,7 @@ class DiffusersEngine:
         if files is None or not count:
             return outcomes
         parts = (part_of(emit, index, count) for index in range(count))
-        with (
-            _blamed_on("upscale"),
-            self._lease(batch.jobs[0], upscaler.model, files, emit) as resident,
-        ):
+        with _blamed_on("upscale"), self._lease(batch.jobs[0], upscaler.model, files, emit) as resident:
 
             def enlarged(artifact: Artifact) -> Artifact:
                 emit_part = next(parts)
@@ -267,7 +285,7 @@ class DiffusersEngine:
             except OutOfMemory:  # with the other models beside it; a base and its refiner then replace each other
                 self._pool.evict_unused()
                 plan = self._plan(model, files, job.megapixels, beside_bytes)
-            return _load(model.spec, plan, emit)
+            return self._load(model.spec, plan, emit)
 
         is_upscaler, key = model.detection.kind is Kind.UPSCALER, resident_key(model.spec, files)
         if self._pool.get(key) is None:
@@ -277,14 +295,22 @@ class DiffusersEngine:
             yield resident
 
     def _plan(self, model: KnownModel, files: ModelFiles, megapixels: float, beside_bytes: int = 0) -> LoadPlan:
-        device = self.device_info()
-        return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes)
+        device = self.device_info(cards=model.spec.device_map is not None)
+        held = held_bytes(self._pool.shared, files, DTYPES[target_dtype(model.spec, device)], device.type)
+        return make_plan(model, files, device, megapixels=megapixels, beside_bytes=beside_bytes, held_bytes=held)
+
+    def _load(self, spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
+        emit(Progress("load", 0, 1, spec.id))
+        with self._pool.shared.opened(plan):
+            pipe = load_pipeline(plan)
+        emit(Progress("load", 1, 1, spec.id))
+        return Resident(spec.id, plan, pipe, getattr(pipe, "scheduler", None))
 
     def _room(self, resident: Resident, batch: Batch) -> int:
         """Return the bytes that the batch leaves free on the device, with a few of its images in one call."""
-        images = min(4, sum(len(job.seeds) for job in batch.jobs))
-        working = int(resident.plan.working_bytes_per_mp * batch.jobs[0].megapixels) * images
-        return self.device_info().free_bytes - resident.plan.reserve_bytes - working
+        images, plan = min(4, sum(len(job.seeds) for job in batch.jobs)), resident.plan
+        working = int(plan.working_bytes_per_mp * batch.jobs[0].megapixels) * images
+        return devices.least_free(self.device_info(cards=bool(plan.cards)), plan) - plan.reserve_bytes - working
 
     def _at_once(self, resident: Resident, batch: Batch) -> int:
         """Return how many images may go into one call.
@@ -305,7 +331,7 @@ class DiffusersEngine:
         If memory runs out all the same, it is called once more, for one image at a time.
         """
         job = batch.jobs[0]
-        with _clean(pipe):
+        with _clean(pipe), device_known(pipe, resident.plan):
             _set_scheduler(pipe, resident, job.scheduler)
             check_schedule(pipe, job.params)
             batch.check()
@@ -336,7 +362,7 @@ def _clean(pipe: Any) -> Iterator[None]:
     """Leave `pipe` with no hook state, whatever the job did. Its scheduler is the next job's to set."""
     try:
         yield
-    except (JobCancelled, JobTimeout, OutOfMemory):
+    except (JobCancelled, JobTimeout, OutOfMemory, Unmixable):
         # The pipeline was left in mid-call; with offloading its parts are still on the device.
         pipe.maybe_free_model_hooks()
         raise
@@ -362,13 +388,6 @@ def _tiled_vae(pipe: Any) -> Iterator[None]:
             vae.disable_tiling()
 
 
-def _load(spec: ModelSpec, plan: LoadPlan, emit: Emit) -> Resident:
-    emit(Progress("load", 0, 1, spec.id))
-    pipe = load_pipeline(plan)
-    emit(Progress("load", 1, 1, spec.id))
-    return Resident(spec.id, plan, pipe, getattr(pipe, "scheduler", None))
-
-
 @contextmanager
 def _blamed_on(field: str) -> Iterator[None]:
     """Name the request's field in errors of a second model: a loader takes each for the first."""
@@ -377,15 +396,3 @@ def _blamed_on(field: str) -> Iterator[None]:
     except WorkerError as error:
         error.field = field if error.field == "model" else error.field
         raise
-
-
-def _keys(batch: Batch) -> list[str]:
-    """Return the keys of all models that have worked for a batch."""
-    job, finishing = batch.jobs[0], batch.finishing
-    refiner, upscaler = job.finishing.refiner, job.finishing.upscaler
-    keys = [resident_key(job.call.spec, batch.files)]
-    if refiner is not None and finishing.refiner is not None:
-        keys.append(resident_key(refiner.call.spec, finishing.refiner))
-    if upscaler is not None and finishing.upscaler is not None:
-        keys.append(resident_key(upscaler.model.spec, finishing.upscaler))
-    return keys

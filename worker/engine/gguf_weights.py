@@ -10,14 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES, GGUFParameter, dequantize_gguf_tensor
+from diffusers.quantizers.gguf.utils import (
+    SUPPORTED_GGUF_QUANT_TYPES,
+    GGUFLinear,
+    GGUFParameter,
+    dequantize_gguf_tensor,
+)
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+from torch import Tensor
 
 from worker.core.errors import UnsupportedModel
 from worker.core.model import stays_packed
 from worker.engine.quantization import Weights
 
-_NOTED_SHAPE = "comfy.gguf.orig_shape."
+NOTED_SHAPE = "comfy.gguf.orig_shape."
 _BF16 = GGMLQuantizationType.BF16
 _PLAIN = {GGMLQuantizationType[name] for name in ("F16", "F32", "F64", "I8", "I16", "I32", "I64")}
 
@@ -33,7 +39,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> Weights:
 
 def _noted_shape(reader: GGUFReader, tensor: Any) -> tuple[int, ...] | None:
     """Return the shape that the writer noted, if it holds as many numbers as the stored one."""
-    field = reader.get_field(_NOTED_SHAPE + tensor.name)
+    field = reader.get_field(NOTED_SHAPE + tensor.name)
     if field is None:
         return None
     shape = tuple(int(field.parts[part][0]) for part in field.data)
@@ -58,3 +64,12 @@ def _tensor(tensor: Any, noted: tuple[int, ...] | None, dtype: torch.dtype) -> t
         # Blocks follow one another, whatever the rows: folded ones are laid out anew without being unpacked.
         return GGUFParameter(data.reshape(shape[0], shape[1] // numbers * size), quant_type=kind)
     return dequantize_gguf_tensor(GGUFParameter(data, quant_type=kind)).reshape(shape).to(dtype)
+
+
+class PackedLinear(GGUFLinear):  # type: ignore[misc]
+    """diffusers' linear layer of GGUF's blocks, called as torch's own is: AnimateDiff names what goes in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input`, ...xI, through the unpacked weight, OxI."""
+        result: Tensor = super().forward(input)
+        return result

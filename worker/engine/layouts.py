@@ -18,6 +18,7 @@ from worker.engine import conversion
 from worker.engine.devices import is_out_of_memory
 from worker.engine.quantization import Weights
 from worker.engine.sizes import shape_of, sizes_of
+from worker.engine.skeletons import Skeletons
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MARKERS = ("__", "edm_")  # tensors of a file that say something of it and are no weights
@@ -61,16 +62,19 @@ class _Reading:
         return [name for name in self.weights if name not in self.wanted]
 
 
-def fit(part: str, cls: type[Any], weights: Weights, config: Mapping[str, Any]) -> Fit:
+def fit(
+    part: str, cls: type[Any], weights: Weights, config: Mapping[str, Any], skeletons: Skeletons | None = None
+) -> Fit:
     """Return the tensors of a `cls` in exactly its names. `config` is of its family, or of the repository behind it.
 
-    Raises CorruptFile for a file that lacks tensors, UnsupportedModel for one in a layout that nothing here reads, or
-    of other sizes than its config says.
+    `skeletons` has those that were made before. Raises CorruptFile for a file that lacks tensors, UnsupportedModel for
+    one in a layout that nothing here reads, or of other sizes than its config says.
     """
     told = conversion.latent_statistics(cls.__name__, weights)
     readings: list[_Reading] = []
+    skeletons = skeletons or Skeletons()
     for named, lost in _readings(cls.__name__, weights, config):
-        reading = _held_against(cls, named, lost, config)
+        reading = _held_against(cls, named, lost, config, skeletons)
         if not reading.missing:
             _check(part, cls, reading)
             return Fit({name: reading.weights[name] for name in reading.wanted}, told | reading.changes)
@@ -80,11 +84,11 @@ def fit(part: str, cls: type[Any], weights: Weights, config: Mapping[str, Any]) 
     raise _misfit(part, cls, readings)
 
 
-def _held_against(cls: type[Any], named: Weights, lost: tuple[str, ...], config: Mapping[str, Any]) -> _Reading:
+def _held_against(
+    cls: type[Any], named: Weights, lost: tuple[str, ...], config: Mapping[str, Any], skeletons: Skeletons
+) -> _Reading:
     changes = sizes_of(cls.__name__, named, config)
-    with torch.device("meta"):  # buffers too: SD3's table of positions takes seconds to compute
-        model = cls.from_config({**config, **changes})
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = skeletons.shapes(cls, {**config, **changes})
     ignored = [re.compile(pattern) for pattern in cls._keys_to_ignore_on_load_unexpected or ()]
     kept = {
         name: tensor

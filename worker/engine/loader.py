@@ -8,11 +8,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.hooks import apply_group_offloading
 from safetensors import SafetensorError
 
 from worker.core.device import LoadFormat, LoadPlan
 from worker.core.errors import CorruptFile, LoadFailed, UnsupportedModel, WorkerError
-from worker.engine.ahead import read_ahead
+from worker.core.precision import is_encoder
+from worker.core.unsearched import unsearched
+from worker.engine.ahead import read_ahead, yielding
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
 from worker.engine.complaints import complaint, missing_package
@@ -20,7 +23,10 @@ from worker.engine.components import load_component, read_index, schedule
 from worker.engine.devices import is_out_of_memory
 from worker.engine.mirror import readable
 from worker.engine.modular import load_modular
+from worker.engine.precision import reduce_weights
+from worker.engine.reduced_weights import load_reduced
 from worker.engine.single_file import load_checkpoint, load_part
+from worker.engine.spreading import spread
 from worker.engine.upscaling import load_upscaler
 
 _LOG = logging.getLogger(__name__)
@@ -39,9 +45,10 @@ def load_pipeline(plan: LoadPlan) -> Any:
     the rest.
     """
     with _load_errors(plan):
-        with readable(plan) as files, read_ahead(plan):
+        with readable(plan) as files, unsearched(), yielding(), read_ahead(plan):
             pipe = FORMATS[plan.format](files)
         _check_finite(pipe)
+        reduce_weights(pipe, plan)
         schedule(pipe, plan.scheduler, plan.scheduler_options)
         pipe.set_progress_bar_config(disable=True)
         place(pipe, plan)
@@ -82,6 +89,8 @@ def _load_repository(plan: LoadPlan) -> Any:
     others |= _without_safety_checker(cls)
     expected, _ = cls._get_signature_keys(cls)
     for name in sorted(expected):  # the order in which they are read ahead
+        if name in index and plan.reduced is not None and (plan.reduced / name).is_dir():
+            others[name] = load_reduced(index[name], plan.reduced / name, plan)
         if name in index and name not in others and index[name].is_model:
             # One by one, since a pipeline's own loader lets tensors be missing.
             others[name] = load_component(index[name], plan.root / name, dtype, plan.variant)
@@ -135,12 +144,30 @@ def _check_finite(pipe: Any) -> None:
 
 def place(pipe: Any, plan: LoadPlan) -> None:
     """Put every module of `pipe` where the plan says; under offloading, each is fetched when it is needed."""
-    if plan.offload == "model":
+    if plan.cards:
+        spread(pipe, plan)
+    elif plan.offload == "group":
+        _fetch_encoders_by_layers(pipe, plan)
+    elif plan.offload == "model":
         pipe.enable_model_cpu_offload(device=plan.device)
     elif plan.offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=plan.device)
     else:
         pipe.to(plan.device)
+
+
+def _fetch_encoders_by_layers(pipe: Any, plan: LoadPlan) -> None:
+    """Keep text encoders in memory, from which each layer is fetched as it computes; all else stays on the device.
+
+    Without streams: an encoder waits for its bytes, not for its products, and diffusers' streams have drawn garbage.
+    """
+    for name, part in pipe.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        if is_encoder(name):
+            apply_group_offloading(part, torch.device(plan.device), offload_type="leaf_level")
+        else:
+            part.to(plan.device)
 
 
 @contextmanager

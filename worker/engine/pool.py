@@ -8,20 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from worker.engine.devices import release_memory
-from worker.engine.ram_tier import RamTier
+from worker.engine.ram_tier import RamTier, tensors_of
 from worker.engine.resident import Resident
+from worker.engine.sharing import SharedParts
 
 
 class PipelinePool:
     """A pool of at most `capacity` pipelines and as many upscalers. Used from the engine's thread only.
 
-    A model that makes room for another waits in `tier`.
+    A model that makes room for another waits in `tier`. Models are loaded with `shared` opened.
     """
 
     def __init__(self, capacity: int, tier: RamTier) -> None:
         self._capacity = capacity
         self._tier = tier
         self._residents: OrderedDict[str, Resident] = OrderedDict()
+        self.shared = SharedParts()
+        tier.in_use = self._tensor_ids
 
     @property
     def items(self) -> list[tuple[str, Resident]]:
@@ -69,8 +72,27 @@ class PipelinePool:
         del self._residents[key]
         if not (may_wait and self._tier.put(key, resident)):
             del resident
+            self._tier.drop_stranded()
             release_memory()
         return True
+
+    def discard(self, key: str) -> bool:
+        """Evict a resident that failed, and those that share a part with it: nobody knows what was left on it."""
+        resident = self._residents.get(key)
+        if resident is None or resident.users:
+            return False
+        self.shared.forget(resident.pipe.components)
+        failed = {id(tensor) for tensor in tensors_of(resident.pipe)}
+        sharing = [
+            other
+            for other, each in self._residents.items()
+            if other != key and any(id(tensor) in failed for tensor in tensors_of(each.pipe))
+        ]
+        self._tier.drop_sharing(failed)
+        del resident
+        for other in sharing:
+            self.evict(other)
+        return self.evict(key)
 
     def evict_model(self, model: str) -> int:
         """Drop every resident of a model id, and those that wait; returns how many there were."""
@@ -84,6 +106,9 @@ class PipelinePool:
         if not self._tier.is_apart:
             self._tier.clear()
             release_memory()
+
+    def _tensor_ids(self) -> set[int]:
+        return {id(tensor) for resident in self.residents for tensor in tensors_of(resident.pipe)}
 
     def _make_room(self, *, is_upscaler: bool) -> None:
         """Evict for one more of a kind."""

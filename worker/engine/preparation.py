@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from worker.core.job import Job
 from worker.core.pipeline import PipelineRow, Preparation
 from worker.engine.arguments import native
-from worker.engine.compatibility import input_as_the_vae
+from worker.engine.compatibility import input_as_the_vae, sides_in_order
 
 Arguments = dict[str, Any]
 
@@ -24,8 +24,9 @@ def prepared(pipe: Any, row: PipelineRow, job: Job, arguments: Arguments) -> Ite
     if tiled:
         pipe.vae.enable_tiling()
     cast = input_as_the_vae(pipe) if row.casts_images else nullcontext()
+    ordered = sides_in_order(pipe) if row.swaps_sides else nullcontext()
     try:
-        with cast:
+        with cast, ordered:
             yield prepare(pipe, job, arguments) if prepare else arguments
     finally:
         if tiled:
@@ -64,6 +65,11 @@ def _constant_guidance(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     return {"guidance_scale": float(first)} | arguments | {"guidance_schedule": None}
 
 
+def _guide_always(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """Guide by a hair more than 1, which is as good as 1: its blocks fail where they encode no negative prompt."""
+    return arguments | {"guidance_scale": 1.000001} if arguments.get("guidance_scale") == 1 else arguments
+
+
 def _fit_glm_images(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     """Fit images to GLM-Image's grid and bounds, where its tokens and its VAE count equally many.
 
@@ -94,6 +100,21 @@ def _whole_latte(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
     return arguments | {"video_length": pipe.transformer.config.video_length} if length > 1 else arguments
 
 
+def _whole_chunks(pipe: Any, job: Job, arguments: Arguments) -> Arguments:
+    """Part AnyFlow FAR's latent frames into chunks as long as its own, as many as the video needs."""
+    frames = arguments.get("num_frames")
+    if frames is None or arguments.get("chunk_partition") is not None:
+        return arguments
+    own = list(pipe.transformer.config.chunk_partition)
+    left = (frames - 1) // pipe.vae_scale_factor_temporal + 1
+    chunks: list[int] = []
+    while left > 0:
+        chunk = own[len(chunks)] if len(chunks) < len(own) else own[-1]
+        chunks.append(min(chunk, left))
+        left -= chunk
+    return arguments | {"chunk_partition": chunks}
+
+
 def _options_for(call: Callable[..., Any], job: Job) -> Arguments:
     """Return the job's parameters that `call` takes, one of those before the last."""
     accepted = _parameters(call)
@@ -107,7 +128,9 @@ def _parameters(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 _PREPARATIONS: Mapping[Preparation, Callable[[Any, Job, Arguments], Arguments]] = {
     "constant_guidance": _constant_guidance,
     "fitted_images": _fit_glm_images,
+    "guided_always": _guide_always,
     "inverted_diffedit": _invert_diffedit,
     "inverted_ledits": _invert_ledits,
+    "whole_chunks": _whole_chunks,
     "whole_video": _whole_latte,
 }

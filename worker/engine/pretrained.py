@@ -42,7 +42,7 @@ def load_pretrained(cls: Any, folder: Path, what: str, *, field: str = "model", 
 
 def _load(cls: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, Mapping[str, Iterable[Any]]]:
     """Return the model, and the report that its library makes of it."""
-    files = _weight_files(folder, options.get("variant"))
+    files = weight_files(folder, options.get("variant"))
     wrapped = [name for file in files for name in _names(file) if _WRAPPED.search(name)]
     if wrapped and issubclass(cls, ModelMixin):
         return _load_unwrapped(cls, folder, files, options["dtype"])
@@ -138,7 +138,7 @@ def _unwrapped(name: str) -> str:
     return re.sub(_INNER, ".", re.sub(_LEADING, "", name))
 
 
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
     """Return the safetensors files that are loaded: those of the variant where there are any."""
     files = safetensors_files(folder)
     of_variant = [path for path in files if variant and f".{variant}" in path.name]

@@ -1,13 +1,14 @@
 """The tier between device and disk: a model that made room for another waits in the host's memory, and is copied back.
 
 On a GPU its weights are copied into pinned memory, once: they are never written, so the copies stay good when the model
-is on the device again, as long as the budget has room for them. On a CPU the device's memory is the host's, and a model
+is on the device again, as long as the budget has room for them. A part that a model on the device shares (`sharing.py`)
+stays there. On a CPU the device's memory is the host's, and a model
 that waits is left as it is. Offloaded models are in the host's memory as well.
 """
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,6 +32,9 @@ class RamTier:
     def __init__(self, device: torch.device, limit: int | None = None) -> None:
         self._device = device
         self._limit = limit
+        self.in_use: Callable[[], set[int]] = set
+        """Returns the ids of the tensors of the models on the device."""
+        self._host: WeakValueDictionary[int, HostCopy] = WeakValueDictionary()  # by the tensor's id
         self._waiting: OrderedDict[str, Resident] = OrderedDict()
         # Models that are on the device again, beside their copies
         self._copied: WeakValueDictionary[str, Resident] = WeakValueDictionary()
@@ -49,16 +53,19 @@ class RamTier:
     def byte_size(self) -> int:
         """Bytes of the host's memory that the tier has."""
         beside = sum(resident.copied_bytes for resident in self._copied.values())
-        return beside + sum(map(size_of, self._waiting.values()))
+        return beside + size_of(*self._waiting.values(), but=self.in_use())
 
     def put(self, key: str, resident: Resident) -> bool:
         """Take in a model that is no longer used; False, and it is to be dropped, where there is no room for it."""
-        size = size_of(resident)
+        plan = resident.plan
+        if self.is_apart and (plan.offload == "group" or plan.cards):  # a part of it is somewhere else already
+            return False
+        size = size_of(resident, but=self.in_use())
         if not self._make_room(size - resident.copied_bytes, besides=resident):
             return False
         forget(resident.pipe)  # its adapters' tensors would stay on the device
         try:
-            if self.is_apart and resident.plan.offload == "none":
+            if self.is_apart and plan.offload == "none":
                 self._to_host(resident)
         except Exception as error:  # a library's own kind of weights, which do not move; then it is loaded anew
             _LOG.info("%s cannot wait in memory (%s)", resident.model, type(error).__name__)
@@ -73,7 +80,9 @@ class RamTier:
         if resident is None or not self.is_apart or resident.plan.offload != "none":
             return resident
         plan = resident.plan
-        if plan.weight_bytes + plan.reserve_bytes > probe(self._device).free_bytes:
+        used = self.in_use()
+        shared = sum(tensor.nbytes for tensor in tensors_of(resident.pipe) if id(tensor) in used)
+        if plan.weight_bytes + plan.reserve_bytes - shared > probe(self._device).free_bytes:
             return None
         try:
             self._to_device(resident)
@@ -90,6 +99,22 @@ class RamTier:
         for key in keys:
             del self._waiting[key]
         return len(keys)
+
+    def drop_sharing(self, tensors: Collection[int]) -> None:
+        """Drop the models that wait and have any of these tensors, by their ids."""
+        for key, resident in list(self._waiting.items()):
+            if any(id(tensor) in tensors for tensor in tensors_of(resident.pipe)):
+                del self._waiting[key]
+
+    def drop_stranded(self) -> None:
+        """Drop models that wait with a part still on the device, where no model there has it any more."""
+        if not self.is_apart:
+            return
+        used = self.in_use()
+        for key, resident in list(self._waiting.items()):
+            left = {id(tensor) for tensor in tensors_of(resident.pipe)} - resident.copies.keys() - used
+            if left and resident.plan.offload == "none":
+                del self._waiting[key]
 
     def clear(self) -> None:
         """Give all of the tier's memory back."""
@@ -112,13 +137,16 @@ class RamTier:
                 resident.copies.clear()
                 del self._copied[key]
         while held + size > limit and self._waiting:
-            held -= size_of(self._waiting.popitem(last=False)[1])
+            self._waiting.popitem(last=False)
+            held = self.byte_size
         return held + size <= limit
 
     def _to_host(self, resident: Resident) -> None:
-        copies = {}
-        for tensor in _tensors(resident.pipe):
-            known = resident.copies.get(id(tensor))
+        copies, used = {}, self.in_use()
+        for tensor in tensors_of(resident.pipe):
+            if id(tensor) in used:
+                continue
+            known = resident.copies.get(id(tensor)) or self._host.get(id(tensor))
             if known is not None and known.is_of(tensor):
                 copies[id(tensor)] = known
                 continue
@@ -128,9 +156,15 @@ class RamTier:
         for copied in copies.values():
             copied.tensor.data = copied.copy
         resident.copies = copies
+        self._host.update(copies)
 
     def _to_device(self, resident: Resident) -> None:
-        for copied in resident.copies.values():
+        used = self.in_use()
+        missing = {id(tensor) for tensor in tensors_of(resident.pipe)} - resident.copies.keys() - used
+        resident.copies |= {key: self._host[key] for key in missing if key in self._host}
+        for key, copied in resident.copies.items():
+            if key in used:
+                continue
             copied.tensor.data = copied.copy.to(self._device, non_blocking=True, copy=True)
             copied.address = copied.tensor.data_ptr()
         self._wait()
@@ -141,12 +175,16 @@ class RamTier:
             torch.cuda.synchronize(self._device)
 
 
-def size_of(resident: Resident) -> int:
-    """Return the bytes of a model's weights and buffers, wherever they are."""
-    return sum(tensor.nbytes for tensor in _tensors(resident.pipe))
+def size_of(*residents: Resident, but: Collection[int] = ()) -> int:
+    """Return the bytes of models' weights and buffers, wherever they are: what they share once.
+
+    Tensors whose ids are in `but` do not count.
+    """
+    sizes = {id(tensor): tensor.nbytes for resident in residents for tensor in tensors_of(resident.pipe)}
+    return sum(size for key, size in sizes.items() if key not in but)
 
 
-def _tensors(pipe: Any) -> Iterator[Tensor]:
+def tensors_of(pipe: Any) -> Iterator[Tensor]:
     """Yield every parameter and buffer of a pipeline's components, once."""
     seen: set[int] = set()
     for part in pipe.components.values():

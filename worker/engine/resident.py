@@ -22,7 +22,7 @@ class Budget:
     waiting_bytes: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class HostCopy:
     """The copy of a parameter or buffer in the host's memory, and its address on the device when it came from there."""
 

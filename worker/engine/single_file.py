@@ -6,12 +6,15 @@ drops scales, asks the network for configs, and only a third of the classes have
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
 from worker.core.device import LoadPlan
@@ -22,7 +25,8 @@ from worker.engine import conversion, layouts
 from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.components import Component, is_complete, load_component, read_index
 from worker.engine.quantization import Weights, bundle, dequantize, is_nvfp4, is_packed, packed_config, unbundle, unpack
-from worker.engine.weight_file import read_tensors
+from worker.engine.skeletons import Skeletons, filled, skeleton
+from worker.engine.weight_file import Wanted, read_tensors
 
 _LOG = logging.getLogger(__name__)
 _ALIGNMENT = 64  # bytes: a cache line, and the alignment of torch's allocations
@@ -41,18 +45,48 @@ def load_checkpoint(plan: LoadPlan) -> Any:
             "name the repository that it was made from as base in models.yaml.",
             field="model",
         )
-    index = read_index(config)
-    weights = _by_component(index, _read(plan.root, DTYPES[plan.dtype], mapped=plan.device != "cpu"))
+    index, dtype = read_index(config), DTYPES[plan.dtype]
     required, optional = cls._get_signature_keys(cls)
-    components: dict[str, Any] = {}
-    for name in required:
-        if name in plan.parts:
-            components[name] = load_part(index, name, plan.parts[name], config, DTYPES[plan.dtype])
-        elif name in index and name not in NEVER_COMPLETED:
-            components[name] = _component(index[name], weights, plan, config)
-        else:
-            components[name] = None
+    listed = [index[name] for name in sorted(required) if name in index and name not in NEVER_COMPLETED]
+    components: dict[str, Any] = dict.fromkeys(required)
+    with _reading(plan.root, dtype, listed, mapped=plan.device != "cpu") as parts:
+        skeletons = Skeletons()
+        for component in listed:
+            if component.name not in plan.parts:
+                components[component.name] = _ahead(component, plan, config, skeletons)
+        weights = _by_component(index, parts.result())
+    for component in listed:
+        if component.name in plan.parts:
+            components[component.name] = load_part(index, component.name, plan.parts[component.name], config, dtype)
+        elif components[component.name] is None:
+            components[component.name] = _component(component, weights, plan, config, skeletons)
     return cls(**components, **_settings([config, plan.base or config], optional))
+
+
+@contextmanager
+def _reading(
+    path: Path, dtype: torch.dtype, components: Iterable[Component], *, mapped: bool
+) -> Iterator[Future[dict[str, list[Weights]]]]:
+    """Have the parts of a file read meanwhile; given up where what is done meanwhile fails."""
+    given_up = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="read file") as reader:
+        read = partial(_read, path, dtype, _wanted(components, dtype), mapped=mapped, given_up=given_up)
+        try:
+            yield reader.submit(read)
+        except BaseException:
+            given_up.set()
+            raise
+
+
+def _ahead(component: Component, plan: LoadPlan, config: Path, skeletons: Skeletons) -> Any:
+    """Return a component that has no weights; of one whose weights must be in the file make the skeleton ready."""
+    folders = _folders(plan, config)
+    if not component.is_model:
+        return _from_folders(component, folders, DTYPES[plan.dtype])
+    if component.library == "diffusers" and not any(_is_there(component, folder) for folder in folders):
+        settings = _config_of(component, _config_folder(component, folders))
+        skeletons.prepare(component.cls, settings)
+    return None
 
 
 def load_part(index: Mapping[str, Component], name: str, path: Path, config: Path, dtype: torch.dtype) -> Any:
@@ -67,38 +101,51 @@ def load_part(index: Mapping[str, Component], name: str, path: Path, config: Pat
         )
     if path.is_dir():
         return load_component(component, path / name if (path / name).is_dir() else path, dtype)
-    parts = _read(path, dtype)
+    parts = _read(path, dtype, _wanted([component], dtype), mapped=True)
     part = next((weights for kind in parts for weights in parts[kind]), None)
     if part is None or len(parts) > 1:
         raise UnsupportedModel(
             f"{name}: the file holds {len(parts)} parts of a model; name a file with the {name} alone.", field=name
         )
-    return _aligned(_build(component, part, config, dtype))
+    return _aligned(_build(component, part, config, dtype, Skeletons()))
 
 
-def _read(path: Path, dtype: torch.dtype, *, mapped: bool = True) -> dict[str, list[Weights]]:
+def _wanted(components: Iterable[Component], dtype: torch.dtype) -> Wanted:
+    """Return how a file of these is read: a text encoder keeps some weights as they are, as `_kept_in_float32` says."""
+    classes = [component.cls for component in components if component.library == "transformers"]
+    return Wanted(dtype, frozenset().union(*(_kept_in_float32(cls, dtype) for cls in classes)))
+
+
+def _kept_in_float32(cls: Any, dtype: torch.dtype) -> frozenset[str]:
+    """T5 overflows in float16 in its output projections, and names them itself."""
+    kept = getattr(cls, "_keep_in_fp32_modules", None) or ()  # a tokenizer has none
+    return frozenset(kept) if dtype is torch.float16 else frozenset()
+
+
+def _read(
+    path: Path, dtype: torch.dtype, wanted: Wanted, *, mapped: bool, given_up: threading.Event | None = None
+) -> dict[str, list[Weights]]:
     """Read the parts of a file, scaled fp8 made plain; GGUF matrices and nvfp4 tensors stay packed."""
     if path.suffix == ".gguf":
         from worker.engine.gguf_weights import read_gguf  # its package is an extra one
 
         return conversion.split(read_gguf(path, dtype))
-    weights = unwrapped(read_tensors(path, mapped=mapped))
+    weights = unwrapped(read_tensors(path, wanted, mapped=mapped, given_up=given_up))
     return conversion.split(bundle(weights) if is_nvfp4(weights) else dequantize(weights, dtype))
 
 
-def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPlan, config: Path) -> Any:
+def _component(
+    component: Component, parts: Mapping[str, Weights], plan: LoadPlan, config: Path, skeletons: Skeletons
+) -> Any:
     """Return a component from the file, else from the config's folder, else from the base repository."""
     dtype, weights = DTYPES[plan.dtype], parts.get(component.name)
-    folders = [folder for folder in (config, plan.base) if folder is not None]
+    folders = _folders(plan, config)
     if weights is not None:
-        # The base has the sizes of files made from it; a bundled config has the family's usual ones.
-        config_folder = next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), config)
-        model = _build(component, weights, config_folder, dtype)
+        model = _build(component, weights, _config_folder(component, folders), dtype, skeletons)
         return _aligned(model) if plan.device == "cpu" else model
-    for folder in folders:
-        entry = read_index(folder).get(component.name, component)  # of the folder's own class
-        if is_complete(entry, folder / entry.name):
-            return load_component(entry, folder / entry.name, dtype)
+    part = _from_folders(component, folders, dtype)
+    if part is not None:
+        return part
     if component.name == "text_encoder_3" or (component.name == "tokenizer_3" and "text_encoder_3" not in parts):
         return None  # Stable Diffusion 3 was also published without its T5: the pipeline runs without it
     raise UnsupportedModel(
@@ -107,6 +154,37 @@ def _component(component: Component, parts: Mapping[str, Weights], plan: LoadPla
         field="model",
         details={"missing": component.name},
     )
+
+
+def _folders(plan: LoadPlan, config: Path) -> list[Path]:
+    return [folder for folder in (config, plan.base) if folder is not None]
+
+
+def _config_folder(component: Component, folders: Sequence[Path]) -> Path:
+    """Return the folder whose config a component in the file has.
+
+    The base has the sizes of files made from it; a bundled config has the family's usual ones.
+    """
+    return next((folder for folder in reversed(folders) if (folder / component.name).is_dir()), folders[0])
+
+
+def _config_of(component: Component, folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = component.cls.load_config(str(folder), subfolder=component.name, local_files_only=True)
+    return settings
+
+
+def _from_folders(component: Component, folders: Iterable[Path], dtype: torch.dtype) -> Any:
+    """Return a component from the first folder that has all of it; None where none has."""
+    for folder in folders:
+        if _is_there(component, folder):
+            entry = read_index(folder).get(component.name, component)  # of the folder's own class
+            return load_component(entry, folder / entry.name, dtype)
+    return None
+
+
+def _is_there(component: Component, folder: Path) -> bool:
+    entry = read_index(folder).get(component.name, component)
+    return is_complete(entry, folder / entry.name)
 
 
 def _aligned(model: Any) -> Any:
@@ -121,13 +199,14 @@ def _aligned(model: Any) -> Any:
     return model
 
 
-def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
+def _build(component: Component, weights: Weights, config: Path, dtype: torch.dtype, skeletons: Skeletons) -> Any:
+    """Return the component with `weights`, which are given up: with the tensors that they become they are too many."""
     if is_packed(weights) and component.name not in DENOISERS:
         weights = unpack(weights, dtype)
     if component.library == "transformers":
         model = _text_encoder(component, weights, config, dtype)
     else:
-        model = _diffusers_model(component, weights, config, dtype)
+        model = _diffusers_model(component, weights, config, dtype, skeletons)
     # Tensors that the file did not give have no memory yet.
     _check_none_missing(component.name, [name for name, tensor in model.named_parameters() if tensor.is_meta])
     return model.eval()
@@ -143,38 +222,37 @@ def _check_none_missing(component: str, missing: list[str]) -> None:
         )
 
 
-def _diffusers_model(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
+def _diffusers_model(
+    component: Component, weights: Weights, config: Path, dtype: torch.dtype, skeletons: Skeletons
+) -> Any:
     cls = component.cls
-    settings = cls.load_config(str(config), subfolder=component.name, local_files_only=True)
-    fit = layouts.fit(component.name, cls, weights, settings)
+    settings = _config_of(component, config)
+    fit = layouts.fit(component.name, cls, weights, settings, skeletons)
+    weights.clear()
     # Not hasattr: more classes inherit from_single_file than it can read.
-    if component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
-        packed = is_packed(fit.weights)
-        quantization = {"quantization_config": packed_config(fit.weights, dtype)} if packed else {}
+    if is_packed(fit.weights) and component.class_name in SINGLE_FILE_LOADABLE_CLASSES:
         return cls.from_single_file(
             unbundle(fit.weights),  # in exactly the names of the model, so that diffusers converts nothing
             config=str(config),
             subfolder=component.name,
             dtype=dtype,
             local_files_only=True,
+            quantization_config=packed_config(fit.weights, dtype),
             **fit.changes,
-            **quantization,
         )
-    model = cls.from_config({**settings, **fit.changes})
-    model.load_state_dict(unpack(fit.weights, dtype) if is_packed(fit.weights) else fit.weights)
-    return model.to(dtype)
+    plain = unpack(fit.weights, dtype) if is_packed(fit.weights) else fit.weights
+    return filled(skeletons.take(cls, {**settings, **fit.changes}), plain, dtype)
 
 
 def _text_encoder(component: Component, weights: Weights, config: Path, dtype: torch.dtype) -> Any:
     cls = component.cls
     settings = cls.config_class.from_pretrained(str(config), subfolder=component.name, local_files_only=True)
-    with init_empty_weights():
-        model = cls(settings)
+    model: Any = skeleton(lambda: cls(settings))
     converted = _ENCODER_NAMES[component.encoder_kind](weights, model)
-    # T5 overflows in float16 in its output projections, and names them itself.
-    kept_in_fp32 = set(cls._keep_in_fp32_modules or ()) if dtype is torch.float16 else set()
+    weights.clear()
+    kept = _kept_in_float32(cls, dtype)
     for name, tensor in converted.items():
-        converted[name] = tensor.to(torch.float32 if kept_in_fp32 & set(name.split(".")) else dtype).contiguous()
+        converted[name] = tensor.to(torch.float32 if kept & set(name.split(".")) else dtype).contiguous()
     model.load_state_dict(converted, strict=False, assign=True)
     model.tie_weights()
     head = model.get_output_embeddings()

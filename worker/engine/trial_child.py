@@ -224,10 +224,10 @@ def _stored_numbers(folder: Path, variant: str | None) -> int | None:
     """Return the count of numbers in the weight files that would be loaded; None where a header cannot be read."""
     from safetensors import safe_open
 
-    from worker.engine.pretrained import _weight_files
+    from worker.engine.pretrained import weight_files
 
     total = 0
-    for file in _weight_files(folder, variant):
+    for file in weight_files(folder, variant):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 -- it is no mapping
                 numbers = 1

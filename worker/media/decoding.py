@@ -58,6 +58,14 @@ def decode_image(data: bytes, field: str = "image", *, alpha: bool = False) -> D
         raise InvalidImage(f"{field} is {_fault(kind)}", field=field) from None
 
 
+def as_sent(raster: Raster, field: str, *, alpha: bool = False) -> Raster:
+    """Return what decoding a PNG of `raster` would, without making one. Raises InvalidImage naming `field`."""
+    _check_size(field, raster.width, raster.height)
+    if raster.mode == "RGB" or (raster.mode == "RGBA" and alpha):
+        return raster
+    return _to_raster(Image.frombytes(raster.mode, (raster.width, raster.height), raster.data), alpha)
+
+
 def pixels_in(data: bytes) -> int:
     """Return how many pixels decoding these bytes as an image may take, by their header; the most if it does not say.
 

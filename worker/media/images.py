@@ -106,6 +106,15 @@ def fit(raster: Raster, width: int, height: int) -> Raster:
     return Raster(raster.mode, width, height, fitted.tobytes())
 
 
+def beside(left: Raster, right: Raster, gap: int = 8) -> Raster:
+    """Return two images side by side on white, `gap` pixels apart."""
+    width, height = left.width + gap + right.width, max(left.height, right.height)
+    both = Image.new("RGB", (width, height), "white")
+    both.paste(to_pil(left), (0, 0))
+    both.paste(to_pil(right), (left.width + gap, 0))
+    return Raster("RGB", width, height, both.tobytes())
+
+
 def encode(raster: Raster, format_: Format, quality: int, comment: Comment | None = None) -> bytes:
     """Encode pixels as PNG, JPEG or WebP. `quality` (1..100) is for the last two, which have `comment` in their EXIF.
 

@@ -38,6 +38,10 @@ class Video:
     notes: tuple[str, ...] = ()
 
 
+# What this worker made itself.
+Given = Raster | Video
+
+
 def read_video(
     texts: Sequence[str], fetch: Callable[[str, int], bytes], field: str = "video", *, alpha: bool = False
 ) -> Video:

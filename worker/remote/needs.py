@@ -60,7 +60,7 @@ class NeedsReader:
     async def learn_of(self, model: KnownModel, adapters: Sequence[str] = ()) -> None:
         """Do the same for a model, and adapters by their references."""
         spec = model.spec
-        asked = [self._learn(spec.id, spec.source, spec.variant)]
+        asked = [self._learn(spec.served_name, spec.source, spec.variant)]
         asked += [self._learn(name, None, None) for name in dict.fromkeys(adapters)]
         await asyncio.gather(*asked)
 
@@ -78,7 +78,7 @@ class NeedsReader:
         self, model: KnownModel, seconds: float, *, megapixels: float | None = None, beside_bytes: int = 0
     ) -> Needs:
         """Return the needs of an image of `model`: of its usual size by default, without adapters."""
-        spec, known = model.spec, self._known.get(model.spec.id)
+        spec, known = model.spec, self._known.get(model.spec.served_name)
         size = megapixels or (model.detection.native_size or 1024) ** 2 / 1e6
         memory: MemoryWays = ()
         if known is not None and known.files is not None:
@@ -86,9 +86,10 @@ class NeedsReader:
         return Needs(
             model=spec.id,
             tier=spec.tier,
-            vram_bytes=None if spec.min_vram_gb is None else round(spec.min_vram_gb * GIB),
+            # Over several GPUs it is what they have together, and a replica tells of one.
+            vram_bytes=None if spec.min_vram_gb is None or spec.device_map else round(spec.min_vram_gb * GIB),
             memory=memory,
-            weights=(self._weights(spec.id),),
+            weights=(replace(self._weights(spec.served_name), name=spec.id),),
             megapixels=size,
             inference_s=seconds,
         )

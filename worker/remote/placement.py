@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from worker.core.device import Nearness, Offload
+from worker.core.device import Nearness
+from worker.core.precision import Offload
 from worker.remote.replica import Choice, Needs, ReplicaState, Weights, gigabytes
 
 # Bytes of weights whose size nobody could tell.
 UNKNOWN_BYTES = 8_000_000_000
 # How many times as long a job takes whose weights move through the device part by part.
-_SLOWER: Mapping[Offload, float] = {"none": 1.0, "model": 1.6, "sequential": 6.0}
+_SLOWER: Mapping[Offload, float] = {"none": 1.0, "group": 1.2, "model": 1.6, "sequential": 6.0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from worker.core.device import MemoryWays, Nearness, Offload
+from worker.core.device import MemoryWays, Nearness
+from worker.core.precision import Offload
 
 # `resting`: its breaker is open, nothing is sent to it. `trying`: one job may find out if it is well again.
 Health = Literal["well", "trying", "resting"]

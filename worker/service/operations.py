@@ -8,7 +8,7 @@ Telemetry tells usage log, metrics and traces of the job once. Privacy keeps the
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from worker.core.answer import (
     Answer,
@@ -16,17 +16,24 @@ from worker.core.answer import (
     Inspection,
     ModelList,
     ModelSchema,
+    ModelSummary,
     PlanReport,
     Preloaded,
     TimelineReport,
     Unloaded,
     WorkerStatus,
 )
-from worker.core.errors import ModelNotFound, WorkerError
-from worker.core.job_input import JobInput, ModelRequest, WorkerAction, WorkerRequest
+from worker.core.discovery import DiscoverRequest, Discovery, Updates, UpdatesRequest
+from worker.core.errors import ModelNotFound, UnsupportedModel, WorkerError
+from worker.core.golden import GoldenRequest
+from worker.core.job_input import JobInput, ModelRequest, VersionRequest, WorkerAction, WorkerRequest
 from worker.core.request import GenerationRequest
 from worker.core.result import Emit
+from worker.core.training import TrainingControl, TrainingRequest
 from worker.core.turn import begun, current
+from worker.service.alerts.watch import Alerts
+from worker.service.discovery.finder import Finder
+from worker.service.discovery.golden import GoldenComparer
 from worker.service.generation import GenerationService
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.introspection.models import ModelIntrospection
@@ -34,9 +41,13 @@ from worker.service.introspection.readiness import Readiness
 from worker.service.jobs.delivery import Delivery
 from worker.service.jobs.record import JobRecord
 from worker.service.limits.pools import Pools
+from worker.service.recipes.answers import Recipes
+from worker.service.training.trainings import Trainings
 from worker.service.usage import request_id
 from worker.service.usage.privacy import kept_in_turns
 from worker.service.usage.telemetry import Telemetry, delivered
+from worker.service.versions.actions import VersionActions
+from worker.service.versions.pairing import Pairing
 
 # The longest that a question about a model may take: its answer is in headers and JSON.
 QUESTION_S = 60.0
@@ -49,14 +60,24 @@ class Operations:
     """The actions of a worker."""
 
     generation: GenerationService
+    recipes: Recipes
     introspection: ModelIntrospection
     device: DeviceAnswers
     readiness: Readiness
     delivery: Delivery
     telemetry: Telemetry
+    versions: VersionActions
     pools: Pools
+    discovery: Finder
     timeout_s: float = 600.0
-    """The most that anything asked for may take."""
+    """The most that anything asked for may take, but for trainings."""
+    trainings: Trainings | None = None
+    """None where nothing may be trained."""
+    alerts: Alerts = field(default_factory=Alerts)
+    pairing: Pairing | None = None
+    """None where no pairs are generated."""
+    compares: bool = False
+    """True where two versions can be generated with here, a new one too."""
 
     async def perform(self, job: JobInput, job_id: str, emit: Emit, caller: str | None = None) -> AnyAnswer:
         """Answer one input. Raises WorkerError, and CancelledError when the caller cancelled the job.
@@ -77,7 +98,7 @@ class Operations:
                     return await self._answer(job, job_id, emit, caller)
             except ModelNotFound as error:
                 if error.field == "model":  # and not an adapter or another part
-                    error.details["supported_models"] = [model.id for model in self.introspection.served_models()]
+                    error.details["supported_models"] = [model.id for model in self.served_models(caller)]
                 raise
             except asyncio.CancelledError:
                 turn.stop.cancel()  # what still runs for it in a thread ends by itself
@@ -95,10 +116,16 @@ class Operations:
         current().stop.limit(min(self.timeout_s, request.timeout_s or self.timeout_s))
         delivery = self.delivery.of(request)
         await delivery.check(request.output, self.pools)
-        result = await self.generation.generate(request, job_id, emit, caller)
+        if (recipe := self.recipes.find(request.model)) is not None:
+            self.generation.check_rights(request, caller)
+            result = await self.recipes.generate(recipe, request, job_id, emit, caller)
+        else:
+            result = await self.generation.generate(request, job_id, emit, caller)
         result = replace(result, warnings=(*notes, *result.warnings))
         answer = await delivery.deliver(result, request.output, job_id, self.pools)
         delivered(answer)
+        if self.pairing is not None:
+            self.pairing.offer(self.generation.acceptor.resolver.registered_id(request.model), request, result)
         return answer
 
     async def deliver_elsewhere(
@@ -112,13 +139,19 @@ class Operations:
             return None
         return await self.delivery.of(request).elsewhere(answer, job_id, reason, self.pools)
 
-    def models(self) -> ModelList:
-        """List the registry."""
-        return self.introspection.models()
+    def models(self, caller: str | None = None) -> ModelList:
+        """List what `caller` may use of the registry."""
+        rights = self.generation.admission.rights
+        return ModelList(tuple(each for each in self.introspection.models().models if rights.may_use(caller, each.id)))
+
+    def served_models(self, caller: str | None = None) -> tuple[ModelSummary, ...]:
+        """List the registered models that this version can run and `caller` may use."""
+        return tuple(model for model in self.models(caller).models if model.served)
 
     async def schema(self, model: str | None) -> ModelSchema:
         """Describe a request for `model`."""
-        return await self.introspection.schema(model)
+        recipe = self.recipes.find(model)
+        return await self.introspection.schema(model) if recipe is None else self.recipes.schema(recipe)
 
     async def inspect(self, model: str | None) -> Inspection:
         """Detect what `model` is, with the evidence."""
@@ -126,13 +159,22 @@ class Operations:
 
     async def plan(self, model: str | None) -> PlanReport:
         """Plan a run of `model` on this worker's device."""
-        return await self.device.plan(model)
+        recipe = self.recipes.find(model)
+        return await (self.device.plan(model) if recipe is None else self.recipes.plan(recipe))
+
+    async def discover(self, wish: DiscoverRequest, caller: str | None) -> Discovery:
+        """Find what others publish and this worker can run."""
+        return await self.discovery.discover(wish, caller)
+
+    async def updates(self, model: str | None, caller: str | None) -> Updates:
+        """Say what is newer of one model of models.yaml, or of all of them."""
+        return await self.discovery.updates(model, caller)
 
     def status(self) -> WorkerStatus:
         """Report if the worker is ready, what it runs, what is resident, and which models cannot be had."""
         status, problems = self.device.status(), self.readiness.problems()
         state = "failed" if problems and status.status != "lost" else status.status
-        return replace(status, status=state, problems=problems)
+        return replace(status, status=state, problems=problems, alerts=self.alerts.firing)
 
     def timeline(self, caller: str | None) -> TimelineReport:
         """Report where the seconds of this process's start and of the caller's last jobs went."""
@@ -147,11 +189,15 @@ class Operations:
         return await self.device.unload(model)
 
     def admit(self, record: JobRecord) -> None:
-        """Refuse a generation at the door if every generation of its caller would be refused.
+        """Refuse a generation or a training at the door if it, or every one of its caller, would be refused.
 
-        Raises Overloaded and its subclasses, ShuttingDown.
+        Raises AccessDenied, Overloaded and its subclasses, ShuttingDown.
         """
-        if record.job.action == "generate":
+        if isinstance(record.job.request, GenerationRequest):
+            self.generation.check_rights(record.job.request, record.caller)
+        elif isinstance(record.job.request, TrainingRequest):
+            self.generation.check_right(record.job.request.model, record.caller)
+        if record.job.action in ("generate", "train"):
             self.generation.check_open(record.caller)
 
     def refuse(self, record: JobRecord, error: WorkerError) -> None:
@@ -180,22 +226,71 @@ class Operations:
             case WorkerRequest(action):
                 self.generation.charge_question(caller)
                 return self._told(action, caller)
-            case ModelRequest():
+            case VersionRequest() as asked:
+                turn = current()
+                turn.stop.limit(self.timeout_s)
+                with turn.working():  # whatever the load: a rollback has to be possible just then
+                    return await self.pools.own.run(self.versions.perform, asked, caller, turn.stop)
+            case GoldenRequest() as golden:
+                return await self._compare(golden, job_id, emit, caller)
+            case TrainingRequest() | TrainingControl() as training:
+                return await self._train(training, emit, caller)
+            case ModelRequest() | DiscoverRequest() | UpdatesRequest() as question:
+                self._check_right(question, caller)
                 self.generation.charge_question(caller)
                 turn = current()
-                turn.stop.limit(self.timeout_s if job.request.action in _MOVING else min(QUESTION_S, self.timeout_s))
+                moves = isinstance(question, ModelRequest) and question.action in _MOVING
+                turn.stop.limit(self.timeout_s if moves else min(QUESTION_S, self.timeout_s))
                 with self.generation.admission.asked(), turn.working():
-                    return await self._ask(job.request, emit)
+                    match question:
+                        case DiscoverRequest():
+                            return await self.discover(question, caller)
+                        case UpdatesRequest(model):
+                            return await self.updates(model, caller)
+                    return await self._ask(question, emit)
         raise RuntimeError("a job that is over was run again")
+
+    async def _compare(self, request: GoldenRequest, job_id: str, emit: Emit, caller: str | None) -> AnyAnswer:
+        self.generation.check_right(request.model, caller)
+        if not self.compares:
+            raise UnsupportedModel("A gateway compares no versions; send golden to one of its workers.", field="action")
+        current().stop.limit(self.timeout_s)
+        comparer = GoldenComparer(self.generation, self.discovery, self.pools.own)
+        return await comparer.compare(request, job_id, emit, caller)
+
+    async def _train(self, request: TrainingRequest | TrainingControl, emit: Emit, caller: str | None) -> AnyAnswer:
+        if isinstance(request, TrainingRequest):
+            self.generation.check_right(request.model, caller)
+        if self.trainings is None:
+            raise UnsupportedModel(
+                "training is off: this worker trains nothing; let its operator set TRAINING to shared "
+                "or exclusive, or send it to a worker that trains.",
+                field="action",
+            )
+        if isinstance(request, TrainingControl):
+            with current().working():  # whatever the load, and free as a job's status is
+                return await self.trainings.watch(request, caller)
+        if request.action == "train":
+            return await self.trainings.train(request, emit, caller)
+        self.generation.charge_question(caller)
+        with self.generation.admission.asked(), current().working():
+            return await self.trainings.plan(request)
 
     def _told(self, action: WorkerAction, caller: str | None) -> AnyAnswer:
         match action:
             case "models":
-                return self.models()
+                return self.models(caller)
             case "timeline":
                 return self.timeline(caller)
             case "status":
                 return self.status()
+
+    def _check_right(self, question: ModelRequest | DiscoverRequest | UpdatesRequest, caller: str | None) -> None:
+        """Raise AccessDenied for a question about a model that is not the caller's; about all for all of them."""
+        if isinstance(question, ModelRequest):
+            self.generation.check_right(question.model, caller)
+        elif isinstance(question, UpdatesRequest):
+            self.generation.check_right(question.model or "*", caller)
 
     async def _ask(self, request: ModelRequest, emit: Emit) -> AnyAnswer:
         model = request.model

@@ -22,11 +22,11 @@ changed on disk is noticed by size or time and hashed again; a wrong one is remo
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from worker.core.errors import SourceUnavailable
+from worker.core.errors import InvalidRequest, SourceUnavailable
 from worker.store.entries import Entries, Entry, EntryFile, write_atomically
 from worker.store.janitor import GARBAGE_AGE_S, RESERVE_BYTES, Janitor, Swept
 from worker.store.lease import BEAT_S, STALE_S, Lease, LeaseLost
@@ -82,6 +82,15 @@ class VolumeCache:
         """Return all entries whose name begins with `prefix`, as their manifests have them, the last used first."""
         listed = [entry for entries in (*self._lookup, self._entries) for entry in entries.all()]
         return sorted((entry for entry in listed if entry.name.startswith(prefix)), key=lambda entry: -entry.last_used)
+
+    def holds(self, digests: Collection[str]) -> bool:
+        """True if one entry has files of all these digests, and each lies here in its size."""
+        for entries in (self._entries, *self._lookup):
+            for entry in entries.all():
+                sizes = {file.sha256: file for file in entry.files.values()}
+                if set(digests) <= sizes.keys():
+                    return all(size_of(sizes[digest].path) == sizes[digest].size for digest in digests)
+        return False
 
     def revision(self, name: str, *, baked: bool = False) -> str | None:
         """Return the revision that `name` stood for at its last fetch; with `baked`, only of the `lookup` caches."""
@@ -245,6 +254,10 @@ class VolumeCache:
 
     # Keeping house
 
+    def keep(self, kept: Callable[[], Collection[str]]) -> None:
+        """Have files of these digests stay in any case: `kept` is asked before anything is removed."""
+        self._janitor.kept = kept
+
     def matching(self, text: str) -> list[Entry]:
         """Return the entries that an operator means by `text`: one by its name, or all of a model or repository."""
         entries = list(self._entries.all())
@@ -256,14 +269,22 @@ class VolumeCache:
         self._entries.pin(entry.name, pinned=pinned)
 
     def remove(self, entry: Entry) -> int:
-        """Remove an entry with the blobs that no other names, and return the bytes given back."""
+        """Remove an entry with the blobs that no other names, and return the bytes given back.
+
+        Raises InvalidRequest for one that belongs to a version in use.
+        """
+        if entry.digests & set(self._janitor.kept()):
+            raise InvalidRequest(
+                f"{entry.name} belongs to a version that is served or can be gone back to; move its alias first.",
+                field="name",
+            )
         return self._janitor.remove(entry)
 
     def discard(self, path: Path) -> None:
         """Remove the entry that `path` lies in, if it is one of this cache: its content must not stay."""
         for entry in self._entries.all():
             if path == entry.root or entry.root in path.parents:
-                self.remove(entry)
+                self._janitor.remove(entry)
 
     def prune(self, older_than_s: float = GARBAGE_AGE_S) -> Swept:
         """Sweep the files that belong to no entry and were not touched for `older_than_s`."""

@@ -87,6 +87,20 @@ class CivitAI:
                 return LockedModel(outline.revision, {remote.name: LockedFile(remote.size, remote.sha256)})
         return locked_from_disk(self.ensure(source, variant, ignore_progress, stop), stop.check)
 
+    def held(self, source: ModelSource, variant: str | None) -> ModelSource | None:
+        """Return `source` at the version that was last fetched for it; None before that."""
+        name = self._cache.revision(_key(source))
+        version = re.fullmatch(r"civitai:(\d+)@(\d+)#\d+", name or "")
+        return source.model_copy(update={"locator": version[1], "revision": version[2]}) if version else None
+
+    def newest(self, source: ModelSource) -> ModelSource:
+        """Return the newest version of the model of `source` for the same base model, its file chosen anew."""
+        if self._offline:
+            raise SourceUnavailable("This worker is offline; unset OFFLINE.", field="model")
+        model, version = self._api.newest(source)
+        kept = {"filename": None, "sha256": None}  # numbers and names are of one version's files
+        return source.model_copy(update={"locator": str(model), "revision": str(version), **kept})
+
     # On disk
 
     def _on_disk(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:

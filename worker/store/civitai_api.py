@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, WorkerError
-from worker.core.json_text import parse_bounded
+from worker.core.json_text import USUAL, JsonLimits, parse_bounded
 from worker.core.model import ModelSource
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
-from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, read_version
+from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, newest_versions, read_version
 from worker.store.transfer import Refused, RemoteFile
 
 ENDPOINT = "https://civitai.com"
@@ -56,14 +56,26 @@ class CivitaiApi:
         model: Mapping[str, object] = {}
         number = source.revision
         if number is None:
-            model = self._ask(f"models/{source.locator}", f"civitai:{source.locator}", attempts)
+            model = self.ask(f"models/{source.locator}", f"civitai:{source.locator}", attempts)
             number = str(newest_version(model, datetime.now(UTC)))
-        version = read_version(self._ask(f"model-versions/{number}", f"civitai:@{number}", attempts), model)
+        version = read_version(self.ask(f"model-versions/{number}", f"civitai:@{number}", attempts), model)
         with self._guard:
             if len(self._versions) >= _MAX_LISTINGS:
                 self._versions.clear()
             self._versions[source.locator, source.revision] = time.monotonic(), version
         return version
+
+    def newest(self, source: ModelSource) -> tuple[int, int]:
+        """Return the numbers of a model and of its newest version that is open to everybody, for the same base model.
+
+        Raises as `version` does; ModelNotFound where the model has none any more.
+        """
+        version = self.version(source)
+        model = self.ask(f"models/{version.model_id}", f"civitai:{version.model_id}")
+        numbers = newest_versions(model, datetime.now(UTC), (version.base,) if version.base else ())
+        if not numbers:
+            raise ModelNotFound(f"civitai:{version.model_id} has no published version any more.", field="model")
+        return version.model_id, numbers[0]
 
     def download(self, version: CivitaiVersion, file: CivitaiFile, name: str) -> RemoteFile:
         """Return `file` with its URL, by its number: links that describe a file by its properties may answer 404."""
@@ -88,14 +100,15 @@ class CivitaiApi:
 
         return refused
 
-    def _ask(self, path: str, title: str, attempts: int) -> Mapping[str, object]:
+    def ask(self, path: str, title: str, attempts: int = ATTEMPTS, limits: JsonLimits = USUAL) -> Mapping[str, object]:
+        """Return the API's answer to `path`; in refusals it is called `title`. Raises as `version` does."""
         failure: WorkerError = _unavailable(title)
         for attempt in range(1, attempts + 1):
             wait = BACKOFF_S * attempt
             try:
                 with self._client.get(f"{self._endpoint}/api/v1/{path}", timeout_s=_TIMEOUT_S) as response:
                     if response.status == 200:
-                        value = parse_bounded(response.read_all(_MAX_JSON_BYTES))
+                        value = parse_bounded(response.read_all(_MAX_JSON_BYTES), limits)
                         if isinstance(value, dict):
                             return value
                         raise ValueError("no JSON object")

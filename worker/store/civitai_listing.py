@@ -4,14 +4,15 @@ Pure: no request is made here. The vocabulary grows every month, so an unknown w
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 from urllib.parse import parse_qsl
 
 from worker.core.errors import AccessDenied, ModelNotFound, SourceUnavailable, UnsafeFormat, UnsupportedModel
 from worker.core.model import PICKLES, Declaration, ModelSource
+from worker.store.loose_json import number_in, object_in, objects_in, text_in, texts_in, time_in
 
 # The model types that hold no weights which could generate or help to generate.
 _WEIGHTLESS = {
@@ -98,38 +99,64 @@ def newest_version(model: Mapping[str, object], now: datetime) -> int:
 
     Early access can still be bought: name such a version to get it. Raises ModelNotFound.
     """
-    published: list[tuple[bool, datetime, int, int]] = []
-    for index, item in enumerate(_objects(model.get("modelVersions"))):
-        at = _time(item.get("publishedAt"))
-        number = _number(item.get("id"))
-        if number is None or at is None or at > now or _text(item.get("status")) not in {"", "Published"}:
+    versions = newest_versions(model, now)
+    if not versions:
+        raise ModelNotFound(f"civitai:{number_in(model.get('id')) or '?'} has no published version.", field="model")
+    return versions[0]
+
+
+def newest_versions(model: Mapping[str, object], now: datetime, bases: Collection[str] = ()) -> tuple[int, ...]:
+    """Return the number of the newest published version open to everybody, and then of a newer one in early access.
+
+    With `bases` only versions for one of these base models count.
+    """
+    published = [version for version in _published(model, now) if not bases or version.base in bases]
+    order = sorted(published, key=lambda version: version.age)
+    public = [version for version in order if version.public][-1:]
+    early = [version for version in order if not version.public and (not public or version.age > public[0].age)][-1:]
+    return tuple(version.id for version in public + early)
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A published version; `age` grows from older to newer ones."""
+
+    id: int
+    base: str
+    public: bool
+    age: tuple[datetime, int, int]
+
+
+def _published(model: Mapping[str, object], now: datetime) -> Iterator[_Published]:
+    for index, item in enumerate(objects_in(model.get("modelVersions"))):
+        at, number = time_in(item.get("publishedAt")), number_in(item.get("id"))
+        if number is None or at is None or at > now or text_in(item.get("status")) not in {"", "Published"}:
             continue
-        public = _text(item.get("availability")) not in {"EarlyAccess", "Private"}
-        published.append((public, at, -index, number))
-    if not published:
-        raise ModelNotFound(f"civitai:{_number(model.get('id')) or '?'} has no published version.", field="model")
-    return max(published)[-1]
+        public = text_in(item.get("availability")) not in {"EarlyAccess", "Private"}
+        yield _Published(number, text_in(item.get("baseModel")), public, (at, -index, number))
 
 
 def read_version(value: Mapping[str, object], model: Mapping[str, object]) -> CivitaiVersion:
     """Read a version's JSON, with its model's if that was fetched too. Raises SourceUnavailable for anything else."""
-    owner = _object(value.get("model"))
-    number, model_id = _number(value.get("id")), _number(value.get("modelId")) or _number(model.get("id"))
+    owner = object_in(value.get("model"))
+    number, model_id = number_in(value.get("id")), number_in(value.get("modelId")) or number_in(model.get("id"))
     if number is None or model_id is None:
         raise SourceUnavailable("CivitAI answered with no model version; send the job again later.", field="model")
-    title = " ".join(filter(None, (_text(owner.get("name")) or _text(model.get("name")), _text(value.get("name")))))
+    title = " ".join(
+        filter(None, (text_in(owner.get("name")) or text_in(model.get("name")), text_in(value.get("name"))))
+    )
     return CivitaiVersion(
         id=number,
         model_id=model_id,
         name=title[:200],
-        type=_text(owner.get("type")) or _text(model.get("type")),
-        mode=_text(owner.get("mode")) or _text(model.get("mode")) or None,
-        base=_text(value.get("baseModel")) or None,
-        usage_control=_text(value.get("usageControl")) or "Download",
-        early_access_until=_text(value.get("earlyAccessEndsAt")) or _text(value.get("earlyAccessDeadline")) or None,
-        trained_words=_texts(value.get("trainedWords")),
-        tags=_texts(model.get("tags")),
-        files=tuple(file for item in _objects(value.get("files")) if (file := _file(item)) is not None),
+        type=text_in(owner.get("type")) or text_in(model.get("type")),
+        mode=text_in(owner.get("mode")) or text_in(model.get("mode")) or None,
+        base=text_in(value.get("baseModel")) or None,
+        usage_control=text_in(value.get("usageControl")) or "Download",
+        early_access_until=text_in(value.get("earlyAccessEndsAt")) or text_in(value.get("earlyAccessDeadline")) or None,
+        trained_words=texts_in(value.get("trainedWords")),
+        tags=texts_in(model.get("tags")),
+        files=tuple(file for item in objects_in(value.get("files")) if (file := _file(item)) is not None),
     )
 
 
@@ -263,50 +290,21 @@ def _listing(files: Sequence[CivitaiFile]) -> str:
 
 
 def _file(item: Mapping[str, object]) -> CivitaiFile | None:
-    number = _number(item.get("id"))
+    number = number_in(item.get("id"))
     if number is None:
         return None
-    name, metadata = _text(item.get("name")) or str(number), _object(item.get("metadata"))
-    named, by_suffix = _text(metadata.get("format")), _SUFFIXES.get(PurePosixPath(name).suffix.lower(), "")
-    sha256 = _text(_object(item.get("hashes")).get("SHA256")).lower()
+    name, metadata = text_in(item.get("name")) or str(number), object_in(item.get("metadata"))
+    named, by_suffix = text_in(metadata.get("format")), _SUFFIXES.get(PurePosixPath(name).suffix.lower(), "")
+    sha256 = text_in(object_in(item.get("hashes")).get("SHA256")).lower()
     return CivitaiFile(
         id=number,
         name=name,
-        type=_text(item.get("type")),
+        type=text_in(item.get("type")),
         format=by_suffix or named if named in {"", "Other"} else named,
-        size=_text(metadata.get("size")),
-        fp=_text(metadata.get("fp")),
-        quant=_text(metadata.get("quantType")),
+        size=text_in(metadata.get("size")),
+        fp=text_in(metadata.get("fp")),
+        quant=text_in(metadata.get("quantType")),
         sha256=sha256 if len(sha256) == 64 and not set(sha256) - set("0123456789abcdef") else None,
         primary=item.get("primary") is True,
-        scans={"virus": _text(item.get("virusScanResult")), "pickle": _text(item.get("pickleScanResult"))},
+        scans={"virus": text_in(item.get("virusScanResult")), "pickle": text_in(item.get("pickleScanResult"))},
     )
-
-
-def _object(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: object) -> list[Mapping[str, object]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _text(value: object) -> str:
-    """Return a short printable text, or "" for anything else."""
-    return "".join(char for char in value[:300] if char.isprintable()) if isinstance(value, str) else ""
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(text for item in value[:50] if (text := _text(item))) if isinstance(value, list) else ()
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(_text(value))
-    except ValueError:
-        return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -56,6 +56,13 @@ class ForeignDigests:
             _LOG.warning("%s in another tool's cache is damaged; the model is fetched anew", path.name[:120])
         return not wrong
 
+    def sha256_of(self, path: Path, check: Callable[[], None]) -> str:
+        """Return the SHA-256 of a file that is there. Blocking; `check` may raise meanwhile."""
+        digest = self._digest(path, "0" * 64, check)
+        if digest is None:
+            raise FileNotFoundError(path)
+        return digest
+
     def _digest(self, path: Path, like: str, check: Callable[[], None]) -> str | None:
         """Return the file's digest of the same kind as `like`."""
         state = state_of(path)

@@ -54,6 +54,11 @@ class Entry:
         """Bytes of all files together."""
         return sum(file.size for file in self.files.values())
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """The SHA-256 of every file."""
+        return frozenset(file.sha256 for file in self.files.values())
+
 
 class Entries:
     """The entries of one cache folder. Reads verify; all writes are atomic, and with `read_only` there are none."""

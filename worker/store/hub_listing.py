@@ -170,6 +170,8 @@ def _declared(info: Mapping[str, object]) -> Declaration:
     card = card if isinstance(card, dict) else {}
     tags = tuple(_texts([*_list(info.get("tags")), info.get("pipeline_tag")]))[:_MAX_TAGS]
     lowered = {tag.lower() for tag in tags}
+    licence = next((tag.partition(":")[2] for tag in tags if tag.startswith("license:")), _text(card.get("license")))
+    named = _text(card.get("license_name")) if licence in (None, "other") else None
     name = _text(info.get("id"))
     return Declaration(
         base=next(iter(_texts(card.get("base_model"))), None),
@@ -178,6 +180,7 @@ def _declared(info: Mapping[str, object]) -> Declaration:
         tags=tuple(dict.fromkeys(tags)),
         trigger_words=tuple(_texts(card.get("instance_prompt"))),
         name=name.rpartition("/")[2] if name else None,
+        licence=(named or licence or "")[:128] or None,
     )
 
 

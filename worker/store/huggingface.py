@@ -114,6 +114,17 @@ class HuggingFaceHub:
             locked |= {name: LockedFile(file.size, file.sha256) for name, file in entry.files.items()}
         return LockedModel(listing.commit, locked)
 
+    def held(self, source: ModelSource, variant: str | None) -> ModelSource | None:
+        """Return `source` at the commit that was last fetched for it; None before that."""
+        commit = self._noted(source, variant)
+        return source.model_copy(update={"revision": commit}) if commit else None
+
+    def newest(self, source: ModelSource) -> ModelSource:
+        """Return `source` at the newest commit of its branch, or of the main one where a commit is pinned."""
+        pinned = source.revision is not None and _COMMIT.fullmatch(source.revision)
+        branch = source.model_copy(update={"revision": None if pinned else source.revision, "sha256": None})
+        return branch.model_copy(update={"revision": self._listings.ask(branch).commit})
+
     # On disk
 
     def _on_disk(

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,16 @@ class Swept:
 
 
 class Janitor:
-    """Keeps one cache folder within `max_bytes` and the volume's free space. Ages are by the volume's own clock."""
+    """Keeps one cache folder within `max_bytes` and the volume's free space. Ages are by the volume's own clock.
+
+    `kept` are digests of files that stay.
+    """
 
     def __init__(
         self, root: Path, entries: Entries, *, max_bytes: int | None = None, reserve_bytes: int = RESERVE_BYTES
     ) -> None:
         self._root, self._entries = root, entries
+        self.kept: Callable[[], Collection[str]] = frozenset
         self._blobs, self._leases = root / "blobs", root / "leases"
         self._max_bytes, self._reserve_bytes = max_bytes, reserve_bytes
         self._swept_at = -_SWEEP_EVERY_S
@@ -139,9 +143,13 @@ class Janitor:
         return lack
 
     def _idle(self) -> list[Entry]:
-        """Return the entries that may be evicted, the least recently used first."""
-        limit = self._now() - IN_USE_S
-        entries = [entry for entry in self._entries.all() if not entry.pinned and entry.last_used < limit]
+        """Return the entries that may be evicted, the least recently used first: none of a version in use."""
+        limit, kept = self._now() - IN_USE_S, set(self.kept())
+        entries = [
+            entry
+            for entry in self._entries.all()
+            if not entry.pinned and entry.last_used < limit and not entry.digests & kept
+        ]
         return sorted(entries, key=lambda entry: entry.last_used)
 
     def _now(self) -> float:

@@ -1,5 +1,6 @@
 """Models in folders of this machine: only below the operator's roots."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
 from worker.core.result import Emit
 from worker.core.turn import StopSignal
 from worker.store.completeness import check_complete, refuse_bulky
+from worker.store.lockfile import LockedFile, LockedModel
 from worker.store.selection import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -27,9 +29,11 @@ from worker.store.selection import (
     pipeline_files,
     single_file,
 )
+from worker.store.transfer import digest_of
 
 MAX_JSON_BYTES = 16 * 2**20  # an index of 50,000 shards' tensors
 ReadHeader = Callable[[Path], TensorIndex]
+DigestOf = Callable[[Path, Callable[[], None]], str]
 Wants = Callable[[str], bool]
 
 
@@ -79,9 +83,17 @@ class AdapterFolders:
 class LocalFolders:
     """Diffusers folders and single files below `roots`; nothing outside them can be named."""
 
-    def __init__(self, roots: Iterable[Path], read_header: ReadHeader, *, allow_pickles: bool = False) -> None:
+    def __init__(
+        self,
+        roots: Iterable[Path],
+        read_header: ReadHeader,
+        *,
+        allow_pickles: bool = False,
+        digest: DigestOf = lambda path, check: digest_of(path, hashlib.sha256(), check),
+    ) -> None:
         self._roots = tuple(root.resolve() for root in roots)
         self._read_header = read_header
+        self._digest = digest
         self._allow_pickles = allow_pickles
 
     def peek(self, source: ModelSource, variant: str | None) -> Outline:
@@ -94,13 +106,31 @@ class LocalFolders:
         return read_outline(path, variant, source.wants, allow_pickles=self._allow_pickles)
 
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
-        """Return the folder or file itself: nothing is copied."""
+        """Return the folder or file itself: nothing is copied. Raises CorruptFile if it is not as it was pinned."""
         path = self._resolve(source)
         chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles, source.wants)
+        if source.sha256 is not None and self.lock(source, variant, stop).whole_sha256 != source.sha256:
+            raise CorruptFile(
+                f"file:…/{path.name[:80]} is not what it was when its digest was noted; put the file back, or name "
+                "what is there now.",
+                field="model",
+            )
         if chosen is None:
-            return ModelFiles(root=path, total_bytes=_size(path), variant=variant)
+            return ModelFiles(root=path, total_bytes=_size(path), variant=variant, sha256=source.sha256)
         total = sum((path / name).stat().st_size for name in chosen.names)
-        return ModelFiles(root=path, total_bytes=total, variant=chosen.variant)
+        return ModelFiles(root=path, total_bytes=total, variant=chosen.variant, sha256=source.sha256)
+
+    def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
+        """Lock the files that are taken of a folder, or the one file, as they are now. Blocking."""
+        path = self._resolve(source)
+        folder, names = path.parent, [path.name]
+        if path.is_dir():
+            chosen = _selection(path, variant, self._allow_pickles, source.wants)
+            folder, names = path, sorted(chosen.names if chosen else _names(path))
+        files = {
+            name: LockedFile((folder / name).stat().st_size, self._digest(folder / name, stop.check)) for name in names
+        }
+        return LockedModel(None, files)
 
     def _resolve(self, source: ModelSource) -> Path:
         path = Path(source.locator)

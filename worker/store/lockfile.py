@@ -39,6 +39,14 @@ class LockedModel:
     revision: str | None
     files: Mapping[str, LockedFile]
 
+    @property
+    def whole_sha256(self) -> str:
+        """The digest of all files: of one its own, of several that of their names and digests."""
+        if len(self.files) == 1:
+            return next(iter(self.files.values())).sha256
+        lines = [f"{file.sha256} {name}\n" for name, file in sorted(self.files.items())]
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
 
 class Lockfile:
     """The locked models by reference. An empty one locks nothing."""

@@ -33,6 +33,19 @@ class Lockable(Protocol):
         ...
 
 
+@runtime_checkable
+class Followed(Protocol):
+    """A source whose models come in versions, one after the other."""
+
+    def held(self, source: ModelSource, variant: str | None) -> ModelSource | None:
+        """Return `source` at the version that was last fetched; None before that."""
+        ...
+
+    def newest(self, source: ModelSource) -> ModelSource:
+        """Return `source` at its newest version."""
+        ...
+
+
 class Store:
     """Peek at a source, or have its files; one row per scheme of ModelSource.
 
@@ -52,6 +65,26 @@ class Store:
     def peek(self, source: ModelSource, variant: str | None = None) -> Outline:
         """Return the source's own description, without its weights. Blocking."""
         return self._schemes[source.scheme].peek(self._lock.pin(source, variant), variant)
+
+    def in_use(self, source: ModelSource, variant: str | None = None) -> ModelSource:
+        """Return `source` at the version that jobs get: the locked or pinned one, else the last one fetched. Blocking.
+
+        Unchanged where nothing of it was fetched yet.
+        """
+        pinned = self._lock.pin(source, variant)
+        scheme = self._schemes[source.scheme]
+        if pinned is not source or not isinstance(scheme, Followed):
+            return pinned
+        return scheme.held(source, variant) or source
+
+    def newest(self, source: ModelSource) -> ModelSource | None:
+        """Return `source` at its newest version, whatever is locked; None of a source without versions. Blocking."""
+        scheme = self._schemes[source.scheme]
+        return scheme.newest(source) if isinstance(scheme, Followed) else None
+
+    def peek_at(self, source: ModelSource, variant: str | None = None) -> Outline:
+        """Peek at exactly this version, whatever is locked. Blocking."""
+        return self._schemes[source.scheme].peek(source, variant)
 
     def look(self, source: ModelSource, variant: str | None, stop: StopSignal) -> Outline:
         """Peek; a file that can be read only as a whole, an allowed pickle, is fetched for it. Blocking."""

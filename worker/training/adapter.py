@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from worker.core.errors import UnsupportedModel
-from worker.training.options import Method, Targets, TrainingOptions
+from worker.core.training import WORDS, Method, Targets, TrainingOptions
 
 _ADAPTER = "trained"
 _ATTENTION = re.compile(r"(^|[._])attn\d*|attention", re.I)
+_BESIDE = re.compile(r"embed|norm|modulation", re.I)
+_NUMBERED = re.compile(r"(^|\.)\d+\.")
 _SPELLED = {  # a tensor's role in peft's keys -> in kohya's
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
@@ -29,11 +31,10 @@ _SPELLED = {  # a tensor's role in peft's keys -> in kohya's
 def targets_in(denoiser: nn.Module, targets: Targets) -> list[str]:
     """Return the names of the layers that learn: those of repeated blocks, which every family has."""
     kinds = (nn.Linear, nn.Conv2d) if targets == "all" else (nn.Linear,)
-    names = [
-        name
-        for name, module in denoiser.named_modules()
-        if isinstance(module, kinds) and "block" in name and "embed" not in name and "norm" not in name
-    ]
+    found = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+    found = [name for name in found if not _BESIDE.search(name)]
+    # Where no name says block, as in Z-Image's, it is a number among several.
+    names = [name for name in found if "block" in name] or [name for name in found if _NUMBERED.search(name)]
     if targets == "attention":
         names = [name for name in names if _ATTENTION.search(name)]
     if not names:
@@ -45,18 +46,25 @@ def targets_in(denoiser: nn.Module, targets: Targets) -> list[str]:
     return names
 
 
-def attach(denoiser: nn.Module, options: TrainingOptions) -> list[tuple[str, nn.Parameter]]:
-    """Lay a fresh adapter into a denoiser, whose own weights are frozen; return what learns, in a fixed order.
+def text_targets(encoder: nn.Module) -> list[str]:
+    """Return the names of a text encoder's layers that learn: the linear ones of its blocks."""
+    return [name for name, each in encoder.named_modules() if isinstance(each, nn.Linear) and _NUMBERED.search(name)]
 
-    With nothing learnt the adapter changes nothing. Its weights are float32 and determined by the seed.
+
+def attach(
+    module: nn.Module, options: TrainingOptions, names: Sequence[str] | None = None
+) -> list[tuple[str, nn.Parameter]]:
+    """Lay a fresh adapter into a module, whose own weights are frozen; return what learns, in a fixed order.
+
+    Into the layers `names`, else into those that the options mean in a denoiser. With nothing learnt the adapter
+    changes nothing. Its weights are float32 and determined by the seed.
     """
-    denoiser.requires_grad_(False)
-    names = targets_in(denoiser, options.targets)
-    pattern = "|".join(map(re.escape, names))
+    module.requires_grad_(False)
+    pattern = "|".join(map(re.escape, names or targets_in(module, options.targets)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        inject_adapter_in_model(_config(options.method, options.rank, pattern), denoiser, _ADAPTER)
-    learning = sorted((name, each) for name, each in denoiser.named_parameters() if each.requires_grad)
+        inject_adapter_in_model(_config(options.method, options.rank, pattern), module, _ADAPTER)
+    learning = sorted((name, each) for name, each in module.named_parameters() if each.requires_grad)
     for _, parameter in learning:
         parameter.data = parameter.data.float()
     return learning
@@ -85,27 +93,36 @@ def set_weights(denoiser: nn.Module, weights: Mapping[str, torch.Tensor]) -> Non
         raise ValueError(f"{len(result.unexpected_keys)} weights of a checkpoint are of another adapter")
 
 
-def write_adapter(path: Path, denoiser: nn.Module, prefix: str, rank: int, metadata: Mapping[str, str]) -> Path:
+def write_adapter(path: Path, hosts: Mapping[str, nn.Module], rank: int, metadata: Mapping[str, str]) -> Path:
     """Write the adapter for diffusers at `path`, and beside it `…-kohya.safetensors`; both appear whole or not at all.
 
-    `prefix` is the denoiser's name in the pipeline. Returns the path.
+    `hosts` are the components that have it, by their names in the pipeline. Returns the path.
     """
     plain: dict[str, torch.Tensor] = {}
     kohya: dict[str, torch.Tensor] = {}
-    for key, value in weights_of(denoiser).items():
-        stem, role = _split(key.removeprefix("base_model.model."))
-        plain[f"{prefix}.{stem}.{role}"] = value
-        flat = f"lora_{prefix}_{stem.replace('.', '_')}"
-        kohya[f"{flat}.{_SPELLED.get(role, role)}"] = value.reshape(-1, 1) if "magnitude" in role else value
-        kohya[f"{flat}.alpha"] = torch.tensor(float(rank))
-        if not role.startswith("lora_"):  # without it readers of LoHa and LoKr disagree
-            plain[f"{prefix}.{stem}.alpha"] = torch.tensor(float(rank))
+    for prefix, module in hosts.items():
+        for key, value in weights_of(module).items():
+            stem, role = _split(key.removeprefix("base_model.model."))
+            plain[f"{prefix}.{stem}.{role}"] = value
+            flat = f"lora_{_flat(prefix, hosts)}_{stem.replace('.', '_')}"
+            kohya[f"{flat}.{_SPELLED.get(role, role)}"] = value.reshape(-1, 1) if "magnitude" in role else value
+            kohya[f"{flat}.alpha"] = torch.tensor(float(rank))
+            if not role.startswith("lora_"):  # without it readers of LoHa and LoKr disagree
+                plain[f"{prefix}.{stem}.alpha"] = torch.tensor(float(rank))
     for target, tensors in ((path, plain), (path.with_name(f"{path.stem}-kohya.safetensors"), kohya)):
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
         save_file(tensors, partial, metadata={**metadata, **hashes_of(tensors)})
         partial.replace(target)
     return path
+
+
+def _flat(prefix: str, hosts: Mapping[str, nn.Module]) -> str:
+    """Return a component's name as kohya's keys have it: te, or te1 and te2 where there are two."""
+    if not prefix.startswith("text_encoder"):
+        return prefix
+    number = prefix.removeprefix("text_encoder").removeprefix("_") or "1"
+    return f"te{number}" if "text_encoder_2" in hosts else "te"
 
 
 def _split(key: str) -> tuple[str, str]:
@@ -127,16 +144,17 @@ def describe(
     options: TrainingOptions, model: str, architecture: str | None, dataset: str, images: int
 ) -> dict[str, str]:
     """Return the metadata of a file: what it is for, and all that it was made from. Prompts of samples stay out."""
-    kind = {"lora": "networks.lora", "dora": "networks.lora"}.get(options.method, "lycoris.kohya")
-    settings = options.model_dump(mode="json", exclude={"samples", "caption"})
+    network = {"lora": "networks.lora", "dora": "networks.lora"}.get(options.method, "lycoris.kohya")
+    kind = "textual-inversion" if options.method == "embedding" else "lora"
+    settings = options.model_dump(mode="json", exclude={*WORDS})
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture or model}/lora",
+        "modelspec.architecture": f"{architecture or model}/{kind}",
         "modelspec.trigger_phrase": options.trigger,
         "modelspec.implementation": "diffusers",
         "ss_base_model_version": architecture or "",
         "ss_sd_model_name": model,
-        "ss_network_module": kind,
+        "ss_network_module": network,
         "ss_network_dim": str(options.rank),
         "ss_network_alpha": str(options.rank),
         "ss_num_train_images": str(images),

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 _NAME = "step-{:06d}"
+_NUMBER, _GROUP = "#", "#"  # what ends the name of a plain number, and begins that of a group of parameters
+_DTYPES = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,15 @@ class Checkpoint:
         partial = folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(dict(self.weights), partial / "adapter.safetensors")
-        save_file(dict(self.optimizer), partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": self.step, **self.facts}, indent=1))
-        for file in partial.iterdir():
-            _to_disk(file)
+        try:
+            save_file(dict(self.weights), partial / "adapter.safetensors")
+            save_file(dict(self.optimizer), partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps({"step": self.step, **self.facts}, indent=1))
+            for file in partial.iterdir():
+                _to_disk(file)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again for the one before
+            raise
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         return target
@@ -53,6 +59,13 @@ class Checkpoint:
         return cls(facts.pop("step"), weights, optimizer, facts)
 
 
+def write_whole(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write JSON; the file appears whole or stays as it was."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1))
+    partial.replace(path)
+
+
 def keep_last(folder: Path, count: int) -> None:
     """Delete all checkpoints but the last `count`."""
     for each in sorted(folder.glob("step-*"))[:-count]:
@@ -65,21 +78,42 @@ def _to_disk(file: Path) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, torch.Tensor]:
-    """Return an optimizer's state by the names of its parameters."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{names[index]}|{key}": torch.as_tensor(value).detach().cpu().clone()
-        for index, values in state.items()
-        for key, value in values.items()
-    }
+    """Return an optimizer's state by the names of its parameters, and the numbers that it holds for all of them.
+
+    It is read as it is: `state_dict` of some optimizers wraps it, and `load_state_dict` of torch's casts it.
+    """
+    tensors = {}
+    for name, parameter in zip(names, _parameters(optimizer), strict=True):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            kind = "" if isinstance(value, torch.Tensor) else _NUMBER
+            tensors[f"{name}|{key}{kind}"] = _tensor(value).detach().cpu().clone()
+    for index, group in enumerate(optimizer.param_groups):
+        numbers = {key: value for key, value in group.items() if type(value) in (int, float)}
+        tensors |= {f"{_GROUP}{index}|{key}{_NUMBER}": _tensor(value) for key, value in numbers.items()}
+    return tensors
 
 
 def set_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, torch.Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = dict(zip(names, _parameters(optimizer), strict=True))
     for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("|")
-        state.setdefault(names.index(parameter), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        owner, _, spelled = name.rpartition("|")
+        key = spelled.removesuffix(_NUMBER)
+        value = tensor.item() if spelled != key else tensor
+        if owner.startswith(_GROUP):
+            optimizer.param_groups[int(owner.removeprefix(_GROUP))][key] = value
+        else:
+            parameter = parameters[owner]
+            stays = spelled != key or key == "step"  # AdamW counts its steps on the CPU
+            optimizer.state[parameter][key] = value if stays else tensor.to(parameter.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _tensor(value: Any) -> torch.Tensor:
+    """Return a number as a tensor that holds it to the bit."""
+    return value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_DTYPES[type(value)])

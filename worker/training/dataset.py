@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,8 +15,11 @@ from PIL import Image
 
 from worker.core.errors import InvalidImage, InvalidRequest
 from worker.core.image import Raster
+from worker.core.training import MaskKind, TrainingOptions
 from worker.media.decoding import decode_image
 from worker.media.images import to_pil
+from worker.training import masks as mask_files
+from worker.training.masks import Mask
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
@@ -22,6 +27,7 @@ MAX_IMAGES = 10_000
 MAX_CAPTION = 2_000  # characters
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_TEXT_BYTES = 16 * 2**20
+_PLACE = re.compile(r"\{(caption|trigger|name)\}")
 _ALIKE_BITS = 4  # of 64 that differ between images that show the same
 
 
@@ -36,6 +42,7 @@ class Example:
     height: int
     look: int  # 64 bits that hardly change when the image is scaled or saved again (dHash)
     read: Callable[[], bytes]
+    mask: Mask | None = None
 
     def raster(self) -> Raster:
         """Decode the image's pixels, upright and opaque."""
@@ -51,25 +58,42 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every image and caption, in their order."""
-        parts = (f"{each.digest}\0{each.caption}\n" for each in self.examples)
+        """SHA-256 of every image, caption and mask, in their order."""
+        parts = (f"{each.digest}\0{each.caption}{_of_mask(each)}\n" for each in self.examples)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def split(self, share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """Return the examples to learn and those held out: `share` of them, chosen by their digests."""
-        count = round(share * len(self.examples))
+        """Return the examples to learn and those held out: `share` of them, chosen by their digests, at least one.
+
+        Raises InvalidRequest if there are too few for that.
+        """
+        count = max(1, round(share * len(self.examples))) if share else 0
+        if count and len(self.examples) < 2:
+            raise InvalidRequest(
+                "held_out leaves nothing to learn: data has one image; leave held_out out.", field="held_out"
+            )
         held = sorted(self.examples, key=lambda each: each.digest)[:count]
         return tuple(each for each in self.examples if each not in held), tuple(held)
 
 
-def read_dataset(path: Path, *, trigger: str = "", caption: str | None = None) -> Dataset:
+def read_dataset(
+    path: Path,
+    *,
+    trigger: str = "",
+    caption: str | None = None,
+    template: str | None = None,
+    mask: MaskKind = "files",
+) -> Dataset:
     """Read a folder or a ZIP file of images.
 
     An image's caption is the text file of its name, else its line of metadata.jsonl (`file_name` and `text`), else
-    `caption`. Raises InvalidRequest where nothing can be learnt.
+    `caption`; `template` says how it is written. Its mask is a file by its name, else with `mask` of alpha its
+    transparency; masks are no images whatever `mask` is. Raises InvalidRequest where nothing can be learnt.
     """
     files = _zip_files(path) if path.is_file() else _folder_files(path)
-    images = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
+    found = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
+    masks = mask_files.masks_among(found)
+    images = [each for each in found if not mask_files.is_mask(each) and each not in masks.values()]
     if not images:
         raise InvalidRequest(
             f"data holds no image in {path.name[:80]}; give a folder or a ZIP file of PNG, JPEG or WebP images.",
@@ -77,17 +101,73 @@ def read_dataset(path: Path, *, trigger: str = "", caption: str | None = None) -
         )
     if len(images) > MAX_IMAGES:
         raise InvalidRequest(f"data holds {len(images):,} images; at most {MAX_IMAGES:,} are learnt.", field="data")
+    lost = {each for each in found if mask_files.is_mask(each)} - {*masks.values()}
+    faults = [f"{each} is a mask, and its image is not there." for each in sorted(lost)]
+    examples, unread = _examples(files, images, caption, partial(_caption, trigger, template))
+    if not examples:
+        raise InvalidRequest(f"data has {len(images)} images and none can be read: {unread[0]}", field="data")
+    kept, repeats = _without_repeats(examples)
+    if mask != "off":
+        kept, complaints = _with_masks(kept, {name: files[each] for name, each in masks.items()}, masks, mask)
+        repeats += complaints
+    return Dataset(kept, (*faults, *unread, *repeats, *_alike(kept), *_without_words(kept)))
+
+
+def read_as_asked(path: Path, options: TrainingOptions) -> Dataset:
+    """Read a folder or a ZIP file as the options of a training have it. Raises InvalidRequest."""
+    dataset = read_dataset(
+        path, trigger=options.trigger, caption=options.caption, template=options.template, mask=options.mask
+    )
+    dataset.split(options.held_out)  # which refuses a share of too few
+    return dataset
+
+
+def _examples(
+    files: Mapping[str, Callable[[], bytes]],
+    images: Sequence[str],
+    caption: str | None,
+    written: Callable[[str, str], str],
+) -> tuple[list[Example], list[str]]:
+    """Return the images that can be read, with their captions, and a sentence for each that cannot."""
     lines = _listed_captions(files)
     examples, faults = [], []
     for name in images:
         text = _own_caption(files, name) or lines.get(name) or lines.get(PurePosixPath(name).name) or caption or ""
-        example, fault = _example(name, " ".join(f"{trigger} {text}".split())[:MAX_CAPTION], files[name])
+        example, fault = _example(name, written(text, name), files[name])
         examples += [example] if example else []
         faults += [fault] if fault else []
-    if not examples:
-        raise InvalidRequest(f"data has {len(images)} images and none can be read: {faults[0]}", field="data")
-    kept, repeats = _without_repeats(examples)
-    return Dataset(kept, (*faults, *repeats, *_alike(kept), *_without_words(kept)))
+    return examples, faults
+
+
+def _with_masks(
+    examples: Sequence[Example], read: Mapping[str, Callable[[], bytes]], names: Mapping[str, str], kind: MaskKind
+) -> tuple[tuple[Example, ...], list[str]]:
+    """Return the examples with their masks, and a sentence for each mask that cannot be one."""
+    found, faults = [], []
+    for each in examples:
+        mask, name = None, names.get(each.name, each.name)
+        try:
+            if each.name in read:
+                mask = mask_files.mask_of(name, read[each.name], each.raster())
+            elif kind == "alpha":
+                mask = mask_files.alpha_of(name, each.read)
+        except (InvalidImage, OSError, zipfile.BadZipFile) as error:
+            faults.append(f"{name} is no mask of {each.name}, which is learnt whole: {error}.")
+        found.append(replace(each, mask=mask))
+    used = sum(each.mask is not None for each in found)
+    return tuple(found), [*faults, *mask_files.told(used, len(found))]
+
+
+def _of_mask(example: Example) -> str:
+    return f"\0{example.mask.digest}" if example.mask is not None else ""
+
+
+def _caption(trigger: str, template: str | None, text: str, name: str) -> str:
+    if template is not None:
+        values = {"caption": text, "trigger": trigger, "name": PurePosixPath(name).stem.replace("_", " ")}
+        text = _PLACE.sub(lambda place: values[place[1]], template)
+    words = text if trigger and trigger in text else f"{trigger} {text}"
+    return " ".join(words.split())[:MAX_CAPTION]
 
 
 def _folder_files(path: Path) -> Mapping[str, Callable[[], bytes]]:
@@ -210,4 +290,11 @@ def mirrored(example: Example) -> Example:
         image.save(buffer := io.BytesIO(), "PNG")
         return buffer.getvalue()
 
-    return replace(example, name=f"{example.name} (mirrored)", digest=f"{example.digest}-mirrored", read=read)
+    mask = None if example.mask is None else mask_files.mirrored(example.mask)
+    name, digest = f"{example.name} (mirrored)", f"{example.digest}-mirrored"
+    return replace(example, name=name, digest=digest, read=read, mask=mask)
+
+
+def shown(faults: tuple[str, ...], most: int = 10) -> list[str]:
+    """Return the first faults of a dataset, and how many more there are."""
+    return [*faults[:most], *([f"and {len(faults) - most} more like these"] if len(faults) > most else [])]

@@ -21,6 +21,16 @@ class Lessons:
     folder: Path
     model: str
 
+    def weights(self, key: object, make: Callable[[], torch.Tensor]) -> Path:
+        """Return the file of a mask's weights, made if it is not there yet."""
+        path = self.folder / f"{fingerprint((self.model, 'mask', key))}.safetensors"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            save_file({"weights": make().contiguous()}, partial)
+            partial.replace(path)
+        return path
+
     def call(self, key: object, rehearse: Callable[[], DenoiserCall]) -> Path:
         """Return the file of a call, rehearsed if it is not there yet."""
         path = self.folder / f"{fingerprint((self.model, key))}.safetensors"
@@ -72,19 +82,23 @@ def read_call(path: Path, device: torch.device) -> DenoiserCall:
         return DenoiserCall(take(shape["arguments"]), shape["sample"], shape["time"])
 
 
-def together(calls: Sequence[DenoiserCall]) -> list[DenoiserCall]:
-    """Return the calls as few calls of a batch each: alike ones are joined, and others stay alone.
+def read_weights(path: Path) -> torch.Tensor:
+    """Read a mask's weights from their file."""
+    with safe_open(path, "pt") as file:
+        weights: torch.Tensor = file.get_tensor("weights")
+    return weights
 
-    What all hold alike and is of no image, as ids, is shared.
-    """
-    joined: list[list[DenoiserCall]] = []
+
+def grouped(calls: Sequence[DenoiserCall]) -> list[list[DenoiserCall]]:
+    """Return the calls in as few groups as can be: alike ones can be joined, and others are alone."""
+    groups: list[list[DenoiserCall]] = []
     for call in calls:
-        group = next((group for group in joined if _fit(group[0].arguments, call.arguments)), None)
+        group = next((group for group in groups if _fit(group[0].arguments, call.arguments)), None)
         if group is None:
-            joined.append([call])
+            groups.append([call])
         else:
             group.append(call)
-    return [_joined(group) for group in joined]
+    return groups
 
 
 def _fit(one: Any, other: Any) -> bool:
@@ -100,13 +114,20 @@ def _fit(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _joined(calls: Sequence[DenoiserCall]) -> DenoiserCall:
+def joined(calls: Sequence[DenoiserCall]) -> DenoiserCall:
+    """Return one call for a group of calls. What all hold alike and is of no image, as ids, is shared."""
     first = calls[0]
     if len(calls) == 1:
         return first
     time = first.time_name  # as many as images, whatever form it was seen in
     rest = [{key: value for key, value in call.arguments.items() if key != time} for call in calls]
-    return DenoiserCall({**_join(rest), time: first.arguments[time]}, first.sample_name, time)
+    return DenoiserCall({**_join(rest), time: first.arguments[time]}, first.sample_name, time, _weights(calls))
+
+
+def _weights(calls: Sequence[DenoiserCall]) -> torch.Tensor | None:
+    if all(call.weight is None for call in calls):
+        return None
+    return torch.cat([torch.ones_like(call.clean.float()) if call.weight is None else call.weight for call in calls])
 
 
 def _join(values: Sequence[Any]) -> Any:

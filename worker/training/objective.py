@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TIMESTEPS = 1_000
+_LEAST = 1e-3  # of all weights together: a mask may be cut away with the edge of its image
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,19 @@ class Objective:
         signal, share = self._shares(times, clean)
         return signal * clean + share * noise
 
-    def loss(self, predicted: Tensor, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Return the mean of squares (n,) of what each prediction is off by, weighted."""
-        off = (predicted.float() - self._target(clean, noise, times)).square().flatten(1).mean(1)
+    def loss(
+        self, predicted: Tensor, clean: Tensor, noise: Tensor, times: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean of squares (n,) of what each prediction is off by, weighted.
+
+        `weight` (n, …) says how much each latent counts in the mean of its image.
+        """
+        squares = (predicted.float() - self._target(clean, noise, times)).square().flatten(1)
+        if weight is None:
+            off = squares.mean(1)
+        else:
+            shares = weight.to(squares).flatten(1)
+            off = (squares * shares).sum(1) / shares.sum(1).clamp(min=_LEAST)
         return off * self._weight(times).to(off)
 
     def _shares(self, times: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

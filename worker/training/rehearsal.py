@@ -1,14 +1,16 @@
-"""A rehearsal: the model's own image-to-image pipeline shows how its denoiser is called for one image and caption.
+"""A rehearsal: the model's own pipeline shows how its denoiser is called for one image and caption.
 
 The pipeline encodes image and words, packs latents, makes ids and masks, and scales the time: all as when it generates.
 Its scheduler adds no noise meanwhile, so the denoiser's first call holds the clean latents in the form that it reads,
-and every other argument that it needs. What is learnt on these calls is what serving will do; no family is told apart.
+and every other argument that it needs. A class that starts from text alone never holds an image's latents: there they
+are led to their places on the way back from its VAE. What is learnt on these calls is what serving will do; no family
+is told apart.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from PIL import Image
 
 from worker.core.errors import UnsupportedModel
 from worker.engine.devices import is_out_of_memory
+from worker.training.way_back import latents_of
 
 Tensors = Any  # a tensor, or lists, tuples and mappings of them, as a denoiser takes it
 _TIME_NAMES = ("timestep", "timesteps", "t")
@@ -24,16 +27,29 @@ _SAME = 1e-6
 
 
 class _Seen(Exception):
-    """The end of a rehearsal: the first step was seen."""
+    """The end of a rehearsal: what it is for was seen."""
+
+
+class _Stepped(tuple[Any]):
+    """What a scheduler's step returns, in both forms that pipelines read it in."""
+
+    @property
+    def prev_sample(self) -> Any:
+        """The sample after the step."""
+        return self[0]
 
 
 @dataclass(frozen=True, slots=True)
 class DenoiserCall:
-    """The arguments of one call of a denoiser, by name. `clean` (1, …) are the latents without noise."""
+    """The arguments of one call of a denoiser, by name. `clean` (1, …) are the latents without noise.
+
+    `weight` has their shape: how much each counts.
+    """
 
     arguments: Mapping[str, Any]
     sample_name: str
     time_name: str
+    weight: torch.Tensor | None = None
 
     @property
     def clean(self) -> torch.Tensor:
@@ -41,19 +57,25 @@ class DenoiserCall:
         sample = self.arguments[self.sample_name]
         return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample
 
+    def at(self, latents: torch.Tensor) -> "DenoiserCall":
+        """Return the same call for other latents of the same form."""
+        return replace(self, arguments={**self.arguments, self.sample_name: latents.to(self.clean)})
+
 
 @dataclass(frozen=True, slots=True)
 class Habits:
     """A pipeline's ways around its denoiser.
 
     The time that it tells is `slope` x timestep + `offset`; `sign` is that of the denoiser's output in what the
-    scheduler gets; `unguided` is the guidance scale at which one image is one call.
+    scheduler gets; `unguided` is the guidance scale at which one image is one call. `from_text` is True for classes
+    that start from text alone.
     """
 
     slope: float
     offset: float
     sign: float
     unguided: float
+    from_text: bool = False
 
     def told(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the times that the denoiser is told at these timesteps of the scheduler (0 to 1000)."""
@@ -73,7 +95,9 @@ def denoiser_of(pipe: Any) -> tuple[str, torch.nn.Module]:
 
 def rehearse(pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int) -> DenoiserCall:
     """Return the denoiser's call for `image` and `prompt`."""
-    return _run(pipe, image, prompt, seed, 1.0, habits.unguided).call
+    asked = _asked(pipe, image, prompt, seed, habits.unguided)
+    call = _run(pipe, asked).call
+    return call.at(_clean(pipe, image, asked)) if habits.from_text else call
 
 
 def habits_of(pipe: Any, image: Image.Image, seed: int) -> Habits:
@@ -81,18 +105,28 @@ def habits_of(pipe: Any, image: Image.Image, seed: int) -> Habits:
 
     A guidance scale of 1 is none for most pipelines, and what a distilled model is told; for others 0 is none.
     """
+    from_text, unguided = not _starts_from_images(pipe), 1.0
+
+    def asked() -> dict[str, Any]:
+        return _asked(pipe, image, "", seed, unguided)  # with a generator that nothing was drawn from yet
+
     try:
-        unguided = 1.0 if len(_run(pipe, image, "", seed, 1.0, 1.0).call.clean) == 1 else 0.0
-        early, late = (_run(pipe, image, "", seed, strength, unguided) for strength in (1.0, 0.5))
+        unguided = 1.0 if _run(pipe, asked()).is_one_call else 0.0
+        early = _run(pipe, asked())
+        late = _run(pipe, asked(), after=1) if from_text else _run(pipe, {**asked(), "strength": 0.5})
+        is_known = not from_text or (early.is_whole and _clean(pipe, image, asked()).shape == early.call.clean.shape)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         raise _unknown(pipe) from error
-    one_call = all(len(each.call.clean) == 1 for each in (early, late))
-    if not one_call or early.timestep == late.timestep or not _alike(early, late):
+    if not (is_known and early.is_one_call and late.is_one_call and _alike(early, late)):
         raise _unknown(pipe)
     slope = (early.told - late.told) / (early.timestep - late.timestep)
-    return Habits(_plain(slope), _plain(early.told - slope * early.timestep), early.sign, unguided)
+    return Habits(_plain(slope), _plain(early.told - slope * early.timestep), early.sign, unguided, from_text)
+
+
+def _starts_from_images(pipe: Any) -> bool:
+    return {"image", "strength"} <= inspect.signature(type(pipe).__call__).parameters.keys()
 
 
 def _unknown(pipe: Any) -> UnsupportedModel:
@@ -104,7 +138,8 @@ def _unknown(pipe: Any) -> UnsupportedModel:
 
 
 def _alike(one: "_Rehearsal", other: "_Rehearsal") -> bool:
-    return one.sign == other.sign and torch.allclose(one.call.clean, other.call.clean, atol=_SAME)
+    same = torch.allclose(one.call.clean, other.call.clean, atol=_SAME)
+    return one.sign == other.sign and one.timestep != other.timestep and same
 
 
 def _plain(number: float) -> float:
@@ -114,28 +149,57 @@ def _plain(number: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Rehearsal:
-    """A call, the scheduler's timestep, the time that the denoiser was told, and the sign of its output."""
+    """A call, the scheduler's timestep, the time that the denoiser was told, and the sign of its output.
+
+    `calls` were made before the step; `is_whole` is True if the denoiser read just what the scheduler goes on from.
+    """
 
     call: DenoiserCall
     timestep: float
     told: float
     sign: float
+    calls: int
+    is_whole: bool
+
+    @property
+    def is_one_call(self) -> bool:
+        """True if an image was one call of its own, as without guidance."""
+        return self.calls == 1 and len(self.call.clean) == 1
 
 
-def _run(pipe: Any, image: Image.Image, prompt: str, seed: int, strength: float, guidance: float) -> _Rehearsal:
-    """Let the pipeline begin, up to its first step."""
-    (_, denoiser), seen = denoiser_of(pipe), dict[str, Any]()
+def _run(pipe: Any, asked: Mapping[str, Any], after: int = 0) -> _Rehearsal:
+    """Let the pipeline begin, up to its first step or the one `after` so many."""
+    (_, denoiser), seen = denoiser_of(pipe), dict[str, Any](calls=0)
 
     def listen(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
         seen["arguments"] = {key: value for key, value in list(bound.items())[1:] if key != "return_dict"}
-        seen["output"] = output
+        seen["output"], seen["calls"] = output, seen["calls"] + 1
 
+    def step(_: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> _Stepped:
+        seen["steps"] = seen.get("steps", -1) + 1
+        if seen["steps"] == after:
+            seen["step"] = (model_output, torch.as_tensor(timestep).reshape(-1)[0], sample)
+            raise _Seen
+        seen["calls"] = 0
+        return _Stepped((sample,))
+
+    handle = denoiser.register_forward_hook(listen, with_kwargs=True)
+    try:
+        with torch.no_grad(), _without_noise(pipe.scheduler, step):
+            pipe(**asked)
+    except _Seen:
+        pass
+    finally:
+        handle.remove()
+    return _read(type(pipe).__name__, seen)
+
+
+def _asked(pipe: Any, image: Image.Image, prompt: str, seed: int, guidance: float) -> dict[str, Any]:
+    """Return a pipeline's arguments: of these, the ones that it takes."""
     takes = inspect.signature(type(pipe).__call__).parameters
     wanted = {
         "prompt": prompt,
-        "image": image,
-        "strength": strength,
         "guidance_scale": guidance,
         "num_inference_steps": _STEPS,
         "height": image.height,
@@ -143,15 +207,80 @@ def _run(pipe: Any, image: Image.Image, prompt: str, seed: int, strength: float,
         "generator": torch.Generator("cpu").manual_seed(seed),
         "output_type": "latent",
     }
-    handle = denoiser.register_forward_hook(listen, with_kwargs=True)
+    if _starts_from_images(pipe):
+        wanted |= {"image": image, "strength": 1.0}
+    return {key: value for key, value in wanted.items() if key in takes}
+
+
+def _clean(pipe: Any, image: Image.Image, asked: Mapping[str, Any]) -> torch.Tensor:
+    """Return an image's latents as the denoiser of a class reads them that starts from text alone."""
+
+    def lead(latents: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return _led(pipe, {**asked, "num_inference_steps": 1, "output_type": "pt"}, latents)
+
+    return latents_of(image, pipe.vae, lead)
+
+
+def _led(pipe: Any, asked: Mapping[str, Any], latents: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let a pipeline go on from these latents, or from zeros, after its only step, up to its VAE.
+
+    Returns what it went on from, and what the VAE is given. The denoiser's work has no gradients.
+    """
+    seen: list[torch.Tensor] = []
+
+    def step(_: Any, model_output: Any, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> _Stepped:
+        start = torch.zeros_like(sample, dtype=torch.float32) if latents is None else latents
+        seen.append(start.requires_grad_(latents is None))
+        torch.set_grad_enabled(True)
+        return _Stepped((start,))
+
+    def decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        seen.append(z)
+        raise _Seen
+
+    pipe.vae.decode = decode  # of this very object, before its class's
     try:
-        with torch.no_grad(), _without_noise(pipe.scheduler, seen):
-            pipe(**{key: value for key, value in wanted.items() if key in takes})
+        with torch.no_grad(), _without_noise(pipe.scheduler, step):
+            inspect.unwrap(type(pipe).__call__)(pipe, **asked)
+    except _Seen:
+        pass
+    finally:
+        del pipe.vae.decode
+    start, arrived = seen
+    return start, arrived
+
+
+def read_anew(pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int) -> DenoiserCall:
+    """Return the denoiser's call for `image` and `prompt` as `rehearse` does, with the gradients of how words are read.
+
+    The pipeline runs without the `torch.no_grad` around it, and no further than to its denoiser.
+    """
+    (_, denoiser), seen = denoiser_of(pipe), dict[str, Any]()
+    asked = _asked(pipe, image, prompt, seed, habits.unguided)
+
+    def listen(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+        seen.update({key: value for key, value in list(bound.items())[1:] if key != "return_dict"})
+        raise _Seen
+
+    handle = denoiser.register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        with _without_noise(pipe.scheduler):
+            inspect.unwrap(type(pipe).__call__)(pipe, **asked)
     except _Seen:
         pass
     finally:
         handle.remove()
-    return _read(type(pipe).__name__, seen)
+    call = DenoiserCall(seen, next(iter(seen)), next(key for key in _TIME_NAMES if key in seen))
+    return call.at(_clean(pipe, image, asked)) if habits.from_text else call
+
+
+def learns(value: Any) -> bool:
+    """True if gradients flow from a denoiser's arguments."""
+    if isinstance(value, torch.Tensor):
+        return bool(value.requires_grad)
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return any(learns(each) for each in values)
 
 
 def _read(name: str, seen: Mapping[str, Any]) -> _Rehearsal:
@@ -160,12 +289,13 @@ def _read(name: str, seen: Mapping[str, Any]) -> _Rehearsal:
     if "step" not in seen or time_name is None:
         raise UnsupportedModel(f"{name} shows no step that could be learnt; it cannot be trained here.", field="model")
     call = DenoiserCall(arguments, next(iter(arguments)), time_name)
-    output, (model_output, timestep) = output_of(seen["output"]), seen["step"]
+    output, (model_output, timestep, sample) = output_of(seen["output"]), seen["step"]
     told = float(torch.as_tensor(arguments[time_name]).reshape(-1)[0])
     sign = 1.0
     if model_output.numel() == output.numel():
         sign = 1.0 if torch.dot(output.reshape(-1).float(), model_output.reshape(-1).float()) >= 0 else -1.0
-    return _Rehearsal(call, float(timestep), told, sign)
+    is_whole = call.clean.shape == sample.shape and torch.equal(call.clean, sample.to(call.clean))
+    return _Rehearsal(call, float(timestep), told, sign, seen["calls"], is_whole)
 
 
 def output_of(output: Any) -> torch.Tensor:
@@ -175,16 +305,12 @@ def output_of(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _without_noise(scheduler: Any, seen: dict[str, Any]) -> Iterator[None]:
-    """Let a scheduler add no noise, and end the call at its first step. By class: a pipeline may copy its scheduler."""
+def _without_noise(scheduler: Any, step: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Let a scheduler add no noise, and have `step` for its own. By class: a pipeline may copy its scheduler."""
     cls = type(scheduler)
 
     def clean(_: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         return sample
-
-    def step(_: Any, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        seen["step"] = (model_output, torch.as_tensor(timestep).reshape(-1)[0])
-        raise _Seen
 
     def add_noise(_: Any, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         return original_samples
@@ -192,8 +318,9 @@ def _without_noise(scheduler: Any, seen: dict[str, Any]) -> Iterator[None]:
     def scale_noise(_: Any, sample: Any, timestep: Any = None, noise: Any = None) -> Any:
         return sample
 
-    quiet = {"step": step, "add_noise": add_noise, "scale_noise": scale_noise, "scale_model_input": clean}
-    scheduler.__class__ = type(cls.__name__, (cls,), {key: each for key, each in quiet.items() if hasattr(cls, key)})
+    quiet = {"add_noise": add_noise, "scale_noise": scale_noise, "scale_model_input": clean}
+    replaced = {key: each for key, each in quiet.items() if hasattr(cls, key)} | ({"step": step} if step else {})
+    scheduler.__class__ = type(cls.__name__, (cls,), replaced)
     try:
         yield
     finally:

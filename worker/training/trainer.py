@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,37 @@ import torch
 from PIL.Image import Image
 from torch import nn
 
-from worker.core.errors import InvalidOutput
-from worker.training.adapter import attach, set_weights, weights_of
+from worker.core.errors import InvalidOutput, UnsupportedModel
+from worker.core.training import TrainingOptions
 from worker.training.buckets import bucket, fitted
 from worker.training.checkpoint import Checkpoint, optimizer_tensors, set_optimizer_tensors
 from worker.training.dataset import Example, mirrored
-from worker.training.lessons import Lessons, read_call, together
+from worker.training.hosts import Learner, Learning, learner_of
+from worker.training.lessons import Lessons, grouped, joined, read_call, read_weights
+from worker.training.mask_weights import MaskWeights
 from worker.training.objective import Objective
-from worker.training.options import TrainingOptions
-from worker.training.rehearsal import DenoiserCall, denoiser_of, habits_of, output_of, rehearse
+from worker.training.optimizers import averaged, follow, optimizer_of
+from worker.training.ranks import ALONE, Ranks
+from worker.training.rehearsal import DenoiserCall, denoiser_of, habits_of, learns, output_of, read_anew, rehearse
 
 _CLIP = 1.0  # norm of a step's gradients
 _HELD_OUT = 2**31  # what seeds of held-out lessons begin at
-_BETAS, _WEIGHT_DECAY = (0.9, 0.999), 0.01
+_TIMES = 4  # at which each image held out is measured
+_WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """An image at its size, rehearsed with its caption and without words."""
+    """An image at its size, rehearsed with its caption and without words; None where words are read anew.
 
-    words: Path
-    silent: Path
+    `mask` has the weights of its mask, if it has one.
+    """
+
+    example: Example
     size: tuple[int, int]
+    words: Path | None = None
+    silent: Path | None = None
+    mask: Path | None = None
 
 
 class Trainer:
@@ -45,7 +55,11 @@ class Trainer:
         self._objective = Objective.of(pipe.scheduler, options.min_snr)
         self._lessons: list[Lesson] = []
         self._held: list[Lesson] = []
-        self._learning: list[tuple[str, nn.Parameter]] = []
+        self._class: list[Lesson] = []
+        self._learner: Learner | None = None
+        self._is_word = options.method == "embedding"
+        self._reads_anew = self._is_word or options.text_encoder
+        self._ranks: Ranks = ALONE
         self.steps_done = 0
 
     @property
@@ -54,49 +68,90 @@ class Trainer:
         return self._denoiser
 
     def prepare(
-        self, examples: Sequence[Example], held: Sequence[Example], lessons: Lessons, tell: Callable[[int, int], None]
+        self,
+        examples: Sequence[Example],
+        held: Sequence[Example],
+        lessons: Lessons,
+        tell: Callable[[int, int], None],
+        of_class: Sequence[Example] = (),
     ) -> None:
-        """Rehearse every example, or find it on disk; afterwards only the denoiser is kept in memory."""
+        """Rehearse every example, or find it on disk; afterwards only what learns is kept in memory.
+
+        `of_class` are images of what the subject is one of, learnt beside it with a weight of their own.
+        """
         learnt = [*examples, *(mirrored(each) for each in examples if self._options.flip)]
-        total = len(learnt) + len(held)
         self._habits = habits_of(self._pipe, self._image(learnt[0])[0], self._options.seed)
-        found = []
-        for index, example in enumerate([*learnt, *held]):
+        self._mask_weights = MaskWeights(self._pipe, self._habits)
+        total, found = len(learnt) + len(held) + len(of_class), []
+        for index, example in enumerate([*learnt, *held, *of_class]):
             found.append(self._lesson(example, lessons))
             tell(index + 1, total)
-        self._lessons, self._held = found[: len(learnt)], found[len(learnt) :]
+        ends = len(learnt), len(learnt) + len(held)
+        self._lessons, self._held, self._class = found[: ends[0]], found[ends[0] : ends[1]], found[ends[1] :]
         for name, part in self._pipe.components.items():
-            if isinstance(part, nn.Module) and part is not self._denoiser:
+            if isinstance(part, nn.Module) and part is not self._denoiser and not self._reads_anew:
                 setattr(self._pipe, name, None)
 
     def _lesson(self, example: Example, lessons: Lessons) -> Lesson:
         image, size = self._image(example)
-        seed = int(example.digest[:8], 16)
+        mask = self._mask(example, size, lessons)
+        if self._reads_anew:
+            return Lesson(example, size, mask=mask)
 
         def file(words: str) -> Path:
-            return lessons.call(
-                (example.digest, words, size), lambda: rehearse(self._pipe, self._habits, image, words, seed)
-            )
+            key = (example.digest, words, size)
+            return lessons.call(key, lambda: rehearse(self._pipe, self._habits, image, words, _seed_of(example)))
 
-        return Lesson(file(example.caption), file(""), size)
+        return Lesson(example, size, file(example.caption), file(""), mask)
+
+    def _mask(self, example: Example, size: tuple[int, int], lessons: Lessons) -> Path | None:
+        if example.mask is None:
+            return None
+        mask = example.mask
+        return lessons.weights((mask.digest, size), lambda: self._mask_weights.weights(fitted(mask.read(), size)))
 
     def _image(self, example: Example) -> tuple[Image, tuple[int, int]]:
         size = bucket(example.width, example.height, self._side, self._multiple)
         return fitted(example.raster(), size), size
 
     def begin(self, checkpoint: Checkpoint | None = None) -> None:
-        """Lay the adapter into the denoiser, as it was at `checkpoint` or fresh."""
-        self._learning = attach(self._denoiser, self._options)
+        """Lay in what learns, as it was at `checkpoint` or fresh. Raises UnsupportedModel, InvalidRequest."""
+        self._learner = learner = learner_of(self._pipe, (self.prefix, self._denoiser), self._options)
         if hasattr(self._denoiser, "enable_gradient_checkpointing") and self._parameter.device.type != "cpu":
             self._denoiser.enable_gradient_checkpointing()
         self._denoiser.train()
-        parameters = [parameter for _, parameter in self._learning]
-        rate = self._options.learning_rate
-        self._optimizer = torch.optim.AdamW(parameters, lr=rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY)
+        if self._reads_anew and not learns(self._anew(self._lessons[0], self._options.trigger or "a").arguments):
+            raise UnsupportedModel(
+                f"{type(self._pipe).__name__} reads words without gradients; train a LoRA without text_encoder.",
+                field="method",
+            )
+        parameters = [parameter for _, parameter in learner.learning]
+        rate, decay = self._options.learning_rate, 0.0 if self._is_word else _WEIGHT_DECAY
+        self._optimizer = optimizer_of(self._options.optimizer, parameters, rate, decay)
         if checkpoint is not None:
-            set_weights(self._denoiser, checkpoint.weights)
+            learner.put_back(checkpoint.weights)
             set_optimizer_tensors(self._optimizer, self._names, checkpoint.optimizer)
             self.steps_done = checkpoint.step
+
+    def share(self, ranks: Ranks) -> None:
+        """Take the steps together with other processes, once it is begun. Raises EngineFailure if one has ended."""
+        ranks.alike([parameter for _, parameter in self._learning])
+        self._ranks = ranks
+
+    def close(self) -> None:
+        """End the other processes."""
+        self._ranks.close()
+
+    @property
+    def learner(self) -> Learner:
+        """What learns, once it is begun."""
+        if self._learner is None:
+            raise RuntimeError("the trainer has not begun")
+        return self._learner
+
+    @property
+    def _learning(self) -> Learning:
+        return self.learner.learning
 
     @property
     def _names(self) -> list[str]:
@@ -111,21 +166,31 @@ class Trainer:
 
     def step(self) -> float:
         """Take the next step, and return its loss. Raises InvalidOutput for a loss that is no number."""
+        self._ranks.begin()
         random = self._random(self.steps_done)
-        loss = self._loss(self._next_lessons(), random, self._options.caption_dropout)
+        loss = self._loss(self._next(self._lessons), random, 0.0 if self._is_word else self._options.caption_dropout)
+        if self._class:
+            loss += self._loss(self._next(self._class), random, 0.0, weight=self._options.class_weight)
+        loss = self._ranks.summed([parameter for _, parameter in self._learning], loss)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(self.steps_done)
-        if not math.isfinite(loss):
+        norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._learning], _CLIP)
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise InvalidOutput(
-                f"The loss of step {self.steps_done + 1} is no number: the last checkpoint stays; go on from it with a "
-                "lower learning_rate.",
+                f"The loss of step {self.steps_done + 1}, or its gradient, is no number: the last checkpoint stays. "
+                "Send the training under another name with a lower learning_rate.",
                 field="learning_rate",
             )
-        torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._learning], _CLIP)
         self._optimizer.step()
+        if self._options.ema is not None:
+            follow(self._optimizer, self._options.ema, self.steps_done)
         self._optimizer.zero_grad(set_to_none=True)
         self.steps_done += 1
         return loss
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have what is learnt be its running mean while the block inside runs, where there is one."""
+        return averaged(self._optimizer)
 
     def held_out_loss(self) -> float | None:
         """Return the mean loss on the images held out, at the same times and noise at every call."""
@@ -133,46 +198,75 @@ class Trainer:
             return None
         losses = []
         with torch.no_grad():
-            for index, lesson in enumerate(self._held):
-                losses.append(self._loss([lesson], self._random(_HELD_OUT + index), 0.0, learn=False))
+            for index, lesson in enumerate(lesson for lesson in self._held for _ in range(_TIMES)):
+                losses.append(self._loss([lesson], self._random(_HELD_OUT + index), 0.0, weight=None))
         return sum(losses) / len(losses)
 
     def checkpoint(self, **facts: Any) -> Checkpoint:
         """Return the state after the last step."""
         tensors = optimizer_tensors(self._optimizer, self._names)
-        return Checkpoint(self.steps_done, weights_of(self._denoiser), tensors, facts)
+        return Checkpoint(self.steps_done, self.learner.weights(), tensors, facts)
 
     def _random(self, step: int) -> torch.Generator:
         return torch.Generator("cpu").manual_seed((self._options.seed << 32) + step)
 
-    def _next_lessons(self) -> list[Lesson]:
-        """Return the lessons of the next step: every epoch has all, in an order of its own."""
-        count, size = len(self._lessons), self._options.batch_size
+    def _next(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Return those of these lessons that are next: every epoch has all, in an order of its own."""
+        count, size = len(lessons), self._options.images_a_step
         places = range(self.steps_done * size, (self.steps_done + 1) * size)
-        return [self._lessons[self._order(place // count)[place % count]] for place in places]
+        return [lessons[self._order(place // count, count)[place % count]] for place in places]
 
-    def _order(self, epoch: int) -> list[int]:
+    def _order(self, epoch: int, count: int) -> list[int]:
         random = torch.Generator("cpu").manual_seed((self._options.seed << 32) + _HELD_OUT // 2 + epoch)
-        order: list[int] = torch.randperm(len(self._lessons), generator=random).tolist()
+        order: list[int] = torch.randperm(count, generator=random).tolist()
         return order
 
-    def _loss(self, lessons: Sequence[Lesson], random: torch.Generator, dropout: float, *, learn: bool = True) -> float:
-        """Return the mean loss of these lessons; their gradients are added where they are to be learnt."""
+    def _loss(
+        self, lessons: Sequence[Lesson], random: torch.Generator, dropout: float, *, weight: float | None = 1.0
+    ) -> float:
+        """Return the mean loss of these lessons; their gradients are added with `weight`, where there is one.
+
+        As many as a batch has are on the device at once.
+        """
         times = self._objective.times(len(lessons), random)
-        silent = torch.rand(len(lessons), generator=random) < dropout
-        device = self._parameter.device
-        files = [each.silent if quiet else each.words for each, quiet in zip(lessons, silent.tolist(), strict=True)]
-        calls, total = together([read_call(file, device) for file in files]), 0.0
-        at = 0
-        for call in calls:
-            count = len(call.clean)
-            noise = torch.randn(call.clean.shape, generator=random).to(device)
-            losses = self._losses(call, noise, times[at : at + count])
-            share = losses.sum() / len(lessons)
-            if learn:
-                share.backward()
-            total, at = total + float(share.detach()), at + count
+        silent = (torch.rand(len(lessons), generator=random) < dropout).tolist()
+        total, at, size = 0.0, 0, self._options.batch_size
+        ranks = ALONE if weight is None else self._ranks
+        for start in range(0, len(lessons), size):
+            batch = zip(lessons[start : start + size], silent[start : start + size], strict=True)
+            for group in grouped([self._call(*each) for each in batch]):
+                call = joined(group)
+                count, noise = len(call.clean), torch.randn(call.clean.shape, generator=random)
+                mine = ranks.mine(at, count)
+                if mine and len(mine) < count:
+                    call, noise = joined([group[index] for index in mine]), noise[mine]
+                if mine:
+                    losses = self._losses(call, noise.to(self._parameter.device), times[[at + each for each in mine]])
+                    share = losses.sum() / len(lessons) * (1.0 if weight is None else weight)
+                    if weight is not None:
+                        share.backward()
+                    total += float(share.detach())
+                at += count
         return total
+
+    def _call(self, lesson: Lesson, silent: bool) -> DenoiserCall:
+        call = self._read(lesson, silent)
+        if lesson.mask is None:
+            return call
+        floor, weights = self._options.mask_floor, read_weights(lesson.mask).to(self._parameter.device)
+        return replace(call, weight=floor + (1 - floor) * weights)
+
+    def _read(self, lesson: Lesson, silent: bool) -> DenoiserCall:
+        file = lesson.silent if silent else lesson.words
+        if file is None:
+            return self._anew(lesson, "" if silent else lesson.example.caption)
+        return read_call(file, self._parameter.device)
+
+    def _anew(self, lesson: Lesson, words: str) -> DenoiserCall:
+        """Return the call with words as they are read by now."""
+        image, _ = self._image(lesson.example)
+        text = self.learner.prompt(words)
+        return read_anew(self._pipe, self._habits, image, text, _seed_of(lesson.example))
 
     def _losses(self, call: DenoiserCall, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         clean = call.clean.float()
@@ -188,4 +282,8 @@ class Trainer:
         half = self._parameter.dtype != torch.float32
         with torch.autocast(noisy.device.type, self._parameter.dtype if half else torch.bfloat16, enabled=half):
             predicted = output_of(self._denoiser(**arguments))
-        return self._objective.loss(predicted * self._habits.sign, clean, noise, times)
+        return self._objective.loss(predicted * self._habits.sign, clean, noise, times, call.weight)
+
+
+def _seed_of(example: Example) -> int:
+    return int(example.digest[:8], 16)

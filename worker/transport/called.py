@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from worker.core.errors import WorkerError
 from worker.core.request import GenerationRequest
+from worker.core.training import TrainingRequest
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import JobStore
 from worker.service.usage import request_id
@@ -53,7 +54,8 @@ class CalledDoor:
         except WorkerError as error:
             yield {"answer": encode_error(error, job_id)}
             return
-        told = isinstance(job_input.request, GenerationRequest) and job_input.request.progress
+        request = job_input.request
+        told = isinstance(request, TrainingRequest) or (isinstance(request, GenerationRequest) and request.progress)
         try:
             yield {"alive": True}
             async with aclosing(_updates(record)) as updates:

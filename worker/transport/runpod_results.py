@@ -9,7 +9,6 @@ What the SDK (1.12.0) does, and what is done about it here:
   hold (a number, a line break) ends all requests, so that no job is ever taken again. Here ids are escaped.
 - It writes JSON with Python's own writer, which looks at each character of an image: 18 ms for 6 MB while no other
   thread runs, the engine's among them. Here that takes 3.
-- A job without an id of its own ends its loop, or loses the jobs that came with it. Here it is left out, and told.
 """
 
 import asyncio
@@ -150,33 +149,18 @@ def noted(transmit: Callable[[Any, str, str], Awaitable[None]]) -> Callable[[Any
     return transmit_and_note
 
 
-def taking(get_jobs: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[list[dict[str, Any]]]]:
-    """Return the SDK's fetcher of jobs without what it cannot run: one such job would end its loop."""
-
-    async def take(*args: Any, **named: Any) -> list[dict[str, Any]]:
-        jobs = await get_jobs(*args, **named) or []
-        taken = [job for job in jobs if isinstance(job, dict) and isinstance(job.get("id"), str | int | float)]
-        if len(taken) < len(jobs):
-            _LOG.error("%d jobs without an id were left out: nothing can be answered to them", len(jobs) - len(taken))
-        # The SDK makes arguments of the keys.
-        return [{key: value for key, value in job.items() if key != "self"} for job in taken]
-
-    return take
-
-
 def install(substitutes: Substitutes) -> None:
     """Put this between RunPod's SDK and its platform. Another SDK than the one that was read is left as it is."""
-    from runpod.serverless.modules import rp_http, rp_job, rp_scale
+    from runpod.serverless.modules import rp_http, rp_job
 
     try:
         poster = ResultPoster(substitutes, rp_job.send_result, rp_job.stream_result)
-        transmit, get_job, _ = rp_http._transmit, rp_scale.get_job, rp_http.json.dumps
+        transmit, _ = rp_http._transmit, rp_http.json.dumps
     except AttributeError as error:
         _LOG.warning("refused results stay unanswered: this RunPod SDK has no %s", error.name)
         return
     rp_http._transmit, rp_http.json = noted(transmit), _Json
     rp_job.send_result, rp_job.stream_result = poster.send_result, poster.send_part
-    rp_scale.get_job = taking(get_job)
 
 
 class _Json:

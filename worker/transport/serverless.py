@@ -7,6 +7,7 @@ Traps of RunPod's SDK, and what is done about each:
 - It streams per handler, never per job, and strips errors to their sentence: hence `STREAM_RESULTS`.
 - `refresh_worker` is read in a result only: a lost device says it there, or by `on_loss` where answers are streamed.
 - What the platform refuses is lost: see `runpod_results.py`, to which this door says what can be posted instead.
+- It sleeps while its places are taken: see `runpod_taking.py`, to which this door says when one is free.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pydantic import JsonValue
@@ -43,6 +45,7 @@ _LOG = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 1.0
 # A progress post that arrives after the result would leave the job IN_PROGRESS for ever.
 QUIET_BEFORE_END_S = 0.25
+_DEEPEST = 200  # levels of an answer: writers of JSON end at more, and one that holds itself has no end
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Encode = Callable[[AnyAnswer], dict[str, JsonValue]]
@@ -90,6 +93,7 @@ class ServerlessDoor:
         self._send_progress = send_progress
         self._on_loop_start = on_loop_start
         self._on_loss = on_loss
+        self.on_generated: Callable[[str], None] = lambda job_id: None  # called with its id once a job needs no place
         self._started = False
         self._lost = False
 
@@ -164,6 +168,7 @@ class ServerlessDoor:
             answer = failed(error)
         except Exception as error:
             answer = failed(unforeseen(error, job_input.request))
+        self.on_generated(job_id)  # whatever it was that needed no pixels
         await progress.settle()
         return answer
 
@@ -172,6 +177,7 @@ class ServerlessDoor:
         again = record.over or record.callers > 1
         if not again:
             record.follow(progress)
+            record.turn.on_generated = partial(self.on_generated, job_id)
         try:
             with self._behind.repeated(record) if again else nullcontext():
                 await record.wait()
@@ -244,20 +250,29 @@ def _survivable(answer: Mapping[str, JsonValue], job_id: str) -> dict[str, Any]:
     return dict(answer) or {"ok": True}
 
 
-def _check_json(value: object) -> None:
+def _check_json(answer: object) -> None:
     """Raise TypeError or ValueError for what cannot be posted as JSON. Long texts cost nothing: images are ASCII."""
-    if isinstance(value, str):
-        if not value.isascii():
-            value.encode("utf-8")  # half a surrogate pair would be an error where the SDK posts it
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError("a number is not finite")
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_json(str(key))
-            _check_json(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check_json(item)
-    elif value is not None and not isinstance(value, int):
-        raise TypeError(f"{type(value).__name__} is no JSON")
+    values = [answer]
+    for _ in range(_DEEPEST):  # level by level: a call for each of an answer's hundred values takes three times as long
+        inner: list[object] = []
+        for value in values:
+            kind = type(value)
+            if kind is int or kind is bool or value is None:
+                continue
+            if isinstance(value, str):
+                if not value.isascii():
+                    value.encode("utf-8")  # half a surrogate pair would be an error where the SDK posts it
+            elif isinstance(value, float):
+                if not math.isfinite(value):
+                    raise ValueError("a number is not finite")
+            elif isinstance(value, Mapping):
+                inner += map(str, value)
+                inner += value.values()
+            elif isinstance(value, list | tuple):
+                inner += value
+            elif not isinstance(value, int):
+                raise TypeError(f"{kind.__name__} is no JSON")
+        if not inner:
+            return
+        values = inner
+    raise RecursionError("it is nested too deep for JSON")

@@ -11,11 +11,13 @@ from worker.core.answer import (
     ModelSummary,
     PlanReport,
     Preloaded,
+    StepPlan,
     TierOutlook,
     TimelineReport,
     Unloaded,
     WorkerStatus,
 )
+from worker.core.device import LoadPlan
 from worker.core.model import Task
 from worker.core.quality import LeverReport
 
@@ -89,17 +91,52 @@ def encode_plan(answer: PlanReport) -> dict[str, JsonValue]:
                 "usd_per_megapixel_step": None if answer.pace.usd is None else round(answer.pace.usd, 9),
             }
         }
+    if answer.known:
+        report |= {"known": [*answer.known]}
     if answer.tiers:
         report |= {"tiers": [_outlook(tier) for tier in answer.tiers]}
+    if answer.steps:
+        report |= {
+            "pixel_steps": answer.pixel_steps,
+            "expected_s": _rounded(answer.expected_s, 1),
+            "expected_usd": _rounded(answer.expected_usd, 6),
+            "steps": [_step(step) for step in answer.steps],
+        }
     if answer.plan is None:
         return report | {"reason": answer.reason}
     return report | {
         "dtype": answer.plan.dtype,
+        "precision": answer.plan.precision,
+        **({"quantizer": answer.plan.quantizer} if answer.plan.quantizer else {}),
         "offload": answer.plan.offload,
+        **_cards(answer.plan),
         "estimated_gb": round(answer.plan.estimated_bytes / _GIB, 2),
         "reasons": [*answer.plan.reasons],
         "family": answer.family,
+        "precisions": {name: round(needed / _GIB, 2) for name, needed in answer.precisions.items()},
     }
+
+
+def _cards(plan: LoadPlan) -> dict[str, JsonValue]:
+    """Write over which GPUs a model is spread, and what each of them needs."""
+    if not plan.cards:
+        return {}
+    needed = [round(size / _GIB, 2) for size in plan.card_bytes]
+    return {"device_map": dict(sorted(plan.cards.items())), "gpu_gb": [*needed]}
+
+
+def _step(step: StepPlan) -> dict[str, JsonValue]:
+    return {
+        "step": step.name,
+        "pixel_steps": step.pixel_steps,
+        "expected_s": _rounded(step.expected_s, 1),
+        "expected_usd": _rounded(step.usd, 6),
+        **encode_plan(step.report),
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def _outlook(tier: TierOutlook) -> dict[str, JsonValue]:
@@ -130,6 +167,7 @@ def encode_status(answer: WorkerStatus) -> dict[str, JsonValue]:
         "tasks": [*sorted(task.value for task in Task)],
         "models": answer.models,
         "levers": [_lever(lever) for lever in answer.levers],
+        "alerts": [*answer.alerts],
     }
 
 
@@ -175,8 +213,11 @@ def encode_preloaded(answer: Preloaded) -> dict[str, JsonValue]:
         "model": answer.model,
         "resident": True,
         "dtype": answer.plan.dtype,
+        "precision": answer.plan.precision,
+        **({"quantizer": answer.plan.quantizer} if answer.plan.quantizer else {}),
         "device": answer.plan.device,
         "offload": answer.plan.offload,
+        **_cards(answer.plan),
         "weight_gb": round(answer.plan.weight_bytes / _GIB, 3),
     }
 

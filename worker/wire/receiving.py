@@ -13,6 +13,7 @@ from worker.core.errors import EngineFailure, WorkerError
 from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading
 from worker.core.model import Kind, Task
+from worker.core.precision import PRECISIONS, Offload, Quantizer, Weights
 from worker.core.quality import QUALITIES
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format
 from worker.core.result import (
@@ -94,6 +95,21 @@ def _result(body: Mapping[str, JsonValue]) -> JobResult:
         warnings=tuple(str(item) for item in _list(body.get("warnings"))),
         quality=quality if quality in QUALITIES else "exact",
         levers=_texts(body.get("levers")),
+        weights=_weights(body),
+        version=_text(body.get("version")),
+        arm=_text(body.get("arm")),
+    )
+
+
+def _weights(body: Mapping[str, JsonValue]) -> Weights | None:
+    """Read the form in which a model's weights were; None where it is not told, or of a kind that is not known."""
+    precision, quantizer, offload = (body.get(name) for name in ("precision", "quantizer", "offload"))
+    if precision not in PRECISIONS:
+        return None
+    return Weights(
+        precision,
+        cast(Quantizer, quantizer) if quantizer in get_args(Quantizer) else None,
+        cast(Offload, offload) if offload in get_args(Offload) else "none",
     )
 
 

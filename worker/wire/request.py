@@ -6,21 +6,26 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import JsonValue, ValidationError
 
 from worker.catalog.interface.adapters import ADAPTERS
 from worker.catalog.interface.request_fields import common_fields, gather, request_fields
+from worker.core.discovery import UpdatesRequest
 from worker.core.errors import InvalidRequest, UnknownParameter, WorkerError
 from worker.core.job_input import ACTIONS, Action, JobInput, ModelRequest, Request, WorkerRequest
 from worker.core.model import Parsed
 from worker.core.request import GenerationRequest
+from worker.core.training import TrainingAction
 from worker.wire.blanks import is_blank, without_blanks
+from worker.wire.discovery import decode_golden, decode_wish
 from worker.wire.foreign.translation import Translation, translate
 from worker.wire.media_objects import unwrapped
 from worker.wire.texts import kind_of, shown, utf8
+from worker.wire.training import decode_control, decode_training, training_fields
 from worker.wire.validation import check_json, field_error, with_plain_values
+from worker.wire.versions import decode_versions
 
 # A caller's spelling -> the canonical name. Nowhere else.
 ALIASES: Mapping[str, str] = {
@@ -45,6 +50,7 @@ ALIASES: Mapping[str, str] = {
     # A list of adapters by the name of one of them: lora, controlnet …
     **{name.removesuffix("s"): name for name, kind in ADAPTERS.items() if kind.several},
 }
+TRAINING_ACTIONS = (*get_args(TrainingAction), "train_control")
 _LONG = 10_000
 _LISTS = ("images", "control_images", "video")  # one of them may be sent alone
 
@@ -119,6 +125,18 @@ def _decode_request(action: Action, fields: Mapping[str, JsonValue]) -> Request:
         case "models" | "status" | "timeline":
             decode_nothing(fields)
             return WorkerRequest(action)
+        case "discover":
+            return decode_wish(fields)
+        case "updates":
+            return UpdatesRequest(decode_model(fields))
+        case "golden":
+            return decode_golden(fields)
+        case "train" | "train_plan":
+            return decode_training(action, fields)
+        case "train_control":
+            return decode_control(fields)
+        case "versions" | "history" | "report" | "promote" | "rollback" | "split" | "pairs" | "choose":
+            return decode_versions(action, fields)
         case _:
             return ModelRequest(action, decode_model(fields))
 
@@ -137,6 +155,10 @@ def decode_envelope(payload: object) -> Envelope:
         matches = difflib.get_close_matches(action[:40].lower(), ACTIONS, n=1)
         fix = f"did you mean {matches[0]}?" if matches else f"it is one of {', '.join(ACTIONS)}."
         raise InvalidRequest(f"action {shown(action)} is not known; {fix}", field="action")
+    if (
+        action in TRAINING_ACTIONS
+    ):  # whose fields are their own: steps are not those of an image, and 0 of them a mistake
+        return Envelope(action, training_fields(payload), traceparent)
     return Envelope(action, _canonical(fields), traceparent)
 
 

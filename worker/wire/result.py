@@ -18,15 +18,21 @@ from worker.core.answer import (
     Unloaded,
     WorkerStatus,
 )
-from worker.core.result import AnswerFile, Placement, Progress
-from worker.wire import introspection
+from worker.core.discovery import Discovery, Updates
+from worker.core.golden import GoldenComparison
+from worker.core.precision import Weights
+from worker.core.result import AnswerFile, JobFacts, Placement, Progress, StepReport
+from worker.core.training import Trained, TrainingPlan, TrainingState
+from worker.core.version import ComparisonReport, PairToJudge, VersionHistory, VersionList
+from worker.wire import introspection, training, versions
+from worker.wire.discovery import encode_finding
 
 
 def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
     """Write the answer to any request."""
     match answer:
         case Answer():
-            return encode_whole(answer) if not answer.streamed else _without_files(answer)
+            return _encode_job(answer)
         case ModelList():
             return introspection.encode_models(answer)
         case ModelSchema():
@@ -35,6 +41,8 @@ def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
             return introspection.encode_inspection(answer)
         case PlanReport():
             return introspection.encode_plan(answer)
+        case Discovery() | Updates() | GoldenComparison():
+            return encode_finding(answer)
         case WorkerStatus():
             return introspection.encode_status(answer)
         case TimelineReport():
@@ -43,6 +51,18 @@ def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
             return introspection.encode_preloaded(answer)
         case Unloaded():
             return introspection.encode_unloaded(answer)
+        case Trained():
+            return training.encode_trained(answer)
+        case TrainingPlan():
+            return training.encode_plan(answer)
+        case TrainingState():
+            return training.encode_state(answer)
+        case VersionList() | VersionHistory() | ComparisonReport() | PairToJudge():
+            return versions.encode_version_answer(answer)
+
+
+def _encode_job(answer: Answer) -> dict[str, JsonValue]:
+    return _without_files(answer) if answer.streamed else encode_whole(answer)
 
 
 class Base64(str):
@@ -89,7 +109,7 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
         "loras": _loras(answer),
         "adapters": _adapters(answer),
         "safety": [{"flagged": item.flagged, "label": item.label, "score": item.score} for item in answer.safety],
-        "timings": _timings(answer),
+        "timings": _timings(answer, answer.encode_s),
         "usage": _usage(answer),
         "reproduce": {
             "model": answer.reproduce.model,
@@ -101,8 +121,14 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
         "levers": [*answer.levers],
         "warnings": [*answer.warnings],
     }
+    if answer.weights is not None:
+        body |= _weights(answer.weights)
     if answer.mask is not None:
         body["mask"] = answer.mask
+    if answer.steps:
+        body["steps"] = [_step(step) for step in answer.steps]
+    if answer.version is not None:
+        body |= {"version": answer.version, "arm": answer.arm}
     if answer.placement is not None:
         body["placement"] = _placement(answer.placement)
     first = answer.files[0]
@@ -110,6 +136,15 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
         body[f"{kind}_url"] = files[0]
     elif first.path is not None:
         body[f"{kind}_path"] = files[0]
+    return body
+
+
+def _weights(weights: Weights) -> dict[str, JsonValue]:
+    body: dict[str, JsonValue] = {"precision": weights.precision}
+    if weights.quantizer is not None:
+        body["quantizer"] = weights.quantizer
+    if weights.offload != "none":
+        body["offload"] = weights.offload
     return body
 
 
@@ -172,19 +207,34 @@ def _placement(placement: Placement) -> dict[str, JsonValue]:
     }
 
 
-def _timings(answer: Answer) -> dict[str, JsonValue]:
+def _step(step: StepReport) -> dict[str, JsonValue]:
+    facts = step.facts
+    return {
+        "step": step.name,
+        "model": facts.model,
+        "revision": facts.revision,
+        "task": facts.task.value,
+        "seeds": [*step.seeds],
+        "seconds": round(step.seconds, 4),
+        "parameters": dict(facts.parameters),
+        "timings": _timings(facts, 0.0),
+        "usage": _usage(facts),
+    }
+
+
+def _timings(answer: JobFacts, encode_s: float) -> dict[str, JsonValue]:
     timings = answer.timings
     return {
         "queue_s": round(timings.queue_s, 4),
         "download_s": round(timings.download_s, 4),
         "load_s": round(timings.load_s, 4),
         "inference_s": round(timings.inference_s, 4),
-        "encode_s": round(answer.encode_s, 4),
+        "encode_s": round(encode_s, 4),
         "batch_size": timings.batch_size,
     }
 
 
-def _usage(answer: Answer) -> dict[str, JsonValue]:
+def _usage(answer: JobFacts) -> dict[str, JsonValue]:
     usage = answer.usage
     return {
         "gpu_seconds": round(usage.gpu_seconds, 4),

@@ -23,7 +23,9 @@ def encode_request(job: Job) -> dict[str, JsonValue]:
     request = job.request
     fields: dict[str, JsonValue] = spread(request).model_dump(mode="json", exclude=_APART, exclude_defaults=True)
     fields |= request.params
-    fields |= {"model": job.call.spec.id, "seed": job.seeds[0]}
+    fields |= {"model": job.call.spec.served_name, "seed": job.seeds[0]}
+    if job.choice is not None:  # its version is named, and nobody has to choose again
+        fields.pop("sticky", None)
     if output := _output(request):
         fields["output"] = output
     if request.s3Config is not None:
@@ -33,7 +35,7 @@ def encode_request(job: Job) -> dict[str, JsonValue]:
 
 def request_key(job: Job) -> str:
     """Return the idempotency key of `job`: the same whenever it is sent, and for no other job."""
-    text = f"{job.id}\0{job.call.spec.id}\0{job.seeds[0]}"
+    text = f"{job.id}\0{job.call.spec.served_name}\0{job.seeds[0]}"
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:40]
 
 

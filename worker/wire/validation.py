@@ -15,6 +15,7 @@ from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParam
 from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import Parsed
 from worker.core.request import Margins, OutputOptions, S3Config
+from worker.core.version import HaltRule
 from worker.wire.texts import shown, utf8
 
 # The fields that hold objects with fields of their own.
@@ -24,6 +25,7 @@ OBJECTS: Mapping[str, type[Parsed]] = {
     "upscale": UpscaleSpec,
     "outpaint": Margins,
     "s3Config": S3Config,
+    "halt": HaltRule,
 }
 # pydantic's complaints of a text in place of a number or a truth value, and what reads it out of the text.
 _PLAIN: Mapping[str, Callable[[object], JsonValue]] = {

@@ -247,3 +247,27 @@ def test_strength_redraws_unless_the_class_has_a_strength_for_that():
     assert regenerates_by_strength("StableDiffusionImg2ImgPipeline")
     assert not regenerates_by_strength("LTXConditionPipeline")
     assert not regenerates_by_strength("StableDiffusionPipeline")
+
+
+@pytest.mark.parametrize("name", [*sorted(known_pipelines())[::60], "QwenImageLayeredPipeline"])
+def test_the_heads_of_a_class_say_what_its_whole_text_says(name: str) -> None:
+    path = signatures._index()[name][0]
+    definition = signatures._definition(path, name)
+    assert definition is not None
+    whole = next(
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef) and node.name == name
+    )
+
+    def said(cls: ast.ClassDef) -> object:
+        methods = [part for part in cls.body if isinstance(part, ast.FunctionDef)]
+        heads = [(method.name, ast.unparse(method.args)) for method in methods]
+        checks = [ast.unparse(method) for method in methods if method.name == "check_inputs"]
+        return heads, checks, [ast.unparse(part) for part in cls.body if isinstance(part, ast.Assign)]
+
+    assert said(definition) == said(whole)
+
+
+def test_a_text_that_goes_to_the_left_does_not_end_its_class() -> None:
+    text = 'class A:\n    def __init__(self, x):\n        y = """\nleft\n"""\n\n    def __call__(self, z): ...\n'
+    assert signatures._text_of("A", text) == "", "the whole file is parsed"
+    assert "__call__" in signatures._heads_of(text)

@@ -45,6 +45,7 @@ LTX_VAE = {"patch_size": 4, "spatio_temporal_scaling": [True, True, True, False]
         ("LTXLatentUpsamplePipeline", {"vae": LTX_VAE}, 32),
         ("ConsisIDPipeline", {"transformer": {"patch_size": 2}, "vae": {"block_out_channels": [1, 1, 1, 1]}}, 16),
         ("KandinskyImg2ImgCombinedPipeline", {"unet": {}}, 64),
+        ("StableDiffusionXLAdapterPipeline", {"unet": {}}, 16),
         ("HeliosPyramidPipeline", {"vae": {"scale_factor_spatial": 8}, "transformer": {"patch_size": [1, 2, 2]}}, 64),
         ("LTX2DFRPipeline", {"vae": LTX_VAE}, 64),
     ],
@@ -87,16 +88,29 @@ _LENGTHENING = "SkyReelsV2DiffusionForcingVideoToVideoPipeline"  # it continues 
         ("TextToVideoZeroPipeline", {"t1": 50, "num_inference_steps": 50}, {"t1": 49, "num_inference_steps": 50}),
         (_LENGTHENING, {"overlap_history": 0}, {"overlap_history": 1}),
         (_LENGTHENING, {"num_frames": 20}, {"num_frames": 21}),
+        (_LENGTHENING, {"causal_block_size": 7, "num_frames": 21}, {"causal_block_size": 6, "num_frames": 21}),
+        ("SkyReelsV2DiffusionForcingPipeline", {"causal_block_size": 0}, {"causal_block_size": 1}),
+        ("MarigoldDepthPipeline", {"output_uncertainty": True}, {"output_uncertainty": True, "ensemble_size": 3}),
+        ("LTX2HDRPipeline", {"stg_scale": 1}, {"stg_scale": 1, "spatio_temporal_guidance_blocks": [28]}),
+        ("HunyuanVideoFramepackPipeline", {"latent_window_size": 0}, {"latent_window_size": 9}),
         (_LENGTHENING, {"num_frames": 5, "overlap_history": 5}, {"num_frames": 9, "overlap_history": 5}),
     ],
 )
 def test_what_a_class_fails_below_is_refused(pipeline, refused, taken):
     model = model_of(pipeline)
     call = model.call(model.tasks[0])
-    with pytest.raises(ParameterOutOfRange, match=r"at least|between|less than") as error:
+    with pytest.raises(ParameterOutOfRange, match=r"at least|at most|between|less than|beside it") as error:
         check_parameters(refused, call, max_images=1)
     assert error.value.field == next(iter(refused))
     assert taken.items() <= check_parameters(taken, call, max_images=1).items()
+
+
+def test_the_registers_of_ltx2_are_filled_whole():
+    call = model_of("LTX2Pipeline").call(Task.TEXT_TO_VIDEO)
+    with pytest.raises(ParameterOutOfRange, match="multiple of 128") as error:
+        check_parameters({"max_sequence_length": 200}, call, max_images=1)
+    assert error.value.field == "max_sequence_length"
+    assert check_parameters({"max_sequence_length": 256}, call, max_images=1)["max_sequence_length"] == 256
 
 
 def test_a_default_that_names_a_step_which_is_not_there_is_told():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests import builders
+from worker.core.errors import JobCancelled
 from worker.engine.levers.board import Board
-from worker.engine.levers.compiling import compiling, without_compiling
+from worker.engine.levers.compiling import compiling, stopping_between_blocks, without_compiling
 from worker.engine.levers.row import Ground, Lever
 
 
@@ -55,6 +56,7 @@ def hooked(pipe):
     handle.remove()
 
 
+@pytest.mark.slow
 def test_a_lora_that_is_hooked_in_after_a_model_was_compiled_is_not_ignored(pipe):
     plain = draw(pipe)
     with hooked(pipe):
@@ -90,6 +92,35 @@ def test_in_front_of_a_job_nothing_is_compiled_and_what_is_compiled_already_is_u
     compiling(compiler)(Ground(pipe))  # once more: what was compiled is there still
     assert torch.equal(draw(pipe), plain)
     assert compiler.graphs == graphs
+
+
+def test_a_job_waits_for_one_block_at_most_and_not_for_all_that_is_to_be_compiled(pipe):
+    plain = draw(pipe)
+    arrived = []
+
+    class Interrupted(Compiler):
+        """A job comes while the first block is compiled."""
+
+        def __call__(self, graph, inputs):
+            arrived.append("a job")
+            return super().__call__(graph, inputs)
+
+    def check():
+        if arrived:
+            raise JobCancelled("a job came")
+
+    ground = Ground(pipe)
+    off = compiling(compiler := Interrupted())(ground)
+    calls = [block._compiled_call_impl for block in pipe.transformer.transformer_blocks]
+    with pytest.raises(JobCancelled), stopping_between_blocks(ground, check):
+        draw(pipe)
+    assert compiler.graphs == 1
+    assert [block._compiled_call_impl for block in pipe.transformer.transformer_blocks] == calls
+    arrived.clear()
+    with stopping_between_blocks(ground, lambda: None):
+        assert torch.equal(draw(pipe), plain)
+    assert compiler.graphs > 1  # the first was not compiled for nothing
+    off()
 
 
 def test_an_evicted_model_that_was_compiled_leaves_the_memory(tmp_path):

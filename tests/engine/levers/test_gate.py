@@ -13,7 +13,7 @@ from worker.core.result import ignore_progress
 from worker.core.turn import StopSignal
 from worker.engine.engine import DiffusersEngine
 from worker.engine.levers import proving
-from worker.engine.levers.decisions import Decisions
+from worker.engine.levers.decisions import Decision, Decisions
 from worker.engine.levers.gate import Gate
 from worker.engine.levers.row import Lever
 
@@ -283,3 +283,28 @@ async def test_levers_of_a_pipeline_stay_until_a_job_may_not_use_them(bench):
     assert seen == ["off"]
     await bench.draw(quality="high")
     assert seen == ["off", "on"]
+
+
+def test_a_volume_that_cannot_be_written_costs_nothing_but_memory(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    decisions = Decisions(tmp_path / "file/below")
+    decisions.note("key", "mine", Decision("off", "slow"), {})
+    assert decisions.of("key")["mine"].reason == "slow"
+    assert "cannot be written" in caplog.text
+
+
+async def test_what_other_workers_have_compiled_is_there_before_a_lever_is_made_ready(bench):
+    happened = []
+
+    class Cache:
+        def load(self, name, check):
+            happened.append("load")
+
+        def save(self, name):
+            happened.append("save")
+
+    found = bench(lever("warm", on=lambda ground: happened.append("on") or (lambda: None), warms=True))
+    found.engine._gate._compiled = Cache()
+    await found.draw()
+    found.improve()
+    assert (happened[0], happened[-1], {*happened[1:-1]}) == ("load", "save", {"on"})

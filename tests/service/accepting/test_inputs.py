@@ -10,7 +10,7 @@ from PIL import Image
 from tests.fakes.engine import make_context
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, WorkerError
 from worker.core.model import Task
-from worker.service.accepting import inputs
+from worker.service.accepting import media_reader
 
 MODELS = """
 models:
@@ -86,7 +86,7 @@ async def test_several_images_go_where_several_are_taken(context):
 async def test_images_are_counted_together(context, monkeypatch):
     error = await refused(context, ParameterOutOfRange, model="edit-plus", images=[image()] * 17)
     assert "at most 16 images" in error.message
-    monkeypatch.setattr(inputs, "MAX_PIXELS", 64 * 64 * 2)
+    monkeypatch.setattr(media_reader, "MAX_PIXELS", 64 * 64 * 2)
     error = await refused(context, ParameterOutOfRange, model="edit-plus", images=[image()] * 3)
     assert "8,192 pixels together" in error.message
 

@@ -188,13 +188,20 @@ async def test_what_does_not_fit_into_one_call_is_drawn_in_several(context, cloc
     assert waited[2] >= WAIT_S + 0.2
 
 
-@pytest.mark.parametrize(("where", "sizes"), [("spoiled", [4]), ("poison", [4, 1, 1, 1, 1])])
-async def test_a_job_that_fails_fails_alone(context, clock, where, sizes):
-    getattr(context.engine, where)["b"] = InvalidOutput("NaN.") if where == "spoiled" else EngineFailure("No.")
+@pytest.mark.parametrize(("where", "failing"), [("spoiled", "b"), ("poison", "b"), ("poison", "ac")])
+async def test_a_job_that_fails_fails_alone(context, clock, where, failing):
+    error = InvalidOutput("NaN.") if where == "spoiled" else EngineFailure("No.")
+    getattr(context.engine, where).update(dict.fromkeys(failing, error))
     got = await asyncio.gather(*drawing(context, *"abcd"), return_exceptions=True)
-    assert isinstance(got[1], EngineFailure)
-    assert [answer["seed"] for answer in got if answer is not got[1]] == [ord(prompt) for prompt in "acd"]
-    assert [len(prompts) for prompts in context.engine.calls] == sizes
+    for prompt, answer in zip("abcd", got, strict=True):
+        assert isinstance(answer, EngineFailure) if prompt in failing else answer["seed"] == ord(prompt)
+    together, *later = context.engine.calls
+    assert len(together) == 4
+    if where == "spoiled":
+        assert not later
+    elif failing == "b":  # each alone until one has failed; the others share a call again
+        tried = 1 + together.index("b")
+        assert later == [[prompt] for prompt in together[:tried]] + [together[tried:]] * (tried < 4)
 
 
 async def test_a_model_that_cannot_be_loaded_is_tried_once_for_all(context):

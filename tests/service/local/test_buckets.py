@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.core.test_batch_key import batch
+from tests.core.test_batch_key import batch, lora
 from worker.core.job import VideoRequest
 from worker.core.model import ModelSource, ModelSpec
 from worker.core.turn import StopSignal
-from worker.service.local.batch_run import QueuedJob
+from worker.service.local.batch_run import QueuedJob, call_kind
 from worker.service.local.batching import Buckets
 
 WAIT = 0.05
@@ -64,6 +64,44 @@ async def test_jobs_that_differ_in_more_than_words_wait_apart():
     other = queued(0, model="b")
     queue = buckets(small, large, other)
     assert [queue.take(1, ["a", "b"]) for _ in range(4)] == [[small], [large], [other], []]
+
+
+def seconds_of(queue, jobs, seconds, times=4):
+    """Note that calls for these jobs took so long; the first one warms up."""
+    queue.note_calls([(call_kind(jobs), sum(job.images for job in jobs), seconds)] * times)
+
+
+async def test_jobs_with_different_loras_meet_where_that_is_no_slower_and_only_there():
+    """Two sets of LoRAs of two jobs each: which way is faster is tried, and remembered."""
+    light, heavy = ((lora(weight=weight),) for weight in (1.0, 0.5))
+    first = [queued(0, adapter_files=files) for files in (light, heavy, light, heavy)]
+    in_sets = [first[0], first[2], first[1], first[3]]
+
+    def taken(queue):
+        for item in first:
+            queue.add(item)
+        found = queue.take(0.0, ["a"])
+        queue.empty()
+        return found
+
+    queue = buckets()
+    assert taken(queue) == in_sets  # neighbours have the same, whatever becomes of it
+    seconds_of(queue, first, 1.0)
+    assert taken(queue) == in_sets[:2]  # now the other way is to be known
+    for pair in (in_sets[:2], in_sets[2:]):
+        seconds_of(queue, pair, 0.6)
+    assert taken(queue) == in_sets
+    slow = buckets()
+    seconds_of(slow, first, 1.0)
+    for pair in (in_sets[:2], in_sets[2:]):
+        seconds_of(slow, pair, 0.4)
+    assert {item.loras for item in taken(slow)} == {first[0].loras}
+
+
+async def test_jobs_with_the_same_loras_fill_a_call_by_themselves():
+    same, other = (lora(),), (lora(weight=0.5),)
+    jobs = [queued(0.0, adapter_files=files) for files in (same, other, same, same, same)]
+    assert buckets(*jobs).take(1.0, ["a"]) == [jobs[0], *jobs[2:]]
 
 
 async def test_it_is_images_that_are_counted():

@@ -42,9 +42,11 @@ def test_health_metrics_and_the_queue_are_of_all_processes():
 
 def test_a_connection_carries_one_request_unless_it_becomes_a_websocket():
     ordinary = head("POST /run HTTP/1.1", "Host: a", "Connection: keep-alive", "Content-Length: 3")
-    assert ordinary.forwarded() == b"POST /run HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+    origin = "X-Forwarded-For: 1.2.3.4"
+    goes_on = f"POST /run HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n{origin}\r\nConnection: close\r\n\r\n"
+    assert ordinary.forwarded("1.2.3.4") == goes_on.encode()
     socket = ("GET /ws HTTP/1.1", "Host: a", "Connection: Upgrade", "Upgrade: websocket")
-    assert head(*socket).forwarded() == ("\r\n".join(socket) + "\r\n\r\n").encode()
+    assert head(*socket).forwarded("1.2.3.4") == ("\r\n".join([*socket, origin]) + "\r\n\r\n").encode()
     assert head("HEAD /health HTTP/1.1", "Host: a").asked_of_all().startswith(b"GET /health HTTP/1.1\r\nHost: a\r\n")
 
 

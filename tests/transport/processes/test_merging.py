@@ -46,6 +46,13 @@ def test_counts_of_an_endpoint_are_added_up():
     assert json.loads(merge("/v2/x/purge-queue", [answer(1, removed), answer(2, removed)]).body)["removed"] == 6
 
 
+def test_alerts_are_those_of_all_processes_each_with_its_number():
+    told = merge("/admin/alerts", [answer(2, {"alerts": [{"name": "errors"}]}), answer(1, {"alerts": [{"name": "x"}]})])
+    assert json.loads(told.body)["alerts"] == [{"process": 1, "name": "x"}, {"process": 2, "name": "errors"}]
+    firing = [answer(1, report("ready") | {"alerts": ["b"]}), answer(2, report("ready") | {"alerts": ["a", "b"]})]
+    assert json.loads(merge("/health", firing).body)["alerts"] == ["a", "b"]
+
+
 def prediction(number):
     when = f"2026-01-31T12:00:{number:02}.000Z"
     return {"id": f"p{number}", "created_at": when, "urls": {"get": f"http://host/v1/predictions/p{number}"}}

@@ -209,7 +209,7 @@ def test_one_callers_jobs_are_not_anothers(guarded):
 
 def test_what_is_the_operators_needs_his_key(guarded):
     operator = bearer("the operator's own key")
-    for action in ("preload", "unload"):
+    for action in ("preload", "unload", "train", "train_plan", "train_control"):
         body = {"action": action, "model": "tiny"}
         answer = guarded.http.post("/run", json=body, headers=bearer(ANNA))
         assert (answer.status_code, answer.json()["code"]) == (403, "access_denied")
@@ -330,7 +330,7 @@ def test_keys_are_known_by_their_digest_only(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"# who may\n\n{line}  # since May\n")
     assert key not in file.read_text()
-    ring = Keyring(read_api_keys(file))
+    ring = Keyring(read_api_keys(file)[0])
     assert ring.identify(key).name == "anna"
     assert ring.identify(key + "x") is None
     assert ring.identify(line.partition(":")[2]) is None  # the digest opens nothing

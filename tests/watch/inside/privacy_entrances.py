@@ -21,6 +21,7 @@ WORDS, SHOWN_WORDS, KEY, IMAGE, FOLDER, SAID = "words", "shown words", "key", "i
 
 # Fields whose texts say which model, which method and which kind of answer.
 _MODELS = {"model", "model_id", "lora_model", "base_model", "base_model_path", "source", "variant", "weight_name"}
+_MODELS |= {"reference", "base", "kind"}
 # As texts: their parts inside have fields of their own.
 _BESIDE = {
     "loras",
@@ -47,7 +48,9 @@ _ELSEWHERE = {
     "sampler_index",
 }
 _ELSEWHERE |= {"aspect_ratio", "endpoint", "hr_checkpoint_name", "hr_sampler_name", "webhook_events_filter", "module"}
-PUBLIC = frozenset(_ELSEWHERE | _MODELS | _BESIDE | _METHODS | _ANSWERS | _JOBS)
+# What an operator writes into the history of versions and the choices between pairs, for whoever reads them.
+_HISTORY = {"why", "alias", "at", "pair", "choice"}
+PUBLIC = frozenset(_HISTORY | _ELSEWHERE | _MODELS | _BESIDE | _METHODS | _ANSWERS | _JOBS)
 SHORTEST = 8  # shorter texts are found by chance
 _BASE64_FROM = 120
 _MUCH = 4_096  # of a text, by which it is known again

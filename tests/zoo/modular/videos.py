@@ -50,7 +50,7 @@ RECIPES: tuple[Recipe, ...] = (
     like(
         "Cosmos3DistilledModularPipeline",
         "Cosmos3OmniPipeline",
-        {**_ONE, "num_frames": 9},
+        {name: value for name, value in {**_ONE, "num_frames": 9}.items() if name != "num_inference_steps"},
         parts={"distilled_sigmas": lambda: [1.0, 0.5], "scheduler": parts.flow_euler},
     ),
     like("HeliosModularPipeline", "HeliosPipeline", {**_GUIDED, "num_latent_frames_per_chunk": 2}),

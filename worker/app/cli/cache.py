@@ -10,9 +10,9 @@ from worker.app.cli.session import LONG_S, failures, open_worker, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.registry import build_registry
 from worker.app.stores import build_cache
-from worker.core.errors import ModelNotFound, UnsupportedModel
 from worker.core.model import ModelSource, ModelSpec
 from worker.core.turn import StopSignal
+from worker.service.local.pinning import Pinning
 from worker.store.cache import VolumeCache
 from worker.store.entries import ASIDE, Entry
 from worker.store.janitor import GARBAGE_AGE_S
@@ -24,7 +24,7 @@ def lock(arguments: Namespace, terminal: Terminal) -> None:
     """Write down the revision and the digests of every model of models.yaml, so that a deploy can be repeated."""
     with open_worker(terminal, unregistered=True, locked=False) as worker:
         stop = StopSignal(LONG_S)
-        pairs = [item for spec in worker.registry.models.values() for item in _sources(worker, spec)]
+        pairs = [item for spec in worker.registry.models.values() for item in sources_of(worker, spec)]
         models = {
             lock_key(source, variant): worker.store.lock(source, variant, terminal.show, stop)
             for source, variant in pairs
@@ -64,14 +64,15 @@ def pull(arguments: Namespace, terminal: Terminal) -> None:
         if arguments.revision is not None:
             spec = spec.model_copy(update={"source": spec.source.model_copy(update={"revision": arguments.revision})})
         stop = StopSignal(LONG_S)
-        files, *_ = [worker.store.ensure(*item, terminal.show, stop) for item in _sources(worker, spec)]
+        files, *_ = [worker.store.ensure(*item, terminal.show, stop) for item in sources_of(worker, spec)]
     terminal.print(f"{spec.id}: {files.total_bytes / 1e9:.2f} GB at revision {files.revision or 'local'}")
 
 
 def remove(arguments: Namespace, terminal: Terminal) -> None:
     """Remove a model from the volume, whether it is in use or not."""
     cache, entries = _entries(arguments.model, terminal)
-    freed = sum(cache.remove(entry) for entry in entries)
+    with failures(terminal):
+        freed = sum(cache.remove(entry) for entry in entries)
     terminal.print(f"{freed / 1e9:.2f} GB freed")
 
 
@@ -130,17 +131,11 @@ class _Line:
         return self.model, str(self.files), f"{self.bytes / 1e9:.2f}", used, mark
 
 
-def _sources(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
+def sources_of(worker: Worker, spec: ModelSpec) -> list[tuple[ModelSource, str | None]]:
     """Return all sources of a registry's model, itself first, each with its variant."""
-    loras = [(lora.model, lora.weight_name) for lora in spec.loras]
-    loras += [(spec.lightning.lora, None)] if spec.lightning else []
-    adapters = [(worker.resolver.adapter_source(name, filename, "loras"), None) for name, filename in loras]
-    try:
-        model_sources = worker.provisioner.sources(worker.resolver.known(spec))
-    except (UnsupportedModel, ModelNotFound):  # a companion, or a model that only another machine can run or has
-        model_sources = worker.provisioner.adapter_sources(spec)
     further = [name for name in (spec.upscale.model if spec.upscale else None, spec.refiner) if name is not None]
-    return [*model_sources, *adapters, *((worker.resolver.part_source(name), None) for name in further)]
+    pinning = Pinning(worker.store, worker.resolver, worker.provisioner, lambda digests: False)
+    return [*pinning.sources(spec), *((worker.resolver.part_source(name), None) for name in further)]
 
 
 def _pin(model: str, terminal: Terminal, *, pinned: bool) -> None:

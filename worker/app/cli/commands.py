@@ -5,31 +5,18 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from worker import __version__
+from worker.app.cli.file_commands import add_files
+from worker.app.cli.parsers import ENTRY as _ENTRY
+from worker.app.cli.parsers import MODEL as _MODEL
+from worker.app.cli.parsers import Help, Parser
+from worker.app.cli.parsers import add_command as _add
+from worker.app.cli.parsers import add_group as _add_group
+from worker.app.cli.parsers import add_json as _add_json
 from worker.app.cli.terminal import Failure, Terminal
-from worker.app.unsearched import unsearched
-
-_MODEL = "a model id or alias of models.yaml, a reference, or a file or folder of this machine"
-_ENTRY = "a name that `cache ls` shows, or org/repo"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses a line in one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.removeprefix('argument ')}; see `{self.prog} --help`.\n")
-
-
-class _Help(argparse.HelpFormatter):
-    """Names a value once, behind the last spelling of its option."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"
+from worker.core.unsearched import unsearched
 
 
 def main(argv: Sequence[str], prog: str = "python -m worker") -> int:
@@ -60,37 +47,22 @@ def main(argv: Sequence[str], prog: str = "python -m worker") -> int:
 
 def parser_of(prog: str) -> argparse.ArgumentParser:
     """Return the parser of all command lines."""
-    parser = _Parser(prog, description="Universal Image Model Worker", allow_abbrev=False, formatter_class=_Help)
+    parser = Parser(prog, description="Universal Image Model Worker", allow_abbrev=False, formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"imgworker {__version__}")
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_run(commands)
     _add_train(commands)
+    _add_quantize(commands)
     _add_questions(commands)
     _add_server(commands)
     _add_cache(commands)
+    add_files(commands)
+    _add_recipe(commands)
+    _add_share(commands)
+    _add_versions(commands)
     _add_deploy(commands)
     return parser
-
-
-def _add(commands: Any, name: str, function: str, text: str) -> _Parser:
-    """Add a command. Its function is imported when it is run: `--help` waits for nothing."""
-    parser: _Parser = commands.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False, formatter_class=_Help
-    )
-    parser.set_defaults(function=function)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no warnings")
-    return parser
-
-
-def _add_group(commands: Any, name: str, text: str) -> Any:
-    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False, formatter_class=_Help)
-    parser.set_defaults(parser=parser)
-    return parser.add_subparsers(title="commands", metavar="COMMAND")
-
-
-def _add_json(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs; a failure too")
 
 
 def _add_run(commands: Any) -> None:
@@ -142,36 +114,45 @@ def _add_train(commands: Any) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", help="a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl")
     add("-m", "--model", help=f"{_MODEL}; else the default model")
-    add(
-        "-o",
-        "--output",
-        metavar="FOLDER",
-        help="where to keep it, or what to go on with; else trained/DATA",
-    )
-    add(
-        "--check",
-        action="store_true",
-        help="only say what is wrong with the data",
-    )
+    add("-o", "--output", metavar="FOLDER", help="where to keep it, or what to go on with; else trained/DATA")
+    add("--check", action="store_true", help="only say what is wrong with the data")
     how = parser.add_argument_group("how to learn")
     for option, metavar, text in (
         ("--steps", "N", "how many steps; 1000 if not said"),
         ("--batch-size", "N", "images a step"),
+        ("--accumulation", "N", "batches whose gradients make one step"),
         ("--learning-rate", "X", "0.0001 if not said"),
-        ("--method", "NAME", "lora, dora, loha or lokr"),
+        ("--optimizer", "NAME", "adamw, lion, prodigy or adamw8bit"),
+        ("--ema", "X", "deliver a running mean of the steps, with this decay, such as 0.99"),
+        ("--method", "NAME", "lora, dora, loha, lokr, or embedding: the word of --trigger alone"),
         ("--rank", "N", "the size of the adapter"),
         ("--targets", "NAME", "the layers that learn: attention, linear or all"),
         ("--resolution", "N", "side of a square of as many pixels as an image is learnt with"),
         ("--trigger", "WORD", "a word that every caption begins with"),
         ("--caption", "TEXT", "the caption of images that have none"),
+        ("--template", "TEXT", "how every caption is written, with {caption}, {trigger} and {name}"),
         ("--caption-dropout", "X", "share of the captions that is left out"),
+        ("--mask", "NAME", "where masks are: files by an image's name, its alpha, or off"),
+        ("--mask-floor", "X", "the weight of what is outside a mask; 0.1 if not said"),
         ("--min-snr", "X", "gamma of min-SNR weights, such as 5"),
+        ("--vectors", "N", "the size of an embedding"),
+        ("--like", "TEXT", "the word that an embedding begins as"),
+        (
+            "--class-prompt",
+            "TEXT",
+            "what the subject is one of, as `a dog`: the model's images of it are learnt, too",
+        ),
+        ("--class-images", "N", "how many of them"),
+        ("--class-weight", "X", "how much they count"),
         ("--held-out", "X", "share of the images that is kept to measure with"),
+        ("--patience", "N", "end once so many checkpoints had no lower loss on these, and deliver the best"),
         ("--save-every", "N", "steps between checkpoints"),
         ("--seed", "N", "same seed, same adapter"),
         ("--minutes", "X", "stop with a checkpoint after so long"),
     ):
         how.add_argument(option, metavar=metavar, help=text)
+    how.add_argument("--text-encoder", action="store_true", help="learn in the CLIP text encoders, too")
+    how.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard, too")
     how.add_argument("--flip", action="store_true", help="learn every image mirrored, too")
     how.add_argument(
         "--sample",
@@ -180,6 +161,16 @@ def _add_train(commands: Any) -> None:
         default=[],
         help="drawn at every checkpoint with that checkpoint's file; may be repeated",
     )
+    add("--publish", metavar="ORG/NAME", help="put what came of it into this repository on the Hub, with HF_TOKEN")
+    add("--private", action="store_true", help="a repository that only its owner sees, where it is a new one")
+    _add_json(parser)
+
+
+def _add_quantize(commands: Any) -> None:
+    text = "make a model's weights smaller once, keep them on the volume, and say what that costs"
+    parser = _add(commands, "quantize", "quantize:quantize", text)
+    parser.add_argument("model", metavar="MODEL", help=_MODEL)
+    parser.add_argument("--to", choices=("fp8", "int8", "8bit", "4bit"), required=True, help="the precision")
     _add_json(parser)
 
 
@@ -194,6 +185,7 @@ def _add_questions(commands: Any) -> None:
         parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL)
         _add_json(parser)
     _add_json(_add(commands, "models", "questions:models", "list the models of models.yaml"))
+    _add_discover(commands)
     parser = _add(
         commands, "timeline", "timeline:timeline", "start a worker, generate once, and say what took how long"
     )
@@ -202,6 +194,32 @@ def _add_questions(commands: Any) -> None:
     _add_json(parser)
     parser = _add(commands, "doctor", "doctor:doctor", "say whether this machine can do the work, and what to mend")
     parser.add_argument("--network", action="store_true", help="ask the sources of models, too, whether they answer")
+    _add_json(parser)
+
+
+def _add_discover(commands: Any) -> None:
+    parser = _add(commands, "discover", "discover:discover", "find models of others that this worker can run")
+    add = parser.add_argument
+    add("text", metavar="TEXT", nargs="*", help="what to look for, as `anime sdxl lora`; or one reference")
+    add("--kind", help="model, lora, embedding, vae, controlnet, ip-adapter, hypernetwork or upscaler")
+    add("--base", metavar="FAMILY", help="the family, as sdxl or `Flux.1 D`")
+    add("--for", dest="goes_with", metavar="MODEL", help="what the finds are to go with: a model of models.yaml")
+    add("--prompt", metavar="TEXT", help="order what is listed by this prompt, which is sent nowhere")
+    add("--image", metavar="FILE", help="find what an image was made with, by the digests in it, and what is like it")
+    add("--limit", metavar="N", default="8", help="how many at most, 1 to 20; else 8")
+    add(
+        "--add",
+        metavar="NAME",
+        help="write the first one into models.yaml, or MODELS_REVIEW, under this name",
+    )
+    add("--pick", metavar="N", type=int, default=1, help="with --add: the one of this number")
+    add("--accept", metavar="NAME", help="move an entry that was reviewed from MODELS_REVIEW into models.yaml")
+    _add_json(parser)
+    parser = _add(commands, "updates", "updates:updates", "list newer versions of the models of models.yaml")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="one of models.yaml; else all")
+    parser.add_argument("--apply", action="store_true", help="make what runs here the candidate of its model")
+    parser.add_argument("--golden", metavar="FOLDER", help="generate its golden prompts by both, and write the images")
+    parser.add_argument("--version", metavar="VERSION", help="with --golden: v2 or candidate, instead of the newest")
     _add_json(parser)
 
 
@@ -243,6 +261,75 @@ def _add_cache(commands: Any) -> None:
     parser.add_argument(
         "--older-than-hours", type=float, metavar="H", help="how long nobody may have touched it; downloads are younger"
     )
+
+
+def _add_recipe(commands: Any) -> None:
+    recipe = _add_group(commands, "recipe", "recipes: images made in several steps, each a file")
+    parser = _add(recipe, "check", "recipe:check", "ask its models whether they take what its steps ask of them")
+    parser.add_argument("file", metavar="FILE", help="a recipe, or a folder of recipes")
+    parser = _add(recipe, "show", "recipe:show", "say what a recipe takes, and what its steps do")
+    parser.add_argument("file", metavar="FILE", help="a recipe")
+    _add_json(parser)
+    parser = _add(recipe, "run", "recipe:run", "make a recipe's images and save them")
+    parser.add_argument("file", metavar="FILE", help="a recipe")
+    text = "an input, as prompt='a red apple'; a file for an image; or seed=7"
+    parser.add_argument("values", metavar="NAME=VALUE", nargs="*", help=text)
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", help="the file to write, or a folder for files with new names"
+    )
+    parser.add_argument("--open", action="store_true", help="show what was saved")
+    _add_json(parser)
+
+
+def _add_share(commands: Any) -> None:
+    share = _add_group(commands, "share", "hand a recipe on, or take one: one file, with its models pinned, no weights")
+    parser = _add(share, "export", "share:export", "write a recipe with the revisions and digests of its models")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe")
+    parser.add_argument("file", metavar="FILE", help="the file to write")
+    parser = _add(
+        share, "publish", "publish:publish", "put a recipe into a repository on the Hub, with a card; no weights"
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe")
+    parser.add_argument("repository", metavar="REPO", help="org/name, which is made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a repository that only its owner sees")
+    parser = _add(share, "import", "share:take", "verify a shared recipe, and put it where recipes are served from")
+    parser.add_argument("file", metavar="FILE", help="what `share export` wrote")
+    parser.add_argument("--add", action="store_true", help="write models that models.yaml lacks into it, too")
+
+
+def _add_versions(commands: Any) -> None:
+    versions = _add_group(commands, "versions", "versions of models: which one is served, and since when")
+
+    def add(name: str, text: str, *, changes: bool = False) -> Parser:
+        parser = _add(versions, name, "versions:list_versions" if name == "list" else f"versions:{name}", text)
+        needs_model = changes or name == "report"
+        parser.add_argument("model", metavar="MODEL", nargs=None if needs_model else "?", help="a model of models.yaml")
+        if changes:
+            parser.add_argument("--why", metavar="TEXT", default="", help="for those who read the history")
+        _add_json(parser)
+        return parser
+
+    add("list", "list the versions of a model, and what names each")
+    history = add("history", "say who changed what is served, when and why")
+    history.add_argument("--at", metavar="TIME", help="what was served then: 14:03, or 2026-11-30T14:03")
+    history.add_argument("--limit", metavar="N", type=int, default=20, help="how many changes; 20 if not said")
+    report = add("report", "compare versions by their jobs: time, errors and cost")
+    report.add_argument("--days", metavar="N", type=int, default=7, help="how many days back, today included")
+    promote = add("promote", "have @stable, or --as, name another version", changes=True)
+    promote.add_argument("version", metavar="VERSION", help="v2, candidate, or entry: what models.yaml has now")
+    promote.add_argument("--as", dest="alias", choices=("stable", "candidate"), default="stable", help="else stable")
+    rollback = add("rollback", "have @stable name the version that it named before", changes=True)
+    rollback.add_argument("--to", dest="version", metavar="VERSION", help="another earlier one")
+    split = add("split", "share a model's requests out between versions; without --arm no more", changes=True)
+    split.add_argument("--arm", metavar="NAME=SHARE", action="append", default=[], help="as stable=90, candidate=10")
+    split.add_argument(
+        "--paired", metavar="N", default=0, help="percent of the requests that another arm generates too"
+    )
+    split.add_argument(
+        "--halt-errors", metavar="X", help="the share of failed jobs beyond the other's; 0.2 if not said"
+    )
+    split.add_argument("--halt-slower", metavar="X", help="how many times the other's seconds; 2, or off for any")
+    split.add_argument("--halt-jobs", metavar="N", help="jobs before it is judged; 5 if not said")
 
 
 def _add_deploy(commands: Any) -> None:

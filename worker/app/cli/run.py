@@ -3,6 +3,7 @@
 import json
 import re
 from argparse import Namespace
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from worker.app.cli.saving import Destination, open_file
 from worker.app.cli.session import failures, open_worker, perform, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.registry import build_registry
-from worker.core.answer import Answer
+from worker.core.answer import Answer, AnyAnswer
 from worker.wire.request import ALIASES
 from worker.wire.result import encode_answer, encode_generation
 
@@ -26,7 +27,7 @@ _PLAIN = {  # option -> the request's field
 }
 _TEXTS = {"model": "model", "negative": "negative_prompt", "scheduler": "scheduler"}
 _MEDIA = {"mask": "mask_image", "video": "video", "control": "control_image"}
-_WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>-?(\d+|\d*\.\d+))")
+WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>-?(\d+|\d*\.\d+))")
 
 
 def run(arguments: Namespace, terminal: Terminal) -> None:
@@ -34,14 +35,30 @@ def run(arguments: Namespace, terminal: Terminal) -> None:
     settings = settings_of(terminal)
     files = TypedFiles(lambda name: build_registry(settings).find(name) is not None)
     fields, typed = read_fields(arguments)
-    destination = Destination(settings.outputs_dir)
-    if arguments.output is not None:
-        destination = Destination.named(arguments.output, fields, typed)
-    destination.check()
+    destination = destination_of(arguments, terminal, fields, typed)
     with failures(terminal):
         fields = {name: files.placed(name, value) for name, value in fields.items()}
     with open_worker(terminal, unregistered=True, roots=files.roots, typed=typed) as worker:
         answer = perform(worker, terminal, fields)
+    finish(answer, destination, arguments, terminal)
+
+
+def destination_of(
+    arguments: Namespace,
+    terminal: Terminal,
+    fields: MutableMapping[str, JsonValue],
+    typed: MutableMapping[str, str],
+) -> Destination:
+    """Return where a command's images go, as --output says, which can be written. Raises Failure."""
+    destination = Destination(settings_of(terminal).outputs_dir)
+    if arguments.output is not None:
+        destination = Destination.named(arguments.output, fields, typed)
+    destination.check()
+    return destination
+
+
+def finish(answer: AnyAnswer, destination: Destination, arguments: Namespace, terminal: Terminal) -> None:
+    """Save an answer's files and say where, and what there is to be warned of."""
     if not isinstance(answer, Answer):  # --param action=…
         terminal.json(encode_answer(answer))
         return
@@ -73,7 +90,7 @@ def read_fields(arguments: Namespace) -> tuple[dict[str, JsonValue], dict[str, s
         fields["output"] = {"format": arguments.format}
     fields |= _media_fields(arguments) | _adapter_fields(arguments)
     for text in arguments.param:
-        name, value = _parameter(text)
+        name, value = parameter(text, "--param")
         if name == "output" and isinstance(value, dict) and isinstance(output := fields.get("output"), dict):
             value = {**output, **value}
         fields[name] = value
@@ -130,14 +147,15 @@ def _adapter_fields(arguments: Namespace) -> dict[str, JsonValue]:
 
 
 def _lora(text: str) -> dict[str, JsonValue]:
-    match = _WEIGHT.fullmatch(text)
+    match = WEIGHT.fullmatch(text)
     if match and "." not in match["weight"] and not exists(Path(match["model"]).expanduser()):
         match = None  # a reference may end in a number, too
     return {"model": match["model"], "weight": float(match["weight"])} if match else {"model": text}
 
 
-def _parameter(text: str) -> tuple[str, JsonValue]:
+def parameter(text: str, option: str) -> tuple[str, JsonValue]:
+    """Split a NAME=VALUE that was typed for `option`. Raises Failure."""
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise Failure(f"--param {text!r} is not NAME=VALUE.")
+        raise Failure(f"{option} {text!r} is not NAME=VALUE.")
     return name, plain_value(value)

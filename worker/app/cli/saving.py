@@ -87,7 +87,7 @@ class Destination:
 
 
 def open_file(place: str, terminal: Terminal) -> None:
-    """Show a file or a URL with this desktop's own program; warn where there is none."""
+    """Show a file or a URL with this machine's own program; warn where there is none."""
     opener = _OPENERS.get(sys.platform, "xdg-open")
     quiet = subprocess.DEVNULL
     try:

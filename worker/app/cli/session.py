@@ -5,15 +5,16 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.cli.words import spoken
 from worker.app.settings import Settings, SettingsError, read_settings
-from worker.app.unsearched import unsearched
-from worker.catalog.registry import RegistryError
+from worker.catalog.operator_file import FileError
 from worker.core.answer import AnyAnswer
 from worker.core.errors import WorkerError
+from worker.core.unsearched import unsearched
 from worker.transport.job_input import read_input
 from worker.wire.errors import encode_error
 
@@ -28,7 +29,7 @@ def failures(terminal: Terminal, typed: Mapping[str, str] | None = None) -> Iter
     """Turn what the worker refuses into the failure of a command. `typed` are the options by their fields."""
     try:
         yield
-    except (RegistryError, SettingsError) as error:
+    except (FileError, SettingsError) as error:
         raise Failure(str(error)) from None
     except WorkerError as error:
         text = f"{error.message}{f' {error.hint}' if error.hint else ''}"
@@ -51,10 +52,14 @@ def open_worker(
     locked: bool = True,
     roots: Sequence[Path] = (),
     typed: Mapping[str, str] | None = None,
+    further: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator["Worker"]:
-    """Open a worker for one command; its user may name any model of the Hub, and the files in `roots`."""
+    """Open a worker for one command; its user may name any model of the Hub, and the files in `roots`.
+
+    `further` replaces settings: what holds for callers need not hold at the operator's own terminal.
+    """
     settings = settings_of(terminal).without_response_limit()
-    changes: dict[str, object] = {"allowed_model_dirs": (*settings.allowed_model_dirs, *roots)}
+    changes: dict[str, object] = dict(further) | {"allowed_model_dirs": (*settings.allowed_model_dirs, *roots)}
     if unregistered:
         changes["allow_unregistered_models"] = True
     if not locked:
@@ -68,6 +73,6 @@ def open_worker(
         yield worker
 
 
-def perform(worker: "Worker", terminal: Terminal, payload: Mapping[str, Any]) -> AnyAnswer:
+def perform(worker: "Worker", terminal: Terminal, payload: Mapping[str, Any], caller: str | None = None) -> AnyAnswer:
     """Answer one job input. Raises WorkerError."""
-    return asyncio.run(worker.operations.perform(read_input(dict(payload)), "cli", terminal.show))
+    return asyncio.run(worker.operations.perform(read_input(dict(payload)), "cli", terminal.show, caller))

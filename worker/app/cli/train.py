@@ -3,145 +3,110 @@
 import asyncio
 import re
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
-from worker.app.build import Worker
+from worker.app.cli.hub_repository import check_repository, commit
 from worker.app.cli.run import plain_value
-from worker.app.cli.session import failures, open_worker
+from worker.app.cli.session import failures, open_worker, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.interrupt import raised_interrupts
-from worker.catalog.call import Model
-from worker.catalog.interface.sizes import size_bounds
-from worker.core.answer import Answer
-from worker.core.errors import UnsupportedModel
-from worker.core.fingerprint import fingerprint
-from worker.core.model import ModelFiles, Task
-from worker.core.result import ignore_progress
+from worker.app.training import DeviceTrainer
+from worker.catalog.licences import warning_of
+from worker.core.training import DatasetFacts, TrainingOptions, TrainingOutcome
 from worker.core.turn import StopSignal
-from worker.training.dataset import Dataset, read_dataset
-from worker.training.options import TrainingOptions
-from worker.training.run import Subject, TrainingRun, shown
-from worker.transport.job_input import read_input
+from worker.service.training.trainings import Order
+from worker.training.dataset import Dataset, read_as_asked, shown
+from worker.training.demands import check_demands
 
-T = TypeVar("T")
 _OPTIONS = (
     "steps", "batch_size", "learning_rate", "method", "rank", "targets", "resolution", "trigger", "caption",
-    "caption_dropout", "min_snr", "held_out", "save_every", "seed",
+    "caption_dropout", "min_snr", "held_out", "save_every", "seed", "vectors", "like", "class_prompt", "class_images",
+    "class_weight", "optimizer", "ema", "patience", "mask", "mask_floor", "accumulation", "template",
 )  # fmt: skip
-_TEXTS = ("method", "targets", "trigger", "caption")
+_TEXTS = ("method", "optimizer", "targets", "trigger", "caption", "like", "class_prompt", "mask", "template")
 
 
 def train(arguments: Namespace, terminal: Terminal) -> None:
     """Train an adapter, or go on with one, and say where it is."""
     options, data = _options(arguments), Path(arguments.data).expanduser().resolve()
     minutes = _minutes(arguments.minutes)
-    with failures(terminal, _typed()):
-        dataset = read_dataset(data, trigger=options.trigger, caption=options.caption)
-    for fault in shown(dataset.faults):
-        terminal.warn(fault)
     if arguments.check:
-        _say_what_is_there(terminal, options, dataset, as_json=arguments.json)
+        _check(data, options, terminal, as_json=arguments.json)
         return
+    if arguments.publish:
+        check_repository(settings_of(terminal), arguments.publish)
     name = re.sub(r"[^\w.-]+", "-", data.stem).strip("-.") or "trained"
     folder = Path(arguments.output).expanduser() if arguments.output else Path("trained") / name
     folder = folder.resolve()
     with open_worker(terminal, unregistered=True, roots=(folder,), typed=_typed()) as worker:
-        composed = _Trained(worker, terminal, worker.resolver.known(worker.resolver.resolve(arguments.model)))
-        run = TrainingRun(folder, name, composed.subject(options), options, dataset, composed.turn, composed.draw)
-        file = _finished(run, terminal, minutes)
-    files = [file, file.with_name(f"{file.stem}-kohya.safetensors"), folder / "loss.png"]
+        model = worker.resolver.known(worker.resolver.resolve(arguments.model))
+        if warning := warning_of(model.spec.id, worker.trainer.licence(model.spec)):
+            terminal.warn(warning)
+        outcome = _finished(worker.trainer, Order(model, options, name, folder, data, minutes), terminal)
+    files = [outcome.file, *outcome.beside]
+    if outcome.note:
+        terminal.warn(outcome.note)
+    published = _published(outcome, arguments, terminal) if arguments.publish else None
     if arguments.json:
-        terminal.json({"files": [*map(str, files)], "steps": len(run.losses), "dataset": dataset.digest})
+        digest = outcome.dataset.digest
+        terminal.json({"files": [*map(str, files)], "steps": outcome.steps, "dataset": digest, "published": published})
         return
-    for path in [*files, *sorted((folder / "samples").glob(f"step-{len(run.losses):06d}-*.png"))]:
+    for path in files:
         terminal.print(str(path))
+    if published:
+        terminal.print(published)
 
 
-def _finished(run: TrainingRun, terminal: Terminal, minutes: float | None) -> Path:
-    stop = StopSignal()
+def _published(outcome: TrainingOutcome, arguments: Namespace, terminal: Terminal) -> str:
+    """Put what came of it into a repository on the Hub, and return the commit's address."""
+    folder, file = outcome.file.parent, outcome.file
+    files: dict[str, bytes | Path] = {each.relative_to(folder).as_posix(): each for each in (file, *outcome.beside)}
+    message = f"{file.stem} after {outcome.steps} steps"
+    settings, repository = settings_of(terminal), arguments.publish
+    return commit(settings, repository, files, file.name, message, private=arguments.private)
+
+
+def _finished(trainer: DeviceTrainer, order: Order, terminal: Terminal) -> TrainingOutcome:
+    steps = 0
+
+    def warn(facts: DatasetFacts) -> None:
+        for fault in shown(facts.faults):
+            terminal.warn(fault)
+
+    def count(done: int, earlier: int, seconds: float) -> None:
+        nonlocal steps
+        steps = done
+
+    order = replace(order, on_data=warn, on_steps=count)
     try:
         with raised_interrupts():
-            return asyncio.run(run.run(terminal.show, stop, minutes))
+            return asyncio.run(trainer.train(order, terminal.show, StopSignal()))
     except KeyboardInterrupt:
         raise Failure(
-            f"stopped after step {len(run.losses)}; the same command goes on from the last checkpoint in {run.folder}."
+            f"stopped after step {steps}; the same command goes on from the last checkpoint in {order.folder}."
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """The worker that trains and serves: its one engine thread does both in turns."""
-
-    worker: Worker
-    terminal: Terminal
-    model: Model
-
-    def subject(self, options: TrainingOptions) -> Subject:
-        """Return the model with what the trainer needs to know. Raises UnsupportedModel."""
-        model, bounds = self.model, size_bounds(self.model)
-        pipeline = model.pipeline_for(Task.IMAGE_TO_IMAGE) if Task.IMAGE_TO_IMAGE in model.tasks else None
-        if pipeline is None:
-            raise UnsupportedModel(
-                f"{model.spec.id} has no image-to-image pipeline, whose way of reading images a training needs; train "
-                "another model.",
-                field="model",
-            )
-        files = self.worker.provisioner.model_files(model, self.terminal.show, StopSignal())
-        return Subject(
-            model.spec.id,
-            _digest(model, files),
-            model.architecture.id if model.architecture else None,
-            bounds.native,
-            bounds.multiple,
-            lambda: self._load(files, pipeline, options),
-        )
-
-    def _load(self, files: ModelFiles, pipeline: str, options: TrainingOptions) -> Any:
-        """Load the trainer's own copy of the pipeline. Runs in the engine's thread."""
-        from worker.engine.devices import choose_device, probe
-        from worker.engine.loader import load_pipeline, view
-        from worker.engine.plan import make_plan
-
-        spec = self.model.spec
-        if options.dtype is not None:
-            spec = spec.model_copy(update={"dtype": options.dtype})
-        device = probe(choose_device(self.worker.settings.device))
-        plan = make_plan(Model(spec, self.model.detection), files, device, megapixels=1.0)
-        if plan.offload != "none":
-            raise UnsupportedModel(
-                f"{spec.id} does not fit into the memory of {device.name} as a whole, and an offloaded model cannot be "
-                "trained; use a larger device or a smaller model.",
-                field="model",
-            )
-        return view(load_pipeline(plan), pipeline)
-
-    async def turn(self, work: Callable[[], T], label: str) -> T:
-        """Run a piece of the training in the engine's thread."""
-        return await self.worker.engine.call(lambda _: work(), label)
-
-    async def draw(self, file: Path | None, prompt: str, seed: int) -> bytes:
-        """Return an image as a caller would get it who names this LoRA."""
-        request: dict[str, Any] = {"model": self.model.spec.id, "prompt": prompt, "seed": seed}
-        if file is not None:
-            request["loras"] = [str(file)]
-        answer = await self.worker.operations.perform(read_input(request), "sample", ignore_progress)
-        return answer.files[0].data if isinstance(answer, Answer) else b""
-
-
-def _digest(model: Model, files: ModelFiles) -> str:
-    """Return a digest of which weights these are, without reading them."""
-    root = files.root
-    listed = [root] if root.is_file() else sorted(each for each in root.rglob("*") if each.is_file())
-    return fingerprint((model.spec.source, files.revision, [(each.name, each.stat().st_size) for each in listed]))
+def _check(data: Path, options: TrainingOptions, terminal: Terminal, *, as_json: bool) -> None:
+    with failures(terminal, _typed()):
+        check_demands(options)
+        dataset = read_as_asked(data, options)
+    for fault in shown(dataset.faults):
+        terminal.warn(fault)
+    _say_what_is_there(terminal, options, dataset, as_json=as_json)
 
 
 def _options(arguments: Namespace) -> TrainingOptions:
-    typed: dict[str, Any] = {"flip": arguments.flip, "samples": tuple(arguments.sample)}
+    typed: dict[str, Any] = {
+        "flip": arguments.flip,
+        "text_encoder": arguments.text_encoder,
+        "tensorboard": arguments.tensorboard,
+        "samples": tuple(arguments.sample),
+    }
     for name in _OPTIONS:
         if (text := getattr(arguments, name)) is not None:
             typed[name] = text if name in _TEXTS else plain_value(text)
@@ -164,16 +129,17 @@ def _minutes(text: str | None) -> float | None:
 
 
 def _typed() -> dict[str, str]:
-    return {name: f"--{name.replace('_', '-')}" for name in (*_OPTIONS, "model", "output")} | {"data": "DATA"}
+    return {name: f"--{name.replace('_', '-')}" for name in (*_OPTIONS, "model")} | {"data": "DATA", "name": "--output"}
 
 
 def _say_what_is_there(terminal: Terminal, options: TrainingOptions, dataset: Dataset, *, as_json: bool) -> None:
     """Say what would be learnt."""
     images = len(dataset.examples)
-    rounds = options.steps * options.batch_size / images / (2 if options.flip else 1)
+    rounds = options.steps * options.images_a_step / images / (2 if options.flip else 1)
     facts = {
         "images": images,
         "captions": sum(bool(each.caption) for each in dataset.examples),
+        "masks": sum(each.mask is not None for each in dataset.examples),
         "smallest": min(min(each.width, each.height) for each in dataset.examples),
         "largest": max(max(each.width, each.height) for each in dataset.examples),
         "times_each_image_is_seen": round(rounds, 1),

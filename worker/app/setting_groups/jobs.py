@@ -23,8 +23,15 @@ class JobSettings(SettingsGroup):
     levers: Literal["auto", "off"] = "auto"
     attention_kernels: Words = ()
     kernels_dir: Path = Path("/opt/kernels")
+    compile_cache_key: SecretStr | None = Field(default=None, min_length=16, max_length=1_024)
+    compile_cache_gb: float = Field(default=4.0, gt=0, le=1_024)
     batch_size: int = Field(default=1, ge=1, le=32)
     batch_timeout_ms: float = Field(default=50.0, ge=0, le=10_000)
+
+    # Trainings
+    training: Literal["off", "exclusive", "shared"] = "off"
+    training_minutes: float = Field(default=60.0, gt=0, le=100_000)
+    training_processes: int = Field(default=1, ge=1, le=64)
 
     # The safety check of every image before it is answered
     safety_checker: str | None = None
@@ -52,6 +59,8 @@ class JobSettings(SettingsGroup):
     # The worker's reports on itself
     log_format: Literal["json", "text"] | None = None
     gpu_price_per_hour: float | None = Field(default=None, ge=0, le=10_000, allow_inf_nan=False)
+    alerts: Path | None = None
+    smtp_url: SecretStr | None = None
     otel_exporter_otlp_endpoint: str | None = None
     otel_exporter_otlp_headers: SecretStr | None = None
 
@@ -61,11 +70,32 @@ class JobSettings(SettingsGroup):
     # Set by RunPod on its machines: the address of its queue
     runpod_webhook_get_job: str | None = None
 
-    def kernel_warnings(self) -> list[str]:
-        """Return a sentence where native code of the Hub's may be loaded."""
-        if not self.attention_kernels:
+    def alert_warnings(self) -> list[str]:
+        """Return a sentence for a mail server that nothing is sent through."""
+        if self.smtp_url is None or self.alerts is not None:
             return []
-        return [f"ATTENTION_KERNELS is set: native code of {', '.join(self.attention_kernels)} may run in this worker."]
+        return ["SMTP_URL is set and ALERTS is not: no mail is sent. Name an alerts.yaml with email in ALERTS."]
+
+    def native_code_warnings(self) -> list[str]:
+        """Return a sentence where native code of the Hub's or of other workers may be loaded."""
+        sentences = []
+        if self.attention_kernels:
+            names = ", ".join(self.attention_kernels)
+            sentences.append(f"ATTENTION_KERNELS is set: native code of {names} may run in this worker.")
+        if self.compile_cache_key is not None:
+            sentences.append(
+                "COMPILE_CACHE_KEY is set: code that workers with this key have compiled runs in this one."
+            )
+        return sentences
+
+    def training_warnings(self) -> list[str]:
+        """Return a sentence where callers may train."""
+        if self.training == "off":
+            return []
+        return [
+            f"TRAINING is {self.training}: callers may train adapters, each for up to {self.training_minutes:g} "
+            "minutes of this worker's device, and keep them on its volume. With ADMIN_KEYS only admins may."
+        ]
 
     @property
     def jobs_taken(self) -> int:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 
 from worker.app.setting_groups.group import Paths, SettingsGroup, Words
+from worker.core.precision import Precision
 from worker.core.quality import Quality
 
 PROJECT_DIR = Path(__file__).resolve().parents[3]
@@ -22,6 +23,8 @@ class ModelSettings(SettingsGroup):
 
     # The models that are served
     models_yaml: Path = PROJECT_DIR / "models.yaml"
+    recipes: Path | None = None
+    custom_pipelines: Path | None = None
     default_model: str = "demo"
     model_id: str | None = None
     model_revision: str | None = None
@@ -39,7 +42,8 @@ class ModelSettings(SettingsGroup):
     use_lightning_lora: bool | None = None
     lightning_steps: Annotated[Literal[4, 8] | None, BeforeValidator(_whole)] = None
     default_quality: Quality = "exact"
-    precision_mode: Literal["bf16", "fp8", "8bit", "4bit"] | None = None
+    precision_mode: Precision | None = None
+    allow_precision: bool = True
 
     # Folders and sources of files
     volume_dir: Path | None = None
@@ -56,6 +60,17 @@ class ModelSettings(SettingsGroup):
     civitai_token: SecretStr | None = None
     civitai_endpoint: str = "https://civitai.com"
     offline: bool = Field(default=False, validation_alias=AliasChoices("OFFLINE", "HF_HUB_OFFLINE"))
+
+    # Models that others publish
+    discovery: bool = True
+    discovery_keys: Words = ()
+    models_review: Path | None = None
+
+    # Pairs of a split: the images that people choose between
+    paired_images_mb: float = Field(default=0.0, ge=0, le=1_000_000)
+
+    # What the operator knows of models
+    compatibility_file: Path | None = None
 
     # Callers' links: images and model files
     allow_private_urls: bool = False
@@ -108,6 +123,18 @@ class ModelSettings(SettingsGroup):
             return None
         return self.models_lock or self.models_yaml.with_name("models.lock")
 
+    @property
+    def compatibility_place(self) -> Path | None:
+        """The matrix: as COMPATIBILITY_FILE names it, else compatibility.yaml beside the registry, if it is there."""
+        beside = self.models_yaml.with_name("compatibility.yaml")
+        return self.compatibility_file or (beside if beside.is_file() else None)
+
+    @property
+    def recipes_place(self) -> Path | None:
+        """The folder of recipes, or a single one: as RECIPES names it, else `recipes` beside the registry, if there."""
+        beside = self.models_yaml.with_name("recipes")
+        return self.recipes or (beside if beside.is_dir() else None)
+
     def model_warnings(self) -> list[str]:
         """Return one sentence for each switch that lets more models or addresses in, or a token out."""
         sentences = []
@@ -120,10 +147,20 @@ class ModelSettings(SettingsGroup):
             sentences.append(
                 "ALLOW_PICKLES is on: pickles of plain tensors are read, in a process of their own, and converted."
             )
+        if self.custom_pipelines is not None:
+            sentences.append(
+                f"CUSTOM_PIPELINES is on: the Python files in {self.custom_pipelines} run in this process, with all of "
+                "its rights."
+            )
         if self.trial_loads == "off" and self.allow_unregistered_models:
             sentences.append("TRIAL_LOADS is off: the configs of any caller's model may hold the engine for minutes.")
         if not self.verify_cached_files:
             sentences.append("VERIFY_CACHED_FILES is off: files in other tools' caches are trusted by their size.")
+        if self.paired_images_mb:
+            sentences.append(
+                f"PAIRED_IMAGES_MB is {self.paired_images_mb:g}: callers' images are kept on the volume, for admins to "
+                "choose between, where a split is paired."
+            )
         if self.allow_private_urls:
             sentences.append("ALLOW_PRIVATE_URLS is on: images and model files may be fetched from private addresses.")
         for name, endpoint, token in (

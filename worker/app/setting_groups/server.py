@@ -1,6 +1,6 @@
 """The HTTP server: where it listens, what it takes, whom it answers."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,6 +41,10 @@ class ServerSettings(SettingsGroup):
     api_keys_file: Path | None = None
     admin_keys: SecretStr | None = None
 
+    # Callers without keys, each known by the address
+    rate_limit_per_address: int = Field(default=0, ge=0, le=1_000_000)
+    trusted_proxies: Words = ()
+
     @field_validator("public_url")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
@@ -50,6 +54,16 @@ class ServerSettings(SettingsGroup):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in value:
             raise ValueError("name the address that callers use, as https://images.example.com or with a prefix behind")
         return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError("name addresses or networks, as 10.0.0.0/8 or 192.168.1.7, with commas") from None
+        return value
 
     @model_validator(mode="after")
     def _one_gateway(self) -> "ServerSettings":
@@ -83,6 +97,12 @@ class ServerSettings(SettingsGroup):
             )
         if "*" in self.cors_origins:
             sentences.append("CORS_ORIGINS is *: any web page may use this worker through its readers' browsers.")
+        if self.rate_limit_per_address and self.has_keys:
+            sentences.append("RATE_LIMIT_PER_ADDRESS is of callers without keys, and API_KEYS is set: nobody is one.")
+        if self.trusted_proxies and not self.rate_limit_per_address:
+            sentences.append("TRUSTED_PROXIES is for RATE_LIMIT_PER_ADDRESS, which is not set: no address is counted.")
+        if "0.0.0.0/0" in self.trusted_proxies or "::/0" in self.trusted_proxies:
+            sentences.append("TRUSTED_PROXIES has every address: any caller may say that they come from another one.")
         return sentences
 
 

@@ -38,7 +38,8 @@ def _families() -> dict[str, dict[Task, str]]:
     path = Path(spec.origin).parent / "pipelines" / "auto_pipeline.py"
     families: dict[str, dict[Task, str]] = {}
     if path.is_file():
-        for table, family, name in _entries(parsed(path.read_text(encoding="utf-8"))):
+        tables = path.read_text(encoding="utf-8").partition("\ndef ")[0]  # the functions come after them
+        for table, family, name in _entries(parsed(tables)):
             families.setdefault(family, {})[_TABLES[table]] = name
     return families
 

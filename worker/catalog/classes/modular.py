@@ -59,6 +59,14 @@ def is_modular(class_name: str | None) -> bool:
 
 
 @lru_cache(maxsize=64)
+def has_lora_loader(class_name: str | None) -> bool:
+    """True if a modular pipeline class, or one that it comes from, has a LoRA loader of diffusers."""
+    definition = _definitions().get(class_name or "")
+    bases = [ast.unparse(base) for base in definition.bases] if definition else []
+    return any(base.endswith("LoraLoaderMixin") or has_lora_loader(base) for base in bases)
+
+
+@lru_cache(maxsize=64)
 def modular_inputs(class_name: str) -> tuple[ModularInput, ...] | None:
     """Return the inputs of a modular pipeline class in written order; None when diffusers has no such class."""
     if not is_modular(class_name):

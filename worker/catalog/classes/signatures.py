@@ -11,26 +11,19 @@ from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from worker.catalog.classes.annotations import Schema, json_schema, union, written
 from worker.catalog.classes.modular import ModularInput, modular_inputs
 from worker.catalog.classes.source_text import parsed
 from worker.catalog.pipelines.table import pipeline_row
 
-Schema = dict[str, JsonValue]
-
-# `class X(A, B):`, also over several lines. Bases are read from the syntax tree later; here only the name counts.
-_CLASS = re.compile(r"^class[ \t]+(\w+)[ \t]*[(:]", re.MULTILINE)
+# What follows `class ` at the beginning of a line, in bytes: to search for it by a pattern takes ten times as long.
+# Bases are read from the syntax tree later; here only the name counts.
+_NAME = re.compile(rb"[ \t]*(\w+)[ \t]*[(:]")
 _LEFT = re.compile(r"^[^\s#)\]}]", re.MULTILINE)  # a line outside a class, but for what closes its head
+_MEMBER = re.compile(r"^(?=    [^\s#)\]}])", re.MULTILINE)  # the lines at which the members of a class begin
+# A method's head: on one line, or closed by a line of its own.
+_HEAD = re.compile(r"    def \w+\((?:[^\n]*\n(?:     [^\n]*\n|\n)*    \)[^\n]*|[^\n]*):(?=\n)")
 _SIZE_STEP = re.compile(r"(?:height|width) % (\d+) != 0")
-_SCALARS: Mapping[str, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
-_LISTS = frozenset({"list", "List", "Sequence", "Iterable"})
-_TUPLES = frozenset({"tuple", "Tuple"})
-
-# Camera poses, say: numbers in up to three lists in lists.
-_ROW: Schema = {"type": "array", "items": {"type": "number"}}
-_MATRIX: Schema = {
-    "type": "array",
-    "items": {"anyOf": [{"type": "number"}, _ROW, {"type": "array", "items": _ROW}]},
-}
 
 _WORKER = Path(__file__).resolve().parents[2]
 
@@ -100,7 +93,7 @@ def size_step(class_name: str | None) -> int | None:
 
 def _method(class_name: str | None, name: str) -> ast.FunctionDef | None:
     """Return a method that the class itself defines, from the first file that has it."""
-    for path in _index().get(class_name or "", ()):
+    for path in _files_of(class_name or ""):
         definition = _definition(path, class_name or "")
         for part in definition.body if definition else ():
             if isinstance(part, ast.FunctionDef) and part.name == name:
@@ -109,7 +102,7 @@ def _method(class_name: str | None, name: str) -> ast.FunctionDef | None:
 
 
 def _optional_parts(class_name: str) -> frozenset[str]:
-    for path in _index().get(class_name, ()):
+    for path in _files_of(class_name):
         definition = _definition(path, class_name)
         for part in definition.body if definition else ():
             if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "_optional_components":
@@ -126,7 +119,7 @@ def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, Call
     if class_name in visited:
         return None
     row = pipeline_row(class_name)
-    for path in (_WORKER / row.source,) if row.source else _index().get(class_name, ()):
+    for path in _files_of(class_name):
         definition = _definition(path, class_name)
         if definition is None:
             continue
@@ -143,6 +136,12 @@ def _call_parameters(class_name: str, visited: frozenset[str]) -> dict[str, Call
     return None
 
 
+def _files_of(class_name: str) -> tuple[Path, ...]:
+    """Return the files that may define a class: one that its row names, else diffusers'."""
+    row = pipeline_row(class_name)
+    return (_WORKER / row.source,) if row.source else _index().get(class_name, ())
+
+
 @lru_cache(maxsize=1)
 def _index() -> Mapping[str, tuple[Path, ...]]:
     """Return the files that define a class, by class name; current code comes before deprecated code."""
@@ -153,8 +152,10 @@ def _index() -> Mapping[str, tuple[Path, ...]]:
     for path in sorted(root.rglob("*.py"), key=lambda file: ("deprecated" in file.parts, str(file))):
         if path.name == "__init__.py":
             continue
-        for name in _CLASS.findall(path.read_text(encoding="utf-8", errors="replace")):
-            index[name] = (*index.get(name, ()), path)
+        for named in map(_NAME.match, (b"\n" + path.read_bytes()).split(b"\nclass ")[1:]):
+            if named is not None:
+                name = named[1].decode()
+                index[name] = (*index.get(name, ()), path)
     return index
 
 
@@ -172,7 +173,7 @@ def _pipelines_folder() -> Path | None:
 
 def _definition(path: Path, class_name: str) -> ast.ClassDef | None:
     text = path.read_text(encoding="utf-8", errors="replace")
-    for part in (_text_of(class_name, text), text):
+    for part in (_heads_of(_text_of(class_name, text)), text):
         try:
             tree = parsed(part)
         except SyntaxError:
@@ -189,7 +190,21 @@ def _text_of(class_name: str, text: str) -> str:
     if begun is None:
         return ""
     ended = _LEFT.search(text, begun.end())
-    return text[begun.start() : ended.start() if ended else len(text)]
+    part = text[begun.start() : ended.start() if ended else len(text)]
+    # A line on the left may be one of a text within the class.
+    return "" if any(part.count(quotes) % 2 for quotes in ('"""', "'''")) else part
+
+
+def _heads_of(text: str) -> str:
+    """Return a class without what its methods do, which takes most of the time to parse, but for `check_inputs`."""
+    first, *members = _MEMBER.split(text)
+    return "".join([first, *(_head_of(member) for member in members)])
+
+
+def _head_of(member: str) -> str:
+    """Return a member of a class as it is, or a method's head alone."""
+    head = None if member.startswith("    def check_inputs") else _HEAD.match(member)
+    return member if head is None else f"{head[0]} ...\n"
 
 
 def _ceilings(definition: ast.ClassDef) -> dict[str, int | float]:
@@ -243,8 +258,8 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> CallParameter:
     schema = json_schema(argument.annotation) if argument.annotation else _schema_of(value)
     # Diffusers writes `sigmas: list[float] = None`: a None default makes any type nullable.
     if schema is not None and literal and value is None and default is not None:
-        schema = _union([schema, {"type": "null"}])
-    annotation = "" if argument.annotation is None else ast.unparse(argument.annotation)
+        schema = union([schema, {"type": "null"}])
+    annotation = "" if argument.annotation is None else written(argument.annotation)
     return CallParameter(argument.arg, annotation, value, default is None, schema)
 
 
@@ -259,7 +274,7 @@ def _of_input(item: ModularInput) -> CallParameter:
         node = json_schema(parsed(item.annotation, mode="eval").body)
     except SyntaxError:  # none is written
         node = None
-    schema = _union([node, {"type": "null"}]) if node is not None else None
+    schema = union([node, {"type": "null"}]) if node is not None else None
     required = not item.optional and (item.annotation.startswith("Image") or item.name.endswith("video"))
     return CallParameter(item.name, item.annotation, default if literal else None, required, schema)
 
@@ -288,75 +303,3 @@ def _as_json(value: object) -> tuple[JsonValue, bool]:
         items = [_as_json(item) for item in value]
         return [item for item, _ in items], all(literal for _, literal in items)
     return None, False
-
-
-def json_schema(node: ast.expr) -> Schema | None:
-    """Return the JSON Schema of an annotation; in a union the members that JSON cannot express are dropped."""
-    if isinstance(node, ast.Constant):
-        if node.value is None:
-            return {"type": "null"}
-        if isinstance(node.value, str):  # a quoted annotation
-            try:
-                return json_schema(parsed(node.value, mode="eval").body)
-            except SyntaxError:
-                return None
-        return None
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _union([json_schema(node.left), json_schema(node.right)])
-    if isinstance(node, ast.Name) and node.id in _SCALARS:
-        return {"type": _SCALARS[node.id]}
-    if isinstance(node, ast.Attribute) and ast.unparse(node) in ("np.ndarray", "numpy.ndarray"):
-        return _MATRIX
-    if isinstance(node, ast.Name) and node.id in _LISTS:  # the item type is not given; such lists hold numbers
-        return {"type": "array", "items": {"type": "number"}}
-    if isinstance(node, ast.Subscript):
-        return _subscript(ast.unparse(node.value).rpartition(".")[2], node.slice)
-    return None
-
-
-def _subscript(name: str, inner: ast.expr) -> Schema | None:
-    members = list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
-    if name == "Optional":
-        return _union([json_schema(inner), {"type": "null"}])
-    if name == "Union":
-        return _union([json_schema(member) for member in members])
-    if name == "Literal":
-        values = [member.value for member in members if isinstance(member, ast.Constant)]
-        texts: list[JsonValue] = [value for value in values if isinstance(value, str)]
-        return {"type": "string", "enum": texts} if texts and len(texts) == len(members) else None
-    if name in _LISTS:
-        items = json_schema(inner)
-        return None if _is_null(items) else {"type": "array", "items": items}
-    if name in _TUPLES:
-        return _tuple(members)
-    return None
-
-
-def _tuple(members: list[ast.expr]) -> Schema | None:
-    open_ended = isinstance(members[-1], ast.Constant) and members[-1].value is Ellipsis
-    schemas = [json_schema(member) for member in (members[:-1] if open_ended else members)]
-    if any(_is_null(schema) for schema in schemas) or any(schema != schemas[0] for schema in schemas):
-        return None
-    array: Schema = {"type": "array", "items": schemas[0]}
-    # `tuple[int]` is how diffusers writes a list of sizes, so one member bounds nothing.
-    return array if open_ended or len(schemas) == 1 else array | {"minItems": len(schemas), "maxItems": len(schemas)}
-
-
-def _is_null(schema: Schema | None) -> bool:
-    return schema is None or schema == {"type": "null"}
-
-
-def _union(members: list[Schema | None]) -> Schema | None:
-    flat: list[JsonValue] = []
-    for member in members:
-        if member is None:
-            continue
-        inner = member.get("anyOf")
-        flat += [part for part in (inner if isinstance(inner, list) else [member]) if part not in flat]
-    real = [part for part in flat if part != {"type": "null"}]
-    if not real:
-        return {"type": "null"} if flat else None
-    if len(flat) == 1 and isinstance(flat[0], dict):
-        return flat[0]
-    null: list[JsonValue] = [{"type": "null"}] if len(real) < len(flat) else []
-    return {"anyOf": [*real, *null]}  # null last, so that an error speaks of the real type first

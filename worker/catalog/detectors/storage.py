@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.catalog.families.row import DENOISER_PREFIXES
 from worker.core.model import ModelFiles, ModelSource, Outline, TensorIndex
+from worker.core.precision import Reducible
 from worker.core.single_file import VAE_PREFIXES, text_encoders
 
 # Names that tools write beside quantized weights. Read like plain ones, such weights give garbage without an error.
@@ -158,8 +159,14 @@ def outlined_files(source: ModelSource, outline: Outline) -> ModelFiles | None:
         total_bytes=outline.weight_bytes,
         revision=outline.revision,
         parameters={"model": plain} if plain else {},
+        reducible=_reducible(outline.header) if plain else {},
         packed={"model": packed} if packed else {},
     )
+
+
+def _reducible(header: TensorIndex | None) -> dict[str, Reducible]:
+    shapes = {name: shape for name, (_, shape) in header.tensors.items()} if header else {}
+    return {"model": Reducible.of("model", shapes)}
 
 
 def parts_of(index: TensorIndex) -> tuple[str, ...]:

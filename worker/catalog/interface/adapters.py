@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker.catalog.architectures import base_of
 from worker.catalog.call import ModelCall, once
-from worker.catalog.classes.modular import is_modular
+from worker.catalog.classes.modular import has_lora_loader, is_modular
 from worker.catalog.classes.signatures import part_classes
 from worker.catalog.interface.controls import takes_controls
 from worker.catalog.interface.prompt_encoding import prompt_form
@@ -106,8 +106,8 @@ _FURTHER: Mapping[str, Takes] = {"refiner": _hands_over, "upscale": _makes_image
 
 
 def takes_loras(call: ModelCall) -> bool:
-    """True unless the class is a modular pipeline: LoRAs for those have not been tried with any here."""
-    return not is_modular(call.pipeline)
+    """True unless the class is a modular pipeline that diffusers loads no LoRAs into."""
+    return not is_modular(call.pipeline) or has_lora_loader(call.pipeline)
 
 
 @once

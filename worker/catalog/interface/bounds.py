@@ -3,8 +3,11 @@
 import re
 from collections.abc import Mapping
 
-from worker.catalog.classes.signatures import Schema
+from pydantic import JsonValue
+
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.interface.glossary import GLOSSARY
+from worker.core.pipeline import Companion, PipelineRow
 
 MAX_TEXT_CHARS = 8_000
 MAX_ITEMS = 1_024
@@ -27,9 +30,10 @@ BOUNDS: Mapping[str, tuple[float, float, str]] = {
     "fps": (1, 60, "Frames a second."),
     "frame_rate": (1, 60, "Frames a second."),
     "decode_chunk_size": (1, 64, "Frames decoded at once."),
+    "latent_window_size": (1, 32, "Latent frames that are drawn at once."),
     "max_sequence_length": (1, 2_048, "Prompt tokens that are read."),
     "max_new_tokens": (1, 4_096, "Tokens that the model may write."),
-    "noise_level": (0, 1_000, "Noise added to the input image before upscaling."),
+    "noise_level": (0, 999, "Noise added to the input image before upscaling."),
     "ensemble_size": (1, 16, "Runs that are averaged."),
     "scale": (0.25, 8, "How many times as large the image becomes; what the file is made for when left out."),
     "tile": (64, 2_048, "Pixels a side that an upscaler sees at once: less takes less memory."),
@@ -45,24 +49,33 @@ _ENDINGS: tuple[tuple[re.Pattern[str], float, float], ...] = (
     (re.compile(r"sigmas|.*_sigmas"), 0, 1_000),
 )
 _ANY_NUMBER = (-1_000_000, 1_000_000)
+_ORDINARY = PipelineRow("")
 
 
-def bounded(name: str, schema: Schema, max_steps: int, *, least: float | None = None) -> Schema:
+def bounded(name: str, schema: Schema, max_steps: int, row: PipelineRow = _ORDINARY) -> Schema:
     """Return `schema` of the parameter `name` with every number, list and text bounded, and the name's meaning.
 
-    `least` is the smallest number where the name's own bound is too small."""
-    description = meaning(name)
+    `row` says what a class takes where the name's own bounds are too wide."""
     limited = _limited(name, schema, max_steps)
-    if least is not None:
-        limited = _raised(limited, least)
+    for bound, numbers in (("minimum", row.least), ("maximum", row.most), ("multipleOf", row.multiples)):
+        if name in numbers:
+            limited = _narrowed(limited, **{bound: numbers[name]})
+    description = " ".join(filter(None, (meaning(name), _needed_beside(row.companions.get(name)))))
     return limited | ({"description": description} if description else {})
 
 
-def _raised(schema: Schema, least: float) -> Schema:
+def _needed_beside(companion: Companion | None) -> str:
+    if companion is None:
+        return ""
+    least = "" if companion.least is None else f" of at least {companion.least:g}"
+    return f"Needs {companion.parameter}{least} beside it."
+
+
+def _narrowed(schema: Schema, **bounds: JsonValue) -> Schema:
     members = schema.get("anyOf")
     if isinstance(members, list):
-        return schema | {"anyOf": [_raised(member, least) for member in members if isinstance(member, dict)]}
-    return schema | {"minimum": least} if "minimum" in schema else schema
+        return schema | {"anyOf": [_narrowed(member, **bounds) for member in members if isinstance(member, dict)]}
+    return schema | bounds if "minimum" in schema else schema
 
 
 def meaning(name: str) -> str | None:

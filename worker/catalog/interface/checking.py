@@ -8,7 +8,8 @@ from pydantic import JsonValue
 
 from worker.catalog.architectures import ARCHITECTURES
 from worker.catalog.call import Model, ModelCall
-from worker.catalog.classes.signatures import DENIED, Schema, regenerates_by_strength
+from worker.catalog.classes.annotations import Schema
+from worker.catalog.classes.signatures import DENIED, regenerates_by_strength
 from worker.catalog.interface import sampling
 from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.parameters import (
@@ -51,7 +52,9 @@ def check_parameters(
     if isinstance(sigmas := merged.get("sigmas"), list) and "num_inference_steps" in properties:
         merged["num_inference_steps"] = len(sigmas)  # some pipelines compare the two, and most replace it
     _check_together(effective_defaults(properties, ("strength", *call.row.step_places)) | merged, call)
-    _check_windows(effective_defaults(properties, [*properties]) | merged)
+    effective = effective_defaults(properties, [*properties]) | merged
+    _check_windows(effective)
+    _check_companions(effective, call)
     return merged | _unset_of_two_steps(merged, call)
 
 
@@ -153,6 +156,7 @@ def _check_together(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
     _check_original(merged.get("original_inference_steps"), steps, 1.0 if strength is None else strength)
     _check_each_step(merged.get("guidance_schedule"), steps)
     _check_lengthened(merged, call)
+    _check_blocks(merged, call)
     _check_step_places(merged, call, steps)
     for name, default in call.row.shares.items():
         share = merged.get(name)
@@ -182,6 +186,17 @@ def _check_lengthened(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
         raise ParameterOutOfRange(f"{text}: raise it, or lower overlap_history.", field="num_frames")
 
 
+def _check_blocks(merged: Mapping[str, JsonValue], call: ModelCall) -> None:
+    """Check that a video has a block of latent frames, where it is generated block by block."""
+    block, frames = merged.get("causal_block_size"), merged.get("num_frames")
+    if not (isinstance(block, int) and isinstance(frames, int)):
+        return
+    latent = (frames - 1) // call.row.frame_grid.step + 1
+    if block > latent:
+        text = f"causal_block_size must be at most {latent}, the latent frames of num_frames {frames}; {block} was sent"
+        raise ParameterOutOfRange(f"{text}: lower it, or raise num_frames.", field="causal_block_size")
+
+
 def _check_step_places(merged: Mapping[str, JsonValue], call: ModelCall, steps: JsonValue) -> None:
     """Check that a step which is named by its place is one of the steps."""
     for name in call.row.step_places:
@@ -189,6 +204,20 @@ def _check_step_places(merged: Mapping[str, JsonValue], call: ModelCall, steps: 
         if isinstance(place, int) and isinstance(steps, int) and place >= steps:
             text = f"{name} must be less than num_inference_steps, {steps}; it is {place}"
             raise ParameterOutOfRange(f"{text}: send a smaller one, or more steps.", field=name)
+
+
+def _check_companions(values: Mapping[str, JsonValue], call: ModelCall) -> None:
+    """Refuse a parameter that the pipeline fails on without another one."""
+    for name, companion in call.row.companions.items():
+        beside = values.get(companion.parameter)
+        least = companion.least
+        given = bool(beside) if least is None else isinstance(beside, int | float) and beside >= least
+        if values.get(name) and not given:
+            wanted = companion.parameter if least is None else f"{companion.parameter} of at least {least:g}"
+            raise ParameterOutOfRange(
+                f"{name} needs {wanted} beside it; {json.dumps(beside)} was sent: send one, or leave {name} out.",
+                field=name,
+            )
 
 
 def _check_share(name: str, share: JsonValue, steps: JsonValue) -> None:

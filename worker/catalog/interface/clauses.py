@@ -10,7 +10,7 @@ from itertools import combinations
 
 from pydantic import JsonValue
 
-from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.annotations import Schema
 
 LEFT_OUT: Schema = {"$ref": "#/$defs/left_out"}
 SENT: Schema = {"$ref": "#/$defs/sent"}

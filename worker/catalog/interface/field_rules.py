@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall, once
-from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.interface.adapters import HANDED_OVER, adapter_fields, all_adapter_fields
 from worker.catalog.interface.clauses import (
     Clause,

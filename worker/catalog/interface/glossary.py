@@ -242,7 +242,6 @@ GLOSSARY: Mapping[str, str] = {
     "image_noise_sigma_max": "The most noise added to the input image.",
     "video_noise_sigma_min": "The least noise added to the input video.",
     "video_noise_sigma_max": "The most noise added to the input video.",
-    "latent_window_size": "Latent frames that are drawn at once.",
     "chunk_partition": "Latent frames of each chunk.",
     "overlap_history": "Frames that follow-up parts of a long video share.",
     "addnoise_condition": "Noise added to shared frames, for smoother joints.",

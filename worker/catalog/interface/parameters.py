@@ -7,15 +7,16 @@ from pydantic import JsonValue
 
 from worker.catalog.architectures import base_of, variant_defaults
 from worker.catalog.call import ModelCall, once
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.classes.inputs import missing_fields
 from worker.catalog.classes.refusals import PART_OF
-from worker.catalog.classes.signatures import DENIED, CallParameter, Schema, regenerates_by_strength
+from worker.catalog.classes.signatures import DENIED, CallParameter, regenerates_by_strength
 from worker.catalog.interface.bounds import BOUNDS, bounded
+from worker.catalog.interface.fitting import fits
 from worker.catalog.interface.prompt_encoding import clip_skip_limit, prompt_form
 from worker.catalog.interface.request_fields import common_fields
 from worker.catalog.interface.sampling import LISTS, fit_of, sampling_properties
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, size_bounds, step_limit
-from worker.catalog.interface.values import is_valid
 from worker.core.job import PROMPT_PARAMETERS
 from worker.core.model import Task
 from worker.core.prompt import PROMPT_WEIGHTINGS
@@ -63,7 +64,7 @@ def parameters(call: ModelCall) -> dict[str, Schema]:
     properties: dict[str, Schema] = {}
     for name, (schema, default) in _taken(call).items():
         limited = _property(name, schema, call)
-        if default is not None and is_valid(default, limited):
+        if default is not None and fits(default, limited):
             limited["default"] = default
         properties[name] = limited
     fit = fit_of(call)
@@ -213,7 +214,7 @@ def _property(name: str, schema: Schema, call: ModelCall) -> Schema:
     if name == "clip_skip":
         number: Schema = {"type": "integer", "minimum": 0, "maximum": clip_skip_limit(call.model)}
         return {"anyOf": [number, {"type": "null"}], "description": BOUNDS[name][2]}
-    limited = bounded(name, schema, steps, least=call.row.least.get(name))
+    limited = bounded(name, schema, steps, call.row)
     if name == "strength" and regenerates_by_strength(call.pipeline):
         limited["description"] = f"{BOUNDS[name][2]} Times num_inference_steps it is at least 1, or 0."
     return limited

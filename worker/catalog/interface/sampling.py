@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall, once
-from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.samplers import (
     AUTOMATIC,
     SAMPLERS,

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from worker.catalog.call import Model, ModelCall
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.classes.inputs import FIELDS
-from worker.catalog.classes.signatures import Schema
 from worker.catalog.interface.adapters import (
     ADAPTERS,
     adapter_fields,
@@ -26,13 +26,14 @@ from worker.catalog.interface.parameters import (
     parameters,
     takes_negative_prompt,
 )
+from worker.catalog.interface.precisions import precisions
 from worker.catalog.interface.request_fields import common_fields, request_fields
 from worker.catalog.interface.sizes import image_limit, size_bounds
 from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_FRAMES, MAX_IMAGES
 
-_ENVELOPE: Mapping[str, Schema] = {
+ENVELOPE: Mapping[str, Schema] = {
     "action": {"const": "generate", "description": "What a request is when it says none."},
     "traceparent": {"description": "A W3C trace context, the parent of the job's trace."},
 }
@@ -50,7 +51,7 @@ _TEXT: Schema = {"type": "string", "minLength": 1}
 _SHOWN = ("width", "height", "num_inference_steps", "guidance_scale", "true_cfg_scale")  # in examples
 
 
-def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
+def model_schema(model: Model, *, max_images: int, max_loras: int, takes_precision: bool = True) -> Schema:
     """Return the JSON Schema (2020-12) of a request for this model: its fields, and the rules of each task.
 
     A request that fits is accepted, as far as its fields show. The schema cannot check the content of a reference or
@@ -58,9 +59,9 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     """
     spec = model.spec
     generated = request_fields().model_json_schema()
-    objects = {name: _tidy(item) for name, item in generated["$defs"].items()}
-    properties = {name: dict(item) for name, item in _ENVELOPE.items()}
-    properties |= {name: _without_null(_tidy(generated["properties"][name])) for name in common_fields()}
+    objects = {name: tidy(item) for name, item in generated["$defs"].items()}
+    properties = {name: dict(item) for name, item in ENVELOPE.items()}
+    properties |= {name: _without_null(tidy(generated["properties"][name])) for name in common_fields()}
     _write_common(properties, model)
     _write_objects(properties, objects, model, max_loras)
     for schemas in (*map(parameters, model.calls), *map(with_controls, model.calls)):
@@ -69,7 +70,7 @@ def model_schema(model: Model, *, max_images: int, max_loras: int) -> Schema:
     properties |= {name: {**properties[name], "default": size} for name, size in _enlarged(properties, model).items()}
     properties["num_images"]["maximum"] = image_limit(spec, max_images)
     _write_examples(properties, model)
-    untaken = _untaken(model)
+    untaken = _untaken(model) | (set() if takes_precision else {"precision"})
     properties = _with_media({name: item for name, item in properties.items() if name not in untaken}, model)
     return _document(model, properties, objects)
 
@@ -85,7 +86,7 @@ def _document(model: Model, properties: Mapping[str, dict[str, Any]], objects: M
         "title": f"A request for {spec.id}",
         **({"description": spec.description} if spec.description else {}),
         "type": "object",
-        "properties": {name: _filled(item) if name in needed else _nullable(item) for name, item in properties.items()},
+        "properties": {name: _filled(item) if name in needed else nullable(item) for name, item in properties.items()},
         "required": [*needed],
         "additionalProperties": False,
         **({"allOf": conditions} if conditions else {}),
@@ -100,6 +101,9 @@ def _write_common(properties: dict[str, dict[str, Any]], model: Model) -> None:
     properties["task"] = {"enum": [*model.tasks], "description": properties["task"]["description"]}
     if model.spec.quality is not None:
         properties["quality"]["default"] = model.spec.quality
+    properties["precision"]["enum"] = [*precisions(model)]
+    if model.spec.precision is not None:
+        properties["precision"]["default"] = model.spec.precision
     if "negative_prompt" in model.spec.defaults:
         properties["negative_prompt"]["default"] = model.spec.defaults["negative_prompt"]
 
@@ -120,19 +124,19 @@ def _write_examples(properties: dict[str, dict[str, Any]], model: Model) -> None
             properties[name] = {**properties[name], "examples": shared}
 
 
-def _tidy(item: Mapping[str, Any]) -> dict[str, Any]:
+def tidy(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return pydantic's schema without titles and null defaults, and with `null` as one more type."""
     tidied = {key: value for key, value in item.items() if key != "title" and (key, value) != ("default", None)}
     for key in ("properties", "$defs"):
         if key in tidied:
-            tidied[key] = {name: _tidy(part) for name, part in tidied[key].items()}
-    members = [_tidy(member) for member in tidied.pop("anyOf", []) if isinstance(member, Mapping)]
+            tidied[key] = {name: tidy(part) for name, part in tidied[key].items()}
+    members = [tidy(member) for member in tidied.pop("anyOf", []) if isinstance(member, Mapping)]
     real = [member for member in members if member != {"type": "null"}]
     if not members:
         return tidied
     if len(real) == 1 and "$ref" not in real[0]:
         single = {**real[0], **tidied}
-        return _nullable(single) if len(real) < len(members) else single
+        return nullable(single) if len(real) < len(members) else single
     return {"anyOf": members, **tidied}
 
 
@@ -149,7 +153,7 @@ def _filled(item: Mapping[str, Any]) -> dict[str, Any]:
     return {**item, "minItems": 1} if "items" in item else dict(item)
 
 
-def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
+def nullable(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of `item` or null: null counts as not sent."""
     kind, members = item.get("type"), item.get("anyOf")
     if "enum" in item:
@@ -160,7 +164,7 @@ def _nullable(item: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(members, list):
         real = [member for member in members if member != {"type": "null"}]
         if len(real) == 1 and isinstance(real[0].get("type"), str):
-            return _nullable({**real[0], **_without("anyOf", item)})
+            return nullable({**real[0], **_without("anyOf", item)})
         return {**item, "anyOf": [*real, {"type": "null"}]}
     if "$ref" in item:
         return {"anyOf": [{"$ref": item["$ref"]}, {"type": "null"}], **_without("$ref", item)}

@@ -36,7 +36,7 @@ class SizeBounds:
 def size_bounds(model: Model) -> SizeBounds:
     """Return the sizes that a model generates: its family's, changed by `limits`; tiny models may make tiny images."""
     row, limits = model.architecture, model.spec.limits
-    multiple = row.size_multiple if row else _multiple(model)
+    multiple = math.lcm(row.size_multiple, pipeline_row(model.pipeline).size_multiple) if row else _multiple(model)
     native = model.detection.native_size or (row.native_size if row else 1024)
     max_pixels = int(limits.get("max_pixels", row.max_pixels if row else 2048 * 2048))
     # Up to an aspect of 4:1 at the most pixels: beyond that no family was trained.
@@ -46,7 +46,8 @@ def size_bounds(model: Model) -> SizeBounds:
     least = -(-max(64, multiple) // multiple) * multiple
     minimum = min(4 * multiple, least) if native < 256 else least
     if row is None:
-        minimum = multiple  # for a class without a row the size where noise begins is unknown
+        # For a class without a family the size where noise begins is unknown.
+        minimum = max(multiple, int(pipeline_row(model.pipeline).least.get("width", 0)))
     return SizeBounds(min(minimum, maximum), maximum, multiple, max_pixels, min(max(native, minimum), maximum))
 
 

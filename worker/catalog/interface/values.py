@@ -5,11 +5,11 @@ import math
 import re
 from collections.abc import Collection, Iterator
 
-from jsonschema import Draft202012Validator
 from pydantic import JsonValue
 
-from worker.catalog.classes.signatures import Schema
+from worker.catalog.classes.annotations import Schema
 from worker.catalog.interface.bounds import MAX_ITEMS, MAX_TEXT_CHARS
+from worker.catalog.interface.fitting import fits
 from worker.core.errors import ParameterOutOfRange
 
 _MAX_DEPTH = 8
@@ -22,7 +22,7 @@ _TRUTH = {"true": True, "false": False}
 def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
     """Return `value` as the pipeline gets it. Raises ParameterOutOfRange with the limit, the value and the fix."""
     problem = _unsafe(value)
-    if problem is None and is_valid(value, schema):
+    if problem is None and fits(value, schema):
         return _whole(value, schema)
     shown = "that" if problem else _shown(value)
     text = f"{name} must be {_expected(schema)}; {problem or f'{shown} was sent'}"
@@ -36,11 +36,6 @@ def check_value(name: str, value: JsonValue, schema: Schema) -> JsonValue:
         key: schema[key] for key in ("minimum", "maximum", "multipleOf", "enum", "default") if key in schema
     }
     raise ParameterOutOfRange(f"{text}.", field=name, hint=hint, details=limits)
-
-
-def is_valid(value: JsonValue, schema: Schema) -> bool:
-    """True if `value` fits `schema` as it stands."""
-    return bool(Draft202012Validator(schema).is_valid(value))
 
 
 def number_in(value: object) -> int | float | None:
@@ -66,7 +61,7 @@ def truth_in(value: object) -> bool | None:
 
 def plain_value(value: JsonValue, schema: Schema) -> JsonValue:
     """Return a number or truth value for its text, where `schema` takes one and no such text; else `value`."""
-    if not isinstance(value, str | list) or _unsafe(value) or is_valid(value, schema):
+    if not isinstance(value, str | list) or _unsafe(value) or fits(value, schema):
         return value
     kinds = [kind for kind in _members(schema) if isinstance(kind, dict)]
     if isinstance(value, list):
@@ -122,7 +117,7 @@ def _whole(value: JsonValue, schema: Schema) -> JsonValue:
     """Return 20.0 as 20 where `schema` asks for an integer: JSON has one number type, Python two."""
     members = schema.get("anyOf")
     if isinstance(members, list):
-        fitting = (member for member in members if isinstance(member, dict) and is_valid(value, member))
+        fitting = (member for member in members if isinstance(member, dict) and fits(value, member))
         return _whole(value, next(fitting, {}))
     inner = schema.get("items")
     if isinstance(value, list) and isinstance(inner, dict):

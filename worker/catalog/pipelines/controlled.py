@@ -112,7 +112,10 @@ CONTROLS: tuple[PipelineRow, ...] = (
     PipelineRow("StableDiffusionControlNetPAGPipeline", slots=(_CONTROL_AS_IMAGE,), untaken=_GUESS),
     PipelineRow("StableDiffusionControlNetPipeline", slots=(_CONTROL_AS_IMAGE,)),
     PipelineRow("StableDiffusionControlNetXSPipeline", slots=(_CONTROL_AS_IMAGE,)),
-    PipelineRow("StableDiffusionXLAdapterPipeline", slots=(_CONTROL_AS_IMAGE,), image_per_prompt=True),
+    # The adapters for SDXL unshuffle sixteen pixels a side.
+    PipelineRow(
+        "StableDiffusionXLAdapterPipeline", slots=(_CONTROL_AS_IMAGE,), image_per_prompt=True, size_multiple=16
+    ),
     PipelineRow("StableDiffusionXLControlNetPAGPipeline", slots=(_CONTROL_AS_IMAGE,)),
     PipelineRow("StableDiffusionXLControlNetPipeline", slots=(_CONTROL_AS_IMAGE,)),
     PipelineRow("StableDiffusionXLControlNetUnionImg2ImgPipeline", untaken=_GUESS),

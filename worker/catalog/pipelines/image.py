@@ -1,7 +1,8 @@
 """Rows of the classes that make images."""
 
 from worker.core.model import Task
-from worker.core.pipeline import Package, PipelineRow, Slot
+from worker.core.pipeline import Companion, Package, PipelineRow, Slot
+from worker.core.precision import DType
 
 _T2I, _EDIT, _INPAINT = Task.TEXT_TO_IMAGE, Task.IMAGE_EDITING, Task.INPAINTING
 _IMAGE = ("image", "images")
@@ -17,6 +18,9 @@ _CROP = frozenset({"padding_mask_crop"})  # refuses the only output type that it
 _PATCHES = frozenset({"do_patching"})  # for a transformer of other channels than FIBO's
 _NINE_CHANNELS = frozenset({"gligen_inpaint_image"})  # wants a UNet that only one deprecated checkpoint has
 
+# Hands its image to NumPy as it is, which has no bfloat16.
+_NUMPY: tuple[DType, ...] = ("float32", "float16")
+
 _EMBEDDINGS = "makes embeddings for another model, not an image; use the combined pipeline of its family"
 _SECOND_STAGE = "is the second stage of a family and needs the embeddings of the first; use the combined pipeline"
 _Q_FORMER = "its Q-Former calls invert_attention_mask, which transformers 5 removed"
@@ -25,6 +29,10 @@ _GUARDRAIL = Package("cosmos_guardrail", "cosmos_guardrail")
 
 _PRIOR = {"prior_num_inference_steps": 2}  # its scheduler divides by one step less
 _ORIGINAL = {"original_inference_steps": 1}
+_RESCALED = frozenset({"guidance_rescale"})  # asks the mean of a tuple
+_SOURCE = {"source_guidance_scale": 1.01}  # reads an embedding that it makes for guidance alone
+_READ = {"processing_resolution": 8}  # its VAE halves the sides three times
+_UNSURE = {"output_uncertainty": Companion("ensemble_size", 3)}
 
 # Measured with diffusers 0.42.1, by tests/zoo.
 IMAGES: tuple[PipelineRow, ...] = (
@@ -56,21 +64,37 @@ IMAGES: tuple[PipelineRow, ...] = (
     # Reads the images' vectors under a name that it has only when a caller computed them.
     PipelineRow("KolorsPAGPipeline", image_prompts="none"),
     PipelineRow(
-        "LEditsPPPipelineStableDiffusion", inverts=True, preparation="inverted_ledits", steps_by_scheduler=True
+        "LEditsPPPipelineStableDiffusion",
+        untaken=_RESCALED,
+        least=_SOURCE,
+        inverts=True,
+        preparation="inverted_ledits",
+        steps_by_scheduler=True,
     ),
     PipelineRow(
-        "LEditsPPPipelineStableDiffusionXL", inverts=True, preparation="inverted_ledits", steps_by_scheduler=True
+        "LEditsPPPipelineStableDiffusionXL",
+        untaken=_RESCALED,
+        least=_SOURCE,
+        inverts=True,
+        preparation="inverted_ledits",
+        steps_by_scheduler=True,
+        dtypes=("bfloat16", "float32"),  # of float16 it makes its VAE float32 for good, and gives it latents as before
     ),
     # Trained to one scheduler's own steps.
     PipelineRow("LatentConsistencyModelImg2ImgPipeline", own_scheduler=True, least=_ORIGINAL),
     PipelineRow("LatentConsistencyModelPipeline", own_scheduler=True, least=_ORIGINAL),
+    PipelineRow("MarigoldDepthPipeline", multiples=_READ, companions=_UNSURE),
+    PipelineRow("MarigoldIntrinsicsPipeline", multiples=_READ, companions=_UNSURE),
+    PipelineRow("MarigoldNormalsPipeline", multiples=_READ, companions=_UNSURE),
     PipelineRow("OmniGenPipeline", untaken=_SCHEDULE),
     PipelineRow("QwenImage21Pipeline", slots=(_SEVERAL,)),
     PipelineRow("QwenImageEditInpaintPipeline", tasks=(_INPAINT,)),
     PipelineRow("QwenImageEditPlusPipeline", slots=(_SEVERAL,)),
     PipelineRow("QwenImageLayeredModularPipeline", slots=(_TRANSPARENT,)),
     PipelineRow("QwenImageLayeredPipeline", slots=(_TRANSPARENT,)),
-    PipelineRow("RePaintPipeline", slots=(Slot("mask_image", ("mask_image",), "unmask", required=True),)),
+    PipelineRow(
+        "RePaintPipeline", slots=(Slot("mask_image", ("mask_image",), "unmask", required=True),), dtypes=_NUMPY
+    ),
     # Angles, in a list one longer than its steps.
     PipelineRow("SanaSprintImg2ImgPipeline", untaken=_SCHEDULE, of_two_steps=_BETWEEN),
     PipelineRow("SanaSprintPipeline", untaken=_SCHEDULE, of_two_steps=_BETWEEN),
@@ -97,12 +121,14 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("StableDiffusionGLIGENPipeline", tasks=(_T2I,), unused=_NINE_CHANNELS),
     PipelineRow("StableDiffusionGLIGENTextImagePipeline", tasks=(_T2I,), unused=_NINE_CHANNELS),
     PipelineRow("StableDiffusionModelEditingPipeline", tasks=(_T2I,), weighs_prompts=False),
-    PipelineRow("StableDiffusionPAGInpaintPipeline", untaken=_CROP),
+    PipelineRow("StableDiffusionPAGInpaintPipeline", untaken=_CROP | {"guidance_rescale"}),
+    PipelineRow("StableDiffusionUpscalePipeline", most={"noise_level": 350}),  # its configuration's own
     # Its callback reports windows of steps.
-    PipelineRow("StableDiffusionParadigmsPipeline", steps_by_scheduler=True),
+    PipelineRow("StableDiffusionParadigmsPipeline", steps_by_scheduler=True, untaken=frozenset({"eta"})),
     PipelineRow("StableDiffusionPix2PixZeroPipeline", tasks=(_T2I,), weighs_prompts=False),
     PipelineRow("UniDiffuserPipeline", tasks=(_T2I,), alone=True),
     # It reads no prompt.
+    PipelineRow("StableUnCLIPPipeline", least=_PRIOR),
     PipelineRow("VersatileDiffusionImageVariationPipeline", untaken=frozenset({"negative_prompt"})),
     PipelineRow("VisualClozeGenerationPipeline", slots=(_EXAMPLES,)),
     PipelineRow("VisualClozePipeline", slots=(_EXAMPLES,), least={"upsampling_width": 64, "upsampling_height": 64}),
@@ -117,6 +143,7 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("CogView4ControlPipeline", alone=True),
     PipelineRow("CycleDiffusionPipeline", alone=True),
     PipelineRow("HiDreamImagePipeline", alone=True),
+    PipelineRow("HunyuanDiTPAGPipeline", least={"guidance_scale": 1.01}),  # its perturbed half is one of three
     PipelineRow("StableDiffusionPanoramaPipeline", alone=True),
     # One call gives other images where the prompts differ in length.
     PipelineRow("CogView4Pipeline", alone=True),
@@ -124,16 +151,25 @@ IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("Kandinsky3Pipeline", alone=True),
     # One call for several images fails.
     PipelineRow("KandinskyCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
-    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
+    PipelineRow("KandinskyImg2ImgCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR, swaps_sides=True),
     PipelineRow("KandinskyInpaintCombinedPipeline", alone=True, size_multiple=64, least=_PRIOR),
     PipelineRow("KandinskyV22CombinedPipeline", alone=True, least=_PRIOR),
     PipelineRow("KandinskyV22Img2ImgCombinedPipeline", alone=True, least=_PRIOR),
     PipelineRow("KandinskyV22InpaintCombinedPipeline", alone=True, least=_PRIOR),
     PipelineRow("PRXPipeline", alone=True, least={"guidance_scale": 1}),
-    PipelineRow("PRXPixelPipeline", alone=True),
+    PipelineRow("PRXPixelPipeline", alone=True, least={"guidance_scale": 1}),
     PipelineRow("StableDiffusionInpaintPipelineLegacy", alone=True),
-    PipelineRow("VQDiffusionPipeline", alone=True),
+    PipelineRow("VQDiffusionPipeline", alone=True, dtypes=_NUMPY),
     PipelineRow("WuerstchenCombinedPipeline", alone=True),
+    PipelineRow("ConsistencyModelPipeline", dtypes=_NUMPY),
+    PipelineRow("DDIMPipeline", dtypes=_NUMPY),
+    PipelineRow("DDPMPipeline", dtypes=_NUMPY),
+    PipelineRow("KarrasVePipeline", dtypes=_NUMPY),
+    PipelineRow("LDMPipeline", dtypes=_NUMPY),
+    PipelineRow("LDMSuperResolutionPipeline", dtypes=_NUMPY),
+    PipelineRow("LDMTextToImagePipeline", dtypes=_NUMPY),
+    PipelineRow("PNDMPipeline", dtypes=_NUMPY),
+    PipelineRow("ScoreSdeVePipeline", dtypes=_NUMPY),
     # Not served.
     PipelineRow(
         "FluxPriorReduxPipeline", refusal="makes embeddings for another model, not an image; use a FLUX.1 model"

@@ -31,6 +31,20 @@ PIPELINES: Mapping[str, PipelineRow] = _by_name((*IMAGES, *VIDEOS, *CONTROLS))
 UPSCALE_PIPELINE = next(row.name for row in PIPELINES.values() if not row.denoises)
 
 
+_added: dict[str, PipelineRow] = {}
+
+
+def add_rows(rows: tuple[PipelineRow, ...]) -> bool:
+    """Have these rows beside the table's, in place of those added before; True if that changes anything."""
+    new = {row.name: row for row in rows}
+    if new == _added:
+        return False
+    _added.clear()
+    _added.update(new)
+    _row.cache_clear()
+    return True
+
+
 def pipeline_row(name: str | None) -> PipelineRow:
     """Return the facts of a class: its row, or an ordinary class's, completed by the facts that its name tells."""
     return _row(name or "")
@@ -38,7 +52,7 @@ def pipeline_row(name: str | None) -> PipelineRow:
 
 @lru_cache(maxsize=512)
 def _row(name: str) -> PipelineRow:
-    row = PIPELINES.get(name) or PipelineRow(name)
+    row = PIPELINES.get(name) or _added.get(name) or PipelineRow(name)
     return replace(
         row,
         is_video=row.is_video or is_video(name),

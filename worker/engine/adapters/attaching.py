@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from worker.core.errors import UnsupportedModel
 from worker.engine.adapters.changes import Change
+from worker.engine.adapters.targets import modules_of
 
 Weighted = tuple[Change, float]
 Placed = tuple[str, str, Change, float]  # a module's component and path, the change, its weight
@@ -34,7 +35,7 @@ def attached(pipe: Any, changes: Sequence[Placed]) -> Iterator[None]:
         for (component, path), parts in by_target(changes).items():
             owner = getattr(pipe, component)
             if component not in modules:
-                modules[component] = dict(owner.named_modules())
+                modules[component] = modules_of(owner)
             module = modules[component].get(path)
             if module is None:
                 stack.enter_context(_written(owner.get_parameter(path), parts))

@@ -58,7 +58,8 @@ class Change:
             ready = self._ready.get(name)
             if ready is None or ready.device != y.device or ready.dtype != y.dtype:
                 # Always from the file's own numbers: those of a lower precision would not come back.
-                self._ready[name] = tensor.to(y.device, y.dtype)
+                is_like = tensor.dtype == y.dtype and tensor.device == y.device
+                self._ready[name] = tensor if is_like else tensor.to(y.device, y.dtype)
         return self._ready
 
 
@@ -95,7 +96,8 @@ class LowRank(Delta):
     """LoRA: ΔW = up · down, for convolutions with an optional core `mid` between them (Tucker)."""
 
     def __init__(self, down: Tensor, up: Tensor, mid: Tensor | None, bias: Tensor | None, scale: float) -> None:
-        super().__init__(down=down, up=up.float() * scale, mid=mid, bias=None if bias is None else bias.float() * scale)
+        up, bias = (half if half is None or scale == 1 else half.float() * scale for half in (up, bias))
+        super().__init__(down=down, up=up, mid=mid, bias=bias)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,6 +105,16 @@ class LowRank(Delta):
         mid = self._tensors.get("mid")
         kernel = 1 if mid is None else mid[0, 0].numel()
         return self._tensors["up"].shape[0], self._tensors["down"][0].numel() * kernel
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it is up · down and nothing else."""
+        return self._tensors.keys() == {"down", "up"}
+
+    def halves(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return down (rank, in) and up (out, rank), on the device and in the dtype of `like`."""
+        tensors = self._like(like)
+        return tensors["down"].flatten(1), tensors["up"].flatten(1)
 
     def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return up · down, contracted over the rank."""

@@ -133,7 +133,7 @@ def _left_as_it_was(net: nn.Module) -> Iterator[None]:
 
 def _join(pipe: Any, resident: Resident) -> None:
     """Put a ControlNet-XS's UNet on the device: the pipeline makes a new one of the model's and the adapter."""
-    if resident.plan.offload != "none":
+    if not resident.plan.keeps_denoiser:
         raise UnsupportedModel(
             f"controlnets: a ControlNet-XS makes a second UNet, for which this device is too small beside "
             f"{resident.model}; use a ControlNet.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.core.adapter import AdapterFiles, AdapterReport
 from worker.core.result import LoraReport
+from worker.engine.adapters.mixing import Mixture
 from worker.engine.adapters.offloading import Offloading
 from worker.engine.resident import Resident
 
@@ -15,7 +16,8 @@ from worker.engine.resident import Resident
 class Host:
     """The pipeline that a job's adapters are put on: `resident`, called as `class_name`, of the model id `model`.
 
-    `room` returns the bytes that the job leaves free on the device; `check` raises where the job has to stop.
+    `room` returns the bytes that the job leaves free on the device; `check` raises where the job has to stop. With a
+    `mixture` its LoRAs are put on.
     """
 
     def __init__(
@@ -25,12 +27,14 @@ class Host:
         model: str,
         room: Callable[[], int] | None = None,
         check: Callable[[], None] = lambda: None,
+        mixture: Mixture | None = None,
     ) -> None:
         self.resident = resident
         self.class_name = class_name
         self.model = model
         self.room = room
         self.check = check
+        self.mixture = mixture
 
     @cached_property
     def pipe(self) -> Any:

@@ -15,13 +15,13 @@ The price of copies is memory, within a budget; that of hooks one or two thin pr
 """
 
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from worker.core.adapter import LoraFiles
@@ -29,11 +29,13 @@ from worker.core.errors import CorruptFile, IncompatibleAdapter, UnsupportedMode
 from worker.core.model import LoraSpec
 from worker.core.result import LoraReport
 from worker.engine.adapters.adapter_cache import AdapterCache, AdapterCaches, denoiser_of
-from worker.engine.adapters.attaching import attached
+from worker.engine.adapters.attaching import Placed, attached
 from worker.engine.adapters.embeddings import Word, embedded
 from worker.engine.adapters.host import Effect, Host
 from worker.engine.adapters.matching import DENOISERS, MatchedLora, match_lora
 from worker.engine.adapters.merging import MergeCache
+from worker.engine.adapters.mixing import Mixture, Unmixable, key_of, mixed
+from worker.engine.weight_file import mapped_tensors
 
 # Below this share of matched modules a LoRA was made for something else: every silent no-op has matched none.
 MINIMUM_MATCH = 0.95
@@ -81,7 +83,8 @@ class LoraCache:
     def applied(self, host: Host, adapters: Sequence[LoraFiles]) -> Iterator[Effect]:
         """Put `adapters` on the pipeline, yield a report of each one's match, and take them off whatever happens.
 
-        Their changes add up, in any order and mixture. Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
+        Their changes add up, in any order and mixture. Those of the host's own mixture are put on where there is one.
+        Raises IncompatibleAdapter when fewer than 95 % of a LoRA's
         denoiser modules find their place: a LoRA that does nothing is an error, never a warning.
         """
         pipe, model = host.pipe, host.model
@@ -92,13 +95,13 @@ class LoraCache:
                 field="loras",
             )
         with self._caches.opened(denoiser) as cache:
+            if host.mixture is not None:
+                with _mixed(cache, pipe, host.mixture, model):
+                    yield Effect()
+                return
             residents = [_resident(cache, pipe, adapter, model) for adapter in adapters]
-            changes = [
-                (component, path, change, _weight(adapter.adapter.spec, component, path))
-                for adapter, resident in zip(adapters, residents, strict=True)
-                for component, path, change in resident.changes
-            ]
-            key = tuple(_key(adapter) for adapter in adapters)
+            changes = placed(adapters, residents)
+            key = tuple(key_of(adapter) for adapter in adapters)
             with ExitStack() as stack:
                 others = stack.enter_context(
                     self._merges.applied(pipe, denoiser, key, changes, room=host.room, check=host.check)
@@ -111,26 +114,46 @@ class LoraCache:
                 yield Effect([*map(_report, adapters, residents)], notes=notes)
 
 
-def _key(adapter: LoraFiles) -> Hashable:
-    """Return a key that is the same for the same changes of one pipeline."""
-    spec = adapter.adapter.spec
-    return adapter.key, spec.weight, tuple(sorted(spec.weights.items()))
+@contextmanager
+def _mixed(cache: AdapterCache[MatchedLora], pipe: Any, mixture: Mixture, model: str) -> Iterator[None]:
+    """Let every image of the call have the LoRAs of its own job. Raises Unmixable where that cannot be."""
+    residents = [[_resident(cache, pipe, adapter, model) for adapter in adapters] for adapters in mixture.sets]
+    if any(resident.embeddings for each in residents for resident in each):
+        raise Unmixable
+    pairs = [[*zip(*pair, strict=True)] for pair in zip(mixture.sets, residents, strict=True)]
+    mixture.note(
+        [tuple(starmap(_report, each)) for each in pairs],
+        [tuple(note for pair in each for note in _notes(*pair)) for each in pairs],
+    )
+    with mixed(pipe, mixture, [placed(*pair) for pair in zip(mixture.sets, residents, strict=True)]):
+        yield
+
+
+def placed(adapters: Sequence[LoraFiles], residents: Sequence[MatchedLora]) -> list[Placed]:
+    """Return the changes of these LoRAs, each with the job's weight for its module."""
+    return [
+        (component, path, change, _weight(adapter.adapter.spec, component, path))
+        for adapter, resident in zip(adapters, residents, strict=True)
+        for component, path, change in resident.changes
+    ]
 
 
 def _resident(cache: AdapterCache[MatchedLora], pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
     _check_weights(adapter.adapter.spec, pipe)
-    return cache.take(adapter.key, partial(_load, pipe, adapter, model))
+    return cache.take(adapter.key, partial(match, pipe, adapter, model))
 
 
-def _load(pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
-    matched = match_lora(pipe, adapter.keys, _read(adapter), adapter.scaling)
+def match(pipe: Any, adapter: LoraFiles, model: str) -> MatchedLora:
+    """Return the changes of a LoRA in `pipe`. Raises IncompatibleAdapter, CorruptFile, UnsupportedModel."""
+    matched = match_lora(pipe, adapter.keys, read_tensors(adapter), adapter.scaling)
     _verify(matched, adapter, model)
     return matched
 
 
-def _read(adapter: LoraFiles) -> dict[str, Tensor]:
+def read_tensors(adapter: LoraFiles) -> dict[str, Tensor]:
+    """Return a file's tensors. Raises CorruptFile."""
     try:
-        tensors: dict[str, Tensor] = load_file(adapter.files.root)
+        tensors = mapped_tensors(adapter.files.root)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(
             f"LoRA {adapter.model} cannot be read ({type(error).__name__}); fetch it again.", field="loras"

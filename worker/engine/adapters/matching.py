@@ -22,7 +22,7 @@ from worker.engine.adapters.changes import (
     take,
 )
 from worker.engine.adapters.own_changes import Decomposed, Gain, Generalized, Rotated, Whole
-from worker.engine.adapters.targets import Target, Targets, weight_shape
+from worker.engine.adapters.targets import Target, Targets, modules_of, weight_shape
 from worker.engine.devices import is_out_of_memory
 
 # Names of the network in a pipeline that a LoRA's main part belongs to. Wan 2.2 has two, and both get it.
@@ -54,10 +54,9 @@ class MatchedLora:
 _TARGETS: WeakKeyDictionary[nn.Module, tuple[tuple[int, int], Targets]] = WeakKeyDictionary()
 
 
-def _targets_of(component: nn.Module) -> Targets:
+def _targets_of(component: nn.Module, modules: Mapping[str, nn.Module]) -> Targets:
     """Return the targets of a component, made anew only where a module or a parameter has come or gone."""
-    modules = list(component.modules())
-    size = len(modules), sum(len(module._parameters) for module in modules)
+    size = len(modules), sum(len(module._parameters) for module in modules.values())
     known, targets = _TARGETS.get(component, (None, None))
     if targets is None or known != size:
         targets = Targets(component)
@@ -72,7 +71,7 @@ class _Mismatch(Exception):
 def match_lora(pipe: Any, keys: LoraKeys, tensors: Mapping[str, Tensor], scaling: Scaling) -> MatchedLora:
     """Find the targets of every module of the file. Raises UnsupportedModel for an algorithm that cannot be applied."""
     components = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    matcher = _Matcher(components, tensors, scaling)
+    matcher = Matcher(components, tensors, scaling)
     in_denoiser = {module.component == DENOISER for module in keys.modules}
     matched = matcher.matched
     matched.embeddings = {
@@ -95,7 +94,9 @@ def match_lora(pipe: Any, keys: LoraKeys, tensors: Mapping[str, Tensor], scaling
     return matched
 
 
-class _Matcher:
+class Matcher:
+    """The search for targets of a file's modules in the components of a pipeline."""
+
     def __init__(self, components: dict[str, nn.Module], tensors: Mapping[str, Tensor], scaling: Scaling) -> None:
         self.matched = MatchedLora()
         self._components = components
@@ -160,14 +161,17 @@ class _Matcher:
 
     def _table(self, component: str) -> Targets:
         if component not in self._tables:
-            self._tables[component] = _targets_of(self._components[component])
+            self._tables[component] = _targets_of(self._components[component], self._modules_of(component))
         return self._tables[component]
+
+    def _modules_of(self, component: str) -> Mapping[str, nn.Module]:
+        if component not in self._modules:
+            self._modules[component] = modules_of(self._components[component])
+        return self._modules[component]
 
     def _module_at(self, component: str, path: str) -> nn.Module | None:
         """Return the module at `path`; None where a bare parameter is."""
-        if component not in self._modules:
-            self._modules[component] = dict(self._components[component].named_modules())
-        return self._modules[component].get(path)
+        return self._modules_of(component).get(path)
 
     def _changes(
         self, component: str, targets: Sequence[Target], index: int, keys: ModuleKeys, tensors: Mapping[str, Tensor]
@@ -180,10 +184,10 @@ class _Matcher:
                 raise _Mismatch("a table, which takes whole differences only")
             return [Difference(_sized(tensors["diff"], target), None)]
         start = sum(other.rows for other in targets[:index])
-        rows = _Order(sum(other.rows for other in targets), start, target)
+        rows = Order(sum(other.rows for other in targets), start, target)
         changes = _beside(tensors, rows, module)
         kind = algorithm.removesuffix("+dora") if algorithm != "dora" else "lora"
-        scale = self._factor(component, target, keys.name, tensors)
+        scale = self.factor(component, target, keys.name, tensors)
         if kind in _DELTAS:
             changes.append(_delta(kind, tensors, scale, rows, module))
         elif kind == "glora":
@@ -194,16 +198,17 @@ class _Matcher:
             changes.append(_rotation(tensors, rows, module))
         return changes
 
-    def _factor(self, component: str, target: Target, name: str, tensors: Mapping[str, Tensor]) -> float:
+    def factor(self, component: str, target: Target, name: str, tensors: Mapping[str, Tensor]) -> float:
+        """Return the factor on the change of a module of the file at one of its targets."""
         alpha = tensors.get("alpha")
         settings = self._scaling.settings
         if component in DENOISERS and component not in settings:  # a second denoiser has the settings of the first
             component = next((name for name in DENOISERS if name in settings), component)
         names = (target.path, name)  # peft's patterns are for the model that was trained: diffusers' or the original
-        return self._scaling.factor(component, names, _rank(tensors), None if alpha is None else float(alpha))
+        return self._scaling.factor(component, names, rank_of(tensors), None if alpha is None else float(alpha))
 
 
-class _Order:
+class Order:
     """The rows of a file's module that belong to one target."""
 
     def __init__(self, total: int, start: int, target: Target) -> None:
@@ -225,32 +230,37 @@ class _Order:
             raise _Mismatch(f"{shape[0]} x {shape[1]} instead of {expected[0]} x {expected[1]}")
 
 
-def _low_rank(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+def _low_rank(tensors: Mapping[str, Tensor], scale: float, rows: Order) -> Delta:
     return _product(tensors["up"], tensors["down"], tensors.get("mid"), tensors.get("up_bias"), scale, rows)
 
 
-def _product(up: Tensor, down: Tensor, mid: Tensor | None, bias: Tensor | None, scale: float, rows: _Order) -> LowRank:
+def _product(up: Tensor, down: Tensor, mid: Tensor | None, bias: Tensor | None, scale: float, rows: Order) -> LowRank:
     middle = down if mid is None else mid
-    if up[0].numel() != middle.shape[0] or (mid is not None and mid.shape[1] != down.shape[0]):
+    if _width(up) != middle.shape[0] or (mid is not None and mid.shape[1] != down.shape[0]):
         raise _Mismatch("its two halves differ in rank")
     kernel = 1 if mid is None else mid[0, 0].numel()
-    rows.check((up.shape[0], down[0].numel() * kernel))
+    rows.check((up.shape[0], _width(down) * kernel))
     # peft adds the bias of `lora_B` inside the scale.
     return LowRank(down, rows.of(up), mid, None if bias is None else rows.of(bias), scale)
 
 
-def _hadamard(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+def _width(tensor: Tensor) -> int:
+    """Return the numbers in one row; of a tensor without rows, or of one number, an error as by indexing."""
+    return int(tensor.numel() // tensor.shape[0] if tensor.ndim and tensor.shape[0] else tensor[0].numel())
+
+
+def _hadamard(tensors: Mapping[str, Tensor], scale: float, rows: Order) -> Delta:
     return _some_rows(Hadamard(_renamed(tensors, "hada_"), scale), rows)
 
 
-def _kronecker(tensors: Mapping[str, Tensor], scale: float, rows: _Order) -> Delta:
+def _kronecker(tensors: Mapping[str, Tensor], scale: float, rows: Order) -> Delta:
     return _some_rows(Kronecker(_renamed(tensors, "lokr_"), scale), rows)
 
 
 _DELTAS = {"lora": _low_rank, "loha": _hadamard, "lokr": _kronecker}
 
 
-def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
+def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: Order, module: nn.Module) -> Change:
     """Return a change of low rank or of products, with DoRA's magnitude where the file has one."""
     if kind != "lora" or "mid" in tensors:
         # Once without numbers: tensors that cannot be multiplied are to fail here, and not in the middle of an image.
@@ -270,7 +280,7 @@ def _delta(kind: str, tensors: Mapping[str, Tensor], scale: float, rows: _Order,
     return Decomposed(delta, magnitude, module)
 
 
-def _beside(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> list[Change]:
+def _beside(tensors: Mapping[str, Tensor], rows: Order, module: nn.Module) -> list[Change]:
     """Return the changes that go along with any algorithm, or stand alone: whole layers and differences."""
     changes = []
     if "whole" in tensors or "whole_bias" in tensors:
@@ -280,7 +290,7 @@ def _beside(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> l
     return changes
 
 
-def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+def _difference(tensors: Mapping[str, Tensor], rows: Order, module: nn.Module) -> Change:
     weight, bias = tensors.get("diff"), tensors.get("diff_b")
     if weight is not None:
         rows.check(Difference(weight, None).shape)
@@ -289,7 +299,7 @@ def _difference(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) 
     return Difference(None if weight is None else rows.of(weight), None if bias is None else rows.of(bias))
 
 
-def _whole(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+def _whole(tensors: Mapping[str, Tensor], rows: Order, module: nn.Module) -> Change:
     weight, bias = tensors.get("whole"), tensors.get("whole_bias")
     if weight is not None:
         rows.check(Difference(weight, None).shape)
@@ -298,7 +308,7 @@ def _whole(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Ch
     return Whole(None if weight is None else rows.of(weight), None if bias is None else rows.of(bias), module)
 
 
-def _generalized(tensors: Mapping[str, Tensor], scale: float, rows: _Order, module: nn.Module) -> Change:
+def _generalized(tensors: Mapping[str, Tensor], scale: float, rows: Order, module: nn.Module) -> Change:
     a1, a2, b1, b2 = (tensors[role] for role in ("a1", "a2", "b1", "b2"))
     if b1.shape[0] != rows.total:  # as GLoRA was first written: the halves change places
         a1, a2, b1, b2 = a2, a1, b2, b1
@@ -309,7 +319,7 @@ def _generalized(tensors: Mapping[str, Tensor], scale: float, rows: _Order, modu
     return Generalized(a1, a2, plain, scale, module)
 
 
-def _gain(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+def _gain(tensors: Mapping[str, Tensor], rows: Order, module: nn.Module) -> Change:
     vector, on_input = tensors["weight"].flatten(), bool(tensors["on_input"])
     if not on_input:
         return Gain(rows.of(vector), False, module)
@@ -317,7 +327,7 @@ def _gain(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Cha
     return Gain(vector, True, module)
 
 
-def _rotation(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) -> Change:
+def _rotation(tensors: Mapping[str, Tensor], rows: Order, module: nn.Module) -> Change:
     blocks, rescale = tensors["oft_blocks"], tensors.get("rescale")
     if rows.fused:
         raise _unsupported("OFT over fused layers", rows.target)
@@ -329,7 +339,7 @@ def _rotation(tensors: Mapping[str, Tensor], rows: _Order, module: nn.Module) ->
     return Rotated(blocks, rescale, 0.0 if alpha is None else float(alpha) * rows.total, module)
 
 
-def _some_rows(whole: Delta, rows: _Order) -> Delta:
+def _some_rows(whole: Delta, rows: Order) -> Delta:
     rows.check(whole.shape)
     return Rows(whole, (rows.total, rows.target.columns), rows.slices) if rows.fused else whole
 
@@ -341,7 +351,7 @@ def _renamed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 _RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 
 
-def _rank(tensors: Mapping[str, Tensor]) -> int:
+def rank_of(tensors: Mapping[str, Tensor]) -> int:
     """Return the rank that an alpha is divided by. Two whole LoKr factors have none: LyCORIS then scales by 1."""
     if "a2" in tensors:
         return int(min(tensors["a2"].shape[:2]))

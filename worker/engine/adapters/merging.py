@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.adapters.attaching import Placed, Weighted, by_target
+from worker.engine.adapters.targets import modules_of
 from worker.engine.devices import is_out_of_memory
 
 # The layers whose `forward` computes with `weight` and `bias` and nothing else.
@@ -100,7 +101,8 @@ class MergeCache:
         merge = merges.get(key)
         if merge is None or not merge.is_current:
             merges.pop(key, None)
-            merge = self._merged(pipe, denoiser, changes, room, check)
+            with torch.no_grad():
+                merge = self._merged(pipe, denoiser, changes, room, check)
             if merge.copies:
                 merges[key] = merge
         if key in merges:
@@ -165,7 +167,7 @@ def _plain_layers(pipe: Any, targets: Mapping[tuple[str, str], Sequence[Weighted
     layers: dict[tuple[str, str], nn.Module] = {}
     for component in dict.fromkeys(component for component, _ in targets):
         owner = getattr(pipe, component)
-        modules = dict(owner.named_modules())
+        modules = modules_of(owner)
         if any(_is_offloaded(module) for module in modules.values()):
             continue
         owners: dict[int, int] = {}
@@ -212,21 +214,20 @@ def _copies(layer: nn.Module, parts: Sequence[Weighted]) -> list[tuple[nn.Parame
     """Return copies of a layer's weight and bias with the changes in them, computed in float32 and rounded once."""
     weight, bias = (layer._parameters.get(name) for name in ("weight", "bias"))
     copies = []
-    with torch.no_grad():
-        if weight is not None:
-            total = own = weight.data.float()
-            for change, factor in parts:
-                total = change.merged(total, own, factor)
-            if total is not own:
-                copies.append((weight, weight.data_ptr(), _as(weight, total)))
-        if bias is not None:
-            total = own = bias.data.float()
-            for change, factor in parts:
-                difference = change.bias_difference(own)
-                if difference is not None:
-                    total = torch.add(total, difference.reshape(own.shape), alpha=factor)
-            if total is not own:
-                copies.append((bias, bias.data_ptr(), _as(bias, total)))
+    if weight is not None:
+        total = own = weight.data.float()
+        for change, factor in parts:
+            total = change.merged(total, own, factor)
+        if total is not own:
+            copies.append((weight, weight.data_ptr(), _as(weight, total)))
+    if bias is not None:
+        total = own = bias.data.float()
+        for change, factor in parts:
+            difference = change.bias_difference(own)
+            if difference is not None:
+                total = torch.add(total, difference.reshape(own.shape), alpha=factor)
+        if total is not own:
+            copies.append((bias, bias.data_ptr(), _as(bias, total)))
     for change, _ in parts:
         change.rest()
     return copies

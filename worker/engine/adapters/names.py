@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from worker.engine.adapters.original_names import FAMILIES, REFINERS, Alias
+from worker.engine.adapters.original_names import FAMILIES, REFINERS, Alias, Table
 
 _NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 
@@ -35,14 +35,12 @@ _UNET_MIDDLE = re.compile(r"^mid_block\.(resnets|attentions)\.(\d+)(?:\.|$)(.*)"
 def aliases(paths: Iterable[str]) -> Iterator[tuple[str, Alias]]:
     """Yield the other names of each of a component's modules, given all of their paths."""
     all_paths = list(paths)
-    blocks = _resnets(all_paths)
-    feed_forwards = {path.replace("net.2", "linear") for path in all_paths if path.endswith("ff_context.net.2")}
-    attentive = {int(block) for block in re.findall(r"up_blocks\.(\d+)\.attentions\.", "\n".join(all_paths))}
+    blocks, attentive = _resnets(all_paths), _attentive(all_paths)
+    named: dict[str, list[Alias]] = {}
+    for path, alias in _from_tables(all_paths, FAMILIES):
+        named.setdefault(path, []).append(alias)
     for path in all_paths:
-        for alias in _named(path):
-            # SD3's last block only reads its text: scale and shift there lie the other way round.
-            last = path.endswith(".norm1_context.linear") and path.replace("norm1", "ff", 1) not in feed_forwards
-            yield path, replace(alias, swapped=True) if last and alias.name.startswith("joint_blocks") else alias
+        yield from ((path, alias) for alias in named.get(path, ()))
         if path.endswith(".to_out.0"):  # attention processors of old diffusers
             yield path, Alias(path.removesuffix(".0"))
         for name in (_ldm(path, blocks, attentive), _encoder(path)):
@@ -50,23 +48,51 @@ def aliases(paths: Iterable[str]) -> Iterator[tuple[str, Alias]]:
                 yield path, Alias(name)
 
 
+def original_names(paths: Iterable[str], tables: Iterable[Table] | None) -> dict[str, Alias]:
+    """Return the name of each module in the model's own code, by the first table that has it; None is a UNet's.
+
+    A module that has no name of its own there is called as in diffusers.
+    """
+    all_paths = list(paths)
+    names = {path: Alias(path) for path in all_paths}
+    if tables is None:
+        blocks, attentive = _resnets(all_paths), _attentive(all_paths)
+        return names | {path: Alias(name) for path in all_paths if (name := _ldm(path, blocks, attentive))}
+    return names | dict(reversed([*_from_tables(all_paths, tables)]))
+
+
 def flat(name: str) -> str:
     """Return a module's name in a form that all dialects share: kohya's underscores in place of dots."""
     return name.replace(".", "_")
 
 
-def _named(path: str) -> Iterator[Alias]:
-    """Yield the names of a transformer's module, from the tables above."""
+def _from_tables(paths: Iterable[str], tables: Iterable[Table]) -> Iterator[tuple[str, Alias]]:
+    all_paths, each = list(paths), tuple(tables)
+    feed_forwards = {path.replace("net.2", "linear") for path in all_paths if path.endswith("ff_context.net.2")}
+    for path in all_paths:
+        for alias in _named(path, each):
+            # SD3's last block only reads its text: scale and shift there lie the other way round.
+            last = path.endswith(".norm1_context.linear") and path.replace("norm1", "ff", 1) not in feed_forwards
+            yield path, replace(alias, swapped=True) if last and alias.name.startswith("joint_blocks") else alias
+
+
+def _named(path: str, tables: Iterable[Table]) -> Iterator[Alias]:
+    """Yield the names of a transformer's module, from these tables."""
     refiner = next((start for start in REFINERS if path.startswith(start)), None)
     template = path.replace(refiner, "layers.", 1) if refiner else path
     number = _NUMBER.search(template)
     if number:
         template = f"{template[: number.start()]}.#{template[number.end() :]}"
-    for family in FAMILIES:
+    for family in tables:
         # a path's own digits may be literal in the table: net.0 has no block number before it
         for alias in family.get(template, ()):
             name = alias.name.replace("#", number[1]) if number else alias.name
             yield Alias(name.replace("layers.", refiner, 1) if refiner else name, alias.part, alias.swapped)
+
+
+def _attentive(paths: list[str]) -> set[int]:
+    """Return the numbers of a UNet's blocks on the way up that have attention."""
+    return {int(block) for block in re.findall(r"up_blocks\.(\d+)\.attentions\.", "\n".join(paths))}
 
 
 def _resnets(paths: list[str]) -> dict[tuple[str, int], int]:

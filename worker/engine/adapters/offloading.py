@@ -23,7 +23,7 @@ class Offloading:
         self._resident = resident
         plan = resident.plan
         self.dtype = DTYPES[plan.dtype]
-        self._offloads = plan.offload != "none"
+        self._offloads = not plan.keeps_denoiser
         # Offloaded modules wait in memory until they are used, as the pipeline's own parts do.
         self.device = torch.device("cpu" if self._offloads else plan.device)
 

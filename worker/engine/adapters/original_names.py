@@ -4,6 +4,7 @@ Each table is read from the diffusers side. Renames as in diffusers 0.42.1's own
 and HunyuanImage as in its conversion scripts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 
@@ -14,6 +15,9 @@ class Alias:
     name: str
     part: int = 0
     swapped: bool = False
+
+
+Table = Mapping[str, tuple[Alias, ...]]
 
 
 def _rows(text: str) -> dict[str, tuple[Alias, ...]]:
@@ -369,18 +373,25 @@ text_proj_in = aggregate_embed
     }
 )  # fmt: skip
 
-FAMILIES = (
-    _FLUX1,
-    _FLUX2,
-    _SD3,
-    _HUNYUAN,
-    _Z_IMAGE_AND_LUMINA2,
-    _WAN,
-    _WAN_VACE,
-    _WAN_ANIMATE,
-    _KREA2,
-    _LTX,
-    _MOCHI,
-    _PIXART,
-)
+FAMILIES: tuple[Table, ...] = (
+    _FLUX1, _FLUX2, _SD3, _HUNYUAN, _Z_IMAGE_AND_LUMINA2, _WAN, _WAN_VACE, _WAN_ANIMATE, _KREA2, _LTX, _MOCHI, _PIXART,
+)  # fmt: skip
+# The tables of each class, the more special ones first; none for a class that names its modules as its authors do. Of
+# others nobody's own names are known here, or only those of some modules.
+TABLES: Mapping[str, tuple[Table, ...]] = {
+    "FluxTransformer2DModel": (_FLUX1,),
+    "ChromaTransformer2DModel": (_FLUX1,),
+    "Flux2Transformer2DModel": (_FLUX2, _FLUX1),
+    "SD3Transformer2DModel": (_SD3,),
+    "HunyuanVideoTransformer3DModel": (_HUNYUAN,),
+    "Lumina2Transformer2DModel": (_Z_IMAGE_AND_LUMINA2,),
+    "ZImageTransformer2DModel": (_Z_IMAGE_AND_LUMINA2,),
+    "WanTransformer3DModel": (_WAN,),
+    "WanVACETransformer3DModel": (_WAN_VACE, _WAN),
+    "Krea2Transformer2DModel": (_KREA2,),
+    "LTXVideoTransformer3DModel": (_LTX,),
+    "MochiTransformer3DModel": (_MOCHI,),
+    "PixArtTransformer2DModel": (_PIXART,),
+    "QwenImageTransformer2DModel": (),
+}
 REFINERS = ("noise_refiner.", "context_refiner.")  # of Z-Image and Lumina 2: blocks like those of `layers`

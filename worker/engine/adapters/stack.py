@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.core.adapter import AdapterFiles, AdapterReport
 from worker.core.job import Batch, Job
-from worker.core.result import LoraReport
+from worker.core.result import EngineReport, LoraReport
 from worker.engine.adapters.controls import ControlCache
 from worker.engine.adapters.embeddings import taught, unnamed
 from worker.engine.adapters.host import Apply, Effect, Host
@@ -15,8 +15,10 @@ from worker.engine.adapters.hypernetworks import HypernetworkCache
 from worker.engine.adapters.image_prompts import ImagePromptCache
 from worker.engine.adapters.lora import LoraCache
 from worker.engine.adapters.merging import MergeCache
+from worker.engine.adapters.mixing import Mixture
 from worker.engine.adapters.vae import VaeCache
 from worker.engine.resident import Resident
+from worker.engine.spreading import at_home
 
 
 def _no_notes(adapters: Sequence[AdapterFiles[Any]], job: Job) -> tuple[str, ...]:
@@ -54,6 +56,16 @@ class Applied:
     loras: tuple[LoraReport, ...]
     adapters: tuple[AdapterReport, ...]
     notes: tuple[str, ...]
+    mixture: Mixture | None = None  # the LoRAs of jobs that differ in them
+
+    @property
+    def report(self) -> EngineReport:
+        """A report of the adapters, before anything was generated."""
+        return EngineReport((), self.loras, self.mixture.reports if self.mixture else {}, self.adapters)
+
+    def notes_for(self, job: Job) -> tuple[str, ...]:
+        """Return the warnings for one job."""
+        return self.notes + (self.mixture.notes[job.id] if self.mixture else ())
 
 
 class AdapterStack:
@@ -74,10 +86,12 @@ class AdapterStack:
     def applied(self, resident: Resident, batch: Batch, room: Callable[[], int]) -> Iterator[Applied]:
         """Put the batch's adapters on its pipeline, and take them off whatever happens.
 
-        `room` returns the bytes that the batch leaves free on the device.
+        `room` returns the bytes that the batch leaves free on the device. Raises Unmixable for jobs with LoRAs of
+        their own that cannot be in one call.
         """
         job = batch.jobs[0]
-        host = Host(resident, job.call.pipeline, job.call.spec.id, room, batch.check)
+        mixture = Mixture.of(batch.own_loras) if batch.own_loras else None
+        host = Host(resident, job.call.pipeline, job.call.spec.id, room, batch.check, mixture)
         with self._opened(host, batch, [*self._appliers]) as effects:
             reports = [report for effect in effects for report in effect.reports]
             yield Applied(
@@ -86,6 +100,7 @@ class AdapterStack:
                 tuple(report for report in reports if isinstance(report, LoraReport)),
                 tuple(report for report in reports if isinstance(report, AdapterReport)),
                 tuple(note for effect in effects for note in effect.notes),
+                mixture,
             )
 
     @contextmanager
@@ -104,7 +119,11 @@ class AdapterStack:
     @contextmanager
     def _opened(self, host: Host, batch: Batch, names: Sequence[str]) -> Iterator[list[Effect]]:
         """Put the adapters of these kinds on `host`, and yield the effect of each kind."""
-        present = [(*self._appliers[name], files) for name in names if (files := batch.adapters_of(name))]
+        present = [
+            (*self._appliers[name], files)
+            for name in names
+            if (files := batch.adapters_of(name)) or (name == "loras" and host.mixture is not None)
+        ]
         effects: list[Effect] = []
         exchanged = False
         with ExitStack() as stack:
@@ -115,4 +134,5 @@ class AdapterStack:
                 effects.append(stack.enter_context(apply(host, files)))
             if exchanged:
                 stack.enter_context(host.offloading.settled())
+            stack.enter_context(at_home(host.pipe, host.resident.plan))
             yield effects

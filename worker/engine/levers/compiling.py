@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,29 @@ def without_compiling() -> Iterator[None]:
     """Let compiled code run where it fits, and plain code where something would have to be compiled first."""
     with torch.compiler.set_stance("eager_on_recompile"):
         yield
+
+
+@contextmanager
+def stopping_between_blocks(ground: Ground, check: Callable[[], None]) -> Iterator[None]:
+    """Have `check` called before each block, where it may raise: a block's compilation itself cannot be interrupted."""
+    compiled = [
+        (block, call)
+        for part in ground.denoisers
+        for block in _blocks(part)
+        if (call := block._compiled_call_impl) is not None
+    ]
+    for block, call in compiled:
+        block._compiled_call_impl = partial(_after, check, call)
+    try:
+        yield
+    finally:
+        for block, call in compiled:
+            block._compiled_call_impl = call
+
+
+def _after(check: Callable[[], None], call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    check()
+    return call(*arguments, **keywords)
 
 
 def _blocks(part: nn.Module) -> Iterator[nn.Module]:

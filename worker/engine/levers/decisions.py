@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -90,7 +91,8 @@ class Decisions:
             beside.replace(path)
         except OSError as error:  # a volume that is full or read-only: this worker knows it all the same
             _LOG.warning("what was decided of levers cannot be written: %s", error.strerror)
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
 
     def _read(self, key: str) -> dict[str, Decision]:
         if self._folder is None:

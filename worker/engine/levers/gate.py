@@ -26,7 +26,8 @@ from worker.core.result import EngineReport
 from worker.core.turn import StopSignal
 from worker.engine.devices import probe
 from worker.engine.levers.board import Board
-from worker.engine.levers.compiling import without_compiling
+from worker.engine.levers.compile_cache import CompileCache
+from worker.engine.levers.compiling import stopping_between_blocks, without_compiling
 from worker.engine.levers.decisions import Decision, Decisions
 from worker.engine.levers.proving import Draw, Reference, failure_of, prove
 from worker.engine.levers.row import Ground, Lever, compatible
@@ -62,6 +63,7 @@ class InUse:
     ground: Ground
     levers: tuple[Lever, ...]
     is_trial: bool
+    check: Callable[[], None]  # raises where the batch has to stop
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,23 +82,28 @@ class InUse:
             yield
             return
         with self.board.called(replace(self.ground, pipe=pipe), self.levers):
-            if self.is_trial or not any(lever.warms for lever in self.levers):
+            if not any(lever.warms for lever in self.levers):
                 yield
                 return
-            with without_compiling():
+            with stopping_between_blocks(self.ground, self.check) if self.is_trial else without_compiling():
                 yield
 
 
 class Gate:
-    """Levers for all resident pipelines. `levers` are the table's, or none; `kernels` the operator's folders."""
+    """Levers for all resident pipelines. `levers` are the table's, or none; `kernels` the operator's folders.
+
+    `compiled` keeps what was compiled for other workers.
+    """
 
     def __init__(
         self,
         levers: Sequence[Lever] = (),
         decisions: Decisions | None = None,
         kernels: Mapping[str, Path] | None = None,
+        compiled: CompileCache | None = None,
     ) -> None:
         self._levers = tuple(levers)
+        self._compiled = compiled
         self._decisions = decisions or Decisions()
         self._kernels = dict(kernels or {})
         self._board = Board()
@@ -113,7 +120,7 @@ class Gate:
         levers = self._usable(standing, batch) if chosen is None else chosen
         self._served, self._used = ref(standing), levers
         self._board.settle(standing.ground, levers)
-        yield InUse(self._board, standing.ground, levers, chosen is not None)
+        yield InUse(self._board, standing.ground, levers, chosen is not None, batch.check)
 
     @contextmanager
     def plain(self, resident: Resident) -> Iterator[None]:
@@ -135,6 +142,12 @@ class Gate:
     def used(self) -> tuple[str, ...]:
         """The names of the levers of the last batch."""
         return tuple(lever.name for lever in self._used)
+
+    @property
+    def key(self) -> str:
+        """The key of the last batch's pipeline: of its files, dtype, offloading, device and the libraries."""
+        standing = self._last_served()
+        return "" if standing is None else standing.key
 
     def note(self, batch: Batch, report: EngineReport) -> None:
         """Remember a job that was done, where it can serve as a reference."""
@@ -218,7 +231,8 @@ class Gate:
             return drawn
 
         try:
-            decision = prove(lever, base, standing.references, watched)
+            with self._compiling(standing, (*base, lever), stop):
+                decision = prove(lever, base, standing.references, watched)
         except DeviceLost:
             decision = Decision("off", "the device was lost while it was tried")
             raise
@@ -235,7 +249,8 @@ class Gate:
         for shape, batch in standing.sizes.items():
             if all((lever.name, shape) in standing.warm for lever in cold):
                 continue
-            failure = failure_of(partial(draw, _stopping(batch, stop), accepted))
+            with self._compiling(standing, cold, stop):
+                failure = failure_of(partial(draw, _stopping(batch, stop), accepted))
             if failure is None:
                 standing.warm |= {(lever.name, shape) for lever in cold}
                 return "done"
@@ -243,6 +258,16 @@ class Gate:
                 self._decisions.note(standing.key, lever.name, failure, standing.facts)
             return "failed"
         return "nothing to do"
+
+    @contextmanager
+    def _compiling(self, standing: Standing, levers: Sequence[Lever], stop: StopSignal) -> Iterator[None]:
+        """Use what other workers have compiled, and leave them what is compiled in the context."""
+        if self._compiled is None or not any(lever.warms for lever in levers):
+            yield
+            return
+        self._compiled.load(standing.key, stop.check)
+        yield
+        self._compiled.save(standing.key)
 
     def _usable(self, standing: Standing, batch: Batch) -> tuple[Lever, ...]:
         if not standing.levers:
@@ -255,7 +280,7 @@ class Gate:
                 for lever in standing.levers
                 if _is_on(known, lever)
                 and allows(job.quality, lever.tier)
-                and (lever.beneath_adapters or not batch.adapters)
+                and (lever.beneath_adapters or not batch.all_adapters)
             ]
         )
         return tuple(lever for lever in accepted if not lever.warms or (lever.name, shape) in standing.warm)
@@ -264,11 +289,13 @@ class Gate:
         if isinstance(resident.standing, Standing):
             return resident.standing
         plan = resident.plan
-        ground = Ground(resident.pipe, plan.device, plan.offload, self._kernels)
+        ground = Ground(resident.pipe, plan.device, plan.offload, self._kernels, bool(plan.cards))
         device = probe(torch.device(plan.device)).name
         versions = {name: metadata.version(name) for name in _LIBRARIES}
         kernels = [f"{name}={folder.name}" for name, folder in sorted(self._kernels.items())]
         facts = {"pipeline": plan.pipeline, "device": device, "dtype": plan.dtype, "offload": plan.offload, **versions}
+        facts |= {"precision": f"{plan.precision} by {plan.quantizer}"} if plan.quantizer else {}
+        facts |= {"spread": repr(sorted(plan.cards.items()))} if plan.cards else {}
         digest = hashlib.sha256(repr((_content(spec, files), [*facts.items()], kernels)).encode())
         levers = tuple(lever for lever in self._levers if lever.applies(ground))
         resident.standing = standing = Standing(spec.id, digest.hexdigest()[:32], facts, ground, levers)
@@ -287,7 +314,7 @@ def _is_on(known: Mapping[str, Decision], lever: Lever) -> bool:
 def _is_plain(batch: Batch) -> bool:
     """True for a batch that can be drawn again as it is: of one model alone, with nothing beside it."""
     job = batch.jobs[0]
-    alone = not batch.adapters and job.finishing.refiner is None and job.finishing.upscaler is None
+    alone = not batch.all_adapters and job.finishing.refiner is None and job.finishing.upscaler is None
     return alone and job.generates and job.video is None
 
 

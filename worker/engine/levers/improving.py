@@ -17,7 +17,7 @@ def improve(pool: PipelinePool, gate: Gate, draw: Draw, reload: Callable[[Batch]
     """
     for key, resident in reversed(pool.items):
         progressed = gate.improve(resident, stop, draw)
-        if progressed == "failed" and pool.evict(key):
+        if progressed == "failed" and pool.discard(key):
             # Whatever it left behind went with the pipeline; the next job shall find the model where it was.
             gate.carry_over(resident, reload)
         if progressed != "nothing to do":

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from worker.core.device import Offload
 from worker.core.model import DENOISERS
+from worker.core.precision import Offload
 from worker.core.quality import Quality
 
 Undo = Callable[[], None]
@@ -26,6 +26,7 @@ class Ground:
     device: str = "cpu"
     offload: Offload = "none"
     kernels: Mapping[str, Path] = field(default_factory=dict)
+    is_spread: bool = False
 
     @property
     def denoisers(self) -> tuple[nn.Module, ...]:
@@ -35,8 +36,8 @@ class Ground:
 
     @property
     def is_whole(self) -> bool:
-        """True if all weights stay on a GPU."""
-        return self.device == "cuda" and self.offload == "none"
+        """True if all weights stay on one GPU."""
+        return self.device == "cuda" and self.offload == "none" and not self.is_spread
 
     @property
     def is_plain(self) -> bool:

@@ -6,7 +6,8 @@ Three stages, each in threads of its kind: what the models are, the links, and e
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 
@@ -17,15 +18,20 @@ from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.prompt_encoding import prompt_form
 from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
 from worker.core.adapter import Adapter, ControlNetSpec
-from worker.core.errors import ParameterOutOfRange, UnsupportedModel, WorkerError
+from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnsupportedModel, WorkerError
 from worker.core.finishing import Finishing
+from worker.core.image import Raster
 from worker.core.job import Job, Media, SchedulerChoice, VideoRequest
 from worker.core.model import LoraSpec, ModelSpec
 from worker.core.prompt_mixing import changes, is_mixed
 from worker.core.prompt_syntax import TagKind
 from worker.core.request import GenerationRequest
 from worker.core.turn import current
+from worker.core.version import VersionChoice
+from worker.media.decoding import MAX_BYTES
+from worker.media.images import is_url, to_base64
 from worker.media.keeping import Room
+from worker.media.video import Given, Video
 from worker.service.accepting.adapters.controls import Recognised, idle_controls, read_controls, recognise_controls
 from worker.service.accepting.adapters.fields import check_adapter_fields
 from worker.service.accepting.adapters.reading import read_adapters
@@ -38,9 +44,7 @@ from worker.service.accepting.finishing import (
     settle_refiner,
 )
 from worker.service.accepting.inputs import (
-    Fetch,
     Inputs,
-    MediaReader,
     check_fields,
     check_outpaint,
     read_inputs,
@@ -49,6 +53,7 @@ from worker.service.accepting.inputs import (
 )
 from worker.service.accepting.links import Link, fetch_all, links_of, pixels_sent, reading
 from worker.service.accepting.masks import MaskReport
+from worker.service.accepting.media_reader import Fetch, MediaReader
 from worker.service.accepting.prompt_tags import read_tags
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.accepting.rules import (
@@ -66,6 +71,10 @@ from worker.service.accepting.rules import (
 from worker.service.limits.job_limits import JobLimits
 from worker.service.limits.pixels import PixelBudget
 from worker.service.limits.pools import Pools
+from worker.service.usage.telemetry import chosen
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 _CHECK_S = 0.5  # what a check may take in any case
 
@@ -98,6 +107,12 @@ class _Resolved:
     links: tuple[Link, ...]
     others: Mapping[str, Model | WorkerError]
     notes: tuple[str, ...]
+    choice: VersionChoice | None
+
+    @property
+    def makes_video(self) -> bool:
+        """True if videos are generated."""
+        return self.calls.generating.makes_video
 
     @property
     def has_media(self) -> bool:
@@ -153,35 +168,79 @@ class Acceptor:
         self._fetch = fetch
         self._aliases = aliases
         self._find_file = find_file
-        self._generates = generates
+        self.generates = generates
 
-    async def accept(self, request: GenerationRequest, job_id: str) -> Job:
+    async def accept(
+        self, request: GenerationRequest, job_id: str, given: Mapping[str, Given] = MappingProxyType({})
+    ) -> Job:
         """Return the job of `request`, after all checks that need no weights.
 
-        Raises InvalidRequest and its subclasses, naming the field, and JobTimeout at the deadline of the turn.
+        `given` are media that this worker made itself, by the texts that stand for them in the request. Raises
+        InvalidRequest and its subclasses, naming the field, and JobTimeout at the deadline of the turn.
         """
         pools = self._pools
         with current().working():
-            if self._is_at_hand(request):  # what is wrong with a request is said even if its time is very short
-                resolved = await pools.checks.run(self._resolve, request, grace_s=_CHECK_S)
+            if self.is_at_hand(request):  # what is wrong with a request is said even if its time is very short
+                resolved = await pools.checks.run(self.resolve, request, grace_s=_CHECK_S)
             else:
                 place = self.resolver.host_of(request.model)
-                resolved = await pools.headers.run(self._resolve, request, place=place)
+                resolved = await pools.headers.run(self.resolve, request, place=place)
             bodies = await fetch_all(resolved.links, self._fetch, pools.images)
             if not resolved.has_media:
-                return await pools.checks.run(self._finish, resolved, job_id, bodies)
-            pixels = await pools.decoding.run(pixels_sent, resolved.request, resolved.calls.sent, reading(bodies))
+                return await pools.checks.run(self._finish, resolved, job_id, bodies, given)
+            sent = resolved.calls.sent
+            pixels = await pools.decoding.run(pixels_sent, resolved.request, sent, reading(bodies), given)
             async with self._pixels.share(pixels) as share:
-                return await pools.decoding.run(share.held_by(self._finish), resolved, job_id, bodies)
+                return await pools.decoding.run(share.held_by(self._finish), resolved, job_id, bodies, given)
 
-    def _is_at_hand(self, request: GenerationRequest) -> bool:
+    async def read_image(self, request: GenerationRequest, given: Mapping[str, Given]) -> Raster:
+        """Return the pixels of a request's image, as RGB. Raises InvalidRequest and its subclasses."""
+        if request.image is None:
+            raise InvalidRequest("image is required here; send it.", field="image")
+        return await self._read_one(request, "image", given, MediaReader.image, request.image)
+
+    async def read_video(self, request: GenerationRequest, given: Mapping[str, Given]) -> Video:
+        """Return the frames of a request's video. Raises InvalidRequest and its subclasses."""
+        return await self._read_one(request, "video", given, MediaReader.video, request.video)
+
+    async def _read_one(
+        self,
+        request: GenerationRequest,
+        field: str,
+        given: Mapping[str, Given],
+        read: Callable[[MediaReader, T, str], R],
+        value: T,
+    ) -> R:
+        sent, pools = (field,), self._pools
+        with current().working():
+            links = links_of(request.model_copy(update={"adapters": ()}), sent)
+            bytes_of = reading(await fetch_all(links, self._fetch, pools.images))
+            pixels = await pools.decoding.run(pixels_sent, request, sent, bytes_of, given)
+            reader = MediaReader(bytes_of, self._room, given=given)
+            async with self._pixels.share(pixels) as share:
+                return await pools.decoding.run(share.held_by(read), reader, value, field)
+
+    async def fetch(self, images: Mapping[str, str], max_bytes: int = MAX_BYTES) -> dict[str, str]:
+        """Return `images`, texts by their fields, with the files behind links as base64. Raises InvalidImage.
+
+        So whoever needs an image several times asks its server once. Videos may have more bytes.
+        """
+        links = [Link(text.strip(), name, max_bytes) for name, text in images.items() if is_url(text)]
+        bodies = await fetch_all(links, self._fetch, self._pools.images)
+        return {name: to_base64(bodies[text.strip()]) if is_url(text) else text for name, text in images.items()}
+
+    def is_at_hand(self, request: GenerationRequest) -> bool:
         """True if no other server has to be asked what the request's models and adapters are."""
         spec = self.resolver.registry.models.get(self.resolver.registered_id(request.model) or "")
         names = [request.model, *_other_names(request, spec)]
         return not request.adapters_of(ControlNetSpec) and all(map(self.resolver.is_at_hand, names))
 
-    def _resolve(self, request: GenerationRequest) -> _Resolved:
-        """Find out what the models of `request` are, and check all but its media. Blocking."""
+    def resolve(self, request: GenerationRequest) -> _Resolved:
+        """Find out what the models of `request` are, and check all but its media. Blocking. Raises as `accept`."""
+        choice = self.resolver.choose(request, current().caller)
+        if choice is not None:  # all that follows is of this version, whatever becomes of the alias meanwhile
+            chosen(choice)
+            request = request.model_copy(update={"model": choice.reference})
         request, notes = read_tags(request, self._find_adapter)
         request, refined = settle_refiner(request, self.resolver.resolve(request.model))
         calls = self._calls(request)
@@ -192,7 +251,7 @@ class Acceptor:
         prompts = read_prompts(request, asked)
         others = {name: self._known(name) for name in _other_names(request, calls.generating.spec)}
         links = links_of(request, calls.sent)
-        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes + refined)
+        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes + refined, choice)
 
     def _known(self, name: str) -> Model | WorkerError:
         try:
@@ -200,9 +259,9 @@ class Acceptor:
         except WorkerError as error:
             return error
 
-    def _finish(self, resolved: _Resolved, job_id: str, bodies: Mapping[str, bytes]) -> Job:
+    def _finish(self, resolved: _Resolved, job_id: str, bodies: Mapping[str, bytes], given: Mapping[str, Given]) -> Job:
         """Return the job, with its images decoded. Takes a processor, and waits for nothing."""
-        read = self._read(resolved, MediaReader(reading(bodies), self._room, fits=self._generates))
+        read = self._read(resolved, MediaReader(reading(bodies), self._room, fits=self.generates, given=given))
         return self._job(resolved, job_id, replace(read, warnings=resolved.notes + read.warnings))
 
     def _find_adapter(self, kind: TagKind, name: str) -> str | None:
@@ -211,7 +270,7 @@ class Acceptor:
 
     def _calls(self, request: GenerationRequest) -> _Calls:
         """Return the calls that `request` means, with all the fields that they need and no other."""
-        spec = self.resolver.resolve(request.model)
+        spec = self._limits.in_precision(request, self.resolver.resolve(request.model))
         self._check_counts(request, spec)
         model = self.resolver.known(spec)
         check_outpaint(request, model)
@@ -281,6 +340,7 @@ class Acceptor:
             generates=_changes_something(call, read),
             video=read.video,
             quality=self._limits.quality_of(request, call.spec),
+            choice=resolved.choice,
             mask_reading=read.mask.reading,
         )
 

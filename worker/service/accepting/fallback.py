@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
 from worker.catalog.interface.sizes import SizeBounds, size_bounds
 from worker.core.errors import (
@@ -17,6 +16,7 @@ from worker.core.errors import (
 )
 from worker.core.model import ModelSpec, Task
 from worker.core.request import GenerationRequest
+from worker.service.accepting.likeness import Nature, likeness
 from worker.service.accepting.resolving import ModelResolver
 
 # Failures of the model itself. A request that is wrong in itself stays wrong on another model.
@@ -64,13 +64,14 @@ def _registered(model: str | None, resolver: ModelResolver) -> ModelSpec | None:
 
 
 def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: ModelResolver) -> list[ModelSpec]:
-    """List registered models of the same family that do the same task at the same size, the default model first.
+    """List registered models of the same family that do the same task at the same size, the most alike first.
 
-    A model of another family draws another image: of a family that is not known there is none.
+    A model of another family draws another image: of a family that is not known there is none. Of two that are equally
+    alike the default model comes first.
     """
-    family = _family(spec)
-    if spec is None or family is None:
+    if spec is None:
         return []
+    nature = Nature.of(spec)
     model = Model.declared(spec)
     task = request.task or (Task.TEXT_TO_IMAGE if request.image is None else None)
     size = _size(request, size_bounds(model).native)
@@ -78,17 +79,12 @@ def _similar(request: GenerationRequest, spec: ModelSpec | None, resolver: Model
         other
         for other in resolver.registry.models.values()
         if other.id != spec.id
-        and _family(other) == family
+        and likeness(nature, Nature.of(other)) > 0
         and (task is None or task in (Model.declared(other).tasks or (task,)))
         and _does(size_bounds(Model.declared(other)), *size)
     ]
     default = _registered(None, resolver)
-    return sorted(others, key=lambda other: other is not default)
-
-
-def _family(spec: ModelSpec | None) -> str | None:
-    row = architecture(spec.architecture) if spec is not None and spec.architecture else None
-    return (row.adapter_base or row.id) if row else None
+    return sorted(others, key=lambda other: (-likeness(nature, Nature.of(other)), other is not default))
 
 
 def _size(request: GenerationRequest, native: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The images and videos of a request: assigned to parameters, read within limits, fitted to the generated size."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
@@ -20,15 +20,12 @@ from worker.core.model import Task
 from worker.core.pipeline import Slot
 from worker.core.request import MAX_IMAGES, GenerationRequest
 from worker.media.canvas import enlarge
-from worker.media.decoding import MAX_BYTES, decode_image
-from worker.media.images import fit, is_url, read_bytes
-from worker.media.keeping import Room, kept, kept_frames
-from worker.media.preprocessing import on_contrast
-from worker.media.video import Video, read_video
+from worker.media.images import fit
+from worker.media.keeping import kept_frames
+from worker.media.video import Video
 from worker.service.accepting.masks import MaskReport, Pair, is_mask, with_masks
+from worker.service.accepting.media_reader import MediaReader
 
-MAX_PIXELS = 2**26  # of all images together: 200 MB once decoded
-Fetch = Callable[[str, int], bytes]
 # The bounds of diffusers' image processor for FLUX.2 on a reference; Z-Image-Omni has them too.
 REFERENCE_SIDE, REFERENCE_ASPECT = 64, 8
 # The field that decides the size when several are sent.
@@ -94,7 +91,7 @@ def read_inputs(
     sent: Collection[str],
     call: ModelCall,
     params: Mapping[str, JsonValue],
-    reader: "MediaReader",
+    reader: MediaReader,
     scale: int | None = None,
 ) -> Inputs:
     """Read sent media and fit it to the generated size. Raises InvalidImage and others, naming the field.
@@ -128,68 +125,6 @@ def read_inputs(
     pairs, effective, frames = _in_step(pairs, call, effective, has_count)
     media = tuple(_fitted(pairs, effective, call.task, reader))
     return Inputs(media, effective, fps, frames, enlarged, mask)
-
-
-class MediaReader:
-    """Reads the images of one request, those of its adapters too, within limits on their number and pixels together.
-
-    `fits` is False where nothing is generated: there they are only checked.
-
-    `notes` are for the caller; `orientations` are those of EXIF in which the images were stored, by their fields.
-    """
-
-    def __init__(self, fetch: Fetch, room: Room | None = None, *, fits: bool = True) -> None:
-        self.fetch = fetch
-        self.room = room or Room()
-        self.fits = fits
-        self.notes: list[str] = []
-        self.orientations: dict[str, int] = {}
-        self._images = self._pixels = 0
-        self._sources: dict[int, tuple[Raster, str | bytes, bool]] = {}
-
-    def image(self, text: str, field: str, *, alpha: bool = False) -> Raster:
-        """Read the image that `text` is or names, not counted yet. Raises InvalidImage and others, naming `field`."""
-        data = read_bytes(text, self.fetch, field, MAX_BYTES)
-        decoded = decode_image(data, field, alpha=alpha)
-        self.notes += decoded.notes
-        self.orientations.setdefault(field, decoded.orientation)
-        # The request holds what was sent in any case; of a link nothing else is left.
-        self._sources[id(decoded.raster)] = decoded.raster, data if is_url(text) else text, alpha
-        return decoded.raster
-
-    def kept(self, raster: Raster) -> Raster:
-        """Return an image that a job keeps at its own size while it waits, in less room if it is large."""
-        _, source, alpha = self._sources.get(id(raster), (raster, None, False))
-        return kept(raster, source, self.room, alpha=alpha)
-
-    def control(self, text: str, field: str) -> Raster:
-        """Read an image to follow: with transparency it is laid on the ground that shows what is painted."""
-        image = self.image(text, field, alpha=True)
-        if image.mode != "RGBA":
-            return image
-        laid, ground = on_contrast(image)
-        if min(image.data[3::4]) < 255:
-            self.notes.append(f"{field} has transparent parts, which were read as {ground}.")
-        return laid
-
-    def video(self, texts: Sequence[str], field: str, *, alpha: bool = False) -> Video:
-        """Read a video, whose images are not counted. Raises InvalidImage and others, naming `field`."""
-        video = read_video(texts, self.fetch, field, alpha=alpha)
-        self.notes += video.notes
-        return video
-
-    def take(self, image: Raster, field: str) -> Raster:
-        """Count `image` and return it. Raises ParameterOutOfRange, naming `field`, beyond the limits."""
-        self._images += 1
-        self._pixels += image.width * image.height
-        if self._images > MAX_IMAGES:
-            raise ParameterOutOfRange(f"A request may hold at most {MAX_IMAGES} images; send fewer.", field=field)
-        if self._pixels > MAX_PIXELS:
-            raise ParameterOutOfRange(
-                f"The images of a request may hold at most {MAX_PIXELS:,} pixels together; send smaller ones.",
-                field=field,
-            )
-        return image
 
 
 def _canvas(request: GenerationRequest, multiple: int, reader: MediaReader) -> dict[str, Raster]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from worker.core.errors import InvalidImage, ParameterOutOfRange
@@ -12,7 +13,9 @@ from worker.core.request import MAX_FRAMES, GenerationRequest
 from worker.media import decoding, video
 from worker.media.images import is_url, pixels_of_text, read_bytes
 from worker.media.kinds import kind_of
-from worker.service.accepting.inputs import Fetch, field_value
+from worker.media.video import Given, Video
+from worker.service.accepting.inputs import field_value
+from worker.service.accepting.media_reader import Fetch
 from worker.service.limits.pools import Pool
 
 AT_ONCE = 4  # of one request
@@ -98,14 +101,20 @@ def reading(bodies: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
     return read
 
 
-def pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch) -> int:
+def pixels_sent(
+    request: GenerationRequest, sent: Collection[str], read: Fetch, given: Mapping[str, Given] = MappingProxyType({})
+) -> int:
     """Return how many pixels the images and videos of a request are at most, by their headers. Blocking.
 
-    `read` gives the bytes of its links. What cannot be read is refused later, and counts as nothing.
+    `read` gives the bytes of its links, `given` images and videos by their texts. What cannot be read is refused
+    later, and counts as nothing.
     """
     pixels = 0
     for name, texts in _texts(request, sent):
         for text in texts:
+            if text in given:
+                pixels += _pixels_of(given[text])
+                continue
             with suppress(InvalidImage):
                 if "video" not in name and (known := pixels_of_text(text)) is not None:
                     pixels += known  # without decoding the whole, which is done once it has its turn
@@ -114,6 +123,10 @@ def pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch) 
                 is_video = "video" in name and kind_of(data) in video.MOVING
                 pixels += video.MAX_PIXELS if is_video else decoding.pixels_in(data)
     return pixels
+
+
+def _pixels_of(item: Given) -> int:
+    return sum(each.width * each.height for each in (item.frames if isinstance(item, Video) else (item,)))
 
 
 def _texts(request: GenerationRequest, sent: Collection[str]) -> Iterator[tuple[str, list[str]]]:

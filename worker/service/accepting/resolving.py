@@ -1,18 +1,29 @@
 """From a model's name to the model: the registry first, then a reference if the operator allows it; detection."""
 
+import re
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from worker.catalog.call import Model, declared
 from worker.catalog.capabilities import check_loadable, check_modular
 from worker.catalog.classes.auto_pipelines import auto_pipelines
 from worker.catalog.detector import detect
+from worker.catalog.interface.precisions import settled
 from worker.catalog.registry import Registry
+from worker.catalog.versions import is_selector
 from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, WorkerError
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline, Task
+from worker.core.precision import Precision
+from worker.core.request import GenerationRequest
+from worker.core.version import VersionChoice
+from worker.service.versions.serving import Versions
 
 _MEMORY = 256
+_KEPT = {"loras": "lora", "embeddings": "embedding"}  # what is found by name, by the request's field
+_PLAIN_NAME = re.compile(r"[\w.-]{1,120}")  # no path, and no reference
 _RUNNABLE = {Kind.PIPELINE, Kind.CHECKPOINT, Kind.DENOISER, Kind.UPSCALER}
 
 
@@ -26,6 +37,7 @@ class Policy:
     denied_orgs: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     denied_hosts: tuple[str, ...] = ()
+    precision: Precision | None = None  # of models for which neither request nor models.yaml names one
 
 
 class ModelResolver:
@@ -37,12 +49,17 @@ class ModelResolver:
         policy: Policy,
         parse_reference: Callable[[str], ModelSource],
         peek: Callable[[ModelSource, str | None], Outline],
+        versions: Versions,
+        find_adapter: Callable[[str, str], str | None] = lambda kind, name: None,
     ) -> None:
         self.registry = registry
+        self.versions = versions
         self._policy = policy
         self._parse = parse_reference
         self._peek = peek
-        self._detections: dict[tuple[str, ModelSource], Detection] = {}
+        self._find_adapter = find_adapter
+        self._lent: dict[str, ModelSpec] = {}
+        self._detections: dict[tuple[str, ModelSource], Detection] = {}  # by the name of one version
         self._lock = threading.Lock()
 
     def replace_registry(self, registry: Registry) -> None:
@@ -52,11 +69,24 @@ class ModelResolver:
             self._detections.clear()
 
     def resolve(self, model: str | None) -> ModelSpec:
-        """Return the spec of a model id, alias or reference. Raises ModelNotFound, UnsupportedModel, InvalidRequest."""
+        """Return the spec of a model id, alias or reference, at the version that is served or that it names.
+
+        Raises ModelNotFound, UnsupportedModel, InvalidRequest.
+        """
         name = (model or self._policy.default_model).strip()
-        spec = self.registry.find(name)
-        if spec is not None:
-            return spec
+        if (lent := self._lent.get(name)) is not None:
+            return lent
+        entry, selector = self._entry(name)
+        if entry is not None:
+            served = self.versions.served(entry) if selector is None else self.versions.named(entry, selector)
+            if served is not None:
+                return served
+        if (recipe := self.registry.recipe(name)) is not None:
+            raise UnsupportedModel(
+                f"{recipe.id} is a recipe of {len(recipe.steps)} steps and has no files of its own; name one of its "
+                f"models: {', '.join(recipe.models)}.",
+                field="model",
+            )
         nearest = self.registry.nearest(name)
         try:
             source = self._parse(name)
@@ -68,16 +98,50 @@ class ModelResolver:
         self.check_allowed(source, "model", nearest)
         return ModelSpec(id=name, source=source)
 
+    @contextmanager
+    def lent(self, spec: ModelSpec) -> Iterator[str]:
+        """Have `spec`, an entry that stands in no models.yaml, named by what this yields, while the block runs."""
+        version = uuid.uuid4().hex  # nobody guesses it
+        spec = spec.model_copy(update={"version": version})
+        self._lent[spec.served_name] = spec
+        try:
+            yield spec.served_name
+        finally:
+            del self._lent[spec.served_name]
+
+    def choose(self, request: GenerationRequest, caller: str | None) -> VersionChoice | None:
+        """Return the version that a request gets; None where its model has none. Blocking. Raises ModelNotFound."""
+        entry, selector = self._entry((request.model or self._policy.default_model).strip())
+        if entry is None:
+            return None
+        return self.versions.choose(entry, selector, request.sticky or caller)
+
     def is_at_hand(self, name: str | None) -> bool:
         """True if the detection of a registered model takes no word from another server."""
-        spec = self.registry.find(name or self._policy.default_model)
-        if spec is None:
+        entry, _ = self._entry(name or self._policy.default_model)
+        if entry is None:
             return False
-        return spec.source.is_local or (spec.id, spec.source) in self._detections or _declared(spec) is not None
+        spec = self.versions.last_known(entry)
+        return (
+            spec.source.is_local or (spec.served_name, spec.source) in self._detections or _declared(spec) is not None
+        )
+
+    def _entry(self, name: str) -> tuple[ModelSpec | None, str | None]:
+        """Return the entry of models.yaml that a name means, and what stands behind its @."""
+        entry = self.registry.find(name)
+        if entry is not None:
+            return entry, None
+        base, _, selector = name.rpartition("@")
+        return (self.registry.find(base), selector) if is_selector(selector) else (None, None)
+
+    def _specs(self) -> Iterator[ModelSpec]:
+        """Yield the operator's own models: the entries of models.yaml, and what they were in each version."""
+        yield from self.registry.models.values()
+        yield from self.versions.contents()
 
     def host_of(self, name: str | None) -> str:
         """Return the host that a model comes from; "" for local files, and for what is no reference."""
-        spec = self.registry.find(name or self._policy.default_model)
+        spec, _ = self._entry(name or self._policy.default_model)
         try:
             source = spec.source if spec else self._parse((name or "").strip())
         except WorkerError:
@@ -85,22 +149,33 @@ class ModelResolver:
         return "" if source.is_local else source.host
 
     def registered_id(self, name: str | None) -> str | None:
-        """Return the id in models.yaml of an id or alias, or of the default model; None if it is not there."""
-        spec = self.registry.find(name or self._policy.default_model)
-        return spec.id if spec else None
+        """Return the id of a recipe, or the id in models.yaml of an id or alias or the default model; else None.
+
+        A version of a model may be named too: what stands behind the @ is not looked at.
+        """
+        entry, _ = self._entry(name or self._policy.default_model)
+        known = entry or self.registry.recipe(name)
+        return known.id if known else None
+
+    def id_of(self, name: str | None) -> str:
+        """Return the id of a registered model by any of its names, or the reference as it is written."""
+        return self.registered_id(name) or (name or "").strip()
 
     def is_registered(self, source: ModelSource) -> bool:
         """True if models.yaml has a model or an adapter at this source, at this revision."""
         named = {"only": (), "without": (), "sha256": None}
         asked = source.model_copy(update=named)
-        return any(spec.source.model_copy(update=named) == asked for spec in self.registry.models.values())
+        return any(spec.source.model_copy(update=named) == asked for spec in self._specs())
 
     def adapter_source(self, reference: str, filename: str | None, field: str) -> ModelSource:
         """Return an adapter's source, by the same rules as for models; ids of models.yaml count too.
 
-        Raises like `resolve`, naming `field`.
+        A LoRA or an embedding may be the name of a file of the operator's, as one that was trained here. Raises like
+        `resolve`, naming `field`.
         """
         spec = self.registry.find(reference)
+        if spec is None and field in _KEPT and _PLAIN_NAME.fullmatch(reference):
+            reference = self._find_adapter(_KEPT[field], reference) or reference
         source = spec.source if spec is not None else self._parse(reference)
         if spec is None and not self._is_registered_adapter(reference):
             self.check_allowed(source, field, [])
@@ -128,15 +203,19 @@ class ModelResolver:
         spec = self.registry.find(reference)
         return spec.source if spec is not None else self._parse(reference)
 
+    def check_not_denied(self, source: ModelSource, field: str) -> None:
+        """Raise ModelNotFound for a source of an organisation or a host that the operator denies to everybody."""
+        host, org, origin = _whose(source)
+        denied_orgs = {name.lower() for name in self._policy.denied_orgs}
+        if org in denied_orgs or _is_listed(host, self._policy.denied_hosts):
+            raise ModelNotFound(f"{field}: {origin} is not allowed on this worker.", field=field)
+
     def check_allowed(self, source: ModelSource, field: str, nearest: list[str]) -> None:
         """Raise ModelNotFound unless the operator lets callers name this source themselves."""
         if source.is_local:
             return  # the store opens only the operator's own folders
-        host, org = source.host, source.locator.split("/")[0].lower() if source.is_repository else None
-        origin = source.locator if source.is_repository else host
-        denied_orgs = {name.lower() for name in self._policy.denied_orgs}
-        if org in denied_orgs or _is_listed(host, self._policy.denied_hosts):
-            raise ModelNotFound(f"{field}: {origin} is not allowed on this worker.", field=field)
+        self.check_not_denied(source, field)
+        host, org, origin = _whose(source)
         if not self._policy.allow_unregistered:
             origin = origin if source.is_repository else source.reference.partition("?")[0]
             raise _unknown(
@@ -151,12 +230,12 @@ class ModelResolver:
             )
 
     def known(self, spec: ModelSpec) -> Model:
-        """Return the model of `spec`, with its detection. Blocking if it has to peek."""
-        return Model(spec, self.detect(spec))
+        """Return the model of `spec` in its precision, with its detection. Blocking if it has to peek."""
+        return settled(Model(spec, self.detect(spec)), self._policy.precision)
 
     def detect(self, spec: ModelSpec) -> Detection:
         """Detect the nature of `spec`: as the registry declares it, else from the files' JSON or header."""
-        key = (spec.id, spec.source)
+        key = (spec.served_name, spec.source)
         with self._lock:
             remembered = self._detections.get(key)
         if remembered is not None:
@@ -178,7 +257,7 @@ class ModelResolver:
 
     def _is_registered_adapter(self, reference: str) -> bool:
         """True for the operator's own LoRAs, named in models.yaml or LORAS: they need no further permission."""
-        for spec in self.registry.models.values():
+        for spec in self._specs():
             lightning = [spec.lightning.lora] if spec.lightning else []
             if reference in [lora.model for lora in spec.loras] + lightning:
                 return True
@@ -193,6 +272,12 @@ def _declared(spec: ModelSpec) -> Detection | None:
     whole_repository = spec.source.is_repository and spec.source.filename is None
     # A base completes a single file only, whose missing parts are not declared.
     return declared(spec) if whole_repository and spec.base is None else None
+
+
+def _whose(source: ModelSource) -> tuple[str, str | None, str]:
+    """Return the host of a source, its organisation in lower case, and what it is called in a refusal."""
+    org = source.locator.split("/")[0].lower() if source.is_repository else None
+    return source.host, org, source.locator if source.is_repository else source.host
 
 
 def _is_listed(host: str, hosts: tuple[str, ...]) -> bool:

@@ -14,7 +14,9 @@ from worker.remote.members import Members
 from worker.remote.needs import NeedsReader
 from worker.remote.outlook import outlook
 from worker.remote.placement import place, refusals
+from worker.service.accepting.judging import Judge
 from worker.service.accepting.resolving import ModelResolver
+from worker.service.introspection.answers import with_what_is_known
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
 from worker.store.store import Store
@@ -33,12 +35,14 @@ class FleetIntrospection:
         needs: NeedsReader,
         load: Callable[[], Load],
         headers: Pool,
+        judge: Judge,
     ) -> None:
         self._resolver = resolver
         self._store = store
         self._members = members
         self._needs = needs
         self._headers = headers
+        self._judge = judge
         self._load = load
 
     @property
@@ -52,9 +56,21 @@ class FleetIntrospection:
     async def plan(self, model: str | None) -> PlanReport:
         """Say where `model` would run now, and why there."""
         resolved, place_ = self._resolver.resolve(model), self._resolver.host_of(model)
-        known: Model = await self._headers.run(self._resolver.known, resolved, place=place_)
+        return await self.plan_of(await self._headers.run(self._resolver.known, resolved, place=place_))
+
+    async def kind_of_device(self) -> str:
+        """Return the tiers of the fleet, and a digest of what is known beside them."""
+        tiers = {f"{state.tier} {state.vram_bytes}" for state in self._members.states()}
+        return " ".join([*sorted(tiers), self._judge.mark])
+
+    async def plan_of(self, known: Model) -> PlanReport:
+        """Say where a model that is known already would run now, and why there."""
+        return await with_what_is_known(await self._planned(known), known, self._judge)
+
+    async def _planned(self, known: Model) -> PlanReport:
         spec, detection = known.spec, known.detection
-        outline = await self._headers.run(self._store.peek, spec.source, spec.variant, place=place_)
+        host = "" if spec.source.is_local else spec.source.host
+        outline = await self._headers.run(self._store.peek, spec.source, spec.variant, place=host)
         states = self._members.states()
         await self._needs.learn_of(known)
         needs = self._needs.of_model(known, self._members.seconds_for(spec.id))

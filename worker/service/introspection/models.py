@@ -8,6 +8,7 @@ from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.refusals import refusal
 from worker.catalog.detector import detect
 from worker.catalog.interface.schema import model_schema
+from worker.catalog.recipes.recipe import Recipe
 from worker.catalog.registry import Registry
 from worker.core.answer import Inspection, ModelList, ModelSchema, ModelSummary
 from worker.core.model import ModelSpec, Task
@@ -44,12 +45,8 @@ class ModelIntrospection:
         self._files = files
 
     def models(self) -> ModelList:
-        """List the registry: every model's id, tasks and where it comes from."""
+        """List the registry: every model's and recipe's id, tasks and where it comes from."""
         return listed(self._resolver.registry)
-
-    def served_models(self) -> tuple[ModelSummary, ...]:
-        """List the registered models that this version can run."""
-        return tuple(model for model in self.models().models if model.served)
 
     async def adapters(self, kind: FileKind) -> tuple[str, ...]:
         """List the names of the operator's adapters of this kind: files in their folders, and LoRAs of models.yaml."""
@@ -81,7 +78,14 @@ class ModelIntrospection:
         served = tuple(call.task for call in resolved.calls if _is_served(call))
         described = resolved.limited_to(served) if served else resolved
         limits = self._limits
-        return ModelSchema(model_schema(described, max_images=limits.max_images, max_loras=limits.max_loras))
+        return ModelSchema(
+            model_schema(
+                described,
+                max_images=limits.max_images,
+                max_loras=limits.max_loras,
+                takes_precision=limits.precisions,
+            )
+        )
 
     async def inspect(self, model: str | None) -> Inspection:
         """Detect what `model` is, with the evidence. Reads headers and JSON, never weights."""
@@ -112,7 +116,23 @@ def _origin(spec: ModelSpec) -> str:
 
 def listed(registry: Registry) -> ModelList:
     """List a registry."""
-    return ModelList(tuple(_summary(spec) for spec in registry.models.values()))
+    models = tuple(_summary(spec) for spec in registry.models.values())
+    return ModelList((*models, *(_of_recipe(recipe, registry) for recipe in registry.recipes.values())))
+
+
+def _of_recipe(recipe: Recipe, registry: Registry) -> ModelSummary:
+    needs = [spec.min_vram_gb for name in recipe.models if (spec := registry.find(name)) and spec.min_vram_gb]
+    return ModelSummary(
+        id=recipe.id,
+        aliases=(),
+        description=recipe.description,
+        architecture=None,
+        tasks=(recipe.task,),
+        served=True,
+        source="recipe",
+        tier=None,
+        min_vram_gb=max(needs, default=None),
+    )
 
 
 def _summary(spec: ModelSpec) -> ModelSummary:

@@ -36,6 +36,10 @@ _LOG = logging.getLogger(__name__)
 Perform = Callable[[JobInput, str, Emit, str | None], Awaitable[AnyAnswer]]
 
 RETRY_AFTER_S = 5
+_TRAINING_CANCELLED = (
+    "The training was cancelled, and keeps a checkpoint of its last step; send the same request again, and it goes on "
+    "from there."
+)
 _Key = tuple[str, str]
 
 
@@ -152,7 +156,8 @@ class JobStore:
 
     def cancel(self, record: JobRecord) -> None:
         """Cancel a job at once; its work stops at its next step. A job that is over stays as it is."""
-        self._stop(record, Status.CANCELLED, JobCancelled("The job was cancelled."))
+        trains = record.job.action == "train"
+        self._stop(record, Status.CANCELLED, JobCancelled(_TRAINING_CANCELLED if trains else "The job was cancelled."))
 
     def leave(self, record: JobRecord) -> None:
         """Note that one caller waits no longer, and cancel the job once all have left. One that never waited stays."""

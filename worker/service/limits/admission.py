@@ -9,17 +9,21 @@ The rules are the worker's own and the same at every door. Limits for each calle
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from worker.core.errors import Overloaded, ParameterOutOfRange, ShuttingDown
 from worker.core.job import Job
-from worker.core.turn import StopSignal, Turn
+from worker.core.turn import StopSignal, Turn, current
+from worker.service.limits.key_rights import KeyRights
+from worker.service.limits.places import Places
 
 # A first guess of the seconds that a job takes, until some have run.
 _FIRST_GUESS_S = 5.0
 _QUESTION_S = 5  # after which a question may be asked again
+SHARE = 0.75  # of all jobs inside, for one of several callers
 _NEWEST = 0.2  # the weight of the last job in the running mean
 
 
@@ -41,14 +45,26 @@ class Load:
 
 
 class Admission:
-    """Admits jobs. Used on one event loop. `check_device` raises while no job could run."""
+    """Admits jobs. Used on one event loop. `check_device` raises while no job could run.
 
-    def __init__(self, limits: AdmissionLimits, check_device: Callable[[], None] = lambda: None) -> None:
+    `rights` has the weights of callers. Where there are several, one takes three quarters of all room at most.
+    """
+
+    def __init__(
+        self,
+        limits: AdmissionLimits,
+        check_device: Callable[[], None] = lambda: None,
+        rights: KeyRights | None = None,
+    ) -> None:
         self._limits = limits
         self._check_device = check_device
-        self._slots = asyncio.Semaphore(limits.max_concurrent)
+        self.rights = rights or KeyRights()
+        """The rights of callers."""
+        self._places = Places(limits.max_concurrent, self.rights.weight)
+        self._of_caller: Counter[str | None] = Counter()
         self._inside: dict[int, tuple[Turn, asyncio.Task[object] | None]] = {}
         self._questions = 0
+        self._spare: StopSignal | None = None
         self._waiting = 0
         self._mean_s = _FIRST_GUESS_S
         self._closing = False
@@ -76,8 +92,10 @@ class Admission:
     @contextmanager
     def admitted(self, turn: Turn) -> Iterator[None]:
         """Enclose one job. Raises Overloaded when too many are inside, ShuttingDown."""
-        self.check_open()
+        self.check_open(turn.caller)
+        self._stop_spare()
         self.taken += 1
+        self._of_caller[turn.caller] += 1
         self._inside[id(turn)] = (turn, asyncio.current_task())
         self._empty.clear()
         try:
@@ -90,19 +108,23 @@ class Admission:
             raise
         finally:
             del self._inside[id(turn)]
+            self._of_caller[turn.caller] -= 1
+            if not self._of_caller[turn.caller]:
+                del self._of_caller[turn.caller]
             if not self._inside:
                 self._empty.set()
 
     @asynccontextmanager
     async def place(self, stop: StopSignal) -> AsyncIterator[None]:
         """Hold a place at the device, after waiting for one at most until the deadline. Raises JobTimeout."""
-        await self._take_slot(stop)
+        caller = current().caller
+        await self._take_place(stop, caller)
         started = time.monotonic()
         try:
             yield
             self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
         finally:
-            self._slots.release()
+            self._places.give_back(caller)
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -114,17 +136,34 @@ class Admission:
                 f"try again in {_QUESTION_S} seconds.",
                 details={"retry_after_s": _QUESTION_S, "queued": self._questions},
             )
+        self._stop_spare()
         self._questions += 1
         try:
             yield
         finally:
             self._questions -= 1
 
+    @contextmanager
+    def spare(self, stop: StopSignal) -> Iterator[bool]:
+        """Enclose work that nobody waits for; False where anything else is to be done, and then it must not begin.
+
+        It is stopped as soon as a job or a question comes, or the worker closes.
+        """
+        if self._inside or self._questions or self._closing or self._spare is not None:
+            yield False
+            return
+        self._spare = stop
+        try:
+            yield True
+        finally:
+            self._spare = None
+
     async def close(self, grace_s: float) -> None:
         """Take no more jobs, let those inside finish within `grace_s` seconds, and stop the rest with ShuttingDown.
 
         A second call waits for the same end.
         """
+        self._stop_spare()
         if not self._closing:
             self._closing, self._closed_at = True, time.monotonic() + grace_s
         try:
@@ -137,21 +176,21 @@ class Admission:
                     task.cancel()
             await self._empty.wait()
 
-    def check_work(self, job: Job) -> int:
-        """Return the pixel-steps of `job`. Raises ParameterOutOfRange if they exceed the limit for one job."""
+    def check_work(self, *jobs: Job) -> int:
+        """Return the pixel-steps of one request's jobs. Raises ParameterOutOfRange if they exceed the limit for it."""
         limit = self._limits.max_pixel_steps
-        work = pixel_steps(job)
+        work = sum(map(pixel_steps, jobs))
         if limit and work > limit:
             raise ParameterOutOfRange(
                 f"The job is {work:,} pixel-steps (width x height x frames x steps x images) and this worker takes "
                 f"at most {limit:,}; ask for fewer images, fewer steps or a smaller size.",
-                field="num_images" if len(job.seeds) > 1 else "num_inference_steps",
+                field="num_images" if any(len(job.seeds) > 1 for job in jobs) else "num_inference_steps",
                 details={"pixel_steps": work, "max_pixel_steps": limit},
             )
         return work
 
-    def check_open(self) -> None:
-        """Raise ShuttingDown or Overloaded when no job is taken now."""
+    def check_open(self, caller: str | None = None) -> None:
+        """Raise ShuttingDown or Overloaded when no job is taken now, or none of this caller's."""
         self._check_closing()
         self._check_device()
         if len(self._inside) >= self._most:
@@ -161,20 +200,31 @@ class Admission:
                 f"try again in {wait_s} seconds.",
                 details={"retry_after_s": wait_s, "queued": self._waiting},
             )
+        own = self._of_caller[caller]
+        if caller is not None and self.rights.several and own >= max(1, int(self._most * SHARE)):
+            wait_s = max(1, math.ceil(self._mean_s))
+            raise Overloaded(
+                f"This worker has {own} jobs of this key, which is all it takes of one; try again in {wait_s} seconds.",
+                details={"retry_after_s": wait_s, "queued": own},
+            )
 
     @property
     def _most(self) -> int:
         return self._limits.max_concurrent + self._limits.max_queued
 
+    def _stop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.cancel()
+
     def _check_closing(self) -> None:
         if self._closing:
             raise ShuttingDown("This worker is being stopped and takes no more jobs; another worker will take it.")
 
-    async def _take_slot(self, stop: StopSignal) -> None:
+    async def _take_place(self, stop: StopSignal, caller: str | None) -> None:
         self._waiting += 1
         try:
             async with asyncio.timeout(max(0.0, stop.remaining_s)):
-                await self._slots.acquire()
+                await self._places.take(caller)
         except TimeoutError:
             raise stop.timed_out() from None
         finally:

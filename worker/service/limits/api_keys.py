@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from worker.service.limits.key_rights import MAX_WEIGHT, KeyRight
+
 PREFIX = "uimw_"
 MIN_KEY_CHARS = 16
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
@@ -35,6 +37,8 @@ class Keyring:
 
     callers: Mapping[str, str] = field(default_factory=dict)
     admins: Mapping[str, str] = field(default_factory=dict)
+    rights: Mapping[str, KeyRight] = field(default_factory=dict)
+    """The rights of callers by name, where their line says some."""
 
     def identify(self, key: str | None) -> Caller | None:
         """Return the caller that sends this key; None for a caller who is refused."""
@@ -81,23 +85,56 @@ def parse_keys(entries: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def read_api_keys(file: Path) -> dict[str, str]:
-    """Read names by digest from a file with one `name:sha256` a line; `#` begins a comment. Raises KeyListError."""
+def read_api_keys(file: Path) -> tuple[dict[str, str], dict[str, KeyRight]]:
+    """Read a file with one `name:sha256` a line; `#` begins a comment. Raises KeyListError.
+
+    Returns names by digest, and rights by name. Behind the digest there may be `models=demo,flux-*`, which are all that
+    this key may use, and `weight=2`, its share where several wait.
+    """
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise KeyListError(f"{file.name} cannot be read ({type(error).__name__}).") from None
-    names = {}
+    names: dict[str, str] = {}
+    rights: dict[str, KeyRight] = {}
     for number, text in enumerate(lines, 1):
-        entry = text.partition("#")[0].strip()
+        entry, *more = text.partition("#")[0].strip().split(maxsplit=1)[:2] or [""]
         line = _LINE.fullmatch(entry)
-        if line is not None:
-            names[line[2]] = line[1]
-        elif entry:
+        if line is None and entry:
             raise KeyListError(f"{file.name}:{number}: a line is name:sha256, as `keys new` prints it.")
+        if line is None:
+            continue
+        names[line[2]] = line[1]
+        try:
+            right = _right(more[0]) if more else KeyRight()
+        except ValueError as error:
+            raise KeyListError(f"{file.name}:{number}: {error}") from None
+        if rights.setdefault(line[1], right) != right:
+            raise KeyListError(
+                f"{file.name}:{number}: {line[1]} has other rights in a line above; say the same in both."
+            )
     if not names:  # an empty file must not open the worker to everybody
         raise KeyListError(f"{file.name} holds no key; add one, or unset the variable.")
-    return names
+    return names, rights
+
+
+def _right(text: str) -> KeyRight:
+    """Read what stands behind a key's digest. Raises ValueError with the sentence about what is wrong."""
+    said: dict[str, str] = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if name not in ("models", "weight") or not equals or name in said:
+            raise ValueError(
+                f"{word[:40]} is no right of a key; behind the digest stand models=demo,flux-* and weight=2."
+            )
+        said[name] = value
+    patterns = tuple(pattern for pattern in said.get("models", "").split(",") if pattern)
+    if "models" in said and not patterns:
+        raise ValueError("models= names no model; name some, as models=demo,flux-*, or leave it out for all.")
+    weight = float(said["weight"]) if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", said.get("weight", "")) else 0.0
+    if "weight" in said and not 0 < weight <= MAX_WEIGHT:
+        raise ValueError(f"weight={said['weight'][:40]} is no number above 0 and up to {MAX_WEIGHT:g}.")
+    return KeyRight(patterns or None, weight or 1.0)
 
 
 def _digest(key: str) -> str:

@@ -53,8 +53,12 @@ class _Errand:
 
     def check(self) -> None:
         """Raise JobCancelled or JobTimeout if the work is not to be done."""
-        if (reason := self.reason) is not None:
-            raise reason
+        reason = self.reason
+        try:
+            if reason is not None:
+                raise reason
+        finally:
+            del reason  # its traceback holds this frame: a circle otherwise, and in it the job
 
 
 class Pool:
@@ -104,7 +108,10 @@ class Pool:
             self._leave(errand)
         if not answer.done() or answer.cancelled():
             raise turn.stop.reason or turn.stop.timed_out()
-        return answer.result()
+        try:
+            return answer.result()
+        finally:
+            del answer  # it holds what it raises, whose traceback holds this frame
 
     def _add(self, errand: _Errand) -> None:
         with self._lock:
@@ -206,10 +213,12 @@ def _outcome(errand: _Errand) -> Any:
 
 
 def _settle(errand: _Errand, outcome: Any) -> None:
+    """Hand the outcome over. The errand lets go of it: a failure's traceback holds the errand, and with it a job."""
+    future, errand.future = errand.future, Future()
     if isinstance(outcome, _Failure):
-        errand.future.set_exception(outcome.error)
+        future.set_exception(outcome.error)
     else:
-        errand.future.set_result(outcome)
+        future.set_result(outcome)
 
 
 def _retrieved(answer: "asyncio.Future[Any]") -> None:

@@ -18,6 +18,7 @@ from worker.core.errors import JobCancelled, JobTimeout, QuotaExceeded, RateLimi
 from worker.core.result import Progress
 from worker.service.limits.accounts import Account, Accounts
 
+MAX_ACCOUNTS = 20_000
 _DAY_S = 86_400
 _MINUTE_S = 60.0
 # Ends of a job that its caller cut short: the caller pays for the device's work.
@@ -44,15 +45,23 @@ class Reservation:
 
     def note(self, progress: Progress) -> None:
         """Note the job's progress. Safe in any thread."""
-        self.generating = self.generating or progress.phase == "inference"
+        self.generating = self.generating or progress.phase in ("inference", "train")
 
 
 class Quotas:
-    """Accounts by caller. Used on one event loop; `now` is wall time in seconds, to outlive a restart."""
+    """Accounts by caller. Used on one event loop; `now` is wall time in seconds, to outlive a restart.
+
+    `whom` is the word for one who has an account. Of very many, those are forgotten who could send most.
+    """
 
     def __init__(
-        self, limits: QuotaLimits, accounts: Accounts | None = None, now: Callable[[], float] = time.time
+        self,
+        limits: QuotaLimits,
+        accounts: Accounts | None = None,
+        now: Callable[[], float] = time.time,
+        whom: str = "caller",
     ) -> None:
+        self._whom = whom
         self._limits = limits
         self._accounts = accounts or Accounts()
         self._now = now
@@ -95,6 +104,11 @@ class Quotas:
         self._accounts.save()
         reservation.day, reservation.pixel_steps = account.day, pixel_steps
 
+    def spare(self, reservation: Reservation, pixel_steps: int) -> None:
+        """Take `pixel_steps` off a reservation, and off its account."""
+        self._give_back(replace(reservation, pixel_steps=pixel_steps))
+        reservation.pixel_steps = max(0, reservation.pixel_steps - pixel_steps)
+
     def charge_question(self, caller: str | None) -> None:
         """Count one request that generates nothing. Raises RateLimited."""
         if caller is None or not self._limits.requests_per_minute:
@@ -103,6 +117,8 @@ class Quotas:
             account = self._account(accounts, caller)
             self._check_rate(account)
             accounts[caller] = replace(account, tokens=account.tokens - 1)
+            if len(accounts) > MAX_ACCOUNTS:
+                self._forget(accounts)
         self._accounts.save()
 
     def close(self) -> None:
@@ -115,6 +131,12 @@ class Quotas:
             with self._accounts.held() as accounts:
                 accounts[reservation.caller] = _without(self._account(accounts, reservation.caller), reservation)
             self._accounts.save()
+
+    def _forget(self, accounts: dict[str, Account]) -> None:
+        """Forget half of all accounts, first of all those that say nothing any more: full ones of nothing used."""
+        now = {caller: self._account(accounts, caller) for caller in accounts}
+        for caller in sorted(now, key=lambda name: (now[name].used, -now[name].tokens))[: len(now) // 2]:
+            del accounts[caller]
 
     def _account(self, accounts: Mapping[str, Account], caller: str) -> Account:
         """Return the caller's account as of now: refilled since it was last seen, and unused on a new day."""
@@ -130,7 +152,7 @@ class Quotas:
         if rate and account.tokens < 1:
             wait_s = math.ceil((1 - account.tokens) * _MINUTE_S / rate)
             raise RateLimited(
-                f"At most {rate} requests a minute are taken from one caller; try again in {wait_s} seconds.",
+                f"At most {rate} requests a minute are taken from one {self._whom}; try again in {wait_s} seconds.",
                 details={"retry_after_s": wait_s, "requests_per_minute": rate},
             )
 

@@ -2,6 +2,7 @@
 
 import time
 
+from worker.core.errors import Overloaded
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult, Stage, Timings
 from worker.core.turn import current
@@ -24,10 +25,14 @@ class LocalBackend:
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Run `job`. At its deadline its caller is free; what cannot be interrupted goes on in its thread."""
         turn, host = current(), job.call.spec.source.host
+        if job.is_spare and not self._provisioner.has_models(job):
+            raise _not_here()
         # Hundreds of threads that look at files would leave the processor to nobody else.
         pool = self._pools.files if self._provisioner.is_at_hand(job) else self._pools.downloads
         batch = await pool.run(self._provisioner.provide, job, emit, place=host)
         started, provided_at = turn.waits[-1][1], time.monotonic()
+        if job.is_spare and not self._mux.holds(batch):
+            raise _not_here()
         async with self._admission.place(job.stop):
             generated = await self._mux.generate(batch, emit)
         # The first job also waits for the engine itself.
@@ -41,3 +46,7 @@ class LocalBackend:
             Stage("inference", loaded, loaded + generated.report.inference_s),
         )
         return result_of(job, batch, generated, Timings.of(stages, len(generated.report.outcomes)))
+
+
+def _not_here() -> Overloaded:
+    return Overloaded("A model that is not on the device is not loaded for a job that nobody waits for.")

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 
 from worker.core.errors import (
     DeviceLost,
@@ -48,13 +50,16 @@ class QueuedJob:
     emit: Emit
     arrived_at: float
     key: str  # jobs with the same key may share a batch
+    loras: str = field(init=False)  # jobs with the same have the same LoRAs
     answer: "asyncio.Future[Generated]" = field(init=False)
     context: Context = field(init=False, default_factory=copy_context)  # for its log lines in the engine's thread
     batch_run: "BatchRun | None" = None
+    caller: str | None = None  # whose share of the device it takes
     _last: Progress | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.answer = asyncio.get_running_loop().create_future()
+        self.loras = self.batch.lora_key
 
     @property
     def job(self) -> Job:
@@ -98,10 +103,12 @@ class BatchRun:
     def __init__(self, queued_jobs: list[QueuedJob], watchdog: Watchdog) -> None:
         self.queued_jobs = queued_jobs
         self._watchdog = watchdog
-        self.loading = False
+        self.loading = self._found = False
         self.load_s = 0.0
-        self.calls: list[tuple[int, float]] = []
-        """The images of each call that was made as a whole, and its seconds."""
+        self.calls: list[tuple[CallKind, int, float]] = []
+        """The kind and the images of each call that was made as a whole, and its seconds."""
+        self.standing = ""
+        """A key of what the seconds of its calls belong to."""
         self.fits: int | None = None
         """The number of images to try next time, once memory ran out."""
         self.future: Future[None] | None = None  # None until it was submitted to the engine's thread
@@ -144,17 +151,22 @@ class BatchRun:
             group = [queued for queued in groups.pop(0) if self._is_wanted(queued)]
             if group:
                 groups[:0] = self._generate(engine, group)
+                if self._found:  # of jobs that failed together, the one at fault: the others are one call again
+                    alone = list(takewhile(lambda others: len(others) == 1, groups))
+                    groups[: len(alone)] = [[queued for others in alone for queued in others]]
+                    self._found = False
                 self._begun = self._built = time.monotonic()
 
     def _generate(self, engine: ResidentEngine, group: list[QueuedJob]) -> list[list[QueuedJob]]:
         """Make one call, and return the jobs left to generate after it, in groups.
 
-        Out of memory splits a group in halves. Any other failure may be any job's, so that each is generated alone.
+        Out of memory splits a group in halves. Any other failure may be any job's, so that each is generated alone
+        until one fails alone.
         """
         images = sum(queued.images for queued in group)
-        batch = replace(group[0].batch, jobs=tuple(queued.job for queued in group))
+        batch = Batch.joined([queued.batch for queued in group])
         try:
-            report = engine.run(batch, partial(self._tell, group))
+            report = engine.run(batch, partial(self._tell, group, _model_bytes(batch), _kind(group)))
         except DeviceLost:
             raise
         except WorkerError as error:
@@ -162,6 +174,7 @@ class BatchRun:
             if len(group) == 1 or isinstance(error, _OF_ALL):
                 for queued in group:
                     self._settle(queued, queued.job.stop.reason or error)
+                self._found = len(group) == 1
                 return []
             _LOG.info("%d jobs in one call: %s; they are generated in smaller ones", len(group), error.code)
             if isinstance(error, OutOfMemory):
@@ -170,10 +183,11 @@ class BatchRun:
             return [[queued] for queued in group]
         self._watchdog.finished()
         self.load_s += report.load_s
+        self.standing = report.standing
         done = group[: len(report.outcomes)]
         images = sum(queued.images for queued in done)
         if not any(isinstance(outcome, WorkerError) for outcome in report.outcomes):
-            self.calls.append((images, report.inference_s))
+            self.calls.append((call_kind(done), images, report.inference_s))
         for queued, outcome in zip(done, report.outcomes, strict=True):
             # Jobs of one call have the same size and steps, so shares of images are shares of pixel-steps.
             self._settle(queued, self._generated(report, outcome, queued.images / images))
@@ -192,8 +206,8 @@ class BatchRun:
             self._settle(queued, reason)
         return reason is None
 
-    def _tell(self, group: list[QueuedJob], progress: Progress) -> None:
-        self._watchdog.hear(progress, _model_bytes(group[0].batch), _kind(group))
+    def _tell(self, group: list[QueuedJob], model_bytes: int, kind: str, progress: Progress) -> None:
+        self._watchdog.hear(progress, model_bytes, kind)
         if progress.phase == "load":
             self.loading = progress.step < progress.total
         for queued in group[: progress.jobs]:
@@ -207,12 +221,15 @@ class BatchRun:
         self._loop.call_soon_threadsafe(queued.settle, outcome)
 
 
-def call_kind(job: Job) -> CallKind:
-    """Return what this job's calls have in common with others that take equally long for one image."""
+def call_kind(jobs: Sequence[QueuedJob]) -> CallKind:
+    """Return what a call for these jobs has in common with others that take equally long for one image."""
+    job, mixes = jobs[0].job, len({queued.loras for queued in jobs}) > 1
     steps = job.params.get("num_inference_steps")
     work, images = pixel_steps(job), len(job.seeds)
     pixels = work // images // (steps if isinstance(steps, int) and steps > 0 else 1)
-    kind = (job.call.pipeline, work // images, len(job.adapters), job.quality, job.finishing.upscaler is not None)
+    form = (job.quality, job.call.spec.precision)
+    adapters = "mixed" if mixes else len(job.adapters)
+    kind = (job.call.pipeline, work // images, adapters, form, job.finishing.upscaler is not None)
     return CallKind(job.call.spec.id, repr(kind), pixels)
 
 
@@ -221,7 +238,8 @@ def _kind(group: list[QueuedJob]) -> str:
     job, batch = group[0].job, group[0].batch
     finishing = (batch.finishing.refiner is not None, batch.finishing.upscaler is not None)
     work = [pixel_steps(queued.job) for queued in group]
-    return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing, job.quality))
+    form = (job.quality, job.call.spec.precision)
+    return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing, form))
 
 
 def _model_bytes(batch: Batch) -> int:

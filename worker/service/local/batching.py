@@ -4,10 +4,12 @@ A job waits with those that agree with it in everything but words, images and se
 once it holds `batch_size` images, or once its first job has waited `timeout_s`. A due bucket goes on filling while the
 engine is busy, so that under load no job waits for a batch.
 
-A free engine takes the due bucket whose first job came first. A job of a model that is not loaded counts as later, by
-the seconds that its model took to load: a switch must be worth its cost. So no bucket is passed by another that began
-more than those seconds after it. Cancelled and late jobs are dropped before the engine sees them. After an out of
-memory the later batches of that bucket are smaller; so they are where images come no faster together (`pace.py`).
+A free engine takes the due bucket whose first job came first, of the callers who had least of the device for the
+weights of their keys (`limits/shares.py`); inside a bucket they take turns, too. A job of a model that is not loaded
+counts as later, by the seconds that its model took to load: a switch must be worth its cost. So no bucket of a caller
+is passed by another of theirs that began more than those seconds after it. Cancelled and late jobs are dropped before
+the engine sees them. After an out of memory the later batches of that bucket are smaller; so they are where images come
+no faster together (`pace.py`).
 
 An idle engine waits out the timer too: running the first job of a burst alone would cost the others its whole call,
 while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits, nor does a job that no other can join.
@@ -15,17 +17,23 @@ while the timer costs a lone job milliseconds. With `batch_size` 1 no job waits,
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import accumulate, groupby
 
 from worker.core.errors import DeviceLost
-from worker.core.job import Batch, Job
+from worker.core.job import Batch
 from worker.core.result import Emit
+from worker.core.turn import current
+from worker.service.limits.shares import Shares
 from worker.service.local.batch_run import BatchRun, Generated, QueuedJob, call_kind
 from worker.service.local.engine_thread import EngineThread, uninterrupted
 from worker.service.local.improving import Improving
-from worker.service.local.pace import Paces
+from worker.service.local.pace import CallKind, Paces
+from worker.service.local.pace_sharing import Sharing
+from worker.service.local.pace_store import PaceStore
 
 # The time that a job that has to stop may still sit in one step before the device counts as lost.
 STUCK_GRACE_S = 60.0
@@ -36,13 +44,14 @@ _MEMORY = 256
 class Buckets:
     """Queued jobs that wait, in order of arrival. Has no clock and no engine: callers pass time and facts in."""
 
-    def __init__(self, batch_size: int, timeout_s: float) -> None:
+    def __init__(self, batch_size: int, timeout_s: float, shares: Shares | None = None) -> None:
         self._batch_size = batch_size
+        self._shares = shares or Shares()
         self._timeout_s = timeout_s
         self._waiting: dict[str, list[QueuedJob]] = {}
         self._load_s: dict[str, float] = {}
         self._fits: OrderedDict[str, int] = OrderedDict()
-        self._paces = Paces()
+        self.paces = Paces()
 
     def add(self, queued: QueuedJob) -> None:
         """Add a queued job to its bucket."""
@@ -72,21 +81,62 @@ class Buckets:
         if not due:
             return []
 
-        def effective_arrival(bucket: list[QueuedJob]) -> float:
-            model = bucket[0].job.call.spec.id
-            return bucket[0].arrived_at + (0.0 if model in resident else self._load_s.get(model, 0.0))
-
-        bucket = min(due, key=effective_arrival)
-        taken: list[QueuedJob] = []
-        images_left = self._limit(bucket[0])
-        for queued in bucket:
-            if taken and queued.images > images_left:
-                break
-            taken.append(queued)
-            images_left -= queued.images
+        bucket = self._first(due, resident)
+        turns = self._shares.turns([queued.caller for queued in bucket])
+        taken = self._companions([bucket[index] for index in turns])
         for queued in taken:
             self.remove(queued)
         return taken
+
+    def _first(self, due: Sequence[list[QueuedJob]], resident: Collection[str]) -> list[QueuedJob]:
+        """Return the bucket whose turn it is, of those that are due.
+
+        Whoever had least of the device is next, but not before the others are ahead by twice the seconds of the load
+        that this takes, which counts as theirs: half of the device's time at most goes into loads. Of one caller, and
+        of those who had as much, it is the bucket that came first.
+        """
+
+        def switch_s(bucket: list[QueuedJob]) -> float:
+            model = bucket[0].job.call.spec.id
+            return 0.0 if model in resident else self._load_s.get(model, 0.0)
+
+        def effective_arrival(bucket: list[QueuedJob]) -> float:
+            return bucket[0].arrived_at + switch_s(bucket)
+
+        had = {id(bucket): min(self._shares.had(queued.caller) for queued in bucket) for bucket in due}
+        least = min(due, key=lambda bucket: (had[id(bucket)], effective_arrival(bucket)))
+        most_s = had[id(least)] + 2 * switch_s(least)
+        return min((bucket for bucket in due if had[id(bucket)] <= most_s), key=effective_arrival)
+
+    def _companions(self, bucket: list[QueuedJob]) -> list[QueuedJob]:
+        """Return the jobs of a bucket that go into the next call: those with the first one's LoRAs, or others too."""
+        by_loras: dict[str, list[QueuedJob]] = {}
+        for queued in bucket:
+            by_loras.setdefault(queued.loras, []).append(queued)
+        alike, *others = by_loras.values()
+        alone = _first_of(alike, self._limit(alike))
+        if not others:
+            return alone
+        # Neighbours have the same LoRAs: where they cannot be mixed after all, these still share a call.
+        mixed = _first_of([queued for each in by_loras.values() for queued in each], self._limit(bucket))
+        return mixed if _images(mixed) > _images(alone) and self._gains(mixed) else alone
+
+    def _gains(self, mixed: Sequence[QueuedJob]) -> bool:
+        """True if these jobs take no longer in one call than in one for each set of LoRAs.
+
+        Either way is tried often enough to know.
+        """
+        together = self.paces.of(call_kind(mixed), _images(mixed))
+        if together is None:
+            return True
+        apart = 0.0
+        for _, each in groupby(mixed, key=lambda queued: queued.loras):
+            group = [*each]
+            seconds = self.paces.of(call_kind(group), min(_images(group), self._limit(group)))
+            if seconds is None:
+                return False
+            apart += seconds * _images(group)
+        return together * _images(mixed) <= apart
 
     def next_due(self) -> float | None:
         """Return the time at which the next bucket is due; None when no job waits."""
@@ -103,19 +153,33 @@ class Buckets:
         if len(self._fits) > _MEMORY:
             self._fits.popitem(last=False)
 
-    def note_calls(self, job: Job, calls: Sequence[tuple[int, float]]) -> None:
-        """Remember how long calls like this job's took, by their number of images."""
-        for images, seconds in calls:
-            self._paces.note(call_kind(job), images, seconds)
+    def note_calls(self, calls: Sequence[tuple[CallKind, int, float]]) -> None:
+        """Remember how long calls took, by their kind and number of images."""
+        for kind, images, seconds in calls:
+            self.paces.note(kind, images, seconds)
 
-    def _limit(self, first: QueuedJob) -> int:
+    def _limit(self, jobs: Sequence[QueuedJob]) -> int:
+        first = jobs[0]
         bound = min(self._batch_size, self._fits.get(first.key, self._batch_size))
-        return bound if bound == 1 or not first.job.shares_a_call else self._paces.most(call_kind(first.job), bound)
+        # Of jobs with different LoRAs a call is as large as can be, or is not made (see `_gains`).
+        if bound == 1 or not first.job.shares_a_call or len({queued.loras for queued in jobs}) > 1:
+            return bound
+        return self.paces.most(call_kind(jobs), bound)
 
     def _due_at(self, bucket: list[QueuedJob]) -> float:
         first = bucket[0]
-        full = sum(queued.images for queued in bucket) >= self._limit(first)
+        full = _images(bucket) >= self._limit(bucket)
         return first.arrived_at + (0.0 if full or not first.job.shares_a_call else self._timeout_s)
+
+
+def _images(jobs: Sequence[QueuedJob]) -> int:
+    return sum(queued.images for queued in jobs)
+
+
+def _first_of(jobs: Sequence[QueuedJob], images: int) -> list[QueuedJob]:
+    """Return the first of these jobs that have so many images at most; the very first in any case."""
+    counts = list(accumulate(queued.images for queued in jobs))
+    return [*jobs[: max(1, bisect_right(counts, images))]]
 
 
 class BatchMux:
@@ -128,14 +192,18 @@ class BatchMux:
         timeout_s: float = 0.0,
         idle_s: float | None = None,
         closing: Callable[[], bool] = lambda: False,
+        store: PaceStore | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._engine = engine
         self._batch_size = batch_size
-        self._buckets = Buckets(batch_size, timeout_s)
+        self._shares = shares or Shares()
+        self._buckets = Buckets(batch_size, timeout_s, self._shares)
         self._batch_run: BatchRun | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._improving = Improving(engine, self.give_up, idle_s, closing)
+        self._sharing = Sharing(self._buckets.paces, store if batch_size > 1 else None)
 
     @property
     def waiting(self) -> int:
@@ -144,6 +212,10 @@ class BatchMux:
         return len(self._buckets) + (
             len(batch_run.queued_jobs) if batch_run is not None and batch_run.is_to_begin else 0
         )
+
+    def holds(self, batch: Batch) -> bool:
+        """True if all models of a batch are on the device now."""
+        return self._engine.holds(batch)
 
     async def generate(self, batch: Batch, emit: Emit) -> Generated:
         """Generate the one job of `batch`, together with others where that is possible.
@@ -156,9 +228,10 @@ class BatchMux:
             raise self._engine.lost
         # Where no jobs share a batch, a digest of the whole job is not worth its time.
         key = batch.batch_key if self._batch_size > 1 else batch.jobs[0].id
-        queued = QueuedJob(batch, emit, time.monotonic(), key)
+        queued = QueuedJob(batch, emit, time.monotonic(), key, caller=current().caller)
         stop = queued.job.stop
         self._improving.rest()
+        self._shares.enter(queued.caller)
         self._buckets.add(queued)
         self._dispatch()
         try:
@@ -171,6 +244,8 @@ class BatchMux:
             stop.cancel()
             await uninterrupted(self._leave_behind(queued))
             raise
+        finally:
+            self._shares.leave(queued.caller)
 
     def _dispatch(self) -> None:
         """Give a free engine the next due bucket; without one, set the timer for the next."""
@@ -217,8 +292,13 @@ class BatchMux:
         first = batch_run.queued_jobs[0]
         if batch_run.load_s and first.job.call.spec.id not in resident:
             self._buckets.note_load(first.job.call.spec.id, batch_run.load_s)
+        images = sum(queued.images for queued in batch_run.queued_jobs)
+        seconds = batch_run.load_s + sum(seconds for _, _, seconds in batch_run.calls)
+        for queued in batch_run.queued_jobs:
+            self._shares.charge(queued.caller, seconds * queued.images / images)
         if self._batch_size > 1:
-            self._buckets.note_calls(first.job, batch_run.calls)
+            self._buckets.note_calls(batch_run.calls)
+            self._sharing.learnt(first.job.call.spec.id, batch_run.standing)
         if batch_run.fits is not None:
             self._buckets.note_fit(first.key, batch_run.fits)
         self._dispatch()

@@ -11,6 +11,7 @@ from worker.core import moments
 from worker.core.call import KnownModel
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import DeviceLost, contained
+from worker.core.job import Batch
 from worker.core.model import ModelFiles
 from worker.core.ports import Engine
 from worker.core.quality import LeverReport
@@ -30,8 +31,12 @@ class ResidentEngine(Engine, Protocol):
         """Ids of the models on the device."""
         ...
 
-    def device_info(self) -> DeviceInfo:
-        """Return the device's name and memory, as of now."""
+    def holds(self, batch: Batch) -> bool:
+        """True if all models of a batch are on the device. Asked from other threads."""
+        ...
+
+    def device_info(self, *, cards: bool = False) -> DeviceInfo:
+        """Return the device's name and memory, as of now; with those of all GPUs of this process if asked."""
         ...
 
     def preload(self, model: KnownModel, files: ModelFiles, emit: Emit) -> LoadPlan:
@@ -63,7 +68,7 @@ class EngineThread:
         self,
         build: Callable[[], ResidentEngine],
         silence_s: float = 300.0,
-        probe: Callable[[], DeviceInfo] | None = None,
+        probe: Callable[[bool], DeviceInfo] | None = None,
     ) -> None:
         self._build = build
         self._probe = probe
@@ -93,6 +98,10 @@ class EngineThread:
     def resident_models(self) -> list[str]:
         """Ids of the models on the device."""
         return self._engine.resident_models if self._engine else []
+
+    def holds(self, batch: Batch) -> bool:
+        """True if all models of a batch are on the device."""
+        return self._engine is not None and self._engine.holds(batch)
 
     def submit(
         self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None] = lambda: None
@@ -144,13 +153,16 @@ class EngineThread:
                 raise
             raise self.lost from None  # it waited behind the job that hung
 
-    async def device_info(self) -> DeviceInfo:
-        """Return the device's name and memory, as of now; no engine is built for that. Raises DeviceLost."""
+    async def device_info(self, *, cards: bool = False) -> DeviceInfo:
+        """Return the device's name and memory, as of now, and with `cards` those of all GPUs of this process.
+
+        No engine is built for that. Raises DeviceLost.
+        """
         if self._engine is not None or self._probe is None:
-            return await self.call(lambda engine: engine.device_info(), "plan")
+            return await self.call(lambda engine: engine.device_info(cards=cards), "plan")
         if self.lost is not None:
             raise self.lost
-        return await asyncio.wrap_future(self._executor.submit(self._probe))
+        return await asyncio.wrap_future(self._executor.submit(self._probe, cards))
 
     def _call(self, work: Callable[[ResidentEngine], T], label: str, begin: Callable[[], None]) -> T:
         if self.lost is not None:

@@ -7,15 +7,16 @@ another one of the same model: a budget of pixels for a call.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Of calls of one kind and number, the fastest of the last few counts: what disturbs makes them slower, never faster.
-_LAST = 5
+LAST = 5
 # So many calls of one number, and another number is tried, to compare.
 _ENOUGH = 3
 # Fewer images in a call are preferred where more gain less than this: each of them waits for all.
 _GAIN = 1.02
-_MEMORY = 256
+MEMORY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,15 @@ class CallKind:
     model: str
     work: str
     pixels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What is known of one kind of calls of a model: seconds for one image, by the number of images in the call."""
+
+    work: str
+    pixels: int
+    seconds: Mapping[int, Sequence[float]]
 
 
 @dataclass(slots=True)
@@ -38,7 +48,7 @@ class _Seen:
         if images not in self.warmed:
             self.warmed.add(images)
             return
-        self.seconds.setdefault(images, deque(maxlen=_LAST)).append(seconds / images)
+        self.seconds.setdefault(images, deque(maxlen=LAST)).append(seconds / images)
 
     @property
     def best(self) -> int:
@@ -69,15 +79,43 @@ class Paces:
         """Note a call that came to its end, with all of its images."""
         seen = self._seen.setdefault(kind, _Seen())
         seen.add(images, seconds)
+        self._bound(kind, seen)
+
+    def _bound(self, kind: CallKind, seen: _Seen) -> None:
         self._seen.move_to_end(kind)
-        if len(self._seen) > _MEMORY:
+        if len(self._seen) > MEMORY:
             self._seen.popitem(last=False)
         if len(seen.seconds) > 1:
             self._budgets[kind.model] = seen.best * kind.pixels
 
+    def known(self, model: str) -> tuple[Pace, ...]:
+        """Return all that is known of a model, the last used last."""
+        return tuple(
+            Pace(kind.work, kind.pixels, {images: tuple(each) for images, each in seen.seconds.items()})
+            for kind, seen in self._seen.items()
+            if kind.model == model and seen.seconds
+        )
+
+    def take_in(self, model: str, paces: Sequence[Pace]) -> None:
+        """Take in what other workers, or earlier ones, have learnt of a model. What is known here stays."""
+        for pace in paces:
+            kind = CallKind(model, pace.work, pace.pixels)
+            seen = self._seen.setdefault(kind, _Seen())
+            for images, seconds in pace.seconds.items():
+                seen.seconds.setdefault(images, deque(seconds, maxlen=LAST))
+            self._bound(kind, seen)
+
     def budget(self, model: str) -> int | None:
         """Return the pixels that a call of this model should have; None as long as that is not known."""
         return self._budgets.get(model)
+
+    def of(self, kind: CallKind, images: int) -> float | None:
+        """Return the seconds for one image of `images` in a call: of the next smaller number that is known enough."""
+        seen = self._seen.get(kind)
+        known = {} if seen is None else {count: each for count, each in seen.seconds.items() if len(each) >= _ENOUGH}
+        if not known:
+            return None
+        return min(known[max((count for count in known if count <= images), default=min(known))])
 
     def most(self, kind: CallKind, bound: int) -> int:
         """Return how many images the next call of this kind should have, from 1 to `bound`."""

@@ -10,6 +10,7 @@ from worker.core.errors import UnsafeFormat, UnsupportedModel, WorkerError
 from worker.core.finishing import FinishingFiles
 from worker.core.job import Batch, Job
 from worker.core.model import DENOISERS, PICKLES, Kind, ModelFiles, ModelSource, ModelSpec, Outline
+from worker.core.precision import DTYPES
 from worker.core.result import Emit
 from worker.core.turn import StopSignal
 from worker.service.accepting.adapters.compatibility import blamed_on
@@ -19,7 +20,8 @@ from worker.service.local.adapters.image_prompts import encoder_source
 from worker.service.local.adapters.providers import provide_adapters
 from worker.service.local.completing import SINGLE_FILES, Completion, completion
 from worker.service.local.vouching import Vouching
-from worker.service.local.weights import measure
+from worker.service.local.weights import count_reducible, identity, measure
+from worker.store.reduced import ReducedWeights
 from worker.store.store import Store
 
 
@@ -51,12 +53,14 @@ class Provisioner:
         without_pickles: Callable[[Path], Path] = refuse_pickles,
         safety_checker: str | None = None,
         vouching: Vouching | None = None,
+        reduced: ReducedWeights | None = None,
     ) -> None:
         self._store = store
         self._resolver = resolver
         self._without_pickles = without_pickles
         self._safety_checker = safety_checker  # the operator's reference, not checked against the callers' rules
         self._vouching = vouching or Vouching()
+        self._reduced = reduced
         self._provided: set[tuple[str, ModelSource, str | None]] = set()
         self._adapters = AdapterFetcher(store, resolver, without_pickles, self._vouching)
 
@@ -66,7 +70,11 @@ class Provisioner:
 
     def is_at_hand(self, job: Job) -> bool:
         """True if a job needs no more than models whose files were provided before."""
-        return not job.adapters and all(_key(spec) in self._provided for spec in _specs(job))
+        return not job.adapters and self.has_models(job)
+
+    def has_models(self, job: Job) -> bool:
+        """True if the files of all models of a job were provided before."""
+        return all(_key(spec) in self._provided for spec in _specs(job))
 
     def provide(self, job: Job, emit: Emit) -> Batch:
         """Return the job with all its files on disk. Blocking. Raises SourceError, IncompatibleAdapter …"""
@@ -129,7 +137,11 @@ class Provisioner:
         self._vouching.check(spec.source, files, spec.id, stop, upscales=model.detection.kind is Kind.UPSCALER)
         needed = completing.missing if completing and completing.config else None
         parameters, packed = measure(files, needed)
-        return replace(files, parameters=parameters, packed=packed)
+        files = replace(files, parameters=parameters, packed=packed)
+        files = replace(files, reducible=count_reducible(files))
+        if self._reduced is None or spec.precision is None or spec.precision in DTYPES:
+            return files
+        return replace(files, reduced=self._reduced.find(identity(spec, files)))
 
     def sources(self, model: KnownModel) -> list[tuple[ModelSource, str | None]]:
         """Return a model's sources, itself first, each with its variant; of other repositories only the parts it takes.
@@ -181,7 +193,7 @@ class Provisioner:
 
 
 def _key(spec: ModelSpec) -> tuple[str, ModelSource, str | None]:
-    return spec.id, spec.source, spec.variant
+    return spec.served_name, spec.source, spec.variant
 
 
 def _specs(job: Job) -> list[ModelSpec]:

@@ -12,7 +12,8 @@ from worker.catalog.interface.request_fields import spread
 from worker.catalog.interface.sizes import FRAME_COUNTS
 from worker.core.image import Raster
 from worker.core.job import Batch, Job
-from worker.core.model import LoraSpec
+from worker.core.model import LoraSpec, ModelSpec
+from worker.core.precision import Weights
 from worker.core.result import JobResult, Reproduction, Timings, Usage
 from worker.service.local.batch_run import Generated
 
@@ -51,7 +52,7 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
         task=job.call.task,
         prompt=job.prompt,
         parameters=parameters,
-        loras=report.loras,
+        loras=report.loras_of(job.id),
         adapters=report.adapters,
         safety=report.safety.get(job.id, ()),
         timings=timings,
@@ -66,14 +67,15 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
             bytes_downloaded=bytes_downloaded(batch),
         ),
         reproduce=Reproduction(
-            model=spec.source.model_copy(update={"revision": revision}).reference if revision else spec.id,
-            loras=tuple(f"{item.model}#{item.sha256}" for item in report.loras),
+            model=spec.source.model_copy(update={"revision": revision}).reference if revision else spec.served_name,
+            loras=tuple(f"{item.model}#{item.sha256}" for item in report.loras_of(job.id)),
             versions=_versions(),
-            input=_input(job),
+            input=_input(job, report.weights),
         ),
         mask=job.mask_reading,
         quality=job.quality,
         levers=report.levers,
+        weights=_told(report.weights, spec),
         warnings=job.warnings
         + _length_warning(job, len(artifact.frames))
         + report.warnings
@@ -127,7 +129,12 @@ def _finishing_parameters(job: Job, batch: Batch) -> dict[str, JsonValue]:
     return parameters
 
 
-def _input(job: Job) -> dict[str, JsonValue]:
+def _told(weights: Weights | None, spec: ModelSpec) -> Weights | None:
+    """Return the form of the weights where somebody has chosen it, or they did not stay on the device."""
+    return weights if weights is not None and (spec.precision is not None or weights.offload != "none") else None
+
+
+def _input(job: Job, weights: Weights | None) -> dict[str, JsonValue]:
     """Return the input that gives the same images, with everything written out that was chosen for the caller."""
     request = job.request
     large = _large_media(job)
@@ -138,6 +145,7 @@ def _input(job: Job) -> dict[str, JsonValue]:
         "timeout_s",
         "lightning",
         "loras",
+        "sticky",
         "negative_prompt",
         "output",
         "upscale",
@@ -148,10 +156,17 @@ def _input(job: Job) -> dict[str, JsonValue]:
     fields |= {"output": output} if output else {}
     media_fields = {item.field for item in job.media} & request.params.keys()  # by the pipeline's own names
     fields |= {name: request.params[name] for name in media_fields if name not in large}
-    fields |= {"model": job.call.spec.id, "task": job.call.task.value, "prompt": job.prompt, "seed": job.seeds[0]}
+    fields |= {
+        "model": job.call.spec.served_name,
+        "task": job.call.task.value,
+        "prompt": job.prompt,
+        "seed": job.seeds[0],
+    }
     fields |= _params(job)
     if job.quality != "exact":
         fields["quality"] = job.quality
+    if request.precision is not None and weights is not None:
+        fields["precision"] = weights.precision
     if job.negative_prompt is not None:
         fields["negative_prompt"] = job.negative_prompt
     if job.scheduler is not None:

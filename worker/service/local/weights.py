@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +14,11 @@ from worker.catalog.detector import detect_header
 from worker.catalog.detectors.storage import held
 from worker.catalog.formats.headers import read_header
 from worker.catalog.lora_keys import read_keys, read_scaling, trigger_words
+from worker.core.fingerprint import fingerprint
 from worker.core.json_text import parse_bounded
 from worker.core.lora import LoraKeys, Scaling
-from worker.core.model import DENOISERS, Detection, ModelFiles, TensorIndex, safetensors_files
+from worker.core.model import DENOISERS, Detection, ModelFiles, ModelSpec, TensorIndex, safetensors_files
+from worker.core.precision import Reducible
 from worker.store.local import read_json
 from worker.store.selection import shard_count, split_of
 
@@ -92,6 +94,39 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
     }
 
 
+def count_reducible(files: ModelFiles) -> dict[str, Reducible]:
+    """Count the numbers of each component in weights that a precision can make smaller, from the headers alone."""
+    counts = {}
+    for name, most in files.parameters.items():
+        place = _place_of(name, files)
+        groups = [[place]] if place.is_file() else _sets(safetensors_files(place))
+        # Of the sets that lie side by side the one that was counted.
+        of_count = [group for group in groups if sum(_unchanged(_count, path) for path in group) == most]
+        for group in of_count[:1]:
+            counts[name] = sum((_unchanged(partial(_reducible, name), path) for path in group), Reducible())
+    return counts
+
+
+def _place_of(name: str, files: ModelFiles) -> Path:
+    """Return the file or folder that has a component's weights."""
+    part = files.parts.get(name)
+    if part is not None:
+        return part / name if (part / name).is_dir() else part
+    places = [files.root / name, *([files.base / name] if files.base else [])]
+    return next((path for path in places if path.is_dir()), files.root)
+
+
+def identity(spec: ModelSpec, files: ModelFiles) -> str:
+    """Return a digest of which weights these are, without reading them: their source, and files as they lie here."""
+    places = [files.root, *(path for _, path in sorted(files.parts.items())), *([files.base] if files.base else [])]
+    listed = []
+    for place in places:
+        paths = [place] if place.is_file() else [*sorted(place.glob("*.*")), *sorted(place.glob("*/*.*"))]
+        states = [(str(path.relative_to(place)), path.stat()) for path in paths if path.is_file()]
+        listed.append([(name, state.st_size, state.st_mtime_ns) for name, state in states])
+    return fingerprint((spec.source.reference, files.revision, files.variant, sorted(files.parts), listed))
+
+
 def _packed(root: Path) -> dict[str, int]:
     """Return the bytes of a repository's components that stay as stored: those whose config says quantized."""
     packed = {}
@@ -126,6 +161,12 @@ def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
 @lru_cache(maxsize=4_096)
 def _count(path: str, size: int, mtime_ns: int) -> int:
     return read_header(Path(path)).parameters
+
+
+@lru_cache(maxsize=4_096)
+def _reducible(component: str, path: str, size: int, mtime_ns: int) -> Reducible:
+    tensors = read_header(Path(path)).tensors
+    return Reducible.of(component, {name: shape for name, (_, shape) in tensors.items()})
 
 
 @lru_cache(maxsize=4_096)

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,25 +34,34 @@ class UsageLog:
 
     def __init__(self, folder: Path, worker: str) -> None:
         self._folder = folder
-        self._worker = re.sub(r"[^A-Za-z0-9_.-]", "_", worker)[:80]
+        self.worker = re.sub(r"[^A-Za-z0-9_.-]", "_", worker)[:80]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
         self._failure: str | None = None
         self._torn = False
 
     def note(self, record: Record) -> None:
         """Append one operation's line, in the background."""
-        line = json.dumps(usage_line(record) | {"worker": self._worker}) + "\n"
+        line = json.dumps(usage_line(record) | {"worker": self.worker}) + "\n"
         day = datetime.fromtimestamp(record.at, UTC).date().isoformat()
-        self._thread.submit(self._append, self._folder / f"{day}-{self._worker}.jsonl", line.encode())
+        self._thread.submit(self._append, self._folder / f"{day}-{self.worker}.jsonl", line.encode())
 
     def sums(self, since: str, by: By) -> "dict[str, Sum]":
         """Add up the generations of all workers of this folder from day `since` on. Blocking: it reads every line."""
         return sum_usage(read_usage(self._folder, since), by)
 
+    def uses(self, since: str) -> Counter[str]:
+        """Count the jobs that were done from day `since` on, by the model's reference. Blocking, as `sums`."""
+        lines = (line for line in read_usage(self._folder, since) if line.get("outcome") == OK and line.get("source"))
+        return Counter(str(line["source"]) for line in lines)
+
     def newest(self, since: str, limit: int) -> list[dict[str, Any]]:
         """Return the last `limit` operations of all workers from day `since` on, the newest first. Blocking."""
         lines = heapq.nlargest(limit, read_usage(self._folder, since), key=lambda line: str(line.get("at")))
         return [dict(line) for line in lines]
+
+    def own(self, since: str) -> list[Mapping[str, Any]]:
+        """Return the lines of this worker's own from day `since` on. Blocking."""
+        return [line for line in read_usage(self._folder, since) if line.get("worker") == self.worker]
 
     def close(self) -> None:
         """Return once everything is written."""
@@ -92,6 +102,9 @@ def usage_line(record: Record) -> dict[str, Any]:
         "task": record.task,
         "seconds": round(record.seconds, 4),
     }
+    if record.choice is not None:
+        choice = record.choice
+        line |= {"version": choice.version, "chosen_by": choice.chosen_by, "arm": choice.arm, "changes": choice.changes}
     if record.timings is None or record.usage is None:
         return line
     timings, usage = record.timings, record.usage

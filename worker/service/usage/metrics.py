@@ -12,6 +12,7 @@ from worker.core.quality import LeverReport
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
 from worker.service.usage.record import OK, Record
+from worker.store.free_space import Space
 
 PREFIX = "imgworker"
 # From a refusal to a long video.
@@ -20,7 +21,7 @@ _JOBS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Metrics:
-    """Counts operations. `load` and `levers` are called at each scrape, and `pools` are looked at."""
+    """Counts operations. `load`, `levers` and `disk` are called at each scrape, and `pools` are looked at."""
 
     def __init__(
         self,
@@ -28,10 +29,12 @@ class Metrics:
         load: Callable[[], Load],
         pools: Sequence[Pool] = (),
         levers: Callable[[], Sequence[LeverReport]] = tuple,
+        disk: Callable[[], Space | None] = lambda: None,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second line for each series, which nobody plots
         self._registry = CollectorRegistry()
         self._registry.register(_Levers(levers))
+        self._registry.register(_Disk(disk))
         self._gauge("jobs_running", "Jobs that are worked on.").set_function(lambda: load().running)
         self._gauge("queue_length", "Jobs that wait for a place, for company or for the device.").set_function(
             lambda: load().queued
@@ -62,6 +65,11 @@ class Metrics:
         self._loras = self._counter("loras_applied", "LoRAs put on a model for a job.", "model")
         self._cost = self._counter("cost_usd", "The price of the device's time, if GPU_PRICE_PER_HOUR is set.", "model")
         self._peak = self._gauge("peak_memory_bytes", "The device's memory at the last job's peak.", "model")
+        by_version = ("model", "version", "arm")
+        self._versions = self._counter(
+            "version_requests", "Generations of models that have versions.", *by_version, "status"
+        )
+        self._version_s = self._histogram("version_inference_seconds", "Inference of such jobs.", *by_version)
         self._http = self._counter("http_responses", "Answers of the HTTP server.", "status")
 
     def note(self, record: Record) -> None:
@@ -74,8 +82,13 @@ class Metrics:
         model, task = record.model, record.task or "unknown"
         self._requests.labels(model, task, record.status).inc()
         self._latency.labels(model, task).observe(record.seconds)
+        version = (model, record.choice.version, record.choice.arm or "") if record.choice else None
+        if version is not None:
+            self._versions.labels(*version, record.status).inc()
         if record.timings is None or record.usage is None:
             return
+        if version is not None:
+            self._version_s.labels(*version).observe(record.timings.inference_s)
         timings, usage = record.timings, record.usage
         self._queue.labels(model).observe(timings.queue_s)
         self._batch.labels(model).observe(timings.batch_size)
@@ -125,3 +138,19 @@ class _Levers(Collector):
             if lever.verdict != "trying":
                 family.add_metric([lever.model, lever.lever], float(lever.verdict == "on"))
         yield family
+
+
+class _Disk(Collector):
+    """The room of the volume's disk; no series where nothing is known of it, which a rule would take for 0."""
+
+    def __init__(self, disk: Callable[[], Space | None]) -> None:
+        self._disk = disk
+
+    def collect(self) -> Iterator[Metric]:
+        space = self._disk()
+        free = GaugeMetricFamily(f"{PREFIX}_volume_free_bytes", "Free on the disk of the volume.")
+        total = GaugeMetricFamily(f"{PREFIX}_volume_bytes", "The size of that disk.")
+        if space is not None:
+            free.add_metric([], space.free)
+            total.add_metric([], space.total)
+        yield from (free, total)

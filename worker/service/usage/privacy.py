@@ -20,7 +20,10 @@ from worker.service.usage.quotations import LONGEST, Quotations
 _LOG = logging.getLogger(__name__)
 _HIDDEN = "[private]"
 # Fields whose texts are the caller's own affair; model names, tasks and schedulers are not.
-_PRIVATE = re.compile(r"prompt|text|instruct|caption|image|mask|video|secret|token|key|access|password", re.IGNORECASE)
+_PRIVATE = re.compile(
+    r"prompt|text|instruct|caption|trigger|samples|sticky|archive|image|mask|video|secret|token|key|access|password",
+    re.IGNORECASE,
+)
 _FEWEST = 4  # characters of a text that is looked for
 _LONGEST = 8_192
 # Of what looks like base64 the beginning will do; a pattern finds the rest.

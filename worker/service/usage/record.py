@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from worker.core import errors
 from worker.core.errors import WorkerError
 from worker.core.result import Timings, Usage
+from worker.core.version import VersionChoice
 
 OK = "ok"
 
@@ -38,6 +39,8 @@ class Record:
     usage: Usage | None
     loras: int
     encode_s: float
+    choice: VersionChoice | None = None
+    """The version that served it, or was to serve it; None of a model without versions."""
 
     @property
     def seconds(self) -> float:

@@ -19,14 +19,18 @@ from worker.core.answer import Answer
 from worker.core.errors import JobCancelled, WorkerError
 from worker.core.job import Job
 from worker.core.ports import Backend
-from worker.core.result import Emit, JobResult
+from worker.core.result import Emit, JobResult, Usage
+from worker.core.version import VersionChoice
 from worker.service.usage.record import OK, STATUS, Record
 from worker.service.usage.timeline import Timeline
 
 _LOG = logging.getLogger(__name__)
 UNREGISTERED = "unregistered"
 # Actions on one model; the others are of the worker.
-_OF_A_MODEL = ("generate", "schema", "inspect", "plan", "preload", "unload")
+_OF_A_MODEL = (
+    *("generate", "schema", "inspect", "plan", "preload", "unload", "train", "train_plan"),
+    *("report", "promote", "rollback", "split", "pairs", "choose", "golden"),
+)
 _MAX_ID = 200
 MAX_DENIED_PER_MINUTE = 60
 
@@ -54,7 +58,10 @@ class Operation:
         self.action = "unknown"
         self.named: object = None
         self.job: Job | None = None
+        self.choice: VersionChoice | None = None
         self.result: JobResult | None = None
+        self.recipe: str | None = None
+        self.usage: Usage | None = None
         self.encode_s = 0.0
         self.at, self.began = time.time(), time.monotonic()
 
@@ -139,15 +146,16 @@ class Telemetry:
             task=job.call.task.value if job else None,
             accepted_at=job.accepted_at if job else None,
             timings=result.timings if result else None,
-            usage=result.usage if result else None,
+            usage=result.usage if result else operation.usage,
             loras=len(result.loras) if result else 0,
             encode_s=operation.encode_s,
+            choice=operation.choice,
         )
 
     def _label(self, operation: Operation) -> str:
         if operation.action not in _OF_A_MODEL:
             return ""
-        name = operation.job.call.spec.id if operation.job else operation.named
+        name = operation.recipe or (operation.job.call.spec.id if operation.job else operation.named)
         if name is not None and not isinstance(name, str):
             return UNREGISTERED
         return self._registered(name) or UNREGISTERED
@@ -161,10 +169,34 @@ class Telemetry:
                 _LOG.warning("%s took no note of an operation: %s", type(observer).__name__, type(error).__name__)
 
 
+def chosen(choice: VersionChoice) -> None:
+    """Add the version that the job is served by to the operation under way, before anything of it is looked at."""
+    if (operation := _current.get()) is not None:
+        operation.choice = choice
+
+
 def accepted(job: Job) -> None:
     """Add the accepted job to the operation under way, before the job waits for anything."""
     if (operation := _current.get()) is not None:
         operation.job = job
+
+
+def stepped(recipe: str, so_far: JobResult) -> None:
+    """Add to the operation under way that it is of a recipe, and what all of its steps so far came to."""
+    if (operation := _current.get()) is not None:
+        operation.recipe, operation.result = recipe, so_far
+
+
+def compared(result: JobResult) -> None:
+    """Add to the operation under way what all images of a comparison came to; they are of several versions."""
+    if (operation := _current.get()) is not None:
+        operation.result, operation.choice = result, None
+
+
+def trained(usage: Usage) -> None:
+    """Add what a training used to the operation under way, whatever became of it."""
+    if (operation := _current.get()) is not None:
+        operation.usage = usage
 
 
 def delivered(answer: Answer) -> None:

@@ -38,8 +38,9 @@ _HEALTH = {
 class _Caller:
     """A caller's connection, as the books of connections know it."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: str) -> None:
         self.connection = connection
+        self.address = address
 
     def check(self, now: float) -> None:
         """Do nothing: each wait here has its own end."""
@@ -74,7 +75,7 @@ class Front:
                 _LOG.warning("a connection could not be taken: %s", error.strerror)
                 await asyncio.sleep(0.1)
                 continue
-            entry = _Caller(caller)
+            entry = _Caller(caller, address[0])
             if not self._connections.enter(entry, address[0]):
                 caller.close()
                 continue
@@ -116,7 +117,7 @@ class Front:
                 answer = await self._ask_all(head)
                 await _send(caller, answer.written(head.method == "HEAD"))
             else:
-                await self._forward(head, received[1], caller)
+                await self._forward(head, received[1], entry)
         except WorkerError as error:
             await _send(caller, _refusal(head, error).written(head.method == "HEAD"))
 
@@ -139,11 +140,11 @@ class Front:
         head, end, rest = data.partition(END)
         return head + end, rest
 
-    async def _forward(self, head: Head, begun: bytes, caller: socket.socket) -> None:
+    async def _forward(self, head: Head, begun: bytes, entry: _Caller) -> None:
         """Carry a request to its process and the answer back. Raises EngineFailure if the process ends before that."""
         number = self._table.owner(head.process, head.key)
         with await self._connect(number, brings_work=head.brings_work) as process:
-            if await _exchange(caller, process, head.forwarded() + begun) == 0:
+            if await _exchange(entry.connection, process, head.forwarded(entry.address) + begun) == 0:
                 raise EngineFailure("The process that this request was given to ended; send it again.")
 
     async def _connect(self, number: int | None, *, brings_work: bool) -> socket.socket:

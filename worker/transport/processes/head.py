@@ -13,7 +13,7 @@ _OF_JOB = re.compile(
     r"(?:/content|/cancel|/stream|/output/\d+)?"
 )
 # Every process is asked, and one answer is made of theirs.
-_OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|jobs|v1/predictions|v2/[^/]+/health)")
+_OF_ALL = re.compile(r"/(?:health|ping|ready|metrics|jobs|admin/alerts|v1/predictions|v2/[^/]+/health)")
 _A1111 = "/sdapi/"
 _PURGE = re.compile(r"/v2/[^/]+/purge-queue")
 
@@ -59,11 +59,15 @@ class Head:
         """True if the request may be a job."""
         return self.method == "POST" or "upgrade" in self.headers
 
-    def forwarded(self) -> bytes:
-        """Return the head as it goes on: a connection carries one request, unless it becomes a WebSocket."""
+    def forwarded(self, address: str) -> bytes:
+        """Return the head as it goes on, with the address that it came from at the end of X-Forwarded-For.
+
+        A connection carries one request, unless it becomes a WebSocket.
+        """
+        origin = f"X-Forwarded-For: {address}"
         if self.headers.get("upgrade", "").lower() == "websocket":
-            return self._written(self.method, self.lines)
-        return self._written(self.method, self._without("connection", "keep-alive"), "Connection: close")
+            return self._written(self.method, self.lines, origin)
+        return self._written(self.method, self._without("connection", "keep-alive"), origin, "Connection: close")
 
     def asked_of_all(self) -> bytes:
         """Return the head without a body, which none of these requests needs, and with one for the answer."""

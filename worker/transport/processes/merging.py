@@ -66,6 +66,8 @@ def merge(path: str, answers: Sequence[ProcessAnswer], query: str = "") -> Proce
     bodies: dict[int, _Body] = {answer.process: json.loads(answer.body) for answer in answers}
     if last == "jobs":
         merged = _listed([*bodies.values()])
+    elif last == "alerts":
+        merged = _with_process(bodies)
     else:
         merged = merge_health(bodies) if path == "/health" else _summed([*bodies.values()])
     status = 503 if merged.get("status") == "lost" else 200
@@ -87,6 +89,7 @@ def merge_health(bodies: Mapping[int, _Body]) -> _Body:
         "running": running or None,
         "jobs": jobs,
         "resident_models": [*sorted(resident)],
+        "alerts": [*sorted({str(name) for body in bodies.values() for name in _list(body.get("alerts", []))})],
         "processes": listed,
     }
 
@@ -116,6 +119,12 @@ def _listed(bodies: Sequence[_Body]) -> _Body:
     """Make one list of all jobs, the newest first."""
     jobs = [job for body in bodies for job in _list(body["jobs"]) if isinstance(job, dict)]
     return {"jobs": [*sorted(jobs, key=lambda job: float(str(job["age_s"])))]}
+
+
+def _with_process(bodies: Mapping[int, _Body]) -> _Body:
+    """Make one list of the alerts of all processes, each of which watches over its own jobs."""
+    alerts = ((number, alert) for number, body in sorted(bodies.items()) for alert in _list(body["alerts"]))
+    return {"alerts": [{"process": number, **alert} for number, alert in alerts if isinstance(alert, dict)]}
 
 
 def _summed(bodies: Sequence[_Body]) -> _Body:

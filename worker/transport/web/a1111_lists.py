@@ -18,6 +18,7 @@ from worker.media.retouching import text_in
 from worker.transport.web import a1111_schema as words
 from worker.transport.web import openapi
 from worker.transport.web.a1111_callers import A1111Caller, A1111Callers
+from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
 from worker.transport.web.errors import json_response
 from worker.wire.foreign.a1111 import named
@@ -74,7 +75,7 @@ def _add_options(router: APIRouter, context: ServerContext, callers: A1111Caller
         caller = callers.of(request)
         changes = {name: value for name, value in payload.items() if name in _OPTIONS or name == _MODEL}
         if (model := changes.get(_MODEL)) is not None:
-            changes[_MODEL] = _model(context, model)
+            changes[_MODEL] = _model(context, request, model)
         for name, value in changes.items():
             if name != _MODEL and (not isinstance(value, str | int) or len(str(value)) > 512):
                 raise ParameterOutOfRange(f"{name} must be a name or a number.", field=name)
@@ -87,9 +88,9 @@ def _options(context: ServerContext, caller: A1111Caller) -> dict[str, JsonValue
     return {**_OPTIONS, **caller.options, _MODEL: model, "sd_checkpoint_hash": ""}
 
 
-def _model(context: ServerContext, title: JsonValue) -> str:
+def _model(context: ServerContext, request: Request, title: JsonValue) -> str:
     name = named(title)
-    for model in context.operations.introspection.served_models():
+    for model in context.operations.served_models(caller_of(request).name):
         if isinstance(name, str) and model.is_named(name):
             return model.id
     raise ModelNotFound(

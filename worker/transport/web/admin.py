@@ -7,7 +7,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from worker.core.discovery import Discovery
 from worker.core.errors import InvalidRequest
+from worker.service.alerts.alarm import AlertState
 from worker.service.local.volume import Volume
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of, check_admin
@@ -40,6 +42,15 @@ class _Pulled(BaseModel):
     model: _Text = Field(description="An id, alias or reference.")
 
 
+class _Wanted(BaseModel):
+    """A find that is to stand in models.yaml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=256)] = Field(description="Its id in models.yaml.")
+    model: _Text = Field(description="The reference, as discover shows it.")
+
+
 _Body = TypeVar("_Body", bound=BaseModel)
 _REFUSED = "The operator's pages are for one of this worker's admin keys only."
 
@@ -68,8 +79,49 @@ def routes(context: ServerContext) -> APIRouter:
         lines = await context.operations.pools.own.run(context.usage_log.newest, since, limit)
         return json_response({"since": since, "operations": lines})
 
+    @router.get("/alerts", summary="Where each of the operator's alerts stands", responses=telling)
+    async def alerts() -> Response:
+        return json_response({"alerts": [_alert(state) for state in context.operations.alerts.states()]})
+
+    @router.post(
+        "/models/add",
+        summary="Write what discover found into models.yaml, or where it waits for a review",
+        responses=openapi.answers(openapi.AnyObject, *openapi.ASKING),
+        openapi_extra=takes(_Wanted),
+    )
+    async def add(request: Request) -> Response:
+        body = await read_body(_Wanted, request, context.incoming)
+        return json_response(await _added(context, request, body))
+
     _add_volume_routes(router, context)
     return router
+
+
+async def _added(context: ServerContext, request: Request, wanted: _Wanted) -> dict[str, JsonValue]:
+    """Look at a reference as discover does, and write it. Raises what is wrong with it, InvalidRequest."""
+    answer = await context.ask(request, {"action": "discover", "reference": wanted.model})
+    if not isinstance(answer, Discovery) or not answer.finds:
+        reasons = [item.reason for item in answer.withheld] if isinstance(answer, Discovery) else []
+        raise InvalidRequest(" ".join(reasons) or "model could not be looked at in time; ask again.", field="model")
+    if context.add_model is None:
+        raise InvalidRequest("This server has no models.yaml of its own to write.", field="path")
+    added = await context.operations.pools.own.run(context.add_model, wanted.name, answer.finds[0])
+    return {"name": added.name, "model": added.reference, "file": added.file, "waits": added.waits}
+
+
+def _alert(report: AlertState) -> JsonValue:
+    rule = report.rule
+    return {
+        "name": report.name,
+        "state": report.state,
+        "measure": rule.measure,
+        "model": rule.model,
+        "value": report.value,
+        "above": rule.above,
+        "below": rule.below,
+        "for_s": rule.for_s,
+        "since_s": round(report.since_s, 1),
+    }
 
 
 def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
@@ -98,29 +150,30 @@ def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
         ]
         return json_response({"bytes": used, "max_bytes": held.max_bytes, "models": models})
 
-    @router.post("/cache/pin", summary="Never evict a model", responses=asking, openapi_extra=_takes(_Pinned))
+    @router.post("/cache/pin", summary="Never evict a model", responses=asking, openapi_extra=takes(_Pinned))
     async def pin(request: Request) -> Response:
-        body = await _read(_Pinned, request, context.incoming)
+        body = await read_body(_Pinned, request, context.incoming)
         await volume().pin(body.name, pinned=body.pinned)
         return json_response(body.model_dump())
 
-    @router.post("/cache/remove", summary="Remove a model", responses=asking, openapi_extra=_takes(_Named))
+    @router.post("/cache/remove", summary="Remove a model", responses=asking, openapi_extra=takes(_Named))
     async def remove(request: Request) -> Response:
-        body = await _read(_Named, request, context.incoming)
+        body = await read_body(_Named, request, context.incoming)
         return json_response({"name": body.name, "freed_bytes": await volume().remove(body.name)})
 
-    @router.post("/cache/pull", summary="Fetch a model's files", responses=asking, openapi_extra=_takes(_Pulled))
+    @router.post("/cache/pull", summary="Fetch a model's files", responses=asking, openapi_extra=takes(_Pulled))
     async def pull(request: Request) -> Response:
-        body = await _read(_Pulled, request, context.incoming)
+        body = await read_body(_Pulled, request, context.incoming)
         files = await unless_gone(request, volume().pull(body.model, caller_of(request).name))
         return json_response({"model": body.model, "bytes": files.total_bytes, "revision": files.revision})
 
 
-def _takes(kind: type[BaseModel]) -> dict[str, Any]:
+def takes(kind: type[BaseModel]) -> dict[str, Any]:
+    """Return what a route's document says of a body of this kind."""
     return openapi.takes(kind.model_json_schema())
 
 
-async def _read(kind: type[_Body], request: Request, incoming: Incoming) -> _Body:
+async def read_body(kind: type[_Body], request: Request, incoming: Incoming) -> _Body:
     """Read a body of this kind. Raises InvalidRequest, and what `read_json` does."""
     try:
         return kind.model_validate(await read_json(request, incoming))

@@ -15,7 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from worker.core.answer import Answer, AnyAnswer, ModelList, ModelSummary
+from worker.core.discovery import Added, Find
 from worker.core.errors import InvalidRequest, JobCancelled, ModelNotFound, UnknownParameter
+from worker.core.job_input import VERSION_FIELDS
 from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
 from worker.core.result import ignore_progress
@@ -24,10 +26,12 @@ from worker.service.jobs.store import ANYBODY, JobStore
 from worker.service.limits.api_keys import Keyring
 from worker.service.local.volume import Volume
 from worker.service.operations import Operations
+from worker.service.recipes.shelf import RecipeShelf
 from worker.service.usage import request_id
 from worker.service.usage.log import UsageLog
 from worker.service.usage.metrics import Metrics
 from worker.transport.job_input import read_input
+from worker.transport.web.addresses import Addresses
 from worker.transport.web.auth import Authenticator, caller_of, check_admin
 from worker.transport.web.incoming import Incoming
 from worker.transport.web.state import State
@@ -40,8 +44,9 @@ WAITED_FOR = JobOptions(kept=False)
 MAX_KEY_CHARS = 255
 # Far more than a job's input may hold, which is refused by the names of its fields.
 JSON_LIMITS = JsonLimits(values=100_000, texts=200_000, depth=32)
-# Actions of the operator alone: they move other callers' models off the device.
-ADMIN_ACTIONS = ("preload", "unload")
+# Actions of the operator alone: they move other callers' models off the device, take it for long, or choose what others
+# get.
+ADMIN_ACTIONS = ("preload", "unload", "golden", "train", "train_plan", "train_control", *VERSION_FIELDS)
 # The tasks that change an image as a prompt says.
 _EDITING = (Task.IMAGE_EDITING, Task.IMAGE_TO_IMAGE)
 # With it, one caller cannot guess an id that was made of another caller's key.
@@ -62,12 +67,16 @@ class ServerContext:
     incoming: Incoming = field(default_factory=Incoming)
     max_sockets_per_caller: int = 128
     authenticator: Authenticator = field(default_factory=lambda: Authenticator(Keyring()))
+    addresses: Addresses = field(default_factory=Addresses)
     edit_model: str | None = None
     public_url: str | None = None
     shows_page: bool = True
     volume: Volume | None = None
+    recipes: RecipeShelf | None = None
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     """The settings as an operator may read them."""
+    add_model: Callable[[str, Find], Added] | None = None
+    """Writes a find into models.yaml under a name, and has it served. Blocking. Raises InvalidRequest."""
     process: int | None = None
     """The number of this process, if there are several behind the port."""
 
@@ -105,6 +114,7 @@ class ServerContext:
 
     async def ask(self, request: Request, fields: Mapping[str, JsonValue]) -> AnyAnswer:
         """Return the answer to a question about models or the worker, which is no job. Raises WorkerError."""
+        self.addresses.charge(request)
         caller, id = caller_of(request).name, request_id.current.get()
         work = self.operations.perform(read_input(dict(fields)), id, ignore_progress, caller)
         return await unless_gone(request, work)
@@ -116,6 +126,7 @@ class ServerContext:
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Submit a job for its sender. Raises AccessDenied for an action of the operator, and the store's errors."""
+        self.addresses.charge(connection)
         job_input = read_input(payload, streams=options.kept)
         if job_input.action in ADMIN_ACTIONS:
             check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.media.images import to_base64
 from worker.transport.web import openapi
+from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, is_json, parse_json
 from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, check_single, encode_file, header_text, output_as
@@ -80,7 +81,7 @@ def routes(context: ServerContext) -> APIRouter:
     async def respond(request: Request, model: str | None) -> Response:
         fields = _decode(request, await context.incoming.read(request), model)
         if "model" not in fields:
-            raise _model_required(context)
+            raise _model_required(context, request)
         return encode_file(await context.generate(request, fields))
 
     @router.post(
@@ -124,8 +125,8 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
-def _model_required(context: ServerContext) -> InvalidRequest:
-    supported = [model.id for model in context.operations.introspection.served_models()]
+def _model_required(context: ServerContext, request: Request) -> InvalidRequest:
+    supported = [model.id for model in context.operations.served_models(caller_of(request).name)]
     return InvalidRequest(
         "model_id is required: name a model in the body, the query, the path or X-Model-Id.",
         field="model_id",

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from worker.core.answer import Answer
 from worker.core.request import GenerationRequest
+from worker.core.training import Trained, TrainingRequest
 from worker.service.jobs.record import JobRecord
 from worker.service.jobs.store import ANYBODY
 from worker.transport.web import openapi
@@ -70,4 +71,7 @@ def _words(record: JobRecord) -> dict[str, JsonValue]:
     source = record.answer if isinstance(record.answer, Answer) else request
     prompt = source.prompt if isinstance(source, Answer | GenerationRequest) else None
     words: dict[str, JsonValue] = {"prompt": prompt[:_PROMPT_CHARS] if prompt else prompt}
+    named = record.answer if isinstance(record.answer, Trained) else request
+    if isinstance(named, Trained | TrainingRequest):
+        words["name"] = named.name
     return words if record.error is None else words | {"error": record.error.message}

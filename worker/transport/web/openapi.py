@@ -119,6 +119,7 @@ class Health(Documented):
     running: str | None = Field(description="What the device does: the ids of the jobs.")
     jobs: Jobs
     resident_models: list[str]
+    alerts: list[str] = Field(description="The operator's alerts that are firing, by name.")
     processes: list[ProcessHealth] | None = Field(default=None, description="Of each process, where there are several.")
 
 
@@ -164,6 +165,7 @@ class ListedJob(Documented):
     delayTime: int | None = None  # noqa: N815
     executionTime: int | None = None  # noqa: N815
     prompt: str | None = Field(default=None, description="Of the caller's own jobs: its first 200 characters.")
+    name: str | None = Field(default=None, description="Of the caller's own trainings.")
     progress: dict[str, JsonValue] | None = Field(default=None, description="Of a running job, without its preview.")
     error: str | None = None
     code: str | None = None

@@ -70,7 +70,7 @@ def routes(context: ServerContext, tag: str) -> APIRouter:
         responses=openapi.answers(words.ReplicateModel, *failures, shape=words.ReplicateError),
     )
     async def model(owner: str, name: str, request: Request) -> Response:
-        summary = _found(context, owner, name)
+        summary = _found(context, request, owner, name)
         latest: JsonValue
         try:
             latest = await version(request, summary.id)
@@ -85,7 +85,7 @@ def routes(context: ServerContext, tag: str) -> APIRouter:
         responses=openapi.answers(words.Versions, *failures, shape=words.ReplicateError),
     )
     async def versions(owner: str, name: str, request: Request) -> Response:
-        entry = await version(request, _found(context, owner, name).id)
+        entry = await version(request, _found(context, request, owner, name).id)
         return json_response({"next": None, "previous": None, "results": [entry]})
 
     @router.get(
@@ -94,7 +94,7 @@ def routes(context: ServerContext, tag: str) -> APIRouter:
         responses=openapi.answers(words.Version, *failures, shape=words.ReplicateError),
     )
     async def one_version(owner: str, name: str, version_id: str, request: Request) -> Response:
-        found = _found(context, owner, name).id
+        found = _found(context, request, owner, name).id
         if version_id != words.version_of(found):
             raise JobNotFound(f"{found} has one version, {words.version_of(found)}; name that one.", field="version_id")
         return json_response(await version(request, found))
@@ -138,9 +138,12 @@ def _registered(context: ServerContext, name: str) -> ModelSummary | None:
     return next((model for model in models if model.is_named(name)), None)
 
 
-def _found(context: ServerContext, owner: str, name: str) -> ModelSummary:
+def _found(context: ServerContext, request: Request, owner: str, name: str) -> ModelSummary:
+    """Return a model that the sender may use. Raises JobNotFound."""
     summary = _registered(context, f"{owner}/{name}") or _registered(context, name)
-    if summary is None:
+    if summary is None or not context.operations.generation.admission.rights.may_use(
+        caller_of(request).name, summary.id
+    ):
         raise JobNotFound(f"There is no model {owner[:80]}/{name[:80]} here; GET /v1/models lists them.", field="name")
     return summary
 

@@ -24,10 +24,12 @@ from worker.transport.web import (
     openapi,
     page,
     pages,
+    recipes,
     replicate,
     run,
     runpod_queue,
     usage,
+    versions,
 )
 from worker.transport.web.context import ServerContext
 from worker.transport.web.layers import HeadAsGet, Prefixed, Turnstile
@@ -47,6 +49,8 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     metrics.routes,
     usage.routes,
     admin.routes,
+    recipes.routes,
+    versions.routes,
 )
 # Doors of a browser's own connections, which send no header.
 BROWSER_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (events.routes,)

@@ -5,7 +5,7 @@ The class that generates depends on their kind, so their headers are read while 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
@@ -16,6 +16,7 @@ from worker.catalog.interface.bounds import BOUNDS
 from worker.catalog.interface.controls import control_call, controlled_rows, modes_of
 from worker.catalog.interface.sizes import SizeBounds, size_bounds, size_within
 from worker.catalog.pipelines.controlled import Controlled
+from worker.catalog.pipelines.table import pipeline_row
 from worker.core.adapter import Control, ControlNetSpec
 from worker.core.errors import IncompatibleAdapter, InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.image import Raster
@@ -25,7 +26,7 @@ from worker.media.canvas import enlarge
 from worker.media.images import fit
 from worker.media.preprocessing import preprocess
 from worker.service.accepting.adapters.compatibility import blamed_on, check_family, check_kind
-from worker.service.accepting.inputs import MediaReader
+from worker.service.accepting.media_reader import MediaReader
 from worker.service.accepting.resolving import ModelResolver
 
 _FIELD = "controlnets"
@@ -89,6 +90,8 @@ def read_controls(
     others, naming the field.
     """
     bounds = size_bounds(model)
+    bounds = replace(bounds, multiple=math.lcm(bounds.multiple, pipeline_row(recognised.row.pipeline).size_multiple))
+    _check_sides(request, bounds.multiple)
     controls = request.adapters_of(ControlNetSpec)
     images = [_image(request, index, bounds.multiple, reader) for index in range(len(controls))]
     sized_params = {**_plain_defaults(recognised.row), **params}
@@ -214,6 +217,18 @@ def _image(request: GenerationRequest, index: int, multiple: int, reader: MediaR
     if control.image is None and request.outpaint is not None:  # the generated image is larger than the one sent
         image = enlarge(image, request.outpaint, multiple).image
     return reader.take(image, _FIELD)
+
+
+def _check_sides(request: GenerationRequest, multiple: int) -> None:
+    """Refuse a size that the model takes and its control does not."""
+    for name in ("width", "height"):
+        side = request.params.get(name)
+        if isinstance(side, int) and side % multiple:
+            raise ParameterOutOfRange(
+                f"{name} must be a multiple of {multiple} with this control, and is {side}; "
+                f"send {max(1, round(side / multiple)) * multiple}.",
+                field=name,
+            )
 
 
 def _at_proportions(image: Raster, params: Mapping[str, JsonValue], bounds: SizeBounds) -> dict[str, JsonValue]:

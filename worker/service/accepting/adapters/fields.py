@@ -14,8 +14,8 @@ def check_adapter_fields(request: GenerationRequest, call: ModelCall) -> None:
     sent |= {"upscale"} if request.upscale is not None and request.upscale.is_wanted else set()
     if "loras" in sent and not takes_loras(call):
         raise UnknownParameter(
-            f"loras is not taken by {call.spec.id}, a modular repository; leave it out, or name a repository with a "
-            "model_index.json.",
+            f"loras is not taken by {call.spec.id}, a modular repository whose class loads none; leave it out, or name "
+            "a repository with a model_index.json.",
             field="loras",
         )
     for field in all_adapter_fields():

@@ -9,7 +9,7 @@ from worker.core.errors import (
 )
 from worker.core.image import Raster
 from worker.core.request import GenerationRequest
-from worker.service.accepting.inputs import MediaReader
+from worker.service.accepting.media_reader import MediaReader
 
 _FIELD = "ip_adapters"
 

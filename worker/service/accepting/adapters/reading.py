@@ -8,7 +8,7 @@ from worker.catalog.interface.adapters import ADAPTERS
 from worker.core.adapter import Adapter
 from worker.core.request import GenerationRequest
 from worker.service.accepting.adapters.image_prompts import read_image_prompts
-from worker.service.accepting.inputs import MediaReader
+from worker.service.accepting.media_reader import MediaReader
 from worker.service.accepting.rules import all_loras
 
 Read = Callable[[GenerationRequest, ModelCall, MediaReader], Sequence[Adapter[Any]]]

@@ -3,8 +3,9 @@
 import { ask, cancel, post } from "./api.js";
 import { bar, button, dollars, el, fill, gigabytes, note, refill, seconds, table } from "./dom.js";
 import { isUnderWay, jobState, regularly } from "./jobs.js";
+import { versionsTab } from "./versions.js";
 
-const TABS = { worker: "Worker", queue: "Queue", models: "Models", cache: "Cache", usage: "Usage", audit: "Audit log", settings: "Settings" };
+const TABS = { worker: "Worker", queue: "Queue", models: "Models", versions: "Versions", cache: "Cache", usage: "Usage", alerts: "Alerts", audit: "Audit log", settings: "Settings" };
 
 /** Run what a button does, and say how it went. */
 async function tried(work, done) {
@@ -139,6 +140,21 @@ function auditTab(place) {
   return () => {};
 }
 
+function alertsTab(place) {
+  let before = "";
+  return regularly(async () => {
+    const { alerts } = await ask("admin/alerts");
+    const now = JSON.stringify(alerts.map((each) => [each.process, each.name, each.state, each.value]));
+    if (now === before) return;
+    before = now;
+    const number = (value) => (value == null ? "" : String(Number(value.toPrecision(4))));
+    refill(place, alerts.length ? table("Alerts, of the rules in ALERTS", ["Alert", "State", "Measure", "Value", "Bound", "For"], alerts.map((each) => [
+      each.process ? `${each.name} (process ${each.process})` : each.name, each.state, each.model ? `${each.measure} of ${each.model}` : each.measure, number(each.value),
+      each.above == null ? `below ${number(each.below)}` : `above ${number(each.above)}`, seconds(each.since_s)]))
+      : el("p", { class: "empty" }, "No rules: ALERTS names no file."));
+  }, 5000);
+}
+
 function settingsTab(place) {
   tried(async () => {
     const { settings } = await ask("admin/settings");
@@ -150,7 +166,7 @@ function settingsTab(place) {
 
 export function adminPage(page, tab = "worker") {
   const place = el("div", {});
-  const views = { worker: workerTab, queue: queueTab, models: modelsTab, cache: cacheTab, usage: usageTab, audit: auditTab, settings: settingsTab };
+  const views = { worker: workerTab, queue: queueTab, models: modelsTab, versions: versionsTab, cache: cacheTab, usage: usageTab, alerts: alertsTab, audit: auditTab, settings: settingsTab };
   const leave = (views[tab] ?? workerTab)(place);
   return {
     node: el("section", { class: "card" }, el("h2", {}, "Admin"),

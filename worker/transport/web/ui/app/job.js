@@ -63,6 +63,7 @@ export function actions(result, page) {
     isImage ? button("Upscale", async () => page.upscale(await source())) : null,
     isImage ? button("Use as input", async () => page.useAsInput(await source())) : null,
     button("Compare", () => page.compare(result)),
+    button("Make a recipe", () => page.page.recipe(result)),
     button("Copy as…", async () => copyAs(await requestOf(result))));
 }
 

@@ -3,18 +3,22 @@
 import { askForKey, key } from "./api.js";
 import { adminPage } from "./admin.js";
 import { comparePage } from "./compare.js";
+import { discoverPage } from "./discover.js";
 import { el, fill, note } from "./dom.js";
 import { galleryPage, imagePage } from "./gallery.js";
 import { gridPage } from "./grid.js";
 import { jobsPage } from "./jobs.js";
+import { draftFrom, recipesPage } from "./recipes.js";
+import { trainPage } from "./train.js";
 import { Workbench } from "./workbench.js";
 
-const PAGES = { create: "Create", jobs: "Jobs", gallery: "Gallery", admin: "Admin" };
+const PAGES = { create: "Create", jobs: "Jobs", gallery: "Gallery", recipes: "Recipes", train: "Train", discover: "Discover", admin: "Admin" };
 const TITLE = document.title;
 const main = document.getElementById("main");
 
 const page = {
   go(address) { location.hash = address; },
+  async recipe(result) { await draftFrom(result); page.go("recipes"); },
   /** Show this address without leaving the page that is shown. */
   address(address) { history.replaceState(null, "", `#${address}`); mark(); },
   compare(result) {
@@ -59,7 +63,7 @@ async function route() {
   shown.leave?.();
   mark();
   const views = {
-    jobs: () => jobsPage(page), gallery: () => galleryPage(page), admin: () => adminPage(page, rest[0]),
+    jobs: () => jobsPage(page), gallery: () => galleryPage(page), recipes: () => recipesPage(page), train: () => trainPage(page, ...rest), discover: () => discoverPage(page), admin: () => adminPage(page, rest[0]),
     image: () => imagePage(page, rest[0]), compare: () => comparePage(page, rest), grid: () => gridPage(page, rest[0]),
   };
   shown = views[name]?.() ?? page.bench;

@@ -1,0 +1,394 @@
+"""Training in a worker: its one engine thread learns and serves in turns. torch is imported once something trains."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from worker.app.served import Groundwork
+from worker.app.settings import Settings
+from worker.app.stores import build_bucket
+from worker.catalog.call import Model
+from worker.catalog.interface.adapters import takes_loras
+from worker.catalog.interface.sizes import size_bounds
+from worker.catalog.licences import warning_of
+from worker.core.device import DeviceInfo, LoadPlan
+from worker.core.errors import InvalidOutput, OutOfMemory, UnsupportedModel, WorkerError
+from worker.core.fingerprint import fingerprint
+from worker.core.model import ModelFiles, ModelSpec, Task
+from worker.core.precision import DTYPES
+from worker.core.result import Artifact, Emit, Progress, ignore_progress
+from worker.core.training import DatasetFacts, TrainingOutcome, TrainingPlan
+from worker.core.turn import StopSignal
+from worker.core.version import CANDIDATE
+from worker.engine.machine import cpu_info, only_cpu
+from worker.engine.plan import make_plan
+from worker.media.images import encode
+from worker.net.fetch import ImageFetcher
+from worker.net.fetched import FetchedBytes
+from worker.service.generation import GenerationService
+from worker.service.introspection.answers import DeviceAnswers
+from worker.service.limits.admission import Admission
+from worker.service.limits.pools import Pools
+from worker.service.local.engine_thread import EngineThread, ResidentEngine
+from worker.service.local.provisioning import Provisioner
+from worker.service.training.material import MAX_ARCHIVE_BYTES, Material
+from worker.service.training.publishing import Publishing
+from worker.service.training.trainings import FOLDER, Order, TrainingRules, Trainings
+from worker.service.training.watching import Watching
+from worker.service.versions.changes import By, VersionChanges
+from worker.store.hub_datasets import HubDatasets
+from worker.wire.request import decode_generation
+
+if TYPE_CHECKING:
+    from worker.training.dataset import Dataset
+    from worker.training.ranks import Ranks
+    from worker.training.subject import Subject
+
+T = TypeVar("T")
+_ARCHIVE_S = 600.0
+SHARED_TURN_S = 0.5  # after which others may have the device
+Draw = Callable[[Model, Mapping[str, list[str]], str, int], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTrainer:
+    """Trains on this worker's device. `turn_s` is for how long others wait for it; None is up to a checkpoint.
+
+    `draw` is how serving generates a sample, with these adapters. `processes` is the most that take the steps of one.
+    """
+
+    provisioner: Provisioner
+    engine: EngineThread
+    pools: Pools
+    draw: Draw
+    device: Callable[[], DeviceInfo]
+    turn_s: float | None = SHARED_TURN_S
+    closing: Callable[[], bool] = lambda: False
+    processes: int = 1
+
+    async def train(self, order: Order, emit: Emit, stop: StopSignal) -> TrainingOutcome:
+        """Train, or go on. Whatever ends it, a checkpoint stays. Raises WorkerError."""
+        from worker.training.demands import check_demands
+        from worker.training.run import TrainingRun
+
+        check_demands(order.options)
+        dataset = await self.pools.decoding.run(_read, order)
+        order.on_data(_facts(dataset))
+        pipeline = _pipeline(order.model)
+        files = await self.pools.downloads.run(self.provisioner.model_files, order.model, emit, stop)
+        meter = _Meter(self.engine)
+
+        async def draw(file: Path | None, prompt: str, seed: int) -> bytes:
+            adapters: dict[str, list[str]] = {} if file is None else {order.options.field: [str(file)]}
+            return await self.draw(order.model, adapters, prompt, seed)
+
+        def heard(progress: Progress) -> None:
+            self.engine.watchdog.hear(progress, files.total_bytes, work="train")
+            emit(progress)
+
+        run = TrainingRun(
+            order.folder,
+            order.name,
+            self._subject(order, files, pipeline, meter),
+            order.options,
+            dataset,
+            meter.turn,
+            draw,
+            float("inf") if self.turn_s is None else self.turn_s,
+            order.on_kept,
+            self.closing,
+        )
+        try:
+            file = await run.run(heard, stop, order.minutes)
+        finally:
+            order.on_steps(len(run.losses), run.resumed_at, meter.seconds)
+            await self.engine.call(_freed, "train: end")
+        return TrainingOutcome(
+            file=file,
+            steps=len(run.losses),
+            delivered=run.delivered_at,
+            is_done=run.is_done,
+            resumed_at=run.resumed_at,
+            loss=run.losses[-1] if run.losses else None,
+            held_out_loss=dict(run.held_out).get(run.delivered_at),
+            dataset=_facts(dataset),
+            seconds=meter.seconds,
+            beside=run.files[1:],
+            note=run.note,
+        )
+
+    async def plan(self, order: Order) -> TrainingPlan:
+        """Say what a training would take; whether it fits is not looked at."""
+        from worker.training.buckets import bucket
+        from worker.training.demands import check_demands
+
+        check_demands(order.options)
+        _pipeline(order.model)
+        dataset = await self.pools.decoding.run(_read, order)
+        options, bounds = order.options, size_bounds(order.model)
+        side, images = options.resolution or bounds.native, len(dataset.examples)
+        sizes = Counter(bucket(each.width, each.height, side, bounds.multiple) for each in dataset.examples)
+        an_image = await self.pools.own.run(_seconds_an_image, order)
+        seconds = None if an_image is None else an_image * options.steps * options.images_a_step
+        rounds = options.steps * options.images_a_step / images / (2 if options.flip else 1)
+        licence = await self.pools.headers.run(self.licence, order.model.spec, place=_host(order.model))
+        warning = warning_of(order.model.spec.id, licence)
+        return TrainingPlan(
+            order.name,
+            order.model.spec.id,
+            _facts(dataset),
+            sizes,
+            rounds,
+            licence,
+            () if warning is None else (warning,),
+            seconds=seconds,
+        )
+
+    def licence(self, spec: ModelSpec) -> str | None:
+        """Return the licence of a model by models.yaml or its page; None where neither tells. Blocking."""
+        if spec.licence is not None:
+            return spec.licence
+        try:
+            declared = self.provisioner.peek(spec.source, spec.variant).declared
+        except WorkerError:
+            return None  # a training is not refused for that
+        return declared.licence if declared else None
+
+    def _subject(self, order: Order, files: ModelFiles, pipeline: str, meter: "_Meter") -> "Subject":
+        from worker.training.subject import Subject
+
+        model, bounds, plans = order.model, size_bounds(order.model), list[LoadPlan]()
+        family, digest = model.architecture.id if model.architecture else None, _digest(order.model, files)
+
+        def load() -> Any:
+            from worker.engine.loader import load_pipeline, view
+
+            plans.append(self._loading(order, files, meter.resident))
+            return view(load_pipeline(plans[-1]), pipeline)
+
+        def ranks() -> "Ranks":
+            from worker.training.rank_child import Share
+            from worker.training.ranks import ALONE, Leader
+
+            count = self._processes(order)
+            share = Share(
+                *(plans[-1], pipeline, order.options, bounds.native, bounds.multiple, digest, order.data, order.folder)
+            )
+            return Leader(count, share) if count > 1 else ALONE
+
+        return Subject(model.spec.id, digest, family, bounds.native, bounds.multiple, load, ranks)
+
+    def _processes(self, order: Order) -> int:
+        """Return how many processes take the steps: no more than a step has images. Raises UnsupportedModel."""
+        count, device = min(self.processes, order.options.batch_size), self.device()
+        if count > 1 and device.type == "cuda":
+            import torch
+
+            if torch.cuda.device_count() < count:
+                raise UnsupportedModel(
+                    f"TRAINING_PROCESSES is {self.processes} and this worker has {torch.cuda.device_count()} GPUs, one "
+                    "for each; the operator has to set it lower.",
+                    field="batch_size",
+                )
+        return count
+
+    def _loading(self, order: Order, files: ModelFiles, engine: ResidentEngine | None) -> LoadPlan:
+        """Plan the trainer's own copy of the pipeline. Runs in the engine's thread."""
+        self._processes(order)
+        spec = order.model.spec
+        # It is trained whole and on one device, however it is served.
+        dtype = order.options.dtype or DTYPES.get(spec.precision or "auto") or spec.dtype
+        spec = spec.model_copy(update={"dtype": dtype, "precision": None, "device_map": None})
+        model = Model(spec, order.model.detection)
+        plan = self._plan(model, files)
+        if (plan is None or plan.offload != "none") and engine is not None:
+            for each in engine.resident_models:  # they come back with the next job for them
+                engine.unload(each)
+            plan = self._plan(model, files)
+        if plan is None or plan.offload != "none":
+            raise UnsupportedModel(
+                f"{spec.id} does not fit into the memory of {self.device().name} as a whole, and an offloaded model "
+                "cannot be trained; use a larger device or a smaller model.",
+                field="model",
+            )
+        return plan
+
+    def _plan(self, model: Model, files: ModelFiles) -> LoadPlan | None:
+        try:
+            return make_plan(model, files, self.device(), megapixels=1.0)
+        except OutOfMemory:
+            return None
+
+
+@dataclass(slots=True)
+class _Meter:
+    """The engine's thread, and the seconds that a training had it."""
+
+    engine: EngineThread
+    seconds: float = 0.0
+    resident: ResidentEngine | None = None
+
+    async def turn(self, work: Callable[[], T], label: str) -> T:
+        """Run a piece of the training in the engine's thread."""
+
+        def measured(engine: ResidentEngine) -> T:
+            from worker.training.failures import of_device
+
+            self.resident, began = engine, time.monotonic()
+            try:
+                return work()
+            except Exception as error:
+                raise of_device(error) from error
+            finally:
+                self.seconds += time.monotonic() - began
+
+        return await self.engine.call(measured, label)
+
+
+def _read(order: Order) -> "Dataset":
+    from worker.training.dataset import read_as_asked
+
+    return read_as_asked(order.data, order.options)
+
+
+def _facts(dataset: "Dataset") -> DatasetFacts:
+    sides = [(each.width, each.height) for each in dataset.examples]
+    return DatasetFacts(
+        digest=dataset.digest,
+        images=len(dataset.examples),
+        captions=sum(bool(each.caption) for each in dataset.examples),
+        masks=sum(each.mask is not None for each in dataset.examples),
+        smallest=min(map(min, sides)),
+        largest=max(map(max, sides)),
+        faults=dataset.faults,
+    )
+
+
+def _pipeline(model: Model) -> str:
+    """Return the class whose calls are learnt from: one that starts from an image, else one that starts from text."""
+    for task in (Task.IMAGE_TO_IMAGE, Task.TEXT_TO_IMAGE):
+        pipeline = model.pipeline_for(task) if task in model.tasks else None
+        if pipeline is not None and takes_loras(model.call(task)):
+            return pipeline
+    raise UnsupportedModel(
+        f"{model.spec.id} generates no images from an image or from text, or takes no LoRAs; train another model.",
+        field="model",
+    )
+
+
+def _digest(model: Model, files: ModelFiles) -> str:
+    """Return a digest of which weights these are, without reading them."""
+    root = files.root
+    listed = [root] if root.is_file() else sorted(each for each in root.rglob("*") if each.is_file())
+    return fingerprint((model.spec.source, files.revision, [(each.name, each.stat().st_size) for each in listed]))
+
+
+def _host(model: Model) -> str:
+    source = model.spec.source
+    return "" if source.is_local else source.host
+
+
+def _seconds_an_image(order: Order) -> float | None:
+    """Return how long an image took in the last training of this model, at this resolution, on this volume."""
+    found: list[tuple[float, float]] = []
+    for file in order.folder.parent.glob("*/training.json"):
+        try:
+            facts = json.loads(file.read_text())
+            alike = facts["model"] == order.model.spec.id
+            if alike and facts["options"].get("resolution") == order.options.resolution:
+                found.append((file.stat().st_mtime, float(facts["seconds_an_image"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # none of ours, or one that has not learnt a step
+    return max(found)[1] if found else None
+
+
+def _freed(engine: ResidentEngine) -> None:
+    """Give back what a training held of the device's memory. Runs in the engine's thread."""
+    from worker.engine.devices import release_memory
+
+    release_memory()
+
+
+def sampled_by(generation: GenerationService) -> Draw:
+    """Return what generates a sample as serving does, for nobody's account and with a time of its own."""
+
+    async def draw(model: Model, adapters: Mapping[str, list[str]], prompt: str, seed: int) -> bytes:
+        fields: dict[str, Any] = {"model": model.spec.id, "prompt": prompt, "seed": seed}
+        request = decode_generation(fields | dict(adapters))
+        work = generation.generate(request, "sample", ignore_progress)
+        result = await asyncio.create_task(work, context=Context())
+        (item,) = result.artifacts
+        if not isinstance(item, Artifact):
+            raise InvalidOutput("A sample came encoded.")
+        return encode(item.raster, "png", 92)
+
+    return draw
+
+
+def build_trainings(
+    settings: Settings,
+    ground: Groundwork,
+    trains: DeviceTrainer,
+    admission: Admission,
+    device: DeviceAnswers,
+    changes: VersionChanges,
+) -> Trainings | None:
+    """Return what runs trainings as jobs; None where the operator has not switched it on."""
+    if settings.training == "off":
+        return None
+    volume, pools = settings.volume, ground.pools
+    fetch = partial(ImageFetcher, allow_private=settings.allow_private_urls)
+    material = Material(
+        volume,
+        pools,
+        fetch(),
+        fetch(deadline_s=_ARCHIVE_S, books=FetchedBytes(MAX_ARCHIVE_BYTES, least=MAX_ARCHIVE_BYTES)),
+        HubDatasets(settings.hf_endpoint, offline=settings.offline).fetch,
+    )
+    return Trainings(
+        TrainingRules(settings.training_minutes, settings.gpu_price_per_hour),
+        trains,
+        material,
+        Publishing(volume, pools, build_bucket(settings)),
+        ground.resolver,
+        device,
+        admission,
+        ground.quotas,
+        lambda entry, spec, name, stop: changes.record(entry, spec, CANDIDATE, By("training", name), stop),
+        Watching(volume / FOLDER),
+    )
+
+
+def device_trainer(
+    settings: Settings, provisioner: Provisioner, engine: EngineThread, generation: GenerationService, pools: Pools
+) -> DeviceTrainer:
+    """Return what trains on this worker's device, and draws its samples as serving does."""
+    return DeviceTrainer(
+        provisioner,
+        engine,
+        pools,
+        sampled_by(generation),
+        lambda: probed(settings),
+        None if settings.training == "exclusive" else SHARED_TURN_S,
+        lambda: generation.admission.closing,
+        settings.training_processes,
+    )
+
+
+def probed(settings: Settings, cards: bool = False) -> DeviceInfo:
+    """Return the device that the engine would have, with all GPUs of this process if `cards` are asked for.
+
+    torch alone is imported for a GPU, and nothing for a CPU.
+    """
+    if only_cpu(settings.device):
+        return cpu_info()
+    from worker.engine.devices import choose_device, probe, probe_all
+
+    return (probe_all if cards else probe)(choose_device(settings.device))

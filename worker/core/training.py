@@ -1,0 +1,279 @@
+"""What is asked of a training, checked before anything is read or loaded, and what comes of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from worker.core.model import Parsed
+from worker.core.precision import DType
+
+Method = Literal["lora", "dora", "loha", "lokr", "embedding"]
+AdapterField = Literal["loras", "embeddings"]
+OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
+MaskKind = Literal["files", "alpha", "off"]
+Targets = Literal["attention", "linear", "all"]
+
+MAX_STEPS = 100_000
+MAX_RANK = 256
+MAX_SENT = 2_000  # images of one request
+LOOKED_AT = frozenset({"samples", "save_every", "patience", "tensorboard"})  # options that change no weight of any step
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+
+WORDS = frozenset({"samples", "caption", "template", "class_prompt", "like"})  # options in the caller's own words
+TrainingAction = Literal["train", "train_plan"]
+Control = Literal["look", "sample", "save", "stop"]
+WISH_FILE = "wish"
+
+
+class TrainingOptions(BaseModel):
+    """The options of one training. They and the dataset determine its weights to the bit on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_its_own(cls, data: Any) -> Any:
+        """Let Prodigy begin at 1, the share of what it finds, where no learning rate is said."""
+        if isinstance(data, dict) and data.get("optimizer") == "prodigy":
+            return {"learning_rate": 1.0, **data}
+        return data
+
+    method: Method = "lora"
+    """How weights are changed: LoRA, DoRA (LoRA with magnitudes), LoHa or LoKr (products of small matrices).
+
+    `embedding` changes none: it learns the vectors of the word `trigger` (textual inversion).
+    """
+    vectors: Annotated[int, Field(ge=1, le=32)] = 1
+    """How many vectors the word of an embedding has."""
+    like: Annotated[str, Field(max_length=100)] | None = None
+    """A word or a few, that an embedding begins as; without it the mean of all."""
+    text_encoder: bool = False
+    """Whether an adapter learns in the CLIP text encoders, too."""
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
+    targets: Targets = "linear"
+    """The layers that learn: of attention alone, every linear layer of the blocks, or convolutions too."""
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1_000
+    batch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    accumulation: Annotated[int, Field(ge=1, le=64)] = 1
+    """Batches of a step: their gradients are added up, so that it learns from more images than memory has room for."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    optimizer: OptimizerName = "adamw"
+    """AdamW; Lion, which wants a third to a tenth of its learning rate; Prodigy, which finds it and wants 1; AdamW with
+    its state in 8 bits.
+    """
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The decay of a running mean of what is learnt, such as 0.99, which is delivered in the place of the last step."""
+    warmup_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 10
+    decay: Literal["constant", "cosine"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    resolution: Annotated[int, Field(ge=64, le=2048)] | None = None
+    """Side of a square with as many pixels as each image is given; the model's native size when None."""
+    trigger: Annotated[str, Field(max_length=100)] = ""
+    """A word that every caption begins with, unless it holds it."""
+    caption: Annotated[str, Field(max_length=1_000)] | None = None
+    """The caption of images that have none of their own."""
+    template: Annotated[str, Field(max_length=1_000)] | None = None
+    """How every caption is written, with `{caption}`, `{trigger}` and `{name}`, the name of the image's file."""
+    caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the lessons whose caption is left out, so that guidance still works."""
+    flip: bool = False
+    """Learn every image mirrored, too."""
+    mask: MaskKind = "files"
+    """Where masks are, of what shall be learnt in an image: files by its name, else its transparency, or nowhere."""
+    mask_floor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The weight of the loss outside a mask, of that inside."""
+    min_snr: Annotated[float, Field(gt=0, le=100)] | None = None
+    """The gamma of min-SNR weighting (Hang et al., 2023), for models of diffusion noise."""
+    held_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the images that are not learnt: the loss on them tells learning by heart from learning."""
+    patience: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    """End once so many checkpoints in a row had no lower loss on the images held out; the best one is delivered."""
+    save_every: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 250
+    """Steps between checkpoints; each has its file and its samples."""
+    class_prompt: Annotated[str, Field(max_length=1_000)] | None = None
+    """What the subject is one of (DreamBooth): images that the model alone draws of it are learnt beside the subject,
+    so that the class stays what it was."""
+    class_images: Annotated[int, Field(ge=1, le=1_000)] = 50
+    class_weight: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """The weight of the loss on images of the class."""
+    samples: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=2_000)], ...], Field(max_length=8)] = ()
+    """Prompts that are drawn at every checkpoint, by the serving engine with the very file of that checkpoint."""
+    tensorboard: bool = False
+    """Write files for TensorBoard, too: losses, learning rate, samples."""
+    dtype: DType | None = None
+    """The dtype of the frozen weights; the model's own when None. What learns is float32."""
+
+    @property
+    def images_a_step(self) -> int:
+        """How many images a step learns from."""
+        return self.batch_size * self.accumulation
+
+    @property
+    def field(self) -> AdapterField:
+        """The field of a request that takes what was trained."""
+        return "embeddings" if self.method == "embedding" else "loras"
+
+
+class SentExample(Parsed):
+    """An image to learn, as base64, a data: URI or an https URL, with its caption and its mask, in the same forms."""
+
+    image: str = Field(min_length=1, repr=False)
+    mask: str | None = Field(default=None, min_length=1, repr=False)
+    caption: Annotated[str, Field(max_length=2_000)] = ""
+
+
+class TrainingData(Parsed):
+    """The images of a training: exactly one of these says where they are."""
+
+    images: tuple[SentExample, ...] = Field(default=(), strict=False)
+    archive: str | None = Field(default=None, repr=False)
+    """A ZIP file, as base64, a data: URI or an https URL."""
+    dataset: str | None = None
+    """A public dataset of the Hub: org/name, or org/name@revision."""
+    folder: str | None = None
+    """A folder or a ZIP file below the volume's `datasets`."""
+
+
+class TrainingRequest(Parsed):
+    """A training, or the plan of one. `name` is that of its folder and its file; without one it follows from the rest.
+
+    It ends with a checkpoint after `minutes`, or once it has cost `max_usd`, and the same request goes on from there.
+    With `candidate` a finished LoRA becomes the version @candidate of its model.
+    """
+
+    action: TrainingAction
+    data: TrainingData
+    options: TrainingOptions
+    model: str | None = Field(default=None, min_length=1, max_length=512)
+    name: str | None = Field(default=None, pattern=NAME)
+    candidate: bool = False
+    minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False, strict=False)] | None = None
+    max_usd: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False, strict=False)] | None = None
+
+
+class TrainingControl(Parsed):
+    """A look at a training by its name, or a wish for it, fulfilled between two steps.
+
+    `sample` keeps a checkpoint and draws its samples, `save` keeps one, `stop` does the former and ends the job. The
+    answer has samples of steps after `samples_after`.
+    """
+
+    name: str = Field(pattern=NAME)
+    control: Control = "look"
+    samples_after: Annotated[int, Field(ge=-1, le=MAX_STEPS)] = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """What a dataset holds. `smallest` and `largest` are sides in pixels; a fault is a sentence."""
+
+    digest: str
+    images: int
+    captions: int
+    masks: int
+    smallest: int
+    largest: int
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What a training came to in this stretch. `seconds` are the device's; `file` has the adapter of step `delivered`.
+
+    `is_done` is True after the last step, and where `patience` ended it; `note` is a sentence on that.
+    """
+
+    file: Path
+    steps: int
+    delivered: int
+    is_done: bool
+    resumed_at: int
+    loss: float | None
+    held_out_loss: float | None
+    dataset: DatasetFacts
+    seconds: float
+    beside: tuple[Path, ...] = ()
+    """The other files that came of it: the adapter in kohya's spelling, the losses as an image, the last samples."""
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedFile:
+    """A file of a training: its path below the volume, and its URL where there is a bucket."""
+
+    path: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The answer to a training. Requests have the adapter in `field` by `name` from now on, and as a `version`.
+
+    It is that of step `delivered`. `is_done` is False where it stopped before its end, and `next` says how to go on.
+    """
+
+    name: str
+    model: str
+    field: AdapterField
+    trigger: str
+    steps: int
+    of: int
+    delivered: int
+    is_done: bool
+    resumed_at: int
+    loss: float | None
+    held_out_loss: float | None
+    dataset: DatasetFacts
+    files: tuple[TrainedFile, ...]
+    gpu_seconds: float
+    cost_usd: float | None = None
+    version: str | None = None
+    next: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What a training would take. `seconds` and `usd` are None until one of this model was timed on this volume.
+
+    `sizes` are the widths and heights that images are learnt at, and how many are of each. `licence` is the model's, as
+    its page or models.yaml names it; None where it is not known.
+    """
+
+    name: str
+    model: str
+    dataset: DatasetFacts
+    sizes: Mapping[tuple[int, int], int]
+    rounds: float
+    licence: str | None = None
+    warnings: tuple[str, ...] = ()
+    fits: bool | None = None
+    reason: str | None = None
+    seconds: float | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSample:
+    """A sample as PNG: of which step, and of which of the prompts, counted from 1."""
+
+    step: int
+    prompt: int
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """Where a training stands. `losses` are (step, loss), thinned out; `model` is None before anything was read."""
+
+    name: str
+    model: str | None
+    is_running: bool
+    step: int
+    of: int
+    losses: tuple[tuple[int, float], ...]
+    samples: tuple[TrainingSample, ...]

@@ -1,0 +1,1 @@
+"""Recipes as they are served; README.md has the files in order."""
