@@ -194,6 +194,14 @@ GUARDS = (
     ),
     Guard(
         "F28",
+        "large heads of requests under way have a budget",
+        "worker/transport/web/connections.py",
+        "if more > 0 and self._kept_bytes + more > self.limits.large_heads_bytes:",
+        "if False:",
+        ("tests/faults/test_f28_half_requests.py",),
+    ),
+    Guard(
+        "F28",
         "an address has a length",
         "worker/transport/web/http_connection.py",
         "if self._head_bytes > self._limits.url_bytes:",

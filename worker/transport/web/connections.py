@@ -26,6 +26,9 @@ class ConnectionLimits:
     header_bytes: int = 32_768
     unfinished_heads_bytes: int = 16 * 2**20
     """Of all connections together."""
+    small_head_bytes: int = 4_096
+    large_heads_bytes: int = 16 * 2**20
+    """Of all requests under way, or pipelined behind one: of heads that are no small ones."""
     pipelined: int = 16
     """Requests that may be sent before the answer to the first."""
     head_s: float = 10.0
@@ -62,6 +65,8 @@ class Connections:
         # By address, in the order in which they began to wait: the bytes of an unfinished head.
         self._waiting: dict[str, dict[Connection, int]] = {}
         self._head_bytes = 0
+        self._kept: dict[Connection, int] = {}
+        self._kept_bytes = 0
         self._sweeping = False
         self.lingering = 0
         """Connections that are refused, and read a moment longer so that they hear of it."""
@@ -81,6 +86,11 @@ class Connections:
     def head_bytes(self) -> int:
         """The bytes of all unfinished heads."""
         return self._head_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of all large heads of requests under way."""
+        return self._kept_bytes
 
     def enter(self, connection: Connection, host: str) -> bool:
         """Note a new connection from `host`, in the place of one that only waits if it must. False: there is none."""
@@ -106,6 +116,7 @@ class Connections:
     def leave(self, connection: Connection) -> None:
         """Note that a connection has ended. Of one that is not known nothing is noted."""
         self.work(connection)
+        self.keep(connection, 0)
         address = self._addresses.pop(connection, None)
         if address is None:
             return
@@ -133,6 +144,18 @@ class Connections:
         self._head_bytes -= queue.pop(connection, 0)
         if not queue:
             del self._waiting[address]
+
+    def keep(self, connection: Connection, large_heads: int) -> bool:
+        """Note the bytes of all large heads of a connection's requests under way. False: no room is left for more."""
+        more = large_heads - self._kept.get(connection, 0)
+        if more > 0 and self._kept_bytes + more > self.limits.large_heads_bytes:
+            return False
+        self._kept_bytes += more
+        if large_heads:
+            self._kept[connection] = large_heads
+        else:
+            self._kept.pop(connection, None)
+        return True
 
     def _longest_queue(self) -> str:
         return max(self._waiting, key=lambda address: len(self._waiting[address]), default="")

@@ -6,6 +6,7 @@ silent, and reads the rest of a body that nobody wants. h11 would bound a head's
 """
 
 import asyncio
+from collections import deque
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, cast
@@ -90,6 +91,8 @@ class HttpConnection(HttpToolsProtocol):
         self._refusal: Exception | None = None
         self._silent = 0  # bytes since the parser last had something to say
         self._head_bytes = self._headers = 0
+        self._large_heads: deque[int] = deque()
+        """Of each request under way, in their order: the bytes of its head, 0 of a small one."""
         self._unsent = 0
         self._unsent_since = 0.0
 
@@ -185,6 +188,7 @@ class HttpConnection(HttpToolsProtocol):
         """Begin a body, and to answer."""
         if len(self.pipeline) >= self._limits.pipelined:
             self._stop(HTTPException(400, "More requests were sent at once than are taken before the first answer."))
+        self._keep_head()
         self._phase = _Phase.BODY
         self._silent = 0
         self._deadline = self.loop.time() + self._limits.patience_s
@@ -213,6 +217,9 @@ class HttpConnection(HttpToolsProtocol):
         """Wait for the next request, or for the rest of this one."""
         is_last = not self.pipeline
         super().on_response_complete()
+        if self._large_heads:
+            self._large_heads.popleft()
+        self.books.keep(self, sum(self._large_heads))
         if self.transport.is_closing():
             return
         if not is_last:
@@ -228,6 +235,7 @@ class HttpConnection(HttpToolsProtocol):
         if any(len(name) + len(value) > _LINE for name, value in self.headers):
             self._refuse(HTTPException(431, f"A header is longer than {_LINE} bytes; send less."))
             return
+        kept = sum(self._large_heads)
         self.books.leave(self)
         reader = self.transport.get_protocol()
         try:
@@ -235,6 +243,7 @@ class HttpConnection(HttpToolsProtocol):
             successor = self.transport.get_protocol()
             if isinstance(reader, Reader) and isinstance(successor, SocketConnection):
                 reader.connection = successor
+                self.books.keep(successor, kept)
                 self.transport.set_protocol(reader)
             self._phase = _Phase.LEFT
         except UnicodeError:
@@ -291,9 +300,26 @@ class HttpConnection(HttpToolsProtocol):
         self._deadline = self.loop.time() + self._limits.head_s
         self._headers = self._head_bytes = self._silent = 0
 
+    def _keep_head(self) -> None:
+        """Note the head, which lies in memory until its request is answered. Small ones are bounded by connections."""
+        is_behind = self.cycle is not None and not self.cycle.response_complete
+        is_large = is_behind or self._head_bytes > self._limits.small_head_bytes
+        self._large_heads.append(self._head_bytes if is_large else 0)
+        if not self.books.keep(self, sum(self._large_heads)):
+            self._large_heads.pop()
+            self._stop(
+                Overloaded(
+                    f"Too many requests with headers of over {self._limits.small_head_bytes} bytes are under way; send "
+                    f"less in the headers, or come again in {_RETRY_AFTER_S} seconds.",
+                    details={"retry_after_s": _RETRY_AFTER_S},
+                )
+            )
+
     def _rest(self) -> None:
         self._deadline = self.loop.time() + self._limits.keep_alive_s
         self.books.wait(self)
+        # What was asked last would lie here as long as nothing else is asked.
+        self.scope, self.headers, self.cycle = None, [], None  # type: ignore[assignment]
 
     def _too_large(self) -> HTTPException:
         return HTTPException(
