@@ -36,8 +36,6 @@ class VersionParts:
         resolver: ModelResolver,
         provisioner: Provisioner,
         pairs: PairFolder,
-        *,
-        makes_pairs: bool = True,
     ) -> "VersionParts":
         """Build them over the resolver's own versions."""
         versions = resolver.versions
@@ -48,7 +46,6 @@ class VersionParts:
             lambda: resolver.registry,
             lambda since: read_usage(settings.usage_dir, since),
             pairs,
-            makes_pairs=makes_pairs,
         )
         return cls(actions, Halting(versions, changes))
 

@@ -10,6 +10,7 @@ from worker.core.finishing import RefinerSpec, UpscaleSpec
 from worker.core.model import AdapterSpec, Parsed, Task
 from worker.core.precision import Precision
 from worker.core.quality import Quality
+from worker.core.version import ALIASES, VERSION_NAME
 
 Spec = TypeVar("Spec", bound=AdapterSpec)
 MAX_PROMPT_CHARS = 8_000
@@ -146,6 +147,12 @@ class GenerationRequest(Parsed):
         min_length=1,
         max_length=256,
         description="Who gets the same version while a model is split between several; else the API key's owner.",
+    )
+    arm: str | None = Field(
+        default=None,
+        max_length=32,
+        pattern=rf"^({'|'.join(ALIASES)}|{VERSION_NAME})$",
+        description="Of gateways: the arm that the version in `model` was chosen for; a pair may be made for it.",
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     previews: bool = Field(default=False, description="Whether progress comes with small images of what is drawn.")

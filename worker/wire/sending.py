@@ -26,6 +26,8 @@ def encode_request(job: Job) -> dict[str, JsonValue]:
     fields |= {"model": job.call.spec.served_name, "seed": job.seeds[0]}
     if job.choice is not None:  # its version is named, and nobody has to choose again
         fields.pop("sticky", None)
+        if job.choice.arm is not None:  # for pairs, which are made where the images are
+            fields["arm"] = job.choice.arm
     if output := _output(request):
         fields["output"] = output
     if request.s3Config is not None:

@@ -146,6 +146,7 @@ def _input(job: Job, weights: Weights | None) -> dict[str, JsonValue]:
         "lightning",
         "loras",
         "sticky",
+        "arm",
         "negative_prompt",
         "output",
         "upscale",

@@ -26,7 +26,7 @@ OPERATOR = "operator"
 
 
 class VersionActions:
-    """Answers an operator. Blocking. `registry` is asked anew each time. A gateway makes no pairs."""
+    """Answers an operator. Blocking. `registry` is asked anew each time."""
 
     def __init__(
         self,
@@ -35,15 +35,12 @@ class VersionActions:
         registry: Callable[[], Registry],
         usage: Callable[[str], Lines],
         pairs: PairFolder,
-        *,
-        makes_pairs: bool = True,
     ) -> None:
         self.versions = versions
         self.changes = changes
         self._registry = registry
         self._usage = usage
         self.pairs = pairs
-        self._makes_pairs = makes_pairs
 
     def perform(self, request: VersionRequest, caller: str | None, stop: StopSignal) -> VersionAnswer:
         """Answer one request. Raises ModelNotFound, InvalidRequest, and what a version cannot be served for."""
@@ -77,9 +74,6 @@ class VersionActions:
             case "rollback":
                 self.changes.rollback(entry, request.version, by, stop)
             case "split":
-                if request.paired and not self._makes_pairs:
-                    text = "paired is for workers, and a gateway generates no pairs; send it to a worker."
-                    raise InvalidRequest(text, field="paired")
                 self.changes.split(entry, Split(request.arms, request.halt, request.paired), by, stop)
 
     def _report(self, entry: ModelSpec, days: int) -> ComparisonReport:

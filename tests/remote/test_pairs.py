@@ -1,0 +1,105 @@
+"""Splits with pairs behind a gateway: it chooses the arms, and the worker that answered makes the pair by itself."""
+
+import pytest
+
+from tests.fakes.web_worker import WebGateway, WebWorker
+from tests.service.versions.shelf import write_steps
+from tests.service.versions.test_pairs import by_steps
+from tests.waiting import until
+from worker.core.pair import Pair
+
+ADMIN = "the operator's own key"
+KEY = {"Authorization": f"Bearer {ADMIN}"}
+
+
+class Fleet:
+    """A gateway before two workers of one volume, whose model `tiny` has two versions, both on either device."""
+
+    def __init__(self, root, gateway, workers):
+        self.root, self.gateway, self.workers = root, gateway, workers
+
+    def change(self, action, **fields):
+        answer = self.gateway.http.post(f"/admin/versions/{action}", json={"model": "tiny", **fields}, headers=KEY)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def draw(self, **fields):
+        job = {"prompt": "an apple", "model": "tiny", "width": 64, "height": 64, **fields}
+        answer = self.gateway.http.post("/runsync", json={"input": job}, headers=KEY)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["output"]
+
+    @property
+    def ran(self):
+        return [job for worker in self.workers for job in worker.context.engine.ran]
+
+    def pairs(self):
+        return [line for line in self.gateway.served.versions.actions.pairs.lines() if isinstance(line, Pair)]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fleet")
+    one = WebWorker(root, paired_images_mb=1, admin_keys=ADMIN, gpu_price_per_hour=3.6)
+    settings = one.context.worker.settings
+    shared = {"volume_dir": settings.volume, "admin_keys": ADMIN, "paired_images_mb": 1}
+    two = WebWorker(root / "two", models_yaml=settings.models_yaml, **shared)
+    with one, two:
+        replicas = {name: {"url": worker.origin, "key": "FLEET_KEY"} for name, worker in (("one", one), ("two", two))}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FLEET_KEY", ADMIN)
+            with WebGateway(root / "gateway", replicas, models_yaml=settings.models_yaml, **shared) as gateway:
+                served = Fleet(root, gateway, (one, two))
+                served.change("promote", version="entry")
+                write_steps(root, 7)
+                for each in (one, two, gateway):
+                    each.served.reload()
+                served.change("promote", version="entry", alias="candidate")
+                for worker in (one, two):
+                    worker.context.engine.pixels = by_steps
+                    for version in ("v1", "v2"):
+                        worker.http.post("/run", json={"prompt": "x", "model": f"tiny@{version}"}, headers=KEY)
+                yield served
+
+
+def test_a_pair_is_made_by_the_worker_that_answered_and_stands_in_the_gateway_s_report(fleet):
+    fleet.change("split", arms={"stable": 50, "candidate": 50}, paired=100)
+    before = len(fleet.ran)
+    answer = fleet.draw(seed=7, sticky="ann")
+    assert until(lambda: len(fleet.pairs()) == 1), "no pair came"
+    (pair,) = fleet.pairs()
+    (worker,) = (each for each in fleet.workers if any(job.is_spare for job in each.context.engine.ran))
+    first, second = worker.context.engine.ran[-2:]
+    assert len(fleet.ran) == before + 2
+    assert (first.prompt, first.seeds, second.prompt, second.seeds) == ("an apple", (7,), "an apple", (7,))
+    assert (second.is_spare, second.request.arm, second.choice.version) == (True, None, pair.second)
+    assert (pair.first, {pair.first, pair.second}) == (answer["version"], {"v1", "v2"})
+    assert "arm" not in answer["reproduce"]["input"]
+    (compared,) = fleet.gateway.http.get("/admin/versions/report?model=tiny", headers=KEY).json()["pairs"]
+    assert (compared["first"], compared["second"], compared["pairs"], compared["failed"]) == ("v1", "v2", 1, 0)
+    usage = fleet.gateway.http.get("/usage?by=model", headers=KEY).json()["usage"]["tiny"]
+    assert usage["images"] == 1 + 4 + 1  # the first ones, the answer at the worker and at the gateway; no second
+    shown = fleet.gateway.http.get("/admin/versions/pairs?model=tiny", headers=KEY).json()
+    assert (shown["waiting"], shown["pair"]) == (1, pair.id)
+    fleet.change("choose", pair=pair.id, choice="left")
+    (compared,) = fleet.gateway.http.get("/admin/versions/report?model=tiny", headers=KEY).json()["pairs"]
+    assert sum(compared["choices"].values()) == 1
+
+
+def test_only_requests_of_an_arm_as_it_is_now_are_paired(fleet):
+    fleet.change("split", arms={"stable": 50, "candidate": 50}, paired=100)
+    before = len(fleet.pairs())
+    (worker, *_) = fleet.workers
+    for sent in (
+        {"model": "tiny@v1"},  # who names a version is in no arm
+        {"model": "tiny@v1", "arm": "candidate"},  # the arm has another version
+        {"model": "tiny@v1", "arm": "v1"},  # that is no arm of the split
+    ):
+        ran = len(worker.context.engine.ran)
+        worker.http.post("/run", json={"prompt": "x", **sent}, headers=KEY)
+        pairing = worker.context.worker.operations.pairing
+        assert pairing._task is None or pairing._task.done(), sent
+        assert len(worker.context.engine.ran) == ran + 1
+    assert len(fleet.pairs()) == before
+    refused = worker.http.post("/run", json={"prompt": "x", "arm": "main"}, headers=KEY).json()
+    assert (refused["code"], refused["field"]) == ("parameter_out_of_range", "arm"), refused
