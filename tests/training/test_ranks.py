@@ -18,8 +18,11 @@ from worker.core.errors import EngineFailure, UnsupportedModel
 from worker.core.training import TrainingOptions
 from worker.service.jobs.record import JobOptions, Status
 from worker.service.jobs.store import JobStore
+from worker.training import rank_child
 from worker.training.adapter import weights_of
-from worker.training.ranks import Member, joined_by
+from worker.training.dataset import read_as_asked
+from worker.training.lessons import Lessons
+from worker.training.ranks import ALONE, Member, joined_by
 from worker.training.trainer import Trainer
 from worker.transport.job_input import read_input
 
@@ -115,3 +118,17 @@ def test_more_processes_than_gpus_are_refused_before_anything_is_loaded(trains, 
     with pytest.raises(UnsupportedModel, match="TRAINING_PROCESSES is 4 and this worker has 2 GPUs"):
         trainer._loading(SimpleNamespace(options=TrainingOptions(batch_size=4)), None, None)
     assert trainer._processes(SimpleNamespace(options=TrainingOptions(batch_size=2))) == 2, "one for each image at most"
+
+
+def test_another_process_reads_the_captions_as_the_first_one_does(tiny, images, tmp_path, monkeypatch):
+    options = TrainingOptions(rank=2, resolution=64, template="{caption}, drawn", crop="random", crops=2)
+    first = Trainer(tiny("sd1"), options, 64, 16)
+    first.prepare(read_as_asked(images, options).examples, (), Lessons(tmp_path / "lessons", "m"), lambda *_: None)
+    kept = sorted(each.name for each in (tmp_path / "lessons").iterdir())
+    monkeypatch.setattr(rank_child, "load_pipeline", lambda plan: tiny("sd1"))
+    monkeypatch.setattr(rank_child, "view", lambda pipe, cls: pipe)
+    monkeypatch.setattr(rank_child, "joined_by", lambda *_: ALONE)
+    orders = SimpleNamespace(send=lambda word: None, recv=lambda: (_ for _ in ()).throw(EOFError))
+    plan = SimpleNamespace(device="cpu")
+    rank_child.Share(plan, "", options, 64, 16, "m", images, tmp_path)(1, 2, 0, orders)
+    assert sorted(each.name for each in (tmp_path / "lessons").iterdir()) == kept, "it encodes nothing else"

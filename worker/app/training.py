@@ -126,18 +126,20 @@ class DeviceTrainer:
 
     async def plan(self, order: Order) -> TrainingPlan:
         """Say what a training would take; whether it fits is not looked at."""
-        from worker.training.buckets import bucket
+        from worker.training.cuts import cuts_of
         from worker.training.demands import check_demands
 
         check_demands(order.options)
         _pipeline(order.model)
         dataset = await self.pools.decoding.run(_read, order)
         options, bounds = order.options, size_bounds(order.model)
-        side, images = options.resolution or bounds.native, len(dataset.examples)
-        sizes = Counter(bucket(each.width, each.height, side, bounds.multiple) for each in dataset.examples)
+        grid = bounds.native, bounds.multiple
+        sizes = Counter(
+            cuts_of(each.width, each.height, each.digest, options, grid)[0].size for each in dataset.examples
+        )
         an_image = await self.pools.own.run(_seconds_an_image, order)
         seconds = None if an_image is None else an_image * options.steps * options.images_a_step
-        rounds = options.steps * options.images_a_step / images / (2 if options.flip else 1)
+        rounds = dataset.rounds(options)
         licence = await self.pools.headers.run(self.licence, order.model.spec, place=_host(order.model))
         warning = warning_of(order.model.spec.id, licence)
         return TrainingPlan(
@@ -263,6 +265,7 @@ def _facts(dataset: "Dataset") -> DatasetFacts:
     return DatasetFacts(
         digest=dataset.digest,
         images=len(dataset.examples),
+        repeated=dataset.lessons,
         captions=sum(bool(each.caption) for each in dataset.examples),
         masks=sum(each.mask is not None for each in dataset.examples),
         smallest=min(map(min, sides)),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from worker.core.model import Parsed
 from worker.core.precision import DType
@@ -15,9 +15,11 @@ AdapterField = Literal["loras", "embeddings"]
 OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
 MaskKind = Literal["files", "alpha", "off"]
 Targets = Literal["attention", "linear", "all"]
+Crop = Literal["center", "random", "none"]
 
 MAX_STEPS = 100_000
 MAX_RANK = 256
+MAX_REPEATS = 1_000
 MAX_SENT = 2_000  # images of one request
 LOOKED_AT = frozenset({"samples", "save_every", "patience", "tensorboard"})  # options that change no weight of any step
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
@@ -82,6 +84,11 @@ class TrainingOptions(BaseModel):
     """Share of the lessons whose caption is left out, so that guidance still works."""
     flip: bool = False
     """Learn every image mirrored, too."""
+    crop: Crop = "center"
+    """What of an image is learnt, where its shape is not that of the size: its middle; `crops` places of it at random,
+    the same in every round; or all of it, at a size of its own shape."""
+    crops: Annotated[int, Field(ge=1, le=16)] = 4
+    """How many places of each image `random` has."""
     mask: MaskKind = "files"
     """Where masks are, of what shall be learnt in an image: files by its name, else its transparency, or nowhere."""
     mask_floor: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -124,6 +131,14 @@ class SentExample(Parsed):
     image: str = Field(min_length=1, repr=False)
     mask: str | None = Field(default=None, min_length=1, repr=False)
     caption: Annotated[str, Field(max_length=2_000)] = ""
+    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = 1
+    """How often it counts in a round of all."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says nothing: trainings that were begun without it go on."""
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if name != "repeats" or value != 1}
 
 
 class TrainingData(Parsed):
@@ -169,10 +184,14 @@ class TrainingControl(Parsed):
 
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
-    """What a dataset holds. `smallest` and `largest` are sides in pixels; a fault is a sentence."""
+    """What a dataset holds. `smallest` and `largest` are sides in pixels; a fault is a sentence.
+
+    `repeated` are the images of a round, each as often as it counts.
+    """
 
     digest: str
     images: int
+    repeated: int
     captions: int
     masks: int
     smallest: int

@@ -3,11 +3,6 @@
 from collections.abc import Iterator
 from math import sqrt
 
-from PIL import Image
-
-from worker.core.image import Raster
-from worker.media.images import to_pil
-
 _MAX_ASPECT = 2.0
 
 
@@ -26,15 +21,19 @@ def bucket(width: int, height: int, side: int, multiple: int) -> tuple[int, int]
     return min(sizes(side, multiple), key=lambda size: (_stretch(size[0] / size[1], aspect), -size[0] * size[1]))
 
 
+def own_size(width: int, height: int, side: int, multiple: int) -> tuple[int, int]:
+    """Return the size that is nearest to an image's own shape, of half as many pixels as `side` x `side` or more."""
+    aspect, area = width / height, side * side
+    widths = range(multiple, area // multiple + 1, multiple)
+    found = ((each, max(1, round(each / aspect / multiple)) * multiple) for each in widths)
+    fitting = [size for size in found if size[0] * size[1] <= area]
+
+    def worth(size: tuple[int, int]) -> tuple[bool, float, int]:
+        pixels = size[0] * size[1]
+        return 2 * pixels < area, _stretch(size[0] / size[1], aspect), -pixels
+
+    return min(fitting, key=worth)
+
+
 def _stretch(one: float, other: float) -> float:
     return max(one / other, other / one)
-
-
-def fitted(raster: Raster, size: tuple[int, int]) -> Image.Image:
-    """Return the image at this size: scaled to cover it, and cut in its middle."""
-    image, (width, height) = to_pil(raster), size
-    scale = max(width / image.width, height / image.height)
-    scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    image = image.resize(scaled, Image.Resampling.LANCZOS)
-    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-    return image.crop((left, top, left + width, top + height))

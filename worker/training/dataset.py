@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ from worker.media.decoding import decode_image
 from worker.media.images import to_pil
 from worker.training import masks as mask_files
 from worker.training.masks import Mask
+from worker.training.repeats import repeats_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
@@ -43,6 +45,7 @@ class Example:
     look: int  # 64 bits that hardly change when the image is scaled or saved again (dHash)
     read: Callable[[], bytes]
     mask: Mask | None = None
+    repeats: int = 1  # how often it counts in a round of all
 
     def raster(self) -> Raster:
         """Decode the image's pixels, upright and opaque."""
@@ -57,9 +60,18 @@ class Dataset:
     faults: tuple[str, ...] = ()
 
     @property
+    def lessons(self) -> int:
+        """How many lessons a round of all has: every image as often as it counts."""
+        return sum(each.repeats for each in self.examples)
+
+    def rounds(self, options: TrainingOptions) -> float:
+        """Return how often an image is seen that counts once."""
+        return options.steps * options.images_a_step / self.lessons / (2 if options.flip else 1)
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of every image, caption and mask, in their order."""
-        parts = (f"{each.digest}\0{each.caption}{_of_mask(each)}\n" for each in self.examples)
+        """SHA-256 of every image, caption, mask and how often it counts, in their order."""
+        parts = (f"{each.digest}\0{each.caption}{_of_mask(each)}{_of_repeats(each)}\n" for each in self.examples)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def split(self, share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -87,7 +99,8 @@ def read_dataset(
     """Read a folder or a ZIP file of images.
 
     An image's caption is the text file of its name, else its line of metadata.jsonl (`file_name` and `text`), else
-    `caption`; `template` says how it is written. Its mask is a file by its name, else with `mask` of alpha its
+    `caption`; `template` says how it is written. It counts `repeats` of its line times, else as its folder says, as
+    `10_cat`. Its mask is a file by its name, else with `mask` of alpha its
     transparency; masks are no images whatever `mask` is. Raises InvalidRequest where nothing can be learnt.
     """
     files = _zip_files(path) if path.is_file() else _folder_files(path)
@@ -129,12 +142,14 @@ def _examples(
     written: Callable[[str, str], str],
 ) -> tuple[list[Example], list[str]]:
     """Return the images that can be read, with their captions, and a sentence for each that cannot."""
-    lines = _listed_captions(files)
+    lines = _listed(files)
     examples, faults = [], []
     for name in images:
-        text = _own_caption(files, name) or lines.get(name) or lines.get(PurePosixPath(name).name) or caption or ""
+        line = lines.get(name) or lines.get(PurePosixPath(name).name) or {}
+        text = _own_caption(files, name) or _text_of(line) or caption or ""
+        repeats = repeats_of(name, line)
         example, fault = _example(name, written(text, name), files[name])
-        examples += [example] if example else []
+        examples += [replace(example, repeats=repeats)] if example else []
         faults += [fault] if fault else []
     return examples, faults
 
@@ -160,6 +175,10 @@ def _with_masks(
 
 def _of_mask(example: Example) -> str:
     return f"\0{example.mask.digest}" if example.mask is not None else ""
+
+
+def _of_repeats(example: Example) -> str:
+    return f"\0x{example.repeats}" if example.repeats > 1 else ""
 
 
 def _caption(trigger: str, template: str | None, text: str, name: str) -> str:
@@ -214,8 +233,9 @@ def _own_caption(files: Mapping[str, Callable[[], bytes]], name: str) -> str:
     return read()[:_MAX_TEXT_BYTES].decode("utf-8-sig", "replace").strip() if read else ""
 
 
-def _listed_captions(files: Mapping[str, Callable[[], bytes]]) -> dict[str, str]:
-    captions: dict[str, str] = {}
+def _listed(files: Mapping[str, Callable[[], bytes]]) -> dict[str, Mapping[str, Any]]:
+    """Return the lines of metadata.jsonl by the names of their images."""
+    rows: dict[str, Mapping[str, Any]] = {}
     for file in CAPTION_FILES:
         if file not in files:
             continue
@@ -225,13 +245,17 @@ def _listed_captions(files: Mapping[str, Callable[[], bytes]]) -> dict[str, str]
                 continue
             try:
                 row = json.loads(line)
-                captions[str(row["file_name"])] = str(row.get("text") or row.get("caption") or row.get("prompt") or "")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                rows[str(row["file_name"])] = dict(row)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise InvalidRequest(
                     f'data: line {number} of {file} must be JSON like {{"file_name": "1.png", "text": "a caption"}}.',
                     field="data",
                 ) from None
-    return captions
+    return rows
+
+
+def _text_of(line: Mapping[str, Any]) -> str:
+    return str(line.get("text") or line.get("caption") or line.get("prompt") or "")
 
 
 def _example(name: str, caption: str, read: Callable[[], bytes]) -> tuple[Example | None, str]:

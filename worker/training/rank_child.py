@@ -10,7 +10,7 @@ from worker.core.device import LoadPlan
 from worker.core.training import TrainingOptions
 from worker.engine.loader import load_pipeline, view
 from worker.training.checkpoint import Checkpoint
-from worker.training.dataset import read_dataset
+from worker.training.dataset import read_as_asked, read_dataset
 from worker.training.lessons import Lessons
 from worker.training.ranks import joined_by
 from worker.training.trainer import Trainer
@@ -35,8 +35,7 @@ class Share:
             torch.cuda.set_device(number)
         options, place = self.options, self.folder / "class"
         trainer = Trainer(view(load_pipeline(self.plan), self.pipeline), options, self.side, self.multiple)
-        data = read_dataset(self.data, trigger=options.trigger, caption=options.caption, mask=options.mask)
-        examples, _ = data.split(options.held_out)
+        examples, _ = read_as_asked(self.data, options).split(options.held_out)
         of_class = read_dataset(place, caption=options.class_prompt).examples if options.class_prompt else ()
         lessons = Lessons(self.folder / "lessons", self.digest)
         trainer.prepare(examples, (), lessons, lambda done, total: None, of_class)

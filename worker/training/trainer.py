@@ -3,18 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import nn
 
 from worker.core.errors import InvalidOutput, UnsupportedModel
 from worker.core.training import TrainingOptions
-from worker.training.buckets import bucket, fitted
 from worker.training.checkpoint import Checkpoint, optimizer_tensors, set_optimizer_tensors
+from worker.training.cuts import Cut, cuts_of, steadily
 from worker.training.dataset import Example, mirrored
 from worker.training.hosts import Learner, Learning, learner_of
 from worker.training.lessons import Lessons, grouped, joined, read_call, read_weights
@@ -32,13 +31,13 @@ _WEIGHT_DECAY = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """An image at its size, rehearsed with its caption and without words; None where words are read anew.
+    """A part of an image, rehearsed with its caption and without words; None where words are read anew.
 
     `mask` has the weights of its mask, if it has one.
     """
 
     example: Example
-    size: tuple[int, int]
+    cut: Cut
     words: Path | None = None
     silent: Path | None = None
     mask: Path | None = None
@@ -49,7 +48,7 @@ class Trainer:
 
     def __init__(self, pipe: Any, options: TrainingOptions, side: int, multiple: int) -> None:
         self._pipe, self._options = pipe, options
-        self._side, self._multiple = options.resolution or side, multiple
+        self._grid = side, multiple
         self.prefix, self._denoiser = denoiser_of(pipe)
         self._parameter = next(self._denoiser.parameters())
         self._objective = Objective.of(pipe.scheduler, options.min_snr)
@@ -80,39 +79,48 @@ class Trainer:
         `of_class` are images of what the subject is one of, learnt beside it with a weight of their own.
         """
         learnt = [*examples, *(mirrored(each) for each in examples if self._options.flip)]
-        self._habits = habits_of(self._pipe, self._image(learnt[0])[0], self._options.seed)
+        steady = steadily(self._options)
+        first = self._cuts(learnt[0], steady)[0].of(learnt[0].raster())
+        self._habits = habits_of(self._pipe, first, self._options.seed)
         self._mask_weights = MaskWeights(self._pipe, self._habits)
         total, found = len(learnt) + len(held) + len(of_class), []
         for index, example in enumerate([*learnt, *held, *of_class]):
-            found.append(self._lesson(example, lessons))
+            is_learnt = index < len(learnt)
+            parts = self._parts(example, self._options if is_learnt else steady, lessons)
+            found.append(parts * example.repeats if is_learnt else parts)
             tell(index + 1, total)
         ends = len(learnt), len(learnt) + len(held)
-        self._lessons, self._held, self._class = found[: ends[0]], found[ends[0] : ends[1]], found[ends[1] :]
+        self._lessons, self._held, self._class = (
+            [lesson for parts in some for lesson in parts]
+            for some in (found[: ends[0]], found[ends[0] : ends[1]], found[ends[1] :])
+        )
         for name, part in self._pipe.components.items():
             if isinstance(part, nn.Module) and part is not self._denoiser and not self._reads_anew:
                 setattr(self._pipe, name, None)
 
-    def _lesson(self, example: Example, lessons: Lessons) -> Lesson:
-        image, size = self._image(example)
-        mask = self._mask(example, size, lessons)
+    def _cuts(self, example: Example, options: TrainingOptions) -> list[Cut]:
+        return cuts_of(example.width, example.height, example.digest, options, self._grid)
+
+    def _parts(self, example: Example, options: TrainingOptions, lessons: Lessons) -> list[Lesson]:
+        """Return a lesson for each part of an image; equal ones are encoded once."""
+        cuts = self._cuts(example, options)
+        made = {cut: self._lesson(example, cut, lessons) for cut in dict.fromkeys(cuts)}
+        return [made[cut] for cut in cuts]
+
+    def _lesson(self, example: Example, cut: Cut, lessons: Lessons) -> Lesson:
+        mask = None
+        if (own := example.mask) is not None:
+            key = (own.digest, *astuple(cut))
+            mask = lessons.weights(key, lambda: self._mask_weights.weights(cut.of(own.read())))
         if self._reads_anew:
-            return Lesson(example, size, mask=mask)
+            return Lesson(example, cut, mask=mask)
+        image = cut.of(example.raster())
 
         def file(words: str) -> Path:
-            key = (example.digest, words, size)
+            key = (example.digest, words, *astuple(cut))
             return lessons.call(key, lambda: rehearse(self._pipe, self._habits, image, words, _seed_of(example)))
 
-        return Lesson(example, size, file(example.caption), file(""), mask)
-
-    def _mask(self, example: Example, size: tuple[int, int], lessons: Lessons) -> Path | None:
-        if example.mask is None:
-            return None
-        mask = example.mask
-        return lessons.weights((mask.digest, size), lambda: self._mask_weights.weights(fitted(mask.read(), size)))
-
-    def _image(self, example: Example) -> tuple[Image, tuple[int, int]]:
-        size = bucket(example.width, example.height, self._side, self._multiple)
-        return fitted(example.raster(), size), size
+        return Lesson(example, cut, file(example.caption), file(""), mask)
 
     def begin(self, checkpoint: Checkpoint | None = None) -> None:
         """Lay in what learns, as it was at `checkpoint` or fresh. Raises UnsupportedModel, InvalidRequest."""
@@ -264,7 +272,7 @@ class Trainer:
 
     def _anew(self, lesson: Lesson, words: str) -> DenoiserCall:
         """Return the call with words as they are read by now."""
-        image, _ = self._image(lesson.example)
+        image = lesson.cut.of(lesson.example.raster())
         text = self.learner.prompt(words)
         return read_anew(self._pipe, self._habits, image, text, _seed_of(lesson.example))
 

@@ -132,6 +132,8 @@ def _add_train(commands: Any) -> None:
         ("--caption", "TEXT", "the caption of images that have none"),
         ("--template", "TEXT", "how every caption is written, with {caption}, {trigger} and {name}"),
         ("--caption-dropout", "X", "share of the captions that is left out"),
+        ("--crop", "NAME", "what of an image is learnt whose shape does not fit: center, random, or none cut away"),
+        ("--crops", "N", "places of each image with --crop random; 4 if not said"),
         ("--mask", "NAME", "where masks are: files by an image's name, its alpha, or off"),
         ("--mask-floor", "X", "the weight of what is outside a mask; 0.1 if not said"),
         ("--min-snr", "X", "gamma of min-SNR weights, such as 5"),

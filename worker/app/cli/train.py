@@ -26,8 +26,9 @@ _OPTIONS = (
     "steps", "batch_size", "learning_rate", "method", "rank", "targets", "resolution", "trigger", "caption",
     "caption_dropout", "min_snr", "held_out", "save_every", "seed", "vectors", "like", "class_prompt", "class_images",
     "class_weight", "optimizer", "ema", "patience", "mask", "mask_floor", "accumulation", "template",
+    "crop", "crops",
 )  # fmt: skip
-_TEXTS = ("method", "optimizer", "targets", "trigger", "caption", "like", "class_prompt", "mask", "template")
+_TEXTS = ("method", "optimizer", "targets", "trigger", "caption", "like", "class_prompt", "mask", "template", "crop")
 
 
 def train(arguments: Namespace, terminal: Terminal) -> None:
@@ -135,14 +136,14 @@ def _typed() -> dict[str, str]:
 def _say_what_is_there(terminal: Terminal, options: TrainingOptions, dataset: Dataset, *, as_json: bool) -> None:
     """Say what would be learnt."""
     images = len(dataset.examples)
-    rounds = options.steps * options.images_a_step / images / (2 if options.flip else 1)
     facts = {
         "images": images,
+        "images_with_repeats": dataset.lessons,
         "captions": sum(bool(each.caption) for each in dataset.examples),
         "masks": sum(each.mask is not None for each in dataset.examples),
         "smallest": min(min(each.width, each.height) for each in dataset.examples),
         "largest": max(max(each.width, each.height) for each in dataset.examples),
-        "times_each_image_is_seen": round(rounds, 1),
+        "times_each_image_is_seen": round(dataset.rounds(options), 1),
         "faults": list(dataset.faults),
     }
     if as_json:

@@ -1,8 +1,9 @@
 """What is sent to learn from, laid on the volume: a folder or a ZIP file, as the room of training reads them."""
 
 import asyncio
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,8 +114,9 @@ class Material:
     async def _images(self, examples: tuple[SentExample, ...], folder: Path) -> None:
         places, total = asyncio.Semaphore(_AT_ONCE), 0
 
-        async def one(index: int, example: SentExample) -> None:
+        async def one(index: int, example: SentExample) -> str:
             nonlocal total
+            name = ""
             async with places:
                 for text, ending, caption in ((example.image, "", example.caption), (example.mask, ".mask", "")):
                     if text is None:
@@ -127,19 +129,29 @@ class Material:
                         )
                     path = folder / f"{index:05d}{ending}{_SUFFIXES.get(kind_of(body) or '', '.png')}"
                     await self.pools.own.run(_write, path, body, caption)
+                    name = name or path.name
+            return name
 
         tasks = [asyncio.ensure_future(one(*item)) for item in enumerate(examples)]
         try:
-            await asyncio.gather(*tasks)
+            names = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        await self.pools.own.run(_list, folder, [*zip(names, examples, strict=True)])
 
 
 def _write(path: Path, body: bytes, caption: str) -> None:
     path.write_bytes(body)
     if caption:
         path.with_suffix(".txt").write_text(caption)
+
+
+def _list(folder: Path, sent: Sequence[tuple[str, SentExample]]) -> None:
+    """Write how often images count, where some count more than once."""
+    rows = [{"file_name": name, "repeats": each.repeats} for name, each in sent if each.repeats > 1]
+    if rows:
+        (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _host(text: str) -> str:
