@@ -1,4 +1,9 @@
-"""Splits with pairs behind a gateway: it chooses the arms, and the worker that answered makes the pair by itself."""
+"""Behind a gateway: a split's pairs, which the worker that answered makes by itself, and what is passed on to workers.
+
+Those are golden prompts, and loads.
+"""
+
+import json
 
 import pytest
 
@@ -103,3 +108,66 @@ def test_only_requests_of_an_arm_as_it_is_now_are_paired(fleet):
     assert len(fleet.pairs()) == before
     refused = worker.http.post("/run", json={"prompt": "x", "arm": "main"}, headers=KEY).json()
     assert (refused["code"], refused["field"]) == ("parameter_out_of_range", "arm"), refused
+
+
+def test_golden_prompts_are_compared_by_one_worker_and_shown_by_the_gateway(fleet):
+    from base64 import b64decode
+
+    from worker.media.decoding import decode_image
+
+    fleet.change("split")
+    (before,) = fleet.gateway.http.get("/admin/versions?model=tiny", headers=KEY).json()["models"]
+    ran = [len(worker.context.engine.ran) for worker in fleet.workers]
+    asked = {"input": {"action": "golden", "model": "tiny", "version": "candidate"}}
+    answer = fleet.gateway.http.post("/runsync", json=asked, headers=KEY).json()["output"]
+    assert (answer["old"], answer["new"], len(answer["prompts"])) == ("tiny@v1", "tiny@candidate", 4)
+    drawn = sorted(len(worker.context.engine.ran) - count for worker, count in zip(fleet.workers, ran, strict=True))
+    assert drawn == [0, 8]
+    for each in answer["prompts"]:
+        assert each["distance"] == pytest.approx(20 / 255 / 3**0.5, abs=1e-6)
+        assert decode_image(b64decode(each["image"])).raster.width == 64 + 8 + 64
+    (after,) = fleet.gateway.http.get("/admin/versions?model=tiny", headers=KEY).json()["models"]
+    assert after == before
+
+
+def test_what_a_worker_refuses_of_a_comparison_is_said_in_its_words(fleet):
+    for fields, code in (
+        ({"model": "tiny", "version": "v9"}, "model_not_found"),
+        ({"model": "nonesuch"}, "model_not_found"),
+        ({"model": "tiny", "version": "main"}, "invalid_request"),
+    ):
+        ran = len(fleet.ran)
+        asked = {"input": {"action": "golden", **fields}}
+        refused = fleet.gateway.http.post("/runsync", json=asked, headers=KEY).json()
+        assert refused["code"] == code, refused
+        assert len(fleet.ran) == ran
+
+
+def test_a_model_is_loaded_at_a_worker_and_unloaded_wherever_it_is(fleet):
+    def ask(action):
+        answer = fleet.gateway.http.post("/runsync", json={"input": {"action": action, "model": "any"}}, headers=KEY)
+        return answer.json()["output"]
+
+    loaded = ask("preload")
+    assert (loaded["model"], loaded["resident"]) == ("any", True)
+    assert loaded["device"].rpartition(" of ")[2] in ("one", "two")
+    assert "any" in fleet.gateway.http.get("/health").json()["resident_models"]
+    assert ask("unload") == {"model": "any", "unloaded": True}
+    assert "any" not in fleet.gateway.http.get("/health").json()["resident_models"]
+    assert ask("unload") == {"model": "any", "unloaded": False}
+    held = {job.call.spec.id for job in fleet.ran}
+    assert "any" not in held  # nothing was generated for it
+
+
+def test_a_gateway_whose_key_is_no_admin_s_is_told_so_and_goes_on_generating(fleet, monkeypatch):
+    monkeypatch.setenv("FLEET_KEY", "a key that is not known there")
+    (worker, _) = fleet.workers
+    settings = {"models_yaml": fleet.root / "models.yaml", "admin_keys": ADMIN}
+    replicas = {"one": {"url": worker.origin, "key": "FLEET_KEY"}}
+    with WebGateway(fleet.root / "other", replicas, **settings) as gateway:
+        for _ in range(4):  # more than a breaker lets pass
+            asked = {"input": {"action": "golden", "model": "tiny", "version": "candidate"}}
+            refused = gateway.http.post("/runsync", json=asked, headers=KEY).json()
+            assert (refused["code"], "admin keys" in refused["hint"]) == ("unreachable", True), json.dumps(refused)
+        (state,) = gateway.gateway.members.states()
+        assert state.health == "well"

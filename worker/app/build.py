@@ -28,6 +28,7 @@ from worker.engine.trial import Trials
 from worker.service.accepting.judging import Judge
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.alerts.measures import Readings
+from worker.service.discovery.golden import GoldenComparer
 from worker.service.generation import GenerationService
 from worker.service.introspection.device import DeviceIntrospection, Memories
 from worker.service.introspection.readiness import Readiness
@@ -129,6 +130,7 @@ def build_worker(
     pairs = build_pairs(settings, ground.usage_log.worker)
     versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs)
     trainer = device_trainer(settings, provisioner, engine, generation, pools)
+    discovery = ground.discovery(device, paces.of)
     operations = Operations(
         generation,
         ground.recipes(generation, device, paces.of),
@@ -139,12 +141,12 @@ def build_worker(
         ground.telemetry(metrics, paces, alerts, versions.halting),
         versions.actions,
         pools,
-        ground.discovery(device, paces.of),
+        discovery,
         settings.timeout_seconds,
         build_trainings(settings, ground, trainer, admission, device, versions.actions.changes),
         alerts,
         Pairing(resolver.versions, pairs, admission, partial(generation.run_aside, is_spare=True), pools.own),
-        compares=True,
+        GoldenComparer(generation, discovery, pools.own),
     )
     moments.note("worker built")
     return Worker(

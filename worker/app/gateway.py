@@ -15,12 +15,14 @@ from worker.catalog.registry import Registry
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.engine.plan import memory_ways
+from worker.remote.asking import Asker
 from worker.remote.backend import RemoteBackend
 from worker.remote.fleet_file import FleetError, read_fleet
 from worker.remote.members import Member, Members
 from worker.remote.needs import NeedsReader
 from worker.service.accepting.judging import Judge
 from worker.service.alerts.measures import Readings
+from worker.service.discovery.fleet_golden import FleetComparer
 from worker.service.generation import GenerationService
 from worker.service.introspection.fleet import FleetIntrospection
 from worker.service.introspection.readiness import Readiness
@@ -94,7 +96,8 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
     def load() -> Load:
         return Load(running=admission.running, queued=admission.queued)
 
-    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers, judge)
+    asker = Asker(members, needs)
+    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers, judge, asker)
     delivery = Delivery(int(settings.max_response_mb * 1e6) + _BESIDE, is_done_elsewhere=True)
     metrics = ground.metrics(load)
     alerts = ground.alerts(lambda: Readings(load().queued, _resting(members)))
@@ -113,6 +116,7 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
         ground.discovery(device),
         settings.timeout_seconds,
         alerts=alerts,
+        comparer=FleetComparer(generation, asker, pools.headers),
     )
     return Gateway(
         settings=settings,

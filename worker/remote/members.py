@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,11 @@ class Member:
         earlier = self.adapters if newest == model else ()
         self.adapters = tuple(dict.fromkeys([*adapters, *earlier]))[:_ADAPTERS_KEPT]
         self.answered = {**self.answered, model: time.monotonic()}
+
+    def has_let_go_of(self, model: str) -> None:
+        """Note that the model is not on its device any more; its files are where they were."""
+        if model in self.answered:
+            self.answered = {**self.answered, model: -math.inf}
 
     def has_started_in(self, seconds: float) -> None:
         """Note how long a cold start took."""

@@ -33,7 +33,7 @@ from worker.core.training import TrainingControl, TrainingRequest
 from worker.core.turn import begun, current
 from worker.service.alerts.watch import Alerts
 from worker.service.discovery.finder import Finder
-from worker.service.discovery.golden import GoldenComparer
+from worker.service.discovery.golden import Comparer
 from worker.service.generation import GenerationService
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.introspection.models import ModelIntrospection
@@ -76,8 +76,8 @@ class Operations:
     alerts: Alerts = field(default_factory=Alerts)
     pairing: Pairing | None = None
     """None where no pairs are generated."""
-    compares: bool = False
-    """True where two versions can be generated with here, a new one too."""
+    comparer: Comparer | None = None
+    """None where no two versions can be generated with."""
 
     async def perform(self, job: JobInput, job_id: str, emit: Emit, caller: str | None = None) -> AnyAnswer:
         """Answer one input. Raises WorkerError, and CancelledError when the caller cancelled the job.
@@ -252,11 +252,10 @@ class Operations:
 
     async def _compare(self, request: GoldenRequest, job_id: str, emit: Emit, caller: str | None) -> AnyAnswer:
         self.generation.check_right(request.model, caller)
-        if not self.compares:
-            raise UnsupportedModel("A gateway compares no versions; send golden to one of its workers.", field="action")
+        if self.comparer is None:
+            raise UnsupportedModel("golden prompts are not compared here; ask a worker with a device.", field="action")
         current().stop.limit(self.timeout_s)
-        comparer = GoldenComparer(self.generation, self.discovery, self.pools.own)
-        return await comparer.compare(request, job_id, emit, caller)
+        return await self.comparer.compare(request, job_id, emit, caller)
 
     async def _train(self, request: TrainingRequest | TrainingControl, emit: Emit, caller: str | None) -> AnyAnswer:
         if isinstance(request, TrainingRequest):

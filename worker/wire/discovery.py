@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import pybase64
-from pydantic import JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from worker.core.discovery import DiscoverRequest, Discovery, Find, Update, Updates
 from worker.core.errors import UnknownParameter
-from worker.core.golden import GoldenComparison, GoldenRequest
+from worker.core.golden import GoldenComparison, GoldenImage, GoldenRequest
+from worker.core.version import Interval
 from worker.wire.texts import utf8
 from worker.wire.validation import field_error, with_plain_values
 from worker.wire.versions import encode_interval
@@ -26,6 +27,37 @@ def decode_wish(fields: Mapping[str, JsonValue]) -> DiscoverRequest:
 def decode_golden(fields: Mapping[str, JsonValue]) -> GoldenRequest:
     """Read the fields of a comparison by golden prompts. Raises UnknownParameter, ParameterOutOfRange."""
     return _decoded(GoldenRequest, fields)
+
+
+def decode_comparison(body: Mapping[str, JsonValue]) -> GoldenComparison:
+    """Read a comparison that a worker made. Raises ValueError, with images that are none too."""
+    return _Comparison.model_validate(body).comparison()
+
+
+class _Image(BaseModel):
+    prompt: str
+    seed: int
+    distance: float
+    old_s: float
+    new_s: float
+    image: str
+
+    def golden(self) -> GoldenImage:
+        both = pybase64.b64decode(self.image, validate=True)
+        return GoldenImage(self.prompt, self.seed, self.distance, self.old_s, self.new_s, both)
+
+
+class _Comparison(BaseModel):
+    model: str
+    old: str
+    new: str
+    prompts: tuple[_Image, ...]
+    distance: Interval | None
+    slower_s: Interval | None
+
+    def comparison(self) -> GoldenComparison:
+        images = tuple(image.golden() for image in self.prompts)
+        return GoldenComparison(self.model, self.old, self.new, images, self.distance, self.slower_s)
 
 
 def _decoded(kind: type[_Request], fields: Mapping[str, JsonValue]) -> _Request:

@@ -1,8 +1,9 @@
 """Facts about models and a worker, as callers get them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from worker.core.answer import (
     Inspection,
@@ -19,6 +20,7 @@ from worker.core.answer import (
 )
 from worker.core.device import LoadPlan
 from worker.core.model import Task
+from worker.core.precision import DType, Offload, Precision, Quantizer
 from worker.core.quality import LeverReport
 
 _GIB = 2**30
@@ -220,6 +222,38 @@ def encode_preloaded(answer: Preloaded) -> dict[str, JsonValue]:
         **_cards(answer.plan),
         "weight_gb": round(answer.plan.weight_bytes / _GIB, 3),
     }
+
+
+def decode_preloaded(body: Mapping[str, JsonValue], replica: str) -> Preloaded:
+    """Read what a worker says of a model that it put on its device. Raises ValueError."""
+    told = _Placed.model_validate(body)
+    size = round(told.weight_gb * _GIB)
+    plan = LoadPlan(
+        root=Path(),
+        pipeline="",
+        dtype=told.dtype,
+        device=f"{told.device} of {replica}",
+        offload=told.offload,
+        estimated_bytes=size,
+        weight_bytes=size,
+        precision=told.precision,
+        quantizer=told.quantizer,
+        cards=told.device_map,
+        card_bytes=tuple(round(gb * _GIB) for gb in told.gpu_gb),
+    )
+    return Preloaded(told.model, plan)
+
+
+class _Placed(BaseModel):
+    model: str
+    dtype: DType
+    precision: Precision
+    quantizer: Quantizer | None = None
+    device: str
+    offload: Offload
+    weight_gb: float
+    device_map: dict[str, int] = {}
+    gpu_gb: tuple[float, ...] = ()
 
 
 def encode_unloaded(answer: Unloaded) -> dict[str, JsonValue]:

@@ -16,6 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import JsonValue
+
 from image_client.errors import (
     AuthenticationFailed,
     ContentFiltered,
@@ -36,7 +38,7 @@ from image_client.options import ClientOptions
 from image_client.providers.table import PROVIDERS
 from image_client.request import ImageRequest
 from image_client.route import Route
-from worker.core.errors import EngineFailure, InvalidOutput, InvalidRequest, Overloaded, Unreachable
+from worker.core.errors import EngineFailure, InvalidOutput, InvalidRequest, Overloaded, Unreachable, UnsupportedModel
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.remote.fleet_schema import ReplicaEntry
@@ -44,6 +46,7 @@ from worker.remote.platforms.hosted_request import Hosted, request_for, result_o
 from worker.remote.platforms.hosted_spending import HostedPrice, OverLimit, Reservation, Spending
 from worker.remote.platforms.outcomes import lost
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question
 from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 
@@ -134,6 +137,10 @@ class HostedProvider:
             money = await self._reserved(hosted, request, job)
             asked = self._jobs[key] = _Asked(hosted, request, warnings, money)
             return await self._drawn(asked, job, lambda: self._route.images(request, key, patient=False))
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Refuse: a provider only generates."""
+        raise UnsupportedModel(f"{self.name} is a provider, which generates and answers nothing else.", field="action")
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` by its id there, or under its key where a key is drawn once. See `Platform.reconcile`."""

@@ -16,12 +16,13 @@ from pydantic_core import from_json
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
-from worker.remote.platforms.outcomes import finished, lost, refusal
+from worker.remote.platforms.outcomes import answered, finished, lost, refusal
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question, input_of
 from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_failure, decode_progress
-from worker.wire.sending import encode_body, encode_request
+from worker.wire.sending import encode_body
 
 ASK_S = 15.0  # for an answer that holds no image
 ANSWER_S = 60.0  # for one that may
@@ -78,7 +79,13 @@ class HttpWorker:
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Hand `job` in, and follow it. See `Platform.send`."""
         async with self._jobs.bracket(job, key):
-            return await self._follow(await self._hand_in(job, key), emit)
+            return finished(self.name, await self._follow(await self._hand_in(job, key), emit))
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Hand `question` in, and follow it. See `Platform.ask`."""
+        async with self._jobs.bracket(question, key, last=True):
+            there = await self._hand_in(question, key)
+            return answered(self.name, await self._follow(there, emit))
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` until the worker answers, or counts as lost. See `Platform.reconcile`."""
@@ -87,7 +94,8 @@ class HttpWorker:
             refusals = 0
             while self._clock() < given_up and refusals < 3:
                 try:
-                    return await self._follow(self._jobs[key] or await self._hand_in(job, key), emit)
+                    there = self._jobs[key] or await self._hand_in(job, key)
+                    return finished(self.name, await self._follow(there, emit))
                 except NotTaken as failure:
                     unreached = failure.__cause__
                     if not isinstance(unreached, NotReached):
@@ -103,10 +111,10 @@ class HttpWorker:
         await self._jobs.close(ASK_S)
         await self._peer.close()
 
-    async def _hand_in(self, job: Job, key: str) -> "_There":
+    async def _hand_in(self, job: Job | Question, key: str) -> "_There":
         """Hand `job` in and return where it is. Raises WorkerError, NotTaken, LostSight."""
         ttl_ms = round((min(job.stop.remaining_s, 86_400.0) + ANSWER_S) * 1_000)
-        body = encode_body({"input": encode_request(job), "policy": {"ttl": ttl_ms}})
+        body = encode_body({"input": input_of(job), "policy": {"ttl": ttl_ms}})
         try:
             answer = await self._peer.ask(
                 "POST", f"{_API}/run", body, headers={"Idempotency-Key": key, **_named(job)}, timeout_s=ANSWER_S
@@ -128,8 +136,8 @@ class HttpWorker:
             return LostSight(lost(self.name))
         return refusal(self.name, decode_failure(dict(fields)), answer.status, answer.retry_after_s)
 
-    async def _follow(self, there: "_There", emit: Emit) -> JobResult:
-        """Follow the job to its end: by its events, and where these break off by asking for it."""
+    async def _follow(self, there: "_There", emit: Emit) -> Mapping[str, JsonValue]:
+        """Follow the job to its end, and return that: by its events, and where these break off by asking for it."""
         since: float | None = None
         while True:
             try:
@@ -144,7 +152,7 @@ class HttpWorker:
                 continue
             since = None
             if outcome.get("status") not in _UNDER_WAY:
-                return finished(self.name, outcome)
+                return outcome
             await asyncio.sleep(PAUSE_S)
 
     async def _events(self, there: "_There", emit: Emit) -> Mapping[str, JsonValue] | None:
@@ -185,7 +193,7 @@ class _There:
     headers: Mapping[str, str]
 
 
-def _named(job: Job) -> Mapping[str, str]:
+def _named(job: Job | Question) -> Mapping[str, str]:
     """Return the header by which both usage logs know the job: the worker's has our id of it as its request's."""
     return {"X-Request-ID": job.id} if job.id.isascii() and job.id.isprintable() else {}
 

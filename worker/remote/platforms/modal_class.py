@@ -6,22 +6,24 @@ long as the gateway.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import modal
 import modal.exception
+from pydantic import JsonValue
 
 from worker.core.errors import Overloaded
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
-from worker.remote.platforms.outcomes import called, lost
+from worker.remote.platforms.outcomes import answered, called, finished, lost
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question, input_of
 from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_progress
-from worker.wire.sending import encode_request
 
 # Modal refuses these before a call exists.
 _REFUSALS = (
@@ -78,24 +80,21 @@ class ModalClass:
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Call the class with `job`, and wait for its answer. See `Platform.send`."""
         async with self._jobs.bracket(job, key):
-            updates = await self._updates() if job.request.progress else None
-            try:
-                call = await self._instance.generate.spawn.aio({"id": key, "input": encode_request(job)}, updates)
-            except modal.exception.ResourceExhaustedError as error:
-                raise NotTaken(Overloaded("Modal takes no more jobs now; come again later."), ill=False) from error
-            except _REFUSALS as error:
-                raise NotTaken(lost(self.name)) from error
-            except (modal.exception.Error, OSError) as error:
-                raise LostSight(lost(self.name)) from error
-            self._jobs[key] = call
-            return await self._follow(call, job, key, emit)
+            call = await self._spawn(job, key)
+            return finished(self.name, await self._follow(call, job, key, emit))
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Call the class with `question`, and wait for its answer. See `Platform.ask`."""
+        async with self._jobs.bracket(question, key, last=True):
+            call = await self._spawn(question, key)
+            return answered(self.name, await self._follow(call, question, key, emit))
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for the call of `key` by its id. See `Platform.reconcile`."""
         async with self._jobs.bracket(job, key, last=True):
             if (call := self._jobs[key]) is None:  # the id was lost with the answer, and a call has no other name
                 raise LostSight(lost(self.name))
-            return await self._follow(call, job, key, emit)
+            return finished(self.name, await self._follow(call, job, key, emit))
 
     async def close(self) -> None:
         """Let go of the queue of updates, once jobs that were given up are taken back."""
@@ -105,9 +104,23 @@ class ModalClass:
             with suppress(modal.exception.Error, OSError):
                 await context.__aexit__(None, None, None)
 
-    async def _follow(self, call: Any, job: Job, key: str, emit: Emit) -> JobResult:
-        """Wait for a call's end."""
-        told = asyncio.create_task(self._tell(key, emit)) if job.request.progress and self._queue is not None else None
+    async def _spawn(self, job: Job | Question, key: str) -> Any:
+        """Begin a call, and return it."""
+        updates = await self._updates() if _tells(job) else None
+        try:
+            call = await self._instance.generate.spawn.aio({"id": key, "input": input_of(job)}, updates)
+        except modal.exception.ResourceExhaustedError as error:
+            raise NotTaken(Overloaded("Modal takes no more jobs now; come again later."), ill=False) from error
+        except _REFUSALS as error:
+            raise NotTaken(lost(self.name)) from error
+        except (modal.exception.Error, OSError) as error:
+            raise LostSight(lost(self.name)) from error
+        self._jobs[key] = call
+        return call
+
+    async def _follow(self, call: Any, job: Job | Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Wait for a call's end, and return it."""
+        told = asyncio.create_task(self._tell(key, emit)) if _tells(job) and self._queue is not None else None
         try:
             answer = await call.get.aio()
         except modal.exception.OutputExpiredError as error:
@@ -121,7 +134,7 @@ class ModalClass:
         finally:
             if told is not None:
                 told.cancel()
-        return called(self.name, answer)
+        return called(answer)
 
     async def _updates(self) -> Any:
         """Return the queue of updates; None if Modal gives none, which is no reason to draw nothing."""
@@ -140,6 +153,10 @@ class ModalClass:
                 for update in await self._queue.get_many.aio(64, timeout=_UPDATE_WAIT_S, partition=key):
                     if (progress := decode_progress(update.get("progress"))) is not None:
                         emit(progress)
+
+
+def _tells(job: Job | Question) -> bool:
+    return isinstance(job, Job) and job.request.progress
 
 
 async def _take_back(call: Any) -> None:

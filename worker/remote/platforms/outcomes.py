@@ -59,25 +59,38 @@ def elsewhere(error: WorkerError) -> NotTaken | None:
     return None
 
 
-def called(name: str, answer: JsonValue) -> JobResult:
-    """Return the result of a worker that was called as an object. Raises NotTaken, and the job's own WorkerError."""
+def called(answer: JsonValue) -> Mapping[str, JsonValue]:
+    """Return the answer of a worker that was called as an object, as RunPod's /status would tell it."""
     failed_there = isinstance(answer, dict) and "error" in answer
-    return finished(name, {"status": "FAILED" if failed_there else "COMPLETED", "output": answer})
+    return {"status": "FAILED" if failed_there else "COMPLETED", "output": answer}
 
 
 def finished(name: str, outcome: Mapping[str, JsonValue]) -> JobResult:
     """Return the result of a job that is over, as RunPod's /status tells it. Raises NotTaken, and its WorkerError."""
-    status, output = outcome.get("status"), outcome.get("output")
-    if status == "COMPLETED":
-        try:
-            return decode_result(output)
-        except Unreadable:
-            raise EngineFailure(
-                f"The worker {name} finished the job, and its answer cannot be read; it is of another version, or the "
-                "answer was too large for its platform."
-            ) from None
-    error = failed(outcome)
-    raise elsewhere(error) or error
+    output = answered(name, outcome)
+    try:
+        return decode_result(output)
+    except Unreadable:
+        raise unreadable(name) from None
+
+
+def answered(name: str, outcome: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the answer in an outcome. Raises as `finished` does."""
+    output = outcome.get("output")
+    if outcome.get("status") != "COMPLETED":
+        error = failed(outcome)
+        raise elsewhere(error) or error
+    if not isinstance(output, dict):
+        raise unreadable(name)
+    return output
+
+
+def unreadable(name: str) -> EngineFailure:
+    """Return the error of an answer that is none."""
+    return EngineFailure(
+        f"The worker {name} finished the job, and its answer cannot be read; it is of another version, or the answer "
+        "was too large for its platform."
+    )
 
 
 def failed(outcome: Mapping[str, JsonValue]) -> WorkerError:

@@ -5,11 +5,15 @@ elsewhere at once; of a job that was *lost sight of* nobody knows whether it is 
 key first. The third, *accepted*, stays inside a platform: it asks by the id, and never sends the job again.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
+
+from pydantic import JsonValue
 
 from worker.core.errors import WorkerError
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
+from worker.remote.platforms.question import Question
 from worker.remote.replica import ReplicaState
 
 
@@ -58,6 +62,10 @@ class Platform(Protocol):
 
         Raises as `send` does; LostSight again where nobody can tell.
         """
+        ...
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Have `question` answered, and return the answer as it came. Raises as `send` does."""
         ...
 
     async def observe(self) -> ReplicaState:

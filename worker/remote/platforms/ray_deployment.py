@@ -6,7 +6,7 @@ one that died. A call to a node that was lost hangs: so the stream is never sile
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,12 +16,12 @@ from ray.serve.exceptions import RayServeException
 
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
-from worker.remote.platforms.outcomes import called, lost
+from worker.remote.platforms.outcomes import answered, called, finished, lost
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question, input_of
 from worker.remote.platforms.under_way import deadline_of
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_progress
-from worker.wire.sending import encode_request
 
 # A replica says something at least every 5 seconds once it has the job (worker/transport/called.py).
 SILENCE_S = 20.0
@@ -74,19 +74,26 @@ class RayDeployment:
     async def send(self, job: Job, key: str, emit: Emit) -> JobResult:
         """Call the replica with `job`. See `Platform.send`."""
         async with deadline_of(job):
-            return await self._follow(job, key, emit, first_s=None)
+            return finished(self.name, await self._follow(job, key, emit, first_s=None))
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Call the replica with `question`. See `Platform.ask`."""
+        async with deadline_of(question):
+            return answered(self.name, await self._follow(question, key, emit, first_s=None))
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Call for the same job again: a replica that has it goes on telling of it. See `Platform.reconcile`."""
         async with deadline_of(job):
-            return await self._follow(job, key, emit, first_s=RECONCILE_S)
+            return finished(self.name, await self._follow(job, key, emit, first_s=RECONCILE_S))
 
     async def close(self) -> None:
         """Do nothing: Ray holds the connections."""
 
-    async def _follow(self, job: Job, key: str, emit: Emit, first_s: float | None) -> JobResult:
-        """Follow the job to its end. `first_s` bounds the wait for the first sign of life: None for a cold start."""
-        updates = self._calls({"id": key, "input": encode_request(job)})
+    async def _follow(
+        self, job: Job | Question, key: str, emit: Emit, first_s: float | None
+    ) -> Mapping[str, JsonValue]:
+        """Return the end of the job. `first_s` bounds the wait for the first sign of life: None for a cold start."""
+        updates = self._calls({"id": key, "input": input_of(job)})
         began, was_warm = self._clock(), self._facts.warm
         heard = False
         try:
@@ -97,7 +104,7 @@ class RayDeployment:
                     if not was_warm:
                         self._facts = replace(self._facts, cold_start_s=self._clock() - began)
                 if "answer" in update:
-                    return called(self.name, update["answer"])
+                    return called(update["answer"])
                 if (progress := decode_progress(update.get("progress"))) is not None:
                     emit(progress)
         except RayActorError as error:  # its process is gone, and with it the job

@@ -18,12 +18,13 @@ from worker.core.errors import EngineFailure, Unreachable
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult, Progress
 from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
-from worker.remote.platforms.outcomes import finished, lost, refusal
+from worker.remote.platforms.outcomes import answered, finished, lost, refusal
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question, input_of
 from worker.remote.platforms.under_way import UnderWay
 from worker.remote.replica import ReplicaState
 from worker.wire.receiving import decode_failure, decode_progress
-from worker.wire.sending import encode_body, encode_request
+from worker.wire.sending import encode_body
 
 QUEUE_URL = "https://api.runpod.ai/v2"
 BALANCER_URL = "https://{}.api.runpod.ai"
@@ -84,7 +85,13 @@ class RunPodEndpoint:
         async with self._jobs.bracket(job, key):
             id = await self._hand_in(job)
             self._jobs[key] = id
-            return await self._follow(id, emit)
+            return finished(self.name, await self._follow(id, emit))
+
+    async def ask(self, question: Question, key: str, emit: Emit) -> Mapping[str, JsonValue]:
+        """Hand `question` in, and ask for its answer. See `Platform.ask`."""
+        async with self._jobs.bracket(question, key, last=True):
+            self._jobs[key] = id = await self._hand_in(question)
+            return answered(self.name, await self._follow(id, emit))
 
     async def reconcile(self, job: Job, key: str, emit: Emit) -> JobResult | None:
         """Ask for `job` by its id there; None if it never had one, or is not known any more."""
@@ -93,7 +100,7 @@ class RunPodEndpoint:
             return None
         async with self._jobs.bracket(job, key, last=True):
             try:
-                return await self._follow(id, emit)
+                return finished(self.name, await self._follow(id, emit))
             except (NotTaken, LostSight):
                 return None
 
@@ -102,14 +109,14 @@ class RunPodEndpoint:
         await self._jobs.close(ASK_S)
         await self._peer.close()
 
-    async def _hand_in(self, job: Job) -> str:
+    async def _hand_in(self, job: Job | Question) -> str:
         left_s = min(job.stop.remaining_s, 86_400.0)
         work_s = max(LEAST_EXECUTION_S, min(left_s, self._attempt_s or left_s))
         policy: dict[str, JsonValue] = {
             "executionTimeout": round(work_s * 1_000),
             "ttl": round(max(10.0, left_s + LEAST_EXECUTION_S) * 1_000),
         }
-        body = encode_body({"input": encode_request(job), "policy": policy})
+        body = encode_body({"input": input_of(job), "policy": policy})
         try:
             answer = await self._peer.ask("POST", "/run", body, timeout_s=ANSWER_S)
         except NotReached as error:
@@ -126,7 +133,7 @@ class RunPodEndpoint:
             raise NotTaken(Unreachable(f"RunPod knows no endpoint of {self.name}; the operator has to mend it."))
         raise refusal(self.name, decode_failure(dict(fields)), answer.status, answer.retry_after_s)
 
-    async def _follow(self, id: str, emit: Emit) -> JobResult:
+    async def _follow(self, id: str, emit: Emit) -> Mapping[str, JsonValue]:
         pause_s, since = FIRST_PAUSE_S, 0.0
         newest: Progress | None = None
         loop = asyncio.get_running_loop()
@@ -160,8 +167,8 @@ class RunPodEndpoint:
             raise NoAnswer(f"it answers {answer.status}")
         return _json(answer)
 
-    def _end(self, outcome: Mapping[str, JsonValue]) -> JobResult:
-        """Return the result of a job that is over. Raises NotTaken where the platform ended it, and its own error."""
+    def _end(self, outcome: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+        """Return the end of a job that is over. Raises NotTaken where the platform ended it."""
         if outcome.get("status") == "TIMED_OUT":  # its worker was lost or hangs: RunPod has ended the attempt
             raise NotTaken(Unreachable(f"A worker of {self.name} did not finish the job in the time of one attempt."))
         if outcome.get("status") == "COMPLETED" and outcome.get("output") in (None, {}, []):
@@ -169,7 +176,7 @@ class RunPodEndpoint:
                 f"The worker of {self.name} finished the job, and its answer was too large for RunPod; ask for fewer "
                 "images or another format, or let the operator give the workers a bucket."
             )
-        return finished(self.name, {**outcome, "error": _sentence(outcome.get("error"))})
+        return {**outcome, "error": _sentence(outcome.get("error"))}
 
     async def _take_back(self, id: str) -> None:
         with contextlib.suppress(NotReached, NoAnswer):

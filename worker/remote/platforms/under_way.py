@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-from worker.core.job import Job
 from worker.remote.platforms.platform import LostSight
+from worker.remote.platforms.question import Timed
 
 T = TypeVar("T")  # what a platform finds a job by: its id there, a call
 _LONGEST_S = 1e6  # of a timer; a job without a deadline has none
 
 
 @asynccontextmanager
-async def deadline_of(job: Job) -> AsyncIterator[None]:
+async def deadline_of(job: Timed) -> AsyncIterator[None]:
     """Enclose what may take no longer than `job`. Raises its JobTimeout."""
     try:
         async with _until_deadline(job):
@@ -39,7 +39,7 @@ class UnderWay(Generic[T]):
         self._taken[key] = handle
 
     @asynccontextmanager
-    async def bracket(self, job: Job, key: str, *, last: bool = False) -> AsyncIterator[None]:
+    async def bracket(self, job: Timed, key: str, *, last: bool = False) -> AsyncIterator[None]:
         """Enclose the way of a job there: it is forgotten at its end, and kept while it is only lost sight of.
 
         `last`: then it is forgotten too, for nobody will ask for it again.
@@ -75,5 +75,5 @@ class UnderWay(Generic[T]):
             task.add_done_callback(self._taking_back.discard)
 
 
-def _until_deadline(job: Job) -> asyncio.Timeout:
+def _until_deadline(job: Timed) -> asyncio.Timeout:
     return asyncio.timeout(max(0.0, min(job.stop.remaining_s, _LONGEST_S)))

@@ -6,6 +6,7 @@ An operator asks for it before anything is served by the new version. The images
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from worker.catalog.versions import is_selector
 from worker.core.errors import InvalidRequest, ModelNotFound, SourceUnavailable, UnsupportedModel
@@ -31,6 +32,14 @@ USUAL: Mapping[str, int] = {
 }
 _SUBJECTS = 4  # of a model that knows only some
 _QUALITY = 90
+
+
+class Comparer(Protocol):
+    """Compares the version that a model is served as with another one."""
+
+    async def compare(self, request: GoldenRequest, job_id: str, emit: Emit, caller: str | None) -> GoldenComparison:
+        """Generate every golden prompt by both versions."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,7 @@ class GoldenComparer:
                     text = f"version must be v1, v2 …, stable or candidate; {request.version!r} was sent."
                     raise InvalidRequest(text, field="version")
                 new = f"{entry.id}@{request.version}"
+                await self.pool.run(resolver.resolve, new)  # before today's version has generated anything
                 return await self._compared(entry, (old, new), (old, new), job_id, emit)
             spec, references = await self._newest(entry, caller)
             with self._named(spec) as new:

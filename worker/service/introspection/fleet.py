@@ -1,6 +1,7 @@
 """The answers of a gateway about the workers behind it: which of them answer, and where a model would run."""
 
 import time
+import uuid
 from collections.abc import Callable
 
 from worker import __version__
@@ -8,8 +9,9 @@ from worker.catalog.architectures import architecture
 from worker.catalog.call import Model
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
-from worker.core.errors import UnsupportedModel
+from worker.core.errors import EngineFailure
 from worker.core.result import Emit
+from worker.remote.asking import Asker
 from worker.remote.members import Members
 from worker.remote.needs import NeedsReader
 from worker.remote.outlook import outlook
@@ -20,12 +22,13 @@ from worker.service.introspection.answers import with_what_is_known
 from worker.service.limits.admission import Load
 from worker.service.limits.pools import Pool
 from worker.store.store import Store
+from worker.wire.introspection import decode_preloaded
 
 _GIB = 2**30
 
 
 class FleetIntrospection:
-    """Answers for the fleet. Nothing here sends a job anywhere."""
+    """Answers for the fleet. Of jobs nothing here is sent anywhere; loads are passed on to the workers."""
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class FleetIntrospection:
         load: Callable[[], Load],
         headers: Pool,
         judge: Judge,
+        asker: Asker,
     ) -> None:
         self._resolver = resolver
         self._store = store
@@ -44,6 +48,7 @@ class FleetIntrospection:
         self._headers = headers
         self._judge = judge
         self._load = load
+        self._asker = asker
 
     @property
     def obstacle(self) -> str | None:
@@ -55,8 +60,7 @@ class FleetIntrospection:
 
     async def plan(self, model: str | None) -> PlanReport:
         """Say where `model` would run now, and why there."""
-        resolved, place_ = self._resolver.resolve(model), self._resolver.host_of(model)
-        return await self.plan_of(await self._headers.run(self._resolver.known, resolved, place=place_))
+        return await self.plan_of(await self._known(model))
 
     async def kind_of_device(self) -> str:
         """Return the tiers of the fleet, and a digest of what is known beside them."""
@@ -118,16 +122,24 @@ class FleetIntrospection:
         self._resolver.resolve(model)
 
     async def preload(self, model: str | None, emit: Emit) -> Preloaded:
-        """Refuse: a gateway has no device."""
-        raise self._no_device("preload")
+        """Have the worker load `model` that would do a job for it soonest."""
+        known = await self._known(model)
+        fields = {"action": "preload", "model": known.spec.served_name}
+        replica, answer = await self._asker.ask(known, fields, f"preload-{uuid.uuid4().hex}", emit)
+        try:
+            return decode_preloaded(answer, replica)
+        except ValueError:
+            raise EngineFailure(
+                f"The answer of the worker {replica} cannot be read; it is of another version."
+            ) from None
 
     async def unload(self, model: str | None) -> Unloaded:
-        """Refuse: a gateway has no device."""
-        raise self._no_device("unload")
+        """Have every worker unload `model` that has it on its device."""
+        spec = self._resolver.resolve(model)
+        fields = {"action": "unload", "model": spec.id}
+        answers = await self._asker.ask_holders(spec.id, fields, f"unload-{uuid.uuid4().hex}")
+        return Unloaded(spec.id, any(answer.get("unloaded") is True for answer in answers))
 
-    def _no_device(self, action: str) -> UnsupportedModel:
-        return UnsupportedModel(
-            f"action {action} is for a worker, and this is a gateway, which has no device; send it to the worker that "
-            "it is meant for.",
-            field="action",
-        )
+    async def _known(self, model: str | None) -> Model:
+        resolved, place_ = self._resolver.resolve(model), self._resolver.host_of(model)
+        return await self._headers.run(self._resolver.known, resolved, place=place_)
