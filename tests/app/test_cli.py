@@ -14,7 +14,7 @@ from PIL import Image
 from tests.app.commands import failed, invoke, said
 from tests.catalog.corpus import sparse_file, stored
 from tests.conftest import PROJECT
-from tests.fakes.engine import Builder, FakeEngine, shelf
+from tests.fakes.engine import TRACED, Builder, FakeEngine, shelf
 from tests.waiting import until
 from worker.app import build as composition
 from worker.app.cli import commands
@@ -109,6 +109,18 @@ def test_options_are_the_fields_of_a_request(run, builder, tmp_path):
     assert job.seeds == (9, 10)
     assert job.scheduler.name == "EulerDiscreteScheduler"
     assert {"width": 96, "height": 64, "num_inference_steps": 4, "guidance_scale": 3.5}.items() <= job.params.items()
+
+
+def test_a_profile_is_saved_and_shown_beside_the_result(run, tmp_path):
+    result = run("run", "x", "--seed", 1, "--profile", "slow.json.gz")
+    assert result.stdout.splitlines() == ["slow.json.gz", str(tmp_path / "outputs/x-1.png")]
+    assert (tmp_path / "slow.json.gz").read_bytes() == TRACED.trace
+    assert ["aten::mm", "21", "1.2", "0.5"] in [line.split() for line in result.stderr.splitlines()]
+    assert run("run", "x", "-q", "--profile", "slow.json.gz").stderr == ""
+    answer = json.loads(said(run("run", "x", "--json", "--profile", "slow.json.gz")))
+    assert answer["profile"]["trace_path"] == "slow.json.gz"
+    assert "is a folder" in failed(run("run", "x", "--profile", tmp_path))
+    assert "--profile" in failed(run("run", "x", "--profile", "nowhere/slow.json.gz"))
 
 
 def test_run_prints_json_for_programs(run):

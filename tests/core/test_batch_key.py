@@ -176,6 +176,12 @@ def test_what_a_call_has_but_one_of_keeps_jobs_apart(changes):
     assert batch(**changes).batch_key != batch().batch_key
 
 
+def test_a_profiled_job_is_alone_in_its_call():
+    asked = [batch(id=name, request=GenerationRequest(prompt="x", profile=True)) for name in ("a", "b")]
+    assert len({batch().batch_key, *(each.batch_key for each in asked)}) == 3
+    assert not asked[0].jobs[0].shares_a_call  # nor does it wait for others
+
+
 def test_what_was_derived_of_a_call_keeps_nobody_apart():
     asked = batch()
     assert asked.jobs[0].call.signature is not None

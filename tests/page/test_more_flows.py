@@ -175,6 +175,6 @@ def test_every_model_of_the_box_has_a_form_that_says_what_its_schemas_examples_s
             body = json.loads(line.split(" -d '", 1)[1].removesuffix("'").replace("'\\''", "'"))
             assert body == {name: value for name, value in example.items() if name != "action"}, model
         fields = set(page.locator(".form [data-field]").evaluate_all("nodes => nodes.map(node => node.dataset.field)"))
-        unsent = {"action", "traceparent", "model", "s3Config", "progress", "previews"}
+        unsent = {"action", "traceparent", "model", "s3Config", "progress", "previews", "profile"}
         several = schema["properties"].get("images", {}).get("maxItems") != 1
         assert schema["properties"].keys() - unsent - (set() if several else {"images"}) <= fields, model

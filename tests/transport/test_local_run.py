@@ -3,7 +3,7 @@
 import pytest
 
 from tests.asking import an_answer
-from tests.fakes.engine import fresh_id
+from tests.fakes.engine import TRACED, fresh_id
 from worker.app.queue import build_door
 from worker.core.result import AnswerFile
 from worker.transport.local_run import LocalRun, save_files
@@ -28,6 +28,14 @@ async def test_saving_writes_the_images_and_names_them(context, tmp_path):
     assert "image" not in answer
     assert said == [f"saved {name}" for name in names]
     assert (tmp_path / "out/a-red-red-apple-3.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+
+
+async def test_a_trace_is_saved_beside_the_images(context, tmp_path):
+    said = []
+    answer = await at_terminal(context, tmp_path, said.append)(job(seed=3, profile=True))
+    assert answer["profile"]["trace_path"] == str(tmp_path / "profile.trace.json.gz")
+    assert (tmp_path / "profile.trace.json.gz").read_bytes() == TRACED.trace
+    assert said == [f"saved {tmp_path / name}" for name in ("x-3.png", "profile.trace.json.gz")]
 
 
 async def test_saving_never_overwrites(context, tmp_path):

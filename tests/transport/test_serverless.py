@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.answers import files_of
-from tests.fakes.engine import FakeEngine, fresh_id, make_context
+from tests.fakes.engine import TRACED, FakeEngine, fresh_id, make_context
 from tests.streams import documented_reader
 from tests.transport.web.uploads import noise
 from tests.waiting import until_true
@@ -42,6 +42,12 @@ def acting(perform):
 
 def job(**payload):
     return {"id": fresh_id(), "input": {"prompt": "x", **payload}}
+
+
+async def test_whoever_may_use_the_endpoint_gets_a_profile(context):
+    answer = await door_of(context).handle(job(profile=True))
+    assert base64.b64decode(answer["profile"]["trace"]) == TRACED.trace
+    assert "profile" not in await door_of(context).handle(job())
 
 
 def posted(answer):

@@ -1,11 +1,12 @@
 """What a gateway reads of a worker's answers, and what it sends: the same facts on both sides, and nothing else."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.asking import an_answer
-from tests.fakes.engine import make_context
+from tests.fakes.engine import TRACED, make_context
 from worker.core.errors import EngineFailure, OutOfMemory
 from worker.core.precision import Weights
 from worker.core.result import AnswerFile, JobFacts, LoraReport, Timings, Usage
@@ -25,6 +26,7 @@ def test_an_answer_comes_back_as_it_was(kind, count):
     )
     files = tuple(map(made, contents))
     facts = {"loras": (LORA,), "timings": Timings(1.0, 0.0, 2.0, 3.0, 2), "usage": Usage(4.0, count, 9, 1.5, 7, 0.25)}
+    facts |= {"profile": replace(TRACED, trace=b"", **{kind: "x"}) if kind != "data" else TRACED}
     facts |= {"weights": Weights("8bit", "gguf", "model") if count == 1 else Weights("bf16")}
     answer = an_answer(*files, seeds=tuple(range(5, 5 + count)), **facts)
     result = decode_result(json.loads(json.dumps(encode_answer(answer))))
@@ -46,6 +48,7 @@ def test_an_answer_comes_back_as_it_was(kind, count):
         {"task": "cooking"},
         {"parameters": None},
         {"usage": {"gpu_seconds": "much"}},
+        {"profile": {"operators": [1]}},
     ],
     ids=json.dumps,
 )

@@ -112,14 +112,20 @@ class Job:
     @property
     def shares_a_call(self) -> bool:
         """True if other jobs may join the same pipeline call: images, each from one image at most, by one prompt."""
-        return not self.mixes and self.video is None and all(media.is_single for media in self.media)
+        alone = self.mixes or self.video is not None or self.is_profiled
+        return not alone and all(media.is_single for media in self.media)
+
+    @property
+    def is_profiled(self) -> bool:
+        """True if its answer has a profile, which is of no other job's work."""
+        return self.request.profile
 
     @property
     def shared(self) -> tuple[object, ...]:
         """The values in which all jobs of one pipeline call agree."""
         common = [(item.name, getattr(self, item.name)) for item in fields(self) if "of_one_job" not in item.metadata]
-        # A refiner works for one job at a time.
-        own_key = self.id if self.finishing.refiner is not None else None
+        # A refiner works for one job at a time, and a profile is of one.
+        own_key = self.id if self.finishing.refiner is not None or self.is_profiled else None
         # Own fields count by their outline: a call takes a negative prompt from all or none, and images of one size.
         return *common, own_key, self.negative_prompt is None, [media.outline for media in self.media]
 

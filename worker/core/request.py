@@ -156,6 +156,11 @@ class GenerationRequest(Parsed):
     )
     progress: bool = Field(default=True, description="Whether progress updates are sent.")
     previews: bool = Field(default=False, description="Whether progress comes with small images of what is drawn.")
+    profile: bool = Field(
+        default=False,
+        description="Whether the answer has a profile: where the seconds of the pipeline's calls went. With an admin "
+        "key only, where there are some.",
+    )
     params: dict[str, JsonValue] = Field(default_factory=dict)
 
     def adapters_of(self, kind: type[Spec]) -> tuple[Spec, ...]:

@@ -12,6 +12,7 @@ from worker.core.finishing import SafetyVerdict
 from worker.core.image import MaskReading, Raster
 from worker.core.model import Task
 from worker.core.precision import Weights
+from worker.core.profile import Profile
 from worker.core.quality import Quality
 from worker.core.request import CONTENT_TYPES, Format
 
@@ -169,6 +170,7 @@ class EngineReport:
     levers: tuple[str, ...] = ()  # the ways to generate faster that were used
     weights: Weights | None = None  # the form in which the model's weights were in memory
     standing: str = ""  # a key of what its seconds belong to: the model's files, the device and the libraries
+    profile: Profile | None = None  # of the one job that asked for it
 
     def loras_of(self, job_id: str) -> tuple[LoraReport, ...]:
         """Return the LoRAs of one job."""
@@ -273,6 +275,7 @@ class JobFacts:
     steps: "tuple[StepReport, ...]" = ()  # of a recipe
     version: str | None = None  # of a model that has versions: "v3"
     arm: str | None = None  # of a split: the version or alias whose share the job is of
+    profile: Profile | None = None  # where the seconds of its pipeline's calls went, if that was asked for
 
 
 @dataclass(frozen=True, slots=True)

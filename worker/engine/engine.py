@@ -36,6 +36,7 @@ from worker.engine.loader import load_pipeline
 from worker.engine.outputs import read_images
 from worker.engine.plan import images_that_fit, make_plan, resident_key, resident_keys, target_dtype
 from worker.engine.pool import PipelinePool
+from worker.engine.profiling import profiled
 from worker.engine.prompts import check_clip_skip, notes_on_prompts
 from worker.engine.ram_tier import RamTier
 from worker.engine.refining import begin_images, finish_images
@@ -92,7 +93,7 @@ class DiffusersEngine:
         Raises WorkerError only; afterwards the pipeline is as it was before.
         """
         try:
-            report = self._run_batch(batch, emit)
+            report = profiled(self._run_batch, batch, emit)
         except EngineFailure as error:
             levers = self._gate.used
             if not levers or isinstance(error, OutOfMemory | DeviceLost):

@@ -3,12 +3,14 @@
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from worker.core.answer import Answer, AnyAnswer
+from worker.core.profile import TRACE_NAME
 from worker.transport.serverless import Handler
 from worker.wire.result import encode_answer, encode_generation
 
@@ -25,7 +27,8 @@ class LocalRun:
         if not isinstance(answer, Answer) or not answer.files[0].data:
             return encode_answer(answer)
         paths = [str(path) for path in save_files(answer, self._folder)]
-        for path in paths:
+        answer, traces = with_trace_saved(answer, self._folder)
+        for path in [*paths, *traces]:
             self._say(f"saved {path}")
         return encode_generation(answer, paths)
 
@@ -51,6 +54,15 @@ def save_files(answer: Answer, folder: Path) -> list[Path]:
         _write_new(file.data, folder, f"{slug}-{answer.seeds[index // per_seed]}", extension)
         for index, file in enumerate(answer.files)
     ]
+
+
+def with_trace_saved(answer: Answer, folder: Path) -> tuple[Answer, list[str]]:
+    """Write the trace of an answer's profile, if it has one. Return the answer with its path, and the paths written."""
+    profile = answer.profile
+    if profile is None or not profile.trace:
+        return answer, []
+    path = str(_write_new(profile.trace, folder, "profile", TRACE_NAME))
+    return replace(answer, profile=replace(profile, trace=b"", path=path)), [path]
 
 
 def _write_new(data: bytes, folder: Path, stem: str, extension: str) -> Path:

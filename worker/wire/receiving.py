@@ -27,6 +27,7 @@ from worker.core.result import (
     Timings,
     Usage,
 )
+from worker.wire.profile import decode_profile
 
 T = TypeVar("T")
 _PHASES = get_args(Phase)
@@ -98,6 +99,7 @@ def _result(body: Mapping[str, JsonValue]) -> JobResult:
         weights=_weights(body),
         version=_text(body.get("version")),
         arm=_text(body.get("arm")),
+        profile=decode_profile(body.get("profile")),
     )
 
 

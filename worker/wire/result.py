@@ -26,6 +26,7 @@ from worker.core.training import Trained, TrainingPlan, TrainingState
 from worker.core.version import ComparisonReport, PairToJudge, VersionHistory, VersionList
 from worker.wire import introspection, training, versions
 from worker.wire.discovery import encode_finding
+from worker.wire.profile import encode_profile
 
 
 def encode_answer(answer: AnyAnswer) -> dict[str, JsonValue]:
@@ -131,6 +132,8 @@ def encode_generation(answer: Answer, files: Sequence[str]) -> dict[str, JsonVal
         body |= {"version": answer.version, "arm": answer.arm}
     if answer.placement is not None:
         body["placement"] = _placement(answer.placement)
+    if answer.profile is not None:
+        body["profile"] = encode_profile(answer.profile)
     first = answer.files[0]
     if first.url is not None:
         body[f"{kind}_url"] = files[0]

@@ -12,7 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.asking import an_answer
-from tests.fakes.engine import make_context
+from tests.fakes import engine
+from tests.fakes.engine import TRACED, make_context
 from tests.service.jobs.delivering import MAGIC, bucket_settings, files, noise, noisy
 from worker.app.queue import build_door
 from worker.core.errors import InvalidRequest, ResultTooLarge, WorkerError
@@ -80,6 +81,25 @@ async def test_delivery_by_bucket_when_asked_for(tmp_path, bucket):
     (stored,) = bucket.objects.values()
     assert stored.content_type == "image/webp"
     assert stored.body.startswith(MAGIC["webp"])
+
+
+async def test_a_trace_goes_where_the_images_go(tmp_path, bucket):
+    context = make_context(tmp_path, volume_dir=tmp_path / "volume", **bucket_settings(bucket))
+    assert base64.b64decode((await context.draw(profile=True))["profile"]["trace"]) == TRACED.trace
+    profile = (await context.draw(profile=True, output={"delivery": "s3"}))["profile"]
+    assert "trace" not in profile
+    assert urllib.request.urlopen(profile["trace_url"], timeout=60).read() == TRACED.trace
+    profile = (await context.draw(profile=True, output={"delivery": "volume"}))["profile"]
+    assert (tmp_path / "volume" / profile["trace_path"]).read_bytes() == TRACED.trace
+
+
+async def test_a_trace_that_does_not_fit_goes_before_an_image_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "TRACED", replace(TRACED, trace=b"x" * 100_000))
+    answer = await noisy(tmp_path, 0.1).draw(profile=True)
+    assert (answer["format"], "trace" in answer["profile"]) == ("png", False)
+    assert answer["profile"]["left_out"] == answer["profile"]["events"]
+    assert answer["profile"]["operators"]
+    assert "the trace was left out" in answer["warnings"][0]
 
 
 async def test_a_bucket_that_refuses_costs_no_image(tmp_path, bucket):

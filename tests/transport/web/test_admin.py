@@ -55,6 +55,20 @@ def test_the_audit_log_has_the_newest_first_and_no_prompt(guarded):
     assert "secret wish" not in answer.text
 
 
+@pytest.mark.parametrize("path", ["/run", "/runsync", "/v2/any/runsync"])
+def test_a_profile_is_for_admin_keys_only_and_nothing_runs(guarded, path):
+    body = {"input": {"prompt": "x", "profile": True}}
+    refused = guarded.http.post(path, json=body, headers=bearer(ANNA))
+    assert (refused.status_code, refused.json()["code"], refused.json()["field"]) == (403, "access_denied", "profile")
+    assert refused.json()["error"].startswith("profile needs one of this worker's admin keys")
+    assert not guarded.context.engine.ran
+    asked = guarded.http.post(path, json={"input": {"prompt": "x", "profile": False}}, headers=bearer(ANNA))
+    assert asked.status_code == 200
+    answer = guarded.http.post(path, json=body, headers=bearer(ADMIN)).json()["output"]
+    assert answer["profile"]["operators"][0]["name"] == "aten::mm"
+    assert "profile" not in answer["reproduce"]["input"]
+
+
 def test_what_lies_on_the_volume_is_listed_pinned_and_removed(guarded):
     entries = Entries(guarded.context.worker.settings.models_dir)
     blob = guarded.context.worker.settings.models_dir / "blobs" / "a"

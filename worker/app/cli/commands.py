@@ -106,6 +106,7 @@ def _add_run(commands: Any) -> None:
     adapters.add_argument("--ip-image", metavar="FILE", action="append", help="an image to draw after; may be repeated")
     output = parser.add_argument_group("output")
     output.add_argument("--open", action="store_true", help="show what was saved")
+    output.add_argument("--profile", metavar="FILE", help="where a trace of the job goes, for Perfetto or Chrome; gzip")
     _add_json(output)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from worker.app.cli.files import TypedFiles, exists, media
-from worker.app.cli.saving import Destination, open_file
+from worker.app.cli.saving import Destination, check_file, open_file, with_trace_saved
 from worker.app.cli.session import failures, open_worker, perform, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.registry import build_registry
@@ -27,6 +27,7 @@ _PLAIN = {  # option -> the request's field
 }
 _TEXTS = {"model": "model", "negative": "negative_prompt", "scheduler": "scheduler"}
 _MEDIA = {"mask": "mask_image", "video": "video", "control": "control_image"}
+_SHOWN = 10  # operators
 WEIGHT = re.compile(r"(?P<model>.+):(?P<weight>-?(\d+|\d*\.\d+))")
 
 
@@ -36,10 +37,17 @@ def run(arguments: Namespace, terminal: Terminal) -> None:
     files = TypedFiles(lambda name: build_registry(settings).find(name) is not None)
     fields, typed = read_fields(arguments)
     destination = destination_of(arguments, terminal, fields, typed)
+    trace = None if arguments.profile is None else Path(arguments.profile).expanduser()
+    if trace is not None:
+        check_file(trace, "--profile")
+        fields["profile"], typed["profile"] = True, "--profile"
     with failures(terminal):
         fields = {name: files.placed(name, value) for name, value in fields.items()}
     with open_worker(terminal, unregistered=True, roots=files.roots, typed=typed) as worker:
         answer = perform(worker, terminal, fields)
+    if trace is not None and isinstance(answer, Answer):
+        answer = with_trace_saved(answer, trace)
+        _show_profile(answer, arguments, terminal)
     finish(answer, destination, arguments, terminal)
 
 
@@ -74,6 +82,20 @@ def finish(answer: AnyAnswer, destination: Destination, arguments: Namespace, te
             terminal.print(place)
     if arguments.open:
         open_file(places[0], terminal)
+
+
+def _show_profile(answer: Answer, arguments: Namespace, terminal: Terminal) -> None:
+    """Print where the trace is, and beside the result the operators that took longest."""
+    profile = answer.profile
+    if profile is None or arguments.json:
+        return
+    if profile.path is not None:
+        terminal.print(profile.path)
+    rows = [
+        (each.name, f"{each.calls:,}", f"{each.cpu_ms:,.1f}", f"{each.device_ms:,.1f}")
+        for each in profile.operators[:_SHOWN]
+    ]
+    terminal.table(("operator", "calls", "CPU ms", "device ms"), rows, beside=True)
 
 
 def read_fields(arguments: Namespace) -> tuple[dict[str, JsonValue], dict[str, str]]:

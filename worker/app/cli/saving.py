@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -84,6 +84,27 @@ class Destination:
         part.write_bytes(data)
         part.replace(path)
         return path
+
+
+def check_file(path: Path, option: str) -> None:
+    """Raise Failure if a file that was named by `option` cannot be written."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise Failure(f"{option} {path} is a folder; name the file that is to be written.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Failure(f"{option} {path}: {folder} is no folder that can be written; name another file.")
+
+
+def with_trace_saved(answer: Answer, path: Path) -> Answer:
+    """Write the trace of an answer's profile, if it has one, and return the answer with its path. Raises Failure."""
+    profile = answer.profile
+    if profile is None or not profile.trace:
+        return answer
+    try:
+        path.write_bytes(profile.trace)
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror}); name another --profile.") from None
+    return replace(answer, profile=replace(profile, trace=b"", path=str(path)))
 
 
 def open_file(place: str, terminal: Terminal) -> None:

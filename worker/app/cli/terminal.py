@@ -88,12 +88,18 @@ class Terminal:
         """Print the result for programs."""
         self.print(json.dumps(value, indent=2, ensure_ascii=False))
 
-    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print columns, each as wide as its widest cell: no cell is cut, whatever the terminal's width."""
+    def table(self, head: Sequence[str], rows: Iterable[Sequence[str]], *, beside: bool = False) -> None:
+        """Print columns, each as wide as its widest cell: no cell is cut, whatever the terminal's width.
+
+        A table beside the result goes where warnings go, and not if quiet.
+        """
+        if beside and self._quiet:
+            return
         lines = [head, *rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         for line in lines:
-            self.print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            (self._say if beside else self.print)(text)
 
     def warn(self, text: str) -> None:
         """Say what does not keep the command from its result, unless it shall be quiet."""

@@ -37,7 +37,7 @@ _COMMON: Mapping[str, InputType] = {
     "video": "video",
 }
 # Fields of the whole request, which no step has for itself.
-WHOLE = ("action", "traceparent", "output", "s3Config", "timeout_s", "progress", "previews", "params")
+WHOLE = ("action", "traceparent", "output", "s3Config", "timeout_s", "progress", "previews", "profile", "params")
 _VIDEO = re.compile(r"(\w+_)?video(_url|_base64)?")
 Kind = Literal["value", "image", "video", "frames", "regions"]
 _ONE: Mapping[Kind, str] = {"image": "an image", "video": "a video", "regions": "regions"}

@@ -315,7 +315,7 @@ def _is_plain(batch: Batch) -> bool:
     """True for a batch that can be drawn again as it is: of one model alone, with nothing beside it."""
     job = batch.jobs[0]
     alone = not batch.all_adapters and job.finishing.refiner is None and job.finishing.upscaler is None
-    return alone and job.generates and job.video is None
+    return alone and job.generates and job.video is None and not job.is_profiled
 
 
 def _stopping(batch: Batch, stop: StopSignal) -> Batch:

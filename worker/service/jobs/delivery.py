@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 from worker.core.answer import Answer
 from worker.core.errors import DiskFull, InvalidRequest, ResultTooLarge, SourceUnavailable, WorkerError
+from worker.core.profile import TRACE_NAME, TRACE_TYPE
 from worker.core.request import CONTENT_TYPES, FRAME_FORMATS, Format, GenerationRequest, OutputOptions, S3Config
 from worker.core.result import AnswerFile, Artifact, EncodedArtifact, JobFacts, JobResult
 from worker.media.images import encode
@@ -113,6 +114,10 @@ class Delivery:
             return _Parcel(answer, started, notes, output.delivery)
         if body_bytes(answer) <= self.max_bytes:
             return _Parcel(answer, started, notes)
+        if self.bucket is None and answer.profile is not None and answer.profile.trace:
+            note = f"With the trace of its profile the answer exceeds {self._limit}: the trace was left out."
+            bare = replace(result, profile=replace(answer.profile, trace=b"", left_out=answer.profile.events))
+            return self._pack(replace(bare, warnings=(*bare.warnings, note)), output)
         if self.bucket is not None:
             note = f"The {_noun(result)} exceed {self._limit} and were uploaded instead."
             return _Parcel(_answer(result, files, started, (*notes, note)), started, notes, "s3")
@@ -199,11 +204,16 @@ def _put(uploader: Uploader, parcel: _Parcel, job_id: str) -> Answer:
         uploader.put(f"{_folder(job_id)}/{index}.{file.format}", file.data, CONTENT_TYPES[file.format])
         for index, file in enumerate(answer.files)
     ]
+    profile = answer.profile
+    if profile is not None and profile.trace:
+        place = uploader.put(f"{_folder(job_id)}/{TRACE_NAME}", profile.trace, TRACE_TYPE)
+        is_url = parcel.target == "s3"
+        profile = replace(profile, trace=b"", url=place if is_url else None, path=None if is_url else place)
     if parcel.target == "s3":
         files = tuple(AnswerFile(answer.format, url=url) for url in locations)
     else:
         files = tuple(AnswerFile(answer.format, path=path) for path in locations)
-    return replace(answer, files=files, encode_s=time.monotonic() - parcel.started)
+    return replace(answer, files=files, profile=profile, encode_s=time.monotonic() - parcel.started)
 
 
 def _folder(job_id: str) -> str:

@@ -186,7 +186,7 @@ class BatchRun:
         self.standing = report.standing
         done = group[: len(report.outcomes)]
         images = sum(queued.images for queued in done)
-        if not any(isinstance(outcome, WorkerError) for outcome in report.outcomes):
+        if _is_usual(done, report):
             self.calls.append((call_kind(done), images, report.inference_s))
         for queued, outcome in zip(done, report.outcomes, strict=True):
             # Jobs of one call have the same size and steps, so shares of images are shares of pixel-steps.
@@ -221,6 +221,11 @@ class BatchRun:
         self._loop.call_soon_threadsafe(queued.settle, outcome)
 
 
+def _is_usual(jobs: Sequence[QueuedJob], report: EngineReport) -> bool:
+    """True of a call whose seconds say what others of its kind will take; a profiled one takes longer."""
+    return not jobs[0].job.is_profiled and not any(isinstance(each, WorkerError) for each in report.outcomes)
+
+
 def call_kind(jobs: Sequence[QueuedJob]) -> CallKind:
     """Return what a call for these jobs has in common with others that take equally long for one image."""
     job, mixes = jobs[0].job, len({queued.loras for queued in jobs}) > 1
@@ -238,7 +243,7 @@ def _kind(group: list[QueuedJob]) -> str:
     job, batch = group[0].job, group[0].batch
     finishing = (batch.finishing.refiner is not None, batch.finishing.upscaler is not None)
     work = [pixel_steps(queued.job) for queued in group]
-    form = (job.quality, job.call.spec.precision)
+    form = (job.quality, job.call.spec.precision, job.is_profiled)
     return repr((job.call.spec.id, job.call.task, work, len(job.seeds), len(job.adapters), finishing, form))
 
 

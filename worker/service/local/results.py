@@ -76,6 +76,7 @@ def result_of(job: Job, batch: Batch, generated: Generated, timings: Timings) ->
         quality=job.quality,
         levers=report.levers,
         weights=_told(report.weights, spec),
+        profile=report.profile,
         warnings=job.warnings
         + _length_warning(job, len(artifact.frames))
         + report.warnings
@@ -142,6 +143,7 @@ def _input(job: Job, weights: Weights | None) -> dict[str, JsonValue]:
         "params",
         "progress",
         "previews",
+        "profile",
         "timeout_s",
         "lightning",
         "loras",

@@ -149,7 +149,8 @@ def _offer(versions: ModelVersions, request: GenerationRequest, result: JobResul
     """
     artifact = result.artifacts[0] if result.artifacts else None
     second = other_arm(versions, result.version or "", result.arm or "")
-    if second is None or not isinstance(artifact, Artifact) or artifact.is_video or request.fallback:
+    aside = request.fallback or request.profile  # whose seconds are not those of other jobs
+    if second is None or not isinstance(artifact, Artifact) or artifact.is_video or aside:
         return None
     if any(map(is_url, _sent_images(request))):
         return None

@@ -20,6 +20,7 @@ from worker.core.errors import InvalidRequest, JobCancelled, ModelNotFound, Unkn
 from worker.core.job_input import VERSION_FIELDS
 from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
+from worker.core.request import GenerationRequest
 from worker.core.result import ignore_progress
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import ANYBODY, JobStore
@@ -47,6 +48,10 @@ JSON_LIMITS = JsonLimits(values=100_000, texts=200_000, depth=32)
 # Actions of the operator alone: they move other callers' models off the device, take it for long, or choose what others
 # get.
 ADMIN_ACTIONS = ("preload", "unload", "golden", "train", "train_plan", "train_control", *VERSION_FIELDS)
+_NO_PROFILE = (
+    "profile needs one of this worker's admin keys: it takes the device for itself and shows how it computes; "
+    "leave it out."
+)
 # The tasks that change an image as a prompt says.
 _EDITING = (Task.IMAGE_EDITING, Task.IMAGE_TO_IMAGE)
 # With it, one caller cannot guess an id that was made of another caller's key.
@@ -125,11 +130,13 @@ class ServerContext:
         return answer.models if isinstance(answer, ModelList) else ()
 
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
-        """Submit a job for its sender. Raises AccessDenied for an action of the operator, and the store's errors."""
+        """Submit a job for its sender. Raises AccessDenied for what is the operator's alone, and the store's errors."""
         self.addresses.charge(connection)
         job_input = read_input(payload, streams=options.kept)
         if job_input.action in ADMIN_ACTIONS:
             check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")
+        if isinstance(job_input.request, GenerationRequest) and job_input.request.profile:
+            check_admin(connection, _NO_PROFILE, "profile")
         # A WebSocket's headers are of all its jobs.
         replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
         options = replace(

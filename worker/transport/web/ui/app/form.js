@@ -6,7 +6,7 @@ import { openMaskBrush } from "./mask.js";
 import { isMedia, reading } from "./schema.js";
 
 // Not of the form: what the page sets by itself, and what is no business of a page (keys of buckets).
-const UNSHOWN = new Set(["action", "traceparent", "model", "arm", "s3Config", "progress", "previews", "output", "width", "height", "seed"]);
+const UNSHOWN = new Set(["action", "traceparent", "model", "arm", "s3Config", "progress", "previews", "profile", "output", "width", "height", "seed"]);
 const FIRST = ["prompt", "negative_prompt", "strength"];
 const MAIN = ["num_inference_steps", "guidance_scale", "true_cfg_scale", "num_images", "num_frames", "fps", "scheduler", "schedule", "shift"];
 const ADDED = ["loras", "controlnets", "ip_adapters", "embeddings", "hypernetworks", "upscale", "refiner", "vae"];
