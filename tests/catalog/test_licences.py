@@ -17,6 +17,8 @@ from worker.catalog.licences import warning_of
         ("cc-by-nc-4.0", "forbids commercial use"),
         ("commercial use: none", "forbids commercial use"),
         ("commercial use: Image, Sell", None),
+        ("commercial use: Image; no derivatives", "allows no derivatives"),
+        ("cc-by-nd-4.0", "allows no derivatives"),
         ("other", "one of its own"),
         (None, "not known here"),
     ],

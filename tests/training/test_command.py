@@ -30,7 +30,7 @@ QUICK = ("--steps", "3", "--save-every", "2", "--rank", "2", "--learning-rate", 
 
 @pytest.fixture
 def volume(tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNPOD_VOLUME", str(tmp_path / "volume"))
+    monkeypatch.setenv("VOLUME_DIR", str(tmp_path / "volume"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -143,7 +143,7 @@ def test_the_page_shows_commands_that_are_understood():
 @pytest.mark.timeout(900)
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "worker", "train", str(STYLE), "--save-every", "1", "--rank", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RUNPOD_VOLUME": str(tmp_path / "volume")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLUME_DIR": str(tmp_path / "volume")}
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         [*command, "-o", str(tmp_path / "out")], env=environment, cwd=root, stderr=subprocess.PIPE, text=True
@@ -158,7 +158,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
 @pytest.mark.timeout(900)
 def test_two_processes_never_train_one_training_twice(tmp_path):
     command = [sys.executable, "-m", "worker", "train", str(STYLE), "--steps", "12", "--save-every", "4", "--rank", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RUNPOD_VOLUME": str(tmp_path / "volume")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLUME_DIR": str(tmp_path / "volume")}
     root = Path(__file__).parents[2]
     both = [
         subprocess.Popen(
@@ -180,7 +180,7 @@ def test_killed_three_times_it_ends_in_the_bits_of_a_training_that_was_not(tmp_p
         *(sys.executable, "-m", "worker", "train", str(STYLE), "--steps", "24", "--save-every", "3"),
         *("--rank", "2", "--batch-size", "2", "--learning-rate", "0.01"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RUNPOD_VOLUME": str(tmp_path / "volume")}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLUME_DIR": str(tmp_path / "volume")}
     root, chance = Path(__file__).parents[2], random.Random(5)
 
     def checkpoints(folder):

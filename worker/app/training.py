@@ -158,10 +158,9 @@ class DeviceTrainer:
         if spec.licence is not None:
             return spec.licence
         try:
-            declared = self.provisioner.peek(spec.source, spec.variant).declared
+            return self.provisioner.licence(spec.source, spec.variant)
         except WorkerError:
             return None  # a training is not refused for that
-        return declared.licence if declared else None
 
     def _subject(self, order: Order, files: ModelFiles, pipeline: str, meter: "_Meter") -> "Subject":
         from worker.training.subject import Subject
@@ -347,18 +346,10 @@ def build_trainings(
     if settings.training == "off":
         return None
     volume, pools = settings.volume, ground.pools
-    fetch = partial(ImageFetcher, allow_private=settings.allow_private_urls)
-    material = Material(
-        volume,
-        pools,
-        fetch(),
-        fetch(deadline_s=_ARCHIVE_S, books=FetchedBytes(MAX_ARCHIVE_BYTES, least=MAX_ARCHIVE_BYTES)),
-        HubDatasets(settings.hf_endpoint, offline=settings.offline).fetch,
-    )
     return Trainings(
         TrainingRules(settings.training_minutes, settings.gpu_price_per_hour),
         trains,
-        material,
+        material_of(settings, pools),
         Publishing(volume, pools, build_bucket(settings)),
         ground.resolver,
         device,
@@ -366,6 +357,18 @@ def build_trainings(
         ground.quotas,
         lambda entry, spec, name, stop: changes.record(entry, spec, CANDIDATE, By("training", name), stop),
         Watching(volume / FOLDER),
+    )
+
+
+def material_of(settings: Settings, pools: Pools) -> Material:
+    """Return the ways of images to a training, with the guards of a request's links."""
+    fetch = partial(ImageFetcher, allow_private=settings.allow_private_urls)
+    return Material(
+        settings.volume,
+        pools,
+        fetch(),
+        fetch(deadline_s=_ARCHIVE_S, books=FetchedBytes(MAX_ARCHIVE_BYTES, least=MAX_ARCHIVE_BYTES)),
+        HubDatasets(settings.hf_endpoint, offline=settings.offline).fetch,
     )
 
 

@@ -101,6 +101,12 @@ class CivitAI:
         kept = {"filename": None, "sha256": None}  # numbers and names are of one version's files
         return source.model_copy(update={"locator": str(model), "revision": str(version), **kept})
 
+    def licence(self, source: ModelSource) -> str | None:
+        """Return what the model's page allows; None where it tells nothing. Raises as a peek does."""
+        if self._offline:
+            raise SourceUnavailable("This worker is offline; unset OFFLINE.", field="model")
+        return self._api.licence(source)
+
     # On disk
 
     def _on_disk(self, source: ModelSource, stop: StopSignal | None = None) -> Entry | None:

@@ -11,7 +11,14 @@ from worker.core.json_text import USUAL, JsonLimits, parse_bounded
 from worker.core.model import ModelSource
 from worker.net.client import Client
 from worker.net.guard import RefusedUrl
-from worker.store.civitai_listing import CivitaiFile, CivitaiVersion, newest_version, newest_versions, read_version
+from worker.store.civitai_listing import (
+    CivitaiFile,
+    CivitaiVersion,
+    licence_in,
+    newest_version,
+    newest_versions,
+    read_version,
+)
 from worker.store.transfer import Refused, RemoteFile
 
 ENDPOINT = "https://civitai.com"
@@ -76,6 +83,11 @@ class CivitaiApi:
         if not numbers:
             raise ModelNotFound(f"civitai:{version.model_id} has no published version any more.", field="model")
         return version.model_id, numbers[0]
+
+    def licence(self, source: ModelSource) -> str | None:
+        """Return what the page of a model allows, in a few words. It is asked once: nothing depends on it."""
+        number = source.locator or str(self.version(source, 1).model_id)
+        return licence_in(self.ask(f"models/{number}", f"civitai:{number}", 1))
 
     def download(self, version: CivitaiVersion, file: CivitaiFile, name: str) -> RemoteFile:
         """Return `file` with its URL, by its number: links that describe a file by its properties may answer 404."""

@@ -38,6 +38,7 @@ _SUFFIXES = {".safetensors": "SafeTensor", ".sft": "SafeTensor", ".gguf": "GGUF"
     PICKLES, "PickleTensor"
 )
 _MAX_LISTED = 8
+_LICENCES = (("allowNoCredit", "credit needed"), ("allowDerivatives", "no derivatives"))
 _HALF = re.compile(r"(?<![a-z])(high|low)[ _.-]?noise", re.IGNORECASE)  # Wan 2.2 has a model for each
 
 
@@ -158,6 +159,17 @@ def read_version(value: Mapping[str, object], model: Mapping[str, object]) -> Ci
         tags=texts_in(model.get("tags")),
         files=tuple(file for item in objects_in(value.get("files")) if (file := _file(item)) is not None),
     )
+
+
+def licence_in(model: Mapping[str, object]) -> str | None:
+    """Return what a model's page allows, in a few words; None where it says nothing."""
+    if "allowCommercialUse" not in model:
+        return None
+    allowed = model["allowCommercialUse"]  # a list by now, and one word in older answers
+    uses = texts_in(allowed if isinstance(allowed, list) else [allowed])
+    named = ", ".join(use for use in uses if use != "None") or "none"
+    limits = [words for key, words in _LICENCES if model.get(key) is False]
+    return "; ".join([f"commercial use: {named}", *limits])
 
 
 def check_version(version: CivitaiVersion, source: ModelSource, hosted_only: Collection[str]) -> None:

@@ -12,13 +12,12 @@ from worker.core.discovery import Listed
 from worker.core.errors import ModelNotFound, SourceUnavailable
 from worker.core.json_text import JsonLimits
 from worker.store.civitai_api import CivitaiApi
-from worker.store.civitai_listing import newest_versions
+from worker.store.civitai_listing import licence_in, newest_versions
 from worker.store.loose_json import number_in, object_in, objects_in, text_in, texts_in
 
 _WHOLE_PAGE = 100  # the most that the site gives at once
 _LIMITS = JsonLimits(values=1_000_000, texts=2_000_000)  # a page has every version of a hundred models, with images
 _ATTEMPTS = 2
-_LICENCES = (("allowNoCredit", "credit needed"), ("allowDerivatives", "no derivatives"))
 
 
 class CivitaiSearch:
@@ -69,21 +68,10 @@ class CivitaiSearch:
             name=" ".join(filter(None, (text_in(model.get("name")), text_in(version.get("name")))))[:200],
             page=f"{self._endpoint}/models/{number}?modelVersionId={number_in(version.get('id'))}",
             base=text_in(version.get("baseModel")) or None,
-            licence=_licence(model),
+            licence=licence_in(model),
             trigger_words=texts_in(version.get("trainedWords")),
             tags=texts_in(model.get("tags")),
             downloads=number_in(stats.get("downloadCount")) or 0,
             likes=number_in(stats.get("thumbsUpCount")) or 0,
             updated=text_in(version.get("publishedAt"))[:10] or None,
         )
-
-
-def _licence(model: Mapping[str, object]) -> str | None:
-    """Return what a model's page allows, in a few words; None where it says nothing."""
-    if "allowCommercialUse" not in model:
-        return None
-    allowed = model["allowCommercialUse"]  # a list by now, and one word in older answers
-    uses = texts_in(allowed if isinstance(allowed, list) else [allowed])
-    named = ", ".join(use for use in uses if use != "None") or "none"
-    limits = [words for key, words in _LICENCES if model.get(key) is False]
-    return "; ".join([f"commercial use: {named}", *limits])

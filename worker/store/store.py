@@ -46,6 +46,15 @@ class Followed(Protocol):
         ...
 
 
+@runtime_checkable
+class Licensed(Protocol):
+    """A source whose pages tell terms that its files do not come with."""
+
+    def licence(self, source: ModelSource) -> str | None:
+        """Return the terms of the page of `source`; None where it tells none."""
+        ...
+
+
 class Store:
     """Peek at a source, or have its files; one row per scheme of ModelSource.
 
@@ -65,6 +74,14 @@ class Store:
     def peek(self, source: ModelSource, variant: str | None = None) -> Outline:
         """Return the source's own description, without its weights. Blocking."""
         return self._schemes[source.scheme].peek(self._lock.pin(source, variant), variant)
+
+    def licence(self, source: ModelSource, variant: str | None = None) -> str | None:
+        """Return the licence that the source's own description or its page tells; None where neither does. Blocking."""
+        scheme = self._schemes[source.scheme]
+        if isinstance(scheme, Licensed):
+            return scheme.licence(self._lock.pin(source, variant))
+        declared = self.peek(source, variant).declared
+        return declared.licence if declared is not None else None
 
     def in_use(self, source: ModelSource, variant: str | None = None) -> ModelSource:
         """Return `source` at the version that jobs get: the locked or pinned one, else the last one fetched. Blocking.

@@ -53,7 +53,7 @@ def decode_training(action: TrainingAction, fields: Mapping[str, JsonValue]) -> 
         raise ParameterOutOfRange(f"data is missing; send {_FORMS}.", field="data")
     options: dict[str, JsonValue] = {name: value for name, value in fields.items() if name in _OPTIONS}
     own = {name: value for name, value in fields.items() if name in _OWN and name != "data"}
-    data = _data(fields["data"])
+    data = decode_data(fields["data"])
     try:
         read = TrainingOptions.model_validate(options)
         return TrainingRequest.model_validate({**own, "action": action, "data": data, "options": read})
@@ -75,7 +75,8 @@ def decode_control(fields: Mapping[str, JsonValue]) -> TrainingControl:
         raise field_error(error) from None
 
 
-def _data(value: JsonValue) -> TrainingData:
+def decode_data(value: JsonValue) -> TrainingData:
+    """Make images of what was sent as them. Raises InvalidRequest, ParameterOutOfRange."""
     if isinstance(value, list):
         if not 0 < len(value) <= MAX_SENT:
             raise ParameterOutOfRange(

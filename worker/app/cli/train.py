@@ -1,7 +1,6 @@
 """The command that trains: a folder of images becomes a LoRA, and its samples are what serving draws with it."""
 
 import asyncio
-import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,11 @@ from worker.app.cli.hub_repository import check_repository, commit
 from worker.app.cli.run import plain_value
 from worker.app.cli.session import failures, open_worker, settings_of
 from worker.app.cli.terminal import Failure, Terminal
+from worker.app.cli.training_data import laid_data, name_of, typed_data
 from worker.app.interrupt import raised_interrupts
 from worker.app.training import DeviceTrainer
 from worker.catalog.licences import warning_of
-from worker.core.training import DatasetFacts, TrainingOptions, TrainingOutcome
+from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome
 from worker.core.turn import StopSignal
 from worker.service.training.trainings import Order
 from worker.training.dataset import Dataset, read_as_asked, shown
@@ -33,21 +33,24 @@ _TEXTS = ("method", "optimizer", "targets", "trigger", "caption", "like", "class
 
 def train(arguments: Namespace, terminal: Terminal) -> None:
     """Train an adapter, or go on with one, and say where it is."""
-    options, data = _options(arguments), Path(arguments.data).expanduser().resolve()
+    options, name = _options(arguments), name_of(arguments.data)
     minutes = _minutes(arguments.minutes)
+    folder = Path(arguments.output).expanduser() if arguments.output else Path("trained") / name
+    folder = folder.resolve()
+    with failures(terminal, _typed()):
+        data = typed_data(arguments.data)
+        check_demands(options)
     if arguments.check:
-        _check(data, options, terminal, as_json=arguments.json)
+        _check(data, folder, options, terminal, as_json=arguments.json)
         return
     if arguments.publish:
         check_repository(settings_of(terminal), arguments.publish)
-    name = re.sub(r"[^\w.-]+", "-", data.stem).strip("-.") or "trained"
-    folder = Path(arguments.output).expanduser() if arguments.output else Path("trained") / name
-    folder = folder.resolve()
     with open_worker(terminal, unregistered=True, roots=(folder,), typed=_typed()) as worker:
         model = worker.resolver.known(worker.resolver.resolve(arguments.model))
         if warning := warning_of(model.spec.id, worker.trainer.licence(model.spec)):
             terminal.warn(warning)
-        outcome = _finished(worker.trainer, Order(model, options, name, folder, data, minutes), terminal)
+        path = laid_data(data, folder, terminal)
+        outcome = _finished(worker.trainer, Order(model, options, name, folder, path, minutes), terminal)
     files = [outcome.file, *outcome.beside]
     if outcome.note:
         terminal.warn(outcome.note)
@@ -92,10 +95,11 @@ def _finished(trainer: DeviceTrainer, order: Order, terminal: Terminal) -> Train
         ) from None
 
 
-def _check(data: Path, options: TrainingOptions, terminal: Terminal, *, as_json: bool) -> None:
+def _check(
+    data: Path | TrainingData, folder: Path, options: TrainingOptions, terminal: Terminal, *, as_json: bool
+) -> None:
     with failures(terminal, _typed()):
-        check_demands(options)
-        dataset = read_as_asked(data, options)
+        dataset = read_as_asked(laid_data(data, folder, terminal), options)
     for fault in shown(dataset.faults):
         terminal.warn(fault)
     _say_what_is_there(terminal, options, dataset, as_json=as_json)

@@ -68,6 +68,10 @@ class Provisioner:
         """Return a source's own description, without its weights. Blocking."""
         return self._store.peek(source, variant)
 
+    def licence(self, source: ModelSource, variant: str | None) -> str | None:
+        """Return what a source's page says of its licence. Blocking. Raises WorkerError where it cannot be asked."""
+        return self._store.licence(source, variant)
+
     def is_at_hand(self, job: Job) -> bool:
         """True if a job needs no more than models whose files were provided before."""
         return not job.adapters and self.has_models(job)
