@@ -111,8 +111,7 @@ def build_worker(
     """
     forbid_unsafe_loading()
     ground = Groundwork.of(settings, place)
-    resolver, pools = ground.resolver, ground.pools
-    provisioner = _provisioner(settings, ground)
+    resolver, pools, provisioner = ground.resolver, ground.pools, _provisioner(settings, ground)
     engine = _engine_thread(settings, build_engine)
     admission = Admission(admission_limits(settings), engine.watchdog.check)
     mux = _mux(settings, engine, admission)
@@ -130,7 +129,7 @@ def build_worker(
     pairs = build_pairs(settings, ground.usage_log.worker)
     versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs)
     trainer = device_trainer(settings, provisioner, engine, generation, pools)
-    discovery = ground.discovery(device, paces.of)
+    discovery, quiet = ground.discovery(device, paces.of), partial(generation.run_aside, is_spare=True)
     operations = Operations(
         generation,
         ground.recipes(generation, device, paces.of),
@@ -145,7 +144,7 @@ def build_worker(
         settings.timeout_seconds,
         build_trainings(settings, ground, trainer, admission, device, versions.actions.changes),
         alerts,
-        Pairing(resolver.versions, pairs, admission, partial(generation.run_aside, is_spare=True), pools.own),
+        Pairing(resolver.versions, pairs, admission, quiet, pools.own),
         GoldenComparer(generation, discovery, pools.own),
     )
     moments.note("worker built")

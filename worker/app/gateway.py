@@ -97,7 +97,7 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
         return Load(running=admission.running, queued=admission.queued)
 
     asker = Asker(members, needs)
-    device = FleetIntrospection(resolver, ground.store, members, needs, load, pools.headers, judge, asker)
+    device = FleetIntrospection(resolver, ground.store, asker, load, pools.headers, judge)
     delivery = Delivery(int(settings.max_response_mb * 1e6) + _BESIDE, is_done_elsewhere=True)
     metrics = ground.metrics(load)
     alerts = ground.alerts(lambda: Readings(load().queued, _resting(members)))

@@ -23,27 +23,27 @@ class Asker:
     """Passes questions on. No breaker counts what becomes of them: a key that may generate need not be an admin's."""
 
     def __init__(self, members: Members, needs: NeedsReader) -> None:
-        self._members = members
-        self._needs = needs
+        self.members = members
+        self.needs = needs
 
     async def ask(self, model: KnownModel, fields: Fields, id: str, emit: Emit) -> tuple[str, Fields]:
         """Have one worker answer, and return its name and the answer.
 
         Raises UnsupportedModel where no worker could run the model, Unreachable, and the worker's own WorkerError.
         """
-        await self._needs.learn_of(model)
-        needs = self._needs.of_model(model, self._members.seconds_for(model.spec.id))
-        states = self._members.states()
+        await self.needs.learn_of(model)
+        needs = self.needs.of_model(model, self.members.seconds_for(model.spec.id))
+        states = self.members.states()
         choices = [choice for choice in place(needs, states, time.monotonic()) if not choice.is_hosted]
         failure: WorkerError | None = None
         for choice in choices:
             try:
-                answer = await self._ask(self._members.all[choice.replica], fields, id, emit)
+                answer = await self._ask(self.members.all[choice.replica], fields, id, emit)
             except NotTaken as refusal:
                 failure = failure or refusal.error
                 continue
-            self._members.all[choice.replica].has_answered(model.spec.id)
-            await self._members.observe()
+            self.members.all[choice.replica].has_answered(model.spec.id)
+            await self.members.observe()
             return choice.replica, answer
         if failure is not None:
             raise _explained(failure)
@@ -52,15 +52,15 @@ class Asker:
 
     async def ask_holders(self, model: str, fields: Fields, id: str) -> list[Fields]:
         """Have each worker answer that has `model`, an id of models.yaml, on its device. Raises as `ask` does."""
-        states = [state for state in self._members.states() if model in state.resident and state.kind == "http"]
+        states = [state for state in self.members.states() if model in state.resident and state.kind == "http"]
         answers = []
-        for member in [self._members.all[state.name] for state in states]:
+        for member in [self.members.all[state.name] for state in states]:
             try:
                 answers.append(await self._ask(member, fields, id, ignore_progress))
             except NotTaken as refusal:
                 raise _explained(refusal.error) from None
             member.has_let_go_of(model)
-        await self._members.observe()
+        await self.members.observe()
         return answers
 
     async def _ask(self, member: Member, fields: Fields, id: str, emit: Emit) -> Fields:

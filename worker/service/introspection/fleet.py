@@ -12,8 +12,6 @@ from worker.core.answer import PlanReport, Preloaded, Unloaded, WorkerStatus
 from worker.core.errors import EngineFailure
 from worker.core.result import Emit
 from worker.remote.asking import Asker
-from worker.remote.members import Members
-from worker.remote.needs import NeedsReader
 from worker.remote.outlook import outlook
 from worker.remote.placement import place, refusals
 from worker.service.accepting.judging import Judge
@@ -34,17 +32,15 @@ class FleetIntrospection:
         self,
         resolver: ModelResolver,
         store: Store,
-        members: Members,
-        needs: NeedsReader,
+        asker: Asker,
         load: Callable[[], Load],
         headers: Pool,
         judge: Judge,
-        asker: Asker,
     ) -> None:
         self._resolver = resolver
         self._store = store
-        self._members = members
-        self._needs = needs
+        self._members = asker.members
+        self._needs = asker.needs
         self._headers = headers
         self._judge = judge
         self._load = load
