@@ -26,6 +26,10 @@ from tests.zoo.served import answered, zoo_worker
 from worker.app.build import build_worker
 from worker.app.server import build_app
 from worker.app.settings import Settings
+from worker.core.training import TrainingOptions
+from worker.training.dataset import read_dataset
+from worker.training.lessons import Lessons
+from worker.training.trainer import Trainer
 
 FIRERED = "FireRedTeam/FireRed-Image-Edit-1.0"
 EDITOR = "Qwen/Qwen-Image-Edit"
@@ -111,6 +115,44 @@ def test_run_draws_what_diffusers_itself_draws(served, model):
         output_type="np",
     ).images[0]
     assert np.abs(drawn.astype(int) - (expected * 255).round()).max() <= 1
+
+
+def test_pairs_are_learnt_and_diffusers_draws_the_same_with_them(served, tmp_path):
+    import diffusers
+
+    folder = served.root / PIPELINES[EDITOR]
+    for seed, name in ((0, "0.png"), (1, "0.source.png")):
+        (tmp_path / name).write_bytes(png(seed))
+
+    def loaded():
+        pipeline = diffusers.QwenImageEditPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    options = TrainingOptions(rank=2, learning_rate=0.02, warmup_steps=0, resolution=64, caption=WORDS)
+    trainer, examples = Trainer(loaded(), options, 64, 16), read_dataset(tmp_path, caption=WORDS).examples
+    trainer.prepare(examples, examples, Lessons(tmp_path / "lessons", "edit"), lambda done, total: None)
+    trainer.begin()
+    first = trainer.held_out_loss()
+    for _ in range(2):
+        trainer.step()
+    assert trainer.held_out_loss() < first
+    file = trainer.learner.write(served.root / "pairs.safetensors", {})
+    sent = {"model": EDITOR, "prompt": WORDS, "image": base64.b64encode(png(1)).decode(), "seed": 5}
+    sent |= {"width": 256, "height": 256, "num_inference_steps": 1, "true_cfg_scale": 1.0}
+    drawn = []
+    for loras in ([], [str(file)]):
+        answer = served.post("/run", json={"input": sent | {"loras": loras}}).json()
+        drawn.append(image(base64.b64decode(answer["image"])))
+    assert answer["loras"][0]["matched"] == answer["loras"][0]["total"] > 0
+    assert_differs(*drawn)
+    pipeline = loaded()
+    pipeline.load_lora_weights(file)
+    asked = {"prompt": WORDS, "true_cfg_scale": 1.0, "num_inference_steps": 1, "output_type": "np"}
+    source = Images.open(io.BytesIO(png(1))).convert("RGB")
+    asked |= {"width": drawn[1].shape[1], "height": drawn[1].shape[0]}
+    expected = pipeline(image=source, generator=torch.Generator().manual_seed(5), **asked).images[0]
+    assert np.abs(drawn[1].astype(int) - (expected * 255).round()).max() <= 1
 
 
 def test_the_second_image_of_a_job_matters_too(served):

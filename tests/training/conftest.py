@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import builders
+from worker.app.build import build_worker
 from worker.core.training import TrainingOptions
 from worker.training.dataset import read_dataset
 from worker.training.lessons import Lessons
@@ -60,6 +61,12 @@ def tiny(tmp_path_factory) -> Callable[[str], Any]:
 
     load.folder = folder
     return load
+
+
+@pytest.fixture
+def trains(settings):
+    """A function that builds a worker which trains."""
+    return lambda **changes: build_worker(settings.model_copy(update={"training": "shared", **changes}))
 
 
 @pytest.fixture

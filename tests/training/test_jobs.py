@@ -21,7 +21,6 @@ from tests.fakes.bucket import FakeBucket
 from tests.fakes.hub import FakeHub
 from tests.images import assert_differs, pixels
 from tests.waiting import until_true
-from worker.app.build import build_worker
 from worker.core.errors import (
     InvalidRequest,
     Overloaded,
@@ -58,12 +57,6 @@ def zipped(images):
 def weights(volume, name):
     tensors = load_file(volume / f"loras/{name}.safetensors")
     return {key: value.numpy().tobytes() for key, value in tensors.items()}
-
-
-@pytest.fixture
-def trains(settings):
-    """A function that builds a worker which trains."""
-    return lambda **changes: build_worker(settings.model_copy(update={"training": "shared", **changes}))
 
 
 async def ask(worker, payload, told=None, caller=None):

@@ -14,7 +14,7 @@ from tests.training.test_rehearsal import HABITS, IMAGE, MORE, pipeline
 from worker.training.dataset import mirrored, read_dataset
 from worker.training.lessons import grouped, joined
 from worker.training.mask_weights import MaskWeights
-from worker.training.masks import masks_among
+from worker.training.masks import MASKS
 from worker.training.objective import Objective
 from worker.training.rehearsal import DenoiserCall, rehearse
 
@@ -44,7 +44,7 @@ def test_a_mask_is_found_by_its_images_name_beside_it_or_in_a_folder():
         "sub/masks/d.png",
     ]
     own = ["hats/1.png", "masks/1.png", "lost.mask.png"]  # one of these is an image of a carnival's mask
-    assert masks_among([*names, *own]) == {
+    assert MASKS.among([*names, *own]) == {
         "a.jpg": "a.mask.png",
         "sub/b.png": "masks/sub/b.webp",
         "c.png": "masks/c.png",

@@ -80,7 +80,7 @@ def learnt(settings, name):
 
 @pytest.mark.slow
 async def test_two_processes_learn_what_one_does_and_any_number_goes_on(trains, images, settings):
-    job = FEW | {"data": sent(images), "batch_size": 2, "steps": 4, "save_every": 2}
+    job = FEW | {"data": sent(images), "batch_size": 2, "steps": 4, "save_every": 2, "template": "of {caption}"}
     one, two = trains(1), trains(2)
     answer = await ask(one, job | {"name": "one"})
     together = await ask(two, job | {"name": "two"})

@@ -1,16 +1,15 @@
 """Training in a worker: its one engine thread learns and serves in turns. torch is imported once something trains."""
 
-import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from contextvars import Context
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from worker.app.samples import Draw, sampled_by
 from worker.app.served import Groundwork
 from worker.app.settings import Settings
 from worker.app.stores import build_bucket
@@ -19,17 +18,17 @@ from worker.catalog.interface.adapters import takes_loras
 from worker.catalog.interface.sizes import size_bounds
 from worker.catalog.licences import warning_of
 from worker.core.device import DeviceInfo, LoadPlan
-from worker.core.errors import InvalidOutput, OutOfMemory, UnsupportedModel, WorkerError
+from worker.core.errors import OutOfMemory, UnsupportedModel, WorkerError
 from worker.core.fingerprint import fingerprint
+from worker.core.image import Raster
 from worker.core.model import ModelFiles, ModelSpec, Task
 from worker.core.precision import DTYPES
-from worker.core.result import Artifact, Emit, Progress, ignore_progress
+from worker.core.result import Emit, Progress
 from worker.core.training import DatasetFacts, TrainingOutcome, TrainingPlan
 from worker.core.turn import StopSignal
 from worker.core.version import CANDIDATE
 from worker.engine.machine import cpu_info, only_cpu
 from worker.engine.plan import make_plan
-from worker.media.images import encode
 from worker.net.fetch import ImageFetcher
 from worker.net.fetched import FetchedBytes
 from worker.service.generation import GenerationService
@@ -44,7 +43,6 @@ from worker.service.training.trainings import FOLDER, Order, TrainingRules, Trai
 from worker.service.training.watching import Watching
 from worker.service.versions.changes import By, VersionChanges
 from worker.store.hub_datasets import HubDatasets
-from worker.wire.request import decode_generation
 
 if TYPE_CHECKING:
     from worker.training.dataset import Dataset
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _ARCHIVE_S = 600.0
 SHARED_TURN_S = 0.5  # after which others may have the device
-Draw = Callable[[Model, Mapping[str, list[str]], str, int], Awaitable[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +78,13 @@ class DeviceTrainer:
         check_demands(order.options)
         dataset = await self.pools.decoding.run(_read, order)
         order.on_data(_facts(dataset))
-        pipeline = _pipeline(order.model)
+        pipeline = _pipeline(order.model, dataset.has_sources)
         files = await self.pools.downloads.run(self.provisioner.model_files, order.model, emit, stop)
         meter = _Meter(self.engine)
 
-        async def draw(file: Path | None, prompt: str, seed: int) -> bytes:
+        async def draw(file: Path | None, prompt: str, seed: int, source: Raster | None) -> bytes:
             adapters: dict[str, list[str]] = {} if file is None else {order.options.field: [str(file)]}
-            return await self.draw(order.model, adapters, prompt, seed)
+            return await self.draw(order.model, adapters, prompt, seed, source)
 
         def heard(progress: Progress) -> None:
             self.engine.watchdog.hear(progress, files.total_bytes, work="train")
@@ -130,8 +127,8 @@ class DeviceTrainer:
         from worker.training.demands import check_demands
 
         check_demands(order.options)
-        _pipeline(order.model)
         dataset = await self.pools.decoding.run(_read, order)
+        _pipeline(order.model, dataset.has_sources)
         options, bounds = order.options, size_bounds(order.model)
         grid = bounds.native, bounds.multiple
         sizes = Counter(
@@ -267,18 +264,35 @@ def _facts(dataset: "Dataset") -> DatasetFacts:
         repeated=dataset.lessons,
         captions=sum(bool(each.caption) for each in dataset.examples),
         masks=sum(each.mask is not None for each in dataset.examples),
+        sources=sum(each.source is not None for each in dataset.examples),
         smallest=min(map(min, sides)),
         largest=max(map(max, sides)),
         faults=dataset.faults,
     )
 
 
-def _pipeline(model: Model) -> str:
-    """Return the class whose calls are learnt from: one that starts from an image, else one that starts from text."""
-    for task in (Task.IMAGE_TO_IMAGE, Task.TEXT_TO_IMAGE):
+def _pipeline(model: Model, edits: bool) -> str:
+    """Return the class whose calls are learnt from.
+
+    One that `edits`, where images have sources; else one that starts from an image, or one that starts from text.
+    """
+    tasks = (Task.IMAGE_EDITING,) if edits else (Task.IMAGE_TO_IMAGE, Task.TEXT_TO_IMAGE)
+    for task in tasks:
         pipeline = model.pipeline_for(task) if task in model.tasks else None
         if pipeline is not None and takes_loras(model.call(task)):
             return pipeline
+    if edits:
+        raise UnsupportedModel(
+            f"data has sources, and {model.spec.id} makes no image of another, or takes no LoRAs; train a model that "
+            "edits images, or take the sources out.",
+            field="data",
+        )
+    if Task.IMAGE_EDITING in model.tasks:
+        raise UnsupportedModel(
+            f"{model.spec.id} makes one image of another: give each image of data a source, as 1.source.png beside "
+            "1.png or source beside image in a request.",
+            field="data",
+        )
     raise UnsupportedModel(
         f"{model.spec.id} generates no images from an image or from text, or takes no LoRAs; train another model.",
         field="model",
@@ -316,22 +330,6 @@ def _freed(engine: ResidentEngine) -> None:
     from worker.engine.devices import release_memory
 
     release_memory()
-
-
-def sampled_by(generation: GenerationService) -> Draw:
-    """Return what generates a sample as serving does, for nobody's account and with a time of its own."""
-
-    async def draw(model: Model, adapters: Mapping[str, list[str]], prompt: str, seed: int) -> bytes:
-        fields: dict[str, Any] = {"model": model.spec.id, "prompt": prompt, "seed": seed}
-        request = decode_generation(fields | dict(adapters))
-        work = generation.generate(request, "sample", ignore_progress)
-        result = await asyncio.create_task(work, context=Context())
-        (item,) = result.artifacts
-        if not isinstance(item, Artifact):
-            raise InvalidOutput("A sample came encoded.")
-        return encode(item.raster, "png", 92)
-
-    return draw
 
 
 def build_trainings(

@@ -126,9 +126,13 @@ class TrainingOptions(BaseModel):
 
 
 class SentExample(Parsed):
-    """An image to learn, as base64, a data: URI or an https URL, with its caption and its mask, in the same forms."""
+    """An image to learn, as base64, a data: URI or an https URL, with its caption.
+
+    Its mask, and the source that a model which edits shall make it of, are in the same forms.
+    """
 
     image: str = Field(min_length=1, repr=False)
+    source: str | None = Field(default=None, min_length=1, repr=False)
     mask: str | None = Field(default=None, min_length=1, repr=False)
     caption: Annotated[str, Field(max_length=2_000)] = ""
     repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = 1
@@ -194,6 +198,7 @@ class DatasetFacts:
     repeated: int
     captions: int
     masks: int
+    sources: int
     smallest: int
     largest: int
     faults: tuple[str, ...]

@@ -13,9 +13,12 @@ from typing import Any
 from worker.core.errors import InvalidRequest, UnsupportedModel
 from worker.media.kinds import kind_of
 
-IMAGES = ("image", "img", "jpg", "png", "picture", "photo")  # names of columns, the first that is there
+# Names of columns, the first that is there.
+IMAGES = ("image", "img", "jpg", "png", "picture", "photo", "edited_image", "target_image", "target_img")
 CAPTIONS = ("text", "caption", "prompt", "description", "label_text")
 MASKS = ("mask",)
+SOURCES = ("source", "source_image", "source_img", "input_image")  # of which the images are made
+INSTRUCTIONS = ("edit_prompt", "instruction")  # which are the captions of these
 MAX_ROWS = 10_000
 MAX_CELL_BYTES = 64 * 2**20
 _MAX_ROW_GROUP_BYTES = 2 * 2**30  # of its images, uncompressed
@@ -48,7 +51,7 @@ class ParquetImages:
     seen: set[str] = field(default_factory=set)
 
     def unpack(self, file: Path) -> None:
-        """Write the images of one file, and their captions and masks beside them. Raises InvalidRequest."""
+        """Write the images of one file, and what belongs to them beside them. Raises InvalidRequest."""
         import pyarrow
         from pyarrow import parquet
 
@@ -82,7 +85,9 @@ class ParquetImages:
         images = {name: kind for name, kind in kinds.items() if _holds_bytes(kind)}
         texts = {name: kind for name, kind in kinds.items() if _is_text(pyarrow, kind)}
         columns: dict[str, str] = {}
-        for role, names, among in (("image", IMAGES, images), ("caption", CAPTIONS, texts), ("mask", MASKS, images)):
+        words = (*INSTRUCTIONS, *CAPTIONS) if images.keys() & {*SOURCES} else CAPTIONS
+        roles = (("image", IMAGES, images), ("caption", words, texts), ("mask", MASKS, images))
+        for role, names, among in (*roles, ("source", SOURCES, images)):
             name = next((name for name in names if name in among), None)
             columns |= {role: name} if name else {}
         if "image" not in columns:
@@ -103,9 +108,10 @@ class ParquetImages:
         stem = f"{self.rows:06d}"
         self.rows += 1
         self._put(f"{stem}{_SUFFIXES.get(kind_of(image) or '', '.png')}", image)
-        mask = self._bytes(row["mask"]) if "mask" in row else None
-        if mask is not None:
-            self._put(f"{stem}.mask.png", mask)
+        for role in ("mask", "source"):
+            beside = self._bytes(row[role]) if role in row else None
+            if beside is not None:
+                self._put(f"{stem}.{role}.png", beside)
         caption = row["caption"].as_py() if "caption" in row else None
         if caption:
             self._put(f"{stem}.txt", str(caption)[:_MAX_CAPTION].encode())

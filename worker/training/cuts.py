@@ -10,6 +10,8 @@ from worker.core.training import TrainingOptions
 from worker.media.images import to_pil
 from worker.training.buckets import bucket, own_size
 
+_SHAPE = 0.02  # share by which the shapes of an image and its source may differ, and count as one
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -39,6 +41,18 @@ def cuts_of(width: int, height: int, digest: str, options: TrainingOptions, grid
     if options.crop == "center":
         return [Cut(scaled, size, ((scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2))]
     return [Cut(scaled, size, _random(scaled, size, f"{options.seed} {digest} {i}")) for i in range(options.crops)]
+
+
+def cut_beside(
+    cut: Cut, image: tuple[int, int], source: tuple[int, int], options: TrainingOptions, grid: tuple[int, int]
+) -> Cut:
+    """Return the part of a source (width, height) that is read beside this part of its image.
+
+    The same one where both are of one shape; else its own middle, or all of it.
+    """
+    if abs(source[0] / source[1] / (image[0] / image[1]) - 1) <= _SHAPE:
+        return cut
+    return cuts_of(*source, "", steadily(options), grid)[0]
 
 
 def steadily(options: TrainingOptions) -> TrainingOptions:

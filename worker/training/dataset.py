@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +19,9 @@ from worker.core.training import MaskKind, TrainingOptions
 from worker.media.decoding import decode_image
 from worker.media.images import to_pil
 from worker.training import masks as mask_files
-from worker.training.masks import Mask
+from worker.training.masks import MASKS, Mask
 from worker.training.repeats import repeats_of
+from worker.training.sources import Files, Source, check_all, source_of, sources_among
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
@@ -31,6 +31,9 @@ _MAX_FILE_BYTES = 64 * 2**20
 _MAX_TEXT_BYTES = 16 * 2**20
 _PLACE = re.compile(r"\{(caption|trigger|name)\}")
 _ALIKE_BITS = 4  # of 64 that differ between images that show the same
+
+
+Lines = Mapping[str, Mapping[str, Any]]  # of metadata.jsonl, by the names of their images
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Example:
     read: Callable[[], bytes]
     mask: Mask | None = None
     repeats: int = 1  # how often it counts in a round of all
+    source: Source | None = None  # what it is made of, for a model that edits
 
     def raster(self) -> Raster:
         """Decode the image's pixels, upright and opaque."""
@@ -70,9 +74,14 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every image, caption, mask and how often it counts, in their order."""
-        parts = (f"{each.digest}\0{each.caption}{_of_mask(each)}{_of_repeats(each)}\n" for each in self.examples)
+        """SHA-256 of every image, caption, mask, source and how often it counts, in their order."""
+        parts = (f"{each.digest}\0{each.caption}{_beside(each)}\n" for each in self.examples)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @property
+    def has_sources(self) -> bool:
+        """True if its images are made of others: all are, or none is."""
+        return self.examples[0].source is not None
 
     def split(self, share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return the examples to learn and those held out: `share` of them, chosen by their digests, at least one.
@@ -100,13 +109,16 @@ def read_dataset(
 
     An image's caption is the text file of its name, else its line of metadata.jsonl (`file_name` and `text`), else
     `caption`; `template` says how it is written. It counts `repeats` of its line times, else as its folder says, as
-    `10_cat`. Its mask is a file by its name, else with `mask` of alpha its
-    transparency; masks are no images whatever `mask` is. Raises InvalidRequest where nothing can be learnt.
+    `10_cat`. Its mask is a file by its name, else with `mask` of alpha its transparency; masks are no images whatever
+    `mask` is. Its source, if it has one, is a file by its name or by its line. Raises InvalidRequest where nothing can
+    be learnt.
     """
     files = _zip_files(path) if path.is_file() else _folder_files(path)
-    found = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
-    masks = mask_files.masks_among(found)
-    images = [each for each in found if not mask_files.is_mask(each) and each not in masks.values()]
+    found, lines = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)], _listed(files)
+    masks = MASKS.among(found)
+    found_masks = {each for each in found if MASKS.says_it(each)} | {*masks.values()}
+    sources = sources_among([each for each in found if each not in found_masks], lambda name: _line_of(lines, name))
+    images = [each for each in found if each not in found_masks and not sources.is_source(each)]
     if not images:
         raise InvalidRequest(
             f"data holds no image in {path.name[:80]}; give a folder or a ZIP file of PNG, JPEG or WebP images.",
@@ -114,9 +126,13 @@ def read_dataset(
         )
     if len(images) > MAX_IMAGES:
         raise InvalidRequest(f"data holds {len(images):,} images; at most {MAX_IMAGES:,} are learnt.", field="data")
-    lost = {each for each in found if mask_files.is_mask(each)} - {*masks.values()}
-    faults = [f"{each} is a mask, and its image is not there." for each in sorted(lost)]
-    examples, unread = _examples(files, images, caption, partial(_caption, trigger, template))
+    lost = found_masks - {*masks.values()}
+    faults = [f"{each} is a mask, and its image is not there." for each in sorted(lost)] + [*sources.faults]
+
+    def written(text: str, name: str) -> str:
+        return _caption(trigger, template, text or caption or "", name)
+
+    examples, unread = _examples(files, images, lines, written, sources.of)
     if not examples:
         raise InvalidRequest(f"data has {len(images)} images and none can be read: {unread[0]}", field="data")
     kept, repeats = _without_repeats(examples)
@@ -131,26 +147,32 @@ def read_as_asked(path: Path, options: TrainingOptions) -> Dataset:
     dataset = read_dataset(
         path, trigger=options.trigger, caption=options.caption, template=options.template, mask=options.mask
     )
+    if dataset.has_sources and options.class_prompt is not None:
+        raise InvalidRequest(
+            "class_prompt draws images of a class from words alone, and data has sources to make images of; leave it "
+            "out.",
+            field="class_prompt",
+        )
     dataset.split(options.held_out)  # which refuses a share of too few
     return dataset
 
 
 def _examples(
-    files: Mapping[str, Callable[[], bytes]],
-    images: Sequence[str],
-    caption: str | None,
-    written: Callable[[str, str], str],
+    files: Files, images: Sequence[str], lines: Lines, caption: Callable[[str, str], str], sources: Mapping[str, str]
 ) -> tuple[list[Example], list[str]]:
-    """Return the images that can be read, with their captions, and a sentence for each that cannot."""
-    lines = _listed(files)
+    """Return the images that can be read, with their captions and sources, and a sentence for each that cannot."""
     examples, faults = [], []
     for name in images:
-        line = lines.get(name) or lines.get(PurePosixPath(name).name) or {}
-        text = _own_caption(files, name) or _text_of(line) or caption or ""
-        repeats = repeats_of(name, line)
-        example, fault = _example(name, written(text, name), files[name])
-        examples += [replace(example, repeats=repeats)] if example else []
-        faults += [fault] if fault else []
+        line = _line_of(lines, name)
+        text = _own_caption(files, name) or _text_of(line)
+        try:
+            example = replace(_example(name, caption(text, name), files[name]), repeats=repeats_of(name, line))
+            if name in sources:
+                example = replace(example, source=source_of(sources[name], files[sources[name]]))
+            examples.append(example)
+        except (InvalidImage, OSError, zipfile.BadZipFile) as error:
+            faults.append(f"{name} is left out: {error}")
+    check_all([each.source for each in examples], [each.name for each in examples])
     return examples, faults
 
 
@@ -177,8 +199,13 @@ def _of_mask(example: Example) -> str:
     return f"\0{example.mask.digest}" if example.mask is not None else ""
 
 
-def _of_repeats(example: Example) -> str:
-    return f"\0x{example.repeats}" if example.repeats > 1 else ""
+def _of_source(example: Example) -> str:
+    return f"\0source {example.source.digest}" if example.source is not None else ""
+
+
+def _beside(example: Example) -> str:
+    repeats = f"\0x{example.repeats}" if example.repeats > 1 else ""
+    return f"{_of_mask(example)}{_of_source(example)}{repeats}"
 
 
 def _caption(trigger: str, template: str | None, text: str, name: str) -> str:
@@ -189,7 +216,7 @@ def _caption(trigger: str, template: str | None, text: str, name: str) -> str:
     return " ".join(words.split())[:MAX_CAPTION]
 
 
-def _folder_files(path: Path) -> Mapping[str, Callable[[], bytes]]:
+def _folder_files(path: Path) -> Files:
     if not path.is_dir():
         raise InvalidRequest(
             f"data must be a folder or a ZIP file of images; {path.name[:80]!r} is neither.", field="data"
@@ -207,7 +234,7 @@ def _reader(path: Path) -> Callable[[], bytes]:
     return read
 
 
-def _zip_files(path: Path) -> Mapping[str, Callable[[], bytes]]:
+def _zip_files(path: Path) -> Files:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [each.filename for each in archive.infolist() if not each.is_dir()]
@@ -227,13 +254,13 @@ def _zipped(path: Path, name: str) -> Callable[[], bytes]:
     return read
 
 
-def _own_caption(files: Mapping[str, Callable[[], bytes]], name: str) -> str:
+def _own_caption(files: Files, name: str) -> str:
     stem = name.rpartition(".")[0]
     read = files.get(f"{stem}.txt") or files.get(f"{stem}.caption")
     return read()[:_MAX_TEXT_BYTES].decode("utf-8-sig", "replace").strip() if read else ""
 
 
-def _listed(files: Mapping[str, Callable[[], bytes]]) -> dict[str, Mapping[str, Any]]:
+def _listed(files: Files) -> Lines:
     """Return the lines of metadata.jsonl by the names of their images."""
     rows: dict[str, Mapping[str, Any]] = {}
     for file in CAPTION_FILES:
@@ -254,18 +281,19 @@ def _listed(files: Mapping[str, Callable[[], bytes]]) -> dict[str, Mapping[str, 
     return rows
 
 
+def _line_of(lines: Lines, name: str) -> Mapping[str, Any]:
+    return lines.get(name) or lines.get(PurePosixPath(name).name) or {}
+
+
 def _text_of(line: Mapping[str, Any]) -> str:
     return str(line.get("text") or line.get("caption") or line.get("prompt") or "")
 
 
-def _example(name: str, caption: str, read: Callable[[], bytes]) -> tuple[Example | None, str]:
-    try:
-        data = read()
-        raster = decode_image(data, name).raster
-    except (InvalidImage, OSError, zipfile.BadZipFile) as error:
-        return None, f"{name} is left out: {error}"
+def _example(name: str, caption: str, read: Callable[[], bytes]) -> Example:
+    data = read()
+    raster = decode_image(data, name).raster
     digest = hashlib.sha256(data).hexdigest()
-    return Example(name, caption, digest, raster.width, raster.height, _look(raster), read), ""
+    return Example(name, caption, digest, raster.width, raster.height, _look(raster), read)
 
 
 def _look(raster: Raster) -> int:
@@ -276,12 +304,14 @@ def _look(raster: Raster) -> int:
 
 
 def _without_repeats(examples: Sequence[Example]) -> tuple[tuple[Example, ...], list[str]]:
-    first: dict[str, Example] = {}
+    first: dict[tuple[str, str], Example] = {}
     faults = []
     for each in examples:
-        known = first.setdefault(each.digest, each)
+        known = first.setdefault((each.digest, _of_source(each)), each)
         if known is not each:
             faults.append(f"{each.name} is left out: it is the same file as {known.name}.")
+        elif each.source is not None and each.source.digest == each.digest:
+            faults.append(f"{each.name} and its source are the same file; that teaches to change nothing.")
     return tuple(first.values()), faults
 
 
@@ -290,7 +320,9 @@ def _alike(examples: Sequence[Example]) -> Iterator[str]:
     for index, each in enumerate(examples):
         differing = np.bitwise_count(looks[index + 1 :] ^ looks[index])
         same_caption = (
-            other for other, bits in zip(examples[index + 1 :], differing, strict=True) if bits <= _ALIKE_BITS
+            other
+            for other, bits in zip(examples[index + 1 :], differing, strict=True)
+            if bits <= _ALIKE_BITS and _of_source(other) == _of_source(each)
         )
         for other in same_caption:
             yield f"{other.name} looks like {each.name}; what is shown twice is learnt twice."
@@ -315,8 +347,9 @@ def mirrored(example: Example) -> Example:
         return buffer.getvalue()
 
     mask = None if example.mask is None else mask_files.mirrored(example.mask)
+    source = None if example.source is None else example.source.mirrored()
     name, digest = f"{example.name} (mirrored)", f"{example.digest}-mirrored"
-    return replace(example, name=name, digest=digest, read=read, mask=mask)
+    return replace(example, name=name, digest=digest, read=read, mask=mask, source=source)
 
 
 def shown(faults: tuple[str, ...], most: int = 10) -> list[str]:

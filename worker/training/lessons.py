@@ -56,7 +56,12 @@ def write_call(path: Path, call: DenoiserCall) -> None:
             case _:
                 return {"value": value}
 
-    shape = {"arguments": put(dict(call.arguments)), "sample": call.sample_name, "time": call.time_name}
+    shape = {
+        "arguments": put(dict(call.arguments)),
+        "sample": call.sample_name,
+        "time": call.time_name,
+        "beside": call.beside,
+    }
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"call": json.dumps(shape)})
     partial.replace(path)
@@ -79,7 +84,10 @@ def read_call(path: Path, device: torch.device) -> DenoiserCall:
                 case _:
                     return value
 
-        return DenoiserCall(take(shape["arguments"]), shape["sample"], shape["time"])
+        beside = shape.get("beside")
+        return DenoiserCall(
+            take(shape["arguments"]), shape["sample"], shape["time"], beside=tuple(beside) if beside else None
+        )
 
 
 def read_weights(path: Path) -> torch.Tensor:
@@ -93,7 +101,8 @@ def grouped(calls: Sequence[DenoiserCall]) -> list[list[DenoiserCall]]:
     """Return the calls in as few groups as can be: alike ones can be joined, and others are alone."""
     groups: list[list[DenoiserCall]] = []
     for call in calls:
-        group = next((group for group in groups if _fit(group[0].arguments, call.arguments)), None)
+        fitting = (group for group in groups if group[0].beside == call.beside)
+        group = next((group for group in fitting if _fit(group[0].arguments, call.arguments)), None)
         if group is None:
             groups.append([call])
         else:
@@ -121,7 +130,8 @@ def joined(calls: Sequence[DenoiserCall]) -> DenoiserCall:
         return first
     time = first.time_name  # as many as images, whatever form it was seen in
     rest = [{key: value for key, value in call.arguments.items() if key != time} for call in calls]
-    return DenoiserCall({**_join(rest), time: first.arguments[time]}, first.sample_name, time, _weights(calls))
+    arguments = {**_join(rest), time: first.arguments[time]}
+    return DenoiserCall(arguments, first.sample_name, time, _weights(calls), first.beside)
 
 
 def _weights(calls: Sequence[DenoiserCall]) -> torch.Tensor | None:

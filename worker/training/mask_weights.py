@@ -20,11 +20,12 @@ class MaskWeights:
     """Makes weights of masks for one pipeline.
 
     Its VAE is let return the mask in the place of latents, and all white, and all black: whatever the pipeline adds to
-    latents, scales and packs them by is told by the last two, and taken off again.
+    latents, scales and packs them by is told by the last two, and taken off again. One that `edits` needs a source.
     """
 
     pipe: Any
     habits: Habits
+    edits: bool = False
     ends: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def weights(self, mask: Image.Image) -> torch.Tensor:
@@ -46,7 +47,7 @@ class MaskWeights:
             raise self._unknown()
         blank = Image.new("RGB", (plane.shape[1], plane.shape[0]))
         with _encoding(self.pipe.vae, plane):
-            return rehearse(self.pipe, self.habits, blank, "", 0).clean.float().cpu()
+            return rehearse(self.pipe, self.habits, blank, "", 0, blank if self.edits else None).clean.float().cpu()
 
     def _unknown(self) -> UnsupportedModel:
         return UnsupportedModel(

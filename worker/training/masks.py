@@ -1,9 +1,8 @@
 """Masks of images: white is what shall be learnt. Which file is whose mask, and its pixels."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
 
@@ -11,9 +10,9 @@ from worker.core.errors import InvalidImage
 from worker.core.image import Raster
 from worker.media.decoding import decode_image
 from worker.media.images import to_pil
+from worker.training.siblings import Siblings
 
-FOLDER = "masks"
-_ENDING = ".mask"
+MASKS = Siblings(".mask", "masks")
 _SHAPE = 0.02  # share by which the shapes of a mask and its image may differ
 _SEEN = 8  # of 255: less is black
 
@@ -24,31 +23,6 @@ class Mask:
 
     digest: str
     read: Callable[[], Raster]
-
-
-def masks_among(names: Sequence[str]) -> dict[str, str]:
-    """Return the masks among the names of a dataset's images, by the names of the images that they are of.
-
-    The mask of `sub/a.jpg` is `sub/a.mask.png`, `masks/sub/a.png` or `sub/masks/a.png`, with any suffix of an image.
-    """
-    by_stem = {_stem(name): name for name in names}
-    found = {}
-    for name in names:
-        path = PurePosixPath(_stem(name))
-        places = (f"{path}{_ENDING}", f"{FOLDER}/{path}", str(path.parent / FOLDER / path.name))
-        mask = next((by_stem[each] for each in places if each in by_stem), None)
-        if mask is not None and not is_mask(name):
-            found[name] = mask
-    return found
-
-
-def is_mask(name: str) -> bool:
-    """True for a name that says to be a mask, whether its image is there or not."""
-    return _stem(name).endswith(_ENDING)
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def mask_of(name: str, read: Callable[[], bytes], image: Raster) -> Mask:

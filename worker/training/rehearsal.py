@@ -3,8 +3,9 @@
 The pipeline encodes image and words, packs latents, makes ids and masks, and scales the time: all as when it generates.
 Its scheduler adds no noise meanwhile, so the denoiser's first call holds the clean latents in the form that it reads,
 and every other argument that it needs. A class that starts from text alone never holds an image's latents: there they
-are led to their places on the way back from its VAE. What is learnt on these calls is what serving will do; no family
-is told apart.
+are led to their places on the way back from its VAE. An editor's denoiser reads its source behind them: that part stays
+as it is, and noise and loss are of the other alone. What is learnt on these calls is what serving will do; no family is
+told apart.
 """
 
 import inspect
@@ -43,23 +44,37 @@ class _Stepped(tuple[Any]):
 class DenoiserCall:
     """The arguments of one call of a denoiser, by name. `clean` (1, …) are the latents without noise.
 
-    `weight` has their shape: how much each counts.
+    `weight` has their shape: how much each counts. Where the sample holds a source behind them, `beside` has the axis
+    along which it does, and how many places there are the latents' own.
     """
 
     arguments: Mapping[str, Any]
     sample_name: str
     time_name: str
     weight: torch.Tensor | None = None
+    beside: tuple[int, int] | None = None
 
     @property
     def clean(self) -> torch.Tensor:
         """The image's latents, as the denoiser reads them; a list of one is seen as a batch of one."""
         sample = self.arguments[self.sample_name]
-        return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample
+        return self.own(torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample)
+
+    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the latents' part of what a denoiser reads or predicts, without the source's."""
+        if self.beside is None or tensor.shape[self.beside[0]] <= self.beside[1]:
+            return tensor
+        axis, count = self.beside
+        return tensor.narrow(axis, 0, count)
 
     def at(self, latents: torch.Tensor) -> "DenoiserCall":
         """Return the same call for other latents of the same form."""
-        return replace(self, arguments={**self.arguments, self.sample_name: latents.to(self.clean)})
+        sample, latents = self.arguments[self.sample_name], latents.to(self.clean)
+        if self.beside is not None:
+            axis, count = self.beside
+            latents = torch.cat([latents, sample.narrow(axis, count, sample.shape[axis] - count)], axis)
+        taken = list(latents) if isinstance(sample, list | tuple) else latents
+        return replace(self, arguments={**self.arguments, self.sample_name: taken})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +108,31 @@ def denoiser_of(pipe: Any) -> tuple[str, torch.nn.Module]:
     return names[0], getattr(pipe, names[0])
 
 
-def rehearse(pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int) -> DenoiserCall:
-    """Return the denoiser's call for `image` and `prompt`."""
-    asked = _asked(pipe, image, prompt, seed, habits.unguided)
+def rehearse(
+    pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int, source: Image.Image | None = None
+) -> DenoiserCall:
+    """Return the denoiser's call for `image` and `prompt`, or for making `image` of `source`."""
+    asked = _asked(pipe, image, prompt, seed, habits.unguided, source)
     call = _run(pipe, asked).call
     return call.at(_clean(pipe, image, asked)) if habits.from_text else call
 
 
-def habits_of(pipe: Any, image: Image.Image, seed: int) -> Habits:
+def habits_of(pipe: Any, image: Image.Image, seed: int, source: Image.Image | None = None) -> Habits:
     """Learn a pipeline's habits from rehearsals at different times. Raises UnsupportedModel for ways that are unknown.
 
-    A guidance scale of 1 is none for most pipelines, and what a distilled model is told; for others 0 is none.
+    With a `source` they are those of an editor, which starts from noise. A guidance scale of 1 is none for most
+    pipelines, and what a distilled model is told; for others 0 is none.
     """
     from_text, unguided = not _starts_from_images(pipe), 1.0
+    if source is not None and not takes_sources(pipe):
+        raise UnsupportedModel(
+            f"{type(pipe).__name__} takes no source to make an image of; train a model that edits images, or take the "
+            "sources out of data.",
+            field="data",
+        )
 
     def asked() -> dict[str, Any]:
-        return _asked(pipe, image, "", seed, unguided)  # with a generator that nothing was drawn from yet
+        return _asked(pipe, image, "", seed, unguided, source)  # with a generator that nothing was drawn from yet
 
     try:
         unguided = 1.0 if _run(pipe, asked()).is_one_call else 0.0
@@ -127,6 +151,11 @@ def habits_of(pipe: Any, image: Image.Image, seed: int) -> Habits:
 
 def _starts_from_images(pipe: Any) -> bool:
     return {"image", "strength"} <= inspect.signature(type(pipe).__call__).parameters.keys()
+
+
+def takes_sources(pipe: Any) -> bool:
+    """True for a class that reads an image beside the words, and does not start from it."""
+    return "image" in inspect.signature(type(pipe).__call__).parameters and not _starts_from_images(pipe)
 
 
 def _unknown(pipe: Any) -> UnsupportedModel:
@@ -195,7 +224,9 @@ def _run(pipe: Any, asked: Mapping[str, Any], after: int = 0) -> _Rehearsal:
     return _read(type(pipe).__name__, seen)
 
 
-def _asked(pipe: Any, image: Image.Image, prompt: str, seed: int, guidance: float) -> dict[str, Any]:
+def _asked(
+    pipe: Any, image: Image.Image, prompt: str, seed: int, guidance: float, source: Image.Image | None = None
+) -> dict[str, Any]:
     """Return a pipeline's arguments: of these, the ones that it takes."""
     takes = inspect.signature(type(pipe).__call__).parameters
     wanted = {
@@ -204,11 +235,14 @@ def _asked(pipe: Any, image: Image.Image, prompt: str, seed: int, guidance: floa
         "num_inference_steps": _STEPS,
         "height": image.height,
         "width": image.width,
+        "max_area": image.width * image.height,  # as serving has it
         "generator": torch.Generator("cpu").manual_seed(seed),
         "output_type": "latent",
     }
     if _starts_from_images(pipe):
         wanted |= {"image": image, "strength": 1.0}
+    elif source is not None:
+        wanted |= {"image": source}
     return {key: value for key, value in wanted.items() if key in takes}
 
 
@@ -250,13 +284,15 @@ def _led(pipe: Any, asked: Mapping[str, Any], latents: torch.Tensor | None) -> t
     return start, arrived
 
 
-def read_anew(pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int) -> DenoiserCall:
+def read_anew(
+    pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: int, source: Image.Image | None = None
+) -> DenoiserCall:
     """Return the denoiser's call for `image` and `prompt` as `rehearse` does, with the gradients of how words are read.
 
     The pipeline runs without the `torch.no_grad` around it, and no further than to its denoiser.
     """
     (_, denoiser), seen = denoiser_of(pipe), dict[str, Any]()
-    asked = _asked(pipe, image, prompt, seed, habits.unguided)
+    asked = _asked(pipe, image, prompt, seed, habits.unguided, source)
 
     def listen(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
@@ -272,7 +308,10 @@ def read_anew(pipe: Any, habits: Habits, image: Image.Image, prompt: str, seed: 
     finally:
         handle.remove()
     call = DenoiserCall(seen, next(iter(seen)), next(key for key in _TIME_NAMES if key in seen))
-    return call.at(_clean(pipe, image, asked)) if habits.from_text else call
+    if not habits.from_text:
+        return call
+    clean = _clean(pipe, image, asked)
+    return replace(call, beside=_beside(call.arguments[call.sample_name], clean)).at(clean)
 
 
 def learns(value: Any) -> bool:
@@ -288,14 +327,28 @@ def _read(name: str, seen: Mapping[str, Any]) -> _Rehearsal:
     time_name = next((key for key in _TIME_NAMES if key in arguments), None)
     if "step" not in seen or time_name is None:
         raise UnsupportedModel(f"{name} shows no step that could be learnt; it cannot be trained here.", field="model")
-    call = DenoiserCall(arguments, next(iter(arguments)), time_name)
-    output, (model_output, timestep, sample) = output_of(seen["output"]), seen["step"]
+    sample_name, (model_output, timestep, sample) = next(iter(arguments)), seen["step"]
+    call = DenoiserCall(arguments, sample_name, time_name, beside=_beside(arguments[sample_name], sample))
+    output = call.own(output_of(seen["output"]))
     told = float(torch.as_tensor(arguments[time_name]).reshape(-1)[0])
     sign = 1.0
     if model_output.numel() == output.numel():
         sign = 1.0 if torch.dot(output.reshape(-1).float(), model_output.reshape(-1).float()) >= 0 else -1.0
     is_whole = call.clean.shape == sample.shape and torch.equal(call.clean, sample.to(call.clean))
     return _Rehearsal(call, float(timestep), told, sign, seen["calls"], is_whole)
+
+
+def _beside(whole: Tensors, latents: torch.Tensor) -> tuple[int, int] | None:
+    """Return the axis along which something stands behind `latents` in what a denoiser reads, and how many are theirs.
+
+    None where nothing does.
+    """
+    if not isinstance(whole, torch.Tensor) or whole.ndim != latents.ndim:
+        return None
+    longer = [axis for axis, count in enumerate(latents.shape) if whole.shape[axis] != count]
+    if len(longer) != 1 or longer[0] == 0 or whole.shape[longer[0]] < latents.shape[longer[0]]:
+        return None
+    return longer[0], latents.shape[longer[0]]
 
 
 def output_of(output: Any) -> torch.Tensor:

@@ -38,7 +38,8 @@ from worker.training.adapter import describe
 from worker.training.best import Measured
 from worker.training.card import card
 from worker.training.checkpoint import Checkpoint, keep_last, write_whole
-from worker.training.dataset import Dataset, Example, read_dataset
+from worker.training.dataset import Dataset
+from worker.training.drawing import Draw, Drawing
 from worker.training.failures import of_disk
 from worker.training.lessons import Lessons
 from worker.training.loss_plot import plot_losses
@@ -51,7 +52,6 @@ from worker.training.wishes import Wishes
 T = TypeVar("T")
 _CHECKPOINTS = 2
 _LOOK_S = 1.0
-Draw = Callable[[Path | None, str, int], Awaitable[bytes]]
 # Ends that are nobody's fault: the state after the last step is sound.
 _STOPS = (asyncio.CancelledError, JobCancelled, JobTimeout, ShuttingDown)
 
@@ -262,27 +262,11 @@ class TrainingRun:
         def tell(done: int, total: int) -> None:
             emit(Progress("encode", done, total, "images and captions"))
 
-        of_class = await self._of_class(emit)
+        of_class = await self._drawing.of_class(emit)
         await self.turns(lambda: trainer.prepare(examples, held, lessons, tell, of_class), "train: encode")
         await self.turns(lambda: trainer.begin(checkpoint), "train: begin")
         await self.turns(lambda: trainer.share(self.subject.ranks()), "train: processes")
         return trainer
-
-    async def _of_class(self, emit: Emit) -> tuple[Example, ...]:
-        """Return images of the class, drawn by serving with the model alone; those of an earlier stretch are kept."""
-        prompt, count = self.options.class_prompt, self.options.class_images
-        if prompt is None:
-            return ()
-        place = self.folder / "class"
-        place.mkdir(exist_ok=True)
-        for index in range(count):
-            file = place / f"{index:04d}.png"
-            if not file.exists():
-                emit(Progress("encode", index, count, "images of the class"))
-                partial = file.with_suffix(".partial")
-                partial.write_bytes(await self.draw(None, prompt, self.options.seed + index))
-                partial.replace(file)
-        return read_dataset(place, caption=prompt).examples
 
     def _turn(self, trainer: Trainer, emit: Emit, stop: StopSignal, ends: float) -> None:
         """Take the steps of one turn: up to the next checkpoint, or until others shall have the device."""
@@ -373,13 +357,11 @@ class TrainingRun:
         return facts | {"training.step": str(step)}
 
     async def _samples(self, file: Path | None, step: int) -> None:
-        for index, prompt in enumerate(self.options.samples):
-            target = self.folder / "samples" / f"step-{step:06d}-{index + 1}.png"
-            target.parent.mkdir(exist_ok=True)
-            partial = target.with_suffix(".partial")
-            partial.write_bytes(await self.draw(file, prompt, self.options.seed))
-            partial.replace(target)  # who watches sees it whole
-            self.log.sample(step, index + 1, target)
+        await self._drawing.samples(file, step, lambda number, target: self.log.sample(step, number, target))
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.folder, self.options, self.dataset, self.draw)
 
 
 async def _to_its_end(work: Awaitable[None]) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from worker.core.errors import InvalidOutput, UnsupportedModel
 from worker.core.training import TrainingOptions
 from worker.training.checkpoint import Checkpoint, optimizer_tensors, set_optimizer_tensors
-from worker.training.cuts import Cut, cuts_of, steadily
+from worker.training.cuts import Cut, cut_beside, cuts_of, steadily
 from worker.training.dataset import Example, mirrored
 from worker.training.hosts import Learner, Learning, learner_of
 from worker.training.lessons import Lessons, grouped, joined, read_call, read_weights
@@ -80,9 +81,10 @@ class Trainer:
         """
         learnt = [*examples, *(mirrored(each) for each in examples if self._options.flip)]
         steady = steadily(self._options)
-        first = self._cuts(learnt[0], steady)[0].of(learnt[0].raster())
-        self._habits = habits_of(self._pipe, first, self._options.seed)
-        self._mask_weights = MaskWeights(self._pipe, self._habits)
+        first = self._cuts(learnt[0], steady)[0]
+        source = self._source(learnt[0], first)
+        self._habits = habits_of(self._pipe, first.of(learnt[0].raster()), self._options.seed, source)
+        self._mask_weights = MaskWeights(self._pipe, self._habits, edits=source is not None)
         total, found = len(learnt) + len(held) + len(of_class), []
         for index, example in enumerate([*learnt, *held, *of_class]):
             is_learnt = index < len(learnt)
@@ -116,11 +118,25 @@ class Trainer:
             return Lesson(example, cut, mask=mask)
         image = cut.of(example.raster())
 
+        def rehearsed(words: str) -> DenoiserCall:
+            source = self._source(example, cut)
+            return rehearse(self._pipe, self._habits, image, words, _seed_of(example), source)
+
         def file(words: str) -> Path:
-            key = (example.digest, words, *astuple(cut))
-            return lessons.call(key, lambda: rehearse(self._pipe, self._habits, image, words, _seed_of(example)))
+            source = () if example.source is None else (example.source.digest, *astuple(self._source_cut(example, cut)))
+            return lessons.call((example.digest, words, *astuple(cut), *source), lambda: rehearsed(words))
 
         return Lesson(example, cut, file(example.caption), file(""), mask)
+
+    def _source(self, example: Example, cut: Cut) -> Image | None:
+        """Return what this part of an image is made of, if it is made of another."""
+        return None if example.source is None else self._source_cut(example, cut).of(example.source.raster())
+
+    def _source_cut(self, example: Example, cut: Cut) -> Cut:
+        if example.source is None:
+            return cut
+        shapes = (example.width, example.height), (example.source.width, example.source.height)
+        return cut_beside(cut, *shapes, self._options, self._grid)
 
     def begin(self, checkpoint: Checkpoint | None = None) -> None:
         """Lay in what learns, as it was at `checkpoint` or fresh. Raises UnsupportedModel, InvalidRequest."""
@@ -272,24 +288,23 @@ class Trainer:
 
     def _anew(self, lesson: Lesson, words: str) -> DenoiserCall:
         """Return the call with words as they are read by now."""
-        image = lesson.cut.of(lesson.example.raster())
+        example = lesson.example
+        image, source = lesson.cut.of(example.raster()), self._source(example, lesson.cut)
         text = self.learner.prompt(words)
-        return read_anew(self._pipe, self._habits, image, text, _seed_of(lesson.example))
+        return read_anew(self._pipe, self._habits, image, text, _seed_of(example), source)
 
     def _losses(self, call: DenoiserCall, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         clean = call.clean.float()
-        noisy = self._objective.noisy(clean, noise, times).to(call.clean.dtype)
-        sample = call.arguments[call.sample_name]
+        noisy = self._objective.noisy(clean, noise, times)
         told = self._habits.told(times.double())
         seen = torch.as_tensor(call.arguments[call.time_name])
         arguments = {
-            **call.arguments,
-            call.sample_name: list(noisy) if isinstance(sample, list) else noisy,
+            **call.at(noisy).arguments,
             call.time_name: told.to(noisy.device, seen.dtype),
         }
         half = self._parameter.dtype != torch.float32
         with torch.autocast(noisy.device.type, self._parameter.dtype if half else torch.bfloat16, enabled=half):
-            predicted = output_of(self._denoiser(**arguments))
+            predicted = call.own(output_of(self._denoiser(**arguments)))
         return self._objective.loss(predicted * self._habits.sign, clean, noise, times, call.weight)
 
 

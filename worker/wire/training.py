@@ -28,7 +28,7 @@ _OWN = ("model", "name", "data", "minutes", "max_usd", "candidate")
 # What a folder of checkpoints and its device decide is the operator's, and no caller's.
 _OPTIONS = tuple(name for name in TrainingOptions.model_fields if name != "dtype")
 FIELDS = (*_OWN, *_OPTIONS)
-_OF_AN_EXAMPLE = {"image", "caption", "mask", "repeats"}
+_OF_AN_EXAMPLE = {"image", "caption", "mask", "repeats", "source"}
 _FORMS = (
     'a list of images, as [{"image": "https://…", "caption": "a cat"}]; a ZIP file as base64 or an https URL; '
     "hf:org/name, a public dataset of the Hub; or volume:NAME, a folder below the volume's datasets"
@@ -101,16 +101,16 @@ def _example(item: JsonValue, index: int) -> SentExample:
     entry: JsonValue = {"image": item} if isinstance(item, str) else item
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or entry.keys() - _OF_AN_EXAMPLE:
         raise InvalidRequest(
-            f'data[{index}] must be an image or {{"image": "…", "caption": "…", "mask": "…", "repeats": 1}}; '
-            f"{shown(entry)[:80]} was sent.",
+            f'data[{index}] must be an image or {{"image": "…", "caption": "…", "mask": "…", "source": "…", '
+            f'"repeats": 1}}; {shown(entry)[:80]} was sent.',
             field="data",
         )
     try:
         return SentExample.model_validate(entry)
     except ValidationError:
         raise ParameterOutOfRange(
-            f"data[{index}].caption must be a text of at most 2000 characters, its mask an image, and its repeats a "
-            f"whole number between 1 and {MAX_REPEATS:,}.",
+            f"data[{index}].caption must be a text of at most 2000 characters, its mask and its source images, and its "
+            f"repeats a whole number between 1 and {MAX_REPEATS:,}.",
             field="data",
         ) from None
 
@@ -181,6 +181,7 @@ def _dataset(facts: DatasetFacts) -> dict[str, JsonValue]:
         "images_with_repeats": facts.repeated,
         "captions": facts.captions,
         "masks": facts.masks,
+        "sources": facts.sources,
         "smallest": facts.smallest,
         "largest": facts.largest,
         "faults": [*facts.faults],

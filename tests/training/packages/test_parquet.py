@@ -69,6 +69,14 @@ def test_plain_binaries_and_other_names_are_read(fetched):
     assert (folder / "000000.txt").read_text() == "a cat"
 
 
+def test_pairs_are_read_with_their_instructions(fetched):
+    source, target = image(0), image(1)
+    words = {"instruction": ["be blue"], "text": ["a cat"]}
+    folder = fetched({"input_image": [source], "edited_image": [target], **words}, files=["data/rows.parquet"])
+    (example,) = read_dataset(folder).examples
+    assert (example.read(), example.source.read(), example.caption) == (target, source, "be blue")
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [

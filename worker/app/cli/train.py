@@ -145,6 +145,7 @@ def _say_what_is_there(terminal: Terminal, options: TrainingOptions, dataset: Da
         "images_with_repeats": dataset.lessons,
         "captions": sum(bool(each.caption) for each in dataset.examples),
         "masks": sum(each.mask is not None for each in dataset.examples),
+        "sources": sum(each.source is not None for each in dataset.examples),
         "smallest": min(min(each.width, each.height) for each in dataset.examples),
         "largest": max(max(each.width, each.height) for each in dataset.examples),
         "times_each_image_is_seen": round(dataset.rounds(options), 1),

@@ -118,7 +118,12 @@ class Material:
             nonlocal total
             name = ""
             async with places:
-                for text, ending, caption in ((example.image, "", example.caption), (example.mask, ".mask", "")):
+                parts = (
+                    (example.image, "", example.caption),
+                    (example.mask, ".mask", ""),
+                    (example.source, ".source", ""),
+                )
+                for text, ending, caption in parts:
                     if text is None:
                         continue
                     body = await self._image(text, f"data[{index}]{ending}")
