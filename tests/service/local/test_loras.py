@@ -1,11 +1,13 @@
 """LoRA files before anything is loaded: which one is meant, what it is, and why it is refused."""
 
+import hashlib
 import json
 
 import pytest
 
 from tests.catalog.corpus import index, sparse_file, stored
 from worker.core.errors import WorkerError
+from worker.service.local import weights
 
 PLAIN = {"base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 768)}
 PLAIN |= {"base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_B.weight": (640, 4)}
@@ -49,6 +51,16 @@ async def test_of_several_files_one_has_to_be_named(context, adapters, folder):
     assert error.details["files"] == ["epoch-1.safetensors", "epoch-2.safetensors"]
     await context.draw(loras=[{"model": f"file:{folder}", "weight_name": "epoch-2.safetensors"}])
     assert adapters[-1].files.root.name == "epoch-2.safetensors"
+
+
+async def test_what_the_store_has_held_against_its_digest_is_not_read_for_it_again(
+    context, adapters, folder, monkeypatch
+):
+    path = sparse_file(folder / "style.safetensors", index(PLAIN))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(weights, "_sha256", lambda path: pytest.fail("read as a whole"))
+    await context.draw(loras=[f"file:{path}?sha256={digest}"])
+    assert adapters[-1].sha256 == digest
 
 
 @pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"])

@@ -10,6 +10,9 @@ call `parse_header`. For safetensors the first answer is final; the length of a 
 """
 
 import math
+import os
+import threading
+import time
 from pathlib import Path
 from typing import TypeGuard
 
@@ -28,6 +31,12 @@ MAX_PAIRS = 10_000  # of metadata; kohya writes about 100
 MAX_VALUE_CHARS = 2**20  # of one value that is kept; kohya's tag tables are longer, and nobody asks for them
 FORMAT_LIMIT = 100_000_000  # the format's own limit
 SNIFF_BYTES = 512
+# The last headers that were read: a model is looked at for its kind, its size and its layers, one after the other. A
+# file that was just written may be written again without another time.
+_RECENT = 4
+_SETTLED_NS = 2_000_000_000
+_recent: dict[tuple[str, int, int, int], TensorIndex] = {}
+_lock = threading.Lock()
 
 # A tensor is an object of three fields and two lists, a pair of metadata two texts.
 _LIMITS = JsonLimits(MAX_TENSORS * (6 + 2 * MAX_RANK) + MAX_PAIRS, 5 * MAX_TENSORS + 2 * MAX_PAIRS + 1, 3)
@@ -46,8 +55,11 @@ def read_header(path: Path, allow_pickles: bool = False) -> TensorIndex:
     name = path.name
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
+            state = os.fstat(file.fileno())
+            key = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+            if (known := _recent.get(key)) is not None:
+                return known
+            size = state.st_size
             prefix = file.read(SNIFF_BYTES)
             if allow_pickles and is_pickle(prefix):
                 return read_pickle(path)
@@ -64,7 +76,17 @@ def read_header(path: Path, allow_pickles: bool = False) -> TensorIndex:
         raise CorruptFile(
             f"{name} cannot be read ({error.strerror}); check the volume, or download it again."
         ) from None
-    return parse_header(prefix, size, name)
+    index = parse_header(prefix, size, name)
+    if time.time_ns() - state.st_mtime_ns > _SETTLED_NS:
+        _remember(key, index)
+    return index
+
+
+def _remember(key: tuple[str, int, int, int], index: TensorIndex) -> None:
+    with _lock:
+        _recent[key] = index
+        if len(_recent) > _RECENT:
+            _recent.pop(next(iter(_recent)))
 
 
 def header_end(prefix: bytes, file_bytes: int, name: str) -> int:

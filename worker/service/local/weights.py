@@ -28,6 +28,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class WeightFacts:
+    """What one reading of a component's weight file tells of the memory that it needs.
+
+    `layers` is the number that the names of its tensors count. `held` are its weights, and its bytes that stay
+    quantized in memory.
+    """
+
+    parameters: int
+    layers: int
+    held: tuple[int, int]
+    reducible: Reducible
+
+
+@dataclass(frozen=True, slots=True)
 class LoraFile:
     """The kind of a LoRA file, its SHA-256, and the facts of its header."""
 
@@ -50,15 +64,16 @@ class AdapterFile:
 def count_parameters(root: Path) -> dict[str, int]:
     """Count each component's weights, from the headers alone. This is also a first check for damaged files."""
     if root.is_file():
-        return {"model": _unchanged(_count, root)}
+        return {"model": _facts(root).parameters}
     if (root / "config.json").is_file():  # one component alone
         groups = _sets(safetensors_files(root))
-        return {"model": max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)}
+        return {"model": max((sum(_facts(path).parameters for path in group) for group in groups), default=0)}
     counts: dict[str, int] = {}
     for component in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         groups = _sets(safetensors_files(component))
         # Variants and splits lie side by side; the largest stands for the component.
-        counts[component.name] = max((sum(_unchanged(_count, path) for path in group) for group in groups), default=0)
+        sums = [sum(_facts(path, component.name).parameters for path in group) for group in groups]
+        counts[component.name] = max(sums, default=0)
         _check_described(component, counts[component.name], [path for group in groups for path in group])
     return {name: count for name, count in counts.items() if count}
 
@@ -67,7 +82,7 @@ def _check_described(component: Path, parameters: int, files: Collection[Path]) 
     """Raise CorruptFile if the config in `component` describes far more than its files hold."""
     config = component / "config.json"
     if files and config.is_file():
-        layers = max(_unchanged(_layers, path) for path in files)
+        layers = max(_facts(path, component.name).layers for path in files)
         check_files(f"{component.name}/{config.name}", read_json(config), parameters, layers)
 
 
@@ -80,7 +95,7 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
     packed = _packed(files.root)
     counts |= dict.fromkeys(packed, 0)
     if files.root.is_file():
-        counts["model"], packed["model"] = _unchanged(_held, files.root)
+        counts["model"], packed["model"] = _facts(files.root).held
     if files.base is not None:
         for name, count in count_parameters(files.base).items():
             if name in missing if missing is not None else name not in DENOISERS:
@@ -88,7 +103,7 @@ def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[st
     for name, path in files.parts.items():
         counts[name] = count_parameters(path).get(name, 0) or sum(count_parameters(path).values())
         if name in DENOISERS and path.is_file():
-            counts[name], packed[name] = _unchanged(_held, path)
+            counts[name], packed[name] = _facts(path).held
     return {name: count for name, count in counts.items() if count}, {
         name: size for name, size in packed.items() if size
     }
@@ -101,9 +116,9 @@ def count_reducible(files: ModelFiles) -> dict[str, Reducible]:
         place = _place_of(name, files)
         groups = [[place]] if place.is_file() else _sets(safetensors_files(place))
         # Of the sets that lie side by side the one that was counted.
-        of_count = [group for group in groups if sum(_unchanged(_count, path) for path in group) == most]
+        of_count = [group for group in groups if sum(_facts(path, name).parameters for path in group) == most]
         for group in of_count[:1]:
-            counts[name] = sum((_unchanged(partial(_reducible, name), path) for path in group), Reducible())
+            counts[name] = sum((_facts(path, name).reducible for path in group), Reducible())
     return counts
 
 
@@ -137,14 +152,20 @@ def _packed(root: Path) -> dict[str, int]:
     return packed
 
 
-def examine_adapter(path: Path) -> AdapterFile:
-    """Read an adapter other than a LoRA. Raises CorruptFile, UnsafeFormat … for an unreadable file."""
-    return _unchanged(_examine_adapter, path)
+def examine_adapter(path: Path, sha256: str | None = None) -> AdapterFile:
+    """Read an adapter other than a LoRA; the file is read as a whole if its digest is not known.
+
+    Raises CorruptFile, UnsafeFormat … for an unreadable file.
+    """
+    return _unchanged(partial(_examine_adapter, sha256), path)
 
 
-def examine_lora(path: Path) -> LoraFile:
-    """Read a LoRA file's kind and header. Raises CorruptFile, UnsafeFormat … for an unreadable file."""
-    return _unchanged(_examine_lora, path)
+def examine_lora(path: Path, sha256: str | None = None) -> LoraFile:
+    """Read a LoRA file's kind and header; the file is read as a whole if its digest is not known.
+
+    Raises CorruptFile, UnsafeFormat … for an unreadable file.
+    """
+    return _unchanged(partial(_examine_lora, sha256), path)
 
 
 def file_sha256(path: Path) -> str:
@@ -158,27 +179,20 @@ def _unchanged(read: Callable[[str, int, int], T], path: Path) -> T:
     return read(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=4_096)
-def _count(path: str, size: int, mtime_ns: int) -> int:
-    return read_header(Path(path)).parameters
+def _facts(path: Path, component: str = "model") -> WeightFacts:
+    return _unchanged(partial(_read_facts, component), path)
 
 
 @lru_cache(maxsize=4_096)
-def _reducible(component: str, path: str, size: int, mtime_ns: int) -> Reducible:
-    tensors = read_header(Path(path)).tensors
-    return Reducible.of(component, {name: shape for name, (_, shape) in tensors.items()})
-
-
-@lru_cache(maxsize=4_096)
-def _layers(path: str, size: int, mtime_ns: int) -> int:
-    """Return the number of layers that the names of a file's tensors count."""
-    parts = (part for name in read_header(Path(path)).tensors for part in name.split("."))
-    return 1 + max((int(part[:9]) for part in parts if part.isdecimal()), default=-1)
-
-
-@lru_cache(maxsize=4_096)
-def _held(path: str, size: int, mtime_ns: int) -> tuple[int, int]:
-    return held(read_header(Path(path)))
+def _read_facts(component: str, path: str, size: int, mtime_ns: int) -> WeightFacts:
+    header = read_header(Path(path))
+    parts = {part for name in header.tensors for part in name.split(".")}
+    return WeightFacts(
+        header.parameters,
+        1 + max((int(part[:9]) for part in parts if part.isdecimal()), default=-1),
+        held(header),
+        Reducible.of(component, {name: shape for name, (_, shape) in header.tensors.items()}),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -187,13 +201,13 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
+def _examine_lora(sha256: str | None, path: str, size: int, mtime_ns: int) -> LoraFile:
     file = Path(path)
     header = read_header(file)
     keys = read_keys({name: shape for name, (_, shape) in header.tensors.items()})
     return LoraFile(
         detect_header(header, file.name),
-        _sha256(file),
+        sha256 or file_sha256(file),
         keys,
         read_scaling(header.metadata, _adapter_config(file)),
         trigger_words(header.metadata, keys.embeddings),
@@ -201,10 +215,10 @@ def _examine_lora(path: str, size: int, mtime_ns: int) -> LoraFile:
 
 
 @lru_cache(maxsize=64)
-def _examine_adapter(path: str, size: int, mtime_ns: int) -> AdapterFile:
+def _examine_adapter(sha256: str | None, path: str, size: int, mtime_ns: int) -> AdapterFile:
     file = Path(path)
     header = read_header(file)
-    return AdapterFile(detect_header(header, file.name), header, _sha256(file))
+    return AdapterFile(detect_header(header, file.name), header, sha256 or file_sha256(file))
 
 
 def _adapter_config(path: Path) -> Mapping[str, JsonValue] | None:

@@ -71,7 +71,7 @@ class AdapterFetcher:
         self,
         source: ModelSource,
         field: str,
-        examine: Callable[[Path], T],
+        examine: Callable[[Path, str | None], T],
         emit: Emit,
         stop: StopSignal,
         usual_names: frozenset[str] = frozenset(),
@@ -83,9 +83,11 @@ class AdapterFetcher:
         with blamed_on(field):
             files = self.store.ensure(source, None, emit, stop)
             if not files.is_single_file:
-                files = replace(files, root=only_weights(files.root, usual_names, source.reference, field))
-            files = self._harmless(files)
-            return files, examine(files.root)
+                only = only_weights(files.root, usual_names, source.reference, field)
+                files = replace(files, root=only, sha256=None)
+            harmless = self._harmless(files)
+            # A pickle was written anew; of any other file the store has held the content against this digest.
+            return harmless, examine(harmless.root, files.sha256 if harmless.root == files.root else None)
 
     def _harmless(self, files: ModelFiles) -> ModelFiles:
         with self.store.harmless(files.root):
