@@ -66,6 +66,26 @@ def test_the_same_command_goes_on_and_another_training_is_refused_there(volume):
     assert "another training" in line
 
 
+def test_weights_in_fewer_bits_are_trained_and_sampled_with(volume):
+    said(invoke("train", STYLE, "-o", "out", *QUICK, "--precision", "4bit"))
+    said(
+        invoke(
+            "run",
+            PROMPT,
+            "--seed",
+            "0",
+            "--lora",
+            "out/train-style.safetensors",
+            "-o",
+            "1.png",
+            "--param",
+            "precision=4bit",
+        )
+    )
+    assert pixels("1.png") == pixels(max((volume / "out/samples").iterdir()))
+    assert "--precision" in failed(invoke("train", STYLE, "-o", "other", *QUICK, "--precision", "2bit"))
+
+
 def test_what_came_of_it_is_published_with_its_card(volume, monkeypatch):
     with FakeHub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)

@@ -15,6 +15,7 @@ from worker.app.settings import Settings
 from worker.app.stores import build_bucket
 from worker.catalog.call import Model
 from worker.catalog.interface.adapters import takes_loras
+from worker.catalog.interface.precisions import for_training
 from worker.catalog.interface.sizes import size_bounds
 from worker.catalog.licences import warning_of
 from worker.core.device import DeviceInfo, LoadPlan
@@ -22,7 +23,6 @@ from worker.core.errors import OutOfMemory, UnsupportedModel, WorkerError
 from worker.core.fingerprint import fingerprint
 from worker.core.image import Raster
 from worker.core.model import ModelFiles, ModelSpec, Task
-from worker.core.precision import DTYPES
 from worker.core.result import Emit, Progress
 from worker.core.training import DatasetFacts, TrainingOutcome, TrainingPlan
 from worker.core.turn import StopSignal
@@ -76,6 +76,7 @@ class DeviceTrainer:
         from worker.training.run import TrainingRun
 
         check_demands(order.options)
+        for_training(order.model, order.options.precision)
         dataset = await self.pools.decoding.run(_read, order)
         order.on_data(_facts(dataset))
         pipeline = _pipeline(order.model, dataset.has_sources)
@@ -83,8 +84,10 @@ class DeviceTrainer:
         meter = _Meter(self.engine)
 
         async def draw(file: Path | None, prompt: str, seed: int, source: Raster | None) -> bytes:
-            adapters: dict[str, list[str]] = {} if file is None else {order.options.field: [str(file)]}
-            return await self.draw(order.model, adapters, prompt, seed, source)
+            fields: dict[str, Any] = {} if file is None else {order.options.field: [str(file)]}
+            if order.options.precision is not None:
+                fields["precision"] = order.options.precision
+            return await self.draw(order.model, fields, prompt, seed, source)
 
         def heard(progress: Progress) -> None:
             self.engine.watchdog.hear(progress, files.total_bytes, work="train")
@@ -127,6 +130,7 @@ class DeviceTrainer:
         from worker.training.demands import check_demands
 
         check_demands(order.options)
+        for_training(order.model, order.options.precision)
         dataset = await self.pools.decoding.run(_read, order)
         _pipeline(order.model, dataset.has_sources)
         options, bounds = order.options, size_bounds(order.model)
@@ -200,20 +204,17 @@ class DeviceTrainer:
     def _loading(self, order: Order, files: ModelFiles, engine: ResidentEngine | None) -> LoadPlan:
         """Plan the trainer's own copy of the pipeline. Runs in the engine's thread."""
         self._processes(order)
-        spec = order.model.spec
-        # It is trained whole and on one device, however it is served.
-        dtype = order.options.dtype or DTYPES.get(spec.precision or "auto") or spec.dtype
-        spec = spec.model_copy(update={"dtype": dtype, "precision": None, "device_map": None})
-        model = Model(spec, order.model.detection)
+        model = for_training(order.model, order.options.precision)
         plan = self._plan(model, files)
         if (plan is None or plan.offload != "none") and engine is not None:
             for each in engine.resident_models:  # they come back with the next job for them
                 engine.unload(each)
             plan = self._plan(model, files)
         if plan is None or plan.offload != "none":
+            form = f"in {order.options.precision}" if order.options.precision else "as a whole"
             raise UnsupportedModel(
-                f"{spec.id} does not fit into the memory of {self.device().name} as a whole, and an offloaded model "
-                "cannot be trained; use a larger device or a smaller model.",
+                f"{model.spec.id} does not fit into the memory of {self.device().name} {form}, and an offloaded model "
+                "cannot be trained; use a larger device, a smaller model or a precision of fewer bits.",
                 field="model",
             )
         return plan

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from worker.core.model import Parsed
-from worker.core.precision import DType
 
 Method = Literal["lora", "dora", "loha", "lokr", "embedding"]
 AdapterField = Literal["loras", "embeddings"]
@@ -16,6 +15,8 @@ OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
 MaskKind = Literal["files", "alpha", "off"]
 Targets = Literal["attention", "linear", "all"]
 Crop = Literal["center", "random", "none"]
+
+Held = Literal["bf16", "fp16", "fp32", "fp8", "int8", "8bit", "4bit"]  # a precision; not the one that fits by chance
 
 MAX_STEPS = 100_000
 MAX_RANK = 256
@@ -111,8 +112,11 @@ class TrainingOptions(BaseModel):
     """Prompts that are drawn at every checkpoint, by the serving engine with the very file of that checkpoint."""
     tensorboard: bool = False
     """Write files for TensorBoard, too: losses, learning rate, samples."""
-    dtype: DType | None = None
-    """The dtype of the frozen weights; the model's own when None. What learns is float32."""
+    precision: Held | None = None
+    """How the frozen weights are held, in fewer bits or in a dtype; whole and in the model's own when None.
+
+    What learns is float32. Samples are generated in it, too.
+    """
 
     @property
     def images_a_step(self) -> int:

@@ -39,8 +39,8 @@ def targets_in(denoiser: nn.Module, targets: Targets) -> list[str]:
         names = [name for name in names if _ATTENTION.search(name)]
     if not names:
         raise UnsupportedModel(
-            f"{type(denoiser).__name__} has no layers of plain weights that targets={targets!r} means; "
-            "quantized models are trained in their whole precision.",
+            f"{type(denoiser).__name__} has no layers that targets={targets!r} means, or its file keeps them in a form "
+            "of their own; choose other targets, or a repository of plain weights and a precision.",
             field="targets",
         )
     return names

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from worker.core.errors import InvalidRequest, UnsupportedModel
+from worker.core.precision import WAYS
 from worker.core.training import TrainingOptions
 
 _OPTIMIZERS = {"prodigy": "prodigyopt", "adamw8bit": "bitsandbytes"}  # whose package it is
@@ -13,6 +14,12 @@ def check_demands(options: TrainingOptions) -> None:
     if options.patience is not None and not options.held_out:
         raise InvalidRequest(
             "patience needs images that are not learnt; send held_out, too, such as 0.1.", field="patience"
+        )
+    if options.method == "dora" and options.precision in WAYS:
+        raise UnsupportedModel(
+            f"method dora reads whole weights, and precision {options.precision} holds them in fewer bits; choose "
+            "lora, or leave precision out.",
+            field="method",
         )
     if (package := _OPTIMIZERS.get(options.optimizer)) is not None:
         _check_package("optimizer", f"optimizer={options.optimizer}", package, "choose adamw")

@@ -16,6 +16,7 @@ from worker.core.training import TrainingOptions
 from worker.training.checkpoint import Checkpoint, optimizer_tensors, set_optimizer_tensors
 from worker.training.cuts import Cut, cut_beside, cuts_of, steadily
 from worker.training.dataset import Example, mirrored
+from worker.training.frozen import open_gradients
 from worker.training.hosts import Learner, Learning, learner_of
 from worker.training.lessons import Lessons, grouped, joined, read_call, read_weights
 from worker.training.mask_weights import MaskWeights
@@ -140,6 +141,13 @@ class Trainer:
 
     def begin(self, checkpoint: Checkpoint | None = None) -> None:
         """Lay in what learns, as it was at `checkpoint` or fresh. Raises UnsupportedModel, InvalidRequest."""
+        reduced = open_gradients(self._pipe, self._parameter.dtype)
+        if reduced and self._options.method == "dora":
+            raise UnsupportedModel(
+                "method dora reads whole weights, and this model's are held in fewer bits; choose lora, or leave "
+                "precision out.",
+                field="method",
+            )
         self._learner = learner = learner_of(self._pipe, (self.prefix, self._denoiser), self._options)
         if hasattr(self._denoiser, "enable_gradient_checkpointing") and self._parameter.device.type != "cpu":
             self._denoiser.enable_gradient_checkpointing()

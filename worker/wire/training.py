@@ -25,8 +25,7 @@ from worker.wire.texts import kind_of, shown, utf8
 from worker.wire.validation import field_error
 
 _OWN = ("model", "name", "data", "minutes", "max_usd", "candidate")
-# What a folder of checkpoints and its device decide is the operator's, and no caller's.
-_OPTIONS = tuple(name for name in TrainingOptions.model_fields if name != "dtype")
+_OPTIONS = (*TrainingOptions.model_fields,)
 FIELDS = (*_OWN, *_OPTIONS)
 _OF_AN_EXAMPLE = {"image", "caption", "mask", "repeats", "source"}
 _FORMS = (

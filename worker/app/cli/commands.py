@@ -129,6 +129,7 @@ def _add_train(commands: Any) -> None:
         ("--ema", "X", "deliver a running mean of the steps, with this decay, such as 0.99"),
         ("--method", "NAME", "lora, dora, loha, lokr, or embedding: the word of --trigger alone"),
         ("--rank", "N", "the size of the adapter"),
+        ("--precision", "NAME", "how the model's own weights are held: fp8, int8, 8bit, 4bit, bf16, fp16 or fp32"),
         ("--targets", "NAME", "the layers that learn: attention, linear or all"),
         ("--resolution", "N", "side of a square of as many pixels as an image is learnt with"),
         ("--trigger", "WORD", "a word that every caption begins with"),

@@ -69,6 +69,16 @@ def settled(model: Model, default: Precision | None) -> Model:
     return replace(model, spec=model.spec.model_copy(update={"precision": default}))
 
 
+def for_training(model: Model, precision: Precision | None) -> Model:
+    """Return the model as a training holds it, however it is served: on one device, whole or in this precision.
+
+    Raises UnsupportedModel if it cannot be had in that.
+    """
+    dtype = DTYPES.get(model.spec.precision or "auto") or model.spec.dtype
+    held = {"dtype": dtype, "precision": precision, "device_map": None}
+    return settled(replace(model, spec=model.spec.model_copy(update=held)), None)
+
+
 def _in_a_dtype_it_takes(model: Model) -> Model:
     """Return the model in another dtype where its class cannot compute in its own, or in the usual one: bfloat16."""
     taken = dtypes(model)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.catalog.call import Model
+from worker.catalog.interface.precisions import for_training
 from worker.catalog.interface.sizes import size_bounds
 from worker.core.errors import InvalidRequest, Overloaded
 from worker.core.fingerprint import fingerprint
@@ -121,7 +122,7 @@ class Trainings:
     async def plan(self, request: TrainingRequest) -> TrainingPlan:
         """Say what a training would take, and what is wrong with its data. The data is kept for the training."""
         order = await self._order(request)
-        whole = replace(order.model, spec=order.model.spec.model_copy(update={"device_map": None}))
+        whole = for_training(order.model, request.options.precision)
         plan, report = await self.trains.plan(order), await self.device.plan_of(whole)
         fits, reason = report.fits, report.reason
         if report.plan is not None and report.plan.offload != "none":
