@@ -21,7 +21,7 @@ from worker.media.images import to_pil
 from worker.training import masks as mask_files
 from worker.training.masks import MASKS, Mask
 from worker.training.repeats import repeats_of
-from worker.training.sources import Files, Source, check_all, source_of, sources_among
+from worker.training.sources import Files, Source, SourceNames, check_all, source_of, sources_among
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 CAPTION_FILES = ("metadata.jsonl", "captions.jsonl")
@@ -114,11 +114,8 @@ def read_dataset(
     be learnt.
     """
     files = _zip_files(path) if path.is_file() else _folder_files(path)
-    found, lines = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)], _listed(files)
-    masks = MASKS.among(found)
-    found_masks = {each for each in found if MASKS.says_it(each)} | {*masks.values()}
-    sources = sources_among([each for each in found if each not in found_masks], lambda name: _line_of(lines, name))
-    images = [each for each in found if each not in found_masks and not sources.is_source(each)]
+    lines = _listed(files)
+    images, masks, sources = _told_apart(files, lines)
     if not images:
         raise InvalidRequest(
             f"data holds no image in {path.name[:80]}; give a folder or a ZIP file of PNG, JPEG or WebP images.",
@@ -126,8 +123,6 @@ def read_dataset(
         )
     if len(images) > MAX_IMAGES:
         raise InvalidRequest(f"data holds {len(images):,} images; at most {MAX_IMAGES:,} are learnt.", field="data")
-    lost = found_masks - {*masks.values()}
-    faults = [f"{each} is a mask, and its image is not there." for each in sorted(lost)] + [*sources.faults]
 
     def written(text: str, name: str) -> str:
         return _caption(trigger, template, text or caption or "", name)
@@ -139,7 +134,19 @@ def read_dataset(
     if mask != "off":
         kept, complaints = _with_masks(kept, {name: files[each] for name, each in masks.items()}, masks, mask)
         repeats += complaints
-    return Dataset(kept, (*faults, *unread, *repeats, *_alike(kept), *_without_words(kept)))
+    return Dataset(kept, (*sources.faults, *unread, *repeats, *_alike(kept), *_without_words(kept)))
+
+
+def _told_apart(files: Files, lines: Lines) -> tuple[list[str], dict[str, str], SourceNames]:
+    """Return the names of images, the masks of these, and their sources, with what is wrong with the names of both."""
+    found = [name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES)]
+    masks = MASKS.among(found)
+    all_masks = {each for each in found if MASKS.says_it(each)} | {*masks.values()}
+    others = [each for each in found if each not in all_masks]
+    sources = sources_among(others, lambda name: _line_of(lines, name))
+    lost = sorted(all_masks - {*masks.values()})
+    faults = (*(f"{each} is a mask, and its image is not there." for each in lost), *sources.faults)
+    return [each for each in others if not sources.is_source(each)], masks, replace(sources, faults=faults)
 
 
 def read_as_asked(path: Path, options: TrainingOptions) -> Dataset:

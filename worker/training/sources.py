@@ -66,8 +66,19 @@ class SourceNames:
 
 def sources_among(names: Sequence[str], line_of: Callable[[str], Mapping[str, Any]]) -> SourceNames:
     """Return the sources among a dataset's images. `line_of` returns an image's line of metadata.jsonl."""
-    there, faults = set(names), []
-    found = SOURCES.among(names)
+    listed, faults = _listed(names, line_of)
+    found = SOURCES.among(names) | listed
+    used = {*found.values()}
+    found = {name: source for name, source in found.items() if name not in used}
+    has_folder = any(SOURCES.is_inside(each) for each in used)
+    lost = {each for each in names if SOURCES.says_it(each) or (has_folder and SOURCES.is_inside(each))} - used
+    faults += [f"{each} is a source, and its image is not there." for each in sorted(lost)]
+    return SourceNames(found, frozenset(lost), tuple(faults))
+
+
+def _listed(names: Sequence[str], line_of: Callable[[str], Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Return the sources that lines name, by their images, and a sentence on each that is not there."""
+    there, found, faults = set(names), dict[str, str](), []
     for name in names:
         wanted = line_of(name).get("source")
         if not isinstance(wanted, str) or not wanted:
@@ -78,12 +89,7 @@ def sources_among(names: Sequence[str], line_of: Callable[[str], Mapping[str, An
             faults.append(f"{wanted[:80]} is named as the source of {name}, and it is not there.")
         else:
             found[name] = source
-    used = {*found.values()}
-    found = {name: source for name, source in found.items() if name not in used}
-    has_folder = any(SOURCES.is_inside(each) for each in used)
-    lost = {each for each in names if SOURCES.says_it(each) or (has_folder and SOURCES.is_inside(each))} - used
-    faults += [f"{each} is a source, and its image is not there." for each in sorted(lost)]
-    return SourceNames(found, frozenset(lost), tuple(faults))
+    return found, faults
 
 
 def source_of(name: str, read: Callable[[], bytes]) -> Source:
