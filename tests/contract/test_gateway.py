@@ -28,6 +28,7 @@ OF_THE_DEVICE = {
     "run-action-unload-again",
     "health-busy",
     "measured",  # a plan
+    "fleet",  # a worker has none
     "cache",  # the worker's models on its volume
     "pull",
     "pull-unknown",

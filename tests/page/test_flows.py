@@ -272,11 +272,25 @@ def test_a_key_is_asked_for_once_and_stands_in_no_address(guarded, visit):
     other.locator(".joblist .empty").wait_for()
 
 
+def test_another_key_keeps_what_is_typed(guarded, visit):
+    page = visit(guarded)
+    give_key(page, KEYS[0])
+    field = page.locator("[data-field=prompt] textarea")
+    field.wait_for()
+    desk.prompt(page, "a red apple that")
+    page.evaluate("document.querySelector('[data-field=prompt] textarea').typed = true")
+    page.get_by_role("button", name="API key").click()
+    with page.expect_response("**/models"):
+        give_key(page, KEYS[1])
+    field.press_sequentially(" somebody ate")
+    desk.until(page, "document.querySelector('.price').textContent !== ''")
+    assert page.evaluate("document.querySelector('[data-field=prompt] textarea').typed")  # it is the same field
+    assert field.input_value() == "a red apple that somebody ate"
+
+
 @pytest.mark.parametrize("tab", ["worker", "queue", "usage", "cache", "audit", "settings"])
 def test_an_operators_page_is_for_admin_keys(guarded, visit, tab):
     page = visit(guarded, f"admin/{tab}")
-    if tab == "worker":
-        page.get_by_role("button", name="API key").click()
     give_key(page, ADMIN)
     if tab == "worker":
         page.get_by_label("Model", exact=True).fill("demo")

@@ -95,6 +95,21 @@ def test_a_gateway_s_page_says_where_an_image_would_be_generated_and_for_how_muc
     desk.generate(page, num_inference_steps=2)
 
 
+def test_a_gateway_s_operator_sees_the_fleet_loads_and_looks_after_a_worker_s_models(gateway, visit):
+    page = visit(gateway, "admin/worker")
+    page.locator("table", has=page.locator("caption", has_text="Fleet")).locator("tbody th", has_text="box").wait_for()
+    page.get_by_label("Model", exact=True).fill("demo")
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.locator(".note", has_text="It is on the device.").wait_for()
+    page.get_by_role("button", name="Unload demo", exact=True).click()
+    page.locator(".note", has_text="demo is off the device.").wait_for()
+    page.goto(f"{gateway}/ui#admin/cache")
+    assert page.get_by_label("Worker", exact=True).input_value() == "box"
+    page.get_by_label("Model", exact=True).fill("no-such-model")
+    page.get_by_role("button", name="Pull").click()
+    page.locator(".note.bad", has_text="no-such-model").wait_for()  # the worker's own words
+
+
 def test_whatever_a_worker_answers_is_only_text(worker, visit):
     page = visit(worker, "jobs")
     model = {"id": "demo", "aliases": [], "description": HOSTILE, "architecture": HOSTILE, "tasks": [HOSTILE]}
@@ -175,6 +190,6 @@ def test_every_model_of_the_box_has_a_form_that_says_what_its_schemas_examples_s
             body = json.loads(line.split(" -d '", 1)[1].removesuffix("'").replace("'\\''", "'"))
             assert body == {name: value for name, value in example.items() if name != "action"}, model
         fields = set(page.locator(".form [data-field]").evaluate_all("nodes => nodes.map(node => node.dataset.field)"))
-        unsent = {"action", "traceparent", "model", "s3Config", "progress", "previews", "profile"}
+        unsent = {"action", "traceparent", "model", "arm", "s3Config", "progress", "previews", "profile"}
         several = schema["properties"].get("images", {}).get("maxItems") != 1
         assert schema["properties"].keys() - unsent - (set() if several else {"images"}) <= fields, model

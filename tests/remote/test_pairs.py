@@ -171,3 +171,25 @@ def test_a_gateway_whose_key_is_no_admin_s_is_told_so_and_goes_on_generating(fle
             assert (refused["code"], "admin keys" in refused["hint"]) == ("unreachable", True), json.dumps(refused)
         (state,) = gateway.gateway.members.states()
         assert state.health == "well"
+
+
+def test_the_operator_sees_the_fleet_and_keeps_the_models_of_each_worker(fleet):
+    http = fleet.gateway.http
+    workers = http.get("/admin/fleet", headers=KEY).json()["workers"]
+    assert [(each["worker"], each["kind"], each["has_cache"]) for each in workers] == [
+        ("one", "http", True),
+        ("two", "http", True),
+    ]
+    assert http.get("/admin/fleet").status_code == 403
+    assert fleet.workers[0].http.get("/admin/fleet", headers=KEY).json() == {"workers": []}
+    refused = http.get("/admin/cache", headers=KEY).json()
+    assert (refused["field"], refused["error"]) == ("worker", "worker must be one of this gateway's: one, two.")
+    direct = fleet.workers[1].http.get("/admin/cache", headers=KEY).json()
+    assert http.get("/admin/cache?worker=two", headers=KEY).json() == direct
+    pulled = http.post("/admin/cache/pull?worker=two", json={"model": "any"}, headers=KEY).json()
+    assert pulled == fleet.workers[1].http.post("/admin/cache/pull", json={"model": "any"}, headers=KEY).json()
+    for path, body in (("pin", {"name": "nothing", "pinned": True}), ("remove", {"name": "nothing"})):
+        answer = http.post(f"/admin/cache/{path}?worker=one", json=body, headers=KEY).json()
+        assert (answer["code"], answer["field"]) == ("model_not_found", "name"), answer  # the worker's own words
+    refused = fleet.workers[0].http.get("/admin/cache?worker=one", headers=KEY).json()
+    assert (refused["field"], "is for gateways" in refused["error"]) == ("worker", True)

@@ -17,9 +17,11 @@ from worker.core.result import Emit, JobResult
 from worker.engine.plan import memory_ways
 from worker.remote.asking import Asker
 from worker.remote.backend import RemoteBackend
+from worker.remote.fleet import Fleet
 from worker.remote.fleet_file import FleetError, read_fleet
 from worker.remote.members import Member, Members
 from worker.remote.needs import NeedsReader
+from worker.remote.platforms.http_worker import HttpWorker
 from worker.service.accepting.judging import Judge
 from worker.service.alerts.measures import Readings
 from worker.service.discovery.fleet_golden import FleetComparer
@@ -43,6 +45,13 @@ class Gateway(Served):
     """A built gateway, with the replicas behind it."""
 
     members: Members
+
+    @property
+    def fleet(self) -> Fleet:
+        """The workers behind this gateway."""
+        workers = [each.platform for each in self.members.all.values() if isinstance(each.platform, HttpWorker)]
+        # Behind a load balancer it is any of several that answers.
+        return Fleet(self.members, {each.name: each for each in workers if each.state().kind == "http"})
 
     async def until_lost(self) -> None:
         """Wait for ever: a gateway has nothing that can be lost."""

@@ -24,6 +24,7 @@ from worker.core.quality import LeverReport
 from worker.core.turn import StopSignal
 from worker.net.fetch import ImageFetcher
 from worker.net.fetched import FetchedBytes
+from worker.remote.fleet import Fleet
 from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.links import MAX_BYTES
 from worker.service.accepting.resolving import ModelResolver, Policy
@@ -82,6 +83,11 @@ class Served:
     @property
     def volume(self) -> Volume | None:
         """The models on the volume; None where only others generate."""
+        return None
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """The workers behind a gateway; None of a worker."""
         return None
 
     def reload(self) -> None:

@@ -33,12 +33,14 @@ from worker.app.signals import end_at_once, end_once_lost, end_well_on_terminate
 from worker.catalog.operator_file import FileError
 from worker.core.discovery import Added, Find
 from worker.core.errors import InvalidRequest
+from worker.remote.fleet import Fleet
 from worker.service.jobs.store import JobStore, StoreBounds, StoreHooks
 from worker.service.limits.accounts import Accounts
 from worker.service.limits.api_keys import KeyListError, Keyring, parse_keys, read_api_keys
 from worker.service.limits.key_rights import KeyRight
 from worker.service.limits.pools import Pool
 from worker.service.limits.quotas import QuotaLimits, Quotas
+from worker.service.local.volume import Volume
 from worker.service.recipes.shelf import RecipeShelf
 from worker.transport.web.addresses import Addresses
 from worker.transport.web.auth import Authenticator
@@ -175,11 +177,22 @@ def build_app(worker: Served, *, hears_signals: bool = False, place: Place | Non
         authenticator=authenticator,
         process=place.number if place else None,
     )
-    context = replace(context, **_of_settings(settings), volume=worker.volume, addresses=_addresses(settings, place))
-    context = replace(context, recipes=_recipes(worker, place), add_model=partial(_add_model, worker))
+    context = replace(context, **_of_settings(settings), addresses=_addresses(settings, place))
+    context = replace(context, add_model=partial(_add_model, worker), **_shelves(worker, place))
     app = create_app(context, lifespan, settings.cors_origins)
     app.state.job_store = job_store
     return app
+
+
+class _Shelves(TypedDict):
+    volume: Volume | None
+    fleet: Fleet | None
+    recipes: RecipeShelf | None
+
+
+def _shelves(worker: Served, place: Place | None) -> _Shelves:
+    """Return what an operator looks after."""
+    return {"volume": worker.volume, "fleet": worker.fleet, "recipes": _recipes(worker, place)}
 
 
 class _OfSettings(TypedDict):

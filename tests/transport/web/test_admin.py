@@ -103,9 +103,11 @@ def test_a_model_is_fetched_and_not_loaded(guarded):
     assert refused["code"] == "access_denied"
 
 
-def test_a_gateway_says_that_it_has_no_models_of_its_own(tmp_path):
+def test_a_gateway_asks_its_worker_for_the_models_on_the_volume(tmp_path):
     replicas = {"one": {"url": "http://127.0.0.1:9"}}
     with WebGateway(tmp_path, replicas, api_keys=ANNA, admin_keys=ADMIN) as served:
-        assert "one of its workers" in served.http.get("/admin/cache", headers=bearer(ADMIN)).json()["error"]
+        assert (
+            "The worker one does not answer" in served.http.get("/admin/cache", headers=bearer(ADMIN)).json()["error"]
+        )
         assert served.http.get("/admin/settings", headers=bearer(ADMIN)).status_code == 200
         assert served.http.get("/jobs", headers=bearer(ANNA)).json() == {"jobs": []}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pydantic import JsonValue
 from pydantic_core import from_json
 
+from worker.core.errors import Unreachable
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
 from worker.net.peer import NoAnswer, NotReached, Peer, PeerAnswer
@@ -105,6 +106,22 @@ class HttpWorker:
                     pass
                 await asyncio.sleep(PAUSE_S)
             return None
+
+    async def admin(
+        self, method: str, path: str, body: Mapping[str, JsonValue] | None = None, timeout_s: float = ASK_S
+    ) -> dict[str, JsonValue]:
+        """Ask below the worker's /admin, and return the answer. Raises Unreachable, and its own WorkerError."""
+        sent = None if body is None else encode_body(body)
+        try:
+            answer = await self._peer.ask(method, f"/admin{path}", sent, timeout_s=timeout_s)
+        except (NotReached, NoAnswer) as error:
+            raise lost(self.name) from error
+        if answer.status == 200:
+            return dict(_json(answer))
+        if answer.status in (401, 403):
+            text = "refuses this gateway's key; name one of its admin keys as its key in fleet.yaml."
+            raise Unreachable(f"The worker {self.name} {text}")
+        raise decode_failure(dict(_json(answer)))
 
     async def close(self) -> None:
         """Close all connections, once jobs that were given up are taken back."""

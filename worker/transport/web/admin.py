@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from worker.core.discovery import Discovery
 from worker.core.errors import InvalidRequest
+from worker.remote.fleet import RemoteVolume
+from worker.remote.replica import ReplicaState
 from worker.service.alerts.alarm import AlertState
 from worker.service.local.volume import Volume
 from worker.transport.web import openapi
@@ -51,6 +53,7 @@ class _Wanted(BaseModel):
     model: _Text = Field(description="The reference, as discover shows it.")
 
 
+_Worker = Annotated[str | None, Query(max_length=128, description="Of a gateway: one of its workers over HTTP.")]
 _Body = TypeVar("_Body", bound=BaseModel)
 _REFUSED = "The operator's pages are for one of this worker's admin keys only."
 
@@ -83,6 +86,11 @@ def routes(context: ServerContext) -> APIRouter:
     async def alerts() -> Response:
         return json_response({"alerts": [_alert(state) for state in context.operations.alerts.states()]})
 
+    @router.get("/fleet", summary="The workers behind a gateway; none behind a worker", responses=telling)
+    async def fleet() -> Response:
+        states = () if context.fleet is None else context.fleet.states()
+        return json_response({"workers": [_replica(state) for state in states]})
+
     @router.post(
         "/models/add",
         summary="Write what discover found into models.yaml, or where it waits for a review",
@@ -109,6 +117,21 @@ async def _added(context: ServerContext, request: Request, wanted: _Wanted) -> d
     return {"name": added.name, "model": added.reference, "file": added.file, "waits": added.waits}
 
 
+def _replica(state: ReplicaState) -> JsonValue:
+    return {
+        "worker": state.name,
+        "kind": state.kind,
+        "tier": state.tier,
+        "health": state.health,
+        "running": state.jobs_running,
+        "queued": state.jobs_queued,
+        "queue_s": round(state.queue_s, 1),
+        "resident_models": [*sorted(state.resident)],
+        "memory_gb": None if state.vram_bytes is None else round(state.vram_bytes / 2**30, 1),
+        "has_cache": state.kind == "http",
+    }
+
+
 def _alert(report: AlertState) -> JsonValue:
     rule = report.rule
     return {
@@ -127,16 +150,22 @@ def _alert(report: AlertState) -> JsonValue:
 def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
     asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
 
-    def volume() -> Volume:
+    def volume(worker: str | None) -> Volume | RemoteVolume:
+        if context.fleet is not None:
+            return context.fleet.volume(worker)
+        if worker is not None:
+            raise InvalidRequest("worker is for gateways, and this is a worker; leave it out.", field="worker")
         if context.volume is None:
-            raise InvalidRequest("A gateway has no models of its own; ask one of its workers.", field="path")
+            raise InvalidRequest("Nothing lies on a volume of this server.", field="path")
         return context.volume
 
     @router.get(
         "/cache", summary="The models on the volume", responses=openapi.answers(openapi.AnyObject, 400, 401, 403, 500)
     )
-    async def cache() -> Response:
-        held = volume()
+    async def cache(worker: _Worker = None) -> Response:
+        held = volume(worker)
+        if isinstance(held, RemoteVolume):
+            return json_response((await held.contents()).model_dump(mode="json"))
         entries, used = await held.contents()
         models: list[JsonValue] = [
             {
@@ -151,21 +180,26 @@ def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
         return json_response({"bytes": used, "max_bytes": held.max_bytes, "models": models})
 
     @router.post("/cache/pin", summary="Never evict a model", responses=asking, openapi_extra=takes(_Pinned))
-    async def pin(request: Request) -> Response:
+    async def pin(request: Request, worker: _Worker = None) -> Response:
         body = await read_body(_Pinned, request, context.incoming)
-        await volume().pin(body.name, pinned=body.pinned)
+        await volume(worker).pin(body.name, pinned=body.pinned)
         return json_response(body.model_dump())
 
     @router.post("/cache/remove", summary="Remove a model", responses=asking, openapi_extra=takes(_Named))
-    async def remove(request: Request) -> Response:
+    async def remove(request: Request, worker: _Worker = None) -> Response:
         body = await read_body(_Named, request, context.incoming)
-        return json_response({"name": body.name, "freed_bytes": await volume().remove(body.name)})
+        return json_response({"name": body.name, "freed_bytes": await volume(worker).remove(body.name)})
 
     @router.post("/cache/pull", summary="Fetch a model's files", responses=asking, openapi_extra=takes(_Pulled))
-    async def pull(request: Request) -> Response:
+    async def pull(request: Request, worker: _Worker = None) -> Response:
         body = await read_body(_Pulled, request, context.incoming)
-        files = await unless_gone(request, volume().pull(body.model, caller_of(request).name))
-        return json_response({"model": body.model, "bytes": files.total_bytes, "revision": files.revision})
+        held = volume(worker)
+        if isinstance(held, RemoteVolume):
+            size, revision = await unless_gone(request, held.pull(body.model))
+        else:
+            files = await unless_gone(request, held.pull(body.model, caller_of(request).name))
+            size, revision = files.total_bytes, files.revision
+        return json_response({"model": body.model, "bytes": size, "revision": revision})
 
 
 def takes(kind: type[BaseModel]) -> dict[str, Any]:

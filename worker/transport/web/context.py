@@ -22,6 +22,7 @@ from worker.core.json_text import JsonLimits, JsonTooLarge, parse_bounded
 from worker.core.model import Task
 from worker.core.request import GenerationRequest
 from worker.core.result import ignore_progress
+from worker.remote.fleet import Fleet
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.store import ANYBODY, JobStore
 from worker.service.limits.api_keys import Keyring
@@ -77,6 +78,8 @@ class ServerContext:
     public_url: str | None = None
     shows_page: bool = True
     volume: Volume | None = None
+    fleet: Fleet | None = None
+    """The workers behind a gateway."""
     recipes: RecipeShelf | None = None
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     """The settings as an operator may read them."""

@@ -1,28 +1,24 @@
 // For the operator, with an admin key: what runs and what is resident, the queue, the models, and what was used.
 
 import { ask, cancel, post } from "./api.js";
-import { bar, button, dollars, el, fill, gigabytes, note, refill, seconds, table } from "./dom.js";
-import { isUnderWay, jobState, regularly } from "./jobs.js";
+import { bar, button, changes, dollars, el, fill, gigabytes, labelled, note, refill, row, seconds, section, table } from "./dom.js";
+import { isUnderWay, jobState, modelInput, regularly, tried } from "./jobs.js";
 import { versionsTab } from "./versions.js";
 
 const TABS = { worker: "Worker", queue: "Queue", models: "Models", versions: "Versions", cache: "Cache", usage: "Usage", alerts: "Alerts", audit: "Audit log", settings: "Settings" };
 
-/** Run what a button does, and say how it went. */
-async function tried(work, done) {
-  try { await work(); if (done) note(done); } catch (error) { note(error.message, "bad"); }
-}
 
 function workerTab(place) {
   const facts = el("div", {});
-  const model = el("input", { type: "text", id: "load-model", list: "references", autocomplete: "off" });
+  const model = modelInput("load-model");
   const run = (action, id) => post("run", { action, model: id });
-  fill(place, facts, el("div", { class: "row" }, el("label", { for: "load-model" }, "Model"), model,
+  fill(place, facts, row(labelled("Model", model),
     button("Load", () => tried(async () => { note("Loading…"); await run("preload", model.value || undefined); await look(); }, "It is on the device."))));
-  let before = "";
+  const differs = changes();
   async function look() {
     const health = await ask("health").catch((error) => ({ status: error.message, jobs: {}, resident_models: [] }));
-    if (JSON.stringify(health) === before) return;
-    before = JSON.stringify(health);
+    if (!differs(health)) return;
+    const { workers = [] } = await ask("admin/fleet", { quiet: true }).catch(() => ({}));
     const plan = await post("plan", {}).catch(() => null); // of the default model: it knows the device's memory
     refill(facts,
       table("This worker", ["", ""], [["State", health.status], ["Why", health.reason ?? ""], ["Version", health.version ?? ""], ["Does", health.running ?? "nothing"],
@@ -30,6 +26,8 @@ function workerTab(place) {
         ["Memory free", plan?.device ? `${gigabytes(plan.free_gb)} on ${plan.device}` : ""]]),
       table("On the device", ["Model", ""], health.resident_models.map((id) => [id,
         button("Unload", () => tried(async () => { await run("unload", id); await look(); }, `${id} is off the device.`), { class: "small", "aria-label": `Unload ${id}` })])),
+      workers.length ? table("Fleet", ["Worker", "Tier", "State", "Running, queued", "Memory", "On its device"], workers.map((each) => [each.worker, each.tier ?? "", each.health,
+        `${each.running}, ${each.queued}`, each.memory_gb ? gigabytes(each.memory_gb) : "", each.resident_models.join(", ")])) : null,
       health.processes ? table("Processes", ["Process", "State", "Does", "Resident"], health.processes.map((each) => [String(each.process), each.status, each.running ?? "", each.resident_models.join(", ")])) : null);
   }
   return regularly(look, 2000);
@@ -37,18 +35,16 @@ function workerTab(place) {
 
 function queueTab(place) {
   const list = el("div", {});
-  fill(place, el("div", { class: "row" }, button("Cancel all that wait", () => tried(async () => {
+  fill(place, row(button("Cancel all that wait", () => tried(async () => {
     if (!window.confirm("Cancel every job that waits, of all callers?")) return;
     const { removed } = await post("v2/page/purge-queue", {});
     note(`${removed} jobs were cancelled.`);
     await look();
   }), { class: "danger" })), list);
-  let before = "";
+  const differs = changes();
   async function look() {
     const { jobs } = await ask("jobs?all=true&limit=200");
-    const now = JSON.stringify(jobs.map((job) => [job.id, job.status, job.progress?.step]));
-    if (now === before) return;
-    before = now;
+    if (!differs(jobs.map((job) => [job.id, job.status, job.progress?.step]))) return;
     refill(list, table("Jobs of all callers", ["Job", "Caller", "Model", "State", "Handed in", ""], jobs.map((job) => [
       job.id, job.caller ?? "", job.model ?? "", jobState(job), `${seconds(job.age_s)} ago`,
       isUnderWay(job) ? button("Cancel", () => tried(async () => { await cancel(job.id); await look(); }), { class: "small", "aria-label": `Cancel ${job.id}` }) : ""])));
@@ -58,7 +54,7 @@ function queueTab(place) {
 
 function modelsTab(place) {
   const answer = el("div", { "aria-live": "polite" });
-  const name = el("input", { type: "text", id: "ask-model", list: "references", autocomplete: "off" });
+  const name = modelInput("ask-model");
   const question = (path) => async () => {
     fill(answer, "Looking…");
     try {
@@ -71,7 +67,7 @@ function modelsTab(place) {
   };
   const list = el("div", {});
   fill(place, el("p", {}, "Ask of any model, by id or reference, what it would take here, or why it is refused."),
-    el("div", { class: "row" }, el("label", { for: "ask-model" }, "Model"), name, button("Plan", question("plan")), button("Inspect", question("inspect"))), answer, list);
+    row(labelled("Model", name), button("Plan", question("plan")), button("Inspect", question("inspect"))), answer, list);
   tried(async () => {
     const { models } = await ask("models");
     fill(list, table("models.yaml", ["Model", "Tasks", "Family", "From", "Served"], models.map((model) => [
@@ -91,22 +87,24 @@ function usageTab(place) {
       const most = Math.max(...rows.map(([, sums]) => sums.gpu_seconds), 1e-9);
       fill(shown, table(`By ${by.value}`, [by.value, "GPU seconds", "Jobs", "Failed", "Images", "Downloaded", "Cost"], rows.map(([name, sums]) => [
         name, bar(sums.gpu_seconds / most, seconds(sums.gpu_seconds)), String(sums.jobs), String(sums.failed), String(sums.images),
-        gigabytes(sums.bytes_downloaded / 2 ** 30), sums.cost_usd == null ? "" : dollars(sums.cost_usd)])));
+        gigabytes(sums.bytes_downloaded / 2 ** 30), dollars(sums.cost_usd)])));
     });
   }
-  fill(place, el("div", { class: "row" }, el("label", { for: "usage-by" }, "By"), by, el("label", { for: "usage-days" }, "Days"), days), shown);
+  fill(place, row(labelled("By", by), labelled("Days", days)), shown);
   look();
   return () => {};
 }
 
 function cacheTab(place) {
-  const model = el("input", { type: "text", id: "pull-model", list: "references", autocomplete: "off" });
+  const model = modelInput("pull-model");
   const list = el("div", {});
-  const change = (path, body, done) => () => tried(async () => { await post(`admin/cache/${path}`, body); await look(); }, done);
+  const worker = el("select", { id: "cache-worker", onchange: () => tried(look) });
+  const at = (path) => `admin/cache${path}${worker.value && `?worker=${encodeURIComponent(worker.value)}`}`;
+  const change = (path, body, done) => () => tried(async () => { await post(at(`/${path}`), body); await look(); }, done);
   const remove = (name) => () => (window.confirm(`Remove ${name} from the volume? The next job that needs it fetches it again.`)
     ? change("remove", { name }, `${name} is removed.`)() : null);
   async function look() {
-    const { bytes, max_bytes: most, models } = await ask("admin/cache");
+    const { bytes, max_bytes: most, models } = await ask(at(""));
     const largest = Math.max(...models.map((each) => each.bytes), 1);
     fill(list, el("p", {}, most ? bar(bytes / most, `${gigabytes(bytes / 1e9)} of ${gigabytes(most / 1e9)}`) : `${gigabytes(bytes / 1e9)} in all`),
       models.length ? table("On the volume", ["Model", "Size", "Files", "Last used", "", ""], models.map((each) => [
@@ -117,10 +115,15 @@ function cacheTab(place) {
   const pull = button("Pull", () => tried(async () => {
     pull.disabled = true;
     note("Fetching; this may take minutes.");
-    try { await post("admin/cache/pull", { model: model.value }); await look(); } finally { pull.disabled = false; }
+    try { await post(at("/pull"), { model: model.value }); await look(); } finally { pull.disabled = false; }
   }, "It is on the volume."));
-  fill(place, el("div", { class: "row" }, el("label", { for: "pull-model" }, "Model"), model, pull), list);
-  tried(look);
+  fill(place, row(labelled("Model", model), pull), list);
+  tried(async () => {
+    const held = (await ask("admin/fleet")).workers.filter((each) => each.has_cache);
+    fill(worker, held.map((each) => el("option", {}, each.worker)));
+    if (held.length) place.prepend(row(labelled("Worker", worker)));
+    await look();
+  });
   return () => {};
 }
 
@@ -133,20 +136,18 @@ function auditTab(place) {
     fill(shown, table("Operations of all callers, the newest first", ["When", "Caller", "Action", "Outcome", "Model", "Seconds", "Cost", "Job"],
       lines.filter((line) => JSON.stringify(line).toLowerCase().includes(words)).map((line) => [
         new Date(line.at).toLocaleString(), line.caller ?? "", line.action, line.outcome, line.model ?? "", seconds(line.seconds ?? 0),
-        line.cost_usd == null ? "" : dollars(line.cost_usd), line.job_id ?? ""])));
+        dollars(line.cost_usd), line.job_id ?? ""])));
   };
-  fill(place, el("div", { class: "row" }, el("label", { for: "audit-search" }, "Search"), search), shown);
+  fill(place, row(labelled("Search", search)), shown);
   tried(async () => { lines = (await ask("admin/audit?limit=500&days=30")).operations; show(); });
   return () => {};
 }
 
 function alertsTab(place) {
-  let before = "";
+  const differs = changes();
   return regularly(async () => {
     const { alerts } = await ask("admin/alerts");
-    const now = JSON.stringify(alerts.map((each) => [each.process, each.name, each.state, each.value]));
-    if (now === before) return;
-    before = now;
+    if (!differs(alerts.map((each) => [each.process, each.name, each.state, each.value]))) return;
     const number = (value) => (value == null ? "" : String(Number(value.toPrecision(4))));
     refill(place, alerts.length ? table("Alerts, of the rules in ALERTS", ["Alert", "State", "Measure", "Value", "Bound", "For"], alerts.map((each) => [
       each.process ? `${each.name} (process ${each.process})` : each.name, each.state, each.model ? `${each.measure} of ${each.model}` : each.measure, number(each.value),
@@ -169,7 +170,7 @@ export function adminPage(page, tab = "worker") {
   const views = { worker: workerTab, queue: queueTab, models: modelsTab, versions: versionsTab, cache: cacheTab, usage: usageTab, alerts: alertsTab, audit: auditTab, settings: settingsTab };
   const leave = (views[tab] ?? workerTab)(place);
   return {
-    node: el("section", { class: "card" }, el("h2", {}, "Admin"),
+    node: section("Admin",
       el("nav", { class: "tabs", "aria-label": "Admin" }, Object.entries(TABS).map(([name, title]) => el("a", { href: `#admin/${name}`, "aria-current": name === tab ? "page" : null }, title))), place),
     leave,
   };

@@ -1,17 +1,17 @@
 // The worker's public HTTP API, as any program would use it. The key goes into a header and never into an address.
 
-import { button, dialog, el, note } from "./dom.js";
+import { button, dialog, el, note, row } from "./dom.js";
 
 export const BASE = new URL("../../", import.meta.url);
 const KEY = "worker-key";
 
 export const key = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
 
-function keep(value, lasting) {
+function keep(value, lasting, detail) {
   sessionStorage.removeItem(KEY);
   localStorage.removeItem(KEY);
   if (value) (lasting ? localStorage : sessionStorage).setItem(KEY, value);
-  window.dispatchEvent(new Event("keychanged"));
+  window.dispatchEvent(new CustomEvent("keychanged", { detail }));
 }
 
 /** A refusal in the API's own words. `field` names what in the request is wrong. */
@@ -22,6 +22,8 @@ export class Refusal extends Error {
   }
 }
 
+export const wordsOf = (error) => [error.message, error.hint].filter(Boolean).join(" ");
+
 // Seeds may have more digits than a number of JavaScript: such ones stay texts, which the API takes as well.
 const exact = (_, value, context) =>
   typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value) && context ? context.source : value;
@@ -29,22 +31,22 @@ export const parse = (text) => JSON.parse(text, exact);
 
 let asking = null;
 
-/** Ask for a key, once for all who need one now. Resolves with true if one was given. */
-export function askForKey(why = "") {
+/** Ask for a key, once for all who need one now. Resolves with true if one was given; a `waiting` request goes on by itself. */
+export function askForKey(why = "", waiting = false) {
   asking ??= dialog("API key", (close) => {
     const input = el("input", { type: "password", id: "key-input", autocomplete: "off", spellcheck: "false", value: key() });
     const lasting = el("input", { type: "checkbox", id: "key-lasting", checked: localStorage.getItem(KEY) !== null });
     const done = (event) => {
       event.preventDefault();
-      keep(input.value.trim(), lasting.checked);
+      keep(input.value.trim(), lasting.checked, waiting);
       close(Boolean(input.value.trim()));
     };
     return el("form", { onsubmit: done },
       why ? el("p", { class: "problem", role: "alert" }, why) : null,
       el("label", { for: "key-input" }, "Key of this worker"), input,
       el("label", { class: "check" }, lasting, " Keep it in this browser; otherwise it is forgotten with this tab"),
-      el("div", { class: "row" }, el("button", { type: "submit", class: "primary" }, "Use this key"),
-        button("Forget the key", () => { keep("", false); close(false); })),
+      row(el("button", { type: "submit", class: "primary" }, "Use this key"),
+        button("Forget the key", () => { keep(""); close(false); })),
     );
   }).finally(() => { asking = null; });
   return asking;
@@ -76,7 +78,7 @@ export async function ask(path, options = {}) {
   const response = await send(path, options);
   if (response.ok) return parse(await response.text());
   const error = await refusal(response);
-  if (response.status === 401 && !options.quiet && (await askForKey(key() ? error.message : ""))) return ask(path, options);
+  if (response.status === 401 && !options.quiet && (await askForKey(key() ? error.message : "", true))) return ask(path, options);
   throw error;
 }
 
@@ -124,7 +126,7 @@ export async function follow(id, told, signal) {
       if (!["IN_QUEUE", "IN_PROGRESS"].includes(now.status)) return now;
     } catch (error) {
       if (signal?.aborted || error.status === 404) throw error;
-      if (error.status === 401) { if (!(await askForKey(error.message))) throw error; }
+      if (error.status === 401) { if (!(await askForKey(error.message, true))) throw error; }
       else if (error instanceof Refusal && error.status && error.status < 500 && error.status !== 429) throw error;
       lost += 1;
       if (lost === 1) note("The connection was lost; the job goes on, and this page looks for it again.", "bad");

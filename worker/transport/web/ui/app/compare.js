@@ -1,6 +1,6 @@
 // Two images beside or over each other, and in what they differ.
 
-import { el, fill, table } from "./dom.js";
+import { el, fill, labelled, row, section, table } from "./dom.js";
 import { mediaOf } from "./job.js";
 import { get } from "./store.js";
 
@@ -25,10 +25,10 @@ export function comparePage(page, ids) {
     const differing = names.filter((name) => before[name] !== after[name]);
     const over = el("div", { class: "over" }, mediaOf(other), el("div", { class: "upper" }, mediaOf(one)));
     const slider = el("input", { type: "range", id: "divide", min: 0, max: 100, value: "50", oninput: () => over.style.setProperty("--share", `${slider.value}%`) });
-    return fill(place, over, el("div", { class: "row" }, el("label", { for: "divide" }, "First to the left, second to the right of"), slider),
+    return fill(place, over, row(labelled("First to the left, second to the right of", slider)),
       table("In what they differ", ["", "First", "Second"], differing.map((name) => [name, before[name] ?? "", after[name] ?? ""])),
       differing.length ? null : el("p", {}, "In nothing that is known."),
       el("p", { class: "hint" }, `${names.length - differing.length} facts are the same.`));
   });
-  return { node: el("section", { class: "card" }, el("h2", {}, "Compare"), place), leave() {} };
+  return { node: section("Compare", place), leave() {} };
 }

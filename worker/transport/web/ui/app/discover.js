@@ -1,7 +1,7 @@
 // What others publish and this worker can run: a search, what was found, and what is listed and cannot be had.
 
-import { post } from "./api.js";
-import { button, copy, dollars, el, fill, gigabytes, note, seconds, short } from "./dom.js";
+import { post, wordsOf } from "./api.js";
+import { button, copy, dollars, el, fill, gigabytes, labelled, note, row, seconds, section, short } from "./dom.js";
 
 const KINDS = ["", "model", "lora", "embedding", "vae", "controlnet", "ip-adapter", "hypernetwork", "upscaler"];
 const FIELDS = ["text", "base", "model", "prompt"];
@@ -35,13 +35,13 @@ async function add(find, pressed) {
   try {
     const added = await post("admin/models/add", { name, model: find.model });
     pressed.replaceWith(added.waits ? `${name} waits for review in ${added.file}.` : `It is ${name} in ${added.file}, and served.`);
-  } catch (error) { note([error.message, error.hint].filter(Boolean).join(" "), "bad"); }
+  } catch (error) { note(wordsOf(error), "bad"); }
 }
 
 export function discoverPage(page) {
   const input = (name, label, hint) => {
     const field = el("input", { id: `discover-${name}`, name, placeholder: hint, autocomplete: "off" });
-    return el("div", {}, el("label", { for: field.id }, label), field);
+    return el("div", {}, labelled(label, field));
   };
   const kind = el("select", { id: "discover-kind", name: "kind" }, KINDS.map((name) => el("option", { value: name }, name || "what fits")));
   const state = el("p", { role: "status" });
@@ -70,17 +70,17 @@ export function discoverPage(page) {
     } catch (error) {
       state.textContent = "";
       problem.hidden = false;
-      problem.textContent = [error.message, error.hint].filter(Boolean).join(" ");
+      problem.textContent = wordsOf(error);
       if (error.field) document.getElementById(`discover-${error.field}`)?.focus();
     } finally { go.disabled = false; }
   }
 
   return {
-    node: el("section", { class: "card" }, el("h2", {}, "Discover"),
+    node: section("Discover",
       el("form", { onsubmit: search },
-        input("text", "Look for", "anime sdxl lora, or a reference"), el("div", {}, el("label", { for: "discover-kind" }, "Kind"), kind),
+        input("text", "Look for", "anime sdxl lora, or a reference"), el("div", {}, labelled("Kind", kind)),
         input("base", "Family", "sdxl, Flux.1 D …"), input("model", "To go with", "a model of this worker"),
-        input("prompt", "Ordered by a prompt, which is sent to no site", ""), el("div", { class: "row" }, go)),
+        input("prompt", "Ordered by a prompt, which is sent to no site", ""), row(go)),
       problem, state, found, rest),
     leave() {},
   };

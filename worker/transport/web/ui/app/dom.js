@@ -2,6 +2,8 @@
 
 const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "open", "selected", "multiple", "indeterminate"]);
 
+const shownOf = (children) => children.flat(2).filter((child) => child !== null && child !== undefined && child !== false);
+
 /** Make an element. `attributes` may hold listeners (`onclick`), properties and attributes; null ones are left out. */
 export function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -11,13 +13,21 @@ export function el(tag, attributes = {}, ...children) {
     else if (PROPERTIES.has(name)) node[name] = value;
     else if (value !== false) node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...shownOf(children));
   return node;
 }
 
+export const row = (...children) => el("div", { class: "row" }, ...children);
+
+/** A part of the page with its title. */
+export const section = (title, ...children) => el("section", { class: "card" }, el("h2", {}, title), ...children);
+
+/** A field with its label before it. */
+export const labelled = (text, field) => [el("label", { for: field.id }, text), field];
+
 /** Put these in the place of all that `node` holds. */
 export const fill = (node, ...children) => {
-  node.replaceChildren(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  node.replaceChildren(...shownOf(children));
   return node;
 };
 
@@ -27,6 +37,12 @@ export function refill(node, ...children) {
   const at = node.contains(document.activeElement) ? name(document.activeElement) : null;
   fill(node, ...children);
   if (at) [...node.querySelectorAll("button, a")].find((each) => name(each) === at)?.focus();
+}
+
+/** Return what is true of a value that differs from the one before: a button that is being pressed stays where it is. */
+export function changes() {
+  let before = "";
+  return (value) => before !== (before = JSON.stringify(value));
 }
 
 export const button = (text, onclick, attributes = {}) => el("button", { type: "button", onclick, ...attributes }, text);
@@ -94,7 +110,7 @@ export const bar = (share, text) =>
   el("span", { class: "bar" }, el("meter", { min: "0", max: "1", value: String(Math.min(1, share)), "aria-label": text }), text);
 
 export const seconds = (value) =>
-  value < 10 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : value < 5400 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
-export const dollars = (value) => `$${value < 0.01 ? value.toFixed(5) : value.toFixed(2)}`;
+  value == null ? "" : value < 10 ? `${value.toFixed(1)} s` : value < 90 ? `${Math.round(value)} s` : value < 5400 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
+export const dollars = (value) => value == null ? "" : `$${value < 0.01 ? value.toFixed(5) : value.toFixed(2)}`;
 export const gigabytes = (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(1)} GB`;
 export const short = (text, most = 80) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);

@@ -1,6 +1,6 @@
 // The form of one model, made from that model's own schema. It shows what the task at hand takes, and sends what was set.
 
-import { button, el, fill, newId } from "./dom.js";
+import { button, el, fill, newId, row } from "./dom.js";
 import { controlFor, labelOf } from "./controls.js";
 import { openMaskBrush } from "./mask.js";
 import { isMedia, reading } from "./schema.js";
@@ -70,7 +70,7 @@ export class Form {
       button(name, () => pick(wide, high), { class: "chip", "aria-label": `${name}, ${wide} by ${high} pixels`, "data-size": `${wide}x${high}` }));
     const turn = button("Turn", () => pick(this.controls.get("height").get() ?? height.default, this.controls.get("width").get() ?? width.default), { class: "chip" });
     return el("fieldset", { class: "field", "data-field": "size" }, el("legend", {}, "Size"),
-      el("div", { class: "row" }, this.presets, turn), el("div", { class: "columns" }, side("width"), side("height")),
+      row(this.presets, turn), el("div", { class: "columns" }, side("width"), side("height")),
       el("p", { class: "hint" }, width.description));
   }
 
@@ -81,7 +81,7 @@ export class Form {
     control.input.inputMode = "numeric";
     control.input.placeholder = "random";
     control.input.addEventListener("change", () => { if (control.get() !== undefined) this.locked.checked = true; });
-    control.input.after(el("div", { class: "row" }, dice, el("label", { class: "check" }, this.locked, " Lock")));
+    control.input.after(row(dice, el("label", { class: "check" }, this.locked, " Lock")));
     const plain = control.get;
     this.controls.set("seed", {
       ...control,

@@ -1,7 +1,7 @@
 // The gallery: what came into this browser, with search; and the way to compare two.
 
 import { ask, status } from "./api.js";
-import { button, el, fill, note, short } from "./dom.js";
+import { button, el, fill, labelled, note, row, section, short } from "./dom.js";
 import { actions, facts, keepResults, mediaOf } from "./job.js";
 import { clear, get, remove, results } from "./store.js";
 
@@ -52,14 +52,14 @@ export function galleryPage(page) {
     await load();
   };
   return {
-    node: el("section", { class: "card" }, el("h2", {}, "Gallery"),
-      el("div", { class: "row" }, el("label", { for: "gallery-search" }, "Search"), search, compare, button("Empty it", empty, { class: "quiet" })), count, grid),
+    node: section("Gallery",
+      row(labelled("Search", search), compare, button("Empty it", empty, { class: "quiet" })), count, grid),
     leave() {},
   };
 }
 
 export function imagePage(page, id) {
-  const node = el("section", { class: "card" }, el("h2", {}, "Image"));
+  const node = section("Image");
   get("results", id).then((result) => {
     if (!result) return node.append(el("p", { class: "problem" }, "This browser keeps no such image."));
     return node.append(el("div", { class: "frame" }, mediaOf(result)), el("p", {}, result.prompt ?? ""), actions(result, page.bench),

@@ -1,7 +1,7 @@
 // A grid: the same request over seeds, steps, samplers or guidance. Its price is told first, and its jobs live on the worker.
 
 import { ask, cancel, status, submit } from "./api.js";
-import { button, el, fill, newId, note } from "./dom.js";
+import { button, el, fill, labelled, newId, note, section } from "./dom.js";
 import { roll } from "./form.js";
 import { keepResults, mediaOf } from "./job.js";
 import { isUnderWay, jobState, regularly } from "./jobs.js";
@@ -29,11 +29,10 @@ export function gridPart(form, page) {
   const properties = form.schema.properties;
   const names = Object.keys(AXES).filter((name) => !name || name in properties);
   const axis = (label, chosen) => {
-    const [kind, text] = [newId("axis"), newId("values")];
-    const input = el("input", { id: text, type: "text", spellcheck: "false", autocomplete: "off", oninput: change });
-    const select = el("select", { id: kind, onchange: () => { input.value = ""; change(); } }, names.map((name) => el("option", { value: name, selected: name === chosen }, AXES[name])));
+    const input = el("input", { id: newId("values"), type: "text", spellcheck: "false", autocomplete: "off", oninput: change });
+    const select = el("select", { id: newId("axis"), onchange: () => { input.value = ""; change(); } }, names.map((name) => el("option", { value: name, selected: name === chosen }, AXES[name])));
     return { select, input, node: el("div", { class: "columns" },
-      el("div", { class: "field" }, el("label", { for: kind }, label), select), el("div", { class: "field" }, el("label", { for: text }, "Values, with commas"), input)) };
+      el("div", { class: "field" }, labelled(label, select)), el("div", { class: "field" }, labelled("Values, with commas", input))) };
   };
   const across = axis("Across", "seed");
   const down = axis("Down", "");
@@ -155,5 +154,5 @@ export function gridPage(page, id) {
     };
     leave = regularly(look, 1000);
   });
-  return { node: el("section", { class: "card" }, el("h2", {}, "Grid"), place), leave: () => leave() };
+  return { node: section("Grid", place), leave: () => leave() };
 }

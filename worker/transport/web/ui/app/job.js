@@ -1,7 +1,7 @@
 // One job, wherever it was handed in: its progress with previews, its end, and what can be done with what came of it.
 
 import { blobOf, cancel, filesOf, follow, isElsewhere, typeOf } from "./api.js";
-import { button, copy, dialog, dollars, el, fill, note, seconds, table } from "./dom.js";
+import { button, copy, dialog, dollars, el, fill, note, row, seconds, table } from "./dom.js";
 import { toDataUrl } from "./media.js";
 import { get, put } from "./store.js";
 import { snippets } from "./snippets.js";
@@ -125,7 +125,7 @@ export class JobCard {
       try { await cancel(id); } catch (error) { note(error.message, "bad"); stop.disabled = false; }
     }, { class: "danger" });
     fill(this.node, el("div", { class: "frame" }, preview), progress, text,
-      el("div", { class: "row" }, stop, button("Copy the job's address", () => copy(location.href.split("#")[0] + `#job/${id}`), { class: "quiet" })));
+      row(stop, button("Copy the job's address", () => copy(location.href.split("#")[0] + `#job/${id}`), { class: "quiet" })));
     const begun = { phase: null, at: 0, step: 0 };
     let said = 0;
     const told = (update) => {
@@ -158,7 +158,7 @@ export class JobCard {
     const details = job.output ?? {};
     const again = button("Try again with these settings", async () => this.page.show((await get("requests", id))?.input ?? {}));
     fill(this.node, el("p", { class: job.status === "CANCELLED" ? "state" : "problem", role: "alert" }, words),
-      details.hint ? el("p", { class: "hint" }, details.hint) : null, el("div", { class: "row" }, again));
+      details.hint ? el("p", { class: "hint" }, details.hint) : null, row(again));
     if (job.status !== "CANCELLED") this.failed(id, { message: words, ...details });
   }
 

@@ -67,7 +67,7 @@ async function route() {
     image: () => imagePage(page, rest[0]), compare: () => comparePage(page, rest), grid: () => gridPage(page, rest[0]),
   };
   shown = views[name]?.() ?? page.bench;
-  fill(main, shown.node);
+  if (main.firstChild !== shown.node) fill(main, shown.node);
   if (shown === page.bench) {
     if (name === "job" && rest[0]) page.bench.card.show(rest[0]);
     await bench();
@@ -93,7 +93,11 @@ function keyButton() {
   const tell = () => { shownKey.textContent = key() ? "API key: set" : "API key"; };
   tell();
   shownKey.addEventListener("click", () => askForKey());
-  window.addEventListener("keychanged", () => { tell(); started = null; route(); });
+  window.addEventListener("keychanged", (event) => {
+    tell();
+    if (page.bench.form) started = null; // other models; what is typed stays
+    if (!event.detail || (shown === page.bench && page.bench.form)) route();
+  });
 }
 
 /** An image that is dropped anywhere but on a field brings its request back. */

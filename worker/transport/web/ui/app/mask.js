@@ -1,6 +1,6 @@
 // The mask brush: white is redrawn, black stays. With a mouse, a pen, a finger, or the keyboard.
 
-import { button, dialog, el } from "./dom.js";
+import { button, dialog, el, labelled, row } from "./dom.js";
 
 const UNDOS = 20;
 
@@ -87,11 +87,11 @@ export async function openMaskBrush(source, earlier) {
   });
   show();
   return dialog("Paint what is to be redrawn", (close) => el("div", { class: "masking" },
-    el("div", { class: "row" }, el("label", { for: "brush-size" }, "Brush"), sizing, eraser,
+    row(labelled("Brush", sizing), eraser,
       button("Undo", takeBack, { class: "small" }), button("Invert", invert, { class: "small" }),
       button("Clear", all(() => paint.clearRect(0, 0, width, height)), { class: "small" })),
     canvas,
-    el("div", { class: "row" }, button("Use this mask", () => close(finished(mask, width, height)), { class: "primary" }),
+    row(button("Use this mask", () => close(finished(mask, width, height)), { class: "primary" }),
       button("No mask", () => close(null)))), { class: "wide" });
 }
 

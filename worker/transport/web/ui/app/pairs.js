@@ -4,8 +4,8 @@ import { ask, post } from "./api.js";
 import { button, dialog, dollars, el, fill, note, seconds, table } from "./dom.js";
 
 const KEYS = ["1", "2", "0"]; // of the buttons, in their order
-const interval = (value, say) => (value ? `${say(value.value)} (${say(value.low)} to ${say(value.high)})` : "");
-const share = (value) => `${(value * 100).toFixed(1)} %`;
+export const interval = (value, say) => (value ? `${say(value.value)} (${say(value.low)} to ${say(value.high)})` : "");
+export const percent = (value) => `${(value * 100).toFixed(1)} %`;
 
 /** Show one pair after the other until none waits, or the dialog is closed. */
 export const choosePairs = (model) => dialog(`Which image of ${model} is better?`, () => {
@@ -32,4 +32,4 @@ export const choosePairs = (model) => dialog(`Which image of ${model} is better?
 /** What the pairs of a report say, as a table. */
 export const pairsTable = (pairs) => (pairs.length ? table("Pairs of one prompt and seed", ["Versions", "Pairs", "Failed", "Distance, 95 %", "Slower by, 95 %", "Cost", "Choices", "Prefer the second, 95 %", "By chance"],
   pairs.map((row) => [`${row.first}, ${row.second}`, String(row.pairs), String(row.failed), interval(row.distance, (value) => value.toFixed(4)), interval(row.slower_s, seconds),
-    row.usd === null ? "" : dollars(row.usd), `${row.choices.first} : ${row.choices.second}, equal ${row.choices.equal}`, interval(row.prefer_second, share), row.chance === null ? "" : row.chance.toPrecision(2)])) : null);
+    dollars(row.usd), `${row.choices.first} : ${row.choices.second}, equal ${row.choices.equal}`, interval(row.prefer_second, percent), row.chance === null ? "" : row.chance.toPrecision(2)])) : null);

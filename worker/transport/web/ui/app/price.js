@@ -77,5 +77,5 @@ export function tierTable(plan) {
   if (!plan.tiers?.length) return null;
   return table("Where it would be generated", ["Tier", "Fits", "Model is", "To move", "Seconds", "Price", "Why"], plan.tiers.map((tier) => [
     tier.chosen ? `${tier.tier} (chosen)` : tier.tier, tier.fits ? "yes" : "no", tier.model_is ?? "", tier.moved_gb == null ? "" : gigabytes(tier.moved_gb),
-    tier.expected_s == null ? "" : seconds(tier.expected_s), tier.expected_usd == null ? "" : dollars(tier.expected_usd), tier.reason ?? ""]));
+    seconds(tier.expected_s), dollars(tier.expected_usd), tier.reason ?? ""]));
 }

@@ -1,7 +1,7 @@
 // Recipes: made from the history of an image or by hand; the worker's checks stand beside the line.
 
 import { ask, post } from "./api.js";
-import { button, el, fill, note } from "./dom.js";
+import { button, el, fill, labelled, note, row, section } from "./dom.js";
 import { requestOf } from "./job.js";
 import { toDataUrl } from "./media.js";
 import { results } from "./store.js";
@@ -100,9 +100,9 @@ export function recipesPage(page) {
   tell();
   tried(look)();
   return {
-    node: el("section", { class: "card" }, el("h2", {}, "Recipes"), el("p", {}, "Begin from an image of the gallery, or by hand. An admin key checks and saves."),
-      el("label", { for: name.id }, "Name"), name, el("label", { for: text.id }, "YAML"), code,
-      el("div", { class: "row" }, button("Check", review("check")), button("Save", review("save", () => ({ replace: opened === name.value })), { class: "primary" }), list)),
+    node: section("Recipes", el("p", {}, "Begin from an image of the gallery, or by hand. An admin key checks and saves."),
+      labelled("Name", name), el("label", { for: text.id }, "YAML"), code,
+      row(button("Check", review("check")), button("Save", review("save", () => ({ replace: opened === name.value })), { class: "primary" }), list)),
     leave() {},
   };
 }

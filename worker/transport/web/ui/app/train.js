@@ -1,7 +1,7 @@
 // Training: a form that shows the plan first, and a look at one training: losses, samples of each step, what it may be told.
 
-import { ask, post } from "./api.js";
-import { button, dollars, el, fill, note, refill, seconds, table } from "./dom.js";
+import { ask, post, wordsOf } from "./api.js";
+import { button, dollars, el, fill, labelled, note, refill, row, seconds, section, table } from "./dom.js";
 import { isUnderWay, jobState, regularly } from "./jobs.js";
 import { toDataUrl } from "./media.js";
 
@@ -47,7 +47,7 @@ function formPage(page) {
   async function tried(work) {
     problem.hidden = true;
     try { await work(); } catch (error) {
-      fill(problem, [error.message, error.hint].filter(Boolean).join(" "));
+      fill(problem, wordsOf(error));
       problem.hidden = false;
       inputs[error.field]?.focus();
     }
@@ -63,9 +63,9 @@ function formPage(page) {
     refill(list, jobs.map((job) => el("li", {}, el("a", { href: `#train/${encodeURIComponent(job.name)}/${encodeURIComponent(job.id)}` }, job.name), jobState(job))));
   }, 5000);
   const form = el("form", { onsubmit: look, oninput: () => { start.disabled = true; } },
-    FIELDS.map(([name, label]) => el("div", {}, el("label", { for: `train-${name}` }, label), inputs[name])),
-    el("div", { class: "row" }, el("button", { type: "submit" }, "What it would take"), start));
-  return { node: el("section", { class: "card" }, el("h2", {}, "Train"), list, form, problem, plan), leave };
+    FIELDS.map(([name, label]) => el("div", {}, labelled(label, inputs[name]))),
+    row(el("button", { type: "submit" }, "What it would take"), start));
+  return { node: section("Train", list, form, problem, plan), leave };
 }
 
 /** Each loss as a dot, and their running mean as a line. */
@@ -94,7 +94,7 @@ function watchPage(name, id) {
   const steps = new Map();
   const control = (fields) => post("run", { action: "train_control", name, ...fields });
   const wish = (word, label) => button(label, () => control({ control: word }).then(() => note("After this step."), (error) => note(error.message, "bad")));
-  const wishes = el("div", { class: "row" }, wish("sample", "Sample now"), wish("save", "Save now"), wish("stop", "Stop"));
+  const wishes = row(wish("sample", "Sample now"), wish("save", "Save now"), wish("stop", "Stop"));
   async function look() {
     const job = (await ask("jobs")).jobs.find((each) => each.id === id);
     const over = !job || !isUnderWay(job);
@@ -104,7 +104,7 @@ function watchPage(name, id) {
     wishes.hidden = over;
     const end = over && job?.status === "COMPLETED" ? (await ask(`v2/page/status/${encodeURIComponent(id)}`)).output : null;
     const words = end ? end.next ?? `Done; requests take it as loras: ["${name}"].` : over ? job?.error : job.progress?.message ?? job.progress?.phase;
-    fill(text, [`Step ${state.step} of ${state.of}`, words, end?.usage.cost_usd == null ? "" : dollars(end.usage.cost_usd)].filter(Boolean).join(" · "));
+    fill(text, [`Step ${state.step} of ${state.of}`, words, dollars(end?.usage.cost_usd)].filter(Boolean).join(" · "));
     if (state.losses.length) draw(plot, state.losses);
     for (const { step, prompt, image } of state.samples) {
       if (!steps.has(step)) steps.set(step, []);

@@ -1,14 +1,12 @@
 // For the operator: the versions of each model, which one is served, how they compare, and the way back.
 
 import { ask, post } from "./api.js";
-import { button, dollars, el, fill, gigabytes, note, refill, seconds, table } from "./dom.js";
-import { regularly } from "./jobs.js";
-import { choosePairs, pairsTable } from "./pairs.js";
+import { button, changes, dollars, el, fill, gigabytes, labelled, note, refill, row, seconds, table } from "./dom.js";
+import { modelInput, regularly, tried } from "./jobs.js";
+import { choosePairs, interval, pairsTable, percent } from "./pairs.js";
 
 const when = (at) => new Date(at).toLocaleString();
 const shares = (arms) => Object.entries(arms).map(([arm, share]) => `${arm} ${share}`).join(", ");
-const interval = (value, say) => (value ? `${say(value.value)} (${say(value.low)} to ${say(value.high)})` : "");
-const percent = (value) => `${(value * 100).toFixed(1)} %`;
 
 function said(change) {
   if (change.kind === "version") return "another version";
@@ -18,7 +16,7 @@ function said(change) {
 }
 
 export function versionsTab(place) {
-  const model = el("input", { type: "text", id: "version-model", list: "references", autocomplete: "off", onchange: () => tried(() => look(true)) });
+  const model = modelInput("version-model", { onchange: () => tried(look) });
   const why = el("input", { type: "text", id: "version-why", maxlength: 500, autocomplete: "off" });
   const share = el("input", { type: "number", id: "version-share", min: 1, max: 99, value: "10" });
   const paired = el("input", { type: "number", id: "version-paired", min: 0, max: 100, value: "0" });
@@ -26,14 +24,11 @@ export function versionsTab(place) {
   const report = el("div", {});
   const about = (body) => ({ ...body, model: body.model ?? model.value, why: why.value });
 
-  async function tried(work) {
-    try { await work(); } catch (error) { note(error.message, "bad"); }
-  }
   const change = (path, body, done) => () => tried(async () => {
     await post(`admin/versions/${path}`, about(body));
     why.value = "";
     note(done);
-    await look(true);
+    await look();
   });
 
   function rowsOf(each) {
@@ -52,27 +47,25 @@ export function versionsTab(place) {
     if (each.rollback_to) lines.push(button(`Roll ${each.model} back to ${each.rollback_to}`, change("rollback", { model: each.model }, `${each.model} is served by ${each.rollback_to} again.`), { class: "danger" }));
     if (Object.keys(each.arms).length) lines.push(`${each.model} is split: ${shares(each.arms)}${each.paired ? `; ${each.paired} % by both` : ""} `, button(`End the split of ${each.model}`, change("split", { model: each.model }, "The split is ended.")));
     if (each.entry === null && each.versions.length) lines.push(el("span", { class: "hint" }, `${each.model} in models.yaml is no version yet.`));
-    return el("div", { class: "row" }, lines);
+    return row(lines);
   }
 
-  let before = "";
-  async function look(anew = false) {
+  const differs = changes();
+  async function look() {
     const query = model.value ? `?model=${encodeURIComponent(model.value)}` : "";
-    const [{ models }, { changes }] = await Promise.all([ask(`admin/versions${query}`), ask(`admin/versions/history${query}`)]);
-    const now = JSON.stringify([models, changes]);
-    if (now === before && !anew) return;
-    before = now;
+    const [{ models }, { changes: history }] = await Promise.all([ask(`admin/versions${query}`), ask(`admin/versions/history${query}`)]);
+    if (!differs([models, history])) return;
     refill(shown, models.some((each) => each.versions.length)
       ? [models.map(facts), table("Versions", ["Model", "Version", "Names", "Since", "Source", "LoRAs", "Size", "Why", "", ""], models.flatMap(rowsOf))]
       : el("p", { class: "empty" }, "No model has a version yet. Name one above, and make its entry in models.yaml the first."),
-    changes.length ? table("History, the newest first", ["When", "Model", "What", "Who", "Why"], changes.map((each) => [when(each.at), each.model, said(each), each.who, each.why])) : null);
+    history.length ? table("History, the newest first", ["When", "Model", "What", "Who", "Why"], history.map((each) => [when(each.at), each.model, said(each), each.who, each.why])) : null);
   }
 
   const compare = () => tried(async () => {
     const { versions, pairs, since } = await ask(`admin/versions/report?model=${encodeURIComponent(model.value)}`);
     fill(report, table(`Jobs since ${since}`, ["Version", "Arm", "Jobs", "Failed", "Errors, 95 %", "Half within", "95 % within", "Inference, 95 %", "Per image"], versions.map((row) => [
-      row.version, row.arm ?? "", String(row.jobs), String(row.failed), interval(row.error_rate, percent), row.seconds_p50 === null ? "" : seconds(row.seconds_p50),
-      row.seconds_p95 === null ? "" : seconds(row.seconds_p95), interval(row.inference_s, seconds), row.cost_per_image === null ? "" : dollars(row.cost_per_image)])), pairsTable(pairs));
+      row.version, row.arm ?? "", String(row.jobs), String(row.failed), interval(row.error_rate, percent), seconds(row.seconds_p50),
+      seconds(row.seconds_p95), interval(row.inference_s, seconds), dollars(row.cost_per_image)])), pairsTable(pairs));
   });
 
   const golden = (version) => () => tried(async () => {
@@ -83,15 +76,15 @@ export function versionsTab(place) {
   });
 
   fill(place,
-    el("div", { class: "row" }, el("label", { for: "version-model" }, "Model"), model, el("label", { for: "version-why" }, "Why"), why),
-    el("div", { class: "row" },
+    row(labelled("Model", model), labelled("Why", why)),
+    row(
       button("Serve the entry of models.yaml", change("promote", { version: "entry" }, "The entry is served.")),
       button("Make the entry the candidate", change("promote", { version: "entry", alias: "candidate" }, "The entry is the candidate.")),
-      el("label", { for: "version-share" }, "Share of the candidate, %"), share,
-      el("span", { class: "row" }, el("label", { for: "version-paired" }, "Generated by both, %"), paired),
+      labelled("Share of the candidate, %", share),
+      el("span", { class: "row" }, labelled("Generated by both, %", paired)),
       button("Split", () => change("split", { arms: { stable: 100 - Number(share.value), candidate: Number(share.value) }, paired: Number(paired.value) }, "The requests are split.")()),
       button("Compare", compare), button("Choose between pairs", () => (model.value ? choosePairs(model.value) : note("Name a model above.", "bad"))),
       button("Golden prompts by the candidate", golden({ version: "candidate" })), button("Golden prompts by the newest", golden({}))),
     report, shown);
-  return regularly(() => look(), 2000);
+  return regularly(look, 2000);
 }

@@ -1,7 +1,7 @@
 // The place to generate: choose a model, fill its form, see what it takes, press, and follow the job.
 
 import { ask, submit } from "./api.js";
-import { button, el, fill, newId, note } from "./dom.js";
+import { button, el, fill, labelled, newId, note, row } from "./dom.js";
 import { Form, roll } from "./form.js";
 import { gridPart } from "./grid.js";
 import { copyAs, JobCard } from "./job.js";
@@ -31,9 +31,9 @@ export class Workbench {
     this.formNode = el("form", { class: "card", "aria-label": "Request", novalidate: true,
       onsubmit: (event) => { event.preventDefault(); this.press(); },
       onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); this.press(); } } },
-    el("div", { class: "field", "data-field": "model" }, el("label", { for: id }, "Model"), this.select, this.about),
+    el("div", { class: "field", "data-field": "model" }, labelled("Model", this.select), this.about),
     this.place,
-    el("div", { class: "bar-bottom" }, this.price, el("div", { class: "row" }, this.go,
+    el("div", { class: "bar-bottom" }, this.price, row(this.go,
       button("Copy as…", () => this.form && copyAs(this.form.request()), { class: "quiet" }),
       el("label", { for: load.id, class: "button quiet" }, "From an image"), load,
       button("Clear", () => { this.form?.set({}); this.card.clear(); this.page.address("create"); }, { class: "quiet" }))));
@@ -42,13 +42,17 @@ export class Workbench {
     this.node = el("div", { class: "bench" }, el("div", {}, this.formNode, this.references), el("div", { class: "right" }, this.card.node, this.grid));
   }
 
-  /** Load the models and the first form. Throws Refusal. */
+  /** Load the models, and the first form; one that is there stays while its model does. Throws Refusal. */
   async start() {
     const { models } = await ask("models");
     this.models = models;
     const option = (model) => el("option", { value: model.id, disabled: !model.served }, model.served ? model.id : `${model.id} (not served by this version)`);
     fill(this.select, models.map(option));
     fill(this.references, models.map((model) => el("option", { value: model.id })));
+    if (this.form && this.schemas.has(this.form.model) && models.some((model) => model.id === this.form.model)) {
+      this.select.value = this.form.model;
+      return this.place.contains(this.form.node) || fill(this.place, this.form.node);
+    }
     const draft = JSON.parse(sessionStorage.getItem(DRAFT) ?? "null");
     const first = models.find((model) => model.id === draft?.model) ?? models.find((model) => model.served);
     if (!first) return fill(this.place, el("p", { class: "problem" }, "models.yaml has no model that this version serves."));
