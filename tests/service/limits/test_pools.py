@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -170,6 +171,22 @@ async def test_work_that_failed_is_free_without_a_search(how):
         await until_true(lambda: work() is None)
     finally:
         gc.enable()
+
+
+async def test_work_that_is_done_before_anybody_waits_for_it_is_answered(monkeypatch):
+    """A busy machine may run the thread to its end first: the caller waited until its deadline then."""
+    pool = Pool("tested", 2)
+    add = pool._add
+
+    def added(errand):
+        add(errand)
+        while pool.active:
+            time.sleep(0.001)
+        assert pool._begun.empty()
+        time.sleep(0.02)  # for the thread's last step, of which the pool tells nothing
+
+    monkeypatch.setattr(pool, "_add", added)
+    assert await asyncio.wait_for(pool.run(lambda: "done"), LIMIT_S) == "done"
 
 
 async def test_idle_threads_end(monkeypatch):

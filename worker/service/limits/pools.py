@@ -98,8 +98,8 @@ class Pool:
         turn = current()
         errand = _Errand(partial(work, *args), turn, place, time.monotonic() + grace_s)
         errand.check()
+        answer: asyncio.Future[T] = asyncio.wrap_future(errand.future)  # first: a thread may settle it at once
         self._add(errand)
-        answer: asyncio.Future[T] = asyncio.wrap_future(errand.future)
         answer.add_done_callback(_retrieved)  # whoever asked may be gone
         remaining_s = max(turn.stop.remaining_s, grace_s)
         try:

@@ -1,1 +1,1 @@
-"""The HTTP server's doors: one file each, all of them `routes(context) -> APIRouter`."""
+"""The HTTP server's doors: one file each, all of them `routes(context) -> Door`."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
@@ -24,6 +24,7 @@ from worker.transport.web import a1111_lists, openapi
 from worker.transport.web import a1111_schema as words
 from worker.transport.web.a1111_callers import A1111Caller, A1111Callers
 from worker.transport.web.context import WAITED_FOR, ServerContext, generated, generation, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import answered_by, json_response
 from worker.wire.foreign import a1111
 from worker.wire.foreign.a1111 import Decoded, HiresFix
@@ -36,9 +37,9 @@ _GRID = 8  # of the second pass's size
 _PLAIN_UPSCALERS = ("none", "lanczos", "nearest")
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes that clients of AUTOMATIC1111's web UI call."""
-    router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], route_class=answered_by(words.encode_failure))
+    router = Door(prefix="/sdapi/v1", tags=["AUTOMATIC1111's API"], route_class=answered_by(words.encode_failure))
     callers = A1111Callers()
     _add_generations(router, context, callers)
     _add_progress(router, context, callers)
@@ -46,7 +47,7 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
-def _add_generations(router: APIRouter, context: ServerContext, callers: A1111Callers) -> None:
+def _add_generations(router: Door, context: ServerContext, callers: A1111Callers) -> None:
     drawn = openapi.answers(words.A1111Images, *openapi.ASKING, 409, shape=words.A1111Error)
     example: dict[str, JsonValue] = {"prompt": "a red apple", "steps": 16, "seed": 7, "width": 64, "height": 64}
 
@@ -86,7 +87,7 @@ def _add_generations(router: APIRouter, context: ServerContext, callers: A1111Ca
         return json_response({"html_info": "", "image": encode_file(answer.files[0])})
 
 
-def _add_progress(router: APIRouter, context: ServerContext, callers: A1111Callers) -> None:
+def _add_progress(router: Door, context: ServerContext, callers: A1111Callers) -> None:
     nothing = openapi.answers(words.Nothing, 401, 403, 500, shape=words.A1111Error)
 
     @router.get(

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
@@ -20,6 +20,7 @@ from worker.transport.web import openapi
 from worker.transport.web.a1111_callers import A1111Caller, A1111Callers
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.wire.foreign.a1111 import named
 
@@ -41,7 +42,7 @@ _LATENT = ("Latent", "None")  # of hires fix, without a model; both enlarge the 
 _EMPTY = {"prompt-styles": "Styles", "face-restorers": "Face restorers", "script-info": "Scripts"}
 
 
-def add_routes(router: APIRouter, context: ServerContext, callers: A1111Callers) -> None:
+def add_routes(router: Door, context: ServerContext, callers: A1111Callers) -> None:
     """Add the routes of lists, settings and files."""
     _add_options(router, context, callers)
     _add_models(router, context)
@@ -49,7 +50,7 @@ def add_routes(router: APIRouter, context: ServerContext, callers: A1111Callers)
     _add_readers(router, context)
 
 
-def _add_options(router: APIRouter, context: ServerContext, callers: A1111Callers) -> None:
+def _add_options(router: Door, context: ServerContext, callers: A1111Callers) -> None:
     @router.get(
         "/options",
         summary="The caller's settings",
@@ -98,7 +99,7 @@ def _model(context: ServerContext, request: Request, title: JsonValue) -> str:
     )
 
 
-def _add_models(router: APIRouter, context: ServerContext) -> None:
+def _add_models(router: Door, context: ServerContext) -> None:
     async def served(request: Request, *, upscaling: bool) -> list[ModelSummary]:
         models = await context.models(request)
         return [model for model in models if model.served and (model.tasks == (Task.UPSCALING,)) == upscaling]
@@ -133,18 +134,16 @@ def _add_models(router: APIRouter, context: ServerContext) -> None:
         return json_response(None)
 
 
-def _add_list(
-    router: APIRouter, path: str, summary: str, entries: Callable[[Request], Awaitable[list[JsonValue]]]
-) -> None:
+def _add_list(router: Door, path: str, summary: str, entries: Callable[[Request], Awaitable[list[JsonValue]]]) -> None:
     responses = openapi.answers(words.Listed, *_FAILURES, 429, shape=words.A1111Error)
 
     async def listed(request: Request) -> Response:
         return json_response(await entries(request))
 
-    router.add_api_route(f"/{path}", listed, summary=summary, responses=responses, name=path)
+    router.add(f"/{path}", listed, summary=summary, responses=responses, name=path)
 
 
-def _add_names(router: APIRouter, context: ServerContext) -> None:
+def _add_names(router: Door, context: ServerContext) -> None:
     introspection = context.operations.introspection
 
     async def samplers(request: Request) -> list[JsonValue]:
@@ -196,7 +195,7 @@ def _label(names: tuple[str, ...]) -> str:
     return _LABELS.get(spoken) or spoken.upper().replace("HEUN", "Heun")
 
 
-def _add_readers(router: APIRouter, context: ServerContext) -> None:
+def _add_readers(router: Door, context: ServerContext) -> None:
     image: dict[str, Any] = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string"}}}
     failures = (400, 401, 403, 413, 415, 500, 504)
 

@@ -1,17 +1,18 @@
 """POST /tokens: access for a browser's EventSource and WebSocket, which send no header."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.tokens import LIFE_S
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the route of POST /tokens."""
-    router = APIRouter(tags=["events"])
+    router = Door(tags=["events"])
 
     @router.post(
         "/tokens",

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -16,6 +16,7 @@ from worker.service.local.volume import Volume
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of, check_admin
 from worker.transport.web.context import ServerContext, read_json, unless_gone
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.incoming import Incoming
 
@@ -62,9 +63,9 @@ def _admin(request: Request) -> None:
     check_admin(request, _REFUSED)
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes below /admin."""
-    router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin)])
+    router = Door(prefix="/admin", tags=["admin"], dependencies=[Depends(_admin)])
     telling = openapi.answers(openapi.AnyObject, 400, 401, 403, 500)
 
     @router.get(
@@ -147,7 +148,7 @@ def _alert(report: AlertState) -> JsonValue:
     }
 
 
-def _add_volume_routes(router: APIRouter, context: ServerContext) -> None:
+def _add_volume_routes(router: Door, context: ServerContext) -> None:
     asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
 
     def volume(worker: str | None) -> Volume | RemoteVolume:

@@ -1,6 +1,6 @@
 """POST /edit: a form with an image and an instruction in, the changed image out as PNG."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, JsonValue
 
@@ -9,6 +9,7 @@ from worker.core.errors import InvalidImage, InvalidRequest, UnknownParameter
 from worker.media.kinds import IMAGES, kind_of
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import encode_file, output_as
 from worker.transport.web.forms import Form, read_form
@@ -46,9 +47,9 @@ class EditError(BaseModel):
     request_id: str
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the route of POST /edit."""
-    router = APIRouter(tags=["edit"], route_class=answered_by(_encode_failure))
+    router = Door(tags=["edit"], route_class=answered_by(_encode_failure))
 
     @router.post(
         "/edit",

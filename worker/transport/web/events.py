@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 
-from fastapi import APIRouter, Request, WebSocket
+from fastapi import Request, WebSocket
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 from starlette.types import Receive, Scope, Send
@@ -22,6 +22,7 @@ from worker.transport.progress import encode_progress
 from worker.transport.web import openapi
 from worker.transport.web.auth import subprotocol
 from worker.transport.web.context import JSON_LIMITS, WAITED_FOR, ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import error_response
 from worker.transport.web.incoming import name_of
 from worker.transport.web.runpod_schema import encode_flat, encode_job
@@ -47,9 +48,9 @@ _TOKEN = {
 }
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of WS /ws and GET /events/{id}."""
-    router = APIRouter(tags=["events"])
+    router = Door(tags=["events"])
 
     places = _Places(context.max_sockets_per_caller)
 

@@ -1,19 +1,19 @@
 """The server's readiness for work: for people, for load balancers, for orchestrators."""
 
-from fastapi import APIRouter
 from fastapi.responses import Response
 
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.wire.introspection import encode_status
 
 PATHS = ("/health", "/ping", "/ready")
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of GET /health, /ping and /ready."""
-    router = APIRouter(tags=["health"])
+    router = Door(tags=["health"])
 
     def readiness(status: int) -> Response:
         state = context.state()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, JsonValue
 from starlette.exceptions import HTTPException
@@ -13,6 +13,7 @@ from worker.media.images import to_base64
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext, is_json, parse_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import Failure, answered_by, json_response
 from worker.transport.web.file_response import accepted_format, check_single, encode_file, header_text, output_as
 from worker.wire.introspection import encode_model
@@ -63,10 +64,10 @@ class DiffusersModels(BaseModel):
     models: list[dict[str, JsonValue]]
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of POST /diffusers/generate, of its other paths, and of GET /diffusers/models."""
 
-    router = APIRouter(tags=["Hugging Face's inference API"], route_class=answered_by(_encode_failure))
+    router = Door(tags=["Hugging Face's inference API"], route_class=answered_by(_encode_failure))
     failures = openapi.refusals(*openapi.ASKING, 409, shape=HubError)
     responses = openapi.files("image/png", "image/jpeg", "image/webp", "video/mp4") | failures
     body = openapi.takes(

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
@@ -15,6 +15,7 @@ from worker.service.jobs.store import ANYBODY
 from worker.transport.web import openapi
 from worker.transport.web.auth import ALL_CALLERS, caller_of, check_admin
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.runpod_schema import encode_status
 from worker.wire.result import encode_progress
@@ -23,9 +24,9 @@ _PROMPT_CHARS = 200
 _MODEL_CHARS = 512
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the route of GET /jobs."""
-    router = APIRouter(tags=["RunPod's API"])
+    router = Door(tags=["RunPod's API"])
 
     @router.get(
         "/jobs",

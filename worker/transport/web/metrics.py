@@ -1,17 +1,18 @@
 """The metrics that Prometheus scrapes. Their meaning: docs/observability.md."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker.transport.web import openapi
 from worker.transport.web.auth import ALL_CALLERS, check_admin
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the route of GET /metrics."""
-    router = APIRouter(tags=["health"])
+    router = Door(tags=["health"])
     text = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 
     @router.get(

@@ -1,6 +1,6 @@
 """Facts about models: the registry, schemas, detection and plans. Nothing here loads a weight."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
@@ -8,14 +8,15 @@ from worker.core.answer import ModelList
 from worker.core.errors import InvalidRequest, ModelNotFound
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import error_response, json_response
 from worker.wire.introspection import encode_model, encode_models
 from worker.wire.result import encode_answer
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of GET /models…, POST /inspect and /plan."""
-    router = APIRouter(tags=["models"])
+    router = Door(tags=["models"])
     finding = openapi.answers(openapi.AnyObject, 400, 401, 403, 404, 500, 502, 504)
     asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
     names_model = openapi.takes(openapi.MODEL_SCHEMA, default={}, named={"model": "demo"})

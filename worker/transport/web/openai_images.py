@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 
@@ -32,6 +32,7 @@ from worker.transport.web.context import (
     read_json,
     unless_gone,
 )
+from worker.transport.web.door import Door
 from worker.transport.web.errors import answered_by, failure_of, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.file_response import send_file
@@ -65,9 +66,9 @@ _OBJECT = {
 _MORE = " Any other field of a generation is taken too, by its own name."
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes that OpenAI's clients call."""
-    router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
+    router = Door(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
     started = int(time.time())
 
     body = openapi.takes(
@@ -126,9 +127,9 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
-def image_routes(context: ServerContext) -> APIRouter:
+def image_routes(context: ServerContext) -> Door:
     """Return the route of images that were requested as URLs, served for as long as answers are kept."""
-    router = APIRouter(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
+    router = Door(prefix="/v1", tags=[_TAG], route_class=answered_by(words.encode_failure))
 
     @router.get(
         "/images/{id}/content",

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 
 _FOLDER = Path(__file__).parent / "ui" / "app"
 _TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
@@ -37,9 +38,9 @@ class _File:
     tag: str
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of GET /ui and its files; none where the operator turned the page off."""
-    router = APIRouter(include_in_schema=False)
+    router = Door(include_in_schema=False)
     if not context.shows_page:
         return router
     files = {path.name: _read(path) for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES}

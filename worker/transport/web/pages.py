@@ -9,13 +9,14 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from worker import __version__
 from worker.transport.web import openapi
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 
 _FOLDER = Path(__file__).with_name("ui")
@@ -46,9 +47,9 @@ _UI_LINK = (
 )
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes of GET /, /docs and what these show."""
-    router = APIRouter(tags=["health"])
+    router = Door(tags=["health"])
     page = Template((_FOLDER / "index.html").read_text("utf-8"))
 
     @router.get(

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -12,6 +12,7 @@ from worker.transport.web import openapi
 from worker.transport.web.admin import read_body, takes
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, unless_gone
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 
 _REFUSED = "The recipes of this worker are for one of its admin keys only."
@@ -37,9 +38,9 @@ def _admin(request: Request) -> None:
     check_admin(request, _REFUSED)
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes below /admin/recipes."""
-    router = APIRouter(prefix="/admin/recipes", tags=["admin"], dependencies=[Depends(_admin)])
+    router = Door(prefix="/admin/recipes", tags=["admin"], dependencies=[Depends(_admin)])
     asking = openapi.answers(openapi.AnyObject, *openapi.ASKING)
 
     def shelf() -> RecipeShelf:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import JsonValue
 
@@ -19,6 +19,7 @@ from worker.service.jobs.record import JobOptions, JobRecord, Status
 from worker.transport.web import openapi, replicate_account, replicate_models
 from worker.transport.web import replicate_schema as words
 from worker.transport.web.context import ServerContext, generation, job_id, read_json, unless_gone
+from worker.transport.web.door import Door
 from worker.transport.web.errors import answered_by, json_response
 from worker.transport.web.events import STREAM_HEADERS, WAITING, paced
 from worker.transport.web.file_response import send_file
@@ -37,18 +38,18 @@ Id = Annotated[str, Path(description="The id of a prediction.")]
 Time = Annotated[str | None, Query(description="A time of ISO 8601, as 2026-01-31T12:00:00Z.")]
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes that Replicate's clients call."""
-    router = APIRouter(tags=[_TAG], route_class=answered_by(words.encode_failure))
+    router = Door(tags=[_TAG], route_class=answered_by(words.encode_failure))
     predictions = Predictions(context)
     _add_create(router, predictions)
     _add_predictions(router, predictions)
     replicate_account.add_routes(router, context)
-    router.include_router(replicate_models.routes(context, _TAG))
+    router.include(replicate_models.routes(context, _TAG))
     return router
 
 
-def _add_create(router: APIRouter, predictions: Predictions) -> None:
+def _add_create(router: Door, predictions: Predictions) -> None:
     context = predictions.context
     created: dict[int | str, dict[str, Any]] = {201: openapi.of(words.Prediction, "The prediction.")}
     created |= openapi.refusals(*_REFUSED, shape=words.ReplicateError)
@@ -148,7 +149,7 @@ def _webhook(body: dict[str, JsonValue]) -> tuple[str | None, list[str]]:
     return url, [str(event) for event in events]
 
 
-def _add_predictions(router: APIRouter, predictions: Predictions) -> None:
+def _add_predictions(router: Door, predictions: Predictions) -> None:
     context = predictions.context
     finding = openapi.answers(words.Prediction, 401, 403, 404, 500, shape=words.ReplicateError)
 
@@ -209,9 +210,9 @@ async def _events(record: JobRecord, here: str | None) -> AsyncGenerator[str, No
     yield event("done", json.dumps(reason))
 
 
-def file_routes(context: ServerContext) -> APIRouter:
+def file_routes(context: ServerContext) -> Door:
     """Return the route of a prediction's files, which are protected by its id: it cannot be guessed."""
-    router = APIRouter(tags=[_TAG], route_class=answered_by(words.encode_failure))
+    router = Door(tags=[_TAG], route_class=answered_by(words.encode_failure))
 
     @router.get(
         "/v1/predictions/{id}/output/{index}",

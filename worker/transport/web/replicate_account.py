@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, JsonValue, RootModel
 
@@ -13,6 +13,7 @@ from worker.transport.web import openapi
 from worker.transport.web import replicate_schema as words
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.forms import read_form
 from worker.transport.web.openapi import Documented
@@ -63,7 +64,7 @@ class Files(BaseModel):
     results: list[File]
 
 
-def add_routes(router: APIRouter, context: ServerContext) -> None:
+def add_routes(router: Door, context: ServerContext) -> None:
     """Add the routes of the account, the hardware and the uploads."""
 
     @router.get(
@@ -88,7 +89,7 @@ def add_routes(router: APIRouter, context: ServerContext) -> None:
     _add_uploads(router)
 
 
-def _add_upload(router: APIRouter, context: ServerContext) -> None:
+def _add_upload(router: Door, context: ServerContext) -> None:
     created: dict[int | str, dict[str, Any]] = {201: openapi.of(File, "The file.")}
     form = openapi.takes_form({"content": {"type": "string", "format": "binary"}}, "content")
 
@@ -111,7 +112,7 @@ def _add_upload(router: APIRouter, context: ServerContext) -> None:
         return json_response(body, 201)
 
 
-def _add_uploads(router: APIRouter) -> None:
+def _add_uploads(router: Door) -> None:
     @router.get(
         "/v1/files",
         summary="The uploads that are kept: none",
@@ -124,7 +125,7 @@ def _add_uploads(router: APIRouter) -> None:
         raise JobNotFound("Uploads are not kept here: urls.get of an upload is the file itself.", field="id")
 
     for method, name in (("GET", "file"), ("DELETE", "delete_file")):
-        router.add_api_route(
+        router.add(
             "/v1/files/{id}",
             file,
             methods=[method],

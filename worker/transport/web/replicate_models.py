@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 from starlette.routing import Match
@@ -20,6 +20,7 @@ from worker.transport.web import openapi
 from worker.transport.web import replicate_schema as words
 from worker.transport.web.auth import caller_of
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import answered_by, json_response
 from worker.wire.foreign import cog
 
@@ -55,9 +56,9 @@ class OfTwoParts(answered_by(words.encode_failure)):  # type: ignore[misc]  # a 
         return found
 
 
-def routes(context: ServerContext, tag: str) -> APIRouter:
+def routes(context: ServerContext, tag: str) -> Door:
     """Return the routes that describe models."""
-    router = APIRouter(prefix="/v1/models/{owner}/{name}", tags=[tag], route_class=OfTwoParts)
+    router = Door(prefix="/v1/models/{owner}/{name}", tags=[tag], route_class=OfTwoParts)
     started, since = int(time.time()), words.now()
     failures = (401, 403, 404, 429, 500, 502, 503, 504)
 

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response
 
 from worker.transport.web import openapi
 from worker.transport.web.context import WAITED_FOR, ServerContext, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.runpod_schema import SubmittedJob, decode_job, encode_run
 
@@ -14,9 +15,9 @@ _SUMMARY = "Draw, and answer when done"
 _TEXT = "The body is a job's input, bare or as `input`. The job is cancelled when its caller hangs up."
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the one door under both of its names."""
-    router = APIRouter(tags=["run"])
+    router = Door(tags=["run"])
     responses = openapi.answers(openapi.Ran, *openapi.ASKING, 409)
     body = openapi.takes(openapi.RUN_SCHEMA, image=openapi.GENERATION, wrapped={"input": openapi.GENERATION})
 

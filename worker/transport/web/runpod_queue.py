@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import Path, Query, Request
 from fastapi.responses import Response
 
 from worker.service.jobs.record import JobRecord
 from worker.transport.web import openapi
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, job_id, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.transport.web.layers import is_head
 from worker.transport.web.runpod_schema import (
@@ -25,9 +26,9 @@ Id = Annotated[str, Path(description="The id that /run answered.")]
 Wait = Annotated[int, Query(ge=1_000, le=300_000, description="Milliseconds to wait for the result.")]
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes that RunPod's clients call."""
-    router = APIRouter(prefix="/v2/{endpoint}", tags=["RunPod's API"])
+    router = Door(prefix="/v2/{endpoint}", tags=["RunPod's API"])
     takes_job = openapi.takes(openapi.JOB_SCHEMA, image={"input": openapi.GENERATION})
     asking = openapi.answers(openapi.Job, 400, 401, 403, 413, 415, 429, 500, 503)
 
@@ -67,7 +68,7 @@ def routes(context: ServerContext) -> APIRouter:
     return router
 
 
-def _add_job_routes(router: APIRouter, context: ServerContext) -> None:
+def _add_job_routes(router: Door, context: ServerContext) -> None:
     """Add the routes that ask for a job, or decide on it."""
     finding = openapi.answers(openapi.Job, 400, 401, 403, 404, 500)
     trying = finding | openapi.refusals(429, 503)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from worker import __version__
@@ -32,10 +32,11 @@ from worker.transport.web import (
     versions,
 )
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.layers import HeadAsGet, Prefixed, Turnstile
 
 # Each door is a file; a new one is a line here.
-DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
+DOORS: tuple[Callable[[ServerContext], Door], ...] = (
     run.routes,
     runpod_queue.routes,
     jobs.routes,
@@ -53,9 +54,9 @@ DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
     versions.routes,
 )
 # Doors of a browser's own connections, which send no header.
-BROWSER_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (events.routes,)
+BROWSER_DOORS: tuple[Callable[[ServerContext], Door], ...] = (events.routes,)
 # Open to everybody: health checks and pages have no key, and an image is protected by its id, which cannot be guessed.
-OPEN_DOORS: tuple[Callable[[ServerContext], APIRouter], ...] = (
+OPEN_DOORS: tuple[Callable[[ServerContext], Door], ...] = (
     health.routes,
     openai_images.image_routes,
     replicate.file_routes,
@@ -74,12 +75,7 @@ async def _nothing() -> AsyncIterator[None]:
 def create_app(context: ServerContext, lifespan: Lifespan = _nothing, cors_origins: Sequence[str] = ()) -> FastAPI:
     """Build the application. `lifespan` is entered before the first request and left after the last."""
     with openapi.BUILDING:
-        app = _application(context, lifespan, cors_origins)
-        # The framework builds what it needs of the routes for the first request that looks for one. That would hold up
-        # all others for a third of a second, and two applications of one process would do it at the same time.
-        for route in app.routes:
-            route.matches({"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []})
-    return app
+        return _application(context, lifespan, cors_origins)
 
 
 def _application(context: ServerContext, lifespan: Lifespan, cors_origins: Sequence[str]) -> FastAPI:
@@ -99,11 +95,11 @@ def _application(context: ServerContext, lifespan: Lifespan, cors_origins: Seque
         dependencies=[Depends(context.authenticator.check_host)],
     )
     for door in DOORS:
-        app.include_router(door(context), dependencies=[Depends(context.authenticator.admit)])
+        door(context).open(app.router, [Depends(context.authenticator.admit)])
     for door in BROWSER_DOORS:
-        app.include_router(door(context), dependencies=[Depends(context.authenticator.admit_browser)])
+        door(context).open(app.router, [Depends(context.authenticator.admit_browser)])
     for door in OPEN_DOORS:
-        app.include_router(door(context))
+        door(context).open(app.router, [])
     errors.install(app)
     if cors_origins:
         app.add_middleware(

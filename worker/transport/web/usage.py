@@ -4,19 +4,20 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 
 from worker.service.usage.log import By
 from worker.transport.web import openapi
 from worker.transport.web.auth import ALL_CALLERS, check_admin
 from worker.transport.web.context import ServerContext
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the route of GET /usage."""
-    router = APIRouter(tags=["health"])
+    router = Door(tags=["health"])
 
     @router.get(
         "/usage", summary="What was drawn, added up", responses=openapi.answers(openapi.Usage, 400, 401, 403, 500)

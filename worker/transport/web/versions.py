@@ -6,7 +6,7 @@ Each path is an action, whose fields are read where those of every action are.
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import JsonValue
 
@@ -16,6 +16,7 @@ from worker.core.version import MAX_WHY
 from worker.transport.web import openapi
 from worker.transport.web.auth import check_admin
 from worker.transport.web.context import ServerContext, read_json
+from worker.transport.web.door import Door
 from worker.transport.web.errors import json_response
 from worker.wire.result import encode_answer
 
@@ -67,9 +68,9 @@ def _admin(request: Request) -> None:
     check_admin(request, _REFUSED)
 
 
-def routes(context: ServerContext) -> APIRouter:
+def routes(context: ServerContext) -> Door:
     """Return the routes below /admin/versions."""
-    router = APIRouter(prefix="/admin/versions", tags=["admin"], dependencies=[Depends(_admin)])
+    router = Door(prefix="/admin/versions", tags=["admin"], dependencies=[Depends(_admin)])
     responses = openapi.answers(openapi.AnyObject, *openapi.ASKING)
 
     async def told(request: Request, fields: dict[str, JsonValue]) -> Response:
@@ -85,7 +86,7 @@ def routes(context: ServerContext) -> APIRouter:
                 raise InvalidRequest("The body must be a JSON object, without an action.", field="body")
             return await told(request, {**body, "action": action})
 
-        router.add_api_route(
+        router.add(
             path,
             change if changes else question,
             methods=["POST" if changes else "GET"],
