@@ -25,6 +25,9 @@ TRAINING := .venv-training
 FACES := .venv-faces
 TORCH ?= auto
 ARGS ?=
+# Byte code is kept, whatever the shell says: else each process compiles the tests, and each worker that they start itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Three processes on two cores: half of a test's time goes by in waiting. A file's tests stay in one, since they share its
 # models; files come as they stand, the heavy folders before the many small ones at the end.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
