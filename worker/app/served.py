@@ -27,7 +27,7 @@ from worker.net.fetched import FetchedBytes
 from worker.remote.fleet import Fleet
 from worker.service.accepting.acceptance import Acceptor
 from worker.service.accepting.links import MAX_BYTES
-from worker.service.accepting.resolving import ModelResolver, Policy
+from worker.service.accepting.resolving import ModelResolver, OwnFiles, Policy
 from worker.service.alerts.measures import Readings
 from worker.service.alerts.watch import Alerts
 from worker.service.discovery.finder import Finder, Permit
@@ -53,6 +53,7 @@ from worker.service.usage.telemetry import Observer, Telemetry
 from worker.store.free_space import DiskGauge
 from worker.store.refs import parse_reference
 from worker.store.store import Store
+from worker.store.tuned import TunedModels
 from worker.wire.request import ALIASES
 
 _LOG = logging.getLogger("worker")
@@ -195,7 +196,7 @@ class Groundwork:
             parse_reference,
             lambda source, variant: store.look(source, variant, StopSignal(settings.timeout_seconds)),
             build_versions(settings),
-            folders.find,
+            OwnFiles(folders.find, TunedModels(settings.volume).find),
         )
         limits = JobLimits(
             settings.max_images,

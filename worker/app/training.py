@@ -1,7 +1,5 @@
 """Training in a worker: its one engine thread learns and serves in turns. torch is imported once something trains."""
 
-import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from worker.app.samples import Draw, sampled_by
 from worker.app.served import Groundwork
 from worker.app.settings import Settings
 from worker.app.stores import build_bucket
+from worker.app.training_time import Meter, seconds_an_image
+from worker.app.whole_models import check_room, too_large
 from worker.catalog.call import Model
 from worker.catalog.interface.adapters import takes_loras
 from worker.catalog.interface.precisions import for_training
@@ -38,11 +38,12 @@ from worker.service.limits.pools import Pools
 from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.provisioning import Provisioner
 from worker.service.training.material import MAX_ARCHIVE_BYTES, Material
-from worker.service.training.publishing import Publishing
-from worker.service.training.trainings import FOLDER, Order, TrainingRules, Trainings
+from worker.service.training.publishing import FOLDER, Publishing
+from worker.service.training.trainings import Order, TrainingRules, Trainings
 from worker.service.training.watching import Watching
 from worker.service.versions.changes import By, VersionChanges
 from worker.store.hub_datasets import HubDatasets
+from worker.store.tuned import TunedModels
 
 if TYPE_CHECKING:
     from worker.training.dataset import Dataset
@@ -77,11 +78,12 @@ class DeviceTrainer:
 
         check_demands(order.options)
         for_training(order.model, order.options.precision)
+        await self.pools.headers.run(self._check_whole, order, place=_host(order.model))
         dataset = await self.pools.decoding.run(_read, order)
         order.on_data(_facts(dataset))
         pipeline = _pipeline(order.model, dataset.has_sources)
         files = await self.pools.downloads.run(self.provisioner.model_files, order.model, emit, stop)
-        meter = _Meter(self.engine)
+        meter = Meter(self.engine)
 
         async def draw(file: Path | None, prompt: str, seed: int, source: Raster | None) -> bytes:
             fields: dict[str, Any] = {} if file is None else {order.options.field: [str(file)]}
@@ -131,6 +133,7 @@ class DeviceTrainer:
 
         check_demands(order.options)
         for_training(order.model, order.options.precision)
+        await self.pools.headers.run(self._check_whole, order, place=_host(order.model))
         dataset = await self.pools.decoding.run(_read, order)
         _pipeline(order.model, dataset.has_sources)
         options, bounds = order.options, size_bounds(order.model)
@@ -138,7 +141,7 @@ class DeviceTrainer:
         sizes = Counter(
             cuts_of(each.width, each.height, each.digest, options, grid)[0].size for each in dataset.examples
         )
-        an_image = await self.pools.own.run(_seconds_an_image, order)
+        an_image = await self.pools.own.run(seconds_an_image, order)
         seconds = None if an_image is None else an_image * options.steps * options.images_a_step
         rounds = dataset.rounds(options)
         licence = await self.pools.headers.run(self.licence, order.model.spec, place=_host(order.model))
@@ -154,6 +157,14 @@ class DeviceTrainer:
             seconds=seconds,
         )
 
+    def _check_whole(self, order: Order) -> None:
+        """Raise UnsupportedModel where all weights are to be learnt of a family that is too large for that."""
+        spec, row = order.model.spec, order.model.architecture
+        if order.options.field != "model" or (row is not None and row.trained_whole):
+            return
+        bytes_ = self.provisioner.peek(spec.source, spec.variant).weight_bytes
+        raise UnsupportedModel(too_large(spec.id, row.title if row else "an unknown family", bytes_), field="method")
+
     def licence(self, spec: ModelSpec) -> str | None:
         """Return the licence of a model by models.yaml or its page; None where neither tells. Blocking."""
         if spec.licence is not None:
@@ -163,7 +174,7 @@ class DeviceTrainer:
         except WorkerError:
             return None  # a training is not refused for that
 
-    def _subject(self, order: Order, files: ModelFiles, pipeline: str, meter: "_Meter") -> "Subject":
+    def _subject(self, order: Order, files: ModelFiles, pipeline: str, meter: "Meter") -> "Subject":
         from worker.training.subject import Subject
 
         model, bounds, plans = order.model, size_bounds(order.model), list[LoadPlan]()
@@ -185,7 +196,8 @@ class DeviceTrainer:
             )
             return Leader(count, share) if count > 1 else ALONE
 
-        return Subject(model.spec.id, digest, family, bounds.native, bounds.multiple, load, ranks)
+        saved = model.pipeline or pipeline
+        return Subject(model.spec.id, digest, family, bounds.native, bounds.multiple, saved, load, ranks)
 
     def _processes(self, order: Order) -> int:
         """Return how many processes take the steps: no more than a step has images. Raises UnsupportedModel."""
@@ -204,7 +216,8 @@ class DeviceTrainer:
     def _loading(self, order: Order, files: ModelFiles, engine: ResidentEngine | None) -> LoadPlan:
         """Plan the trainer's own copy of the pipeline. Runs in the engine's thread."""
         self._processes(order)
-        model = for_training(order.model, order.options.precision)
+        whole = order.options.field == "model"
+        model = for_training(order.model, "fp32" if whole else order.options.precision)
         plan = self._plan(model, files)
         if (plan is None or plan.offload != "none") and engine is not None:
             for each in engine.resident_models:  # they come back with the next job for them
@@ -217,6 +230,8 @@ class DeviceTrainer:
                 "cannot be trained; use a larger device, a smaller model or a precision of fewer bits.",
                 field="model",
             )
+        if whole:
+            check_room(model.spec.id, files, self.device())
         return plan
 
     def _plan(self, model: Model, files: ModelFiles) -> LoadPlan | None:
@@ -224,31 +239,6 @@ class DeviceTrainer:
             return make_plan(model, files, self.device(), megapixels=1.0)
         except OutOfMemory:
             return None
-
-
-@dataclass(slots=True)
-class _Meter:
-    """The engine's thread, and the seconds that a training had it."""
-
-    engine: EngineThread
-    seconds: float = 0.0
-    resident: ResidentEngine | None = None
-
-    async def turn(self, work: Callable[[], T], label: str) -> T:
-        """Run a piece of the training in the engine's thread."""
-
-        def measured(engine: ResidentEngine) -> T:
-            from worker.training.failures import of_device
-
-            self.resident, began = engine, time.monotonic()
-            try:
-                return work()
-            except Exception as error:
-                raise of_device(error) from error
-            finally:
-                self.seconds += time.monotonic() - began
-
-        return await self.engine.call(measured, label)
 
 
 def _read(order: Order) -> "Dataset":
@@ -312,20 +302,6 @@ def _host(model: Model) -> str:
     return "" if source.is_local else source.host
 
 
-def _seconds_an_image(order: Order) -> float | None:
-    """Return how long an image took in the last training of this model, at this resolution, on this volume."""
-    found: list[tuple[float, float]] = []
-    for file in order.folder.parent.glob("*/training.json"):
-        try:
-            facts = json.loads(file.read_text())
-            alike = facts["model"] == order.model.spec.id
-            if alike and facts["options"].get("resolution") == order.options.resolution:
-                found.append((file.stat().st_mtime, float(facts["seconds_an_image"])))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # none of ours, or one that has not learnt a step
-    return max(found)[1] if found else None
-
-
 def _freed(engine: ResidentEngine) -> None:
     """Give back what a training held of the device's memory. Runs in the engine's thread."""
     from worker.engine.devices import release_memory
@@ -349,7 +325,7 @@ def build_trainings(
         TrainingRules(settings.training_minutes, settings.gpu_price_per_hour),
         trains,
         material_of(settings, pools),
-        Publishing(volume, pools, build_bucket(settings)),
+        Publishing(volume, pools, TunedModels(volume), build_bucket(settings)),
         ground.resolver,
         device,
         admission,

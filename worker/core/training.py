@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from worker.core.model import Parsed
 
-Method = Literal["lora", "dora", "loha", "lokr", "embedding"]
-AdapterField = Literal["loras", "embeddings"]
+Method = Literal["lora", "dora", "loha", "lokr", "embedding", "full"]
+TrainedField = Literal["loras", "embeddings", "model"]
 OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
 MaskKind = Literal["files", "alpha", "off"]
 Targets = Literal["attention", "linear", "all"]
@@ -39,15 +39,18 @@ class TrainingOptions(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _rate_of_its_own(cls, data: Any) -> Any:
-        """Let Prodigy begin at 1, the share of what it finds, where no learning rate is said."""
+        """Let Prodigy begin at 1, the share of what it finds, where no learning rate is said, and whole models low."""
         if isinstance(data, dict) and data.get("optimizer") == "prodigy":
             return {"learning_rate": 1.0, **data}
+        if isinstance(data, dict) and data.get("method") == "full":
+            return {"learning_rate": 1e-5, **data}
         return data
 
     method: Method = "lora"
     """How weights are changed: LoRA, DoRA (LoRA with magnitudes), LoHa or LoKr (products of small matrices).
 
-    `embedding` changes none: it learns the vectors of the word `trigger` (textual inversion).
+    `embedding` changes none: it learns the vectors of the word `trigger` (textual inversion). `full` has no adapter:
+    every weight of the denoiser is learnt.
     """
     vectors: Annotated[int, Field(ge=1, le=32)] = 1
     """How many vectors the word of an embedding has."""
@@ -124,9 +127,9 @@ class TrainingOptions(BaseModel):
         return self.batch_size * self.accumulation
 
     @property
-    def field(self) -> AdapterField:
+    def field(self) -> TrainedField:
         """The field of a request that takes what was trained."""
-        return "embeddings" if self.method == "embedding" else "loras"
+        return "embeddings" if self.method == "embedding" else "model" if self.method == "full" else "loras"
 
 
 class SentExample(Parsed):
@@ -246,7 +249,7 @@ class Trained:
 
     name: str
     model: str
-    field: AdapterField
+    field: TrainedField
     trigger: str
     steps: int
     of: int

@@ -145,18 +145,21 @@ def describe(
 ) -> dict[str, str]:
     """Return the metadata of a file: what it is for, and all that it was made from. Prompts of samples stay out."""
     network = {"lora": "networks.lora", "dora": "networks.lora"}.get(options.method, "lycoris.kohya")
-    kind = "textual-inversion" if options.method == "embedding" else "lora"
     settings = options.model_dump(mode="json", exclude={*WORDS})
+    kind = {"embedding": "/textual-inversion", "full": ""}.get(options.method, "/lora")
+    adapter = {
+        "ss_network_module": network,
+        "ss_network_dim": str(options.rank),
+        "ss_network_alpha": str(options.rank),
+    }
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture or model}/{kind}",
+        "modelspec.architecture": f"{architecture or model}{kind}",
         "modelspec.trigger_phrase": options.trigger,
         "modelspec.implementation": "diffusers",
         "ss_base_model_version": architecture or "",
         "ss_sd_model_name": model,
-        "ss_network_module": network,
-        "ss_network_dim": str(options.rank),
-        "ss_network_alpha": str(options.rank),
+        **({} if options.method == "full" else adapter),
         "ss_num_train_images": str(images),
         "ss_seed": str(options.seed),
         "training.settings": json.dumps(settings, sort_keys=True),

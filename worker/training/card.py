@@ -18,12 +18,11 @@ def card(
 
     Samples stand in the folder `samples` beside it. Of the caller's words only the trigger is there.
     """
-    is_word = options.method == "embedding"
-    kind = "textual inversion" if is_word else f"{options.method} of rank {options.rank}"
+    kind, tag = _kind(options)
     head = {
         "base_model": facts["ss_sd_model_name"],
         "library_name": "diffusers",
-        "tags": ["textual_inversion" if is_word else "lora", "text-to-image"],
+        "tags": [tag, "text-to-image"],
         **({"instance_prompt": options.trigger} if options.trigger else {}),
     }
     how = options.model_dump(mode="json", exclude_defaults=True, exclude={*WORDS})
@@ -45,3 +44,14 @@ def card(
         *(f"![A sample of this step](samples/{file.name})" for file in samples),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _kind(options: TrainingOptions) -> tuple[str, str]:
+    """Return what it is in words, and as a tag of the Hub."""
+    match options.method:
+        case "embedding":
+            return "textual inversion", "textual_inversion"
+        case "full":
+            return "full fine-tuning", "full-finetune"
+        case _:
+            return f"{options.method} of rank {options.rank}", "lora"

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from worker.store.tuned import link
+
 _NAME = "step-{:06d}"
 _NUMBER, _GROUP = "#", "#"  # what ends the name of a plain number, and begins that of a group of parameters
 _DTYPES = {int: torch.int64, float: torch.float64, bool: torch.bool}
@@ -28,14 +30,20 @@ class Checkpoint:
     optimizer: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
 
-    def write(self, folder: Path) -> Path:
-        """Write it below `folder`; it appears whole or not at all. Returns its own folder."""
+    def write(self, folder: Path, weights: Path | None = None) -> Path:
+        """Write it below `folder`; it appears whole or not at all. Returns its own folder.
+
+        `weights` is a file that holds its weights already: they are not written twice.
+        """
         target = folder / _NAME.format(self.step)
         partial = folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            save_file(dict(self.weights), partial / "adapter.safetensors")
+            if weights is None:
+                save_file(dict(self.weights), partial / "adapter.safetensors")
+            else:
+                link(weights, partial / "adapter.safetensors")
             save_file(dict(self.optimizer), partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps({"step": self.step, **self.facts}, indent=1))
             for file in partial.iterdir():

@@ -21,6 +21,15 @@ def check_demands(options: TrainingOptions) -> None:
             "lora, or leave precision out.",
             field="method",
         )
+    if options.field == "model" and options.text_encoder:
+        raise InvalidRequest(
+            "text_encoder is for adapters: method full learns the denoiser; leave it out.", field="text_encoder"
+        )
+    if options.field == "model" and options.precision is not None:
+        raise InvalidRequest(
+            "precision is for adapters: method full learns the weights themselves, in float32; leave it out.",
+            field="precision",
+        )
     if (package := _OPTIMIZERS.get(options.optimizer)) is not None:
         _check_package("optimizer", f"optimizer={options.optimizer}", package, "choose adamw")
     if options.tensorboard:

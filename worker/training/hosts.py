@@ -1,4 +1,4 @@
-"""What learns in a pipeline: an adapter in its denoiser, and in its text encoders if asked; or the vectors of a word.
+"""What learns in a pipeline: an adapter in its denoiser, and in its text encoders if asked; a word; or the denoiser.
 
 Each has parameters in a fixed order, weights by name that a checkpoint keeps, and a file that serving reads.
 """
@@ -12,6 +12,7 @@ from torch import nn
 
 from worker.core.training import TrainingOptions
 from worker.training.adapter import attach, set_weights, text_targets, weights_of, write_adapter
+from worker.training.whole_model import write_part
 from worker.training.words import LearntWord, text_encoders
 
 Learning = list[tuple[str, nn.Parameter]]
@@ -99,9 +100,45 @@ class WordLearner:
         return self._word.write(path, metadata)
 
 
+class WholeLearner:
+    """The denoiser itself, every weight of it, in float32."""
+
+    reads_words = False
+
+    def __init__(self, denoiser: tuple[str, nn.Module]) -> None:
+        self._name, self._module = denoiser
+        self._module.requires_grad_(True)
+        self.learning: Learning = sorted(self._module.named_parameters())
+        for _, parameter in self.learning:
+            parameter.data = parameter.data.float()
+
+    def prompt(self, text: str) -> str:
+        """Return it as it is."""
+        return text
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the denoiser's weights by their names in it."""
+        return {name: value.detach().cpu().contiguous().clone() for name, value in self.learning}
+
+    def put_back(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take what `weights` returned."""
+        for name, value in self.learning:
+            value.data.copy_(weights[name])
+
+    def write(self, path: Path, metadata: Mapping[str, str]) -> Path:
+        """Write the denoiser into its own folder below `path`, that of a whole model."""
+        return write_part(path / self._name, self._module, metadata)
+
+
 def learner_of(pipe: Any, denoiser: tuple[str, nn.Module], options: TrainingOptions) -> Learner:
     """Return what learns, fresh; everything else in the pipeline is frozen."""
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False)
-    return WordLearner(pipe, options) if options.method == "embedding" else AdapterLearner(pipe, denoiser, options)
+    match options.method:
+        case "embedding":
+            return WordLearner(pipe, options)
+        case "full":
+            return WholeLearner(denoiser)
+        case _:
+            return AdapterLearner(pipe, denoiser, options)

@@ -8,6 +8,7 @@ The folder of a training holds everything that it needs to go on, also on anothe
 | `checkpoints/step-000250/` | the adapter's weights and the optimizer's, the losses until then |
 | `samples/step-000250-1.png` | what serving generates with the file of that step; `step-000000` is the model alone |
 | `best/` | the adapter of the best checkpoint, where `patience` is asked for |
+| `model/step-000250/`, `parts/` | in the place of an adapter, a whole model; those of its parts that are not trained |
 | `loss.png`, `progress.jsonl`, `tensorboard/` | the losses; the last where it is asked for |
 | `README.md` | a page about the adapter, as the Hub reads it |
 | `class/` | images of what the subject is one of |
@@ -33,24 +34,25 @@ from worker.core.result import Emit, Progress
 from worker.core.training import LOOKED_AT, WORDS, TrainingOptions
 from worker.core.turn import StopSignal
 from worker.store.lease import STALE_S, Lease, LeaseLost
-from worker.training import best
 from worker.training.adapter import describe
 from worker.training.best import Measured
 from worker.training.card import card
 from worker.training.checkpoint import Checkpoint, keep_last, write_whole
 from worker.training.dataset import Dataset
+from worker.training.deliveries import AdapterDelivery, Delivery, ModelDelivery
 from worker.training.drawing import Draw, Drawing
 from worker.training.failures import of_disk
 from worker.training.lessons import Lessons
 from worker.training.loss_plot import plot_losses
 from worker.training.pace import progress_of
 from worker.training.progress_log import ProgressLog
+from worker.training.rehearsal import denoiser_of
 from worker.training.subject import Subject
 from worker.training.trainer import Trainer
+from worker.training.whole_model import write_others
 from worker.training.wishes import Wishes
 
 T = TypeVar("T")
-_CHECKPOINTS = 2
 _LOOK_S = 1.0
 # Ends that are nobody's fault: the state after the last step is sound.
 _STOPS = (asyncio.CancelledError, JobCancelled, JobTimeout, ShuttingDown)
@@ -90,24 +92,25 @@ class TrainingRun:
     learning_s: float = 0.0
     is_ending: bool = False
     log: ProgressLog = field(init=False)
+    delivery: Delivery = field(init=False)
     check_lease: Callable[..., None] = lambda look=False: None
     wishes: Wishes = field(init=False)
 
+    def __post_init__(self) -> None:
+        """Choose what is delivered."""
+        whole, averaged = self.options.field == "model", self.options.ema is not None
+        self.delivery = ModelDelivery(self.folder, averaged) if whole else AdapterDelivery(self.folder, self.name)
+
     @property
     def file(self) -> Path:
-        """The file of the adapter, as diffusers spells it."""
-        return self.folder / f"{self.name}.safetensors"
+        """The file of the adapter, as diffusers spells it, or the folder of the model."""
+        return self.delivery.file(self.delivered_at)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """All that came of it: the adapter in two spellings, the losses as an image, its page, the last samples."""
         beside = (self.folder / "loss.png", self.card, *self._last_samples)
-        return (*self._spellings, *(each for each in beside if each.exists()))
-
-    @property
-    def _spellings(self) -> tuple[Path, ...]:
-        kohya = self.file.with_name(f"{self.name}-kohya.safetensors")
-        return tuple(each for each in (self.file, kohya) if each.exists())
+        return (*self.delivery.files(self.delivered_at), *(each for each in beside if each.exists()))
 
     @property
     def _measured(self) -> Measured:
@@ -253,7 +256,10 @@ class TrainingRun:
 
         def build() -> Trainer:
             subject = self.subject
-            return Trainer(subject.load(), self.options, subject.native_size, subject.size_multiple)
+            pipe = subject.load()
+            if isinstance(self.delivery, ModelDelivery):  # before parts are let go of
+                write_others(self.delivery.parts, pipe, denoiser_of(pipe)[0], subject.pipeline)
+            return Trainer(pipe, self.options, subject.native_size, subject.size_multiple)
 
         trainer = await self.turns(build, "train: load")
         examples, held = self.dataset.split(self.options.held_out)
@@ -309,27 +315,24 @@ class TrainingRun:
             self.check_lease(look=True)  # who took it over writes here now
             with trainer.averaged():
                 loss = trainer.held_out_loss()
-                trainer.learner.write(self.file, self._metadata(step))
+                self.delivery.write(trainer.learner, step, self._metadata(step))
             if loss is not None:
                 self.held_out.append((step, loss))
                 self.log.held_out(step, loss)
             is_best = self.options.patience is not None and self._measured.best == step
             if is_best:  # before its checkpoint: who goes on from that relies on it
-                best.keep(self._best, step, self._spellings)
+                self.delivery.keep_best(step)
             place = self.folder / "checkpoints"
-            trainer.checkpoint(losses=self.losses, held_out=self.held_out).write(place)
-            keep_last(place, _CHECKPOINTS)
-            if is_best:
-                best.keep_only(self._best, step)
+            checkpoint = trainer.checkpoint(losses=self.losses, held_out=self.held_out)
+            checkpoint.write(place, self.delivery.weights(step))
+            keep_last(place, self.delivery.checkpoints)
+            best_step = None if self.options.patience is None else self._measured.best
+            self.delivery.forget(step, best_step, is_best=is_best)
 
         await self.turns(write, "train: save")
         self.kept_at = self.delivered_at = step
         plot_losses(self.losses, self.held_out).save(self.folder / "loss.png")
         self.on_kept(self.file)
-
-    @property
-    def _best(self) -> Path:
-        return self.folder / "best"
 
     async def _deliver_best(self) -> None:
         """Put the best adapter in the place of the last one, where `patience` is asked for."""
@@ -339,7 +342,7 @@ class TrainingRun:
 
         def write() -> bool:
             self.check_lease(look=True)
-            return best.take(self._best, step, self._spellings)
+            return self.delivery.take_best(step)
 
         if await self.turns(write, "train: best"):
             self.delivered_at = step

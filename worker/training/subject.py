@@ -16,5 +16,6 @@ class Subject:
     architecture: str | None
     native_size: int
     size_multiple: int
+    pipeline: str  # the class that a whole model is saved as
     load: Callable[[], Any]
     ranks: Callable[[], Ranks] = lambda: ALONE  # those who take the steps, once it is loaded and the lessons are kept

@@ -119,7 +119,7 @@ def encode_trained(answer: Trained) -> dict[str, JsonValue]:
     return {
         "name": answer.name,
         "model": answer.model,
-        "use": {answer.field: [answer.name]},
+        "use": {answer.field: answer.name if answer.field == "model" else [answer.name]},
         "version": answer.version,
         "trigger": answer.trigger,
         "done": answer.is_done,

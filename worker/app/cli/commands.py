@@ -127,7 +127,7 @@ def _add_train(commands: Any) -> None:
         ("--learning-rate", "X", "0.0001 if not said"),
         ("--optimizer", "NAME", "adamw, lion, prodigy or adamw8bit"),
         ("--ema", "X", "deliver a running mean of the steps, with this decay, such as 0.99"),
-        ("--method", "NAME", "lora, dora, loha, lokr, or embedding: the word of --trigger alone"),
+        ("--method", "NAME", "lora, dora, loha, lokr; embedding: the word of --trigger alone; full: the whole model"),
         ("--rank", "N", "the size of the adapter"),
         ("--precision", "NAME", "how the model's own weights are held: fp8, int8, 8bit, 4bit, bf16, fp16 or fp32"),
         ("--targets", "NAME", "the layers that learn: attention, linear or all"),

@@ -70,11 +70,14 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
 
 def _published(outcome: TrainingOutcome, arguments: Namespace, terminal: Terminal) -> str:
     """Put what came of it into a repository on the Hub, and return the commit's address."""
-    folder, file = outcome.file.parent, outcome.file
-    files: dict[str, bytes | Path] = {each.relative_to(folder).as_posix(): each for each in (file, *outcome.beside)}
-    message = f"{file.stem} after {outcome.steps} steps"
+    file, whole = outcome.file, outcome.file.is_dir()
+    folder = file.parents[1] if whole else file.parent
+    files: dict[str, bytes | Path] = {each.relative_to(folder).as_posix(): each for each in outcome.beside}
+    own = sorted(each for each in file.rglob("*") if each.is_file()) if whole else [file]
+    files |= {each.relative_to(file if whole else folder).as_posix(): each for each in own}
+    mark, message = "model_index.json" if whole else file.name, f"{folder.name} after {outcome.steps} steps"
     settings, repository = settings_of(terminal), arguments.publish
-    return commit(settings, repository, files, file.name, message, private=arguments.private)
+    return commit(settings, repository, files, mark, message, private=arguments.private)
 
 
 def _finished(trainer: DeviceTrainer, order: Order, terminal: Terminal) -> TrainingOutcome:

@@ -113,6 +113,7 @@ class Architecture:
     ip_adapter_files: tuple[str, ...] = ()  # that a repository's name alone means, the first choice first
     image_encoder: str | None = None  # that its IP-Adapters mean, where their width alone says another
     hypernetworks: bool = False
+    trained_whole: bool = False  # small enough that every weight of its denoiser is learnt on one device
     adapters_like: str | None = None  # the row whose LoRAs name the same modules, so that keys cannot tell them apart
     loras: tuple[LoraRule, ...] = ()  # rules that recognise a LoRA for it
     lora_note: str = ""  # added to a LoRA's evidence for this base

@@ -84,6 +84,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
         prompts=Prompts("clip", {"clip_l": 768}),
         image_prompts=True,
         hypernetworks=True,
+        trained_whole=True,
         parameters=SD_PARAMETERS,
         by_channels={
             9: ("StableDiffusionInpaintPipeline", Task.INPAINTING),

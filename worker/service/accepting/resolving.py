@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from worker.catalog.call import Model, declared
 from worker.catalog.capabilities import check_loadable, check_modular
@@ -18,6 +19,7 @@ from worker.core.errors import InvalidRequest, ModelNotFound, UnsupportedModel, 
 from worker.core.model import Detection, Kind, ModelSource, ModelSpec, Outline, Task
 from worker.core.precision import Precision
 from worker.core.request import GenerationRequest
+from worker.core.tuned import named
 from worker.core.version import VersionChoice
 from worker.service.versions.serving import Versions
 
@@ -40,6 +42,17 @@ class Policy:
     precision: Precision | None = None  # of models for which neither request nor models.yaml names one
 
 
+@dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """What is found by its name on the volume: an adapter's reference by its kind, and a model's folder and base."""
+
+    adapter: Callable[[str, str], str | None] = lambda kind, name: None
+    model: Callable[[str], tuple[Path, str] | None] = lambda name: None
+
+
+_NONE = OwnFiles()
+
+
 class ModelResolver:
     """Resolves a model's spec and detects its nature. Detections are remembered. Blocking if it has to peek."""
 
@@ -50,14 +63,14 @@ class ModelResolver:
         parse_reference: Callable[[str], ModelSource],
         peek: Callable[[ModelSource, str | None], Outline],
         versions: Versions,
-        find_adapter: Callable[[str, str], str | None] = lambda kind, name: None,
+        own: OwnFiles = _NONE,
     ) -> None:
         self.registry = registry
         self.versions = versions
         self._policy = policy
         self._parse = parse_reference
         self._peek = peek
-        self._find_adapter = find_adapter
+        self._own = own
         self._lent: dict[str, ModelSpec] = {}
         self._detections: dict[tuple[str, ModelSource], Detection] = {}  # by the name of one version
         self._lock = threading.Lock()
@@ -87,6 +100,9 @@ class ModelResolver:
                 f"models: {', '.join(recipe.models)}.",
                 field="model",
             )
+        if (tuned := self._own.model(name)) is not None:
+            folder, base = tuned
+            return named(name, self.registry.find(base), folder)
         nearest = self.registry.nearest(name)
         try:
             source = self._parse(name)
@@ -175,7 +191,7 @@ class ModelResolver:
         """
         spec = self.registry.find(reference)
         if spec is None and field in _KEPT and _PLAIN_NAME.fullmatch(reference):
-            reference = self._find_adapter(_KEPT[field], reference) or reference
+            reference = self._own.adapter(_KEPT[field], reference) or reference
         source = spec.source if spec is not None else self._parse(reference)
         if spec is None and not self._is_registered_adapter(reference):
             self.check_allowed(source, field, [])

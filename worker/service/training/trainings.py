@@ -29,17 +29,17 @@ from worker.core.training import (
     TrainingRequest,
     TrainingState,
 )
+from worker.core.tuned import in_its_place
 from worker.core.turn import StopSignal, Turn, begun
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.limits.admission import Admission
 from worker.service.limits.quotas import Quotas, Reservation
 from worker.service.training.material import Material
-from worker.service.training.publishing import Publishing
+from worker.service.training.publishing import FOLDER, Publishing
 from worker.service.training.watching import Watching
 from worker.service.usage.telemetry import trained
 
-FOLDER = "trained"
 _RETRY_AFTER_S = 60
 
 
@@ -140,11 +140,11 @@ class Trainings:
         entry = self._entry(request)
         side = options.resolution or size_bounds(order.model).native
         a_step = side * side * options.images_a_step
-        self.publishing.check(order.name, options.field, order.folder)
+        self._check_name(order)
         self.quotas.charge(reservation, a_step * options.steps)
 
         def publish(file: Path) -> None:
-            self.publishing.publish(order.name, options.field, file)
+            self.publishing.publish(order.name, options.field, file, order.model.spec.id)
 
         def settle(steps: int, earlier: int, seconds: float) -> None:
             learnt = a_step * (steps - earlier)
@@ -162,7 +162,7 @@ class Trainings:
         if outcome.is_done:
             await self.material.pools.own.run(self.material.clear, order.folder)
         recorded = entry if outcome.is_done else None
-        version = None if recorded is None else await self._recorded(recorded, order.name, stop)
+        version = None if recorded is None else await self._recorded(recorded, order, stop)
         files, notes = await self.publishing.delivered(order.name, (outcome.file, *outcome.beside))
         return Trained(
             name=order.name,
@@ -201,17 +201,27 @@ class Trainings:
         if not request.candidate:
             return None
         entry = self.resolver.registry.find(self.resolver.resolve(request.model).id)
-        if entry is None or request.options.field != "loras":
+        if entry is None or request.options.field == "embeddings":
             raise InvalidRequest(
-                "candidate is for LoRAs of models in models.yaml, whose versions have aliases; leave it out, and name "
-                "what was trained in a request.",
+                "candidate is for LoRAs of models in models.yaml, and for these models trained whole: their versions "
+                "have aliases; leave it out, and name what was trained in a request.",
                 field="candidate",
             )
         return entry
 
-    async def _recorded(self, entry: ModelSpec, name: str, stop: StopSignal) -> str:
-        lora = LoraSpec(model=f"file:{self.publishing.place(name, 'loras').resolve()}")
-        spec = entry.model_copy(update={"loras": (*entry.loras, lora)})
+    def _check_name(self, order: Order) -> None:
+        name, field = order.name, order.options.field
+        if field == "model" and self.resolver.registered_id(name) is not None:
+            raise InvalidRequest(f"name {name} is that of a model in models.yaml; choose another name.", field="name")
+        self.publishing.check(name, field, order.folder)
+
+    async def _recorded(self, entry: ModelSpec, order: Order, stop: StopSignal) -> str:
+        name, tuned = order.name, self.publishing.tuned.find(order.name)
+        if order.options.field == "model" and tuned is not None:
+            spec = in_its_place(entry, tuned[0])
+        else:
+            lora = LoraSpec(model=f"file:{self.publishing.place(name, 'loras').resolve()}")
+            spec = entry.model_copy(update={"loras": (*entry.loras, lora)})
         return await self.material.pools.headers.run(self.record, entry, spec, name, stop)
 
     def _minutes(self, request: TrainingRequest) -> float:
