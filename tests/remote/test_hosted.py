@@ -75,7 +75,7 @@ def test_a_job_goes_to_the_provider_where_that_is_cheaper_than_waiting_and_it_ca
         with WebGateway(tmp_path / "gateway", replicas) as gateway:
             tiers = {tier["tier"]: tier for tier in gateway.http.post("/plan", json={"model": "tiny"}).json()["tiers"]}
             assert (tiers["cloud"]["chosen"], tiers["cloud"]["expected_usd"]) == (True, 0.001)
-            there = output(gateway.http.post("/runsync", json={"input": APPLE}))
+            there = output(gateway.http.post("/runsync", json={"input": APPLE | {"sticky": "ann"}}))
             here = output(gateway.http.post("/runsync", json={"input": APPLE | {"scheduler": "euler"}}))
             assert (here["placement"]["replica"], here["placement"]["attempts"]) == ("own", 2)
             # By now the worker has the model in its memory, and asks for no money.
@@ -90,6 +90,7 @@ def test_a_job_goes_to_the_provider_where_that_is_cheaper_than_waiting_and_it_ca
         "provider_model": "mock-2",
         "provider_version": "1",
     }
+    assert "sticky" not in there["reproduce"]["input"]
     assert (there["model"], there["seed"], there["width"], there["height"]) == ("tiny", 7, 64, 48)
     assert sum(server.state.drawn.values()) == 1
 

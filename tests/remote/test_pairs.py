@@ -193,3 +193,24 @@ def test_the_operator_sees_the_fleet_and_keeps_the_models_of_each_worker(fleet):
         assert (answer["code"], answer["field"]) == ("model_not_found", "name"), answer  # the worker's own words
     refused = fleet.workers[0].http.get("/admin/cache?worker=one", headers=KEY).json()
     assert (refused["field"], "is for gateways" in refused["error"]) == ("worker", True)
+
+
+def test_a_gateway_without_the_volume_keeps_its_callers_apart_for_the_split_of_its_workers(fleet):
+    fleet.change("split", arms={"stable": 50, "candidate": 50})
+    keys = [f"a key of caller number {number:04}" for number in range(12)]
+    replicas = {"one": {"url": fleet.workers[0].origin, "key": "FLEET_KEY"}}
+    settings = {"models_yaml": fleet.root / "models.yaml", "api_keys": ",".join(keys)}
+
+    def version(gateway, key):
+        job = {"prompt": "x", "model": "tiny", "width": 64, "height": 64}
+        answer = gateway.http.post("/run", json=job, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["version"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEET_KEY", ADMIN)
+        with WebGateway(fleet.root / "apart", replicas, **settings) as gateway:
+            first = [version(gateway, key) for key in keys]
+            assert [version(gateway, key) for key in keys] == first
+    assert {*first} == {"v1", "v2"}
+    fleet.change("split")

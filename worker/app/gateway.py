@@ -1,9 +1,11 @@
 """The composition of a gateway: settings in, the same doors before other workers out. No torch, no device."""
 
 import asyncio
+import hashlib
 import logging
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from worker.app.registry import build_matrix
@@ -14,6 +16,7 @@ from worker.app.versions import VersionParts
 from worker.catalog.registry import Registry
 from worker.core.job import Job
 from worker.core.result import Emit, JobResult
+from worker.core.turn import current
 from worker.engine.plan import memory_ways
 from worker.remote.asking import Asker
 from worker.remote.backend import RemoteBackend
@@ -81,6 +84,8 @@ class PlacedBackend:
 
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Have `job` generated, once it is known how large its files are."""
+        if job.choice is None and job.request.sticky is None:  # its worker may have a split of its own
+            job = replace(job, request=job.request.model_copy(update={"sticky": _one_of_many(current().caller)}))
         async with self._admission.place(job.stop):
             await self._needs.learn(job)
             return await self._backend.generate(job, emit)
@@ -137,6 +142,11 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
         versions=versions,
         members=members,
     )
+
+
+def _one_of_many(caller: str | None) -> str:
+    """Return who asks, as a worker may know it: all of a gateway's callers would else be one to it, its own key."""
+    return uuid.uuid4().hex if caller is None else hashlib.sha256(caller.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _resting(members: Members) -> int:

@@ -28,11 +28,12 @@ _KNOWN = frozenset(
     {
         *("model", "task", "prompt", "negative_prompt", "image", "mask_image", "seed", "num_images"),
         *("width", "height", "num_inference_steps", "guidance_scale", "strength"),
-        *("output", "fallback", "progress", "previews"),
+        *("output", "fallback", "progress", "previews", "sticky", "arm"),
     }
 )
 _OUR_NAMES = {"n": "num_images", "output_format": "output", "mask": "mask_image"}
 _MEDIA = ("image", "mask_image")
+_NOT_AGAIN = (*_MEDIA, "sticky", "arm")
 _TASKS = (Task.TEXT_TO_IMAGE, Task.IMAGE_TO_IMAGE, Task.IMAGE_EDITING, Task.INPAINTING)
 
 
@@ -102,7 +103,9 @@ def result_of(
     versions = {"provider": hosted.provider.name, "provider_model": image.model or hosted.model}
     if image.version is not None:
         versions["provider_version"] = image.version
-    again = {name: value for name, value in encode_request(job).items() if name not in _MEDIA} | {"seed": first.seed}
+    again = {name: value for name, value in encode_request(job).items() if name not in _NOT_AGAIN} | {
+        "seed": first.seed
+    }
     notes = [f"{hosted.name} drew it, a hosted provider: a worker draws another image from the same seed.", *warnings]
     if (came := first.files[0].format) != (job.request.output.format or "png"):
         notes.append(f"{hosted.name} writes {came}.")
