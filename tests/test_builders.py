@@ -44,6 +44,7 @@ def change(one, other):
     return numpy.abs(one - other).mean()
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_tiny_pipeline_listens_to_prompt_and_seed(folders, name):
     pipeline = load(folders[name])

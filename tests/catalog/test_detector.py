@@ -240,6 +240,7 @@ def test_strange_files_are_unknown_and_never_sd1():
         assert (found.kind, found.architecture) == (Kind.UNKNOWN, None)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (1, 1, 1, 1, 1)])
 def test_names_with_absurd_shapes_never_break_the_answer(shape):
     for name in NAMES:

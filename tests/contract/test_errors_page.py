@@ -301,6 +301,7 @@ def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: WebWorker) ->
         yield Asking(tmp_path, monkeypatch, running, usual)
 
 
+@pytest.mark.quick_rows(12)
 @pytest.mark.parametrize("code", all_codes(), ids=lambda code: code.name)
 def test_a_code_is_provoked_with_the_status_of_the_page(code, asking):
     if code.name in GROUPS:

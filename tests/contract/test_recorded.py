@@ -12,6 +12,7 @@ from tests.fakes.web_worker import WebWorker
 FILES = sorted(FOLDER.glob("*.json"))
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recorded_conversation_goes_as_before(path: Path, tmp_path: Path) -> None:
     recorded = read(path)

@@ -41,6 +41,7 @@ def test_there_are_ten():
     assert len(WORKFLOWS) == 10
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("name", WORKFLOWS)
 async def test_the_answered_request_draws(worker, name):
     workflow, _ = WORKFLOWS[name]

@@ -65,7 +65,7 @@ IMAGES = [
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-xl", "tiny-sd3", "tiny-flux"])
 @pytest.mark.parametrize("jobs", [TEXTS, IMAGES], ids=["text", "image"])
-@pytest.mark.quick_rows(3)
+@pytest.mark.quick_rows(1)
 async def test_companions_get_the_images_they_would_get_alone(batching, alone, model, jobs):
     jobs = [{**job, "model": model, "width": 64, "height": 64} for job in jobs]
     answers = await together(batching, *jobs)

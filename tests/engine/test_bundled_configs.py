@@ -52,7 +52,7 @@ def config(path):
     return json.loads((CONFIGS / path / "config.json").read_text())
 
 
-@pytest.mark.quick_rows(5)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("folder", "header"), DENOISERS)
 def test_a_denoiser_fits(folder, header):
     part = "unet" if (CONFIGS / folder / "unet").is_dir() else "transformer"

@@ -54,7 +54,7 @@ def base_of(architecture):
     return dict(model(architecture).components["transformer"].config)
 
 
-@pytest.mark.quick_rows(5)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("name", FILES)
 def test_a_single_file_is_put_together_from_its_base(name):
     found = detect_header(stored(name))

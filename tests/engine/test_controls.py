@@ -187,6 +187,7 @@ async def test_a_single_file_in_the_authors_layout_draws_as_its_repository(shop)
 
 
 # As published: the first with a refiner of its own, version 2.0 refining with its layers, 2.1 with a refiner again.
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("refiner", [None, "control_layers", "control_noise_refiner"])
 async def test_a_single_file_of_z_image_draws_as_its_repository(tmp_path, refiner):
     shop = Shop(tmp_path, {"z-image": "ZImageControlNetPipeline"})

@@ -31,6 +31,7 @@ async def test_an_image_is_bit_equal_to_a_direct_call(worker, zoo):
     assert (answer["width"], answer["height"]) == (64, 64)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(
     ("model", "folder", "architecture"),
     [("tiny-xl", "sdxl", "sdxl"), ("tiny-sd3", "sd3", "sd3"), ("tiny-flux", "flux", "flux1")],

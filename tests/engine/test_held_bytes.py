@@ -61,6 +61,7 @@ def held(monkeypatch):
     return counted
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("family", "dtype"), [*((family, "bfloat16") for family in FAMILIES), ("StableDiffusionPipeline", "float32")]
 )

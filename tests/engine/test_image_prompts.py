@@ -245,6 +245,7 @@ def state(pipe: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("model", ["sd1", "flux", "sd3"])
 async def test_a_job_that_fails_or_is_cancelled_midway_leaves_the_pipeline_as_it_was(served, model, monkeypatch):
     plain = pixels(await served.draw(model=model))

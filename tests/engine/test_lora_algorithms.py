@@ -82,7 +82,7 @@ def built(bench: Bench, family: str, name: str, seed: int = 3) -> Lora:
 
 
 @pytest.mark.parametrize(("family", "name"), CASES, ids=[f"{family}-{name}" for family, name in CASES])
-@pytest.mark.quick_rows(12)
+@pytest.mark.quick_rows(4)
 def test_every_algorithm_draws_what_the_merge_draws(benches, tmp_path, family, name):
     bench = benches(family)
     lora = built(bench, family, name)

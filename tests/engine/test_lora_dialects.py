@@ -196,7 +196,7 @@ def paths(bench: Bench, wanted: dict[str, str]) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(("family", "name", "dialect"), CASES, ids=[f"{family}-{name}" for family, name, _ in CASES])
-@pytest.mark.quick_rows(12)
+@pytest.mark.quick_rows(4)
 def test_every_dialect_draws_what_the_merge_draws(benches, tmp_path, family, name, dialect):
     bench = benches(family)
     wanted = SETS["flux" if family == "flux" else "unet", dialect.holds]

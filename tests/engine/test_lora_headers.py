@@ -99,7 +99,7 @@ def fitted(name: str) -> MatchedLora:
     return match_lora(model(family_of(name)), keys, tensors, read_scaling(header.metadata))
 
 
-@pytest.mark.quick_rows(10)
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("name", HEADERS)
 def test_every_module_of_a_real_file_finds_its_place(name):
     matched = fitted(name)
@@ -119,6 +119,7 @@ CONVERTERS = {
 }
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(("name", "converter"), CONVERTERS.items(), ids=CONVERTERS)
 def test_layers_are_placed_where_diffusers_places_them(name, converter):
     tensors = {key: torch.empty(shape, device="meta") for key, (_, shape) in stored(name).tensors.items()}

@@ -39,6 +39,7 @@ def with_an_index(folder: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("change", [marked, wide, short, from_a_mac, with_an_index])
 def test_a_folder_is_loaded_as_if_it_were_plain(zoo: Path, tmp_path: Path, change: Callable[[Path], None]):
     folder = shutil.copytree(zoo / "models/sd1", tmp_path / "sd1")

@@ -152,6 +152,7 @@ class Touch:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("beside", ["nothing", "a whole model"])
 async def test_a_pickle_that_runs_code_leaves_nothing_even_where_pickles_are_allowed(
     connected, sites, whole, tmp_path, beside

@@ -107,6 +107,7 @@ def test_code_that_hides_its_name_is_stopped_by_torch_itself(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", tarred(b"garbage"), zipped(b"\x80\x04.")])
 def test_what_is_no_weights_is_damaged(tmp_path, content):
     path = tmp_path / "model.ckpt"

@@ -83,7 +83,7 @@ def test_a_tensor_of_another_shape_is_named_with_its_part(repository, family, pa
         load_pipeline(plan)
 
 
-@pytest.mark.quick_rows(5)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     "wrapped",
     [

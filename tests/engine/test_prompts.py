@@ -67,6 +67,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize(("family", "extra"), [(family, extra) for family, cases in CASES.items() for extra in cases])
 def test_a_short_prompt_without_weights_is_encoded_as_the_pipeline_does_bit_for_bit(pipes, family, extra):
     pipe = pipes(family)

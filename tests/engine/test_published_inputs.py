@@ -39,6 +39,7 @@ def worker(zoo, tmp_path_factory):
     return build_worker(settings)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("name", "sent"),
     [("worker-sdxl", SDXL), ("worker-sdxl-turbo", TURBO), ("worker-a1111", A1111), ("worker-a1111, wrapped", WRAPPED)],

@@ -115,6 +115,7 @@ def test_gguf_draws_nearly_what_its_source_draws_and_stays_packed(tmp_path, fami
     assert difference.mean() < 0.01
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("family", "kind", "folded"),
     [

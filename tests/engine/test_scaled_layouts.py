@@ -43,6 +43,7 @@ CASES = [
 ]
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("published", "scale"), CASES)
 def test_scaled_fp8_in_its_authors_names_becomes_the_whole_model(published, scale):
     shapes, config = model_of(published)

@@ -123,6 +123,7 @@ def test_every_schedule_on_offer_reaches_its_scheduler_and_makes_a_difference(zo
         assert np.abs(image.astype(int) - plain).mean() < 64
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("folder", _PIPELINES)
 def test_uni_pc_is_b1_as_uis_draw_it(zoo, folder):
     """They stop a thousandth above no noise at all, where diffusers' B1 divides by zero."""
@@ -143,7 +144,7 @@ def test_uni_pc_is_b1_as_uis_draw_it(zoo, folder):
     assert_differs(image, drawn(pipe, second, num_inference_steps=6))
 
 
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(
     ("model", "folder", "said", "cls", "options"),
     [
@@ -226,6 +227,7 @@ async def test_v_prediction_and_zero_snr_of_the_models_own_config_stay(zoo):
         assert (built.timestep_spacing, built.beta_end) == ("trailing", 0.02), name
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", ["DPM++ SDE", "lcm", "euler_a"])
 async def test_noise_of_the_steps_is_each_images_own(worker, name):
     several = await draw(worker, scheduler=name, num_images=2)

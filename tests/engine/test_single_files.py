@@ -66,14 +66,14 @@ def draw(pipe, **changes):
     return pipe(**options | changes, generator=torch.Generator().manual_seed(1)).images[0]
 
 
-@pytest.mark.quick_rows(2)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("family", CLASSES)
 def test_a_file_draws_bit_by_bit_what_its_repository_draws(cache, family):
     pipe = load(family, cache / f"{family}.safetensors", config=cache / "configs" / family)
     assert np.array_equal(draw(pipe), draw(from_repository(cache, family)))
 
 
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 def test_a_denoiser_alone_is_completed_from_its_base(cache, family, prefix, tmp_path):

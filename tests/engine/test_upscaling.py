@@ -77,6 +77,7 @@ async def ask(worker, emit=lambda progress: None, **fields):
     return await perform(worker, {"seed": 7, **fields}, f"upscale-{next(_ids)}", emit)
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("kind", "scale"), [("esrgan", 4), ("esrgan-x2", 2), ("compact", 4), ("span", 2)])
 async def test_tiles_make_the_image_that_one_pass_makes(worker, kind, scale):
     answer = await ask(worker, model=kind, image=encoded(SHARP), tile=64)

@@ -165,6 +165,7 @@ async def test_the_encoder_of_a_tiny_one_is_refused_before_it_is_fetched(served,
     assert "madebyollin/taesd" in answer["error"]
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("before", ["", "taesd_decoder.", "decoder."])
 async def test_the_decoder_of_a_tiny_one_decodes_and_the_models_own_goes_on_encoding(served, shop, tmp_path, before):
     with torch.random.fork_rng(devices=[]):

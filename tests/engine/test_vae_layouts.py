@@ -73,6 +73,7 @@ def built(kind):
     return cls, dict(model.config), {key: tuple(each.shape) for key, each in model.state_dict().items()}, original
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize(("kind", "layout"), CASES)
 def test_a_published_autoencoder_is_known_and_becomes_the_whole_model(kind, layout):
     cls, config, shapes, original = built(kind)

@@ -148,6 +148,7 @@ async def test_prompts_of_single_encoders_are_offered_and_read(worker, model, na
     assert_differs(*[pixels(await handled(worker, model=model, **{name: text})) for text in (weighted, plain)])
 
 
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize(("model", "most"), [("tiny", 2), ("tiny-xl", 1), ("tiny-sd3", 1)])
 async def test_clip_skip_stays_within_the_encoders_layers(worker, model, most):
     drawn = [pixels(await handled(worker, model=model, clip_skip=skip)) for skip in range(most + 1)]

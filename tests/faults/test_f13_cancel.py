@@ -89,6 +89,7 @@ async def left_nothing(worker, phase, later, expected, figures):
     figures("F13", f"values that differ in the next image ({phase})", differ, at_most=0)
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("phase", HELD)
 async def test_a_job_is_cancelled(worker, steps, monkeypatch, figures, phase):
     place, name, is_loaded = HELD[phase]

@@ -46,6 +46,7 @@ async def ask(server, **options):
         return await images.generate("an apple", seed=7)
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     "link",
     [

@@ -67,6 +67,7 @@ async def test_the_token_goes_to_the_provider_and_to_no_link(provider):
     assert told.get(True) is None
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize(
     ("status", "kind"), [(401, AuthenticationFailed), (402, PaymentRequired), (422, RequestRefused)]
 )

@@ -65,6 +65,7 @@ def call_of(provider, **fields):
     return Call(request, provider.default_model or "m", base, "token", "id", Running("j", f"{base}/j/status"))
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("name", PROVIDERS)
 @settings(max_examples=40)
 @given(value=ANSWERS, status=some.sampled_from([200, 201, 302, 400, 429, 500, 503]), headers=HEADERS)
@@ -87,6 +88,7 @@ def search(provider, answer):
     return provider.found(answer, call_of(provider), frozenset()) if provider.found else None
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("name", PROVIDERS)
 @given(
     fields=some.fixed_dictionaries(

@@ -211,6 +211,7 @@ def test_the_signature_names_the_endpoints_own_region(endpoint, region):
     assert signed(region="mars-1", usual_region="eu-south-1") == "mars-1"
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(
     ("endpoint", "addressing", "where"),
     [

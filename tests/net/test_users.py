@@ -165,6 +165,7 @@ def test_a_redirect_inwards_is_not_followed(user, serve, location, monkeypatch):
         assert "not a public one" in words or "only https" in words
 
 
+@pytest.mark.quick_rows(5)
 @pytest.mark.parametrize(
     "answer",
     [trickle(b"HTTP/1.1 200 OK\r\nX: ", pause=0.02), trickle(b"", b"H", pause=0.02), silence()],

@@ -65,6 +65,7 @@ def as_served(pipe):
     return pipe
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize("name", [*HABITS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_habits_are_those_of_the_family_and_the_denoiser_takes_the_call_again(name, tmp_path):
     pipe = pipeline(name)

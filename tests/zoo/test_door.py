@@ -134,7 +134,7 @@ def seen(answer: dict[str, Any]) -> np.ndarray:
     return np.stack([pixels(answer, index) for index in range(len(files_of(answer)))])
 
 
-@pytest.mark.quick_rows(4)
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize(("task", "pipeline"), _ROWS)
 def test_what_is_drawn_depends_on_what_was_sent(doorway: Doorway, task: str, pipeline: str):
     both = _BOTH.get(task, {})

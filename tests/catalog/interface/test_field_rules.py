@@ -111,11 +111,13 @@ TAKEN = [
 ]
 
 
+@pytest.mark.quick_rows(8)
 @pytest.mark.parametrize(("architecture", "fields"), REFUSED, ids=str)
 def test_what_the_worker_refuses_does_not_fit_the_schema(architecture: str, fields: dict[str, object]):
     assert not validator(architecture).is_valid({"prompt": "a cat", **fields})
 
 
+@pytest.mark.quick_rows(6)
 @pytest.mark.parametrize(("architecture", "fields"), TAKEN, ids=str)
 def test_what_the_worker_takes_fits_the_schema(architecture: str, fields: dict[str, object]):
     validator(architecture).validate({"prompt": "a cat", **fields})

@@ -41,7 +41,7 @@ def test_there_are_twelve_and_each_is_sent_something(worker):
     assert {*worker.registry.recipes} == {*SENT}
 
 
-@pytest.mark.quick_rows(3)
+@pytest.mark.quick_rows(1)
 @pytest.mark.parametrize("name", SENT)
 async def test_a_recipe_equals_its_steps_done_by_hand(worker, name):
     sent = SENT[name] | {"seed": 11}

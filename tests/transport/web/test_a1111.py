@@ -128,6 +128,7 @@ def test_what_clients_always_send_is_ignored_and_told_once(served):
     assert served.context.engine.ran[-1].scheduler.name == "EulerAncestralDiscreteScheduler"
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -53,6 +53,7 @@ def guarded(tmp_path):
         yield worker
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(("path", "sent", "code_of"), DRAWING)
 def test_every_door_that_draws_asks_for_a_key_in_its_own_shape(guarded, path, sent, code_of):
     for headers in ({}, bearer("wrong"), {"Authorization": f"Basic {ANNA}"}, {"Authorization": "Bearer"}):
@@ -301,6 +302,7 @@ def test_a_quota_is_that_of_a_key_at_every_door(tmp_path):
     assert not any(ANNA in name or BEN in name for name in kept)
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("path", [path for path, _, _ in DRAWING])
 def test_a_page_of_another_site_is_turned_away_unless_the_operator_names_it(tmp_path, path):
     sent = next(sent for each, sent, _ in DRAWING if each == path)

@@ -150,6 +150,7 @@ def test_without_a_default_model_that_takes_images_the_answer_says_what_to_do(tm
     assert "EDIT_MODEL" in answer.json()["detail"]
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     ("name", "data", "kind", "code"),
     [

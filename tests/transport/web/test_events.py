@@ -80,6 +80,7 @@ def test_with_the_socket_end_its_jobs(served):
     served.context.engine.gate.set()
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(
     "sent",
     [

@@ -60,6 +60,7 @@ def test_the_headers_say_how_a_mask_was_read_and_what_is_warned_of(served):
 PNG = base64.b64encode(png(64, 64)).decode()
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -80,6 +81,7 @@ def test_inputs_that_are_an_image_are_never_words(served, inputs):
         assert (job.call.task.value, job.prompt) == ("image-to-image", parameters.get("prompt", ""))
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -101,6 +103,7 @@ def test_what_can_only_be_an_image_is_refused_and_not_drawn_from(served, inputs)
     assert served.context.builder.built == 0
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("inputs", ["Queen Kong", "data: a chart of numbers, in red", "a 1:1 photo", "RIFF", "x" * 99])
 def test_words_stay_words(served, inputs):
     assert served.http.post(NAMED, json={"inputs": inputs, "parameters": {"prompt": None}}).status_code == 200
@@ -198,6 +201,7 @@ def test_a_request_that_names_no_model_is_400_with_those_there_are(served, sent)
     assert served.context.builder.built == 0
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [

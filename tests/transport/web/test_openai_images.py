@@ -200,6 +200,7 @@ def test_the_models(client):
         client.models.retrieve("nope")
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     ("asked", "param"),
     [

@@ -51,6 +51,7 @@ def test_what_is_right_is_saved_and_served_at_once(served):
     assert [path.name for path in served.folder.iterdir()] == ["closer.yaml"]
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize(
     ("name", "text", "line", "problem"),
     [
@@ -75,6 +76,7 @@ def test_what_is_wrong_is_told_with_its_line_and_nothing_is_written(served, name
     assert served.context.builder.built == 0
 
 
+@pytest.mark.quick_rows(3)
 @pytest.mark.parametrize("name", ["../closer", "a/b", "", "Closer", ".closer", "closer.yaml", "a" * 65])
 def test_a_name_that_could_be_another_place_is_refused(served, name, tmp_path):
     before = {*tmp_path.rglob("*.yaml")}

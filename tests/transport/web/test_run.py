@@ -40,6 +40,7 @@ def test_any_action_is_answered(served):
     assert "lightning_enabled" not in found
 
 
+@pytest.mark.quick_rows(4)
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
@@ -195,6 +196,7 @@ def test_blanks_beside_the_input_say_nothing(served):
         assert served.http.post("/run", json=body).status_code == 200, body
 
 
+@pytest.mark.quick_rows(2)
 @pytest.mark.parametrize("path", ["/run", "/runsync", "/v2/x/runsync", "/v1/images/generations", "/inspect"])
 def test_one_wrapper_too_many_is_told_at_every_door(served, path):
     wrapped = {"input": {"input": APPLE}} if "run" in path else {"input": APPLE}
