@@ -198,7 +198,7 @@ GUARDS = (
         "worker/transport/web/connections.py",
         "if more > 0 and self._kept_bytes + more > self.limits.large_heads_bytes:",
         "if False:",
-        ("tests/faults/test_f28_half_requests.py",),
+        ("tests/faults/test_f28_heads.py",),
     ),
     Guard(
         "F28",

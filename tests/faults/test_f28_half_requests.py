@@ -3,74 +3,25 @@
 import asyncio
 import http.client
 import json
-import select
 import socket
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from tests.fakes.web_worker import WebWorker
 from tests.faults.attacks import ATTACKS, all_at_once, attack, percentile
-from worker.app import server
-from worker.transport.web import connections
+from tests.faults.links import HURRIED, POST, ExitLinks, Waiting, refusal, said, until
+from tests.faults.links import serve as serve
 from worker.transport.web import incoming as bodies
 from worker.transport.web.connections import ConnectionLimits, Connections
 from worker.transport.web.http_connection import UNASKED, Flow
-from worker.transport.web.incoming import Incoming
 from worker.transport.web.layers import Turnstile
 
 ANNA, BEN = "anna's own secret key", "ben's own secret key"
-HURRIED = ConnectionLimits(
-    head_s=0.4, patience_s=0.6, body_bytes_per_s=100, linger_s=0.4, unread_s=0.6, keep_alive_s=30.0
-)
-POST = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-
-
-@pytest.fixture
-def serve(tmp_path, monkeypatch):
-    """A server with other limits, of tenths of a second where nothing else is said; `books` are of its bodies."""
-    books = []
-
-    class Kept(Incoming):
-        def __init__(self, *sizes):
-            super().__init__(*sizes)
-            books.append(self)
-
-    monkeypatch.setattr(connections, "_SWEEP_S", 0.05)
-    monkeypatch.setattr(server, "Incoming", Kept)
-
-    @contextmanager
-    def served(limits=HURRIED, **settings):
-        monkeypatch.setattr(server, "connection_limits", lambda settings: limits)
-        with WebWorker(tmp_path, **settings) as worker:
-            yield worker
-
-    served.books = books
-    return served
-
-
-def said(served, *parts, pause_s=0.0):
-    """All that the server says to this until it ends the connection."""
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as link:
-        for part in parts:
-            link.sendall(part)
-            time.sleep(pause_s)
-        answer = b""
-        with suppress(ConnectionResetError):
-            while more := link.recv(65_536):
-                answer += more
-    return answer
-
-
-def refusal(answer):
-    """The status and the body of the last answer."""
-    head, _, body = answer.rpartition(b"\r\n\r\n")
-    return int(head.rpartition(b"HTTP/1.1 ")[2][:3]), json.loads(body)
 
 
 OVER_HTTP = {name: kind for name, kind in ATTACKS.items() if not kind.on_socket}
@@ -300,62 +251,6 @@ def test_kept_alive_and_pipelined_requests_are_answered_in_order(serve):
         assert statuses == [b"404", b"200"] * 2 or statuses == [b"404", b"503"] * 2
 
 
-def test_heads_of_requests_under_way_are_bounded_and_small_ones_pass(serve):
-    """They lie in memory until the answer; who sends a small one is not kept out by those who send large ones."""
-    limits = ConnectionLimits(large_heads_bytes=50_000)
-    large = b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: " + b"y" * 20_000 + b"\r\n\r\n"
-    waiting = POST + b"Content-Length: 100\r\nX: " + b"y" * 20_000 + b"\r\n\r\n{"
-    with serve(limits) as served, ExitLinks(served) as links:
-        books = served.config.http.books
-        for _ in range(2):
-            links.open(waiting)
-        until(lambda: 40_000 < books.kept_bytes <= 50_000)
-        status, body = refusal(said(served, large))
-        assert (status, body["code"], body["details"]["retry_after_s"]) == (429, "overloaded", 5)
-        assert "4096" in body["error"]
-        assert served.http.get("/ping").status_code in (200, 204)
-        links.__exit__()
-        until(lambda: books.kept_bytes == 0)
-        assert said(served, large).startswith(b"HTTP/1.1 404")
-
-
-def test_a_head_is_forgotten_once_its_request_is_answered(serve):
-    head = b"GET /nowhere HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 20_000 + b"\r\n\r\n"
-    with serve(ConnectionLimits()) as served, ExitLinks(served) as links:
-        links.open(head)
-        assert links.all[0].recv(65_536).startswith(b"HTTP/1.1 404")
-        books = served.config.http.books
-        until(lambda: books.kept_bytes == 0)
-        (one,) = books
-        until(lambda: (one.scope, one.headers, one.cycle) == (None, [], None))
-        links.all[0].sendall(head)
-        assert links.all[0].recv(65_536).startswith(b"HTTP/1.1 404")
-
-
-def test_pipelined_heads_count_from_the_first_byte(serve):
-    small = b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
-    with serve(ConnectionLimits(large_heads_bytes=200)) as served:
-        served.context.engine.gate.clear()
-        body = b'{"prompt": "x"}'
-        first = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
-        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as link:
-            link.sendall(first + small * 8)
-            until(lambda: not len(served.config.http.books))
-        served.context.engine.gate.set()
-
-
-class Waiting:
-    def __init__(self, books, host):
-        self.ended, self.books = False, books
-        self.let_in = books.enter(self, host)
-
-    def make_room(self):
-        self.ended = True
-
-    def check(self, now):
-        pass
-
-
 async def test_the_books_of_connections():
     books = Connections(ConnectionLimits(connections=5, connections_per_address=3, unfinished_heads_bytes=1_000))
     first = [Waiting(books, "192.0.2.1") for _ in range(3)]
@@ -381,48 +276,6 @@ async def test_the_books_of_connections():
         books.leave(one)
         books.leave(one)
     assert (len(books), books.head_bytes, books._waiting, books._counts) == (0, 0, {}, {})
-
-
-async def test_the_books_of_large_heads():
-    books = Connections(ConnectionLimits(large_heads_bytes=1_000))
-    one, other = Waiting(books, "192.0.2.1"), Waiting(books, "192.0.2.2")
-    assert books.keep(one, 600)
-    assert not books.keep(other, 600)
-    assert books.keep(other, 400)
-    assert books.keep(one, 100)
-    assert books.kept_bytes == 500
-    books.leave(one)
-    books.leave(other)
-    assert (books.kept_bytes, books._kept) == (0, {})
-
-
-class ExitLinks:
-    """Connections that stay open until the test ends."""
-
-    def __init__(self, served):
-        self.port, self.all = served.port, []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for link in self.all:
-            link.close()
-
-    def open(self, sent):
-        self.all.append(socket.create_connection(("127.0.0.1", self.port), timeout=20))
-        self.all[-1].sendall(sent)
-
-    def ended(self):
-        return [link for link in self.all if select.select([link], [], [], 0)[0]]
-
-
-def until(true):
-    for _ in range(1_000):
-        if true():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it never came true")
 
 
 @pytest.mark.slow
