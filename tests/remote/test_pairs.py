@@ -83,7 +83,11 @@ def test_a_pair_is_made_by_the_worker_that_answered_and_stands_in_the_gateway_s_
     (compared,) = fleet.gateway.http.get("/admin/versions/report?model=tiny", headers=KEY).json()["pairs"]
     assert (compared["first"], compared["second"], compared["pairs"], compared["failed"]) == ("v1", "v2", 1, 0)
     usage = fleet.gateway.http.get("/usage?by=model", headers=KEY).json()["usage"]["tiny"]
-    assert usage["images"] == 1 + 4 + 1  # the first ones, the answer at the worker and at the gateway; no second
+    # The first ones, and the answer: once, though worker and gateway have each a line of it. No second image.
+    assert (usage["jobs"], usage["images"]) == (4 + 1, 4 + 1)
+    report = fleet.gateway.http.get("/admin/versions/report?model=tiny", headers=KEY).json()
+    assert sum(row["jobs"] for row in report["versions"] if row["arm"]) == 1
+    assert sum(row["jobs"] for row in report["versions"] if not row["arm"]) == 4
     shown = fleet.gateway.http.get("/admin/versions/pairs?model=tiny", headers=KEY).json()
     assert (shown["waiting"], shown["pair"]) == (1, pair.id)
     fleet.change("choose", pair=pair.id, choice="left")

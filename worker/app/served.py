@@ -222,7 +222,7 @@ class Groundwork:
             ModelIntrospection(resolver, store, limits, pools.headers, folders),
             acceptor,
             Quotas(QuotaLimits(settings.rate_limit_per_minute, settings.quota_pixel_steps_per_day), accounts),
-            UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name),
+            UsageLog(settings.usage_dir, f"{name}-{place.number}" if place else name, passes_on=not generates),
         )
 
     def discovery(self, device: DeviceAnswers, pace_of: Callable[[str], Pace | None] = lambda model: None) -> Finder:

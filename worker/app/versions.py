@@ -10,7 +10,7 @@ from worker.core.errors import WorkerError
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.local.pinning import Pinning
 from worker.service.local.provisioning import Provisioner
-from worker.service.usage.log import read_usage
+from worker.service.usage.log import read_jobs
 from worker.service.versions.actions import VersionActions
 from worker.service.versions.changes import VersionChanges
 from worker.service.versions.halting import Halting
@@ -44,7 +44,7 @@ class VersionParts:
             versions,
             changes,
             lambda: resolver.registry,
-            lambda since: read_usage(settings.usage_dir, since),
+            lambda since: read_jobs(settings.usage_dir, since),
             pairs,
         )
         return cls(actions, Halting(versions, changes))

@@ -9,7 +9,7 @@ from worker.app.cli.session import settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.service.limits.api_keys import KeyListError, new_key
 from worker.service.usage.bars import draw_bars
-from worker.service.usage.log import Sum, read_usage, sum_usage
+from worker.service.usage.log import Sum, read_jobs, sum_usage
 
 
 def serve(arguments: Namespace, terminal: Terminal) -> None:
@@ -49,7 +49,7 @@ def usage(arguments: Namespace, terminal: Terminal) -> None:
         raise Failure(f"--days must be at least 1; {days} was given.")
     folder = settings_of(terminal).usage_dir
     since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()
-    sums = sum_usage(read_usage(folder, since), by)
+    sums = sum_usage(read_jobs(folder, since), by)
     if arguments.json:
         terminal.json([{by: key, **asdict(total)} for key, total in sums.items()])
     else:

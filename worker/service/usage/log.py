@@ -29,11 +29,16 @@ By = Literal["day", "model", "caller"]
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
+PASSED_ON = "passed_on"  # a mark of a gateway's lines
+
+
 class UsageLog:
     """Appends to `<folder>/<day>-<worker>.jsonl`, in a thread of its own: a network volume may take its time."""
 
-    def __init__(self, folder: Path, worker: str) -> None:
+    def __init__(self, folder: Path, worker: str, *, passes_on: bool = False) -> None:
+        """`passes_on` is true of a gateway, whose workers may write down the same jobs beside it."""
         self._folder = folder
+        self._mark = {PASSED_ON: True} if passes_on else {}
         self.worker = re.sub(r"[^A-Za-z0-9_.-]", "_", worker)[:80]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="usage")
         self._failure: str | None = None
@@ -41,17 +46,17 @@ class UsageLog:
 
     def note(self, record: Record) -> None:
         """Append one operation's line, in the background."""
-        line = json.dumps(usage_line(record) | {"worker": self.worker}) + "\n"
+        line = json.dumps(usage_line(record) | {"worker": self.worker} | self._mark) + "\n"
         day = datetime.fromtimestamp(record.at, UTC).date().isoformat()
         self._thread.submit(self._append, self._folder / f"{day}-{self.worker}.jsonl", line.encode())
 
     def sums(self, since: str, by: By) -> "dict[str, Sum]":
         """Add up the generations of all workers of this folder from day `since` on. Blocking: it reads every line."""
-        return sum_usage(read_usage(self._folder, since), by)
+        return sum_usage(read_jobs(self._folder, since), by)
 
     def uses(self, since: str) -> Counter[str]:
         """Count the jobs that were done from day `since` on, by the model's reference. Blocking, as `sums`."""
-        lines = (line for line in read_usage(self._folder, since) if line.get("outcome") == OK and line.get("source"))
+        lines = (line for line in read_jobs(self._folder, since) if line.get("outcome") == OK and line.get("source"))
         return Counter(str(line["source"]) for line in lines)
 
     def newest(self, since: str, limit: int) -> list[dict[str, Any]]:
@@ -125,14 +130,27 @@ def usage_line(record: Record) -> dict[str, Any]:
     }
 
 
-def read_usage(folder: Path, since: str = "") -> Iterator[Mapping[str, Any]]:
-    """Yield the lines of all workers from the day `since` (2026-11-21) on. Unreadable lines are left out."""
+def read_jobs(folder: Path, since: str = "") -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of all workers, each job once: of one that a gateway passed on over HTTP the gateway's alone."""
+    passed = {line.get("job_id") for line in read_usage(folder, since, f'"{PASSED_ON}"'.encode())}
+    for line in read_usage(folder, since):
+        if line.get(PASSED_ON) or line.get("request_id") not in passed:
+            yield line
+
+
+def read_usage(folder: Path, since: str = "", holding: bytes = b"") -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of all workers from the day `since` (2026-11-21) on that hold this; unreadable ones are left out.
+
+    A job that a gateway passed on has a line of the gateway and one of its worker where both write into this folder.
+    """
     for path in sorted(folder.glob("*.jsonl")):
         day = _DAY.match(path.name)
         if day is None or day.group() < since:
             continue
         with path.open("rb") as file:
             for text in file:
+                if holding not in text:
+                    continue
                 try:
                     line = json.loads(text)
                 except ValueError:
