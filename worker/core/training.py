@@ -268,6 +268,20 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingMemory:
+    """Bytes on the device: the model, what learns with its gradients and the optimizer's state, and activations."""
+
+    model: int
+    learnt: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.model + self.learnt + self.activations
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPlan:
     """What a training would take. `seconds` and `usd` are None until one of this model was timed on this volume.
 
@@ -284,6 +298,8 @@ class TrainingPlan:
     warnings: tuple[str, ...] = ()
     fits: bool | None = None
     reason: str | None = None
+    learnt_bytes: int | None = None  # of what learns; None where the denoiser's shapes are not known
+    memory: TrainingMemory | None = None
     seconds: float | None = None
     usd: float | None = None
 

@@ -16,6 +16,7 @@ from worker.core.training import (
     TrainingAction,
     TrainingControl,
     TrainingData,
+    TrainingMemory,
     TrainingOptions,
     TrainingPlan,
     TrainingRequest,
@@ -152,9 +153,17 @@ def encode_plan(answer: TrainingPlan) -> dict[str, JsonValue]:
         "warnings": [*answer.warnings],
         "fits": answer.fits,
         "reason": answer.reason,
+        "memory": _memory(answer.memory),
         "expected_s": None if answer.seconds is None else round(answer.seconds, 3),
         "expected_usd": None if answer.usd is None else round(answer.usd, 6),
     }
+
+
+def _memory(memory: TrainingMemory | None) -> JsonValue:
+    if memory is None:
+        return None
+    parts = {"model": memory.model, "learnt": memory.learnt, "activations": memory.activations, "total": memory.total}
+    return {f"{name}_gb": round(size / 1e9, 3) for name, size in parts.items()}
 
 
 def encode_state(answer: TrainingState) -> dict[str, JsonValue]:

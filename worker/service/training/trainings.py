@@ -36,6 +36,7 @@ from worker.service.introspection.answers import DeviceAnswers
 from worker.service.limits.admission import Admission
 from worker.service.limits.quotas import Quotas, Reservation
 from worker.service.training.material import Material
+from worker.service.training.memory import with_memory
 from worker.service.training.publishing import FOLDER, Publishing
 from worker.service.training.watching import Watching
 from worker.service.usage.telemetry import trained
@@ -124,11 +125,9 @@ class Trainings:
         order = await self._order(request)
         whole = for_training(order.model, request.options.precision)
         plan, report = await self.trains.plan(order), await self.device.plan_of(whole)
-        fits, reason = report.fits, report.reason
-        if report.plan is not None and report.plan.offload != "none":
-            fits, reason = False, f"{' and '.join(report.plan.reasons)}; an offloaded model cannot be trained."
+        plan = with_memory(plan, report, request.options)
         usd = None if plan.seconds is None else self._usd(plan.seconds)
-        return replace(plan, fits=fits, reason=reason, usd=usd)
+        return replace(plan, usd=usd)
 
     async def watch(self, control: TrainingControl, caller: str | None) -> TrainingState:
         """Say where a training of this caller stands, and let it fulfil a wish. Raises InvalidRequest."""
