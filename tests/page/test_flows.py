@@ -288,7 +288,7 @@ def test_another_key_keeps_what_is_typed(guarded, visit):
     assert field.input_value() == "a red apple that somebody ate"
 
 
-@pytest.mark.parametrize("tab", ["worker", "queue", "usage", "cache", "audit", "settings"])
+@pytest.mark.parametrize("tab", ["worker", "queue", "usage", "cache", "keys", "audit", "settings"])
 def test_an_operators_page_is_for_admin_keys(guarded, visit, tab):
     page = visit(guarded, f"admin/{tab}")
     give_key(page, ADMIN)
@@ -316,6 +316,10 @@ def test_an_operators_page_is_for_admin_keys(guarded, visit, tab):
         page.get_by_label("Model", exact=True).fill("no-such-model")
         page.get_by_role("button", name="Pull").click()
         page.locator(".note.bad", has_text="no-such-model").wait_for()
+    elif tab == "keys":
+        rows = page.locator("tbody tr")
+        rows.nth(2).wait_for()
+        assert sorted(row.split("\t")[1] for row in rows.all_inner_texts()) == ["", "", "yes"]
     elif tab == "audit":
         page.get_by_label("Search").fill("unauthenticated")
         page.locator("tbody tr", has_text="unauthenticated").first.wait_for()

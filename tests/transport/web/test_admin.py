@@ -111,3 +111,19 @@ def test_a_gateway_asks_its_worker_for_the_models_on_the_volume(tmp_path):
         )
         assert served.http.get("/admin/settings", headers=bearer(ADMIN)).status_code == 200
         assert served.http.get("/jobs", headers=bearer(ANNA)).json() == {"jobs": []}
+
+
+def test_keys_are_listed_by_name_with_their_rights_and_no_key_is_told(tmp_path):
+    from worker.service.limits.api_keys import new_key
+
+    anna, line = new_key("anna")
+    file = tmp_path / "keys"
+    file.write_text(f"{line} models=demo,tiny weight=2\n{new_key('ben')[1]}\n")
+    with WebWorker(tmp_path, api_keys_file=file, admin_keys=ADMIN) as worker:
+        answer = worker.http.get("/admin/keys", headers=bearer(ADMIN))
+        first, second, operator = answer.json()["keys"]
+        assert first == {"name": "anna", "admin": False, "models": ["demo", "tiny"], "weight": 2.0}
+        assert second == {"name": "ben", "admin": False, "models": None, "weight": 1.0}
+        assert (operator["name"][:4], operator["admin"]) == ("key-", True)
+        assert not any(secret in answer.text for secret in (anna, ADMIN, line.partition(":")[2]))
+        assert worker.http.get("/admin/keys", headers=bearer(anna)).status_code == 403

@@ -12,6 +12,8 @@ from worker.core.errors import InvalidRequest
 from worker.remote.fleet import RemoteVolume
 from worker.remote.replica import ReplicaState
 from worker.service.alerts.alarm import AlertState
+from worker.service.limits.api_keys import Keyring
+from worker.service.limits.key_rights import KeyRight
 from worker.service.local.volume import Volume
 from worker.transport.web import openapi
 from worker.transport.web.auth import caller_of, check_admin
@@ -87,6 +89,10 @@ def routes(context: ServerContext) -> Door:
     async def alerts() -> Response:
         return json_response({"alerts": [_alert(state) for state in context.operations.alerts.states()]})
 
+    @router.get("/keys", summary="The keys by their names, with their rights; no key is kept here", responses=telling)
+    async def keys() -> Response:
+        return json_response({"keys": _keys(context.authenticator.keys)})
+
     @router.get("/fleet", summary="The workers behind a gateway; none behind a worker", responses=telling)
     async def fleet() -> Response:
         states = () if context.fleet is None else context.fleet.states()
@@ -116,6 +122,17 @@ async def _added(context: ServerContext, request: Request, wanted: _Wanted) -> d
         raise InvalidRequest("This server has no models.yaml of its own to write.", field="path")
     added = await context.operations.pools.own.run(context.add_model, wanted.name, answer.finds[0])
     return {"name": added.name, "model": added.reference, "file": added.file, "waits": added.waits}
+
+
+def _keys(keyring: Keyring) -> list[JsonValue]:
+    admins, callers = ({*names.values()} for names in (keyring.admins, keyring.callers))
+    told: list[JsonValue] = []
+    for name in sorted(admins | callers):
+        right = keyring.rights.get(name, KeyRight())
+        models: list[JsonValue] | None = None if right.models is None else [*right.models]
+        admin = name in admins or not admins
+        told.append({"name": name, "admin": admin, "models": models, "weight": right.weight})
+    return told
 
 
 def _replica(state: ReplicaState) -> JsonValue:

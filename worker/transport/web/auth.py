@@ -44,6 +44,11 @@ class Authenticator:
         self._keys = keys
 
     @property
+    def keys(self) -> Keyring:
+        """The keys that are admitted now."""
+        return self._keys
+
+    @property
     def asks_for_key(self) -> bool:
         """True if callers without a key are refused."""
         return self._keys.identify(None) is None

@@ -5,7 +5,7 @@ import { bar, button, changes, dollars, el, fill, gigabytes, labelled, note, ref
 import { isUnderWay, jobState, modelInput, regularly, tried } from "./jobs.js";
 import { versionsTab } from "./versions.js";
 
-const TABS = { worker: "Worker", queue: "Queue", models: "Models", versions: "Versions", cache: "Cache", usage: "Usage", alerts: "Alerts", audit: "Audit log", settings: "Settings" };
+const TABS = { worker: "Worker", queue: "Queue", models: "Models", versions: "Versions", cache: "Cache", usage: "Usage", keys: "Keys", alerts: "Alerts", audit: "Audit log", settings: "Settings" };
 
 
 function workerTab(place) {
@@ -73,7 +73,6 @@ function modelsTab(place) {
     fill(list, table("models.yaml", ["Model", "Tasks", "Family", "From", "Served"], models.map((model) => [
       model.id, model.tasks.join(", "), model.architecture ?? "", model.source, model.served ? "yes" : "not by this version"])));
   });
-  return () => {};
 }
 
 function usageTab(place) {
@@ -92,7 +91,6 @@ function usageTab(place) {
   }
   fill(place, row(labelled("By", by), labelled("Days", days)), shown);
   look();
-  return () => {};
 }
 
 function cacheTab(place) {
@@ -124,7 +122,6 @@ function cacheTab(place) {
     if (held.length) place.prepend(row(labelled("Worker", worker)));
     await look();
   });
-  return () => {};
 }
 
 function auditTab(place) {
@@ -140,7 +137,6 @@ function auditTab(place) {
   };
   fill(place, row(labelled("Search", search)), shown);
   tried(async () => { lines = (await ask("admin/audit?limit=500&days=30")).operations; show(); });
-  return () => {};
 }
 
 function alertsTab(place) {
@@ -156,19 +152,26 @@ function alertsTab(place) {
   }, 5000);
 }
 
+function keysTab(place) {
+  tried(async () => {
+    const { keys } = await ask("admin/keys");
+    fill(place, table("Keys by their names; no key is kept here", ["Name", "Admin", "Models", "Weight"], keys.map((each) => [
+      each.name, each.admin ? "yes" : "", each.models?.join(", ") ?? "all", String(each.weight)])));
+  });
+}
+
 function settingsTab(place) {
   tried(async () => {
     const { settings } = await ask("admin/settings");
     fill(place, table("Settings, as this process read them; of a secret only whether it is set", ["Variable", "Value"],
       Object.entries(settings).map(([name, value]) => [name, value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value)])));
   });
-  return () => {};
 }
 
 export function adminPage(page, tab = "worker") {
   const place = el("div", {});
-  const views = { worker: workerTab, queue: queueTab, models: modelsTab, versions: versionsTab, cache: cacheTab, usage: usageTab, alerts: alertsTab, audit: auditTab, settings: settingsTab };
-  const leave = (views[tab] ?? workerTab)(place);
+  const views = { worker: workerTab, queue: queueTab, models: modelsTab, versions: versionsTab, cache: cacheTab, usage: usageTab, keys: keysTab, alerts: alertsTab, audit: auditTab, settings: settingsTab };
+  const leave = (views[tab] ?? workerTab)(place) ?? (() => {});
   return {
     node: section("Admin",
       el("nav", { class: "tabs", "aria-label": "Admin" }, Object.entries(TABS).map(([name, title]) => el("a", { href: `#admin/${name}`, "aria-current": name === tab ? "page" : null }, title))), place),
