@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from worker.app.ai_toolkit import Trainers, build_trainers
 from worker.app.custom_pipelines import custom_pipelines
 from worker.app.kernels import allowed_kernels
 from worker.app.memory import settle
@@ -14,7 +15,7 @@ from worker.app.registry import build_matrix
 from worker.app.served import Groundwork, Served, admission_limits
 from worker.app.settings import Settings, forbid_unsafe_loading
 from worker.app.stores import bucket_opener, build_bucket, build_cache, build_pairs
-from worker.app.training import DeviceTrainer, build_trainings, device_trainer, probed
+from worker.app.training import build_trainings, device_trainer, probed
 from worker.app.versions import VersionParts
 from worker.core import moments
 from worker.core.call import KnownModel
@@ -63,7 +64,7 @@ class Worker(Served):
     provisioner: Provisioner
     engine: EngineThread
     mux: BatchMux
-    trainer: DeviceTrainer
+    trainer: Trainers
 
     @property
     def is_lost(self) -> bool:
@@ -128,7 +129,7 @@ def build_worker(
     alerts = ground.alerts(lambda: Readings(load().queued, int(engine.lost is not None)))
     pairs = build_pairs(settings, ground.usage_log.worker)
     versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs)
-    trainer = device_trainer(settings, provisioner, engine, generation, pools)
+    trainer = build_trainers(settings, device_trainer(settings, provisioner, engine, generation, pools))
     discovery, quiet = ground.discovery(device, paces.of), partial(generation.run_aside, is_spare=True)
     operations = Operations(
         generation,

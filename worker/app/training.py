@@ -1,7 +1,7 @@
 """Training in a worker: its one engine thread learns and serves in turns. torch is imported once something trains."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from worker.app.samples import Draw, sampled_by
 from worker.app.served import Groundwork
 from worker.app.settings import Settings
 from worker.app.stores import build_bucket
+from worker.app.training_facts import digest_of, facts_of, read_data
 from worker.app.training_memory import learnt_bytes
 from worker.app.training_time import Meter, seconds_an_image
 from worker.app.whole_models import check_room, too_large
@@ -21,11 +22,10 @@ from worker.catalog.interface.sizes import size_bounds
 from worker.catalog.licences import warning_of
 from worker.core.device import DeviceInfo, LoadPlan
 from worker.core.errors import OutOfMemory, UnsupportedModel, WorkerError
-from worker.core.fingerprint import fingerprint
 from worker.core.image import Raster
 from worker.core.model import ModelFiles, ModelSpec, Task
 from worker.core.result import Emit, Progress
-from worker.core.training import DatasetFacts, TrainingOutcome, TrainingPlan
+from worker.core.training import TrainingOutcome, TrainingPlan, UntrainableClass
 from worker.core.turn import StopSignal
 from worker.core.version import CANDIDATE
 from worker.engine.machine import cpu_info, only_cpu
@@ -40,15 +40,15 @@ from worker.service.local.engine_thread import EngineThread, ResidentEngine
 from worker.service.local.provisioning import Provisioner
 from worker.service.training.material import MAX_ARCHIVE_BYTES, Material
 from worker.service.training.publishing import FOLDER, Publishing
-from worker.service.training.trainings import Order, TrainingRules, Trainings
+from worker.service.training.trainings import Order, TrainingRules, Trainings, Trains
 from worker.service.training.watching import Watching
 from worker.service.versions.changes import By, VersionChanges
 from worker.store.hub_datasets import HubDatasets
 from worker.store.tuned import TunedModels
 
 if TYPE_CHECKING:
-    from worker.training.dataset import Dataset
     from worker.training.ranks import Ranks
+    from worker.training.run import TrainingRun
     from worker.training.subject import Subject
 
 T = TypeVar("T")
@@ -80,21 +80,11 @@ class DeviceTrainer:
         check_demands(order.options)
         for_training(order.model, order.options.precision)
         await self.pools.headers.run(self._check_whole, order, place=_host(order.model))
-        dataset = await self.pools.decoding.run(_read, order)
-        order.on_data(_facts(dataset))
+        dataset = await self.pools.decoding.run(read_data, order)
+        order.on_data(facts_of(dataset))
         pipeline = _pipeline(order.model, dataset.has_sources)
         files = await self.pools.downloads.run(self.provisioner.model_files, order.model, emit, stop)
         meter = Meter(self.engine)
-
-        async def draw(file: Path | None, prompt: str, seed: int, source: Raster | None) -> bytes:
-            fields: dict[str, Any] = {} if file is None else {order.options.field: [str(file)]}
-            if order.options.precision is not None:
-                fields["precision"] = order.options.precision
-            return await self.draw(order.model, fields, prompt, seed, source)
-
-        def heard(progress: Progress) -> None:
-            self.engine.watchdog.hear(progress, files.total_bytes, work="train")
-            emit(progress)
 
         run = TrainingRun(
             order.folder,
@@ -103,11 +93,33 @@ class DeviceTrainer:
             order.options,
             dataset,
             meter.turn,
-            draw,
+            self.drawing(order),
             float("inf") if self.turn_s is None else self.turn_s,
             order.on_kept,
             self.closing,
         )
+        return await self.carried_out(run, order, meter, files.total_bytes, emit, stop)
+
+    def drawing(self, order: Order) -> Callable[[Path | None, str, int, Raster | None], Awaitable[bytes]]:
+        """Return what draws a sample as serving does, with the adapter in a file."""
+
+        async def draw(file: Path | None, prompt: str, seed: int, source: Raster | None) -> bytes:
+            fields: dict[str, Any] = {} if file is None else {order.options.field: [str(file)]}
+            if order.options.precision is not None:
+                fields["precision"] = order.options.precision
+            return await self.draw(order.model, fields, prompt, seed, source)
+
+        return draw
+
+    async def carried_out(
+        self, run: "TrainingRun", order: Order, meter: Meter, model_bytes: int, emit: Emit, stop: StopSignal
+    ) -> TrainingOutcome:
+        """Let a training take its course, and say what came of it."""
+
+        def heard(progress: Progress) -> None:
+            self.engine.watchdog.hear(progress, model_bytes, work="train")
+            emit(progress)
+
         try:
             file = await run.run(heard, stop, order.minutes)
         finally:
@@ -121,13 +133,13 @@ class DeviceTrainer:
             resumed_at=run.resumed_at,
             loss=run.losses[-1] if run.losses else None,
             held_out_loss=dict(run.held_out).get(run.delivered_at),
-            dataset=_facts(dataset),
+            dataset=facts_of(run.dataset),
             seconds=meter.seconds,
             beside=run.files[1:],
             note=run.note,
         )
 
-    async def plan(self, order: Order) -> TrainingPlan:
+    async def plan(self, order: Order, *, any_class: bool = False) -> TrainingPlan:
         """Say what a training would take; whether it fits is not looked at."""
         from worker.training.cuts import cuts_of
         from worker.training.demands import check_demands
@@ -135,8 +147,9 @@ class DeviceTrainer:
         check_demands(order.options)
         for_training(order.model, order.options.precision)
         await self.pools.headers.run(self._check_whole, order, place=_host(order.model))
-        dataset = await self.pools.decoding.run(_read, order)
-        _pipeline(order.model, dataset.has_sources)
+        dataset = await self.pools.decoding.run(read_data, order)
+        if not any_class:
+            _pipeline(order.model, dataset.has_sources)
         options, bounds = order.options, size_bounds(order.model)
         grid = bounds.native, bounds.multiple
         sizes = Counter(
@@ -151,7 +164,7 @@ class DeviceTrainer:
         return TrainingPlan(
             order.name,
             order.model.spec.id,
-            _facts(dataset),
+            facts_of(dataset),
             sizes,
             rounds,
             licence,
@@ -181,7 +194,7 @@ class DeviceTrainer:
         from worker.training.subject import Subject
 
         model, bounds, plans = order.model, size_bounds(order.model), list[LoadPlan]()
-        family, digest = model.architecture.id if model.architecture else None, _digest(order.model, files)
+        family, digest = model.architecture.id if model.architecture else None, digest_of(order.model, files)
 
         def load() -> Any:
             from worker.engine.loader import load_pipeline, view
@@ -244,27 +257,6 @@ class DeviceTrainer:
             return None
 
 
-def _read(order: Order) -> "Dataset":
-    from worker.training.dataset import read_as_asked
-
-    return read_as_asked(order.data, order.options)
-
-
-def _facts(dataset: "Dataset") -> DatasetFacts:
-    sides = [(each.width, each.height) for each in dataset.examples]
-    return DatasetFacts(
-        digest=dataset.digest,
-        images=len(dataset.examples),
-        repeated=dataset.lessons,
-        captions=sum(bool(each.caption) for each in dataset.examples),
-        masks=sum(each.mask is not None for each in dataset.examples),
-        sources=sum(each.source is not None for each in dataset.examples),
-        smallest=min(map(min, sides)),
-        largest=max(map(max, sides)),
-        faults=dataset.faults,
-    )
-
-
 def _pipeline(model: Model, edits: bool) -> str:
     """Return the class whose calls are learnt from.
 
@@ -287,17 +279,10 @@ def _pipeline(model: Model, edits: bool) -> str:
             "1.png or source beside image in a request.",
             field="data",
         )
-    raise UnsupportedModel(
+    raise UntrainableClass(
         f"{model.spec.id} generates no images from an image or from text, or takes no LoRAs; train another model.",
         field="model",
     )
-
-
-def _digest(model: Model, files: ModelFiles) -> str:
-    """Return a digest of which weights these are, without reading them."""
-    root = files.root
-    listed = [root] if root.is_file() else sorted(each for each in root.rglob("*") if each.is_file())
-    return fingerprint((model.spec.source, files.revision, [(each.name, each.stat().st_size) for each in listed]))
 
 
 def _host(model: Model) -> str:
@@ -315,7 +300,7 @@ def _freed(engine: ResidentEngine) -> None:
 def build_trainings(
     settings: Settings,
     ground: Groundwork,
-    trains: DeviceTrainer,
+    trains: Trains,
     admission: Admission,
     device: DeviceAnswers,
     changes: VersionChanges,

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from worker.core.errors import UnsupportedModel
 from worker.core.model import Parsed
 
 Method = Literal["lora", "dora", "loha", "lokr", "embedding", "full"]
 TrainedField = Literal["loras", "embeddings", "model"]
 OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
+TrainerName = Literal["worker", "ai-toolkit"]
 MaskKind = Literal["files", "alpha", "off"]
 Targets = Literal["attention", "linear", "all"]
 Crop = Literal["center", "random", "none"]
@@ -31,6 +33,10 @@ Control = Literal["look", "sample", "save", "stop"]
 WISH_FILE = "wish"
 
 
+class UntrainableClass(UnsupportedModel):
+    """A pipeline's class that this worker's own trainer cannot train; another trainer may."""
+
+
 class TrainingOptions(BaseModel):
     """The options of one training. They and the dataset determine its weights to the bit on one machine."""
 
@@ -46,6 +52,10 @@ class TrainingOptions(BaseModel):
             return {"learning_rate": 1e-5, **data}
         return data
 
+    trainer: TrainerName | None = None
+    """Which trainer learns: this worker's, or ai-toolkit where the operator has set it up. Without it this worker's,
+    and ai-toolkit for classes that it cannot train.
+    """
     method: Method = "lora"
     """How weights are changed: LoRA, DoRA (LoRA with magnitudes), LoHa or LoKr (products of small matrices).
 

@@ -30,7 +30,8 @@ def check_demands(options: TrainingOptions) -> None:
             "precision is for adapters: method full learns the weights themselves, in float32; leave it out.",
             field="precision",
         )
-    if (package := _OPTIMIZERS.get(options.optimizer)) is not None:
+    ours = options.trainer != "ai-toolkit"  # which has an environment of its own
+    if ours and (package := _OPTIMIZERS.get(options.optimizer)) is not None:
         _check_package("optimizer", f"optimizer={options.optimizer}", package, "choose adamw")
     if options.tensorboard:
         otherwise = "leave it out: progress.jsonl has every step, too"

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from worker.core.errors import UnsupportedModel
+from worker.core.training import UntrainableClass
 from worker.engine.devices import is_out_of_memory
 from worker.training.way_back import latents_of
 
@@ -98,10 +99,10 @@ class Habits:
 
 
 def denoiser_of(pipe: Any) -> tuple[str, torch.nn.Module]:
-    """Return name and module of the part that is trained. Raises UnsupportedModel unless there is exactly one."""
+    """Return name and module of the part that is trained. Raises UntrainableClass unless there is exactly one."""
     names = [name for name, part in pipe.components.items() if name.split("_")[0] in ("unet", "transformer") and part]
     if len(names) != 1:
-        raise UnsupportedModel(
+        raise UntrainableClass(
             f"{type(pipe).__name__} has {len(names) or 'no'} denoisers; only models with one can be trained.",
             field="model",
         )
@@ -118,7 +119,7 @@ def rehearse(
 
 
 def habits_of(pipe: Any, image: Image.Image, seed: int, source: Image.Image | None = None) -> Habits:
-    """Learn a pipeline's habits from rehearsals at different times. Raises UnsupportedModel for ways that are unknown.
+    """Learn a pipeline's habits from rehearsals at different times. Raises UntrainableClass for ways that are unknown.
 
     With a `source` they are those of an editor, which starts from noise. A guidance scale of 1 is none for most
     pipelines, and what a distilled model is told; for others 0 is none.
@@ -158,8 +159,8 @@ def takes_sources(pipe: Any) -> bool:
     return "image" in inspect.signature(type(pipe).__call__).parameters and not _starts_from_images(pipe)
 
 
-def _unknown(pipe: Any) -> UnsupportedModel:
-    return UnsupportedModel(
+def _unknown(pipe: Any) -> UntrainableClass:
+    return UntrainableClass(
         f"{type(pipe).__name__} asks for inputs, or mixes noise, guidance or time, in a way of its own; models of this "
         "class cannot be trained here.",
         field="model",
@@ -326,7 +327,7 @@ def _read(name: str, seen: Mapping[str, Any]) -> _Rehearsal:
     arguments = seen.get("arguments", {})
     time_name = next((key for key in _TIME_NAMES if key in arguments), None)
     if "step" not in seen or time_name is None:
-        raise UnsupportedModel(f"{name} shows no step that could be learnt; it cannot be trained here.", field="model")
+        raise UntrainableClass(f"{name} shows no step that could be learnt; it cannot be trained here.", field="model")
     sample_name, (model_output, timestep, sample) = next(iter(arguments)), seen["step"]
     call = DenoiserCall(arguments, sample_name, time_name, beside=_beside(arguments[sample_name], sample))
     output = call.own(output_of(seen["output"]))

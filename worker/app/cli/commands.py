@@ -154,6 +154,7 @@ def _add_train(commands: Any) -> None:
         ("--patience", "N", "end once so many checkpoints had no lower loss on these, and deliver the best"),
         ("--save-every", "N", "steps between checkpoints"),
         ("--seed", "N", "same seed, same adapter"),
+        ("--trainer", "NAME", "worker, or ai-toolkit where AI_TOOLKIT names one"),
         ("--minutes", "X", "stop with a checkpoint after so long"),
     ):
         how.add_argument(option, metavar=metavar, help=text)

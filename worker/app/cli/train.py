@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from worker.app.ai_toolkit import Trainers
 from worker.app.cli.hub_repository import check_repository, commit
 from worker.app.cli.run import plain_value
 from worker.app.cli.session import failures, open_worker, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.cli.training_data import laid_data, name_of, typed_data
 from worker.app.interrupt import raised_interrupts
-from worker.app.training import DeviceTrainer
 from worker.catalog.licences import warning_of
 from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome
 from worker.core.turn import StopSignal
@@ -26,11 +26,11 @@ _OPTIONS = (
     "steps", "batch_size", "learning_rate", "method", "rank", "targets", "resolution", "trigger", "caption",
     "caption_dropout", "min_snr", "held_out", "save_every", "seed", "vectors", "like", "class_prompt", "class_images",
     "class_weight", "optimizer", "ema", "patience", "mask", "mask_floor", "accumulation", "template", "precision",
-    "crop", "crops",
+    "crop", "crops", "trainer",
 )  # fmt: skip
 _TEXTS = (
     "method", "optimizer", "targets", "trigger", "caption", "like", "class_prompt", "mask", "template", "crop",
-    "precision",
+    "precision", "trainer",
 )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _published(outcome: TrainingOutcome, arguments: Namespace, terminal: Termina
     return commit(settings, repository, files, mark, message, private=arguments.private)
 
 
-def _finished(trainer: DeviceTrainer, order: Order, terminal: Terminal) -> TrainingOutcome:
+def _finished(trainer: Trainers, order: Order, terminal: Terminal) -> TrainingOutcome:
     steps = 0
 
     def warn(facts: DatasetFacts) -> None:

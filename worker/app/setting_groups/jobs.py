@@ -32,6 +32,8 @@ class JobSettings(SettingsGroup):
     training: Literal["off", "exclusive", "shared"] = "off"
     training_minutes: float = Field(default=60.0, gt=0, le=100_000)
     training_processes: int = Field(default=1, ge=1, le=64)
+    ai_toolkit: Path | None = None
+    ai_toolkit_python: Path | None = None
 
     # The safety check of every image before it is answered
     safety_checker: str | None = None
@@ -89,13 +91,19 @@ class JobSettings(SettingsGroup):
         return sentences
 
     def training_warnings(self) -> list[str]:
-        """Return a sentence where callers may train."""
-        if self.training == "off":
-            return []
-        return [
-            f"TRAINING is {self.training}: callers may train adapters, each for up to {self.training_minutes:g} "
-            "minutes of this worker's device, and keep them on its volume. With ADMIN_KEYS only admins may."
-        ]
+        """Return a sentence where callers may train, and one where other people's code does."""
+        sentences = []
+        if self.training != "off":
+            sentences.append(
+                f"TRAINING is {self.training}: callers may train adapters, each for up to {self.training_minutes:g} "
+                "minutes of this worker's device, and keep them on its volume. With ADMIN_KEYS only admins may."
+            )
+        if self.ai_toolkit is not None:
+            sentences.append(
+                "AI_TOOLKIT is set: trainings may run ai-toolkit, other people's code with the rights of this worker's "
+                "user, in a process that is given none of its secrets."
+            )
+        return sentences
 
     @property
     def jobs_taken(self) -> int:

@@ -74,6 +74,7 @@ FLUXES: tuple[Architecture, ...] = (
             ),
             LoraRule(r"^single_transformer_blocks_\d+_(?:attn|proj|norm)", inputs=(3072,), general=True),
         ),
+        ai_toolkit="flux",
     ),
     Architecture(
         id="flux1-schnell",

@@ -128,6 +128,7 @@ INDEPENDENT: tuple[Architecture, ...] = (
         defaults={"num_inference_steps": 50, "guidance_scale": 4.0},
         civitai=(Name("Ernie"),),
         names=(Name("ernie.?image"),),
+        ai_toolkit="ernie_image",
     ),
     Architecture(
         id="longcat-image",

@@ -36,6 +36,7 @@ QWENS: tuple[Architecture, ...] = (
             LoraRule(r"^transformer_blocks_\d+_(?:img|txt)_(?:mlp|mod)"),
             LoraRule(r"^transformer_blocks_(?:19|[2-5]\d)_attn_", inputs=(3072,), general=True),
         ),
+        ai_toolkit="qwen_image",
     ),
     Architecture(
         id="qwen-image-edit",

@@ -125,6 +125,7 @@ class Architecture:
     autoencoders: tuple[str, ...] = ()  # which of `detectors.encoders` only this family uses
     t2i_adapters: tuple[str, ...] = ()  # the `adapter_type`s of its T2I-Adapters
     motion_levels: int | None = None  # of its motion modules
+    ai_toolkit: str | None = None  # its `arch` there, where it reads a repository of this family in diffusers' layout
 
     @property
     def adapter_base(self) -> str:

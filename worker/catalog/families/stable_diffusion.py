@@ -97,6 +97,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
         civitai=(Name("SD 1.4"), Name("SD 1.5"), Name("SD 1.5 LCM", "lcm"), Name("SD 1.5 Hyper", "hyper")),
         names=(Name("stable.?diffusion.?v?1|sd.?v?1", general=1),),
         loras=(LoraRule(r"attn2_to_[kv]$", inputs=(768,), general=True),),
+        ai_toolkit="sd1",
     ),
     Architecture(
         id="sd2",
@@ -140,6 +141,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
             Name("stable.?diffusion.?v?2|sd.?v?2"),
         ),
         loras=(LoraRule(r"attn2_to_[kv]$", inputs=(1024,), general=True),),
+        ai_toolkit="sd2",
     ),
     Architecture(
         id="sdxl",
@@ -215,6 +217,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
             LoraRule(r"^(?:down|up|input|output|mid|middle)_blocks?_.*_transformer_blocks_[2-9]_"),
             LoraRule(r"attn2_to_[kv]$", inputs=(2048,), general=True),
         ),
+        ai_toolkit="sdxl",
     ),
     Architecture(
         id="sdxl-refiner",
@@ -258,6 +261,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
         epsilon_or_v=True,
         prompts=_CLIP_PAIR,
         names=(Name("ssd.?1b"),),
+        ai_toolkit="ssd",
     ),
     Architecture(
         id="segmind-vega",
@@ -280,6 +284,7 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
         epsilon_or_v=True,
         prompts=_CLIP_PAIR,
         names=(Name("segmind.?vega"),),
+        ai_toolkit="vega",
     ),
     Architecture(
         id="sd3",
@@ -319,5 +324,6 @@ STABLE_DIFFUSIONS: tuple[Architecture, ...] = (
             LoraRule(r"^joint_blocks_\d+_", inputs=(1536, 2432)),
             LoraRule(r"^transformer_blocks_\d+_attn_(?:to|add)_", inputs=(1536, 2432)),
         ),
+        ai_toolkit="sd3",
     ),
 )

@@ -64,6 +64,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         civitai=(Name("ZImageTurbo", "turbo"), Name("ZImageBase", "base")),
         names=(Name("z.?image.*turbo", "turbo"), Name("z.?image")),
         loras=(LoraRule(r"^(?:layers|context_refiner|noise_refiner)_\d+_attention", inputs=(3840,)),),
+        ai_toolkit="zimage",
     ),
     Architecture(
         id="krea2",
@@ -107,6 +108,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         civitai=(Name("Lumina"),),
         names=(Name("lumina.?(?:image.?)?2|lumina"),),
         loras=(LoraRule(r"^(?:layers|context_refiner|noise_refiner)_\d+_(?:attention|attn_to)", inputs=(2304,)),),
+        ai_toolkit="lumina2",
     ),
     Architecture(
         id="auraflow",
@@ -123,6 +125,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         civitai=(Name("AuraFlow"), Name("Pony V7", "pony")),
         names=(Name("pony.?(?:diffusion.?)?v7", "pony"), Name("aura.?flow")),
         loras=(LoraRule(r"^joint_transformer_blocks_\d|^double_layers_\d"),),
+        ai_toolkit="auraflow",
     ),
     Architecture(
         id="sana",
@@ -174,6 +177,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         scheduler="DPMSolverMultistepScheduler",
         civitai=(Name("PixArt a"),),
         names=(Name("pixart", general=1),),
+        ai_toolkit="pixart",
     ),
     Architecture(
         id="pixart-sigma",
@@ -188,6 +192,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         scheduler="DPMSolverMultistepScheduler",
         civitai=(Name("PixArt E"),),
         names=(Name("pixart.*(?:sigma|σ)"),),
+        ai_toolkit="pixart_sigma",
     ),
     Architecture(
         id="hunyuan-dit",
@@ -249,6 +254,7 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         denoiser=alone(all_of(_COGVIEW, dimension("patch_embed.proj.weight", 0, 4096))),
         names=(Name("cogview.?4"),),
         loras=(LoraRule(r"^transformer_blocks_\d+_attn1_to_", inputs=(4096,), general=True),),
+        ai_toolkit="cogview4",
     ),
     Architecture(
         id="cogview3",
@@ -275,5 +281,6 @@ TRANSFORMERS: tuple[Architecture, ...] = (
         civitai=(Name("HiDream"),),
         names=(Name("hidream"),),
         loras=(LoraRule(r"^double_stream_blocks_\d"),),
+        ai_toolkit="hidream",
     ),
 )

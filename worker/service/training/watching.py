@@ -44,10 +44,22 @@ class Watching:
                 raise InvalidRequest(
                     f"name {control.name} is not under way; send its train request again, and it goes on.", field="name"
                 )
+            if control.control != "stop" and _is_of_another(folder):
+                raise InvalidRequest(
+                    f"control={control.control} cannot be said to ai-toolkit, which saves every save_every steps "
+                    "alone; send look or stop.",
+                    field="control",
+                )
             partial = folder / f".{WISH_FILE}.partial"
             partial.write_text(control.control)
             partial.replace(folder / WISH_FILE)
         return _state(folder, control, is_running)
+
+
+def _is_of_another(folder: Path) -> bool:
+    """Return True for a training by another program than this worker."""
+    known = json.loads((folder / "training.json").read_text())
+    return bool(known["options"].get("trainer") == "ai-toolkit")
 
 
 def _state(folder: Path, control: TrainingControl, is_running: bool) -> TrainingState:
