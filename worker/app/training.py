@@ -171,6 +171,7 @@ class DeviceTrainer:
             () if warning is None else (warning,),
             learnt_bytes=learnt,
             seconds=seconds,
+            timed_by=None if seconds is None else "training",
         )
 
     def _check_whole(self, order: Order) -> None:

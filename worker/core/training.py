@@ -293,7 +293,9 @@ class TrainingMemory:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What a training would take. `seconds` and `usd` are None until one of this model was timed on this volume.
+    """What a training would take. `seconds` and `usd` are None until this model was trained here, or served.
+
+    `timed_by` says which: by serving's pace it is an estimate.
 
     `sizes` are the widths and heights that images are learnt at, and how many are of each. `licence` is the model's, as
     its page or models.yaml names it; None where it is not known.
@@ -311,6 +313,7 @@ class TrainingPlan:
     learnt_bytes: int | None = None  # of what learns; None where the denoiser's shapes are not known
     memory: TrainingMemory | None = None
     seconds: float | None = None
+    timed_by: Literal["training", "serving"] | None = None
     usd: float | None = None
 
 

@@ -155,6 +155,7 @@ def encode_plan(answer: TrainingPlan) -> dict[str, JsonValue]:
         "reason": answer.reason,
         "memory": _memory(answer.memory),
         "expected_s": None if answer.seconds is None else round(answer.seconds, 3),
+        "expected_from": answer.timed_by,
         "expected_usd": None if answer.usd is None else round(answer.usd, 6),
     }
 

@@ -35,6 +35,7 @@ from worker.service.accepting.resolving import ModelResolver
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.limits.admission import Admission
 from worker.service.limits.quotas import Quotas, Reservation
+from worker.service.training.forecast import seconds_by_serving
 from worker.service.training.material import Material
 from worker.service.training.memory import with_memory
 from worker.service.training.publishing import FOLDER, Publishing
@@ -126,8 +127,12 @@ class Trainings:
         whole = for_training(order.model, request.options.precision)
         plan, report = await self.trains.plan(order), await self.device.plan_of(whole)
         plan = with_memory(plan, report, request.options)
-        usd = None if plan.seconds is None else self._usd(plan.seconds)
-        return replace(plan, usd=usd)
+        seconds, timed_by = plan.seconds, plan.timed_by
+        if seconds is None:
+            seconds = seconds_by_serving(order.model, request.options, plan, report)
+            timed_by = None if seconds is None else "serving"
+        usd = None if seconds is None else self._usd(seconds)
+        return replace(plan, seconds=seconds, timed_by=timed_by, usd=usd)
 
     async def watch(self, control: TrainingControl, caller: str | None) -> TrainingState:
         """Say where a training of this caller stands, and let it fulfil a wish. Raises InvalidRequest."""

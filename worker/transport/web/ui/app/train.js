@@ -31,7 +31,8 @@ function planTable(plan) {
   return [table("What it would take", ["", ""], [
     ["Images", `${dataset.images}, ${dataset.captions} with a caption`], ["Learnt at", sizes.map(({ images, width, height }) => `${images} at ${width} × ${height}`).join(", ")],
     ["Each is seen", `${plan.times_each_image_is_seen} times`], ["Fits", plan.fits === false ? `no: ${plan.reason}` : "yes"],
-    ["Time", plan.expected_s === null ? "known once a training of this model was timed here" : `about ${seconds(plan.expected_s)}`],
+    ["Time", plan.expected_s === null ? "known once a job or a training of this model was timed here"
+      : `about ${seconds(plan.expected_s)}${plan.expected_from === "serving" ? ", estimated from serving" : ""}`],
     ["Price", plan.expected_usd === null ? "not known" : `about ${dollars(plan.expected_usd)}`],
   ]), el("ul", { class: "warnings", "aria-label": "Faults of the images" }, dataset.faults.map((fault) => el("li", {}, fault)))];
 }
