@@ -110,12 +110,16 @@ def _add_run(commands: Any) -> None:
     _add_json(output)
 
 
+_DATA = (
+    "a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl; a file with a URL and a caption in "
+    "each line; or hf:org/name, https://….zip, volume:NAME"
+)
+
+
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", "train:train", "teach a model a style or a thing: images in, a LoRA out")
     add = parser.add_argument
-    data = "a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl; a file with a URL and a"
-    elsewhere = "caption in each line; or hf:org/name, https://….zip, volume:NAME"
-    add("data", metavar="DATA", help=f"{data} {elsewhere}")
+    add("data", metavar="DATA", help=_DATA)
     add("-m", "--model", help=f"{_MODEL}; else the default model")
     add("-o", "--output", metavar="FOLDER", help="where to keep it, or what to go on with; else trained/DATA")
     add("--check", action="store_true", help="only say what is wrong with the data")
