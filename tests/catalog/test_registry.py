@@ -73,6 +73,17 @@ BROKEN = {
         'device_map must be balanced, or a mapping of components to numbers of GPUs from 0 to 63; "auto" was written',
     ),
     "device map of a name": ("models:\n  org/a:\n    device_map: {vae: cuda}\n", 3, "numbers of GPUs from 0 to 63"),
+    "context parallel of one": ("models:\n  org/a:\n    context_parallel: 1\n", 3, "context_parallel"),
+    "context parallel, spread": (
+        "models:\n  org/a:\n    context_parallel: 2\n    device_map: balanced\n",
+        3,
+        "context_parallel does not go with device_map; remove one of the two",
+    ),
+    "context parallel, smaller": (
+        "models:\n  org/a:\n    context_parallel: 2\n    precision: 8bit\n",
+        3,
+        "context_parallel does not go with precision",
+    ),
     "device map of one": ("models:\n  org/a:\n    device_map: {vae: 0}\n", 3, "puts nothing on another GPU than 0"),
     "device map of a denoiser": (
         "models:\n  org/a:\n    device_map:\n      vae: 1\n      unet: 1\n",

@@ -128,7 +128,7 @@ def test_another_process_reads_the_captions_as_the_first_one_does(tiny, images, 
     monkeypatch.setattr(rank_child, "load_pipeline", lambda plan: tiny("sd1"))
     monkeypatch.setattr(rank_child, "view", lambda pipe, cls: pipe)
     monkeypatch.setattr(rank_child, "joined_by", lambda *_: ALONE)
-    orders = SimpleNamespace(send=lambda word: None, recv=lambda: (_ for _ in ()).throw(EOFError))
+    orders = SimpleNamespace(send_bytes=lambda word: None, recv_bytes=lambda: (_ for _ in ()).throw(EOFError))
     plan = SimpleNamespace(device="cpu")
     rank_child.Share(plan, "", options, 64, 16, "m", images, tmp_path)(1, 2, 0, orders)
     assert sorted(each.name for each in (tmp_path / "lessons").iterdir()) == kept, "it encodes nothing else"

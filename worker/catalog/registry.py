@@ -26,7 +26,7 @@ _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one 
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
     *("defaults", "limits", "fallback", "upscale", "quality", "precision", "refiner", "licence"),
-    *("split", "paired", "golden", "device_map"),
+    *("split", "paired", "golden", "device_map", "context_parallel"),
 )
 
 
@@ -146,6 +146,7 @@ class _Reading(OperatorFile):
         self.check_precision(keys, entry)
         self.check_split(keys, entry)
         self.check_device_map((*keys, "device_map"), entry)
+        self.check_context_parallel((*keys, "context_parallel"), entry)
         spec = ModelSpec(
             **{name: getattr(entry, name) for name in _SHARED},
             id=model,
@@ -240,6 +241,16 @@ class _Reading(OperatorFile):
             if number := wanted.get(name):
                 text = f"device_map must leave {name} on GPU 0, where latents and adapters are; {number} was written: "
                 raise self.fail((*keys, name), f"{text}put it on 0, and say in CUDA_VISIBLE_DEVICES which GPU that is.")
+
+    def check_context_parallel(self, keys: KeyPath, entry: Entry) -> None:
+        """Check that nothing else is said of a model which goes with one process on one GPU only."""
+        if entry.context_parallel is None:
+            return
+        reduced = entry.precision not in (None, "auto", *DTYPES)
+        others = {"device_map": entry.device_map, "lightning": entry.lightning, "precision": reduced or None}
+        for name, value in others.items():
+            if value is not None:
+                raise self.fail(keys, f"context_parallel does not go with {name}; remove one of the two.")
 
     def check_family(self, keys: KeyPath, model: str, entry: Entry) -> None:
         """Check that the declared architecture and tasks are in the table."""

@@ -65,6 +65,7 @@ class Entry(Parsed):
     min_vram_gb: float | None = Field(default=None, gt=0, le=10_000, allow_inf_nan=False)
     licence: str | None = Field(default=None, min_length=1, max_length=128)
     device_map: Annotated[DeviceMap | None, BeforeValidator(_device_map)] = None
+    context_parallel: int | None = Field(default=None, ge=2, le=8)
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()

@@ -65,6 +65,7 @@ class LoadPlan:
     base: Path | None = None  # a diffusers folder that gives the components that the file lacks
     parts: Mapping[str, Path] = field(default_factory=dict)  # components from elsewhere: they replace all others
     cards: Mapping[str, int] = field(default_factory=dict)  # component -> GPU, of a model that is spread over several
+    ranks: int = 1  # processes, each with a GPU of its own, between which the denoiser's tokens are shared out
     card_bytes: tuple[int, ...] = ()  # of `estimated_bytes`, those of each GPU
     scheduler: str | None = None  # the diffusers class that stands in for the config's own
     scheduler_options: Mapping[str, JsonValue] = field(default_factory=dict)

@@ -218,6 +218,7 @@ class ModelSpec(Parsed):
     min_vram_gb: float | None = None
     licence: str | None = None  # where the source has no page that names it
     device_map: DeviceMap | None = None  # over which GPUs its components are spread
+    context_parallel: int | None = None  # between how many GPUs its denoiser's tokens are shared out
     defaults: dict[str, JsonValue] = Field(default_factory=dict)
     limits: dict[str, float] = Field(default_factory=dict)
     loras: tuple[LoraSpec, ...] = ()
@@ -247,8 +248,7 @@ class ModelSpec(Parsed):
 DENOISERS = ("transformer", "unet")  # the names of diffusers for a denoiser among a repository's parts
 NEVER_LOADED = frozenset({"safety_checker"})  # parts that are off by default, and heavier than some models
 NEVER_COMPLETED = NEVER_LOADED | {"feature_extractor", "image_encoder"}  # parts that a single file needs as little
-# The endings of files that are read by unpickling, which can run code. Endings are compared in lower case.
-PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})
+PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth"})  # read by unpickling, which can run code; in lower case
 SAFETENSORS = frozenset({".safetensors", ".sft"})
 Confidence = Literal["high", "medium", "low"]
 

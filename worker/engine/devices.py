@@ -60,6 +60,10 @@ def probe_all(device: torch.device) -> DeviceInfo:
     return replace(first, cards=cards)
 
 
+class RankLost(RuntimeError):
+    """Of the processes that share out a denoiser's tokens some ended, which its text names, or one took too long."""
+
+
 def least_free(device: DeviceInfo, plan: LoadPlan) -> int:
     """Return the free bytes of the device that has least, of those that a model is on: `device`, or others too."""
     return min([device.free_bytes, *(device.cards[number].free_bytes for number in {*plan.cards.values()})])
@@ -101,6 +105,12 @@ def device_failure(error: BaseException, words: str | None = None) -> EngineFail
     text = str(error).lower()
     if any(mark in text for mark in _STICKY):
         return DeviceLost("The GPU reported an error that only a new process can clear; this worker is being replaced.")
+    if isinstance(error, RankLost):
+        return EngineFailure(
+            f"{error} of the processes that generate together ended, or took too long; they are started anew with the "
+            "next job: send it again.",
+            retryable=True,
+        )
     if is_out_of_memory(error):
         return OutOfMemory(
             "The device ran out of memory, also with smaller working buffers; "

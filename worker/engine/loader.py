@@ -20,7 +20,8 @@ from worker.engine.classes import DTYPES, pipeline_class
 from worker.engine.compatibility import reach_moved_parts
 from worker.engine.complaints import complaint, missing_package
 from worker.engine.components import load_component, read_index, schedule
-from worker.engine.devices import is_out_of_memory
+from worker.engine.context_parallel import check_parallel, share_out
+from worker.engine.devices import RankLost, is_out_of_memory
 from worker.engine.mirror import readable
 from worker.engine.modular import load_modular
 from worker.engine.precision import reduce_weights
@@ -45,6 +46,8 @@ def load_pipeline(plan: LoadPlan) -> Any:
     the rest.
     """
     with _load_errors(plan):
+        if plan.ranks > 1:
+            check_parallel(plan)
         with readable(plan) as files, unsearched(), yielding(), read_ahead(plan):
             pipe = FORMATS[plan.format](files)
         _check_finite(pipe)
@@ -52,6 +55,8 @@ def load_pipeline(plan: LoadPlan) -> Any:
         schedule(pipe, plan.scheduler, plan.scheduler_options)
         pipe.set_progress_bar_config(disable=True)
         place(pipe, plan)
+        if plan.ranks > 1:
+            share_out(pipe, plan, load_pipeline)
     return pipe
 
 
@@ -174,7 +179,7 @@ def _fetch_encoders_by_layers(pipe: Any, plan: LoadPlan) -> None:
 def _load_errors(plan: LoadPlan) -> Iterator[None]:
     try:
         yield
-    except WorkerError:
+    except (WorkerError, RankLost):
         raise
     except SafetensorError:
         raise CorruptFile(

@@ -62,12 +62,19 @@ def make_plan(
     needs = [
         (offload, needed - held_bytes * _shares(offload, form), form, sizes)
         for offload, needed, form, sizes in _needs(model, files, device, megapixels, beside_bytes)
+        if spec.context_parallel is None or (offload == "none" and form.way is None)
     ]
+    if not needs:
+        raise UnsupportedModel(
+            f"context_parallel of {spec.id} (models.yaml) takes whole weights; ask for precision bf16, or remove it.",
+            field="precision",
+        )
     for offload, needed, form, sizes in needs:
         if needed <= device.free_bytes:
             return replace(
                 _whole(model, files, device, form, sizes),
                 offload=offload,
+                ranks=spec.context_parallel or 1,
                 estimated_bytes=needed,
                 reserve_bytes=needed + held_bytes * _shares(offload, form) - sizes.working - _staying(offload, sizes),
                 reasons=_reasons(offload, needed, form, model, device),
@@ -365,6 +372,7 @@ def resident_key(spec: ModelSpec, files: ModelFiles) -> str:
         spec.pipeline,
         spec.prediction_type,
         spec.device_map,
+        spec.context_parallel,
         *parts,
     )
     return "|".join(str(value or "") for value in values)

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from worker.engine.context_parallel import end_ranks
 from worker.engine.devices import release_memory
 from worker.engine.ram_tier import RamTier, tensors_of
 from worker.engine.resident import Resident
@@ -70,7 +71,9 @@ class PipelinePool:
         if resident is None or resident.users:
             return False
         del self._residents[key]
-        if not (may_wait and self._tier.put(key, resident)):
+        if resident.plan.ranks > 1:
+            end_ranks(resident.pipe)
+        if not (may_wait and resident.plan.ranks == 1 and self._tier.put(key, resident)):
             del resident
             self._tier.drop_stranded()
             release_memory()

@@ -44,7 +44,9 @@ class SharedParts:
         """Let the load of `plan` take parts that are there, and give those that it makes."""
         global _OPEN
         self._device, self._taken, before = plan.device, set(), _OPEN
-        _OPEN = self if plan.offload == "none" and plan.quantizer is None and not plan.cards else None
+        _OPEN = (
+            self if plan.offload == "none" and plan.quantizer is None and not plan.cards and plan.ranks == 1 else None
+        )
         try:
             yield
         finally:

@@ -37,13 +37,13 @@ class _OnCard:
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._inside.append(module)
-        return (_sent(args, self._card), _sent(kwargs, self._card)) if len(self._inside) == 1 else None
+        return (on_device(args, self._card), on_device(kwargs, self._card)) if len(self._inside) == 1 else None
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Called after a failure, too."""
         while self._inside and self._inside.pop() is not module:
             pass
-        return None if self._inside else _sent(output, self._home)
+        return None if self._inside else on_device(output, self._home)
 
 
 def spread(pipe: Any, plan: LoadPlan) -> None:
@@ -90,17 +90,17 @@ def _device(plan: LoadPlan, number: int) -> torch.device:
     return torch.device(plan.device, number)
 
 
-def _sent(value: Any, device: torch.device) -> Any:
+def on_device(value: Any, device: torch.device) -> Any:
     """Return `value` with all tensors in it on `device`; itself where they are there already."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
-        sent = {key: _sent(each, device) for key, each in value.items()}
+        sent = {key: on_device(each, device) for key, each in value.items()}
         if all(sent[key] is each for key, each in value.items()):
             return value
         return sent if type(value) is dict else type(value)(**sent)
     if isinstance(value, list | tuple):
-        items = [_sent(each, device) for each in value]
+        items = [on_device(each, device) for each in value]
         if all(item is each for item, each in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -40,10 +40,10 @@ class Share:
         lessons = Lessons(self.folder / "lessons", self.digest)
         trainer.prepare(examples, (), lessons, lambda done, total: None, of_class)
         trainer.begin(Checkpoint.latest(self.folder / "checkpoints"))
-        orders.send("ready")
+        orders.send_bytes(b"ready")
         try:
             trainer.share(joined_by(number, count, port))
-            while orders.recv():
+            while orders.recv_bytes():
                 trainer.step()
         except (EOFError, ConnectionError):
             return

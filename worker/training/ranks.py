@@ -5,12 +5,8 @@ same on every kind of device. All processes then take the same step, so that the
 none of them but the first writes anything. What is learnt does not depend on their number, but for rounding.
 """
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 import torch
@@ -18,14 +14,11 @@ import torch.distributed as distributed
 from torch import nn
 
 from worker.core.errors import EngineFailure
+from worker.engine.other_processes import HERE, OtherProcesses, Work
 
-_HERE = "127.0.0.1"
 # How long the others may take to load their pipelines, and to take a step.
 _START_S, _STEP_S = 1_800.0, 600.0
-_LOOK_S = 0.5
-STEP = "step"
-# What another process does: its number and how many there are, the port of the first, and where its orders come from.
-Work = Callable[[int, int, int, Connection], None]
+STEP = b"step"
 
 
 class Ranks(Protocol):
@@ -93,7 +86,7 @@ class Member:
     def alike(self, parameters: Sequence[nn.Parameter]) -> None:
         """Meet the others, and take the first one's parameters."""
         options = distributed.ProcessGroupGloo._Options()
-        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=_HERE)]
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=HERE)]
         options._timeout = timedelta(seconds=_START_S)
         self._group = distributed.ProcessGroupGloo(self._store, self.number, self.count, options)
         flat = _flat([parameter.data for parameter in parameters])
@@ -121,48 +114,23 @@ class Leader(Member):
     """The first process, which starts the others and ends them."""
 
     def __init__(self, count: int, work: Work) -> None:
-        store = distributed.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)
+        store = distributed.TCPStore(HERE, 0, is_master=True, wait_for_workers=False)
         super().__init__(0, count, store)
-        spawn = multiprocessing.get_context("spawn")
-        self._others: list[tuple[SpawnProcess, Connection]] = []
-        for number in range(1, count):
-            ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=work, args=(number, count, store.port, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._others.append((process, ours))
+        self._others = OtherProcesses(count, store.port, work)
 
     def begin(self) -> None:
         """Tell the others to take a step. Raises EngineFailure where one of them has ended."""
-        self._guarded(self._order)
+        self._guarded(lambda: self._others.order(STEP))
 
     def alike(self, parameters: Sequence[nn.Parameter]) -> None:
         """Wait for the others, and give them the parameters. Raises EngineFailure where one of them has ended."""
-        self._guarded(self._wait)
+        self._guarded(lambda: self._others.wait(_START_S))
         self._guarded(lambda: super(Leader, self).alike(parameters))
 
     def close(self) -> None:
         """End the others at once: they hold nothing that is not here."""
         super().close()
-        for process, orders in self._others:
-            orders.close()
-            process.kill()
-        for process, _ in self._others:
-            process.join(_LOOK_S)
-        self._others = []
-
-    def _order(self) -> None:
-        for _, orders in self._others:
-            orders.send(STEP)
-
-    def _wait(self) -> None:
-        for process, orders in self._others:
-            left = _START_S
-            while not orders.poll(_LOOK_S):
-                left -= _LOOK_S
-                if left <= 0 or not process.is_alive():
-                    raise EOFError
-            orders.recv()
+        self._others.close()
 
     def _sum(self, flat: torch.Tensor) -> None:
         self._guarded(lambda: super(Leader, self)._sum(flat))
@@ -171,25 +139,17 @@ class Leader(Member):
         try:
             work()
         except (RuntimeError, OSError, EOFError):
-            ended = self._ended()
+            ended = self._others.ended()
             self.close()
             raise EngineFailure(
                 f"{ended} of the {self.count} processes of this training ended, or took too long: the last checkpoint "
                 "stays, and the same request goes on from it. With fewer TRAINING_PROCESSES each needs as much memory."
             ) from None
 
-    def _ended(self) -> str:
-        for process, _ in self._others:
-            with suppress(ValueError):
-                process.join(_LOOK_S)
-        codes = [process.exitcode for process, _ in self._others]
-        numbers = [f"number {number} (status {code})" for number, code in enumerate(codes, 1) if code is not None]
-        return ", ".join(numbers).capitalize() or "One"
-
 
 def joined_by(number: int, count: int, port: int) -> Member:
     """Return a process that is not the first, which listens at `port`."""
-    return Member(number, count, distributed.TCPStore(_HERE, port, is_master=False, timeout=timedelta(seconds=60)))
+    return Member(number, count, distributed.TCPStore(HERE, port, is_master=False, timeout=timedelta(seconds=60)))
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -92,7 +92,9 @@ class _Quantizing:
         from worker.engine.plan import make_plan
 
         resolver = self.worker.resolver
-        asked = resolver.resolve(self.name).model_copy(update={"precision": self.precision, "device_map": None})
+        asked = resolver.resolve(self.name).model_copy(
+            update={"precision": self.precision, "device_map": None, "context_parallel": None}
+        )
         model = resolver.known(asked)
         if model.detection.format != "diffusers" or Task.TEXT_TO_IMAGE not in model.tasks:
             raise UnsupportedModel(

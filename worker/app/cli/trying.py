@@ -31,7 +31,7 @@ _SIDE = 512  # of the image that is tried, where the model's own is larger
 
 def planned(worker: "Worker", source: str, terminal: Terminal, vae: str | None = None) -> tuple[Model, LoadPlan]:
     """Return the model, with another VAE if one is named, and the plan to load it by; its files are here then."""
-    spec = worker.resolver.resolve(source).model_copy(update={"device_map": None})
+    spec = worker.resolver.resolve(source).model_copy(update={"device_map": None, "context_parallel": None})
     known = worker.resolver.known(spec.model_copy(update={"vae": vae}) if vae else spec)
     files = worker.provisioner.model_files(known, terminal.show, StopSignal(LONG_S))
     device = cpu_info()

@@ -75,7 +75,7 @@ def for_training(model: Model, precision: Precision | None) -> Model:
     Raises UnsupportedModel if it cannot be had in that.
     """
     dtype = DTYPES.get(model.spec.precision or "auto") or model.spec.dtype
-    held = {"dtype": dtype, "precision": precision, "device_map": None}
+    held = {"dtype": dtype, "precision": precision, "device_map": None, "context_parallel": None}
     return settled(replace(model, spec=model.spec.model_copy(update=held)), None)
 
 

@@ -289,13 +289,14 @@ class Gate:
         if isinstance(resident.standing, Standing):
             return resident.standing
         plan = resident.plan
-        ground = Ground(resident.pipe, plan.device, plan.offload, self._kernels, bool(plan.cards))
+        ground = Ground(resident.pipe, plan.device, plan.offload, self._kernels, bool(plan.cards) or plan.ranks > 1)
         device = probe(torch.device(plan.device)).name
         versions = {name: metadata.version(name) for name in _LIBRARIES}
         kernels = [f"{name}={folder.name}" for name, folder in sorted(self._kernels.items())]
         facts = {"pipeline": plan.pipeline, "device": device, "dtype": plan.dtype, "offload": plan.offload, **versions}
         facts |= {"precision": f"{plan.precision} by {plan.quantizer}"} if plan.quantizer else {}
         facts |= {"spread": repr(sorted(plan.cards.items()))} if plan.cards else {}
+        facts |= {"ranks": str(plan.ranks)} if plan.ranks > 1 else {}
         digest = hashlib.sha256(repr((_content(spec, files), [*facts.items()], kernels)).encode())
         levers = tuple(lever for lever in self._levers if lever.applies(ground))
         resident.standing = standing = Standing(spec.id, digest.hexdigest()[:32], facts, ground, levers)
