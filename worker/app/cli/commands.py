@@ -165,13 +165,8 @@ def _add_train(commands: Any) -> None:
     how.add_argument("--text-encoder", action="store_true", help="learn in the CLIP text encoders, too")
     how.add_argument("--tensorboard", action="store_true", help="write files for TensorBoard, too")
     how.add_argument("--flip", action="store_true", help="learn every image mirrored, too")
-    how.add_argument(
-        "--sample",
-        metavar="PROMPT",
-        action="append",
-        default=[],
-        help="drawn at every checkpoint with that checkpoint's file; may be repeated",
-    )
+    text = "drawn at every checkpoint with that checkpoint's file; may be repeated"
+    how.add_argument("--sample", metavar="PROMPT", action="append", default=[], help=text)
     add("--publish", metavar="ORG/NAME", help="put what came of it into this repository on the Hub, with HF_TOKEN")
     add("--private", action="store_true", help="a repository that only its owner sees, where it is a new one")
     _add_json(parser)
