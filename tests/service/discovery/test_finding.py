@@ -1,5 +1,7 @@
 """Discovery: what is shown can be planned, and what cannot be had is said by name, with what mends it."""
 
+from collections import Counter
+
 import pytest
 
 from tests.fakes.civitai import FakeCivitai
@@ -7,8 +9,15 @@ from tests.fakes.engine import ServerContext, make_context
 from tests.fakes.hub import FakeHub
 from tests.service.discovery.pages import fill_civitai, fill_hub
 from worker.core.device import DeviceInfo
+from worker.core.discovery import Find, Listed
 from worker.core.errors import SourceUnavailable, WorkerError
+from worker.core.result import Timings, Usage
+from worker.service.accepting.likeness import stem
 from worker.service.discovery import finder
+from worker.service.discovery.aims import Aim
+from worker.service.discovery.ranking import worth
+from worker.service.usage.log import UsageLog
+from worker.service.usage.record import Record
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +241,24 @@ async def test_a_wish_that_makes_no_sense_is_refused_before_anybody_is_asked(sit
         await worker.ask(action="discover", **fields)
     assert failure.value.field == field
     assert len(site.requests) == before
+
+
+def test_what_this_worker_s_users_used_comes_before_what_is_a_little_more_famous(tmp_path):
+    log = UsageLog(tmp_path, "pod")
+    facts = {"action": "generate", "request_id": "-", "caller": None, "traceparent": None, "outcome": "ok", "at": 1e9}
+    facts |= {"began": 0.0, "ended": 1.0, "model": "demo", "source": "org/model", "task": None, "accepted_at": 0.0}
+    facts |= {"timings": Timings(), "usage": Usage(0.0, 1, 1, 0.0, 0), "loras": 1, "encode_s": 0.0}
+    for number in range(50):
+        log.note(Record(job_id=str(number), adapters=("org/used@abc",), **facts))
+    log.close()
+    uses = Counter({stem(name): count for name, count in log.uses("2000-01-01").items()})
+    assert uses == {"org/model": 50, "org/used": 50}
+    used, famous = (
+        Find(
+            Listed(name, "style", "", downloads=downloads), "lora", "sdxl", None, None, "safetensors", None, (), None, 1
+        )
+        for name, downloads in (("org/used", 100), ("org/famous", 200))
+    )
+    aim = Aim(("lora",), "style", frozenset({"style"}))
+    assert worth(used, aim, uses) > worth(famous, aim, uses)
+    assert worth(used, aim, Counter()) < worth(famous, aim, Counter())

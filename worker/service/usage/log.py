@@ -55,9 +55,9 @@ class UsageLog:
         return sum_usage(read_jobs(self._folder, since), by)
 
     def uses(self, since: str) -> Counter[str]:
-        """Count the jobs that were done from day `since` on, by the model's reference. Blocking, as `sums`."""
-        lines = (line for line in read_jobs(self._folder, since) if line.get("outcome") == OK and line.get("source"))
-        return Counter(str(line["source"]) for line in lines)
+        """Count the jobs that were done from day `since` on, by the references of models and adapters. Blocking."""
+        lines = [line for line in read_jobs(self._folder, since) if line.get("outcome") == OK and line.get("source")]
+        return Counter(str(name) for line in lines for name in (line["source"], *(line.get("adapters") or ())))
 
     def newest(self, since: str, limit: int) -> list[dict[str, Any]]:
         """Return the last `limit` operations of all workers from day `since` on, the newest first. Blocking."""
@@ -121,6 +121,7 @@ def usage_line(record: Record) -> dict[str, Any]:
         "peak_memory_gb": round(usage.peak_memory_gb, 3),
         "cost_usd": None if usage.cost_usd is None else round(usage.cost_usd, 8),
         "loras": record.loras,
+        "adapters": [*record.adapters],
         "batch_size": timings.batch_size,
         "queue_s": round(timings.queue_s, 4),
         "download_s": round(timings.download_s, 4),

@@ -39,6 +39,8 @@ class Record:
     usage: Usage | None
     loras: int
     encode_s: float
+    adapters: tuple[str, ...] = ()
+    """The LoRAs and other adapters of the job, as references."""
     choice: VersionChoice | None = None
     """The version that served it, or was to serve it; None of a model without versions."""
 

@@ -149,6 +149,7 @@ class Telemetry:
             usage=result.usage if result else operation.usage,
             loras=len(result.loras) if result else 0,
             encode_s=operation.encode_s,
+            adapters=tuple(each.spec.model.partition("?")[0] for each in job.adapters) if job else (),
             choice=operation.choice,
         )
 
