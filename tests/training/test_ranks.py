@@ -114,7 +114,7 @@ async def test_a_process_that_is_killed_ends_the_training_which_goes_on_from_its
 
 def test_more_processes_than_gpus_are_refused_before_anything_is_loaded(trains, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    trainer = replace(trains(4).trainer, device=lambda: DeviceInfo("cuda", "a GPU", 0, 0))
+    trainer = replace(trains(4).trainer.own, device=lambda: DeviceInfo("cuda", "a GPU", 0, 0))
     with pytest.raises(UnsupportedModel, match="TRAINING_PROCESSES is 4 and this worker has 2 GPUs"):
         trainer._loading(SimpleNamespace(options=TrainingOptions(batch_size=4)), None, None)
     assert trainer._processes(SimpleNamespace(options=TrainingOptions(batch_size=2))) == 2, "one for each image at most"

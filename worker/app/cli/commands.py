@@ -111,8 +111,8 @@ def _add_run(commands: Any) -> None:
 
 
 _DATA = (
-    "a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl; a file with a URL and a caption in "
-    "each line; or hf:org/name, https://….zip, volume:NAME"
+    "a folder or a ZIP file of images, with captions in .txt files or metadata.jsonl; a file with a URL and a caption "
+    "in each line; or hf:org/name, https://….zip, volume:NAME"
 )
 
 
