@@ -1,9 +1,13 @@
 """What some options need: named where it is missing; and packages that are imported with care."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from worker.app.cli import train
+from worker.app.cli.commands import parser_of
+from worker.app.cli.terminal import Failure
 from worker.core.errors import UnsupportedModel
 from worker.core.training import TrainingOptions
 from worker.engine.packages import bitsandbytes_package
@@ -47,3 +51,20 @@ def test_bitsandbytes_is_imported_where_it_finds_no_kernels_that_it_would_fetch(
         sys.modules["kernels"] = known
     assert bitsandbytes_package().fetched is False
     assert sys.modules.get("kernels") is known
+
+
+@pytest.mark.parametrize(
+    ("price", "typed", "minutes"),
+    [(3.0, ("--max-usd", "1.5"), 30.0), (3.0, ("--max-usd", "1.5", "--minutes", "10"), 10.0), (None, (), None)],
+)
+def test_dollars_at_the_terminal_are_minutes_at_the_price_of_an_hour(monkeypatch, price, typed, minutes):
+    monkeypatch.setattr(train, "settings_of", lambda terminal: SimpleNamespace(gpu_price_per_hour=price))
+    arguments = parser_of("imgworker").parse_args(["train", "x", *typed])
+    assert train._minutes(arguments, None) == minutes
+
+
+def test_dollars_without_a_price_are_refused(monkeypatch):
+    monkeypatch.setattr(train, "settings_of", lambda terminal: SimpleNamespace(gpu_price_per_hour=None))
+    for amount, said in (("1", "set GPU_PRICE_PER_HOUR"), ("nan", "a number over 0"), ("0", "a number over 0")):
+        with pytest.raises(Failure, match=said):
+            train._minutes(parser_of("imgworker").parse_args(["train", "x", "--max-usd", amount]), None)

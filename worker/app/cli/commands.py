@@ -160,6 +160,7 @@ def _add_train(commands: Any) -> None:
         ("--seed", "N", "same seed, same adapter"),
         ("--trainer", "NAME", "worker, or ai-toolkit where AI_TOOLKIT names one"),
         ("--minutes", "X", "stop with a checkpoint after so long"),
+        ("--max-usd", "X", "or at that price, with GPU_PRICE_PER_HOUR"),
     ):
         how.add_argument(option, metavar=metavar, help=text)
     how.add_argument("--text-encoder", action="store_true", help="learn in the CLIP text encoders, too")

@@ -3,6 +3,7 @@
 import asyncio
 from argparse import Namespace
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ _TEXTS = (
 def train(arguments: Namespace, terminal: Terminal) -> None:
     """Train an adapter, or go on with one, and say where it is."""
     options, name = _options(arguments), name_of(arguments.data)
-    minutes = _minutes(arguments.minutes)
+    minutes = _minutes(arguments, terminal)
     folder = Path(arguments.output).expanduser() if arguments.output else Path("trained") / name
     folder = folder.resolve()
     with failures(terminal, _typed()):
@@ -129,14 +130,26 @@ def _options(arguments: Namespace) -> TrainingOptions:
         raise Failure(f"--{name}: {first['msg'][0].lower()}{first['msg'][1:]}; {first['input']!r} was given.") from None
 
 
-def _minutes(text: str | None) -> float | None:
+def _minutes(arguments: Namespace, terminal: Terminal) -> float | None:
+    """Return for how long it may train: the said minutes, and those that the said dollars pay for."""
+    minutes, usd = _over_0("--minutes", arguments.minutes), _over_0("--max-usd", arguments.max_usd)
+    if usd is None:
+        return minutes
+    price = settings_of(terminal).gpu_price_per_hour
+    if not price:
+        raise Failure("--max-usd cannot be held: set GPU_PRICE_PER_HOUR to what an hour costs, or give --minutes.")
+    paid = usd / price * 60
+    return paid if minutes is None else min(minutes, paid)
+
+
+def _over_0(option: str, text: str | None) -> float | None:
     try:
-        minutes = None if text is None else float(text)
+        number = None if text is None else float(text)
     except ValueError:
-        minutes = 0.0
-    if minutes is not None and not minutes > 0:
-        raise Failure(f"--minutes must be a number over 0; {text!r} was given.")
-    return minutes
+        number = 0.0
+    if number is not None and not 0 < number < inf:
+        raise Failure(f"{option} must be a number over 0; {text!r} was given.")
+    return number
 
 
 def _typed() -> dict[str, str]:
