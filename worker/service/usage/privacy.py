@@ -27,7 +27,7 @@ _PRIVATE = re.compile(
 _FEWEST = 4  # characters of a text that is looked for
 _LONGEST = 8_192
 # Of what looks like base64 the beginning will do; a pattern finds the rest.
-_BASE64 = re.compile(r"(data:[^,]{0,100},)?[A-Za-z0-9+/=_-]{128,}")
+_BASE64 = re.compile(r"(data:[^,]{0,100},)?[A-Za-z0-9+/=_-]{128}")
 _GLANCE = 256
 _PATTERNS = (
     (re.compile(r"[A-Za-z0-9+/=_-]{160,}"), "[base64]"),
