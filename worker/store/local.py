@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class LocalFolders:
     def ensure(self, source: ModelSource, variant: str | None, emit: Emit, stop: StopSignal) -> ModelFiles:
         """Return the folder or file itself: nothing is copied. Raises CorruptFile if it is not as it was pinned."""
         path = self._resolve(source)
-        chosen = None if path.is_file() else _selection(path, variant, self._allow_pickles, source.wants)
+        states = () if path.is_file() else _states(path)
+        chosen = _unchanged(path, variant, self._allow_pickles, source, states) if states else None
         if source.sha256 is not None and self.lock(source, variant, stop).whole_sha256 != source.sha256:
             raise CorruptFile(
                 f"file:…/{path.name[:80]} is not what it was when its digest was noted; put the file back, or name "
@@ -117,7 +119,8 @@ class LocalFolders:
             )
         if chosen is None:
             return ModelFiles(root=path, total_bytes=_size(path), variant=variant, sha256=source.sha256)
-        total = sum((path / name).stat().st_size for name in chosen.names)
+        sizes = {name: size for name, size, _ in states}
+        total = sum(sizes[name] for name in chosen.names)
         return ModelFiles(root=path, total_bytes=total, variant=chosen.variant, sha256=source.sha256)
 
     def lock(self, source: ModelSource, variant: str | None, stop: StopSignal) -> LockedModel:
@@ -249,16 +252,38 @@ def _selection(folder: Path, variant: str | None, allow_pickles: bool, wants: Wa
     return chosen
 
 
-def _names(folder: str | Path, before: str = "") -> Iterator[str]:
+@lru_cache(maxsize=256)
+def _unchanged(
+    folder: Path,
+    variant: str | None,
+    allow_pickles: bool,
+    source: ModelSource,
+    states: tuple[tuple[str, int, int], ...],
+) -> Selection | None:
+    """Return `_selection`'s answer, from memory as long as no file of the folder changed: each job asks for it."""
+    return _selection(folder, variant, allow_pickles, source.wants)
+
+
+def _states(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of each file below `folder`, hidden ones aside."""
+    found = [(name, entry.stat()) for name, entry in _entries(folder)]
+    return tuple(sorted((name, state.st_size, state.st_mtime_ns) for name, state in found))
+
+
+def _names(folder: str | Path) -> Iterator[str]:
+    return (name for name, _ in _entries(folder))
+
+
+def _entries(folder: str | Path, before: str = "") -> "Iterator[tuple[str, os.DirEntry[str]]]":
     """Yield the files below `folder` that are not hidden. A link to a folder counts as one, but only at its top."""
     with os.scandir(folder) as entries:  # four times as fast as rglob: this is done for every job
         for entry in entries:
             if is_hidden(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=not before):  # deeper links may lead in a circle
-                yield from _names(entry.path, f"{before}{entry.name}/")
+                yield from _entries(entry.path, f"{before}{entry.name}/")
             elif entry.is_file():
-                yield before + entry.name
+                yield before + entry.name, entry
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from worker.catalog.formats import headers
 from worker.catalog.formats.headers import read_header
 from worker.core.model import ModelFiles
 from worker.service.local import weights
-from worker.service.local.weights import count_reducible, examine_lora, measure
+from worker.service.local.weights import count_reducible, examine_lora, measure, weigh
 
 LONG_AGO_S = 1_000_000_000
 
@@ -43,6 +43,28 @@ def test_one_reading_of_a_checkpoint_s_header_tells_its_kind_its_size_and_its_la
     assert packed == {}
     assert count_reducible(replace(files, parameters=counts))["model"].matrices > 2.2e9
     assert parsed == ["model.safetensors"]
+
+
+def test_a_model_is_weighed_once_until_one_of_its_files_changes(tmp_path, monkeypatch):
+    (tmp_path / "unet").mkdir()
+    path = old(sparse_file(tmp_path / "unet/model.safetensors", stored("sdxl")))
+    counted = []
+
+    def counting(files, missing):
+        counted.append(files.root)
+        return measure(files, missing)
+
+    monkeypatch.setattr(weights, "measure", counting)
+    files = ModelFiles(tmp_path, 1)
+    first = weigh(files, None)
+    first.parameters.clear()  # whoever has the answer may do with it what he wants
+    again = weigh(files, None)
+    assert again.parameters["unet"] > 3.4e9
+    assert again.reducible["unet"].matrices > 2.2e9
+    assert len(counted) == 1
+    os.utime(path)
+    assert weigh(files, None) == again
+    assert len(counted) == 2
 
 
 def test_each_file_of_a_repository_is_read_once(tmp_path, parsed):

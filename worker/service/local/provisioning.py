@@ -20,7 +20,7 @@ from worker.service.local.adapters.image_prompts import encoder_source
 from worker.service.local.adapters.providers import provide_adapters
 from worker.service.local.completing import SINGLE_FILES, Completion, completion
 from worker.service.local.vouching import Vouching
-from worker.service.local.weights import count_reducible, identity, measure
+from worker.service.local.weights import identity, weigh
 from worker.store.reduced import ReducedWeights
 from worker.store.store import Store
 
@@ -140,9 +140,7 @@ class Provisioner:
         )
         self._vouching.check(spec.source, files, spec.id, stop, upscales=model.detection.kind is Kind.UPSCALER)
         needed = completing.missing if completing and completing.config else None
-        parameters, packed = measure(files, needed)
-        files = replace(files, parameters=parameters, packed=packed)
-        files = replace(files, reducible=count_reducible(files))
+        files = weigh(files, needed)
         if self._reduced is None or spec.precision is None or spec.precision in DTYPES:
             return files
         return replace(files, reduced=self._reduced.find(identity(spec, files)))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -86,6 +86,38 @@ def _check_described(component: Path, parameters: int, files: Collection[Path]) 
         check_files(f"{component.name}/{config.name}", read_json(config), parameters, layers)
 
 
+def weigh(files: ModelFiles, missing: Collection[str] | None) -> ModelFiles:
+    """Return the files with what `measure` and `count_reducible` say, from memory as long as none of them changed.
+
+    Every job asks for it, of a model that is resident too.
+    """
+    places = [files.root, *files.parts.values(), *([files.base] if files.base else [])]
+    parts = tuple(sorted(files.parts.items()))
+    wanted = None if missing is None else tuple(missing)
+    facts = _weighed(files.root, files.base, parts, wanted, tuple(_states(place) for place in places))
+    return replace(files, parameters=dict(facts[0]), packed=dict(facts[1]), reducible=dict(facts[2]))
+
+
+@lru_cache(maxsize=256)
+def _weighed(
+    root: Path,
+    base: Path | None,
+    parts: tuple[tuple[str, Path], ...],
+    missing: tuple[str, ...] | None,
+    states: tuple[tuple[tuple[str, int, int], ...], ...],
+) -> tuple[dict[str, int], dict[str, int], dict[str, Reducible]]:
+    files = ModelFiles(root, 0, base=base, parts=dict(parts))
+    parameters, packed = measure(files, missing)
+    return parameters, packed, count_reducible(replace(files, parameters=parameters))
+
+
+def _states(place: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of a file, or of each file in a folder and in the folders in it."""
+    paths = [place] if place.is_file() else [*sorted(place.glob("*.*")), *sorted(place.glob("*/*.*"))]
+    states = [(str(path.relative_to(place)), path.stat()) for path in paths if path.is_file()]
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
 def measure(files: ModelFiles, missing: Collection[str] | None) -> tuple[dict[str, int], dict[str, int]]:
     """Return a model's weights per component, and the bytes of each that stay quantized in memory.
 
@@ -134,11 +166,7 @@ def _place_of(name: str, files: ModelFiles) -> Path:
 def identity(spec: ModelSpec, files: ModelFiles) -> str:
     """Return a digest of which weights these are, without reading them: their source, and files as they lie here."""
     places = [files.root, *(path for _, path in sorted(files.parts.items())), *([files.base] if files.base else [])]
-    listed = []
-    for place in places:
-        paths = [place] if place.is_file() else [*sorted(place.glob("*.*")), *sorted(place.glob("*/*.*"))]
-        states = [(str(path.relative_to(place)), path.stat()) for path in paths if path.is_file()]
-        listed.append([(name, state.st_size, state.st_mtime_ns) for name, state in states])
+    listed = [_states(place) for place in places]
     return fingerprint((spec.source.reference, files.revision, files.variant, sorted(files.parts), listed))
 
 
