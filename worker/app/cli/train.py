@@ -37,12 +37,13 @@ _TEXTS = (
 
 def train(arguments: Namespace, terminal: Terminal) -> None:
     """Train an adapter, or go on with one, and say where it is."""
-    options, name = _options(arguments), name_of(arguments.data)
+    typed: str = arguments.data if arguments.named_data is None else arguments.named_data
+    options, name = _options(arguments), name_of(typed)
     minutes = _minutes(arguments, terminal)
     folder = Path(arguments.output).expanduser() if arguments.output else Path("trained") / name
     folder = folder.resolve()
     with failures(terminal, _typed()):
-        data = typed_data(arguments.data)
+        data = typed_data(typed)
         check_demands(options)
     if arguments.check:
         _check(data, folder, options, terminal, as_json=arguments.json)
