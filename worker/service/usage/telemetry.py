@@ -23,6 +23,7 @@ from worker.core.result import Emit, JobResult, Usage
 from worker.core.version import VersionChoice
 from worker.service.usage.record import OK, STATUS, Record
 from worker.service.usage.timeline import Timeline
+from worker.store.refs import parse_reference
 
 _LOG = logging.getLogger(__name__)
 UNREGISTERED = "unregistered"
@@ -149,7 +150,7 @@ class Telemetry:
             usage=result.usage if result else operation.usage,
             loras=len(result.loras) if result else 0,
             encode_s=operation.encode_s,
-            adapters=tuple(each.spec.model.partition("?")[0] for each in job.adapters) if job else (),
+            adapters=tuple(filter(None, (_public(each.spec.model) for each in job.adapters))) if job else (),
             choice=operation.choice,
         )
 
@@ -231,3 +232,12 @@ def _reason(error: asyncio.CancelledError) -> str:
     """Return the code that a task was cancelled with; without one the caller cancelled."""
     code = error.args[0] if error.args else None
     return code if isinstance(code, str) and code in STATUS else JobCancelled.code
+
+
+def _public(reference: str) -> str | None:
+    """Return an adapter's reference on the Hub or CivitAI; None of a link or a path, which are their caller's affair."""
+    try:
+        source = parse_reference(reference)
+    except WorkerError:
+        return None
+    return None if source.is_local or source.scheme == "url" else source.reference.partition("?")[0]
