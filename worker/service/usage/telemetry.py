@@ -235,7 +235,7 @@ def _reason(error: asyncio.CancelledError) -> str:
 
 
 def _public(reference: str) -> str | None:
-    """Return an adapter's reference on the Hub or CivitAI; None of a link or a path: those are their caller's affair."""
+    """Return an adapter's reference on the Hub or CivitAI; None of a link or path: those are the caller's affair."""
     try:
         source = parse_reference(reference)
     except WorkerError:
