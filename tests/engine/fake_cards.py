@@ -38,6 +38,9 @@ class _Module(_DummyBackendModule):
     def device_count(self) -> int:
         return 0
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
 
 _setup_privateuseone_for_python_backend(KIND, backend_module=_Module(), hook=_Hook())
 

@@ -221,10 +221,13 @@ def schedulers_in(refusal: str) -> list[str]:
     return re.split(", | or ", found[1]) if found else []
 
 
+_FITTING = {"strength": 1.0, "timeout_s": 300, "arm": "candidate"}
+
+
 def value_for(name: str, schema: Mapping[str, Any]) -> Any:
     """A valid value of a property: an example, another one than the default, or what stands in the middle."""
-    if name in ("strength", "timeout_s"):
-        return {"strength": 1.0, "timeout_s": 300}[name]
+    if name in _FITTING:
+        return _FITTING[name]
     members = [member for member in schema.get("anyOf", ()) if member.get("type") != "null"]
     if members:
         shared = {key: schema[key] for key in ("default", "examples") if schema.get(key) is not None}
