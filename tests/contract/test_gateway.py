@@ -35,6 +35,10 @@ OF_THE_DEVICE = {
     "pin-unknown",
     "pin-wrong",
     "remove-unknown",
+    "promote-without-version",  # this gateway has another volume than its worker: it refuses all changes of versions
+    "rollback-to-nothing",
+    "split-of-nothing",
+    "promote-as-an-action",
     "openai-stream-engine-fails",  # its preview may come with the failure, which is then all that is told
 }
 

@@ -29,7 +29,12 @@ KEPT = {
 @pytest.fixture
 def volume(tmp_path):
     folder = tmp_path / "volume"
-    for name, content in {**KEPT, "models/blobs/x": b"downloaded", "converted/y": b"made again"}.items():
+    for name, content in {
+        **KEPT,
+        "models/blobs/x": b"downloaded",
+        "converted/y": b"made again",
+        "versions/volume.id": b"of one volume",
+    }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -23,6 +23,26 @@ def names(history):
     return [change.moved_to for change in history.read()]
 
 
+def test_those_of_one_volume_know_it_by_one_id_and_no_other_has_it(tmp_path):
+    path = tmp_path / "one" / "versions" / "history.jsonl"
+    histories = [HistoryFile(path) for _ in range(4)]
+    threads = [threading.Thread(target=history.identify) for history in histories]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    other = HistoryFile(tmp_path / "two" / "versions" / "history.jsonl")
+    assert other.volume_id is None
+    other.identify()
+    (one,) = {history.volume_id for history in histories}
+    assert None not in (one, other.volume_id)
+    assert one != other.volume_id
+    (tmp_path / "file").write_text("where a folder should be")
+    nowhere = HistoryFile(tmp_path / "file" / "history.jsonl")
+    nowhere.identify()
+    assert nowhere.volume_id is None
+
+
 def test_all_changes_of_all_writers_are_there_in_one_order(tmp_path):
     path = tmp_path / "versions" / "history.jsonl"
     histories = [HistoryFile(path) for _ in range(3)]  # as of three workers

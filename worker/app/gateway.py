@@ -116,7 +116,7 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
     metrics = ground.metrics(load)
     alerts = ground.alerts(lambda: Readings(load().queued, _resting(members)))
     pairs, provisioner = build_pairs(settings, ground.usage_log.worker), Provisioner(ground.store, resolver)
-    versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs)
+    versions = VersionParts.of(settings, ground.store, resolver, provisioner, pairs, members.volumes)
     operations = Operations(
         generation,
         ground.recipes(generation, device),

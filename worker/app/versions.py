@@ -11,7 +11,7 @@ from worker.service.accepting.resolving import ModelResolver
 from worker.service.local.pinning import Pinning
 from worker.service.local.provisioning import Provisioner
 from worker.service.usage.log import read_jobs
-from worker.service.versions.actions import VersionActions
+from worker.service.versions.actions import VersionActions, Workers
 from worker.service.versions.changes import VersionChanges
 from worker.service.versions.halting import Halting
 from worker.service.versions.notices import notices
@@ -36,8 +36,9 @@ class VersionParts:
         resolver: ModelResolver,
         provisioner: Provisioner,
         pairs: PairFolder,
+        workers: Workers = dict,
     ) -> "VersionParts":
-        """Build them over the resolver's own versions."""
+        """Build them over the resolver's own versions; `workers` are those behind a gateway, with their volumes."""
         versions = resolver.versions
         changes = VersionChanges(versions, Pinning(store, resolver, provisioner, build_cache(settings).holds))
         actions = VersionActions(
@@ -46,6 +47,7 @@ class VersionParts:
             lambda: resolver.registry,
             lambda since: read_jobs(settings.usage_dir, since),
             pairs,
+            workers,
         )
         return cls(actions, Halting(versions, changes))
 
@@ -55,6 +57,7 @@ class VersionParts:
         Images of pairs that may not be kept any more are removed.
         """
         self.actions.pairs.trim()
+        self.actions.versions.history.identify()
         try:
             self.actions.changes.follow({spec.id: spec for spec in registry.models.values() if spec.split})
             for sentence in notices(self.actions.versions, registry):

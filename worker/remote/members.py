@@ -119,6 +119,10 @@ class Members:
         self._seconds: dict[str, float] = {}
         self._changed = asyncio.Event()
 
+    def volumes(self) -> dict[str, str | None]:
+        """Return the id of each replica's volume, None of one that does not say."""
+        return {name: member.platform.state().volume_id for name, member in self.all.items()}
+
     def states(self) -> tuple[ReplicaState, ...]:
         """Return the state of every replica, as it is known now."""
         now = time.monotonic()

@@ -33,6 +33,7 @@ class ReplicaState:
     on_disk: frozenset[str] = frozenset()  # on the host's own disk
     on_volume: frozenset[str] = frozenset()  # on a volume that its host mounts
     volume: str | None = None  # the name of that volume: replicas with the same one share its files
+    volume_id: str | None = None  # of the volume with its history of versions; None where it does not say
     jobs_running: int = 0
     jobs_queued: int = 0
     queue_s: float = 0.0  # expected until a job sent now would begin

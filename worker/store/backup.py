@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from worker.store.history import VOLUME_ID
+
 VERSION = 1
 MANIFEST = "MANIFEST.json"
 VOLUME, BESIDE = "volume", "beside"
@@ -33,7 +35,7 @@ RESULTS = "outputs"
 """The folder of results, which may be left out."""
 UNPACKING = ".restore-"
 """How the folder begins in which a restore unpacks."""
-_LEFTOVERS = (".part", ".tmp", "-journal", "-wal", "-shm")
+_LEFTOVERS = (VOLUME_ID, ".part", ".tmp", "-journal", "-wal", "-shm")
 _SQLITE = b"SQLite format 3\0"
 
 

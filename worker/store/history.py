@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from worker.store.lease import Lease
 _LOG = logging.getLogger("worker")
 PATIENCE_S = 60.0
 _POLL_S = 0.05
+VOLUME_ID = "volume.id"
+"""The file beside a history that tells its volume from others. A backup leaves it out: it would name two volumes."""
 
 
 class HistoryFile:
@@ -31,6 +34,21 @@ class HistoryFile:
         self._lock = threading.Lock()
         self._changes: tuple[Change, ...] = ()
         self._offset, self._inode = 0, 0
+        self.volume_id: str | None = None
+        """What `identify` has read; the same for all who share this history."""
+
+    def identify(self) -> None:
+        """Read the id of the volume, made by whoever comes first. Blocking; where nobody may write there is none."""
+        path = self._path.with_name(VOLUME_ID)
+        with suppress(OSError, ValueError, SourceUnavailable):
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with self._turn():
+                    if not path.exists():
+                        new = path.with_suffix(".tmp")
+                        new.write_text(str(uuid.uuid4()))
+                        new.replace(path)
+            self.volume_id = str(uuid.UUID(path.read_text()))
 
     @property
     def last_read(self) -> tuple[Change, ...]:

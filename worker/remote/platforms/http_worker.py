@@ -66,12 +66,14 @@ class HttpWorker:
             self._facts = replace(self._facts, health="resting")
             return self._facts
         jobs, resident = body.get("jobs"), body.get("resident_models")
+        volume = body.get("volume_id")
         counts: Mapping[str, JsonValue] = jobs if isinstance(jobs, dict) else {}
         self._facts = replace(
             self._facts,
             health="well",
             warm=body.get("status") != "starting",
             resident=frozenset(map(str, resident)) if isinstance(resident, list) else frozenset(),
+            volume_id=volume if isinstance(volume, str) else None,
             jobs_running=_count(counts.get("running")),
             jobs_queued=_count(counts.get("queued")),
         )

@@ -22,6 +22,8 @@ from worker.store.pairs import PairFolder
 
 Lines = Iterable[Mapping[str, Any]]
 VersionAnswer = VersionList | VersionHistory | ComparisonReport | PairToJudge
+Workers = Callable[[], Mapping[str, str | None]]
+"""The workers behind a gateway by name, with the ids of their volumes where these are known."""
 OPERATOR = "operator"
 
 
@@ -35,12 +37,14 @@ class VersionActions:
         registry: Callable[[], Registry],
         usage: Callable[[str], Lines],
         pairs: PairFolder,
+        workers: Workers = dict,
     ) -> None:
         self.versions = versions
         self.changes = changes
         self._registry = registry
         self._usage = usage
         self.pairs = pairs
+        self._workers = workers
 
     def perform(self, request: VersionRequest, caller: str | None, stop: StopSignal) -> VersionAnswer:
         """Answer one request. Raises ModelNotFound, InvalidRequest, and what a version cannot be served for."""
@@ -65,6 +69,7 @@ class VersionActions:
         return VersionList((versions_of(self.versions, entry),))
 
     def _change(self, entry: ModelSpec, request: VersionRequest, by: By, stop: StopSignal) -> None:
+        self._check_workers(request.action)
         match request.action:
             case "promote":
                 if request.version is None:
@@ -75,6 +80,16 @@ class VersionActions:
                 self.changes.rollback(entry, request.version, by, stop)
             case "split":
                 self.changes.split(entry, Split(request.arms, request.halt, request.paired), by, stop)
+
+    def _check_workers(self, action: str) -> None:
+        """Check that no worker has another history: it would not know the versions that a gateway names to it."""
+        here = self.versions.history.volume_id
+        apart = [name for name, volume in self._workers().items() if here and volume and volume != here]
+        if apart:
+            text = (
+                f"{action} does not reach {', '.join(apart[:10])}: other volumes than this gateway's, other versions."
+            )
+            raise InvalidRequest(f"{text} Give all one VOLUME_DIR, or ask each worker at its own /admin/versions.")
 
     def _report(self, entry: ModelSpec, days: int) -> ComparisonReport:
         since = (datetime.now(UTC) - timedelta(days=days - 1)).date().isoformat()

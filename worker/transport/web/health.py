@@ -24,6 +24,7 @@ def routes(context: ServerContext) -> Door:
     async def health() -> Response:
         state = context.state()
         body = encode_status(context.operations.status()) | {"status": state, "gpu_available": context.gpu_available}
+        body["volume_id"] = context.operations.versions.versions.history.volume_id
         # A server without one of its models still serves the others: only a lost one must be replaced.
         return json_response(body, 503 if state == "lost" else 200)
 

@@ -120,6 +120,7 @@ class Health(Documented):
     jobs: Jobs
     resident_models: list[str]
     alerts: list[str] = Field(description="The operator's alerts that are firing, by name.")
+    volume_id: str | None = Field(description="An id of the volume: workers that share its versions have the same.")
     processes: list[ProcessHealth] | None = Field(default=None, description="Of each process, where there are several.")
 
 
