@@ -58,6 +58,8 @@ BROKEN = {
         "already names org/a",
     ),
     "alias twice": ("models:\n  org/a: {aliases: [sd]}\n  org/b: {aliases: [SD]}\n", 3, "already names org/a (line 2)"),
+    "a training without end": ("models:\n  org/a:\n    training: {batch_size: 65}\n", 3, "batch_size"),
+    "a training of its own": ("models:\n  org/a:\n    training: {rate: 1}\n", 3, "unknown key"),
     "unknown tier": (TIERS + "models:\n  org/a:\n    tier: H900\n", 5, "tier H900 is not defined; the tiers are A10G"),
     "unknown default tier": ("defaults:\n  tier: L4\n" + TIERS + "models: {org/a: {}}\n", 2, "tier L4 is not defined"),
     "tier too small": (

@@ -17,6 +17,7 @@ from worker.catalog.recipes.recipe import Recipe
 from worker.catalog.registry_schema import NAME, Entry, EntryDefaults, RegistryFile
 from worker.core.errors import WorkerError
 from worker.core.model import DENOISERS, Lightning, LoraSpec, ModelSource, ModelSpec, OwnUpscaler, Tier
+from worker.core.own_training import OwnTraining
 from worker.core.precision import DTYPES
 
 _OVERRIDE = re.compile(r"DIFFUSERS_(?P<tier>[A-Z0-9_]+?)_(?P<setting>MAX_CONTAINERS|SCALEDOWN|TIMEOUT)")
@@ -26,7 +27,7 @@ _FOREIGN = frozenset({"DIFFUSERS_REQUEST_TIMEOUT"})  # diffusers reads this one 
 _SHARED = (
     *("aliases", "description", "tasks", "architecture", "pipeline", "variant", "prediction_type", "min_vram_gb"),
     *("defaults", "limits", "fallback", "upscale", "quality", "precision", "refiner", "licence"),
-    *("split", "paired", "golden", "device_map", "context_parallel"),
+    *("split", "paired", "golden", "device_map", "context_parallel", "training"),
 )
 
 
@@ -104,7 +105,10 @@ class _Reading(OperatorFile):
     error = RegistryError
     keys = "defaults, tiers and models"
     nested = MappingProxyType(
-        {"defaults": EntryDefaults, "tiers": Tier, "loras": LoraSpec, "lightning": Lightning, "upscale": OwnUpscaler}
+        {
+            **{"defaults": EntryDefaults, "tiers": Tier, "loras": LoraSpec, "lightning": Lightning},
+            **{"upscale": OwnUpscaler, "training": OwnTraining},
+        }
     )
 
     def __init__(self, path: Path, parse_source: Callable[[str], ModelSource]) -> None:

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from worker.core.device import DeviceMap
 from worker.core.model import Lightning, LoraSpec, OwnUpscaler, Parsed, Task, Tier
+from worker.core.own_training import OwnTraining
 from worker.core.precision import DType, Precision
 from worker.core.quality import Quality
 from worker.core.request import MAX_SEED
@@ -73,6 +74,7 @@ class Entry(Parsed):
     upscale: OwnUpscaler | None = None
     quality: Quality | None = None
     refiner: str | None = Field(default=None, min_length=1, max_length=256)
+    training: OwnTraining | None = None
     split: dict[
         Annotated[str, Field(pattern=rf"^({VERSION_NAME}|{STABLE}|{CANDIDATE})$")],
         Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)],

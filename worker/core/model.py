@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from worker.core.device import DeviceMap
+from worker.core.own_training import OwnTraining
 from worker.core.precision import DType, Precision, Reducible
 from worker.core.quality import Quality
 from worker.core.single_file import EncoderKind
@@ -175,10 +176,7 @@ class Lightning(Parsed):
 
 
 class OwnUpscaler(Parsed):
-    """The upscaler that enlarges a model's images unless a request says otherwise.
-
-    `model` is another model of models.yaml, `scale` how many times as wide and as high it makes an image.
-    """
+    """Another model of models.yaml, that enlarges a model's images `scale` times unless a request says otherwise."""
 
     model: str = Field(min_length=1, max_length=256)
     scale: int = Field(ge=2, le=8)
@@ -226,6 +224,7 @@ class ModelSpec(Parsed):
     upscale: OwnUpscaler | None = None
     quality: Quality | None = None  # of requests that name none; else the worker's
     refiner: str | None = None  # the registered model that draws the last steps where a request asks for it
+    training: OwnTraining | None = None
     subjects: tuple[str, ...] = ()  # all that a small model can generate, by name
     version: str | None = None  # "v3", of an entry that has versions
     split: dict[str, float] = Field(default_factory=dict)  # version or alias -> share of the requests

@@ -1,7 +1,7 @@
 """What is asked of a training, checked before anything is read or loaded, and what comes of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,19 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Parsed
+from worker.core.own_training import BatchSize, LearningRate, OwnTraining, Rank, Targets
 
 Method = Literal["lora", "dora", "loha", "lokr", "embedding", "full"]
 TrainedField = Literal["loras", "embeddings", "model"]
 OptimizerName = Literal["adamw", "lion", "prodigy", "adamw8bit"]
 TrainerName = Literal["worker", "ai-toolkit"]
 MaskKind = Literal["files", "alpha", "off"]
-Targets = Literal["attention", "linear", "all"]
 Crop = Literal["center", "random", "none"]
 
 Held = Literal["bf16", "fp16", "fp32", "fp8", "int8", "8bit", "4bit"]  # a precision; not the one that fits by chance
 
 MAX_STEPS = 100_000
-MAX_RANK = 256
 MAX_REPEATS = 1_000
 MAX_SENT = 2_000  # images of one request
 LOOKED_AT = frozenset({"samples", "save_every", "patience", "tensorboard"})  # options that change no weight of any step
@@ -68,14 +67,14 @@ class TrainingOptions(BaseModel):
     """A word or a few, that an embedding begins as; without it the mean of all."""
     text_encoder: bool = False
     """Whether an adapter learns in the CLIP text encoders, too."""
-    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
+    rank: Rank = 16
     targets: Targets = "linear"
     """The layers that learn: of attention alone, every linear layer of the blocks, or convolutions too."""
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1_000
-    batch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    batch_size: BatchSize = 1
     accumulation: Annotated[int, Field(ge=1, le=64)] = 1
     """Batches of a step: their gradients are added up, so that it learns from more images than memory has room for."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    learning_rate: LearningRate = 1e-4
     optimizer: OptimizerName = "adamw"
     """AdamW; Lion, which wants a third to a tenth of its learning rate; Prodigy, which finds it and wants 1; AdamW with
     its state in 8 bits.
@@ -140,6 +139,16 @@ class TrainingOptions(BaseModel):
     def field(self) -> TrainedField:
         """The field of a request that takes what was trained."""
         return "embeddings" if self.method == "embedding" else "model" if self.method == "full" else "loras"
+
+    def unsaid(self, own: OwnTraining | None) -> dict[str, float | str]:
+        """Return a model's own options: those that this training does not say. Its learning rate is AdamW's."""
+        others = () if self.optimizer.startswith("adamw") else ("learning_rate",)
+        row: dict[str, float | str] = {} if own is None else own.model_dump(exclude_none=True, exclude={*others})
+        return {name: value for name, value in row.items() if name not in self.model_fields_set}
+
+    def of_model(self, own: OwnTraining | None) -> "TrainingOptions":
+        """Return these options, with the model's own where nothing is said."""
+        return self.model_copy(update=self.unsaid(own))
 
 
 class SentExample(Parsed):
@@ -315,6 +324,7 @@ class TrainingPlan:
     seconds: float | None = None
     timed_by: Literal["training", "serving"] | None = None
     usd: float | None = None
+    defaults: Mapping[str, float | str] = field(default_factory=dict)  # the model's own, where no other was said
 
 
 @dataclass(frozen=True, slots=True)

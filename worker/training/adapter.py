@@ -14,7 +14,8 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from worker.core.errors import UnsupportedModel
-from worker.core.training import WORDS, Method, Targets, TrainingOptions
+from worker.core.own_training import Targets
+from worker.core.training import WORDS, Method, TrainingOptions
 
 _ADAPTER = "trained"
 _ATTENTION = re.compile(r"(^|[._])attn\d*|attention", re.I)

@@ -150,6 +150,7 @@ def encode_plan(answer: TrainingPlan) -> dict[str, JsonValue]:
         "sizes": [{"width": width, "height": height, "images": n} for (width, height), n in answer.sizes.items()],
         "times_each_image_is_seen": round(answer.rounds, 1),
         "licence": answer.licence,
+        "defaults": {**answer.defaults},
         "warnings": [*answer.warnings],
         "fits": answer.fits,
         "reason": answer.reason,

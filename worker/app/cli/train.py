@@ -16,7 +16,9 @@ from worker.app.cli.session import failures, open_worker, settings_of
 from worker.app.cli.terminal import Failure, Terminal
 from worker.app.cli.training_data import laid_data, name_of, typed_data
 from worker.app.interrupt import raised_interrupts
+from worker.app.registry import build_registry
 from worker.catalog.licences import warning_of
+from worker.core.model import ModelSpec
 from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome
 from worker.core.turn import StopSignal
 from worker.service.training.trainings import Order
@@ -46,6 +48,8 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
         data = typed_data(typed)
         check_demands(options)
     if arguments.check:
+        spec = _listed(arguments.model, terminal)
+        options = options.of_model(spec.training if spec else None)
         _check(data, folder, options, terminal, as_json=arguments.json)
         return
     if arguments.publish:
@@ -55,6 +59,7 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
         if warning := warning_of(model.spec.id, worker.trainer.licence(model.spec)):
             terminal.warn(warning)
         path = laid_data(data, folder, terminal)
+        options = options.of_model(model.spec.training)
         outcome = _finished(worker.trainer, Order(model, options, name, folder, path, minutes), terminal)
     files = [outcome.file, *outcome.beside]
     if outcome.note:
@@ -68,6 +73,13 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
         terminal.print(str(path))
     if published:
         terminal.print(published)
+
+
+def _listed(model: str | None, terminal: Terminal) -> ModelSpec | None:
+    """Return the model that is meant, if models.yaml has it."""
+    settings = settings_of(terminal)
+    with failures(terminal, _typed()):
+        return build_registry(settings).find(model or settings.default_model)
 
 
 def _published(outcome: TrainingOutcome, arguments: Namespace, terminal: Terminal) -> str:

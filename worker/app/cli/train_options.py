@@ -13,7 +13,7 @@ _HOW = (
     ("--steps", "N", "how many steps; 1000 if not said"),
     ("--batch-size", "N", "images a step"),
     ("--accumulation", "N", "batches whose gradients make one step"),
-    ("--learning-rate", "X", "0.0001 if not said"),
+    ("--learning-rate", "X", "as models.yaml says for the model, else 0.0001"),
     ("--optimizer", "NAME", "adamw, lion, prodigy or adamw8bit"),
     ("--ema", "X", "deliver a running mean of the steps, with this decay, such as 0.99"),
     ("--method", "NAME", "lora, dora, loha, lokr; embedding: the word of --trigger alone; full: the whole model"),

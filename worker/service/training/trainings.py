@@ -124,22 +124,24 @@ class Trainings:
     async def plan(self, request: TrainingRequest) -> TrainingPlan:
         """Say what a training would take, and what is wrong with its data. The data is kept for the training."""
         order = await self._order(request)
-        whole = for_training(order.model, request.options.precision)
+        whole = for_training(order.model, order.options.precision)
         plan, report = await self.trains.plan(order), await self.device.plan_of(whole)
-        plan = with_memory(plan, report, request.options)
+        plan = with_memory(plan, report, order.options)
         seconds, timed_by = plan.seconds, plan.timed_by
         if seconds is None:
-            seconds = seconds_by_serving(order.model, request.options, plan, report)
+            seconds = seconds_by_serving(order.model, order.options, plan, report)
             timed_by = None if seconds is None else "serving"
         usd = None if seconds is None else self._usd(seconds)
-        return replace(plan, seconds=seconds, timed_by=timed_by, usd=usd)
+        own = request.options.unsaid(order.model.spec.training)
+        return replace(plan, seconds=seconds, timed_by=timed_by, usd=usd, defaults=own)
 
     async def watch(self, control: TrainingControl, caller: str | None) -> TrainingState:
         """Say where a training of this caller stands, and let it fulfil a wish. Raises InvalidRequest."""
         return await self.material.pools.own.run(self.watching.answer, control, caller)
 
     async def _train(self, request: TrainingRequest, emit: Emit, turn: Turn, reservation: Reservation) -> Trained:
-        order, options, stop = await self._order(request), request.options, turn.stop
+        order, stop = await self._order(request), turn.stop
+        options = order.options
         await self.material.pools.own.run(self.watching.own, order.folder, turn.caller)
         entry = self._entry(request)
         side = options.resolution or size_bounds(order.model).native
@@ -194,11 +196,11 @@ class Trainings:
         pools = self.material.pools
         spec = self.resolver.resolve(request.model)
         model = await pools.headers.run(self.resolver.known, spec, place=self.resolver.host_of(request.model))
-        name = request.name
+        name, options = request.name, request.options.of_model(spec.training)
         if name is None:
-            name = await pools.checks.run(_name_of, request, spec.id)
+            name = await pools.checks.run(_name_of, request.model_copy(update={"options": options}), spec.id)
         folder = self.material.volume / FOLDER / name
-        return Order(model, request.options, name, folder, await self.material.laid(request.data, folder))
+        return Order(model, options, name, folder, await self.material.laid(request.data, folder))
 
     def _entry(self, request: TrainingRequest) -> ModelSpec | None:
         """Return the entry whose @candidate it is to be; None where that is not asked for. Raises InvalidRequest."""

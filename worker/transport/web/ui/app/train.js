@@ -10,8 +10,8 @@ const FIELDS = [
   ["model", "Model", { list: "references" }], ["name", "Name of the LoRA", { required: true }],
   ["zip", "Images: a ZIP file", { type: "file", accept: ".zip" }], ["links", "… or links, one a line; a caption may follow after |", { tag: "textarea" }],
   ["folder", "… or a folder or ZIP below datasets on the volume", {}], ["trigger", "Trigger word", {}],
-  ["steps", "Steps", number("1000")], ["save_every", "A checkpoint every so many steps", number("250")], ["batch_size", "Images a step", number("1")],
-  ["rank", "Rank", number("16")], ["learning_rate", "Learning rate", number("0.0001")], ["samples", "Prompts of samples, one a line", { tag: "textarea" }],
+  ["steps", "Steps", number("1000")], ["save_every", "A checkpoint every so many steps", number("250")], ["batch_size", "Images a step", number("")],
+  ["rank", "Rank", number("16")], ["learning_rate", "Learning rate; else the model's", number("")], ["samples", "Prompts of samples, one a line", { tag: "textarea" }],
 ];
 const lines = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
