@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -85,7 +84,7 @@ class PlacedBackend:
     async def generate(self, job: Job, emit: Emit) -> JobResult:
         """Have `job` generated, once it is known how large its files are."""
         if job.choice is None and job.request.sticky is None:  # its worker may have a split of its own
-            job = replace(job, request=job.request.model_copy(update={"sticky": _one_of_many(current().caller)}))
+            job = replace(job, request=job.request.model_copy(update={"sticky": _one_of_many(job)}))
         async with self._admission.place(job.stop):
             await self._needs.learn(job)
             return await self._backend.generate(job, emit)
@@ -144,9 +143,13 @@ def build_gateway(settings: Settings, beside: Sequence[Member] = ()) -> Gateway:
     )
 
 
-def _one_of_many(caller: str | None) -> str:
-    """Return who asks, as a worker may know it: all of a gateway's callers would else be one to it, its own key."""
-    return uuid.uuid4().hex if caller is None else hashlib.sha256(caller.encode("utf-8", "replace")).hexdigest()[:32]
+def _one_of_many(job: Job) -> str:
+    """Return who asks, as a worker may know it: all of a gateway's callers would else be one to it, its own key.
+
+    A job of nobody's is one of its own, and the same when it is tried once more: its worker knows it by its id.
+    """
+    who = current().caller or job.id
+    return hashlib.sha256(who.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _resting(members: Members) -> int:
