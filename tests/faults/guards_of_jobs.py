@@ -192,7 +192,7 @@ GUARDS_OF_JOBS = (
         "worker/engine/adapters/adapter_cache.py",
         "            while len(cache) > self._capacity:\n",
         "            while False:\n",
-        ("tests/faults/test_f19_changes.py",),
+        ("tests/faults/test_f19_changes.py", "tests/engine/test_adapter_cache.py"),
     ),
     Guard(
         "F19",
@@ -200,7 +200,7 @@ GUARDS_OF_JOBS = (
         "worker/engine/pool.py",
         "            surplus -= self.evict(key, may_wait=True)\n",
         "            surplus -= 1\n",
-        ("tests/faults/test_f19_changes.py",),
+        ("tests/faults/test_f19_changes.py", "tests/engine/test_ram_tier.py"),
     ),
     Guard(
         "F22",

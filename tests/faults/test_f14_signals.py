@@ -15,6 +15,8 @@ from tests.conftest import PROJECT
 from tests.fakes.web_worker import WebWorker
 from tests.fakes.worker_process import WorkerProcess
 from tests.ports import free_port
+from tests.waiting import LIMIT_S
+from worker.app.server import _FAREWELL_S
 from worker.app.signals import hear_shutdown
 
 SLOW = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 30}
@@ -82,6 +84,19 @@ def until_running(worker, jobs=1):
                 return
         time.sleep(0.03)
     raise AssertionError(worker.output)
+
+
+@pytest.mark.slow
+def test_a_server_waits_for_a_job_whose_caller_is_gone(tmp_path):
+    """Nobody's connection holds the server then, and results that are sent out have a few seconds only."""
+    with WebWorker(tmp_path, shutdown_grace_seconds=60) as served:
+        engine = served.context.engine
+        engine.gate.clear()
+        assert served.http.post("/v2/any/run", json={"input": {"prompt": "an apple"}}).status_code == 200
+        assert engine.inside.wait(LIMIT_S)
+        threading.Timer(_FAREWELL_S + 2, engine.gate.set).start()
+    (log,) = tmp_path.rglob("usage/*.jsonl")
+    assert [json.loads(line)["outcome"] for line in log.read_text().splitlines()] == ["ok"]
 
 
 async def test_jobs_have_their_time_from_the_signal_on():
