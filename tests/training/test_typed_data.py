@@ -40,7 +40,7 @@ def test_everything_that_a_job_takes_is_learnt_from(place, images, monkeypatch):
         facts = checked(images)
         for data in ("hf:org/hub-four", f"{archives.origin}/four.zip", "volume:four.zip"):
             assert checked(data) == facts
-        assert checked("list.txt") == facts | {"images_with_repeats": 5, "times_each_image_is_seen": 200.0}
+        assert checked("list.txt") == facts | {"images_with_repeats": 5, "times_each_image_is_seen": 1_600.0}
         assert (place / "trained/hub-four/data").is_dir(), "it is kept for the training"
         asked = len(hub.requests)
         assert checked("hf:org/hub-four") == facts

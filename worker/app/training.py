@@ -12,7 +12,6 @@ from worker.app.served import Groundwork
 from worker.app.settings import Settings
 from worker.app.stores import build_bucket
 from worker.app.training_facts import digest_of, facts_of, read_data
-from worker.app.training_memory import learnt_bytes
 from worker.app.training_time import Meter, seconds_an_image
 from worker.app.whole_models import check_room, too_large
 from worker.catalog.call import Model
@@ -159,6 +158,8 @@ class DeviceTrainer:
         seconds = None if an_image is None else an_image * options.steps * options.images_a_step
         rounds = dataset.rounds(options)
         licence = await self.pools.headers.run(self.licence, order.model.spec, place=_host(order.model))
+        from worker.app.training_memory import learnt_bytes  # not at a start: few plan a training
+
         learnt = await self.pools.headers.run(learnt_bytes, self.provisioner, order, place=_host(order.model))
         warning = warning_of(order.model.spec.id, licence)
         return TrainingPlan(
