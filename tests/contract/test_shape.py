@@ -48,6 +48,16 @@ def test_no_function_takes_many_parameters() -> None:
     assert not {place: count for place, count in counts.items() if count > MAX_PARAMETERS}
 
 
+def test_a_model_or_an_adapter_travels_with_what_its_file_shows() -> None:
+    pairs = [
+        place
+        for place, node in functions()
+        if {"spec", "detection"} <= {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+    ]
+    # What makes them one: `resolving.py` merges the two, and the catalog judges them before there is a model.
+    assert len(pairs) <= 5, pairs
+
+
 def test_no_function_has_many_branches() -> None:
     intricate = {
         f"{path.relative_to(PROJECT)} {block.fullname}": block.complexity

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from worker.catalog.architectures import ARCHITECTURES, fits
 from worker.catalog.interface.adapters import ADAPTERS
@@ -11,6 +13,8 @@ from worker.core.errors import (
     WorkerError,
 )
 from worker.core.model import AdapterSpec, Detection, Kind
+
+Spec = TypeVar("Spec", bound=AdapterSpec)
 
 
 @contextmanager
@@ -24,29 +28,36 @@ def blamed_on(field: str) -> Iterator[None]:
         raise
 
 
-def check_family(detection: Detection, spec: AdapterSpec, model: KnownModel) -> None:
-    """Raise IncompatibleAdapter if an adapter was made for another family than the called model's."""
-    wanted = model.detection.architecture
-    if fits(detection.architecture, wanted):
-        return
-    raise IncompatibleAdapter(
-        f"{spec.field}: {spec.model} was made for {family_title(detection.architecture)} and {model.spec.id} is "
-        f"{family_title(wanted)}; use a {ADAPTERS[spec.field].title} of that family.",
-        field=spec.field,
-        details={"adapter": detection.architecture, "model": wanted, "evidence": list(detection.evidence)},
-    )
+@dataclass(frozen=True, slots=True)
+class Inspected(Generic[Spec]):
+    """An adapter that a request names, with what its file shows."""
 
+    spec: Spec
+    detection: Detection
 
-def check_kind(detection: Detection, spec: AdapterSpec) -> None:
-    """Raise IncompatibleAdapter if an adapter is not of its field's kind."""
-    kind = ADAPTERS[spec.field]
-    if detection.kind not in kind.kinds:
-        expected = f"{'an' if kind.title[0] in 'AEIOU' else 'a'} {kind.title}"
-        actual = "nothing that is known here" if detection.kind is Kind.UNKNOWN else f"a {detection.kind}"
+    def check_kind(self) -> None:
+        """Raise IncompatibleAdapter if the file is not of its field's kind."""
+        kind = ADAPTERS[self.spec.field]
+        if self.detection.kind not in kind.kinds:
+            expected = f"{'an' if kind.title[0] in 'AEIOU' else 'a'} {kind.title}"
+            unknown = self.detection.kind is Kind.UNKNOWN
+            actual = "nothing that is known here" if unknown else f"a {self.detection.kind}"
+            raise IncompatibleAdapter(
+                f"{self.spec.field}: {self.spec.model} is {actual}, not {expected}; name {expected} file.",
+                field=self.spec.field,
+                details={"evidence": list(self.detection.evidence)},
+            )
+
+    def check_family(self, model: KnownModel) -> None:
+        """Raise IncompatibleAdapter if the adapter was made for another family than the called model's."""
+        made_for, wanted = self.detection.architecture, model.detection.architecture
+        if fits(made_for, wanted):
+            return
         raise IncompatibleAdapter(
-            f"{spec.field}: {spec.model} is {actual}, not {expected}; name {expected} file.",
-            field=spec.field,
-            details={"evidence": list(detection.evidence)},
+            f"{self.spec.field}: {self.spec.model} was made for {family_title(made_for)} and {model.spec.id} is "
+            f"{family_title(wanted)}; use a {ADAPTERS[self.spec.field].title} of that family.",
+            field=self.spec.field,
+            details={"adapter": made_for, "model": wanted, "evidence": list(self.detection.evidence)},
         )
 
 

@@ -25,7 +25,7 @@ from worker.core.request import GenerationRequest
 from worker.media.canvas import enlarge
 from worker.media.images import fit
 from worker.media.preprocessing import preprocess
-from worker.service.accepting.adapters.compatibility import blamed_on, check_family, check_kind
+from worker.service.accepting.adapters.compatibility import Inspected, blamed_on
 from worker.service.accepting.media_reader import MediaReader
 from worker.service.accepting.resolving import ModelResolver
 
@@ -59,8 +59,9 @@ def recognise_controls(request: GenerationRequest, call: ModelCall, resolver: Mo
             detection = resolver.look_at_adapter(source)
         if detection is None:  # a pickle on a server: its kind is checked once it is here
             detection = Detection(Kind.CONTROLNET, "torch", component_class=rows[0].component)
-        check_control(detection, control, call)
-        _check_fields(control, detection, f"{_FIELD}[{index}]")
+        inspected = Inspected(control, detection)
+        check_control(inspected, call)
+        _check_fields(inspected, f"{_FIELD}[{index}]")
         detections.append(detection)
     row = _common_row(controls, detections, call)
     _check_together(controls, row)
@@ -108,9 +109,10 @@ def read_controls(
     return tuple(active), sized_params
 
 
-def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -> None:
+def check_control(inspected: Inspected[ControlNetSpec], call: ModelCall) -> None:
     """Refuse a file that is no control, has no class in diffusers, or was made for another family."""
-    check_kind(detection, spec)
+    inspected.check_kind()
+    spec, detection = inspected.spec, inspected.detection
     if detection.component_class is None or detection.variant in _UNREAD:
         reason = _UNREAD.get(detection.variant or "", "of a layout that diffusers has no class for")
         raise IncompatibleAdapter(
@@ -119,7 +121,7 @@ def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -
             field=_FIELD,
             details={"evidence": list(detection.evidence)},
         )
-    check_family(detection, spec, call)
+    inspected.check_family(call)
     rows = controlled_rows(call)
     if not any(row.takes(detection) for row in rows):
         kind = f"{detection.component_class}{' for inpainting' if detection.variant == 'inpainting' else ''}"
@@ -132,8 +134,9 @@ def check_control(detection: Detection, spec: ControlNetSpec, call: ModelCall) -
         )
 
 
-def _check_fields(control: ControlNetSpec, detection: Detection, path: str) -> None:
+def _check_fields(inspected: Inspected[ControlNetSpec], path: str) -> None:
     """Refuse a window without steps, and a mode that the control does not have."""
+    control, detection = inspected.spec, inspected.detection
     if control.start >= control.end:
         raise ParameterOutOfRange(
             f"{path}.start must be less than its end; {control.start:g} and {control.end:g} were sent.", field=_FIELD

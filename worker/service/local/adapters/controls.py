@@ -13,6 +13,7 @@ from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
 from worker.core.model import Detection, Kind, ModelFiles, safetensors_files
 from worker.core.result import Emit
+from worker.service.accepting.adapters.compatibility import Inspected
 from worker.service.accepting.adapters.controls import check_control
 from worker.service.local.adapters.fetching import AdapterFetcher, only_weights
 from worker.service.local.weights import file_sha256
@@ -30,7 +31,7 @@ def provide_control(control: Control, job: Job, fetcher: AdapterFetcher, emit: E
         files = replace(files, root=only_weights(files.root, frozenset(), spec.model, _FIELD))
     detection = _detection_of(files.root, peeked)
     plain_call = ModelCall.of(job.call).model.call(job.call.task)
-    check_control(detection, spec, plain_call)
+    check_control(Inspected(spec, detection), plain_call)
     rows = [row for row in controlled_rows(plain_call) if row.pipeline == job.call.pipeline]
     if not any(row.takes(detection) for row in rows):
         raise IncompatibleAdapter(

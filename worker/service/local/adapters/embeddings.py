@@ -9,9 +9,9 @@ from worker.core.adapter import Adapter, AdapterFiles, EmbeddingSpec
 from worker.core.embedding import embedding_parts, embedding_tensors, own_token, own_words
 from worker.core.errors import IncompatibleAdapter
 from worker.core.job import Job
-from worker.core.model import Detection, ModelFiles, ModelSource, TensorIndex
+from worker.core.model import ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
-from worker.service.accepting.adapters.compatibility import check_family, check_kind
+from worker.service.accepting.adapters.compatibility import Inspected
 from worker.service.local.adapters.fetching import AdapterFetcher
 from worker.service.local.weights import examine_adapter
 
@@ -61,9 +61,9 @@ def _provide(
     source = fetcher.source(spec.model, spec.weight_name, _FIELD)
     outline, peeked = fetcher.look(source, _FIELD)
     if peeked is not None and outline.header is not None:  # a file that cannot fit is not even fetched
-        _check(peeked, outline.header, spec, job, widths)
+        _check(Inspected(spec, peeked), outline.header, job, widths)
     files, file = fetcher.fetch_file(source, _FIELD, examine_adapter, emit, job.stop, _USUAL_NAMES)
-    _check(file.detection, file.header, spec, job, widths)
+    _check(Inspected(spec, file.detection), file.header, job, widths)
     shapes = _shapes(file.header)
     words, parts = own_words(shapes), embedding_parts(shapes)
     if words and spec.token and not parts:
@@ -75,22 +75,22 @@ def _provide(
     return AdapterFiles(adapter, files, file.detection, file.sha256)
 
 
-def _check(detection: Detection, header: TensorIndex, spec: EmbeddingSpec, job: Job, widths: Mapping[str, int]) -> None:
+def _check(inspected: Inspected[EmbeddingSpec], header: TensorIndex, job: Job, widths: Mapping[str, int]) -> None:
     """Refuse a file that is no textual inversion, is for another family, or has the width of no encoder."""
-    check_kind(detection, spec)
+    inspected.check_kind()
     shapes = _shapes(header)
     tensors = embedding_tensors(shapes)
     parts = {part for part, _ in tensors}
     if "*" in parts or not parts <= widths.keys():  # encoders that two families share are told by their names
-        check_family(detection, spec, job.call)
+        inspected.check_family(job.call)
     for part, name in tensors:
         allowed = set(widths.values()) if part == "*" else {widths[part]} if part in widths else set()
         if widths and shapes[name][-1] not in allowed:
             encoder = "" if part == "*" else f" for {part}"
             listed = " or ".join(map(str, sorted(allowed))) or "no such text encoder"
             raise IncompatibleAdapter(
-                f"embeddings: {spec.model} has words of {shapes[name][-1]} numbers{encoder}, and {job.call.spec.id} "
-                f"has {listed}; use one that was trained for this model's family.",
+                f"embeddings: {inspected.spec.model} has words of {shapes[name][-1]} numbers{encoder}, and "
+                f"{job.call.spec.id} has {listed}; use one that was trained for this model's family.",
                 field=_FIELD,
                 details={"adapter": shapes[name][-1], "model": dict(widths)},
             )

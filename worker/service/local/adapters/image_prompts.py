@@ -23,7 +23,7 @@ from worker.core.errors import (
 from worker.core.job import Job
 from worker.core.model import SAFETENSORS, Detection, Kind, ModelFiles, ModelSource, TensorIndex
 from worker.core.result import Emit
-from worker.service.accepting.adapters.compatibility import check_family, check_kind
+from worker.service.accepting.adapters.compatibility import Inspected
 from worker.service.local.adapters.fetching import AdapterFetcher, explained, unclear_weights
 from worker.service.local.weights import AdapterFile, examine_adapter
 
@@ -61,7 +61,7 @@ def _look(prompt: ImagePrompt, job: Job, fetcher: AdapterFetcher, emit: Emit) ->
         header, detection = examined.header, examined.detection
         if source.is_local and files.root.suffix.lower() in SAFETENSORS and source.filename is None:
             source = source.model_copy(update={"locator": str(files.root)})
-    need = _need(spec, header, detection, job)
+    need = _need(Inspected(spec, detection), header, job)
     encoder, title = _encoder(spec.model, source, need, job.call.detection.architecture, fetcher)
     return _Chosen(prompt, source, detection, encoder, title)
 
@@ -97,16 +97,17 @@ def _choose_file(
     return source, None, None
 
 
-def _need(spec: IPAdapterSpec, header: TensorIndex, detection: Detection, job: Job) -> Need:
+def _need(inspected: Inspected[IPAdapterSpec], header: TensorIndex, job: Job) -> Need:
     """Return the encoder that the adapter needs. Raises IncompatibleAdapter, UnsupportedModel for others."""
     layout = layout_of(header)
-    check_kind(detection, spec)
-    check_family(detection, spec, job.call)
+    inspected.check_kind()
+    inspected.check_family(job.call)
     need = need_of(header, layout) if layout else None
     if layout is None or layout.refused or need is None:
         reason = layout.refused if layout and layout.refused else "of a layout that diffusers does not read"
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} is {reason}; use a plain, plus or full-face IP-Adapter of this model's family.",
+            f"{_FIELD}: {inspected.spec.model} is {reason}; use a plain, plus or full-face IP-Adapter of this model's "
+            "family.",
             field=_FIELD,
         )
     return need
@@ -179,7 +180,7 @@ def _with_one_encoder(chosen: list[_Chosen]) -> list[_Chosen]:
 def _provide(chosen: _Chosen, job: Job, fetcher: AdapterFetcher, emit: Emit) -> AdapterFiles[ImagePrompt]:
     files, examined = _fetch(chosen.source, job, fetcher, emit)
     # The fetched file may differ from the peek.
-    _need(chosen.prompt.spec, examined.header, examined.detection, job)
+    _need(Inspected(chosen.prompt.spec, examined.detection), examined.header, job)
     encoder = _fetch_encoder(chosen, job, fetcher, emit)
     with_encoder = replace(
         files,

@@ -4,9 +4,9 @@ from typing import Any
 
 from worker.core.adapter import Adapter, AdapterFiles
 from worker.core.job import Job
-from worker.core.model import AdapterSpec, Detection
+from worker.core.model import AdapterSpec
 from worker.core.result import Emit
-from worker.service.accepting.adapters.compatibility import check_family, check_kind
+from worker.service.accepting.adapters.compatibility import Inspected
 from worker.service.local.adapters.fetching import AdapterFetcher
 from worker.service.local.weights import examine_adapter
 
@@ -17,12 +17,12 @@ def provide_file(adapter: Adapter[Any], job: Job, fetcher: AdapterFetcher, emit:
     source = fetcher.source(spec.model, spec.weight_name, spec.field)
     outline, peeked = fetcher.look(source, spec.field)
     if peeked is not None and outline.header is not None:
-        _check(peeked, spec, job)
+        _check(Inspected(spec, peeked), job)
     files, file = fetcher.fetch_file(source, spec.field, examine_adapter, emit, job.stop)
-    _check(file.detection, spec, job)
+    _check(Inspected(spec, file.detection), job)
     return AdapterFiles(adapter, files, file.detection, file.sha256)
 
 
-def _check(detection: Detection, spec: AdapterSpec, job: Job) -> None:
-    check_kind(detection, spec)
-    check_family(detection, spec, job.call)
+def _check(inspected: Inspected[AdapterSpec], job: Job) -> None:
+    inspected.check_kind()
+    inspected.check_family(job.call)

@@ -12,7 +12,7 @@ from worker.core.job import Job
 from worker.core.json_text import parse_bounded
 from worker.core.model import Detection, Kind, Outline, TensorIndex
 from worker.core.result import Emit
-from worker.service.accepting.adapters.compatibility import check_kind
+from worker.service.accepting.adapters.compatibility import Inspected
 from worker.service.local.adapters.fetching import AdapterFetcher
 from worker.service.local.completing import SINGLE_FILES, completion
 from worker.service.local.weights import examine_adapter
@@ -30,14 +30,17 @@ def provide_vae(vae: Adapter[VaeSpec], job: Job, fetcher: AdapterFetcher, emit: 
     model_vae = _own_vae(job, fetcher)
     if "model_index.json" in outline.configs:
         source = source.model_copy(update={"only": ("vae",)})
-    _check(_facts(outline.configs, outline.header), peeked, model_vae, vae.spec)
+    if peeked is not None:
+        _check_kind(Inspected(vae.spec, peeked))
+    _check(_facts(outline.configs, outline.header), model_vae, vae.spec)
     files = fetcher.fetch(source, _FIELD, emit, job.stop)
     if files.is_single_file:
         # A pickle shows only now what it is.
         examined = examine_adapter(files.root)
-        _check(_facts({}, examined.header), examined.detection, model_vae, vae.spec)
+        _check_kind(Inspected(vae.spec, examined.detection))
+        _check(_facts({}, examined.header), model_vae, vae.spec)
     else:
-        _check(_facts(_read_configs(files.root), None), None, model_vae, vae.spec)
+        _check(_facts(_read_configs(files.root), None), model_vae, vae.spec)
     return AdapterFiles(
         vae, files, Detection(Kind.VAE, "safetensors" if files.is_single_file else "diffusers"), files.sha256
     )
@@ -94,11 +97,8 @@ def _inner(outline: Outline) -> dict[str, Mapping[str, object]]:
     return {name: config for name, config in outline.configs.items() if name == _INNER_CONFIG}
 
 
-def _check(facts: _Facts, detection: Detection | None, model_vae: _Facts, spec: VaeSpec) -> None:
-    """Refuse a file that is no VAE, has a class that cannot stand in, or is for other latents."""
-    if detection is not None:
-        check_kind(detection, spec)
-        _check_decodes(detection, spec)
+def _check(facts: _Facts, model_vae: _Facts, spec: VaeSpec) -> None:
+    """Refuse a VAE of a class that cannot stand in, or for other latents."""
     if facts.name is not None and facts.name not in INTERCHANGEABLE_VAES:
         raise UnsupportedModel(
             f"{_FIELD}: {spec.model} is a {facts.name[:60]}, which cannot stand for this model's "
@@ -124,11 +124,13 @@ def _check(facts: _Facts, detection: Detection | None, model_vae: _Facts, spec: 
         )
 
 
-def _check_decodes(detection: Detection, spec: VaeSpec) -> None:
-    if detection.variant == TINY_ENCODER:
+def _check_kind(inspected: Inspected[VaeSpec]) -> None:
+    """Refuse a file that is no VAE, or one that decodes nothing."""
+    inspected.check_kind()
+    if inspected.detection.variant == TINY_ENCODER:
         raise UnsupportedModel(
-            f"{_FIELD}: {spec.model} is the encoder of a tiny autoencoder alone, which decodes nothing; name the "
-            "decoder, or one with both such as the repository madebyollin/taesd (taesdxl, taesd3 or taef1 for other "
-            "families).",
+            f"{_FIELD}: {inspected.spec.model} is the encoder of a tiny autoencoder alone, which decodes nothing; "
+            "name the decoder, or one with both such as the repository madebyollin/taesd (taesdxl, taesd3 or taef1 for "
+            "other families).",
             field=_FIELD,
         )
