@@ -54,6 +54,16 @@ def test_the_last_sample_is_what_the_file_draws_for_anybody(volume):
     assert pixels("mine.png") == pixels(samples[-1]) != pixels(samples[0])
 
 
+def test_the_command_as_the_page_has_it_draws_what_it_learnt(volume):
+    said(invoke("train", "--data", STYLE, "--steps", "2"))
+    folder = volume / "trained/train-style"
+    samples = sorted((folder / "samples").iterdir())
+    assert [each.stem[-8:] for each in samples] == ["000000-1", "000000-2", "000002-1", "000002-2"]
+    lora = folder / "train-style.safetensors"
+    said(invoke("run", "a blueprint of a angry face", "--seed", "0", "--lora", lora, "-o", "mine.png"))
+    assert pixels("mine.png") == pixels(samples[2]) != pixels(samples[0])
+
+
 def test_the_same_command_goes_on_and_another_training_is_refused_there(volume):
     said(invoke("train", STYLE, "-o", "out", *QUICK))
     kept = weights(volume / "out/train-style.safetensors")

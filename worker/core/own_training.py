@@ -8,6 +8,7 @@ Targets = Literal["attention", "linear", "all"]
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=256)]
 BatchSize = Annotated[int, Field(ge=1, le=64)]
+SampleCaptions = Annotated[int, Field(ge=0, le=8)]
 
 
 class OwnTraining(BaseModel):
@@ -19,3 +20,4 @@ class OwnTraining(BaseModel):
     batch_size: BatchSize | None = None
     rank: Rank | None = None
     targets: Targets | None = None
+    sample_captions: SampleCaptions | None = None

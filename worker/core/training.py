@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from worker.core.errors import UnsupportedModel
 from worker.core.model import Parsed
-from worker.core.own_training import BatchSize, LearningRate, OwnTraining, Rank, Targets
+from worker.core.own_training import BatchSize, LearningRate, OwnTraining, Rank, SampleCaptions, Targets
 
 Method = Literal["lora", "dora", "loha", "lokr", "embedding", "full"]
 TrainedField = Literal["loras", "embeddings", "model"]
@@ -23,7 +23,8 @@ Held = Literal["bf16", "fp16", "fp32", "fp8", "int8", "8bit", "4bit"]  # a preci
 MAX_STEPS = 100_000
 MAX_REPEATS = 1_000
 MAX_SENT = 2_000  # images of one request
-LOOKED_AT = frozenset({"samples", "save_every", "patience", "tensorboard"})  # options that change no weight of any step
+# Options that change no weight of any step.
+LOOKED_AT = frozenset({"samples", "sample_captions", "save_every", "patience", "tensorboard"})
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 WORDS = frozenset({"samples", "caption", "template", "class_prompt", "like"})  # options in the caller's own words
@@ -122,6 +123,8 @@ class TrainingOptions(BaseModel):
     """The weight of the loss on images of the class."""
     samples: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=2_000)], ...], Field(max_length=8)] = ()
     """Prompts that are drawn at every checkpoint, by the serving engine with the very file of that checkpoint."""
+    sample_captions: SampleCaptions = 0
+    """How many captions of the data are drawn so where `samples` has none: of images held out first, each once."""
     tensorboard: bool = False
     """Write files for TensorBoard, too: losses, learning rate, samples."""
     precision: Held | None = None

@@ -12,6 +12,7 @@ from worker.media.images import fit
 from worker.training.dataset import Dataset, Example, read_dataset
 
 _SOURCE_PIXELS = 2**20  # at most: editors read no more, and a request holds no more as PNG than some 4 MB
+_PROMPT = 2_000  # letters, as many as a prompt of `samples` may have
 # Draws a prompt with an adapter's file and a seed, and makes it of an image, where there is one. Returns a PNG.
 Draw = Callable[[Path | None, str, int, Raster | None], Awaitable[bytes]]
 
@@ -25,13 +26,23 @@ class Drawing:
     dataset: Dataset
     draw: Draw
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What is drawn at every checkpoint: `samples`, else captions, of the images held out before the others."""
+        learnt, held = self.dataset.split(self.options.held_out)
+        # A caption is words to learn, and asks for no LoRA of somebody's.
+        captions = dict.fromkeys(
+            each.caption[:_PROMPT] for each in (*held, *learnt) if each.caption and "<lora:" not in each.caption
+        )
+        return self.options.samples or (*captions,)[: self.options.sample_captions]
+
     async def samples(self, file: Path | None, step: int, told: Callable[[int, Path], None]) -> None:
         """Draw every sample with the adapter of `step`; `told` gets the number and the file of each.
 
         A model that edits makes the first one of the first source that is held out, else of the first one learnt, and
         so on in turn.
         """
-        for index, prompt in enumerate(self.options.samples):
+        for index, prompt in enumerate(self.prompts):
             target = self.folder / "samples" / f"step-{step:06d}-{index + 1}.png"
             target.parent.mkdir(exist_ok=True)
             partial = target.with_suffix(".partial")

@@ -238,7 +238,7 @@ class TrainingRun:
             )
         shown = self.options.model_dump(mode="json", exclude={*WORDS})
         facts = {"identity": identity, "model": self.subject.model, "options": shown}
-        write_whole(file, facts | {"samples": len(self.options.samples)})
+        write_whole(file, facts | {"samples": len(self._drawing.prompts)})
         checkpoint = Checkpoint.latest(self.folder / "checkpoints")
         if checkpoint is not None:
             self.losses = list(checkpoint.facts["losses"])

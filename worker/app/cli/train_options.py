@@ -42,6 +42,7 @@ _HOW = (
     ("--held-out", "X", "share of the images that is kept to measure with"),
     ("--patience", "N", "end once so many checkpoints had no lower loss on these, and deliver the best"),
     ("--save-every", "N", "steps between checkpoints"),
+    ("--sample-captions", "N", "without --sample, so many captions of the data are drawn at every checkpoint"),
     ("--seed", "N", "same seed, same adapter"),
     ("--trainer", "NAME", "worker, or ai-toolkit where AI_TOOLKIT names one"),
     ("--minutes", "X", "stop with a checkpoint after so long"),

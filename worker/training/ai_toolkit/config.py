@@ -21,7 +21,7 @@ NAME = "adapter"  # its own name for every training: it goes by names in paths, 
 _SAID = frozenset({
     "trainer", "method", "rank", "targets", "steps", "batch_size", "accumulation", "learning_rate", "optimizer", "ema",
     "warmup_steps", "decay", "seed", "resolution", "trigger", "caption", "template", "caption_dropout", "flip", "mask",
-    "min_snr", "save_every", "samples", "tensorboard", "precision",
+    "min_snr", "save_every", "samples", "sample_captions", "tensorboard", "precision",
 })  # fmt: skip
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "method": ("lora",),
