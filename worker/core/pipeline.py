@@ -134,6 +134,8 @@ class PipelineRow:
     source: str = ""  # the file that defines it, below `worker`, or an operator's own; diffusers' when empty
     # The dtypes that it computes in; where a model's own is none of them, the first.
     dtypes: tuple[DType, ...] = tuple(DTYPES.values())
+    # All that its networks have are convolutions, which no precision of fewer bits is for.
+    convolutional: bool = False
     # Its call.
     own_scheduler: bool = False  # trained to one scheduler's steps: another class runs and generates something else
     alone: bool = False  # fails, or generates other images, when one call is for several

@@ -12,10 +12,10 @@ from worker.core.precision import PRECISIONS
 from worker.engine.plan import target_dtype
 
 
-def model(precision=None, kind=Kind.PIPELINE, quantization=None):
+def model(precision=None, kind=Kind.PIPELINE, quantization=None, pipeline="FluxPipeline"):
     source = ModelSource(scheme="hf", locator="org/model")
     spec = ModelSpec(id="m", source=source, precision=precision)
-    found = Detection(kind, "diffusers", "flux1", "FluxPipeline", quantization=quantization)
+    found = Detection(kind, "diffusers", "flux1", pipeline, quantization=quantization)
     return Model(spec, found)
 
 
@@ -25,6 +25,10 @@ def model(precision=None, kind=Kind.PIPELINE, quantization=None):
         ({"quantization": "gguf"}, "is stored as GGUF and stays so"),
         ({"quantization": "bitsandbytes"}, "is stored as bitsandbytes and stays so"),
         ({"kind": Kind.UPSCALER}, "is an upscaler, one small network"),
+        (
+            {"pipeline": "LTXLatentUpsamplePipeline"},
+            "is an upsampler of latents, whose networks are convolutions alone",
+        ),
         ({"quantization": None}, None),
         ({"quantization": "fp8-scaled"}, None),  # made plain as it is read
     ],

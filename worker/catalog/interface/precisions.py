@@ -34,6 +34,8 @@ def obstacle(model: Model) -> str | None:
     """Return what keeps a model's weights from being made smaller; None where nothing does."""
     if model.detection.kind is Kind.UPSCALER:
         return "is an upscaler, one small network"
+    if pipeline_row(model.pipeline).convolutional:
+        return "is an upsampler of latents, whose networks are convolutions alone"
     storage = storage_of(model.detection)
     if storage is None or storage in _MADE_PLAIN:
         return None
