@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from worker.core.errors import InvalidRequest, JobTimeout
 from worker.core.turn import StopSignal
 from worker.remote.platforms import ray_deployment
 from worker.remote.platforms.platform import LostSight, NotTaken
+from worker.remote.platforms.question import Question
 from worker.remote.platforms.ray_deployment import RayDeployment
 from worker.remote.replica import ReplicaState
 
@@ -47,11 +47,10 @@ class Stream:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_deployment, "SILENCE_S", 0.1)
-    monkeypatch.setattr(ray_deployment, "encode_request", lambda job: {})
 
 
 def job(timeout_s: float = 60.0) -> Any:
-    return SimpleNamespace(stop=StopSignal(timeout_s))
+    return Question("job", {}, StopSignal(timeout_s))
 
 
 def deployment(stream: Stream) -> RayDeployment:

@@ -73,7 +73,9 @@ async def test_what_was_trained_is_drawn_with_by_its_name_at_once(trains, images
     assert (plan["fits"], plan["expected_s"]) == (True, None)
     answer = await ask(worker, job, told)
     assert (answer["done"], answer["steps"], answer["use"], answer["next"]) == (True, 3, {"loras": ["mine"]}, None)
-    assert answer["usage"]["cost_usd"] == pytest.approx(answer["usage"]["gpu_seconds"] / 1000, rel=1e-3)
+    assert answer["usage"]["cost_usd"] == pytest.approx(
+        answer["usage"]["gpu_seconds"] / 1000, abs=1e-6
+    )  # told to the ms
     assert [each.step for each in told if each.phase == "train"] == [1, 2, 3]
     assert all("learning rate" in each.message and "left" in each.message for each in told if each.phase == "train")
     for file in answer["files"]:
