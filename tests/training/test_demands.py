@@ -8,8 +8,9 @@ import pytest
 from worker.app.cli import train
 from worker.app.cli.commands import parser_of
 from worker.app.cli.terminal import Failure
-from worker.core.errors import UnsupportedModel
+from worker.core.errors import InvalidRequest, UnsupportedModel
 from worker.core.training import TrainingOptions
+from worker.core.unread_options import check_read
 from worker.engine.packages import bitsandbytes_package
 from worker.training import demands
 from worker.training.demands import check_demands
@@ -29,6 +30,38 @@ def test_files_for_tensorboard_are_refused_without_their_package_and_it_says_whe
     monkeypatch.setattr(demands, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedModel, match=r"tensorboardX.*progress\.jsonl"):
         check_demands(TrainingOptions(tensorboard=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"method": "full", "rank": 4}, "rank"),
+        ({"method": "embedding", "trigger": "<x>", "targets": "all"}, "targets"),
+        ({"method": "dora", "vectors": 2}, "vectors"),
+        ({"like": "cat"}, "like"),
+        ({"crops": 2}, "crops"),
+        ({"mask": "off", "mask_floor": 0.5}, "mask_floor"),
+        ({"class_images": 10}, "class_images"),
+        ({"class_weight": 2.0}, "class_weight"),
+        ({"samples": ("a cat",), "sample_captions": 1}, "sample_captions"),
+        ({"method": "embedding"}, "trigger"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused_by_name(options, field):
+    with pytest.raises(InvalidRequest, match=rf"^{field} .*(leave {field} out|send one, as <mascot>)\.$") as refused:
+        check_read(TrainingOptions(**options))
+    assert refused.value.field == field
+
+
+def test_an_option_that_is_read_is_taken_and_so_is_one_that_nobody_said():
+    for options in (
+        {},
+        {"rank": 4, "mask_floor": 0.5},
+        {"crop": "random", "crops": 2},
+        {"class_prompt": "a dog", "class_images": 5},
+    ):
+        check_read(TrainingOptions(**options))
+    check_read(TrainingOptions(method="embedding", trigger="<x>", vectors=2, like="cat"))
 
 
 def test_prodigy_begins_at_its_own_rate_where_none_is_said():

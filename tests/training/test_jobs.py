@@ -109,7 +109,7 @@ async def test_a_lora_becomes_the_candidate_of_its_model_where_that_is_asked_for
     assert (await ask(worker, {"prompt": PROMPT, "seed": 3}))["image"] == before["image"], "and serves nobody else"
     word = {"method": "embedding", "trigger": "<x>", "candidate": True, "data": sent(images)}
     with pytest.raises(InvalidRequest, match="candidate"):
-        await ask(worker, FEW | word)
+        await ask(worker, {"action": "train", "model": "tiny"} | word)
 
 
 async def test_a_cancelled_training_leaves_an_adapter_and_goes_on_to_the_same_bits(trains, images, settings):

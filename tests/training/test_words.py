@@ -13,7 +13,7 @@ from worker.app.build import build_worker
 from worker.app.settings import Settings
 
 GROUND = "on a white background"
-FEW = {"action": "train", "model": "tiny", "steps": 3, "save_every": 100, "rank": 2, "learning_rate": 0.02}
+FEW = {"action": "train", "model": "tiny", "steps": 3, "save_every": 100, "learning_rate": 0.02}
 
 
 def sent(images):
@@ -55,6 +55,7 @@ async def test_a_text_encoder_learns_with_the_denoiser_and_both_land(trains, ima
         "text_encoder": True,
         "name": "both",
         "model": "tiny-xl",
+        "rank": 2,
     }
     await perform(trains, job)
     for name in ("both", f"file:{trains.settings.volume}/trained/both/both-kohya.safetensors"):

@@ -209,7 +209,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._learning], _CLIP)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise InvalidOutput(
-                f"The loss of step {self.steps_done + 1}, or its gradient, is no number: the last checkpoint stays. "
+                f"The loss of step {self.steps_done + 1}, or its gradient, is no number: checkpoints stay. "
                 "Send the training under another name with a lower learning_rate.",
                 field="learning_rate",
             )

@@ -21,6 +21,7 @@ from worker.catalog.licences import warning_of
 from worker.core.model import ModelSpec
 from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome
 from worker.core.turn import StopSignal
+from worker.core.unread_options import check_read
 from worker.service.training.trainings import Order
 from worker.training.dataset import Dataset, read_as_asked, shown
 from worker.training.demands import check_demands
@@ -46,6 +47,7 @@ def train(arguments: Namespace, terminal: Terminal) -> None:
     folder = folder.resolve()
     with failures(terminal, _typed()):
         data = typed_data(typed)
+        check_read(options)
         check_demands(options)
     if arguments.check:
         spec = _listed(arguments.model, terminal)

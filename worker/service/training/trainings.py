@@ -31,6 +31,7 @@ from worker.core.training import (
 )
 from worker.core.tuned import in_its_place
 from worker.core.turn import StopSignal, Turn, begun
+from worker.core.unread_options import check_read
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.limits.admission import Admission
@@ -193,6 +194,7 @@ class Trainings:
 
     async def _order(self, request: TrainingRequest) -> Order:
         """Return the training for the device, with its data on the volume."""
+        check_read(request.options)
         pools = self.material.pools
         spec = self.resolver.resolve(request.model)
         model = await pools.headers.run(self.resolver.known, spec, place=self.resolver.host_of(request.model))
