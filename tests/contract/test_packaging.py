@@ -1,7 +1,9 @@
 """What ships agrees with itself and the code: Hub files, image, requirements, make targets, the deployment page."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -350,3 +352,25 @@ def test_licence_is_the_one_that_is_declared() -> None:
     assert "END OF TERMS AND CONDITIONS" in text
     assert 'license = "Apache-2.0"' in (PROJECT_DIR / "pyproject.toml").read_text()
     assert 'image.licenses="Apache-2.0"' in (PROJECT_DIR / "Dockerfile").read_text()
+
+
+def test_a_fresh_copy_without_uv_on_path_tries_open_webui_too(tmp_path: Path) -> None:
+    """uv comes with .venv, which is not there yet when make reads its file."""
+    for name in ("requirements.txt", "requirements-gpu.txt", "requirements-spandrel.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    for name in ("requirements.txt", "open-webui.txt", "open-webui-overrides.txt", "javascript/package.json"):
+        (tmp_path / "tests/clients" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests/clients" / name).touch()
+    tools = tmp_path / "tools-on-path"
+    tools.mkdir()
+    for name in ("make", "bash", "sh", "sed", "pwd"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    shown = subprocess.run(
+        ["make", "-n", "-f", PROJECT_DIR / "Makefile", "test-clients"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "tests/clients/open-webui.txt" in shown
