@@ -53,11 +53,18 @@ ANSWERS = {
     "POST /sdapi/v1/interrupt": {},
     "POST /sdapi/v1/skip": "null",
     "POST /sdapi/v1/options": "null",
-    "POST /sdapi/v1/refresh-checkpoints": "null",
     "GET /sdapi/v1/script-info": [{"name": "str?", "is_alwayson": "bool?", "is_img2img": "bool?"}],
-    # Refused: what a failure looks like there.
-    "POST /sdapi/v1/interrogate": {"error": "str", "detail": "str", "body": "str", "errors": "str"},
 }
+ANSWERS |= {f"POST /sdapi/v1/refresh-{what}": "null" for what in ("checkpoints", "vae", "loras", "embeddings")}
+# Refused by name, all of them: what a failure looks like there.
+REFUSED = {
+    "POST interrogate", "POST extra-batch-images", "GET realesrgan-models", "GET cmd-flags", "GET memory",
+    "GET extensions", "POST unload-checkpoint", "POST reload-checkpoint", "POST create/embedding",
+    "POST create/hypernetwork", "POST train/embedding", "POST train/hypernetwork", "POST server-kill",
+    "POST server-restart", "POST server-stop",
+}  # fmt: skip
+REFUSED = {route.replace(" ", " /sdapi/v1/") for route in REFUSED}
+ANSWERS |= {route: {"error": "str", "detail": "str", "body": "str", "errors": "str"} for route in sorted(REFUSED)}
 # The documented fields of a payload, each with the value that it has when it is left out.
 _TAKEN = {
     "prompt": "", "negative_prompt": "", "styles": None, "seed": -1, "subseed": -1, "subseed_strength": 0,

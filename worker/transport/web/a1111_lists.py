@@ -40,6 +40,30 @@ _LABELS = {
 _LATENT = ("Latent", "None")  # of hires fix, without a model; both enlarge the image
 # Lists that are empty here, and asked for by clients as they start.
 _EMPTY = {"prompt-styles": "Styles", "face-restorers": "Face restorers", "script-info": "Scripts"}
+# Lists that its clients have read anew; here each is always that of now.
+_ALWAYS_NEW = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings")
+_BY_ITSELF = "the worker loads a model when a request names it, and makes room by itself; leave it out"
+_TRAINING = "what is trained here is a LoRA or an embedding, by the action train of /run; docs/training.md shows it"
+_OPERATORS = "this server is stopped and started by its operator; leave it out"
+# The other routes of that API: refused, with what to do in place of each.
+_REFUSED = {
+    "POST interrogate": "no model here describes images; ask a vision model, or read the file's own parameters with "
+    "/sdapi/v1/png-info",
+    "POST extra-batch-images": "send each image to /sdapi/v1/extra-single-image",
+    "GET realesrgan-models": "/sdapi/v1/upscalers lists all that there are",
+    "GET cmd-flags": "this server has no such flags; /sdapi/v1/options has the caller's settings",
+    "GET memory": "/metrics tells how much each model took",
+    "GET extensions": "there are none; /sdapi/v1/scripts has what alwayson_scripts may name",
+    "POST unload-checkpoint": _BY_ITSELF,
+    "POST reload-checkpoint": _BY_ITSELF,
+    "POST create/embedding": _TRAINING,
+    "POST create/hypernetwork": _TRAINING,
+    "POST train/embedding": _TRAINING,
+    "POST train/hypernetwork": _TRAINING,
+    "POST server-kill": _OPERATORS,
+    "POST server-restart": _OPERATORS,
+    "POST server-stop": _OPERATORS,
+}
 
 
 def add_routes(router: Door, context: ServerContext, callers: A1111Callers) -> None:
@@ -48,6 +72,7 @@ def add_routes(router: Door, context: ServerContext, callers: A1111Callers) -> N
     _add_models(router, context)
     _add_names(router, context)
     _add_readers(router, context)
+    _add_refusals(router)
 
 
 def _add_options(router: Door, context: ServerContext, callers: A1111Callers) -> None:
@@ -125,13 +150,18 @@ def _add_models(router: Door, context: ServerContext) -> None:
     for path, summary in _EMPTY.items():
         _add_list(router, path, f"{summary}: there are none here", nothing)
 
-    @router.post(
-        "/refresh-checkpoints",
-        summary="Nothing: the list of models is always that of now",
-        responses=openapi.answers(words.Nothing, 401, 403, 500, shape=words.A1111Error),
-    )
     async def refresh(request: Request) -> Response:
         return json_response(None)
+
+    for path in _ALWAYS_NEW:
+        router.add(
+            f"/{path}",
+            refresh,
+            methods=["POST"],
+            name=path,
+            summary="Nothing: the list is always that of now",
+            responses=openapi.answers(words.Nothing, 401, 403, 500, shape=words.A1111Error),
+        )
 
 
 def _add_list(router: Door, path: str, summary: str, entries: Callable[[Request], Awaitable[list[JsonValue]]]) -> None:
@@ -215,18 +245,24 @@ def _add_readers(router: Door, context: ServerContext) -> None:
         items: dict[str, JsonValue] = {**texts}
         return json_response({"info": text, "items": items, "parameters": words.parse_infotext(text)})
 
-    @router.post(
-        "/interrogate",
-        summary="Refused: no model here describes images",
-        responses=openapi.refusals(400, 401, 403, 413, 415, 500, shape=words.A1111Error),
-        openapi_extra=openapi.takes(image, image={"image": "iVBORw0KGgo…"}),
-    )
-    async def interrogate(request: Request) -> Response:
-        raise UnknownParameter(
-            "interrogate is not served: no model here describes images; ask a vision model, or read the file's own "
-            "parameters with /sdapi/v1/png-info.",
-            field="model",
+
+def _add_refusals(router: Door) -> None:
+    for route, instead in _REFUSED.items():
+        method, _, path = route.partition(" ")
+        router.add(
+            f"/{path}",
+            _refusal(path, instead),
+            methods=[method],
+            name=path,
+            include_in_schema=False,  # it lists what is served
         )
+
+
+def _refusal(path: str, instead: str) -> Callable[[], Awaitable[Response]]:
+    async def refused() -> Response:
+        raise UnknownParameter(f"{path} is not served: {instead}.", field=path)
+
+    return refused
 
 
 def _texts(sent: str) -> dict[str, str]:
