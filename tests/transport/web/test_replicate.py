@@ -150,6 +150,14 @@ def test_webhooks_tell_of_the_start_the_output_and_the_end_each_with_an_id_of_it
         assert answer.status_code == 400
 
 
+def test_the_secret_of_webhooks_is_not_told_to_those_who_ask(tmp_path):
+    secret = "whsec_" + base64.b64encode(b"a secret of some length").decode()
+    with WebWorker(tmp_path, webhook_secret=secret) as served:
+        answer = served.http.get("/v1/webhooks/default/secret")
+    assert answer.status_code == 403 and answer.json().keys() >= {"title", "detail", "status"}
+    assert "WEBHOOK_SECRET" in answer.json()["detail"] and secret not in answer.text
+
+
 def test_predictions_are_each_callers_own(tmp_path):
     ann, ben = "0123456789abcdefghij", "abcdefghij0123456789"
     with WebWorker(tmp_path, api_keys=f"{ann},{ben}") as served:

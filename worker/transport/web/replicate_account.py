@@ -7,7 +7,7 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel, JsonValue, RootModel
 
-from worker.core.errors import InvalidRequest, JobNotFound
+from worker.core.errors import AccessDenied, InvalidRequest, JobNotFound
 from worker.media.images import to_base64
 from worker.transport.web import openapi
 from worker.transport.web import replicate_schema as words
@@ -84,6 +84,11 @@ def add_routes(router: Door, context: ServerContext) -> None:
     async def hardware() -> Response:
         sku = "gpu" if context.gpu_available else "cpu"
         return json_response([{"name": sku.upper(), "sku": sku}])
+
+    @router.get("/v1/webhooks/default/secret", include_in_schema=False)  # it lists what is served
+    async def webhook_secret() -> Response:
+        # One secret signs for all callers: who was told it could write webhooks to the others.
+        raise AccessDenied("The secret of webhooks is WEBHOOK_SECRET, and not told here; ask the operator for it.")
 
     _add_upload(router, context)
     _add_uploads(router)
