@@ -1,5 +1,6 @@
 """Replicate's HTTP API, as its clients call it."""
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.fakes.web_worker import Listener, WebWorker
 from tests.transport.web.uploads import png
+from tests.waiting import until
 from worker.core.errors import JobTimeout
 from worker.service.jobs.record import JobOptions, JobRecord
 from worker.service.jobs.record import Status as JobStatus
@@ -148,6 +150,30 @@ def test_webhooks_tell_of_the_start_the_output_and_the_end_each_with_an_id_of_it
             json={"input": INPUT, "webhook": f"{listener.origin}/hook", "webhook_events_filter": ["never"]},
         )
         assert answer.status_code == 400
+
+
+class SlowListener(Listener):
+    """Takes its time for each webhook, and notes how many came at once."""
+
+    under_way = most = 0
+
+    async def _take(self, request):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await asyncio.sleep(0.1)
+        self.under_way -= 1
+        return await super()._take(request)
+
+
+def test_webhooks_of_a_prediction_come_in_order_and_what_is_outdated_does_not_come_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.transport.web.webhooks.PAUSES_S", (0.05, 0.05))
+    failures = [500, 500, 500, 500]  # of the start, the output, and twice of the end
+    with SlowListener(failures) as listener, WebWorker(tmp_path, allow_private_urls=True) as served:
+        create(served, webhook=f"{listener.origin}/hook", webhook_events_filter=["start", "output", "completed"])
+        until(lambda: len(listener.requests) >= 5 and not listener.under_way)
+        told = [json.loads(request.body)["status"] for request in listener.requests]
+    assert told == ["starting", "processing", "succeeded", "succeeded", "succeeded"]
+    assert listener.most == 1
 
 
 def test_the_secret_of_webhooks_is_not_told_to_those_who_ask(tmp_path):

@@ -85,16 +85,23 @@ class Predictions:
         task.add_done_callback(self._telling.discard)
 
     async def _tell(self, request: Request, record: JobRecord, url: str, events: Collection[str]) -> None:
+        before: asyncio.Event | None = None
+
         def call(event: str, status: str | None = None) -> None:
+            # One after the other, and what is outdated not again: the last that a receiver hears is the end.
+            nonlocal before
             if event in events:
+                is_end = event == "completed"
                 body = json.dumps(self.written(request, record, status)).encode()
-                name = record.id if event == "completed" else f"{record.id}-{event}"
-                self.context.webhooks.call(record, url, body, name)
+                name = record.id if is_end else f"{record.id}-{event}"
+                before = self.context.webhooks.call(record, url, body, name, after=before, again=is_end) or before
 
         call("start", "starting")
         loop, last = asyncio.get_running_loop(), 0.0
         async with aclosing(record.watch()) as updates:
             async for progress in updates:
+                if before is not None and not before.is_set():
+                    continue  # a slow receiver would hear of the end after all that it has not heard yet
                 if progress.phase == "inference" and loop.time() - last >= _LOGS_EVERY_S:
                     last = loop.time()
                     call("logs")

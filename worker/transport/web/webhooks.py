@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from contextvars import copy_context
 from functools import partial
 from urllib.parse import urlsplit
@@ -41,19 +42,35 @@ class Webhooks:
             body = json.dumps(encode_job(record), ensure_ascii=False).encode("utf-8", "replace")
             self.call(record, url, body, record.id)
 
-    def call(self, record: JobRecord, url: str, body: bytes, message_id: str) -> None:
-        """Deliver `body`, which tells of this job, in the background. Each message about it has an id of its own."""
+    def call(
+        self,
+        record: JobRecord,
+        url: str,
+        body: bytes,
+        message_id: str,
+        *,
+        after: asyncio.Event | None = None,
+        again: bool = True,
+    ) -> asyncio.Event | None:
+        """Deliver `body`, which tells of this job, in the background. Each message about it has an id of its own.
+
+        It is called once `after` is set, and a second time only if `again`. Return what is set after its first call;
+        None for one that is not called at all.
+        """
         host = urlsplit(url).netloc.lower()
         if len(self._under_way) >= MAX_WAITING or self._of_host[host] >= MAX_OF_HOST:
             others = min(len(self._under_way), self._of_host[host])
             _LOG.warning("job %s: its webhook was not called; %d others wait", record.id, others)
-            return
+            return None
         context = copy_context()
         context.run(under_way.set, Turn(record.caller))  # that of the job is over
-        task = asyncio.get_running_loop().create_task(self._deliver(url, host, message_id, body), context=context)
+        called = asyncio.Event()
+        delivery = self._deliver(url, message_id, body, after, called, PAUSES_S if again else ())
+        task = asyncio.get_running_loop().create_task(delivery, context=context)
         self._under_way.add(task)
         self._of_host[host] += 1
         task.add_done_callback(partial(self._end, host))
+        return called
 
     async def close(self, within_s: float = 0.0) -> None:
         """Give up the calls that are not delivered `within_s` seconds from now."""
@@ -69,11 +86,26 @@ class Webhooks:
         if not self._of_host[host]:
             del self._of_host[host]
 
-    async def _deliver(self, url: str, host: str, job_id: str, body: bytes) -> None:
-        for pause in (*PAUSES_S, None):
-            failure = await self._pool.run(self._sender.post, url, job_id, body, place=host)
+    async def _deliver(
+        self,
+        url: str,
+        message_id: str,
+        body: bytes,
+        after: asyncio.Event | None,
+        called: asyncio.Event,
+        pauses: Sequence[float],
+    ) -> None:
+        if after is not None:
+            await after.wait()
+        for pause in (*pauses, None):
+            try:
+                failure = await self._pool.run(
+                    self._sender.post, url, message_id, body, place=urlsplit(url).netloc.lower()
+                )
+            finally:
+                called.set()
             if failure is None:
                 return
             if pause is not None:
                 await asyncio.sleep(pause)
-        _LOG.warning("job %s: its webhook was called %d times: %s", job_id, len(PAUSES_S) + 1, failure)
+        _LOG.warning("job %s: its webhook was called %d times: %s", message_id, len(pauses) + 1, failure)
