@@ -152,6 +152,19 @@ def test_webhooks_tell_of_the_start_the_output_and_the_end_each_with_an_id_of_it
         assert answer.status_code == 400
 
 
+def test_each_webhook_of_logs_has_an_id_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.transport.web.replicate_predictions._LOGS_EVERY_S", 0.0)
+    secret = "whsec_" + base64.b64encode(b"a secret of some length").decode()
+    with Listener() as listener, WebWorker(tmp_path, allow_private_urls=True, webhook_secret=secret) as served:
+        engine = served.context.engine
+        engine.steps = 200
+        monkeypatch.setattr(engine.gate, "wait", lambda _: time.sleep(0.05 * (len(listener.requests) < 2)) or True)
+        create(served, webhook=f"{listener.origin}/hook", webhook_events_filter=["logs", "completed"])
+        until(lambda: any(json.loads(request.body)["status"] == "succeeded" for request in listener.requests))
+        ids = [request.headers["webhook-id"] for request in listener.requests]
+    assert len(ids) > 2 and len({*ids}) == len(ids)
+
+
 class SlowListener(Listener):
     """Takes its time for each webhook, and notes how many came at once."""
 

@@ -1,6 +1,7 @@
 """The predictions of Replicate's API: what was asked for by each, the pages of a caller's own, and their webhooks."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import Collection
 from contextlib import aclosing
@@ -86,6 +87,7 @@ class Predictions:
 
     async def _tell(self, request: Request, record: JobRecord, url: str, events: Collection[str]) -> None:
         before: asyncio.Event | None = None
+        numbers = itertools.count()
 
         def call(event: str, status: str | None = None) -> None:
             # One after the other, and what is outdated not again: the last that a receiver hears is the end.
@@ -93,7 +95,7 @@ class Predictions:
             if event in events:
                 is_end = event == "completed"
                 body = json.dumps(self.written(request, record, status)).encode()
-                name = record.id if is_end else f"{record.id}-{event}"
+                name = record.id if is_end else f"{record.id}-{event}-{next(numbers)}"
                 before = self.context.webhooks.call(record, url, body, name, after=before, again=is_end) or before
 
         call("start", "starting")
