@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +40,8 @@ async def test_memory_is_given_back_once_after_jobs_and_never_beside_one(told):
 
 def test_memory_can_be_given_back():
     memory._give_back()
+
+
+def test_what_buffers_took_can_be_kept_for_the_next_job():
+    asked = "from worker.app.memory import keep_buffers; keep_buffers(); keep_buffers(); print('kept')"
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "kept\n"

@@ -24,7 +24,7 @@ def restored() -> bytes:
     "holder",
     [
         IMAGE,
-        KeptRaster(IMAGE, restored, "digest"),
+        KeptRaster(IMAGE, restored, lambda: "digest"),
         Artifact("a", IMAGE, 1, frames=(IMAGE, IMAGE), fps=8.0),
         Progress("inference", 1, 2, preview=IMAGE),
         EncodedArtifact((AnswerFile("png", PIXELS),), 1, 250, 200),

@@ -19,7 +19,8 @@ from tests.faults.table import Figures
 from worker.core.image import KeptRaster
 from worker.media.decoding import MAX_PIXELS, pixels_in
 from worker.media.video import MAX_PIXELS as MAX_VIDEO_PIXELS
-from worker.service.accepting.links import pixels_sent
+from worker.service.accepting.links import count_pixels
+from worker.service.limits.pools import Pool
 from worker.wire.request import decode_envelope, decode_generation
 
 SIDE = 4_096
@@ -106,7 +107,8 @@ def test_many_jobs_with_the_largest_images_take_little_memory(figures: Figures) 
 
 def _sent(**fields: object) -> int:
     request = decode_generation(decode_envelope({"prompt": "x", **fields}).fields)
-    return pixels_sent(request, [name for name in fields if name != "controlnets"], lambda url, most: b"")
+    sent = [name for name in fields if name != "controlnets"]
+    return asyncio.run(count_pixels(Pool("decoding", 1), request, sent, lambda url, most: b"", {}))
 
 
 def test_pixels_are_counted_before_they_are_decoded() -> None:

@@ -9,8 +9,7 @@ from worker.app.cli import train
 from worker.app.cli.commands import parser_of
 from worker.app.cli.terminal import Failure
 from worker.core.errors import InvalidRequest, UnsupportedModel
-from worker.core.training import TrainingOptions
-from worker.core.unread_options import check_read
+from worker.core.training import TrainingOptions, check_read
 from worker.engine.packages import bitsandbytes_package
 from worker.training import demands
 from worker.training.demands import check_demands

@@ -16,6 +16,8 @@ from worker.service.limits.pools import Pool
 _RARER = 10
 _LOOK_EVERY_S = 10.0
 _IDLE_LOOKS = 3  # without a job, before memory is given back
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT_BYTES = 32 * 2**20  # as much as glibc comes to by itself where large blocks are freed
 
 
 def settle() -> None:
@@ -24,6 +26,17 @@ def settle() -> None:
     gc.set_threshold(youngest, young, 10 * _RARER)
     gc.collect()
     gc.freeze()
+
+
+def keep_buffers() -> None:
+    """Have the C library keep what a job's buffers took for the next one, until `tidy` gives it back; only glibc's can.
+
+    A gateway passes bodies of a megabyte on. Given back at once, each would come again page by page: 3 ms a job.
+    """
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            library.mallopt(option, _KEPT_BYTES)
 
 
 async def tidy(jobs_taken: Callable[[], int], jobs_inside: Callable[[], int], pool: Pool) -> None:

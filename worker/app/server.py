@@ -23,6 +23,7 @@ from worker.app.alerting import webhook_sender
 from worker.app.build import build_worker
 from worker.app.listening import KEEP_ALIVE_S, connection_limits, listen
 from worker.app.logs import WITHOUT_QUERY, configure_logging
+from worker.app.memory import keep_buffers
 from worker.app.models_file import ModelsFileError, add_find
 from worker.app.place import Place
 from worker.app.posture import installation_warnings
@@ -97,6 +98,7 @@ def _built(settings: Settings) -> Served:
         return build_worker(settings)
     from worker.app.gateway import build_gateway
 
+    keep_buffers()
     return build_gateway(settings)
 
 

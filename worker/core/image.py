@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 # The part of a mask that is redrawn: its white part, what is painted on a transparent ground, or its transparent part.
@@ -24,15 +25,20 @@ class KeptRaster(Raster):
     `digest` stands for the pixels: equal for images of equal pixels and equal origin.
     """
 
-    __slots__ = ("_restore", "digest")
+    __slots__ = ("_digest", "_restore")
     _restore: Callable[[], bytes]
-    digest: str
+    _digest: Callable[[], str]
 
-    def __init__(self, like: Raster, restore: Callable[[], bytes], digest: str) -> None:
+    def __init__(self, like: Raster, restore: Callable[[], bytes], digest: Callable[[], str]) -> None:
         for name in ("mode", "width", "height"):
             object.__setattr__(self, name, getattr(like, name))
         object.__setattr__(self, "_restore", restore)
-        object.__setattr__(self, "digest", digest)
+        object.__setattr__(self, "_digest", cache(digest))
+
+    @property
+    def digest(self) -> str:
+        """What stands for the pixels, made once somebody compares them."""
+        return self._digest()
 
     @property
     def data(self) -> bytes:

@@ -6,9 +6,12 @@ blocks at the speed of a search, keeps nothing, and lets other threads run in be
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from json import detect_encoding
 from typing import Any
+
+from pydantic_core import from_json
 
 _BLOCK = 256 * 1024
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -40,6 +43,9 @@ def parse_bounded(
     if not isinstance(text, str) and not (encoding := detect_encoding(bytes(text[:4]))).startswith("utf-8"):
         text = str(text, encoding)  # as some editors of Windows write it
     check_counts(text, limits)
+    if pairs_hook is None:
+        with suppress(ValueError):  # which `json` explains, or reads all the same: a mark at its beginning, half a pair
+            return from_json(bytes(text) if isinstance(text, memoryview) else text)
     plain = text if isinstance(text, str) else str(text, "utf-8-sig")
     try:
         return json.loads(plain, object_pairs_hook=pairs_hook)

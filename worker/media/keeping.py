@@ -57,9 +57,17 @@ def kept(raster: Raster, source: str | bytes | None, room: Room, *, alpha: bool 
         return raster
     if source is None:
         return _packed(raster)
-    data = source.encode() if isinstance(source, str) else source
-    digest = f"{hashlib.sha256(data).hexdigest()} {alpha}"
-    return KeptRaster(raster, partial(_decoded, source, alpha), digest)
+    return from_source(raster, source, alpha=alpha)
+
+
+def from_source(like: Raster, source: str | bytes, *, alpha: bool = False) -> KeptRaster:
+    """Return the image of a file, or of its base64, without its pixels: `like` has its mode and size."""
+
+    def digest() -> str:
+        data = source.encode() if isinstance(source, str) else source
+        return f"{hashlib.sha256(data).hexdigest()} {alpha}"
+
+    return KeptRaster(like, partial(_decoded, source, alpha), digest)
 
 
 def kept_frames(frames: Sequence[Raster], room: Room) -> tuple[Raster, ...]:
@@ -78,7 +86,7 @@ def _bytes_of(raster: Raster) -> int:
 
 def _packed(raster: Raster) -> Raster:
     data = zlib.compress(raster.data, 1)
-    return KeptRaster(raster, partial(zlib.decompress, data), hashlib.sha256(data).hexdigest())
+    return KeptRaster(raster, partial(zlib.decompress, data), hashlib.sha256(data).hexdigest)
 
 
 def _decoded(source: str | bytes, alpha: bool) -> bytes:

@@ -1,5 +1,6 @@
 """A job's input as every door reads it: any payload becomes an input that can be run."""
 
+import uuid
 from dataclasses import replace
 
 from worker.core.errors import InvalidRequest
@@ -14,13 +15,14 @@ _NO_STREAM = (
 )
 
 
-def read_input(payload: object, *, streams: bool = False) -> JobInput:
+def read_input(payload: object, *, streams: bool = False, comes_once: bool = False) -> JobInput:
     """Read a job's `input`; raises nothing. An unreadable one fails when the job is run.
 
-    `streams` is True if this door has a stream that an answer can be read from in parts.
+    `streams` is True if this door has a stream that an answer can be read from in parts; `comes_once` if nobody can
+    send the job again under its id, so that it need not be told from another.
     """
     try:
-        job = decode_input(payload)
+        job = decode_input(payload, uuid.uuid4().hex if comes_once else None)
         if streams or not isinstance(job.request, GenerationRequest) or job.request.output.delivery != "stream":
             return job
         return replace(job, request=InvalidRequest(_NO_STREAM, field="output"))

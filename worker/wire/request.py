@@ -72,14 +72,17 @@ def input_of(job: Mapping[str, Any]) -> Any:
     return payload if payload.get("s3Config") else {**payload, "s3Config": bucket}
 
 
-def decode_input(payload: object) -> JobInput:
-    """Read a job's `input`, another worker's too. An error in it takes the place of the request; nothing is raised."""
+def decode_input(payload: object, digest: str | None = None) -> JobInput:
+    """Read a job's `input`, another worker's too. An error in it takes the place of the request; nothing is raised.
+
+    `digest` is its fingerprint, if it needs none of its own.
+    """
     action: Action | Literal["unknown"] = "unknown"
     model: object = None
     traceparent: object = None
     request: Request | WorkerError
     notes: tuple[str, ...] = ()
-    digest = fingerprint(payload)
+    digest = digest or fingerprint(payload)
     try:
         if (translation := _translated(payload)) is not None:
             payload, notes = translation.fields, translation.notes

@@ -149,7 +149,7 @@ def _operations(module: ModuleType, tell: Tell) -> None:
 
 def _inputs(module: ModuleType, tell: Tell) -> None:
     # What was handed in, as it was: also what is refused.
-    _before(module, "decode_input", lambda payload: tell_payload(payload, tell))
+    _before(module, "decode_input", lambda payload, *_: tell_payload(payload, tell))
 
 
 def _before(owner: Any, name: str, note: Callable[..., None]) -> None:

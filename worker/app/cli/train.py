@@ -19,9 +19,8 @@ from worker.app.interrupt import raised_interrupts
 from worker.app.registry import build_registry
 from worker.catalog.licences import warning_of
 from worker.core.model import ModelSpec
-from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome
+from worker.core.training import DatasetFacts, TrainingData, TrainingOptions, TrainingOutcome, check_read
 from worker.core.turn import StopSignal
-from worker.core.unread_options import check_read
 from worker.service.training.trainings import Order
 from worker.training.dataset import Dataset, read_as_asked, shown
 from worker.training.demands import check_demands

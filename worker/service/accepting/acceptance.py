@@ -16,7 +16,7 @@ from worker.catalog.classes.refusals import refusal
 from worker.catalog.classes.signatures import regenerates_by_strength
 from worker.catalog.interface.checking import check_parameters
 from worker.catalog.interface.prompt_encoding import prompt_form
-from worker.catalog.interface.sizes import FRAME_COUNTS, default_fps, image_limit
+from worker.catalog.interface.sizes import image_limit
 from worker.core.adapter import Adapter, ControlNetSpec
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnsupportedModel, WorkerError
 from worker.core.finishing import Finishing
@@ -44,14 +44,15 @@ from worker.service.accepting.finishing import (
     settle_refiner,
 )
 from worker.service.accepting.inputs import (
-    Inputs,
     check_fields,
     check_outpaint,
+    frame_rate,
+    on_the_frame_grid,
     read_inputs,
     sent_fields,
     without_media,
 )
-from worker.service.accepting.links import Link, fetch_all, links_of, pixels_sent, reading
+from worker.service.accepting.links import Link, count_pixels, fetch_all, links_of, reading
 from worker.service.accepting.masks import MaskReport
 from worker.service.accepting.media_reader import Fetch, MediaReader
 from worker.service.accepting.prompt_tags import read_tags
@@ -181,15 +182,15 @@ class Acceptor:
         pools = self._pools
         with current().working():
             if self.is_at_hand(request):  # what is wrong with a request is said even if its time is very short
-                resolved = await pools.checks.run(self.resolve, request, grace_s=_CHECK_S)
+                resolved = await pools.checks.run(self._begin, request, job_id, given, grace_s=_CHECK_S)
             else:
                 place = self.resolver.host_of(request.model)
-                resolved = await pools.headers.run(self.resolve, request, place=place)
+                resolved = await pools.headers.run(self._begin, request, job_id, given, place=place)
+            if isinstance(resolved, Job):
+                return resolved
             bodies = await fetch_all(resolved.links, self._fetch, pools.images)
-            if not resolved.has_media:
-                return await pools.checks.run(self._finish, resolved, job_id, bodies, given)
             sent = resolved.calls.sent
-            pixels = await pools.decoding.run(pixels_sent, resolved.request, sent, reading(bodies), given)
+            pixels = await count_pixels(pools.decoding, resolved.request, sent, reading(bodies), given)
             async with self._pixels.share(pixels) as share:
                 return await pools.decoding.run(share.held_by(self._finish), resolved, job_id, bodies, given)
 
@@ -215,7 +216,7 @@ class Acceptor:
         with current().working():
             links = links_of(request.model_copy(update={"adapters": ()}), sent)
             bytes_of = reading(await fetch_all(links, self._fetch, pools.images))
-            pixels = await pools.decoding.run(pixels_sent, request, sent, bytes_of, given)
+            pixels = await count_pixels(pools.decoding, request, sent, bytes_of, given)
             reader = MediaReader(bytes_of, self._room, given=given)
             async with self._pixels.share(pixels) as share:
                 return await pools.decoding.run(share.held_by(read), reader, value, field)
@@ -252,6 +253,11 @@ class Acceptor:
         others = {name: self._known(name) for name in _other_names(request, calls.generating.spec)}
         links = links_of(request, calls.sent)
         return _Resolved(request, calls, params, scheduler, prompts, links, others, notes + refined, choice)
+
+    def _begin(self, request: GenerationRequest, job_id: str, given: Mapping[str, Given]) -> _Resolved | Job:
+        """Return the job at once where nothing has to be fetched or decoded: another thread would take longer."""
+        resolved = self.resolve(request)
+        return resolved if resolved.has_media else self._finish(resolved, job_id, {}, given)
 
     def _known(self, name: str) -> Model | WorkerError:
         try:
@@ -293,12 +299,12 @@ class Acceptor:
         scale = scale_after(request, generating, resolved.params, calls.sent)
         inputs = read_inputs(request, calls.sent, generating, resolved.params, reader, scale)
         adapters = read_adapters(request, generating, reader)
-        params, frames = _on_the_frame_grid(inputs, generating)
+        params, frames = on_the_frame_grid(inputs, generating)
         negative_prompt, unguided = second_prompt(negative_prompt, params, generating)
         check_upscaling(request, model, params, inputs.media)
         if calls.control is not None:
             adapters["controlnets"], params = read_controls(request, calls.control, model, params, reader)
-        video = VideoRequest(_fps(inputs, params, generating), frames) if generating.makes_video else None
+        video = VideoRequest(frame_rate(inputs, params, generating), frames) if generating.makes_video else None
         return _Read(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -377,23 +383,3 @@ def _check_served(call: ModelCall) -> None:
     reason = refusal(call.pipeline)
     if reason is not None:
         raise UnsupportedModel(f"{call.spec.id} is a {call.pipeline}, which {reason}.", field="model")
-
-
-def _on_the_frame_grid(inputs: Inputs, call: ModelCall) -> tuple[dict[str, JsonValue], int | None]:
-    """Return the parameters with a number of frames that the class can generate, and the number that is wanted."""
-    params = inputs.params
-    if call.row.lengthens:
-        return params, None
-    name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
-    wanted = params.get(name)
-    if not isinstance(wanted, int):
-        return params, inputs.frames
-    return params | {name: call.row.frame_grid.covering(wanted)}, wanted
-
-
-def _fps(inputs: Inputs, params: Mapping[str, JsonValue], call: ModelCall) -> float:
-    """Return the frames a second of the generated video: as asked for, else of the sent video, else the family's."""
-    wanted = params.get("fps", params.get("frame_rate"))
-    if isinstance(wanted, int | float) and wanted > 0:
-        return float(wanted)
-    return inputs.fps or default_fps(call)

@@ -9,6 +9,7 @@ from worker.catalog.call import Model, ModelCall
 from worker.catalog.classes.inputs import FIELDS, assign
 from worker.catalog.interface.sizes import (
     FRAME_COUNTS,
+    default_fps,
     size_before,
     size_bounds,
     size_within,
@@ -329,3 +330,23 @@ def _bounded(image: Raster) -> Raster:
     height = min(image.height, REFERENCE_ASPECT * image.width)
     scale = max(1.0, REFERENCE_SIDE / min(width, height))
     return fit(image, round(width * scale), round(height * scale))
+
+
+def on_the_frame_grid(inputs: Inputs, call: ModelCall) -> tuple[dict[str, JsonValue], int | None]:
+    """Return the parameters with a number of frames that the class can generate, and the number that is wanted."""
+    params = inputs.params
+    if call.row.lengthens:
+        return params, None
+    name = next((name for name in FRAME_COUNTS if isinstance(params.get(name), int)), "")
+    wanted = params.get(name)
+    if not isinstance(wanted, int):
+        return params, inputs.frames
+    return params | {name: call.row.frame_grid.covering(wanted)}, wanted
+
+
+def frame_rate(inputs: Inputs, params: Mapping[str, JsonValue], call: ModelCall) -> float:
+    """Return the frames a second of the generated video: as asked for, else of the sent video, else the family's."""
+    wanted = params.get("fps", params.get("frame_rate"))
+    if isinstance(wanted, int | float) and wanted > 0:
+        return float(wanted)
+    return inputs.fps or default_fps(call)

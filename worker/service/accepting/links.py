@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from worker.core.errors import InvalidImage, ParameterOutOfRange
@@ -101,14 +100,24 @@ def reading(bodies: Mapping[str, bytes]) -> Callable[[str, int], bytes]:
     return read
 
 
-def pixels_sent(
-    request: GenerationRequest, sent: Collection[str], read: Fetch, given: Mapping[str, Given] = MappingProxyType({})
+async def count_pixels(
+    pool: Pool, request: GenerationRequest, sent: Collection[str], read: Fetch, given: Mapping[str, Given]
 ) -> int:
-    """Return how many pixels the images and videos of a request are at most, by their headers. Blocking.
+    """Return how many pixels the images and videos of a request are at most, by their headers.
 
     `read` gives the bytes of its links, `given` images and videos by their texts. What cannot be read is refused
-    later, and counts as nothing.
+    later, and counts as nothing. To ask `pool` takes longer than the beginnings of images that were sent whole do.
     """
+    told = [
+        pixels_of_text(text) if text not in given and "video" not in name and not is_url(text) else None
+        for name, texts in _texts(request, sent)
+        for text in texts
+    ]
+    known = [pixels for pixels in told if pixels is not None]
+    return sum(known) if len(known) == len(told) else await pool.run(_pixels_sent, request, sent, read, given)
+
+
+def _pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch, given: Mapping[str, Given]) -> int:
     pixels = 0
     for name, texts in _texts(request, sent):
         for text in texts:

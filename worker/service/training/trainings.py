@@ -28,10 +28,10 @@ from worker.core.training import (
     TrainingPlan,
     TrainingRequest,
     TrainingState,
+    check_read,
 )
 from worker.core.tuned import in_its_place
 from worker.core.turn import StopSignal, Turn, begun
-from worker.core.unread_options import check_read
 from worker.service.accepting.resolving import ModelResolver
 from worker.service.introspection.answers import DeviceAnswers
 from worker.service.limits.admission import Admission

@@ -124,7 +124,7 @@ class ServerContext:
         """Return the answer to a question about models or the worker, which is no job. Raises WorkerError."""
         self.addresses.charge(request)
         caller, id = caller_of(request).name, request_id.current.get()
-        work = self.operations.perform(read_input(dict(fields)), id, ignore_progress, caller)
+        work = self.operations.perform(read_input(dict(fields), comes_once=True), id, ignore_progress, caller)
         return await unless_gone(request, work)
 
     async def models(self, request: Request) -> tuple[ModelSummary, ...]:
@@ -135,13 +135,13 @@ class ServerContext:
     def submit(self, connection: HTTPConnection, payload: JsonValue, id: str, options: JobOptions) -> JobRecord:
         """Submit a job for its sender. Raises AccessDenied for what is the operator's alone, and the store's errors."""
         self.addresses.charge(connection)
-        job_input = read_input(payload, streams=options.kept)
+        # A WebSocket's headers are of all its jobs.
+        replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
+        job_input = read_input(payload, streams=options.kept, comes_once=not replayed)
         if job_input.action in ADMIN_ACTIONS:
             check_admin(connection, f"action {job_input.action} needs one of this worker's admin keys.", "action")
         if isinstance(job_input.request, GenerationRequest) and job_input.request.profile:
             check_admin(connection, _NO_PROFILE, "profile")
-        # A WebSocket's headers are of all its jobs.
-        replayed = connection.scope["type"] == "http" and "idempotency-key" in connection.headers
         options = replace(
             options,
             replayed=replayed,
