@@ -115,6 +115,7 @@ class PipelineRow:
     shares: Mapping[str, float] = field(default_factory=dict)
     step_places: tuple[str, ...] = ()  # parameters that name one of the steps, from 0
     image_prompts: ImagePrompts = "any"
+    json_prompt: str = ""  # the key of its prompt, which is a JSON object, for what plain words say
     weighs_prompts: bool = True  # takes prompts as embeddings without loss
     denoises: bool = True  # makes steps at a size of its own choice; an upscaler's network does not
     size_multiple: int = (

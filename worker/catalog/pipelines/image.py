@@ -37,7 +37,7 @@ _UNSURE = {"output_uncertainty": Companion("ensemble_size", 3)}
 # Measured with diffusers 0.42.1, by tests/zoo.
 IMAGES: tuple[PipelineRow, ...] = (
     PipelineRow("BriaFibo2Pipeline", slots=(_SEVERAL,)),
-    PipelineRow("BriaFiboEditPipeline", tasks=(_EDIT, _INPAINT), untaken=_PATCHES),
+    PipelineRow("BriaFiboEditPipeline", tasks=(_EDIT, _INPAINT), untaken=_PATCHES, json_prompt="edit_instruction"),
     PipelineRow("BriaFiboPipeline", untaken=_PATCHES),
     PipelineRow("BriaPipeline", untaken=_SCHEDULE),
     PipelineRow("Cosmos2TextToImagePipeline", package=_GUARDRAIL),

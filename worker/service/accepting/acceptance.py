@@ -63,6 +63,7 @@ from worker.service.accepting.rules import (
     choose_seeds,
     choose_task,
     notes_on,
+    prompt_in_its_form,
     read_prompts,
     reads_mixtures,
     second_prompt,
@@ -249,10 +250,12 @@ class Acceptor:
         raw = without_media(request.params, calls.generating.model)
         checked = check_parameters(raw, asked, max_images=self._limits.max_images, aliases=self._aliases)
         params, scheduler = take_scheduler(checked, raw, asked)
-        prompts = read_prompts(request, asked)
+        prompt, negative_prompt = read_prompts(request, asked)
+        prompt, formed = prompt_in_its_form(prompt, asked)
         others = {name: self._known(name) for name in _other_names(request, calls.generating.spec)}
         links = links_of(request, calls.sent)
-        return _Resolved(request, calls, params, scheduler, prompts, links, others, notes + refined, choice)
+        notes += refined + formed
+        return _Resolved(request, calls, params, scheduler, (prompt, negative_prompt), links, others, notes, choice)
 
     def _begin(self, request: GenerationRequest, job_id: str, given: Mapping[str, Given]) -> _Resolved | Job:
         """Return the job at once where nothing has to be fetched or decoded: another thread would take longer."""

@@ -1,5 +1,6 @@
 """The rules of one request that need no images: its words, seeds, LoRAs, scheduler, output and counts."""
 
+import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from worker.catalog.interface.prompt_encoding import mixes_prompts, prompt_form
 from worker.core.adapter import ControlNetSpec
 from worker.core.errors import InvalidRequest, ParameterOutOfRange, UnknownParameter
 from worker.core.job import SchedulerChoice
+from worker.core.json_text import parse_bounded
 from worker.core.model import LoraSpec, ModelSpec, Task
 from worker.core.prompt import holds_weights
 from worker.core.prompt_mixing import changes, is_mixed
@@ -56,6 +58,23 @@ def read_prompts(request: GenerationRequest, call: ModelCall) -> tuple[str, str 
     default = spec.defaults.get("negative_prompt") if reads_negative else None
     negative = request.negative_prompt if request.negative_prompt is not None else default
     return request.prompt or "", negative if isinstance(negative, str) else None
+
+
+def prompt_in_its_form(prompt: str, call: ModelCall) -> tuple[str, tuple[str, ...]]:
+    """Return the prompt as its class reads it, and a note if plain words became JSON for it."""
+    key = call.row.json_prompt
+    if not key or _holds(prompt, key):
+        return prompt, ()
+    note = f'prompt was sent as {{"{key}": …}}: {call.spec.id} reads JSON, and more of it says more.'
+    return json.dumps({key: prompt}, ensure_ascii=False), (note,)
+
+
+def _holds(text: str, key: str) -> bool:
+    try:
+        value = parse_bounded(text)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and key in value
 
 
 def second_prompt(
