@@ -40,7 +40,7 @@ def test_a_training_is_planned_watched_sampled_saved_stopped_and_gone_on_with(tr
     assert start.is_disabled(), "the plan comes first"
     page.get_by_role("button", name="What it would take").click()
     page.get_by_text("24, 24 with a caption").wait_for()
-    page.get_by_text("known once a training of this model was timed here").wait_for()
+    page.get_by_text("known once a job or a training of this model was timed here").wait_for()
     assert faults(page) == []
     start.click()
     page.get_by_text("so far").wait_for()
