@@ -11,6 +11,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.contract.deploy_page import SETTINGS
 from worker.app.settings import PROJECT_DIR, Settings
@@ -184,6 +186,27 @@ def queries() -> Iterator[str]:
         yield from (target["expr"] for target in panel["targets"])
     yield from (item["metadata"]["query"] for item in ALL["scaling.yaml ScaledObject"]["spec"]["triggers"])
     yield from (rule["expr"] for group in RULES["groups"] for rule in group["rules"])
+
+
+def test_the_dashboard_has_no_field_that_grafanas_schema_has_not() -> None:
+    written = json.loads(DASHBOARD.read_text())
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(written)))
+    assert list(_lost(written, read)) == []
+    assert list(_lost({"panels": [{"titel": "x", "type": "stat"}]}, {"panels": [{"type": "stat"}]})) == [
+        ".panels[0].titel"
+    ]
+
+
+def _lost(written: Any, read: Any, path: str = "") -> Iterator[str]:
+    """Yield the places of what Grafana's own models left out or changed."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for key, value in written.items():
+            yield from _lost(value, read.get(key), f"{path}.{key}")
+    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        for index, (value, other) in enumerate(zip(written, read, strict=True)):
+            yield from _lost(value, other, f"{path}[{index}]")
+    elif written != read:
+        yield path
 
 
 def test_queries_ask_for_metrics_and_labels_that_there_are() -> None:
