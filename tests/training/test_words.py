@@ -123,5 +123,19 @@ async def test_a_class_stays_what_it_was_where_its_images_are_learnt_beside_the_
         drift[name] = np.mean([np.abs(one - other).mean() for one, other in zip(before, after, strict=True)])
     subject = pixels(await perform(demo, {"prompt": f"a sks robot {GROUND}", "seed": 72, "loras": ["beside"]}, "s"))
     plain = pixels(await perform(demo, {"prompt": f"a sks robot {GROUND}", "seed": 72}, "n"))
+    others = {
+        thing: [
+            pixels(await perform(demo, {"prompt": f"{thing} {GROUND}", "seed": seed}, f"{thing}{seed}"))
+            for seed in (80, 81)
+        ]
+        for thing in ("a robot", "a red robot", "a cat", "a red apple", "a purple octopus", "a blue car")
+    }
+    recognised = []
+    for seed in range(72, 76):
+        asked = {"prompt": f"a sks robot {GROUND}", "seed": seed, "loras": ["beside"]}
+        image = pixels(await perform(demo, asked, f"r{seed}"))
+        known = others | {"the subject": purple}
+        recognised.append(min(known, key=lambda name: apart(image, known[name])))
+    assert recognised == ["the subject"] * 4
     assert drift["beside"] < drift["alone"] * 0.8
     assert apart(subject, purple) < apart(plain, purple) * 0.8
