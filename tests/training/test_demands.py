@@ -38,6 +38,8 @@ def test_files_for_tensorboard_are_refused_without_their_package_and_it_says_whe
         ({"method": "embedding", "trigger": "<x>", "targets": "all"}, "targets"),
         ({"method": "dora", "vectors": 2}, "vectors"),
         ({"like": "cat"}, "like"),
+        ({"method": "lokr", "lora_plus": 16.0}, "lora_plus"),
+        ({"optimizer": "prodigy", "lora_plus": 16.0}, "lora_plus"),
         ({"crops": 2}, "crops"),
         ({"mask": "off", "mask_floor": 0.5}, "mask_floor"),
         ({"class_images": 10}, "class_images"),

@@ -36,14 +36,16 @@ def test_the_loss_falls_and_nothing_but_the_adapter_changes(trainer, tiny, famil
     assert all(parameter.grad is None for parameter in made.denoiser.parameters())
 
 
-def test_going_on_from_a_checkpoint_ends_in_the_same_bits(trainer, tmp_path):
-    whole = trainer(batch_size=2)
+@pytest.mark.parametrize("options", [{}, {"lora_plus": 4.0}, {"lora_plus": 4.0, "optimizer": "lion"}])
+def test_going_on_from_a_checkpoint_ends_in_the_same_bits(trainer, tmp_path, options):
+    options = {"batch_size": 2, **options}
+    whole = trainer(**options)
     expected = [whole.step() for _ in range(5)]
-    first = trainer(batch_size=2)
+    first = trainer(**options)
     losses = [first.step() for _ in range(2)]
     first.checkpoint(losses=losses).write(tmp_path)
     checkpoint = Checkpoint.latest(tmp_path)
-    second = trainer(batch_size=2, checkpoint=checkpoint)
+    second = trainer(checkpoint=checkpoint, **options)
     assert second.steps_done == 2
     assert checkpoint.facts["losses"] + [second.step() for _ in range(3)] == expected
     ends = [weights_of(each.denoiser) for each in (whole, second)]
@@ -236,3 +238,14 @@ def test_times_are_spread_over_a_batch_and_min_snr_weighs_the_easy_ones_less():
     weights = Objective("epsilon", alphas, 5.0)._weight(torch.tensor([1, 999]))
     assert weights[0] < 0.01
     assert weights[1] == 1
+
+
+def test_the_b_of_an_adapter_learns_faster_where_that_is_asked_for(trainer):
+    """The first step of AdamW is as long as the learning rate, and A has no gradient yet."""
+    farthest = {}
+    for ratio in (None, 16.0):
+        made = trainer(lora_plus=ratio, learning_rate=1e-4)
+        made.step()
+        weights = made.checkpoint().weights
+        farthest[ratio] = max(float(value.abs().max()) for name, value in weights.items() if "lora_B" in name)
+    assert farthest[16.0] == pytest.approx(16 * farthest[None], rel=0.01)

@@ -76,6 +76,8 @@ class TrainingOptions(BaseModel):
     accumulation: Annotated[int, Field(ge=1, le=64)] = 1
     """Batches of a step: their gradients are added up, so that it learns from more images than memory has room for."""
     learning_rate: LearningRate = 1e-4
+    lora_plus: Annotated[float, Field(gt=1, le=64)] | None = None
+    """How many times the learning rate of its A the B of an adapter has, such as 16 (LoRA+, Hayou et al., 2024)."""
     optimizer: OptimizerName = "adamw"
     """AdamW; Lion, which wants a third to a tenth of its learning rate; Prodigy, which finds it and wants 1; AdamW with
     its state in 8 bits.
@@ -158,6 +160,11 @@ class TrainingOptions(BaseModel):
 _READ: tuple[tuple[str, Callable[[TrainingOptions], bool], str], ...] = (
     ("rank", lambda options: options.field == "loras", "is the size of an adapter, and method {method} has none"),
     ("targets", lambda options: options.field == "loras", "are the layers of an adapter, and method {method} has none"),
+    (
+        "lora_plus",
+        lambda options: options.method in ("lora", "dora") and options.optimizer != "prodigy",
+        "is for methods lora and dora with a learning rate of their own, and this is {method} with {optimizer}",
+    ),
     ("vectors", lambda options: options.method == "embedding", "is for method embedding, and the method is {method}"),
     ("like", lambda options: options.method == "embedding", "is for method embedding, and the method is {method}"),
     ("crops", lambda options: options.crop == "random", "is for crop random, and the crop is {crop}"),
@@ -172,7 +179,7 @@ def check_read(options: TrainingOptions) -> None:
     """Raise InvalidRequest for an option that was said, and is for another kind of training than this one."""
     for name, is_read, purpose in _READ:
         if name in options.model_fields_set and not is_read(options):
-            reason = purpose.format(method=options.method, crop=options.crop)
+            reason = purpose.format(method=options.method, crop=options.crop, optimizer=options.optimizer)
             raise InvalidRequest(f"{name} {reason}; leave {name} out.", field=name)
     if options.method == "embedding" and not options.trigger:
         raise InvalidRequest(

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from worker.core.training import OptimizerName
 from worker.engine.packages import bitsandbytes_package
+from worker.training.hosts import Learning
 
 _BETAS = (0.9, 0.999)
 _LION_BETAS = (0.9, 0.99)
 _MEAN = "mean"
+_B = ".lora_B."
+RATIO = "ratio"  # of a group's learning rate to that of the training
 
 
 class Lion(torch.optim.Optimizer):  # type: ignore[misc]
@@ -24,7 +26,7 @@ class Lion(torch.optim.Optimizer):  # type: ignore[misc]
     It wants a learning rate of a third to a tenth of AdamW's.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(self, parameters: Sequence[Any], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "betas": _LION_BETAS})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -41,8 +43,22 @@ class Lion(torch.optim.Optimizer):  # type: ignore[misc]
                 momentum.lerp_(gradient, 1 - second)
 
 
-def optimizer_of(name: OptimizerName, parameters: Sequence[nn.Parameter], rate: float, decay: float) -> Any:
-    """Return a fresh optimizer, whose package is there (packages.py)."""
+def in_groups(learning: Learning, ratio: float | None) -> list[Learning]:
+    """Return what learns at one rate: all of it, or the B of adapters, at `ratio` times the rate, behind the rest."""
+    if ratio is None:
+        return [learning]
+    rest = [each for each in learning if _B not in each[0]]
+    return [rest, [each for each in learning if _B in each[0]]]
+
+
+def optimizer_of(
+    name: OptimizerName, groups: Sequence[Learning], rate: float, decay: float, ratio: float | None = None
+) -> Any:
+    """Return a fresh optimizer, whose package is there (packages.py). The second group has `ratio` times the rate."""
+    parameters = [
+        {"params": [parameter for _, parameter in group], **({RATIO: ratio} if index else {})}
+        for index, group in enumerate(groups)
+    ]
     match name:
         case "lion":
             return Lion(parameters, rate, decay)
@@ -54,7 +70,7 @@ def optimizer_of(name: OptimizerName, parameters: Sequence[nn.Parameter], rate: 
             return torch.optim.AdamW(parameters, lr=rate, betas=_BETAS, weight_decay=decay)
 
 
-def _prodigy(parameters: Sequence[nn.Parameter], rate: float, decay: float) -> Any:
+def _prodigy(parameters: Sequence[Any], rate: float, decay: float) -> Any:
     """Return Prodigy with what its authors advise for a warm-up and diffusion models."""
     from prodigyopt import Prodigy
 

@@ -21,7 +21,7 @@ from worker.training.hosts import Learner, Learning, learner_of
 from worker.training.lessons import Lessons, grouped, joined, read_call, read_weights
 from worker.training.mask_weights import MaskWeights
 from worker.training.objective import Objective
-from worker.training.optimizers import averaged, follow, optimizer_of
+from worker.training.optimizers import RATIO, averaged, follow, in_groups, optimizer_of
 from worker.training.ranks import ALONE, Ranks
 from worker.training.rehearsal import DenoiserCall, denoiser_of, habits_of, learns, output_of, read_anew, rehearse
 
@@ -157,9 +157,11 @@ class Trainer:
                 f"{type(self._pipe).__name__} reads words without gradients; train a LoRA without text_encoder.",
                 field="method",
             )
-        parameters = [parameter for _, parameter in learner.learning]
+        self._groups = in_groups(learner.learning, self._options.lora_plus)
         rate, decay = self._options.learning_rate, 0.0 if self._is_word else _WEIGHT_DECAY
-        self._optimizer = optimizer_of(self._options.optimizer, parameters, rate, decay)
+        self._optimizer = optimizer_of(
+            self._options.optimizer, self._groups, rate, decay, ratio=self._options.lora_plus
+        )
         if checkpoint is not None:
             learner.put_back(checkpoint.weights)
             set_optimizer_tensors(self._optimizer, self._names, checkpoint.optimizer)
@@ -187,7 +189,7 @@ class Trainer:
 
     @property
     def _names(self) -> list[str]:
-        return [name for name, _ in self._learning]
+        return [name for group in self._groups for name, _ in group]
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -205,7 +207,7 @@ class Trainer:
             loss += self._loss(self._next(self._class), random, 0.0, weight=self._options.class_weight)
         loss = self._ranks.summed([parameter for _, parameter in self._learning], loss)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.rate(self.steps_done)
+            group["lr"] = self.rate(self.steps_done) * group.get(RATIO, 1.0)
         norm = torch.nn.utils.clip_grad_norm_([parameter for _, parameter in self._learning], _CLIP)
         if not (math.isfinite(loss) and math.isfinite(float(norm))):
             raise InvalidOutput(

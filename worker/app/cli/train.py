@@ -29,7 +29,7 @@ _OPTIONS = (
     "steps", "batch_size", "learning_rate", "method", "rank", "targets", "resolution", "trigger", "caption",
     "caption_dropout", "min_snr", "held_out", "save_every", "seed", "vectors", "like", "class_prompt", "class_images",
     "class_weight", "optimizer", "ema", "patience", "mask", "mask_floor", "accumulation", "template", "precision",
-    "crop", "crops", "trainer", "sample_captions",
+    "crop", "crops", "trainer", "sample_captions", "lora_plus",
 )  # fmt: skip
 _TEXTS = (
     "method", "optimizer", "targets", "trigger", "caption", "like", "class_prompt", "mask", "template", "crop",

@@ -14,6 +14,7 @@ _HOW = (
     ("--batch-size", "N", "images a step"),
     ("--accumulation", "N", "batches whose gradients make one step"),
     ("--learning-rate", "X", "as models.yaml says for the model, else 0.0001"),
+    ("--lora-plus", "X", "how many times A's learning rate an adapter's B has, such as 16 (LoRA+)"),
     ("--optimizer", "NAME", "adamw, lion, prodigy or adamw8bit"),
     ("--ema", "X", "deliver a running mean of the steps, with this decay, such as 0.99"),
     ("--method", "NAME", "lora, dora, loha, lokr; embedding: the word of --trigger alone; full: the whole model"),
