@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+import pybase64
 from pydantic import JsonValue
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -11,6 +12,7 @@ from worker.catalog.interface.request_fields import spread
 from worker.core.job import Job
 from worker.core.request import GenerationRequest, S3Config
 
+_LONG = 50_000  # letters
 # Written by themselves below; a model is named as this side resolved it, and deadlines are kept on this side.
 _APART = {"params", "output", "s3Config", "seed", "model", "timeout_s"}
 
@@ -42,7 +44,35 @@ def request_key(job: Job) -> str:
 
 
 def encode_body(body: Mapping[str, JsonValue]) -> bytes:
-    """Write a body as JSON: no NaN, and no half of a surrogate pair."""
+    """Write a body as JSON: no NaN, and no half of a surrogate pair.
+
+    Images in its `input` are base64, in which nothing is escaped: a search of megabytes for that, by a writer who grows
+    as it goes, takes three times as long.
+    """
+    fields = body.get("input")
+    images = {} if not isinstance(fields, dict) else {name: text for name, text in fields.items() if _is_image(text)}
+    if not isinstance(fields, dict) or not images or len(images) == len(fields):
+        return _plainly(body)
+    rest = {name: value for name, value in fields.items() if name not in images}
+    pieces = [b'{"input":', _plainly(rest)[:-1]]
+    for name, text in images.items():
+        pieces += [b",", _plainly(name), b':"', str(text).encode("ascii"), b'"']
+    others = {name: value for name, value in body.items() if name != "input"}
+    return b"".join([*pieces, b"}," if others else b"}", _plainly(others)[1:]])
+
+
+def _is_image(value: JsonValue) -> bool:
+    """True for a long text that is base64 throughout; to decode it takes an eighth of the time of to write it."""
+    if not isinstance(value, str) or len(value) < _LONG:
+        return False
+    try:
+        pybase64.b64decode(value, validate=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _plainly(body: JsonValue | Mapping[str, JsonValue]) -> bytes:
     try:
         return to_json(body, inf_nan_mode="null")
     except PydanticSerializationError:
