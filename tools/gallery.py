@@ -22,6 +22,7 @@ from worker.core.result import ignore_progress
 from worker.transport.job_input import read_input
 
 DEMO = PROJECT_DIR / "models/demo"
+STYLE = PROJECT_DIR / "docs/examples/train-style"
 _CELL, _GAP, _STRIP = 160, 8, 34
 
 
@@ -53,6 +54,7 @@ class Studio:
             volume_dir=folder / "volume",
             device="cpu",
             warm_up=False,
+            training="shared",
         )
         self._worker: Worker = build_worker(settings)
         self._runner = asyncio.Runner()  # one loop for all jobs, as a worker has
@@ -61,6 +63,16 @@ class Studio:
     def draw(self, prompt: str, **fields: Any) -> Image.Image:
         """What the worker answers; images may be sent as they are."""
         return self._answered(prompt=prompt, **fields)
+
+    def train(self, folder: Path, name: str, **options: Any) -> None:
+        """Have the worker train a LoRA on the images of a folder, which requests name then."""
+        lines = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
+        data = [
+            {"image": base64.b64encode((folder / line["file_name"]).read_bytes()).decode(), "caption": line["text"]}
+            for line in lines
+        ]
+        payload = {"action": "train", "data": data, "name": name, **options}
+        self._runner.run(self._worker.operations.perform(read_input(payload), name, ignore_progress))
 
     def enlarged(self, image: Image.Image) -> Image.Image:
         """`image` as the demo model's own upscaler makes it; a mask, which has no shades, as it is."""
@@ -133,6 +145,17 @@ def word(studio: Studio) -> Row:
     return Row("textual inversion", (("a <mascot>, unknown", unknown), ("a <mascot>", alone), ("on yellow", placed)))
 
 
+def trained(studio: Studio, steps: int = 300) -> Row:
+    """A LoRA of the worker's own training: 24 blueprints, none of which shows these things."""
+    studio.train(STYLE, "blue", steps=steps, batch_size=8, learning_rate=0.003, targets="all")
+    prompts = ("a blueprint of a robot", "a blueprint of a panda")
+    robot, panda = (studio.draw(prompt, loras=["blue"]) for prompt in prompts)
+    plain = studio.draw(prompts[0])
+    return Row(
+        "a style, trained on 24 images", (("a blueprint of a robot", plain), ("trained", robot), ("a panda", panda))
+    )
+
+
 def weigh(studio: Studio) -> Row:
     """Two words of the prompt, each of which counts for more in its turn."""
     weights = (("1.6", "0.4"), ("1", "1"), ("0.4", "1.6"))
@@ -141,7 +164,7 @@ def weigh(studio: Studio) -> Row:
     return Row("weighted prompt: a (fox:…) (panda:…)", tuple(zip(captions, drawn, strict=True)))
 
 
-ROWS = (edit, inpaint, outpaint, negative, lora, control, word, weigh)
+ROWS = (edit, inpaint, outpaint, negative, lora, trained, control, word, weigh)
 
 
 def moved(image: Image.Image, right: int, down: int) -> Image.Image:

@@ -6,7 +6,21 @@ from PIL import Image, ImageFilter
 
 from tests.conftest import PROJECT
 from tests.demo.test_demo_jobs import purple
-from tools.gallery import ROWS, Studio, control, edit, hole, inpaint, lora, negative, outpaint, sheet, weigh, word
+from tools.gallery import (
+    ROWS,
+    Studio,
+    control,
+    edit,
+    hole,
+    inpaint,
+    lora,
+    negative,
+    outpaint,
+    sheet,
+    trained,
+    weigh,
+    word,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +65,14 @@ def test_an_outpaint_goes_on_beyond_the_border(studio):
 def test_a_lora_takes_the_colour_out_by_its_weight(studio):
     colour = [np.ptp(image, axis=-1).mean() for image in rows_of(lora(studio)).values()]
     assert colour[0] > 1.3 * colour[1] > 1.3 * colour[2]
+
+
+@pytest.mark.slow
+def test_a_trained_style_is_drawn_of_things_that_were_not_in_it(studio):
+    plain, robot, panda = rows_of(trained(studio, steps=100)).values()
+    blue = [float((image[..., 2] - image[..., 0]).mean()) for image in (plain, robot, panda)]
+    assert min(blue[1:]) > blue[0] + 60
+    assert np.abs(robot - panda).mean() > 8, "each is its own thing"
 
 
 def edges(image):
