@@ -1,5 +1,6 @@
 """A real browser in front of a real worker with the demo model: only where both are there, see `make test-page`."""
 
+import json
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,23 @@ def _served(folder: Path, command: str = "serve", **settings: str) -> Iterator[s
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+@contextmanager
+def sites() -> Iterator[dict[str, str]]:
+    """Both sites in miniature: the settings by which a worker finds them."""
+    python = os.environ.get("WORKER_PYTHON") or str(PROJECT / ".venv/bin/python")
+    with subprocess.Popen(
+        [python, "-m", "tests.page.sites"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        yield json.loads(running.stdout.readline())
+        running.communicate()
 
 
 def _answers(address: str) -> bool:

@@ -1,13 +1,9 @@
 """The operator's page: what lies on the volume, what waits, where alerts stand, and why a model is refused."""
 
-import json
-import os
-import subprocess
-
 import pytest
 
 from tests.page import desk
-from tests.page.conftest import ADMIN, KEYS, PROJECT, _served
+from tests.page.conftest import ADMIN, KEYS, _served, sites
 from tests.page.test_flows import give_key
 from tests.page.test_looks import faults
 
@@ -22,25 +18,10 @@ def operated(tmp_path_factory):
     """A worker with a small Hub to fetch from, and two rules of which one fires."""
     folder = tmp_path_factory.mktemp("operated")
     (folder / "alerts.yaml").write_text(RULES)
-    python = os.environ.get("WORKER_PYTHON") or str(PROJECT / ".venv/bin/python")
-    with subprocess.Popen(
-        [python, "-m", "tests.page.sites"],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as sites:
-        assert sites.stdout is not None
-        endpoints = json.loads(sites.stdout.readline())
-        settings = {
-            "ALERTS": str(folder / "alerts.yaml"),
-            "API_KEYS": KEYS[0],
-            "ADMIN_KEYS": ADMIN,
-            "ALLOW_UNREGISTERED_MODELS": "true",
-        }
-        yield from _served(folder, ALLOW_PRIVATE_URLS="true", **settings, **endpoints)
-        sites.communicate()
+    settings = {"ALERTS": str(folder / "alerts.yaml"), "API_KEYS": KEYS[0], "ADMIN_KEYS": ADMIN}
+    with sites() as endpoints:
+        settings |= {"ALLOW_UNREGISTERED_MODELS": "true", "ALLOW_PRIVATE_URLS": "true"}
+        yield from _served(folder, **settings, **endpoints)
 
 
 @pytest.fixture

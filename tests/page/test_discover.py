@@ -1,13 +1,11 @@
 """Discovery on the page: a search, what was found, what cannot be had, and a refusal beside its field."""
 
-import json
 import os
 import shutil
-import subprocess
 
 import pytest
 
-from tests.page.conftest import ADMIN, PROJECT, _served
+from tests.page.conftest import ADMIN, PROJECT, _served, sites
 from tests.page.test_flows import give_key
 from tests.page.test_looks import faults
 
@@ -18,21 +16,9 @@ def discovering(tmp_path_factory):
     folder = tmp_path_factory.mktemp("discovering")
     shutil.copytree(PROJECT / "models", folder / "models")
     shutil.copy(PROJECT / "models.yaml", folder)
-    python = os.environ.get("WORKER_PYTHON") or str(PROJECT / ".venv/bin/python")
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen(
-        [python, "-m", "tests.page.sites"],
-        env=environment,
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as sites:
-        assert sites.stdout is not None
-        endpoints = json.loads(sites.stdout.readline())
+    with sites() as endpoints:
         models = str(folder / "models.yaml")
         yield from _served(folder, ALLOW_PRIVATE_URLS="true", MODELS_YAML=models, ADMIN_KEYS=ADMIN, **endpoints)
-        sites.communicate()
 
 
 def test_a_search_shows_what_runs_and_names_what_cannot_be_had(discovering, visit):

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from worker.core.training import OptimizerName
 from worker.engine.packages import bitsandbytes_package
-from worker.training.hosts import Learning
 
 _BETAS = (0.9, 0.999)
 _LION_BETAS = (0.9, 0.99)
 _MEAN = "mean"
 _B = ".lora_B."
+Named = list[tuple[str, nn.Parameter]]  # parameters with their names
 RATIO = "ratio"  # of a group's learning rate to that of the training
 
 
@@ -43,7 +44,7 @@ class Lion(torch.optim.Optimizer):  # type: ignore[misc]
                 momentum.lerp_(gradient, 1 - second)
 
 
-def in_groups(learning: Learning, ratio: float | None) -> list[Learning]:
+def in_groups(learning: Named, ratio: float | None) -> list[Named]:
     """Return what learns at one rate: all of it, or the B of adapters, at `ratio` times the rate, behind the rest."""
     if ratio is None:
         return [learning]
@@ -52,7 +53,7 @@ def in_groups(learning: Learning, ratio: float | None) -> list[Learning]:
 
 
 def optimizer_of(
-    name: OptimizerName, groups: Sequence[Learning], rate: float, decay: float, ratio: float | None = None
+    name: OptimizerName, groups: Sequence[Named], rate: float, decay: float, ratio: float | None = None
 ) -> Any:
     """Return a fresh optimizer, whose package is there (packages.py). The second group has `ratio` times the rate."""
     parameters = [
