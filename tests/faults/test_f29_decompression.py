@@ -17,6 +17,7 @@ from tests.fakes.engine import make_context
 from tests.faults.measuring import measured
 from tests.faults.table import Figures
 from worker.core.image import KeptRaster
+from worker.core.request import MAX_IMAGES
 from worker.media.decoding import MAX_PIXELS, pixels_in
 from worker.media.video import MAX_PIXELS as MAX_VIDEO_PIXELS
 from worker.service.accepting.links import count_pixels
@@ -129,3 +130,20 @@ async def test_an_image_that_waits_comes_to_the_engine_to_the_byte(tmp_path: Pat
     (image,) = job.media[0].images
     assert isinstance(image, KeptRaster)
     assert image.data == bytes([200]) * (3 * SIDE**2)
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, []), (MAX_IMAGES, []), (MAX_IMAGES + 1, ["decoding"])])
+async def test_only_so_many_images_as_are_taken_are_looked_at_by_the_loop_itself(
+    monkeypatch: pytest.MonkeyPatch, count: int, asked: list[str]
+) -> None:
+    """A request may name ten thousand, and whoever else is served would wait for all of them."""
+    pool, told, run = Pool("decoding", 1), [], Pool.run
+
+    def noted(self: Pool, *args: object, **options: object) -> object:
+        told.append(self.name)
+        return run(self, *args, **options)
+
+    monkeypatch.setattr(Pool, "run", noted)
+    request = decode_generation(decode_envelope({"prompt": "x", "images": [large(side=64)] * count}).fields)
+    assert await count_pixels(pool, request, ["images"], lambda url, most: b"", {}) == count * 64**2
+    assert told == asked

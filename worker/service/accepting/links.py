@@ -8,7 +8,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from worker.core.errors import InvalidImage, ParameterOutOfRange
-from worker.core.request import MAX_FRAMES, GenerationRequest
+from worker.core.request import MAX_FRAMES, MAX_IMAGES, GenerationRequest
 from worker.media import decoding, video
 from worker.media.images import is_url, pixels_of_text, read_bytes
 from worker.media.kinds import kind_of
@@ -106,15 +106,15 @@ async def count_pixels(
     """Return how many pixels the images and videos of a request are at most, by their headers.
 
     `read` gives the bytes of its links, `given` images and videos by their texts. What cannot be read is refused
-    later, and counts as nothing. To ask `pool` takes longer than the beginnings of images that were sent whole do.
+    later, and counts as nothing. To ask `pool` takes longer than the beginnings of a few images that were sent whole.
     """
+    listed = [(name, text) for name, texts in _texts(request, sent) for text in texts]
     told = [
         pixels_of_text(text) if text not in given and "video" not in name and not is_url(text) else None
-        for name, texts in _texts(request, sent)
-        for text in texts
+        for name, text in listed[:MAX_IMAGES]  # a request may name thousands, and nobody waits for those
     ]
     known = [pixels for pixels in told if pixels is not None]
-    return sum(known) if len(known) == len(told) else await pool.run(_pixels_sent, request, sent, read, given)
+    return sum(known) if len(known) == len(listed) else await pool.run(_pixels_sent, request, sent, read, given)
 
 
 def _pixels_sent(request: GenerationRequest, sent: Collection[str], read: Fetch, given: Mapping[str, Given]) -> int:
